@@ -1,0 +1,1 @@
+"""slimvit: compress a timm Vision Transformer and prove what it became."""

@@ -1,0 +1,70 @@
+"""Every error a user can meet, with the exit code that it ends the command with."""
+
+from __future__ import annotations
+
+
+class SlimvitError(Exception):
+    """Base of all errors that slimvit raises on purpose; the message is written for the user."""
+
+    exit_code = 70
+
+
+class RecipeError(SlimvitError):
+    """The recipe, or a command-line option, says something that cannot be done."""
+
+    exit_code = 2
+
+
+class ModelError(RecipeError):
+    """The model is unknown, unsupported, or does not fit the data."""
+
+
+class DataError(RecipeError):
+    """The data source is unknown, empty, or lacks what the recipe needs from it."""
+
+
+class BudgetError(RecipeError):
+    """No plan meets the budget; the message names the reachable range."""
+
+
+class PlanError(RecipeError):
+    """A compression plan contradicts itself or the model that it is applied to."""
+
+
+class ArtifactError(SlimvitError):
+    """A file is not what it claims to be: truncated, altered, of the wrong kind, or unsafe to load."""
+
+    exit_code = 3
+
+
+class ParityError(SlimvitError):
+    """Two forms of one model that must agree do not."""
+
+    exit_code = 3
+
+
+class MeasurementError(SlimvitError):
+    """A measurement is invalid, inconclusive, or a required speedup was not verified."""
+
+    exit_code = 4
+
+
+class TargetUnavailable(SlimvitError):
+    """A target cannot be used on this machine.
+
+    Attributes:
+        reason: what is missing.
+        install: the line that would bring it, or "" if none would.
+    """
+
+    exit_code = 5
+
+    def __init__(self, target: str, reason: str, install: str = "") -> None:
+        self.target, self.reason, self.install = target, reason, install
+        super().__init__(f"target {target!r} is unavailable: {reason}" + (f" Try: {install}" if install else ""))
+
+
+class StorageError(SlimvitError):
+    """Reading or writing a file failed."""
+
+    exit_code = 74

@@ -1,0 +1,108 @@
+"""What a model family declares: which units can be removed, and which linears can be factorised.
+
+Masking, slicing, cost prediction and export checks read nothing but these declarations, so a new timm family is one
+new file with one `Family` in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the partitions of a unit lie along one axis of one linear.
+
+    Partition `p` is `offset + p*width … offset + (p+1)*width - 1`.
+
+    Attributes:
+        linear: module path of an `nn.Linear`, weight [out, in].
+        axis: 0 for the outputs (rows of the weight and the bias), 1 for the inputs (columns).
+        offset: first position of partition 0.
+        width: positions per partition; equals the unit's `total`.
+    """
+
+    linear: str
+    axis: int
+    offset: int
+    width: int
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Positions that only make sense together: removing one removes it from every span.
+
+    Attributes:
+        module: module path that the unit belongs to, and whose attributes change with it.
+        unit: name of the kind of unit ("mlp_hidden", "head_dim", …).
+        total: positions per partition.
+        partitions: number of partitions (heads for "head_dim", otherwise 1).
+        spans: every place where the positions live.
+        equal_per_partition: each partition must keep the same number of positions.
+        sliceable: stock modules can lose the positions physically; if False they are only ever zeroed.
+        attrs: attribute of `module` → its value as a function of the positions kept per partition.
+        rescale_on_slice: those of `spans` whose kept rows are multiplied by √(kept/total) when sliced, because the
+            smaller module's own attention scale is kept^−½ where the dense one's is total^−½.
+    """
+
+    module: str
+    unit: str
+    total: int
+    spans: tuple[Span, ...]
+    partitions: int = 1
+    equal_per_partition: bool = True
+    sliceable: bool = True
+    attrs: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    rescale_on_slice: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Factorizable:
+    """A linear that may be replaced by a low-rank product; `kind` is "attention" or "mlp"."""
+
+    linear: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A module that computes softmax(q kᵀ) v, for counting MACs: H heads of head dim d."""
+
+    module: str
+    heads: int
+    head_dim: int
+
+
+class Family(Protocol):
+    """One timm model family."""
+
+    name: str
+    timm_modules: Sequence[str]
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether this family is responsible for the model."""
+        ...
+
+    def refuses(self, model: nn.Module) -> str | None:
+        """Why this model cannot be compressed at all, or None."""
+        ...
+
+    def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
+        """Every unit that can be removed, in forward order."""
+        ...
+
+    def factorizable(self, model: nn.Module) -> list[Factorizable]:
+        """Every linear that can be factorised, in forward order."""
+        ...
+
+    def attentions(self, model: nn.Module) -> list[AttentionSite]:
+        """Every attention, in forward order."""
+        ...
+
+    def limits(self, model: nn.Module) -> list[str]:
+        """What this family can do elsewhere but not on this model, one sentence each, for the user."""
+        ...

@@ -1,0 +1,201 @@
+"""The compression plan: what is kept of each unit and the rank of each factorised linear, as data.
+
+A plan holds the outcome of compression, not how it was found. Together with the weights it rebuilds the compressed
+model on a fresh timm model (`toolchain.surgery.replay`). It carries no timestamp, so equal decisions are equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from toolchain.errors import ArtifactError, PlanError, StorageError
+
+SCHEMA = "slimvit.plan/1"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelRef(_Strict):
+    """The timm model that a plan, or a folder of weights, belongs to."""
+
+    name: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class Keep(_Strict):
+    """The kept positions of one unit of one module.
+
+    `indices[p]` are the kept positions of partition `p`, each in `0..total-1`, strictly increasing. `total` counts one
+    partition, so a head-dim unit of 6 heads of 64 has total 64 and six index lists of equal length.
+    """
+
+    module: str
+    unit: str
+    total: Annotated[int, Field(ge=1)]
+    indices: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_from_json(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("indices"), list):
+            return {**value, "indices": tuple(tuple(part) for part in value["indices"])}
+        return value
+
+    @model_validator(mode="after")
+    def _positions_are_sound(self) -> Keep:
+        where = f"{self.module}.{self.unit}"
+        if not self.indices:
+            raise ValueError(f"{where} has no partition; expected at least one list of kept positions")
+        for part in self.indices:
+            if not part:
+                raise ValueError(f"{where} keeps 0 of {self.total}; a unit needs at least 1")
+            if any(b <= a for a, b in zip(part, part[1:], strict=False)):
+                raise ValueError(f"{where}: kept positions must be strictly increasing")
+            if part[0] < 0 or part[-1] >= self.total:
+                raise ValueError(f"{where}: kept positions must lie in 0..{self.total - 1}, got {part[0]}..{part[-1]}")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Kept positions per partition (the largest, should partitions differ)."""
+        return max(len(part) for part in self.indices)
+
+    @property
+    def removed(self) -> int:
+        """Removed positions, summed over the partitions."""
+        return sum(self.total - len(part) for part in self.indices)
+
+
+class LowRank(_Strict):
+    """A linear of shape [out, in] that is replaced by a product of rank `rank`."""
+
+    module: str
+    shape: tuple[int, int]
+    rank: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuple_from_json(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("shape"), list):
+            return {**value, "shape": tuple(value["shape"])}
+        return value
+
+    @model_validator(mode="after")
+    def _rank_fits(self) -> LowRank:
+        if self.rank > min(self.shape):
+            raise ValueError(f"{self.module}: rank {self.rank} exceeds min{self.shape} = {min(self.shape)}")
+        return self
+
+
+class CompressionPlan(_Strict):
+    """What compression decided for a whole model.
+
+    Attributes:
+        model: the dense timm model.
+        keeps: kept positions per (module, unit); a unit that is absent is kept whole.
+        low_ranks: factorised linears; one that is absent stays as it is.
+        provenance: how the plan was found (method, seed, budget, data, digest of the dense weights). Never a time.
+    """
+
+    model: ModelRef
+    keeps: tuple[Keep, ...] = ()
+    low_ranks: tuple[LowRank, ...] = ()
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples_from_json(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: tuple(v) if k in ("keeps", "low_ranks") and isinstance(v, list) else v for k, v in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _one_decision_each(self) -> CompressionPlan:
+        for kind, names in (
+            ("keep", [f"{k.module}.{k.unit}" for k in self.keeps]),
+            ("low rank", [low.module for low in self.low_ranks]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"more than one {kind} decision for {', '.join(twice)}")
+        return self
+
+    def keep(self, module: str, unit: str) -> Keep | None:
+        """The decision for one unit, or None if the unit is kept whole."""
+        return next((k for k in self.keeps if (k.module, k.unit) == (module, unit)), None)
+
+    def to_json(self) -> str:
+        """Canonical JSON text, one line per decision so that a change reads well in a diff."""
+
+        def line(value: Any) -> str:
+            return json.dumps(value, sort_keys=True, separators=(", ", ": "))
+
+        def rows(items: tuple[_Strict, ...]) -> str:
+            return "[" + ",".join(f"\n    {line(item.model_dump(mode='json'))}" for item in items) + "\n  ]"
+
+        return (
+            f'{{\n  "schema": "{SCHEMA}",\n  "model": {line(self.model.model_dump(mode="json"))},\n'
+            f'  "provenance": {line(self.provenance)},\n'
+            f'  "low_ranks": {rows(self.low_ranks)},\n  "keeps": {rows(self.keeps)}\n}}\n'
+        )
+
+    @staticmethod
+    def from_json(text: str) -> CompressionPlan:
+        """The plan written by `to_json`.
+
+        Raises:
+            PlanError: the text is not a plan of this schema, or a decision contradicts itself.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the plan is not JSON: {error}") from None
+        return CompressionPlan.from_dict(raw)
+
+    @staticmethod
+    def from_dict(raw: Any) -> CompressionPlan:
+        """The plan from parsed JSON; raises PlanError as `from_json` does."""
+        found = raw.get("schema") if isinstance(raw, dict) else None
+        if found != SCHEMA:
+            raise PlanError(f"the plan has schema {found!r}; this version reads {SCHEMA!r}")
+        try:
+            return CompressionPlan.model_validate({k: v for k, v in raw.items() if k != "schema"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PlanError(f"the plan is invalid at {where or 'top level'}: {first['msg']}") from None
+
+    @staticmethod
+    def load(path: Path) -> CompressionPlan:
+        """The plan in a file; raises StorageError if it cannot be read and PlanError if it is no plan."""
+        try:
+            return CompressionPlan.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"cannot read the plan {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path} is not a text file: {error.reason}") from error
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def summary(self) -> str:
+        """One line for a person: how many decisions there are and what they remove."""
+        ranks = ", ".join(f"{low.module} r{low.rank}" for low in self.low_ranks[:3])
+        more = "" if len(self.low_ranks) <= 3 else f" … {len(self.low_ranks)} in all"
+        units = sorted({k.unit for k in self.keeps})
+        removed = ", ".join(
+            f"{u} −{sum(k.removed for k in self.keeps if k.unit == u)}"
+            f"/{sum(k.total * len(k.indices) for k in self.keeps if k.unit == u)}"
+            for u in units
+        )
+        return f"{self.model.name}: low rank [{ranks}{more}]; removed [{removed}]"

@@ -1,0 +1,299 @@
+"""recipe.toml ⇄ typed, strict, frozen models.
+
+Method, source and target names are plain strings here; the stage that owns a name resolves it. Everything that can be
+judged from the recipe alone (unknown keys, types, ranges) is judged here, before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from toolchain.errors import RecipeError, StorageError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+PRESETS: dict[str, tuple[str, str, str]] = {
+    # method: (attention, neurons, allocation)
+    "joint": ("joint", "obs", "solver"),
+    "hybrid": ("svd", "vtp", "global"),
+    "vtp": ("none", "vtp", "global"),
+    "none": ("none", "none", "uniform"),
+}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _tuple_of(item: Any) -> Any:
+    return Annotated[tuple[item, ...], BeforeValidator(_tuple)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSection(_Section):
+    """[model]: which timm model, with which weights."""
+
+    name: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str = ""
+    pretrained: bool = True
+
+
+class DataSection(_Section):
+    """[data]: where images come from."""
+
+    source: str = "digits"
+    calibration_images: Positive = 512
+    mean: Annotated[tuple[float, ...], BeforeValidator(_tuple)] | None = None
+    std: Annotated[tuple[float, ...], BeforeValidator(_tuple)] | None = None
+    crop_pct: Fraction | None = None
+
+
+class TrainSection(_Section):
+    """[train]: how a baseline is trained when there is no checkpoint."""
+
+    epochs: Positive = 20
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Positive = 128
+
+
+class VtpSection(_Section):
+    """[compress.vtp]: how VTP's gates are learned."""
+
+    epochs: Positive = 10
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    gate_lr: Annotated[float, Field(gt=0)] = 1e-2
+    l1: Annotated[float, Field(ge=0)] = 1e-4
+    max_prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    batch_size: Positive = 128
+
+
+class CompressSection(_Section):
+    """[compress]: `method` is a preset of attention, neurons and allocation; each can be picked alone."""
+
+    method: Literal["joint", "hybrid", "vtp", "none"] = "joint"
+    attention: str = ""
+    neurons: str = ""
+    allocation: str = ""
+    attention_share: Fraction | None = None
+    seed: int = 0
+    vtp: VtpSection = VtpSection()
+
+    @model_validator(mode="after")
+    def _preset(self) -> CompressSection:
+        for name, preset in zip(("attention", "neurons", "allocation"), PRESETS[self.method], strict=True):
+            if not getattr(self, name):
+                object.__setattr__(self, name, preset)
+        return self
+
+
+class BudgetSection(_Section):
+    """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together."""
+
+    params: Fraction | None = None
+    macs: Fraction | None = None
+    size: str | None = None
+    latency: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _readable(self) -> BudgetSection:
+        if self.size is not None:
+            parse_size(self.size)
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is limited."""
+        return self.params is None and self.macs is None and self.size is None and not self.latency
+
+
+class FinetuneSection(_Section):
+    """[finetune]: training after compression; 0 epochs is none."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Positive = 128
+    distill: bool = True
+
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
+
+
+class ExportSection(_Section):
+    """[export]: the ONNX files."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
+    precisions: _tuple_of(Precision) = ("fp32",)
+    simplify: bool = True
+    preprocess: bool = False
+
+
+class EngineSection(_Section):
+    """[engine]: which engines to build from them."""
+
+    targets: _tuple_of(str) = ("trt-rtx",)
+    compute_capabilities: _tuple_of(str) = ("8.6", "8.9", "12.0")
+    batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)] = (1, 1, 8)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EngineSection:
+        if not self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"batch is [min, opt, max] and must not decrease, got {list(self.batch)}")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise ValueError(f'compute capability {capability!r} is not of the form "8.9"')
+        return self
+
+
+class BenchSection(_Section):
+    """[bench]: where latency is compared."""
+
+    targets: _tuple_of(str) = ("ort-cpu",)
+    batch: _tuple_of(Positive) = (1,)
+    threads: _tuple_of(Positive) = (1,)
+
+
+class Recipe(_Section):
+    """A whole recipe. Sections that are absent and optional are None."""
+
+    model: ModelSection
+    data: DataSection = DataSection()
+    train: TrainSection | None = None
+    compress: CompressSection = CompressSection()
+    budget: BudgetSection = BudgetSection()
+    finetune: FinetuneSection = FinetuneSection()
+    export: ExportSection = ExportSection()
+    engine: EngineSection | None = None
+    bench: BenchSection | None = None
+
+    @model_validator(mode="after")
+    def _budget_where_needed(self) -> Recipe:
+        if self.compress.method != "none" and self.budget.is_empty:
+            raise ValueError("[budget] is empty: set at least one of params, macs, size, latency (or method = 'none')")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the effective recipe, defaults filled in."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The effective recipe as canonical JSON."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in a TOML file, with `a.b=VALUE` overrides; relative paths are relative to the file.
+
+        Raises:
+            StorageError: the file cannot be read.
+            RecipeError: it is not TOML, has an unknown key, a wrong type or a value out of range.
+        """
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not valid TOML: {error}") from None
+        for override in overrides:
+            _override(raw, override)
+        return Recipe.from_dict(raw, base=path.parent)
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any], base: Path = Path()) -> Recipe:
+        """The recipe from nested mappings; raises RecipeError as `load` does."""
+        try:
+            recipe = Recipe.model_validate(dict(raw))
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+        return recipe._with_paths_from(base)
+
+    def _with_paths_from(self, base: Path) -> Recipe:
+        """The same recipe with its relative paths made absolute."""
+
+        def absolute(path: str) -> str:
+            return str((base / Path(path).expanduser()).resolve())
+
+        changed: dict[str, Any] = {}
+        if self.model.checkpoint:
+            changed["model"] = self.model.model_copy(update={"checkpoint": absolute(self.model.checkpoint)})
+        kind, colon, rest = self.data.source.partition(":")
+        if colon and kind in ("imagefolder", "images", "fashion-mnist"):
+            changed["data"] = self.data.model_copy(update={"source": f"{kind}:{absolute(rest)}"})
+        return self.model_copy(update=changed)
+
+
+def parse_size(text: str) -> tuple[float, bool]:
+    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    number = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|B|kB|KB|MB|GB)\s*", text)
+    if number is None:
+        raise ValueError(f"size {text!r} is neither a share like '45%' nor a size like '12 MB'")
+    value, unit = float(number.group(1)), number.group(2)
+    if value <= 0 or (unit == "%" and value > 100):
+        raise ValueError(f"size {text!r} must be above 0 and a share at most 100%")
+    return (value / 100, True) if unit == "%" else (value * {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit], False)
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {text!r} is not of the form a.b=VALUE")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    *parents, last = key.strip().split(".")
+    if parents[:2] == ["budget", "latency"]:  # target names hold no dots
+        parents, last = parents[:2], ".".join([*parents[2:], last])
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {text!r}: {parent} is not a table")
+    node[last] = parsed
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Field name → the nested section it holds, or None."""
+    nested: dict[str, type[BaseModel] | None] = {}
+    for name, info in model.model_fields.items():
+        options = [info.annotation, *get_args(info.annotation)]
+        nested[name] = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return nested
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first fault: where it is, what is wrong, and the nearest known key."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        section: type[BaseModel] | None = Recipe
+        for part in path[:-1]:
+            section = _sections(section).get(part) if section is not None else None
+        known = list(section.model_fields) if section is not None else []
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown recipe key {where!r}; {hint}"
+    if first["type"] == "missing":
+        return f"the recipe needs {where!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = first.get("input")
+    shown = "" if isinstance(got, dict | BaseModel) or first["type"] == "value_error" else f", got {got!r}"
+    return f"recipe {where or 'file'}: {message}{shown}"

@@ -1,0 +1,91 @@
+"""What every target offers: a probe, a build, and a runner that knows its own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TargetProfile:
+    """How a target wants its shapes: unit name ("mlp_hidden", "head_dim", "rank") → preferred multiple."""
+
+    multiples: Mapping[str, int] = field(default_factory=dict)
+
+    def multiple(self, unit: str) -> int:
+        """The preferred multiple for a unit; 1 if the target has no preference."""
+        return self.multiples.get(unit, 1)
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What a probe found: the runtime, its version, and the device it would use."""
+
+    target: str
+    runtime: str
+    version: str
+    device: str
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built: (min, opt, max) batch of its optimization profile, and the GPUs it is for."""
+
+    batch: tuple[int, int, int] = (1, 1, 8)
+    compute_capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """A built engine and what is known of it at build time; `facts` becomes engine.json beside the file."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+
+class Runner(Protocol):
+    """An opened artifact. A context manager; the device is touched only inside `with`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Output name → array for one call; input and output names are the artifact's own."""
+        ...
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds, rotating through `feeds`, device synchronised."""
+        ...
+
+
+class Target(Protocol):
+    """A runtime on which artifacts are built and timed."""
+
+    name: str
+    profile: TargetProfile
+    measures: bool
+    """Whether latency can be measured on it through `open`; False for build-only targets."""
+
+    def probe(self) -> TargetInfo:
+        """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
+        ...
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """Builds an engine from an ONNX file into `folder`; raises TargetUnavailable when it cannot build here."""
+        ...
+
+    def open(self, path: Path, threads: int) -> Runner:
+        """A runner for an artifact of this target."""
+        ...
