@@ -1,0 +1,207 @@
+"""The central promise: masking, slicing and splitting a plan give one and the same function."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import TINY, dense_model, random_plan
+from toolchain.artifact import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
+from toolchain.cost import Widths, trace
+from toolchain.errors import ArtifactError, PlanError
+from toolchain.plan import CompressionPlan, Keep, LowRank
+from toolchain.surgery.factorised import FactorisedLinear
+from toolchain.surgery.mask import baked, mask_model
+from toolchain.surgery.replay import factorise_structure, load_model, rebuild, save_model
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+MODELS = {
+    "classic": {},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "layer scale": {"name": "deit3_small_patch16_224"},
+    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
+    "average pooling": {"name": "vit_medium_patch16_gap_256"},
+    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
+    "q/k norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+}
+
+
+def build(case: str, seed: int = 0) -> TimmModel:
+    kwargs = {**TINY, **MODELS[case]}
+    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
+
+
+def images(model: TimmModel, batch: int = 3, seed: int = 1) -> Tensor:
+    return torch.randn(batch, *model.preprocess.input_size, generator=torch.Generator().manual_seed(seed))
+
+
+def masked_from(model: TimmModel, plan: CompressionPlan, seed: int = 0) -> MaskedModel:
+    """The masked model with random factors of the original's scale in place of the factorised linears."""
+    module = copy.deepcopy(model.module)
+    factorise_structure(module, plan)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for child in module.modules():
+            if isinstance(child, FactorisedLinear):
+                for factor in (child.down, child.up):
+                    factor.weight.normal_(0, factor.in_features**-0.5, generator=generator)
+                if child.up.bias is not None:
+                    child.up.bias.normal_(0, 0.1, generator=generator)
+    return mask_model(model, module, plan)
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max())))
+
+
+def fused(module: nn.Module, flag: bool) -> nn.Module:  # noqa: FBT001
+    for child in module.modules():
+        if hasattr(child, "fused_attn"):
+            child.fused_attn = flag
+    return module
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("fused_attention", [True, False])
+def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
+    model = build(case)
+    masked = masked_from(model, random_plan(model))
+    sliced: SlicedModel = run_stage(Slice(), masked)
+    deploy: DeployModel = run_stage(Split(), sliced)
+    with torch.no_grad():
+        x = images(model)
+        dense, m, s, d = (fused(part.module, fused_attention)(x) for part in (model, masked, sliced, deploy))
+    assert agree(m, s)
+    assert agree(s, d)
+    assert float((dense - m).abs().max()) >= 1e-2 * float(dense.std()), "the plan changes nothing: vacuous"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_plan_means_the_same_masked_and_sliced(data: st.DataObject) -> None:
+    model = build(data.draw(st.sampled_from(sorted(MODELS))), seed=data.draw(st.integers(0, 3)))
+    keeps, lows = [], []
+    for group in model.groups:
+        if data.draw(st.booleans()):
+            size = data.draw(st.integers(1, group.total))
+            parts = tuple(
+                tuple(sorted(data.draw(st.permutations(range(group.total)))[:size])) for _ in range(group.partitions)
+            )
+            keeps.append(Keep(module=group.module, unit=group.unit, total=group.total, indices=parts))
+    for item in model.family.factorizable(model.module):
+        if data.draw(st.booleans()):
+            out, into = model.module.get_submodule(item.linear).weight.shape
+            rank = data.draw(st.integers(1, min(out, into)))
+            lows.append(LowRank(module=item.linear, shape=(out, into), rank=rank))
+    plan = CompressionPlan(model=model.ref, keeps=tuple(keeps), low_ranks=tuple(lows))
+    masked = masked_from(model, plan)
+    sliced = run_stage(Slice(), masked)
+    deploy = run_stage(Split(), sliced)
+    with torch.no_grad():
+        x = images(model, batch=2)
+        m, s, d = masked.module(x), sliced.module(x), deploy.module(x)
+    assert torch.isfinite(m).all()
+    assert agree(m, s)
+    assert agree(s, d)
+    check_cost(model, plan, deploy)
+
+
+def check_cost(model: TimmModel, plan: CompressionPlan, deploy: DeployModel) -> None:
+    """Predicted params and MACs against `numel` and torch's own counter, on the real module."""
+    size = model.preprocess.input_size
+    predicted = trace(model.module, model.family, size).shrunk(Widths.of(plan), model.groups)
+    assert predicted.params == sum(p.numel() for p in deploy.module.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        fused(copy.deepcopy(deploy.module), flag=False)(torch.zeros(1, *size))
+    assert predicted.macs * 2 == counter.get_total_flops()
+    again = trace(deploy.module, deploy.family, size)
+    assert (again.params, again.macs) == (predicted.params, predicted.macs)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_dense_cost_is_what_torch_counts(case: str) -> None:
+    model = build(case)
+    nothing = CompressionPlan(model=model.ref)
+    check_cost(model, nothing, run_stage(Split(), run_stage(Slice(), masked_from(model, nothing))))
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_keeping_everything_changes_nothing(case: str) -> None:
+    model = build(case)
+    plan = random_plan(model, share=1.0, low_rank=False)
+    plan = plan.model_copy(
+        update={"keeps": tuple(k.model_copy(update={"indices": (tuple(range(k.total)),) * len(k.indices)}) for k in plan.keeps)}
+    )
+    sliced = run_stage(Slice(), masked_from(model, plan))
+    with torch.no_grad():
+        x = images(model)
+        assert torch.equal(model.module(x), sliced.module(x))
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("stage", ["dense", "masked", "sliced", "deploy"])
+def test_replay_is_bit_equal(case: str, stage: str, tmp_path) -> None:
+    model = build(case)
+    masked = masked_from(model, random_plan(model))
+    sliced = run_stage(Slice(), masked)
+    forms = {"dense": model, "masked": masked, "sliced": sliced, "deploy": run_stage(Split(), sliced)}
+    again = load_model(save_model(forms[stage], tmp_path / stage))
+    assert type(again) is type(forms[stage])
+    with torch.no_grad():
+        x = images(model)
+        assert torch.equal(forms[stage].module(x), again.module(x))
+    if stage != "dense":
+        assert again.plan.digest == forms[stage].plan.digest
+
+
+def test_masks_hold_while_weights_train(tiny: TimmModel) -> None:
+    masked = masked_from(tiny, random_plan(tiny, low_rank=False))
+    before = baked(masked.module)
+    optimiser = torch.optim.AdamW(masked.module.parameters(), lr=1e-2, weight_decay=0.1)
+    for step in range(3):
+        optimiser.zero_grad()
+        masked.module(images(tiny, seed=step)).square().sum().backward()
+        optimiser.step()
+    after = baked(masked.module)
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(new[old == 0], old[old == 0]), name
+    assert not torch.equal(before.blocks[0].mlp.fc1.weight, after.blocks[0].mlp.fc1.weight)
+
+
+def test_forgetting_the_query_scale_is_caught(tiny: TimmModel) -> None:
+    groups = tuple(g if g.unit != "head_dim" else type(g)(**{**vars(g), "rescale_on_slice": ()}) for g in tiny.groups)
+    masked = masked_from(tiny, random_plan(tiny, low_rank=False))
+    wrong = run_stage(Slice(), type(masked)(**{**vars(masked), "groups": groups}))
+    with torch.no_grad():
+        x = images(tiny)
+        assert not agree(masked.module(x), wrong.module(x))
+
+
+def test_a_plan_for_another_model_is_refused(tiny: TimmModel) -> None:
+    plan = random_plan(tiny)
+    other = dense_model("vit_tiny_patch16_224", **{**TINY, "embed_dim": 96})
+    with pytest.raises(PlanError, match="made for another model"):
+        mask_model(other, copy.deepcopy(other.module), plan)
+    with pytest.raises(PlanError, match=r"blocks\.9\.mlp"):
+        keep = Keep(module="blocks.9.mlp", unit="mlp_hidden", total=192, indices=((0,),))
+        mask_model(tiny, copy.deepcopy(tiny.module), CompressionPlan(model=tiny.ref, keeps=(keep,)))
+
+
+def test_altered_or_misfitting_weights_are_refused(tiny: TimmModel, tmp_path) -> None:
+    folder = save_model(tiny, tmp_path / "dense")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match="sha256"):
+        load_model(folder)
+    state = {**tiny.module.state_dict(), "extra": torch.zeros(1)}
+    with pytest.raises(ArtifactError, match="do not fit"):
+        rebuild(tiny.ref, "dense", None, state, tiny.preprocess, {})

@@ -1,0 +1,267 @@
+"""What flows between the stages, and how it lies on disk.
+
+The model types differ on purpose: slicing takes a `MaskedModel` and nothing else, export takes a `DeployModel`, so a
+step that is left out or done twice is a type error and not a wrong file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import nn
+
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.families import Family, UnitGroup
+from toolchain.plan import CompressionPlan, ModelRef
+
+MODEL_SCHEMA = "slimvit.model/1"
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the input tensor; written into every artifact so that none depends on a recipe.
+
+    Attributes:
+        input_size: (C, H, W).
+        mean: per channel, for values in 0…1.
+        std: per channel.
+        interpolation: timm's name of the resize filter.
+        crop_pct: share of the resized image that the centre crop keeps; None for no crop.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float | None = None
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `dataclasses.asdict` after JSON."""
+        channels, height, width = raw["input_size"]
+        return Preprocess(
+            (channels, height, width), tuple(raw["mean"]), tuple(raw["std"]), raw["interpolation"], raw["crop_pct"]
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What every model has.
+
+    Attributes:
+        ref: timm name and kwargs.
+        module: the model, in eval mode.
+        family: what declares its units.
+        groups: its units, as declared on the dense model.
+        preprocess: what its input is.
+        provenance: where the weights come from (digest, source, synthetic or not), as data.
+    """
+
+    stage: ClassVar[str]
+    ref: ModelRef
+    module: nn.Module
+    family: Family
+    groups: tuple[UnitGroup, ...]
+    preprocess: Preprocess
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TimmModel(_Model):
+    """A dense timm model."""
+
+    stage: ClassVar[str] = "dense"
+
+
+@dataclass(frozen=True)
+class _Planned(_Model):
+    """A model that a plan was applied to."""
+
+    plan: CompressionPlan
+
+
+@dataclass(frozen=True)
+class MaskedModel(_Planned):
+    """A model of dense shapes in which a plan's removed positions are held at zero by parametrizations.
+
+    Linears of the plan's `low_ranks` are `FactorisedLinear`.
+    """
+
+    stage: ClassVar[str] = "masked"
+
+
+@dataclass(frozen=True)
+class SlicedModel(_Planned):
+    """A model in which the sliceable positions are physically gone."""
+
+    stage: ClassVar[str] = "sliced"
+
+
+@dataclass(frozen=True)
+class DeployModel(_Planned):
+    """A sliced model of stock modules only: each factorised linear is two `nn.Linear`, or one where that is cheaper."""
+
+    stage: ClassVar[str] = "deploy"
+
+
+AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An exported ONNX file and what it was exported from."""
+
+    path: Path
+    precision: str
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class EngineArtifact:
+    """A built engine, and the facts written beside it in engine.json."""
+
+    target: str
+    path: Path
+    facts: Mapping[str, Any]
+
+
+class Stage(Protocol[In, Out]):
+    """One step of the pipeline: a check of what it is given, the work, and a check of what it made."""
+
+    name: str
+
+    def requires(self, given: In) -> None:
+        """Raises if the step cannot work on `given`."""
+        ...
+
+    def __call__(self, given: In) -> Out:
+        """The result of the step."""
+        ...
+
+    def ensures(self, given: In, made: Out) -> None:
+        """Raises if `made` is not what the step promises for `given`."""
+        ...
+
+
+def run_stage(stage: Stage[In, Out], given: In) -> Out:
+    """The result of a stage, checked before and after."""
+    stage.requires(given)
+    made = stage(given)
+    stage.ensures(given, made)
+    return made
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes; raises StorageError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def digest_of(*parts: Any) -> str:
+    """sha256 of the canonical JSON of the parts: the key of a cache entry."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well and is removed when it does not.
+
+    Raises:
+        StorageError: the folder is missing, read-only or full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically; raises StorageError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically; raises StorageError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed JSON of a file; raises StorageError if unreadable and ArtifactError if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that replaces it, whole, when the block ends well.
+
+    Raises:
+        StorageError: the parent is read-only or full.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, Any]]) -> str:
+    """The text of model.json: everything but the weights that rebuilds the model."""
+    plan = json.loads(model.plan.to_json()) if isinstance(model, _Planned) else None
+    record = {
+        "schema": MODEL_SCHEMA,
+        "stage": model.stage,
+        "model": model.ref.model_dump(mode="json"),
+        "input_size": list(model.preprocess.input_size),
+        "preprocess": asdict(model.preprocess),
+        "provenance": dict(model.provenance),
+        "weights_sha256": weights_sha256,
+        "structure": list(structure),
+        "plan": plan,
+    }
+    return json.dumps(record, indent=2) + "\n"

@@ -1,0 +1,52 @@
+"""Each factorised linear becomes two stock linears, or one where that holds fewer parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+from torch import nn
+
+from toolchain.artifact import DeployModel, SlicedModel
+from toolchain.cost import pair_pays
+from toolchain.errors import PlanError
+from toolchain.surgery.factorised import FactorisedLinear, replace_module
+
+
+def split_module(module: nn.Module) -> None:
+    """Replaces every `FactorisedLinear` by stock modules, in place; names of kept factors do not change."""
+    for name, child in list(module.named_modules()):
+        if isinstance(child, FactorisedLinear):
+            pays = pair_pays(child.down.out_features, child.up.out_features, child.down.in_features)
+            pair = nn.Sequential(OrderedDict(down=child.down, up=child.up))
+            replace_module(module, name, pair if pays else child.merged())
+
+
+class Split:
+    """SlicedModel → DeployModel."""
+
+    name = "split"
+
+    def requires(self, given: SlicedModel) -> None:
+        """Raises PlanError if a linear of the plan's low ranks is not factorised."""
+        for low in given.plan.low_ranks:
+            if not isinstance(given.module.get_submodule(low.module), FactorisedLinear):
+                raise PlanError(f"{low.module} has rank {low.rank} in the plan but is not factorised in the model")
+
+    def __call__(self, given: SlicedModel) -> DeployModel:
+        """The model of stock modules only."""
+        module = copy.deepcopy(given.module)
+        split_module(module)
+        return DeployModel(
+            given.ref, module, given.family, given.groups, given.preprocess, given.provenance, plan=given.plan
+        )
+
+    def ensures(self, given: SlicedModel, made: DeployModel) -> None:
+        """Raises PlanError if a factorised linear is left, or parameters were added."""
+        left = [name for name, child in made.module.named_modules() if isinstance(child, FactorisedLinear)]
+        if left:
+            raise PlanError(f"{left[0]} is still factorised after the split")
+        before = sum(p.numel() for p in given.module.parameters())
+        after = sum(p.numel() for p in made.module.parameters())
+        if after > before:
+            raise PlanError(f"the split model has {after} parameters, more than the sliced one's {before}")
