@@ -24,6 +24,7 @@ from toolchain.families import Family, UnitGroup
 from toolchain.plan import CompressionPlan, ModelRef
 
 MODEL_SCHEMA = "slimvit.model/1"
+In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -38,6 +39,7 @@ class Preprocess:
         std: per channel.
         interpolation: timm's name of the resize filter.
         crop_pct: share of the resized image that the centre crop keeps; None for no crop.
+        crop_mode: timm's crop mode; None for no crop.
     """
 
     input_size: tuple[int, int, int]
@@ -45,14 +47,14 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float | None = None
+    crop_mode: str | None = None
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Preprocess:
         """The inverse of `dataclasses.asdict` after JSON."""
         channels, height, width = raw["input_size"]
-        return Preprocess(
-            (channels, height, width), tuple(raw["mean"]), tuple(raw["std"]), raw["interpolation"], raw["crop_pct"]
-        )
+        rest = {name: raw[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        return Preprocess((channels, height, width), tuple(raw["mean"]), tuple(raw["std"]), **rest)
 
 
 @dataclass(frozen=True)
@@ -136,20 +138,20 @@ class EngineArtifact:
     facts: Mapping[str, Any]
 
 
-class Stage(Protocol[In, Out]):
+class Stage(Protocol[In_contra, Out]):
     """One step of the pipeline: a check of what it is given, the work, and a check of what it made."""
 
     name: str
 
-    def requires(self, given: In) -> None:
+    def requires(self, given: In_contra) -> None:
         """Raises if the step cannot work on `given`."""
         ...
 
-    def __call__(self, given: In) -> Out:
+    def __call__(self, given: In_contra) -> Out:
         """The result of the step."""
         ...
 
-    def ensures(self, given: In, made: Out) -> None:
+    def ensures(self, given: In_contra, made: Out) -> None:
         """Raises if `made` is not what the step promises for `given`."""
         ...
 

@@ -82,7 +82,9 @@ class Widths:
     @staticmethod
     def of(plan: CompressionPlan) -> Widths:
         """The widths of a plan."""
-        return Widths({(k.module, k.unit): k.kept for k in plan.keeps}, {low.module: low.rank for low in plan.low_ranks})
+        return Widths(
+            {(k.module, k.unit): k.kept for k in plan.keeps}, {low.module: low.rank for low in plan.low_ranks}
+        )
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class ModelShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
-        layers = (*self.linears.values(), *self.attentions.values())
-        return self.other_macs + sum(layer.macs for layer in layers)
+        linears = sum(linear.macs for linear in self.linears.values())
+        return self.other_macs + linears + sum(site.macs for site in self.attentions.values())
 
     @property
     def size_bytes(self) -> int:

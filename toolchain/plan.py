@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,7 @@ class Keep(_Strict):
         for part in self.indices:
             if not part:
                 raise ValueError(f"{where} keeps 0 of {self.total}; a unit needs at least 1")
-            if any(b <= a for a, b in zip(part, part[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(part)):
                 raise ValueError(f"{where}: kept positions must be strictly increasing")
             if part[0] < 0 or part[-1] >= self.total:
                 raise ValueError(f"{where}: kept positions must lie in 0..{self.total - 1}, got {part[0]}..{part[-1]}")

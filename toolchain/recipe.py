@@ -21,8 +21,7 @@ from toolchain.errors import RecipeError, StorageError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-PRESETS: dict[str, tuple[str, str, str]] = {
-    # method: (attention, neurons, allocation)
+PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
     "joint": ("joint", "obs", "solver"),
     "hybrid": ("svd", "vtp", "global"),
     "vtp": ("none", "vtp", "global"),
@@ -34,8 +33,9 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _tuple_of(item: Any) -> Any:
-    return Annotated[tuple[item, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_tuple)]
+Counts = Annotated[tuple[Positive, ...], BeforeValidator(_tuple)]
 
 
 class _Section(BaseModel):
@@ -56,8 +56,8 @@ class DataSection(_Section):
 
     source: str = "digits"
     calibration_images: Positive = 512
-    mean: Annotated[tuple[float, ...], BeforeValidator(_tuple)] | None = None
-    std: Annotated[tuple[float, ...], BeforeValidator(_tuple)] | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
     crop_pct: Fraction | None = None
 
 
@@ -135,7 +135,7 @@ class ExportSection(_Section):
     """[export]: the ONNX files."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    precisions: _tuple_of(Precision) = ("fp32",)
+    precisions: Annotated[tuple[Precision, ...], BeforeValidator(_tuple)] = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
 
@@ -143,8 +143,8 @@ class ExportSection(_Section):
 class EngineSection(_Section):
     """[engine]: which engines to build from them."""
 
-    targets: _tuple_of(str) = ("trt-rtx",)
-    compute_capabilities: _tuple_of(str) = ("8.6", "8.9", "12.0")
+    targets: Names = ("trt-rtx",)
+    compute_capabilities: Names = ("8.6", "8.9", "12.0")
     batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)] = (1, 1, 8)
 
     @model_validator(mode="after")
@@ -160,9 +160,9 @@ class EngineSection(_Section):
 class BenchSection(_Section):
     """[bench]: where latency is compared."""
 
-    targets: _tuple_of(str) = ("ort-cpu",)
-    batch: _tuple_of(Positive) = (1,)
-    threads: _tuple_of(Positive) = (1,)
+    targets: Names = ("ort-cpu",)
+    batch: Counts = (1,)
+    threads: Counts = (1,)
 
 
 class Recipe(_Section):
@@ -218,21 +218,22 @@ class Recipe(_Section):
             recipe = Recipe.model_validate(dict(raw))
         except ValidationError as error:
             raise RecipeError(_explain(error)) from None
-        return recipe._with_paths_from(base)
+        return with_paths_from(recipe, base)
 
-    def _with_paths_from(self, base: Path) -> Recipe:
-        """The same recipe with its relative paths made absolute."""
 
-        def absolute(path: str) -> str:
-            return str((base / Path(path).expanduser()).resolve())
+def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
+    """The same recipe with its relative paths made absolute, from `base`."""
 
-        changed: dict[str, Any] = {}
-        if self.model.checkpoint:
-            changed["model"] = self.model.model_copy(update={"checkpoint": absolute(self.model.checkpoint)})
-        kind, colon, rest = self.data.source.partition(":")
-        if colon and kind in ("imagefolder", "images", "fashion-mnist"):
-            changed["data"] = self.data.model_copy(update={"source": f"{kind}:{absolute(rest)}"})
-        return self.model_copy(update=changed)
+    def absolute(path: str) -> str:
+        return str((base / Path(path).expanduser()).resolve())
+
+    changed: dict[str, Any] = {}
+    if recipe.model.checkpoint:
+        changed["model"] = recipe.model.model_copy(update={"checkpoint": absolute(recipe.model.checkpoint)})
+    kind, colon, rest = recipe.data.source.partition(":")
+    if colon and kind in ("imagefolder", "images", "fashion-mnist"):
+        changed["data"] = recipe.data.model_copy(update={"source": f"{kind}:{absolute(rest)}"})
+    return recipe.model_copy(update=changed)
 
 
 def parse_size(text: str) -> tuple[float, bool]:
@@ -247,7 +248,11 @@ def parse_size(text: str) -> tuple[float, bool]:
     value, unit = float(number.group(1)), number.group(2)
     if value <= 0 or (unit == "%" and value > 100):
         raise ValueError(f"size {text!r} must be above 0 and a share at most 100%")
-    return (value / 100, True) if unit == "%" else (value * {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit], False)
+    return (
+        (value / 100, True)
+        if unit == "%"
+        else (value * {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit], False)
+    )
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

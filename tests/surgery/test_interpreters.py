@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
+from conftest import TINY, dense_model, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import TINY, dense_model, random_plan
 from toolchain.artifact import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
 from toolchain.cost import Widths, trace
 from toolchain.errors import ArtifactError, PlanError
@@ -62,7 +62,7 @@ def agree(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max())))
 
 
-def fused(module: nn.Module, flag: bool) -> nn.Module:  # noqa: FBT001
+def fused(module: nn.Module, flag: bool) -> nn.Module:
     for child in module.modules():
         if hasattr(child, "fused_attn"):
             child.fused_attn = flag
@@ -139,7 +139,11 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
     model = build(case)
     plan = random_plan(model, share=1.0, low_rank=False)
     plan = plan.model_copy(
-        update={"keeps": tuple(k.model_copy(update={"indices": (tuple(range(k.total)),) * len(k.indices)}) for k in plan.keeps)}
+        update={
+            "keeps": tuple(
+                k.model_copy(update={"indices": (tuple(range(k.total)),) * len(k.indices)}) for k in plan.keeps
+            )
+        }
     )
     sliced = run_stage(Slice(), masked_from(model, plan))
     with torch.no_grad():

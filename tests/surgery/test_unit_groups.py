@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from toolchain.families import Span, UnitGroup
 from toolchain.plan import CompressionPlan, Keep, ModelRef
@@ -23,8 +23,10 @@ class SeparateAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
-        q, k, v = (f(x).reshape(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
-        x = F.softmax(q * self.scale @ k.transpose(-2, -1), -1) @ v
+        q, k, v = (
+            f(x).reshape(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
+        x = functional.softmax(q * self.scale @ k.transpose(-2, -1), -1) @ v
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
 

@@ -1,1 +1,1 @@
-"""compress"""
+"""Deciding what to remove: statistics, importance, factorisation, budget → plan."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,10 @@ class Family(Protocol):
 
     def refuses(self, model: nn.Module) -> str | None:
         """Why this model cannot be compressed at all, or None."""
+        ...
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """A published checkpoint under timm's names, positions and patches resampled to the model's input size."""
         ...
 
     def unit_groups(self, model: nn.Module) -> list[UnitGroup]:

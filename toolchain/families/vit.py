@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from timm.layers import Attention, GluMlp, Mlp, SwiGLU
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from timm.layers.attention import Attention
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
 
 from toolchain.families.base import AttentionSite, Factorizable, Span, UnitGroup
 
@@ -73,6 +74,14 @@ class VitFamily:
             if type(mlp) not in (Mlp, GluMlp, SwiGLU) or not isinstance(mlp.fc2, nn.Linear):
                 return f"{path}.mlp is a {type(mlp).__name__}; only Mlp, GluMlp and SwiGLU of linears are supported"
         return None
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        converted: dict[str, Tensor] = checkpoint_filter_fn(
+            dict(state),
+            model,  # type: ignore[arg-type]  # what `matches` lets through
+            adapt_layer_scale=True,
+        )
+        return converted
 
     def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
         groups: list[UnitGroup] = []

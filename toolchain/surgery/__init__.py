@@ -1,1 +1,1 @@
-"""surgery"""
+"""Changing a model by a plan: mask, slice, split, save, rebuild."""

@@ -39,9 +39,7 @@ class Mask(nn.Module):
         return weight
 
 
-def kept_positions(
-    module: nn.Module, keeps: Sequence[tuple[UnitGroup, Keep]]
-) -> dict[tuple[str, int], Tensor]:
+def kept_positions(module: nn.Module, keeps: Sequence[tuple[UnitGroup, Keep]]) -> dict[tuple[str, int], Tensor]:
     """(plain linear, axis) → bool [size of that axis], True where no decision removes the position."""
     kept: dict[tuple[str, int], Tensor] = {}
     for group, keep in keeps:
@@ -57,7 +55,9 @@ def kept_positions(
     return kept
 
 
-def decisions(plan: CompressionPlan, groups: Sequence[UnitGroup], *, sliceable: bool | None = None) -> list[tuple[UnitGroup, Keep]]:
+def decisions(
+    plan: CompressionPlan, groups: Sequence[UnitGroup], *, sliceable: bool | None = None
+) -> list[tuple[UnitGroup, Keep]]:
     """The groups that the plan decides on, with the decision; only (un)sliceable ones if asked."""
     pairs = ((group, plan.keep(group.module, group.unit)) for group in groups)
     return [(g, k) for g, k in pairs if k is not None and (sliceable is None or g.sliceable == sliceable)]

@@ -37,8 +37,7 @@ def slice_module(module: nn.Module, plan: CompressionPlan, groups: Sequence[Unit
         for name, value in group.attrs.items():
             setattr(owner, name, value(keep.kept))
     for (name, axis), flags in positions.items():
-        linear = module.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        _, linear = side(module, name, axis)
         index = flags.nonzero().squeeze(1)
         linear.weight = nn.Parameter(linear.weight.index_select(axis, index))
         if axis == 1:

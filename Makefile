@@ -1,0 +1,57 @@
+# `make demo` and `make test` do everything from a fresh clone; `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check --quiet
+demo_run := runs/digits_vit
+
+# ONNX Runtime's Linux wheels report usage by default.
+export ORT_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## install, then train, compress, export and time the digits model (runs/digits_vit)
+	$(bin)/slimvit run models/digits_vit/recipe.toml --out $(demo_run)
+
+test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
+	$(bin)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+	$(bin)/hadolint docker/*.Dockerfile
+
+clean:  ## remove caches, build folders and the demo's results
+	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find toolchain tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the virtual environment as well
+	rm -rf $(VENV)
+
+# The two stamps are newer than pyproject.toml exactly when what it asks for is installed.
+$(VENV)/.installed: pyproject.toml | $(bin)/python
+	@echo "Installing slimvit into $(VENV); the first time this downloads PyTorch and takes some minutes."
+	$(pip) install --editable '.[trt-rtx]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(pip) install --editable '.[dev,trt-rtx]'
+	@touch $@
+
+$(bin)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "slimvit: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "slimvit: $(PYTHON) is $$($(PYTHON) -V 2>&1), 3.11 or newer is needed; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "slimvit: $(PYTHON) cannot create virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

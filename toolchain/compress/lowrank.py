@@ -1,0 +1,44 @@
+"""Low-rank replacements of one linear; a new factorisation is one function and one line in `FACTORISATIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from toolchain.surgery.factorised import FactorisedLinear, replace_module
+
+
+@torch.no_grad()
+def truncated_svd(linear: nn.Linear, rank: int) -> FactorisedLinear:
+    """The best rank-r approximation of the weight alone (Eckart–Young): W = U Σ Vᵀ, up = U_r Σ_r^½, down = Σ_r^½ V_rᵀ.
+
+    The singular values are shared evenly so that both factors train at the same scale. Solved in float64; the sign of
+    each pair is fixed by its largest entry of U, so that equal weights give equal factors.
+
+    Args:
+        linear: weight [out, in], bias [out] or None.
+        rank: r, at most min(out, in).
+    """
+    left, values, right = torch.linalg.svd(linear.weight.double(), full_matrices=False)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    peaks = left.abs().argmax(dim=0)
+    signs = left[peaks, torch.arange(rank)].sign()
+    pair = FactorisedLinear.like(linear, rank)
+    pair.up.weight.copy_(left * signs * values.sqrt())
+    pair.down.weight.copy_(values.sqrt()[:, None] * signs[:, None] * right)
+    if linear.bias is not None:
+        pair.up.bias.copy_(linear.bias)
+    return pair
+
+
+FACTORISATIONS: Mapping[str, Callable[[nn.Linear, int], FactorisedLinear]] = {"svd": truncated_svd}
+
+
+def factorise(module: nn.Module, ranks: Mapping[str, int], method: str) -> None:
+    """Replaces the named linears by low-rank products, in place; a rank that is absent leaves the linear alone."""
+    for name, rank in ranks.items():
+        linear = module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        replace_module(module, name, FACTORISATIONS[method](linear, rank))

@@ -1,0 +1,95 @@
+"""A recipe's [model] → a dense module: timm's definition with weights from a file, a hub, or none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm.models
+import torch
+from torch import Tensor, nn
+
+from toolchain.artifact import sha256
+from toolchain.errors import ArtifactError, ModelError, StorageError
+from toolchain.families import Family, family_of
+from toolchain.plan import ModelRef
+from toolchain.recipe import ModelSection
+from toolchain.surgery.replay import create_dense
+
+log = logging.getLogger(__name__)
+
+
+def load_dense(section: ModelSection, *, weights: bool = True) -> tuple[nn.Module, Family, dict[str, Any]]:
+    """(module in eval mode, its family, where its weights come from).
+
+    Args:
+        section: the recipe's [model].
+        weights: False leaves the fresh initialisation, for a baseline that will be trained or a dry run.
+
+    Raises:
+        ModelError: unknown to timm, unsupported by every family, or the checkpoint has another number of classes.
+        StorageError: the checkpoint cannot be read.
+        ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
+    """
+    ref = ModelRef(name=section.name, kwargs=section.kwargs)
+    with torch.device("meta"):
+        family = family_of(create_dense(ref), section.name)  # refuse before anything is fetched or read
+    wants_file, wants_hub = bool(section.checkpoint) and weights, section.pretrained and weights
+    module = create_dense(ref, pretrained=wants_hub and not wants_file)
+    if wants_file:
+        path = Path(section.checkpoint)
+        load_checkpoint(module, family, path)
+        return module, family, {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
+    if wants_hub:
+        tag = getattr(module, "pretrained_cfg", {}).get("hf_hub_id") or section.name
+        return module, family, {"weights": "pretrained", "pretrained": str(tag)}
+    return module, family, {"weights": "initial"}
+
+
+def load_checkpoint(module: nn.Module, family: Family, path: Path) -> None:
+    """Loads a .safetensors or .pth file strictly; official DeiT's `{"model": …}` and EMA layouts are understood.
+
+    Raises:
+        StorageError, ArtifactError, ModelError: as in `load_dense`.
+    """
+    state = family.convert_checkpoint(_read(path), module)
+    wanted = module.state_dict()
+    head = next((name for name in ("head.weight", "head_dist.weight") if name in wanted and name in state), None)
+    if head is not None and state[head].shape[0] != wanted[head].shape[0]:
+        raise ModelError(
+            f"the checkpoint {path} has {state[head].shape[0]} classes, the model {wanted[head].shape[0]}; "
+            f"set model.kwargs.num_classes = {state[head].shape[0]}"
+        )
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ArtifactError(
+            f"the checkpoint {path} does not fit the model: {' '.join(lines[1:2]) or lines[0]}"
+        ) from error
+    log.info("loaded %s", path)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    try:
+        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler fail in any way there is
+        text = str(error)
+        if "weights_only" in text or "Weights only" in text:
+            raise ArtifactError(
+                f"the checkpoint {path} holds pickled code, which slimvit never executes; "
+                "save its tensors as .safetensors instead"
+            ) from error
+        first = f"{type(error).__name__} {text.splitlines()[0] if text else ''}".strip()
+        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({first})") from error
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ArtifactError(f"the checkpoint {path} holds no tensors")
+    return tensors
