@@ -59,7 +59,9 @@ def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share
         for item in model.family.factorizable(model.module):
             if item.kind == "attention":
                 out, into = model.module.get_submodule(item.linear).weight.shape
-                lows.append(LowRank(module=item.linear, shape=(out, into), rank=max(1, int(share * out * into / (out + into)))))
+                lows.append(
+                    LowRank(module=item.linear, shape=(out, into), rank=max(1, int(share * out * into / (out + into))))
+                )
     return CompressionPlan(model=model.ref, keeps=tuple(keeps), low_ranks=tuple(lows), provenance={"seed": seed})
 
 

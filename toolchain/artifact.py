@@ -141,7 +141,10 @@ class EngineArtifact:
 class Stage(Protocol[In_contra, Out]):
     """One step of the pipeline: a check of what it is given, the work, and a check of what it made."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the step is called in messages and reports."""
+        ...
 
     def requires(self, given: In_contra) -> None:
         """Raises if the step cannot work on `given`."""

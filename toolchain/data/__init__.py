@@ -1,1 +1,6 @@
-"""data"""
+"""Data sources: named, split, preprocessed for a model."""
+
+from toolchain.data.sources import SOURCES, DataSource, open_source
+from toolchain.data.splits import Images
+
+__all__ = ["SOURCES", "DataSource", "Images", "open_source"]

@@ -91,6 +91,10 @@ class Family(Protocol):
         """Why this model cannot be compressed at all, or None."""
         ...
 
+    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        """(C, H, W) of the image that the model was built for."""
+        ...
+
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """A published checkpoint under timm's names, positions and patches resampled to the model's input size."""
         ...

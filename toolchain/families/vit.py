@@ -75,6 +75,10 @@ class VitFamily:
                 return f"{path}.mlp is a {type(mlp).__name__}; only Mlp, GluMlp and SwiGLU of linears are supported"
         return None
 
+    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        height, width = model.get_submodule("patch_embed").img_size  # type: ignore[misc]
+        return int(model.in_chans), int(height), int(width)  # type: ignore[arg-type]
+
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         converted: dict[str, Tensor] = checkpoint_filter_fn(
             dict(state),

@@ -1,1 +1,1 @@
-"""report"""
+"""What a run found, as JSON, as Markdown and on the terminal."""

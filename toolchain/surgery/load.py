@@ -21,12 +21,15 @@ from toolchain.surgery.replay import create_dense
 log = logging.getLogger(__name__)
 
 
-def load_dense(section: ModelSection, *, weights: bool = True) -> tuple[nn.Module, Family, dict[str, Any]]:
+def load_dense(
+    section: ModelSection, *, weights: bool = True, seed: int = 0
+) -> tuple[nn.Module, Family, dict[str, Any]]:
     """(module in eval mode, its family, where its weights come from).
 
     Args:
         section: the recipe's [model].
-        weights: False leaves the fresh initialisation, for a baseline that will be trained or a dry run.
+        weights: False leaves the fresh initialisation, for a dry run.
+        seed: of the initialisation.
 
     Raises:
         ModelError: unknown to timm, unsupported by every family, or the checkpoint has another number of classes.
@@ -37,7 +40,9 @@ def load_dense(section: ModelSection, *, weights: bool = True) -> tuple[nn.Modul
     with torch.device("meta"):
         family = family_of(create_dense(ref), section.name)  # refuse before anything is fetched or read
     wants_file, wants_hub = bool(section.checkpoint) and weights, section.pretrained and weights
-    module = create_dense(ref, pretrained=wants_hub and not wants_file)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = create_dense(ref, pretrained=wants_hub and not wants_file)
     if wants_file:
         path = Path(section.checkpoint)
         load_checkpoint(module, family, path)
@@ -46,6 +51,18 @@ def load_dense(section: ModelSection, *, weights: bool = True) -> tuple[nn.Modul
         tag = getattr(module, "pretrained_cfg", {}).get("hf_hub_id") or section.name
         return module, family, {"weights": "pretrained", "pretrained": str(tag)}
     return module, family, {"weights": "initial"}
+
+
+@torch.no_grad()
+def randomise_untrained(module: nn.Module, seed: int) -> None:
+    """Gives the biases, norms and LayerScales of an untrained model values that no graph tool can fold away."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.rpartition(".")[2].startswith("gamma"):
+            parameter.copy_(0.5 + 0.1 * noise)
+        elif parameter.ndim == 1:
+            parameter.add_(0.02 * noise)
 
 
 def load_checkpoint(module: nn.Module, family: Family, path: Path) -> None:

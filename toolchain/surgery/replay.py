@@ -82,7 +82,7 @@ def _structure(module: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:
         if isinstance(child, nn.Linear) and shapes.get(name) != tuple(child.weight.shape):
             changed.append({"linear": name, "shape": list(child.weight.shape)})
         elif hasattr(child, "head_dim") and child.head_dim != getattr(dense.get_submodule(name), "head_dim", None):
-            changed.append({"attention": name, "head_dim": int(child.head_dim), "heads": int(child.num_heads)})  # type: ignore[arg-type]
+            changed.append({"attention": name, "head_dim": int(child.head_dim), "heads": int(child.num_heads)})
     return changed
 
 

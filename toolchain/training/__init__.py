@@ -1,1 +1,6 @@
-"""training"""
+"""Training: the loop, and accuracy."""
+
+from toolchain.training.evaluate import Accuracy, accuracy
+from toolchain.training.loop import FitConfig, FitResult, Progress, fit
+
+__all__ = ["Accuracy", "FitConfig", "FitResult", "Progress", "accuracy", "fit"]

@@ -1,0 +1,180 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from toolchain.bench.intervals import Interval
+from toolchain.bench.protocol import Comparison, Design, judge
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.targets.device_runner import SESSION_SCHEMA
+
+TAU = 0.06  # control: |median| ≤ 0.02, half-width ≤ 0.03; sessions: ≤ 0.03 apart
+QUIET = Interval(0.0, -0.005, 0.005)
+LIMIT = math.log1p(TAU)
+TOGETHER = [0.0, 0.0, 0.0]
+
+
+def around(lo, hi):
+    return Interval((lo + hi) / 2, lo, hi)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "control", "medians", "verdict"),
+    [
+        # validity comes before everything, on both counts and on both sides of each limit
+        (around(0.5, 0.6), Interval(0.021, 0.016, 0.026), TOGETHER, "invalid"),
+        (around(0.5, 0.6), Interval(-0.021, -0.026, -0.016), TOGETHER, "invalid"),
+        (around(0.5, 0.6), Interval(0.019, 0.014, 0.024), TOGETHER, "regressed"),
+        (around(-0.6, -0.5), Interval(0.0, -0.031, 0.031), TOGETHER, "invalid"),
+        (around(-0.6, -0.5), Interval(0.0, -0.029, 0.029), TOGETHER, "improved"),
+        (around(0.5, 0.6), Interval(0.021, 0.016, 0.026), [0.0, 0.0, 9.0], "invalid"),
+        # sessions that disagree, before any statement about B
+        (around(0.5, 0.6), QUIET, [0.50, 0.531, 0.51], "inconclusive"),
+        (around(0.5, 0.6), QUIET, [0.50, 0.529, 0.51], "regressed"),
+        (around(-0.6, -0.5), QUIET, [-0.50, -0.531, -0.51], "inconclusive"),
+        # regressed: the lower bound beyond ln(1 + tau)
+        (around(LIMIT + 1e-6, 0.2), QUIET, TOGETHER, "regressed"),
+        (around(LIMIT - 1e-6, 0.2), QUIET, TOGETHER, "inconclusive"),
+        # improved: the upper bound beyond what the control shows by itself, its offset counted against B
+        (around(-0.2, -0.0051), QUIET, TOGETHER, "improved"),
+        (around(-0.2, -0.0049), QUIET, TOGETHER, "pass"),
+        (around(-0.2, -0.0149), Interval(-0.01, -0.015, -0.005), TOGETHER, "pass"),
+        (around(-0.2, -0.0151), Interval(0.01, 0.005, 0.015), TOGETHER, "improved"),
+        # pass: the upper bound within ln(1 + tau)
+        (around(-0.01, LIMIT - 1e-6), QUIET, TOGETHER, "pass"),
+        (around(-0.01, LIMIT + 1e-6), QUIET, TOGETHER, "inconclusive"),
+    ],
+)
+def test_the_verdict_table(ratio, control, medians, verdict):
+    assert judge(ratio, control, medians, TAU) == verdict
+
+
+def test_the_schema_is_the_device_runners(made_up):
+    assert made_up().sessions[0].schema_ == SESSION_SCHEMA
+
+
+def test_a_speedup_is_verified_by_its_lower_bound(made_up):
+    faster = made_up(b=math.log(0.5))
+    assert faster.verdict == "improved"
+    assert faster.verified_speedup_at_least == pytest.approx(1 / faster.to_dict()["ratio"]["hi"])
+    assert 1.95 < faster.verified_speedup_at_least < math.exp(-faster.ratio.point)
+    assert faster.latency_ms("A") == pytest.approx(10, rel=0.01)
+    assert faster.latency_ms("B") == pytest.approx(5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("truth", "verdict"),
+    [
+        ({"b": 0.0}, "pass"),
+        ({"b": math.log(2)}, "regressed"),
+        ({"b": -0.5, "control": 0.03}, "invalid"),
+        ({"b": -0.5, "session_shift": 0.02}, "inconclusive"),
+        ({"b": math.log1p(0.05), "noise": 0.01}, "inconclusive"),
+    ],
+)
+def test_without_an_improvement_nothing_is_verified(made_up, truth, verdict):
+    comparison = made_up(**truth)
+    assert comparison.verdict == verdict
+    assert comparison.verified_speedup_at_least is None
+
+
+def test_tau_min_is_where_validity_begins(made_up):
+    noisy = made_up(control=0.02, noise=0.01)
+    tau_min = noisy.tau_min
+    for tau, valid in ((tau_min * 1.001, True), (tau_min * 0.999, False)):
+        judged = made_up(control=0.02, noise=0.01, design=Design(tau=tau))
+        assert (judged.verdict != "invalid") == valid
+
+
+def test_the_file_shows_the_promised_keys_and_comes_back_equal(made_up, tmp_path):
+    comparison = made_up(b=-0.2)
+    comparison.save(tmp_path / "bench.json")
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert set(stored) >= {
+        "verdict",
+        "ratio",
+        "verified_speedup_at_least",
+        "control",
+        "tau",
+        "tau_min",
+        "sessions",
+        "blocks",
+        "environment",
+        "raw",
+    }
+    assert set(stored["ratio"]) == set(stored["control"]) == {"point", "lo", "hi"}
+    assert (stored["sessions"], stored["blocks"]) == (3, 20)
+    again = Comparison.load(tmp_path / "bench.json")
+    assert again.to_dict() == comparison.to_dict()
+    assert comparison.scenario.file_name("fp32") == "ort-cpu.fp32.b1.t1.json"
+
+
+def first_block(stored):
+    return stored["raw"]["sessions"][0]["blocks"][0]
+
+
+EDITS = {
+    "verdict": lambda s: s.update(verdict="pass"),
+    "verified": lambda s: s.update(verified_speedup_at_least=s["verified_speedup_at_least"] * 1.001),
+    "verified removed": lambda s: s.pop("verified_speedup_at_least"),
+    "ratio": lambda s: s["ratio"].update(hi=0.5),
+    "control": lambda s: s["control"].update(lo=1.0),
+    "latency": lambda s: s["latency_ms"].update(B=1.0),
+    "tau": lambda s: s["raw"]["design"].update(tau=0.5),
+    "seed": lambda s: s["raw"]["design"].update(seed=1),
+    "environment": lambda s: s["environment"].update(cpu="another"),
+    "extra": lambda s: s.update(comment="trust me"),
+    "schema": lambda s: s.update(schema="slimvit.bench/0"),
+    "raw removed": lambda s: s.pop("raw"),
+    "a faster sample in every block": lambda s: [
+        block["samples_ns"]["B"].__setitem__(slice(0, 4), [5_000_000] * 4)
+        for session in s["raw"]["sessions"]
+        for block in session["blocks"]
+    ],
+    "a dropped sample": lambda s: first_block(s)["samples_ns"]["B"].pop(),
+    "a sample of no time": lambda s: first_block(s)["samples_ns"]["B"].__setitem__(0, 0),
+    "a dropped block": lambda s: s["raw"]["sessions"][0]["blocks"].pop(),
+    "a dropped session": lambda s: s["raw"]["sessions"].pop(),
+    "a repeated session": lambda s: s["raw"]["sessions"].__setitem__(1, s["raw"]["sessions"][0]),
+    "another order": lambda s: first_block(s)["order"].reverse(),
+    "another variant": lambda s: s["raw"]["sessions"][0]["variants"].pop("A'"),
+    "another machine": lambda s: s["raw"]["sessions"][2]["fingerprint"]["after"]["machine"].update(cpu="another"),
+    "threads": lambda s: s["raw"]["scenario"].update(threads=2),
+    "unknown key": lambda s: s["raw"].update(note="x"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_file_is_refused(made_up, tmp_path, edit):
+    path = tmp_path / "bench.json"
+    made_up(b=-0.2).save(path)
+    Comparison.load(path)
+    stored = json.loads(path.read_text())
+    edit(stored)
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ArtifactError, match=r"bench\.json"):
+        Comparison.load(path)
+
+
+def test_what_is_no_comparison_is_refused(tmp_path):
+    for name, text in {"list": "[]", "half": '{"schema": "slimvit.be'}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ArtifactError):
+            Comparison.load(tmp_path / name)
+    with pytest.raises(StorageError):
+        Comparison.load(tmp_path / "absent")
+
+
+def test_a_design_that_cannot_be_judged_is_refused():
+    for bad in ({"sessions": 0}, {"blocks": 1}, {"tau": 0.0}, {"slot_ms": 0.0}):
+        with pytest.raises(ValidationError):
+            Design(**bad)
+
+
+def test_more_sessions_and_blocks_need_no_other_code(made_up):
+    grown = made_up(b=-0.2, design=Design(sessions=5, blocks=40, looks=2))
+    assert grown.verdict == "improved"
+    assert len(grown.session_medians) == 5
+    assert np.isfinite(grown.tau_min)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain.data.splits import VALIDATION_LIMIT, Images, arrange, hold_out
+from toolchain.errors import DataError
+
+
+def images(labels):
+    return Images(lambda position: torch.full((1, 1, 1), float(position)), labels)
+
+
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=2, max_size=60),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_hold_out_partitions_and_is_stratified(labels, share, seed):
+    everything = images(labels)
+    size = 1 + int(share * (len(labels) - 1))
+    rest, held = hold_out(everything, size, seed)
+    assert len(held) == size
+    assert sorted([*rest.positions.tolist(), *held.positions.tolist()]) == list(range(len(labels)))
+    for label in set(labels):
+        expected = labels.count(label) * size / len(labels)
+        assert abs((held.labels == label).sum().item() - expected) <= 1
+    again = hold_out(everything, size, seed)[1]
+    assert again.positions.equal(held.positions)
+
+
+def test_another_seed_is_another_split():
+    everything = images([0, 1] * 50)
+    assert not hold_out(everything, 20, 0)[1].positions.equal(hold_out(everything, 20, 1)[1].positions)
+
+
+def test_an_image_and_its_label_stay_together():
+    everything = images(list(range(20)))
+    part = everything.take(torch.tensor([7, 3, 11])).take(torch.tensor([2, 0]))
+    assert [(image.item(), label) for image, label in (part[0], part[1])] == [(11.0, 11), (7.0, 7)]
+
+
+@pytest.mark.parametrize("given_parts", [{}, {"validation": 8}, {"test": 8}, {"validation": 8, "test": 9}])
+def test_every_split_has_images_and_none_is_used_twice(given_parts):
+    parts = {"train": images([0, 1, 2] * 20)} | {name: images([0, 1] * size) for name, size in given_parts.items()}
+    splits = arrange(parts, calibration_images=10, seed=0)
+    assert {name: len(split) > 0 for name, split in splits.items()} == dict.fromkeys(
+        ("train", "calibration", "validation", "test"), True
+    )
+    train, calibration = (set(splits[name].positions.tolist()) for name in ("train", "calibration"))
+    assert calibration <= train
+    assert len(calibration) == 10
+    from_train = [splits["train"]]
+    from_train += [splits["validation"]] if {"validation", "test"} - set(given_parts) else []
+    from_train += [splits["test"]] if not given_parts else []
+    assert sorted(position for split in from_train for position in split.positions.tolist()) == list(range(60))
+
+
+def test_a_single_held_out_part_is_the_test_set():
+    held = images([0, 1] * 4)
+    splits = arrange({"train": images([0, 1] * 30), "validation": held}, 5, 0)
+    assert splits["test"] is held
+    assert len(splits["validation"]) == 6
+
+
+def test_validation_is_limited():
+    splits = arrange({"train": images(torch.zeros(60_000)), "test": images([0])}, 5, 0)
+    assert len(splits["validation"]) == VALIDATION_LIMIT
+
+
+def test_calibration_takes_all_of_a_small_train():
+    splits = arrange({"train": images([0, 1] * 5)}, 512, 0)
+    assert splits["calibration"].positions.equal(splits["train"].positions)
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match=r"3 images .* at least 4"):
+        arrange({"train": images([0, 0, 0])}, 5, 0)
+    with pytest.raises(DataError, match="test 0 images"):
+        arrange({"train": images([0] * 9), "test": images([])}, 5, 0)

@@ -1,0 +1,63 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from toolchain.artifact import sha256
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.targets import TARGETS, BuildOptions, get_target
+from toolchain.targets.ort import ORT_CPU
+
+
+@pytest.fixture
+def doubling(tmp_path):
+    node = helper.make_node("Add", ["image", "image"], ["logits"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("image", "logits")]
+    graph = helper.make_graph([node], "doubling", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "doubling.onnx")
+    return tmp_path / "doubling.onnx"
+
+
+def test_the_file_is_the_engine(doubling, tmp_path):
+    build = ORT_CPU.build(doubling, tmp_path / "engines", BuildOptions())
+    assert build.path == doubling
+    assert build.facts["sha256"] == sha256(doubling)
+    assert not (tmp_path / "engines").exists()
+
+
+def test_a_file_that_does_not_load_is_no_engine(doubling, tmp_path):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(doubling.read_bytes()[:-9])
+    for path in (bad, tmp_path / "absent.onnx"):
+        with pytest.raises(ArtifactError, match=path.name):
+            ORT_CPU.build(path, tmp_path, BuildOptions())
+
+
+def test_a_runner_infers_and_times_with_the_asked_threads(doubling):
+    feeds = [{"image": np.full((2, 3), i, dtype=np.float32)} for i in range(3)]
+    with ORT_CPU.open(doubling, threads=2) as runner:
+        np.testing.assert_array_equal(runner.infer(feeds[2])["logits"], np.full((2, 3), 4))
+        times = runner.time_ns(feeds, 7)
+        options = runner._session.get_session_options()
+    assert (len(times), min(times) > 0) == (7, True)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+
+
+def test_the_probe_names_runtime_and_device():
+    info = ORT_CPU.probe()
+    assert (info.target, info.runtime) == ("ort-cpu", "onnxruntime")
+    assert info.version
+    assert info.device
+    assert [ORT_CPU.profile.multiple(unit) for unit in ("mlp_hidden", "head_dim", "rank", "other")] == [4, 4, 4, 1]
+
+
+def test_the_table_knows_every_target_by_its_name():
+    assert set(TARGETS) >= {"ort-cpu", "eager", "trt", "trt-rtx"}
+    for name, target in TARGETS.items():
+        assert get_target(name) is target
+        assert target.name == name
+    with pytest.raises(RecipeError, match="did you mean 'trt-rtx'"):
+        get_target("trt_rtx")
+    with pytest.raises(RecipeError, match=r"known targets: .*eager"):
+        get_target("zzz")

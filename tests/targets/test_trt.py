@@ -1,0 +1,283 @@
+"""Engines are really built; what needs a GPU is said to be missing and never made up."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import helper
+
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.targets import trt as trt_target
+from toolchain.targets import trt_runner
+from toolchain.targets.base import BuildOptions
+from toolchain.targets.trt import API, API_AHEAD_OF_TIME, TRT, TRT_RTX, TensorRT
+
+HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
+NO_GPU = trt_runner.no_gpu()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    """Two blocks of width 64, random; 8 linears in the blocks, 4 attention products and the head."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=64, depth=2, num_heads=2, num_classes=10, init_values=1.0
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.head.weight.mul_(50)
+    path = tmp_path_factory.mktemp("onnx") / "tiny.fp32.onnx"
+    export_onnx(model, path, input_size=(3, 32, 32), opset=20, metadata={}, simplify=True)
+    return path
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(trt_target, "no_gpu", lambda: "no NVIDIA driver or GPU")
+
+
+@needs_rtx
+@pytest.mark.parametrize("capabilities", [("8.9",), ("8.6", "12.0", "8.6")])
+def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_path):
+    built = TRT_RTX.build(onnx_file, tmp_path, BuildOptions((1, 2, 8), capabilities))
+    facts = built.facts
+    distinct = list(dict.fromkeys(capabilities))
+    assert built.path.name == f"tiny.fp32.{'-'.join('sm' + c.replace('.', '') for c in distinct)}.engine"
+    assert list(tmp_path.iterdir()) == [built.path]
+    engine = built.path.read_bytes()
+    assert facts["size_bytes"] == len(engine)
+    assert len(engine) > 200_000, "the weights alone are 400 kB"
+    assert facts["engine_sha256"] == hashlib.sha256(engine).hexdigest()
+    assert facts["onnx_sha256"] == hashlib.sha256(onnx_file.read_bytes()).hexdigest()
+    assert facts["schema"] == "slimvit.engine/1"
+    assert facts["compute_capabilities"] == distinct
+    assert facts["profile"] == {"image": {"min": [1, 3, 32, 32], "opt": [2, 3, 32, 32], "max": [8, 3, 32, 32]}}
+    assert (facts["loaded"], facts["inspector"]) == ("not_run", None)
+    assert "driver" in facts["loaded_reason"]
+    assert json.loads(json.dumps(facts)) == facts
+
+
+@needs_rtx
+def test_the_census_is_that_of_the_onnx_file(onnx_file, no_gpu, tmp_path):
+    facts = TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=("8.9",))).facts
+    nodes = [node.op_type for node in onnx.load(onnx_file).graph.node]
+    assert facts["matmul_layers"] == sum(op in ("MatMul", "Gemm") for op in nodes) == 13
+    assert facts["matmul_dtypes"] == {"FLOAT": 13}
+    assert facts["layers"]["SOFTMAX"] == nodes.count("Softmax") == 2
+    assert facts["layers"]["NORMALIZATION"] == nodes.count("LayerNormalization") == 5
+    assert facts["strongly_typed"] is True
+    assert "HALF" not in facts["tensor_dtypes"]
+
+
+@needs_rtx
+def test_the_dtype_census_follows_the_graph_because_it_is_strongly_typed(no_gpu, tmp_path):
+    weight = onnx.numpy_helper.from_array(np.ones((8, 8), np.float16), "w")
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, ["batch", 8]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "half", io[:1], io[1:], [weight])
+    path = tmp_path / "half.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    facts = TRT_RTX.build(path, tmp_path, BuildOptions(compute_capabilities=("8.9",))).facts
+    assert facts["matmul_dtypes"] == {"HALF": 1}
+    assert "FLOAT" not in facts["tensor_dtypes"]
+
+
+@needs_rtx
+def test_a_broken_or_unknown_graph_is_refused_with_the_parsers_words(no_gpu, tmp_path):
+    options = BuildOptions(compute_capabilities=("8.9",))
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"garbage")
+    with pytest.raises(ArtifactError, match=r"cannot parse .*garbage\.onnx: .*Failed to parse"):
+        TRT_RTX.build(garbage, tmp_path, options)
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")]
+    node = helper.make_node("Foo", ["x"], ["y"], domain="bar", name="foo_1")
+    graph = helper.make_graph([node], "g", io[:1], io[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("bar", 1)]),
+        tmp_path / "foo.onnx",
+    )
+    with pytest.raises(ArtifactError, match=r"Foo foo_1 .*Plugin not found"):
+        TRT_RTX.build(tmp_path / "foo.onnx", tmp_path, options)
+    with pytest.raises(StorageError, match=r"cannot read .*none\.onnx"):
+        TRT_RTX.build(tmp_path / "none.onnx", tmp_path, options)
+    assert not list(tmp_path.glob("*.engine"))
+
+
+@needs_rtx
+@pytest.mark.parametrize(("asked", "said"), [(("9.9", "8.9"), "9.9"), ((), "none")])
+def test_a_capability_that_cannot_be_built_names_those_that_can(asked, said, onnx_file, no_gpu, tmp_path):
+    with pytest.raises(RecipeError, match=rf"{said}.*set engine.compute_capabilities to .*8\.9, 12\.0"):
+        TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=asked))
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("shape", "batch", "said"),
+    [((2, 3), (1, 1, 8), "fixed batch of 2"), (("batch", "n"), (1, 1, 8), "only the batch may be dynamic")],
+)
+def test_an_input_that_cannot_follow_the_profile_is_refused(shape, batch, said, no_gpu, tmp_path):
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", io[:1], io[1:])
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(ArtifactError, match=said):
+        TRT_RTX.build(path, tmp_path, BuildOptions(batch, ("8.9",)))
+
+
+@needs_rtx
+def test_a_fixed_batch_that_is_asked_for_needs_no_profile(no_gpu, tmp_path):
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2, 3)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", io[:1], io[1:])
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    assert TRT_RTX.build(path, tmp_path, BuildOptions((2, 2, 2), ("8.9",))).facts["profile"] == {}
+
+
+@needs_rtx
+def test_the_probe_tells_building_from_running(no_gpu):
+    info = TRT_RTX.probe()
+    assert (info.target, info.runtime, info.device) == ("trt-rtx", "tensorrt_rtx", "none")
+    assert info.details["build"] == "yes (ahead of time)"
+    assert info.details["run"].startswith("no: ")
+
+
+@needs_rtx
+def test_running_without_a_gpu_is_refused(no_gpu, tmp_path):
+    with pytest.raises(TargetUnavailable, match="runs on a GPU only"):
+        TRT_RTX.open(tmp_path / "x.engine", threads=1)
+    same_module_bound_to_a_gpu = TensorRT("trt", "tensorrt_rtx", minimum=(1, 1), install="", ahead_of_time=False)
+    with pytest.raises(TargetUnavailable, match="no NVIDIA driver"):
+        same_module_bound_to_a_gpu.probe()
+
+
+@pytest.mark.parametrize("call", ["probe", "build", "open"])
+def test_a_module_that_is_missing_says_how_to_get_it(call, tmp_path):
+    absent = TensorRT(
+        "trt", "tensorrt_that_is_not_there", minimum=(10, 12), install="pip install it", ahead_of_time=True
+    )
+    arguments = {"probe": (), "build": (tmp_path / "m.onnx", tmp_path, BuildOptions()), "open": (tmp_path / "e", 1)}
+    with pytest.raises(TargetUnavailable) as caught:
+        getattr(absent, call)(*arguments[call])
+    assert caught.value.reason == "the Python module tensorrt_that_is_not_there is not installed"
+    assert caught.value.install == "pip install it"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("__version__ = '10.3.0'", "10.3.0 is too old, 10.12 or newer"),
+        ("raise OSError('libnvinfer.so')", "cannot be loaded"),
+    ],
+)
+def test_a_module_that_is_old_or_broken_is_refused(source, said, tmp_path, monkeypatch):
+    name = f"fake_trt_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TargetUnavailable, match=said):
+        TensorRT("trt", name, minimum=(10, 12), install="", ahead_of_time=False).probe()
+
+
+def test_the_two_targets_are_the_two_modules():
+    assert [(t.name, t.module, t.ahead_of_time) for t in (TRT, TRT_RTX)] == [
+        ("trt", "tensorrt", False),
+        ("trt-rtx", "tensorrt_rtx", True),
+    ]
+
+
+OBJECTS = {  # variable in the source → class of the module
+    "builder": "Builder",
+    "parser": "OnnxParser",
+    "e": "ParserError",
+    "network": "INetworkDefinition",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "inspector": "EngineInspector",
+    "context": "IExecutionContext",
+    "_engine": "ICudaEngine",
+    "_context": "IExecutionContext",
+}
+
+
+def used_names():
+    """(class, name) of everything that the two files use of the TensorRT API."""
+    found = set()
+    for module in (trt_target, trt_runner):
+        for node in ast.walk(ast.parse(Path(inspect.getsourcefile(module)).read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+            if owner in ("trt", "_trt") and not node.attr.startswith("__"):
+                found.add((node.attr, ""))
+            elif owner in OBJECTS:
+                found.add((OBJECTS[owner], node.attr))
+            elif owner in API:
+                found.add((owner, node.attr))
+    return found
+
+
+def test_the_list_of_api_names_is_complete():
+    listed = {
+        (owner, name) for table in (API, API_AHEAD_OF_TIME) for owner, names in table.items() for name in ("", *names)
+    }
+    torch_tensor = {("ITensor", name) for name in ("data_ptr", "to")}  # `tensor` is also a torch tensor in the runner
+    missing = used_names() - listed - torch_tensor
+    assert missing == set()
+    assert ("IExecutionContext", "execute_async_v3") in used_names(), "the walk sees what it is for"
+
+
+@needs_rtx
+def test_every_api_name_exists_in_the_installed_module():
+    module = importlib.import_module("tensorrt_rtx")
+    for table in (API, API_AHEAD_OF_TIME):
+        for owner, names in table.items():
+            for name in names:
+                assert hasattr(getattr(module, owner), name), f"{owner}.{name}"
+    assert set(trt_runner.TORCH_DTYPES) <= set(module.DataType.__members__)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+@pytest.mark.parametrize("target", [TRT, TRT_RTX], ids=lambda t: t.name)
+def test_an_engine_runs_and_agrees_with_onnx_runtime(target, onnx_file, tmp_path):
+    import onnxruntime as ort
+
+    capability = trt_runner.local_capability()
+    try:
+        built = target.build(onnx_file, tmp_path, BuildOptions((1, 1, 8), (capability,)))
+    except (TargetUnavailable, RecipeError) as error:
+        pytest.skip(str(error))
+    assert built.facts["loaded"] == "pass"
+    assert built.facts["inspector"]["Layers"]
+    reference = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    with target.open(built.path, threads=1) as runner:
+        for batch in (1, 3):
+            image = np.random.default_rng(batch).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+            expected = reference.run(None, {"image": image})[0]
+            got = runner.infer({"image": image})["logits"]
+            assert np.abs(got - expected).max() <= 2e-2 * max(1.0, np.abs(expected).max())  # TF32 products
+        times = runner.time_ns([{"image": image}], samples=20)
+        with pytest.raises(ArtifactError, match="outside the optimization profile"):
+            runner.infer({"image": np.zeros((9, 3, 32, 32), np.float32)})
+    assert len(times) == 20
+    assert min(times) > 0

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from toolchain.data.splits import Images
+from toolchain.errors import DataError
+from toolchain.training import accuracy
+
+LOGITS = torch.eye(5)[torch.tensor([0, 1, 2, 3, 4, 0, 0])]  # [7, 5]
+LABELS = torch.tensor([0, 1, 2, 0, 0, 0, 4])
+
+
+def data(labels=LABELS):
+    return Images(lambda position: LOGITS[position].view(1, 1, 5), labels)
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.identity = nn.Dropout(1.0), nn.Linear(5, 5, bias=False)
+        nn.init.eye_(self.identity.weight)
+
+    def forward(self, images):
+        assert not torch.is_grad_enabled()
+        return self.drop(self.identity(images.flatten(1)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize(
+    "model", [Flat(), lambda images: torch.from_numpy(images.numpy().astype(np.float32)).flatten(1)]
+)
+def test_counts_and_predictions(model, batch_size):
+    result = accuracy(model, data(), batch_size=batch_size)
+    assert (result.total, result.wrong) == (7, 3)
+    assert result.accuracy == pytest.approx(4 / 7)
+    assert result.predictions.dtype == torch.int64
+    assert result.predictions.tolist() == LOGITS.argmax(1).tolist()
+
+
+def test_every_modules_mode_is_restored_even_after_an_error():
+    model = Flat().train()
+    model.identity.eval()
+    before = torch.random.get_rng_state()
+    accuracy(model, data())
+    assert (model.training, model.drop.training, model.identity.training) == (True, True, False)
+    with pytest.raises(RuntimeError):
+        accuracy(model, Images(lambda _: torch.zeros(1, 2, 2), [0]))
+    assert model.drop.training
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_no_labels_no_accuracy():
+    with pytest.raises(DataError, match="unlabelled"):
+        accuracy(Flat(), data(torch.full((7,), -1)))
+    with pytest.raises(DataError, match="empty"):
+        accuracy(Flat(), data([]))

@@ -1,0 +1,37 @@
+"""Where a measurement was taken, and whether two fingerprints are of the same machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Fingerprint(BaseModel):
+    """What `device_runner.fingerprint` saw: `machine` must not change, `state` (frequency, load, throttling) may."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    machine: dict[str, Any]
+    state: dict[str, Any]
+
+
+def machine_changes(fingerprints: Sequence[Fingerprint]) -> list[str]:
+    """One line for each fact of the machine that is not the same in all fingerprints; empty if they agree."""
+    first = fingerprints[0].machine
+    changes = {}
+    for other in fingerprints[1:]:
+        for key in sorted(first.keys() | other.machine.keys()):
+            if first.get(key) != other.machine.get(key):
+                changes[key] = f"{key} {first.get(key)!r} → {other.machine.get(key)!r}"
+    return list(changes.values())
+
+
+def describe_machine(machine: dict[str, Any]) -> str:
+    """One line for a table's hardware column: processor, usable cores, threads, runtimes."""
+    cores = len(machine["affinity"]) if machine.get("affinity") else machine.get("cores")
+    runtimes = ", ".join(
+        f"{name} {version}" for name, version in machine.get("runtimes", {}).items() if name != "numpy"
+    )
+    return f"{machine.get('cpu')}, {cores} usable cores, {machine.get('threads')} thread(s), {runtimes}"

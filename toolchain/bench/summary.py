@@ -1,0 +1,42 @@
+"""A comparison in one line, in words that a sceptic accepts."""
+
+from __future__ import annotations
+
+import math
+
+from toolchain.bench.protocol import Comparison
+
+
+def summary(comparison: Comparison) -> str:
+    """One line: the verdict, what it allows to say, and the evidence.
+
+    A bound is rounded towards the weaker claim, so the line never says more than the samples do.
+    """
+    ratio = comparison.ratio.to_ratio()
+    control, tau = comparison.control, comparison.design.tau
+    speed = f"{1 / ratio['point']:.2f}×"
+    verified = comparison.verified_speedup_at_least
+    said = {
+        "improved": f"{speed} (verified ≥ {math.floor((verified or 1.0) * 100) / 100:.2f}×)",
+        "regressed": f"{ratio['point']:.2f}× the time of the baseline (at least {math.floor(ratio['lo'] * 100) / 100:.2f}×)",
+        "pass": f"not slower beyond {_percent(tau)}; {speed}, a speedup is not verified",
+        "inconclusive": f"{speed}, not verified; sessions differ by {_percent(_spread(comparison))}",
+        "invalid": f"not verified; the control strays too far, this run supports τ ≥ {math.ceil(comparison.tau_min * 1000) / 10:.1f} %",
+    }[comparison.verdict]
+    evidence = [
+        f"ratio {ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}]",
+        f"control ±{_percent(abs(control.point) + control.half_width)}",
+        f"τ {_percent(tau)}",
+        f"{comparison.design.sessions} × {comparison.design.blocks} blocks",
+        *(["parity not claimed"] if comparison.parity == "not claimed" else []),
+    ]
+    return f"{comparison.verdict}: {said}, {', '.join(evidence)}"
+
+
+def _spread(comparison: Comparison) -> float:
+    medians = comparison.session_medians
+    return max(medians) - min(medians)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"

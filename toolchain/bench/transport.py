@@ -1,0 +1,83 @@
+"""How a session's plan reaches a device and its raw samples come back. Here: a fresh process on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import toolchain
+from toolchain.artifact import read_json, write_json
+from toolchain.errors import ArtifactError, MeasurementError
+from toolchain.targets import device_runner
+
+STDERR_LINES = 12
+
+
+class Transport(Protocol):
+    """Runs one session somewhere."""
+
+    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+        """The session's result as `device_runner.run_plan` gives it, from a process of its own.
+
+        Raises:
+            ArtifactError: a variant cannot be opened there, or gives outputs that are not finite.
+            MeasurementError: the session failed in another way.
+        """
+        ...
+
+
+class LocalTransport:
+    """A fresh Python process on this machine; the device runner alone where it has the runtime built in."""
+
+    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+        """The session's result; raises as `Transport.run` does."""
+        built_in = all(variant["runtime"] in device_runner.OPENERS for variant in plan["variants"])
+        program = [device_runner.__file__] if built_in else ["-m", "toolchain.bench.worker"]
+        root = str(Path(toolchain.__file__).parents[1])
+        environment = {
+            **os.environ,
+            "ORT_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        }
+        with tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder:
+            plan_path, out_path = Path(folder, "plan.json"), Path(folder, "samples.json")
+            write_json(plan_path, plan)
+            # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
+            command = [sys.executable, "-P", *program, str(plan_path), str(out_path)]
+            _start(command, environment, on_progress)
+            result = read_json(out_path)
+        if not isinstance(result, dict) or result.pop("plan_sha256", None) != device_runner.plan_digest(plan):
+            raise MeasurementError("the samples that came back belong to another plan; run the comparison again")
+        return result
+
+
+def _start(command: list[str], environment: dict[str, str], on_progress: Callable[[float, str], None]) -> None:
+    """Runs a session's process to its end; raises if it fails, and leaves nothing running if interrupted."""
+    last: deque[str] = deque(maxlen=STDERR_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                kind, _, rest = line.rstrip().partition(" ")
+                if kind == "progress":
+                    share, _, text = rest.partition(" ")
+                    on_progress(float(share), text)
+                else:
+                    last.append(line.rstrip())
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    message = "\n".join(last)
+    if code == device_runner.EXIT_VARIANT:
+        raise ArtifactError(message)
+    if code != 0:
+        raise MeasurementError(f"a measuring process ended with exit code {code}; its last lines:\n{message}")

@@ -1,0 +1,23 @@
+"""One measuring session in a fresh process, for the runtimes that the device runner does not have built in.
+
+Usage: `python -m toolchain.bench.worker PLAN OUT`; exit codes are the device runner's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from toolchain.targets import TARGETS, Runner
+from toolchain.targets.device_runner import main
+
+
+def _opener(name: str) -> Callable[[str, int], Runner]:
+    return lambda path, threads: TARGETS[name].open(Path(path), threads)
+
+
+OPENERS = {name: _opener(name) for name, target in TARGETS.items() if target.measures}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], OPENERS))

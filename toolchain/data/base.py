@@ -1,0 +1,45 @@
+"""What a kind of data source is: one class with `usage` and `read`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from toolchain.data.splits import Images
+from toolchain.data.transforms import Preprocessing, Wanted
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a source read, before it is split.
+
+    Attributes:
+        parts: "train", and "validation" and "test" where the source has them.
+        preprocessing: what every image went through.
+        digest: identifies the content, not where it lies.
+        num_classes: None when unlabelled.
+        flip: whether a mirrored image is as good as the image.
+        synthetic: whether the images mean nothing.
+    """
+
+    parts: Mapping[str, Images]
+    preprocessing: Preprocessing
+    digest: str
+    num_classes: int | None = None
+    flip: bool = False
+    synthetic: bool = False
+
+
+class Reader(Protocol):
+    """One kind of source; the argument is what follows the colon in the recipe.
+
+    `usage` shows the user how it is written; it also says whether an argument is "kind" (none), "kind:ARG" (needed) or
+    "kind[:ARG]" (optional).
+    """
+
+    usage: ClassVar[str]
+
+    def read(self, argument: str, wanted: Wanted, /) -> Content:
+        """The images of the source; raises DataError if it is missing, empty, damaged or does not fit the model."""
+        ...

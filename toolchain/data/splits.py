@@ -1,0 +1,83 @@
+"""Images with labels, and how they are split: fixed, seeded, stratified, disjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from toolchain.errors import DataError
+
+UNLABELLED = -1
+TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
+VALIDATION_LIMIT = 5000  # the standard error of an accuracy over 5 000 images is at most 0.7 %
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """A sequence of (image float32 [C, H, W], label); label −1 where there is none.
+
+    Attributes:
+        positions: int64 [N], where each image lies in what the source read; equal parts compare equal.
+    """
+
+    def __init__(
+        self, load: Callable[[int], Tensor], labels: Sequence[int] | Tensor, positions: Tensor | None = None
+    ) -> None:
+        self._load = load
+        self._all_labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.positions = torch.arange(len(self._all_labels)) if positions is None else positions
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 [N]."""
+        return self._all_labels[self.positions]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        position = int(self.positions[index])
+        return self._load(position), int(self._all_labels[position])
+
+    def take(self, indices: Tensor) -> Images:
+        """The images at the given indices [n] of this sequence; nothing is copied."""
+        return Images(self._load, self._all_labels, self.positions[indices])
+
+
+def hold_out(images: Images, size: int, seed: int) -> tuple[Images, Images]:
+    """(the rest, `size` held-out images), stratified: each class gives its share, to within one image.
+
+    A seeded shuffle, stably sorted by label, is sampled at even steps; unlabelled images are simply shuffled.
+    """
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[images.labels[shuffled].argsort(stable=True)]
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    chosen[by_class[(2 * torch.arange(size) + 1) * len(images) // (2 * size)]] = True
+    return images.take((~chosen).nonzero().flatten()), images.take(chosen.nonzero().flatten())
+
+
+def arrange(parts: Mapping[str, Images], calibration_images: int, seed: int) -> dict[str, Images]:
+    """The four splits of what a source read: "train", and "validation" and "test" where it has them.
+
+    One held-out part alone is the test set, as papers quote it, and validation comes from train. Calibration is a
+    seeded subset of train, and all of it if it has fewer images than asked for.
+
+    Raises:
+        DataError: there are too few images to give every split one.
+    """
+    train, validation, test = parts["train"], parts.get("validation"), parts.get("test")
+    total = len(train)
+    if total < 4:
+        raise DataError(f"there are {total} images to train on and to split; at least 4 are needed")
+    if test is None:
+        test, validation = validation, None
+    if test is None:
+        train, test = hold_out(train, max(1, round(total * TEST_SHARE)), seed)
+    if validation is None:
+        train, validation = hold_out(train, min(max(1, round(total * VALIDATION_SHARE)), VALIDATION_LIMIT), seed + 1)
+    if not len(validation) or not len(test):
+        raise DataError(f"validation has {len(validation)} and test {len(test)} images; each needs at least 1")
+    _, calibration = hold_out(train, min(calibration_images, len(train)), seed + 2)
+    return {"train": train, "calibration": calibration, "validation": validation, "test": test}

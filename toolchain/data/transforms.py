@@ -1,0 +1,145 @@
+"""From pixels to what the model sees: resize, crop, channels, normalisation.
+
+Legend: C channels, H height, W width of the model's input; N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.nn import functional
+
+from toolchain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model input; written into the metadata of the ONNX files.
+
+    Attributes:
+        input_size: (C, H, W).
+        mean, std: C values each, applied to pixels in 0..1.
+        interpolation: how an image of another size is resized (antialiased).
+        crop_pct: the share of the resized image that the centre crop keeps, or None if nothing is cropped.
+        crop_mode: timm's crop mode ("center", "squash", "border"), or None if nothing is cropped.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise DataError(f"data.std is {list(self.std)}; every value must be above 0")
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Model inputs float32 [N, C, H, W] of grey or C-channel pixels [N, 1 | C, h, w], uint8 or float in 0..1."""
+        images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        if images.shape[-2:] != self.input_size[1:]:
+            images = functional.interpolate(images, self.input_size[1:], mode=self.interpolation, antialias=True)
+        images = images.expand(-1, self.input_size[0], -1, -1)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return ((images - mean) / std).contiguous()
+
+    def of_picture(self, picture: Image.Image) -> Tensor:
+        """Model input float32 [C, H, W] of a decoded picture, by timm's evaluation transform."""
+        tensor: Tensor = self._transform(picture.convert("L" if self.input_size[0] == 1 else "RGB"))
+        return tensor
+
+    def of_file(self, path: Path) -> Tensor:
+        """Model input float32 [C, H, W] of an image file; raises DataError if it cannot be decoded."""
+        try:
+            with Image.open(path) as picture:
+                return self.of_picture(picture)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"cannot read the image {path}: {error}. Remove or replace the file.") from error
+
+    @cached_property
+    def _transform(self) -> Any:
+        return create_transform(
+            self.input_size,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model and a recipe want from a source.
+
+    Attributes:
+        input_size: (C, H, W) of the model.
+        model_config: timm's resolved data config of the model (mean, std, interpolation, crop_pct, crop_mode).
+        mean, std, crop_pct: the recipe's overrides, or None.
+        calibration_images: how many images calibration would like.
+        seed: of the splits and of synthetic images.
+    """
+
+    input_size: tuple[int, int, int]
+    model_config: Mapping[str, Any]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    crop_pct: float | None = None
+    calibration_images: int = 512
+    seed: int = 0
+
+    def declared(self, mean: float, std: float) -> Preprocessing:
+        """The preprocessing of a grey source that declares its own statistics and is never cropped.
+
+        Raises:
+            DataError: the recipe asks for a crop, or its mean or std do not fit the channels.
+        """
+        if self.crop_pct is not None:
+            raise DataError(f"this source is never cropped, but data.crop_pct is {self.crop_pct}; remove it")
+        return Preprocessing(self.input_size, *self._statistics((mean,), (std,)), interpolation="bilinear")
+
+    def natural(self) -> Preprocessing:
+        """The preprocessing that the model's own data config declares, with the recipe's overrides.
+
+        Raises:
+            DataError: mean or std do not fit the channels, or the model reads neither grey nor colour images.
+        """
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise DataError(f"the model reads {channels} channels; image files have 1 (grey) or 3 (RGB)")
+        config = self.model_config
+        # timm keeps three values for a model built with in_chans = 1, and averages the weights: average these too.
+        mean, std = (
+            (sum(values) / len(values),) if channels == 1 else tuple(values)
+            for values in (config["mean"], config["std"])
+        )
+        crop_pct = self.crop_pct if self.crop_pct is not None else config.get("crop_pct")
+        return Preprocessing(
+            self.input_size,
+            *self._statistics(mean, std),
+            interpolation=config.get("interpolation", "bicubic"),
+            crop_pct=1.0 if crop_pct is None else crop_pct,
+            crop_mode=config.get("crop_mode", "center"),
+        )
+
+    def _statistics(self, mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std), C values each: the recipe's if it has them, else the given ones."""
+        return (
+            _per_channel("mean", self.mean if self.mean is not None else mean, self.input_size[0]),
+            _per_channel("std", self.std if self.std is not None else std, self.input_size[0]),
+        )
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise DataError(f"data.{name} has {len(values)} values for {channels} channels; expected 1 or {channels}")
+    return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)

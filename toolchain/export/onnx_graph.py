@@ -1,0 +1,257 @@
+"""A torch module → one ONNX file: torch.export-based, dynamic batch, equal bytes in every process and folder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from toolchain.errors import ArtifactError, StorageError
+
+log = logging.getLogger(__name__)
+
+INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+# protobuf ends at 2 GiB; a graph whose weights come close is written as two files.
+INLINE_LIMIT_BYTES = 1_800_000_000
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What was exported.
+
+    Attributes:
+        files: every file that belongs to the model, the graph first.
+        size_bytes: the sum of their sizes.
+        opset: version of the default ONNX domain.
+        nodes_before: operator → number of nodes as torch exported them.
+        nodes_after: operator → number of nodes in the file.
+        simplified: whether the file is onnxsim's result.
+        notes: one sentence for each thing that was asked for and not done, with the reason.
+    """
+
+    files: tuple[Path, ...]
+    size_bytes: int
+    opset: int
+    nodes_before: Mapping[str, int]
+    nodes_after: Mapping[str, int]
+    simplified: bool
+    notes: tuple[str, ...] = ()
+
+
+def export_onnx(
+    module: nn.Module,
+    path: Path,
+    *,
+    input_size: tuple[int, int, int],
+    opset: int,
+    metadata: Mapping[str, str],
+    simplify: bool,
+) -> GraphFacts:
+    """What was written to `path`: the module in eval mode, "image" [batch, C, H, W] → "logits" [batch, classes].
+
+    Attention is exported unfused: its MatMul and Softmax nodes run in fp32 on every runtime, where the fused operator
+    of opset 23 does not. The module itself is left as it is.
+
+    Args:
+        module: any module of one image batch; linears may be `nn.Sequential(nn.Linear, nn.Linear)`.
+        path: the file; weights above `INLINE_LIMIT_BYTES` go to `<name>.data` beside it.
+        input_size: (C, H, W).
+        opset: version of the default ONNX domain.
+        metadata: becomes the file's `metadata_props`, sorted by key.
+        simplify: run onnxsim and keep its result if it is the same model by every check here.
+
+    Raises:
+        ArtifactError: torch cannot export the module, or the graph is not what was asked for.
+        StorageError: the file cannot be written.
+    """
+    exported = _from_torch(module, input_size, opset)
+    linears = linear_shapes(exported)
+    wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
+    if missing := wanted - linears:
+        raise ArtifactError(
+            f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
+            "they were merged or folded on the way, so the file would not be the model that was planned."
+        )
+    if (fault := _fault(exported, input_size, opset, linears)) is not None:
+        raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
+    graph, notes = exported, []
+    if simplify:
+        try:
+            graph = _simplified(exported, input_size, opset, linears)
+        except ArtifactError as reason:
+            notes.append(f"not simplified: {reason}")
+            log.warning("%s: %s", path.name, notes[-1])
+    for key in sorted(metadata):
+        graph.metadata_props.add(key=key, value=metadata[key])
+    files = _write(graph, path)
+    return GraphFacts(
+        files=files,
+        size_bytes=sum(file.stat().st_size for file in files),
+        opset=opset,
+        nodes_before=_census(exported),
+        nodes_after=_census(graph),
+        simplified=graph is not exported,
+        notes=tuple(notes),
+    )
+
+
+def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:
+    """(in, out) → number of MatMul and Gemm nodes that multiply by a constant weight of that shape."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    shapes: Counter[tuple[int, int]] = Counter()
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
+            rows, columns = weights[node.input[1]]
+            turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            shapes[(columns, rows) if turned else (rows, columns)] += 1
+    return shapes
+
+
+def _from_torch(module: nn.Module, input_size: tuple[int, int, int], opset: int) -> onnx.ModelProto:
+    """The graph as torch exports it from a copy of the module, stripped of everything that is not the model."""
+    plain = copy.deepcopy(module).eval().cpu().requires_grad_(False)
+    for part in plain.modules():
+        if hasattr(part, "fused_attn"):  # not timm's global switch: that one is read when a module is built
+            setattr(part, "fused_attn", False)  # noqa: B010
+    example = torch.zeros(2, *input_size)  # a batch of 1 would be taken for a constant
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch and its exporter deprecate parts of each other between releases.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            program = torch.onnx.export(
+                plain,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: BATCH},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {_first_line(error)}") from error
+    if program is None:  # only in torch's old exporter
+        raise ArtifactError(f"torch exported nothing for {type(module).__name__}")
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    return model
+
+
+def _simplified(
+    exported: onnx.ModelProto, input_size: tuple[int, int, int], opset: int, linears: Counter[tuple[int, int]]
+) -> onnx.ModelProto:
+    """The graph as onnxsim leaves it; raises ArtifactError where that is not the same model, no larger."""
+    before_bytes = exported.ByteSize()
+    if before_bytes > INLINE_LIMIT_BYTES:
+        raise ArtifactError(f"{before_bytes} bytes are more than onnxsim can take in one piece")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxsim loads onnxruntime
+    import onnxsim
+
+    try:
+        graph, checked = onnxsim.simplify(exported)
+    except Exception as error:
+        raise ArtifactError(f"onnxsim failed: {_first_line(error)}") from error
+    if not checked:
+        raise ArtifactError("onnxsim's own check failed")
+    _strip(graph)
+    if (fault := _fault(graph, input_size, opset, linears)) is not None:
+        raise ArtifactError(f"onnxsim's graph {fault}")
+    if graph.ByteSize() > before_bytes:  # a constant that was folded into the file
+        raise ArtifactError(f"onnxsim's graph has {graph.ByteSize()} bytes, the exported one {before_bytes}")
+    result: onnx.ModelProto = graph
+    return result
+
+
+def _fault(
+    model: onnx.ModelProto, input_size: tuple[int, int, int], opset: int, linears: Counter[tuple[int, int]]
+) -> str | None:
+    """How the graph differs from what was asked for, as the end of a sentence; None if it does not."""
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets.get("") != opset:
+        return f"has opset {opsets.get('')}, expected {opset}. Set export.opset to one that torch can write."
+    names = ([i.name for i in model.graph.input], [o.name for o in model.graph.output])
+    if names != ([INPUT], [OUTPUT]):
+        return f"has inputs and outputs {names}, expected one {INPUT!r} and one {OUTPUT!r}"
+    image, logits = _shape(model.graph.input[0]), _shape(model.graph.output[0])
+    if image != (BATCH, *input_size):
+        return f"has an input of shape {image}, expected {(BATCH, *input_size)}"
+    if len(logits) != 2 or logits[0] != BATCH or not isinstance(logits[1], int):
+        return f"has an output of shape {logits}, expected ({BATCH!r}, classes): the batch must stay dynamic"
+    found = linear_shapes(model)
+    if found != linears:
+        return f"has other linears: gained {_show(found - linears)}, lost {_show(linears - found)}, as (in, out)"
+    if model.ByteSize() <= INLINE_LIMIT_BYTES:  # a larger one is checked as a file
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return f"is not valid ONNX: {_first_line(error)}"
+    return None
+
+
+def _write(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """The files written for the model, the graph first; they appear whole or not at all."""
+    data = path.with_name(f"{path.name}.data")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            partial = Path(folder) / path.name
+            large = model.ByteSize() > INLINE_LIMIT_BYTES
+            onnx.save_model(model, partial, save_as_external_data=large, location=data.name)
+            onnx.checker.check_model(str(partial), full_check=True)
+            files = (path, data) if large else (path,)
+            for file in reversed(files):  # the graph last: it is what others look for
+                with (partial.with_name(file.name)).open("rb") as written:
+                    os.fsync(written.fileno())
+                partial.with_name(file.name).replace(file)
+        if not large:
+            data.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    return files
+
+
+def _strip(message: Any) -> None:
+    """Clears doc strings and metadata of a protobuf message and all in it: they hold stack traces and local paths."""
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    if isinstance(message, onnx.TensorProto):  # nothing below but the weights, which need no copy
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                _strip(item)
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
+def _census(model: onnx.ModelProto) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def _show(shapes: Counter[tuple[int, int]]) -> str:
+    return ", ".join(f"{shape} ×{count}" for shape, count in sorted(shapes.items())) or "none"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the error that caused all others: torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

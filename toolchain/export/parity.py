@@ -1,0 +1,216 @@
+"""The parity ladder: each form of a model against the one before it, as rungs that pass, fail, or were not run.
+
+A rung cannot pass by accident: outputs that hold a NaN, differ in shape, or say nothing about the image fail it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.errors import ParityError, SlimvitError
+
+Array = NDArray[Any]
+Verdict = Literal["pass", "fail", "not_run"]
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What two forms of a model may differ by; a bound that is None is reported and not judged.
+
+    Attributes:
+        max_abs: bound on max |Δ|, in units of max(1, max |y|) with y the expected logits.
+        cosine_min: bound on the cosine of the logits, per image.
+        top1_min: bound on the share of real images for which both name the same class.
+    """
+
+    max_abs: float | None
+    cosine_min: float
+    top1_min: float | None
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    # For torch against torch and for torch against ONNX Runtime alike. Seen on five ViTs of depth 12, as exported and
+    # simplified, batch 1 and 3: at most 7.3e-7, with both sides up to 6e-7 from float64. top-1 follows from max_abs.
+    "fp32": Tolerance(max_abs=1e-5, cosine_min=0.99999, top1_min=None),
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One comparison; `reason` says why it failed or was not run, and is empty when it passed.
+
+    Attributes:
+        from_: name of the form that is taken as right.
+        to: name of the form that is compared with it.
+        max_abs: largest |Δ| of a logit; None if there is none to tell.
+        cosine_min: smallest cosine over the images.
+        top1_agreement: share of the images on which both name the same class; None on synthetic images.
+        tolerance: what was allowed.
+    """
+
+    from_: str
+    to: str
+    max_abs: float | None
+    cosine_min: float | None
+    top1_agreement: float | None
+    tolerance: Tolerance
+    verdict: Verdict
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rung as it stands in report.json."""
+        record = asdict(self)
+        return {"from": record.pop("from_"), **record}
+
+    def __str__(self) -> str:
+        shown = "" if self.max_abs is None else f" (max |Δ| {self.max_abs:.1e})"
+        return f"{self.from_} == {self.to}: {self.verdict}{shown}" + (f", {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The verdict over all rungs: "fail" if one failed, "not_run" if none was run, "pass" otherwise.
+
+    Attributes:
+        broken: the first rung that failed.
+        not_run: the rungs that were not run; a green ladder lists them.
+    """
+
+    verdict: Verdict
+    broken: Rung | None
+    not_run: tuple[Rung, ...]
+
+
+def compare_outputs(
+    from_: str, to: str, expected: Sequence[Array], got: Sequence[Array], *, tolerance: Tolerance, real_images: bool
+) -> Rung:
+    """The rung for the logits of two forms of a model on the same images.
+
+    Args:
+        from_: name of the form that is taken as right.
+        to: name of the other form.
+        expected: its logits [batch, classes], one array for each call.
+        got: those of the other form, for the same calls.
+        tolerance: what is allowed, from `TOLERANCES`.
+        real_images: whether the images are real; top-1 on noise says nothing and is left out.
+    """
+
+    def failed(reason: str) -> Rung:
+        return Rung(from_, to, None, None, None, tolerance, "fail", reason)
+
+    shapes = [a.shape for a in expected], [a.shape for a in got]
+    if shapes[0] != shapes[1] or any(a.ndim != 2 or a.size == 0 for a in expected) or not expected:
+        return failed(f"shapes differ or are not [batch, classes]: {from_} {shapes[0]}, {to} {shapes[1]}")
+    y, z = (np.concatenate([np.asarray(a, dtype=np.float64) for a in side]) for side in (expected, got))
+    for name, values in ((from_, y), (to, z)):
+        if (bad := int(np.count_nonzero(~np.isfinite(values)))) > 0:
+            return failed(f"{name} has {bad} non-finite logits of {values.size}")
+    scale = max(1.0, float(np.abs(y).max()))
+    bound = None if tolerance.max_abs is None else tolerance.max_abs * scale
+    if (empty := _vacuous(expected, bound or 0.0)) is not None:
+        return failed(f"the comparison is vacuous: the output of {from_} {empty}")
+
+    max_abs = float(np.abs(y - z).max())
+    cosine = float(_cosines(y, z).min())
+    top1 = float(np.mean(y.argmax(axis=1) == z.argmax(axis=1))) if real_images else None
+    faults = []
+    if bound is not None and max_abs > bound:
+        faults.append(f"max |Δ| {max_abs:.3g} > {bound:.3g}")
+    if cosine < tolerance.cosine_min:
+        faults.append(f"cosine {cosine:.6f} < {tolerance.cosine_min}")
+    if top1 is not None and tolerance.top1_min is not None and top1 < tolerance.top1_min:
+        faults.append(f"top-1 agreement {top1:.4f} < {tolerance.top1_min}")
+    return Rung(from_, to, max_abs, cosine, top1, tolerance, "fail" if faults else "pass", "; ".join(faults))
+
+
+def compare(
+    from_: str,
+    to: str,
+    expected: Callable[[Array], Array],
+    got: Callable[[Array], Array],
+    images: Array,
+    *,
+    tolerance: Tolerance,
+    real_images: bool,
+    batches: Sequence[int] = BATCHES,
+) -> Rung:
+    """The rung for two callables image [B, C, H, W] → logits [B, classes], called with the first B images per batch size.
+
+    A callable that raises fails the rung: a batch that was frozen on the way shows in this manner. An error of
+    slimvit's own is raised on.
+    """
+    if len(images) < max(batches):
+        raise ValueError(f"parity at batch {max(batches)} needs as many images, got {len(images)}")
+    outputs: list[list[Array]] = []
+    for name, call in ((from_, expected), (to, got)):
+        outputs.append([])
+        for batch in batches:
+            try:
+                outputs[-1].append(call(images[:batch]))
+            except SlimvitError:
+                raise
+            except Exception as error:  # noqa: BLE001  every runtime raises its own
+                first = (str(error).splitlines() or [""])[0]
+                reason = f"{name} cannot run at batch {batch}: {type(error).__name__}: {first}"
+                return Rung(from_, to, None, None, None, tolerance, "fail", reason)
+    return compare_outputs(from_, to, *outputs, tolerance=tolerance, real_images=real_images)
+
+
+def not_run(from_: str, to: str, *, tolerance: Tolerance, reason: str) -> Rung:
+    """A rung that was not compared, and why."""
+    return Rung(from_, to, None, None, None, tolerance, "not_run", reason)
+
+
+def ladder_verdict(rungs: Sequence[Rung]) -> Ladder:
+    """The verdict over all rungs, in the order of the pipeline."""
+    broken = next((rung for rung in rungs if rung.verdict == "fail"), None)
+    skipped = tuple(rung for rung in rungs if rung.verdict == "not_run")
+    if broken is not None:
+        return Ladder("fail", broken, skipped)
+    return Ladder("pass" if len(skipped) < len(rungs) else "not_run", None, skipped)
+
+
+def require(rungs: Sequence[Rung]) -> None:
+    """Nothing, if no rung failed and at least one was run.
+
+    Raises:
+        ParityError: names the first rung that broke, or says that nothing was compared.
+    """
+    ladder = ladder_verdict(rungs)
+    if ladder.broken is not None:
+        broken = ladder.broken
+        raise ParityError(
+            f"{broken.from_} and {broken.to} must be the same model and are not: {broken.reason}. "
+            f"The step from {broken.from_} to {broken.to} is the first that broke."
+        )
+    if ladder.verdict == "not_run":
+        reasons = "; ".join(f"{rung.from_} == {rung.to}: {rung.reason}" for rung in ladder.not_run)
+        raise ParityError(
+            f"no form of the model was compared with another, so nothing is known: {reasons or 'no rung'}"
+        )
+
+
+def _vacuous(outputs: Sequence[Array], noise: float) -> str | None:
+    """Why outputs could agree without the models agreeing, as the end of a sentence, or None."""
+    values = np.concatenate(outputs).astype(np.float64)
+    if not values.any():
+        return "is all zero"
+    if float(np.ptp(values)) <= noise:
+        return "is constant"
+    if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= noise:
+        return "is the same for every image"
+    return None
+
+
+def _cosines(y: Array, z: Array) -> Array:
+    """Cosine of each row of y with that of z; 0 where one of them is a zero vector."""
+    norms = np.linalg.norm(y, axis=1) * np.linalg.norm(z, axis=1)
+    products: Array = (y * z).sum(axis=1)
+    cosines: Array = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return cosines

@@ -1,0 +1,480 @@
+"""A recipe's stages in order, each checked, recorded, and taken up again where a killed run stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from toolchain.artifact import (
+    AnyModel,
+    DeployModel,
+    MaskedModel,
+    OnnxArtifact,
+    Preprocess,
+    TimmModel,
+    digest_of,
+    run_stage,
+    sha256,
+    write_json,
+    write_text,
+)
+from toolchain.bench.compare import compare as bench_compare
+from toolchain.bench.summary import summary
+from toolchain.cache import Done, Workspace, files_below, user_cache
+from toolchain.compress.stage import Allocation, Compress, allocate, check_names, effective, pruned_shares
+from toolchain.cost import trace
+from toolchain.data import DataSource, open_source
+from toolchain.errors import ArtifactError, MeasurementError, RecipeError, StorageError, TargetUnavailable
+from toolchain.export.engine import BuildEngine
+from toolchain.export.parity import TOLERANCES, Rung, compare, not_run, require
+from toolchain.export.stage import Export, check_section, graph_dict, stack_images, torch_call
+from toolchain.families import Family
+from toolchain.plan import ModelRef
+from toolchain.recipe import Recipe
+from toolchain.report.assemble import assemble
+from toolchain.report.markdown import to_markdown
+from toolchain.surgery.load import load_dense, randomise_untrained
+from toolchain.surgery.replay import load_model, save_model
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+from toolchain.targets import get_target
+from toolchain.training.evaluate import accuracy
+from toolchain.training.loop import Progress
+from toolchain.training.stages import Finetune, Train
+
+log = logging.getLogger(__name__)
+PARITY_IMAGES = 8
+T = TypeVar("T")
+
+
+def tool() -> str:
+    """Name and version of this program."""
+    return f"slimvit {version('slimvit')}"
+
+
+class Listener(Protocol):
+    """Who is told how far a run is."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def progress(self, share: float, text: str) -> None:
+        """`share` of the stage is done."""
+        ...
+
+    def done(self, name: str, done: Done) -> None:
+        """A stage ended."""
+        ...
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def progress(self, share: float, text: str) -> None: ...
+
+    def done(self, name: str, done: Done) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe that was looked at whole: everything that can be refused before any work has been."""
+
+    recipe: Recipe
+    source: DataSource
+    dense: TimmModel
+    allocation: Allocation
+    multiples: Mapping[str, int]
+
+
+def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
+    """The recipe with its model, data and allocation.
+
+    Args:
+        recipe: what to do.
+        weights: False leaves the weights unread, for `slimvit plan` and a dry run.
+
+    Raises:
+        RecipeError, ModelError, DataError, BudgetError: something cannot be done; the message says what would.
+        TargetUnavailable: a target of [engine] or [bench] is not there.
+        StorageError, ArtifactError: the checkpoint cannot be read.
+    """
+    section = recipe.compress
+    check_names(section)
+    check_section(recipe.export)
+    multiples = _multiples(recipe)
+    module, family, provenance = load_dense(recipe.model, weights=weights, seed=section.seed)
+    source, dense = _with_data(recipe, module, family, provenance)
+    untrained = provenance["weights"] == "initial" and weights
+    if untrained and source.synthetic:
+        randomise_untrained(module, section.seed)
+    elif untrained and recipe.train is None:
+        raise RecipeError(
+            "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
+            "or data.source = 'none' for size and latency only"
+        )
+    if not source.synthetic:
+        source.check_classes(module.num_classes)  # type: ignore[arg-type]
+    allocation = allocate(dense, effective(section, synthetic=source.synthetic), recipe.budget, multiples)
+    job = Job(recipe, source, dense, allocation, multiples)
+    if section.method != "none":
+        Compress(section, recipe.budget, source, multiples).requires(dense)
+    return job
+
+
+def _with_data(
+    recipe: Recipe, module: nn.Module, family: Family, provenance: Mapping[str, Any]
+) -> tuple[DataSource, TimmModel]:
+    data = recipe.data
+    source = open_source(
+        data.source,
+        input_size=family.input_size(module),
+        data_config=resolve_model_data_config(module),  # type: ignore[no-untyped-call]
+        mean=data.mean,
+        std=data.std,
+        crop_pct=data.crop_pct,
+        calibration_images=data.calibration_images,
+        seed=recipe.compress.seed,
+    )
+    preprocess = Preprocess(
+        family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
+    )
+    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
+    return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)
+
+
+def _multiples(recipe: Recipe) -> dict[str, int]:
+    """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
+    names = [*(recipe.bench.targets if recipe.bench else ()), *(recipe.engine.targets if recipe.engine else ())]
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        target = get_target(name)
+        info = target.probe()
+        if recipe.bench and name in recipe.bench.targets and info.details.get("run", "yes").startswith("no"):
+            raise TargetUnavailable(name, f"it can build here but not be measured ({info.details['run']})")
+        for unit, multiple in target.profile.multiples.items():
+            found[unit] = math.lcm(found.get(unit, 1), multiple)
+    return found
+
+
+def run(
+    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Listener | None = None
+) -> dict[str, Any]:
+    """The content of report.json, after carrying out a recipe in the folder `out`.
+
+    Args:
+        recipe: a recipe, or the path of a recipe.toml.
+        out: the folder; it is created, and a run that was interrupted there is taken up again.
+        resume: False does every stage anew.
+        listener: told about progress.
+
+    Raises:
+        SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
+    with Workspace(Path(out).resolve(), resume=resume).open() as space:
+        return _Run(prepare(recipe), space, listener or Silent()).all()
+
+
+@dataclass
+class _Run:
+    job: Job
+    space: Workspace
+    listener: Listener
+    stages: dict[str, Done] = field(default_factory=dict)
+
+    def all(self) -> dict[str, Any]:
+        """Every stage of the recipe; returns the report."""
+        root, recipe = self.space.root, self.job.recipe
+        dense = self._dense()
+        masked, masked_folder = self._compress(dense)
+        if recipe.finetune.epochs and not self.job.source.synthetic:
+            masked, masked_folder = self._finetune(dense, masked)
+        self._deploy(masked, masked_folder)
+        self._export("dense")
+        self._export("compressed")
+        if recipe.engine is not None:
+            for target in recipe.engine.targets:
+                self._engine(target)
+        if recipe.bench is not None:
+            self._bench()
+        facts = {name: {**done.facts, "seconds": done.seconds} for name, done in self.stages.items()}
+        report = assemble(recipe, tool(), facts, masked.plan.provenance, root, self.job.source)
+        write_json(root / "report.json", report)
+        write_text(root / "report.md", to_markdown(report))
+        self._manifest()
+        return report
+
+    def _step(self, name: str, inputs: Any, work: Callable[[], tuple[Iterable[Path], dict[str, Any]]]) -> Done:
+        self.listener.stage(name)
+        versions = [tool(), torch.__version__, timm.__version__]
+        done = self.space.step(name, digest_of(name, versions, inputs), work)
+        self.stages[name] = done
+        self.listener.done(name, done)
+        return done
+
+    def _training(self, progress: Progress) -> None:
+        share = ((progress.epoch - 1) + progress.step / progress.steps) / progress.epochs
+        self.listener.progress(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
+
+    # The stages. Each loads what the one before wrote, so a run that resumes takes the same path as one that does not.
+
+    def _dense(self) -> TimmModel:
+        job, folder = self.job, self.space.root / "dense"
+        train = None if job.dense.provenance["weights"] == "checkpoint" or job.source.synthetic else job.recipe.train
+        inputs = [
+            job.recipe.model.model_dump(mode="json"),
+            dict(job.dense.provenance),
+            job.source.digest,
+            job.recipe.compress.seed,
+            None if train is None else train.model_dump(mode="json"),
+        ]
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            if train is None:
+                return [save_model(job.dense, folder)], self._judge(job.dense, folder)
+            key = digest_of("dense", tool(), torch.__version__, timm.__version__, torch.get_num_threads(), inputs)
+            cached = user_cache() / "dense" / key
+            if not _usable(cached):
+                scratch = self.space.scratch("dense")
+                stage = Train(train, job.source, job.recipe.compress.seed, scratch, key, self._training)
+                save_model(run_stage(stage, job.dense), cached)
+            else:
+                log.info("the baseline was trained before; taken from %s", cached)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(cached, folder)
+            return [folder], self._judge(load_model(folder), folder)
+
+        self._step("dense", inputs, work)
+        dense = load_model(folder)
+        assert isinstance(dense, TimmModel)
+        return dense
+
+    def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
+        job, root = self.job, self.space.root
+        folder = root / "masked"
+        inputs = [
+            sha256(root / "dense" / "model.safetensors"),
+            job.recipe.compress.model_dump(mode="json"),
+            job.recipe.budget.model_dump(mode="json"),
+            dict(job.multiples),
+            job.source.digest,
+        ]
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            scratch, key = self.space.scratch("compress"), digest_of(inputs)
+            stage = Compress(
+                job.recipe.compress, job.recipe.budget, job.source, job.multiples, scratch, key, self._training
+            )
+            with_digest = {**dense.provenance, "weights_sha256": inputs[0]}
+            masked = run_stage(stage, TimmModel(**{**vars(dense), "provenance": with_digest}))
+            write_json(root / "allocation.json", job.allocation.to_dict())
+            write_text(root / "plan.json", masked.plan.to_json())
+            save_model(masked, folder)
+            facts = {**self._judge(masked, folder), "pruned_shares": pruned_shares(masked)}
+            return [root / "allocation.json", root / "plan.json", folder], facts
+
+        self._step("compress", inputs, work)
+        return _masked(folder), folder
+
+    def _finetune(self, dense: TimmModel, masked: MaskedModel) -> tuple[MaskedModel, Path]:
+        job, root = self.job, self.space.root
+        folder, section = root / "finetuned", job.recipe.finetune
+        inputs = [sha256(root / "masked" / "model.safetensors"), section.model_dump(mode="json"), job.source.digest]
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            scratch, key = self.space.scratch("finetune"), digest_of(inputs)
+            stage = Finetune(section, job.source, dense, job.recipe.compress.seed, scratch, key, self._training)
+            tuned = run_stage(stage, masked)
+            save_model(tuned, folder)
+            return [folder], self._judge(tuned, folder)
+
+        self._step("finetune", inputs, work)
+        return _masked(folder), folder
+
+    def _deploy(self, masked: MaskedModel, before: Path) -> None:
+        folder = self.space.root / "deploy"
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            sliced = run_stage(Slice(), masked)
+            deploy = run_stage(Split(), sliced)
+            save_model(deploy, folder)
+            again = load_model(folder)
+            rungs = [
+                self._rung("masked", masked.module, "sliced", sliced.module),
+                self._rung("sliced", sliced.module, "split", deploy.module),
+                self._rung("split", deploy.module, "deploy", again.module),
+            ]
+            require(rungs)
+            facts = {"sliced": self._judge(sliced, None), **self._judge(deploy, folder)}
+            return [folder], {**facts, "parity": [rung.to_dict() for rung in rungs]}
+
+        self._step("deploy", [sha256(before / "model.safetensors")], work)
+
+    def _rung(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
+        return compare(
+            from_,
+            to,
+            torch_call(expected),
+            torch_call(got),
+            stack_images(self._images()),
+            tolerance=TOLERANCES["fp32"],
+            real_images=not self.job.source.synthetic,
+        )
+
+    def _images(self) -> list[Tensor]:
+        images = self.job.source.split("validation")
+        return [images[index % len(images)][0] for index in range(PARITY_IMAGES)]
+
+    def _export(self, which: str) -> None:
+        root, recipe = self.space.root, self.job.recipe
+        folder = root / ("dense" if which == "dense" else "deploy")
+        path = root / "onnx" / f"{which}.fp32.onnx"
+        inputs = [
+            sha256(folder / "model.safetensors"),
+            sha256(folder / "model.json"),
+            recipe.export.model_dump(mode="json"),
+        ]
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            model = load_model(folder)
+            if not isinstance(model, (TimmModel, DeployModel)):
+                raise ArtifactError(f"{folder} holds a {model.stage} model; only dense and deploy models are exported")
+            images = stack_images(self._images())
+            stage = Export(recipe.export, path, images, not self.job.source.synthetic, tool())
+            made = run_stage(stage, model)
+            facts = {"parity": [made.rung.to_dict()], "graph": graph_dict(made.graph), "bytes": made.graph.size_bytes}
+            with get_target("ort-cpu").open(path, threads=torch.get_num_threads()) as runner:
+                facts |= self._accuracy(lambda x: torch.from_numpy(runner.infer({"image": x.numpy()})["logits"]))
+            return made.graph.files, facts
+
+        self._step(f"onnx-{which}", inputs, work)
+
+    def _engine(self, target: str) -> None:
+        root, section = self.space.root, self.job.recipe.engine
+        assert section is not None
+        path, folder = root / "onnx" / "compressed.fp32.onnx", root / "engines" / target
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            stage = BuildEngine(section, target, folder)
+            made = run_stage(stage, OnnxArtifact(path, "fp32", self.job.dense.preprocess))
+            loaded, reason = made.facts["loaded"], str(made.facts.get("loaded_reason", ""))
+            rung = not_run(path.name, made.path.name, tolerance=TOLERANCES["fp32"], reason=reason or str(loaded))
+            return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
+
+        inputs = [sha256(path), section.model_dump(mode="json"), get_target(target).probe().version]
+        self._step(f"engine-{target}", inputs, work)
+
+    def _bench(self) -> None:
+        section = self.job.recipe.bench
+        assert section is not None
+        for target in section.targets:
+            for batch in section.batch:
+                for threads in section.threads:
+                    self._cell(target, batch, threads)
+
+    def _cell(self, target: str, batch: int, threads: int) -> None:
+        root = self.space.root
+        pair = (
+            [root / "dense", root / "deploy"]
+            if target == "eager"
+            else sorted((root / "onnx").glob("*.fp32.onnx"), reverse=True)
+        )
+        path = root / "bench" / f"{target}.fp32.b{batch}.t{threads}.json"
+
+        def work() -> tuple[list[Path], dict[str, Any]]:
+            def told(text: str, share: float) -> None:
+                self.listener.progress(share, text)
+
+            found = bench_compare(
+                pair[0], pair[1], target=target, batch=batch, threads=threads, parity="pass", on_progress=told
+            )
+            found.save(path)
+            record = {key: value for key, value in found.to_dict().items() if key != "raw"}
+            times = {"dense_ms": found.latency_ms("A"), "compressed_ms": found.latency_ms("B")}
+            return [path], {
+                "target": target,
+                "batch": batch,
+                "threads": threads,
+                **times,
+                **record,
+                "summary": summary(found),
+            }
+
+        inputs = [sha256(file) for folder in pair for file in files_below(folder)]
+        self._step(f"bench-{target}.b{batch}.t{threads}", [inputs, target, batch, threads], work)
+
+    # What is known of a model.
+
+    def _judge(self, model: AnyModel, folder: Path | None) -> dict[str, Any]:
+        """Parameters, MACs, bytes on disk and accuracy on the test split."""
+        shape = trace(model.module, model.family, model.preprocess.input_size)
+        size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
+        return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
+
+    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        if not self.job.source.labelled:
+            return {"accuracy": None, "wrong": None, "total": None}
+        found = accuracy(model, self.job.source.split("test"))
+        return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total}
+
+    def _manifest(self) -> None:
+        root = self.space.root
+        files = [
+            file
+            for file in files_below(root)
+            if not any(part.startswith(".") for part in file.relative_to(root).parts) and file.name != "manifest.json"
+        ]
+        names = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
+        record = {
+            "schema": "slimvit.manifest/1",
+            "recipe_digest": self.job.recipe.digest,
+            "versions": {name: version(name) for name in names},
+            "files": [
+                {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
+                for file in files
+            ],
+        }
+        write_json(root / "manifest.json", record)
+
+
+def _usable(folder: Path) -> bool:
+    try:
+        load_model(folder)
+    except (ArtifactError, StorageError):
+        return False
+    return True
+
+
+def _masked(folder: Path) -> MaskedModel:
+    model = load_model(folder)
+    if not isinstance(model, MaskedModel):
+        raise ArtifactError(f"{folder} holds a {model.stage} model, expected a masked one")
+    return model
+
+
+def require_speedup(report: Mapping[str, Any], wanted: float) -> None:
+    """Raises MeasurementError unless every measured cell verified at least this speedup."""
+    if not report["bench"]:
+        raise MeasurementError(f"a speedup of {wanted:g} was required, but the recipe measures nothing; add [bench]")
+    for row in report["bench"]:
+        found = row["verified_speedup_at_least"]
+        if found is None or found < wanted:
+            said = "no speedup was verified" if found is None else f"{found:.2f} was verified"
+            raise MeasurementError(
+                f"a speedup of {wanted:g} was required on {row['target']} (batch {row['batch']}, "
+                f"{row['threads']} threads); {said} ({row['verdict']})"
+            )

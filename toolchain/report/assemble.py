@@ -1,0 +1,122 @@
+"""report.json from the facts that the stages recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifact import sha256
+from toolchain.cache import PRIVATE, files_below
+from toolchain.data import DataSource
+from toolchain.recipe import Recipe
+
+SCHEMA = "slimvit.report/1"
+FIGURES = ("params", "macs", "bytes")
+COUNTS = ("accuracy", "wrong", "total")
+SHIPPED = ("allocation.json", "plan.json", "dense", "masked", "finetuned", "deploy", "onnx", "engines", "bench")
+
+
+def assemble(
+    recipe: Recipe,
+    tool: str,
+    facts: Mapping[str, Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    root: Path,
+    source: DataSource,
+) -> dict[str, Any]:
+    """The report of a run.
+
+    Args:
+        recipe: what was asked for.
+        tool: name and version of the program.
+        facts: stage → what it recorded, in the order in which the stages ran.
+        provenance: of the plan.
+        root: the run's folder.
+        source: the data that accuracy was counted on.
+    """
+    stages = _stages(facts)
+    dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
+    increase, reason = relative_error_increase(dense, compressed)
+    return {
+        "schema": SCHEMA,
+        "tool": tool,
+        "synthetic": source.synthetic,
+        "model": {
+            "name": recipe.model.name,
+            "kwargs": recipe.model.kwargs,
+            "checkpoint_sha256": provenance["weights"].get("checkpoint_sha256"),
+        },
+        "data": {"source": source.name, "digest": source.digest},
+        "method": provenance["method"],
+        "requested_method": provenance["requested"],
+        "budget": provenance["budget"],
+        "recipe_digest": recipe.digest,
+        "stages": stages,
+        "dense": dense,
+        "compressed": compressed,
+        "ratio": {name: compressed[name] / dense[name] for name in FIGURES},
+        "relative_error_increase": increase,
+        "relative_error_increase_reason": reason,
+        "pruned_shares": facts["compress"]["pruned_shares"],
+        "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
+        "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
+        "bench": [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")],
+        "files": _files(root),
+    }
+
+
+def relative_error_increase(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """((1 − acc_c)/(1 − acc_dense) − 1, None), or (None, why there is no such number)."""
+    if dense["total"] is None or compressed["total"] is None:
+        return None, "the data has no labels"
+    if dense["wrong"] == 0:
+        return None, f"the dense model makes no error on {dense['total']} images"
+    error_dense, error = dense["wrong"] / dense["total"], compressed["wrong"] / compressed["total"]
+    return error / error_dense - 1, None
+
+
+def _stages(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per form of the model, in order; the ONNX file has no count of parameters of its own."""
+    rows = []
+
+    def row(name: str, found: Mapping[str, Any], seconds: float | None) -> None:
+        keys = (*FIGURES, *COUNTS)
+        rows.append({"name": name, **{key: found.get(key) for key in keys}, "seconds": seconds})
+
+    for stage, name in (("dense", "dense"), ("compress", "compressed"), ("finetune", "finetuned")):
+        if stage in facts:
+            row(name, facts[stage], facts[stage]["seconds"])
+    deploy = facts["deploy"]
+    row("sliced", deploy["sliced"], None)
+    row("split", deploy, deploy["seconds"])
+    onnx = facts["onnx-compressed"]
+    row("onnx", {**{key: deploy[key] for key in ("params", "macs")}, **onnx}, onnx["seconds"])
+    return rows
+
+
+def _shipped(facts: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, Any]:
+    """Params and MACs of a model, bytes and accuracy of the ONNX file that ships it."""
+    model = facts["dense" if which == "dense" else "deploy"]
+    onnx = facts[f"onnx-{which}"]
+    return {
+        "params": model["params"],
+        "macs": model["macs"],
+        "bytes": onnx["bytes"],
+        **{key: onnx[key] for key in COUNTS},
+    }
+
+
+def _bench_row(stage: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("target", "batch", "threads", "dense_ms", "compressed_ms", "ratio", "control", "tau", "tau_min")
+    more = ("verified_speedup_at_least", "verdict", "environment", "summary")
+    return {"precision": "fp32", **{key: stage[key] for key in (*keys, *more)}}
+
+
+def _files(root: Path) -> list[dict[str, Any]]:
+    found = [file for name in SHIPPED if (root / name).exists() for file in files_below(root / name)]
+    return [
+        {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in found
+        if PRIVATE not in file.parts
+    ]

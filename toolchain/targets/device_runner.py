@@ -1,0 +1,307 @@
+"""The timing loop of slimvit and all else that runs on a device: one file that imports nothing of the project.
+
+Usage: `python device_runner.py PLAN OUT`. PLAN is JSON (schema `slimvit.bench.plan/1`) that describes one session: which
+variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
+OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
+are passed to `run_plan` as openers. Exit codes: 0 good, 3 a variant cannot be opened or gives non-finite outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+PLAN_SCHEMA = "slimvit.bench.plan/1"
+SESSION_SCHEMA = "slimvit.bench.session/1"
+# What decides which int8, bf16 and fp32 kernels a runtime picks.
+FLAGS = frozenset(
+    {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+    | {"asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2", "sme"}
+)
+RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
+
+
+EXIT_VARIANT = 3
+
+
+class VariantError(Exception):
+    """A variant cannot be opened, or its outputs are not finite."""
+
+
+def time_calls_ns(
+    call: Callable[[Mapping[str, NDArray[Any]]], Any], feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int
+) -> list[int]:
+    """Wall time of each of `samples` synchronous calls in nanoseconds, rotating through `feeds`."""
+    clock = time.perf_counter_ns
+    times = []
+    for index in range(samples):
+        feed = feeds[index % len(feeds)]
+        start = clock()
+        call(feed)
+        times.append(clock() - start)
+    return times
+
+
+class OrtRunner:
+    """ONNX Runtime on the CPU: all graph optimisations, sequential execution, `threads` intra-op threads."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self._session: Any = None
+
+    def __enter__(self) -> Self:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Output name → array for one call."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(None, feeds)))  # noqa: B905  (strict= is Python 3.10)
+
+    def time_ns(self, feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds."""
+        return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
+
+
+OPENERS: dict[str, Callable[[str, int], Any]] = {"ort-cpu": OrtRunner}
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """sha256 of the plan's canonical JSON; ties samples to the plan that they were taken for."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def block_orders(names: Sequence[str], blocks: int, seed: int, session: int) -> list[list[str]]:
+    """A random permutation of the variants for each block, the same on every Python for the same seed and session."""
+    draw = random.Random(f"{seed}/{session}").random  # noqa: S311  (unlike shuffle(), random() is promised never to change)
+    return [sorted(names, key=lambda _: draw()) for _ in range(blocks)]
+
+
+def calls_per_slot(call_ns: float, slot_ms: float) -> tuple[int, int]:
+    """(calls, how many of the first are discarded) of one slot, for a model of `call_ns` a call.
+
+    The first call of a slot pays for caches that the variant before it left behind; calls above 1 s do not feel it.
+    """
+    fill = math.ceil(slot_ms * 1e6 / max(call_ns, 1.0))
+    if call_ns < 20e6:
+        return max(5, fill), 1
+    if call_ns <= 100e6:
+        return max(3, fill), 1
+    return (2, 1) if call_ns <= 1e9 else (1, 0)
+
+
+def make_inputs(spec: Mapping[str, Any]) -> list[list[NDArray[Any]]]:
+    """`count` input sets, each one array per tensor: standard normal floats, integers in 0…127, random booleans."""
+    rng = np.random.default_rng(spec["seed"])
+
+    def array(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if dtype.kind == "f":
+            return rng.standard_normal(shape).astype(dtype)
+        return rng.integers(0, 2 if dtype.kind == "b" else 128, shape).astype(dtype)
+
+    tensors = [(tensor["shape"], np.dtype(tensor["dtype"])) for tensor in spec["tensors"]]
+    return [[array(shape, dtype) for shape, dtype in tensors] for _ in range(spec["count"])]
+
+
+def fingerprint(threads: int) -> dict[str, Any]:
+    """`machine`: what must not change between measurements that are compared; `state`: what may drift."""
+    cpuinfo = _read("/proc/cpuinfo") or ""
+    found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
+    governors = sorted(set(_read_all_cpus("cpufreq/scaling_governor")))
+    clocks_khz = [float(text) for text in _read_all_cpus("cpufreq/scaling_cur_freq")]
+    clocks_mhz = [khz / 1e3 for khz in clocks_khz] or [float(t) for t in re.findall(r"cpu MHz\s*:\s*([\d.]+)", cpuinfo)]
+    throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
+    return {
+        "machine": {
+            "cpu": cpu_model(),
+            "flags": sorted(FLAGS & found),
+            "cores": os.cpu_count(),
+            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            "governor": ",".join(governors) or None,
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "python": platform.python_version(),
+            "runtimes": {name: version for name, version in loaded.items() if version is not None},
+            "threads": threads,
+        },
+        "state": {
+            "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
+            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+            "throttle_count": sum(throttled) if throttled else None,
+        },
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the system knows it, with the board's where there is a device tree."""
+    cpuinfo = _read("/proc/cpuinfo") or ""
+    part = [_cpu_field(cpuinfo, field) for field in ("CPU implementer", "CPU part")]
+    name = _cpu_field(cpuinfo, "model name") or " ".join(["cpu", *filter(None, part)] if any(part) else [])
+    board = (_read("/proc/device-tree/model") or "").strip("\0")
+    return ", ".join(filter(None, [board, name or platform.processor() or platform.machine()]))
+
+
+def _cpu_field(cpuinfo: str, field: str) -> str | None:
+    match = re.search(rf"^{re.escape(field)}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return match.group(1).strip() if match else None
+
+
+def _read(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _read_all_cpus(name: str) -> list[str]:
+    return [text for text in map(_read, Path("/sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")) if text]
+
+
+def run_plan(
+    plan: Mapping[str, Any],
+    openers: Mapping[str, Callable[[str, int], Any]] = OPENERS,
+    progress: Callable[[float, str], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """The raw samples of one session: every variant in this process, blocks of slots in random order.
+
+    Args:
+        plan: schema, seed, session, blocks, slot_ms, threads, warmup {calls, seconds}, inputs {count, seed, tensors
+            [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order}].
+        openers: runtime → a callable (path, threads) that gives a context manager with `infer` and `time_ns`.
+        progress: receives (share done, what was done), never while a slot is timed.
+
+    Raises:
+        ValueError: the plan has another schema or names a runtime that has no opener.
+        VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
+    """
+    if plan.get("schema") != PLAN_SCHEMA:
+        raise ValueError(f"this runner reads plans of schema {PLAN_SCHEMA!r}, got {plan.get('schema')!r}")
+    names = [variant["name"] for variant in plan["variants"]]
+    inputs = make_inputs(plan["inputs"])
+    runners: dict[str, Any] = {}
+    feeds: dict[str, list[dict[str, NDArray[Any]]]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        for variant in plan["variants"]:
+            name, runtime = variant["name"], variant["runtime"]
+            if runtime not in openers:
+                raise ValueError(f"no opener for runtime {runtime!r}; there are {sorted(openers)}")
+            feeds[name] = [dict(zip(variant["inputs"], arrays)) for arrays in inputs]  # noqa: B905
+            try:
+                runners[name] = stack.enter_context(openers[runtime](variant["path"], plan["threads"]))
+                outputs = runners[name].infer(feeds[name][0])
+            except Exception as error:
+                raise VariantError(f"{name} ({variant['path']}) does not run on {runtime}: {error}") from error
+            for output, array in outputs.items():
+                if not np.isfinite(array).all():
+                    raise VariantError(f"{name} ({variant['path']}): output {output!r} has values that are not finite")
+            facts[name] = {"outputs": [list(array.shape) for array in outputs.values()]}
+        before = fingerprint(plan["threads"])
+        slots: dict[tuple[str, str], tuple[int, int]] = {}
+        for variant in plan["variants"]:
+            name = variant["name"]
+            progress(0.0, f"warming up {name}")
+            calls, seconds, call_ns = _warm_up(runners[name], feeds[name], plan["warmup"])
+            # One file gets one k: A and its control A' must be sampled alike.
+            slot = slots.setdefault((variant["runtime"], variant["path"]), calls_per_slot(call_ns, plan["slot_ms"]))
+            facts[name].update(
+                warmup_calls=calls, warmup_seconds=seconds, call_ns=call_ns, calls_per_slot=slot[0], discarded=slot[1]
+            )
+        blocks = []
+        gc.collect()
+        gc.disable()  # a collection inside a slot would be charged to whichever variant it hits
+        stack.callback(gc.enable)
+        for index, order in enumerate(block_orders(names, plan["blocks"], plan["seed"], plan["session"])):
+            blocks.append({"order": order, "samples_ns": _block(order, index, runners, feeds, facts)})
+            progress((index + 1) / plan["blocks"], f"block {index + 1}/{plan['blocks']}")
+        after = fingerprint(plan["threads"])
+    return {
+        "schema": SESSION_SCHEMA,
+        "plan_sha256": plan_digest(plan),
+        "session": plan["session"],
+        "fingerprint": {"before": before, "after": after},
+        "variants": facts,
+        "blocks": blocks,
+    }
+
+
+def _warm_up(runner: Any, feeds: Sequence[Any], rule: Mapping[str, float]) -> tuple[int, float, float]:
+    """(calls, seconds, median ns of the later half of the calls) of a warm-up that meets both minima."""
+    times: list[int] = []
+    total_ns = 0
+    while len(times) < rule["calls"] or total_ns < rule["seconds"] * 1e9:
+        times += (chunk := runner.time_ns(feeds, int(rule["calls"])))
+        total_ns += sum(chunk)
+    return len(times), total_ns / 1e9, float(statistics.median(times[len(times) // 2 :]))
+
+
+def _block(
+    order: Sequence[str], index: int, runners: Mapping[str, Any], feeds: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict[str, list[int]]:
+    """Variant → its retained samples in ns. Each block starts at another input, the same for all variants."""
+    samples = {}
+    for name in order:
+        first = index % len(feeds[name])
+        times = runners[name].time_ns(feeds[name][first:] + feeds[name][:first], facts[name]["calls_per_slot"])
+        samples[name] = times[facts[name]["discarded"] :]
+    return samples
+
+
+def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> int:
+    """The exit code of a run; progress goes to stderr as `progress SHARE TEXT`, OUT is written atomically."""
+    plan_path, out_path = argv
+    plan = json.loads(Path(plan_path).read_text(encoding="utf-8"))
+
+    def progress(fraction: float, text: str) -> None:
+        # Also the end of an orphan: with the parent gone this write fails, and nothing disturbs the next measurement.
+        sys.stderr.write(f"progress {fraction:.3f} {text}\n")
+        sys.stderr.flush()
+
+    try:
+        result = run_plan(plan, openers, progress)
+    except VariantError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_VARIANT
+    partial = Path(f"{out_path}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(result, file, separators=(",", ":"))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(out_path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

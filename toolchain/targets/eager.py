@@ -1,0 +1,84 @@
+"""Eager PyTorch on the CPU, on a saved model folder: what a user has before any export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from toolchain.errors import RecipeError
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, TargetInfo, TargetProfile
+from toolchain.targets.device_runner import cpu_model, time_calls_ns
+
+INPUT, OUTPUT = "image", "logits"
+
+
+class EagerRunner:
+    """A model folder as an eager module; input "image" [B, C, H, W], output "logits" [B, classes].
+
+    Torch's thread count is global to the process: set on entry, put back on exit.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self._module: nn.Module | None = None
+        self._threads_before = 0
+
+    def __enter__(self) -> Self:
+        from toolchain.surgery.replay import load_model
+
+        self._module = load_model(self.path).module
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.set_num_threads(self._threads_before)
+        self._module = None
+
+    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Output name → array for one call."""
+        return {OUTPUT: self._call(feeds).numpy()}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds; arrays enter and leave torch without a copy."""
+        return time_calls_ns(self._call, feeds, samples)
+
+    def _call(self, feeds: Feeds) -> torch.Tensor:
+        if self._module is None:
+            raise RuntimeError("EagerRunner is used outside its `with` block")
+        with torch.inference_mode():
+            logits: torch.Tensor = self._module(torch.from_numpy(feeds[INPUT]))
+        return logits
+
+
+class Eager:
+    """Target "eager"; it has no preferred multiples and builds nothing."""
+
+    name = "eager"
+    profile = TargetProfile()
+    measures = True
+
+    def probe(self) -> TargetInfo:
+        """The runtime and the CPU; always there, since torch is a dependency."""
+        return TargetInfo(self.name, "torch", str(torch.__version__), cpu_model())
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+        """Nothing; raises RecipeError, because eager PyTorch runs model folders and has no engines."""
+        raise RecipeError(
+            f"target 'eager' has no engine to build from {onnx}: it runs model folders. Take it out of engine.targets."
+        )
+
+    def open(self, path: Path, threads: int) -> Runner:
+        """A runner of a model folder; raises ArtifactError on entry if it is none."""
+        return EagerRunner(path, threads)
+
+
+EAGER = Eager()

@@ -1,0 +1,54 @@
+"""ONNX Runtime on the CPU: the ONNX file is the engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
+import onnxruntime as ort
+
+from toolchain.artifact import sha256
+from toolchain.errors import ArtifactError
+from toolchain.targets.base import BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
+from toolchain.targets.device_runner import OrtRunner, cpu_model
+
+
+class _CheckedOrtRunner(OrtRunner):
+    """The device's own runner, with a file that cannot be loaded reported as the user's error."""
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {self.path}: {error}") from error
+
+
+class OrtCpu:
+    """Target "ort-cpu". Multiples of 4 fill a 128-bit vector of fp32, the narrowest that its kernels use."""
+
+    name = "ort-cpu"
+    profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
+    measures = True
+
+    def probe(self) -> TargetInfo:
+        """The runtime and the CPU; always there, since onnxruntime is a dependency."""
+        return TargetInfo(self.name, "onnxruntime", ort.__version__, cpu_model())
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+        """The ONNX file itself, loaded once as proof; nothing is written.
+
+        Raises:
+            ArtifactError: ONNX Runtime cannot load the file.
+        """
+        with _CheckedOrtRunner(str(onnx), threads=1):
+            facts = {"target": self.name, "runtime": "onnxruntime", "version": ort.__version__, "sha256": sha256(onnx)}
+        return EngineBuild(onnx, facts)
+
+    def open(self, path: Path, threads: int) -> Runner:
+        """A runner of the ONNX file; raises ArtifactError on entry if it cannot be loaded."""
+        return _CheckedOrtRunner(str(path), threads)
+
+
+ORT_CPU = OrtCpu()

@@ -1,0 +1,285 @@
+"""TensorRT and TensorRT for RTX: one code path, parameterised by the Python module, strongly typed networks only.
+
+Precision lives in the ONNX graph; the builder is never asked for one. TensorRT for RTX builds ahead of time, without any
+GPU; one engine file holds every compute capability that was asked for. TensorRT proper builds on the GPU it is for.
+Running an engine needs a GPU in both, and is never replaced by a number from elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from toolchain.artifact import atomic_path, sha256
+from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.targets.base import BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
+from toolchain.targets.trt_runner import TrtRunner, forwarding_logger, local_capability, no_gpu
+
+log = logging.getLogger(__name__)
+
+ENGINE_SCHEMA = "slimvit.engine/1"
+# Class of the module → what this file calls on it. A test holds the list against the source and the installed module.
+API: Mapping[str, tuple[str, ...]] = {
+    "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
+    "OnnxParser": ("parse_from_file", "num_errors", "get_error"),
+    "ParserError": ("desc", "node_name", "node_operator"),
+    "INetworkDefinition": ("num_layers", "get_layer", "num_inputs", "get_input", "get_flag"),
+    "ILayer": ("type", "num_outputs", "get_output"),
+    "ITensor": ("name", "shape", "dtype"),
+    "IBuilderConfig": ("add_optimization_profile", "profiling_verbosity", "get_flag"),
+    "IOptimizationProfile": ("set_shape",),
+    "Runtime": ("deserialize_cuda_engine",),
+    "ICudaEngine": (
+        *("create_execution_context", "create_engine_inspector", "num_io_tensors"),
+        *("get_tensor_name", "get_tensor_mode", "get_tensor_dtype"),
+    ),
+    "EngineInspector": ("get_engine_information",),
+    "IExecutionContext": ("set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3"),
+    "NetworkDefinitionCreationFlag": (),
+    "ILogger": ("Severity",),
+    "BuilderFlag": ("TF32",),
+    "ProfilingVerbosity": ("DETAILED",),
+    "LayerInformationFormat": ("JSON",),
+    "LayerType": ("MATRIX_MULTIPLY",),
+    "TensorIOMode": ("INPUT",),
+}
+# Only where engines are built ahead of time.
+API_AHEAD_OF_TIME: Mapping[str, tuple[str, ...]] = {
+    "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
+    "ComputeCapability": (),
+}
+
+
+class TensorRT:
+    """A target on one of NVIDIA's two runtimes.
+
+    Attributes:
+        name: of the target.
+        module: Python module with the TensorRT API.
+        minimum: the oldest (major, minor) that is strongly typed all the way.
+        install: the line that brings the module.
+        ahead_of_time: whether engines are built without a GPU, for named compute capabilities.
+    """
+
+    profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
+    measures = True
+
+    def __init__(self, name: str, module: str, *, minimum: tuple[int, int], install: str, ahead_of_time: bool) -> None:
+        self.name, self.module, self.minimum = name, module, minimum
+        self.install, self.ahead_of_time = install, ahead_of_time
+
+    def probe(self) -> TargetInfo:
+        """The module, the GPU if there is one, and in `details` what can be done with them: "build" and "run".
+
+        Raises:
+            TargetUnavailable: engines can neither be built nor run here.
+        """
+        trt = self._load()
+        missing = no_gpu()
+        if missing is not None and not self.ahead_of_time:
+            raise TargetUnavailable(self.name, missing)
+        return TargetInfo(
+            target=self.name,
+            runtime=self.module,
+            version=str(trt.__version__),
+            device="none" if missing else f"{torch.cuda.get_device_name()} (compute capability {local_capability()})",
+            details={
+                "build": "yes (ahead of time)" if self.ahead_of_time else "yes (for this GPU)",
+                "run": f"no: {missing}" if missing else "yes",
+            },
+        )
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
+
+        Where engines are built ahead of time it holds all of `options.compute_capabilities`, else this GPU's only.
+
+        Raises:
+            TargetUnavailable: the module is missing or too old, or TensorRT proper finds no GPU.
+            RecipeError: the module cannot build for a capability, or none was named and there is no GPU.
+            ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
+            StorageError: a file cannot be read or written.
+        """
+        self.probe()
+        trt, logger = self._load(), forwarding_logger(self.module)
+        onnx_sha256 = sha256(onnx)
+        logger.errors.clear()
+
+        builder = trt.Builder(logger)
+        flag = _typed_flag(trt)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))  # must outlive the parser
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(onnx)):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            said = "; ".join(" ".join(filter(None, (e.node_operator(), e.node_name(), e.desc()))) for e in errors[:3])
+            raise ArtifactError(f"{self.module} {trt.__version__} cannot parse {onnx}: {said or 'no message'}")
+
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # costs no byte; the inspector needs it
+        shapes = self._profile_shapes(network, onnx, options.batch)
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.set_shape(name, smallest, usual, largest)
+        if shapes and config.add_optimization_profile(profile) < 0:
+            raise ArtifactError(f"{self.module} refuses the optimization profile {shapes} for {onnx}")
+        capabilities = self._set_capabilities(trt, config, options.compute_capabilities)
+
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
+        engine = bytes(serialized)
+        loaded = self._inspect(trt, engine, capabilities)
+        suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
+        path = folder / f"{onnx.stem}.{suffix}.engine"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(engine)
+        facts = {
+            "schema": ENGINE_SCHEMA,
+            "target": self.name,
+            "runtime": self.module,
+            "version": str(trt.__version__),
+            "compute_capabilities": list(capabilities),
+            "profile": {
+                name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
+            },
+            "strongly_typed": _is_strongly_typed(trt, network),
+            "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
+            **_census(trt, network),
+            "onnx": onnx.name,
+            "onnx_sha256": onnx_sha256,
+            "engine": path.name,
+            "engine_sha256": sha256(path),
+            "size_bytes": len(engine),
+            **loaded,
+        }
+        return EngineBuild(path, facts)
+
+    def open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
+        """A runner of an engine file; `threads` is a matter of CPUs and has no meaning here.
+
+        Raises:
+            TargetUnavailable: the module or a GPU is missing.
+        """
+        trt = self._load()
+        if (missing := no_gpu()) is not None:
+            raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU only")
+        return TrtRunner(trt, forwarding_logger(self.module), path)
+
+    def _load(self) -> ModuleType:
+        """The Python module; raises TargetUnavailable if it is missing, broken, or too old."""
+        try:
+            trt = importlib.import_module(self.module)
+        except (ImportError, OSError, RuntimeError) as error:  # a wheel without its libraries raises the latter two
+            why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+            raise TargetUnavailable(self.name, f"the Python module {self.module} {why}", self.install) from error
+        version = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
+        if version < self.minimum:
+            wanted = ".".join(map(str, self.minimum))
+            reason = f"{self.module} {trt.__version__} is too old, {wanted} or newer is needed"
+            raise TargetUnavailable(self.name, reason, self.install)
+        return trt
+
+    def _profile_shapes(
+        self, network: Any, onnx: Path, batch: tuple[int, int, int]
+    ) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Input name → its (min, opt, max) shapes, for inputs whose first dimension, and no other, is dynamic."""
+        shapes = {}
+        for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+            shape = tuple(tensor.shape)
+            if -1 in shape[1:]:
+                raise ArtifactError(f"{onnx}: input {tensor.name!r} has shape {shape}; only the batch may be dynamic")
+            if shape[0] == -1:
+                shapes[tensor.name] = tuple((size, *shape[1:]) for size in batch)
+            elif set(batch) != {shape[0]}:
+                raise ArtifactError(
+                    f"{onnx}: input {tensor.name!r} has a fixed batch of {shape[0]}, the profile asks for {list(batch)}. "
+                    f"Export it with a dynamic batch, or set engine.batch to {[shape[0]] * 3}."
+                )
+        return shapes
+
+    def _set_capabilities(self, trt: ModuleType, config: Any, asked: Sequence[str]) -> tuple[str, ...]:
+        """The capabilities that the engine will hold, "8.9" for SM89, set on the builder's config."""
+        if not self.ahead_of_time:
+            if asked:
+                log.info(
+                    "%s builds for this machine's GPU (%s), not for %s", self.name, local_capability(), ", ".join(asked)
+                )
+            return (local_capability(),)
+        if not asked and no_gpu() is None:
+            asked = (local_capability(),)
+        known = {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
+        asked = tuple(dict.fromkeys(asked))
+        unknown = [capability for capability in asked if capability not in known]
+        if unknown or not asked:
+            raise RecipeError(
+                f"{self.module} {trt.__version__} cannot build for compute capability {', '.join(unknown) or '(none)'}; "
+                f"set engine.compute_capabilities to some of {', '.join(sorted(known, key=float))}"
+            )
+        config.num_compute_capabilities = len(asked)
+        for index, capability in enumerate(asked):
+            config.set_compute_capability(known[capability], index)
+        return asked
+
+    def _inspect(self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str]) -> dict[str, Any]:
+        """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
+        missing = no_gpu()
+        if missing is None and local_capability() not in capabilities:
+            missing = (
+                f"this GPU has compute capability {local_capability()}, the engine is for {', '.join(capabilities)}"
+            )
+        if missing is not None:
+            return {"loaded": "not_run", "loaded_reason": missing, "inspector": None}
+        logger = forwarding_logger(self.module)
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(serialized)
+        if engine is None:
+            raise ArtifactError(f"{self.module} {trt.__version__} does not load its own engine: {logger.last_error()}")
+        inspector = engine.create_engine_inspector()
+        information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return {"loaded": "pass", "loaded_reason": "", "inspector": json.loads(information)}
+
+
+def _typed_flag(trt: ModuleType) -> Any:
+    """The network flag for strong typing; None in versions that know no other mode."""
+    return getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+
+
+def _is_strongly_typed(trt: ModuleType, network: Any) -> bool:
+    flag = _typed_flag(trt)
+    return flag is None or bool(network.get_flag(flag))
+
+
+def _census(trt: ModuleType, network: Any) -> dict[str, Any]:
+    """Layers by type, their output tensors by dtype, and matrix products by dtype, of the parsed network.
+
+    What the optimizer makes of it is in the inspector's output; this is what it must keep, because it is typed.
+    """
+    layers: Counter[str] = Counter()
+    tensors: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        dtypes = [layer.get_output(index).dtype.name for index in range(layer.num_outputs)]
+        layers[layer.type.name] += 1
+        tensors.update(dtypes)
+        if layer.type == trt.LayerType.MATRIX_MULTIPLY:
+            products.update(dtypes)
+    return {
+        "layers": dict(sorted(layers.items())),
+        "tensor_dtypes": dict(sorted(tensors.items())),
+        "matmul_dtypes": dict(sorted(products.items())),
+        "matmul_layers": products.total(),
+    }
+
+
+TRT = TensorRT("trt", "tensorrt", minimum=(10, 12), install="pip install 'slimvit[trt]'", ahead_of_time=False)
+TRT_RTX = TensorRT(
+    "trt-rtx", "tensorrt_rtx", minimum=(1, 1), install="pip install 'slimvit[trt-rtx]'", ahead_of_time=True
+)

@@ -1,0 +1,75 @@
+"""The state of an interrupted training in one safetensors file: tensors, and scalars as JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from toolchain.artifact import atomic_path
+from toolchain.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+METADATA = "slimvit.fit"
+
+
+def save(
+    path: Path,
+    key: str,
+    progress: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Writes modules, optimiser and progress (JSON values) to `path`, or leaves the file as it was.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    tensors = {f"{prefix}.{name}": value for prefix, m in modules.items() for name, value in m.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    # safetensors refuses tensors that share memory, as a mask in two parametrizations may: each gets its own copy.
+    own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    try:
+        with atomic_path(path) as beside:
+            save_file(own, beside, metadata={METADATA: json.dumps({"key": key, **progress})})
+    except SafetensorError as error:
+        raise StorageError(f"cannot write the training checkpoint {path}: {error}") from error
+
+
+def load(
+    path: Path, key: str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """The progress that `save` was given, with modules and optimiser filled; None if there is none for this key."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            if progress.pop("key", None) != key:
+                logger.info("%s belongs to another training and is not used", path)
+                return None
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        logger.warning("the training checkpoint %s cannot be read (%s); training starts anew", path, error)
+        return None
+    for prefix, module in modules.items():
+        module.load_state_dict(_below(prefix, tensors))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimizer", tensors).items():
+        index, field = name.split(".", 1)
+        state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return progress
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
