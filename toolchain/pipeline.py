@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from toolchain.artifact import (
@@ -21,7 +19,6 @@ from toolchain.artifact import (
     DeployModel,
     MaskedModel,
     OnnxArtifact,
-    Preprocess,
     TimmModel,
     digest_of,
     run_stage,
@@ -32,35 +29,26 @@ from toolchain.artifact import (
 from toolchain.bench.compare import compare as bench_compare
 from toolchain.bench.summary import summary
 from toolchain.cache import Done, Workspace, files_below, user_cache
-from toolchain.compress.stage import Allocation, Compress, allocate, check_names, effective, pruned_shares
+from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.cost import trace
-from toolchain.data import DataSource, open_source
-from toolchain.errors import ArtifactError, MeasurementError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.export.engine import BuildEngine
 from toolchain.export.parity import TOLERANCES, Rung, compare, not_run, require
-from toolchain.export.stage import Export, check_section, graph_dict, stack_images, torch_call
-from toolchain.families import Family
-from toolchain.plan import ModelRef
+from toolchain.export.stage import Export, graph_dict, stack_images, torch_call
+from toolchain.job import Job, dense_key, prepare, tool, trained, trains
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import assemble
 from toolchain.report.markdown import to_markdown
-from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.targets import get_target
 from toolchain.training.evaluate import accuracy
 from toolchain.training.loop import Progress
-from toolchain.training.stages import Finetune, Train
+from toolchain.training.stages import Finetune
 
 log = logging.getLogger(__name__)
 PARITY_IMAGES = 8
-T = TypeVar("T")
-
-
-def tool() -> str:
-    """Name and version of this program."""
-    return f"slimvit {version('slimvit')}"
 
 
 class Listener(Protocol):
@@ -89,87 +77,6 @@ class Silent:
     def done(self, name: str, done: Done) -> None: ...
 
 
-@dataclass(frozen=True)
-class Job:
-    """A recipe that was looked at whole: everything that can be refused before any work has been."""
-
-    recipe: Recipe
-    source: DataSource
-    dense: TimmModel
-    allocation: Allocation
-    multiples: Mapping[str, int]
-
-
-def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
-    """The recipe with its model, data and allocation.
-
-    Args:
-        recipe: what to do.
-        weights: False leaves the weights unread, for `slimvit plan` and a dry run.
-
-    Raises:
-        RecipeError, ModelError, DataError, BudgetError: something cannot be done; the message says what would.
-        TargetUnavailable: a target of [engine] or [bench] is not there.
-        StorageError, ArtifactError: the checkpoint cannot be read.
-    """
-    section = recipe.compress
-    check_names(section)
-    check_section(recipe.export)
-    multiples = _multiples(recipe)
-    module, family, provenance = load_dense(recipe.model, weights=weights, seed=section.seed)
-    source, dense = _with_data(recipe, module, family, provenance)
-    untrained = provenance["weights"] == "initial" and weights
-    if untrained and source.synthetic:
-        randomise_untrained(module, section.seed)
-    elif untrained and recipe.train is None:
-        raise RecipeError(
-            "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
-            "or data.source = 'none' for size and latency only"
-        )
-    if not source.synthetic:
-        source.check_classes(module.num_classes)  # type: ignore[arg-type]
-    allocation = allocate(dense, effective(section, synthetic=source.synthetic), recipe.budget, multiples)
-    job = Job(recipe, source, dense, allocation, multiples)
-    if section.method != "none":
-        Compress(section, recipe.budget, source, multiples).requires(dense)
-    return job
-
-
-def _with_data(
-    recipe: Recipe, module: nn.Module, family: Family, provenance: Mapping[str, Any]
-) -> tuple[DataSource, TimmModel]:
-    data = recipe.data
-    source = open_source(
-        data.source,
-        input_size=family.input_size(module),
-        data_config=resolve_model_data_config(module),  # type: ignore[no-untyped-call]
-        mean=data.mean,
-        std=data.std,
-        crop_pct=data.crop_pct,
-        calibration_images=data.calibration_images,
-        seed=recipe.compress.seed,
-    )
-    preprocess = Preprocess(
-        family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
-    )
-    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
-    return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)
-
-
-def _multiples(recipe: Recipe) -> dict[str, int]:
-    """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    names = [*(recipe.bench.targets if recipe.bench else ()), *(recipe.engine.targets if recipe.engine else ())]
-    found: dict[str, int] = {}
-    for name in dict.fromkeys(names):
-        target = get_target(name)
-        info = target.probe()
-        if recipe.bench and name in recipe.bench.targets and info.details.get("run", "yes").startswith("no"):
-            raise TargetUnavailable(name, f"it can build here but not be measured ({info.details['run']})")
-        for unit, multiple in target.profile.multiples.items():
-            found[unit] = math.lcm(found.get(unit, 1), multiple)
-    return found
-
-
 def run(
     recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Listener | None = None
 ) -> dict[str, Any]:
@@ -187,6 +94,16 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
     with Workspace(Path(out).resolve(), resume=resume).open() as space:
         return _Run(prepare(recipe), space, listener or Silent()).all()
+
+
+def on_epoch(listener: Listener) -> Callable[[Progress], None]:
+    """A training callback that tells a listener."""
+
+    def told(progress: Progress) -> None:
+        share = ((progress.epoch - 1) + progress.step / progress.steps) / progress.epochs
+        listener.progress(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
+
+    return told
 
 
 @dataclass
@@ -226,39 +143,25 @@ class _Run:
         self.listener.done(name, done)
         return done
 
-    def _training(self, progress: Progress) -> None:
-        share = ((progress.epoch - 1) + progress.step / progress.steps) / progress.epochs
-        self.listener.progress(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
-
     # The stages. Each loads what the one before wrote, so a run that resumes takes the same path as one that does not.
 
     def _dense(self) -> TimmModel:
         job, folder = self.job, self.space.root / "dense"
-        train = None if job.dense.provenance["weights"] == "checkpoint" or job.source.synthetic else job.recipe.train
-        inputs = [
-            job.recipe.model.model_dump(mode="json"),
-            dict(job.dense.provenance),
-            job.source.digest,
-            job.recipe.compress.seed,
-            None if train is None else train.model_dump(mode="json"),
-        ]
+        key = dense_key(job)
 
         def work() -> tuple[list[Path], dict[str, Any]]:
-            if train is None:
+            if not trains(job):
                 return [save_model(job.dense, folder)], self._judge(job.dense, folder)
-            key = digest_of("dense", tool(), torch.__version__, timm.__version__, torch.get_num_threads(), inputs)
             cached = user_cache() / "dense" / key
-            if not _usable(cached):
-                scratch = self.space.scratch("dense")
-                stage = Train(train, job.source, job.recipe.compress.seed, scratch, key, self._training)
-                save_model(run_stage(stage, job.dense), cached)
-            else:
+            if _usable(cached):
                 log.info("the baseline was trained before; taken from %s", cached)
+            else:
+                save_model(trained(job, self.space.scratch("dense"), on_epoch(self.listener)), cached)
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(cached, folder)
             return [folder], self._judge(load_model(folder), folder)
 
-        self._step("dense", inputs, work)
+        self._step("dense", key, work)
         dense = load_model(folder)
         assert isinstance(dense, TimmModel)
         return dense
@@ -277,10 +180,10 @@ class _Run:
         def work() -> tuple[list[Path], dict[str, Any]]:
             scratch, key = self.space.scratch("compress"), digest_of(inputs)
             stage = Compress(
-                job.recipe.compress, job.recipe.budget, job.source, job.multiples, scratch, key, self._training
+                job.recipe.compress, job.recipe.budget, job.source, job.multiples, scratch, key, on_epoch(self.listener)
             )
             with_digest = {**dense.provenance, "weights_sha256": inputs[0]}
-            masked = run_stage(stage, TimmModel(**{**vars(dense), "provenance": with_digest}))
+            masked = run_stage(stage, replace(dense, provenance=with_digest))
             write_json(root / "allocation.json", job.allocation.to_dict())
             write_text(root / "plan.json", masked.plan.to_json())
             save_model(masked, folder)
@@ -297,7 +200,9 @@ class _Run:
 
         def work() -> tuple[list[Path], dict[str, Any]]:
             scratch, key = self.space.scratch("finetune"), digest_of(inputs)
-            stage = Finetune(section, job.source, dense, job.recipe.compress.seed, scratch, key, self._training)
+            stage = Finetune(
+                section, job.source, dense, job.recipe.compress.seed, scratch, key, on_epoch(self.listener)
+            )
             tuned = run_stage(stage, masked)
             save_model(tuned, folder)
             return [folder], self._judge(tuned, folder)
@@ -349,7 +254,7 @@ class _Run:
             recipe.export.model_dump(mode="json"),
         ]
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
+        def work() -> tuple[Iterable[Path], dict[str, Any]]:
             model = load_model(folder)
             if not isinstance(model, (TimmModel, DeployModel)):
                 raise ArtifactError(f"{folder} holds a {model.stage} model; only dense and deploy models are exported")
@@ -371,8 +276,9 @@ class _Run:
         def work() -> tuple[list[Path], dict[str, Any]]:
             stage = BuildEngine(section, target, folder)
             made = run_stage(stage, OnnxArtifact(path, "fp32", self.job.dense.preprocess))
-            loaded, reason = made.facts["loaded"], str(made.facts.get("loaded_reason", ""))
-            rung = not_run(path.name, made.path.name, tolerance=TOLERANCES["fp32"], reason=reason or str(loaded))
+            rung = not_run(path.name, made.path.name, tolerance=TOLERANCES["fp32"], reason=made.facts["loaded_reason"])
+            if made.facts["loaded"] == "pass":
+                rung = replace(rung, verdict="pass", reason="")
             return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
 
         inputs = [sha256(path), section.model_dump(mode="json"), get_target(target).probe().version]
@@ -403,7 +309,7 @@ class _Run:
                 pair[0], pair[1], target=target, batch=batch, threads=threads, parity="pass", on_progress=told
             )
             found.save(path)
-            record = {key: value for key, value in found.to_dict().items() if key != "raw"}
+            record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "parity")}
             times = {"dense_ms": found.latency_ms("A"), "compressed_ms": found.latency_ms("B")}
             return [path], {
                 "target": target,

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from toolchain.data.splits import Images
 from toolchain.training import FitConfig, fit
 
-EPOCHS = 6
+EPOCHS = 4
 CONFIG = FitConfig(EPOCHS, 3e-3, 8, warmup_epochs=1, label_smoothing=0.1, shift_px=1, flip=True, seed=3, ema_decay=0.9)
 
 

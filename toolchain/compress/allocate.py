@@ -95,10 +95,12 @@ class Choices:
         exact = {name: share * out * into / (out + into) for name, (out, into) in self.linears.items()}
         return {name: max(multiple, int(rank) // multiple * multiple) for name, rank in exact.items()}
 
-    def uniform(self, share: float) -> Widths:
-        """Every unit and every factorised linear at the same share."""
+    def uniform(self, share: float, rank_share: float | None = None) -> Widths:
+        """Every unit at `share`, and every factorised linear at `rank_share`, which is the same if it is absent."""
         kept = {(g.module, g.unit): self.kept(g, share * g.total) for g in self.groups}
-        return Widths(kept, self.ranks(share if self.attention_share is None else self.attention_share))
+        if rank_share is None:
+            rank_share = share if self.attention_share is None else self.attention_share
+        return Widths(kept, self.ranks(rank_share))
 
 
 def largest(low: float, high: float, fits: Callable[[float], bool]) -> float | None:
@@ -124,7 +126,10 @@ def solve_uniform(choices: Choices, dense: ModelShape, groups: Iterable[UnitGrou
     if share is None:
         smallest = dense.shrunk(choices.uniform(0.0), groups)
         raise BudgetError(f"the budget cannot be met: {limits.explain(smallest, dense)}")
-    return choices.uniform(share)
+    # Ranks step coarsely where a target wants multiples: what that leaves of the budget widens the units.
+    rank_share = share if choices.attention_share is None else choices.attention_share
+    units = largest(share, 1.0, lambda x: limits.met_by(dense.shrunk(choices.uniform(x, rank_share), groups)))
+    return choices.uniform(share if units is None else units, rank_share)
 
 
 def solve_global(

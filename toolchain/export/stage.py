@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import nn
 
-from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel
-from toolchain.errors import RecipeError
+from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import GraphFacts, export_onnx
 from toolchain.export.parity import TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
+PREPROCESS = "slimvit.preprocess"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def onnx_metadata(model: TimmModel | DeployModel, tool: str) -> dict[str, str]:
         "slimvit.tool": tool,
         "slimvit.model": model.ref.name,
         "slimvit.stage": model.stage,
-        "slimvit.preprocess": json.dumps(asdict(model.preprocess), sort_keys=True),
+        PREPROCESS: json.dumps(asdict(model.preprocess), sort_keys=True),
     }
     if isinstance(model, DeployModel):
         found["slimvit.plan_sha256"] = model.plan.digest
@@ -108,6 +111,25 @@ class Export:
     def ensures(self, given: TimmModel | DeployModel, made: Exported) -> None:  # noqa: ARG002
         """Raises ParityError if the file is not the model."""
         require([made.rung])
+
+
+def read_preprocess(path: Path) -> Preprocess:
+    """What an ONNX file that `Export` wrote says about its input.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it is damaged, or was not written by slimvit.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
+    for entry in model.metadata_props:
+        if entry.key == PREPROCESS:
+            return Preprocess.from_dict(json.loads(entry.value))
+    raise ArtifactError(f"{path} does not say how its input is preprocessed: slimvit did not write it")
 
 
 def check_section(section: ExportSection) -> None:

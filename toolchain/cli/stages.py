@@ -1,0 +1,172 @@
+"""load, compress, finetune, slice, split, export, engine: one stage each, folder in, folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+
+from toolchain.artifact import (
+    AnyModel,
+    DeployModel,
+    MaskedModel,
+    OnnxArtifact,
+    SlicedModel,
+    TimmModel,
+    run_stage,
+    write_json,
+    write_text,
+)
+from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArgument, RecipeOption, SetOption
+from toolchain.cli.screen import Screen, print_facts, print_json
+from toolchain.compress.stage import Compress, allocate, effective
+from toolchain.cost import trace
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.engine import BuildEngine
+from toolchain.export.stage import Export, read_preprocess, stack_images
+from toolchain.job import Job, prepare, tool, trained
+from toolchain.pipeline import on_epoch
+from toolchain.recipe import EngineSection, ExportSection, Recipe
+from toolchain.surgery.replay import load_model, save_model
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+from toolchain.training.stages import Finetune
+
+M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs of this file."""
+    for verb in (load, compress, finetune, export, engine):
+        app.command()(verb)
+    app.command("slice")(slice_)
+    app.command()(split)
+
+
+def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: JsonFlag = False) -> None:
+    """Write the dense model of a recipe; trained, if the recipe asks for it."""
+    job = prepare(Recipe.load(recipe, set_ or ()))
+    with Screen() as screen:
+        screen.stage("load")
+        _save(trained(job, progress=on_epoch(screen)), out, json_=json_)
+
+
+def compress(
+    folder: FolderArgument, recipe: RecipeOption, out: OutOption, set_: SetOption = None, json_: JsonFlag = False
+) -> None:
+    """Dense model folder → masked model folder with plan.json and allocation.json."""
+    job, dense = _job(recipe, set_), _open(folder, TimmModel)
+    section, budget = job.recipe.compress, job.recipe.budget
+    method = effective(section, synthetic=job.source.synthetic)
+    with Screen() as screen:
+        screen.stage("compress")
+        stage = Compress(section, budget, job.source, job.multiples, progress=on_epoch(screen))
+        masked = run_stage(stage, dense)
+    save_model(masked, out)
+    write_json(out / "allocation.json", allocate(dense, method, budget, job.multiples).to_dict())
+    write_text(out / "plan.json", masked.plan.to_json())
+    _tell(masked, out, json_=json_)
+
+
+def finetune(
+    folder: FolderArgument,
+    recipe: RecipeOption,
+    out: OutOption,
+    teacher: Annotated[
+        Path, typer.Option("--teacher", help="Dense model folder; needed where finetune.distill is true.")
+    ] = Path(),
+    set_: SetOption = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Masked model folder → masked model folder, trained; what was removed stays removed."""
+    job, masked = _job(recipe, set_), _open(folder, MaskedModel)
+    section = job.recipe.finetune
+    if not section.epochs:
+        raise RecipeError("finetune.epochs is 0: there is nothing to do; --set finetune.epochs=5")
+    if section.distill and teacher == Path():
+        raise RecipeError(
+            "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
+        )
+    parent = _open(teacher, TimmModel) if section.distill else job.dense
+    with Screen() as screen:
+        screen.stage("finetune")
+        stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=on_epoch(screen))
+        _save(run_stage(stage, masked), out, json_=json_)
+
+
+def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
+    """Masked model folder → sliced model folder: removed positions are physically gone."""
+    _save(run_stage(Slice(), _open(folder, MaskedModel)), out, json_=json_)
+
+
+def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
+    """Sliced model folder → deploy model folder: stock modules only, two linears per low-rank pair that pays."""
+    _save(run_stage(Split(), _open(folder, SlicedModel)), out, json_=json_)
+
+
+def export(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .onnx file to write.")],
+    opset: Annotated[int, typer.Option(min=18, max=23)] = 20,
+    no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Dense or deploy model folder → ONNX file, read back and compared at batch 1 and 3 on seeded noise."""
+    model = load_model(folder)
+    if not isinstance(model, TimmModel | DeployModel):
+        raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
+    generator = torch.Generator().manual_seed(0)
+    images = stack_images([torch.randn(model.preprocess.input_size, generator=generator) for _ in range(3)])
+    section = ExportSection(opset=opset, simplify=not no_simplify)
+    stage = Export(section, out, images, real_images=False, tool=tool())
+    made = run_stage(stage, model)
+    facts = {
+        "file": str(out),
+        "bytes": made.graph.size_bytes,
+        "parity": str(made.rung),
+        "notes": list(made.graph.notes),
+    }
+    print_json(facts) if json_ else print_facts(facts)
+
+
+def engine(
+    onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file that `export` wrote.")],
+    out: OutOption,
+    target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
+    compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
+    batch: Annotated[tuple[int, int, int], typer.Option(help="min opt max of the optimization profile.")] = (1, 1, 8),
+    json_: JsonFlag = False,
+) -> None:
+    """ONNX file → engine and engine.json."""
+    given: dict[str, object] = {"targets": [target], "batch": list(batch)}
+    if compute_capability:
+        given["compute_capabilities"] = compute_capability
+    section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
+    assert isinstance(section, EngineSection)
+    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, "fp32", read_preprocess(onnx)))
+    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+
+
+def _job(recipe: Path, set_: list[str] | None) -> Job:
+    """The recipe's data and settings; its weights are not read, the folder has them."""
+    return prepare(Recipe.load(recipe, set_ or ()), weights=False)
+
+
+def _open(folder: Path, kind: type[M]) -> M:
+    model = load_model(folder)
+    if not isinstance(model, kind):
+        raise ArtifactError(f"{folder} holds a {model.stage} model; this stage takes a {kind.stage} one")
+    return model
+
+
+def _save(model: AnyModel, out: Path, *, json_: bool) -> None:
+    save_model(model, out)
+    _tell(model, out, json_=json_)
+
+
+def _tell(model: AnyModel, out: Path, *, json_: bool) -> None:
+    shape = trace(model.module, model.family, model.preprocess.input_size)
+    facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs}
+    print_json(facts) if json_ else print_facts(facts)
