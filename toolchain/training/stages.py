@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ OnProgress = Callable[[Progress], None]
 
 
 def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> dict[str, int | bool]:
-    """`FitConfig`'s augmentation fields: a shift of one pixel per 28 (at least one), a mirror where the source allows it."""
-    return {"shift_px": max(1, model.preprocess.input_size[1] // 28), "flip": source.flip}
+    """`FitConfig`'s augmentation fields: a shift of one pixel in 28, and a mirror where the source allows it."""
+    return {"shift_px": model.preprocess.input_size[1] // 28, "flip": source.flip}
 
 
 def require_labels(source: DataSource, what: str) -> None:
@@ -52,24 +53,19 @@ class Train:
     def __call__(self, given: TimmModel) -> TimmModel:
         """The model, trained."""
         module = copy.deepcopy(given.module)
-        section = self.section
+        section, images = self.section, self.source.split("train")
+        steps = section.epochs * math.ceil(len(images) / section.batch_size)
         config = FitConfig(
             section.epochs,
             section.lr,
             section.batch_size,
             warmup_epochs=min(5.0, section.epochs / 10),
             label_smoothing=0.1,
+            ema_decay=max(0.0, 1 - 4 / steps),  # the average of about the last quarter of training
             seed=self.seed,
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
-        fit(
-            module,
-            self.source.split("train"),
-            config=config,
-            checkpoint=self.checkpoint,
-            key=self.key,
-            progress=self.progress,
-        )
+        fit(module, images, config=config, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
         return replace(given, module=module.eval(), provenance={**given.provenance, "trained_on": self.source.name})
 
     def ensures(self, given: TimmModel, made: TimmModel) -> None:
