@@ -234,25 +234,35 @@ def read_json(path: Path) -> Any:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that replaces it, whole, when the block ends well.
 
+    Each call has one of its own, so that two runs can fill the same entry of a shared cache.
+
     Raises:
         StorageError: the parent is read-only or full.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    holder: Path | None = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.rglob("*"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        new, old = holder / "new", holder / "old"
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
             if path.is_file():
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(old)
+        try:
+            new.replace(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                old.replace(folder)
+            raise
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, Any]]) -> str:

@@ -10,9 +10,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,31 @@ from toolchain.artifact import read_json, sha256, write_json
 from toolchain.errors import ArtifactError, StorageError
 
 PRIVATE = ".slimvit"
+OUTPUTS = (
+    "allocation.json",
+    "plan.json",
+    "dense",
+    "masked",
+    "finetuned",
+    "deploy",
+    "onnx",
+    "engines",
+    "bench",
+    "report.json",
+    "report.md",
+    "report.html",
+    "manifest.json",
+)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished stage: what it found out, how long it took, and whether that was in an earlier run."""
+    """A finished stage: what it found out and wrote, how long it took, and whether that was in an earlier run."""
 
     facts: dict[str, Any]
     seconds: float
     reused: bool
+    outputs: tuple[str, ...] = ()
 
 
 class Workspace:
@@ -39,31 +54,66 @@ class Workspace:
         self.root, self.resume = root, resume
         self.private = root / PRIVATE
 
+    def check(self) -> None:
+        """Raises StorageError if the folder plainly cannot be written; creates nothing."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        if not there.is_dir():
+            raise StorageError(f"cannot write to {self.root}: {there} is not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"cannot write to {self.root}: {there} is read-only or belongs to another user")
+
     @contextlib.contextmanager
     def open(self) -> Iterator[Workspace]:
         """This workspace, writable and held against other runs until the block ends.
 
         Raises:
-            StorageError: the folder cannot be written, or another run holds it.
+            StorageError: the folder cannot be written, another run holds it, or reading or writing failed in the block.
         """
         try:
             self.private.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.private), (self.private / "lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise StorageError(
-                        f"another run is writing to {self.root}; wait for it or choose another --out"
-                    ) from None
-                self._sweep()
-                yield self
+            lock = (self.private / "lock").open("w")
         except OSError as error:
             raise StorageError(f"cannot write to {self.root}: {error.strerror or error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"another run is writing to {self.root}; wait for it or choose another --out"
+                ) from None
+            try:
+                self._sweep()
+                yield self
+            except OSError as error:
+                raise StorageError(f"{error.filename or self.root}: {error.strerror or error}") from error
 
     def _sweep(self) -> None:
-        """Removes what a killed run left half-written."""
-        for path in self.root.rglob(".*.partial"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Removes what a killed run left half-written; looks only where a run writes."""
+        partials = [path for name in OUTPUTS for path in self.root.glob(f".{name}*.partial")]
+        folders = [self.private, *(self.root / name for name in OUTPUTS if (self.root / name).is_dir())]
+        for path in (*partials, *(path for folder in folders for path in folder.rglob(".*.partial"))):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def forget_all_but(self, stages: Collection[str]) -> None:
+        """Removes what other stages of an earlier recipe wrote here, unless it was altered since, and their records."""
+        used = {name for stage in stages for name in self._outputs(self.private / f"{stage}.json")}
+        for record in self.private.glob("*.json"):
+            if record.stem in stages:
+                continue
+            for name, digest in self._outputs(record).items():
+                path = self.root / name
+                if name not in used and path.is_file() and sha256(path) == digest:
+                    path.unlink()
+                    with contextlib.suppress(OSError):  # a folder that still holds something stays
+                        path.parent.rmdir()
+            record.unlink()
+
+    @staticmethod
+    def _outputs(record: Path) -> dict[str, str]:
+        try:
+            return dict(read_json(record)["outputs"])
+        except (ArtifactError, StorageError, KeyError, TypeError, ValueError):
+            return {}
 
     def scratch(self, stage: str) -> Path:
         """Where a stage keeps what it needs to resume itself; removed when the stage is done."""
@@ -79,7 +129,7 @@ class Workspace:
         """
         record = self.private / f"{stage}.json"
         if self.resume and (known := self._valid(record, key)) is not None:
-            return Done(known["facts"], known["seconds"], reused=True)
+            return known
         record.unlink(missing_ok=True)
         start = time.monotonic()
         paths, facts = work()
@@ -87,9 +137,9 @@ class Workspace:
         outputs = {str(file.relative_to(self.root)): sha256(file) for path in paths for file in files_below(path)}
         write_json(record, {"key": key, "seconds": seconds, "facts": facts, "outputs": outputs})
         self.scratch(stage).unlink(missing_ok=True)
-        return Done(facts, seconds, reused=False)
+        return Done(facts, seconds, reused=False, outputs=tuple(outputs))
 
-    def _valid(self, record: Path, key: str) -> dict[str, Any] | None:
+    def _valid(self, record: Path, key: str) -> Done | None:
         if not record.exists():
             return None
         try:
@@ -98,9 +148,9 @@ class Workspace:
                 return None
             if any(sha256(self.root / name) != digest for name, digest in known["outputs"].items()):
                 return None
-        except (ArtifactError, StorageError, KeyError, TypeError):
-            return None
-        return dict(known)
+            return Done(dict(known["facts"]), float(known["seconds"]), reused=True, outputs=tuple(known["outputs"]))
+        except (ArtifactError, StorageError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # a damaged record is no record
 
 
 def files_below(path: Path) -> list[Path]:
@@ -113,3 +163,26 @@ def user_cache() -> Path:
     if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
         return Path(custom)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimvit"
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """A block that one process at a time enters for `path`; the others wait, and the lock ends with its process.
+
+    What a killed process left half-written beside `path` is removed.
+
+    Raises:
+        StorageError: the folder of `path` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to the cache {path.parent}: {error.strerror or error}. SLIMVIT_CACHE_DIR names another folder"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        yield

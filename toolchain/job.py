@@ -17,7 +17,7 @@ from torch import nn
 from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
 from toolchain.compress.stage import Allocation, Compress, allocate, check_names, effective
 from toolchain.data import DataSource, open_source
-from toolchain.errors import RecipeError, TargetUnavailable
+from toolchain.errors import RecipeError, StorageError, TargetUnavailable
 from toolchain.export.stage import check_section
 from toolchain.families import Family
 from toolchain.plan import ModelRef
@@ -25,7 +25,7 @@ from toolchain.recipe import Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.targets import get_target
 from toolchain.training.loop import Progress
-from toolchain.training.stages import Train
+from toolchain.training.stages import Train, require_labels
 
 
 def tool() -> str:
@@ -60,6 +60,8 @@ def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
     check_names(section)
     check_section(recipe.export)
     multiples = _multiples(recipe)
+    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).is_file():
+        raise StorageError(f"there is no checkpoint {recipe.model.checkpoint}")
     module, family, provenance = load_dense(recipe.model, weights=weights, seed=section.seed)
     source, dense = _with_data(recipe, module, family, provenance)
     untrained = provenance["weights"] == "initial" and weights
@@ -72,11 +74,20 @@ def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
         )
     if not source.synthetic:
         source.check_classes(module.num_classes)  # type: ignore[arg-type]
+        _check_labels(recipe, source)
     allocation = allocate(dense, effective(section, synthetic=source.synthetic), recipe.budget, multiples)
     job = Job(recipe, source, dense, allocation, multiples)
     if section.method != "none":
         Compress(section, recipe.budget, source, multiples).requires(dense)
     return job
+
+
+def _check_labels(recipe: Recipe, source: DataSource) -> None:
+    """Raises DataError if a section trains and the source has no labels."""
+    if recipe.train is not None and not recipe.model.checkpoint:
+        require_labels(source, "[train]")
+    if recipe.finetune.epochs:
+        require_labels(source, "[finetune]")
 
 
 def _with_data(

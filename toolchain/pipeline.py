@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from toolchain.artifact import (
     MaskedModel,
     OnnxArtifact,
     TimmModel,
+    atomic_folder,
     digest_of,
     run_stage,
     sha256,
@@ -28,7 +29,7 @@ from toolchain.artifact import (
 )
 from toolchain.bench.compare import compare as bench_compare
 from toolchain.bench.summary import summary
-from toolchain.cache import Done, Workspace, files_below, user_cache
+from toolchain.cache import Done, Workspace, exclusive, files_below, user_cache
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
@@ -37,8 +38,9 @@ from toolchain.export.parity import TOLERANCES, Rung, compare, not_run, require
 from toolchain.export.stage import Export, graph_dict, stack_images, torch_call
 from toolchain.job import Job, dense_key, prepare, tool, trained, trains
 from toolchain.recipe import Recipe
-from toolchain.report.assemble import assemble
+from toolchain.report.assemble import assemble, listing
 from toolchain.report.markdown import to_markdown
+from toolchain.report.page import to_html
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -49,6 +51,7 @@ from toolchain.training.stages import Finetune
 
 log = logging.getLogger(__name__)
 PARITY_IMAGES = 8
+MODEL_FILES = ("model.safetensors", "model.json")
 
 
 class Listener(Protocol):
@@ -92,8 +95,11 @@ def run(
         SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
-    with Workspace(Path(out).resolve(), resume=resume).open() as space:
-        return _Run(prepare(recipe), space, listener or Silent()).all()
+    workspace = Workspace(Path(out).resolve(), resume=resume)
+    workspace.check()
+    job = prepare(recipe)
+    with workspace.open() as space:
+        return _Run(job, space, listener or Silent()).all()
 
 
 def on_epoch(listener: Listener) -> Callable[[Progress], None]:
@@ -129,10 +135,13 @@ class _Run:
         if recipe.bench is not None:
             self._bench()
         facts = {name: {**done.facts, "seconds": done.seconds} for name, done in self.stages.items()}
-        report = assemble(recipe, tool(), facts, masked.plan.provenance, root, self.job.source)
+        self.space.forget_all_but(self.stages)
+        files = [root / name for done in self.stages.values() for name in done.outputs]
+        report = assemble(recipe, tool(), facts, masked.plan.provenance, files, root, self.job.source)
         write_json(root / "report.json", report)
         write_text(root / "report.md", to_markdown(report))
-        self._manifest()
+        write_text(root / "report.html", to_html(report))
+        self._manifest([*files, *(root / f"report.{suffix}" for suffix in ("json", "md", "html"))])
         return report
 
     def _step(self, name: str, inputs: Any, work: Callable[[], tuple[Iterable[Path], dict[str, Any]]]) -> Done:
@@ -153,12 +162,13 @@ class _Run:
             if not trains(job):
                 return [save_model(job.dense, folder)], self._judge(job.dense, folder)
             cached = user_cache() / "dense" / key
-            if _usable(cached):
-                log.info("the baseline was trained before; taken from %s", cached)
-            else:
-                save_model(trained(job, self.space.scratch("dense"), on_epoch(self.listener)), cached)
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(cached, folder)
+            with exclusive(cached):
+                if _usable(cached):
+                    log.info("the baseline was trained before; taken from %s", cached)
+                else:
+                    save_model(trained(job, self.space.scratch("dense"), on_epoch(self.listener)), cached)
+                with atomic_folder(folder) as partial:
+                    shutil.copytree(cached, partial, dirs_exist_ok=True)
             return [folder], self._judge(load_model(folder), folder)
 
         self._step("dense", key, work)
@@ -171,6 +181,7 @@ class _Run:
         folder = root / "masked"
         inputs = [
             sha256(root / "dense" / "model.safetensors"),
+            sha256(root / "dense" / "model.json"),
             job.recipe.compress.model_dump(mode="json"),
             job.recipe.budget.model_dump(mode="json"),
             dict(job.multiples),
@@ -196,7 +207,8 @@ class _Run:
     def _finetune(self, dense: TimmModel, masked: MaskedModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
         folder, section = root / "finetuned", job.recipe.finetune
-        inputs = [sha256(root / "masked" / "model.safetensors"), section.model_dump(mode="json"), job.source.digest]
+        weights = [sha256(root / name / file) for name in ("dense", "masked") for file in MODEL_FILES]
+        inputs = [weights, section.model_dump(mode="json"), job.source.digest, job.recipe.compress.seed]
 
         def work() -> tuple[list[Path], dict[str, Any]]:
             scratch, key = self.space.scratch("finetune"), digest_of(inputs)
@@ -227,7 +239,8 @@ class _Run:
             facts = {"sliced": self._judge(sliced, None), **self._judge(deploy, folder)}
             return [folder], {**facts, "parity": [rung.to_dict() for rung in rungs]}
 
-        self._step("deploy", [sha256(before / "model.safetensors")], work)
+        inputs = [[sha256(before / file) for file in MODEL_FILES], self.job.source.digest]
+        self._step("deploy", inputs, work)
 
     def _rung(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         return compare(
@@ -249,9 +262,10 @@ class _Run:
         folder = root / ("dense" if which == "dense" else "deploy")
         path = root / "onnx" / f"{which}.fp32.onnx"
         inputs = [
-            sha256(folder / "model.safetensors"),
-            sha256(folder / "model.json"),
+            [sha256(folder / file) for file in MODEL_FILES],
             recipe.export.model_dump(mode="json"),
+            self.job.source.digest,
+            [version(name) for name in ("onnx", "onnxscript", "onnxsim", "onnxruntime")],
         ]
 
         def work() -> tuple[Iterable[Path], dict[str, Any]]:
@@ -297,7 +311,7 @@ class _Run:
         pair = (
             [root / "dense", root / "deploy"]
             if target == "eager"
-            else sorted((root / "onnx").glob("*.fp32.onnx"), reverse=True)
+            else [root / "onnx" / "dense.fp32.onnx", root / "onnx" / "compressed.fp32.onnx"]
         )
         path = root / "bench" / f"{target}.fp32.b{batch}.t{threads}.json"
 
@@ -337,24 +351,15 @@ class _Run:
         found = accuracy(model, self.job.source.split("test"))
         return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total}
 
-    def _manifest(self) -> None:
-        root = self.space.root
-        files = [
-            file
-            for file in files_below(root)
-            if not any(part.startswith(".") for part in file.relative_to(root).parts) and file.name != "manifest.json"
-        ]
+    def _manifest(self, files: Sequence[Path]) -> None:
         names = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
         record = {
             "schema": "slimvit.manifest/1",
             "recipe_digest": self.job.recipe.digest,
             "versions": {name: version(name) for name in names},
-            "files": [
-                {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
-                for file in files
-            ],
+            "files": listing(files, self.space.root),
         }
-        write_json(root / "manifest.json", record)
+        write_json(self.space.root / "manifest.json", record)
 
 
 def _usable(folder: Path) -> bool:

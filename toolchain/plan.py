@@ -47,7 +47,8 @@ class Keep(_Strict):
     @classmethod
     def _lists_from_json(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and isinstance(value.get("indices"), list):
-            return {**value, "indices": tuple(tuple(part) for part in value["indices"])}
+            parts = (tuple(part) if isinstance(part, list) else part for part in value["indices"])
+            return {**value, "indices": tuple(parts)}
         return value
 
     @model_validator(mode="after")

@@ -33,13 +33,13 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_tuple)]
-Counts = Annotated[tuple[Positive, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_tuple)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -88,7 +88,7 @@ class CompressSection(_Section):
     neurons: str = ""
     allocation: str = ""
     attention_share: Fraction | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # training mixes it with epochs into 64 bits
     vtp: VtpSection = VtpSection()
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class ExportSection(_Section):
     """[export]: the ONNX files."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    precisions: Annotated[tuple[Precision, ...], BeforeValidator(_tuple)] = ("fp32",)
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(_tuple)] = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
 

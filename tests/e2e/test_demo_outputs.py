@@ -103,7 +103,7 @@ def test_latency_is_a_well_formed_measurement(run):
 
 def test_engine_for_sm_8_9_is_there(run):
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in run.folder.glob("engines/trt-rtx/**/*.json")]
-    ada = [engine for engine in facts if "8.9" in engine.get("capabilities", ())]
+    ada = [engine for engine in facts if "8.9" in engine.get("compute_capabilities", ())]
     assert ada
     digests = {
         hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY, dense_model, random_plan
+from builders import TINY, dense_model, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -195,9 +195,10 @@ def test_a_plan_for_another_model_is_refused(tiny: TimmModel) -> None:
     other = dense_model("vit_tiny_patch16_224", **{**TINY, "embed_dim": 96})
     with pytest.raises(PlanError, match="made for another model"):
         mask_model(other, copy.deepcopy(other.module), plan)
+    keep = Keep(module="blocks.9.mlp", unit="mlp_hidden", total=192, indices=((0,),))
+    stray = CompressionPlan(model=tiny.ref, keeps=(keep,))
     with pytest.raises(PlanError, match=r"blocks\.9\.mlp"):
-        keep = Keep(module="blocks.9.mlp", unit="mlp_hidden", total=192, indices=((0,),))
-        mask_model(tiny, copy.deepcopy(tiny.module), CompressionPlan(model=tiny.ref, keeps=(keep,)))
+        mask_model(tiny, copy.deepcopy(tiny.module), stray)
 
 
 def test_altered_or_misfitting_weights_are_refused(tiny: TimmModel, tmp_path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import toolchain
 from toolchain.artifact import read_json, write_json
 from toolchain.errors import ArtifactError, MeasurementError
 from toolchain.targets import device_runner
@@ -39,7 +38,7 @@ class LocalTransport:
         """The session's result; raises as `Transport.run` does."""
         built_in = all(variant["runtime"] in device_runner.OPENERS for variant in plan["variants"])
         program = [device_runner.__file__] if built_in else ["-m", "toolchain.bench.worker"]
-        root = str(Path(toolchain.__file__).parents[1])
+        root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,
             "ORT_DISABLE_TELEMETRY": "1",

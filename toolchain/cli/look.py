@@ -16,15 +16,17 @@ from pydantic import BaseModel
 
 from toolchain.artifact import read_json, sha256, write_text
 from toolchain.cli.options import JsonFlag
-from toolchain.cli.screen import line, print_facts, print_json, print_tables
+from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
 from toolchain.families import FAMILIES, family_of
 from toolchain.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.recipe import Recipe
+from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
 from toolchain.report.markdown import to_markdown
-from toolchain.report.tables import Table, number, tables
+from toolchain.report.page import to_html
+from toolchain.report.tables import Table, number
 from toolchain.surgery.replay import create_dense, load_model
 from toolchain.targets import TARGETS
 
@@ -86,7 +88,7 @@ def _inspect(path: Path) -> dict[str, Any]:
     if (path / "model.json").is_file():
         return _inspect_model(path)
     if (path / "report.json").is_file():
-        found = read_json(path / "report.json")
+        found = _read_report(path)
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **{key: found[key] for key in keys}}
     if path.suffix == ".onnx":
@@ -158,7 +160,7 @@ def models(
         return
     rows = [row for row in rows if row["params"] is not None] or rows
     cells = tuple((r["name"], r["support"], number(r["params"]), r["reason"]) for r in rows)
-    print_tables([Table("timm models", ("name", "support", "parameters", "reason"), cells)])
+    print_tables([Table("timm models", ("name", "support", "parameters", "reason"), cells, text=(0, 1, 3))])
     if len(rows) < len(names):
         line(f"{len(names) - len(rows)} more belong to no supported family; --json lists them.")
 
@@ -214,7 +216,7 @@ def targets(json_: JsonFlag = False) -> None:
         return row["target"], "yes" if row["available"] else "no", row["runtime"], row["device"], detail, row["install"]
 
     header = ("target", "available", "runtime", "device", "details", "install")
-    print_tables([Table("Targets", header, tuple(cells(row) for row in rows))])
+    print_tables([Table("Targets", header, tuple(cells(row) for row in rows), text=tuple(range(6)))])
 
 
 def doctor(json_: JsonFlag = False) -> None:
@@ -243,17 +245,28 @@ def doctor(json_: JsonFlag = False) -> None:
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
 ) -> None:
-    """Print a run's report again and rewrite report.md from report.json."""
-    found = read_json(folder / "report.json")
+    """Print a run's report again, and rewrite report.md and report.html from report.json."""
+    found = _read_report(folder)
     write_text(folder / "report.md", to_markdown(found))
-    print_json(found) if json_ else print_tables(tables(found))
+    write_text(folder / "report.html", to_html(found))
+    print_json(found) if json_ else print_report(found, folder)
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / "report.json")
+    if not isinstance(found, dict) or found.get("schema") != REPORT_SCHEMA:
+        raise ArtifactError(f"{folder / 'report.json'} is not a {REPORT_SCHEMA} report")
+    return found
 
 
 def manifest_verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
 ) -> None:
     """Whether every file of a run is the one that its manifest lists; exit 3 if not."""
-    listed = read_json(folder / "manifest.json")["files"]
+    record = read_json(folder / "manifest.json")
+    if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("slimvit.manifest/"):
+        raise ArtifactError(f"{folder / 'manifest.json'} is not a manifest that slimvit wrote")
+    listed = record["files"]
     wrong = [
         entry["path"]
         for entry in listed
@@ -267,7 +280,10 @@ def manifest_verify(
         line(f"{len(listed)} files, all as listed")
 
 
-def schema(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.")]) -> None:
+def schema(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.")],
+    json_: JsonFlag = False,  # noqa: ARG001 - every verb takes it; here there is nothing else to print
+) -> None:
     """Print a JSON schema."""
     if name not in SCHEMAS:
         raise RecipeError(f"unknown schema {name!r}; known: {', '.join(SCHEMAS)}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
+from typing import Any
 
-import click
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from toolchain.cli import look, measure, pipeline, stages
 from toolchain.errors import SlimvitError
 
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
 
 app = typer.Typer(
     name="slimvit",
@@ -34,12 +34,17 @@ def options(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done, to stderr."),
 ) -> None:
     """Set up logging before any verb runs."""
-    console = Console(stderr=True)
-    handler = RichHandler(console=console, show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()], force=True)
     logging.getLogger("toolchain").setLevel(logging.INFO if verbose else logging.WARNING)
     for noisy in ("huggingface_hub", "timm", "onnxscript", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+class _Stderr(logging.Handler):
+    """One line a record on whatever stderr is now: a progress bar replaces it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"slimvit: {record.levelname.lower()}: {_one_line(record.getMessage())}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,28 +55,47 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _code(arguments: list[str] | None) -> int:
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="slimvit", standalone_mode=False)
+        # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
+        command = typer.main.get_command(app)
+        with command.make_context("slimvit", sys.argv[1:] if arguments is None else list(arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
     except SlimvitError as error:
         return _fail(str(error), error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stderr.write(error.format_message() + "\n")
-        return USAGE
-    except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(error.format_message() + "\n")
+            return USAGE
+        return _fail(error.format_message(), USAGE)
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; what was finished is kept, and the same command goes on from there", INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read stdout has seen enough: `slimvit … | head`
+        _discard_stdout()
         return STORAGE
     except OSError as error:
+        _discard_stdout()
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", STORAGE)
     except Exception as error:  # noqa: BLE001 - the last boundary: a fault of slimvit, told as such
         return _fail(f"internal error: {type(error).__name__}: {error}; SLIMVIT_DEBUG=1 shows where", INTERNAL)
-    return result if isinstance(result, int) else 0
+    return 0
+
+
+def _discard_stdout() -> None:
+    """Sends what is still buffered nowhere, so that the interpreter's own last flush cannot fail and complain."""
+    with contextlib.suppress(OSError, ValueError):  # there may be no file below stdout
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
 def _fail(message: str, code: int) -> int:
     if os.environ.get("SLIMVIT_DEBUG") and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    sys.stderr.write(f"slimvit: error: {message}\n")
+    sys.stderr.write(f"slimvit: error: {_one_line(message)}\n")
     return code

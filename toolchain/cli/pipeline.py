@@ -8,14 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
-from toolchain.cli.screen import Screen, line, print_json, print_tables
+from toolchain.cli.screen import Screen, line, print_json, print_report, print_tables
 from toolchain.compress.stage import Allocation
 from toolchain.job import Job, prepare
 from toolchain.pipeline import require_speedup
 from toolchain.pipeline import run as run_recipe
 from toolchain.recipe import Recipe
-from toolchain.report.markdown import notes
-from toolchain.report.tables import Table, hardware, number, size, tables
+from toolchain.report.tables import Table, number, size
 
 
 def register(app: typer.Typer) -> None:
@@ -27,9 +26,7 @@ def register(app: typer.Typer) -> None:
 def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/<recipe's folder> if absent.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; do no work.")
     ] = False,
@@ -44,20 +41,21 @@ def run(
     if dry_run:
         _show(prepare(loaded, weights=False), json_=json_)
         return
-    folder = out or Path("runs") / recipe.resolve().parent.name
+    folder = out or default_folder(recipe)
     with Screen() as screen:
         report = run_recipe(loaded, folder, resume=not no_resume, listener=screen)
     if json_:
         print_json(report)
     else:
-        for note in notes(report):
-            line(f"note: {note}")
-        print_tables(tables(report))
-        if machine := hardware(report):
-            line(f"Measured on: {machine}")
-        line(f"Report: {folder / 'report.md'}  (numbers: report.json; files: manifest.json)")
+        print_report(report, folder)
     if require is not None:
         require_speedup(report, require)
+
+
+def default_folder(recipe: Path) -> Path:
+    """models/m/recipe.toml → runs/m, models/m/recipe.vtp.toml → runs/m_vtp, models/m/other.toml → runs/m_other."""
+    parts = [part for part in recipe.stem.split(".") if part and part != "recipe"]
+    return Path("runs") / "_".join([recipe.resolve().parent.name, *parts])
 
 
 def plan(recipe: RecipeArgument, set_: SetOption = None, json_: JsonFlag = False) -> None:
@@ -94,5 +92,5 @@ def _tables(job: Job) -> list[Table]:
     ranks = tuple((row["linear"], "rank", str(row["rank"])) for row in record["ranks"])
     title = f"{job.dense.ref.name}: {job.recipe.compress.method}"
     predicted = Table(f"{title}, predicted", ("", "dense", "compressed", "left", "reachable"), cost)
-    chosen = Table("Kept per layer", ("module", "unit", "kept"), (*widths, *ranks))
+    chosen = Table("Kept per layer", ("module", "unit", "kept"), (*widths, *ranks), text=(0, 1))
     return [predicted, *([chosen] if chosen.rows else [])]

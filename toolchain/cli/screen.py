@@ -6,16 +6,31 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from toolchain.cache import Done
-from toolchain.report.tables import Table
+from toolchain.report.markdown import notes
+from toolchain.report.tables import (
+    Table,
+    engine_lines,
+    hardware,
+    headline,
+    parity_lines,
+    shares_table,
+    stage_table,
+    verdicts,
+)
+
+WIDE = 160
 
 
 def print_json(value: Any) -> None:
@@ -28,19 +43,53 @@ def line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+class _Console(Console):
+    """A console that says when its reader is gone; rich itself would end the program, with a code of its own."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError."""
+        raise BrokenPipeError
+
+
+def _stdout() -> Console:
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=WIDE)
+
+
 def print_tables(tables: Iterable[Table]) -> None:
     """Tables on stdout; as wide as they need where stdout is not a terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    console = _stdout()
     for table in tables:
-        drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
-        for index, name in enumerate(table.header):
-            text = index == 0 or name in ("verdict", "reason", "sha256")
-            drawn.add_column(name, justify="left" if text else "right", overflow="fold")
+        drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for column, name in enumerate(table.header):
+            drawn.add_column(name, justify="left" if column in table.text else "right", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
+        console.print(Text(table.title, style="bold"))
         console.print(drawn)
+        console.print()
+
+
+def print_lines(title: str, lines: Iterable[str]) -> None:
+    """A titled list on stdout, wrapped between words; nothing if there are no lines."""
+    console = _stdout()
+    for index, text in enumerate(lines):
+        if index == 0:
+            console.print(Text(title, style="bold"))
+        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+
+
+def print_report(report: Mapping[str, Any], folder: Path) -> None:
+    """A run in the order that a hurried reader wants: what came out, the verdict, where to read on; then details."""
+    for note in notes(report):
+        line(f"note: {note}")
+    print_tables([headline(report)])
+    print_lines("Latency", [*verdicts(report), *([f"measured on {hardware(report)}"] if report["bench"] else [])])
+    print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
+    line("")
+    print_tables(table for table in (stage_table(report), shares_table(report)) if table.rows)
+    print_lines("Parity", parity_lines(report))
+    print_lines("Engines", engine_lines(report))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -85,11 +134,11 @@ class Screen:
             self._progress.update(self._task, completed=share, text=text)
         elif time.monotonic() - self._told > 10:
             self._told = time.monotonic()
-            self._console.print(f"  {share:4.0%} {text}", markup=False)
+            self._console.print(f"  {share:4.0%} {text}", markup=False, soft_wrap=True)
 
     def done(self, name: str, done: Done) -> None:
         """Replaces the bar by a line."""
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
         how = "kept from an earlier run" if done.reused else f"{done.seconds:.1f} s"
-        self._console.print(f"{name:<28} {how}", markup=False)
+        self._console.print(f"{name:<28} {how}", markup=False, soft_wrap=True)

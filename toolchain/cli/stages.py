@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -16,6 +17,7 @@ from toolchain.artifact import (
     SlicedModel,
     TimmModel,
     run_stage,
+    sha256,
     write_json,
     write_text,
 )
@@ -63,7 +65,8 @@ def compress(
     with Screen() as screen:
         screen.stage("compress")
         stage = Compress(section, budget, job.source, job.multiples, progress=on_epoch(screen))
-        masked = run_stage(stage, dense)
+        digest = sha256(folder / "model.safetensors")
+        masked = run_stage(stage, replace(dense, provenance={**dense.provenance, "weights_sha256": digest}))
     save_model(masked, out)
     write_json(out / "allocation.json", allocate(dense, method, budget, job.multiples).to_dict())
     write_text(out / "plan.json", masked.plan.to_json())

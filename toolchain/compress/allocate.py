@@ -152,16 +152,13 @@ def solve_global(
     """
     groups = tuple(groups)
     values = torch.cat([scores[g.module, g.unit].double() for g in choices.groups])
-    ordered = values.sort(descending=True, stable=True).values
-
-    def threshold(count: float) -> float:
-        return float(ordered[min(len(ordered), max(1, int(count))) - 1])
+    ordered, order = values.sort(descending=True, stable=True)
+    owners = torch.repeat_interleave(torch.tensor([g.total for g in choices.groups]))[order]
 
     def widths(count: float) -> Widths:
-        kept = {
-            (g.module, g.unit): choices.kept(g, int((scores[g.module, g.unit].double() >= threshold(count)).sum()))
-            for g in choices.groups
-        }
+        # Counted by rank and not by value: neurons of equal score, dead ones above all, can be told apart.
+        numbers = torch.bincount(owners[: int(count)], minlength=len(choices.groups)).tolist()
+        kept = {(g.module, g.unit): choices.kept(g, n) for g, n in zip(choices.groups, numbers, strict=True)}
         return Widths(kept, ranks)
 
     def fits(candidate: Widths) -> bool:
@@ -170,7 +167,7 @@ def solve_global(
     count = largest(1, len(ordered), lambda x: fits(widths(x)))
     if count is None:
         raise BudgetError(f"the budget cannot be met: {limits.explain(dense.shrunk(widths(1), groups), dense)}")
-    return _fill(widths(count), choices, scores, fits), threshold(count)
+    return _fill(widths(count), choices, scores, fits), float(ordered[int(count) - 1])
 
 
 def _fill(widths: Widths, choices: Choices, scores: Mapping[Key, Tensor], fits: Callable[[Widths], bool]) -> Widths:

@@ -173,13 +173,13 @@ class Compress:
         allocation = allocate(given, section, self.budget, self.multiples)
         module = copy.deepcopy(given.module)
         factorise(module, allocation.widths.ranks, section.attention)
-        if section.neurons == "none":
+        choices = choices_for(given.module, given.family, given.groups, section, self.multiples)
+        if not choices.groups:
             return mask_model(given, module, self._plan(given, allocation.widths, {}, 0.0))
         scores = self._scores(given, module)
         module = baked(module)
         widths, threshold = allocation.widths, 0.0
         if section.allocation == "global":
-            choices = choices_for(given.module, given.family, given.groups, section, self.multiples)
             limits = Limits.of(self.budget, allocation.dense)
             widths, threshold = solve_global(choices, allocation.dense, given.groups, limits, scores, widths.ranks)
         return mask_model(given, module, self._plan(given, widths, scores, threshold))

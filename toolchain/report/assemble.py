@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolchain.artifact import sha256
-from toolchain.cache import PRIVATE, files_below
 from toolchain.data import DataSource
 from toolchain.recipe import Recipe
 
 SCHEMA = "slimvit.report/1"
 FIGURES = ("params", "macs", "bytes")
 COUNTS = ("accuracy", "wrong", "total")
-SHIPPED = ("allocation.json", "plan.json", "dense", "masked", "finetuned", "deploy", "onnx", "engines", "bench")
 
 
 def assemble(
@@ -22,6 +20,7 @@ def assemble(
     tool: str,
     facts: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    files: Sequence[Path],
     root: Path,
     source: DataSource,
 ) -> dict[str, Any]:
@@ -32,6 +31,7 @@ def assemble(
         tool: name and version of the program.
         facts: stage → what it recorded, in the order in which the stages ran.
         provenance: of the plan.
+        files: everything that the stages wrote.
         root: the run's folder.
         source: the data that accuracy was counted on.
     """
@@ -62,7 +62,7 @@ def assemble(
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")],
-        "files": _files(root),
+        "files": listing(files, root),
     }
 
 
@@ -113,10 +113,9 @@ def _bench_row(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {"precision": "fp32", **{key: stage[key] for key in (*keys, *more)}}
 
 
-def _files(root: Path) -> list[dict[str, Any]]:
-    found = [file for name in SHIPPED if (root / name).exists() for file in files_below(root / name)]
+def listing(files: Iterable[Path], root: Path) -> list[dict[str, Any]]:
+    """Path below the root, size and digest of each file, sorted by path."""
     return [
-        {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in found
-        if PRIVATE not in file.parts
+        {"path": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(files)
     ]

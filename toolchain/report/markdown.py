@@ -10,9 +10,8 @@ from toolchain.report.tables import Table, hardware, tables
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown, every number from report.json."""
-    budget = ", ".join(f"{name} {value}" for name, value in report["budget"].items() if value)
     lines = [
-        f"# {report['model']['name']}: {report['requested_method']}, {budget or 'no budget'}",
+        f"# {title(report)}",
         "",
         f"Written by {report['tool']} from recipe `{report['recipe_digest'][:12]}`; data: {report['data']['source']}.",
     ]
@@ -24,6 +23,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def title(report: Mapping[str, Any]) -> str:
+    """Model, method and budget in one line."""
+    budget = ", ".join(f"{name} {value}" for name, value in report["budget"].items() if value)
+    return f"{report['model']['name']}: {report['requested_method']}, {budget or 'no budget'}"
+
+
 def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before the numbers."""
     found = []
@@ -33,6 +38,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"Synthetic images: accuracy is unknown, nothing was trained; neurons by {used['neurons']}, "
             f"allocation {used['allocation']} (recipe method: {report['requested_method']})."
         )
+    elif reason := report["relative_error_increase_reason"]:
+        found.append(f"There is no relative error increase: {reason}.")
     found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
     return found
 
@@ -41,5 +48,5 @@ def _table(table: Table) -> list[str]:
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = "|" + "|".join(["---", *["---:"] * (len(table.header) - 1)]) + "|"
+    rule = "|" + "|".join("---" if column in table.text else "---:" for column in range(len(table.header))) + "|"
     return [line(table.header), rule, *(line(row) for row in table.rows)]

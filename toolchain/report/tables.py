@@ -11,11 +11,12 @@ from toolchain.bench.environment import describe_machine
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; the first column is text, the others are numbers."""
+    """A titled table of text; `text` are the columns that hold words, the others hold numbers."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    text: tuple[int, ...] = (0,)
 
 
 def number(value: float | None) -> str:
@@ -30,68 +31,74 @@ def size(size_bytes: float | None) -> str:
     return f"{size_bytes / 1e6:,.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:,.1f} kB"
 
 
-def counted(row: Mapping[str, Any]) -> str:
-    """Accuracy with its counts: "97.2 % (10 wrong of 359)"."""
-    if row["accuracy"] is None:
+def operations(macs: float | None) -> str:
+    """MACs in M or G: 20_507_392 → "20.51 M"."""
+    if macs is None:
         return "–"
-    return f"{100 * row['accuracy']:.2f} % ({row['wrong']} wrong of {row['total']})"
+    return f"{macs / 1e9:,.2f} G" if macs >= 1e9 else f"{macs / 1e6:,.2f} M"
 
 
-def signed_percent(share: float | None, reason: str | None) -> str:
-    """+14.2 %, or why there is no such number."""
-    return f"n/a ({reason})" if share is None else f"{100 * share:+.1f} %"
+def percent(share: float | None) -> str:
+    """0.972 → "97.20 %"."""
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """What was measured: "ort-cpu, batch 1, 1 thread"."""
+    return f"{row['target']}, batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """Every table of a report, in reading order; an empty one is left out."""
-    found = [headline(report), stage_table(report), shares_table(report), bench_table(report), parity_table(report)]
-    return (
-        [*(table for table in found if table.rows), engine_table(report)]
-        if _engines(report)
-        else [t for t in found if t.rows]
-    )
+    found = [
+        headline(report),
+        stage_table(report),
+        shares_table(report),
+        bench_table(report),
+        parity_table(report),
+        engine_table(report),
+    ]
+    return [table for table in found if table.rows]
 
 
 def headline(report: Mapping[str, Any]) -> Table:
     """Dense against compressed."""
     dense, small, ratio = report["dense"], report["compressed"], report["ratio"]
     rows = [
-        ("parameters", number(dense["params"]), number(small["params"]), f"{ratio['params']:.3f}"),
-        ("MACs per image", number(dense["macs"]), number(small["macs"]), f"{ratio['macs']:.3f}"),
-        ("ONNX file, fp32", size(dense["bytes"]), size(small["bytes"]), f"{ratio['bytes']:.3f}"),
-        (
-            "accuracy (relative error increase)",
-            counted(dense),
-            counted(small),
-            signed_percent(report["relative_error_increase"], report["relative_error_increase_reason"]),
-        ),
+        ("parameters", number(dense["params"]), number(small["params"]), f"{ratio['params']:.3f} left"),
+        ("MACs per image", number(dense["macs"]), number(small["macs"]), f"{ratio['macs']:.3f} left"),
+        ("ONNX file, fp32", size(dense["bytes"]), size(small["bytes"]), f"{ratio['bytes']:.3f} left"),
     ]
-    rows += [
-        (
-            f"latency {row['target']}, batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
-            f"{row['dense_ms']:.3f} ms",
-            f"{row['compressed_ms']:.3f} ms",
-            f"{row['ratio']['point']:.3f}",
-        )
-        for row in report["bench"]
-    ]
-    return Table("Dense against compressed", ("", "dense", "compressed", "left"), tuple(rows))
+    if dense["total"] is not None:
+        increase = report["relative_error_increase"]
+        more = "–" if increase is None else f"{100 * increase:+.1f} % errors"
+        rows += [
+            ("test accuracy", percent(dense["accuracy"]), percent(small["accuracy"]), ""),
+            (f"wrong of {number(dense['total'])}", number(dense["wrong"]), number(small["wrong"]), more),
+        ]
+    for row in report["bench"]:
+        times = (f"{row['dense_ms']:.3f} ms", f"{row['compressed_ms']:.3f} ms")
+        rows.append((cell_name(row), *times, f"{row['ratio']['point']:.3f} of the time"))
+    return Table("Dense against compressed", ("", "dense", "compressed", "change"), tuple(rows))
 
 
 def stage_table(report: Mapping[str, Any]) -> Table:
     """What each stage left."""
+    totals = {row["total"] for row in report["stages"]} - {None}
     rows = tuple(
         (
             row["name"],
             number(row["params"]),
-            number(row["macs"]),
+            operations(row["macs"]),
             size(row["bytes"]),
-            counted(row),
+            percent(row["accuracy"]),
+            number(row["wrong"]),
             "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
         )
         for row in report["stages"]
     )
-    return Table("Stages", ("after", "parameters", "MACs", "bytes", "test accuracy", "seconds"), rows)
+    wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
+    return Table("Stages", ("after", "parameters", "MACs", "size", "accuracy", wrong, "seconds"), rows)
 
 
 def shares_table(report: Mapping[str, Any]) -> Table:
@@ -101,7 +108,7 @@ def shares_table(report: Mapping[str, Any]) -> Table:
     zeroed = {row["kind"] for row in rows if not row["physical"]}
     cells = {(row["block"], row["kind"]): row for row in rows}
     blocks = list(dict.fromkeys(row["block"] for row in rows))
-    blocks.sort(key=lambda name: [int(part) if part.isdigit() else 0 for part in name.split(".")])
+    blocks.sort(key=block_order)
 
     def cell(found: Sequence[Mapping[str, Any]]) -> str:
         total = sum(row["total"] for row in found)
@@ -110,18 +117,19 @@ def shares_table(report: Mapping[str, Any]) -> Table:
     body = [(block, *(cell([cells[block, k]] if (block, k) in cells else []) for k in kinds)) for block in blocks]
     body.append(("all", *(cell([row for row in rows if row["kind"] == k]) for k in kinds)))
     header = ("block", *(f"{kind}{'°' if kind in zeroed else ''}" for kind in kinds))
-    return Table(
-        "Removed share per block and kind (° zeroed, not physically gone)", header, tuple(body) if rows else ()
-    )
+    title = f"Removed share per block and kind{' (° zeroed, not physically gone)' if zeroed else ''}"
+    return Table(title, header, tuple(body) if rows else ())
+
+
+def block_order(name: str) -> list[int]:
+    """A sort key by which blocks.10 comes after blocks.9."""
+    return [int(part) if part.isdigit() else 0 for part in name.split(".")]
 
 
 def bench_table(report: Mapping[str, Any]) -> Table:
     """The verdicts, in the words of the harness."""
-    rows = tuple(
-        (f"{row['target']} {row['precision']} b{row['batch']} t{row['threads']}", row["summary"])
-        for row in report["bench"]
-    )
-    return Table("Latency verdicts", ("where", "verdict"), rows)
+    rows = tuple((cell_name(row), row["summary"]) for row in report["bench"])
+    return Table("Latency verdicts", ("where", "verdict"), rows, text=(0, 1))
 
 
 def parity_table(report: Mapping[str, Any]) -> Table:
@@ -135,7 +143,7 @@ def parity_table(report: Mapping[str, Any]) -> Table:
         )
         for rung in report["parity"]
     )
-    return Table("Parity", ("rung", "verdict", "max |Δ|", "reason"), rows)
+    return Table("Parity", ("rung", "verdict", "max |Δ|", "reason"), rows, text=(0, 1, 3))
 
 
 def _engines(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -147,7 +155,30 @@ def _engines(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def engine_table(report: Mapping[str, Any]) -> Table:
     """The engines that were built."""
     rows = tuple((file["path"], size(file["bytes"]), file["sha256"][:12]) for file in _engines(report))
-    return Table("Engines", ("file", "bytes", "sha256"), rows)
+    return Table("Engines", ("file", "size", "sha256"), rows, text=(0, 2))
+
+
+def verdicts(report: Mapping[str, Any]) -> list[str]:
+    """One line per measured cell."""
+    return [f"{cell_name(row)}: {row['summary']}" for row in report["bench"]]
+
+
+def parity_lines(report: Mapping[str, Any]) -> list[str]:
+    """The ladder in short: how many rungs hold and the largest deviation, then each that failed or was not run."""
+    rungs = report["parity"]
+    held = [rung for rung in rungs if rung["verdict"] == "pass"]
+    differ = max((rung["max_abs"] for rung in held if rung["max_abs"] is not None), default=None)
+    shown = "" if differ is None else f", max |Δ| {differ:.1e}"
+    others = [rung for rung in rungs if rung["verdict"] != "pass"]
+    return [
+        f"{len(held)} of {len(rungs)} rungs hold{shown}",
+        *(f"{rung['verdict'].replace('_', ' ')}: {rung['from']} == {rung['to']} ({rung['reason']})" for rung in others),
+    ]
+
+
+def engine_lines(report: Mapping[str, Any]) -> list[str]:
+    """One line per engine."""
+    return [f"{file['path']}, {size(file['bytes'])}" for file in _engines(report)]
 
 
 def hardware(report: Mapping[str, Any]) -> str:

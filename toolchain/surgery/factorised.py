@@ -24,14 +24,16 @@ class FactorisedLinear(nn.Sequential):
     @staticmethod
     def like(linear: nn.Linear, rank: int) -> FactorisedLinear:
         """A factorised linear of the same shape, dtype and device with unset factors."""
-        pair = FactorisedLinear(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
-        return pair.to(linear.weight)
+        with torch.device("meta"):  # no memory, no random numbers for values that are never read
+            pair = FactorisedLinear(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
+        return pair.to(linear.weight.dtype).to_empty(device=linear.weight.device)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The one linear of weight up·down (multiplied in float64)."""
-        linear = nn.Linear(self.down.in_features, self.up.out_features, bias=self.up.bias is not None)
-        linear.to(self.up.weight)
+        with torch.device("meta"):
+            linear = nn.Linear(self.down.in_features, self.up.out_features, bias=self.up.bias is not None)
+        linear = linear.to(self.up.weight.dtype).to_empty(device=self.up.weight.device)
         linear.weight.copy_(self.up.weight.double() @ self.down.weight.double())
         if self.up.bias is not None:
             linear.bias.copy_(self.up.bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm.models
@@ -71,10 +72,16 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path) -> None:
     Raises:
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
-    state = family.convert_checkpoint(_read(path), module)
+    raw = _read(path)
+    try:
+        state = family.convert_checkpoint(raw, module)
+    except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
+        raise ArtifactError(
+            f"the checkpoint {path} does not fit the model: its tensors cannot be converted ({_first_line(error)})"
+        ) from error
     wanted = module.state_dict()
     head = next((name for name in ("head.weight", "head_dist.weight") if name in wanted and name in state), None)
-    if head is not None and state[head].shape[0] != wanted[head].shape[0]:
+    if head is not None and state[head].ndim == 2 and state[head].shape[0] != wanted[head].shape[0]:
         raise ModelError(
             f"the checkpoint {path} has {state[head].shape[0]} classes, the model {wanted[head].shape[0]}; "
             f"set model.kwargs.num_classes = {state[head].shape[0]}"
@@ -91,22 +98,33 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path) -> None:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            start = file.read(2)
     except OSError as error:
         raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     try:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler fail in any way there is
-        text = str(error)
-        if "weights_only" in text or "Weights only" in text:
+        if _is_refused_code(error, start):
             raise ArtifactError(
                 f"the checkpoint {path} holds pickled code, which slimvit never executes; "
                 "save its tensors as .safetensors instead"
             ) from error
-        first = f"{type(error).__name__} {text.splitlines()[0] if text else ''}".strip()
-        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({first})") from error
+        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_first_line(error)})") from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ArtifactError(f"the checkpoint {path} holds no tensors")
     return tensors
+
+
+def _is_refused_code(error: BaseException, start: bytes) -> bool:
+    """Whether torch refused to run something, in a file of these first bytes; timm may wrap the unpickler's error."""
+    cause = error if isinstance(error, UnpicklingError) else error.__cause__ or error.__context__ or error
+    if isinstance(cause, UnpicklingError):
+        is_pickle = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        return is_pickle or "Unsupported operand" not in str(cause)  # which is what it says of a page of HTML
+    return "TorchScript" in str(cause)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()

@@ -26,7 +26,7 @@ from toolchain.artifact import (
     read_json,
     sha256,
 )
-from toolchain.errors import ArtifactError, ModelError
+from toolchain.errors import ArtifactError, ModelError, StorageError
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.surgery.check import check_plan
@@ -48,8 +48,10 @@ def create_dense(ref: ModelRef, *, pretrained: bool = False) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: nn.Module = timm.create_model(ref.name, pretrained=pretrained, **ref.kwargs)
-    except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:  # whatever timm's constructors make of a keyword argument
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, LookupError | ArithmeticError):
+            text = f"{type(error).__name__} {text}"  # these say too little alone
         if "Unknown model" in text:
             near = timm.list_models(f"*{ref.name.split('_')[0]}*")
             text += _did_you_mean(ref.name, near)
@@ -87,12 +89,19 @@ def _structure(module: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:
 
 
 def save_model(model: AnyModel, folder: Path) -> Path:
-    """The folder, now holding model.safetensors and model.json; replaces it whole or not at all."""
+    """The folder, now holding model.safetensors and model.json; replaces it whole or not at all.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     plain = baked(model.module)
     with torch.device("meta"):
         dense = create_dense(model.ref)
     with atomic_folder(folder) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in plain.state_dict().items()}, partial / WEIGHTS)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in plain.state_dict().items()}, partial / WEIGHTS)
+        except SafetensorError as error:  # how the library tells that a disk is full
+            raise StorageError(f"cannot write {folder / WEIGHTS}: {error}") from error
         record = describe(model, sha256(partial / WEIGHTS), _structure(plain, dense))
         (partial / RECORD).write_text(record, encoding="utf-8")
     return folder

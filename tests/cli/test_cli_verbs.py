@@ -1,0 +1,432 @@
+"""Every verb does what its help says, on a small model; `--json` is one document on stdout and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from toolchain.cli import measure
+from toolchain.cli.look import TEMPLATE
+from toolchain.cli.pipeline import default_folder
+from toolchain.errors import TargetUnavailable
+from toolchain.plan import CompressionPlan
+from toolchain.recipe import Recipe
+from toolchain.surgery.replay import load_model
+from toolchain.targets import TARGETS, get_target
+
+VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
+VERBS += ["bench", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
+
+
+@pytest.fixture
+def parsed(command):
+    """The JSON document that a call with --json prints."""
+
+    def call(*arguments, code=0):
+        outcome = command(*arguments, "--json")
+        assert outcome.code == code, outcome.err
+        return json.loads(outcome.out)
+
+    return call
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished.folder, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def bytes_of(path):
+    return path.read_bytes()
+
+
+# All of them
+
+
+def test_every_verb_is_in_the_help(command):
+    text = command("--help").out
+    assert [verb for verb in VERBS if f"\n  {verb} " not in text] == []
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "bench compare", "manifest verify"])
+def test_every_verb_has_help_and_json(command, verb):
+    outcome = command(*verb.split(), "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "--json" in outcome.out or verb in ("bench", "manifest")
+
+
+def test_python_m_is_the_command():
+    from toolchain import __main__, cli
+
+    assert __main__.main is cli.main
+
+
+# run, plan
+
+
+def test_run_prints_what_a_hurried_reader_needs_first(command, finished, copied):
+    outcome = command("report", copied)
+    lines = outcome.out.splitlines()
+    report = finished.report
+    assert lines[0] == "Dense against compressed"
+    top = "\n".join(lines[: lines.index("Stages")])
+    for value in (
+        f"{report['dense']['params']:,}",
+        f"{report['compressed']['params']:,}",
+        str(report["dense"]["wrong"]),
+    ):
+        assert value in top
+    assert report["bench"][0]["summary"] in top
+    assert str(copied / "report.html") in top
+    assert lines.index("Stages") < lines.index("Parity")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_no_line_is_wider_than_the_terminal(command, copied, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes stdout for a terminal
+    out = command("report", copied).out
+    report = json.loads((copied / "report.json").read_text())
+    tables = [line for line in out.splitlines() if "\x1b" not in line and str(copied) not in line]
+    assert max(map(len, tables)) <= columns
+    assert "…" not in out
+    words = " ".join(out.split())
+    assert report["bench"][0]["summary"] in words, "the verdict reads in full, wrapped between words"
+    for stage in report["stages"]:
+        assert any(line.startswith(stage["name"]) and f"{stage['params']:,}" in line for line in tables)
+
+
+def test_run_again_reuses_everything(command, finished, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    shutil.copytree(finished.folder, tmp_path / "again")
+    outcome = command("run", finished.recipe, "--out", tmp_path / "again", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [line for line in outcome.err.splitlines() if "kept from an earlier run" not in line] == []
+    assert json.loads(outcome.out) == finished.report
+
+
+def test_run_json_is_the_report_and_progress_is_on_stderr(command, recipe, tmp_path):
+    outcome = command("run", recipe, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out) == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "onnx-compressed" in outcome.err
+    assert len(outcome.err.splitlines()) < 12, "without a terminal, progress does not spam"
+
+
+def test_required_speedup(command, finished, copied, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    outcome = command("run", finished.recipe, "--out", copied, "--require-speedup", "1000", "--json")
+    assert outcome.code == 4
+    assert json.loads(outcome.out) == finished.report, "the report is there all the same"
+    assert "1000" in outcome.err.splitlines()[-1]
+
+
+def test_required_speedup_without_a_measurement(command, recipe, tmp_path):
+    outcome = command("run", recipe, "--out", tmp_path / "out", "--require-speedup", "1.0")
+    assert outcome.code == 4
+    assert "[bench]" in outcome.err
+
+
+def test_dry_run_and_plan_are_one_thing_and_write_nothing(parsed, finished, tmp_path):
+    planned = parsed("plan", finished.recipe)
+    assert planned == parsed("run", finished.recipe, "--dry-run", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert planned == json.loads((finished.folder / "allocation.json").read_text())
+    assert planned["predicted"]["params"] == finished.report["compressed"]["params"]
+
+
+def test_plan_is_readable(command, finished):
+    out = command("plan", finished.recipe).out
+    assert f"{finished.report['compressed']['params']:,}" in out
+    assert "blocks.1.attn.qkv" in out
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("m/recipe.toml", "m"), ("m/recipe.vtp.toml", "m_vtp"), ("m/other.toml", "m_other")],
+)
+def test_recipes_of_one_folder_get_folders_of_their_own(tmp_path, path, folder):
+    assert default_folder(tmp_path / path).as_posix() == f"runs/{folder}"
+
+
+# The stages by hand
+
+
+def test_stages_by_hand_give_the_bytes_of_run(parsed, finished, tmp_path):
+    where, run, option = tmp_path / "hand", finished.folder, ("--recipe", finished.recipe)
+    parsed("load", finished.recipe, "--out", where / "dense")
+    parsed("compress", where / "dense", *option, "--out", where / "masked")
+    parsed("finetune", where / "masked", *option, "--teacher", where / "dense", "--out", where / "tuned")
+    parsed("slice", where / "tuned", "--out", where / "sliced")
+    facts = parsed("split", where / "sliced", "--out", where / "deploy")
+    assert facts["params"] == finished.report["compressed"]["params"]
+    assert facts["macs"] == finished.report["compressed"]["macs"]
+    assert bytes_of(where / "masked" / "plan.json") == bytes_of(run / "plan.json")
+    assert bytes_of(where / "masked" / "allocation.json") == bytes_of(run / "allocation.json")
+    for ours, theirs in (("dense", "dense"), ("masked", "masked"), ("tuned", "finetuned"), ("deploy", "deploy")):
+        for file in ("model.safetensors", "model.json"):
+            assert bytes_of(where / ours / file) == bytes_of(run / theirs / file), (ours, file)
+    for name, model in (("dense", "dense"), ("compressed", "deploy")):
+        parsed("export", where / model, "--out", where / f"{name}.fp32.onnx")
+        assert bytes_of(where / f"{name}.fp32.onnx") == bytes_of(run / "onnx" / f"{name}.fp32.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "takes"),
+    [
+        (("slice", "deploy"), "masked"),
+        (("split", "masked"), "sliced"),
+        (("export", "masked"), "dense or a deploy"),
+        (("compress", "masked", "--recipe", "R"), "dense"),
+        (("finetune", "dense", "--recipe", "R"), "masked"),
+    ],
+)
+def test_a_stage_refuses_the_wrong_model(command, finished, tmp_path, arguments, takes):
+    verb, folder, *rest = arguments
+    rest = [finished.recipe if part == "R" else part for part in rest]
+    outcome = command(verb, finished.folder / folder, *rest, "--out", tmp_path / "x")
+    assert outcome.code == 3
+    assert takes in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_finetune_wants_a_teacher_and_epochs(command, finished, tmp_path):
+    arguments = ("finetune", finished.folder / "masked", "--recipe", finished.recipe, "--out", tmp_path / "x")
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert "--teacher" in outcome.err
+    outcome = command(*arguments, "--set", "finetune.epochs=0")
+    assert outcome.code == 2
+    assert "finetune.epochs" in outcome.err
+
+
+def test_engine_is_built_with_its_record(parsed, finished, tmp_path):
+    try:
+        get_target("trt-rtx").probe()
+    except TargetUnavailable as error:
+        pytest.skip(error.reason)
+    onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
+    facts = parsed("engine", onnx, "--out", tmp_path / "e", "--compute-capability", "8.9", "--batch", "1", "2", "4")
+    assert facts == json.loads((tmp_path / "e" / "engine.json").read_text())
+    assert facts["compute_capabilities"] == ["8.9"]
+    assert facts["profile"]["image"]["max"][0] == 4
+    assert (tmp_path / "e" / facts["engine"]).stat().st_size == facts["size_bytes"] > 10_000
+    assert parsed("inspect", tmp_path / "e" / "engine.json")["kind"] == "engine"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be there")
+def test_engine_without_its_target(command, finished, tmp_path):
+    onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
+    assert command("engine", onnx, "--out", tmp_path / "e", "--target", "trt").code == 5
+    assert not (tmp_path / "e").exists()
+
+
+# evaluate, parity, bench
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [("dense", "dense"), ("deploy", "compressed"), ("onnx/compressed.fp32.onnx", "compressed")],
+)
+def test_evaluate_counts_what_the_report_counts(parsed, finished, path, part):
+    found = parsed("evaluate", finished.folder / path, "--data", "digits")
+    assert {key: found[key] for key in ("accuracy", "wrong", "total")} == {
+        key: finished.report[part][key] for key in ("accuracy", "wrong", "total")
+    }
+
+
+def test_evaluate_needs_labels_and_the_classes(command, finished):
+    assert command("evaluate", finished.folder / "dense", "--data", "none").code == 2
+    outcome = command("evaluate", finished.folder / "dense", "--data", "digits", "--split", "tests")
+    assert outcome.code == 2
+    assert "'tests'" in outcome.err
+
+
+def test_parity_holds_and_breaks(parsed, finished):
+    deploy, onnx = finished.folder / "deploy", finished.folder / "onnx" / "compressed.fp32.onnx"
+    assert parsed("parity", deploy, onnx, "--data", "digits")["verdict"] == "pass"
+    assert parsed("parity", finished.folder / "dense", onnx, code=3)["verdict"] == "fail"
+
+
+def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "compare_artifacts", short_bench)
+    pair = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
+    outcome = command("bench", "compare", *pair, "--out", tmp_path / "b.json", "--json")
+    found = json.loads(outcome.out)
+    assert outcome.code == {"regressed": 1, "invalid": 4, "inconclusive": 4}.get(found["verdict"], 0)
+    keys = "verdict ratio verified_speedup_at_least control tau tau_min sessions blocks environment raw"
+    assert set(keys.split()) <= set(found)
+    assert set(found["ratio"]) == set(found["control"]) == {"point", "lo", "hi"}
+    assert json.loads((tmp_path / "b.json").read_text()) == found
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("regressed", 1), ("invalid", 4), ("improved", 0), ("pass", 0)])
+def test_bench_compare_ends_with_the_code_of_its_verdict(command, monkeypatch, verdict, code):
+    class Found:
+        def __init__(self):
+            self.verdict = verdict
+
+        def to_dict(self):
+            return {"verdict": verdict}
+
+    monkeypatch.setattr(measure, "compare_artifacts", lambda *_, **__: Found())
+    outcome = command("bench", "compare", "a", "b", "--json")
+    assert (outcome.code, json.loads(outcome.out)) == (code, {"verdict": verdict})
+
+
+# inspect, models, targets, doctor
+
+
+def test_inspect_knows_everything_that_a_run_writes(parsed, finished):
+    run, report = finished.folder, finished.report
+    assert parsed("inspect", run)["ratio"] == report["ratio"]
+    deploy = parsed("inspect", run / "deploy")
+    assert (deploy["kind"], deploy["params"]) == ("deploy model", report["compressed"]["params"])
+    assert deploy["structure"]
+    onnx = parsed("inspect", run / "onnx" / "dense.fp32.onnx")
+    assert onnx["inputs"] == {"image": ["batch", 1, 8, 8]}
+    assert onnx["bytes"] == report["dense"]["bytes"]
+    assert parsed("inspect", run / "plan.json")["sha256"] == CompressionPlan.load(run / "plan.json").digest
+    bench = next((run / "bench").iterdir())
+    assert parsed("inspect", bench)["verdict"] == report["bench"][0]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"), [("no", None, 74), ("a.json", "{}", 3), ("a.json", "{", 3), ("a.x", "", 3)]
+)
+def test_inspect_refuses_the_rest(command, tmp_path, name, content, code):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    outcome = command("inspect", tmp_path / name)
+    assert outcome.code == code
+    assert "internal error" not in outcome.err
+
+
+def test_models(parsed):
+    rows = {row["name"]: row for row in parsed("models", "vit_tiny_patch16_224")}
+    assert rows["vit_tiny_patch16_224"]["support"] == "full"
+    assert rows["vit_tiny_patch16_224"]["params"] == 5_717_416
+    (cnn,) = parsed("models", "resnet18")
+    assert (cnn["support"], cnn["params"]) == ("refused", None)
+    assert cnn["reason"]
+
+
+def test_targets_and_doctor_agree(parsed):
+    rows = {row["target"]: row["available"] for row in parsed("targets")}
+    assert set(rows) == set(TARGETS)
+    assert rows["ort-cpu"]
+    facts = parsed("doctor")
+    assert facts["torch"] == version("torch")
+    for name, available in rows.items():
+        assert facts[f"target {name}"].startswith("unavailable") is not available
+
+
+# report, manifest, schema, init
+
+
+def test_report_rewrites_the_same_pages(command, finished, copied):
+    for name in ("report.md", "report.html"):
+        (copied / name).unlink()
+    assert command("report", copied).code == 0
+    for name in ("report.md", "report.html"):
+        assert bytes_of(copied / name) == bytes_of(finished.folder / name)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": "slimvit.report/99"}'])
+def test_report_of_another_schema(command, tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    for verb in ("report", "inspect"):
+        outcome = command(verb, tmp_path)
+        assert outcome.code == 3
+        assert "slimvit.report/1" in outcome.err
+
+
+def test_manifest_holds_until_a_file_changes(parsed, command, copied):
+    found = parsed("manifest", "verify", copied)
+    assert found["wrong"] == []
+    listed = {entry["path"] for entry in json.loads((copied / "manifest.json").read_text())["files"]}
+    there = {path.relative_to(copied).as_posix() for path in copied.rglob("*") if path.is_file()}
+    assert listed == {path for path in there if not path.startswith(".slimvit/")} - {"manifest.json"}
+    content = bytearray(bytes_of(copied / "deploy" / "model.safetensors"))
+    content[-1] ^= 1
+    (copied / "deploy" / "model.safetensors").write_bytes(content)
+    (copied / "plan.json").unlink()
+    assert sorted(parsed("manifest", "verify", copied, code=3)["wrong"]) == ["deploy/model.safetensors", "plan.json"]
+    assert "2 of" in command("manifest", "verify", copied).err
+
+
+def test_manifest_that_is_none(command, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    outcome = command("manifest", "verify", tmp_path)
+    assert outcome.code == 3
+    assert "internal" not in outcome.err
+
+
+@pytest.mark.parametrize("name", ["recipe", "plan"])
+def test_schema(parsed, name):
+    schema = parsed("schema", name)
+    assert schema["additionalProperties"] is False
+    assert "model" in schema["properties"]
+
+
+def test_init_writes_a_good_recipe_once(parsed, command, tmp_path):
+    path = tmp_path / "mine.toml"
+    assert parsed("init", path) == {"path": str(path)}
+    assert path.read_text() == TEMPLATE
+    assert Recipe.load(path).compress.method == "hybrid"
+    path.write_text("mine")
+    assert command("init", path).code == 74
+    assert path.read_text() == "mine"
+
+
+# What an altered folder costs
+
+
+@pytest.mark.parametrize(
+    ("altered", "again"),
+    [
+        ("onnx/compressed.fp32.onnx", {"onnx-compressed"}),
+        ("deploy/model.safetensors", {"deploy"}),
+        ("masked/model.json", {"compress"}),
+        ("report.json", set()),
+    ],
+)
+def test_an_altered_file_makes_its_own_stage_run_again(command, finished, copied, monkeypatch, altered, again):
+    """The stages after it find what they found before, for the repaired file has the bytes that it had."""
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    before = bytes_of(copied / altered)
+    (copied / altered).write_bytes(before[:-1] + b"?")
+    outcome = command("run", finished.recipe, "--out", copied)
+    assert outcome.code == 0, outcome.err
+    done = {line.split()[0] for line in outcome.err.splitlines() if line.endswith(" s")}
+    assert done == again
+    assert load_model(copied / "deploy").plan == load_model(finished.folder / "deploy").plan
+    if altered != "report.json":
+        assert bytes_of(copied / altered) == before
+
+
+def test_touching_a_file_costs_nothing(command, finished, copied, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    (copied / "plan.json").touch()
+    outcome = command("run", finished.recipe, "--out", copied)
+    assert [line for line in outcome.err.splitlines() if line.endswith(" s")] == []
+
+
+def test_another_setting_runs_its_stage_and_the_following_ones(command, finished, copied, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    text = finished.recipe.read_text().partition("[bench]")[0]
+    recipe = finished.recipe.with_name("changed.toml")
+    recipe.write_text(text.replace("params = 0.5", "params = 0.7"))
+    outcome = command("run", recipe, "--out", copied, "--set", "finetune.epochs=0")
+    assert outcome.code == 0, outcome.err
+    done = {line.split()[0] for line in outcome.err.splitlines() if line.endswith(" s")}
+    assert done == {"compress", "deploy", "onnx-compressed"}
+    assert not (copied / "finetuned").exists(), "what the earlier recipe wrote and this one does not is gone"
+    report = json.loads((copied / "report.json").read_text())
+    assert 0.5 < report["ratio"]["params"] <= 0.7
+    assert not [entry for entry in report["files"] if "finetuned" in entry["path"]]

@@ -1,0 +1,134 @@
+"""What every way to compress owes, whichever it is: parametrised over the tables, so a new entry is tested at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from builders import dense_model
+
+from toolchain.artifact import MaskedModel, TimmModel, run_stage
+from toolchain.compress.lowrank import FACTORISATIONS
+from toolchain.compress.neurons import CRITERIA
+from toolchain.compress.stage import ALLOCATIONS, Compress, check_names
+from toolchain.cost import Widths, trace
+from toolchain.data import DataSource, open_source
+from toolchain.plan import CompressionPlan
+from toolchain.recipe import BudgetSection, CompressSection, VtpSection
+from toolchain.surgery.mask import baked
+from toolchain.surgery.replay import load_model, rebuild, save_model
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+SHARE = 0.72
+NEURONS = (*CRITERIA, "vtp", "none")
+ATTENTION = (*FACTORISATIONS, "none")
+WAYS = [
+    (attention, neurons, allocation)
+    for attention in ATTENTION
+    for neurons in NEURONS
+    for allocation in ALLOCATIONS
+    if (attention, neurons) != ("none", "none")
+]
+EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids=["-".join(way) for way in WAYS])
+
+
+@cache
+def digits() -> DataSource:
+    """Few to train on."""
+    opened = open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=32)
+    return replace(opened, splits={**opened.splits, "train": opened.split("train").take(torch.arange(64))})
+
+
+@cache
+def dense() -> TimmModel:
+    return dense_model("vit_tiny_patch16_224", **DIGITS)
+
+
+@cache
+def compressed(way: tuple[str, str, str]) -> MaskedModel:
+    """Made once for all tests, which do not change it."""
+    attention, neurons, allocation = way
+    section = CompressSection(
+        method="hybrid",
+        attention=attention,
+        neurons=neurons,
+        allocation=allocation,
+        vtp=VtpSection(epochs=1, gate_lr=0.05, batch_size=32),
+    )
+    check_names(section)
+    return run_stage(Compress(section, BudgetSection(params=share(way)), digits(), {}), dense())
+
+
+def share(way: tuple[str, str, str]) -> float:
+    """Attention alone is a smaller part of the model."""
+    return 0.88 if way[1] == "none" else SHARE
+
+
+def images(count: int = 5) -> torch.Tensor:
+    return torch.stack([digits().split("test")[index][0] for index in range(count)])
+
+
+@EVERY_WAY
+def test_the_budget_is_met_and_used(way):
+    masked = compressed(way)
+    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    left = sum(p.numel() for p in deploy.module.parameters())
+    whole = sum(p.numel() for p in dense().module.parameters())
+    assert (share(way) - 0.02) * whole <= left <= share(way) * whole
+    shape = trace(dense().module, dense().family, dense().preprocess.input_size)
+    assert shape.shrunk(Widths.of(masked.plan), masked.groups).params == left
+
+
+@EVERY_WAY
+def test_masked_sliced_and_split_agree(way):
+    masked = compressed(way)
+    sliced = run_stage(Slice(), masked)
+    deploy = run_stage(Split(), sliced)
+    x = images()
+    with torch.no_grad():
+        before, m, s, d = (part.module(x) for part in (dense(), masked, sliced, deploy))
+    tolerance = 1e-5 * max(1.0, float(m.abs().max()))
+    assert (m - s).abs().max() <= tolerance
+    assert (s - d).abs().max() <= tolerance
+    assert (before - m).abs().max() >= 1e-2 * before.std(), "the plan changes nothing: vacuous"
+
+
+@EVERY_WAY
+def test_plan_and_weights_rebuild_the_model_bit_for_bit(way, tmp_path):
+    masked = compressed(way)
+    again = load_model(save_model(masked, tmp_path / "masked"))
+    assert isinstance(again, MaskedModel)
+    assert again.plan.to_json() == masked.plan.to_json()
+    plan = CompressionPlan.from_json(masked.plan.to_json())
+    state = baked(masked.module).state_dict()
+    replayed = rebuild(masked.ref, "masked", plan, state, masked.preprocess, {})
+    x = images()
+    with torch.no_grad():
+        expected = masked.module(x)
+        assert torch.equal(again.module(x), expected)
+        assert torch.equal(replayed.module(x), expected)
+
+
+@EVERY_WAY
+def test_the_plan_holds_what_was_asked_for_and_nothing_else(way):
+    attention, neurons, allocation = way
+    plan = compressed(way).plan
+    assert bool(plan.low_ranks) == (attention != "none")
+    assert any(keep.unit == "mlp_hidden" for keep in plan.keeps) == (neurons != "none")
+    assert plan.provenance["method"]["allocation"] == allocation
+    kept = [keep.kept for keep in plan.keeps if keep.unit == "mlp_hidden"]
+    assert all(1 <= count < 192 for count in kept)
+    if allocation == "uniform" and neurons != "none":
+        assert len(set(kept)) == 1
+
+
+@EVERY_WAY
+def test_a_second_time_gives_the_same_bytes(way):
+    """Under another global random state."""
+    first = compressed(way).plan.to_json()
+    torch.manual_seed(len(first))
+    assert compressed.__wrapped__(way).plan.to_json() == first

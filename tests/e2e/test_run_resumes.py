@@ -1,0 +1,149 @@
+"""A run that is killed, at any moment and as often as you like, ends with the files of an undisturbed one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = """[model]
+name = "vit_tiny_patch16_224"
+kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
+pretrained = false
+
+[data]
+source = "digits"
+
+[train]
+epochs = 3
+
+[compress]
+method = "hybrid"
+vtp = { epochs = 2 }
+
+[budget]
+params = 0.5
+
+[finetune]
+epochs = 2
+lr = 1e-3
+"""
+PROGRAM = """
+import sys
+from toolchain.cli import main
+
+main(["run", *sys.argv[1:]])
+"""
+RECORDS = ("dense", "compress", "finetune", "deploy", "onnx-dense", "onnx-compressed")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def start(recipe, out, cache):
+    environment = {**os.environ, "SLIMVIT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, str(recipe), "--out", str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(recipe, out, cache):
+    process = start(recipe, out, cache)
+    _, stderr = process.communicate(timeout=900)
+    assert process.returncode == 0, stderr
+    return stderr
+
+
+def kill_when(recipe, out, cache, moment):
+    """Starts a run and kills it at `moment` (a function that says whether it is now); whether it was still running."""
+    process = start(recipe, out, cache)
+    while process.poll() is None and not moment():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def digests(out):
+    paths = [out / "plan.json", out / "allocation.json", *out.rglob("*.safetensors"), *out.rglob("*.onnx")]
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if ".slimvit" not in path.parts
+    }
+
+
+def facts(out):
+    """What the report says, without what differs by nature."""
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    for stage in report["stages"]:
+        del stage["seconds"]
+    return {key: value for key, value in report.items() if key != "bench"}
+
+
+def mtime(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_killed_at_several_moments(recipe, tmp_path):
+    """In the middle of each training, and during export."""
+    finish(recipe, tmp_path / "whole", tmp_path / "cache_whole")
+    out, cache, draw = tmp_path / "killed", tmp_path / "cache_killed", random.Random(20)
+    private = out / ".slimvit"
+
+    def after(path, delay):
+        """True once `path` has been there, as this attempt wrote it, for `delay` seconds."""
+        before, seen = mtime(path), []
+
+        def moment():
+            if not seen and mtime(path) != before:
+                seen.append(time.monotonic())
+            return bool(seen) and time.monotonic() - seen[0] >= delay
+
+        return moment
+
+    scratches = [private / f"{stage}.safetensors" for stage in ("dense", "compress", "finetune")]
+    moments = [
+        *((path, draw.uniform(0, 0.02)) for path in scratches),  # an epoch was saved, more are to come
+        (private / "deploy.json", draw.uniform(0, 1.0)),  # somewhere in the exports
+    ]
+    kills = sum(kill_when(recipe, out, cache, after(path, delay)) for path, delay in moments)
+    assert kills >= 3, "most runs were still running when they were killed"
+    assert not (out / "report.json").exists()
+    log = finish(recipe, out, cache)
+    assert "kept from an earlier run" in log
+
+    expected = digests(tmp_path / "whole")
+    assert len([name for name in expected if name.endswith(".safetensors")]) == 4
+    assert len([name for name in expected if name.endswith(".onnx")]) == 2
+    assert digests(out) == expected
+    assert not list(out.rglob("*.partial"))
+    ours, theirs = facts(out), facts(tmp_path / "whole")
+    assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_the_demo_recipe_killed_at_random(tmp_path, seed):
+    demo = Path(__file__).parents[2] / "models" / "digits_vit" / "recipe.toml"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(demo.read_text(encoding="utf-8").partition("[engine]")[0], encoding="utf-8")
+    began = time.monotonic()
+    finish(recipe, tmp_path / "whole", tmp_path / "cache_whole")
+    whole_s, draw = time.monotonic() - began, random.Random(seed)
+    for _ in range(5):
+        until = time.monotonic() + draw.uniform(0.1, 0.6) * whole_s
+        kill_when(recipe, tmp_path / "killed", tmp_path / "cache_killed", lambda until=until: time.monotonic() > until)
+    finish(recipe, tmp_path / "killed", tmp_path / "cache_killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")

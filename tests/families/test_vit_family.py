@@ -1,0 +1,254 @@
+"""What the ViT family declares: where every unit lies, what it leaves alone, and what it refuses, with the reason."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import torch
+from builders import TINY
+from timm.layers.mlp import SwiGLU
+from torch import nn
+
+from toolchain.errors import ModelError
+from toolchain.families import FAMILIES, family_of
+from toolchain.families.vit import VitFamily
+from toolchain.plan import ModelRef
+from toolchain.surgery.replay import create_dense
+
+FAMILY = VitFamily()
+WIDTH, HEADS, DEPTH, HIDDEN = 48, 3, 2, 192
+HEAD_DIM = WIDTH // HEADS
+VARIANTS = {
+    "classic": {},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "layer scale": {"name": "deit3_small_patch16_224"},
+    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
+    "average pooling": {"name": "vit_medium_patch16_gap_256"},
+    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
+    "q/k norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+}
+
+
+def meta(name: str = "vit_tiny_patch16_224", **kwargs: object) -> nn.Module:
+    """A timm model without weights."""
+    with torch.device("meta"):
+        return create_dense(ModelRef(name=name, kwargs=kwargs))
+
+
+def tiny(**kwargs: object) -> nn.Module:
+    merged = {**TINY, **kwargs}
+    return meta(str(merged.pop("name", "vit_tiny_patch16_224")), **merged)
+
+
+def declared(model: nn.Module) -> dict[tuple[str, str], object]:
+    return {(group.module, group.unit): group for group in FAMILY.unit_groups(model)}
+
+
+# Units
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_spans_lie_inside_their_linears_and_never_overlap(variant):
+    """Each position of a unit is one row or column of its own, so removing it can damage no other."""
+    model = tiny(**VARIANTS[variant])
+    groups = FAMILY.unit_groups(model)
+    assert len({(group.module, group.unit) for group in groups}) == len(groups)
+    for group in groups:
+        taken: set[tuple[str, int, int]] = set()
+        for span in group.spans:
+            linear = model.get_submodule(span.linear)
+            assert isinstance(linear, nn.Linear)
+            assert span.width == group.total
+            last = span.offset + group.partitions * span.width
+            assert last <= (linear.out_features if span.axis == 0 else linear.in_features)
+            places = {(span.linear, span.axis, place) for place in range(span.offset, last)}
+            assert not places & taken
+            taken |= places
+        for span in group.rescale_on_slice:
+            assert span in group.spans
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_block_declares_the_five_kinds(variant):
+    model = tiny(**VARIANTS[variant])
+    units = declared(model)
+    kinds = {"attn": ["attn_in", "head_dim", "attn_out"], "mlp": ["mlp_in", "mlp_hidden"]}
+    if variant == "q/k norm":
+        kinds["attn"].remove("head_dim")
+    order = [(f"blocks.{block}.{part}", unit) for block in range(DEPTH) for part in kinds for unit in kinds[part]]
+    assert list(units) == order
+    assert {unit for (_, unit), group in units.items() if group.sliceable} <= {"head_dim", "mlp_hidden"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sliceable_units_cover_all_that_writes_and_reads_them(variant):
+    model = tiny(**VARIANTS[variant])
+    units = declared(model)
+    hidden = units["blocks.1.mlp", "mlp_hidden"]
+    packed = variant == "packed SwiGLU"
+    assert (hidden.total, hidden.partitions) == (model.blocks[1].mlp.fc2.in_features, 1)
+    assert [(span.linear.rpartition(".")[2], span.axis, span.offset) for span in hidden.spans] == (
+        [("fc1", 0, 0), ("fc1", 0, hidden.total), ("fc2", 1, 0)] if packed else [("fc1", 0, 0), ("fc2", 1, 0)]
+    )
+    if variant == "q/k norm":
+        return
+    head = units["blocks.1.attn", "head_dim"]
+    assert (head.total, head.partitions) == (HEAD_DIM, HEADS)
+    assert [(span.linear.rpartition(".")[2], span.axis, span.offset) for span in head.spans] == [
+        ("qkv", 0, 0),
+        ("qkv", 0, WIDTH),
+        ("qkv", 0, 2 * WIDTH),
+        ("proj", 1, 0),
+    ]
+    assert head.rescale_on_slice == head.spans[:1]  # queries alone
+    assert {name: value(4) for name, value in head.attrs.items()} == {"head_dim": 4, "attn_dim": 12, "scale": 0.5}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_declared_attributes_are_those_of_the_module(variant):
+    """At full width, what slicing would write is what timm has written."""
+    model = tiny(**VARIANTS[variant])
+    for group in FAMILY.unit_groups(model):
+        for name, value in group.attrs.items():
+            assert getattr(model.get_submodule(group.module), name) == pytest.approx(value(group.total))
+
+
+def test_unpacked_swiglu_writes_a_neuron_in_two_linears():
+    model = tiny()
+    with torch.device("meta"):
+        model.blocks[0].mlp = SwiGLU(WIDTH, HIDDEN)
+    assert FAMILY.refuses(model) is None
+    group = declared(model)["blocks.0.mlp", "mlp_hidden"]
+    places = [(span.linear.rpartition(".")[2], span.axis, span.offset, span.width) for span in group.spans]
+    assert places == [("fc1_g", 0, 0, HIDDEN), ("fc1_x", 0, 0, HIDDEN), ("fc2", 1, 0, HIDDEN)]
+    readers = declared(model)["blocks.0.mlp", "mlp_in"]
+    assert [span.linear.rpartition(".")[2] for span in readers.spans] == ["fc1_g", "fc1_x"]
+
+
+def test_a_gated_attention_has_its_gate_in_both_units():
+    model = tiny()
+    attention = model.blocks[0].attn
+    with torch.device("meta"):
+        attention.gate = nn.Linear(WIDTH, WIDTH)
+    head, reads = (declared(model)["blocks.0.attn", unit] for unit in ("head_dim", "attn_in"))
+    assert ("blocks.0.attn.gate", 0) in [(span.linear, span.axis) for span in head.spans]
+    assert ("blocks.0.attn.gate", 1) in [(span.linear, span.axis) for span in reads.spans]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_factorizable_linears_are_all_linears_of_the_blocks(variant):
+    model = tiny(**VARIANTS[variant])
+    items = FAMILY.factorizable(model)
+    linears = [name for name, child in model.blocks.named_modules() if isinstance(child, nn.Linear)]
+    assert [item.linear for item in items] == [f"blocks.{name}" for name in linears]
+    assert {item.linear for item in items if item.kind == "attention"} == {
+        f"blocks.{block}.attn.{name}" for block in range(DEPTH) for name in ("qkv", "proj")
+    }
+    assert {item.kind for item in items} == {"attention", "mlp"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention_sites_and_input_size(variant):
+    model = tiny(**VARIANTS[variant], in_chans=1)
+    sites = [(site.module, site.heads, site.head_dim) for site in FAMILY.attentions(model)]
+    assert sites == [(f"blocks.{block}.attn", HEADS, HEAD_DIM) for block in range(DEPTH)]
+    size = int(VARIANTS[variant].get("img_size", 32))
+    assert FAMILY.input_size(model) == (1, size, size)
+
+
+def test_input_size_of_a_wide_image():
+    assert FAMILY.input_size(tiny(img_size=(32, 64))) == (3, 32, 64)
+
+
+# Limits
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_limits_are_said_exactly_where_a_unit_is_missing(variant):
+    limits = FAMILY.limits(tiny(**VARIANTS[variant]))
+    assert limits == (
+        ["head dims are left alone because of a norm over the head dim of q and k"] if variant == "q/k norm" else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "unit", "words"),
+    [
+        ({"scale_attn_norm": True}, "head_dim", "head dims are left alone because of a norm over the attention output"),
+        ({"scale_mlp_norm": True}, "mlp_hidden", "feed-forward neurons are left alone because of a norm over the hid"),
+    ],
+)
+def test_a_norm_inside_makes_a_unit_unavailable_and_says_so(kwargs, unit, words):
+    model = tiny(**kwargs)
+    assert any(words in limit for limit in FAMILY.limits(model))
+    assert unit not in {group.unit for group in FAMILY.unit_groups(model)}
+    assert FAMILY.refuses(model) is None
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("resnet18", "ResNet belongs to no known family"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer belongs to no known family"),
+        ("eva02_tiny_patch14_224", "Eva belongs to no known family"),
+        ("vit_small_patch16_18x2_224", r"blocks\.0 is a ParallelThingsBlock"),
+        ("vit_base_patch16_rpn_224", r"blocks\.0 is a ResPostBlock"),
+        ("vit_base_patch16_siglip_224", "attention pooling"),
+        ("vit_dlittle_patch16_reg1_gap_256", r"blocks\.0\.attn is a DiffAttention"),
+    ],
+)
+def test_an_unsupported_model_is_refused_with_the_reason(name, reason):
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    with pytest.raises(ModelError, match=f"{name} is not supported: .*{reason}.*See `slimvit models`") as caught:
+        family_of(meta(name), name)
+    assert caught.value.exit_code == 2
+
+
+def test_other_mlps_and_depth_0_are_refused():
+    model = tiny()
+    model.blocks[1].mlp = nn.Identity()
+    assert FAMILY.refuses(model) == ("blocks.1.mlp is a Identity; only Mlp, GluMlp and SwiGLU of linears are supported")
+    assert FAMILY.refuses(tiny(depth=0)) == "the model has no blocks"
+    assert "not a timm VisionTransformer" in str(FAMILY.refuses(nn.Linear(2, 2)))
+
+
+def test_a_subclass_of_a_block_is_not_taken_for_the_block():
+    """A subclass may compute something else with the same parts."""
+    model = tiny()
+
+    class Other(type(model.blocks[0])):  # type: ignore[misc]
+        pass
+
+    model.blocks[1].__class__ = Other
+    assert FAMILY.refuses(model) == "blocks.1 is a Other; only the plain pre-norm Block is supported"
+
+
+@pytest.mark.slow
+def test_every_timm_model_is_full_partial_or_refused_with_a_reason():
+    support: dict[str, list[str]] = {"full": [], "partial": [], "refused": []}
+    reasons: list[str] = []
+    for module in dict.fromkeys(module for family in FAMILIES for module in family.timm_modules):
+        for name in timm.list_models(module=module):
+            model = meta(name)
+            try:
+                family = family_of(model, name)
+            except ModelError as error:
+                support["refused"].append(name)
+                reasons.append(str(error).removeprefix(f"{name} is not supported: "))
+                continue
+            units = {group.unit for group in family.unit_groups(model)}
+            limits = family.limits(model)
+            assert (len(limits) > 0) == (not {"head_dim", "mlp_hidden"} <= units), name
+            assert family.factorizable(model)
+            support["partial" if limits else "full"].append(name)
+    assert all(re.match(r"blocks\.0|attention pooling", reason) for reason in reasons)
+    assert len(support["full"]) > 4 * len(support["refused"])
+    assert support["partial"]
+    assert {"deit_small_patch16_224", "deit3_base_patch16_224", "vit_base_patch14_reg4_dinov2"} <= set(support["full"])

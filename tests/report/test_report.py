@@ -1,0 +1,422 @@
+"""report.json has what it promises, and Markdown, page and terminal say what it says and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain import pipeline
+from toolchain.artifact import sha256
+from toolchain.recipe import Recipe
+from toolchain.report.assemble import relative_error_increase
+from toolchain.report.markdown import notes, to_markdown
+from toolchain.report.page import LEFT, PLOT, WIDTH, ratios_drawing, shares_drawing, to_html
+from toolchain.report.tables import engine_lines, headline, number, operations, parity_lines, percent, size, tables
+
+KEYS = {
+    "": "schema tool synthetic model recipe_digest stages dense compressed ratio relative_error_increase "
+    "pruned_shares parity bench files",
+    "model": "name kwargs checkpoint_sha256",
+    "stages": "name params macs bytes accuracy wrong total seconds",
+    "dense": "params macs bytes accuracy wrong total",
+    "compressed": "params macs bytes accuracy wrong total",
+    "ratio": "params macs bytes",
+    "pruned_shares": "block kind total removed physical",
+    "parity": "from to max_abs cosine_min top1_agreement tolerance verdict reason",
+    "bench": "target precision batch threads dense_ms compressed_ms ratio verified_speedup_at_least verdict environment",
+    "files": "path bytes sha256",
+}
+SUMMARY = "improved: 1.51× (verified ≥ 1.50×), ratio 0.66 [0.65, 0.67], control ±0.98 %, τ 5 %, 3 × 20 blocks"
+
+
+def stage(name, params, wrong, seconds):
+    counts = {"accuracy": 1 - wrong / 359, "wrong": wrong, "total": 359}
+    return {"name": name, "params": params, "macs": 17 * params, "bytes": 4 * params, **counts, "seconds": seconds}
+
+
+def figures(params, wrong):
+    row = stage("", params, wrong, 0)
+    return {key: row[key] for key in ("params", "macs", "bytes", "accuracy", "wrong", "total")}
+
+
+def rung(from_, to, max_abs, verdict="pass", reason=""):
+    numbers = {"max_abs": max_abs, "cosine_min": 1.0, "top1_agreement": None, "tolerance": {}}
+    return {"from": from_, "to": to, **numbers, "verdict": verdict, "reason": reason}
+
+
+def share(block, kind, removed, *, physical=True):
+    return {"block": block, "kind": kind, "total": 512, "removed": removed, "physical": physical}
+
+
+@pytest.fixture
+def report():
+    """A report with one of everything; the numbers are invented, and all different."""
+    environment = {"cpu": "Some CPU", "affinity": [0, 1], "threads": 1, "runtimes": {"onnxruntime": "1.2"}}
+    cell = {"target": "ort-cpu", "precision": "fp32", "batch": 1, "threads": 1, "environment": environment}
+    times = {"dense_ms": 0.6104, "compressed_ms": 0.4013, "ratio": {"point": 0.661, "lo": 0.652, "hi": 0.668}}
+    verdict = {"verified_speedup_at_least": 1.502, "verdict": "improved", "summary": SUMMARY}
+    return {
+        "schema": "slimvit.report/1",
+        "tool": "slimvit 0.1.0",
+        "synthetic": False,
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": {}, "checkpoint_sha256": None},
+        "data": {"source": "digits", "digest": "d" * 64},
+        "method": {"neurons": "vtp", "allocation": "global"},
+        "requested_method": "hybrid",
+        "budget": {"params": 0.5, "macs": None, "size": None, "latency": {}},
+        "recipe_digest": "abcdef012345" * 5,
+        "stages": [stage("dense", 1194122, 14, 106.45), stage("onnx", 596738, 18, None)],
+        "dense": figures(1194122, 14),
+        "compressed": figures(596738, 18),
+        "ratio": {"params": 0.49973, "macs": 0.50596, "bytes": 0.50291},
+        "relative_error_increase": 18 / 14 - 1,
+        "relative_error_increase_reason": None,
+        "pruned_shares": [
+            *(share("blocks.10", kind, 64, physical=kind == "mlp_hidden") for kind in ("mlp_hidden", "attn_in")),
+            share("blocks.9", "mlp_hidden", 16),
+        ],
+        "parity": [
+            rung("masked", "sliced", 1.9e-6),
+            rung("sliced", "split", 0.0),
+            rung("a.onnx", "a.engine", None, "not_run", "no GPU"),
+        ],
+        "graphs": {"dense": {"notes": []}},
+        "bench": [{**cell, **times, **verdict}],
+        "files": [{"path": "engines/trt-rtx/a.engine", "bytes": 6480000, "sha256": "e" * 64}],
+    }
+
+
+def without_labels(report):
+    changed = copy.deepcopy(report)
+    for row in (changed["dense"], changed["compressed"], *changed["stages"]):
+        row.update(accuracy=None, wrong=None, total=None)
+    changed.update(relative_error_increase=None, relative_error_increase_reason="the data has no labels")
+    return changed
+
+
+# report.json
+
+
+@pytest.fixture(scope="module")
+def synthetic_run(tmp_path_factory):
+    """The report of a run without images, and its folder."""
+    root = tmp_path_factory.mktemp("synthetic")
+    kwargs = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
+    recipe = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": kwargs, "pretrained": False},
+        "data": {"source": "none"},
+        "compress": {"method": "hybrid"},
+        "budget": {"params": 0.6},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
+        return pipeline.run(Recipe.from_dict(recipe), root / "run"), root / "run"
+
+
+@pytest.mark.parametrize("part", KEYS)
+def test_every_promised_key_is_there(synthetic_run, report, part):
+    real, _ = synthetic_run
+    for found in (real, report):
+        value = found[part] if part else found
+        rows = value if isinstance(value, list) else [value]
+        assert rows or (part == "bench" and found is real)
+        for row in rows:
+            assert set(KEYS[part].split()) <= set(row)
+
+
+def test_the_file_is_what_run_returns(synthetic_run):
+    found, folder = synthetic_run
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(found))
+    assert (folder / "report.md").read_text() == to_markdown(found)
+    assert (folder / "report.html").read_text() == to_html(found)
+
+
+def test_synthetic_claims_no_accuracy(synthetic_run):
+    found, _ = synthetic_run
+    assert found["synthetic"] is True
+    assert found["relative_error_increase"] is None
+    assert found["relative_error_increase_reason"] == "the data has no labels"
+    for row in (*found["stages"], found["dense"], found["compressed"]):
+        assert row["accuracy"] is row["wrong"] is row["total"] is None
+    assert "accuracy" not in {row[0] for row in headline(found).rows}
+    assert any("Synthetic" in note for note in notes(found))
+    assert all(rung["top1_agreement"] is None for rung in found["parity"])
+
+
+def test_files_are_listed_with_their_digests(synthetic_run):
+    found, folder = synthetic_run
+    assert {"plan.json", "deploy/model.safetensors", "onnx/compressed.fp32.onnx"} <= {f["path"] for f in found["files"]}
+    for file in found["files"]:
+        path = folder / file["path"]
+        assert (path.stat().st_size, sha256(path)) == (file["bytes"], file["sha256"])
+
+
+def test_ratios_follow_from_the_counts(synthetic_run):
+    found, _ = synthetic_run
+    for name, ratio in found["ratio"].items():
+        assert ratio == found["compressed"][name] / found["dense"][name]
+    assert found["ratio"]["params"] <= 0.6
+
+
+# The relative error increase
+
+
+def counts(wrong, total):
+    return {"wrong": wrong, "total": total, "accuracy": None if total is None else 1 - wrong / total}
+
+
+@given(st.integers(1, 500), st.integers(0, 500), st.integers(500, 10_000))
+def test_relative_error_increase_is_that_of_the_accuracies(dense, small, total):
+    found, reason = relative_error_increase(counts(dense, total), counts(small, total))
+    assert reason is None
+    expected = (1 - (1 - small / total)) / (1 - (1 - dense / total)) - 1
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert (found > 0) == (small > dense)
+
+
+@pytest.mark.parametrize(
+    ("dense", "small", "words"),
+    [
+        (counts(None, None), counts(None, None), "no labels"),
+        (counts(0, 359), counts(3, 359), "no error on 359"),
+        (counts(0, 359), counts(0, 359), "no error on 359"),
+    ],
+)
+def test_no_relative_error_increase_has_a_reason(dense, small, words):
+    found, reason = relative_error_increase(dense, small)
+    assert found is None
+    assert words in reason
+
+
+# Markdown
+
+
+def cells(text):
+    """Heading → the rows of its table, as lists of cells, header first."""
+    found, heading = {}, ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|") and not line.startswith("|---"):
+            found.setdefault(heading, []).append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return found
+
+
+def test_markdown_numbers_are_those_of_the_report(report):
+    found = cells(to_markdown(report))
+    rows = {row[0]: row[1:] for row in found["Dense against compressed"]}
+    assert rows["parameters"] == ["1,194,122", "596,738", "0.500 left"]
+    assert rows["MACs per image"] == ["20,300,074", "10,144,546", "0.506 left"]
+    assert rows["test accuracy"] == ["96.10 %", "94.99 %", ""]
+    assert rows["wrong of 359"] == ["14", "18", "+28.6 % errors"]
+    assert rows["ort-cpu, batch 1, 1 thread"] == ["0.610 ms", "0.401 ms", "0.661 of the time"]
+    assert [row[0] for row in found["Stages"][1:]] == ["dense", "onnx"]
+    for row, stage_ in zip(found["Stages"][1:], report["stages"], strict=True):
+        assert int(row[1].replace(",", "")) == stage_["params"]
+        assert float(row[4].removesuffix(" %")) == pytest.approx(100 * stage_["accuracy"], abs=0.005)
+        assert int(row[5]) == stage_["wrong"]
+    assert found["Latency verdicts"][1] == ["ort-cpu, batch 1, 1 thread", SUMMARY]
+    assert found["Parity"][1:][2] == ["a.onnx == a.engine", "not_run", "–", "no GPU"]
+
+
+def test_markdown_follows_the_report(report):
+    """No number is written down anywhere but in report.json: change it, and the page changes."""
+    for path, value, shown in [
+        (("compressed", "params"), 777_777, "777,777"),
+        (("compressed", "wrong"), 31, "| 31 |"),
+        (("ratio", "params"), 0.123, "0.123"),
+        (("relative_error_increase",), 2.5, "+250.0 %"),
+        (("bench", 0, "dense_ms"), 9.876, "9.876 ms"),
+        (("bench", 0, "summary"), "regressed: slow", "regressed: slow"),
+        (("parity", 0, "max_abs"), 4.2e-3, "4.2e-03"),
+        (("files", 0, "bytes"), 1_230_000, "1.23 MB"),
+    ]:
+        changed = copy.deepcopy(report)
+        node = changed
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = value
+        assert shown not in to_markdown(report), path
+        assert shown in to_markdown(changed), path
+        assert to_html(changed) != to_html(report), path
+
+
+def test_every_markdown_table_is_rectangular(report):
+    report["parity"][2]["reason"] = "a | b"
+    for rows in cells(to_markdown(report)).values():
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_shares_per_block(report):
+    rows = {
+        row[0]: row[1:] for row in next(rows for head, rows in cells(to_markdown(report)).items() if "share" in head)
+    }
+    assert rows["block"] == ["mlp_hidden", "attn_in°"], "° marks what is only zeroed"
+    assert list(rows) == ["block", "blocks.9", "blocks.10", "all"], "9 comes before 10"
+    assert rows["blocks.9"] == ["3.1 %", "–"]
+    assert rows["blocks.10"] == ["12.5 %", "12.5 %"]
+    assert rows["all"] == ["7.8 %", "12.5 %"]
+
+
+def test_without_labels_there_is_a_reason_and_no_number(report):
+    changed = without_labels(report)
+    text = to_markdown(changed)
+    assert "the data has no labels" in text
+    assert "errors" not in text
+    assert "wrong of" not in text
+    assert "96.10" not in text
+    assert "no labels" in to_html(changed)
+
+
+def test_empty_parts_are_left_out(report):
+    report.update(bench=[], files=[], pruned_shares=[], parity=[])
+    assert [table.title for table in tables(report)] == ["Dense against compressed", "Stages"]
+    page = to_html(report)
+    assert "<svg" not in page
+    assert "Measured" not in page
+
+
+# Short forms
+
+
+def test_parity_in_short_names_what_did_not_hold(report):
+    assert parity_lines(report) == ["2 of 3 rungs hold, max |Δ| 1.9e-06", "not run: a.onnx == a.engine (no GPU)"]
+    report["parity"][0] = rung("masked", "sliced", 0.5, "fail", "max |Δ| 0.5 > 1e-05")
+    short = parity_lines(report)
+    assert short[0] == "1 of 3 rungs hold, max |Δ| 0.0e+00"
+    assert short[1] == "fail: masked == sliced (max |Δ| 0.5 > 1e-05)"
+
+
+def test_engines_in_short(report):
+    assert engine_lines(report) == ["engines/trt-rtx/a.engine, 6.48 MB"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (number(1_234_567), "1,234,567"),
+        (number(0), "0"),
+        (number(None), "–"),
+        (size(999_999), "1,000.0 kB"),
+        (size(12_000_000), "12.00 MB"),
+        (size(None), "–"),
+        (operations(20_507_392), "20.51 M"),
+        (operations(4_608_338_432), "4.61 G"),
+        (operations(None), "–"),
+        (percent(0.9), "90.00 %"),
+        (percent(None), "–"),
+    ],
+)
+def test_units(shown, expected):
+    assert shown == expected
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Tags must close in order; what the page refers to is kept."""
+
+    EMPTY = frozenset({"meta", "line", "rect", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.tags, self.attributes = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.EMPTY or tag == "rect":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+
+def test_page_is_well_formed_and_complete(report):
+    page = Page(to_html(report))
+    for table in tables(report):
+        assert table.title in page.text
+        for row in table.rows:
+            for cell in row:
+                assert cell in page.text
+    assert page.tags.count("svg") == 2
+    assert SUMMARY in " ".join(page.text)
+
+
+def test_page_requests_nothing_and_runs_nothing(report):
+    text = to_html(report)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "onload", "style"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|//|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_page_escapes_what_it_did_not_write(report):
+    evil = "<script>alert(1)</script>&"
+    report["model"]["name"] = report["data"]["source"] = report["parity"][2]["reason"] = evil
+    report["pruned_shares"][0]["block"] = 'blocks.10"><b>'
+    text = to_html(report)
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert evil in Page(text).text
+
+
+def drawings(text):
+    return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+def test_bars_are_as_long_as_the_shares(report):
+    _, drawing = drawings(to_html(report))
+    widths = [float(rect.get("width")) for rect in drawing.iter("rect")]
+    assert widths == pytest.approx([16 / 512 * PLOT, 64 / 512 * PLOT, 64 / 512 * PLOT], abs=0.01)
+    labels = [text.text for text in drawing.iter("text") if text.get("text-anchor") == "end" and text.text]
+    assert labels == ["blocks.9", "blocks.10"]
+    assert len({rect.get("class") for rect in drawing.iter("rect")}) == 2, "kinds are told apart"
+
+
+def test_interval_is_drawn_where_it_lies(report):
+    drawing, _ = drawings(to_html(report))
+    (rect,) = drawing.iter("rect")
+    ticks = {text.text: float(text.get("x")) for text in drawing.iter("text") if text.get("text-anchor") == "middle"}
+    (mark,) = [float(line.get("x1")) for line in drawing.iter("line") if line.get("class") == "mark"]
+    low, high = float(rect.get("x")), float(rect.get("x")) + float(rect.get("width"))
+    scale = (ticks["1"] - ticks["0.6"]) / 0.4
+    for x, ratio in ((low, 0.652), (mark, 0.661), (high, 0.668)):
+        assert x == pytest.approx(ticks["0.6"] + scale * (ratio - 0.6), abs=0.05)
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 5), st.floats(0, 0.5), st.floats(0, 0.5)), min_size=1, max_size=4))
+def test_every_interval_stays_in_the_drawing(cells_):
+    rows = [
+        {"target": "t", "batch": 1, "threads": 1, "ratio": {"point": p, "lo": p * (1 - a), "hi": p * (1 + b)}}
+        for p, a, b in cells_
+    ]
+    drawing = ratios_drawing(rows)
+    for bar in drawing.bars:
+        assert -1e-6 <= bar.start <= bar.mark + 1e-6 <= bar.end + 2e-6 <= PLOT + 3e-6
+    assert all(LEFT + x <= WIDTH for x, _ in drawing.ticks)
+    assert drawing.height > max(bar.y for bar in drawing.bars)
+
+
+def test_nothing_to_draw():
+    assert shares_drawing([]) is None
+    assert ratios_drawing([]) is None

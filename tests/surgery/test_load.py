@@ -1,0 +1,320 @@
+"""Checkpoints as people have them, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from builders import TINY, dense_model
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
+from toolchain.plan import ModelRef
+from toolchain.recipe import ModelSection
+from toolchain.surgery.load import load_checkpoint, load_dense, randomise_untrained
+from toolchain.surgery.replay import create_dense
+
+NAME = "deit_tiny_patch16_224"
+SECTION = ModelSection(name=NAME, kwargs=TINY, pretrained=False)
+
+
+def weights(**kwargs: object) -> dict[str, Tensor]:
+    model = dense_model(NAME, seed=3, **{**TINY, **kwargs})
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def at(path: Path) -> ModelSection:
+    return SECTION.model_copy(update={"checkpoint": str(path)})
+
+
+def saved(path: Path, value: object) -> Path:
+    torch.save(value, path)
+    return path
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return (Path.touch, (self.path,))
+
+
+# Layouts
+
+
+LAYOUTS = {
+    "plain": lambda state: state,
+    "official DeiT": lambda state: {"model": state},
+    "timm": lambda state: {"epoch": 3, "arch": NAME, "state_dict": state},
+    "data parallel": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    "EMA in timm": lambda state: {"state_dict": {k: v + 1 for k, v in state.items()}, "state_dict_ema": state},
+    "EMA in DeiT": lambda state: {"model": {k: v + 1 for k, v in state.items()}, "model_ema": state},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_published_layouts(tmp_path, layout, zipped):
+    state, path = weights(), tmp_path / "a.pth"
+    torch.save(LAYOUTS[layout](state), path, _use_new_zipfile_serialization=zipped)
+    module, family, provenance = load_dense(at(path))
+    assert family.name == "vit"
+    assert not module.training
+    assert provenance["weights"] == "checkpoint"
+    assert len(provenance["checkpoint_sha256"]) == 64
+    found = module.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_safetensors(tmp_path):
+    state, path = weights(), tmp_path / "a.safetensors"
+    save_file(state, path)
+    module, _, _ = load_dense(at(path))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+def test_deit3_layer_scale_names(tmp_path):
+    kwargs = {"name": "deit3_small_patch16_224"}
+    model = dense_model(kwargs["name"], seed=1, **TINY)
+    state = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
+        for name, v in model.module.state_dict().items()
+    }
+    assert any("gamma_1" in name for name in state)
+    path = saved(tmp_path / "a.pth", {"model": state})
+    section = ModelSection(name=kwargs["name"], kwargs=TINY, checkpoint=str(path))
+    module, _, _ = load_dense(section)
+    assert torch.equal(module.blocks[1].ls2.gamma, model.module.blocks[1].ls2.gamma)
+
+
+def test_positions_are_resampled_to_another_image_size(tmp_path):
+    """A 2×2 grid becomes 3×3: timm's own resampling, class token untouched; the rest is loaded as it is."""
+    from timm.layers import resample_abs_pos_embed
+
+    state = weights()
+    path = saved(tmp_path / "a.pth", {"model": state})
+    section = SECTION.model_copy(update={"checkpoint": str(path), "kwargs": {**TINY, "img_size": 48}})
+    module, _, _ = load_dense(section)
+    assert module.pos_embed.shape == (1, 10, 48)
+    assert torch.equal(module.pos_embed[:, 0], state["pos_embed"][:, 0])
+    assert torch.equal(module.pos_embed, resample_abs_pos_embed(state["pos_embed"], [3, 3]))
+    assert torch.equal(module.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+
+
+def test_a_checkpoint_wins_over_pretrained_and_nothing_is_fetched(tmp_path, monkeypatch):
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: (asked.append(k["pretrained"]), create(*a, **k))[1])
+    path = saved(tmp_path / "a.pth", weights())
+    load_dense(at(path).model_copy(update={"pretrained": True}))
+    assert asked
+    assert not any(asked)
+
+
+# Without a checkpoint
+
+
+def test_initial_weights_follow_the_seed_and_leave_the_global_state_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, _, provenance = load_dense(SECTION, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    same, other = load_dense(SECTION, seed=1)[0], load_dense(SECTION, seed=2)[0]
+    assert provenance == {"weights": "initial"}
+    assert torch.equal(one.blocks[0].mlp.fc1.weight, same.blocks[0].mlp.fc1.weight)
+    assert not torch.equal(one.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
+
+
+def test_a_dry_run_reads_no_weights(tmp_path):
+    _, _, provenance = load_dense(at(tmp_path / "missing.pth"), weights=False)
+    assert provenance == {"weights": "initial"}
+
+
+def test_randomised_weights_leave_nothing_to_fold_away():
+    module = load_dense(SECTION.model_copy(update={"name": "deit3_small_patch16_224"}))[0]
+    matrices = {name: p.clone() for name, p in module.named_parameters() if p.ndim > 1}
+    randomise_untrained(module, 0)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 1:
+            assert parameter.unique().numel() == parameter.numel(), name
+        else:
+            assert torch.equal(parameter, matrices[name]), name
+    gammas = [p.detach() for name, p in module.named_parameters() if "gamma" in name]
+    assert gammas
+    assert all(0.3 < float(p.mean()) < 0.7 for p in gammas)
+
+
+# What is wrong with it
+
+
+def refused(section: ModelSection, kind: type[SlimvitError], words: str) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        load_dense(section)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    refused(at(tmp_path / "a.pth"), StorageError, r"cannot read the checkpoint .*a\.pth: No such file")
+    refused(at(tmp_path), StorageError, "Is a directory")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>\n<html>", b"\x80\x02", b"PK\x03\x04nothing"])
+def test_a_file_that_is_no_checkpoint(tmp_path, suffix, content):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    refused(at(path), ArtifactError, rf"checkpoint .*a\.{suffix} is truncated or not a checkpoint")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_file(tmp_path, form, share):
+    path = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pth")
+    if form == "safetensors":
+        save_file(weights(), path)
+    else:
+        torch.save(weights(), path, _use_new_zipfile_serialization=form == "zip")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(share * len(raw))])
+    refused(at(path), ArtifactError, "is truncated or not a checkpoint")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4:UserWarning")
+@pytest.mark.parametrize("form", ["zip", "pickle", "pickle 0", "inside"])
+def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, form):
+    trace, path = tmp_path / "executed", tmp_path / "a.pth"
+    if form == "zip":
+        torch.save({"model": weights(), "extra": Evil(trace)}, path)
+    elif form == "inside":
+        torch.save({**weights(), "head.weight": Evil(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil(trace), protocol=0 if form == "pickle 0" else 4))
+    refused(at(path), ArtifactError, r"holds pickled code, which slimvit never executes; save .* as \.safetensors")
+    assert not trace.exists()
+    if form == "zip":  # the proof that the file was dangerous
+        torch.load(path, weights_only=False)
+        assert trace.exists()
+
+
+def test_training_arguments_beside_the_weights_do_not_hinder(tmp_path):
+    """DeiT's own training script stores its argparse.Namespace, which timm allows by name."""
+    state = weights()
+    path = saved(tmp_path / "a.pth", {"model": state, "args": argparse.Namespace(lr=1e-3), "epoch": 3})
+    module, _, _ = load_dense(at(path))
+    assert torch.equal(module.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript:UserWarning")
+def test_a_torchscript_archive_counts_as_code(tmp_path):
+    path = saved(tmp_path / "a.pth", weights())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{path.stem}/constants.pkl", b"\x80\x02).")
+    refused(at(path), ArtifactError, "holds pickled code")
+
+
+@pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), {}, {"a": 1}, None, {"model": 3}, {"model": {}}])
+def test_a_file_without_weights(tmp_path, value):
+    refused(at(saved(tmp_path / "a.pth", value)), ArtifactError, "truncated or not a checkpoint|holds no tensors")
+
+
+def test_other_classes(tmp_path):
+    path = saved(tmp_path / "a.pth", {"model": weights(num_classes=9)})
+    refused(at(path), ModelError, r"has 9 classes, the model 7; set model\.kwargs\.num_classes = 9")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"depth": 3}, r"does not fit the model: Unexpected key.*blocks\.2\."),
+        ({"depth": 1}, r"does not fit the model: Missing key.*blocks\.1\."),
+        ({"embed_dim": 96}, "does not fit the model: size mismatch for cls_token"),
+        ({"mlp_ratio": 2}, r"does not fit the model: size mismatch for blocks\.0\.mlp\.fc1"),
+        ({"init_values": 0.1}, r"does not fit the model: Unexpected key.*ls1"),
+        (
+            {"class_token": False, "global_pool": "avg"},
+            "does not fit the model: (Missing key|size mismatch|.*converted)",
+        ),
+    ],
+)
+def test_weights_of_another_architecture(tmp_path, kwargs, words):
+    refused(at(saved(tmp_path / "a.pth", weights(**kwargs))), ArtifactError, words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pos_embed": torch.zeros(5)},
+        {"pos_embed": torch.zeros(1, 8, 48)},
+        {"patch_embed.proj.weight": torch.zeros(48, 3)},
+        {"patch_embed.proj.weight": torch.zeros(())},
+        {"head.weight": torch.zeros(())},
+        {"encoder": torch.zeros(1)},
+        {"mask_token": torch.zeros(1), "norm.weight": torch.zeros(())},
+        {"visual.class_embedding": torch.zeros(1)},
+        {"preprocessor.patchifier.proj.weight": torch.zeros(1)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_weights_that_timm_cannot_convert(tmp_path, change):
+    refused(at(saved(tmp_path / "a.pth", {**weights(), **change})), ArtifactError, "does not fit the model")
+
+
+def test_a_failed_load_is_all_or_nothing(tmp_path):
+    module, family, _ = load_dense(SECTION)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ModelError):
+        load_checkpoint(module, family, saved(tmp_path / "a.pth", weights(num_classes=9)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+# create_dense
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "deit_smal_patch16_224",
+            r"timm cannot create deit_smal_patch16_224: Unknown model .*mean 'deit_small_patch16",
+        ),
+        ("vit_tiny_patch16_244", "did you mean 'vit_tiny_patch16_224'"),
+        ("qqqq", r"timm cannot create qqqq: Unknown model \(qqqq\)$"),
+        ("", "timm cannot create"),
+    ],
+)
+def test_an_unknown_model_offers_the_nearest_name(name, words):
+    with pytest.raises(ModelError, match=words) as caught:
+        create_dense(ModelRef(name=name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"no_such_argument": 1}, "no_such_argument"),
+        ({"embed_dim": 50, "num_heads": 3}, "timm cannot create vit_tiny_patch16_224"),
+        ({"img_size": "large"}, "timm cannot create vit_tiny_patch16_224"),
+        ({"global_pool": "nonsense"}, "timm cannot create vit_tiny_patch16_224"),
+        ({"patch_size": 0}, "timm cannot create vit_tiny_patch16_224"),
+        ({"act_layer": "nonsense"}, "timm cannot create vit_tiny_patch16_224"),
+    ],
+)
+def test_arguments_that_timm_rejects(kwargs, words):
+    with pytest.raises(ModelError, match=words):
+        create_dense(ModelRef(name="vit_tiny_patch16_224", kwargs=kwargs))
+
+
+def test_an_unsupported_model_is_refused_before_its_checkpoint_is_read(tmp_path):
+    section = ModelSection(name="resnet18", checkpoint=str(tmp_path / "missing.pth"))
+    refused(section, ModelError, "resnet18 is not supported")
