@@ -319,6 +319,8 @@ def test_digest_depends_on_meaning_alone(tmp_path):
         )
     )
     assert short.digest == long.digest
+    kwargs = [Recipe.from_dict(with_("model", kwargs=given)) for given in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    assert kwargs[0].digest == kwargs[1].digest
     assert len({short.digest, Recipe.load(write(tmp_path, "model.name='y'\nbudget.params=0.5")).digest}) == 2
 
 

@@ -477,6 +477,7 @@ def test_ctrl_c(recipe, tmp_path, moment):
         text=True,
         env=environment(tmp_path),
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - background jobs ignore it
     )
     try:
         deadline = time.monotonic() + 60

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Limits, largest, solve_global, solve_uniform, top_indices
 from toolchain.compress.stage import allocate, check_names, choices_for, effective
-from toolchain.cost import BYTES_PER_PARAM, ModelShape, Widths, trace
+from toolchain.cost import BYTES_PER_PARAM, LinearShape, ModelShape, Widths, trace
 from toolchain.errors import BudgetError, RecipeError
-from toolchain.families import UnitGroup
+from toolchain.families import Span, UnitGroup
 from toolchain.recipe import BudgetSection, CompressSection
 
 Case = tuple[TimmModel, ModelShape]
@@ -235,6 +235,21 @@ def test_global_takes_the_given_ranks_into_account(deit):
     widths, _ = solve_global(chosen, dense, model.groups, limits, noise(chosen), ranks)
     assert widths.ranks == ranks
     assert 0.49 * dense.params <= dense.shrunk(widths, model.groups).params <= 0.5 * dense.params
+
+
+def test_global_hands_what_is_left_to_a_cheaper_layer():
+    """The next neuron of the expensive layer no longer fits; three of the cheap one, which score less, do."""
+    linears, groups = {}, []
+    for name, width in (("wide", 100), ("thin", 10)):
+        linears[f"{name}.fc1"] = LinearShape(16, width, bias=False, rows=1)
+        linears[f"{name}.fc2"] = LinearShape(width, 16, bias=False, rows=1)
+        groups.append(UnitGroup(name, "mlp_hidden", 16, (Span(f"{name}.fc1", 0, 0, 16), Span(f"{name}.fc2", 1, 0, 16))))
+    dense = ModelShape(linears, {}, 0, 0)
+    scores = {("wide", "mlp_hidden"): torch.arange(16) + 100, ("thin", "mlp_hidden"): torch.arange(16)}
+    limits = Limits(params=200 * 5 + 20 * 1 + 70)
+    widths, threshold = solve_global(Choices(groups, {}, {}), dense, groups, limits, scores, {})
+    assert widths.kept == {("wide", "mlp_hidden"): 5, ("thin", "mlp_hidden"): 4}
+    assert threshold == 111
 
 
 def test_global_names_the_range_too(small):

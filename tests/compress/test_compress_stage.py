@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -11,15 +12,18 @@ from builders import dense_model
 
 from toolchain.artifact import MaskedModel, TimmModel, run_stage
 from toolchain.compress.allocate import top_indices
+from toolchain.compress.gates import learn_gates
+from toolchain.compress.lowrank import factorise
 from toolchain.compress.neurons import CRITERIA, Evidence
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.data import DataSource, open_source
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
 from toolchain.recipe import BudgetSection, CompressSection, VtpSection
-from toolchain.surgery.mask import baked
+from toolchain.surgery.mask import baked, mask_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import accuracy
+from toolchain.training.stages import light_augmentation
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 BUDGET = BudgetSection(params=0.7)
@@ -113,6 +117,24 @@ def test_vtp_gates_every_kind_and_slices_neurons(digits):
     kinds = {row["kind"]: row["physical"] for row in rows}
     assert kinds == {"attn_in": False, "attn_out": False, "mlp_in": False, "mlp_hidden": True}
     assert all(0 < row["removed"] <= 0.9 * row["total"] for row in rows)
+
+
+@pytest.mark.parametrize("method", ["hybrid", "vtp"])
+def test_gates_are_folded_into_the_weights_that_they_were_trained_with(digits, method):
+    given, section = model(), METHODS[method]
+    made = compress(given, section, digits)
+    module = copy.deepcopy(given.module)
+    factorise(module, {low.module: low.rank for low in made.plan.low_ranks}, "svd")
+    units = {"mlp_hidden"} if method == "hybrid" else {"attn_in", "attn_out", "mlp_in", "mlp_hidden"}
+    groups = [group for group in given.groups if group.unit in units]
+    augment = dict(light_augmentation(digits, given))
+    learn_gates(module, groups, digits.split("train"), section.vtp, seed=section.seed, augment=augment)
+    expected = baked(mask_model(given, baked(module), made.plan).module).state_dict()
+    found = baked(made.module).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    dense = given.module.blocks[0].mlp.fc2.weight
+    assert not torch.isclose(found["blocks.0.mlp.fc2.weight"], dense, rtol=1e-3).all(0).any(), "not trained: vacuous"
 
 
 def test_what_is_kept_scores_highest(digits):

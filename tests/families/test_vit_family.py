@@ -108,6 +108,19 @@ def test_sliceable_units_cover_all_that_writes_and_reads_them(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_gated_units_are_the_whole_input_of_what_reads_them(variant):
+    """VTP's other three gates: one span, axis 1, as wide as the linear."""
+    model = tiny(**VARIANTS[variant])
+    units = declared(model)
+    for part, unit, reader in (("attn", "attn_in", "qkv"), ("attn", "attn_out", "proj"), ("mlp", "mlp_in", "fc1")):
+        group = units[f"blocks.0.{part}", unit]
+        (span,) = group.spans
+        assert (span.linear, span.axis, span.offset) == (f"blocks.0.{part}.{reader}", 1, 0)
+        assert (group.total, group.partitions) == (model.get_submodule(span.linear).in_features, 1)
+        assert (dict(group.attrs), group.rescale_on_slice, group.sliceable) == ({}, (), False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_declared_attributes_are_those_of_the_module(variant):
     """At full width, what slicing would write is what timm has written."""
     model = tiny(**VARIANTS[variant])
