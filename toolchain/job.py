@@ -15,7 +15,8 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
-from toolchain.compress.stage import Allocation, Compress, allocate, check_names, effective
+from toolchain.compress.method import Allocation, allocate, check_names, effective
+from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
 from toolchain.errors import RecipeError, StorageError, TargetUnavailable
 from toolchain.export.stage import check_section

@@ -191,7 +191,14 @@ class _Run:
         def work() -> tuple[list[Path], dict[str, Any]]:
             scratch, key = self.space.scratch("compress"), digest_of(inputs)
             stage = Compress(
-                job.recipe.compress, job.recipe.budget, job.source, job.multiples, scratch, key, on_epoch(self.listener)
+                job.recipe.compress,
+                job.recipe.budget,
+                job.source,
+                job.multiples,
+                scratch,
+                key,
+                on_epoch(self.listener),
+                self.listener.progress,
             )
             with_digest = {**dense.provenance, "weights_sha256": inputs[0]}
             masked = run_stage(stage, replace(dense, provenance=with_digest))

@@ -9,7 +9,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
 from toolchain.cli.screen import Screen, line, print_json, print_report, print_tables
-from toolchain.compress.stage import Allocation
+from toolchain.compress.method import Allocation
 from toolchain.job import Job, prepare
 from toolchain.pipeline import require_speedup
 from toolchain.pipeline import run as run_recipe

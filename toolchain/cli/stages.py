@@ -23,7 +23,8 @@ from toolchain.artifact import (
 )
 from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArgument, RecipeOption, SetOption
 from toolchain.cli.screen import Screen, print_facts, print_json
-from toolchain.compress.stage import Compress, allocate, effective
+from toolchain.compress.method import allocate, effective
+from toolchain.compress.stage import Compress
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
@@ -64,7 +65,7 @@ def compress(
     method = effective(section, synthetic=job.source.synthetic)
     with Screen() as screen:
         screen.stage("compress")
-        stage = Compress(section, budget, job.source, job.multiples, progress=on_epoch(screen))
+        stage = Compress(section, budget, job.source, job.multiples, progress=on_epoch(screen), report=screen.progress)
         digest = sha256(folder / "model.safetensors")
         masked = run_stage(stage, replace(dense, provenance={**dense.provenance, "weights_sha256": digest}))
     save_model(masked, out)

@@ -71,7 +71,7 @@ class Choices:
         linears: linear → (out, in) of those that are factorised.
         multiples: unit name, or "rank" → multiple that kept counts are rounded down to.
         floor: least share of a unit's positions that a layer keeps.
-        attention_share: share of the factorised linears' parameters that is left; None follows the common share.
+        attention_share: share of the attention that is left; None follows the common share.
     """
 
     groups: Sequence[UnitGroup]
@@ -95,12 +95,13 @@ class Choices:
         exact = {name: share * out * into / (out + into) for name, (out, into) in self.linears.items()}
         return {name: max(multiple, int(rank) // multiple * multiple) for name, rank in exact.items()}
 
-    def uniform(self, share: float, rank_share: float | None = None) -> Widths:
-        """Every unit at `share`, and every factorised linear at `rank_share`, which is the same if it is absent."""
-        kept = {(g.module, g.unit): self.kept(g, share * g.total) for g in self.groups}
-        if rank_share is None:
-            rank_share = share if self.attention_share is None else self.attention_share
-        return Widths(kept, self.ranks(rank_share))
+    def uniform(self, share: float, attention: float | None = None) -> Widths:
+        """Neurons at `share`; head dims and factorised linears at `attention`, which is the same if it is absent."""
+        if attention is None:
+            attention = share if self.attention_share is None else self.attention_share
+        shares = {"head_dim": attention}
+        kept = {(g.module, g.unit): self.kept(g, shares.get(g.unit, share) * g.total) for g in self.groups}
+        return Widths(kept, self.ranks(attention))
 
 
 def largest(low: float, high: float, fits: Callable[[float], bool]) -> float | None:
@@ -138,7 +139,7 @@ def solve_global(
     groups: Iterable[UnitGroup],
     limits: Limits,
     scores: Mapping[Key, Tensor],
-    ranks: Mapping[str, int],
+    fixed: Widths,
 ) -> tuple[Widths, float]:
     """(widths that keep the highest scores over all layers within the limits, the score threshold that they mean).
 
@@ -148,7 +149,7 @@ def solve_global(
         groups: all unit groups of the model.
         limits: the budget.
         scores: (module, unit) → importance [total] for each of `choices.groups`; higher is kept.
-        ranks: the ranks that are already decided.
+        fixed: what is already decided, of units and ranks that are not scored.
     """
     groups = tuple(groups)
     values = torch.cat([scores[g.module, g.unit].double() for g in choices.groups])
@@ -159,7 +160,7 @@ def solve_global(
         # Counted by rank and not by value: neurons of equal score, dead ones above all, can be told apart.
         numbers = torch.bincount(owners[: int(count)], minlength=len(choices.groups)).tolist()
         kept = {(g.module, g.unit): choices.kept(g, n) for g, n in zip(choices.groups, numbers, strict=True)}
-        return Widths(kept, ranks)
+        return Widths({**fixed.kept, **kept}, fixed.ranks)
 
     def fits(candidate: Widths) -> bool:
         return limits.met_by(dense.shrunk(candidate, groups))

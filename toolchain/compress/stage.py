@@ -1,136 +1,29 @@
-"""Compress: calibrate → factorise → score → allocate → plan and masked model."""
+"""Compress: calibrate → reduce, factorise, score → allocate → plan and masked model."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from toolchain.artifact import MaskedModel, TimmModel
-from toolchain.compress.allocate import Choices, Limits, solve_global, solve_uniform, top_indices
+from toolchain.compress.allocate import Key, Limits, solve_global, top_indices
+from toolchain.compress.closed_form import reduce_closed_form, solve_widths
 from toolchain.compress.gates import learn_gates
-from toolchain.compress.lowrank import FACTORISATIONS, factorise
+from toolchain.compress.lowrank import factorise
+from toolchain.compress.method import HEAD_DIM, HIDDEN, allocate, choices_for, effective
 from toolchain.compress.neurons import CRITERIA, Evidence, Scores
-from toolchain.cost import ModelShape, Widths, trace
+from toolchain.cost import Widths, trace
 from toolchain.data import DataSource
-from toolchain.errors import BudgetError, DataError, RecipeError
-from toolchain.families import Family, UnitGroup
+from toolchain.errors import BudgetError, DataError
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.recipe import BudgetSection, CompressSection
-from toolchain.surgery.mask import baked, mask_model
+from toolchain.surgery.mask import add_masks, baked, mask_model
 from toolchain.training.stages import OnProgress, light_augmentation, require_labels
-
-log = logging.getLogger(__name__)
-ALLOCATIONS = ("uniform", "global")
-HIDDEN = "mlp_hidden"
-
-
-def effective(section: CompressSection, *, synthetic: bool) -> CompressSection:
-    """The section as it can be carried out: without real images nothing is learned, and every layer shrinks alike."""
-    if not synthetic or section.method == "none":
-        return section
-    return section.model_copy(
-        update={"neurons": "none" if section.neurons == "none" else "magnitude", "allocation": "uniform"}
-    )
-
-
-def check_names(section: CompressSection) -> None:
-    """Raises RecipeError for a method that this version does not have; the message lists those that it has."""
-    tables = {
-        "attention": (*FACTORISATIONS, "none"),
-        "neurons": (*CRITERIA, "vtp", "none"),
-        "allocation": ALLOCATIONS,
-    }
-    for name, known in tables.items():
-        if (value := getattr(section, name)) not in known:
-            raise RecipeError(
-                f"compress.{name} = {value!r} (method {section.method!r}) is not in this version; "
-                f"it has {', '.join(known)}. compress.method = 'hybrid' or 'vtp' works."
-            )
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """How wide each layer stays, and what that is predicted to cost.
-
-    Attributes:
-        widths: the decision; with `learned`, widths of the same total that a global threshold will move about.
-        dense, predicted, smallest: shapes of the dense model, of the decision, and of the least that is reachable.
-        learned: whether the final widths depend on learned or measured scores.
-    """
-
-    widths: Widths
-    dense: ModelShape
-    predicted: ModelShape
-    smallest: ModelShape
-    learned: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of allocation.json."""
-
-        def cost(shape: ModelShape) -> dict[str, int]:
-            return {"params": shape.params, "macs": shape.macs, "bytes": shape.size_bytes}
-
-        dense, predicted, smallest = cost(self.dense), cost(self.predicted), cost(self.smallest)
-        return {
-            "schema": "slimvit.allocation/1",
-            "learned": self.learned,
-            "dense": dense,
-            "predicted": predicted,
-            "ratio": {name: predicted[name] / dense[name] for name in dense},
-            "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
-            "widths": [
-                {"module": module, "unit": unit, "kept": kept} for (module, unit), kept in self.widths.kept.items()
-            ],
-            "ranks": [{"linear": name, "rank": rank} for name, rank in self.widths.ranks.items()],
-        }
-
-
-def choices_for(
-    module: nn.Module,
-    family: Family,
-    groups: tuple[UnitGroup, ...],
-    section: CompressSection,
-    multiples: Mapping[str, int],
-) -> Choices:
-    """What the section reduces on this model: neurons, and attention linears if it factorises them."""
-    linears: dict[str, tuple[int, int]] = {}
-    if section.attention != "none":
-        for item in family.factorizable(module):
-            if item.kind == "attention":
-                out, into = module.get_submodule(item.linear).weight.shape  # type: ignore[misc]
-                linears[item.linear] = (int(out), int(into))
-    hidden = [group for group in groups if group.unit == HIDDEN and section.neurons != "none"]
-    floor = 1 - section.vtp.max_prune_ratio if section.neurons == "vtp" else 0.0
-    return Choices(hidden, linears, multiples, floor, section.attention_share)
-
-
-def allocate(
-    model: TimmModel, section: CompressSection, budget: BudgetSection, multiples: Mapping[str, int]
-) -> Allocation:
-    """The uniform allocation within a budget, from shapes alone: nothing is read from the weights.
-
-    Raises:
-        RecipeError: a method is unknown, or nothing may be reduced.
-        BudgetError: out of reach; the message names the reachable range.
-    """
-    check_names(section)
-    dense = trace(model.module, model.family, model.preprocess.input_size)
-    choices = choices_for(model.module, model.family, model.groups, section, multiples)
-    if section.method != "none" and not choices.groups and not choices.linears:
-        limits = "; ".join(model.family.limits(model.module))
-        raise RecipeError(f"nothing of {model.ref.name} can be reduced by this method{': ' + limits if limits else ''}")
-    widths = (
-        Widths() if section.method == "none" else solve_uniform(choices, dense, model.groups, Limits.of(budget, dense))
-    )
-    predicted = dense.shrunk(widths, model.groups)
-    smallest = dense.shrunk(choices.uniform(0.0), model.groups)
-    return Allocation(widths, dense, predicted, smallest, learned=section.allocation == "global")
 
 
 @dataclass(frozen=True)
@@ -142,6 +35,7 @@ class Compress:
         source: calibration and training images.
         multiples: unit → multiple, the strictest of the recipe's targets.
         checkpoint, key, progress: of training, where the method trains.
+        report: receives (share done, text) of the closed form.
     """
 
     section: CompressSection
@@ -151,6 +45,7 @@ class Compress:
     checkpoint: Path | None = None
     key: str = ""
     progress: OnProgress | None = None
+    report: Callable[[float, str], None] | None = None
     name: str = "compress"
 
     @property
@@ -164,25 +59,50 @@ class Compress:
         if self.method.neurons == "vtp":
             require_labels(self.source, "compress.neurons = 'vtp'")
             self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
-        elif self.method.neurons in ("variance", "taylor") and not len(self.source.split("calibration")):
-            raise DataError(f"compress.neurons = {self.method.neurons!r} needs calibration images")
+        measured = self.method.attention == "joint" or self.method.neurons in ("obs", "variance", "taylor")
+        if measured and not len(self.source.split("calibration")):
+            raise DataError(f"compress.method = {self.method.method!r} needs calibration images")
 
     def __call__(self, given: TimmModel) -> MaskedModel:
         """The masked model."""
         section = self.method
         allocation = allocate(given, section, self.budget, self.multiples)
-        module = copy.deepcopy(given.module)
-        factorise(module, allocation.widths.ranks, section.attention)
         choices = choices_for(given.module, given.family, given.groups, section, self.multiples)
-        if not choices.groups:
-            return mask_model(given, module, self._plan(given, allocation.widths, {}, 0.0))
+        limits, widths = Limits.of(self.budget, allocation.dense), allocation.widths
+        if section.allocation == "solver" and choices.groups:
+            widths = solve_widths(given, choices, allocation.dense, limits, self.source, self._told)
+        module = copy.deepcopy(given.module)
+        factorise(module, widths.ranks, section.attention)
+        closed, facts = self._closed_form(given, module, widths)
+        scored = [group for group in choices.groups if group.unit == HIDDEN and section.neurons != "obs"]
+        if not scored:
+            return mask_model(given, module, self._plan(given, widths, closed, {}, 0.0, facts))
+        add_masks(module, self._plan(given, widths, closed, {}, 0.0, facts), given.groups)
         scores = self._scores(given, module)
-        module = baked(module)
-        widths, threshold = allocation.widths, 0.0
+        module, threshold = baked(module), 0.0
         if section.allocation == "global":
-            limits = Limits.of(self.budget, allocation.dense)
-            widths, threshold = solve_global(choices, allocation.dense, given.groups, limits, scores, widths.ranks)
-        return mask_model(given, module, self._plan(given, widths, scores, threshold))
+            fixed = Widths({key: kept for key, kept in widths.kept.items() if key[1] != HIDDEN}, widths.ranks)
+            part = replace(choices, groups=scored)
+            widths, threshold = solve_global(part, allocation.dense, given.groups, limits, scores, fixed)
+        return mask_model(given, module, self._plan(given, widths, closed, scores, threshold, facts))
+
+    def _closed_form(
+        self, given: TimmModel, module: nn.Module, widths: Widths
+    ) -> tuple[Mapping[Key, tuple[int, ...]], dict[str, Any]]:
+        """(kept positions, what was chosen) after the reductions of "joint" and "obs", in place."""
+        units = set()
+        if self.method.attention == "joint":
+            units.add(HEAD_DIM)
+        if self.method.neurons == "obs":
+            units.add(HIDDEN)
+        wanted = {key: kept for key, kept in widths.kept.items() if key[1] in units}
+        if not wanted:
+            return {}, {}
+        return reduce_closed_form(given, module, wanted, self.source, self._told)
+
+    def _told(self, share: float, text: str) -> None:
+        if self.report is not None:
+            self.report(share, text)
 
     def _scores(self, given: TimmModel, module: nn.Module) -> Scores:
         section = self.method
@@ -204,12 +124,23 @@ class Compress:
         )
         return scores
 
-    def _plan(self, given: TimmModel, widths: Widths, scores: Scores, threshold: float) -> CompressionPlan:
+    def _plan(
+        self,
+        given: TimmModel,
+        widths: Widths,
+        closed: Mapping[Key, tuple[int, ...]],
+        scores: Scores,
+        threshold: float,
+        facts: Mapping[str, Any],
+    ) -> CompressionPlan:
         """The plan of some widths; units that cannot be sliced are masked below the threshold that the others met."""
         section = self.method
         keeps = []
         for group in given.groups:
             key = (group.module, group.unit)
+            if key in closed and len(closed[key]) < group.total:
+                parts = (closed[key],) * group.partitions
+                keeps.append(Keep(module=group.module, unit=group.unit, total=group.total, indices=parts))
             if key not in scores:
                 continue
             if key in widths.kept:
@@ -226,6 +157,7 @@ class Compress:
             lows.append(LowRank(module=name, shape=(int(out), int(into)), rank=rank))
         provenance = {
             "method": section.model_dump(mode="json"),
+            "closed_form": dict(facts),
             "requested": self.section.method,
             "budget": self.budget.model_dump(mode="json"),
             "multiples": dict(self.multiples),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from toolchain.errors import ModelError
-from toolchain.families.base import AttentionSite, Factorizable, Family, Span, UnitGroup
+from toolchain.families.base import AttentionSite, Branch, Factorizable, Family, Span, UnitGroup
 from toolchain.families.vit import VitFamily
 
 FAMILIES: tuple[Family, ...] = (VitFamily(),)
@@ -29,4 +29,4 @@ def family_of(model: nn.Module, name: str) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "AttentionSite", "Factorizable", "Family", "Span", "UnitGroup", "family_of"]
+__all__ = ["FAMILIES", "AttentionSite", "Branch", "Factorizable", "Family", "Span", "UnitGroup", "family_of"]

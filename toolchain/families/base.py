@@ -24,12 +24,14 @@ class Span:
         axis: 0 for the outputs (rows of the weight and the bias), 1 for the inputs (columns).
         offset: first position of partition 0.
         width: positions per partition; equals the unit's `total`.
+        role: what the positions are in attention: "query", "key", "value" or "output"; "" elsewhere.
     """
 
     linear: str
     axis: int
     offset: int
     width: int
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class AttentionSite:
     head_dim: int
 
 
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a block: x + scale(module(norm(x))); module paths."""
+
+    norm: str
+    module: str
+    scale: str
+
+
 class Family(Protocol):
     """One timm model family."""
 
@@ -105,6 +116,18 @@ class Family(Protocol):
 
     def factorizable(self, model: nn.Module) -> list[Factorizable]:
         """Every linear that can be factorised, in forward order."""
+        ...
+
+    def branches(self, model: nn.Module) -> dict[str, tuple[Branch, ...]]:
+        """Block path → its residual branches, both in forward order."""
+        ...
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits [B, K] from the residual stream [B, N, D] after the last block."""
+        ...
+
+    def read_tokens(self, model: nn.Module) -> slice | None:
+        """The tokens of the last block that the head reads; None for all."""
         ...
 
     def attentions(self, model: nn.Module) -> list[AttentionSite]:

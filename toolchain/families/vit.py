@@ -9,7 +9,7 @@ from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.base import AttentionSite, Factorizable, Span, UnitGroup
+from toolchain.families.base import AttentionSite, Branch, Factorizable, Span, UnitGroup
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -99,12 +99,16 @@ class VitFamily:
         wide = heads * head_dim
         width = _linear(attention, "qkv").in_features
         readers = [Span(f"{path}.qkv", 1, 0, width)]
-        query = Span(f"{path}.qkv", 0, 0, head_dim)
-        spans = [query, Span(f"{path}.qkv", 0, wide, head_dim), Span(f"{path}.qkv", 0, 2 * wide, head_dim)]
+        query = Span(f"{path}.qkv", 0, 0, head_dim, "query")
+        spans = [
+            query,
+            Span(f"{path}.qkv", 0, wide, head_dim, "key"),
+            Span(f"{path}.qkv", 0, 2 * wide, head_dim, "value"),
+        ]
         if getattr(attention, "gate", None) is not None:
             readers.append(Span(f"{path}.gate", 1, 0, width))
             spans.append(Span(f"{path}.gate", 0, 0, head_dim))
-        spans.append(Span(f"{path}.proj", 1, 0, head_dim))
+        spans.append(Span(f"{path}.proj", 1, 0, head_dim, "output"))
         groups = [UnitGroup(path, "attn_in", width, tuple(readers), sliceable=False)]
         if self._head_dim_limit(attention) is None:
             attrs: Mapping[str, Callable[[int], float]] = {
@@ -150,6 +154,23 @@ class VitFamily:
                 if isinstance(child, nn.Linear)
             ]
         return found
+
+    def branches(self, model: nn.Module) -> dict[str, tuple[Branch, ...]]:
+        return {
+            path: (
+                Branch(f"{path}.norm1", f"{path}.attn", f"{path}.ls1"),
+                Branch(f"{path}.norm2", f"{path}.mlp", f"{path}.ls2"),
+            )
+            for path, _ in _blocks(model)
+        }
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        logits: Tensor = model.forward_head(model.get_submodule("norm")(x))  # type: ignore[operator]
+        return logits
+
+    def read_tokens(self, model: nn.Module) -> slice | None:
+        distilled = hasattr(model, "dist_token")
+        return slice(2 if distilled else 1) if model.global_pool == "token" else None
 
     def attentions(self, model: nn.Module) -> list[AttentionSite]:
         return [

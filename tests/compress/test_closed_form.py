@@ -1,0 +1,248 @@
+"""The closed form against its definitions: exact at full size, optimal where it says so, brute force where it fits."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from builders import TINY, dense_model
+
+from toolchain.artifact import TimmModel
+from toolchain.compress.allocate import Choices, Limits
+from toolchain.compress.branches import AttentionReduction, captured, first_residual, run_branch
+from toolchain.compress.heads import Heads, exact_first_steps
+from toolchain.compress.moments import Moments
+from toolchain.compress.obs import anchored_refit, eliminate, refit
+from toolchain.compress.sequential import reduce_sequentially
+from toolchain.compress.solver import Candidate, choose, interpolate
+from toolchain.cost import Widths, trace
+from toolchain.errors import BudgetError
+
+MODELS = {
+    "classic": {},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "layer scale": {"name": "deit3_small_patch16_224"},
+    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
+    "average pooling": {"name": "vit_medium_patch16_gap_256"},
+    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
+    "q/k norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+    "no proj bias": {"proj_bias": False},
+}
+UNITS = ("head_dim", "mlp_hidden")
+
+
+def build(case: str) -> TimmModel:
+    kwargs = {**TINY, **MODELS[case]}
+    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), **kwargs)
+
+
+class Noise(torch.utils.data.Dataset):
+    def __init__(self, model: TimmModel, count: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randn(count, *model.preprocess.input_size, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], -1
+
+
+def widths(model: TimmModel, share: float) -> dict[tuple[str, str], int]:
+    return {(g.module, g.unit): max(1, round(share * g.total)) for g in model.groups if g.unit in UNITS}
+
+
+def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module(images)
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_reducing_nothing_changes_nothing(case, beta):
+    model, module = build(case), None
+    module = copy.deepcopy(model.module)
+    data = Noise(model, 24)
+    reduce_sequentially(model.module, module, model.family, model.groups, widths(model, 1.0), data, beta=beta)
+    before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
+    assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
+    moved = [
+        n for (n, a), b in zip(model.module.named_parameters(), module.parameters(), strict=True) if not a.equal(b)
+    ]
+    assert moved or case == "q/k norm", "the exact steps and rotations were not taken at all"
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_refit_repairs_what_the_reduction_broke(case):
+    model = build(case)
+    data, fresh = Noise(model, 96), Noise(model, 16, seed=1).images
+    errors = {}
+    for with_refit in (False, True):
+        module = copy.deepcopy(model.module)
+        kept = reduce_sequentially(
+            model.module, module, model.family, model.groups, widths(model, 0.5), data, beta=0.5, refit=with_refit
+        )
+        errors[with_refit] = float((outputs(model.module, fresh) - outputs(module, fresh)).square().mean())
+        assert set(kept) == set(widths(model, 0.5))
+    assert 0 < errors[True] <= errors[False]
+
+
+def test_exact_first_steps_are_exact_and_taken(tiny):
+    module = copy.deepcopy(tiny.module)
+    for group in tiny.groups:
+        if group.unit == "head_dim":
+            exact_first_steps(Heads(module, group))
+            bias = module.get_submodule(group.module).qkv.bias.reshape(3, -1)
+            assert bias[0].any()
+            assert not bias[1:].any()
+    images = Noise(tiny, 5).images
+    assert (outputs(tiny.module, images) - outputs(module, images)).abs().max() <= 1e-5
+
+
+def test_truncated_logits_err_by_the_dropped_singular_values(tiny):
+    """E over queries and images of Σ_keys (Δ logit)², keys centred within the image, is N·Σ_{i>r} σ_i² in expectation."""
+    module = copy.deepcopy(tiny.module)
+    group = next(g for g in tiny.groups if g.unit == "head_dim")
+    branch = tiny.family.branches(module)["blocks.0"][0]
+    stream = first_residual(module, "blocks.0", Noise(tiny, 4000))
+    reduction = AttentionReduction(module, branch, group, stream, None)
+    heads = Heads(module, group)
+
+    def gram(keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with captured(module, {"blocks.0.attn.qkv": "out"}) as seen, torch.no_grad():
+            query = key = 0
+            for x in stream:
+                run_branch(module, branch, x)
+                q, k = (heads.activations(role, seen["blocks.0.attn.qkv"]).double() for role in ("query", "key"))
+                k = k - k.mean(2, keepdim=True)
+                query = query + torch.einsum("bhnd,bhne->hde", q[..., keep:], q[..., keep:]) / (q.shape[2] * 4000)
+                key = key + torch.einsum("bhnd,bhne->hde", k[..., keep:], k[..., keep:]) / (k.shape[2] * 4000)
+        return query, key
+
+    query, key = gram(0)
+    # After the rotation both Gram matrices are the same diagonal Σ: the dropped part of the logits is Σ_{i>r} σ_i².
+    for matrix in (query, key):
+        off = matrix - torch.diag_embed(matrix.diagonal(dim1=1, dim2=2))
+        assert off.abs().max() <= 1e-4 * matrix.abs().max()
+    assert torch.allclose(query, key, rtol=1e-3, atol=1e-4 * float(query.max()))
+    diagonal = query.diagonal(dim1=1, dim2=2)
+    assert (diagonal[:, :-1] >= diagonal[:, 1:] - 1e-6).all()
+    assert reduction.indices(5) == (0, 1, 2, 3, 4)
+
+
+def correlated(width: int, seed: int = 0, rows: int = 4000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=generator).double() + width**0.5 * torch.eye(width).double()
+    return torch.randn(rows, width, generator=generator).double() @ mix + 1.0
+
+
+def loss_of(weight: torch.Tensor, covariance: torch.Tensor, kept: tuple[int, ...]) -> float:
+    """E‖W_P (h_P − best linear prediction from h_S)‖², from the Schur complement."""
+    gone = [j for j in range(weight.shape[1]) if j not in kept]
+    s, p = torch.tensor(kept, dtype=torch.long), torch.tensor(gone)
+    schur = covariance[p][:, p] - covariance[p][:, s] @ torch.linalg.solve(covariance[s][:, s], covariance[s][:, p])
+    return float((weight[:, p] @ schur @ weight[:, p].T).trace())
+
+
+def test_elimination_is_greedy_and_its_damage_is_the_true_one():
+    moments = Moments()
+    moments.add(correlated(9))
+    covariance, weight = moments.covariance, torch.randn(5, 9, generator=torch.Generator().manual_seed(1)).double()
+    path = eliminate(weight, covariance)
+    kept = tuple(range(9))
+    for step in range(8):
+        best = min(itertools.combinations(kept, len(kept) - 1), key=lambda s: loss_of(weight, covariance, s))
+        kept = best
+        assert tuple(path.kept(8 - step).tolist()) == best
+        assert float(path.damage[step + 1]) == pytest.approx(loss_of(weight, covariance, best), rel=5e-2)
+    assert (path.damage.diff() >= 0).all()
+
+
+def test_blocks_of_elimination_keep_the_damage_close_to_one_at_a_time():
+    moments = Moments()
+    moments.add(correlated(160, rows=20_000))
+    weight = torch.randn(8, 160, generator=torch.Generator().manual_seed(1)).double()
+    path = eliminate(weight, moments.covariance)
+    assert sorted(path.order.tolist()) == list(range(160))
+    for width in (120, 80, 40):
+        kept = tuple(path.kept(width).tolist())
+        assert float(path.damage[160 - width]) == pytest.approx(loss_of(weight, moments.covariance, kept), rel=0.1)
+
+
+def test_refit_is_the_least_squares_solution():
+    rows = correlated(12)
+    moments = Moments()
+    moments.add(rows)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(2)).double()
+    kept = torch.tensor([0, 2, 3, 7, 8, 11])
+    fitted, shift = refit(weight, moments.covariance, moments.mean, kept)
+    assert not fitted[:, [1, 4, 5, 6, 9, 10]].any()
+    design = torch.cat([rows[:, kept], torch.ones(len(rows), 1).double()], 1)
+    solved = torch.linalg.lstsq(design, rows @ weight.T).solution.T
+    assert torch.allclose(fitted[:, kept], solved[:, :-1], rtol=1e-2, atol=1e-2)
+    ours = (rows @ fitted.T + shift - rows @ weight.T).square().mean()
+    best = (design @ solved.T - rows @ weight.T).square().mean()
+    assert float(ours) == pytest.approx(float(best), rel=1e-2)
+
+
+def test_anchored_refit_moves_nothing_when_there_is_no_error_and_removes_what_it_can():
+    rows = correlated(6)
+    weight, bias = torch.randn(3, 6).double(), torch.randn(3).double()
+    moments = Moments()
+    moments.add(rows, torch.zeros(len(rows), 3))
+    same = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
+    assert torch.equal(same[0], weight)
+    assert torch.equal(same[1], bias)
+    target = rows @ (weight + 0.3).T + bias - 2.0
+    moments = Moments()
+    moments.add(rows, target - (rows @ weight.T + bias))
+    moved = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
+    left = (target - (rows @ moved[0].T + moved[1])).square().mean()
+    assert left <= 1e-3 * (target - (rows @ weight.T + bias)).square().mean()
+
+
+def test_knapsack_finds_what_brute_force_finds(tiny):
+    dense = trace(tiny.module, tiny.family, tiny.preprocess.input_size)
+    groups = [g for g in tiny.groups if g.unit in UNITS]
+    choices = Choices(groups, {}, {"head_dim": 4, "mlp_hidden": 16})
+    generator = torch.Generator().manual_seed(0)
+    candidates = []
+    for group in groups:
+        drops = torch.rand(4, generator=generator).sort(descending=True).values.tolist()
+        ladder = [choices.kept(group, share * group.total) for share in (0.25, 0.5, 0.75, 1.0)]
+        candidates += [
+            Candidate((group.module, group.unit), kept, damage * (kept < group.total))
+            for kept, damage in zip(ladder, drops, strict=True)
+        ]
+    limits = Limits(params=int(0.7 * dense.params), macs=int(0.75 * dense.macs))
+    found = choose(candidates, choices, dense, tiny.groups, limits)
+    damage = {(c.key, c.kept): c.damage for c in candidates}
+    per_unit = [[c for c in candidates if c.key == (g.module, g.unit)] for g in groups]
+    feasible = [
+        sum(c.damage for c in pick)
+        for pick in itertools.product(*per_unit)
+        if limits.met_by(dense.shrunk(Widths({c.key: c.kept for c in pick}), tiny.groups))
+    ]
+    assert limits.met_by(dense.shrunk(found, tiny.groups))
+    assert sum(damage[key, kept] for key, kept in found.kept.items()) == pytest.approx(min(feasible), rel=1e-3)
+    with pytest.raises(BudgetError, match="reachable"):
+        choose(candidates, choices, dense, tiny.groups, Limits(params=10))
+
+
+def test_interpolated_damage_lies_between_its_neighbours(tiny):
+    groups = [g for g in tiny.groups if g.unit == "mlp_hidden"]
+    choices = Choices(groups, {}, {})
+    key = (groups[0].module, groups[0].unit)
+    measured = [Candidate(key, 48, 1.0), Candidate(key, 96, 0.01), Candidate(key, 192, 0.0)]
+    finer = interpolate(measured, Choices(groups[:1], {}, {}), (0.1, 0.375, 0.5, 0.9, 1.0))
+    found = {c.kept: c.damage for c in finer}
+    assert found[48] == 1.0
+    assert found[96] == 0.01
+    assert found[192] == 0.0
+    assert found[72] == pytest.approx(0.1, rel=1e-6)
+    assert 0 < found[172] < 0.01
+    assert min(found) == 48
+    assert choices.groups == groups

@@ -1,0 +1,100 @@
+"""Optimal brain surgeon on feed-forward neurons: which to remove, and how the rest takes over.
+
+Hassibi & Stork 1993; for structures Kurtic et al. 2023 (ZipLM, arXiv 2302.04089). Legend: M hidden neurons, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolchain.compress.moments import damped
+
+BLOCK = 16
+DAMPING = 1e-4
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The whole path from all neurons to none.
+
+    Attributes:
+        order: neurons in the order of their removal, [M].
+        damage: damage[m] is E‖Δy‖² of the re-fitted output with m neurons removed, [M + 1].
+    """
+
+    order: Tensor
+    damage: Tensor
+
+    def kept(self, width: int) -> Tensor:
+        """The neurons that are left at a width, ascending."""
+        return self.order[len(self.order) - width :].sort().values
+
+
+def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
+    """Removes neurons one after another, each time those whose loss the others can best make up for.
+
+    With H = C^{-1} and W re-fitted all along, removing j costs ‖W_:j‖²/H_jj; then W −= W_:j H_j:/H_jj and
+    H −= H_:j H_j:/H_jj. Done in blocks of the cheapest: W −= W_P (H_PP)^{-1} H_P:, H −= H_:P (H_PP)^{-1} H_P:.
+
+    Args:
+        weight: W of the linear that reads the neurons, [D, M].
+        covariance: C = Cov(h), [M, M].
+    """
+    count = weight.shape[1]
+    weight, inverse = weight.double().clone(), torch.linalg.inv(damped(covariance.double(), DAMPING))
+    alive, order = torch.ones(count, dtype=torch.bool), []
+    damage = [0.0]
+    while (left := int(alive.sum())) > 0:
+        scores = weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
+        scores[~alive] = torch.inf
+        size = min(BLOCK if left > 4 * BLOCK else 1, left)
+        chosen = scores.sort(stable=True).indices[:size]
+        block = inverse[chosen][:, chosen]
+        update = torch.linalg.solve(block, inverse[chosen])  # [P, M]
+        removed = weight[:, chosen]
+        cost = float((torch.linalg.solve(block, removed.T) * removed.T).sum())
+        weight -= removed @ update
+        inverse -= inverse[:, chosen] @ update
+        alive[chosen] = False
+        weight[:, ~alive] = 0
+        inverse[~alive], inverse[:, ~alive] = 0, 0
+        inverse[~alive, ~alive] = 1
+        order += chosen.tolist()
+        damage += [damage[-1] + cost * (index + 1) / size for index in range(size)]
+    return Elimination(torch.tensor(order), torch.tensor(damage, dtype=torch.float64))
+
+
+def refit(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """(W' [D, M], zero outside `kept`; the change of the bias [D]): the kept neurons predict the removed ones.
+
+    B = C_PS (C_SS + λI)^{-1}, W' = W_S + W_P B, b' = b + W_P (μ_P − B μ_S).
+    """
+    weight, covariance, mean = weight.double(), covariance.double(), mean.double()
+    gone = torch.ones(len(mean), dtype=torch.bool)
+    gone[kept] = False
+    predict = torch.linalg.solve(damped(covariance[kept][:, kept], DAMPING), covariance[kept][:, gone]).T  # [P, S]
+    fitted = torch.zeros_like(weight)
+    fitted[:, kept] = weight[:, kept] + weight[:, gone] @ predict
+    return fitted, weight[:, gone] @ (mean[gone] - predict @ mean[kept])
+
+
+def anchored_refit(
+    weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, error_cross: Tensor, error_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(W', b') that take up the error e = y_t − (W₀x + b₀) which is left: a ridge step away from W₀, not from zero.
+
+    ΔW = E[(e − ē)x̃ᵀ](E[x̃x̃ᵀ] + λI)^{-1}, W' = W₀ + ΔW, b' = b₀ + ē − ΔW μ. If there is no error, nothing moves.
+
+    Args:
+        weight: W₀ [D, p].
+        bias: b₀ [D].
+        covariance: of x, [p, p].
+        mean: μ of x, [p].
+        error_cross: E[(e − ē)x̃ᵀ], [D, p].
+        error_mean: ē, [D].
+    """
+    delta = torch.linalg.solve(damped(covariance, 1e-3), error_cross.T).T
+    return weight.double() + delta, bias.double() + error_mean - delta @ mean
