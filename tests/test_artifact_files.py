@@ -13,9 +13,11 @@ from typing import NoReturn
 import pytest
 
 from toolchain.artifact import (
+    MODEL_FILES,
     Preprocess,
     atomic_folder,
     atomic_path,
+    check_replaceable,
     digest_of,
     read_json,
     sha256,
@@ -188,6 +190,43 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, m
     assert tree(tmp_path) == {"model": None, "model/old.txt": "1"}
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (("model.json", "model.safetensors", "plan.json", "allocation.json"), None),
+        (("model.json", ".plan.json.x1.partial"), None),
+        ((), None),
+        (("model.safetensors",), r"has no model\.json"),
+        (("model.json", "thesis.tex"), r"holds thesis\.tex"),
+        (("model.json", "sub/model.json"), "holds sub"),
+    ],
+)
+def test_only_a_folder_of_ours_is_replaced(tmp_path, there, said):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in there:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("1")
+    before = tree(tmp_path)
+    if said is None:
+        check_replaceable(folder, MODEL_FILES)
+        with atomic_folder(folder, MODEL_FILES) as partial:
+            (partial / "model.json").write_text("2")
+        assert tree(folder) == {"model.json": "2"}
+        return
+    with pytest.raises(StorageError, match=said), atomic_folder(folder, MODEL_FILES) as partial:
+        (partial / "model.json").write_text("2")
+    assert tree(tmp_path) == before
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "model").write_text("1")
+    with pytest.raises(StorageError, match="cannot write"), atomic_folder(tmp_path / "model", MODEL_FILES):
+        raise AssertionError("the block is not entered")
+    assert tree(tmp_path) == {"model": "1"}
+    check_replaceable(tmp_path / "absent", MODEL_FILES)
+
+
 def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
     """Recipes share the cache of baselines, and may be run side by side."""
     folder = tmp_path / "entry"
@@ -246,3 +285,11 @@ def test_preprocess_survives_json():
     preprocess = Preprocess((1, 28, 28), (0.1,), (0.2,), "bicubic", 0.9, "center")
     raw = json.loads(json.dumps(vars(preprocess)))
     assert Preprocess.from_dict(raw) == preprocess
+
+
+@pytest.mark.parametrize(
+    "raw", [None, [], {}, {"input_size": [3, 8]}, {"input_size": [3, 8, 8], "mean": "0", "std": []}]
+)
+def test_preprocess_that_is_none(raw):
+    with pytest.raises(ArtifactError, match="preprocessing is invalid at"):
+        Preprocess.from_dict(raw)

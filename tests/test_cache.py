@@ -93,6 +93,24 @@ def test_without_resume_every_stage_is_done_again(root, work):
         assert space.step("stage", "key", work).reused
 
 
+def test_without_resume_no_checkpoint_is_taken_up(root, work):
+    for resume in (True, False):
+        with Workspace(root, resume=resume).open() as space:
+            scratch = space.scratch("stage")
+            scratch.write_text("epoch 1")
+            found = []
+            space.step("stage", f"key {resume}", lambda at=scratch, to=found: (to.append(at.exists()), work())[1])
+            assert found == [resume]
+
+
+def test_facts_that_settle_nothing_are_found_out_again(root, work):
+    def settled(facts):
+        return facts["times"] >= 2
+
+    with Workspace(root).open() as space:
+        assert [space.step("stage", "key", work, settled=settled).reused for _ in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize("name", ["a.txt", "b/c/d.txt"])
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
 def test_an_altered_output_does_the_work_again(root, work, name, damage):

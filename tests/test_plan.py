@@ -114,6 +114,10 @@ def test_plans_are_frozen():
         (changed(schema="slimvit.plan/9"), "has schema 'slimvit.plan/9'; this version reads 'slimvit.plan/1'"),
         (changed(extra=1), "invalid at extra"),
         (changed(model={"kwargs": {}}), "model.name: Field required"),
+        (
+            changed(model={"name": "vit", "kwargs": {"checkpoint_path": "a.pth"}}),
+            r"checkpoint_path.*use model\.checkpoint",
+        ),
         (changed(keeps={}), "keeps"),
         (changed(keeps=[3]), "keeps.0"),
         (changed(low_ranks=None), "low_ranks"),

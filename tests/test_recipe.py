@@ -333,6 +333,19 @@ def test_any_change_changes_the_digest(tmp_path, change):
     assert Recipe.load(path, [change]).digest != Recipe.load(path).digest
 
 
+@pytest.mark.parametrize("source", ["imagefolder:images", "images:images", "fashion-mnist:images"])
+def test_digest_does_not_depend_on_where_the_recipe_lies(tmp_path, source):
+    places = [tmp_path / "a", tmp_path / "b" / "c"]
+    text = f"model = {{name = 'x', checkpoint = 'x.pth'}}\ndata.source = '{source}'\nbudget.params = 0.5"
+    for place in places:
+        place.mkdir(parents=True)
+    recipes = [Recipe.load(write(place, text)) for place in places]
+    assert recipes[0].data.source != recipes[1].data.source
+    assert recipes[0].digest == recipes[1].digest
+    assert recipes[0].digest != Recipe.load(places[0] / "recipe.toml", ["data.source=hf:x"]).digest
+    assert recipes[0].digest != Recipe.load(places[0] / "recipe.toml", ["model.checkpoint="]).digest
+
+
 def test_digest_is_the_same_in_every_process(tmp_path):
     path = write(tmp_path, CONTRACT.replace("kwargs = {}", "kwargs = { b = 1, a = [2, 'c'] }"))
     code = "import sys, pathlib, toolchain.recipe as r; print(r.Recipe.load(pathlib.Path(sys.argv[1])).digest)"

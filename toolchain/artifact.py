@@ -7,6 +7,7 @@ step that is left out or done twice is a type error and not a wrong file.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -15,8 +16,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
@@ -24,6 +26,9 @@ from toolchain.families import Family, UnitGroup
 from toolchain.plan import CompressionPlan, ModelRef
 
 MODEL_SCHEMA = "slimvit.model/1"
+# What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
+MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
+ENGINE_FILES = ("engine.json", "*.engine")
 In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -50,11 +55,17 @@ class Preprocess:
     crop_mode: str | None = None
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `dataclasses.asdict` after JSON."""
-        channels, height, width = raw["input_size"]
-        rest = {name: raw[name] for name in ("interpolation", "crop_pct", "crop_mode")}
-        return Preprocess((channels, height, width), tuple(raw["mean"]), tuple(raw["std"]), **rest)
+    def from_dict(raw: Any) -> Preprocess:
+        """The inverse of `dataclasses.asdict` after JSON; raises ArtifactError if `raw` is anything else."""
+        try:
+            return TypeAdapter(Preprocess).validate_python(raw)
+        except ValidationError as error:
+            raise ArtifactError(f"the preprocessing is invalid at {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
 
 
 @dataclass(frozen=True)
@@ -122,11 +133,11 @@ AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
 
 @dataclass(frozen=True)
 class OnnxArtifact:
-    """An exported ONNX file and what it was exported from."""
+    """An ONNX file; its preprocessing is None where slimvit did not export it."""
 
     path: Path
     precision: str
-    preprocess: Preprocess
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True)
@@ -230,15 +241,41 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not JSON: {error}") from None
 
 
+def check_replaceable(folder: Path, files: Sequence[str]) -> None:
+    """Raises StorageError if replacing `folder` would delete what slimvit did not write.
+
+    Args:
+        folder: what is to be replaced; absent, empty, or an earlier outcome of the same kind.
+        files: names and wildcards of such an outcome, its record first.
+    """
+    try:
+        there = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+    known = (*files, ".*.partial")  # the latter is what a killed process left
+    foreign = [name for name in there if not any(fnmatch.fnmatchcase(name, each) for each in known)]
+    if foreign or (there and files[0] not in there):
+        why = f"holds {foreign[0]}, which slimvit did not write" if foreign else f"has no {files[0]}"
+        raise StorageError(f"{folder} is not replaced: it {why}; choose another folder or empty this one")
+
+
 @contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[Path]:
     """A temporary folder beside `folder` that replaces it, whole, when the block ends well.
 
     Each call has one of its own, so that two runs can fill the same entry of a shared cache.
 
+    Args:
+        folder: what is written.
+        files: what may be in the folder that is replaced, as in `check_replaceable`; None for anything.
+
     Raises:
-        StorageError: the parent is read-only or full.
+        StorageError: the parent is read-only or full, or the folder holds something else.
     """
+    if files is not None:
+        check_replaceable(folder, files)
     holder: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -263,6 +300,31 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         if holder is not None:
             shutil.rmtree(holder, ignore_errors=True)
+
+
+class ModelRecord(BaseModel):
+    """The content of model.json that a model is rebuilt from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Literal["dense", "masked", "sliced", "deploy"]
+    model: ModelRef
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+    weights_sha256: str
+    structure: list[dict[str, Any]]
+    plan: dict[str, Any] | None
+
+    @staticmethod
+    def load(path: Path) -> ModelRecord:
+        """The record in a file; raises StorageError if it cannot be read and ArtifactError if it is no such record."""
+        raw = read_json(path)
+        if not isinstance(raw, dict) or raw.get("schema") != MODEL_SCHEMA:
+            raise ArtifactError(f"{path} is not a {MODEL_SCHEMA} record")
+        try:
+            return ModelRecord.model_validate(raw)
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is invalid at {_first(error)}") from None
 
 
 def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,18 +119,28 @@ class Workspace:
         """Where a stage keeps what it needs to resume itself; removed when the stage is done."""
         return self.private / f"{stage}.safetensors"
 
-    def step(self, stage: str, key: str, work: Callable[[], tuple[Iterable[Path], dict[str, Any]]]) -> Done:
+    def step(
+        self,
+        stage: str,
+        key: str,
+        work: Callable[[], tuple[Iterable[Path], dict[str, Any]]],
+        *,
+        settled: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> Done:
         """What a stage found out: from its record if that still holds, else by doing the work.
 
         Args:
             stage: name of the record.
             key: digest of everything that the outcome depends on.
             work: returns (files and folders written below the root, facts as JSON values).
+            settled: whether recorded facts answer the question; if not, the work is done again.
         """
         record = self.private / f"{stage}.json"
-        if self.resume and (known := self._valid(record, key)) is not None:
+        if self.resume and (known := self._valid(record, key)) is not None and settled(known.facts):
             return known
         record.unlink(missing_ok=True)
+        if not self.resume:
+            self.scratch(stage).unlink(missing_ok=True)
         start = time.monotonic()
         paths, facts = work()
         seconds = time.monotonic() - start

@@ -22,11 +22,13 @@ from toolchain.errors import RecipeError, StorageError, TargetUnavailable
 from toolchain.export.stage import check_section
 from toolchain.families import Family
 from toolchain.plan import ModelRef
-from toolchain.recipe import Recipe
+from toolchain.recipe import DataSection, Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.targets import get_target
 from toolchain.training.loop import Progress
 from toolchain.training.stages import Train, require_labels
+
+SYNTHETIC = "none"  # the source of seeded noise
 
 
 def tool() -> str:
@@ -45,12 +47,13 @@ class Job:
     multiples: Mapping[str, int]
 
 
-def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
+def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Job:
     """The recipe with its model, data and allocation.
 
     Args:
         recipe: what to do.
-        weights: False leaves the weights unread, for `slimvit plan` and a dry run.
+        fetch: False leaves pretrained weights where they are and takes initial ones, for a dry run.
+        shapes_only: True reads neither weights nor images, for `slimvit plan`; the source is then a synthetic one.
 
     Raises:
         RecipeError, ModelError, DataError, BudgetError: something cannot be done; the message says what would.
@@ -63,20 +66,23 @@ def prepare(recipe: Recipe, *, weights: bool = True) -> Job:
     multiples = _multiples(recipe)
     if recipe.model.checkpoint and not Path(recipe.model.checkpoint).is_file():
         raise StorageError(f"there is no checkpoint {recipe.model.checkpoint}")
-    module, family, provenance = load_dense(recipe.model, weights=weights, seed=section.seed)
-    source, dense = _with_data(recipe, module, family, provenance)
-    untrained = provenance["weights"] == "initial" and weights
-    if untrained and source.synthetic:
+    model = recipe.model if fetch else recipe.model.model_copy(update={"pretrained": False})
+    module, family, provenance = load_dense(model, weights=not shapes_only, seed=section.seed)
+    synthetic = recipe.data.source == SYNTHETIC
+    untrained = not (recipe.model.checkpoint or recipe.model.pretrained)
+    if untrained and synthetic:
         randomise_untrained(module, section.seed)
     elif untrained and recipe.train is None:
         raise RecipeError(
             "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
             "or data.source = 'none' for size and latency only"
         )
+    data = recipe.data.model_copy(update={"source": SYNTHETIC}) if shapes_only else recipe.data
+    source, dense = _with_data(recipe, data, module, family, provenance)
     if not source.synthetic:
         source.check_classes(module.num_classes)  # type: ignore[arg-type]
         _check_labels(recipe, source)
-    allocation = allocate(dense, effective(section, synthetic=source.synthetic), recipe.budget, multiples)
+    allocation = allocate(dense, effective(section, synthetic=synthetic), recipe.budget, multiples)
     job = Job(recipe, source, dense, allocation, multiples)
     if section.method != "none":
         Compress(section, recipe.budget, source, multiples).requires(dense)
@@ -92,9 +98,8 @@ def _check_labels(recipe: Recipe, source: DataSource) -> None:
 
 
 def _with_data(
-    recipe: Recipe, module: nn.Module, family: Family, provenance: Mapping[str, Any]
+    recipe: Recipe, data: DataSection, module: nn.Module, family: Family, provenance: Mapping[str, Any]
 ) -> tuple[DataSource, TimmModel]:
-    data = recipe.data
     source = open_source(
         data.source,
         input_size=family.input_size(module),
@@ -103,7 +108,6 @@ def _with_data(
         std=data.std,
         crop_pct=data.crop_pct,
         calibration_images=data.calibration_images,
-        seed=recipe.compress.seed,
     )
     preprocess = Preprocess(
         family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
@@ -118,9 +122,11 @@ def _multiples(recipe: Recipe) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         target = get_target(name)
-        info = target.probe()
-        if recipe.bench and name in recipe.bench.targets and info.details.get("run", "yes").startswith("no"):
-            raise TargetUnavailable(name, f"it can build here but not be measured ({info.details['run']})")
+        if recipe.bench and name in recipe.bench.targets and not target.measures:
+            raise TargetUnavailable(
+                name, "it builds engines, which [bench] cannot measure; remove it from bench.targets"
+            )
+        target.probe()
         for unit, multiple in target.profile.multiples.items():
             found[unit] = math.lcm(found.get(unit, 1), multiple)
     return found
@@ -132,23 +138,36 @@ def trains(job: Job) -> bool:
     return job.recipe.train is not None and not has_checkpoint and not job.source.synthetic
 
 
-def dense_key(job: Job) -> str:
-    """Digest of everything that the dense weights depend on; recipes that share it share the baseline."""
+def step_key(name: str, inputs: Any) -> str:
+    """Digest of everything that the outcome of a step depends on: its inputs, and what carries it out."""
+    return digest_of(name, [tool(), torch.__version__, timm.__version__, torch.get_num_threads()], inputs)
+
+
+def dense_inputs(job: Job) -> list[Any]:
+    """What the dense weights depend on; recipes that share it share the baseline."""
     recipe = job.recipe
-    return digest_of(
-        [tool(), torch.__version__, timm.__version__, torch.get_num_threads()],
+    return [
         recipe.model.model_dump(mode="json"),
         dict(job.dense.provenance),
         job.source.digest,
         recipe.compress.seed,
         recipe.train.model_dump(mode="json") if recipe.train is not None and trains(job) else None,
-    )
+    ]
 
 
-def trained(job: Job, checkpoint: Path | None = None, progress: Callable[[Progress], None] | None = None) -> TimmModel:
-    """The dense model of a job, trained if the recipe asks for it; `checkpoint` is resumed from and written to."""
+def trained(
+    job: Job, checkpoint: Path | None = None, key: str = "", progress: Callable[[Progress], None] | None = None
+) -> TimmModel:
+    """The dense model of a job, trained if the recipe asks for it.
+
+    Args:
+        job: the recipe.
+        checkpoint: resumed from if it was written under the same `key`, and written to.
+        key: digest of everything that the training depends on.
+        progress: told about every step.
+    """
     if not trains(job):
         return job.dense
     assert job.recipe.train is not None
-    stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, dense_key(job), progress)
+    stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, key, progress)
     return run_stage(stage, job.dense)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
-
-import timm
-import torch
-from torch import Tensor, nn
+from typing import Any, TypeVar
 
 from toolchain.artifact import (
     AnyModel,
@@ -20,64 +17,36 @@ from toolchain.artifact import (
     MaskedModel,
     OnnxArtifact,
     TimmModel,
-    atomic_folder,
-    digest_of,
     run_stage,
     sha256,
     write_json,
     write_text,
 )
+from toolchain.bench.cell import cell_facts, conclusive, conditions, runtime
 from toolchain.bench.compare import compare as bench_compare
-from toolchain.bench.summary import summary
+from toolchain.bench.protocol import Parity
 from toolchain.cache import Done, Workspace, exclusive, files_below, user_cache
 from toolchain.compress.stage import Compress, pruned_shares
-from toolchain.cost import trace
-from toolchain.errors import ArtifactError, MeasurementError, StorageError
+from toolchain.cost import Widths
+from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.engine import BuildEngine
-from toolchain.export.parity import TOLERANCES, Rung, compare, not_run, require
-from toolchain.export.stage import Export, graph_dict, stack_images, torch_call
-from toolchain.job import Job, dense_key, prepare, tool, trained, trains
+from toolchain.export.parity import require
+from toolchain.export.stage import Export, graph_dict
+from toolchain.job import Job, dense_inputs, prepare, step_key, tool, trained, trains
+from toolchain.judge import Judge, require_cost
+from toolchain.listener import Listener, Silent, on_epoch
 from toolchain.recipe import Recipe
-from toolchain.report.assemble import assemble, listing
-from toolchain.report.markdown import to_markdown
-from toolchain.report.page import to_html
+from toolchain.report.assemble import assemble
+from toolchain.report.files import write_report
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
-from toolchain.targets import get_target
-from toolchain.training.evaluate import accuracy
-from toolchain.training.loop import Progress
 from toolchain.training.stages import Finetune
 
 log = logging.getLogger(__name__)
-PARITY_IMAGES = 8
 MODEL_FILES = ("model.safetensors", "model.json")
-
-
-class Listener(Protocol):
-    """Who is told how far a run is."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-        ...
-
-    def progress(self, share: float, text: str) -> None:
-        """`share` of the stage is done."""
-        ...
-
-    def done(self, name: str, done: Done) -> None:
-        """A stage ended."""
-        ...
-
-
-class Silent:
-    """A listener that does nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def progress(self, share: float, text: str) -> None: ...
-
-    def done(self, name: str, done: Done) -> None: ...
+M = TypeVar("M", TimmModel, MaskedModel, DeployModel)
+Found = tuple[Iterable[Path], dict[str, Any]]
 
 
 def run(
@@ -102,22 +71,17 @@ def run(
         return _Run(job, space, listener or Silent()).all()
 
 
-def on_epoch(listener: Listener) -> Callable[[Progress], None]:
-    """A training callback that tells a listener."""
-
-    def told(progress: Progress) -> None:
-        share = ((progress.epoch - 1) + progress.step / progress.steps) / progress.epochs
-        listener.progress(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
-
-    return told
-
-
 @dataclass
 class _Run:
     job: Job
     space: Workspace
     listener: Listener
     stages: dict[str, Done] = field(default_factory=dict)
+
+    @property
+    def judge(self) -> Judge:
+        """What is asked about the forms of the model."""
+        return Judge(self.job.source)
 
     def all(self) -> dict[str, Any]:
         """Every stage of the recipe; returns the report."""
@@ -138,43 +102,55 @@ class _Run:
         self.space.forget_all_but(self.stages)
         files = [root / name for done in self.stages.values() for name in done.outputs]
         report = assemble(recipe, tool(), facts, masked.plan.provenance, files, root, self.job.source)
-        write_json(root / "report.json", report)
-        write_text(root / "report.md", to_markdown(report))
-        write_text(root / "report.html", to_html(report))
-        self._manifest([*files, *(root / f"report.{suffix}" for suffix in ("json", "md", "html"))])
+        write_report(report, files, root)
         return report
 
-    def _step(self, name: str, inputs: Any, work: Callable[[], tuple[Iterable[Path], dict[str, Any]]]) -> Done:
+    def _step(
+        self,
+        name: str,
+        inputs: Any,
+        work: Callable[[str], Found],
+        settled: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> Done:
+        """A step, reused or carried out; `work` receives its key, under which it may keep what it resumes from."""
         self.listener.stage(name)
-        versions = [tool(), torch.__version__, timm.__version__]
-        done = self.space.step(name, digest_of(name, versions, inputs), work)
+        key = step_key(name, inputs)
+        done = self.space.step(name, key, lambda: work(key), settled=settled)
         self.stages[name] = done
         self.listener.done(name, done)
         return done
 
+    def _saved(self, name: str, model: AnyModel, folder: Path) -> dict[str, Any]:
+        """Figures of a model that is now in a folder, and the rung of what is read back from there."""
+        again = load_model(save_model(model, folder))
+        rung = self.judge.modules(name, model.module, "reloaded", again.module)
+        require([rung])
+        return {**self.judge.figures(again, folder), "parity": [rung.to_dict()]}
+
     # The stages. Each loads what the one before wrote, so a run that resumes takes the same path as one that does not.
 
     def _dense(self) -> TimmModel:
-        job, folder = self.job, self.space.root / "dense"
-        key = dense_key(job)
+        folder = self.space.root / "dense"
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
-            if not trains(job):
-                return [save_model(job.dense, folder)], self._judge(job.dense, folder)
-            cached = user_cache() / "dense" / key
-            with exclusive(cached):
-                if _usable(cached):
+        def work(key: str) -> Found:
+            model = self._baseline(key) if trains(self.job) else self.job.dense
+            return [folder], self._saved("dense", model, folder)
+
+        self._step("dense", dense_inputs(self.job), work)
+        return _open(folder, TimmModel)
+
+    def _baseline(self, key: str) -> TimmModel:
+        """The trained dense model: from the user's cache, or trained and left there for other recipes."""
+        cached = user_cache() / "dense" / key
+        with exclusive(cached):
+            if self.space.resume:
+                with contextlib.suppress(ArtifactError, StorageError):
+                    model = _open(cached, TimmModel)
                     log.info("the baseline was trained before; taken from %s", cached)
-                else:
-                    save_model(trained(job, self.space.scratch("dense"), on_epoch(self.listener)), cached)
-                with atomic_folder(folder) as partial:
-                    shutil.copytree(cached, partial, dirs_exist_ok=True)
-            return [folder], self._judge(load_model(folder), folder)
-
-        self._step("dense", key, work)
-        dense = load_model(folder)
-        assert isinstance(dense, TimmModel)
-        return dense
+                    return model
+            model = trained(self.job, self.space.scratch("dense"), key, on_epoch(self.listener))
+            save_model(model, cached)
+            return model
 
     def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
@@ -188,28 +164,19 @@ class _Run:
             job.source.digest,
         ]
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
-            scratch, key = self.space.scratch("compress"), digest_of(inputs)
-            stage = Compress(
-                job.recipe.compress,
-                job.recipe.budget,
-                job.source,
-                job.multiples,
-                scratch,
-                key,
-                on_epoch(self.listener),
-                self.listener.progress,
-            )
+        def work(key: str) -> Found:
+            scratch, told = self.space.scratch("compress"), on_epoch(self.listener)
+            settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
+            stage = Compress(*settings, scratch, key, told, self.listener.progress)
             with_digest = {**dense.provenance, "weights_sha256": inputs[0]}
             masked = run_stage(stage, replace(dense, provenance=with_digest))
-            write_json(root / "allocation.json", job.allocation.to_dict())
+            write_json(root / "allocation.json", job.allocation.decided(masked.plan, masked.groups).to_dict())
             write_text(root / "plan.json", masked.plan.to_json())
-            save_model(masked, folder)
-            facts = {**self._judge(masked, folder), "pruned_shares": pruned_shares(masked)}
+            facts = {**self._saved("masked", masked, folder), "pruned_shares": pruned_shares(masked)}
             return [root / "allocation.json", root / "plan.json", folder], facts
 
         self._step("compress", inputs, work)
-        return _masked(folder), folder
+        return _open(folder, MaskedModel), folder
 
     def _finetune(self, dense: TimmModel, masked: MaskedModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
@@ -217,52 +184,35 @@ class _Run:
         weights = [sha256(root / name / file) for name in ("dense", "masked") for file in MODEL_FILES]
         inputs = [weights, section.model_dump(mode="json"), job.source.digest, job.recipe.compress.seed]
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
-            scratch, key = self.space.scratch("finetune"), digest_of(inputs)
-            stage = Finetune(
-                section, job.source, dense, job.recipe.compress.seed, scratch, key, on_epoch(self.listener)
-            )
-            tuned = run_stage(stage, masked)
-            save_model(tuned, folder)
-            return [folder], self._judge(tuned, folder)
+        def work(key: str) -> Found:
+            scratch, seed = self.space.scratch("finetune"), job.recipe.compress.seed
+            stage = Finetune(section, job.source, dense, seed, scratch, key, on_epoch(self.listener))
+            facts = self._saved("finetuned", run_stage(stage, masked), folder)
+            changed = sha256(folder / MODEL_FILES[0]) != sha256(root / "masked" / MODEL_FILES[0])
+            return [folder], {**facts, "kept": "after" if changed else "before"}
 
         self._step("finetune", inputs, work)
-        return _masked(folder), folder
+        return _open(folder, MaskedModel), folder
 
     def _deploy(self, masked: MaskedModel, before: Path) -> None:
         folder = self.space.root / "deploy"
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
+        def work(_: str) -> Found:
             sliced = run_stage(Slice(), masked)
             deploy = run_stage(Split(), sliced)
-            save_model(deploy, folder)
-            again = load_model(folder)
+            require_cost(deploy, self.job.allocation.dense.shrunk(Widths.of(masked.plan), masked.groups))
+            again = load_model(save_model(deploy, folder))
             rungs = [
-                self._rung("masked", masked.module, "sliced", sliced.module),
-                self._rung("sliced", sliced.module, "split", deploy.module),
-                self._rung("split", deploy.module, "deploy", again.module),
+                self.judge.modules("masked", masked.module, "sliced", sliced.module),
+                self.judge.modules("sliced", sliced.module, "split", deploy.module),
+                self.judge.modules("split", deploy.module, "deploy", again.module),
             ]
             require(rungs)
-            facts = {"sliced": self._judge(sliced, None), **self._judge(deploy, folder)}
+            facts = {"sliced": self.judge.figures(sliced), **self.judge.figures(deploy, folder)}
             return [folder], {**facts, "parity": [rung.to_dict() for rung in rungs]}
 
         inputs = [[sha256(before / file) for file in MODEL_FILES], self.job.source.digest]
         self._step("deploy", inputs, work)
-
-    def _rung(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
-        return compare(
-            from_,
-            to,
-            torch_call(expected),
-            torch_call(got),
-            stack_images(self._images()),
-            tolerance=TOLERANCES["fp32"],
-            real_images=not self.job.source.synthetic,
-        )
-
-    def _images(self) -> list[Tensor]:
-        images = self.job.source.split("validation")
-        return [images[index % len(images)][0] for index in range(PARITY_IMAGES)]
 
     def _export(self, which: str) -> None:
         root, recipe = self.space.root, self.job.recipe
@@ -275,17 +225,12 @@ class _Run:
             [version(name) for name in ("onnx", "onnxscript", "onnxsim", "onnxruntime")],
         ]
 
-        def work() -> tuple[Iterable[Path], dict[str, Any]]:
-            model = load_model(folder)
-            if not isinstance(model, (TimmModel, DeployModel)):
-                raise ArtifactError(f"{folder} holds a {model.stage} model; only dense and deploy models are exported")
-            images = stack_images(self._images())
-            stage = Export(recipe.export, path, images, not self.job.source.synthetic, tool())
+        def work(_: str) -> Found:
+            model = _open(folder, TimmModel) if which == "dense" else _open(folder, DeployModel)
+            stage = Export(recipe.export, path, self.judge.images(), not self.job.source.synthetic, tool())
             made = run_stage(stage, model)
             facts = {"parity": [made.rung.to_dict()], "graph": graph_dict(made.graph), "bytes": made.graph.size_bytes}
-            with get_target("ort-cpu").open(path, threads=torch.get_num_threads()) as runner:
-                facts |= self._accuracy(lambda x: torch.from_numpy(runner.infer({"image": x.numpy()})["logits"]))
-            return made.graph.files, facts
+            return made.graph.files, {**facts, **self.judge.graph(path)}
 
         self._step(f"onnx-{which}", inputs, work)
 
@@ -294,24 +239,21 @@ class _Run:
         assert section is not None
         path, folder = root / "onnx" / "compressed.fp32.onnx", root / "engines" / target
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
+        def work(_: str) -> Found:
             stage = BuildEngine(section, target, folder)
             made = run_stage(stage, OnnxArtifact(path, "fp32", self.job.dense.preprocess))
-            rung = not_run(path.name, made.path.name, tolerance=TOLERANCES["fp32"], reason=made.facts["loaded_reason"])
-            if made.facts["loaded"] == "pass":
-                rung = replace(rung, verdict="pass", reason="")
+            rung = self.judge.engine(path, made, section.batch)
+            if rung.verdict != "not_run":
+                require([rung])
             return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
 
-        inputs = [sha256(path), section.model_dump(mode="json"), get_target(target).probe().version]
-        self._step(f"engine-{target}", inputs, work)
+        self._step(f"engine-{target}", [sha256(path), section.model_dump(mode="json"), runtime(target)], work)
 
     def _bench(self) -> None:
         section = self.job.recipe.bench
         assert section is not None
-        for target in section.targets:
-            for batch in section.batch:
-                for threads in section.threads:
-                    self._cell(target, batch, threads)
+        for target, batch, threads in product(section.targets, section.batch, section.threads):
+            self._cell(target, batch, threads)
 
     def _cell(self, target: str, batch: int, threads: int) -> None:
         root = self.space.root
@@ -320,79 +262,35 @@ class _Run:
             if target == "eager"
             else [root / "onnx" / "dense.fp32.onnx", root / "onnx" / "compressed.fp32.onnx"]
         )
-        path = root / "bench" / f"{target}.fp32.b{batch}.t{threads}.json"
+        parity = self._parity()
 
-        def work() -> tuple[list[Path], dict[str, Any]]:
-            def told(text: str, share: float) -> None:
-                self.listener.progress(share, text)
-
+        def work(_: str) -> Found:
             found = bench_compare(
-                pair[0], pair[1], target=target, batch=batch, threads=threads, parity="pass", on_progress=told
+                pair[0],
+                pair[1],
+                target=target,
+                batch=batch,
+                threads=threads,
+                parity=parity,
+                on_progress=lambda text, share: self.listener.progress(share, text),
             )
+            path = root / "bench" / found.scenario.file_name("fp32")
             found.save(path)
-            record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "parity")}
-            times = {"dense_ms": found.latency_ms("A"), "compressed_ms": found.latency_ms("B")}
-            return [path], {
-                "target": target,
-                "batch": batch,
-                "threads": threads,
-                **times,
-                **record,
-                "summary": summary(found),
-            }
+            return [path], cell_facts(found)
 
-        inputs = [sha256(file) for folder in pair for file in files_below(folder)]
-        self._step(f"bench-{target}.b{batch}.t{threads}", [inputs, target, batch, threads], work)
+        digests = [sha256(file) for artifact in pair for file in files_below(artifact)]
+        inputs = [digests, target, batch, threads, parity, conditions(target, threads)]
+        self._step(f"bench-{target}.b{batch}.t{threads}", inputs, work, settled=conclusive)
 
-    # What is known of a model.
-
-    def _judge(self, model: AnyModel, folder: Path | None) -> dict[str, Any]:
-        """Parameters, MACs, bytes on disk and accuracy on the test split."""
-        shape = trace(model.module, model.family, model.preprocess.input_size)
-        size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
-        return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
-
-    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        if not self.job.source.labelled:
-            return {"accuracy": None, "wrong": None, "total": None}
-        found = accuracy(model, self.job.source.split("test"))
-        return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total}
-
-    def _manifest(self, files: Sequence[Path]) -> None:
-        names = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
-        record = {
-            "schema": "slimvit.manifest/1",
-            "recipe_digest": self.job.recipe.digest,
-            "versions": {name: version(name) for name in names},
-            "files": listing(files, self.space.root),
-        }
-        write_json(self.space.root / "manifest.json", record)
+    def _parity(self) -> Parity:
+        """What the rungs up to the files that are timed prove; engines are built from these and are not timed here."""
+        stages = [done.facts.get("parity", []) for name, done in self.stages.items() if not name.startswith("engine-")]
+        rungs = [rung["verdict"] for found in stages for rung in found]
+        return "pass" if rungs and set(rungs) == {"pass"} else "not claimed"
 
 
-def _usable(folder: Path) -> bool:
-    try:
-        load_model(folder)
-    except (ArtifactError, StorageError):
-        return False
-    return True
-
-
-def _masked(folder: Path) -> MaskedModel:
+def _open(folder: Path, kind: type[M]) -> M:
     model = load_model(folder)
-    if not isinstance(model, MaskedModel):
-        raise ArtifactError(f"{folder} holds a {model.stage} model, expected a masked one")
+    if not isinstance(model, kind):
+        raise ArtifactError(f"{folder} holds a {model.stage} model, expected a {kind.stage} one")
     return model
-
-
-def require_speedup(report: Mapping[str, Any], wanted: float) -> None:
-    """Raises MeasurementError unless every measured cell verified at least this speedup."""
-    if not report["bench"]:
-        raise MeasurementError(f"a speedup of {wanted:g} was required, but the recipe measures nothing; add [bench]")
-    for row in report["bench"]:
-        found = row["verified_speedup_at_least"]
-        if found is None or found < wanted:
-            said = "no speedup was verified" if found is None else f"{found:.2f} was verified"
-            raise MeasurementError(
-                f"a speedup of {wanted:g} was required on {row['target']} (batch {row['batch']}, "
-                f"{row['threads']} threads); {said} ({row['verdict']})"
-            )

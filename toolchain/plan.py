@@ -18,6 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from toolchain.errors import ArtifactError, PlanError, StorageError
 
 SCHEMA = "slimvit.plan/1"
+# timm.create_model reads these as where weights come from or what is built around the model, not as its shape.
+NOT_KWARGS = (
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
+    *("scriptable", "exportable", "features_only"),
+)
 
 
 class _Strict(BaseModel):
@@ -29,6 +34,15 @@ class ModelRef(_Strict):
 
     name: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _kwargs_are_of_the_architecture(self) -> ModelRef:
+        if found := [name for name in NOT_KWARGS if name in self.kwargs]:
+            raise ValueError(
+                f"model.kwargs cannot hold {', '.join(found)}: they describe the architecture alone; "
+                "for weights use model.checkpoint or model.pretrained"
+            )
+        return self
 
 
 class Keep(_Strict):

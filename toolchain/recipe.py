@@ -21,6 +21,8 @@ from toolchain.errors import RecipeError, StorageError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
+"""The kinds of data source whose argument is a path."""
 PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
     "joint": ("joint", "obs", "solver"),
     "hybrid": ("svd", "vtp", "global"),
@@ -186,8 +188,18 @@ class Recipe(_Section):
 
     @property
     def digest(self) -> str:
-        """sha256 of the effective recipe, defaults filled in."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """sha256 of the effective recipe, defaults filled in, wherever it lies.
+
+        Of a path only that there is one counts: what it holds has a digest of its own, beside this one in every report.
+        """
+        kind = self.data.source.partition(":")[0]
+        placeless = self.model_copy(
+            update={
+                "model": self.model.model_copy(update={"checkpoint": "file" if self.model.checkpoint else ""}),
+                "data": self.data.model_copy(update={"source": kind if kind in PATH_SOURCES else self.data.source}),
+            }
+        )
+        return hashlib.sha256(placeless.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The effective recipe as canonical JSON."""
@@ -231,7 +243,7 @@ def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     if recipe.model.checkpoint:
         changed["model"] = recipe.model.model_copy(update={"checkpoint": absolute(recipe.model.checkpoint)})
     kind, colon, rest = recipe.data.source.partition(":")
-    if colon and kind in ("imagefolder", "images", "fashion-mnist"):
+    if colon and kind in PATH_SOURCES:
         changed["data"] = recipe.data.model_copy(update={"source": f"{kind}:{absolute(rest)}"})
     return recipe.model_copy(update=changed)
 

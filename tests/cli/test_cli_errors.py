@@ -94,11 +94,11 @@ def test_no_budget(refused, recipe):
     assert "[budget]" in refused(2, text=recipe.read_text().replace("params = 0.5", ""))
 
 
-def test_joint_says_what_there_is(refused):
-    message = refused(2, "compress.method=joint")
-    assert "not in this version" in message
-    assert "hybrid" in message
-    assert "vtp" in message
+def test_methods_that_do_not_go_together_say_what_does(refused):
+    message = refused(2, "compress.method=joint", "compress.allocation=solver", "compress.attention=svd")
+    assert "compress.allocation = 'solver'" in message
+    assert "'svd'" in message
+    assert "'uniform'" in message
 
 
 def test_fp16_says_what_there_is(refused):
@@ -134,11 +134,18 @@ def test_a_cnn_is_refused_with_the_reason(refused):
     assert "slimvit models" in message
 
 
-def test_untrained_model_without_train(refused, recipe):
+def test_untrained_model_without_train(refused, command, recipe):
     text = recipe.read_text()
     message = refused(2, text=text[: text.index("[train]")] + text[text.index("[compress]") :])
     assert "no weights" in message
     assert "[train]" in message
+    for dry in (("run", recipe, "--dry-run"), ("plan", recipe)):
+        outcome = command(*dry)
+        assert (outcome.code, only_line(outcome)) == (2, message)
+
+
+def test_weights_do_not_come_in_through_the_kwargs(refused):
+    assert "use model.checkpoint" in refused(2, "model.kwargs.checkpoint_path=x.pth")
 
 
 def test_missing_checkpoint(refused):
@@ -153,12 +160,15 @@ def test_missing_checkpoint_fails_the_dry_run_too(command, recipe):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_truncated_checkpoint(refused, tmp_path, suffix, share):
+def test_truncated_checkpoint(refused, command, recipe, tmp_path, suffix, share):
     path = tmp_path / f"cut.{suffix}"
     save_file(weights(), path) if suffix == "safetensors" else torch.save(weights(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert f"cut.{suffix}" in refused(3, f"model.checkpoint={path}")
+    message = refused(3, f"model.checkpoint={path}")
+    assert f"cut.{suffix}" in message
+    outcome = command("run", recipe, "--dry-run", "--set", f"model.checkpoint={path}")
+    assert (outcome.code, only_line(outcome)) == (3, message)
 
 
 class Opener:
@@ -219,6 +229,14 @@ def test_the_images_of_these_tests_are_good(command, recipe, images):
     assert outcome.code == 0
 
 
+def test_plan_needs_no_images_and_a_dry_run_does(command, recipe, tmp_path):
+    source = ("--set", f"data.source=imagefolder:{tmp_path / 'nowhere'}")
+    planned = command("plan", recipe, *source)
+    assert (planned.code, planned.err) == (0, "")
+    assert planned.out == command("plan", recipe).out
+    assert command("run", recipe, "--dry-run", *source).code == 2
+
+
 def test_unknown_source_offers_the_nearest(refused):
     assert "did you mean 'digits'?" in refused(2, "data.source=digit")
 
@@ -270,10 +288,16 @@ def test_unknown_target_offers_the_nearest(refused):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be there")
-@pytest.mark.parametrize("section", ["bench", "engine"])
-def test_target_that_is_not_there(refused, section):
-    message = refused(5, f'{section}.targets=["trt"]')
-    assert "target 'trt' is unavailable: " in message
+def test_target_that_is_not_there(refused):
+    assert "target 'trt' is unavailable: " in refused(5, 'engine.targets=["trt"]')
+
+
+@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+def test_target_that_cannot_be_measured(refused, command, recipe, target):
+    message = refused(5, f'bench.targets=["ort-cpu", "{target}"]')
+    assert f"target '{target}' is unavailable: it builds engines" in message
+    assert "bench.targets" in message
+    assert command("plan", recipe, "--set", f'bench.targets=["{target}"]').code == 5
 
 
 # The command line

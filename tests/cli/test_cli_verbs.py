@@ -6,9 +6,11 @@ import json
 import shutil
 from importlib.metadata import version
 
+import onnx as onnxlib
 import pytest
 import torch
 
+from toolchain import pipeline
 from toolchain.cli import measure
 from toolchain.cli.look import TEMPLATE
 from toolchain.cli.pipeline import default_folder
@@ -20,6 +22,12 @@ from toolchain.targets import TARGETS, get_target
 
 VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
 VERBS += ["bench", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
+
+
+@pytest.fixture(autouse=True)
+def any_verdict_settles(monkeypatch):
+    """The short bench of these tests decides nothing; measuring again is tested with the pipeline."""
+    monkeypatch.setattr(pipeline, "conclusive", lambda facts: True)
 
 
 @pytest.fixture
@@ -110,6 +118,14 @@ def test_run_again_reuses_everything(command, finished, monkeypatch, tmp_path):
     assert json.loads(outcome.out) == finished.report
 
 
+def test_run_with_the_joint_method(parsed, recipe, tmp_path):
+    report = parsed("run", recipe, "--out", tmp_path / "out", "--set", "compress.method=joint")
+    assert 0.4 < report["ratio"]["params"] <= 0.5
+    assert {rung["verdict"] for rung in report["parity"]} == {"pass"}
+    plan = CompressionPlan.load(tmp_path / "out" / "plan.json")
+    assert {keep.unit for keep in plan.keeps} == {"mlp_hidden", "head_dim"}
+
+
 def test_run_json_is_the_report_and_progress_is_on_stderr(command, recipe, tmp_path):
     outcome = command("run", recipe, "--out", tmp_path / "out", "--json")
     assert outcome.code == 0, outcome.err
@@ -195,6 +211,54 @@ def test_a_stage_refuses_the_wrong_model(command, finished, tmp_path, arguments,
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("verb", ["compress", "finetune", "teacher"])
+@pytest.mark.parametrize(
+    ("override", "said"), [("model.kwargs.embed_dim=64", "embed_dim"), ("data.mean=[0.25]", "mean=(0.25,)")]
+)
+def test_a_stage_refuses_a_folder_of_another_recipe(command, finished, tmp_path, verb, override, said):
+    run, other = finished.folder, tmp_path / "other"
+    arguments = {
+        "compress": ("compress", run / "dense", "--set", override),
+        "finetune": ("finetune", run / "masked", "--teacher", run / "dense", "--set", override),
+        "teacher": ("finetune", run / "masked", "--teacher", other),
+    }
+    if verb == "teacher":
+        assert command("load", finished.recipe, "--out", other, "--set", override).code == 0
+    outcome = command(*arguments[verb], "--recipe", finished.recipe, "--out", tmp_path / "x")
+    assert outcome.code == 2, outcome.err
+    assert "and the recipe differ in the" in outcome.err
+    assert said in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("verb", ["load", "compress", "finetune", "slice", "split"])
+def test_a_stage_leaves_a_folder_of_the_users(command, finished, tmp_path, verb):
+    run, mine = finished.folder, tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("mine")
+    recipe = ("--recipe", finished.recipe)
+    given = {
+        "load": (finished.recipe,),
+        "compress": (run / "dense", *recipe),
+        "finetune": (run / "finetuned", *recipe, "--teacher", run / "dense"),
+        "slice": (run / "finetuned",),
+        "split": (tmp_path / "sliced",),
+    }
+    assert command("slice", run / "finetuned", "--out", tmp_path / "sliced").code == 0
+    outcome = command(verb, *given[verb], "--out", mine)
+    assert outcome.code == 74
+    assert "thesis.tex" in outcome.err
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("thesis.tex", "mine")]
+
+
+def test_engine_leaves_the_folder_of_its_onnx_file(command, copied):
+    before = {path: bytes_of(path) for path in (copied / "onnx").iterdir()}
+    outcome = command("engine", copied / "onnx" / "compressed.fp32.onnx", "--out", copied / "onnx")
+    assert outcome.code == 74
+    assert ".onnx" in outcome.err
+    assert {path: bytes_of(path) for path in (copied / "onnx").iterdir()} == before
+
+
 def test_finetune_wants_a_teacher_and_epochs(command, finished, tmp_path):
     arguments = ("finetune", finished.folder / "masked", "--recipe", finished.recipe, "--out", tmp_path / "x")
     outcome = command(*arguments)
@@ -217,6 +281,11 @@ def test_engine_is_built_with_its_record(parsed, finished, tmp_path):
     assert facts["profile"]["image"]["max"][0] == 4
     assert (tmp_path / "e" / facts["engine"]).stat().st_size == facts["size_bytes"] > 10_000
     assert parsed("inspect", tmp_path / "e" / "engine.json")["kind"] == "engine"
+    foreign = onnxlib.load(onnx)
+    foreign.ClearField("metadata_props")
+    onnxlib.save_model(foreign, tmp_path / "foreign.onnx")
+    again = parsed("engine", tmp_path / "foreign.onnx", "--out", tmp_path / "e", "--compute-capability", "8.9")
+    assert [path.name for path in (tmp_path / "e").glob("*.engine")] == [again["engine"]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be there")
@@ -263,6 +332,11 @@ def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_
     assert set(keys.split()) <= set(found)
     assert set(found["ratio"]) == set(found["control"]) == {"point", "lo", "hi"}
     assert json.loads((tmp_path / "b.json").read_text()) == found
+    told = command("bench", "compare", *pair, "--json", tmp_path / "c.json")
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert set(written) == set(found)
+    assert written["verdict"] in told.out
+    assert not told.out.startswith("{")
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("regressed", 1), ("invalid", 4), ("improved", 0), ("pass", 0)])
@@ -275,8 +349,9 @@ def test_bench_compare_ends_with_the_code_of_its_verdict(command, monkeypatch, v
             return {"verdict": verdict}
 
     monkeypatch.setattr(measure, "compare_artifacts", lambda *_, **__: Found())
-    outcome = command("bench", "compare", "a", "b", "--json")
-    assert (outcome.code, json.loads(outcome.out)) == (code, {"verdict": verdict})
+    for flag in (("a", "b", "--json"), ("a", "--json", "-", "b"), ("--json", "--tau", "0.1", "a", "b")):
+        outcome = command("bench", "compare", *flag)
+        assert (outcome.code, json.loads(outcome.out)) == (code, {"verdict": verdict})
 
 
 # inspect, models, targets, doctor
@@ -378,7 +453,8 @@ def test_init_writes_a_good_recipe_once(parsed, command, tmp_path):
     path = tmp_path / "mine.toml"
     assert parsed("init", path) == {"path": str(path)}
     assert path.read_text() == TEMPLATE
-    assert Recipe.load(path).compress.method == "hybrid"
+    assert Recipe.load(path).compress.method == "joint"
+    assert parsed("plan", path)["ratio"]["params"] <= 0.5, "it can be planned before there are images"
     path.write_text("mine")
     assert command("init", path).code == 74
     assert path.read_text() == "mine"

@@ -320,7 +320,7 @@ def test_a_method_that_is_not_there_is_named_with_those_that_are(small, change, 
 
 def test_reducing_nothing_is_refused(small):
     section = BOTH.model_copy(update={"attention": "none", "neurons": "none"})
-    with pytest.raises(RecipeError, match="nothing of vit_tiny_patch16_224 can be reduced by this method"):
+    with pytest.raises(BudgetError, match=r"reachable is .* \(1\.000 … 1\)"):
         allocate(small[0], section, BudgetSection(params=0.5), {})
 
 
@@ -352,3 +352,17 @@ def test_only_sliceable_neurons_and_attention_linears_are_chosen(small):
     assert all(isinstance(g, UnitGroup) and g.sliceable for g in chosen.groups)
     assert list(chosen.linears) == [f"blocks.{b}.attn.{n}" for b in range(2) for n in ("qkv", "proj")]
     assert chosen.linears["blocks.0.attn.qkv"] == (144, 48)
+
+
+def test_reducing_nothing_is_judged_by_the_budget_like_everything_else(small):
+    model = small[0]
+    nothing = CompressSection(method="none")
+    assert allocate(model, nothing, BudgetSection(), {}).widths == Widths()
+    with pytest.raises(BudgetError, match="reachable"):
+        allocate(model, nothing, BudgetSection(params=0.5), {})
+
+
+def test_a_preset_is_only_a_default(small):
+    section = CompressSection(method="none", neurons="magnitude", allocation="uniform")
+    found = allocate(small[0], section, BudgetSection(params=0.8), {})
+    assert found.predicted.params <= 0.8 * found.dense.params

@@ -6,9 +6,11 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from builders import dense_model
+from PIL import Image
 
 from toolchain.artifact import MaskedModel, TimmModel, run_stage
 from toolchain.compress.allocate import top_indices
@@ -174,6 +176,18 @@ def test_provenance_says_how_the_plan_was_found(digits):
     assert found["weights"] == {"weights": "checkpoint", "checkpoint_sha256": "0" * 64}
     assert {keep.kept % 8 for keep in made.plan.keeps} == {0}
     assert {low.rank % 4 for low in made.plan.low_ranks} == {0}
+
+
+def test_the_same_images_in_two_folders_give_the_same_plan(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    plans = []
+    for place in (tmp_path / "a", tmp_path / "b" / "c"):
+        place.mkdir(parents=True)
+        for number, picture in enumerate(pixels):
+            Image.fromarray(picture).save(place / f"{number}.png")
+        plans.append(compress(model(), METHODS["taylor"], source(f"images:{place}")).plan)
+    assert plans[0].digest == plans[1].digest
+    assert str(tmp_path) not in plans[0].to_json()
 
 
 @pytest.mark.parametrize("section", [CompressSection(method="hybrid"), CompressSection(method="vtp")])

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.data.splits import VALIDATION_LIMIT, Images, arrange, hold_out
+from toolchain.data.splits import VALIDATION_LIMIT, Images, arrange, batches, hold_out, read
 from toolchain.errors import DataError
 
 
@@ -43,7 +43,7 @@ def test_an_image_and_its_label_stay_together():
 @pytest.mark.parametrize("given_parts", [{}, {"validation": 8}, {"test": 8}, {"validation": 8, "test": 9}])
 def test_every_split_has_images_and_none_is_used_twice(given_parts):
     parts = {"train": images([0, 1, 2] * 20)} | {name: images([0, 1] * size) for name, size in given_parts.items()}
-    splits = arrange(parts, calibration_images=10, seed=0)
+    splits = arrange(parts, calibration_images=10)
     assert {name: len(split) > 0 for name, split in splits.items()} == dict.fromkeys(
         ("train", "calibration", "validation", "test"), True
     )
@@ -58,23 +58,52 @@ def test_every_split_has_images_and_none_is_used_twice(given_parts):
 
 def test_a_single_held_out_part_is_the_test_set():
     held = images([0, 1] * 4)
-    splits = arrange({"train": images([0, 1] * 30), "validation": held}, 5, 0)
+    splits = arrange({"train": images([0, 1] * 30), "validation": held}, 5)
     assert splits["test"] is held
     assert len(splits["validation"]) == 6
 
 
 def test_validation_is_limited():
-    splits = arrange({"train": images(torch.zeros(60_000)), "test": images([0])}, 5, 0)
+    splits = arrange({"train": images(torch.zeros(60_000)), "test": images([0])}, 5)
     assert len(splits["validation"]) == VALIDATION_LIMIT
 
 
 def test_calibration_takes_all_of_a_small_train():
-    splits = arrange({"train": images([0, 1] * 5)}, 512, 0)
+    splits = arrange({"train": images([0, 1] * 5)}, 512)
     assert splits["calibration"].positions.equal(splits["train"].positions)
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match=r"3 images .* at least 4"):
-        arrange({"train": images([0, 0, 0])}, 5, 0)
+        arrange({"train": images([0, 0, 0])}, 5)
     with pytest.raises(DataError, match="test 0 images"):
-        arrange({"train": images([0] * 9), "test": images([])}, 5, 0)
+        arrange({"train": images([0] * 9), "test": images([])}, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_who_decodes_them(workers):
+    data = Images(_decoded, list(range(10)), workers=workers).take(torch.arange(9))
+    before = torch.random.get_rng_state()
+    loader = batches(data, 4)
+    assert loader.num_workers == workers
+    found = [(batch.flatten().tolist(), labels.tolist()) for batch, labels in read(loader)]
+    assert found == [([0, 1, 2, 3],) * 2, ([4, 5, 6, 7],) * 2, ([8], [8])]
+    assert torch.random.get_rng_state().equal(before)
+    assert batches(data, 9).num_workers == 0
+    assert batches(data.take(torch.arange(0)), 9).num_workers == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_decoded_is_said_in_one_line(workers):
+    data = Images(_broken, [0] * 4, workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(read(batches(data, 1)))
+    assert str(caught.value) == "cannot read the image 0: not an image. Remove it."
+
+
+def _decoded(position):
+    return torch.full((1, 1, 1), float(position))
+
+
+def _broken(position):
+    raise DataError(f"cannot read the image {position}: not an image. Remove it.")

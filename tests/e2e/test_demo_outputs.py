@@ -55,6 +55,12 @@ def test_budget_is_met_by_the_weights_on_disk(run):
     assert compressed / dense <= run.params_limit
 
 
+def test_allocation_is_what_was_decided(run):
+    found = json.loads((run.folder / "allocation.json").read_text(encoding="utf-8"))
+    for name in ("params", "macs"):
+        assert found["predicted"][name] == run.report["compressed"][name]
+
+
 def test_accuracy_is_counted(run):
     assert run.report["synthetic"] is False
     counted = [stage for stage in run.report["stages"] if stage["accuracy"] is not None]

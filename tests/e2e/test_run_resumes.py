@@ -42,7 +42,6 @@ from toolchain.cli import main
 
 main(["run", *sys.argv[1:]])
 """
-RECORDS = ("dense", "compress", "finetune", "deploy", "onnx-dense", "onnx-compressed")
 
 
 @pytest.fixture

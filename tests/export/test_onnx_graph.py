@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import hashlib
 import os
 import subprocess
@@ -303,7 +304,10 @@ def test_a_failed_write_keeps_the_old_file(from_torch, monkeypatch, tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")
 
-    def full(*_, **__):
+    def full(_model, partial, **__):
+        (swept,) = (each.name for each in tmp_path.iterdir() if each != path)
+        assert swept == partial.parent.name
+        assert fnmatch.fnmatch(swept, ".m.onnx.*.partial"), "the next run removes what a killed one leaves"
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(onnx, "save_model", full)

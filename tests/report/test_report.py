@@ -16,13 +16,14 @@ from toolchain import pipeline
 from toolchain.artifact import sha256
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import relative_error_increase
+from toolchain.report.files import render
 from toolchain.report.markdown import notes, to_markdown
 from toolchain.report.page import LEFT, PLOT, WIDTH, ratios_drawing, shares_drawing, to_html
 from toolchain.report.tables import engine_lines, headline, number, operations, parity_lines, percent, size, tables
 
 KEYS = {
     "": "schema tool synthetic model recipe_digest stages dense compressed ratio relative_error_increase "
-    "pruned_shares parity bench files",
+    "finetune pruned_shares parity bench files",
     "model": "name kwargs checkpoint_sha256",
     "stages": "name params macs bytes accuracy wrong total seconds",
     "dense": "params macs bytes accuracy wrong total",
@@ -78,6 +79,7 @@ def report():
         "ratio": {"params": 0.49973, "macs": 0.50596, "bytes": 0.50291},
         "relative_error_increase": 18 / 14 - 1,
         "relative_error_increase_reason": None,
+        "finetune": None,
         "pruned_shares": [
             *(share("blocks.10", kind, 64, physical=kind == "mlp_hidden") for kind in ("mlp_hidden", "attn_in")),
             share("blocks.9", "mlp_hidden", 16),
@@ -150,6 +152,26 @@ def test_synthetic_claims_no_accuracy(synthetic_run):
     assert all(rung["top1_agreement"] is None for rung in found["parity"])
 
 
+def test_what_was_written_is_compared_with_what_is_read_back(synthetic_run):
+    found, _ = synthetic_run
+    ladder = [(rung["from"], rung["to"]) for rung in found["parity"]]
+    assert {("dense", "reloaded"), ("masked", "reloaded"), ("split", "deploy")} <= set(ladder)
+    assert len(set(ladder)) == len(ladder)
+    assert {rung["verdict"] for rung in found["parity"]} == {"pass"}
+
+
+def test_pages_are_written_only_if_they_say_something_else(report, tmp_path):
+    pages = [tmp_path / "report.md", tmp_path / "report.html"]
+    render(report, tmp_path)
+    before = [page.stat().st_ino for page in pages]
+    render(report, tmp_path)
+    assert [page.stat().st_ino for page in pages] == before
+    pages[0].write_bytes(b"\xff")
+    render(report, tmp_path)
+    assert pages[0].read_text(encoding="utf-8") == to_markdown(report)
+    assert pages[1].stat().st_ino == before[1]
+
+
 def test_files_are_listed_with_their_digests(synthetic_run):
     found, folder = synthetic_run
     assert {"plan.json", "deploy/model.safetensors", "onnx/compressed.fp32.onnx"} <= {f["path"] for f in found["files"]}
@@ -193,6 +215,15 @@ def test_no_relative_error_increase_has_a_reason(dense, small, words):
     found, reason = relative_error_increase(dense, small)
     assert found is None
     assert words in reason
+
+
+# Notes
+
+
+@pytest.mark.parametrize(("finetune", "told"), [({"kept": "before"}, 1), ({"kept": "after"}, 0), (None, 0)])
+def test_fine_tuning_that_was_thrown_away_is_told(report, finetune, told):
+    assert sum("Fine-tuning" in note for note in notes({**report, "finetune": finetune})) == told
+    assert to_markdown({**report, "finetune": finetune}).count("Fine-tuning") == told
 
 
 # Markdown

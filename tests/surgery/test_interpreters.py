@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolchain.artifact import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
 from toolchain.cost import Widths, trace
-from toolchain.errors import ArtifactError, PlanError
+from toolchain.errors import ArtifactError, PlanError, StorageError
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.surgery.factorised import FactorisedLinear
 from toolchain.surgery.mask import baked, mask_model
@@ -210,3 +211,49 @@ def test_altered_or_misfitting_weights_are_refused(tiny: TimmModel, tmp_path) ->
     state = {**tiny.module.state_dict(), "extra": torch.zeros(1)}
     with pytest.raises(ArtifactError, match="do not fit"):
         rebuild(tiny.ref, "dense", None, state, tiny.preprocess, {})
+
+
+@pytest.mark.parametrize(
+    "key", ["schema", "stage", "model", "preprocess", "provenance", "weights_sha256", "structure", "plan"]
+)
+def test_a_record_that_lacks_a_key_is_refused(tiny: TimmModel, tmp_path, key: str) -> None:
+    record = save_model(tiny, tmp_path / "dense") / "model.json"
+    content = json.loads(record.read_text())
+    del content[key]
+    record.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"slimvit\.model/1 record" if key == "schema" else f"at {key}: Field"):
+        load_model(tmp_path / "dense")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stage": "baked"}, "invalid at stage"),
+        ({"weights_sha256": 3}, "invalid at weights_sha256"),
+        ({"preprocess": {"input_size": [3, 32]}}, r"invalid at preprocess\.input_size"),
+        ({"model": {"name": "vit_tiny_patch16_224", "kwargs": {"checkpoint_path": "x.pth"}}}, r"use model\.checkpoint"),
+        ({"model": {"name": "vit_tiny_patch16_224", "kwargs": {"pretrained": True}}}, r"use model\.checkpoint"),
+    ],
+)
+def test_a_record_that_says_something_else_is_refused(tiny: TimmModel, tmp_path, change, said: str) -> None:
+    record = save_model(tiny, tmp_path / "dense") / "model.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    with pytest.raises(ArtifactError, match=said):
+        load_model(tmp_path / "dense")
+
+
+def test_a_folder_of_the_users_is_not_replaced(tiny: TimmModel, tmp_path) -> None:
+    folder = save_model(load_model(save_model(tiny, tmp_path / "dense")), tmp_path / "dense")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        save_model(tiny, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("other", [0.25, 0.75])
+def test_a_sliced_model_of_another_width_is_refused(tiny: TimmModel, other: float) -> None:
+    masked = masked_from(tiny, random_plan(tiny, low_rank=False))
+    wrong = Slice()(masked_from(tiny, random_plan(tiny, low_rank=False, share=other)))
+    with pytest.raises(PlanError, match="the plan asks for"):
+        Slice().ensures(masked, wrong)
+    Slice().ensures(masked, Slice()(masked))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
-from toolchain.plan import ModelRef
+from toolchain.plan import NOT_KWARGS, ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.load import load_checkpoint, load_dense, randomise_untrained
 from toolchain.surgery.replay import create_dense
@@ -318,3 +318,25 @@ def test_arguments_that_timm_rejects(kwargs, words):
 def test_an_unsupported_model_is_refused_before_its_checkpoint_is_read(tmp_path):
     section = ModelSection(name="resnet18", checkpoint=str(tmp_path / "missing.pth"))
     refused(section, ModelError, "resnet18 is not supported")
+
+
+def test_changed_weights_behind_the_same_hub_name_are_noticed(monkeypatch):
+    hub = {"seed": 0}
+    monkeypatch.setattr(
+        "toolchain.surgery.load.create_dense",
+        lambda ref, **_: dense_model(ref.name, seed=hub["seed"], **ref.kwargs).module,
+    )
+    section = SECTION.model_copy(update={"pretrained": True})
+    first, again = load_dense(section)[2], load_dense(section)[2]
+    hub["seed"] = 1
+    other = load_dense(section)[2]
+    assert first == again
+    assert first["pretrained"] == other["pretrained"]
+    assert first["weights_sha256"] != other["weights_sha256"]
+
+
+@pytest.mark.parametrize("name", NOT_KWARGS)
+def test_weights_do_not_come_in_through_the_kwargs(name: str) -> None:
+    section = SECTION.model_copy(update={"kwargs": {**TINY, name: "x.pth"}})
+    with pytest.raises(ModelError, match=rf"^model\.kwargs cannot hold {name}: .*use model\.checkpoint"):
+        load_dense(section)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,12 +25,12 @@ from toolchain.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
-from toolchain.report.markdown import to_markdown
-from toolchain.report.page import to_html
+from toolchain.report.files import render
 from toolchain.report.tables import Table, number
 from toolchain.surgery.replay import create_dense, load_model
 from toolchain.targets import TARGETS
 
+log = logging.getLogger(__name__)
 PACKAGES = (
     "torch",
     "timm",
@@ -50,13 +51,10 @@ name = "deit_small_patch16_224"
 source = "imagefolder:path/to/images"   # digits | fashion-mnist | imagefolder:PATH | images:PATH | hf:NAME | none
 
 [compress]
-method = "hybrid"                       # hybrid | vtp | none
+method = "joint"                        # joint (no labels, no training) | hybrid | vtp | none
 
 [budget]
 params = 0.5                            # the share that is LEFT
-
-[finetune]
-epochs = 5
 
 [bench]
 targets = ["ort-cpu"]
@@ -247,8 +245,10 @@ def report(
 ) -> None:
     """Print a run's report again, and rewrite report.md and report.html from report.json."""
     found = _read_report(folder)
-    write_text(folder / "report.md", to_markdown(found))
-    write_text(folder / "report.html", to_html(found))
+    try:
+        render(found, folder)
+    except StorageError as error:  # an archive may be read-only; what was asked for is to see it
+        log.warning("%s", error)
     print_json(found) if json_ else print_report(found, folder)
 
 

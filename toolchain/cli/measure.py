@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from typer.core import TyperCommand
 
 from toolchain.artifact import Preprocess
 from toolchain.bench.compare import compare as compare_artifacts
@@ -26,6 +28,7 @@ from toolchain.targets import get_target
 from toolchain.training.evaluate import accuracy
 
 Call = Callable[[Array], Array]
+STDOUT = "-"
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
 
 bench = typer.Typer(help="Measure latency, paired and interleaved.", no_args_is_help=True)
@@ -35,8 +38,21 @@ def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
     app.command()(evaluate)
     app.command()(parity)
-    bench.command("compare")(bench_compare)
+    bench.command("compare", cls=_JsonFile)(bench_compare)
     app.add_typer(bench, name="bench")
+
+
+class _JsonFile(TyperCommand):
+    """A command whose option --json takes a file or stands alone, which typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What click leaves unparsed, after a --json that stands alone was given `STDOUT`."""
+        given: list[str] = []
+        for part, following in zip_longest(args, args[1:], fillvalue="--"):
+            given.append(part)
+            if part == "--json" and following.startswith("-") and following != STDOUT:
+                given.append(STDOUT)
+        return super().parse_args(ctx, given)
 
 
 PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="A model folder or an ONNX file.")]
@@ -103,7 +119,10 @@ def bench_compare(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")
     ] = None,
-    json_: JsonFlag = False,
+    json_: Annotated[
+        str | None,
+        typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE."),
+    ] = None,
 ) -> None:
     """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
     with Screen() as screen:
@@ -125,7 +144,9 @@ def bench_compare(
         )
     if out is not None:
         found.save(out)
-    if json_:
+    if json_ not in (None, STDOUT):
+        found.save(Path(json_))
+    if json_ == STDOUT:
         print_json(found.to_dict())
     else:
         line(summary(found))

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from toolchain.bench.cell import require_speedup
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
 from toolchain.cli.screen import Screen, line, print_json, print_report, print_tables
 from toolchain.compress.method import Allocation
 from toolchain.job import Job, prepare
-from toolchain.pipeline import require_speedup
 from toolchain.pipeline import run as run_recipe
 from toolchain.recipe import Recipe
 from toolchain.report.tables import Table, number, size
@@ -39,7 +39,7 @@ def run(
     """Carry out a recipe: load, compress, fine-tune, slice, split, export, build, measure, report."""
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
-        _show(prepare(loaded, weights=False), json_=json_)
+        _show(prepare(loaded, fetch=False), json_=json_)
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
@@ -59,8 +59,8 @@ def default_folder(recipe: Path) -> Path:
 
 
 def plan(recipe: RecipeArgument, set_: SetOption = None, json_: JsonFlag = False) -> None:
-    """Print widths, ranks and predicted cost of a recipe, before any weight is touched."""
-    _show(prepare(Recipe.load(recipe, set_ or ()), weights=False), json_=json_)
+    """Print widths, ranks and predicted cost of a recipe; no weight and no image is read."""
+    _show(prepare(Recipe.load(recipe, set_ or ()), shapes_only=True), json_=json_)
 
 
 def _show(job: Job, *, json_: bool) -> None:

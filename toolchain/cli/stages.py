@@ -10,12 +10,14 @@ import torch
 import typer
 
 from toolchain.artifact import (
+    MODEL_FILES,
     AnyModel,
     DeployModel,
     MaskedModel,
     OnnxArtifact,
     SlicedModel,
     TimmModel,
+    check_replaceable,
     run_stage,
     sha256,
     write_json,
@@ -28,9 +30,9 @@ from toolchain.compress.stage import Compress
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
-from toolchain.export.stage import Export, read_preprocess, stack_images
+from toolchain.export.stage import Export, stack_images
 from toolchain.job import Job, prepare, tool, trained
-from toolchain.pipeline import on_epoch
+from toolchain.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
@@ -50,6 +52,7 @@ def register(app: typer.Typer) -> None:
 
 def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: JsonFlag = False) -> None:
     """Write the dense model of a recipe; trained, if the recipe asks for it."""
+    check_replaceable(out, MODEL_FILES)
     job = prepare(Recipe.load(recipe, set_ or ()))
     with Screen() as screen:
         screen.stage("load")
@@ -60,7 +63,9 @@ def compress(
     folder: FolderArgument, recipe: RecipeOption, out: OutOption, set_: SetOption = None, json_: JsonFlag = False
 ) -> None:
     """Dense model folder → masked model folder with plan.json and allocation.json."""
-    job, dense = _job(recipe, set_), _open(folder, TimmModel)
+    check_replaceable(out, MODEL_FILES)
+    job = _job(recipe, set_)
+    dense = _open_for(job, folder, TimmModel)
     section, budget = job.recipe.compress, job.recipe.budget
     method = effective(section, synthetic=job.source.synthetic)
     with Screen() as screen:
@@ -69,7 +74,8 @@ def compress(
         digest = sha256(folder / "model.safetensors")
         masked = run_stage(stage, replace(dense, provenance={**dense.provenance, "weights_sha256": digest}))
     save_model(masked, out)
-    write_json(out / "allocation.json", allocate(dense, method, budget, job.multiples).to_dict())
+    allocation = allocate(dense, method, budget, job.multiples).decided(masked.plan, masked.groups)
+    write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
     _tell(masked, out, json_=json_)
 
@@ -85,7 +91,9 @@ def finetune(
     json_: JsonFlag = False,
 ) -> None:
     """Masked model folder → masked model folder, trained; what was removed stays removed."""
-    job, masked = _job(recipe, set_), _open(folder, MaskedModel)
+    check_replaceable(out, MODEL_FILES)
+    job = _job(recipe, set_)
+    masked = _open_for(job, folder, MaskedModel)
     section = job.recipe.finetune
     if not section.epochs:
         raise RecipeError("finetune.epochs is 0: there is nothing to do; --set finetune.epochs=5")
@@ -93,7 +101,7 @@ def finetune(
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
-    parent = _open(teacher, TimmModel) if section.distill else job.dense
+    parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with Screen() as screen:
         screen.stage("finetune")
         stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=on_epoch(screen))
@@ -136,7 +144,7 @@ def export(
 
 
 def engine(
-    onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file that `export` wrote.")],
+    onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
     out: OutOption,
     target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
     compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
@@ -149,19 +157,31 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, "fp32", read_preprocess(onnx)))
+    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, "fp32"))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
 def _job(recipe: Path, set_: list[str] | None) -> Job:
-    """The recipe's data and settings; its weights are not read, the folder has them."""
-    return prepare(Recipe.load(recipe, set_ or ()), weights=False)
+    """The recipe's data and settings; no pretrained weights are fetched, the folder has the weights."""
+    return prepare(Recipe.load(recipe, set_ or ()), fetch=False)
 
 
 def _open(folder: Path, kind: type[M]) -> M:
     model = load_model(folder)
     if not isinstance(model, kind):
         raise ArtifactError(f"{folder} holds a {model.stage} model; this stage takes a {kind.stage} one")
+    return model
+
+
+def _open_for(job: Job, folder: Path, kind: type[M]) -> M:
+    """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
+    model = _open(folder, kind)
+    for what, found, wanted in (
+        ("model", model.ref, job.dense.ref),
+        ("preprocessing", model.preprocess, job.dense.preprocess),
+    ):
+        if found != wanted:
+            raise RecipeError(f"{folder} and the recipe differ in the {what}: {found!r} and {wanted!r}")
     return model
 
 

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from toolchain.compress.heads import Heads, HeadStatistics, exact_first_steps, rotate_query_key, rotate_value_output
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import eliminate, refit
+from toolchain.data import batches, read
 from toolchain.families import Branch, UnitGroup
 
 BATCH = 32
@@ -54,7 +55,7 @@ def first_residual(model: nn.Module, block: str, images: Dataset[tuple[Tensor, i
 
     handle = model.get_submodule(block).register_forward_pre_hook(stop)
     try:
-        for batch, _ in DataLoader(images, batch_size=BATCH, generator=torch.Generator()):
+        for batch, _ in read(batches(images, BATCH)):
             try:
                 model(batch)
             except _Stop:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from toolchain.data import batches, read
 
 BATCH = 64
 
@@ -35,10 +37,6 @@ def _watch(module: nn.Module, linears: Sequence[str], see: Callable[[str, Tensor
             handle.remove()
 
 
-def _batches(images: Dataset[tuple[Tensor, int]]) -> Iterable[tuple[Tensor, Tensor]]:
-    return DataLoader(images, batch_size=BATCH, generator=torch.Generator())  # type: ignore[return-value, unused-ignore]
-
-
 def input_moments(
     module: nn.Module, linears: Sequence[str], images: Dataset[tuple[Tensor, int]]
 ) -> dict[str, InputMoments]:
@@ -53,7 +51,7 @@ def input_moments(
         totals[name] = (count + len(flat), total + flat.sum(0), square + flat.square().sum(0))
 
     with torch.no_grad(), _watch(module, linears, see):
-        for batch, _ in _batches(images):
+        for batch, _ in read(batches(images, BATCH)):
             module(batch)
     moments = {}
     for name, (count, total, square) in totals.items():
@@ -78,7 +76,7 @@ def input_taylor(
         seen[name] = x
 
     with torch.enable_grad(), _watch(module, linears, see):
-        for batch, labels in _batches(images):
+        for batch, labels in read(batches(images, BATCH)):
             logits = module(batch)
             target = torch.where(labels < 0, logits.argmax(1), labels)
             gradients = torch.autograd.grad(

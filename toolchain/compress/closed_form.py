@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Key, Limits
 from toolchain.compress.sequential import reduce_sequentially
 from toolchain.compress.solver import choose, interpolate, kl_divergence, measure
 from toolchain.cost import ModelShape, Widths, trace
-from toolchain.data import DataSource
+from toolchain.data import DataSource, Images, batches, read
 
 BETAS = (0.5, 0.0, 1.0)
 FINE = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
@@ -27,8 +27,8 @@ MEASURE_MACS = 2e13
 Told = Callable[[float, str], None]
 
 
-def _first(images: Dataset[tuple[Tensor, int]], count: int) -> Subset[tuple[Tensor, int]]:
-    return Subset(images, range(min(count, len(images))))  # type: ignore[arg-type]
+def _first(images: Images, count: int) -> Images:
+    return images.take(torch.arange(min(count, len(images))))
 
 
 def solve_widths(
@@ -79,5 +79,4 @@ def reduce_closed_form(
 @torch.no_grad()
 def logits(module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Tensor:
     """[images, classes] in order."""
-    batches = DataLoader(images, batch_size=64, generator=torch.Generator())
-    return torch.cat([module(batch) for batch, _ in batches])
+    return torch.cat([module(batch) for batch, _ in read(batches(images, 64))])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from toolchain.compress.neurons import CRITERIA
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.errors import RecipeError
 from toolchain.families import Family, UnitGroup
+from toolchain.plan import CompressionPlan
 from toolchain.recipe import BudgetSection, CompressSection
 
 ALLOCATIONS = ("uniform", "global", "solver")
@@ -26,7 +27,7 @@ def effective(section: CompressSection, *, synthetic: bool) -> CompressSection:
 
     The closed form needs no labels and keeps its shapes on noise; what it fits there means nothing, and the plan says so.
     """
-    if not synthetic or section.method == "none":
+    if not synthetic:
         return section
     learned = section.neurons not in ("none", "obs", "magnitude", "random")
     changed = {"neurons": "magnitude" if learned else section.neurons, "allocation": "uniform"}
@@ -61,9 +62,11 @@ class Allocation:
     """How wide each layer stays, and what that is predicted to cost.
 
     Attributes:
-        widths: the decision; with `learned`, widths of the same total that a global threshold will move about.
-        dense, predicted, smallest: shapes of the dense model, of the decision, and of the least that is reachable.
+        widths: the decision; with `learned`, the uniform one until `decided` puts the plan's in its place. Both stay
+            within the budget; neither the single widths nor their sum need be equal.
+        dense, predicted, smallest: shapes of the dense model, of `widths`, and of the least that is reachable.
         learned: whether the final widths depend on learned or measured scores.
+        planned: the allocation before the decision, where that changed it.
     """
 
     widths: Widths
@@ -71,6 +74,18 @@ class Allocation:
     predicted: ModelShape
     smallest: ModelShape
     learned: bool
+    planned: Allocation | None = None
+
+    def decided(self, plan: CompressionPlan, groups: Iterable[UnitGroup]) -> Allocation:
+        """This allocation with the widths of a plan that was made from it, on a model with these groups."""
+        groups = tuple(groups)
+        found = Widths.of(plan)
+        totals = {(group.module, group.unit): group.total for group in groups}
+        whole = {key: totals[key] for key in self.widths.kept}  # a plan does not name what it leaves whole
+        widths = Widths({**whole, **found.kept}, found.ranks)
+        if widths == self.widths:
+            return self
+        return replace(self, widths=widths, predicted=self.dense.shrunk(widths, groups), planned=self)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of allocation.json."""
@@ -78,18 +93,26 @@ class Allocation:
         def cost(shape: ModelShape) -> dict[str, int]:
             return {"params": shape.params, "macs": shape.macs, "bytes": shape.size_bytes}
 
-        dense, predicted, smallest = cost(self.dense), cost(self.predicted), cost(self.smallest)
+        def outcome(predicted: ModelShape, widths: Widths) -> dict[str, Any]:
+            costs = cost(predicted)
+            return {
+                "predicted": costs,
+                "ratio": {name: costs[name] / dense[name] for name in dense},
+                "widths": [
+                    {"module": module, "unit": unit, "kept": kept} for (module, unit), kept in widths.kept.items()
+                ],
+                "ranks": [{"linear": name, "rank": rank} for name, rank in widths.ranks.items()],
+            }
+
+        dense, smallest = cost(self.dense), cost(self.smallest)
+        before = self.planned
         return {
             "schema": "slimvit.allocation/1",
             "learned": self.learned,
             "dense": dense,
-            "predicted": predicted,
-            "ratio": {name: predicted[name] / dense[name] for name in dense},
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
-            "widths": [
-                {"module": module, "unit": unit, "kept": kept} for (module, unit), kept in self.widths.kept.items()
-            ],
-            "ranks": [{"linear": name, "rank": rank} for name, rank in self.widths.ranks.items()],
+            **outcome(self.predicted, self.widths),
+            **({} if before is None else {"planned": outcome(before.predicted, before.widths)}),
         }
 
 
@@ -125,12 +148,11 @@ def allocate(
     check_names(section)
     dense = trace(model.module, model.family, model.preprocess.input_size)
     choices = choices_for(model.module, model.family, model.groups, section, multiples)
-    if section.method != "none" and not choices.groups and not choices.linears:
+    wants_something = (section.attention, section.neurons) != ("none", "none")
+    if wants_something and not choices.groups and not choices.linears:
         limits = "; ".join(model.family.limits(model.module))
         raise RecipeError(f"nothing of {model.ref.name} can be reduced by this method{': ' + limits if limits else ''}")
-    widths = (
-        Widths() if section.method == "none" else solve_uniform(choices, dense, model.groups, Limits.of(budget, dense))
-    )
+    widths = solve_uniform(choices, dense, model.groups, Limits.of(budget, dense))
     predicted = dense.shrunk(widths, model.groups)
     smallest = dense.shrunk(choices.uniform(0.0), model.groups)
     return Allocation(widths, dense, predicted, smallest, learned=section.allocation != "uniform")

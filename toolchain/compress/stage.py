@@ -161,7 +161,7 @@ class Compress:
             "requested": self.section.method,
             "budget": self.budget.model_dump(mode="json"),
             "multiples": dict(self.multiples),
-            "data": {"source": self.source.name.partition(":")[0], "digest": self.source.digest},
+            "data": self.source.identity,
             "synthetic": self.source.synthetic,
             "weights": dict(given.provenance),
         }

@@ -1,6 +1,6 @@
 """Data sources: named, split, preprocessed for a model."""
 
 from toolchain.data.sources import SOURCES, DataSource, open_source
-from toolchain.data.splits import Images
+from toolchain.data.splits import Images, batches, read
 
-__all__ = ["SOURCES", "DataSource", "Images", "open_source"]
+__all__ = ["SOURCES", "DataSource", "Images", "batches", "open_source", "read"]

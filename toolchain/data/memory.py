@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolchain.data.base import Content
-from toolchain.data.splits import UNLABELLED, Images
+from toolchain.data.splits import SPLIT_SEED, UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted
 from toolchain.errors import DataError
 
@@ -106,10 +107,10 @@ class Synthetic:
             ("validation", self.held_out),
             ("test", self.held_out),
         ):
-            load = partial(_normal, wanted.input_size, wanted.seed * 1_000_003 + start)
+            load = partial(_normal, wanted.input_size, SPLIT_SEED * 1_000_003 + start)
             parts[part] = Images(load, [UNLABELLED] * size)
             start += size
-        return Content(parts, preprocessing, f"normal, seed {wanted.seed}", synthetic=True)
+        return Content(parts, preprocessing, f"normal, seed {SPLIT_SEED}", synthetic=True)
 
 
 def _expected(wanted: Wanted) -> Preprocessing:
@@ -131,7 +132,7 @@ def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         magic, *shape = struct.unpack_from(f">{rank + 1}I", raw)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     body = np.frombuffer(raw, np.uint8, offset=4 * (rank + 1))
     if magic != (0x0800 | rank) or body.size != int(np.prod(shape)):

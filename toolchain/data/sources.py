@@ -57,6 +57,11 @@ class DataSource:
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """The kind of source and the digest of its content, for files that must not say where it lies."""
+        return {"source": self.name.partition(":")[0], "digest": self.digest}
+
     def split(self, name: str) -> Images:
         """The images of one split, as (image float32 [C, H, W], label) pairs; label −1 when unlabelled."""
         if name not in self.splits:
@@ -81,7 +86,6 @@ def open_source(
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
     calibration_images: int = 512,
-    seed: int = 0,
 ) -> DataSource:
     """The data source of that name, read and split for a model with inputs (C, H, W) and timm's data config.
 
@@ -89,9 +93,9 @@ def open_source(
         DataError: the source is unknown, missing, empty or damaged, or does not fit the model's input.
     """
     kind, argument = _parse(name)
-    wanted = Wanted(input_size, data_config, mean, std, crop_pct, calibration_images, seed)
+    wanted = Wanted(input_size, data_config, mean, std, crop_pct, calibration_images)
     content = SOURCES[kind]().read(argument, wanted)
-    splits = arrange(content.parts, calibration_images, seed)
+    splits = arrange(content.parts, calibration_images)
     if len(splits["calibration"]) < calibration_images:
         logger.warning(
             "data source %s: calibration has %d images, all of train; %d were asked for",

@@ -86,7 +86,6 @@ class Wanted:
         model_config: timm's resolved data config of the model (mean, std, interpolation, crop_pct, crop_mode).
         mean, std, crop_pct: the recipe's overrides, or None.
         calibration_images: how many images calibration would like.
-        seed: of the splits and of synthetic images.
     """
 
     input_size: tuple[int, int, int]
@@ -95,7 +94,6 @@ class Wanted:
     std: Sequence[float] | None = None
     crop_pct: float | None = None
     calibration_images: int = 512
-    seed: int = 0
 
     def declared(self, mean: float, std: float) -> Preprocessing:
         """The preprocessing of a grey source that declares its own statistics and is never cropped.

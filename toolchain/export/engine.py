@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.artifact import EngineArtifact, OnnxArtifact, write_json
-from toolchain.errors import ArtifactError
+from toolchain.artifact import (
+    ENGINE_FILES,
+    EngineArtifact,
+    OnnxArtifact,
+    atomic_folder,
+    check_replaceable,
+    write_json,
+)
+from toolchain.errors import ArtifactError, StorageError
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, get_target
 
@@ -30,18 +36,19 @@ class BuildEngine:
     name: str = "engine"
 
     def requires(self, given: OnnxArtifact) -> None:
-        """Raises TargetUnavailable or ArtifactError if the target or the file is not there."""
-        get_target(self.target).probe()
+        """Raises StorageError if the file is missing or the folder is not an engine's, TargetUnavailable if it is."""
         if not given.path.is_file():
-            raise ArtifactError(f"there is no ONNX file {given.path}")
+            raise StorageError(f"there is no ONNX file {given.path}")
+        check_replaceable(self.folder, ENGINE_FILES)
+        get_target(self.target).probe()
 
     def __call__(self, given: OnnxArtifact) -> EngineArtifact:
         """The engine and its facts."""
-        shutil.rmtree(self.folder, ignore_errors=True)
         options = BuildOptions(self.section.batch, self.section.compute_capabilities)
-        built = get_target(self.target).build(given.path, self.folder, options)
-        write_json(self.folder / RECORD, dict(built.facts))
-        return EngineArtifact(self.target, built.path, built.facts)
+        with atomic_folder(self.folder, ENGINE_FILES) as partial:
+            built = get_target(self.target).build(given.path, partial, options)
+            write_json(partial / RECORD, dict(built.facts))
+        return EngineArtifact(self.target, self.folder / built.path.name, built.facts)
 
     def ensures(self, given: OnnxArtifact, made: EngineArtifact) -> None:  # noqa: ARG002
         """Raises ArtifactError if no engine was written."""

@@ -207,7 +207,7 @@ def _write(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     data = path.with_name(f"{path.name}.data")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial") as folder:
             partial = Path(folder) / path.name
             large = model.ByteSize() > INLINE_LIMIT_BYTES
             onnx.save_model(model, partial, save_as_external_data=large, location=data.name)

@@ -128,7 +128,10 @@ def read_preprocess(path: Path) -> Preprocess:
         raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
     for entry in model.metadata_props:
         if entry.key == PREPROCESS:
-            return Preprocess.from_dict(json.loads(entry.value))
+            try:
+                return Preprocess.from_dict(json.loads(entry.value))
+            except (json.JSONDecodeError, ArtifactError) as error:
+                raise ArtifactError(f"{path} has damaged metadata: {PREPROCESS}: {error}") from None
     raise ArtifactError(f"{path} does not say how its input is preprocessed: slimvit did not write it")
 
 

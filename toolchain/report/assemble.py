@@ -47,7 +47,7 @@ def assemble(
             "kwargs": recipe.model.kwargs,
             "checkpoint_sha256": provenance["weights"].get("checkpoint_sha256"),
         },
-        "data": {"source": source.name, "digest": source.digest},
+        "data": source.identity,
         "method": provenance["method"],
         "requested_method": provenance["requested"],
         "budget": provenance["budget"],
@@ -58,6 +58,7 @@ def assemble(
         "ratio": {name: compressed[name] / dense[name] for name in FIGURES},
         "relative_error_increase": increase,
         "relative_error_increase_reason": reason,
+        "finetune": _finetune(facts),
         "pruned_shares": facts["compress"]["pruned_shares"],
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
@@ -93,6 +94,11 @@ def _stages(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     onnx = facts["onnx-compressed"]
     row("onnx", {**{key: deploy[key] for key in ("params", "macs")}, **onnx}, onnx["seconds"])
     return rows
+
+
+def _finetune(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Which model fine-tuning kept; None if there was none."""
+    return {"kept": facts["finetune"]["kept"]} if "finetune" in facts else None
 
 
 def _shipped(facts: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, Any]:

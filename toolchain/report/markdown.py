@@ -40,6 +40,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
     elif reason := report["relative_error_increase_reason"]:
         found.append(f"There is no relative error increase: {reason}.")
+    if (report.get("finetune") or {}).get("kept") == "before":
+        found.append("Fine-tuning made validation worse; the model before it was kept.")
     found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
     return found
 

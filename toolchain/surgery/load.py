@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import timm.models
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from toolchain.artifact import sha256
@@ -29,15 +31,19 @@ def load_dense(
 
     Args:
         section: the recipe's [model].
-        weights: False leaves the fresh initialisation, for a dry run.
+        weights: False leaves the fresh initialisation, where shapes are all that is wanted.
         seed: of the initialisation.
 
     Raises:
-        ModelError: unknown to timm, unsupported by every family, or the checkpoint has another number of classes.
+        ModelError: unknown to timm, unsupported by every family, a keyword argument that is not the architecture's, or
+            the checkpoint has another number of classes.
         StorageError: the checkpoint cannot be read.
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
-    ref = ModelRef(name=section.name, kwargs=section.kwargs)
+    try:
+        ref = ModelRef(name=section.name, kwargs=section.kwargs)
+    except ValidationError as error:
+        raise ModelError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     with torch.device("meta"):
         family = family_of(create_dense(ref), section.name)  # refuse before anything is fetched or read
     wants_file, wants_hub = bool(section.checkpoint) and weights, section.pretrained and weights
@@ -50,8 +56,17 @@ def load_dense(
         return module, family, {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
     if wants_hub:
         tag = getattr(module, "pretrained_cfg", {}).get("hf_hub_id") or section.name
-        return module, family, {"weights": "pretrained", "pretrained": str(tag)}
+        return module, family, {"weights": "pretrained", "pretrained": str(tag), "weights_sha256": _digest(module)}
     return module, family, {"weights": "initial"}
+
+
+def _digest(module: nn.Module) -> str:
+    """sha256 over the name, type, shape and bytes of every tensor: a hub may change what lies behind a name."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

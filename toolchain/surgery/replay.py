@@ -8,22 +8,21 @@ from typing import Any
 
 import timm
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolchain.artifact import (
-    MODEL_SCHEMA,
+    MODEL_FILES,
     AnyModel,
     DeployModel,
     MaskedModel,
+    ModelRecord,
     Preprocess,
     SlicedModel,
     TimmModel,
     atomic_folder,
     describe,
-    read_json,
     sha256,
 )
 from toolchain.errors import ArtifactError, ModelError, StorageError
@@ -92,12 +91,12 @@ def save_model(model: AnyModel, folder: Path) -> Path:
     """The folder, now holding model.safetensors and model.json; replaces it whole or not at all.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds what is no model folder.
     """
     plain = baked(model.module)
     with torch.device("meta"):
         dense = create_dense(model.ref)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, MODEL_FILES) as partial:
         try:
             save_file({name: tensor.contiguous() for name, tensor in plain.state_dict().items()}, partial / WEIGHTS)
         except SafetensorError as error:  # how the library tells that a disk is full
@@ -114,21 +113,15 @@ def load_model(folder: Path) -> AnyModel:
         StorageError: a file is missing.
         ArtifactError: a file is truncated, altered, or not a model of this schema.
     """
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or record.get("schema") != MODEL_SCHEMA:
-        raise ArtifactError(f"{folder / RECORD} is not a {MODEL_SCHEMA} record")
-    weights = folder / WEIGHTS
-    if (found := sha256(weights)) != record["weights_sha256"]:
-        raise ArtifactError(f"{weights} has sha256 {found[:12]}…, its record says {record['weights_sha256'][:12]}…")
+    record, weights = ModelRecord.load(folder / RECORD), folder / WEIGHTS
+    if (found := sha256(weights)) != record.weights_sha256:
+        raise ArtifactError(f"{weights} has sha256 {found[:12]}…, its record says {record.weights_sha256[:12]}…")
     try:
-        ref = ModelRef.model_validate(record["model"])
-        preprocess = Preprocess.from_dict(record["preprocess"])
         state = load_file(weights)
-    except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
-        raise ArtifactError(f"{folder} is not a usable model folder: {error}") from error
-    stage, raw_plan = record["stage"], record["plan"]
-    plan = None if raw_plan is None else CompressionPlan.from_dict(raw_plan)
-    return rebuild(ref, stage, plan, state, preprocess, record["provenance"])
+    except SafetensorError as error:
+        raise ArtifactError(f"{weights} is not a safetensors file: {error}") from error
+    plan = None if record.plan is None else CompressionPlan.from_dict(record.plan)
+    return rebuild(record.model, record.stage, plan, state, record.preprocess, record.provenance)
 
 
 def rebuild(

@@ -69,14 +69,9 @@ class Slice:
 
     def ensures(self, given: MaskedModel, made: SlicedModel) -> None:
         """Raises PlanError if a module does not have the width that the plan asks for."""
-        for group, keep in decisions(given.plan, given.groups, sliceable=True):
-            for span in group.spans:
-                _, linear = side(made.module, span.linear, span.axis)
-                _, before = side(given.module, span.linear, span.axis)
-                size, old = (
-                    (linear.out_features, before.out_features)
-                    if span.axis == 0
-                    else (linear.in_features, before.in_features)
-                )
-                if size >= old and keep.removed:
-                    raise PlanError(f"{span.linear} still has {size} of {old} positions on axis {span.axis}")
+        cuts = decisions(given.plan, given.groups, sliceable=True)
+        for (name, axis), flags in kept_positions(given.module, cuts).items():
+            linear, wanted = made.module.get_submodule(name), int(flags.sum())
+            assert isinstance(linear, nn.Linear)
+            if (size := linear.weight.shape[axis]) != wanted:
+                raise PlanError(f"{name} has {size} positions on axis {axis}, the plan asks for {wanted}")

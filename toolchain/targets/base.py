@@ -19,10 +19,6 @@ class TargetProfile:
 
     multiples: Mapping[str, int] = field(default_factory=dict)
 
-    def multiple(self, unit: str) -> int:
-        """The preferred multiple for a unit; 1 if the target has no preference."""
-        return self.multiples.get(unit, 1)
-
 
 @dataclass(frozen=True)
 class TargetInfo:

@@ -61,6 +61,9 @@ API_AHEAD_OF_TIME: Mapping[str, tuple[str, ...]] = {
 class TensorRT:
     """A target on one of NVIDIA's two runtimes.
 
+    It is not measured: `toolchain.bench` compares files of one kind that it can also feed, and neither builds the
+    engines of a pair nor reads the inputs of one. `open` runs a single engine.
+
     Attributes:
         name: of the target.
         module: Python module with the TensorRT API.
@@ -70,7 +73,7 @@ class TensorRT:
     """
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
-    measures = True
+    measures = False
 
     def __init__(self, name: str, module: str, *, minimum: tuple[int, int], install: str, ahead_of_time: bool) -> None:
         self.name, self.module, self.minimum = name, module, minimum

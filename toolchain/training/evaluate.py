@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from toolchain.data import batches, read
 from toolchain.errors import DataError
 
 
@@ -44,7 +45,6 @@ def accuracy(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-    workers: int = 0,
 ) -> Accuracy:
     """Top-1 accuracy of logits [B, K] = model(images [B, C, H, W]) over a labelled data set.
 
@@ -60,12 +60,10 @@ def accuracy(
         model.eval()
     else:
         modes = {}
-    # A DataLoader draws a seed for its workers; its own generator keeps it off the global one.
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     predictions, labels = [], []
     try:
         with torch.no_grad():
-            for images, batch_labels in loader:
+            for images, batch_labels in read(batches(dataset, batch_size)):
                 predictions.append(model(images.to(device)).argmax(dim=-1).cpu())
                 labels.append(batch_labels)
     finally:

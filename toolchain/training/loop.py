@@ -18,8 +18,9 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
+from toolchain.data import batches, read
 from toolchain.errors import DataError, RecipeError
 from toolchain.training import checkpoint as checkpoints
 
@@ -44,7 +45,6 @@ class FitConfig:
         seed: of order, augmentation and drop path.
         ema_decay: the model becomes the moving average of its weights; None for none.
         grad_clip: the largest gradient norm.
-        workers: processes that decode images.
     """
 
     epochs: int
@@ -58,7 +58,6 @@ class FitConfig:
     seed: int = 0
     ema_decay: float | None = None
     grad_clip: float = 1.0
-    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,24 +74,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training did: mean loss and (if there was a `validate`) metric of each epoch, and its seconds.
+    """What training did: the mean loss of each epoch, and its seconds.
 
     Seconds count all runs of an interrupted training, and no time in between.
     """
 
     losses: tuple[float, ...]
-    metrics: tuple[float, ...]
     seconds: float
-
-    @property
-    def best_metric(self) -> float | None:
-        """The highest metric of any epoch, None without `validate`."""
-        return max(self.metrics, default=None)
-
-    @property
-    def last_metric(self) -> float | None:
-        """The metric of the weights that the model holds now, None without `validate`."""
-        return self.metrics[-1] if self.metrics else None
 
 
 def fit(
@@ -104,10 +92,9 @@ def fit(
     param_groups: Callable[[nn.Module, FitConfig], list[dict[str, Any]]] | None = None,
     checkpoint: Path | None = None,
     key: str = "",
-    validate: Callable[[nn.Module], float] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
-    """Losses and metrics of training `model` in place.
+    """Losses of training `model` in place.
 
     The same arguments give the same weights, bit for bit, on one machine and thread count, whether or not the run was
     killed and started again in between; the global random state is neither read nor changed.
@@ -120,7 +107,6 @@ def fit(
         param_groups: AdamW's groups; by default timm's, where only matrices decay.
         checkpoint: written after every epoch and resumed from; None for none.
         key: what else the outcome depends on (data, initial weights); a checkpoint of another key or config is ignored.
-        validate: a metric, higher is better, of the model that training would end with now.
         progress: called after every step.
 
     Raises:
@@ -133,7 +119,6 @@ def fit(
     full_key = f"{key} {asdict(config)} x{run.accelerator.num_processes}"
     done = (checkpoints.load(checkpoint, full_key, run.modules, run.optimizer) if checkpoint else None) or {}
     losses: list[float] = done.get("losses", [])
-    metrics: list[float] = done.get("metrics", [])
     start = time.monotonic() - done.get("seconds", 0.0)
     if losses:
         logger.info("training resumes after epoch %d of %d", len(losses), config.epochs)
@@ -145,15 +130,13 @@ def fit(
                     f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower the lr (now {config.lr:g})"
                 )
             losses.append(mean)
-            if validate is not None:
-                metrics.append(validate(run.outcome))
         if checkpoint is not None and run.accelerator.is_main_process:
-            state = {"losses": losses, "metrics": metrics, "seconds": time.monotonic() - start}
+            state = {"losses": losses, "seconds": time.monotonic() - start}
             checkpoints.save(checkpoint, full_key, state, run.modules, run.optimizer)
     if run.outcome is not model:
         model.load_state_dict(run.outcome.state_dict())
     model.to(home).train(was_training)
-    return FitResult(tuple(losses), tuple(metrics), time.monotonic() - start)
+    return FitResult(tuple(losses), time.monotonic() - start)
 
 
 class _Run:
@@ -176,9 +159,7 @@ class _Run:
         self._wrapped, self.optimizer, self._loader = self.accelerator.prepare(
             model,
             torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay),
-            DataLoader(
-                train, config.batch_size, sampler=self._order, num_workers=config.workers, generator=torch.Generator()
-            ),
+            batches(train, config.batch_size, self._order),
         )
         self._schedule = _cosine(self.optimizer, config, len(self._loader))
         self._ema = None
@@ -200,7 +181,7 @@ class _Run:
         self._order.epoch = epoch
         steps, epochs, device = len(self._loader), self.config.epochs, self.accelerator.device
         total, images_seen = torch.zeros((), device=device), torch.zeros((), device=device)
-        for step, (images, labels) in enumerate(self._loader, epoch * steps):
+        for step, (images, labels) in enumerate(read(self._loader), epoch * steps):
             self._schedule.step_update(step)
             value = loss(self._wrapped, augment(images, self.config, draws), labels)
             self.optimizer.zero_grad()

@@ -66,7 +66,7 @@ class Train:
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
         fit(module, images, config=config, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
-        return replace(given, module=module.eval(), provenance={**given.provenance, "trained_on": self.source.name})
+        return replace(given, module=module.eval(), provenance={**given.provenance, "trained_on": self.source.identity})
 
     def ensures(self, given: TimmModel, made: TimmModel) -> None:
         """Raises DataError if training left the weights unchanged."""

@@ -1,0 +1,79 @@
+"""BuildEngine: an engine in a folder of its own, which is replaced whole and only where it is one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from toolchain.artifact import OnnxArtifact, run_stage
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.export import engine
+from toolchain.export.engine import BuildEngine
+from toolchain.recipe import EngineSection
+from toolchain.targets import EngineBuild
+
+
+class Copier:
+    """A target whose engine is the ONNX file under a name of its own."""
+
+    def __init__(self):
+        self.content = b"engine"
+
+    def probe(self):
+        return None
+
+    def build(self, onnx, folder, options):
+        path = folder / f"{onnx.stem}.sm{len(options.batch)}.engine"
+        path.write_bytes(self.content)
+        if not self.content:
+            raise ArtifactError("no engine")
+        return EngineBuild(path, {"engine": path.name})
+
+
+@pytest.fixture
+def target(monkeypatch):
+    copier = Copier()
+    monkeypatch.setattr(engine, "get_target", lambda _: copier)
+    return copier
+
+
+@pytest.fixture
+def onnx(tmp_path):
+    path = tmp_path / "onnx" / "a.onnx"
+    path.parent.mkdir()
+    path.write_bytes(b"graph")
+    return path
+
+
+def build(onnx, folder):
+    return run_stage(BuildEngine(EngineSection(), "copier", folder), OnnxArtifact(onnx, "fp32"))
+
+
+def test_an_engine_replaces_the_earlier_one_whole(target, onnx, tmp_path):
+    folder = tmp_path / "engine"
+    made = build(onnx, folder)
+    assert made.path == folder / "a.sm3.engine"
+    assert json.loads((folder / "engine.json").read_text()) == made.facts
+    build(onnx.rename(onnx.with_name("b.onnx")), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["b.sm3.engine", "engine.json"]
+
+
+def test_a_build_that_fails_keeps_the_earlier_engine(target, onnx, tmp_path):
+    made = build(onnx, tmp_path / "engine")
+    target.content = b""
+    with pytest.raises(ArtifactError, match="no engine"):
+        build(onnx, tmp_path / "engine")
+    assert made.path.read_bytes() == b"engine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "onnx"]
+
+
+def test_a_folder_of_something_else_is_refused_and_left(target, onnx):
+    with pytest.raises(StorageError, match=r"holds a\.onnx"):
+        build(onnx, onnx.parent)
+    assert [(path.name, path.read_bytes()) for path in onnx.parent.iterdir()] == [("a.onnx", b"graph")]
+
+
+def test_a_missing_file_is_named(target, tmp_path):
+    with pytest.raises(StorageError, match=r"no\.onnx"):
+        build(tmp_path / "no.onnx", tmp_path / "engine")

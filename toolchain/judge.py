@@ -1,0 +1,104 @@
+"""What is known of the forms of a model: figures, accuracy on the test split, and parity with the form before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolchain.artifact import AnyModel, DeployModel, EngineArtifact
+from toolchain.cost import ModelShape, trace
+from toolchain.data import DataSource
+from toolchain.errors import ArtifactError
+from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
+from toolchain.export.stage import stack_images, torch_call
+from toolchain.targets import get_target
+from toolchain.training.evaluate import accuracy
+
+# A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
+TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Every form of a run's model, judged on the images of one source."""
+
+    source: DataSource
+
+    def figures(self, model: AnyModel, folder: Path | None = None) -> dict[str, Any]:
+        """Parameters, MACs, bytes (on disk, if the model lies in a folder) and accuracy on the test split."""
+        shape = _shape(model)
+        size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
+        return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
+
+    def graph(self, path: Path) -> dict[str, Any]:
+        """Accuracy of an ONNX file on the test split."""
+        with opened("ort-cpu", path, threads=torch.get_num_threads()) as logits:
+            return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
+
+    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        if not self.source.labelled:
+            return {"accuracy": None, "wrong": None, "total": None}
+        found = accuracy(model, self.source.split("test"))
+        return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total}
+
+    def images(self, count: int = max(BATCHES)) -> Array:
+        """The first validation images, as many as parity needs."""
+        images = self.source.split("validation")
+        return stack_images([images[index % len(images)][0] for index in range(count)])
+
+    def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
+        """The rung of two forms that are both PyTorch modules."""
+        return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
+
+    def engine(self, onnx: Path, made: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
+        """The rung of an engine against ONNX Runtime on the file that it was built from.
+
+        Args:
+            onnx: the file.
+            made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
+            profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
+        """
+        if made.facts["loaded"] != "pass":
+            return not_run(onnx.name, made.path.name, tolerance=TF32, reason=made.facts["loaded_reason"])
+        batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
+        with opened("ort-cpu", onnx) as expected, opened(made.target, made.path) as got:
+            return self._rung(onnx.name, expected, made.path.name, got, TF32, batches)
+
+    def _rung(
+        self,
+        from_: str,
+        expected: Callable[[Array], Array],
+        to: str,
+        got: Callable[[Array], Array],
+        tolerance: Tolerance,
+        batches: Sequence[int],
+    ) -> Rung:
+        images, real = self.images(max(batches)), not self.source.synthetic
+        return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=real, batches=batches)
+
+
+@contextlib.contextmanager
+def opened(target: str, path: Path, threads: int = 1) -> Iterator[Callable[[Array], Array]]:
+    """Images [B, C, H, W] → logits [B, classes] of a file that slimvit exported or built, until the block ends."""
+    with get_target(target).open(path, threads) as runner:
+        yield lambda images: runner.infer({"image": images})["logits"]
+
+
+def require_cost(made: DeployModel, predicted: ModelShape) -> None:
+    """Nothing, if a model has exactly the parameters and MACs that its plan's widths predict; else ArtifactError."""
+    shape = _shape(made)
+    if (shape.params, shape.macs) != (predicted.params, predicted.macs):
+        raise ArtifactError(
+            f"the deploy model has {shape.params:,} parameters and {shape.macs:,} MACs, but its plan's widths give "
+            f"{predicted.params:,} and {predicted.macs:,}"
+        )
+
+
+def _shape(model: AnyModel) -> ModelShape:
+    return trace(model.module, model.family, model.preprocess.input_size)

@@ -1,0 +1,41 @@
+"""A report's files in a run's folder: the pages that are drawn from report.json, and the manifest of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifact import write_json, write_text
+from toolchain.report.assemble import listing
+from toolchain.report.markdown import to_markdown
+from toolchain.report.page import to_html
+
+PACKAGES = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
+
+
+def render(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes report.md and report.html, each only if it does not say this already.
+
+    Raises:
+        StorageError: one has to be written, and the folder is read-only or full.
+    """
+    for name, text in (("report.md", to_markdown(report)), ("report.html", to_html(report))):
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+
+def write_report(report: Mapping[str, Any], files: Iterable[Path], root: Path) -> None:
+    """Writes report.json, its pages, and manifest.json, which lists them and `files`; raises StorageError."""
+    write_json(root / "report.json", report)
+    render(report, root)
+    everything = [*files, *(root / f"report.{suffix}" for suffix in ("json", "md", "html"))]
+    manifest = {
+        "schema": "slimvit.manifest/1",
+        "recipe_digest": report["recipe_digest"],
+        "versions": {name: version(name) for name in PACKAGES},
+        "files": listing(everything, root),
+    }
+    write_json(root / "manifest.json", manifest)
