@@ -12,6 +12,19 @@ from toolchain.surgery.replay import create_dense
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
+VARIANTS: dict[str, dict[str, object]] = {
+    "classic": {},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "layer scale": {"name": "deit3_small_patch16_224"},
+    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
+    "average pooling": {"name": "vit_medium_patch16_gap_256"},
+    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
+    "q/k norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+    "no proj bias": {"proj_bias": False},
+}
+"""Every form of the family, as changes of `TINY`."""
+
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every bias, norm and LayerScale values that matter, so that no comparison is vacuous."""
@@ -36,6 +49,12 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
     shape = (module.in_chans, size[0], size[1])
     preprocess = Preprocess(shape, (0.5,) * shape[0], (0.5,) * shape[0])
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "random"})
+
+
+def variant(case: str, seed: int = 0) -> TimmModel:
+    """One of `VARIANTS` at the size of `TINY`."""
+    kwargs = {**TINY, **VARIANTS[case]}
+    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
 
 
 def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share: float = 0.5) -> CompressionPlan:

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from builders import TINY, dense_model
+from builders import VARIANTS, variant
 
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Limits
@@ -20,23 +20,7 @@ from toolchain.compress.solver import Candidate, choose, interpolate
 from toolchain.cost import Widths, trace
 from toolchain.errors import BudgetError
 
-MODELS = {
-    "classic": {},
-    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
-    "layer scale": {"name": "deit3_small_patch16_224"},
-    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
-    "average pooling": {"name": "vit_medium_patch16_gap_256"},
-    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
-    "q/k norm": {"qk_norm": True},
-    "no qkv bias": {"qkv_bias": False},
-    "no proj bias": {"proj_bias": False},
-}
 UNITS = ("head_dim", "mlp_hidden")
-
-
-def build(case: str) -> TimmModel:
-    kwargs = {**TINY, **MODELS[case]}
-    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), **kwargs)
 
 
 class Noise(torch.utils.data.Dataset):
@@ -60,10 +44,10 @@ def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         return module(images)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_reducing_nothing_changes_nothing(case, beta):
-    model, module = build(case), None
+    model = variant(case)
     module = copy.deepcopy(model.module)
     data = Noise(model, 24)
     reduce_sequentially(model.module, module, model.family, model.groups, widths(model, 1.0), data, beta=beta)
@@ -75,9 +59,9 @@ def test_reducing_nothing_changes_nothing(case, beta):
     assert moved or case == "q/k norm", "the exact steps and rotations were not taken at all"
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 def test_refit_repairs_what_the_reduction_broke(case):
-    model = build(case)
+    model = variant(case)
     data, fresh = Noise(model, 96), Noise(model, 16, seed=1).images
     errors = {}
     for with_refit in (False, True):

@@ -7,7 +7,7 @@ import re
 import pytest
 import timm
 import torch
-from builders import TINY
+from builders import TINY, VARIANTS
 from timm.layers.mlp import SwiGLU
 from torch import nn
 
@@ -20,16 +20,6 @@ from toolchain.surgery.replay import create_dense
 FAMILY = VitFamily()
 WIDTH, HEADS, DEPTH, HIDDEN = 48, 3, 2, 192
 HEAD_DIM = WIDTH // HEADS
-VARIANTS = {
-    "classic": {},
-    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
-    "layer scale": {"name": "deit3_small_patch16_224"},
-    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
-    "average pooling": {"name": "vit_medium_patch16_gap_256"},
-    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
-    "q/k norm": {"qk_norm": True},
-    "no qkv bias": {"qkv_bias": False},
-}
 
 
 def meta(name: str = "vit_tiny_patch16_224", **kwargs: object) -> nn.Module:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from builders import TINY, dense_model, random_plan
+from builders import TINY, VARIANTS, dense_model, random_plan, variant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,22 +22,6 @@ from toolchain.surgery.mask import baked, mask_model
 from toolchain.surgery.replay import factorise_structure, load_model, rebuild, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
-
-MODELS = {
-    "classic": {},
-    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
-    "layer scale": {"name": "deit3_small_patch16_224"},
-    "registers": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 28, "patch_size": 14},
-    "average pooling": {"name": "vit_medium_patch16_gap_256"},
-    "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
-    "q/k norm": {"qk_norm": True},
-    "no qkv bias": {"qkv_bias": False},
-}
-
-
-def build(case: str, seed: int = 0) -> TimmModel:
-    kwargs = {**TINY, **MODELS[case]}
-    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
 
 
 def images(model: TimmModel, batch: int = 3, seed: int = 1) -> Tensor:
@@ -70,10 +54,10 @@ def fused(module: nn.Module, flag: bool) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 @pytest.mark.parametrize("fused_attention", [True, False])
 def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
-    model = build(case)
+    model = variant(case)
     masked = masked_from(model, random_plan(model))
     sliced: SlicedModel = run_stage(Slice(), masked)
     deploy: DeployModel = run_stage(Split(), sliced)
@@ -88,7 +72,7 @@ def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_plan_means_the_same_masked_and_sliced(data: st.DataObject) -> None:
-    model = build(data.draw(st.sampled_from(sorted(MODELS))), seed=data.draw(st.integers(0, 3)))
+    model = variant(data.draw(st.sampled_from(sorted(VARIANTS))), seed=data.draw(st.integers(0, 3)))
     keeps, lows = [], []
     for group in model.groups:
         if data.draw(st.booleans()):
@@ -128,16 +112,16 @@ def check_cost(model: TimmModel, plan: CompressionPlan, deploy: DeployModel) -> 
     assert (again.params, again.macs) == (predicted.params, predicted.macs)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 def test_dense_cost_is_what_torch_counts(case: str) -> None:
-    model = build(case)
+    model = variant(case)
     nothing = CompressionPlan(model=model.ref)
     check_cost(model, nothing, run_stage(Split(), run_stage(Slice(), masked_from(model, nothing))))
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 def test_keeping_everything_changes_nothing(case: str) -> None:
-    model = build(case)
+    model = variant(case)
     plan = random_plan(model, share=1.0, low_rank=False)
     plan = plan.model_copy(
         update={
@@ -152,10 +136,10 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
         assert torch.equal(model.module(x), sliced.module(x))
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", VARIANTS)
 @pytest.mark.parametrize("stage", ["dense", "masked", "sliced", "deploy"])
 def test_replay_is_bit_equal(case: str, stage: str, tmp_path) -> None:
-    model = build(case)
+    model = variant(case)
     masked = masked_from(model, random_plan(model))
     sliced = run_stage(Slice(), masked)
     forms = {"dense": model, "masked": masked, "sliced": sliced, "deploy": run_stage(Split(), sliced)}

@@ -10,8 +10,8 @@ import onnx
 
 from toolchain.artifact import read_json
 from toolchain.bench.protocol import InputSpec
-from toolchain.bench.size import read_onnx
 from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.onnx_graph import read_onnx
 from toolchain.targets.eager import INPUT
 
 MODEL_RECORD = "model.json"

@@ -16,10 +16,12 @@ import typer
 from pydantic import BaseModel
 
 from toolchain.artifact import read_json, sha256, write_text
+from toolchain.bench.size import artifact_size_bytes
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
+from toolchain.export.onnx_graph import read_onnx
 from toolchain.families import FAMILIES, family_of
 from toolchain.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
@@ -122,8 +124,6 @@ def _inspect_model(path: Path) -> dict[str, Any]:
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
-    from toolchain.bench.size import artifact_size_bytes, read_onnx
-
     model = read_onnx(path)
     census: dict[str, int] = {}
     for node in model.graph.node:

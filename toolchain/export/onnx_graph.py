@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
@@ -105,6 +106,24 @@ def export_onnx(
         simplified=graph is not exported,
         notes=tuple(notes),
     )
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model of an ONNX file; weights that lie in other files are not read.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it is no ONNX file, or truncated.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
+    if not model.graph.output:
+        raise ArtifactError(f"{path} is not an ONNX file: its graph has no output")
+    return model
 
 
 def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
-from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.onnx_graph import GraphFacts, export_onnx
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.onnx_graph import GraphFacts, export_onnx, read_onnx
 from toolchain.export.parity import TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
 from toolchain.targets import get_target
@@ -120,13 +118,7 @@ def read_preprocess(path: Path) -> Preprocess:
         StorageError: the file cannot be read.
         ArtifactError: it is damaged, or was not written by slimvit.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
-    for entry in model.metadata_props:
+    for entry in read_onnx(path).metadata_props:
         if entry.key == PREPROCESS:
             try:
                 return Preprocess.from_dict(json.loads(entry.value))
