@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Key, Limits
+from toolchain.compress.damage import kl_divergence, measure
 from toolchain.compress.sequential import reduce_sequentially
-from toolchain.compress.solver import choose, interpolate, kl_divergence, measure
+from toolchain.compress.solver import choose, interpolate
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, Images, batches, read
 
