@@ -10,11 +10,11 @@ demo_run := runs/digits_vit
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean
+.PHONY: help demo test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## install, then train, compress, export and time the digits model (runs/digits_vit)
 	$(bin)/slimvit run models/digits_vit/recipe.toml --out $(demo_run)
@@ -29,6 +29,24 @@ lint: $(VENV)/.installed-dev  ## everything that `make test` checks without runn
 	$(bin)/lint-imports
 	$(bin)/hadolint docker/*.Dockerfile
 
+# A suite goes on from the cells that are recorded; one thread, unless OMP_NUM_THREADS says otherwise.
+define suite
+OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)/python benchmarks/run.py benchmarks/suites/$(1).toml
+$(bin)/python benchmarks/report.py $(1)
+endef
+
+bench-paper: $(VENV)/.installed-bench  ## the default method beside the published ones, with its tables (hours)
+	$(call suite,paper)
+
+bench-ablation: $(VENV)/.installed-bench  ## what each part of the default method is worth (hours)
+	$(call suite,ablation)
+
+bench-peers: $(VENV)/.installed-bench  ## the same model and size by Torch-Pruning (hours)
+	$(call suite,peers)
+
+bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T, -S and -B
+	$(call suite,scale)
+
 clean:  ## remove caches, build folders and the demo's results
 	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
@@ -37,7 +55,7 @@ clean:  ## remove caches, build folders and the demo's results
 distclean: clean  ## remove the virtual environment as well
 	rm -rf $(VENV)
 
-# The two stamps are newer than pyproject.toml exactly when what it asks for is installed.
+# The stamps are newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml | $(bin)/python
 	@echo "Installing slimvit into $(VENV); the first time this downloads PyTorch and takes some minutes."
 	$(pip) install --editable '.[trt-rtx]'
@@ -45,6 +63,10 @@ $(VENV)/.installed: pyproject.toml | $(bin)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(pip) install --editable '.[dev,trt-rtx]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(pip) install --editable '.[bench,trt-rtx]'
 	@touch $@
 
 $(bin)/python:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
 from toolchain.artifact import Preprocess, TimmModel
+from toolchain.compress.allocate import Choices, Costs
+from toolchain.compress.method import choices_for
+from toolchain.compress.solver import Candidate
+from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
+from toolchain.recipe import CompressSection
 from toolchain.surgery.replay import create_dense
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -77,3 +86,66 @@ def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share
                     LowRank(module=item.linear, shape=(out, into), rank=max(1, int(share * out * into / (out + into))))
                 )
     return CompressionPlan(model=model.ref, keeps=tuple(keeps), low_ranks=tuple(lows), provenance={"seed": seed})
+
+
+def in_two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """What `torchrun --nproc_per_node 2 ARGUMENTS` ended with; on the CPU each has one thread."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*launcher, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def costs_of(model: TimmModel, tables: tuple[LatencyTable, ...] = ()) -> Costs:
+    """What widths cost on a model."""
+    return Costs(trace(model.module, model.family, model.preprocess.input_size), model.groups, tables)
+
+
+def choices_of(
+    model: TimmModel, section: CompressSection | None = None, multiples: dict[str, int] | None = None
+) -> Choices:
+    """What a section, the default one if it is absent, reduces on a model."""
+    return choices_for(model.module, model.family, model.groups, section or CompressSection(), multiples or {})
+
+
+def table_of(choices: Choices, seed: int = 0, target: str = "ort-cpu") -> LatencyTable:
+    """Made-up latency, 4 ms dense. Four fifths of the time falls away at the narrowest: other shares than params or MACs, so that it binds elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    wholes = choices.chosen(Widths())
+    weights = torch.rand(len(wholes), generator=generator)
+    curves = []
+    for (key, full), weight in zip(wholes.items(), (0.8 * weights / weights.sum()).tolist(), strict=True):
+        whole = full
+        if key[1] == RANK:
+            out, into = choices.linears[key[0]]
+            whole = -(-out * into // (out + into))
+        curves.append(SavedLatency(members=(key,), points=((1, weight), (whole // 2, weight * 0.4), (whole, 0.0))))
+    return LatencyTable(target=target, batch=1, threads=1, dense_ms=4.0, saved=tuple(curves))
+
+
+def candidates_of(choices: Choices, seed: int = 0, shares: tuple[float, ...] = (0.25, 0.5, 0.75)) -> list[Candidate]:
+    """Random damages that rise as a unit narrows."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for group in choices.groups:
+        widths = sorted({choices.kept(group, share * group.total) for share in shares} - {group.total})
+        drops = torch.rand(len(widths), generator=generator).sort(descending=True).values.tolist()
+        found += [Candidate((group.module, group.unit), w, d) for w, d in zip(widths, drops, strict=True)]
+        found.append(Candidate((group.module, group.unit), group.total, 0.0))
+    for name, shape in choices.linears.items():
+        ranks = sorted({choices.ranks(share)[name] for share in shares})
+        drops = torch.rand(len(ranks), generator=generator).sort(descending=True).values.tolist()
+        found += [Candidate((name, RANK), r, d) for r, d in zip(ranks, drops, strict=True)]
+        found.append(Candidate((name, RANK), min(shape), 0.0))
+    return found
+
+
+def shapes_of(name: str) -> TimmModel:
+    """A timm model on the meta device: shapes without weights."""
+    ref = ModelRef(name=name)
+    with torch.device("meta"):
+        module = create_dense(ref)
+    family = family_of(module, name)
+    preprocess = Preprocess(family.input_size(module), (0.5,) * 3, (0.5,) * 3)
+    return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {})

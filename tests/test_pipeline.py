@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from toolchain import pipeline
 from toolchain.artifact import read_json
+from toolchain.bench import latency
 from toolchain.bench.compare import compare
-from toolchain.cost import Widths
+from toolchain.bench.latency import Timing
+from toolchain.cost import LatencyTable, Widths, trace
+from toolchain.job import preview
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 
@@ -28,6 +32,8 @@ TRAINED = {
     "finetune": {"epochs": 1},
 }
 TIMED = {"model": MODEL, "data": {"source": "none"}, "budget": {"params": 0.6}, "bench": {"targets": ["ort-cpu"]}}
+
+THROWN_AWAY = {"judged_by": "errors", "images": 180, "before": 20, "after": 21, "kept": "before"}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +54,7 @@ class Kept:
         pass
 
     def __call__(self, given):
-        return given
+        return replace(given, provenance={**given.provenance, "finetuned": THROWN_AWAY})
 
     def ensures(self, given, made):
         pass
@@ -61,7 +67,18 @@ def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, c
     report = pipeline.run(recipe, tmp_path / "a")
     assert len(trainings) == 1
     assert [path.name for path in (cache / "dense").iterdir() if not path.name.startswith(".")] == trainings
-    assert report["finetune"] == {"kept": "after"}
+    found = report["finetune"]
+    assert (found["loss"], found["judged_by"], found["images"], found["kept"]) == (
+        "distillation",
+        "errors",
+        180,
+        "after",
+    )
+    assert 0 <= found["after"] <= found["before"] <= 180
+    told = (
+        f"Fine-tuning: {found['before']} of 180 validation images wrong before, {found['after']} after; the model after"
+    )
+    assert told in (tmp_path / "a" / "report.md").read_text()
     plan = CompressionPlan.load(tmp_path / "a" / "plan.json")
     found = read_json(tmp_path / "a" / "allocation.json")
     assert Widths.of(plan).kept.items() <= {(r["module"], r["unit"]): r["kept"] for r in found["widths"]}.items()
@@ -72,7 +89,7 @@ def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, c
     monkeypatch.setattr(pipeline, "Finetune", Kept)
     report = pipeline.run(recipe, tmp_path / "b")
     assert len(trainings) == 1, "another folder, the same baseline"
-    assert report["finetune"] == {"kept": "before"}
+    assert report["finetune"] == THROWN_AWAY
     for file in ("model.safetensors", "model.json"):
         assert (tmp_path / "a" / "dense" / file).read_bytes() == (tmp_path / "b" / "dense" / file).read_bytes()
 
@@ -111,3 +128,92 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     assert measured() == 1
     assert set(calls) == {"pass"}
     assert (tmp_path / "run" / "bench" / "ort-cpu.fp32.b1.t1.json").is_file()
+
+
+# A latency budget
+
+LIMITED = {"model": MODEL, "data": {"source": "none"}, "budget": {"latency": {"ort-cpu": "70%"}}}
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Time in proportion to MACs, of which a whole model saves 10 % less; lists what was timed."""
+    timed = []
+
+    def measure(dense, variants, setting, *, sessions=1, told=None, transport=None):
+        timed.append(len(variants))
+        shape = trace(dense.module, dense.family, dense.preprocess.input_size)
+        shares = [shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants]
+        scale = 0.9 if sessions > 1 else 1.0
+        return Timing(2.0, tuple(1 - scale * (1 - share) for share in shares), {"cpu": "made up"})
+
+    monkeypatch.setattr(latency, "time_widths", measure)
+    return timed
+
+
+def test_a_latency_budget_is_measured_held_and_recorded(tmp_path, device):
+    recipe = Recipe.from_dict(LIMITED)
+    report = pipeline.run(recipe, tmp_path / "a")
+    found = read_json(tmp_path / "a" / "allocation.json")
+    (row,) = found["latency"]
+    assert (row["target"], row["batch"], row["threads"], row["dense_ms"]) == ("ort-cpu", 1, 1, 2.0)
+    assert row["requested"] == pytest.approx(0.7)
+    assert row["measured"] == pytest.approx(0.7, rel=0.02)
+    assert row["correction"] == pytest.approx(0.9, rel=0.01)
+    assert report["ratio"]["macs"] == pytest.approx(1 - 0.3 / 0.9, abs=0.02)
+    assert report["latency_budget"] == found["latency"]
+    table = LatencyTable.from_json((tmp_path / "a" / "latency.ort-cpu.json").read_text())
+    assert table.environment == {"cpu": "made up"}
+    assert "latency.ort-cpu.json" in {entry["path"] for entry in report["files"]}
+
+    before = len(device)
+    again = pipeline.run(recipe, tmp_path / "a")
+    assert (again, len(device)) == (report, before), "a finished run measures nothing again"
+    pipeline.run(recipe, tmp_path / "b")
+    assert len(device) == before, "another folder, the same table and the same checks"
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+    pipeline.run(recipe, tmp_path / "b", resume=False)
+    assert len(device) == 2 * before, "unless everything is to be done anew"
+
+
+def test_a_killed_run_goes_on_to_the_same_plan(tmp_path, device, monkeypatch):
+    recipe = Recipe.from_dict(LIMITED)
+    pipeline.run(recipe, tmp_path / "whole")
+    compressed = pipeline.compressed
+    monkeypatch.setattr(pipeline, "compressed", lambda *given, **more: (compressed(*given, **more), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run(recipe, tmp_path / "cut")
+    assert (tmp_path / "cut" / "latency.ort-cpu.json").is_file()
+    monkeypatch.setattr(pipeline, "compressed", compressed)
+    pipeline.run(recipe, tmp_path / "cut")
+    for name in ("plan.json", "allocation.json", "latency.ort-cpu.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_plan_tells_what_a_run_decides(tmp_path, device):
+    for changed in (
+        {},
+        {"compress": {"method": "hybrid"}},
+        {"budget": {"latency": {"ort-cpu": "1.5 ms"}, "macs": 0.6}},
+    ):
+        recipe = Recipe.from_dict({**LIMITED, **changed})
+        _, allocation, note = preview(recipe)
+        pipeline.run(recipe, tmp_path / "run")
+        assert (allocation.to_dict(), note) == (read_json(tmp_path / "run" / "allocation.json"), "")
+
+
+def test_plan_measures_damage_where_the_baseline_is_there(tmp_path, cache):
+    recipe = Recipe.from_dict({**TRAINED, "compress": {"method": "joint"}, "finetune": {}})
+    _, guess, note = preview(recipe)
+    assert "`slimvit run` has not trained the baseline yet" in note
+    assert guess.to_dict()["damage"] is None
+    assert not (cache / "dense").exists(), "nothing is trained for a plan"
+    pipeline.run(recipe, tmp_path / "run")
+    before = sorted(path for path in cache.rglob("*"))
+    _, found, note = preview(recipe)
+    assert (found.to_dict(), note) == (read_json(tmp_path / "run" / "allocation.json"), "")
+    assert found.to_dict()["damage"] > 0
+    assert sorted(path for path in cache.rglob("*")) == before, "and nothing is changed"
+    _, quick, note = preview(recipe, measure=False)
+    assert quick.widths == guess.widths
+    assert "by measured damage" in note

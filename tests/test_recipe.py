@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from toolchain.errors import RecipeError, StorageError
-from toolchain.recipe import PRESETS, Recipe, parse_size, with_paths_from
+from toolchain.recipe import PRESETS, Recipe, parse_latency, parse_size, with_paths_from
 
 # Every key that is promised to users, with its default; a change here is a change of the contract.
 CONTRACT = """
@@ -176,6 +176,7 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("budget", params=float("nan")), "budget.params"),
         (with_("budget", size="half"), "'half' is neither a share like '45%' nor a size like '12 MB'"),
         (with_("budget", size="0%"), "above 0"),
+        (with_("budget", latency={"ort-cpu": "fast"}), "'fast' is neither a share of the dense model's like '45%'"),
         (with_("train", lr=float("inf")), r"train.lr: .*finite"),
         (with_("train", lr=-1.0), "train.lr"),
         (with_("train", epochs=0), "train.epochs"),
@@ -411,3 +412,30 @@ def test_sizes_are_shares_or_powers_of_1000(written, value, is_share):
 def test_other_sizes_are_refused(written):
     with pytest.raises(ValueError, match="size"):
         parse_size(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "is_share"),
+    [
+        ("45%", 0.45, True),
+        ("8 ms", 8.0, False),
+        (" .5ms ", 0.5, False),
+        ("800 us", 0.8, False),
+        ("1.2s", 1200.0, False),
+    ],
+)
+def test_latencies_are_shares_or_times(written, value, is_share):
+    assert parse_latency(written) == (pytest.approx(value), is_share)
+
+
+@pytest.mark.parametrize("written", ["", "8", "101%", "0 ms", "-1 ms", "8 min", "8 MB", "1e3 ms", "8 ms 2"])
+def test_other_latencies_are_refused(written):
+    with pytest.raises(ValueError, match="latency"):
+        parse_latency(written)
+
+
+def test_a_latency_limit_can_be_set_on_the_command_line(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[model]\nname = "deit_tiny_patch16_224"\n', encoding="utf-8")
+    recipe = Recipe.load(path, ["budget.latency.ort-cpu=45%", "budget.latency.eager=8 ms"])
+    assert recipe.budget.latency == {"ort-cpu": "45%", "eager": "8 ms"}

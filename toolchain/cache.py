@@ -22,6 +22,7 @@ from toolchain.errors import ArtifactError, StorageError
 PRIVATE = ".slimvit"
 OUTPUTS = (
     "allocation.json",
+    "latency.",
     "plan.json",
     "dense",
     "masked",

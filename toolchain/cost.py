@@ -1,8 +1,8 @@
-"""Parameters, multiply-accumulates and bytes of a model, from shapes alone.
+"""Parameters, multiply-accumulates and bytes of a model, from shapes alone; latency, from a table of measured shapes.
 
 A model is traced once on the meta device (no weights, no arithmetic); after that the cost of any plan is a sum over
 shapes. MACs are those of linears, convolutions, q kᵀ and (softmax) v for one image; norms, activations and additions
-are not counted.
+are not counted. Latency is measured elsewhere (`toolchain.bench.latency`); here is only what was measured, as data.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
+from toolchain.errors import ArtifactError
 from toolchain.families import Family, UnitGroup
 from toolchain.plan import CompressionPlan
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
+RANK = "rank"
+"""The unit name of a factorised linear's rank, where ranks and kept positions are counted alike."""
 
 
 def pair_pays(rank: int, out_features: int, in_features: int) -> bool:
@@ -89,12 +96,16 @@ class Widths:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Every shape that cost depends on; `other_*` is all that no plan can change."""
+    """Every shape that cost depends on; `other_*` is all that no plan can change.
+
+    `scale_params` of them are LayerScales, which every model that ships has folded away.
+    """
 
     linears: Mapping[str, LinearShape]
     attentions: Mapping[str, AttentionShape]
     other_params: int
     other_macs: int
+    scale_params: int = 0
 
     @property
     def params(self) -> int:
@@ -113,7 +124,10 @@ class ModelShape:
         return self.params * BYTES_PER_PARAM
 
     def shrunk(self, widths: Widths, groups: Iterable[UnitGroup]) -> ModelShape:
-        """The shape after slicing and splitting: units that are not sliceable stay, pairs that do not pay are merged."""
+        """The shape that ships, after slicing and splitting.
+
+        Units that are not sliceable stay, pairs that do not pay are merged, LayerScales are gone.
+        """
         linears, attentions = dict(self.linears), dict(self.attentions)
         for name, rank in widths.ranks.items():
             linears[name] = replace(linears[name], rank=rank)
@@ -128,7 +142,8 @@ class ModelShape:
                 linears[span.linear] = replace(shape, **{axis: getattr(shape, axis) - gone})
             if "head_dim" in group.attrs:
                 attentions[group.module] = replace(attentions[group.module], head_dim=kept)
-        return replace(self, linears=linears, attentions=attentions)
+        others = self.other_params - self.scale_params
+        return replace(self, linears=linears, attentions=attentions, other_params=others, scale_params=0)
 
 
 def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -> ModelShape:
@@ -167,4 +182,88 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
         shadow(torch.empty(1, *input_size, device="meta"))
     attentions = {name: AttentionShape(site.heads, site.head_dim, tokens[name]) for name, site in sites.items()}
     params = sum(p.numel() for p in module.parameters())
-    return ModelShape(linears, attentions, params - sum(linear.params for linear in linears.values()), conv_macs)
+    scales = [branch.scale for branches in family.branches(module).values() for branch in branches]
+    scale_params = sum(p.numel() for name in scales for p in module.get_submodule(name).parameters())
+    others = params - sum(linear.params for linear in linears.values())
+    return ModelShape(linears, attentions, others, conv_macs, scale_params)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SavedLatency(_Strict):
+    """What narrowing one unit saves, measured once for all units of equal shapes.
+
+    Attributes:
+        members: (module, unit), or (linear, "rank"), of the equal units.
+        points: (kept, share of the dense model's latency that ONE such unit then saves), kept ascending, the share never
+            rising; the last point is where nothing is saved.
+    """
+
+    members: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
+    points: Annotated[tuple[tuple[int, float], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _monotone(self) -> SavedLatency:
+        if any(a[0] >= b[0] or a[1] < b[1] for a, b in pairwise(self.points)) or self.points[-1][1] != 0:
+            raise ValueError(f"a wider unit must not save more, and the widest saves nothing; got {self.points}")
+        return self
+
+    def at(self, kept: int) -> float:
+        """The saved share at some width, linear between the points; beyond them the nearest point's."""
+        widths, shares = [point[0] for point in self.points], [point[1] for point in self.points]
+        return float(np.interp(kept, widths, shares))
+
+
+class LatencyTable(_Strict):
+    """The latency of any widths on one target: ratio to dense = 1 − correction · Σ over units of what each saves.
+
+    Attributes:
+        target, batch, threads: what was measured, as in [bench].
+        dense_ms: of the dense model.
+        saved: one curve for each class of equal units.
+        correction: measured saving of a whole model over the sum of what its units save alone.
+        environment: the machine, as `targets.device_runner.fingerprint` saw it.
+    """
+
+    schema_: Annotated[Literal["slimvit.latency/1"], Field(alias="schema")] = "slimvit.latency/1"
+    target: str
+    batch: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    dense_ms: Annotated[float, Field(gt=0)]
+    saved: tuple[SavedLatency, ...]
+    correction: Annotated[float, Field(gt=0)] = 1.0
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    def ratio(self, widths: Widths) -> float:
+        """Predicted time of some widths over the time of the dense model; units that were not measured save nothing."""
+        return 1 - self.correction * self._sum(widths)
+
+    def corrected(self, widths: Widths, measured: float) -> LatencyTable:
+        """The same table, scaled so that it predicts what was measured for some widths; as it is if they save nothing.
+
+        A model that was measured to save nothing leaves a twentieth of what its units save, so that the scale stays
+        above 0.
+        """
+        total = self._sum(widths)
+        return self if total <= 0 else self.model_copy(update={"correction": max(0.05, (1 - measured) / total)})
+
+    def _sum(self, widths: Widths) -> float:
+        counts = {**widths.kept, **{(name, RANK): rank for name, rank in widths.ranks.items()}}
+        curves = {key: curve for curve in self.saved for key in curve.members}
+        return sum(curves[key].at(count) for key, count in counts.items() if key in curves)
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> LatencyTable:
+        """The table written by `to_json`; raises ArtifactError for any other text."""
+        try:
+            return LatencyTable.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "top level"
+            raise ArtifactError(f"not a slimvit.latency/1 table: {where}: {first['msg']}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,26 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
-from toolchain.compress.method import Allocation, allocate, check_names, effective
+from toolchain.artifact import MaskedModel, Preprocess, TimmModel, digest_of, run_stage
+from toolchain.bench.latency import Clock, Setting, latency_of
+from toolchain.cache import user_cache
+from toolchain.compress.decide import Latency, Settled, decide
+from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
-from toolchain.errors import RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.stage import check_section
 from toolchain.families import Family
 from toolchain.plan import ModelRef
-from toolchain.recipe import DataSection, Recipe
+from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
+from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
 from toolchain.training.loop import Progress
-from toolchain.training.stages import Train, require_labels
+from toolchain.training.stages import Train, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
+LEARNED = "widths are learned: a global threshold moves them between layers; their total stays within the budget"
 
 
 def tool() -> str:
@@ -45,6 +50,11 @@ class Job:
     dense: TimmModel
     allocation: Allocation
     multiples: Mapping[str, int]
+
+    @property
+    def method(self) -> CompressSection:
+        """[compress] as it is carried out on the recipe's data."""
+        return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
 
 
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Job:
@@ -90,11 +100,11 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) ->
 
 
 def _check_labels(recipe: Recipe, source: DataSource) -> None:
-    """Raises DataError if a section trains and the source has no labels."""
+    """Raises DataError if a section trains and the source has nothing to learn from."""
     if recipe.train is not None and not recipe.model.checkpoint:
         require_labels(source, "[train]")
     if recipe.finetune.epochs:
-        require_labels(source, "[finetune]")
+        require_teacher(recipe.finetune, source)
 
 
 def _with_data(
@@ -118,13 +128,16 @@ def _with_data(
 
 def _multiples(recipe: Recipe) -> dict[str, int]:
     """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    names = [*(recipe.bench.targets if recipe.bench else ()), *(recipe.engine.targets if recipe.engine else ())]
+    timed = [*(recipe.bench.targets if recipe.bench else ()), *recipe.budget.latency]
+    names = [*timed, *(recipe.engine.targets if recipe.engine else ())]
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         target = get_target(name)
-        if recipe.bench and name in recipe.bench.targets and not target.measures:
+        if name in timed and not target.measures:
+            section = "bench" if recipe.bench and name in recipe.bench.targets else "budget"
+            where = "bench.targets" if section == "bench" else "budget.latency"
             raise TargetUnavailable(
-                name, "it builds engines, which [bench] cannot measure; remove it from bench.targets"
+                name, f"it builds engines, which [{section}] cannot measure; remove it from {where}"
             )
         target.probe()
         for unit, multiple in target.profile.multiples.items():
@@ -171,3 +184,111 @@ def trained(
     assert job.recipe.train is not None
     stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, key, progress)
     return run_stage(stage, job.dense)
+
+
+def baseline_folder(job: Job) -> Path:
+    """Where the user's cache keeps the dense model that a job trains."""
+    return user_cache() / "dense" / step_key("dense", dense_inputs(job))
+
+
+def clocks(job: Job, dense: TimmModel, told: Callable[[float, str], None]) -> list[Clock]:
+    """What times the widths of a dense model: one clock for each target on which the budget limits latency.
+
+    Batch and threads are the first of [bench], or 1.
+
+    Args:
+        job: the recipe.
+        dense: its dense model; only shapes matter.
+        told: receives (share done, text) while something is measured.
+    """
+    recipe = job.recipe
+    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
+    choices = choices_for(dense.module, dense.family, dense.groups, job.method, job.multiples)
+    return [
+        Clock(dense, choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
+        for target in recipe.budget.latency
+    ]
+
+
+def compressed(
+    job: Job,
+    dense: TimmModel,
+    latency: Latency,
+    *,
+    checkpoint: Path | None = None,
+    key: str = "",
+    progress: Callable[[Progress], None] | None = None,
+    report: Callable[[float, str], None] | None = None,
+) -> tuple[MaskedModel, Allocation]:
+    """(the masked model, how wide each layer stays and what that costs) of a job's dense model.
+
+    Args:
+        job: the recipe.
+        dense: its dense model, with "weights_sha256" in the provenance.
+        latency: tables of the targets of the budget, and how widths are timed.
+        checkpoint, key, progress: of training, where the method trains.
+        report: receives (share done, text) of what does not train.
+    """
+    settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
+    stage = Compress(*settings, checkpoint, key, progress, report, latency)
+    planned, by_scores = stage.decide(dense), list[Settled]()
+    masked = run_stage(replace(stage, allocation=planned, settled=by_scores.append), dense)
+    made = planned.decided(masked.plan, masked.groups)
+    for settled in by_scores:
+        made = replace(made, costs=settled.costs, measured=settled.measured)
+    return masked, made
+
+
+def preview(
+    recipe: Recipe, *, measure: bool = True, told: Callable[[float, str], None] = lambda *_: None
+) -> tuple[Job, Allocation, str]:
+    """(the job, the allocation that a run will write, why the run's widths may still differ or "").
+
+    Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
+    where widths follow from measured damage.
+
+    Args:
+        recipe: what to do.
+        measure: False stays with what shapes alone tell.
+        told: receives (share done, text).
+
+    Raises:
+        SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
+    """
+    job = prepare(recipe, shapes_only=True)
+    if not measure:
+        return job, job.allocation, unmeasured(job)
+    given, method, source, why = job.dense, job.method, job.source, ""
+    if method.allocation == "solver":
+        try:
+            full = prepare(recipe)
+            given, source = _baseline(full), full.source
+            job = full
+        except (DataError, ModelError, StorageError) as error:
+            method, why = method.model_copy(update={"allocation": "uniform"}), str(error)
+    latency = latency_of(clocks(job, given, told))
+    found = decide(given, method, recipe.budget, job.multiples, source, latency, told)
+    if why:
+        return job, replace(found, learned=True), f"uniform widths; those by measured damage come later: {why}"
+    return job, found, "" if job.method.allocation != "global" else LEARNED
+
+
+def unmeasured(job: Job) -> str:
+    """What shapes alone do not tell about a job's widths; "" if they tell all."""
+    if job.recipe.budget.latency:
+        return "latency limits were left out: `slimvit plan` and `slimvit run` measure what they mean"
+    if job.method.allocation == "solver":
+        return "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
+    return LEARNED if job.allocation.learned else ""
+
+
+def _baseline(job: Job) -> TimmModel:
+    """The dense model of a job, where no training is needed for it; raises StorageError if it is."""
+    if not trains(job):
+        return job.dense
+    try:
+        model = load_model(baseline_folder(job))
+    except (ArtifactError, StorageError):
+        raise StorageError("`slimvit run` has not trained the baseline yet") from None
+    assert isinstance(model, TimmModel)
+    return model

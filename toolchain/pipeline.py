@@ -24,15 +24,27 @@ from toolchain.artifact import (
 )
 from toolchain.bench.cell import cell_facts, conclusive, conditions, runtime
 from toolchain.bench.compare import compare as bench_compare
+from toolchain.bench.latency import Clock, latency_of
 from toolchain.bench.protocol import Parity
-from toolchain.cache import Done, Workspace, exclusive, files_below, user_cache
-from toolchain.compress.stage import Compress, pruned_shares
-from toolchain.cost import Widths
+from toolchain.cache import Done, Workspace, exclusive, files_below
+from toolchain.compress.stage import pruned_shares
+from toolchain.cost import LatencyTable, Widths
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.engine import BuildEngine
 from toolchain.export.parity import require
 from toolchain.export.stage import Export, graph_dict
-from toolchain.job import Job, dense_inputs, prepare, step_key, tool, trained, trains
+from toolchain.job import (
+    Job,
+    baseline_folder,
+    clocks,
+    compressed,
+    dense_inputs,
+    prepare,
+    step_key,
+    tool,
+    trained,
+    trains,
+)
 from toolchain.judge import Judge, require_cost
 from toolchain.listener import Listener, Silent, on_epoch
 from toolchain.recipe import Recipe
@@ -41,6 +53,7 @@ from toolchain.report.files import write_report
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.training.processes import require_one
 from toolchain.training.stages import Finetune
 
 log = logging.getLogger(__name__)
@@ -61,8 +74,10 @@ def run(
         listener: told about progress.
 
     Raises:
+        RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
         SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
     """
+    require_one("a whole recipe")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
     workspace = Workspace(Path(out).resolve(), resume=resume)
     workspace.check()
@@ -141,7 +156,7 @@ class _Run:
 
     def _baseline(self, key: str) -> TimmModel:
         """The trained dense model: from the user's cache, or trained and left there for other recipes."""
-        cached = user_cache() / "dense" / key
+        cached = baseline_folder(self.job)
         with exclusive(cached):
             if self.space.resume:
                 with contextlib.suppress(ArtifactError, StorageError):
@@ -155,6 +170,8 @@ class _Run:
     def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
         folder = root / "masked"
+        timers = clocks(job, dense, self.listener.progress)
+        tables = [self._table(timer) for timer in timers]
         inputs = [
             sha256(root / "dense" / "model.safetensors"),
             sha256(root / "dense" / "model.json"),
@@ -162,21 +179,45 @@ class _Run:
             job.recipe.budget.model_dump(mode="json"),
             dict(job.multiples),
             job.source.digest,
+            [table.model_dump(mode="json") for table in tables],
         ]
 
         def work(key: str) -> Found:
-            scratch, told = self.space.scratch("compress"), on_epoch(self.listener)
-            settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
-            stage = Compress(*settings, scratch, key, told, self.listener.progress)
-            with_digest = {**dense.provenance, "weights_sha256": inputs[0]}
-            masked = run_stage(stage, replace(dense, provenance=with_digest))
-            write_json(root / "allocation.json", job.allocation.decided(masked.plan, masked.groups).to_dict())
+            masked, allocation = compressed(
+                job,
+                replace(dense, provenance={**dense.provenance, "weights_sha256": inputs[0]}),
+                latency_of(timers, tables),
+                checkpoint=self.space.scratch("compress"),
+                key=key,
+                progress=on_epoch(self.listener),
+                report=self.listener.progress,
+            )
+            found = allocation.to_dict()
+            write_json(root / "allocation.json", found)
             write_text(root / "plan.json", masked.plan.to_json())
-            facts = {**self._saved("masked", masked, folder), "pruned_shares": pruned_shares(masked)}
+            facts = {
+                **self._saved("masked", masked, folder),
+                "pruned_shares": pruned_shares(masked),
+                "latency": found["latency"],
+                "limits": dense.family.limits(dense.module),
+            }
             return [root / "allocation.json", root / "plan.json", folder], facts
 
         self._step("compress", inputs, work)
         return _open(folder, MaskedModel), folder
+
+    def _table(self, clock: Clock) -> LatencyTable:
+        """What the widths of one target cost: from the run's folder or the user's cache, or measured."""
+        path = self.space.root / f"latency.{clock.setting.target}.json"
+
+        def work(_: str) -> Found:
+            if not self.space.resume:
+                clock.forget()
+            write_text(path, clock.table().to_json())
+            return [path], {}
+
+        self._step(f"latency-{clock.setting.target}", clock.key, work)
+        return LatencyTable.from_json(path.read_text(encoding="utf-8"))
 
     def _finetune(self, dense: TimmModel, masked: MaskedModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
@@ -187,9 +228,8 @@ class _Run:
         def work(key: str) -> Found:
             scratch, seed = self.space.scratch("finetune"), job.recipe.compress.seed
             stage = Finetune(section, job.source, dense, seed, scratch, key, on_epoch(self.listener))
-            facts = self._saved("finetuned", run_stage(stage, masked), folder)
-            changed = sha256(folder / MODEL_FILES[0]) != sha256(root / "masked" / MODEL_FILES[0])
-            return [folder], {**facts, "kept": "after" if changed else "before"}
+            made = run_stage(stage, masked)
+            return [folder], {**self._saved("finetuned", made, folder), "found": made.provenance["finetuned"]}
 
         self._step("finetune", inputs, work)
         return _open(folder, MaskedModel), folder

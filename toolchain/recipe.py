@@ -90,6 +90,9 @@ class CompressSection(_Section):
     neurons: str = ""
     allocation: str = ""
     attention_share: Fraction | None = None
+    refit: bool = True
+    sequential: bool = True
+    sensitivity: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # training mixes it with epochs into 64 bits
     vtp: VtpSection = VtpSection()
 
@@ -113,6 +116,8 @@ class BudgetSection(_Section):
     def _readable(self) -> BudgetSection:
         if self.size is not None:
             parse_size(self.size)
+        for text in self.latency.values():
+            parse_latency(text)
         return self
 
     @property
@@ -122,12 +127,22 @@ class BudgetSection(_Section):
 
 
 class FinetuneSection(_Section):
-    """[finetune]: training after compression; 0 epochs is none."""
+    """[finetune]: training after compression; 0 epochs is none.
+
+    `labels` says whether labels may be read where the source has any; without them the dense model is the only teacher.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 1e-4
     batch_size: Positive = 128
     distill: bool = True
+    labels: bool = True
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> FinetuneSection:
+        if not self.labels and not self.distill:
+            raise ValueError("labels = false leaves only the dense model to learn from: set distill = true")
+        return self
 
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
@@ -265,6 +280,21 @@ def parse_size(text: str) -> tuple[float, bool]:
         if unit == "%"
         else (value * {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit], False)
     )
+
+
+def parse_latency(text: str) -> tuple[float, bool]:
+    """(value, is_share) of "45%" → (0.45, True), "8 ms" → (8.0, False); also "800 us" and "1.2 s", in milliseconds.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    number = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|us|µs|ms|s)\s*", text)
+    if number is None:
+        raise ValueError(f"latency {text!r} is neither a share of the dense model's like '45%' nor a time like '8 ms'")
+    value, unit = float(number.group(1)), number.group(2)
+    if value <= 0 or (unit == "%" and value > 100):
+        raise ValueError(f"latency {text!r} must be above 0 and a share at most 100%")
+    return (value / 100, True) if unit == "%" else (value * {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}[unit], False)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

@@ -264,7 +264,7 @@ def test_unreadable_image_is_named(refused, images, content):
     ("section", "others"),
     [
         ("compress", ["compress.neurons=vtp", "finetune.epochs=0"]),
-        ("finetune", ["compress.neurons=magnitude", "finetune.epochs=1"]),
+        ("finetune", ["compress.neurons=magnitude", "finetune.epochs=1", "finetune.distill=false"]),
     ],
 )
 def test_labels_are_missing(refused, images, tmp_path, section, others):
@@ -285,6 +285,18 @@ def test_labels_are_missing_to_train(refused, images):
 
 def test_unknown_target_offers_the_nearest(refused):
     assert "did you mean 'ort-cpu'?" in refused(2, 'bench.targets=["ort-cpus"]')
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "words"),
+    [
+        ("budget.latency.ort-cpus=45%", 2, "did you mean 'ort-cpu'?"),
+        ("budget.latency.trt-rtx=45%", 5, "which [budget] cannot measure; remove it from budget.latency"),
+        ("budget.latency.ort-cpu=45 min", 2, "neither a share of the dense model's like '45%' nor a time like '8 ms'"),
+    ],
+)
+def test_a_latency_limit_that_cannot_be_measured(refused, option, code, words):
+    assert words in refused(code, option)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be there")
@@ -344,7 +356,7 @@ def test_a_message_of_many_lines_is_one_line(command, recipe, monkeypatch):
     def fail(*_, **__):
         raise MeasurementError("first\n  second\n\nthird")
 
-    monkeypatch.setattr("toolchain.cli.pipeline.prepare", fail)
+    monkeypatch.setattr("toolchain.cli.pipeline.preview", fail)
     outcome = command("plan", recipe)
     assert (outcome.code, only_line(outcome)) == (4, "first second third")
 
@@ -353,7 +365,7 @@ def test_a_fault_of_ours_is_told_as_such(command, recipe, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("here")
 
-    monkeypatch.setattr("toolchain.cli.pipeline.prepare", fail)
+    monkeypatch.setattr("toolchain.cli.pipeline.preview", fail)
     outcome = command("plan", recipe)
     assert outcome.code == 70
     assert only_line(outcome).startswith("internal error: ZeroDivisionError: here")

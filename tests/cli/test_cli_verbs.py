@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import cycle
+from pathlib import Path
 
 import onnx as onnxlib
 import pytest
 import torch
 
 from toolchain import pipeline
+from toolchain.bench import latency
 from toolchain.cli import measure
 from toolchain.cli.look import TEMPLATE
 from toolchain.cli.pipeline import default_folder
+from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
@@ -160,6 +165,85 @@ def test_plan_is_readable(command, finished):
     out = command("plan", finished.recipe).out
     assert f"{finished.report['compressed']['params']:,}" in out
     assert "blocks.1.attn.qkv" in out
+
+
+def test_a_plan_by_damage_says_when_it_comes(command, parsed, recipe):
+    joint = ("--set", "compress.method=joint")
+    first = command("plan", recipe, *joint)
+    assert first.code == 0
+    assert "`slimvit run` has not trained the baseline yet" in first.out.splitlines()[-1]
+    assert "by measured damage" in command("plan", recipe, *joint, "--shapes-only").out.splitlines()[-1]
+    assert "damage (nats per image)" not in first.out
+    assert parsed("run", recipe, *joint, "--out", "out")["ratio"]["params"] <= 0.5
+    then = command("plan", recipe, *joint)
+    assert (then.code, "note:" in then.out) == (0, False)
+    assert "damage (nats per image)" in then.out
+    found = json.loads(Path("out/allocation.json").read_text())
+    assert parsed("plan", recipe, *joint) == found
+    (total,) = [line for line in then.out.splitlines() if line.startswith("sum of these, each measured alone")]
+    assert total.split()[-1] == f"{found['damage']:.3g}"
+    report = json.loads(Path("out/report.json").read_text())
+    chosen = report["closed_form"]
+    tried = json.loads(Path("out/plan.json").read_text())["provenance"]["closed_form"]["kl"]
+    assert chosen["kl"] == min(tried.values())
+    shown = command("report", "out").out
+    assert shown.index("Dense against compressed") < shown.index(f"Closed form: β = {chosen['beta']:g}")
+
+
+@pytest.fixture
+def proportional(monkeypatch):
+    """Latency in proportion to MACs, without timing anything."""
+
+    def measure(dense, variants, setting, *, sessions=1, told=None, transport=None):
+        shape = trace(dense.module, dense.family, dense.preprocess.input_size)
+        ratios = tuple(shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants)
+        return latency.Timing(2.0, ratios, {"cpu": "made up"})
+
+    monkeypatch.setattr(latency, "time_widths", measure)
+
+
+def test_plan_shows_predicted_and_measured_latency(command, proportional, recipe):
+    options = ("--set", "data.source=none", "--set", "budget.latency.ort-cpu=60%", "--set", "budget.params=1.0")
+    lines = command("plan", recipe, *options).out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("ort-cpu, batch 1, 1 thread(s)")]
+    assert row[5:7] == ["2.000", "ms"]
+    assert 0.59 <= float(row[9]) <= 0.6
+    assert any(line.strip().startswith("measured, these shapes") for line in lines)
+    assert command("plan", recipe, *options, "--shapes-only").out.splitlines()[-1].startswith("note: latency limits")
+
+
+def test_a_missed_latency_budget_is_told_everywhere(command, proportional, recipe, monkeypatch):
+    """An unsteady device: whole models are far too slow and far too fast by turns, whatever their widths."""
+    steady, answers = latency.time_widths, cycle([0.85, 0.74])
+
+    def unsteady(dense, variants, setting, *, sessions=1, told=None, transport=None):
+        found = steady(dense, variants, setting, sessions=sessions, told=told, transport=transport)
+        return found if sessions == 1 else replace(found, ratios=(next(answers),))
+
+    monkeypatch.setattr(latency, "time_widths", unsteady)
+    options = ["--set", "data.source=none", "--set", "finetune.epochs=0"]
+    options += ["--set", "budget.latency.ort-cpu=80%", "--set", "budget.params=1.0"]
+    planned = command("plan", recipe, *options)
+    assert "slimvit: warning: budget.latency.ort-cpu is missed" in planned.err
+    assert "missed: 0.800 was asked for" in planned.out
+    outcome = command("run", recipe, *options, "--out", "out")
+    assert outcome.code == 0
+    assert "slimvit: warning: budget.latency.ort-cpu is missed" in outcome.err
+    lines = outcome.out.splitlines()
+    told = [index for index, line in enumerate(lines) if "latency budget on ort-cpu is missed: 0.800" in line]
+    assert told
+    assert told[0] < lines.index("Dense against compressed")
+    (row,) = json.loads(Path("out/allocation.json").read_text())["latency"]
+    assert row["met"] is False
+    assert json.loads(Path("out/report.json").read_text())["latency_budget"] == [row]
+
+
+def test_the_compress_verb_holds_a_latency_budget(parsed, proportional, recipe):
+    options = ("--set", "data.source=none", "--set", "budget.latency.ort-cpu=60%", "--set", "finetune.epochs=0")
+    parsed("run", recipe, *options, "--out", "run")
+    parsed("compress", "run/dense", "--recipe", recipe, *options, "--out", "hand")
+    for name in ("plan.json", "allocation.json"):
+        assert Path("hand", name).read_bytes() == Path("run", name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -380,6 +464,12 @@ def test_inspect_refuses_the_rest(command, tmp_path, name, content, code):
     outcome = command("inspect", tmp_path / name)
     assert outcome.code == code
     assert "internal error" not in outcome.err
+
+
+def test_a_model_without_a_classifier_of_its_own_is_told_how_to_get_one(parsed):
+    (row,) = parsed("models", "vit_small_patch14_dinov2")
+    assert row["support"] == "full"
+    assert "model.kwargs.num_classes" in row["reason"]
 
 
 def test_models(parsed):

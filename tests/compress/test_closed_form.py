@@ -10,15 +10,16 @@ import torch
 from builders import VARIANTS, variant
 
 from toolchain.artifact import TimmModel
-from toolchain.compress.allocate import Choices, Limits
-from toolchain.compress.branches import AttentionReduction, captured, first_residual, run_branch
+from toolchain.compress.allocate import Choices
+from toolchain.compress.branches import captured, first_residual, run_branch
 from toolchain.compress.heads import Heads, exact_first_steps
 from toolchain.compress.moments import Moments
-from toolchain.compress.obs import anchored_refit, eliminate, refit
+from toolchain.compress.obs import anchored_refit, eliminate, predict_removed
+from toolchain.compress.reductions import AttentionReduction
+from toolchain.compress.sensitivity import Sensitivity, sensitivities
 from toolchain.compress.sequential import reduce_sequentially
-from toolchain.compress.solver import Candidate, choose, interpolate
-from toolchain.cost import Widths, trace
-from toolchain.errors import BudgetError
+from toolchain.compress.solver import Candidate, interpolate
+from toolchain.families import UnitGroup
 
 UNITS = ("head_dim", "mlp_hidden")
 
@@ -39,6 +40,14 @@ def widths(model: TimmModel, share: float) -> dict[tuple[str, str], int]:
     return {(g.module, g.unit): max(1, round(share * g.total)) for g in model.groups if g.unit in UNITS}
 
 
+def sites(model: TimmModel) -> list[UnitGroup]:
+    return [group for group in model.groups if group.unit in UNITS]
+
+
+def cares(model: TimmModel) -> dict[str, Sensitivity]:
+    return sensitivities(model.module, model.family, Noise(model, 16, seed=2), 0)
+
+
 def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return module(images)
@@ -50,7 +59,9 @@ def test_reducing_nothing_changes_nothing(case, beta):
     model = variant(case)
     module = copy.deepcopy(model.module)
     data = Noise(model, 24)
-    reduce_sequentially(model.module, module, model.family, model.groups, widths(model, 1.0), data, beta=beta)
+    reduce_sequentially(
+        model.module, module, model.family, sites(model), widths(model, 1.0), data, cares(model), beta=beta
+    )
     before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
     assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
     moved = [
@@ -62,13 +73,21 @@ def test_reducing_nothing_changes_nothing(case, beta):
 @pytest.mark.parametrize("case", VARIANTS)
 def test_refit_repairs_what_the_reduction_broke(case):
     model = variant(case)
-    data, fresh = Noise(model, 96), Noise(model, 16, seed=1).images
+    data, fresh = Noise(model, 256), Noise(model, 32, seed=1).images
     errors = {}
     for with_refit in (False, True):
         module = copy.deepcopy(model.module)
         kept = reduce_sequentially(
-            model.module, module, model.family, model.groups, widths(model, 0.5), data, beta=0.5, refit=with_refit
-        )
+            model.module,
+            module,
+            model.family,
+            sites(model),
+            widths(model, 0.5),
+            data,
+            cares(model),
+            beta=0.5,
+            refit=with_refit,
+        ).kept
         errors[with_refit] = float((outputs(model.module, fresh) - outputs(module, fresh)).square().mean())
         assert set(kept) == set(widths(model, 0.5))
     assert 0 < errors[True] <= errors[False]
@@ -92,7 +111,7 @@ def test_truncated_logits_err_by_the_dropped_singular_values(tiny):
     group = next(g for g in tiny.groups if g.unit == "head_dim")
     branch = tiny.family.branches(module)["blocks.0"][0]
     stream = first_residual(module, "blocks.0", Noise(tiny, 4000))
-    reduction = AttentionReduction(module, branch, group, stream, None)
+    reduction = AttentionReduction(module, branch, group, stream, Sensitivity.flat(48, 5))
     heads = Heads(module, group)
 
     def gram(keep: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +181,7 @@ def test_refit_is_the_least_squares_solution():
     moments.add(rows)
     weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(2)).double()
     kept = torch.tensor([0, 2, 3, 7, 8, 11])
-    fitted, shift = refit(weight, moments.covariance, moments.mean, kept)
+    fitted, shift = predict_removed(weight, moments.covariance, moments.mean, kept)
     assert not fitted[:, [1, 4, 5, 6, 9, 10]].any()
     design = torch.cat([rows[:, kept], torch.ones(len(rows), 1).double()], 1)
     solved = torch.linalg.lstsq(design, rows @ weight.T).solution.T
@@ -176,7 +195,7 @@ def test_anchored_refit_moves_nothing_when_there_is_no_error_and_removes_what_it
     rows = correlated(6)
     weight, bias = torch.randn(3, 6).double(), torch.randn(3).double()
     moments = Moments()
-    moments.add(rows, torch.zeros(len(rows), 3))
+    moments.add(rows, torch.zeros(len(rows), 3).double())
     same = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
     assert torch.equal(same[0], weight)
     assert torch.equal(same[1], bias)
@@ -188,40 +207,12 @@ def test_anchored_refit_moves_nothing_when_there_is_no_error_and_removes_what_it
     assert left <= 1e-3 * (target - (rows @ weight.T + bias)).square().mean()
 
 
-def test_knapsack_finds_what_brute_force_finds(tiny):
-    dense = trace(tiny.module, tiny.family, tiny.preprocess.input_size)
-    groups = [g for g in tiny.groups if g.unit in UNITS]
-    choices = Choices(groups, {}, {"head_dim": 4, "mlp_hidden": 16})
-    generator = torch.Generator().manual_seed(0)
-    candidates = []
-    for group in groups:
-        drops = torch.rand(4, generator=generator).sort(descending=True).values.tolist()
-        ladder = [choices.kept(group, share * group.total) for share in (0.25, 0.5, 0.75, 1.0)]
-        candidates += [
-            Candidate((group.module, group.unit), kept, damage * (kept < group.total))
-            for kept, damage in zip(ladder, drops, strict=True)
-        ]
-    limits = Limits(params=int(0.7 * dense.params), macs=int(0.75 * dense.macs))
-    found = choose(candidates, choices, dense, tiny.groups, limits)
-    damage = {(c.key, c.kept): c.damage for c in candidates}
-    per_unit = [[c for c in candidates if c.key == (g.module, g.unit)] for g in groups]
-    feasible = [
-        sum(c.damage for c in pick)
-        for pick in itertools.product(*per_unit)
-        if limits.met_by(dense.shrunk(Widths({c.key: c.kept for c in pick}), tiny.groups))
-    ]
-    assert limits.met_by(dense.shrunk(found, tiny.groups))
-    assert sum(damage[key, kept] for key, kept in found.kept.items()) == pytest.approx(min(feasible), rel=1e-3)
-    with pytest.raises(BudgetError, match="reachable"):
-        choose(candidates, choices, dense, tiny.groups, Limits(params=10))
-
-
 def test_interpolated_damage_lies_between_its_neighbours(tiny):
     groups = [g for g in tiny.groups if g.unit == "mlp_hidden"]
     choices = Choices(groups, {}, {})
     key = (groups[0].module, groups[0].unit)
     measured = [Candidate(key, 48, 1.0), Candidate(key, 96, 0.01), Candidate(key, 192, 0.0)]
-    finer = interpolate(measured, Choices(groups[:1], {}, {}), (0.1, 0.375, 0.5, 0.9, 1.0))
+    finer = interpolate(measured, groups[:1], choices, (0.1, 0.375, 0.5, 0.9, 1.0))
     found = {c.kept: c.damage for c in finer}
     assert found[48] == 1.0
     assert found[96] == 0.01

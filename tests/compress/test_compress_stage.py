@@ -198,7 +198,8 @@ def test_a_synthetic_source_means_magnitude_and_uniform_and_says_so(synthetic, s
     assert (found["method"]["neurons"], found["method"]["allocation"]) == ("magnitude", "uniform")
     assert found["requested"] == section.method
     assert found["synthetic"] is True
-    assert len({keep.kept for keep in made.plan.keeps}) == 1
+    kept = [keep.kept for keep in made.plan.keeps]
+    assert max(kept) - min(kept) <= 1
     assert made.plan.keeps
 
 

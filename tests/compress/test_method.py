@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from builders import random_plan
 
-from toolchain.compress.method import allocate
+from toolchain.compress.method import SWITCHES, allocate, check_names
 from toolchain.cost import Widths
+from toolchain.errors import RecipeError
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.recipe import BudgetSection, CompressSection
 
@@ -15,6 +18,19 @@ from toolchain.recipe import BudgetSection, CompressSection
 def planned(tiny):
     section = CompressSection(method="hybrid", allocation="uniform", neurons="magnitude")
     return allocate(tiny, section, BudgetSection(params=0.5), {})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_without_a_closed_form_is_refused(name):
+    for method in ({"method": "vtp"}, {"method": "hybrid"}, {"attention": "svd", "neurons": "taylor"}):
+        section = {**method, "allocation": "uniform"}
+        check_names(CompressSection(**section))
+        with pytest.raises(
+            RecipeError, match=rf"compress\.{name} = false .*attention 'joint' or 'data_aware'.*remove it"
+        ):
+            check_names(CompressSection(**section, **{name: False}))
+    for section in ({}, {"method": "vtp", "neurons": "obs", "allocation": "uniform"}, {"attention": "data_aware"}):
+        check_names(CompressSection(**section, **{name: False}))
 
 
 def plan_of(model, widths):
@@ -44,6 +60,15 @@ def test_another_decision_is_written_and_the_plan_before_it_kept(tiny, planned):
     assert decided["ratio"]["params"] == cost.params / planned.dense.params
     assert {(row["module"], row["unit"]): row["kept"] for row in decided["widths"]} == dict(Widths.of(plan).kept)
     assert decided["planned"] == {key: before[key] for key in ("predicted", "ratio", "widths", "ranks")}
+
+
+def test_what_is_only_zeroed_does_not_undo_a_measurement(tiny, planned):
+    timed = replace(planned, measured={"ort-cpu": 0.5})
+    plan = plan_of(tiny, planned.widths)
+    zeroed = Keep(module="blocks.0.attn", unit="attn_in", total=48, indices=(tuple(range(20)),))
+    same = timed.decided(plan.model_copy(update={"keeps": (*plan.keeps, zeroed)}), tiny.groups)
+    assert (same.planned, same.measured) == (timed, {"ort-cpu": 0.5})
+    assert timed.decided(random_plan(tiny, share=0.3), tiny.groups).measured == {}
 
 
 def test_what_a_plan_leaves_whole_is_listed_whole(tiny, planned):

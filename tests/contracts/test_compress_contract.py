@@ -12,7 +12,7 @@ from builders import dense_model
 
 from toolchain.artifact import MaskedModel, TimmModel, run_stage
 from toolchain.compress.lowrank import FACTORISATIONS
-from toolchain.compress.method import ALLOCATIONS, check_names
+from toolchain.compress.method import ALLOCATIONS, DATA_AWARE, check_names
 from toolchain.compress.neurons import CRITERIA
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
@@ -28,7 +28,7 @@ from toolchain.surgery.split import Split
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 SHARE = 0.72
 NEURONS = (*CRITERIA, "obs", "vtp", "none")
-ATTENTION = (*FACTORISATIONS, "joint", "none")
+ATTENTION = (*FACTORISATIONS, DATA_AWARE, "joint", "none")
 
 
 def goes_together(way: tuple[str, str, str]) -> bool:
@@ -113,7 +113,8 @@ def test_masked_sliced_and_split_agree(way):
         bare = masked.plan.model_copy(update={"low_ranks": ()})
         with torch.no_grad():
             m = mask_model(dense(), copy.deepcopy(dense().module), bare).module(x)
-    assert (before - m).abs().max() >= 1e-2 * before.std(), "the plan changes nothing: vacuous"
+    least = 2 * tolerance if "data_aware" in way else 1e-2 * before.std()  # it fits what it changes, all the more so
+    assert (before - m).abs().max() >= least, "the plan changes nothing: vacuous"
 
 
 @EVERY_WAY
@@ -136,7 +137,8 @@ def test_plan_and_weights_rebuild_the_model_bit_for_bit(way, tmp_path):
 def test_the_plan_holds_what_was_asked_for_and_nothing_else(way):
     attention, neurons, allocation = way
     plan = compressed(way).plan
-    assert bool(plan.low_ranks) == (attention in FACTORISATIONS)
+    factorised = attention in (DATA_AWARE, *FACTORISATIONS)
+    assert bool(plan.low_ranks) == factorised or (factorised and allocation == "solver"), "a solver may leave it whole"
     units = {keep.unit for keep in plan.keeps} & {"head_dim", "mlp_hidden"}
     wanted = {unit for unit, asked in (("head_dim", attention == "joint"), ("mlp_hidden", neurons != "none")) if asked}
     assert units == wanted or (allocation == "solver" and units and units < wanted), "a solver may leave a unit whole"
@@ -144,7 +146,7 @@ def test_the_plan_holds_what_was_asked_for_and_nothing_else(way):
     kept = [keep.kept for keep in plan.keeps if keep.unit == "mlp_hidden"]
     assert all(1 <= count < 192 for count in kept)
     if allocation == "uniform" and neurons != "none":
-        assert len(set(kept)) == 1
+        assert max(kept) - min(kept) <= 1, "what rounding left is handed out one neuron at a time"
 
 
 @EVERY_WAY

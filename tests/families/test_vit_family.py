@@ -214,6 +214,21 @@ def test_an_unsupported_model_is_refused_with_the_reason(name, reason):
     assert caught.value.exit_code == 2
 
 
+def test_a_model_without_logits_of_an_image_is_refused():
+    """Compression is judged by the logits of an image: one row, and more than the features that a classifier reads."""
+    cases = {
+        "global_pool": ({"global_pool": ""}, "a row of logits per token"),
+        "num_classes": ({"num_classes": 0}, "no classifier"),
+    }
+    for key, (kwargs, reason) in cases.items():
+        with pytest.raises(ModelError, match=f"tiny is not supported: .*{reason}.*set model.kwargs.{key} to "):
+            family_of(tiny(**kwargs), "tiny")
+    without = tiny()
+    without.head = nn.Identity()
+    assert "no classifier" in str(FAMILY.refuses(without))
+    assert FAMILY.refuses(tiny(global_pool="avg")) is None
+
+
 def test_other_mlps_and_depth_0_are_refused():
     model = tiny()
     model.blocks[1].mlp = nn.Identity()
@@ -240,6 +255,9 @@ def test_every_timm_model_is_full_partial_or_refused_with_a_reason():
     for module in dict.fromkeys(module for family in FAMILIES for module in family.timm_modules):
         for name in timm.list_models(module=module):
             model = meta(name)
+            if not model.num_classes:
+                assert FAMILY.refuses(model) is not None
+                model = meta(name, num_classes=10)
             try:
                 family = family_of(model, name)
             except ModelError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from toolchain import pipeline
 from toolchain.artifact import sha256
 from toolchain.recipe import Recipe
-from toolchain.report.assemble import relative_error_increase
+from toolchain.report.assemble import closed_form, relative_error_increase
 from toolchain.report.files import render
-from toolchain.report.markdown import notes, to_markdown
+from toolchain.report.markdown import cautions, notes, to_markdown
 from toolchain.report.page import LEFT, PLOT, WIDTH, ratios_drawing, shares_drawing, to_html
 from toolchain.report.tables import engine_lines, headline, number, operations, parity_lines, percent, size, tables
 
@@ -110,7 +111,7 @@ def without_labels(report):
 def synthetic_run(tmp_path_factory):
     """The report of a run without images, and its folder."""
     root = tmp_path_factory.mktemp("synthetic")
-    kwargs = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
+    kwargs = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7, "qk_norm": True}
     recipe = {
         "model": {"name": "vit_tiny_patch16_224", "kwargs": kwargs, "pretrained": False},
         "data": {"source": "none"},
@@ -148,8 +149,17 @@ def test_synthetic_claims_no_accuracy(synthetic_run):
     for row in (*found["stages"], found["dense"], found["compressed"]):
         assert row["accuracy"] is row["wrong"] is row["total"] is None
     assert "accuracy" not in {row[0] for row in headline(found).rows}
-    assert any("Synthetic" in note for note in notes(found))
+    assert any("Synthetic" in caution for caution in cautions(found))
     assert all(rung["top1_agreement"] is None for rung in found["parity"])
+
+
+def test_what_was_left_out_is_told(synthetic_run, report):
+    found, _ = synthetic_run
+    told = [note for note in notes(found) if "Limit of this model" in note]
+    assert found["limits"] == ["head dims are left alone because of a norm over the head dim of q and k"]
+    assert len(told) == 1
+    assert told[0] in to_markdown(found)
+    assert not any("Limit of this model" in note for note in notes(report))
 
 
 def test_what_was_written_is_compared_with_what_is_read_back(synthetic_run):
@@ -220,10 +230,70 @@ def test_no_relative_error_increase_has_a_reason(dense, small, words):
 # Notes
 
 
-@pytest.mark.parametrize(("finetune", "told"), [({"kept": "before"}, 1), ({"kept": "after"}, 0), (None, 0)])
-def test_fine_tuning_that_was_thrown_away_is_told(report, finetune, told):
-    assert sum("Fine-tuning" in note for note in notes({**report, "finetune": finetune})) == told
-    assert to_markdown({**report, "finetune": finetune}).count("Fine-tuning") == told
+COUNTED = {"judged_by": "errors", "images": 5000, "before": 1203, "after": 998, "kept": "after"}
+COUNTED_TOLD = "Fine-tuning: 1,203 of 5,000 validation images wrong before, 998 after; the model after it was kept."
+DIVERGED = {"judged_by": "divergence", "images": 162, "before": 0.01234, "after": 0.0567, "kept": "before"}
+DIVERGED_TOLD = (
+    "Fine-tuning: without labels, KL divergence from the dense model 0.0123 before, 0.0567 after "
+    "(162 validation images); the model before it was kept."
+)
+
+
+@pytest.mark.parametrize(
+    ("finetune", "told"),
+    [
+        (COUNTED, [COUNTED_TOLD]),
+        (DIVERGED, [DIVERGED_TOLD]),
+        ({**DIVERGED, "after": None}, [DIVERGED_TOLD.replace("0.0567", "not a number")]),
+        ({"kept": "before"}, []),  # as earlier versions wrote it
+        (None, []),
+    ],
+)
+def test_what_fine_tuning_did_is_told(report, finetune, told):
+    changed = {**report, "finetune": finetune}
+    assert [note for note in notes(changed) if "Fine-tuning" in note] == told
+    assert to_markdown(changed).count("Fine-tuning") == to_html(changed).count("Fine-tuning") == len(told)
+    assert all(line in to_markdown(changed) and line in to_html(changed) for line in told)
+
+
+def test_the_closed_form_is_told(report):
+    plan = {"beta": 0.5, "head_refitted": True, "kl": {"0.5": 0.25, "0.5 head": 0.01234, "0.0": 0.5, "0.0 head": 0.75}}
+    facts = closed_form(plan)
+    assert facts == {"beta": 0.5, "head_refitted": True, "kl": 0.01234}
+    assert closed_form({**plan, "head_refitted": False})["kl"] == 0.25
+    told = (
+        "Closed form: β = 0.5, the classifier re-fitted; KL divergence from the dense model, before any training, "
+        "0.0123 nats per validation image."
+    )
+    found = {**report, "closed_form": facts}
+    assert told in notes(found)
+    for page in (to_markdown(found), to_html(found)):
+        assert page.index("of the time") < page.index(told) < page.index("blocks.10"), "after the headline"
+    (line,) = notes({**report, "closed_form": {**facts, "head_refitted": False}})
+    assert "the classifier left as it was" in line
+
+
+@pytest.mark.parametrize("broken", [None, math.inf, math.nan])
+def test_a_closed_form_that_broke_the_model_is_told_in_valid_json(report, broken):
+    facts = closed_form({"beta": 0.0, "head_refitted": False, "kl": {"0.0": broken}})
+    assert json.loads(json.dumps(facts, allow_nan=False))["kl"] is None
+    assert "not a number" in " ".join(notes({**report, "closed_form": facts}))
+
+
+def test_methods_without_a_closed_form_tell_of_none(report):
+    assert closed_form({}) is None
+    assert notes({**report, "closed_form": None}) == notes(report) == []
+
+
+def test_a_missed_latency_budget_comes_before_the_numbers(report):
+    row = {"target": "ort-cpu", "batch": 1, "threads": 1, "requested": 0.5, "measured": 0.6}
+    told = "The latency budget on ort-cpu is missed: 0.500 of the dense model's time was asked for, 0.600 was measured"
+    missed = {**report, "latency_budget": [{**row, "met": False}]}
+    assert cautions(missed)[0].startswith(told)
+    for page in (to_markdown(missed), to_html(missed).replace("&#39;", "'")):
+        assert page.index(told) < page.index("Dense against compressed")
+    for others in ({"met": True}, {"met": None}, {}):  # reports of old do not say
+        assert cautions({**report, "latency_budget": [{**row, **others}]}) == []
 
 
 # Markdown

@@ -20,6 +20,7 @@ from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.surgery.factorised import FactorisedLinear
 from toolchain.surgery.mask import baked, mask_model
 from toolchain.surgery.replay import factorise_structure, load_model, rebuild, save_model
+from toolchain.surgery.scales import fold_scale
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 
@@ -173,6 +174,26 @@ def test_forgetting_the_query_scale_is_caught(tiny: TimmModel) -> None:
     with torch.no_grad():
         x = images(tiny)
         assert not agree(masked.module(x), wrong.module(x))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"proj_bias": False}])
+@pytest.mark.parametrize("factorised", [False, True])
+def test_a_folded_scale_leaves_the_function_and_ones(kwargs: dict[str, bool], factorised: bool) -> None:
+    model = dense_model("vit_tiny_patch16_224", **TINY, init_values=0.1, **kwargs)
+    plan = random_plan(model, low_rank=True)
+    module = baked(masked_from(model, plan).module) if factorised else copy.deepcopy(model.module)
+    x = images(model)
+    with torch.no_grad():
+        before = module(x)
+        branches = [branch for found in model.family.branches(module).values() for branch in found]
+        assert not factorised or any(
+            isinstance(module.get_submodule(branch.reader), FactorisedLinear) for branch in branches
+        )
+        assert all(fold_scale(module, branch) for branch in branches)
+        assert all(module.get_submodule(branch.scale).gamma.eq(1).all() for branch in branches)
+        assert agree(before, module(x))
+        without = dense_model()
+        assert not any(fold_scale(without.module, branch) for branch in branches)
 
 
 def test_a_plan_for_another_model_is_refused(tiny: TimmModel) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from toolchain.data.splits import Images
 from toolchain.errors import DataError
 from toolchain.training import accuracy
+from toolchain.training.evaluate import divergence
 
 LOGITS = torch.eye(5)[torch.tensor([0, 1, 2, 3, 4, 0, 0])]  # [7, 5]
 LABELS = torch.tensor([0, 1, 2, 0, 0, 0, 4])
@@ -55,3 +56,26 @@ def test_no_labels_no_accuracy():
         accuracy(Flat(), data(torch.full((7,), -1)))
     with pytest.raises(DataError, match="empty"):
         accuracy(Flat(), data([]))
+
+
+class Single(torch.Tensor):
+    """Logits on a device without float64, as Apple's is: they can be made double only after they have left it."""
+
+    def double(self):
+        raise TypeError("this device has no float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+class OnSuchADevice(Flat):
+    def forward(self, images):
+        return super().forward(images).as_subclass(Single)
+
+
+def test_divergence_is_computed_off_the_device():
+    other = Flat()
+    nn.init.constant_(other.identity.weight, 0.1)
+    expected = divergence(other, Flat(), data())
+    assert expected > 0
+    assert divergence(other, OnSuchADevice(), data()) == expected

@@ -18,7 +18,7 @@ from torch import nn
 
 from toolchain.errors import DataError, RecipeError, StorageError
 from toolchain.training import FitConfig, accuracy, fit
-from toolchain.training.loop import _cosine, augment, default_param_groups
+from toolchain.training.loop import _cosine, default_param_groups
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_the_same_arguments_give_the_same_bits(undisturbed):
         {"flip": False},
         {"ema_decay": None},
         {"grad_clip": 0.1},
+        {"drop": False},
     ],
 )
 def test_every_setting_matters(undisturbed, change):
@@ -256,27 +257,6 @@ def test_matrices_decay_and_the_rest_does_not():
     assert decayed | spared == set(names.values())
     assert {"cls_token", "pos_embed", "norm.weight", "blocks.0.attn.qkv.bias"} <= spared
     assert {"head.weight", "blocks.1.mlp.fc1.parametrizations.weight.original"} <= decayed
-
-
-def test_augmentation_shifts_and_mirrors_each_image_by_itself():
-    images = torch.rand(40, 2, 6, 5)
-    config = FitConfig(1, 1.0, 1, shift_px=1, flip=True)
-    out = augment(images, config, torch.Generator().manual_seed(0))
-    padded = nn.functional.pad(images, [1] * 4, mode="replicate")
-    found = set()
-    for index in range(40):
-        for top, left, flip in itertools.product(range(3), range(3), (False, True)):
-            source = (
-                nn.functional.pad(images[index : index + 1].flip(-1), [1] * 4, mode="replicate")[0]
-                if flip
-                else padded[index]
-            )
-            if source[:, top : top + 6, left : left + 5].equal(out[index]):
-                found.add((index, top, left, flip))
-    assert {index for index, *_ in found} == set(range(40))
-    assert len({draw[1:] for draw in found}) > 10
-    off = replace(config, shift_px=0, flip=False)
-    assert augment(images, off, torch.Generator()).equal(images)
 
 
 def test_divergence_and_no_data_are_said(tmp_path):

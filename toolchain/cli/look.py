@@ -45,6 +45,8 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "openvino",
 )
+CLASSES = 1000
+"""Of a model that has no classifier of its own, to see what else it is."""
 SCHEMAS: dict[str, type[BaseModel]] = {"recipe": Recipe, "plan": CompressionPlan}
 TEMPLATE = """[model]
 name = "deit_small_patch16_224"
@@ -171,11 +173,14 @@ def _support(name: str) -> dict[str, Any]:
     try:
         with torch.device("meta"):
             module = create_dense(ModelRef(name=name))
+            if headless := not module.num_classes:
+                module = create_dense(ModelRef(name=name, kwargs={"num_classes": CLASSES}))
         row["params"] = sum(p.numel() for p in module.parameters())
         limits = family_of(module, name).limits(module)
     except SlimvitError as error:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
-    return {**row, "support": "partial" if limits else "full", "reason": "; ".join(limits)}
+    reasons = [*limits, *(["it has no classifier unless model.kwargs.num_classes is set"] if headless else [])]
+    return {**row, "support": "partial" if limits else "full", "reason": "; ".join(reasons)}
 
 
 def targets(json_: JsonFlag = False) -> None:

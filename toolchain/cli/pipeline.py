@@ -9,9 +9,9 @@ import typer
 
 from toolchain.bench.cell import require_speedup
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
-from toolchain.cli.screen import Screen, line, print_json, print_report, print_tables
+from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
 from toolchain.compress.method import Allocation
-from toolchain.job import Job, prepare
+from toolchain.job import Job, prepare, preview, unmeasured
 from toolchain.pipeline import run as run_recipe
 from toolchain.recipe import Recipe
 from toolchain.report.tables import Table, number, size
@@ -39,7 +39,8 @@ def run(
     """Carry out a recipe: load, compress, fine-tune, slice, split, export, build, measure, report."""
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
-        _show(prepare(loaded, fetch=False), json_=json_)
+        job = prepare(loaded, fetch=False)
+        _show(job, job.allocation, unmeasured(job), json_=json_)
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
@@ -58,27 +59,37 @@ def default_folder(recipe: Path) -> Path:
     return Path("runs") / "_".join([recipe.resolve().parent.name, *parts])
 
 
-def plan(recipe: RecipeArgument, set_: SetOption = None, json_: JsonFlag = False) -> None:
-    """Print widths, ranks and predicted cost of a recipe; no weight and no image is read."""
-    _show(prepare(Recipe.load(recipe, set_ or ()), shapes_only=True), json_=json_)
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    shapes_only: Annotated[
+        bool, typer.Option("--shapes-only", help="Read no weights and no images and measure nothing.")
+    ] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Print widths, ranks, predicted cost and damage of a recipe, and the range that its budget can be met in.
+
+    Nothing is changed. Damage is measured on the recipe's weights and images, latency on this machine.
+    """
+    loaded = Recipe.load(recipe, set_ or ())
+    with Screen() as screen:
+        screen.stage("plan")
+        job, allocation, note = preview(loaded, measure=not shapes_only, told=screen.progress)
+    _show(job, allocation, note, json_=json_)
 
 
-def _show(job: Job, *, json_: bool) -> None:
+def _show(job: Job, allocation: Allocation, note: str, *, json_: bool) -> None:
     if json_:
-        print_json(job.allocation.to_dict())
+        print_json(allocation.to_dict())
         return
-    print_tables(_tables(job))
-    for limit in job.dense.family.limits(job.dense.module):
-        line(f"limit: {limit}")
-    if job.allocation.learned:
-        line("Widths are learned: a global threshold moves them between layers; their total stays within the budget.")
+    print_tables(_tables(job, allocation.to_dict()))
+    print_wrapped(f"limit: {limit}" for limit in job.dense.family.limits(job.dense.module))
+    print_wrapped([f"note: {note}"] if note else [])
 
 
-def _tables(job: Job) -> list[Table]:
-    allocation: Allocation = job.allocation
-    record: dict[str, Any] = allocation.to_dict()
+def _tables(job: Job, record: dict[str, Any]) -> list[Table]:
     show = {"params": number, "macs": number, "bytes": size}
-    cost = tuple(
+    cost: list[tuple[str, ...]] = [
         (
             name,
             show[name](record["dense"][name]),
@@ -87,10 +98,27 @@ def _tables(job: Job) -> list[Table]:
             f"{record['reachable'][name][0]:.3f} … 1",
         )
         for name in show
-    )
-    widths = tuple((row["module"], row["unit"], str(row["kept"])) for row in record["widths"])
-    ranks = tuple((row["linear"], "rank", str(row["rank"])) for row in record["ranks"])
+    ]
+    for row in record["latency"]:
+        times = [f"{share * row['dense_ms']:.3f} ms" for share in (1.0, row["predicted"])]
+        name = f"{row['target']}, batch {row['batch']}, {row['threads']} thread(s)"
+        cost.append((name, *times, f"{row['predicted']:.4f}", f"{row['reachable'][0]:.3f} … 1"))
+        if row["measured"] is not None:
+            found = f"{row['measured'] * row['dense_ms']:.3f} ms"
+            asked = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
+            cost.append(("  measured, these shapes", times[0], found, f"{row['measured']:.4f}", asked))
+    widths = [(row["module"], row["unit"], str(row["kept"]), _damage(row)) for row in record["widths"]]
+    ranks = [(row["linear"], "rank", str(row["rank"]), _damage(row)) for row in record["ranks"]]
+    rows = [*widths, *ranks]
+    if record["damage"] is not None:
+        rows.append(("sum of these, each measured alone", "", "", f"{record['damage']:.3g}"))
     title = f"{job.dense.ref.name}: {job.recipe.compress.method}"
-    predicted = Table(f"{title}, predicted", ("", "dense", "compressed", "left", "reachable"), cost)
-    chosen = Table("Kept per layer", ("module", "unit", "kept"), (*widths, *ranks), text=(0, 1))
-    return [predicted, *([chosen] if chosen.rows else [])]
+    predicted = Table(f"{title}, predicted", ("", "dense", "compressed", "left", "reachable"), tuple(cost))
+    header = ("module", "unit", "kept", "damage (nats per image)")
+    count = len(header) if record["damage"] is not None else len(header) - 1
+    chosen = Table("Kept per layer", header[:count], tuple(row[:count] for row in rows), text=(0, 1))
+    return [predicted, *([chosen] if rows else [])]
+
+
+def _damage(row: dict[str, Any]) -> str:
+    return f"{row['damage']:.3g}" if "damage" in row else ""

@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from toolchain.cache import Done
-from toolchain.report.markdown import notes
+from toolchain.report.markdown import cautions, notes
 from toolchain.report.tables import (
     Table,
     engine_lines,
@@ -71,21 +71,30 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def print_lines(title: str, lines: Iterable[str]) -> None:
-    """A titled list on stdout, wrapped between words; nothing if there are no lines."""
-    console = _stdout()
+    """A titled list on stdout, wrapped as by `print_wrapped`; nothing if there are no lines."""
     for index, text in enumerate(lines):
         if index == 0:
-            console.print(Text(title, style="bold"))
-        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+            _stdout().print(Text(title, style="bold"))
+        print_wrapped([text], indent=2)
+
+
+def print_wrapped(lines: Iterable[str], *, indent: int = 0) -> None:
+    """Sentences on stdout, each wrapped between words on a terminal, and one line elsewhere."""
+    console = _stdout()
+    for text in lines:
+        if console.is_terminal:
+            console.print(Padding(Text(text), (0, 0, 0, indent), expand=False))
+        else:
+            line(" " * indent + text)
 
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:
     """A run in the order that a hurried reader wants: what came out, the verdict, where to read on; then details."""
-    for note in notes(report):
-        line(f"note: {note}")
+    print_wrapped(f"note: {caution}" for caution in cautions(report))
     print_tables([headline(report)])
     print_lines("Latency", [*verdicts(report), *([f"measured on {hardware(report)}"] if report["bench"] else [])])
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
+    print_lines("Notes", notes(report))
     line("")
     print_tables(table for table in (stage_table(report), shares_table(report)) if table.rows)
     print_lines("Parity", parity_lines(report))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -23,20 +25,21 @@ from toolchain.artifact import (
     write_json,
     write_text,
 )
+from toolchain.bench.latency import latency_of
 from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArgument, RecipeOption, SetOption
 from toolchain.cli.screen import Screen, print_facts, print_json
-from toolchain.compress.method import allocate, effective
-from toolchain.compress.stage import Compress
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
 from toolchain.export.stage import Export, stack_images
-from toolchain.job import Job, prepare, tool, trained
+from toolchain.job import Job, clocks, compressed, prepare, tool, trained
 from toolchain.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
+from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune
 
 M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
@@ -52,6 +55,7 @@ def register(app: typer.Typer) -> None:
 
 def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: JsonFlag = False) -> None:
     """Write the dense model of a recipe; trained, if the recipe asks for it."""
+    require_one("load")
     check_replaceable(out, MODEL_FILES)
     job = prepare(Recipe.load(recipe, set_ or ()))
     with Screen() as screen:
@@ -63,18 +67,16 @@ def compress(
     folder: FolderArgument, recipe: RecipeOption, out: OutOption, set_: SetOption = None, json_: JsonFlag = False
 ) -> None:
     """Dense model folder → masked model folder with plan.json and allocation.json."""
+    require_one("compress")
     check_replaceable(out, MODEL_FILES)
     job = _job(recipe, set_)
     dense = _open_for(job, folder, TimmModel)
-    section, budget = job.recipe.compress, job.recipe.budget
-    method = effective(section, synthetic=job.source.synthetic)
     with Screen() as screen:
         screen.stage("compress")
-        stage = Compress(section, budget, job.source, job.multiples, progress=on_epoch(screen), report=screen.progress)
-        digest = sha256(folder / "model.safetensors")
-        masked = run_stage(stage, replace(dense, provenance={**dense.provenance, "weights_sha256": digest}))
+        latency = latency_of(clocks(job, dense, screen.progress))
+        given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
+        masked, allocation = compressed(job, given, latency, progress=on_epoch(screen), report=screen.progress)
     save_model(masked, out)
-    allocation = allocate(dense, method, budget, job.multiples).decided(masked.plan, masked.groups)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
     _tell(masked, out, json_=json_)
@@ -90,7 +92,7 @@ def finetune(
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Masked model folder → masked model folder, trained; what was removed stays removed."""
+    """Masked model folder → masked model folder, trained; what was removed stays removed. Also runs below torchrun."""
     check_replaceable(out, MODEL_FILES)
     job = _job(recipe, set_)
     masked = _open_for(job, folder, MaskedModel)
@@ -102,10 +104,17 @@ def finetune(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
-    with Screen() as screen:
-        screen.stage("finetune")
-        stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=on_epoch(screen))
-        _save(run_stage(stage, masked), out, json_=json_)
+    with together() as writes, Screen() if writes else nullcontext() as screen:
+        told = None
+        if screen is not None:
+            screen.stage("finetune")
+            told = on_epoch(screen)
+        made = run_stage(Finetune(section, job.source, parent, job.recipe.compress.seed, progress=told), masked)
+        if writes:
+            save_model(made, out)
+    if writes:
+        found = made.provenance["finetuned"]
+        _tell(made, out, json_=json_, more={"finetune": found if json_ else finetune_line(found)})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
@@ -190,7 +199,7 @@ def _save(model: AnyModel, out: Path, *, json_: bool) -> None:
     _tell(model, out, json_=json_)
 
 
-def _tell(model: AnyModel, out: Path, *, json_: bool) -> None:
+def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, Any] | None = None) -> None:
     shape = trace(model.module, model.family, model.preprocess.input_size)
-    facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs}
+    facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs, **(more or {})}
     print_json(facts) if json_ else print_facts(facts)

@@ -1,83 +1,191 @@
-"""The label-free method end to end: widths from measured damage, then the sequential pass at the best β."""
+"""The label-free method end to end: what each width costs, then the sequential pass at the best β."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from toolchain.artifact import TimmModel
-from toolchain.compress.allocate import Choices, Key, Limits
+from toolchain.compress.allocate import Choices, Key
+from toolchain.compress.branches import captured
 from toolchain.compress.damage import kl_divergence, measure
-from toolchain.compress.sequential import reduce_sequentially
-from toolchain.compress.solver import choose, interpolate
-from toolchain.cost import ModelShape, Widths, trace
+from toolchain.compress.sensitivity import Sensitivity, flat, sensitivities
+from toolchain.compress.sequential import Head, reduce_sequentially
+from toolchain.compress.solver import Candidate, Site
+from toolchain.cost import ModelShape
 from toolchain.data import DataSource, Images, batches, read
+from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
-FINE = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
-COARSE = (0.15, 0.3, 0.5, 0.75, 1.0)
-PROBE_IMAGES = (16, 256)
-"""The fewest and the most images that damage is measured on."""
-MEASURE_MACS = 2e13
-"""What measuring damage, and choosing β, may cost. Sizes follow from this and from shapes, never from a clock."""
+SHARES = (
+    (0.05, 0.075, *(0.05 * step for step in range(2, 17)), 0.9),
+    (0.15, 0.25, 0.35, 0.5, 0.65, 0.8),
+)
+"""Ladders of widths that damage is measured at: fine, and for models that are too large for it."""
+IMAGES = (16, 256)
+"""The fewest and the most held-out images that anything is judged on."""
+MEASURE_MACS = 6e12
+"""What measuring divergences may cost, and trying β. Sizes follow from this and from shapes, never from a clock."""
+SENSITIVITY_MACS = 1e12
+"""What the backward pass for the sensitivities may cost."""
+PASSES = 6
+"""What one sequential pass costs, in forward passes of the dense model."""
 Told = Callable[[float, str], None]
 
 
-def _first(images: Images, count: int) -> Images:
-    return images.take(torch.arange(min(count, len(images))))
+def _some(images: Images, count: float) -> Images:
+    least, most = IMAGES
+    return _spread(images, int(min(max(count, least), most)))
 
 
-def solve_widths(
-    given: TimmModel, choices: Choices, dense: ModelShape, limits: Limits, source: DataSource, told: Told
-) -> Widths:
-    """The widths of least measured damage within the limits."""
-    units = len(choices.groups)
+def _spread(images: Images, count: int) -> Images:
+    """`count` images at even steps, or all: folders, and so splits, are often in the order of their classes."""
+    count = min(count, len(images))
+    return images.take(torch.arange(count) * len(images) // max(count, 1))
 
-    def images(shares: tuple[float, ...]) -> float:  # on average half of the model runs for each candidate
-        return MEASURE_MACS / (len(shares) * units * 0.5 * dense.macs)
 
-    shares = FINE if images(FINE) >= PROBE_IMAGES[0] else COARSE
-    count = int(min(PROBE_IMAGES[1], max(PROBE_IMAGES[0], images(shares))))
-    held_out = _first(source.split("validation"), count)
-    found = measure(given.module, given.family, choices, shares, source.split("calibration"), held_out, told)
-    return choose(interpolate(found, choices, FINE), choices, dense, given.groups, limits)
+def effort(macs: int, sites: int) -> tuple[tuple[float, ...], int, float]:
+    """(the ladder, at how many of its widths the divergence itself is measured, on how many images) for a model.
+
+    Fewer images come first, then fewer widths, then a coarser ladder.
+    """
+    for shares in SHARES:
+        for anchors in (len(shares), 3, 1):
+            count = MEASURE_MACS / (macs * _passes(len(shares), anchors, sites))
+            if count >= 0.9 * IMAGES[0]:
+                return shares, anchors, count
+    return SHARES[-1], 1, IMAGES[0]
+
+
+def _passes(shares: int, anchors: int, sites: int) -> float:
+    """Forward passes for each probe image: a divergence runs half of the model on average, a branch alone its share."""
+    return 2 + shares + 0.5 * anchors * sites
+
+
+def betas_for(section: CompressSection, macs: int, images: int) -> tuple[float, ...]:
+    """The β to try: all, if that is affordable; one where there is nothing that β could correct."""
+    if not (section.refit and section.sequential):
+        return (0.0,)
+    return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
+
+
+def damage_share(section: CompressSection, macs: int, sites: int, images: int) -> float:
+    """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
+    if section.allocation != "solver" or not sites:
+        return 0.0
+    shares, anchors, count = effort(macs, sites)
+    damage = 2 * images + min(count, IMAGES[1]) * _passes(len(shares), anchors, sites)
+    return damage / (damage + len(betas_for(section, macs, images)) * PASSES * images)
+
+
+def what_matters(
+    given: TimmModel, dense: ModelShape, source: DataSource, section: CompressSection
+) -> Mapping[str, Sensitivity]:
+    """Branch module → its sensitivity, from calibration images; flat where the recipe turns it off, or without images."""
+    if not section.sensitivity or source.synthetic:
+        tokens = next(iter(dense.attentions.values())).tokens
+        return flat(given.module, given.family, tokens)
+    images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * dense.macs))
+    return sensitivities(given.module, given.family, images, section.seed)
+
+
+def candidates_for(
+    given: TimmModel,
+    sites: Sequence[Site],
+    choices: Choices,
+    dense: ModelShape,
+    source: DataSource,
+    section: CompressSection,
+    told: Told,
+) -> list[Candidate]:
+    """Every site at a ladder of widths, and what each costs on held-out images."""
+    shares, anchors, count = effort(dense.macs, len(sites))
+    cares, held_out = what_matters(given, dense, source, section), _some(source.split("validation"), count)
+    fit = source.split("calibration")
+    fit = _spread(fit, max(64, int(0.5 * MEASURE_MACS / (4 * dense.macs))))
+    return measure(
+        given.module, given.family, sites, choices, shares, anchors, fit, held_out, cares, section.refit, told
+    )
 
 
 def reduce_closed_form(
-    given: TimmModel, module: nn.Module, widths: Mapping[Key, int], source: DataSource, told: Told
+    given: TimmModel,
+    module: nn.Module,
+    sites: Sequence[Site],
+    widths: Mapping[Key, int],
+    dense: ModelShape,
+    source: DataSource,
+    section: CompressSection,
+    told: Told,
 ) -> tuple[dict[Key, tuple[int, ...]], dict[str, Any]]:
-    """(kept positions, {"beta": β, "kl": {β: divergence}}) after reducing `module` in place.
+    """(kept positions, what was chosen and the divergences that it was chosen by) after reducing `module` in place.
 
-    β is chosen by the KL divergence from the dense model on validation images, labels unread; a model too large to try all
-    of them takes the first.
+    β, and whether the classifier is re-fitted too, are chosen by the KL divergence from the dense model on validation images,
+    labels unread; a model too large to try all β takes the first.
     """
-    calibration, validation = source.split("calibration"), _first(source.split("validation"), PROBE_IMAGES[1])
-    size = len(calibration)
-    macs = trace(given.module, given.family, given.preprocess.input_size).macs
-    betas = BETAS if len(BETAS) * 5 * size * macs <= MEASURE_MACS else BETAS[:1]
-    reference = logits(given.module, validation)
-    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    best: tuple[float, dict[str, Tensor], dict[Key, tuple[int, ...]], float] | None = None
-    divergences = {}
-    for beta in betas:
-        module.load_state_dict(start)
-        kept = reduce_sequentially(
-            given.module, module, given.family, given.groups, widths, calibration, beta=beta, progress=told
+    calibration, cares = source.split("calibration"), what_matters(given, dense, source, section)
+    validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / dense.macs)
+    betas = betas_for(section, dense.macs, len(calibration))
+    reference, start = logits(given.module, validation), copy.deepcopy(module)
+    best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
+    tried: dict[str, float | None] = {}
+    for index, beta in enumerate(betas):
+        work = copy.deepcopy(start)
+
+        def progress(share: float, text: str, index: int = index) -> None:
+            told((index + share) / len(betas), f"reducing {text}")
+
+        reduced = reduce_sequentially(
+            given.module,
+            work,
+            given.family,
+            sites,
+            widths,
+            calibration,
+            cares,
+            beta=beta,
+            refit=section.refit,
+            sequential=section.sequential,
+            progress=progress,
         )
-        found = divergences[str(beta)] = kl_divergence(logits(module, validation), reference)
-        if best is None or found < best[0]:
-            best = found, copy.deepcopy(module.state_dict()), kept, beta
+        for head, outputs in _outputs(work, reduced.head, validation):
+            found = kl_divergence(outputs, reference)
+            tried[f"{beta}{'' if head is None else ' head'}"] = found if math.isfinite(found) else None
+            found = found if math.isfinite(found) else math.inf
+            if best is None or found < best[0]:
+                best = found, work, head, reduced.kept, beta
     assert best is not None
-    module.load_state_dict(best[1])
-    return best[2], {"beta": best[3], "kl": divergences}
+    _, chosen, head, kept, beta = best
+    if head is not None:
+        head.put_into(chosen)
+    for name, child in chosen.named_children():
+        setattr(module, name, child)
+    return kept, {"beta": beta, "head_refitted": head is not None, "kl": tried}
 
 
 @torch.no_grad()
 def logits(module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Tensor:
     """[images, classes] in order."""
     return torch.cat([module(batch) for batch, _ in read(batches(images, 64))])
+
+
+@torch.no_grad()
+def _outputs(
+    module: nn.Module, head: Head | None, images: Dataset[tuple[Tensor, int]]
+) -> list[tuple[Head | None, Tensor]]:
+    """(None, logits as they are), and those that another classifier would give, from one pass."""
+    if head is None:
+        return [(None, logits(module, images))]
+    plain, other = [], []
+    with captured(module, {head.name: "in"}) as seen:
+        for batch, _ in read(batches(images, 64)):
+            plain.append(module(batch))
+            other.append(functional.linear(seen[head.name], head.weight, head.bias))
+    return [(None, torch.cat(plain)), (head, torch.cat(other))]

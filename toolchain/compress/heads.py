@@ -122,19 +122,29 @@ def rotate_query_key(heads: Heads, found: HeadStatistics) -> Tensor:
     return squares
 
 
-def rotate_value_output(heads: Heads, found: HeadStatistics) -> tuple[Tensor, Tensor]:
+def rotate_value_output(
+    heads: Heads, found: HeadStatistics, root: Tensor, inverse_root: Tensor
+) -> tuple[Tensor, Tensor]:
     """(λ [H, d], W_o E[u] per direction [H, d, D]) after rotating v and the output so that the least useful come last.
 
-    W_o = QR; E, Λ = eigenpairs of R C Rᵀ; U = QE; T = EᵀR; W_v ← Λ^{−¼}T W_v, W_o ← UΛ^{¼}. Dropping directions i ≥ r
-    costs Σ λ_i and shifts the output by U_i (T_i μ), which the second result holds so that the bias can take it up.
+    With L the root of what the output cares about: LW_o = QR; E, Λ = eigenpairs of R C Rᵀ; U = L^{-1}QE; T = EᵀR;
+    W_v ← Λ^{−¼}T W_v, W_o ← UΛ^{¼}. Dropping directions i ≥ r costs Σ λ_i in the norm ‖L·‖² and shifts the output by
+    U_i (T_i μ), which the second result holds so that the bias can take it up.
+
+    Args:
+        heads: the attention.
+        found: its statistics.
+        root: L, symmetric, [D, D]; the identity for the plain squared error.
+        inverse_root: L^{-1}.
     """
-    output = heads.weight("output")  # [H, D, d]
+    output = root @ heads.weight("output")  # [H, D, d]
     q, r = torch.linalg.qr(output)
     values, vectors = torch.linalg.eigh(r @ found.covariance @ r.mT)
     values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
     vectors, _ = _signed(vectors, vectors.mT)
-    balance = values.clamp_min(1e-12 * values[:, :1].clamp_min(1e-300)).pow(0.25)  # [H, d]
-    basis, maps = q @ vectors, vectors.mT @ r
+    largest = values[:, :1]
+    balance = torch.where(largest > 0, values.clamp_min(1e-12 * largest), torch.ones_like(values)).pow(0.25)  # [H, d]
+    basis, maps = inverse_root @ q @ vectors, vectors.mT @ r
     shift = (maps @ found.mean[..., None]) * basis.mT  # [H, d, D]
     bias = heads.bias("value")
     new_bias = None if bias is None else (maps @ bias[..., None])[..., 0] / balance

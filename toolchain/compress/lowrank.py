@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 
@@ -31,6 +31,32 @@ def truncated_svd(linear: nn.Linear, rank: int) -> FactorisedLinear:
     if linear.bias is not None:
         pair.up.bias.copy_(linear.bias)
     return pair
+
+
+def principal_outputs(
+    weight: Tensor, covariance: Tensor, roots: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """(up [out, k], down [k, in]), k = min(out, in), up·down = W; the directions in which outputs vary most come first.
+
+    U are the eigenvectors of LW S (LW)ᵀ, up = L^{-1}U, down = UᵀLW. Cut to r columns and rows, up·down is the matrix of
+    rank r with least E‖L(W − W')x̃‖² (principal components of the outputs; the same optimum as whitened SVD, arXiv 2403.07378,
+    without the inverse of S). Where out > in it is found through LW = QR, so that the eigenproblem has size `in`.
+
+    Args:
+        weight: W [out, in].
+        covariance: S = Cov(x) of what enters the linear, [in, in].
+        roots: L and L^{-1}, [out, out]: what counts as an error of the output; None for the identity.
+    """
+    weight, covariance = weight.detach().double(), covariance.double()
+    if roots is not None:
+        weight = roots[0] @ weight
+    basis, small = torch.linalg.qr(weight) if weight.shape[0] > weight.shape[1] else (None, weight)
+    vectors = torch.linalg.eigh(small @ covariance @ small.T).eigenvectors.flip(-1)
+    if basis is not None:
+        vectors = basis @ vectors
+    peaks = vectors.abs().argmax(dim=0)
+    vectors = vectors * vectors[peaks, torch.arange(vectors.shape[1])].sign()
+    return (vectors if roots is None else roots[1] @ vectors), vectors.T @ weight
 
 
 FACTORISATIONS: Mapping[str, Callable[[nn.Linear, int], FactorisedLinear]] = {"svd": truncated_svd}

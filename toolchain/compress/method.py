@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from toolchain.artifact import TimmModel
-from toolchain.compress.allocate import Choices, Limits, solve_uniform
+from toolchain.compress.allocate import Choices, Costs, Key, Limits, solve_uniform
 from toolchain.compress.lowrank import FACTORISATIONS
 from toolchain.compress.neurons import CRITERIA
-from toolchain.cost import ModelShape, Widths, trace
+from toolchain.compress.solver import Site
+from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, trace
 from toolchain.errors import RecipeError
 from toolchain.families import Family, UnitGroup
 from toolchain.plan import CompressionPlan
@@ -20,6 +21,10 @@ from toolchain.recipe import BudgetSection, CompressSection
 
 ALLOCATIONS = ("uniform", "global", "solver")
 HIDDEN, HEAD_DIM = "mlp_hidden", "head_dim"
+DATA_AWARE = "data_aware"
+CLOSED_FORM = {"attention": ("joint", DATA_AWARE), "neurons": ("obs",)}
+"""What the closed form carries out, and so what the switches below speak of."""
+SWITCHES = ("refit", "sequential", "sensitivity")
 
 
 def effective(section: CompressSection, *, synthetic: bool) -> CompressSection:
@@ -35,9 +40,9 @@ def effective(section: CompressSection, *, synthetic: bool) -> CompressSection:
 
 
 def check_names(section: CompressSection) -> None:
-    """Raises RecipeError for a method that is unknown, or an allocation that does not go with the others."""
+    """Raises RecipeError for a method that is unknown, or a key that does not go with the others."""
     tables = {
-        "attention": ("joint", *FACTORISATIONS, "none"),
+        "attention": ("joint", DATA_AWARE, *FACTORISATIONS, "none"),
         "neurons": ("obs", *CRITERIA, "vtp", "none"),
         "allocation": ALLOCATIONS,
     }
@@ -47,7 +52,7 @@ def check_names(section: CompressSection) -> None:
     scored = section.neurons in (*CRITERIA, "vtp")
     if section.allocation == "solver" and (scored or section.attention in FACTORISATIONS):
         raise RecipeError(
-            "compress.allocation = 'solver' weighs closed-form reductions: it goes with attention 'joint' or 'none' and "
+            "compress.allocation = 'solver' weighs closed-form reductions: it goes with attention 'joint', 'data_aware' or 'none' and "
             f"neurons 'obs' or 'none', not with {section.attention!r} and {section.neurons!r}; use 'uniform' or 'global'"
         )
     if section.allocation == "global" and not scored and section.neurons != "none":
@@ -55,37 +60,67 @@ def check_names(section: CompressSection) -> None:
             f"compress.allocation = 'global' compares scores of neurons over layers, which {section.neurons!r} does not "
             "give; use 'solver' or 'uniform'"
         )
+    if not any(getattr(section, name) in closed for name, closed in CLOSED_FORM.items()):
+        for name in SWITCHES:
+            if not getattr(section, name):
+                raise RecipeError(
+                    f"compress.{name} = false has nothing to switch off: it goes with attention 'joint' or 'data_aware', or "
+                    f"neurons 'obs', not with {section.attention!r} and {section.neurons!r}; remove it"
+                )
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How wide each layer stays, and what that is predicted to cost.
+    """How wide each layer stays, and what that is predicted to cost and to damage.
 
     Attributes:
         widths: the decision; with `learned`, the uniform one until `decided` puts the plan's in its place. Both stay
             within the budget; neither the single widths nor their sum need be equal.
-        dense, predicted, smallest: shapes of the dense model, of `widths`, and of the least that is reachable.
+        costs: what widths cost on this model, with latency as far as it was measured.
+        limits: the budget.
+        narrowest: the least that is reachable.
         learned: whether the final widths depend on learned or measured scores.
+        damage: unit or linear → what its width does to the output, measured alone: mean KL divergence per image, nats.
+        measured: target → latency of a model of these widths over that of the dense model, measured.
         planned: the allocation before the decision, where that changed it.
     """
 
     widths: Widths
-    dense: ModelShape
-    predicted: ModelShape
-    smallest: ModelShape
+    costs: Costs
+    limits: Limits
+    narrowest: Widths
     learned: bool
+    damage: Mapping[Key, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
     planned: Allocation | None = None
+
+    @property
+    def dense(self) -> ModelShape:
+        """The dense shape."""
+        return self.costs.dense
+
+    @property
+    def predicted(self) -> ModelShape:
+        """The shape that `widths` leave."""
+        return self.costs.shape(self.widths)
+
+    @property
+    def smallest(self) -> ModelShape:
+        """The least shape that is reachable."""
+        return self.costs.shape(self.narrowest)
 
     def decided(self, plan: CompressionPlan, groups: Iterable[UnitGroup]) -> Allocation:
         """This allocation with the widths of a plan that was made from it, on a model with these groups."""
-        groups = tuple(groups)
         found = Widths.of(plan)
         totals = {(group.module, group.unit): group.total for group in groups}
         whole = {key: totals[key] for key in self.widths.kept}  # a plan does not name what it leaves whole
         widths = Widths({**whole, **found.kept}, found.ranks)
         if widths == self.widths:
             return self
-        return replace(self, widths=widths, predicted=self.dense.shrunk(widths, groups), planned=self)
+        # What is only zeroed takes its time all the same: widths that differ in nothing else were timed already.
+        same = all(widths.kept[key] == count for key, count in self.widths.kept.items())
+        timed = self.measured if same and widths.ranks == self.widths.ranks else {}
+        return replace(self, widths=widths, damage={}, measured=timed, planned=self)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of allocation.json."""
@@ -93,26 +128,49 @@ class Allocation:
         def cost(shape: ModelShape) -> dict[str, int]:
             return {"params": shape.params, "macs": shape.macs, "bytes": shape.size_bytes}
 
-        def outcome(predicted: ModelShape, widths: Widths) -> dict[str, Any]:
-            costs = cost(predicted)
+        def row(names: dict[str, str], key: Key, what: str, count: int, damage: Mapping[Key, float]) -> dict[str, Any]:
+            return {**names, what: count, **({"damage": damage[key]} if key in damage else {})}
+
+        def outcome(part: Allocation) -> dict[str, Any]:
+            costs, kept, ranks = cost(part.predicted), part.widths.kept, part.widths.ranks
             return {
                 "predicted": costs,
                 "ratio": {name: costs[name] / dense[name] for name in dense},
                 "widths": [
-                    {"module": module, "unit": unit, "kept": kept} for (module, unit), kept in widths.kept.items()
+                    row({"module": key[0], "unit": key[1]}, key, "kept", count, part.damage)
+                    for key, count in kept.items()
                 ],
-                "ranks": [{"linear": name, "rank": rank} for name, rank in widths.ranks.items()],
+                "ranks": [
+                    row({"linear": name}, (name, RANK), "rank", rank, part.damage) for name, rank in ranks.items()
+                ],
             }
 
         dense, smallest = cost(self.dense), cost(self.smallest)
-        before = self.planned
         return {
             "schema": "slimvit.allocation/1",
             "learned": self.learned,
             "dense": dense,
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
-            **outcome(self.predicted, self.widths),
-            **({} if before is None else {"planned": outcome(before.predicted, before.widths)}),
+            **outcome(self),
+            "damage": sum(self.damage.values()) if self.damage else None,
+            "latency": [self._latency(table) for table in self.costs.tables],
+            **({} if self.planned is None else {"planned": outcome(self.planned)}),
+        }
+
+    def _latency(self, table: LatencyTable) -> dict[str, Any]:
+        """One target's part of allocation.json; ratios are times over the dense model's, "met" is None unmeasured."""
+        measured = self.measured.get(table.target)
+        return {
+            "target": table.target,
+            "batch": table.batch,
+            "threads": table.threads,
+            "dense_ms": table.dense_ms,
+            "requested": self.limits.latency_share(table),
+            "reachable": [table.ratio(self.narrowest), 1.0],
+            "predicted": table.ratio(self.widths),
+            "measured": measured,
+            "met": None if measured is None else self.limits.latency_met(table, measured),
+            "correction": table.correction,
         }
 
 
@@ -125,34 +183,53 @@ def choices_for(
 ) -> Choices:
     """What the section reduces on this model: neurons, head dims ("joint"), or attention linears (a factorisation)."""
     linears: dict[str, tuple[int, int]] = {}
-    if section.attention in FACTORISATIONS:
+    if section.attention in (DATA_AWARE, *FACTORISATIONS):
         for item in family.factorizable(module):
             if item.kind == "attention":
                 out, into = module.get_submodule(item.linear).weight.shape  # type: ignore[misc]
                 linears[item.linear] = (int(out), int(into))
     wanted = [HEAD_DIM] * (section.attention == "joint") + [HIDDEN] * (section.neurons != "none")
-    units = [group for group in groups if group.unit in wanted]
+    units = [group for group in groups if group.unit in wanted and (group.mixable or group.unit != HEAD_DIM)]
     floor = 1 - section.vtp.max_prune_ratio if section.neurons == "vtp" else 0.0
     return Choices(units, linears, multiples, floor, section.attention_share)
 
 
+def closed_sites(choices: Choices, family: Family, module: nn.Module, section: CompressSection) -> list[Site]:
+    """What the closed form reduces: head dims of "joint", linears of "data_aware", neurons of "obs"."""
+    units = [HEAD_DIM] * (section.attention == "joint") + [HIDDEN] * (section.neurons == "obs")
+    groups = [group for group in choices.groups if group.unit in units]
+    if section.attention != DATA_AWARE:
+        return [*groups]
+    return [*groups, *(item for item in family.factorizable(module) if item.linear in choices.linears)]
+
+
 def allocate(
-    model: TimmModel, section: CompressSection, budget: BudgetSection, multiples: Mapping[str, int]
+    model: TimmModel,
+    section: CompressSection,
+    budget: BudgetSection,
+    multiples: Mapping[str, int],
+    tables: Iterable[LatencyTable] = (),
 ) -> Allocation:
     """The uniform allocation within a budget, from shapes alone: nothing is read from the weights.
+
+    Args:
+        model: the dense model.
+        section: what is reduced.
+        budget: its latency is limited on the targets of `tables`, and not looked at elsewhere.
+        multiples: unit → multiple.
+        tables: measured latency.
 
     Raises:
         RecipeError: a method is unknown, or nothing may be reduced.
         BudgetError: out of reach; the message names the reachable range.
     """
     check_names(section)
-    dense = trace(model.module, model.family, model.preprocess.input_size)
+    costs = Costs(trace(model.module, model.family, model.preprocess.input_size), model.groups, tuple(tables))
     choices = choices_for(model.module, model.family, model.groups, section, multiples)
     wants_something = (section.attention, section.neurons) != ("none", "none")
     if wants_something and not choices.groups and not choices.linears:
         limits = "; ".join(model.family.limits(model.module))
         raise RecipeError(f"nothing of {model.ref.name} can be reduced by this method{': ' + limits if limits else ''}")
-    widths = solve_uniform(choices, dense, model.groups, Limits.of(budget, dense))
-    predicted = dense.shrunk(widths, model.groups)
-    smallest = dense.shrunk(choices.uniform(0.0), model.groups)
-    return Allocation(widths, dense, predicted, smallest, learned=section.allocation != "uniform")
+    allowed = Limits.of(budget, costs)
+    widths = solve_uniform(choices, costs, allowed)
+    return Allocation(widths, costs, allowed, choices.uniform(0.0), learned=section.allocation != "uniform")

@@ -1,49 +1,94 @@
-"""Streaming second moments: mean, covariance and cross-covariance, accumulated in float64 batch by batch."""
+"""Streaming second moments: mean, covariance and cross-covariance, batch by batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+WIDE = 1024
+"""From this width on half of a symmetric product is mirrored instead of computed."""
+
 
 class Moments:
-    """E[x], E[xxᵀ] and, with a second variable, E[y], E[yxᵀ], of rows [n, width]."""
+    """Weighted E[x], E[x̃x̃ᵀ] and, with a second variable, E[y], E[ỹx̃ᵀ], of rows [n, p].
 
-    def __init__(self) -> None:
-        self.count = 0
+    What has no bias cannot take up a mean: with `centred=False` all means are 0, and moments are about 0.
+
+    Products are taken in the precision of the rows, around the mean of the first batch so that a large mean costs no
+    digits, and summed over batches in float64.
+    """
+
+    def __init__(self, *, centred: bool = True) -> None:
+        self.centred, self.weight = centred, 0.0
         self._sum = self._square = self._other_sum = self._cross = torch.zeros(())
+        self._centre = self._other_centre = torch.zeros(())
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Adds rows x [n, p] and, if given, y [n, q]."""
-        x = x.double()
-        first = self.count == 0
-        self.count += len(x)
-        self._sum = x.sum(0) if first else self._sum + x.sum(0)
-        self._square = x.T @ x if first else self._square + x.T @ x
+    def add(self, x: Tensor, y: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Adds rows x [n, p] and, if given, y [n, q], each counted as often as `weights` [n] says (once if absent)."""
+        if len(x) == 0:
+            return
+        if self.weight == 0:
+            self._centre = x.mean(0)
+            self._sum = self._square = torch.zeros((), dtype=torch.float64)
+            if y is not None:
+                self._other_centre = y.mean(0)
+                self._other_sum = self._cross = torch.zeros((), dtype=torch.float64)
+        self.weight += len(x) if weights is None else float(weights.sum(dtype=torch.float64))
+        x = x - self._centre
+        counted = x if weights is None else x * weights[:, None]
+        self._sum = self._sum + counted.sum(0, dtype=torch.float64)
+        self._square = self._square + _symmetric(x, counted).double()
         if y is not None:
-            y = y.double()
-            self._other_sum = y.sum(0) if first else self._other_sum + y.sum(0)
-            self._cross = y.T @ x if first else self._cross + y.T @ x
+            y = y - self._other_centre
+            self._cross = self._cross + (y.T @ counted).double()
+            y = y if weights is None else y * weights[:, None]
+            self._other_sum = self._other_sum + y.sum(0, dtype=torch.float64)
 
     @property
     def mean(self) -> Tensor:
-        """E[x], [p]."""
-        return self._sum / self.count
+        """E[x], float64 [p]."""
+        mean = self._mean
+        return mean if self.centred else torch.zeros_like(mean)
 
     @property
     def covariance(self) -> Tensor:
-        """E[x̃x̃ᵀ] with x̃ = x − E[x], [p, p]."""
-        return self._square / self.count - torch.outer(self.mean, self.mean)
+        """E[x̃x̃ᵀ] with x̃ = x − E[x], float64 [p, p]."""
+        shift = self._sum / self.weight
+        covariance = self._square / self.weight - torch.outer(shift, shift)
+        return covariance if self.centred else covariance + torch.outer(self._mean, self._mean)
 
     @property
     def other_mean(self) -> Tensor:
-        """E[y], [q]."""
-        return self._other_sum / self.count
+        """E[y], float64 [q]."""
+        mean = self._other_mean
+        return mean if self.centred else torch.zeros_like(mean)
 
     @property
     def cross(self) -> Tensor:
-        """E[ỹx̃ᵀ], [q, p]."""
-        return self._cross / self.count - torch.outer(self.other_mean, self.mean)
+        """E[ỹx̃ᵀ], float64 [q, p]."""
+        cross = self._cross / self.weight - torch.outer(self._other_sum, self._sum) / self.weight**2
+        return cross if self.centred else cross + torch.outer(self._other_mean, self._mean)
+
+    @property
+    def _mean(self) -> Tensor:
+        return self._centre.double() + self._sum / self.weight
+
+    @property
+    def _other_mean(self) -> Tensor:
+        return self._other_centre.double() + self._other_sum / self.weight
+
+
+def _symmetric(x: Tensor, counted: Tensor) -> Tensor:
+    """Xᵀ·counted, [p, p], where that is symmetric: wide ones by blocks on and above the diagonal."""
+    width = x.shape[1]
+    if width < WIDE:
+        return x.T @ counted
+    product, step = x.new_empty(width, width), -(-width // 8)
+    for start in range(0, width, step):
+        part = slice(start, start + step)
+        product[part, start:] = x[:, part].T @ counted[:, start:]
+        product[start:, part] = product[part, start:].T
+    return product
 
 
 def damped(matrix: Tensor, share: float) -> Tensor:

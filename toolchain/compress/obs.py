@@ -13,7 +13,9 @@ from torch import Tensor
 from toolchain.compress.moments import damped
 
 BLOCK = 16
+"""Neurons that are removed at once, at least; of wide layers a 64th."""
 DAMPING = 1e-4
+REFIT_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,32 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
     """
     count = weight.shape[1]
     weight, inverse = weight.double().clone(), torch.linalg.inv(damped(covariance.double(), DAMPING))
-    alive, order = torch.ones(count, dtype=torch.bool), []
-    damage = [0.0]
-    while (left := int(alive.sum())) > 0:
+    names = torch.arange(count)  # which neuron each column is, as columns that are gone are dropped now and then
+    alive = torch.ones(count, dtype=torch.bool)
+    order, damage, left, step = [], [0.0], count, max(BLOCK, count // 64)
+    while left > 0:
+        if left <= len(alive) // 2:
+            names, weight, inverse = names[alive], weight[:, alive], inverse[alive][:, alive]
+            alive = torch.ones(left, dtype=torch.bool)
         scores = weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
         scores[~alive] = torch.inf
-        size = min(BLOCK if left > 4 * BLOCK else 1, left)
+        size = min(step if left > 4 * step else 1, left)
         chosen = scores.sort(stable=True).indices[:size]
-        block = inverse[chosen][:, chosen]
+        block, removed = inverse[chosen][:, chosen], weight[:, chosen]
         update = torch.linalg.solve(block, inverse[chosen])  # [P, M]
-        removed = weight[:, chosen]
         cost = float((torch.linalg.solve(block, removed.T) * removed.T).sum())
-        weight -= removed @ update
-        inverse -= inverse[:, chosen] @ update
+        weight.addmm_(removed, update, alpha=-1)
+        inverse.addmm_(inverse[:, chosen], update, alpha=-1)
         alive[chosen] = False
-        weight[:, ~alive] = 0
-        inverse[~alive], inverse[:, ~alive] = 0, 0
-        inverse[~alive, ~alive] = 1
-        order += chosen.tolist()
+        weight[:, chosen] = inverse[:, chosen] = 0
+        inverse[chosen] = 0
+        order += names[chosen].tolist()
         damage += [damage[-1] + cost * (index + 1) / size for index in range(size)]
+        left -= size
     return Elimination(torch.tensor(order), torch.tensor(damage, dtype=torch.float64))
 
 
-def refit(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """(W' [D, M], zero outside `kept`; the change of the bias [D]): the kept neurons predict the removed ones.
 
     B = C_PS (C_SS + λI)^{-1}, W' = W_S + W_P B, b' = b + W_P (μ_P − B μ_S).
@@ -75,14 +80,21 @@ def refit(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tup
     weight, covariance, mean = weight.double(), covariance.double(), mean.double()
     gone = torch.ones(len(mean), dtype=torch.bool)
     gone[kept] = False
-    predict = torch.linalg.solve(damped(covariance[kept][:, kept], DAMPING), covariance[kept][:, gone]).T  # [P, S]
+    factor = torch.linalg.cholesky(damped(covariance[kept][:, kept], DAMPING))
+    predict = torch.cholesky_solve(covariance[kept][:, gone], factor).T  # [P, S]
     fitted = torch.zeros_like(weight)
     fitted[:, kept] = weight[:, kept] + weight[:, gone] @ predict
     return fitted, weight[:, gone] @ (mean[gone] - predict @ mean[kept])
 
 
 def anchored_refit(
-    weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, error_cross: Tensor, error_mean: Tensor
+    weight: Tensor,
+    bias: Tensor,
+    covariance: Tensor,
+    mean: Tensor,
+    error_cross: Tensor,
+    error_mean: Tensor,
+    damping: float = REFIT_DAMPING,
 ) -> tuple[Tensor, Tensor]:
     """(W', b') that take up the error e = y_t − (W₀x + b₀) which is left: a ridge step away from W₀, not from zero.
 
@@ -95,6 +107,7 @@ def anchored_refit(
         mean: μ of x, [p].
         error_cross: E[(e − ē)x̃ᵀ], [D, p].
         error_mean: ē, [D].
+        damping: λ as a share of the mean variance of x.
     """
-    delta = torch.linalg.solve(damped(covariance, 1e-3), error_cross.T).T
+    delta = torch.linalg.solve(damped(covariance, damping), error_cross.T).T
     return weight.double() + delta, bias.double() + error_mean - delta @ mean

@@ -7,15 +7,53 @@ the residual stream between two blocks, dense and compressed, and small second m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from toolchain.compress.branches import REDUCTIONS, advance, captured, first_residual, run_branch
+from toolchain.compress.allocate import Key
+from toolchain.compress.branches import captured, first_residual, fold_scales, run_branch
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import anchored_refit
-from toolchain.families import Branch, Family, UnitGroup
+from toolchain.compress.reductions import REDUCTIONS, sites_in
+from toolchain.compress.sensitivity import Sensitivity
+from toolchain.compress.solver import Site, key_of
+from toolchain.families import Branch, Family
+
+HEAD_DAMPING = 0.03  # one row per image is all that the classifier's re-fit has
+
+
+@dataclass(frozen=True)
+class Head:
+    """New weights of the classifier: path, weight [K, D], bias [K] or None."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+
+    @torch.no_grad()
+    def put_into(self, module: nn.Module) -> None:
+        """Writes the weights."""
+        linear = module.get_submodule(self.name)
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a sequential pass decided.
+
+    Attributes:
+        kept: key of a site → kept positions per partition.
+        head: a re-fit of the classifier to the dense logits, not yet applied; None where there is no one linear.
+    """
+
+    kept: dict[Key, tuple[int, ...]]
+    head: Head | None
 
 
 @torch.no_grad()
@@ -23,75 +61,100 @@ def reduce_sequentially(
     dense: nn.Module,
     module: nn.Module,
     family: Family,
-    groups: Sequence[UnitGroup],
-    widths: Mapping[tuple[str, str], int],
+    sites: Sequence[Site],
+    widths: Mapping[Key, int],
     images: Dataset[tuple[Tensor, int]],
+    cares: Mapping[str, Sensitivity],
     *,
     beta: float,
     refit: bool = True,
+    sequential: bool = True,
     progress: Callable[[float, str], None] | None = None,
-) -> dict[tuple[str, str], tuple[int, ...]]:
-    """(module, unit) → kept positions per partition, after reducing `module` in place.
+) -> Reduced:
+    """What was kept, and a re-fit of the classifier to choose or not, after reducing `module` in place.
 
     Args:
         dense: the teacher; left as it is.
         module: a copy of it, or of a form of it with the same residual stream.
         family: declares blocks and branches.
-        groups: the units of the model.
-        widths: (module, unit) → positions to keep per partition; a unit that is absent is left alone.
+        sites: what is reduced.
+        widths: key of a site → positions to keep per partition, or rank.
         images: calibration images; labels are not read.
+        cares: branch module → what the output cares about.
         beta: share of the error that earlier blocks left in the residual stream which a branch is asked to correct.
-        refit: whether the last linear of a branch is re-fitted after the reduction.
+        refit: whether what is left takes over: within a reduction, and by a re-fit of each branch's last linear after it.
+        sequential: whether a block sees what the reduced blocks before it feed it; if not, what the dense ones do.
         progress: receives (share done, text).
     """
     blocks = family.branches(dense)
-    ours = first_residual(dense, next(iter(blocks)), images)
-    theirs = list(ours)
-    wanted = {group.module: group for group in groups if (group.module, group.unit) in widths}
-    kept: dict[tuple[str, str], tuple[int, ...]] = {}
+    theirs = first_residual(dense, next(iter(blocks)), images)
+    ours = list(theirs)
+    kept: dict[Key, tuple[int, ...]] = {}
+    fold_scales(module, [branch for branches in blocks.values() for branch in branches])
     for index, (name, branches) in enumerate(blocks.items()):
-        rows = family.read_tokens(dense) if index == len(blocks) - 1 else None
         for branch in branches:
-            group = wanted.get(branch.module)
-            if group is not None:
-                key = (group.module, group.unit)
-                reduction = REDUCTIONS[group.unit](module, branch, group, ours, rows)
-                columns = reduction.apply(widths[key])
-                kept[key] = reduction.indices(widths[key])
-                if refit:
-                    _refit(dense, module, branch, reduction.reader, columns, theirs, ours, rows, beta)
-            for batch in range(len(ours)):
-                theirs[batch], ours[batch] = advance(dense, branch, theirs[batch]), advance(module, branch, ours[batch])
+            reader, care = None, cares[branch.module]
+            for site in sites_in(branch, sites):
+                reduction, width = REDUCTIONS[key_of(site)[1]](module, branch, site, ours, care), widths[key_of(site)]
+                reduction.apply(width, refit=refit)
+                kept[key_of(site)] = reduction.indices(width)
+                reader = reduction.reader() or reader
+            wanted = [run_branch(dense, branch, their) for their in theirs]
+            if reader is None and kept:  # nothing ends here that was reduced, but it can mend what came before
+                last = module.get_submodule(branch.reader)
+                reader = (branch.reader, torch.arange(last.in_features)) if isinstance(last, nn.Linear) else None
+            if reader is not None and refit:
+                _refit(module, branch, reader, wanted, theirs, ours, care, beta)
+            for batch, y in enumerate(wanted):
+                theirs[batch] = theirs[batch] + y
+                ours[batch] = ours[batch] + run_branch(module, branch, ours[batch]) if sequential else theirs[batch]
         if progress is not None:
             progress((index + 1) / len(blocks), name)
-    return kept
+    return Reduced(kept, _head(dense, module, family, theirs, ours) if refit else None)
+
+
+def _head(
+    dense: nn.Module, module: nn.Module, family: Family, theirs: Sequence[Tensor], ours: Sequence[Tensor]
+) -> Head | None:
+    """The classifier that takes up what is left of the error in the logits; softmax ignores what all classes share."""
+    name = family.classifier(dense)
+    if name is None:
+        return None
+    linear = module.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    moments = Moments(centred=linear.bias is not None)
+    with captured(module, {name: "in"}) as seen:
+        for their, our in zip(theirs, ours, strict=True):
+            error = family.head(dense, their) - family.head(module, our)
+            moments.add(seen[name], error - error.mean(1, keepdim=True))
+    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+    fitted = anchored_refit(
+        linear.weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean, HEAD_DAMPING
+    )
+    new_bias = None if linear.bias is None else fitted[1].to(linear.weight)
+    return Head(name, fitted[0].to(linear.weight), new_bias)
 
 
 def _refit(
-    dense: nn.Module,
     module: nn.Module,
     branch: Branch,
-    reader: str,
-    columns: Tensor,
+    reader: tuple[str, Tensor],
+    wanted: Sequence[Tensor],
     theirs: Sequence[Tensor],
     ours: Sequence[Tensor],
-    rows: slice | None,
+    care: Sensitivity,
     beta: float,
 ) -> None:
     """Moves the kept columns of a branch's last linear towards y_dense + β(r_dense − r_compressed)."""
-    linear, gamma = module.get_submodule(reader), getattr(module.get_submodule(branch.scale), "gamma", None)
+    name, columns = reader
+    linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    moments = Moments()
-    with captured(module, {reader: "in"}) as seen:
-        for their, our in zip(theirs, ours, strict=True):
-            owed = beta * (their - our)
-            if gamma is not None:  # the branch is scaled before it is added
-                owed = torch.where(gamma.abs() > 1e-8, owed / gamma, torch.zeros_like(owed))
-            error = run_branch(dense, branch, their) + owed - run_branch(module, branch, our)
-            h = seen[reader][..., columns]
-            if rows is not None:
-                h, error = h[:, rows], error[:, rows]
-            moments.add(h.flatten(0, -2), error.flatten(0, -2))
+    moments = Moments(centred=linear.bias is not None)
+    with captured(module, {name: "in"}) as seen:
+        for y, their, our in zip(wanted, theirs, ours, strict=True):
+            error = y + beta * (their - our) - run_branch(module, branch, our)
+            rows, weights = care.rows(seen[name])
+            moments.add(rows[:, columns], error.flatten(0, -2), weights)
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     fitted, shift = anchored_refit(
         linear.weight[:, columns], bias, moments.covariance, moments.mean, moments.cross, moments.other_mean

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from toolchain.artifact import MaskedModel, TimmModel
-from toolchain.compress.allocate import Key, Limits, solve_global, top_indices
-from toolchain.compress.closed_form import reduce_closed_form, solve_widths
+from toolchain.compress.allocate import Costs, Key, Limits, solve_global, top_indices
+from toolchain.compress.closed_form import damage_share, reduce_closed_form
+from toolchain.compress.decide import Latency, Settled, decide, settle
 from toolchain.compress.gates import learn_gates
-from toolchain.compress.lowrank import factorise
-from toolchain.compress.method import HEAD_DIM, HIDDEN, allocate, choices_for, effective
+from toolchain.compress.lowrank import FACTORISATIONS, factorise
+from toolchain.compress.method import DATA_AWARE, HIDDEN, Allocation, allocate, choices_for, closed_sites, effective
 from toolchain.compress.neurons import CRITERIA, Evidence, Scores
-from toolchain.cost import Widths, trace
+from toolchain.compress.solver import Site, key_of
+from toolchain.cost import RANK, ModelShape, Widths, trace
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, DataError
 from toolchain.plan import CompressionPlan, Keep, LowRank
@@ -36,6 +38,9 @@ class Compress:
         multiples: unit → multiple, the strictest of the recipe's targets.
         checkpoint, key, progress: of training, where the method trains.
         report: receives (share done, text) of the closed form.
+        latency: tables of the targets on which the budget limits latency, and how widths are timed.
+        allocation: what `decide` found on the same model; None decides anew.
+        settled: receives widths that follow from scores over all layers, their costs and their measured latency.
     """
 
     section: CompressSection
@@ -46,6 +51,9 @@ class Compress:
     key: str = ""
     progress: OnProgress | None = None
     report: Callable[[float, str], None] | None = None
+    latency: Latency = field(default_factory=Latency)
+    allocation: Allocation | None = None
+    settled: Callable[[Settled], None] | None = None
     name: str = "compress"
 
     @property
@@ -59,21 +67,31 @@ class Compress:
         if self.method.neurons == "vtp":
             require_labels(self.source, "compress.neurons = 'vtp'")
             self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
-        measured = self.method.attention == "joint" or self.method.neurons in ("obs", "variance", "taylor")
+        measured = self.method.attention in ("joint", DATA_AWARE) or self.method.neurons in (
+            "obs",
+            "variance",
+            "taylor",
+        )
         if measured and not len(self.source.split("calibration")):
             raise DataError(f"compress.method = {self.method.method!r} needs calibration images")
+
+    def decide(self, given: TimmModel) -> Allocation:
+        """The widths, their predicted cost and damage, before anything is reduced."""
+        method, share = self.method, self._damage_share(given)
+        told = self._part(0.0, share or 1.0)
+        return decide(given, method, self.budget, self.multiples, self.source, self.latency, told)
 
     def __call__(self, given: TimmModel) -> MaskedModel:
         """The masked model."""
         section = self.method
-        allocation = allocate(given, section, self.budget, self.multiples)
+        allocation = self.decide(given) if self.allocation is None else self.allocation
         choices = choices_for(given.module, given.family, given.groups, section, self.multiples)
-        limits, widths = Limits.of(self.budget, allocation.dense), allocation.widths
-        if section.allocation == "solver" and choices.groups:
-            widths = solve_widths(given, choices, allocation.dense, limits, self.source, self._told)
+        sites = closed_sites(choices, given.family, given.module, section)
+        widths = allocation.widths
         module = copy.deepcopy(given.module)
-        factorise(module, widths.ranks, section.attention)
-        closed, facts = self._closed_form(given, module, widths)
+        if section.attention in FACTORISATIONS:
+            factorise(module, widths.ranks, section.attention)
+        closed, facts = self._closed_form(given, module, sites, widths, allocation.dense)
         scored = [group for group in choices.groups if group.unit == HIDDEN and section.neurons != "obs"]
         if not scored:
             return mask_model(given, module, self._plan(given, widths, closed, {}, 0.0, facts))
@@ -83,26 +101,46 @@ class Compress:
         if section.allocation == "global":
             fixed = Widths({key: kept for key, kept in widths.kept.items() if key[1] != HIDDEN}, widths.ranks)
             part = replace(choices, groups=scored)
-            widths, threshold = solve_global(part, allocation.dense, given.groups, limits, scores, fixed)
+            costs, limits, found = allocation.costs, allocation.limits, []
+
+            def pick(known: Costs) -> Widths:
+                found.append(solve_global(part, known, limits, scores, fixed))
+                return found[-1][0]
+
+            outcome = settle(pick, costs, limits, self.latency)
+            if self.settled is not None:
+                self.settled(outcome)
+            widths = outcome.widths
+            threshold = next(score for kept, score in found if kept == widths)
         return mask_model(given, module, self._plan(given, widths, closed, scores, threshold, facts))
 
     def _closed_form(
-        self, given: TimmModel, module: nn.Module, widths: Widths
+        self, given: TimmModel, module: nn.Module, sites: Sequence[Site], widths: Widths, dense: ModelShape
     ) -> tuple[Mapping[Key, tuple[int, ...]], dict[str, Any]]:
-        """(kept positions, what was chosen) after the reductions of "joint" and "obs", in place."""
-        units = set()
-        if self.method.attention == "joint":
-            units.add(HEAD_DIM)
-        if self.method.neurons == "obs":
-            units.add(HIDDEN)
-        wanted = {key: kept for key, kept in widths.kept.items() if key[1] in units}
-        if not wanted:
+        """(kept positions, what was chosen) after the closed-form reductions, in place."""
+        wanted = {**widths.kept, **{(linear, RANK): rank for linear, rank in widths.ranks.items()}}
+        touched = [site for site in sites if key_of(site) in wanted]
+        if not touched:
             return {}, {}
-        return reduce_closed_form(given, module, wanted, self.source, self._told)
+        keys = {key_of(site): wanted[key_of(site)] for site in touched}
+        told = self._part(self._damage_share(given), 1.0)
+        return reduce_closed_form(given, module, touched, keys, dense, self.source, self.method, told)
 
-    def _told(self, share: float, text: str) -> None:
-        if self.report is not None:
-            self.report(share, text)
+    def _part(self, start: float, end: float) -> Callable[[float, str], None]:
+        """What receives the progress of one part of the stage."""
+
+        def told(share: float, text: str) -> None:
+            if self.report is not None:
+                self.report(start + share * (end - start), text)
+
+        return told
+
+    def _damage_share(self, given: TimmModel) -> float:
+        shape = trace(given.module, given.family, given.preprocess.input_size)
+        choices = choices_for(given.module, given.family, given.groups, self.method, self.multiples)
+        sites = closed_sites(choices, given.family, given.module, self.method)
+        images = 0 if self.source.synthetic else len(self.source.split("calibration"))
+        return damage_share(self.method, shape.macs, len(sites), images)
 
     def _scores(self, given: TimmModel, module: nn.Module) -> Scores:
         section = self.method
@@ -154,7 +192,8 @@ class Compress:
         lows = []
         for name, rank in widths.ranks.items():
             out, into = given.module.get_submodule(name).weight.shape  # type: ignore[misc]
-            lows.append(LowRank(module=name, shape=(int(out), int(into)), rank=rank))
+            if rank < min(out, into):
+                lows.append(LowRank(module=name, shape=(int(out), int(into)), rank=rank))
         provenance = {
             "method": section.model_dump(mode="json"),
             "closed_form": dict(facts),
@@ -169,11 +208,10 @@ class Compress:
 
     def ensures(self, given: TimmModel, made: MaskedModel) -> None:
         """Raises BudgetError if the plan, once sliced and split, would not stay within the budget."""
-        dense = trace(given.module, given.family, given.preprocess.input_size)
-        limits = Limits.of(self.budget, dense)
-        shrunk = dense.shrunk(Widths.of(made.plan), given.groups)
-        if not limits.met_by(shrunk):
-            raise BudgetError(f"the plan misses the budget: {shrunk.params:,} parameters, {shrunk.macs:,} MACs")
+        costs = Costs(trace(given.module, given.family, given.preprocess.input_size), given.groups)
+        cost = costs.of(Widths.of(made.plan))  # latency is measured, not predicted
+        if not Limits.of(self.budget, costs).met_by(cost):
+            raise BudgetError(f"the plan misses the budget: {cost['params']:,} parameters, {cost['macs']:,} MACs")
 
 
 def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:

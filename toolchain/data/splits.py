@@ -50,6 +50,10 @@ class Images(Dataset[tuple[Tensor, int]]):
         position = int(self.positions[index])
         return self._load(position), int(self._all_labels[position])
 
+    def unlabelled(self) -> Images:
+        """The same images, each with label −1; no label is read."""
+        return Images(self._load, torch.full((len(self._all_labels),), UNLABELLED), self.positions, self.workers)
+
     def take(self, indices: Tensor) -> Images:
         """The images at the given indices [n] of this sequence; nothing is copied."""
         return Images(self._load, self._all_labels, self.positions[indices], self.workers)

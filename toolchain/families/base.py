@@ -49,6 +49,8 @@ class UnitGroup:
         attrs: attribute of `module` → its value as a function of the positions kept per partition.
         rescale_on_slice: those of `spans` whose kept rows are multiplied by √(kept/total) when sliced, because the
             smaller module's own attention scale is kept^−½ where the dense one's is total^−½.
+        mixable: whether the positions of a partition may be rotated into one another; False where something acts on
+            each alone.
     """
 
     module: str
@@ -60,14 +62,22 @@ class UnitGroup:
     sliceable: bool = True
     attrs: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
     rescale_on_slice: tuple[Span, ...] = ()
+    mixable: bool = True
 
 
 @dataclass(frozen=True)
 class Factorizable:
-    """A linear that may be replaced by a low-rank product; `kind` is "attention" or "mlp"."""
+    """A linear that may be replaced by a low-rank product.
+
+    Attributes:
+        linear: module path.
+        kind: "attention" or "mlp".
+        ends_branch: whether what it computes is what the branch adds to the residual stream.
+    """
 
     linear: str
     kind: str
+    ends_branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,17 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block: x + scale(module(norm(x))); module paths."""
+    """One residual branch of a block: x + scale(module(norm(x))); module paths.
+
+    Attributes:
+        norm, module: what runs first, and next.
+        reader: the linear that `module` ends with.
+        scale: a LayerScale, or an identity.
+    """
 
     norm: str
     module: str
+    reader: str
     scale: str
 
 
@@ -126,8 +143,12 @@ class Family(Protocol):
         """Logits [B, K] from the residual stream [B, N, D] after the last block."""
         ...
 
-    def read_tokens(self, model: nn.Module) -> slice | None:
-        """The tokens of the last block that the head reads; None for all."""
+    def classifier(self, model: nn.Module) -> str | None:
+        """The one linear that ends in the logits; None if there is no such one."""
+        ...
+
+    def read_tokens(self, model: nn.Module) -> int | None:
+        """How many leading tokens of the last block the head reads; None for all."""
         ...
 
     def attentions(self, model: nn.Module) -> list[AttentionSite]:

@@ -73,6 +73,12 @@ class VitFamily:
                 return f"{path}.attn is a {type(attention).__name__}; only plain self-attention is supported"
             if type(mlp) not in (Mlp, GluMlp, SwiGLU) or not isinstance(mlp.fc2, nn.Linear):
                 return f"{path}.mlp is a {type(mlp).__name__}; only Mlp, GluMlp and SwiGLU of linears are supported"
+        if model.global_pool == "":
+            return (
+                "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg'"
+            )
+        if not model.num_classes or isinstance(model.get_submodule("head"), nn.Identity):
+            return "it has no classifier (num_classes 0); set model.kwargs.num_classes to the classes of the data"
         return None
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
@@ -105,7 +111,8 @@ class VitFamily:
             Span(f"{path}.qkv", 0, wide, head_dim, "key"),
             Span(f"{path}.qkv", 0, 2 * wide, head_dim, "value"),
         ]
-        if getattr(attention, "gate", None) is not None:
+        gated = getattr(attention, "gate", None) is not None
+        if gated:
             readers.append(Span(f"{path}.gate", 1, 0, width))
             spans.append(Span(f"{path}.gate", 0, 0, head_dim))
         spans.append(Span(f"{path}.proj", 1, 0, head_dim, "output"))
@@ -117,7 +124,16 @@ class VitFamily:
                 "scale": lambda kept: kept**-0.5,
             }
             groups.append(
-                UnitGroup(path, "head_dim", head_dim, tuple(spans), heads, attrs=attrs, rescale_on_slice=(query,))
+                UnitGroup(
+                    path,
+                    "head_dim",
+                    head_dim,
+                    tuple(spans),
+                    heads,
+                    attrs=attrs,
+                    rescale_on_slice=(query,),
+                    mixable=not gated,
+                )
             )
         groups.append(UnitGroup(path, "attn_out", wide, (Span(f"{path}.proj", 1, 0, wide),), sliceable=False))
         return groups
@@ -146,10 +162,10 @@ class VitFamily:
     def factorizable(self, model: nn.Module) -> list[Factorizable]:
         found: list[Factorizable] = []
         for path, block in _blocks(model):
-            found += [Factorizable(f"{path}.attn.{name}", "attention") for name in ("qkv", "proj")]
+            found += [Factorizable(f"{path}.attn.{name}", "attention", name == "proj") for name in ("qkv", "proj")]
             mlp = block.get_submodule("mlp")
             found += [
-                Factorizable(f"{path}.mlp.{name}", "mlp")
+                Factorizable(f"{path}.mlp.{name}", "mlp", name == "fc2")
                 for name, child in mlp.named_children()
                 if isinstance(child, nn.Linear)
             ]
@@ -158,8 +174,8 @@ class VitFamily:
     def branches(self, model: nn.Module) -> dict[str, tuple[Branch, ...]]:
         return {
             path: (
-                Branch(f"{path}.norm1", f"{path}.attn", f"{path}.ls1"),
-                Branch(f"{path}.norm2", f"{path}.mlp", f"{path}.ls2"),
+                Branch(f"{path}.norm1", f"{path}.attn", f"{path}.attn.proj", f"{path}.ls1"),
+                Branch(f"{path}.norm2", f"{path}.mlp", f"{path}.mlp.fc2", f"{path}.ls2"),
             )
             for path, _ in _blocks(model)
         }
@@ -168,9 +184,14 @@ class VitFamily:
         logits: Tensor = model.forward_head(model.get_submodule("norm")(x))  # type: ignore[operator]
         return logits
 
-    def read_tokens(self, model: nn.Module) -> slice | None:
-        distilled = hasattr(model, "dist_token")
-        return slice(2 if distilled else 1) if model.global_pool == "token" else None
+    def classifier(self, model: nn.Module) -> str | None:
+        single = isinstance(model.get_submodule("head"), nn.Linear) and not hasattr(model, "head_dist")
+        return "head" if single else None
+
+    def read_tokens(self, model: nn.Module) -> int | None:
+        if model.global_pool != "token":
+            return None
+        return 2 if hasattr(model, "dist_token") else 1
 
     def attentions(self, model: nn.Module) -> list[AttentionSite]:
         return [
@@ -183,6 +204,8 @@ class VitFamily:
         for _, block in _blocks(model):
             if (why := self._head_dim_limit(block.get_submodule("attn"))) is not None:
                 reasons[f"head dims are left alone because of {why}"] = None
+            if getattr(block.get_submodule("attn"), "gate", None) is not None:
+                reasons["head dims are not factorised jointly because of a gate on the attention output"] = None
             if (why := self._mlp_limit(block.get_submodule("mlp"))) is not None:
                 reasons[f"feed-forward neurons are left alone because of {why}"] = None
         return list(reasons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def assemble(
         "method": provenance["method"],
         "requested_method": provenance["requested"],
         "budget": provenance["budget"],
+        "latency_budget": facts["compress"].get("latency", []),
         "recipe_digest": recipe.digest,
         "stages": stages,
         "dense": dense,
@@ -60,6 +62,8 @@ def assemble(
         "relative_error_increase_reason": reason,
         "finetune": _finetune(facts),
         "pruned_shares": facts["compress"]["pruned_shares"],
+        "closed_form": closed_form(provenance.get("closed_form", {})),
+        "limits": list(facts["compress"].get("limits", ())),
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")],
@@ -96,9 +100,21 @@ def _stages(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def closed_form(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the closed form chose, and the divergence that it chose it by; None if there was none.
+
+    The divergence is None where the model's output was not finite.
+    """
+    if not found:
+        return None
+    best = found["kl"][f"{found['beta']}{' head' if found['head_refitted'] else ''}"]
+    finite = best is not None and math.isfinite(best)
+    return {"beta": found["beta"], "head_refitted": found["head_refitted"], "kl": best if finite else None}
+
+
 def _finetune(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Which model fine-tuning kept; None if there was none."""
-    return {"kept": facts["finetune"]["kept"]} if "finetune" in facts else None
+    """What fine-tuning learned from, how validation judged it, and which model it kept; None if there was none."""
+    return dict(facts["finetune"]["found"]) if "finetune" in facts else None
 
 
 def _shipped(facts: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.report.tables import Table, hardware, tables
+from toolchain.report.tables import Table, closed_form_line, finetune_line, hardware, tables
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -15,9 +15,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
         f"Written by {report['tool']} from recipe `{report['recipe_digest'][:12]}`; data: {report['data']['source']}.",
     ]
-    lines += [f"\n> {note}" for note in notes(report)]
-    for table in tables(report):
+    lines += [f"\n> {caution}" for caution in cautions(report)]
+    for index, table in enumerate(tables(report)):
         lines += ["", f"## {table.title}", "", *_table(table)]
+        if index == 0:
+            lines += [f"\n{note}" for note in notes(report)]
     if machine := hardware(report):
         lines += ["", f"Measured on: {machine}."]
     return "\n".join(lines) + "\n"
@@ -25,11 +27,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def title(report: Mapping[str, Any]) -> str:
     """Model, method and budget in one line."""
-    budget = ", ".join(f"{name} {value}" for name, value in report["budget"].items() if value)
+    asked = {**report["budget"], **{f"latency.{name}": value for name, value in report["budget"]["latency"].items()}}
+    budget = ", ".join(f"{name} {value}" for name, value in asked.items() if value and name != "latency")
     return f"{report['model']['name']}: {report['requested_method']}, {budget or 'no budget'}"
 
 
-def notes(report: Mapping[str, Any]) -> list[str]:
+def cautions(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before the numbers."""
     found = []
     if report["synthetic"]:
@@ -40,8 +43,28 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
     elif reason := report["relative_error_increase_reason"]:
         found.append(f"There is no relative error increase: {reason}.")
-    if (report.get("finetune") or {}).get("kept") == "before":
-        found.append("Fine-tuning made validation worse; the model before it was kept.")
+    found += [
+        f"The latency budget on {row['target']} is missed: {row['requested']:.3f} of the dense model's time was asked for, "
+        f"{row['measured']:.3f} was measured for these shapes."
+        for row in report.get("latency_budget", ())
+        if row.get("met") is False  # reports of old do not say
+    ]
+    return found
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What explains the numbers, to be read after them."""
+    found = [f"Limit of this model: {limit}." for limit in report.get("limits", ())]
+    if (reduced := report.get("closed_form")) is not None:  # reports of old say less
+        found.append(closed_form_line(reduced))
+    if (tuned := report.get("finetune")) is not None and "judged_by" in tuned:
+        found.append(finetune_line(tuned))
+    found += [
+        f"Latency budget on {row['target']}, batch {row['batch']}, {row['threads']} thread(s): "
+        f"{row['requested']:.3f} of the dense model's time was asked for, {row['measured']:.3f} was measured for "
+        "these shapes when the widths were chosen."
+        for row in report.get("latency_budget", ())
+    ]
     found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from toolchain.report.markdown import notes, title
+from toolchain.report.markdown import cautions, notes, title
 from toolchain.report.tables import block_order, cell_name, hardware, tables
 
 BAR, GAP, LEFT, WIDTH = 14, 8, 210, 720  # user units of the drawings: height of a bar, space, labels, the whole
@@ -46,6 +46,7 @@ def to_html(report: Mapping[str, Any]) -> str:
     page: str = environment.get_template("page.html.j2").render(
         title=title(report),
         report=report,
+        cautions=cautions(report),
         notes=notes(report),
         headline=first,
         tables=rest,

@@ -146,6 +146,30 @@ def parity_table(report: Mapping[str, Any]) -> Table:
     return Table("Parity", ("rung", "verdict", "max |Δ|", "reason"), rows, text=(0, 1, 3))
 
 
+def closed_form_line(found: Mapping[str, Any]) -> str:
+    """How the closed form was carried out, and how far it left the model from the dense one."""
+    head = "re-fitted" if found["head_refitted"] else "left as it was"
+    far = "not a number" if found["kl"] is None else f"{found['kl']:.3g} nats per validation image"
+    return (
+        f"Closed form: β = {found['beta']:g}, the classifier {head}; KL divergence from the dense model, before any "
+        f"training, {far}."
+    )
+
+
+def finetune_line(found: Mapping[str, Any]) -> str:
+    """What fine-tuning did on validation, and which model it kept, from what `Finetune` found."""
+    if found["judged_by"] == "errors":
+        before, after = number(found["before"]), number(found["after"])
+        counted = f"{before} of {number(found['images'])} validation images wrong before, {after} after"
+    else:
+        before, after = ("not a number" if found[end] is None else f"{found[end]:.3g}" for end in ("before", "after"))
+        counted = (
+            f"without labels, KL divergence from the dense model {before} before, {after} after "
+            f"({number(found['images'])} validation images)"
+        )
+    return f"Fine-tuning: {counted}; the model {found['kept']} it was kept."
+
+
 def _engines(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [
         file for file in report["files"] if file["path"].startswith("engines/") and file["path"].endswith(".engine")

@@ -148,7 +148,7 @@ def rebuild(
         if stage in ("sliced", "deploy"):
             slice_module(module, plan, groups)
         if stage == "deploy":
-            split_module(module)
+            split_module(module, family)
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -1,4 +1,8 @@
-"""Each factorised linear becomes two stock linears, or one where that holds fewer parameters."""
+"""The form that ships: stock modules only, and nothing that another module can take over.
+
+Each factorised linear becomes two linears, or one where that holds fewer parameters; each LayerScale disappears into
+the linear before it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,22 @@ from torch import nn
 from toolchain.artifact import DeployModel, SlicedModel
 from toolchain.cost import pair_pays
 from toolchain.errors import PlanError
+from toolchain.families import Family
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
+from toolchain.surgery.scales import fold_scale
 
 
-def split_module(module: nn.Module) -> None:
-    """Replaces every `FactorisedLinear` by stock modules, in place; names of kept factors do not change."""
+def split_module(module: nn.Module, family: Family) -> None:
+    """Replaces every `FactorisedLinear` and every LayerScale by stock modules, in place; names of kept factors stay."""
     for name, child in list(module.named_modules()):
         if isinstance(child, FactorisedLinear):
             pays = pair_pays(child.down.out_features, child.up.out_features, child.down.in_features)
             pair = nn.Sequential(OrderedDict(down=child.down, up=child.up))
             replace_module(module, name, pair if pays else child.merged())
+    for branches in family.branches(module).values():
+        for branch in branches:
+            if fold_scale(module, branch):
+                replace_module(module, branch.scale, nn.Identity())
 
 
 class Split:
@@ -36,7 +46,7 @@ class Split:
     def __call__(self, given: SlicedModel) -> DeployModel:
         """The model of stock modules only."""
         module = copy.deepcopy(given.module)
-        split_module(module)
+        split_module(module, given.family)
         return DeployModel(
             given.ref, module, given.family, given.groups, given.preprocess, given.provenance, plan=given.plan
         )

@@ -1,31 +1,93 @@
-"""The dense parent as a teacher."""
+"""The dense parent as a teacher, with labels beside it or alone."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.training.loop import Loss
+from toolchain.training.processes import unwrapped
+
+TEMPERATURE = 2.0
 
 
-def distillation(teacher: nn.Module, temperature: float = 2.0) -> Loss:
+def distillation(teacher: nn.Module, temperature: float = TEMPERATURE) -> Loss:
     """½·T²·KL(teacher ‖ student at temperature T) + ½·CE, the loss of Hinton et al. 2015 (arXiv 1503.02531).
 
     Args:
         teacher: images [B, C, H, W] → logits [B, K]; put into eval mode, never trained.
         temperature: T.
     """
-    teacher.eval().requires_grad_(False)
+    told = _asked(teacher)
 
     def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        teacher.to(images.device)
-        with torch.no_grad():
-            target = functional.log_softmax(teacher(images) / temperature, dim=1)
+        target = told(images)
         logits = student(images)
-        soft = functional.kl_div(
-            functional.log_softmax(logits / temperature, dim=1), target, log_target=True, reduction="batchmean"
-        )
-        return 0.5 * temperature**2 * soft + 0.5 * functional.cross_entropy(logits, labels)
+        return 0.5 * _soft(logits, target, temperature) + 0.5 * functional.cross_entropy(logits, labels)
 
     return loss
+
+
+def imitation(teacher: nn.Module, last_block: str, tokens: int | None = None, temperature: float = TEMPERATURE) -> Loss:
+    """T²·KL(teacher ‖ student at temperature T) + MSE(LN(student), LN(teacher)); labels are not looked at.
+
+    LN(x) = (x − mean) / √(variance + 1e-6) over the width D of each token of the residual stream x [B, N, D] after
+    the last block: the model's own final norm without its scale and shift, whatever kind of norm that is. The MSE is
+    the mean of the squared difference over images, tokens and width.
+
+    Args:
+        teacher: images [B, C, H, W] → logits [B, K]; put into eval mode, never trained.
+        last_block: module path of the last block, of teacher and student alike; its output is [B, N, D].
+        tokens: how many leading ones the head reads. They alone are compared: nothing depends on the others after the
+            last block, and compression lets them go there. None for all.
+        temperature: T.
+    """
+    told = _asked(teacher)
+
+    def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001 - that is the point
+        with _output_of(teacher, last_block) as expected:
+            target = told(images)
+        with _output_of(unwrapped(student), last_block) as got:
+            logits = student(images)
+        features = functional.mse_loss(_normalised(got[0][:, :tokens]), _normalised(expected[0][:, :tokens]))
+        return _soft(logits, target, temperature) + features
+
+    return loss
+
+
+def _asked(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The teacher as a function from images to logits, on the device of the images, without gradients."""
+    teacher.eval().requires_grad_(False)
+
+    def logits(images: Tensor) -> Tensor:
+        teacher.to(images.device)
+        with torch.no_grad():
+            found: Tensor = teacher(images)
+        return found
+
+    return logits
+
+
+def _soft(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T²·KL(softmax(target / T) ‖ softmax(logits / T)), the mean over images; both [B, K]."""
+    ours, theirs = (functional.log_softmax(x / temperature, dim=1) for x in (logits, target))
+    return temperature**2 * functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
+def _normalised(tokens: Tensor) -> Tensor:
+    return functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+
+
+@contextmanager
+def _output_of(model: nn.Module, path: str) -> Iterator[list[Tensor]]:
+    """A list that each call of a submodule adds its output to, until the block ends."""
+    found: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _module, _given, made: found.append(made))
+    try:
+        yield found
+    finally:
+        handle.remove()

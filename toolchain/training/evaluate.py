@@ -1,12 +1,14 @@
-"""Accuracy of a model, an ONNX runner or any other function from images to logits."""
+"""Accuracy of a model, an ONNX runner or any other function from images to logits; how far a model is from its parent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from toolchain.data import batches, read
@@ -55,23 +57,54 @@ def accuracy(
         DataError: the data set is empty or has unlabelled images.
     """
     if isinstance(model, nn.Module):
-        modes = {module: module.training for module in model.modules()}
         device = device or next((parameter.device for parameter in model.parameters()), None)
-        model.eval()
-    else:
-        modes = {}
     predictions, labels = [], []
-    try:
-        with torch.no_grad():
-            for images, batch_labels in read(batches(dataset, batch_size)):
-                predictions.append(model(images.to(device)).argmax(dim=-1).cpu())
-                labels.append(batch_labels)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with _judged(model):
+        for images, batch_labels in read(batches(dataset, batch_size)):
+            predictions.append(model(images.to(device)).argmax(dim=-1).cpu())
+            labels.append(batch_labels)
     if not labels:
         raise DataError("accuracy was asked for over an empty data set; it needs at least one labelled image")
     result = Accuracy(torch.cat(predictions), torch.cat(labels))
     if int(result.labels.min()) < 0:
         raise DataError("accuracy was asked for over unlabelled images; use a labelled data source")
     return result
+
+
+def divergence(
+    model: nn.Module, teacher: nn.Module, dataset: Dataset[tuple[Tensor, int]], *, batch_size: int = 256
+) -> float:
+    """The mean over images of KL(softmax(teacher) ‖ softmax(model)), in float64; labels are not looked at.
+
+    Both modules are put into eval mode and their modes restored; images go to the device of each.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+    total, count = 0.0, 0
+    devices = [next(module.parameters()).device for module in (model, teacher)]
+    with _judged(model), _judged(teacher):
+        for images, _ in read(batches(dataset, batch_size)):
+            ours, theirs = (
+                functional.log_softmax(module(images.to(device)).cpu().double(), dim=1)
+                for module, device in zip((model, teacher), devices, strict=True)
+            )
+            total += float(functional.kl_div(ours, theirs, log_target=True, reduction="sum"))
+            count += len(images)
+    if not count:
+        raise DataError("the divergence was asked for over an empty data set; it needs at least one image")
+    return total / count
+
+
+@contextmanager
+def _judged(model: nn.Module | Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """A block without gradients and, of a module, in eval mode; every submodule's own mode is restored after it."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    for module in modes:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

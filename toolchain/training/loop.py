@@ -18,11 +18,13 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from toolchain.data import batches, read
-from toolchain.errors import DataError, RecipeError
+from toolchain.errors import DataError, RecipeError, StorageError
 from toolchain.training import checkpoint as checkpoints
+from toolchain.training.processes import accelerator
+from toolchain.training.shares import EpochOrder, augment, seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class FitConfig:
     Attributes:
         epochs: passes over the data.
         lr: the peak of the cosine, after a linear warm-up; it ends at 0.
-        batch_size: images per step and process.
+        batch_size: images per step, over all processes together.
         weight_decay: of matrices; biases, norms and tokens have none.
         warmup_epochs: may be fractional.
         label_smoothing: of the default loss.
@@ -45,6 +47,7 @@ class FitConfig:
         seed: of order, augmentation and drop path.
         ema_decay: the model becomes the moving average of its weights; None for none.
         grad_clip: the largest gradient norm.
+        drop: whether the model's own dropout and drop path act; False trains it in eval mode.
     """
 
     epochs: int
@@ -58,11 +61,15 @@ class FitConfig:
     seed: int = 0
     ema_decay: float | None = None
     grad_clip: float = 1.0
+    drop: bool = True
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a step; counts start at 1, `loss` is the mean of the epoch so far."""
+    """Where training stands after a step; counts start at 1.
+
+    `loss` is the mean of the epoch so far, `batch_loss` that of this step, each over the images of all processes.
+    """
 
     epoch: int
     epochs: int
@@ -70,6 +77,7 @@ class Progress:
     steps: int
     loss: float
     eta_s: float
+    batch_loss: float
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,16 @@ def fit(
     The same arguments give the same weights, bit for bit, on one machine and thread count, whether or not the run was
     killed and started again in between; the global random state is neither read nor changed.
 
+    Processes that `torchrun` started, of which each calls this alike, share every batch and end with the same weights.
+    These differ from those of one process by rounding alone, unless the model drops something (`drop`): what a process
+    drops is its own draw. The main process writes the checkpoint, and all read it.
+
     Args:
         model: its parameters that require a gradient are trained; its mode and device are restored at the end.
         train: (image float32 [C, H, W], label) pairs.
         config: how.
-        loss: (model, images [B, C, H, W], labels [B]) → scalar; cross-entropy by default.
+        loss: (model, images [B, C, H, W], labels [B]) → scalar, a mean over the images; cross-entropy by default.
+            With several processes the model is wrapped: the loss must call it, and may look into it by `unwrapped`.
         param_groups: AdamW's groups; by default timm's, where only matrices decay.
         checkpoint: written after every epoch and resumed from; None for none.
         key: what else the outcome depends on (data, initial weights); a checkpoint of another key or config is ignored.
@@ -111,19 +124,20 @@ def fit(
 
     Raises:
         DataError: there are no images.
-        RecipeError: the loss is no longer finite.
-        StorageError: the checkpoint cannot be written.
+        RecipeError: the loss is no longer finite, or the batch is no multiple of the number of processes.
+        StorageError: the checkpoint cannot be written, or the processes do not read the same one.
     """
     home, was_training = next(model.parameters()).device, model.training
     run = _Run(model, train, config, (param_groups or default_param_groups)(model, config))
     full_key = f"{key} {asdict(config)} x{run.accelerator.num_processes}"
     done = (checkpoints.load(checkpoint, full_key, run.modules, run.optimizer) if checkpoint else None) or {}
     losses: list[float] = done.get("losses", [])
+    run.require_same_epoch(len(losses), checkpoint)
     start = time.monotonic() - done.get("seconds", 0.0)
     if losses:
         logger.info("training resumes after epoch %d of %d", len(losses), config.epochs)
     for epoch in range(len(losses), config.epochs):
-        with _own_randomness(_seed(config.seed, epoch, run.accelerator.process_index), run.accelerator.device) as draws:
+        with _own_randomness(config.seed, epoch, run.accelerator) as draws:
             mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, start, progress)
             if not math.isfinite(mean):
                 raise RecipeError(
@@ -154,13 +168,12 @@ class _Run:
         if size == 0:
             raise DataError("there are no images to train on")
         self.model, self.config = model, config
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        self._order = _EpochOrder(size, config.seed)
-        self._wrapped, self.optimizer, self._loader = self.accelerator.prepare(
-            model,
-            torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay),
-            batches(train, config.batch_size, self._order),
-        )
+        self.accelerator = accelerator()
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self._order = EpochOrder(size, config.seed, config.batch_size, process, processes)
+        self._loader = batches(train, self._order.local, self._order)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self._wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._schedule = _cosine(self.optimizer, config, len(self._loader))
         self._ema = None
         self.modules, self.outcome = {"model": model}, model
@@ -177,26 +190,39 @@ class _Run:
         progress: Callable[[Progress], None] | None,
     ) -> float:
         """The mean loss per image of one pass over the data, over all processes."""
-        self.model.train()
+        self.model.train(self.config.drop)
         self._order.epoch = epoch
-        steps, epochs, device = len(self._loader), self.config.epochs, self.accelerator.device
-        total, images_seen = torch.zeros((), device=device), torch.zeros((), device=device)
-        for step, (images, labels) in enumerate(read(self._loader), epoch * steps):
+        shares = self._order.shares()
+        config, steps, epochs, device = self.config, len(shares), self.config.epochs, self.accelerator.device
+        total, images_seen = torch.zeros((), device=device), 0
+        for step, ((images, labels), share) in enumerate(zip(read(self._loader), shares, strict=True), epoch * steps):
             self._schedule.step_update(step)
-            value = loss(self._wrapped, augment(images, self.config, draws), labels)
+            seen = augment(images.to(device), draws, shift_px=config.shift_px, flip=config.flip, share=share)
+            value = loss(self._wrapped, seen, labels.to(device)) * share.weight
             self.optimizer.zero_grad()
-            self.accelerator.backward(value)
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            # What processes compute is averaged, and the weights of their shares sum to 1.
+            self.accelerator.backward(value * self.accelerator.num_processes)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
             self.optimizer.step()
             if self._ema is not None:
                 self._ema.update(self.model, step=step + 1)
-            total += value.detach() * len(images)
-            images_seen += len(images)
+            batch_loss = self.accelerator.reduce(value.detach(), "sum")
+            total += batch_loss * share.total
+            images_seen += share.total
             if progress is not None:
                 eta_s = (time.monotonic() - start) / (step + 1) * (epochs * steps - step - 1)
-                mean = float(total / images_seen)
-                progress(Progress(epoch + 1, epochs, step - epoch * steps + 1, steps, mean, eta_s))
-        return float(self.accelerator.reduce(total) / self.accelerator.reduce(images_seen))
+                mean, done = float(total / images_seen), step - epoch * steps + 1
+                progress(Progress(epoch + 1, epochs, done, steps, mean, eta_s, float(batch_loss)))
+        return float(total / images_seen)
+
+    def require_same_epoch(self, epochs: int, checkpoint: Path | None) -> None:
+        """Raises StorageError if the processes have done different numbers of epochs: they would wait for ever."""
+        done = self.accelerator.gather(torch.tensor([epochs], device=self.accelerator.device)).tolist()
+        if len(set(done)) > 1:
+            raise StorageError(
+                f"the processes read different checkpoints {checkpoint} (epochs done: {done}); put it where all nodes "
+                "see it, or delete it"
+            )
 
 
 def default_param_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
@@ -206,48 +232,12 @@ def default_param_groups(model: nn.Module, config: FitConfig) -> list[dict[str, 
     return groups
 
 
-def augment(images: Tensor, config: FitConfig, generator: torch.Generator) -> Tensor:
-    """The images [B, C, H, W], each shifted and mirrored by its own draw; the generator lives on the CPU."""
-    batch, channels, height, width = images.shape
-    device, shift = images.device, config.shift_px
-    if config.flip:
-        mirrored = torch.rand(batch, generator=generator).lt(0.5).to(device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-    if shift:
-        top, left = torch.randint(0, 2 * shift + 1, (2, batch, 1), generator=generator).to(device)
-        rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)
-        padded = functional.pad(images, [shift] * 4, mode="replicate")
-        each, channel = torch.arange(batch, device=device), torch.arange(channels, device=device)
-        images = padded[
-            each[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-        ]
-    return images
-
-
-class _EpochOrder(Sampler[int]):
-    """The indices of a data set in an order that depends on (seed, epoch) alone."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_seed(self.seed, self.epoch, 0))
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-
-def _seed(seed: int, epoch: int, process: int) -> int:
-    return (seed * 1_000_003 + epoch) * 1_009 + process
-
-
 @contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """A generator for augmentation; inside, the global one (drop path) is seeded too, and restored after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
+def _own_randomness(seed: int, epoch: int, run: Accelerator) -> Iterator[torch.Generator]:
+    """A generator for augmentation, alike in all processes; inside, the global one (drop path) is this process's own."""
+    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(seed_of(seed, epoch, run.process_index))
+        yield torch.Generator().manual_seed(seed_of(seed, epoch))
 
 
 def _cross_entropy(label_smoothing: float) -> Loss:

@@ -8,15 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from toolchain.artifact import MaskedModel, TimmModel
-from toolchain.data import DataSource
+from toolchain.data import DataSource, Images
 from toolchain.errors import DataError, PlanError
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
-from toolchain.training.distill import distillation
-from toolchain.training.evaluate import accuracy
-from toolchain.training.loop import FitConfig, Progress, fit
+from toolchain.training.distill import distillation, imitation
+from toolchain.training.evaluate import accuracy, divergence
+from toolchain.training.loop import FitConfig, Loss, Progress, fit
+from toolchain.training.processes import accelerator
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[Progress], None]
@@ -27,10 +31,32 @@ def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> di
     return {"shift_px": model.preprocess.input_size[1] // 28, "flip": source.flip}
 
 
+def warmup_epochs(epochs: int) -> float:
+    """A tenth of training, at most five epochs."""
+    return min(5.0, epochs / 10)
+
+
+def ema_decay(epochs: int, images: int, batch_size: int) -> float:
+    """The decay whose average is that of about the last quarter of training."""
+    steps = epochs * math.ceil(images / batch_size)
+    return max(0.0, 1 - 4 / steps)
+
+
 def require_labels(source: DataSource, what: str) -> None:
     """Raises DataError if a source has no labels to train on."""
     if not source.labelled:
         raise DataError(f"{what} needs labels, and the data source {source.name!r} has none")
+
+
+def require_teacher(section: FinetuneSection, source: DataSource) -> None:
+    """Raises DataError if [finetune] has no real images, or neither labels nor the dense model to learn from."""
+    if source.synthetic:
+        raise DataError(f"[finetune] needs real images, and the data source {source.name!r} makes noise")
+    if not source.labelled and not section.distill:
+        raise DataError(
+            f"[finetune] with distill = false needs labels, and the data source {source.name!r} has none; "
+            "set finetune.distill = true to learn from the dense model instead"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,14 +80,13 @@ class Train:
         """The model, trained."""
         module = copy.deepcopy(given.module)
         section, images = self.section, self.source.split("train")
-        steps = section.epochs * math.ceil(len(images) / section.batch_size)
         config = FitConfig(
             section.epochs,
             section.lr,
             section.batch_size,
-            warmup_epochs=min(5.0, section.epochs / 10),
+            warmup_epochs=warmup_epochs(section.epochs),
             label_smoothing=0.1,
-            ema_decay=max(0.0, 1 - 4 / steps),  # the average of about the last quarter of training
+            ema_decay=ema_decay(section.epochs, len(images), section.batch_size),
             seed=self.seed,
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
@@ -79,7 +104,14 @@ class Train:
 class Finetune:
     """MaskedModel → MaskedModel: what is left is trained; what was removed stays removed.
 
-    The better of the two models on validation is returned, so recovery never makes a model worse.
+    Three losses: with labels ½·T²·KL to the teacher + ½·cross-entropy, or cross-entropy alone (`distill = false`);
+    without them, or where the recipe says not to read any, that of `imitation`. The weights become their moving
+    average, and neither dropout nor drop path acts.
+
+    Recovery never makes a model worse: of the given and the trained one the better on validation is returned, by
+    errors where labels are read, else by the KL divergence from the teacher. What was found is in the provenance of
+    the model that is returned, as "finetuned": `data`, `loss`, `judged_by` ("errors" or "divergence"), `images` (of
+    validation), `before`, `after` (None where it is not a number), `kept` ("before" or "after").
     """
 
     section: FinetuneSection
@@ -91,41 +123,72 @@ class Finetune:
     progress: OnProgress | None = None
     name: str = "finetune"
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels train and judge."""
+        return self.source.labelled and self.section.labels
+
     def requires(self, given: MaskedModel) -> None:
-        """Raises DataError without labels, ModelError if the classes do not match."""
-        require_labels(self.source, "[finetune]")
-        self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
+        """Raises DataError if there is nothing to learn from, ModelError if labels are read that do not match."""
+        require_teacher(self.section, self.source)
+        if self.reads_labels:
+            self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
 
     def __call__(self, given: MaskedModel) -> MaskedModel:
         """The model, fine-tuned, or the given one if that is better on validation."""
+        train, validation = self.source.split("train"), self.source.split("validation")
+        if not self.reads_labels:
+            train, validation = train.unlabelled(), validation.unlabelled()
         module, section = copy.deepcopy(given.module), self.section
         config = FitConfig(
             section.epochs,
             section.lr,
             section.batch_size,
+            warmup_epochs=warmup_epochs(section.epochs),
+            ema_decay=ema_decay(section.epochs, len(train), section.batch_size),
+            drop=False,
             seed=self.seed,
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
-        fit(
-            module,
-            self.source.split("train"),
-            config=config,
-            loss=distillation(copy.deepcopy(self.teacher.module)) if section.distill else None,
-            checkpoint=self.checkpoint,
-            key=self.key,
-            progress=self.progress,
+        name, loss = self._loss(given)
+        fit(module, train, config=config, loss=loss, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
+        before, after = (self._judge(model, validation) for model in (given.module, module))
+        better = after <= before  # not where it is not a number
+        found: dict[str, Any] = {
+            "data": self.source.identity,
+            "loss": name,
+            "judged_by": "errors" if self.reads_labels else "divergence",
+            "images": len(validation),
+            "before": before if math.isfinite(before) else None,
+            "after": after if math.isfinite(after) else None,
+            "kept": "after" if better else "before",
+        }
+        if not better and accelerator().is_main_process:
+            how = (found["judged_by"], after, before)
+            log.warning("fine-tuning made validation worse (%s %g, before %g); the model before it is kept", *how)
+        return replace(
+            given,
+            module=module.eval() if better else given.module,
+            provenance={**given.provenance, "finetuned": found},
         )
-        validation = self.source.split("validation")
-        before, after = accuracy(given.module, validation), accuracy(module, validation)
-        if after.wrong > before.wrong:
-            log.warning(
-                "fine-tuning made validation worse (%d wrong, before %d of %d); the model before it is kept",
-                after.wrong,
-                before.wrong,
-                before.total,
-            )
-            return given
-        return replace(given, module=module.eval())
+
+    def _judge(self, module: nn.Module, validation: Images) -> float:
+        """How bad a model is: the number of its errors, or its mean KL divergence from the teacher."""
+        device = accelerator().device
+        module = copy.deepcopy(module).to(device)
+        if self.reads_labels:
+            return accuracy(module, validation).wrong
+        return divergence(module, copy.deepcopy(self.teacher.module).to(device), validation)
+
+    def _loss(self, given: MaskedModel) -> tuple[str, Loss | None]:
+        """(name, loss) of what is learned from; None is `fit`'s own cross-entropy."""
+        if self.reads_labels and not self.section.distill:
+            return "cross-entropy", None
+        teacher = copy.deepcopy(self.teacher.module)
+        if self.reads_labels:
+            return "distillation", distillation(teacher)
+        *_, last_block = given.family.branches(given.module)
+        return "imitation", imitation(teacher, last_block, given.family.read_tokens(given.module))
 
     def ensures(self, given: MaskedModel, made: MaskedModel) -> None:
         """Raises PlanError if a removed position is no longer zero."""

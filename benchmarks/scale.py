@@ -1,0 +1,118 @@
+"""What compressing costs in time and memory, measured in a fresh process: `python benchmarks/scale.py RECIPE_JSON`.
+
+The weights are untrained with randomised biases and norms, and the images are smooth noise, so nothing here says
+anything about accuracy. The solver and the closed form do the same work on them as on real images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+
+import torch
+from records import machine, versions
+from torch import Tensor
+from torch.nn import functional
+
+from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
+from toolchain.compress.stage import Compress
+from toolchain.cost import Widths, trace
+from toolchain.data import DataSource, Images
+from toolchain.plan import ModelRef
+from toolchain.recipe import Recipe
+from toolchain.surgery.load import load_dense, randomise_untrained
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+VALIDATION = 256  # as many as damage is measured on at most
+COARSE = 14  # a noise image is drawn with that many pixels a side, and enlarged
+
+
+def smooth_noise(input_size: tuple[int, int, int], calibration: int, seed: int) -> DataSource:
+    """An unlabelled source of seeded smooth noise; what is kept in memory is small, as for images on a disk.
+
+    It does not call itself synthetic: a synthetic source turns the solver off, and that is what is measured.
+    """
+    channels, height, width = input_size
+    drawn = torch.randn(
+        calibration + VALIDATION, channels, COARSE, COARSE, generator=torch.Generator().manual_seed(seed)
+    )
+
+    def load(position: int) -> Tensor:
+        return functional.interpolate(drawn[position][None], (height, width), mode="bicubic", align_corners=False)[0]
+
+    images = Images(load, [-1] * len(drawn))
+    fitting, held_out = images.take(torch.arange(calibration)), images.take(torch.arange(calibration, len(drawn)))
+    splits = {"train": fitting, "calibration": fitting, "validation": held_out, "test": held_out}
+    half = (0.5,) * channels
+    return DataSource(
+        name="smooth-noise",
+        labelled=False,
+        num_classes=None,
+        synthetic=False,
+        flip=False,
+        mean=half,
+        std=half,
+        interpolation="bicubic",
+        crop_pct=None,
+        crop_mode=None,
+        digest=digest_of("smooth noise", list(input_size), calibration, seed),
+        splits=splits,
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(recipe: Recipe) -> dict[str, object]:
+    """What is recorded of a cell: seconds of each phase, and peak memory before and after compressing."""
+    seed = recipe.compress.seed
+    module, family, provenance = load_dense(recipe.model, seed=seed)
+    randomise_untrained(module, seed)
+    size = family.input_size(module)
+    half = (0.5,) * size[0]
+    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
+    groups = tuple(family.unit_groups(module))
+    dense = TimmModel(ref, module, family, groups, Preprocess(size, half, half), provenance)
+    source = smooth_noise(size, recipe.data.calibration_images, seed)
+    loaded, before, seconds, since = peak_bytes(), trace(module, family, size), {}, [time.monotonic()]
+
+    def spent(phase: str) -> None:
+        now = time.monotonic()
+        seconds[phase] = seconds.get(phase, 0.0) + now - since[0]
+        since[0] = now
+
+    def told(_share: float, text: str) -> None:  # reports come after the work that they name
+        spent("damage" if text.startswith("damage") else "closed form")
+
+    masked = run_stage(Compress(recipe.compress, recipe.budget, source, {}, report=told), dense)
+    spent("rest")
+    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    spent("slice")
+    after = trace(deploy.module, family, size)
+    return {
+        "blocks": len(family.branches(module)),
+        "params": after.params,
+        "macs": after.macs,
+        "bytes": after.size_bytes,
+        "dense": {"params": before.params, "macs": before.macs, "bytes": before.size_bytes},
+        "widths": [
+            {"module": m, "unit": unit, "kept": kept} for (m, unit), kept in Widths.of(masked.plan).kept.items()
+        ],
+        "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "peak_bytes": peak_bytes(),
+        "peak_bytes_loaded": loaded,
+        **machine(),
+        "versions": versions(),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    print(json.dumps(measure(Recipe.from_dict(json.loads(sys.argv[1])))))

@@ -1,0 +1,255 @@
+"""What the closed form decides for itself: how hard to look, on which images, at which β, with which classifier."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from builders import dense_model, variant
+from test_closed_form import Noise, cares, outputs, sites, widths
+
+from toolchain.compress import closed_form
+from toolchain.compress.allocate import Choices
+from toolchain.compress.closed_form import (
+    IMAGES,
+    MEASURE_MACS,
+    SHARES,
+    betas_for,
+    candidates_for,
+    damage_share,
+    effort,
+    reduce_closed_form,
+)
+from toolchain.compress.damage import WORST, follow, measure
+from toolchain.compress.moments import Moments
+from toolchain.compress.sensitivity import FLOOR, flat
+from toolchain.compress.sequential import reduce_sequentially
+from toolchain.cost import trace
+from toolchain.data import open_source
+from toolchain.recipe import CompressSection
+
+DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=96)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dense_model("vit_tiny_patch16_224", **DIGITS)
+
+
+def test_effort_falls_with_the_size_of_the_model():
+    found = [effort(macs, 24) for macs in (10**6, 10**8, 10**9, 4 * 10**9, 2 * 10**10, 10**12)]
+    work = [min(count, IMAGES[1]) * (12 * anchors + len(shares) + 2) for shares, anchors, count in found]
+    assert work[:-1] == sorted(work[:-1], reverse=True)
+    assert found[0][0] is SHARES[0]
+    assert found[0][1] == len(SHARES[0])
+    assert found[-1] == (SHARES[1], 1, IMAGES[0])
+    for macs, (shares, anchors, count) in zip((10**6, 10**8, 10**9), found, strict=False):
+        assert min(count, IMAGES[1]) * (12 * anchors + len(shares) + 2) * macs <= 1.12 * MEASURE_MACS
+
+
+def test_beta_is_one_where_it_is_dear_or_idle():
+    section = CompressSection()
+    assert betas_for(section, 10**7, 512) == (0.5, 0.0, 1.0)
+    assert betas_for(section, 10**10, 512) == (0.5,)
+    assert betas_for(section.model_copy(update={"sequential": False}), 10**7, 512) == (0.0,)
+    assert betas_for(section.model_copy(update={"refit": False}), 10**7, 512) == (0.0,)
+
+
+def test_progress_counts_damage_only_where_it_is_measured():
+    assert 0 < damage_share(CompressSection(), 10**8, 12, 512) < 1
+    assert damage_share(CompressSection(allocation="uniform"), 10**8, 12, 512) == 0
+    assert damage_share(CompressSection(), 10**8, 0, 512) == 0
+
+
+def test_progress_never_goes_back(model, digits):
+    shape, found = trace(model.module, model.family, model.preprocess.input_size), []
+    reduce_closed_form(
+        model,
+        copy.deepcopy(model.module),
+        sites(model),
+        widths(model, 0.5),
+        shape,
+        digits,
+        CompressSection(),
+        lambda share, text: found.append((share, text)),
+    )
+    shares = [share for share, _ in found]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert len(set(shares)) == 3 * 2  # β × blocks
+
+
+def test_some_images_are_of_every_class(digits):
+    split = digits.split("validation")
+    ordered = split.take(split.labels.argsort(stable=True))
+    assert set(closed_form._spread(ordered, 20).labels.tolist()) == set(range(10))
+    assert closed_form._spread(ordered, 10**6).positions.equal(ordered.positions)
+
+
+def test_the_best_of_beta_and_classifier_is_kept(model, digits):
+    """By divergence on validation; what is written is what won."""
+    module, section = copy.deepcopy(model.module), CompressSection()
+    shape = trace(module, model.family, model.preprocess.input_size)
+    args = (sites(model), widths(model, 0.25), shape, digits, section, lambda share, text: None)
+    _, facts = reduce_closed_form(model, module, *args)
+    assert set(facts["kl"]) == {f"{beta}{head}" for beta in (0.5, 0.0, 1.0) for head in ("", " head")}
+    best = min(facts["kl"], key=facts["kl"].get)
+    assert best == f"{facts['beta']}{' head' if facts['head_refitted'] else ''}"
+    validation = closed_form._some(digits.split("validation"), IMAGES[1])
+    found = closed_form.kl_divergence(
+        closed_form.logits(module, validation), closed_form.logits(model.module, validation)
+    )
+    assert found == pytest.approx(facts["kl"][best], rel=1e-4)
+    assert module.head.weight.equal(model.module.head.weight) == (not facts["head_refitted"])
+
+
+def test_the_classifier_takes_up_what_is_left(model):
+    module, data = copy.deepcopy(model.module), Noise(model, 512)
+    found = reduce_sequentially(
+        model.module, module, model.family, sites(model), widths(model, 0.25), data, cares(model), beta=0.5
+    )
+    fresh = Noise(model, 128, seed=1).images
+    wanted = outputs(model.module, fresh)
+    before = outputs(module, fresh)
+    assert found.head is not None
+    found.head.put_into(module)
+    errors = [(x - x.mean(1, keepdim=True)).square().mean() for x in (before - wanted, outputs(module, fresh) - wanted)]
+    assert 0 < errors[1] < errors[0]
+
+
+def test_few_anchors_give_the_same_damage_within_reason(model, digits):
+    """The path that large models take: divergence at one width, the branch's own error in between."""
+    choices = Choices(sites(model), {}, {})
+    shares, fit, held_out = (0.25, 0.5, 0.75), digits.split("calibration"), digits.split("validation")
+    every, one = (
+        measure(
+            model.module,
+            model.family,
+            sites(model),
+            choices,
+            shares,
+            anchors,
+            fit,
+            held_out,
+            flat(model.module, model.family, 5),
+        )
+        for anchors in (3, 1)
+    )
+    assert [(c.key, c.kept) for c in every] == [(c.key, c.kept) for c in one]
+    ratios = [math.log(b.damage / a.damage) for a, b in zip(every, one, strict=True) if a.damage > 0]
+    assert len(ratios) == 3 * len(sites(model))
+    assert sum(1 for ratio in ratios if ratio == 0) >= len(sites(model)), "one width of each is measured in both"
+    assert any(ratio != 0 for ratio in ratios)
+    assert max(map(abs, ratios)) < 1.5
+
+
+def test_large_models_take_that_path(model, digits, monkeypatch):
+    shape = trace(model.module, model.family, model.preprocess.input_size)
+    monkeypatch.setattr(closed_form, "MEASURE_MACS", 16.0 * shape.macs * (2 + 6 + 0.5 * len(sites(model))))
+    choices, section = Choices(sites(model), {}, {}), CompressSection()
+    found = candidates_for(model, sites(model), choices, shape, digits, section, lambda share, text: None)
+    for site in sites(model):
+        own = [c.damage for c in found if c.key == (site.module, site.unit)]
+        assert own[-1] == 0.0
+        assert all(0 < damage < WORST for damage in own[:-1])
+
+
+def test_a_width_without_finite_output_is_the_worst():
+    assert follow([16.0, 8.0, 4.0], {0: WORST, 2: 0.4})[1] == pytest.approx(0.8)
+    assert follow([math.inf, 8.0, 4.0], {2: 0.4})[0] == WORST
+    # An exact zero says nothing about its neighbours.
+    assert follow([16.0, 8.0, 4.0, 1.0], {0: 1.6, 3: 0.0})[1:3] == pytest.approx([0.8, 0.4])
+
+
+def test_without_a_bias_moments_are_about_zero():
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double() + 2
+    other = rows @ torch.ones(4, 3).double() - 1
+    moments = Moments(centred=False)
+    moments.add(rows[:100], other[:100])
+    moments.add(rows[100:], other[100:])
+    assert not moments.mean.any()
+    assert not moments.other_mean.any()
+    assert torch.allclose(moments.covariance, rows.T @ rows / 200)
+    assert torch.allclose(moments.cross, other.T @ rows / 200)
+
+
+@pytest.mark.parametrize("case", ["no proj bias", "no qkv bias"])
+def test_layers_without_a_bias_are_fitted_as_such(case):
+    """What enters the linears has a mean here, and nothing can take it up."""
+    found = variant(case)
+    with torch.no_grad():
+        for name, parameter in found.module.named_parameters():
+            if "norm" in name and name.endswith("bias"):
+                parameter.add_(0.5)
+    fresh, errors = Noise(found, 32, seed=1).images, {}
+    for refit in (False, True):
+        module = copy.deepcopy(found.module)
+        args = (found.module, module, found.family, sites(found), widths(found, 0.4), Noise(found, 256), cares(found))
+        reduce_sequentially(*args, beta=0.5, refit=refit)
+        errors[refit] = float((outputs(found.module, fresh) - outputs(module, fresh)).square().mean())
+    assert 0 < errors[True] < 0.7 * errors[False]
+
+
+def test_a_branch_that_is_left_whole_mends_what_came_before():
+    found = variant("q/k norm")
+    neurons = [site for site in sites(found) if site.unit == "mlp_hidden"]
+    assert sites(found) == neurons, "attention is left alone"
+    wanted = {key: kept for key, kept in widths(found, 0.3).items() if key[1] == "mlp_hidden"}
+    module = copy.deepcopy(found.module)
+    reduce_sequentially(found.module, module, found.family, neurons, wanted, Noise(found, 128), cares(found), beta=1.0)
+    moved = {
+        n for (n, a), b in zip(found.module.named_parameters(), module.parameters(), strict=True) if not a.equal(b)
+    }
+    assert "blocks.1.attn.proj.weight" in moved
+    assert "blocks.0.attn.proj.weight" not in moved, "nothing was reduced before it"
+
+
+def test_without_refit_what_is_left_stays_as_it_was(model):
+    module = copy.deepcopy(model.module)
+    neurons = [site for site in sites(model) if site.unit == "mlp_hidden"]
+    wanted = {(site.module, site.unit): 50 for site in neurons}
+    found = reduce_sequentially(
+        model.module,
+        module,
+        model.family,
+        neurons,
+        wanted,
+        Noise(model, 64),
+        cares(model),
+        beta=0.0,
+        refit=False,
+    )
+    assert found.head is None
+    for site in neurons:
+        kept = list(found.kept[site.module, site.unit])
+        before, after = (m.get_submodule(f"{site.module}.fc2") for m in (model.module, module))
+        assert after.weight[:, kept].equal(before.weight[:, kept])
+        assert after.bias.equal(before.bias)
+        assert int(after.weight.any(0).sum()) == 50
+
+
+def test_flat_sensitivity_knows_what_the_head_reads(model):
+    found = flat(model.module, model.family, 5)
+    assert found["blocks.0.mlp"].tokens.tolist() == [1.0] * 5
+    last = found["blocks.1.attn"].tokens
+    assert last[1:].tolist() == pytest.approx([FLOOR] * 4)
+    assert float(last.mean()) == pytest.approx(1.0)
+
+
+def test_wide_moments_are_those_of_the_whole_product(monkeypatch):
+    from toolchain.compress import moments
+
+    rows, weights = torch.randn(50, 37, generator=torch.Generator().manual_seed(0)), torch.rand(50)
+    whole, blocks = Moments(), Moments()
+    whole.add(rows, weights=weights)
+    monkeypatch.setattr(moments, "WIDE", 1)
+    blocks.add(rows, weights=weights)
+    assert torch.allclose(whole.covariance, blocks.covariance, atol=1e-6)
+    assert blocks.covariance.equal(blocks.covariance.T)
