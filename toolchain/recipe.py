@@ -269,16 +269,8 @@ def parse_size(text: str) -> tuple[float, bool]:
     Raises:
         ValueError: the text is neither.
     """
-    number = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|B|kB|KB|MB|GB)\s*", text)
-    if number is None:
-        raise ValueError(f"size {text!r} is neither a share like '45%' nor a size like '12 MB'")
-    value, unit = float(number.group(1)), number.group(2)
-    if value <= 0 or (unit == "%" and value > 100):
-        raise ValueError(f"size {text!r} must be above 0 and a share at most 100%")
-    return (
-        (value / 100, True)
-        if unit == "%"
-        else (value * {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit], False)
+    return _share_or(
+        text, {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}, f"size {text!r}", "a size like '12 MB'"
     )
 
 
@@ -288,13 +280,18 @@ def parse_latency(text: str) -> tuple[float, bool]:
     Raises:
         ValueError: the text is neither.
     """
-    number = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|us|µs|ms|s)\s*", text)
+    return _share_or(text, {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}, f"latency {text!r}", "a time like '8 ms'")
+
+
+def _share_or(text: str, units: Mapping[str, float], what: str, example: str) -> tuple[float, bool]:
+    """(value, is_share): a share of the dense model's, or an amount in one of the units."""
+    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text)
     if number is None:
-        raise ValueError(f"latency {text!r} is neither a share of the dense model's like '45%' nor a time like '8 ms'")
+        raise ValueError(f"{what} is neither a share like '45%' nor {example}")
     value, unit = float(number.group(1)), number.group(2)
     if value <= 0 or (unit == "%" and value > 100):
-        raise ValueError(f"latency {text!r} must be above 0 and a share at most 100%")
-    return (value / 100, True) if unit == "%" else (value * {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}[unit], False)
+        raise ValueError(f"{what} must be above 0 and a share at most 100%")
+    return (value / 100, True) if unit == "%" else (value * units[unit], False)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
