@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,43 +43,33 @@ class _Stop(Exception):
     """Ends a forward pass once what is wanted is known."""
 
 
-@torch.no_grad()
-def first_residual(model: nn.Module, block: str, images: Dataset[tuple[Tensor, int]]) -> list[Tensor]:
-    """The residual stream before a block, in batches [B, N, D]."""
+def _entering(model: nn.Module, name: str, run: Callable[[], object]) -> Tensor:
+    """What enters a module while `run` runs the model; nothing after it is computed."""
     found: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])
         raise _Stop
 
-    handle = model.get_submodule(block).register_forward_pre_hook(stop)
+    handle = model.get_submodule(name).register_forward_pre_hook(stop)
     try:
-        for batch, _ in read(batches(images, BATCH)):
-            try:
-                model(batch)
-            except _Stop:
-                continue
-    finally:
-        handle.remove()
-    return found
-
-
-def input_of(model: nn.Module, branch: Branch, linear: str, x: Tensor) -> Tensor:
-    """What enters a linear of a branch, [B, N, in]; nothing after it is computed."""
-    found: list[Tensor] = []
-
-    def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
-        raise _Stop
-
-    handle = model.get_submodule(linear).register_forward_pre_hook(stop)
-    try:
-        run_branch(model, branch, x)
+        run()
     except _Stop:
         return found[0]
     finally:
         handle.remove()
-    raise AssertionError(f"{linear} does not run in {branch.module}")
+    raise AssertionError(f"{name} did not run")
+
+
+@torch.no_grad()
+def first_residual(model: nn.Module, block: str, images: Dataset[tuple[Tensor, int]]) -> list[Tensor]:
+    """The residual stream before a block, in batches [B, N, D]."""
+    return [_entering(model, block, partial(model, batch)) for batch, _ in read(batches(images, BATCH))]
+
+
+def input_of(model: nn.Module, branch: Branch, linear: str, x: Tensor) -> Tensor:
+    """What enters a linear of a branch, [B, N, in]; nothing after it is computed."""
+    return _entering(model, linear, partial(run_branch, model, branch, x))
 
 
 def run_branch(model: nn.Module, branch: Branch, x: Tensor) -> Tensor:
