@@ -16,13 +16,16 @@ from suite import Cell, epochs
 from torch import nn
 
 from toolchain.artifact import MaskedModel, digest_of, read_json, run_stage, sha256, write_json
+from toolchain.bench.latency import latency_of
 from toolchain.cache import exclusive
 from toolchain.compress.damage import kl_divergence
-from toolchain.compress.stage import Compress, pruned_shares
+from toolchain.compress.method import Allocation
+from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches, read
 from toolchain.errors import ArtifactError
-from toolchain.job import Job, prepare
+from toolchain.job import Job, clocks, prepare
+from toolchain.job import compressed as compress
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
@@ -119,29 +122,23 @@ def compressed(
             made, found = peers.prune(job.dense, job.source, peers.Settings.of(peer))
             clock.lap("compress")
             return made, {"peer": found, "units": {}, "pruned_shares": [], "seconds": clock.seconds}
-        made = _compress(job, reference, work / "scratch" / f"{key}.safetensors", key, told)
+        made, allocation = _compress(job, reference, work / "scratch" / f"{key}.safetensors", key, told)
         clock.lap("compress")
-        found = {**_plan_facts(made), "seconds": clock.seconds}
+        latency = allocation.to_dict()["latency"]
+        found = {**_plan_facts(made), **({"latency": latency} if latency else {}), "seconds": clock.seconds}
         save_model(made, folder)
         write_json(facts, {"weights_sha256": sha256(folder / "model.safetensors"), "facts": found})
     (work / "scratch" / f"{key}.safetensors").unlink(missing_ok=True)
     return made, found
 
 
-def _compress(job: Job, reference: Ready, scratch: Path, key: str, told: Told) -> MaskedModel:
-    recipe = job.recipe
-    stage = Compress(
-        recipe.compress,
-        recipe.budget,
-        job.source,
-        job.multiples,
-        checkpoint=scratch,
-        key=key,
-        progress=steps(told),
-        report=lambda share, text: told(f"{share:4.0%} {text}"),
-    )
+def _compress(job: Job, reference: Ready, scratch: Path, key: str, told: Told) -> tuple[MaskedModel, Allocation]:
+    def report(share: float, text: str) -> None:
+        told(f"{share:4.0%} {text}")
+
     dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-    return run_stage(stage, dense)
+    latency = latency_of(clocks(job, dense, report))
+    return compress(job, dense, latency, checkpoint=scratch, key=key, progress=steps(told), report=report)
 
 
 def _plan_facts(made: MaskedModel) -> dict[str, Any]:
@@ -153,6 +150,7 @@ def _plan_facts(made: MaskedModel) -> dict[str, Any]:
         "ranks": [{"linear": linear, "rank": rank} for linear, rank in widths.ranks.items()],
         "units": units,
         "pruned_shares": pruned_shares(made),
+        "closed_form": made.plan.provenance["closed_form"],
         "plan_sha256": made.plan.digest,
     }
 

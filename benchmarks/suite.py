@@ -206,7 +206,7 @@ def _key(key: str) -> str:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "_on" if value else "_off"
-    return f"_{value}" if isinstance(value, str) else str(value)
+    return f"_{value}".replace("%", "pct") if isinstance(value, str) else str(value)
 
 
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:

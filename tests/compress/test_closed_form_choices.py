@@ -78,6 +78,7 @@ def test_progress_never_goes_back(model, digits):
         shape,
         digits,
         CompressSection(),
+        cares(model),
         lambda share, text: found.append((share, text)),
     )
     shares = [share for share, _ in found]
@@ -97,7 +98,7 @@ def test_the_best_of_beta_and_classifier_is_kept(model, digits):
     """By divergence on validation; what is written is what won."""
     module, section = copy.deepcopy(model.module), CompressSection()
     shape = trace(module, model.family, model.preprocess.input_size)
-    args = (sites(model), widths(model, 0.25), shape, digits, section, lambda share, text: None)
+    args = (sites(model), widths(model, 0.25), shape, digits, section, cares(model), lambda share, text: None)
     _, facts = reduce_closed_form(model, module, *args)
     assert set(facts["kl"]) == {f"{beta}{head}" for beta in (0.5, 0.0, 1.0) for head in ("", " head")}
     best = min(facts["kl"], key=facts["kl"].get)
@@ -154,7 +155,7 @@ def test_large_models_take_that_path(model, digits, monkeypatch):
     shape = trace(model.module, model.family, model.preprocess.input_size)
     monkeypatch.setattr(closed_form, "MEASURE_MACS", 16.0 * shape.macs * (2 + 6 + 0.5 * len(sites(model))))
     choices, section = Choices(sites(model), {}, {}), CompressSection()
-    found = candidates_for(model, sites(model), choices, shape, digits, section, lambda share, text: None)
+    found = candidates_for(model, sites(model), choices, shape, digits, section, cares(model), lambda share, text: None)
     for site in sites(model):
         own = [c.damage for c in found if c.key == (site.module, site.unit)]
         assert own[-1] == 0.0

@@ -148,11 +148,12 @@ def weighed(monkeypatch):
     """Candidates without measuring any; counts how often they are asked for."""
     calls = []
 
-    def made_up(given, sites, choices, dense, source, section, told):
+    def made_up(given, sites, choices, dense, source, section, cares, told):
         calls.append(len(sites))
         return candidates_of(choices)
 
     monkeypatch.setattr(module, "candidates_for", made_up)
+    monkeypatch.setattr(module, "what_matters", lambda *_: {})
     return calls
 
 

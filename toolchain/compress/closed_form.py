@@ -103,11 +103,12 @@ def candidates_for(
     dense: ModelShape,
     source: DataSource,
     section: CompressSection,
+    cares: Mapping[str, Sensitivity],
     told: Told,
 ) -> list[Candidate]:
     """Every site at a ladder of widths, and what each costs on held-out images."""
     shares, anchors, count = effort(dense.macs, len(sites))
-    cares, held_out = what_matters(given, dense, source, section), _some(source.split("validation"), count)
+    held_out = _some(source.split("validation"), count)
     fit = source.split("calibration")
     fit = _spread(fit, max(64, int(0.5 * MEASURE_MACS / (4 * dense.macs))))
     return measure(
@@ -123,6 +124,7 @@ def reduce_closed_form(
     dense: ModelShape,
     source: DataSource,
     section: CompressSection,
+    cares: Mapping[str, Sensitivity],
     told: Told,
 ) -> tuple[dict[Key, tuple[int, ...]], dict[str, Any]]:
     """(kept positions, what was chosen and the divergences that it was chosen by) after reducing `module` in place.
@@ -130,7 +132,7 @@ def reduce_closed_form(
     β, and whether the classifier is re-fitted too, are chosen by the KL divergence from the dense model on validation images,
     labels unread; a model too large to try all β takes the first.
     """
-    calibration, cares = source.split("calibration"), what_matters(given, dense, source, section)
+    calibration = source.split("calibration")
     validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / dense.macs)
     betas = betas_for(section, dense.macs, len(calibration))
     reference, start = logits(given.module, validation), copy.deepcopy(module)

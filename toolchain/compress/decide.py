@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Costs, Limits, solve_uniform
-from toolchain.compress.closed_form import SHARES, Told, candidates_for
+from toolchain.compress.closed_form import SHARES, Told, candidates_for, what_matters
 from toolchain.compress.method import HIDDEN, Allocation, allocate, choices_for, closed_sites
 from toolchain.compress.solver import Damages, choose, interpolate, narrowest
 from toolchain.cost import LatencyTable, Widths
@@ -149,7 +149,8 @@ def decide(
     if section.allocation == "global" and any(group.unit == HIDDEN for group in choices.groups):
         return planned
     sites = closed_sites(choices, given.family, given.module, section) if section.allocation == "solver" else []
-    found = candidates_for(given, sites, choices, planned.dense, source, section, told) if sites else []
+    cares = what_matters(given, planned.dense, source, section) if sites else {}
+    found = candidates_for(given, sites, choices, planned.dense, source, section, cares, told) if sites else []
     candidates = interpolate(found, sites, choices, SHARES[0])
 
     def pick(known: Costs) -> Widths:
@@ -160,4 +161,6 @@ def decide(
 
     settled = settle(pick, costs, limits, latency)
     damage = Damages(candidates).all(choices.chosen(settled.widths))
-    return replace(planned, widths=settled.widths, costs=settled.costs, damage=damage, measured=settled.measured)
+    return replace(
+        planned, widths=settled.widths, costs=settled.costs, damage=damage, measured=settled.measured, cares=cares
+    )

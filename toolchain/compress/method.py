@@ -12,6 +12,7 @@ from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Costs, Key, Limits, solve_uniform
 from toolchain.compress.lowrank import FACTORISATIONS
 from toolchain.compress.neurons import CRITERIA
+from toolchain.compress.sensitivity import Sensitivity
 from toolchain.compress.solver import Site
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, trace
 from toolchain.errors import RecipeError
@@ -82,6 +83,7 @@ class Allocation:
         learned: whether the final widths depend on learned or measured scores.
         damage: unit or linear → what its width does to the output, measured alone: mean KL divergence per image, nats.
         measured: target → latency of a model of these widths over that of the dense model, measured.
+        cares: branch module → what the output cares about, where damage was weighed by it; to be used again.
         planned: the allocation before the decision, where that changed it.
     """
 
@@ -92,6 +94,7 @@ class Allocation:
     learned: bool
     damage: Mapping[Key, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
+    cares: Mapping[str, Sensitivity] = field(default_factory=dict, repr=False, compare=False)
     planned: Allocation | None = None
 
     @property

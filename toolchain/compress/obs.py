@@ -46,7 +46,7 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
         covariance: C = Cov(h), [M, M].
     """
     count = weight.shape[1]
-    weight, inverse = weight.double().clone(), torch.linalg.inv(damped(covariance.double(), DAMPING))
+    weight, inverse = weight.double().clone(), _inverse(damped(covariance.double(), DAMPING))
     names = torch.arange(count)  # which neuron each column is, as columns that are gone are dropped now and then
     alive = torch.ones(count, dtype=torch.bool)
     order, damage, left, step = [], [0.0], count, max(BLOCK, count // 64)
@@ -70,6 +70,11 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
         damage += [damage[-1] + cost * (index + 1) / size for index in range(size)]
         left -= size
     return Elimination(torch.tensor(order), torch.tensor(damage, dtype=torch.float64))
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Of a symmetric positive definite matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
 def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,16 @@ the residual stream between two blocks, dense and compressed, and small second m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from toolchain.compress.allocate import Key
-from toolchain.compress.branches import captured, first_residual, fold_scales, run_branch
+from toolchain.compress.branches import captured, first_residual, fold_scales, input_of, run_branch
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import anchored_refit
 from toolchain.compress.reductions import REDUCTIONS, sites_in
@@ -104,10 +105,12 @@ def reduce_sequentially(
                 last = module.get_submodule(branch.reader)
                 reader = (branch.reader, torch.arange(last.in_features)) if isinstance(last, nn.Linear) else None
             if reader is not None and refit:
-                _refit(module, branch, reader, wanted, theirs, ours, care, beta)
-            for batch, y in enumerate(wanted):
+                added = _refitted(module, branch, reader, wanted, theirs, ours, care, beta)
+            else:
+                added = (run_branch(module, branch, our) for our in list(ours))
+            for batch, (y, own) in enumerate(zip(wanted, added, strict=True)):
                 theirs[batch] = theirs[batch] + y
-                ours[batch] = ours[batch] + run_branch(module, branch, ours[batch]) if sequential else theirs[batch]
+                ours[batch] = ours[batch] + own if sequential else theirs[batch]
         if progress is not None:
             progress((index + 1) / len(blocks), name)
     return Reduced(kept, _head(dense, module, family, theirs, ours) if refit else None)
@@ -135,7 +138,7 @@ def _head(
     return Head(name, fitted[0].to(linear.weight), new_bias)
 
 
-def _refit(
+def _refitted(
     module: nn.Module,
     branch: Branch,
     reader: tuple[str, Tensor],
@@ -144,21 +147,24 @@ def _refit(
     ours: Sequence[Tensor],
     care: Sensitivity,
     beta: float,
-) -> None:
-    """Moves the kept columns of a branch's last linear towards y_dense + β(r_dense − r_compressed)."""
+) -> Iterator[Tensor]:
+    """What a branch adds, batch by batch, after a re-fit of the kept columns of its last linear.
+
+    They move towards y_dense + β(r_dense − r_compressed). What enters them is kept meanwhile: it is computed once.
+    """
     name, columns = reader
     linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     moments = Moments(centred=linear.bias is not None)
-    with captured(module, {name: "in"}) as seen:
-        for y, their, our in zip(wanted, theirs, ours, strict=True):
-            error = y + beta * (their - our) - run_branch(module, branch, our)
-            rows, weights = care.rows(seen[name])
-            moments.add(rows[:, columns], error.flatten(0, -2), weights)
+    entering = [input_of(module, branch, name, our)[..., columns] for our in ours]
+    weight = linear.weight[:, columns]
+    for x, y, their, our in zip(entering, wanted, theirs, ours, strict=True):
+        error = y + beta * (their - our) - functional.linear(x, weight, linear.bias)
+        rows, weights = care.rows(x)
+        moments.add(rows, error.flatten(0, -2), weights)
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
-    fitted, shift = anchored_refit(
-        linear.weight[:, columns], bias, moments.covariance, moments.mean, moments.cross, moments.other_mean
-    )
+    fitted, shift = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
     linear.weight[:, columns] = fitted.to(linear.weight)
     if linear.bias is not None:
         linear.bias.copy_(shift)
+    return (functional.linear(x, linear.weight[:, columns], linear.bias) for x in entering)

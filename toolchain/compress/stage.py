@@ -12,14 +12,14 @@ from torch import nn
 
 from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.compress.allocate import Costs, Key, Limits, solve_global, top_indices
-from toolchain.compress.closed_form import damage_share, reduce_closed_form
+from toolchain.compress.closed_form import damage_share, reduce_closed_form, what_matters
 from toolchain.compress.decide import Latency, Settled, decide, settle
 from toolchain.compress.gates import learn_gates
 from toolchain.compress.lowrank import FACTORISATIONS, factorise
 from toolchain.compress.method import DATA_AWARE, HIDDEN, Allocation, allocate, choices_for, closed_sites, effective
 from toolchain.compress.neurons import CRITERIA, Evidence, Scores
 from toolchain.compress.solver import Site, key_of
-from toolchain.cost import RANK, ModelShape, Widths, trace
+from toolchain.cost import RANK, Widths, trace
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, DataError
 from toolchain.plan import CompressionPlan, Keep, LowRank
@@ -91,7 +91,7 @@ class Compress:
         module = copy.deepcopy(given.module)
         if section.attention in FACTORISATIONS:
             factorise(module, widths.ranks, section.attention)
-        closed, facts = self._closed_form(given, module, sites, widths, allocation.dense)
+        closed, facts = self._closed_form(given, module, sites, allocation)
         scored = [group for group in choices.groups if group.unit == HIDDEN and section.neurons != "obs"]
         if not scored:
             return mask_model(given, module, self._plan(given, widths, closed, {}, 0.0, facts))
@@ -115,16 +115,18 @@ class Compress:
         return mask_model(given, module, self._plan(given, widths, closed, scores, threshold, facts))
 
     def _closed_form(
-        self, given: TimmModel, module: nn.Module, sites: Sequence[Site], widths: Widths, dense: ModelShape
+        self, given: TimmModel, module: nn.Module, sites: Sequence[Site], allocation: Allocation
     ) -> tuple[Mapping[Key, tuple[int, ...]], dict[str, Any]]:
         """(kept positions, what was chosen) after the closed-form reductions, in place."""
+        widths, dense = allocation.widths, allocation.dense
         wanted = {**widths.kept, **{(linear, RANK): rank for linear, rank in widths.ranks.items()}}
         touched = [site for site in sites if key_of(site) in wanted]
         if not touched:
             return {}, {}
         keys = {key_of(site): wanted[key_of(site)] for site in touched}
         told = self._part(self._damage_share(given), 1.0)
-        return reduce_closed_form(given, module, touched, keys, dense, self.source, self.method, told)
+        cares = allocation.cares or what_matters(given, dense, self.source, self.method)
+        return reduce_closed_form(given, module, touched, keys, dense, self.source, self.method, cares, told)
 
     def _part(self, start: float, end: float) -> Callable[[float, str], None]:
         """What receives the progress of one part of the stage."""
