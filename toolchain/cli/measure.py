@@ -15,8 +15,9 @@ from typer.core import TyperCommand
 
 from toolchain.artifact import Preprocess
 from toolchain.bench.compare import compare as compare_artifacts
+from toolchain.bench.device import open_device
 from toolchain.bench.summary import summary
-from toolchain.cli.options import JsonFlag
+from toolchain.cli.options import JsonFlag, TargetsOption
 from toolchain.cli.screen import Screen, line, print_facts, print_json
 from toolchain.data import DataSource, open_source
 from toolchain.errors import DataError, RecipeError
@@ -111,7 +112,8 @@ def bench_compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="The baseline: an ONNX file; a model folder for eager.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
     target: Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")] = "ort-cpu",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    targets_file: TargetsOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="If absent, what targets.toml says, else 1.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     input_shape: Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")] = "",
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
@@ -125,7 +127,7 @@ def bench_compare(
     ] = None,
 ) -> None:
     """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
-    with Screen() as screen:
+    with Screen() as screen, open_device(target, targets_file) as device:
         screen.stage("bench")
 
         def told(text: str, share: float) -> None:
@@ -134,12 +136,13 @@ def bench_compare(
         found = compare_artifacts(
             a,
             b,
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
-            input_shape=_shape(input_shape),
+            input_shape=parse_shape(input_shape),
             tau=tau,
             seed=seed,
+            transport=device.transport,
             on_progress=told,
         )
     if out is not None:
@@ -155,7 +158,8 @@ def bench_compare(
         raise typer.Exit(code)
 
 
-def _shape(text: str) -> tuple[int, ...] | None:
+def parse_shape(text: str) -> tuple[int, ...] | None:
+    """The shape that --input-shape gives, None if it is empty; raises RecipeError if it is no shape."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else None
     except ValueError:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self  # novm: only for type checkers
 
     from numpy.typing import NDArray
 
