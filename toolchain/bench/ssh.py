@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -209,6 +210,8 @@ class SshTransport:
         `exit $?` keeps that shell alive, so that a process killed there is not mistaken for a lost connection.
         """
         script = f"export ORT_DISABLE_TELEMETRY=1; {script}; exit $?"
+        if shutil.which("ssh") is None:
+            raise TargetUnavailable(self.name, "this machine has no ssh.", "apt-get install openssh-client")
         command = [*self._client(), f"sh -c {shlex.quote(script)}"]
         with (
             tempfile.TemporaryFile() as output,

@@ -45,7 +45,7 @@ def main() -> int:
         out = root / SESSIONS / f"{digest}.json"
         if not out.exists():
             sys.stderr.write(f"session {plan['session'] + 1}/{len(bundle['plans'])}\n")
-            plan_path = root / SESSIONS / f"{digest}.plan.json"
+            plan_path = root / SESSIONS / f"{digest}.plan"
             plan_path.write_text(json.dumps(plan), encoding="utf-8")
             environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
             command = [sys.executable, str(root / RUNNER), str(plan_path), str(out)]
