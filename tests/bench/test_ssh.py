@@ -209,6 +209,20 @@ def test_an_upload_that_arrives_altered_or_short_is_caught(board, pair, tmp_path
     assert [Path(name).name for name in ssh.sent] == ["b.onnx"]
 
 
+def test_a_file_that_changes_on_the_device_before_it_is_opened_is_caught(board, pair, tmp_path):
+    python = lying_python(
+        tmp_path,
+        """if argv[-2:] == ["-", "-"]:
+    import glob
+    (path,) = glob.glob("artifacts/*/b.onnx")
+    open(path, "ab").write(b"x")""",
+    )
+    with pytest.raises(ArtifactError, match=r"session 1 was measured: missing, or not the file.*b\.onnx"):
+        measured(pair, board(python=str(python)))
+    _, ssh = measured(pair, board(), sessions=1)
+    assert [Path(name).name for name in ssh.sent] == ["b.onnx"]
+
+
 def test_a_full_disk_on_the_device_is_a_clear_error(board, tmp_path, pair):
     big = write_stack(tmp_path / "big.onnx", width=600)  # more than the largest file that is allowed there
     python = lying_python(tmp_path, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))")
