@@ -5,6 +5,8 @@ VENV ?= .venv
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 demo_run := runs/digits_vit
+# What also runs on devices, with whatever Python they have.
+on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bundle_run.py)
 
 # ONNX Runtime's Linux wheels report usage by default.
 export ORT_DISABLE_TELEMETRY := 1
@@ -27,6 +29,7 @@ lint: $(VENV)/.installed-dev  ## everything that `make test` checks without runn
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+	$(bin)/vermin --no-tips --violations --target=3.8- $(on_devices)
 	$(bin)/hadolint docker/*.Dockerfile
 
 # A suite goes on from the cells that are recorded; one thread, unless OMP_NUM_THREADS says otherwise.

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from toolchain.artifact import Preprocess, TimmModel
@@ -149,3 +153,22 @@ def shapes_of(name: str) -> TimmModel:
     family = family_of(module, name)
     preprocess = Preprocess(family.input_size(module), (0.5,) * 3, (0.5,) * 3)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {})
+
+
+def write_stack(
+    path: Path, *, width: int = 96, layers: int = 4, batch: int | str = "batch", scale: float = 1.0
+) -> Path:
+    """An ONNX file of `layers` square matmuls: its time grows with their number and nothing else."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((width, width)).astype(np.float32) * scale / width**0.5 for _ in range(layers)]
+    names = ["image", *(f"hidden{i}" for i in range(layers - 1)), "logits"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [names[i], f"weight{i}"], [names[i + 1]]) for i in range(layers)],
+        "stack",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, width])],
+        [numpy_helper.from_array(weight, f"weight{i}") for i, weight in enumerate(weights)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return path

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from toolchain.bench import Comparison, compare
+from toolchain.bench.kept import KeptSessions
 from toolchain.bench.protocol import UNDECIDED
 from toolchain.errors import MeasurementError
 from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
@@ -129,62 +130,34 @@ def test_an_interrupted_comparison_goes_on_from_its_finished_sessions(pair):
         went_on = False
 
         def run(self, plan, on_progress):
-            if plan["session"] == 2 and not self.went_on:
+            if plan["session"] == 4 and not self.went_on:
                 self.went_on = True
                 raise KeyboardInterrupt
             return super().run(plan, on_progress)
 
-    device = Interrupted(slower(-0.4))
-    options = {"target": "ort-cpu", "batch": 4, "transport": device}
-    with pytest.raises(KeyboardInterrupt):
-        compare(*pair, **options)
+    device = Interrupted(slower(0.05))
+    options = {"target": "ort-cpu", "batch": 4, "looks": 2}
+    with pytest.raises(KeyboardInterrupt), KeptSessions(device, "scripted") as kept:
+        compare(*pair, **options, transport=kept)
     device.asked.append("again")
-    found = compare(*pair, **options)
-    assert device.asked == [(0, 20), (1, 20), "again", (2, 20)]
-    assert found.verdict == "improved"
+    with KeptSessions(device, "scripted") as kept:
+        found = compare(*pair, **options, transport=kept)
+    assert device.asked == [(0, 20), (1, 20), (2, 20), (3, 20), "again", (4, 20), (5, 20)]
+    assert found.looks == 2
     device.asked.clear()
-    compare(*pair, **options)
-    assert len(device.asked) == 3, "a finished comparison leaves nothing behind"
+    with KeptSessions(device, "scripted") as kept:
+        compare(*pair, **options, transport=kept)
+    assert len(device.asked) == 6, "a finished comparison leaves nothing behind"
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"tau": 0.1}, {"threads": 2}])
-def test_what_was_kept_counts_for_the_same_measurement_alone(pair, change):
-    class Dies(Device):
-        def run(self, plan, on_progress):
-            if plan["session"] == 1:
-                raise MeasurementError("gone")
-            return super().run(plan, on_progress)
-
-    with pytest.raises(MeasurementError, match="gone"):
-        compare(*pair, target="ort-cpu", batch=4, transport=Dies(slower(-0.4)))
-    device = Device(slower(-0.4))
-    device.machine["threads"] = change.get("threads", 1)
-    device.__class__ = type("Dies", (Device,), {})  # the same kind of transport
-    compare(*pair, target="ort-cpu", batch=4, transport=device, **change)
-    assert len(device.asked) == 3
-
-
-def test_a_machine_that_changes_is_refused_and_its_sessions_forgotten(pair):
+def test_a_machine_that_changes_is_refused(pair):
     class Moves(Device):
         def run(self, plan, on_progress):
             self.machine["cpu"] = f"cpu {plan['session'] // 2}"
             return super().run(plan, on_progress)
 
-    device = Moves(slower(-0.4))
-    for _ in range(2):
-        device.asked.clear()
-        with pytest.raises(MeasurementError, match="the machine changed"):
-            compare(*pair, target="ort-cpu", batch=4, transport=device)
-        assert len(device.asked) == 3
-
-
-def test_a_disk_that_is_full_costs_only_the_resumption(pair, monkeypatch, tmp_path, caplog):
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(blocked))
-    found, _ = judge(pair, slower(-0.4))
-    assert found.verdict == "improved"
-    assert "is not kept on disk" in caplog.text
+    with pytest.raises(MeasurementError, match="the machine changed"):
+        compare(*pair, target="ort-cpu", batch=4, transport=Moves(slower(-0.4)))
 
 
 def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pair, tmp_path):

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.bench.single import Measurement, measure
+from toolchain.bench.transport import Transport
 
 BLOCKS = (10, 20, 40, 80)
 """Blocks a session that are told apart; 20 and its doublings are what a comparison takes."""
@@ -60,6 +61,7 @@ def calibrate(
     input_shape: tuple[int, ...] | None = None,
     affinity: tuple[int, ...] | None = None,
     blocks: int = BLOCKS[-1],
+    transport: Transport | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Calibration:
     """What an artifact, timed against itself in three sessions, says of the machine; arguments and errors as `measure`.
@@ -77,6 +79,7 @@ def calibrate(
         affinity=affinity,
         blocks=blocks,
         cold_starts=0,
+        transport=transport,
         on_progress=on_progress,
     )
     spent = time.monotonic() - begun

@@ -8,8 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from toolchain.artifact import digest_of
-from toolchain.bench.plan import Sessions, artifact_facts, require_target, session_plan, set_up
+from toolchain.bench.plan import artifact_facts, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import UNDECIDED, Comparison, judged, require_sessions
 from toolchain.bench.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
 from toolchain.bench.signature import Signature, read_signature
@@ -40,8 +39,7 @@ def compare(
     """B timed against A, interleaved with A itself as control, each session in a fresh process.
 
     While nothing can be said, and looks are left, as much again is measured. Every look is judged at confidence
-    1 − 5 %/looks, so that looking often does not buy a verdict. Finished sessions of an interrupted comparison are taken
-    up by the next one.
+    1 − 5 %/looks, so that looking often does not buy a verdict.
 
     Args:
         a: the baseline: an ONNX file, or for "eager" a model folder.
@@ -59,7 +57,8 @@ def compare(
         slot_ms: shortest slot.
         warmup_s: shortest warm-up of a variant.
         parity: what the caller has proven about B and A.
-        transport: where the sessions run; None is this machine.
+        transport: where the sessions run; None is this machine. `toolchain.bench.device.open_device` gives one that keeps
+            finished sessions for the next run, should this one be cut off.
         on_progress: receives (what was done, share done); the share jumps where fewer looks sufficed.
 
     Raises:
@@ -95,8 +94,7 @@ def compare(
     variants = dict(zip(VARIANTS, ((a, ours), (b, theirs), (a, ours)), strict=True))
     assert list(variants) == [A, B, CONTROL]
     transport = transport or LocalTransport()
-    facts = [each.model_dump(mode="json") for each in (scenario, design, artifacts[A], artifacts[B])]
-    kept, done = Sessions(transport, digest_of("comparison", facts, type(transport).__name__)), list[Session]()
+    done: list[Session] = []
 
     def report(share: float, text: str) -> None:
         if on_progress is not None:
@@ -106,17 +104,15 @@ def compare(
     try:
         for _ in range(design.looks):
             for _ in range(design.sessions):
-                done.append(kept.run(session_plan(design, scenario, variants, len(done)), report))
+                done.append(run_session(transport, session_plan(design, scenario, variants, len(done)), report))
                 _require_equal_outputs(a, b, done[-1])
             require_sessions(done, design, scenario, VARIANTS)
             if judged(done, design).verdict not in UNDECIDED:
                 break
         found = Comparison(scenario=scenario, design=design, parity=parity, artifacts=artifacts, sessions=tuple(done))
     except (ValidationError, ValueError) as error:
-        kept.finished()  # what does not fit together is of no use to the next run
         why = explain(error) if isinstance(error, ValidationError) else str(error)
         raise MeasurementError(f"{a} against {b} on {target}: {why}") from None
-    kept.finished()
     return found
 
 

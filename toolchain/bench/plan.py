@@ -1,31 +1,24 @@
-"""What the device runner is told, and sessions that an interrupted measurement left behind."""
+"""What the device runner is told, and the session that comes back."""
 
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from toolchain.artifact import digest_of, read_json, sha256, write_json
+from toolchain.artifact import digest_of, sha256
 from toolchain.bench.samples import ArtifactFacts, Design, Scenario, Session, explain
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.size import artifact_files
 from toolchain.bench.transport import Transport
-from toolchain.cache import user_cache
-from toolchain.errors import ArtifactError, MeasurementError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import MeasurementError, RecipeError, TargetUnavailable
 from toolchain.targets import get_target
 from toolchain.targets.device_runner import COLD_PLAN_SCHEMA, PLAN_SCHEMA
 
-log = logging.getLogger(__name__)
 INPUT_SETS = 8
-FRESH_S = 3600.0
-"""How long what an interrupted measurement left is taken up again: later the machine may be in another mood."""
 Told = Callable[[float, str], None]
 
 
@@ -113,47 +106,10 @@ def _variant(name: str, scenario: Scenario, path: Path, signature: Signature) ->
     }
 
 
-class Sessions:
-    """The sessions of one measurement, each kept in the user's cache until the whole is finished.
-
-    An interrupted measurement leaves them there; the next one of the same artifacts, scenario, design and target takes
-    them up if they are fresh and the machine is the same.
-    """
-
-    def __init__(self, transport: Transport, key: str) -> None:
-        self._transport = transport
-        self._folder = user_cache() / "sessions" / key
-
-    def run(self, plan: Mapping[str, Any], told: Told) -> Session:
-        """One session, measured now or by the interrupted run.
-
-        Raises:
-            ArtifactError, MeasurementError: as `Transport.run`; what came back is no session.
-        """
-        kept = self._folder / f"{plan['session']}.json"
-        if (found := _fresh(kept)) is not None:
-            log.info("session %d was measured by an interrupted run; taken from %s", plan["session"], kept)
-            return found
-        result = self._transport.run(plan, told)
-        try:
-            session = Session.model_validate_json(json.dumps(result))
-        except ValidationError as error:
-            raise MeasurementError(f"session {plan['session']}: {explain(error)}") from None
-        try:
-            write_json(kept, result)
-        except StorageError as error:  # the samples are in memory; only taking up after an interruption is lost
-            log.warning("session %d is not kept on disk: %s", plan["session"], error)
-        return session
-
-    def finished(self) -> None:
-        """Forgets them: they are part of a result now."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _fresh(path: Path) -> Session | None:
+def run_session(transport: Transport, plan: Mapping[str, Any], told: Told) -> Session:
+    """One session, in a process of its own; raises as `Transport.run`, and MeasurementError for what is no session."""
+    result = transport.run(plan, told)
     try:
-        if time.time() - path.stat().st_mtime > FRESH_S:
-            return None
-        return Session.model_validate_json(json.dumps(read_json(path)))
-    except (OSError, ValidationError, ArtifactError, StorageError):
-        return None
+        return Session.model_validate_json(json.dumps(result))
+    except ValidationError as error:
+        raise MeasurementError(f"session {plan['session']}: {explain(error)}") from None

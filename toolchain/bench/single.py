@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError, model_validator
 
-from toolchain.artifact import digest_of
 from toolchain.bench import stored
 from toolchain.bench.environment import machine_changes
 from toolchain.bench.intervals import Interval, block_log_ratios, median_interval, slot_medians, tail
-from toolchain.bench.plan import Sessions, artifact_facts, cold_plan, require_target, session_plan, set_up
+from toolchain.bench.plan import artifact_facts, cold_plan, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import require_sessions
 from toolchain.bench.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Scenario, Session, Strict, explain
 from toolchain.bench.transport import LocalTransport, Transport
@@ -180,10 +179,7 @@ def measure(
         design=chosen,
     )
     transport, facts = transport or LocalTransport(), artifact_facts(artifact)
-    key = digest_of(
-        "run", *(each.model_dump(mode="json") for each in (scenario, design, facts)), type(transport).__name__
-    )
-    kept, done, starts = Sessions(transport, key), list[Session](), list[ColdStart]()
+    done, starts = list[Session](), list[ColdStart]()
 
     def report(share: float, text: str) -> None:
         if on_progress is not None:
@@ -196,10 +192,8 @@ def measure(
             starts.append(ColdStart.model_validate_json(json.dumps(result)))
         while len(done) < design.sessions:
             plan = session_plan(design, scenario, dict.fromkeys(PAIR, (artifact, signature)), len(done))
-            done.append(kept.run(plan, report))
+            done.append(run_session(transport, plan, report))
         found = Measurement(scenario=scenario, design=design, artifact=facts, sessions=tuple(done), cold=tuple(starts))
     except ValidationError as error:
-        kept.finished()
         raise MeasurementError(f"{artifact} on {target}: {explain(error)}") from None
-    kept.finished()
     return found

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,21 +56,27 @@ class LocalTransport:
         return result
 
 
+def follow(lines: Iterable[str], on_progress: Callable[[float, str], None]) -> deque[str]:
+    """The last lines that are no progress, when all have come; the runner's progress is passed on as it comes."""
+    last: deque[str] = deque(maxlen=STDERR_LINES)
+    for line in lines:
+        kind, _, rest = line.rstrip().partition(" ")
+        if kind == "progress":
+            share, _, text = rest.partition(" ")
+            on_progress(float(share), text)
+        else:
+            last.append(line.rstrip())
+    return last
+
+
 def _start(command: list[str], environment: dict[str, str], on_progress: Callable[[float, str], None]) -> None:
     """Runs a session's process to its end; raises if it fails, and leaves nothing running if interrupted."""
-    last: deque[str] = deque(maxlen=STDERR_LINES)
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
     ) as process:
         assert process.stderr is not None
         try:
-            for line in process.stderr:
-                kind, _, rest = line.rstrip().partition(" ")
-                if kind == "progress":
-                    share, _, text = rest.partition(" ")
-                    on_progress(float(share), text)
-                else:
-                    last.append(line.rstrip())
+            last = follow(process.stderr, on_progress)
             code = process.wait()
         except BaseException:
             process.kill()

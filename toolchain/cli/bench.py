@@ -15,12 +15,14 @@ from toolchain.artifact import read_json, write_json
 from toolchain.bench.calibrate import BLOCKS, Calibration, built_in
 from toolchain.bench.calibrate import calibrate as calibrate_machine
 from toolchain.bench.compare import compare as compare_artifacts
+from toolchain.bench.device import open_device
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
 from toolchain.bench.verify import verify as verify_file
+from toolchain.cli.options import TargetsOption
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.errors import RecipeError
 from toolchain.report.tables import Table
@@ -46,7 +48,9 @@ class _JsonFile(TyperCommand):
 
 
 TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Intra-op threads.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
 ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
 AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
@@ -69,7 +73,8 @@ def register(app: typer.Typer) -> None:
 def run(
     artifact: ArtifactArgument,
     target: TargetOption = "ort-cpu",
-    threads: ThreadsOption = 1,
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
@@ -80,15 +85,16 @@ def run(
     json_: JsonFile = None,
 ) -> None:
     """Latency, tails, throughput, cold start and memory of one artifact; only `compare` says which of two is faster."""
-    with Screen() as screen:
+    with Screen() as screen, open_device(target, targets_file) as device:
         screen.stage("bench")
         found = measure_artifact(
             artifact,
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
-            input_shape=_numbers(input_shape, "--input-shape"),
-            affinity=_numbers(affinity, "--affinity"),
+            input_shape=numbers(input_shape, "--input-shape"),
+            affinity=numbers(affinity, "--affinity") or device.affinity,
+            transport=device.transport,
             blocks=blocks,
             cold_starts=cold_starts,
             seed=seed,
@@ -103,7 +109,8 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="The baseline: an ONNX file; a model folder for eager.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
     target: TargetOption = "ort-cpu",
-    threads: ThreadsOption = 1,
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
@@ -117,16 +124,17 @@ def compare(
     json_: JsonFile = None,
 ) -> None:
     """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
-    with Screen() as screen:
+    with Screen() as screen, open_device(target, targets_file) as device:
         screen.stage("bench")
         found = compare_artifacts(
             a,
             b,
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
-            input_shape=_numbers(input_shape, "--input-shape"),
-            affinity=_numbers(affinity, "--affinity"),
+            input_shape=numbers(input_shape, "--input-shape"),
+            affinity=numbers(affinity, "--affinity") or device.affinity,
+            transport=device.transport,
             blocks=blocks,
             looks=looks,
             tau=tau,
@@ -148,7 +156,8 @@ def calibrate(
         typer.Argument(metavar="[ARTIFACT]", help="What to time against itself; built-in matmuls if absent."),
     ] = None,
     target: TargetOption = "ort-cpu",
-    threads: ThreadsOption = 1,
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
@@ -157,15 +166,20 @@ def calibrate(
     json_: JsonFile = None,
 ) -> None:
     """How small a difference this machine can support now, and how long a comparison takes for it."""
-    with Screen() as screen, tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder:
+    with (
+        Screen() as screen,
+        tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder,
+        open_device(target, targets_file) as device,
+    ):
         screen.stage("bench")
         found = calibrate_machine(
             artifact or built_in(Path(folder) / "built-in.onnx"),
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
-            input_shape=_numbers(input_shape, "--input-shape"),
-            affinity=_numbers(affinity, "--affinity"),
+            input_shape=numbers(input_shape, "--input-shape"),
+            affinity=numbers(affinity, "--affinity") or device.affinity,
+            transport=device.transport,
             blocks=blocks,
             on_progress=lambda text, share: screen.progress(share, text),
         )
@@ -256,7 +270,8 @@ def _print_calibration(found: Calibration) -> None:
     print_facts({"machine": describe_machine(found.measurement.environment), "took": f"{found.seconds:.0f} s"})
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...] | None:
+def numbers(text: str, option: str) -> tuple[int, ...] | None:
+    """The integers of an option, None if it is empty; raises RecipeError if it is not of that form."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else None
     except ValueError:

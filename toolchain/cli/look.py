@@ -1,4 +1,4 @@
-"""inspect, models, targets, doctor, report, manifest, schema, init: they read, and change nothing but what is named."""
+"""inspect, models, doctor, report, manifest, schema, init: they read, and change nothing but what is named."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ manifest = typer.Typer(help="Check the files of a run against its manifest.", no
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb in (inspect, models, targets, doctor, report, schema, init):
+    for verb in (inspect, models, doctor, report, schema, init):
         app.command()(verb)
     manifest.command("verify")(manifest_verify)
     manifest.callback()(lambda: None)
@@ -181,45 +181,6 @@ def _support(name: str) -> dict[str, Any]:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
     reasons = [*limits, *(["it has no classifier unless model.kwargs.num_classes is set"] if headless else [])]
     return {**row, "support": "partial" if limits else "full", "reason": "; ".join(reasons)}
-
-
-def targets(json_: JsonFlag = False) -> None:
-    """Which targets can be used on this machine, and what is missing for the others."""
-    rows = []
-    for name, target in TARGETS.items():
-        try:
-            info = target.probe()
-            rows.append(
-                {
-                    "target": name,
-                    "available": True,
-                    "runtime": f"{info.runtime} {info.version}",
-                    "device": info.device,
-                    "details": dict(info.details),
-                    "install": "",
-                }
-            )
-        except TargetUnavailable as error:
-            rows.append(
-                {
-                    "target": name,
-                    "available": False,
-                    "runtime": "",
-                    "device": "",
-                    "details": {"reason": error.reason},
-                    "install": error.install,
-                }
-            )
-    if json_:
-        print_json(rows)
-        return
-
-    def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        detail = "; ".join(f"{key}: {value}" for key, value in row["details"].items())
-        return row["target"], "yes" if row["available"] else "no", row["runtime"], row["device"], detail, row["install"]
-
-    header = ("target", "available", "runtime", "device", "details", "install")
-    print_tables([Table("Targets", header, tuple(cells(row) for row in rows), text=tuple(range(6)))])
 
 
 def doctor(json_: JsonFlag = False) -> None:

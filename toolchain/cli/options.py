@@ -15,3 +15,9 @@ RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe
 RecipeOption = Annotated[Path, typer.Option("--recipe", metavar="RECIPE", help="A recipe.toml.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder that a stage before wrote.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")]
+TargetsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--targets", metavar="FILE", help="targets.toml; if absent, that of this folder and the user's are read."
+    ),
+]

@@ -3,8 +3,11 @@
 Usage: `python device_runner.py PLAN OUT`. PLAN is JSON (schema `slimvit.bench.plan/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
 OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
-are passed to `run_plan` as openers. Exit codes: 0 good, 2 the plan cannot be
-carried out here, 3 a variant cannot be opened or gives non-finite outputs.
+are passed to `run_plan` as openers. `- -` reads the plan as one line from standard input, which must stay open: the
+session ends when it closes; the samples are the last line of standard output, and one session runs at a time in a
+folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the plan cannot be
+carried out here, 3 a variant cannot be opened or gives non-finite outputs,
+4 a file is not the one that the plan names, 5 this device cannot be timed, 6 another session is running here.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import random
 import re
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self  # novm: only for type checkers
 
     from numpy.typing import NDArray
 
@@ -45,8 +49,9 @@ FLAGS = frozenset(
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
-EXIT_PLAN = 2
-EXIT_VARIANT = 3
+EXIT_PLAN, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY = 2, 3, 4, 5, 6
+STREAM = "-"
+LOCK_WAIT_S = 60.0
 
 
 class VariantError(Exception):
@@ -339,32 +344,112 @@ def _block(
     return samples
 
 
+def altered_files(plan: Mapping[str, Any]) -> list[str]:
+    """Those of the plan's `files` (path → sha256, relative to the current folder) that are missing or altered."""
+    wrong = []
+    for name, expected in plan.get("files", {}).items():
+        digest = hashlib.sha256()
+        try:
+            with Path(name).open("rb") as file:
+                for chunk in iter(functools.partial(file.read, 1 << 20), b""):
+                    digest.update(chunk)
+        except OSError:
+            wrong.append(name)
+            continue
+        if digest.hexdigest() != expected:
+            wrong.append(name)
+    return wrong
+
+
+def emulation() -> str:
+    """Why this is no real device, "" if nothing says so: the processor of another machine shows through."""
+    if platform.machine() in {"x86_64", "i686", "AMD64"}:
+        return ""
+    if _cpu_field(_read("/proc/cpuinfo") or "", "vendor_id") in {"GenuineIntel", "AuthenticAMD"}:
+        return f"programs for {platform.machine()} are emulated on an x86 processor; latency is never measured there"
+    return ""
+
+
+def _alone(progress: Callable[[float, str], None]) -> Any:
+    """An open lock of the current folder, held until this process ends; None if others keep it for too long."""
+    import fcntl
+
+    lock = Path("lock").open("w")  # noqa: SIM115  (it is to stay open)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.close()
+                return None
+            progress(0.0, "waiting for another measurement on this device")
+            time.sleep(1.0)
+        else:
+            return lock
+
+
+def _end_with_stdin() -> None:
+    """Ends this process when standard input closes: whoever waits for the samples is gone."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> int:
     """The exit code of a run; progress goes to stderr as `progress SHARE TEXT`, OUT is written atomically."""
+    if list(argv) == ["--fingerprint"]:
+        sys.stdout.write("\n" + json.dumps(fingerprint(1)) + "\n")
+        return 0
     plan_path, out_path = argv
-    plan = json.loads(Path(plan_path).read_text(encoding="utf-8"))
+    streamed = plan_path == STREAM
+    plan = json.loads(sys.stdin.readline() if streamed else Path(plan_path).read_text(encoding="utf-8"))
 
     def progress(fraction: float, text: str) -> None:
         # Also the end of an orphan: with the parent gone this write fails, and nothing disturbs the next measurement.
         sys.stderr.write(f"progress {fraction:.3f} {text}\n")
         sys.stderr.flush()
 
+    if streamed:
+        _end_with_stdin()
+        if (lock := _alone(progress)) is None:
+            return _refuse(f"another measurement has run on this device for {LOCK_WAIT_S:.0f} s", EXIT_BUSY)
+    if why := emulation():
+        return _refuse(why, EXIT_UNAVAILABLE)
+    if wrong := altered_files(plan):
+        return _refuse(f"missing, or not the file that the plan names: {', '.join(wrong)}", EXIT_FILES)
     try:
         cold = plan.get("schema") == COLD_PLAN_SCHEMA
         result = run_cold(plan, openers) if cold else run_plan(plan, openers, progress)
     except VariantError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_VARIANT
+        return _refuse(str(error), EXIT_VARIANT)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_PLAN
-    partial = Path(f"{out_path}.partial")
+        return _refuse(str(error), EXIT_PLAN)
+    if streamed:
+        sys.stdout.write("\n" + json.dumps(result, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+        lock.close()
+    else:
+        _write(Path(out_path), result)
+    return 0
+
+
+def _refuse(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    partial = Path(f"{path}.partial")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(result, file, separators=(",", ":"))
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(out_path)
-    return 0
+    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+import json
+import os
+import time
+
+import pytest
+
+from toolchain.bench import kept
+from toolchain.bench.kept import KeptSessions
+from toolchain.errors import ParityError, StorageError, TargetUnavailable
+
+
+class Counting:
+    """A transport whose sessions fail from the given one on."""
+
+    def __init__(self, fails_at=99, error=None):
+        self.ran, self.fails_at, self.error = [], fails_at, error or TargetUnavailable("pi", "gone")
+
+    def run(self, plan, on_progress):
+        if plan["session"] >= self.fails_at:
+            raise self.error
+        self.ran.append(plan["session"])
+        return {"session": plan["session"], "drawn": os.urandom(4).hex()}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / kept.FOLDER
+
+
+@pytest.fixture
+def measure(stack, tmp_path):
+    model = stack(tmp_path / "m.onnx")
+
+    def run(transport, device="pi", sessions=3, **changes):
+        variants = [{"name": "A", "path": str(model)}]
+        with KeptSessions(transport, device) as transport_:
+            return [
+                transport_.run({"session": i, "variants": variants, **changes}, lambda *_: None)
+                for i in range(sessions)
+            ]
+
+    run.model = model
+    return run
+
+
+def cut_off(measure, **changes):
+    lost = Counting(fails_at=2)
+    with pytest.raises(TargetUnavailable):
+        measure(lost, **changes)
+    return lost
+
+
+def test_a_comparison_that_was_cut_off_goes_on_where_it_stopped(measure, cache):
+    assert cut_off(measure).ran == [0, 1]
+    again = Counting()
+    results = measure(again)
+    assert again.ran == [2]
+    assert [result["session"] for result in results] == [0, 1, 2]
+    assert list(cache.iterdir()) == []
+
+
+def test_a_comparison_that_ended_is_measured_afresh(measure, cache):
+    first, second = measure(Counting()), measure(Counting())
+    assert list(cache.iterdir()) == []
+    assert all(a["drawn"] != b["drawn"] for a, b in zip(first, second, strict=True))
+
+
+def test_ctrl_c_keeps_sessions_and_a_judgement_forgets_them(measure, cache, stack, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        measure(Counting(fails_at=1, error=KeyboardInterrupt()))
+    assert len(list(cache.iterdir())) == 1
+    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    taken = Counting()
+    with pytest.raises(ParityError), KeptSessions(taken, "pi") as transport:  # noqa: PT012
+        transport.run(plan, lambda *_: None)
+        raise ParityError("these sessions must not be taken up again")
+    assert taken.ran == []
+    assert list(cache.iterdir()) == []
+
+
+def test_a_session_counts_for_its_plan_its_artifacts_and_its_device_alone(measure, stack):
+    cut_off(measure)
+    for change in ({"device": "other"}, {"seed": 1}):
+        other = Counting()
+        measure(other, **change)
+        assert other.ran == [0, 1, 2]
+    stack(measure.model, layers=5)  # the same path, other content
+    other = Counting()
+    measure(other)
+    assert other.ran == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "no result", "old", "still running"])
+def test_what_cannot_be_taken_up_is_measured_again(measure, cache, fault):
+    cut_off(measure)
+    for path in cache.iterdir():
+        if fault == "truncated":
+            path.write_text(path.read_text()[:20])
+        elif fault == "no result":
+            path.write_text(json.dumps({"writer": 1, "result": None}))
+        elif fault == "old":
+            os.utime(path, (time.time() - kept.MAX_AGE_S - 60,) * 2)
+        else:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "writer": os.getppid()}))
+    again = Counting()
+    measure(again)
+    assert again.ran == [0, 1, 2]
+
+
+def test_a_full_disk_is_told_and_the_measurement_goes_on(measure, monkeypatch, caplog):
+    def full(path, _):
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(kept, "write_text", full)
+    assert len(measure(Counting())) == 3
+    assert "No space left" in caplog.text

@@ -1,0 +1,102 @@
+"""Devices by name in the verbs, against a real sshd and an unpacked bundle."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from builders import write_stack
+from loopback import loopback
+
+from toolchain.cli import bench
+from toolchain.targets import TARGETS
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write_stack(tmp_path / "a.onnx"), write_stack(tmp_path / "b.onnx", layers=8)
+
+
+def test_targets_asks_the_devices_that_are_named(command, tmp_path):
+    server = loopback(tmp_path)
+    try:
+        targets = server.targets_toml(tmp_path / "targets.toml")
+        targets.write_text(
+            targets.read_text() + '[gone]\ntransport = "ssh"\nhost = "gone"\n[vault]\ntransport = "bundle"\n'
+        )
+        (tmp_path / "ssh_config").write_text(
+            (tmp_path / "ssh_config").read_text() + "Host gone\n  HostName 127.0.0.1\n  Port 1\n"
+        )
+        text = targets.read_text().replace('host = "gone"', f'host = "gone"\nssh_config = "{tmp_path}/ssh_config"')
+        targets.write_text(text)
+        outcome = command("targets", "--targets", targets, "--json")
+        rows = {row["target"]: row for row in json.loads(outcome.out)}
+        shown = command("targets", "--targets", targets).out
+    finally:
+        server.kill()
+    assert set(rows) == {*TARGETS, "board", "gone", "vault"}
+    assert [rows[name]["available"] for name in ("board", "gone", "vault")] == [True, False, True]
+    assert rows["board"]["runtime"].startswith("onnxruntime ")
+    assert "Connection refused" in rows["gone"]["details"]["reason"]
+    assert rows["gone"]["install"] == "ssh gone true"
+    assert "board" in shown
+
+
+def test_a_named_target_is_measured_with_its_own_settings(command, pair, short_bench, monkeypatch, tmp_path):
+    seen = {}
+
+    def watched(*arguments, **options):
+        seen.update(options)
+        return short_bench(*arguments, **options)
+
+    monkeypatch.setattr(bench, "compare_artifacts", watched)
+    core = max(os.sched_getaffinity(0))
+    (tmp_path / "work" / "targets.toml").write_text(f'[two]\ntransport = "local"\nthreads = 2\naffinity = [{core}]\n')
+    outcome = command("bench", "compare", *pair, "--target", "two", "--json")
+    assert outcome.code in (0, 1, 4), outcome.err
+    found = json.loads(outcome.out)
+    assert (seen["target"], seen["threads"]) == ("ort-cpu", 2)
+    assert (found["environment"]["threads"], found["environment"]["affinity"]) == (2, [core])
+    command("bench", "compare", *pair, "--target", "two", "--threads", "1")
+    assert seen["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "words"),
+    [
+        ('transport = "ssh"\nhost = "-oProxyCommand=x"', 2, "not starting with a dash"),
+        ('transport = "bundle"', 5, "slimvit bench pack A B --target pi"),
+        ('transport = "ssh"\nhost = "pi"\nhots = "x"', 2, "did you mean 'host'"),
+    ],
+)
+def test_what_cannot_be_measured_ends_with_its_code(command, pair, tmp_path, table, code, words):
+    (tmp_path / "work" / "targets.toml").write_text(f"[pi]\n{table}\n")
+    outcome = command("bench", "compare", *pair, "--target", "pi")
+    assert (outcome.code, words in outcome.err) == (code, True), outcome.err
+
+
+def test_a_bundle_goes_out_and_its_result_comes_back(command, pair, tmp_path):
+    (tmp_path / "work" / "targets.toml").write_text('[vault]\ntransport = "bundle"\nthreads = 1\n')
+    bundle = tmp_path / "bundle.tar"
+    asked = ("--target", "vault", "--sessions", 1, "--blocks", 4, "--tau", 0.5, "--batch", 4)
+    facts = json.loads(command("bench", "pack", *pair, "-o", bundle, *asked, "--json").out)
+    assert facts["bytes"] == bundle.stat().st_size
+    with tarfile.open(bundle) as tar:
+        tar.extractall(tmp_path / "device", filter="data")
+    subprocess.run([sys.executable, str(tmp_path / "device" / "run.py")], check=True, capture_output=True)
+    result, comparison = tmp_path / "device" / "result.json", tmp_path / "comparison.json"
+    outcome = command("bench", "unpack", result, bundle, "-o", comparison, "--json")
+    found = json.loads(outcome.out)
+    assert outcome.code == bench.EXIT.get(found["verdict"], 0)
+    assert json.loads(comparison.read_text()) == found
+    assert found["verdict"] in command("bench", "unpack", result, bundle).out
+    result.write_text(result.read_text().replace('"session":0', '"session":1'))
+    altered = command("bench", "unpack", result, bundle)
+    assert (altered.code, "altered" in altered.err) == (3, True)

@@ -1,0 +1,77 @@
+"""The sessions of a bundle, run on a device without a network. Standard library only, Python 3.8.
+
+Usage: `python run.py`, in the unpacked folder. Every file is checked against bundle.json; each session runs in a fresh
+process; finished ones are kept in sessions/, so that a run that was cut off goes on; result.json is what to send back.
+Exit codes: 0 good, 4 the bundle is incomplete or altered; else that of the session that failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BUNDLE_SCHEMA, RESULT_SCHEMA = "slimvit.bench.bundle/1", "slimvit.bench.result/1"
+BUNDLE, RESULT, RUNNER, SESSIONS = "bundle.json", "result.json", "device_runner.py", "sessions"
+EXIT_FILES = 4
+
+
+def body_sha256(result: Mapping[str, Any]) -> str:
+    """sha256 of a result's canonical JSON without its own `sha256`: shows accidents and clumsy edits, not forgery."""
+    body = {key: value for key, value in result.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def main() -> int:
+    """The exit code; progress goes to stderr."""
+    root = Path(__file__).resolve().parent
+    raw = (root / BUNDLE).read_bytes()
+    bundle = json.loads(raw.decode("utf-8"))
+    wrong = [name for name, digest in bundle["files"].items() if _sha256(root / name) != digest]
+    if wrong:
+        sys.stderr.write(f"missing or altered: {', '.join(wrong)}; unpack the bundle again\n")
+        return EXIT_FILES
+    (root / SESSIONS).mkdir(exist_ok=True)
+    sessions = []
+    for plan in bundle["plans"]:
+        digest = hashlib.sha256(json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        out = root / SESSIONS / f"{digest}.json"
+        if not out.exists():
+            sys.stderr.write(f"session {plan['session'] + 1}/{len(bundle['plans'])}\n")
+            plan_path = root / SESSIONS / f"{digest}.plan"
+            plan_path.write_text(json.dumps(plan), encoding="utf-8")
+            environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+            command = [sys.executable, str(root / RUNNER), str(plan_path), str(out)]
+            code = subprocess.call(command, cwd=str(root), env=environment)
+            if code:
+                sys.stderr.write(f"the session ended with exit code {code}; it was not recorded\n")
+                return code
+        sessions.append(json.loads(out.read_text(encoding="utf-8")))
+    result = {"schema": RESULT_SCHEMA, "bundle": hashlib.sha256(raw).hexdigest(), "sessions": sessions}
+    partial = root / (RESULT + ".partial")
+    partial.write_text(json.dumps({**result, "sha256": body_sha256(result)}, separators=(",", ":")), encoding="utf-8")
+    partial.replace(root / RESULT)
+    sys.stderr.write(f"done: {root / RESULT} is what to send back\n")
+    return 0
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
