@@ -137,7 +137,7 @@ def bench_compare(
             target=target,
             threads=threads,
             batch=batch,
-            input_shape=_shape(input_shape),
+            input_shape=parsed_shape(input_shape),
             tau=tau,
             seed=seed,
             on_progress=told,
@@ -155,7 +155,8 @@ def bench_compare(
         raise typer.Exit(code)
 
 
-def _shape(text: str) -> tuple[int, ...] | None:
+def parsed_shape(text: str) -> tuple[int, ...] | None:
+    """The shape of --input-shape, None if it is empty; raises RecipeError."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else None
     except ValueError:

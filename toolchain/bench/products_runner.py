@@ -1,0 +1,123 @@
+"""Runs a file of products as fast as its runtime can: inputs made here, nothing copied in or out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from toolchain.export.onnx_graph import read_onnx
+from toolchain.targets import TARGETS, Feeds, Runner, Target
+from toolchain.targets.device_runner import OrtRunner, time_calls_ns
+
+PREFIX = "products/"
+"""Before a target's name, in a session's plan: the variant is a file of products."""
+
+
+class OrtProducts(OrtRunner):
+    """Products in ONNX Runtime; outputs of one shape share one buffer, as they come and go in a model."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        import onnxruntime as ort
+
+        self._binding = self._session.io_binding()
+        self._kept = made_inputs(Path(self.path))
+        for name, array in self._kept.items():
+            self._binding.bind_cpu_input(name, array)
+        buffers: dict[tuple[tuple[int, ...], str], Any] = {}
+        self._outputs: dict[str, Any] = {}
+        for output in self._session.get_outputs():
+            key = tuple(output.shape), output.type
+            if key not in buffers:
+                dtype = _dtype(output.type)
+                buffers[key] = ort.OrtValue.ortvalue_from_shape_and_type(list(output.shape), dtype, "cpu")
+            self._outputs[output.name] = buffers[key]
+            self._binding.bind_ortvalue_output(output.name, buffers[key])
+        return self
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Output name → what its buffer holds after a call."""
+        self._session.run_with_iobinding(self._binding)
+        return {name: value.numpy() for name, value in self._outputs.items()}
+
+    def time_ns(self, feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds."""
+
+        def call(_: Mapping[str, NDArray[Any]]) -> None:
+            self._session.run_with_iobinding(self._binding)
+
+        return time_calls_ns(call, feeds, samples)
+
+
+class Products:
+    """Products in any runtime whose own runner copies nothing."""
+
+    def __init__(self, target: Target, path: Path, threads: int) -> None:
+        self._path, self._runner = path, target.open(path, threads)
+        self._feeds: Feeds = {}
+
+    def __enter__(self) -> Self:
+        self._runner.__enter__()
+        self._feeds = made_inputs(self._path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.__exit__(kind, value, trace)
+
+    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Output name → array for one call."""
+        return self._runner.infer(self._feeds)
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:  # noqa: ARG002
+        """Wall time of each of `samples` calls in nanoseconds."""
+        return self._runner.time_ns([self._feeds], samples)
+
+
+def _ort(path: str, threads: int) -> Runner:
+    return OrtProducts(path, threads)
+
+
+def _other(target: Target, path: str, threads: int) -> Runner:
+    return Products(target, Path(path), threads)
+
+
+OPENERS: dict[str, Callable[[str, int], Runner]] = {
+    PREFIX + "ort-cpu": _ort,
+    **{PREFIX + n: functools.partial(_other, TARGETS[n]) for n in ("openvino-cpu", "openvino-cpu-bf16")},
+}
+
+
+def made_inputs(path: Path) -> dict[str, NDArray[Any]]:
+    """Input name → what a file of products is fed: standard normal floats, integers of their type's whole range.
+
+    Inputs of one shape and type are one array, which stays in the caches: a model reads what it has just written.
+    """
+    rng = np.random.default_rng(0)
+    arrays: dict[tuple[tuple[int, ...], Any], NDArray[Any]] = {}
+    made: dict[str, NDArray[Any]] = {}
+    for value in read_onnx(path).graph.input:
+        shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if (shape, dtype) not in arrays:
+            if dtype.kind == "f":
+                arrays[shape, dtype] = rng.standard_normal(shape).astype(dtype)
+            else:
+                limits = np.iinfo(dtype)
+                arrays[shape, dtype] = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+        made[value.name] = arrays[shape, dtype]
+    return made
+
+
+def _dtype(text: str) -> np.dtype[Any]:
+    """ONNX Runtime's "tensor(float)" as numpy's type."""
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
