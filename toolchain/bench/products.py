@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 from onnx import NodeProto, TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_model, load_external_data_for_tensor, uses_external_data
 
 from toolchain.bench.signature import read_signature
 from toolchain.errors import ArtifactError, RecipeError
@@ -105,6 +106,7 @@ def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Grap
     """
     signature = read_signature(path, batch, input_shape)
     model = read_onnx(path)
+    _load_shapes(model, path.parent)
     given = {name: spec.shape for name, spec in zip(signature.names, signature.inputs, strict=True)}
     for value in model.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
@@ -132,6 +134,18 @@ def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Grap
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return Graph(path, model, shapes, producers, readers, constants)
+
+
+def _load_shapes(model: onnx.ModelProto, folder: Path) -> None:
+    """Reads the few integers that say how to reshape, where they lie in another file; shapes follow from them."""
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor) and tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= 1024:
+            try:
+                load_external_data_for_tensor(tensor, str(folder))
+            except (OSError, ValueError, onnx.checker.ValidationError) as error:
+                raise ArtifactError(f"{folder} lacks what an ONNX file there needs: {error}") from error
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def products(graph: Graph) -> tuple[Product, ...]:
@@ -194,7 +208,7 @@ def write_products(graph: Graph, wanted: Sequence[Product], path: Path) -> Path:
     results = [helper.make_tensor_value_info(name, graph.dtype(name), graph.shape(name)) for name in outputs]
     made = helper.make_graph(nodes, "products", list(inputs.values()), results, list(weights.values()))
     model = helper.make_model(made, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-    onnx.external_data_helper.load_external_data_for_model(model, str(graph.path.parent))
+    load_external_data_for_model(model, str(graph.path.parent))
     onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1_800_000_000, location=f"{path.name}.data")
     return path
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from toolchain.export.onnx_graph import read_onnx
-from toolchain.targets import TARGETS, Feeds, Runner, Target
+from toolchain.targets import Feeds, Runner
 from toolchain.targets.device_runner import OrtRunner, time_calls_ns
+from toolchain.targets.openvino_cpu import OPENVINO_CPU, OPENVINO_CPU_BF16, OpenVinoCpu, OpenVinoRunner
+from toolchain.targets.ort import ORT_CPU
 
 PREFIX = "products/"
 """Before a target's name, in a session's plan: the variant is a file of products."""
@@ -56,43 +56,37 @@ class OrtProducts(OrtRunner):
         return time_calls_ns(call, feeds, samples)
 
 
-class Products:
-    """Products in any runtime whose own runner copies nothing."""
-
-    def __init__(self, target: Target, path: Path, threads: int) -> None:
-        self._path, self._runner = path, target.open(path, threads)
-        self._feeds: Feeds = {}
+class OpenVinoProducts(OpenVinoRunner):
+    """Products in OpenVINO; inputs are set once, as handing them over costs more than a small product."""
 
     def __enter__(self) -> Self:
-        self._runner.__enter__()
-        self._feeds = made_inputs(self._path)
+        super().__enter__()
+        self._kept = made_inputs(self.path)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runner.__exit__(kind, value, trace)
 
     def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:  # noqa: ARG002
         """Output name → array for one call."""
-        return self._runner.infer(self._feeds)
+        return super().infer(self._kept)
 
-    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:  # noqa: ARG002
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds."""
-        return self._runner.time_ns([self._feeds], samples)
+        request = self.request(self._kept)
+        request.infer(self._kept, share_inputs=True, share_outputs=True)
+
+        def call(_: Feeds) -> None:
+            request.start_async()
+            request.wait()
+
+        return time_calls_ns(call, feeds, samples)
 
 
-def _ort(path: str, threads: int) -> Runner:
-    return OrtProducts(path, threads)
-
-
-def _other(target: Target, path: str, threads: int) -> Runner:
-    return Products(target, Path(path), threads)
+def _openvino(target: OpenVinoCpu) -> Callable[[str, int], Runner]:
+    return lambda path, threads: OpenVinoProducts(Path(path), threads, target.precision, target=target.name)
 
 
 OPENERS: dict[str, Callable[[str, int], Runner]] = {
-    PREFIX + "ort-cpu": _ort,
-    **{PREFIX + n: functools.partial(_other, TARGETS[n]) for n in ("openvino-cpu", "openvino-cpu-bf16")},
+    PREFIX + ORT_CPU.name: OrtProducts,
+    **{PREFIX + target.name: _openvino(target) for target in (OPENVINO_CPU, OPENVINO_CPU_BF16)},
 }
 
 

@@ -38,7 +38,7 @@ class Row:
     Attributes:
         name: of the file, or timm's.
         kind: "dense", "compressed" or "timm, untrained".
-        params: elements of its floating-point and integer weights.
+        params: elements of its initialisers, see `stored_params`.
         macs: multiply-accumulates of a call, None where the graph has operators that are not counted.
         size_bytes: of all files.
         latency_ms: beside the dense model in the same sessions; of the dense one, from the first comparison.
@@ -191,21 +191,9 @@ def _row(path: Path, name: str, kind: str, batch: int, found: Comparison | None)
 
 
 def stored_params(path: Path) -> int:
-    """Elements of all weights of an ONNX file: of every initialiser but shapes, indices, scales and zero points."""
-    graph = read_onnx(path).graph
-    quantised = {"QuantizeLinear", "DequantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"}
-    helpers = {
-        name
-        for node in graph.node
-        if node.op_type in quantised
-        for name, position in zip(node.input, range(len(node.input)), strict=True)
-        if not _is_operand(node.op_type, position)
-    }
-    kept = [t for t in graph.initializer if t.data_type != onnx.TensorProto.INT64 and t.name not in helpers]
-    return sum(math.prod(tensor.dims) for tensor in kept)
+    """Elements of all initialisers of an ONNX file but shapes, indices and scalars.
 
-
-def _is_operand(op: str, position: int) -> bool:
-    """Whether an input of a quantised operator is a value, and no scale or zero point."""
-    operands = {"QLinearMatMul": (0, 3), "QLinearConv": (0, 3, 8), "MatMulInteger": (0, 1), "ConvInteger": (0, 1)}
-    return position in operands.get(op, (0,))
+    Scales of single channels, in a quantised file, count among them.
+    """
+    weights = [t for t in read_onnx(path).graph.initializer if t.dims and t.data_type != onnx.TensorProto.INT64]
+    return sum(math.prod(tensor.dims) for tensor in weights)

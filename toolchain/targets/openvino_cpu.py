@@ -59,7 +59,7 @@ class OpenVinoRunner:
             ArtifactError: OpenVINO cannot compile the file for their shapes.
             TargetUnavailable: it compiles it, but not with the precision, threads and streams that were asked for.
         """
-        request = self._request(feeds)
+        request = self.request(feeds)
         results = request.infer(feeds, share_inputs=True)
         return {port.get_any_name(): results[port] for port in request.get_compiled_model().outputs}
 
@@ -71,12 +71,12 @@ class OpenVinoRunner:
         """
         if len({_shapes(feed) for feed in feeds}) > 1:
             raise RecipeError(f"{self.path}: one timing needs feeds of one shape, got {[_shapes(f) for f in feeds]}")
-        call = functools.partial(self._request(feeds[0]).infer, share_inputs=True, share_outputs=True)
+        call = functools.partial(self.request(feeds[0]).infer, share_inputs=True, share_outputs=True)
         return time_calls_ns(call, feeds, samples)
 
     def node_times(self, feeds: Sequence[Feeds], calls: int) -> list[NodeTime]:
         """The mean time of every node that was executed over `calls` calls; the runner must be opened as profiled."""
-        request = self._request(feeds[0])
+        request = self.request(feeds[0])
         kinds: dict[str, str] = {}
         spent: defaultdict[str, float] = defaultdict(float)
         for index in range(calls):
@@ -87,8 +87,8 @@ class OpenVinoRunner:
                     spent[node.node_name] += node.real_time.total_seconds() * 1e9
         return [NodeTime(name, kinds[name], total / calls) for name, total in spent.items()]
 
-    def _request(self, feeds: Feeds) -> Any:
-        """The infer request for feeds of these shapes."""
+    def request(self, feeds: Feeds) -> Any:
+        """OpenVINO's own infer request, compiled for feeds of these shapes; raises as `infer` does."""
         if self._model is None:
             raise RuntimeError("OpenVinoRunner is used outside its `with` block")
         shapes = _shapes(feeds)
