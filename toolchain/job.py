@@ -133,13 +133,15 @@ def _multiples(recipe: Recipe) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         target = get_target(name)
-        if name in timed and not target.measures:
+        runs = target.probe().details.get("run", "yes")
+        if name in timed and (runs != "yes" or not target.measures):
             section = "bench" if recipe.bench and name in recipe.bench.targets else "budget"
             where = "bench.targets" if section == "bench" else "budget.latency"
+            why = f" ({runs.removeprefix('no: ')})" if runs != "yes" else ""
             raise TargetUnavailable(
-                name, f"it builds engines, which [{section}] cannot measure; remove it from {where}"
+                name,
+                f"it builds engines here and runs none{why}, so [{section}] cannot measure; remove it from {where}",
             )
-        target.probe()
         for unit, multiple in target.profile.multiples.items():
             found[unit] = math.lcm(found.get(unit, 1), multiple)
     return found

@@ -113,6 +113,24 @@ def test_model_folders_are_timed_in_eager_torch(tmp_path):
         compare(deep, deep / "model.json", **{**SHORT, "target": "eager"})
 
 
+@pytest.mark.parametrize("target", ["openvino-cpu", "openvino-cpu-bf16"])
+def test_openvino_is_timed_like_any_target(stack, tmp_path, target):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    from toolchain.targets import TARGETS
+
+    try:
+        TARGETS[target].probe()
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+    deep = stack(tmp_path / "deep.onnx", layers=48, width=256)
+    shallow = stack(tmp_path / "shallow.onnx", layers=4, width=256)
+    comparison = compare(deep, shallow, **{**SHORT, "target": target}, sessions=1, blocks=8)
+    assert comparison.ratio.point < math.log(0.7)  # the verdict is not asserted: one short session may well be invalid
+    assert set(comparison.environment["runtimes"]) >= {"openvino"}
+    comparison.save(tmp_path / "bench.json")
+    assert Comparison.load(tmp_path / "bench.json").scenario.target == target
+
+
 class Tampering:
     """A transport whose sessions come back changed."""
 

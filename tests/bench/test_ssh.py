@@ -20,7 +20,16 @@ from toolchain.errors import ArtifactError, MeasurementError, StorageError, Targ
 from toolchain.targets import device_runner
 from toolchain.targets.named import named_target
 
-SHORT = {"target": "ort-cpu", "batch": 4, "slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6, "looks": 1, "sessions": 2, "blocks": 4}
+SHORT = {
+    "target": "ort-cpu",
+    "batch": 4,
+    "slot_ms": 2.0,
+    "warmup_s": 0.02,
+    "tau": 0.6,
+    "looks": 1,
+    "sessions": 2,
+    "blocks": 4,
+}
 NAME = "de vice's $(touch pwned)"  # every byte of it has to reach the device as it is
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from toolchain.cache import Workspace
 from toolchain.errors import MeasurementError
 from toolchain.surgery import replay
+from toolchain.targets import TARGETS, TargetInfo
 from toolchain.training import checkpoint as training_checkpoint
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -287,15 +289,23 @@ def test_unknown_target_offers_the_nearest(refused):
     assert "did you mean 'ort-cpu'?" in refused(2, 'bench.targets=["ort-cpus"]')
 
 
+@pytest.fixture
+def build_only(monkeypatch):
+    """A target that builds engines and has nothing to run them on."""
+    info = TargetInfo("build-only", "x", "1", "none", {"run": "no: there is no GPU"})
+    target = SimpleNamespace(name="build-only", measures=True, probe=lambda: info)
+    monkeypatch.setitem(TARGETS, "build-only", target)
+
+
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [
         ("budget.latency.ort-cpus=45%", 2, "did you mean 'ort-cpu'?"),
-        ("budget.latency.trt-rtx=45%", 5, "which [budget] cannot measure; remove it from budget.latency"),
+        ("budget.latency.build-only=45%", 5, "so [budget] cannot measure; remove it from budget.latency"),
         ("budget.latency.ort-cpu=45 min", 2, "neither a share like '45%' nor a time like '8 ms'"),
     ],
 )
-def test_a_latency_limit_that_cannot_be_measured(refused, option, code, words):
+def test_a_latency_limit_that_cannot_be_measured(refused, build_only, option, code, words):
     assert words in refused(code, option)
 
 
@@ -304,12 +314,17 @@ def test_target_that_is_not_there(refused):
     assert "target 'trt' is unavailable: " in refused(5, 'engine.targets=["trt"]')
 
 
-@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
-def test_target_that_cannot_be_measured(refused, command, recipe, target):
-    message = refused(5, f'bench.targets=["ort-cpu", "{target}"]')
-    assert f"target '{target}' is unavailable: it builds engines" in message
+def test_target_that_cannot_be_measured(refused, command, recipe, build_only):
+    message = refused(5, 'bench.targets=["ort-cpu", "build-only"]')
+    assert "target 'build-only' is unavailable: it builds engines here and runs none (there is no GPU)" in message
     assert "bench.targets" in message
-    assert command("plan", recipe, "--set", f'bench.targets=["{target}"]').code == 5
+    assert command("plan", recipe, "--set", 'bench.targets=["build-only"]').code == 5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="TensorRT may be there")
+@pytest.mark.parametrize("target", ["trt", "trt-rtx", "trt-rtx+graph", "ort-cuda"])
+def test_target_that_needs_a_gpu_is_not_timed_without_one(refused, target):
+    assert f"target '{target}' is unavailable: " in refused(5, f'bench.targets=["ort-cpu", "{target}"]')
 
 
 # The command line

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from toolchain import pipeline
-from toolchain.bench import latency
+from toolchain.bench import latency, references
 from toolchain.bench.calibrate import calibrate
-from toolchain.cli import bench
+from toolchain.bench.floor import measure_floor
+from toolchain.bench.operators import Profile
+from toolchain.cli import bench, limits
 from toolchain.cli.look import TEMPLATE
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
@@ -25,7 +27,7 @@ from toolchain.errors import TargetUnavailable
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model
-from toolchain.targets import TARGETS, get_target
+from toolchain.targets import TARGETS, NodeTime, get_target
 
 VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
 VERBS += ["bench", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
@@ -68,7 +70,9 @@ def test_every_verb_is_in_the_help(command):
     assert [verb for verb in VERBS if f"\n  {verb} " not in text] == []
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "bench compare", "manifest verify"])
+@pytest.mark.parametrize(
+    "verb", [*VERBS, "bench compare", "bench floor", "bench profile", "bench references", "manifest verify"]
+)
 def test_every_verb_has_help_and_json(command, verb):
     outcome = command(*verb.split(), "--help")
     assert (outcome.code, outcome.err) == (0, "")
@@ -480,6 +484,64 @@ def test_bench_says_what_is_wrong(command, arguments, message):
     outcome = command("bench", *arguments)
     assert outcome.code in (2, 74)
     assert message in outcome.err
+
+
+def test_bench_floor(parsed, command, finished, monkeypatch, tmp_path):
+    measured = []
+
+    def short(*files, sessions, **options):
+        """Measured once; how it is printed needs no other samples."""
+        assert sessions == 2
+        measured[:] = measured or [measure_floor(*files, sessions=1, slot_ms=1.0, warmup_s=0.01, **options)]
+        return measured[0] if files[1] is not None else replace(measured[0], b=None)
+
+    monkeypatch.setattr(limits, "measure_floor", short)
+    files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
+    options = ("--sessions", "2", "--blocks", "4")
+    found = parsed("bench", "floor", *files, *options, "--out", tmp_path / "f.json")
+    assert json.loads((tmp_path / "f.json").read_text()) == found
+    assert [found[letter]["macs"] for letter in "AB"] == [finished.report[k]["macs"] for k in ("dense", "compressed")]
+    ideal = finished.report["dense"]["macs"] / finished.report["compressed"]["macs"]
+    assert found["realised"]["ideal"] == pytest.approx(ideal)
+    assert "of it realised" in command("bench", "floor", *files, *options).out
+    text = command("bench", "floor", files[0], *options).out
+    assert "Products of A, dense.fp32.onnx" in text
+    assert "share of the limit" in text
+    assert "realised" not in text, "there is no second model"
+
+
+def test_bench_profile(parsed, command, finished, monkeypatch):
+    files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
+    found = parsed("bench", "profile", files[0], "--calls", "3")
+    assert list(found) == ["A"]
+    assert (found["A"]["name"], found["A"]["calls"]) == ("dense.fp32.onnx", 3)
+
+    def made_up(path, **_):
+        nodes = [NodeTime(f"n{i}", op, 1e6 * (i + 1)) for i, op in enumerate(["Add", *["MatMul"] * 6])]
+        return Profile(path.name, "ort-cpu", 1, 1, 30, tuple(nodes[: 7 if path == files[0] else 2]))
+
+    monkeypatch.setattr(limits, "profile_operators", made_up)
+    assert list(parsed("bench", "profile", *files)) == ["A", "B"]
+    lines = [line.split() for line in command("bench", "profile", *files).out.splitlines()]
+    assert lines[0][:6] == ["Costliest", "nodes", "of", "A,", "dense.fp32.onnx", "(ort-cpu,"]
+    assert [line[0] for line in lines[3:8]] == ["n6", "n5", "n4", "n3", "n2"], "five, the costliest first"
+    assert ["MatMul", "6", "27.000", "ms", "96.4", "%", "1", "2.000", "ms", "66.7", "%"] in lines
+
+
+def test_bench_references(parsed, command, finished, monkeypatch, short_bench):
+    monkeypatch.setattr(references, "compare", short_bench)
+    dense = finished.folder / "onnx/dense.fp32.onnx"
+    monkeypatch.setattr(references, "export_reference", lambda name, path, **_: shutil.copy(dense, path))
+    found = parsed("bench", "references", dense, "--model", "deit_tiny_patch16_224")
+    assert [(row["name"], row["kind"]) for row in found["rows"]] == [
+        ("dense.fp32.onnx", "dense"),
+        ("deit_tiny_patch16_224", "timm, untrained"),
+    ]
+    assert [row["params"] for row in found["rows"]] == [finished.report["dense"]["params"]] * 2
+    text = command("bench", "references", dense, "-m", "deit_tiny_patch16_224").out
+    assert "timm, untrained" in text
+    assert "deit_tiny_patch16_224: " in text
+    assert command("bench", "references", dense).code == 2
 
 
 # inspect, models, targets, doctor

@@ -21,14 +21,16 @@ from onnx import helper
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
+from toolchain.targets import gpu, trt_runner
 from toolchain.targets import trt as trt_target
-from toolchain.targets import trt_runner
 from toolchain.targets.base import BuildOptions
+from toolchain.targets.engine_cache import cached_engine, external_files
+from toolchain.targets.gpu import EVERY_MODE, Mode
 from toolchain.targets.trt import API, API_AHEAD_OF_TIME, TRT, TRT_RTX, TensorRT
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
-NO_GPU = trt_runner.no_gpu()
+NO_GPU = gpu.no_gpu()
 
 
 @pytest.fixture(scope="module")
@@ -256,13 +258,107 @@ def test_every_api_name_exists_in_the_installed_module():
     assert set(trt_runner.TORCH_DTYPES) <= set(module.DataType.__members__)
 
 
+@needs_rtx
+def test_an_onnx_file_is_built_once_for_a_batch_and_a_gpu(onnx_file, no_gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
+    built = []
+    build = TensorRT.build
+
+    def counted(self, onnx, folder, options):
+        built.append(options)
+        return build(self, onnx, folder, options)
+
+    monkeypatch.setattr(TensorRT, "build", counted)
+    first = cached_engine(TRT_RTX, onnx_file, 2, "8.9")
+    stamp = first.stat().st_mtime_ns
+    assert built == [BuildOptions((2, 2, 2), ("8.9",))]
+    assert cached_engine(TRT_RTX.in_mode(Mode(graph=True)), onnx_file, 2, "8.9") == first, "a mode changes no engine"
+    assert (len(built), first.stat().st_mtime_ns) == (1, stamp)
+    others = {cached_engine(TRT_RTX, onnx_file, 3, "8.9"), cached_engine(TRT_RTX, onnx_file, 2, "8.6")}
+    assert len({first, *others}) == len(built) == 3
+    changed = tmp_path / "changed.onnx"
+    model = onnx.load(onnx_file)
+    model.metadata_props.add(key="k", value="v")
+    onnx.save(model, changed)
+    assert cached_engine(TRT_RTX, changed, 2, "8.9").parent != first.parent
+
+
+def test_weights_beside_the_file_belong_to_the_key_of_an_engine(onnx_file, tmp_path):
+    assert external_files(onnx_file) == []
+    path = tmp_path / "m.onnx"
+    onnx.save_model(onnx.load(onnx_file), path, save_as_external_data=True, location="m.weights", size_threshold=1024)
+    assert external_files(path) == [tmp_path / "m.weights"]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=r"m\.onnx"):
+        external_files(path)
+    with pytest.raises(StorageError, match=r"none\.onnx"):
+        external_files(tmp_path / "none.onnx")
+
+
+def test_an_onnx_file_gets_an_engine_for_each_batch_that_is_asked_for(tmp_path):
+    class Opened:
+        def __init__(self, path):
+            self.path = path
+
+        def __enter__(self):
+            log.append(("open", self.path))
+            return self
+
+        def __exit__(self, *_):
+            log.append(("close", self.path))
+
+        def infer(self, feeds):
+            return {"y": self.path}
+
+        def time_ns(self, feeds, samples):
+            return [1] * samples
+
+    log = []
+    with trt_runner.OnnxTrtRunner(lambda batch: tmp_path / str(batch), Opened) as runner:
+        two, three = ({"x": np.zeros((batch, 4))} for batch in (2, 3))
+        assert runner.infer(two) == {"y": tmp_path / "2"}
+        assert runner.time_ns([two], 4) == [1] * 4
+        assert runner.infer(three) == {"y": tmp_path / "3"}
+    assert [(what, path.name) for what, path in log] == [("open", "2"), ("open", "3"), ("close", "3"), ("close", "2")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+@pytest.mark.parametrize("mode", EVERY_MODE, ids=lambda mode: mode.suffix or "plain")
+@pytest.mark.parametrize("target", [TRT, TRT_RTX], ids=lambda t: t.name)
+def test_an_onnx_file_is_timed_in_every_mode(target, mode, onnx_file, tmp_path, monkeypatch):
+    import onnxruntime as ort
+
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path))
+    reference = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = [{"image": rng.standard_normal((2, 3, 32, 32)).astype(np.float32)} for _ in range(3)]
+    try:
+        target.probe()
+        with target.in_mode(mode).open(onnx_file, threads=1) as runner:
+            for feed in feeds:
+                expected = reference.run(None, feed)[0]
+                got = runner.infer(feed)["logits"]
+                assert np.abs(got - expected).max() <= 2e-2 * max(1.0, np.abs(expected).max())
+            times = runner.time_ns(feeds, 20)
+            (engine,) = runner._runners.values()
+            for feed, call in engine._calls.values():
+                got = call.launched.outputs["logits"].cpu().numpy()
+                assert np.abs(got - reference.run(None, feed)[0]).max() <= 2e-2 * max(1.0, np.abs(got).max())
+            wall, device = engine.time_both_ns(feeds, 20)
+    except (TargetUnavailable, RecipeError) as error:
+        pytest.skip(str(error))
+    assert (len(times), min(times) > 0) == (20, True)
+    assert sorted(device)[10] <= sorted(wall)[10]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
 @pytest.mark.parametrize("target", [TRT, TRT_RTX], ids=lambda t: t.name)
 def test_an_engine_runs_and_agrees_with_onnx_runtime(target, onnx_file, tmp_path):
     import onnxruntime as ort
 
-    capability = trt_runner.local_capability()
+    capability = gpu.local_capability()
     try:
         built = target.build(onnx_file, tmp_path, BuildOptions((1, 1, 8), (capability,)))
     except (TargetUnavailable, RecipeError) as error:

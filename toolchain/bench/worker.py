@@ -9,15 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from toolchain.targets import TARGETS, Runner
+from toolchain.bench import products_runner
+from toolchain.targets import MODES, TARGETS, Runner, Target
 from toolchain.targets.device_runner import main
 
 
-def _opener(name: str) -> Callable[[str, int], Runner]:
-    return lambda path, threads: TARGETS[name].open(Path(path), threads)
+def _opener(target: Target) -> Callable[[str, int], Runner]:
+    return lambda path, threads: target.open(Path(path), threads)
 
 
-OPENERS = {name: _opener(name) for name, target in TARGETS.items() if target.measures}
+OPENERS = {
+    **{name: _opener(target) for name, target in {**MODES, **TARGETS}.items() if target.measures},
+    **products_runner.OPENERS,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], OPENERS))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -47,6 +47,15 @@ class EngineBuild:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class NodeTime:
+    """What one node of a running graph costs: its name, its operator, and nanoseconds per call."""
+
+    name: str
+    op: str
+    ns: float
+
+
 class Runner(Protocol):
     """An opened artifact. A context manager; the device is touched only inside `with`."""
 
@@ -83,4 +92,13 @@ class Target(Protocol):
 
     def open(self, path: Path, threads: int) -> Runner:
         """A runner for an artifact of this target."""
+        ...
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """A target that can say what each node of a file costs."""
+
+    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+        """The mean time of every node over `calls` calls, after `warm_up` others that are not counted."""
         ...

@@ -72,6 +72,16 @@ def time_calls_ns(
     return times
 
 
+def ort_options(ort: Any, threads: int) -> Any:
+    """The SessionOptions with which every session of the module `ort` is opened here."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return options
+
+
 class OrtRunner:
     """ONNX Runtime on the CPU: all graph optimisations, sequential execution, `threads` intra-op threads."""
 
@@ -83,11 +93,7 @@ class OrtRunner:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        options = ort_options(ort, self.threads)
         self._session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         return self
 

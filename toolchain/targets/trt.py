@@ -21,7 +21,9 @@ import torch
 from toolchain.artifact import atomic_path, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
-from toolchain.targets.trt_runner import TrtRunner, forwarding_logger, local_capability, no_gpu
+from toolchain.targets.engine_cache import cached_engine
+from toolchain.targets.gpu import Mode, local_capability, no_gpu
+from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,8 @@ API_AHEAD_OF_TIME: Mapping[str, tuple[str, ...]] = {
 class TensorRT:
     """A target on one of NVIDIA's two runtimes.
 
-    It is not measured: `toolchain.bench` compares files of one kind that it can also feed, and neither builds the
-    engines of a pair nor reads the inputs of one. `open` runs a single engine.
+    `open` runs an engine, or an ONNX file: of that, an engine for this GPU and exactly the batch of the feeds is built
+    and kept in the user's cache, so that a baseline and its control, and all sessions, time one and the same engine.
 
     Attributes:
         name: of the target.
@@ -70,14 +72,35 @@ class TensorRT:
         minimum: the oldest (major, minor) that is strongly typed all the way.
         install: the line that brings the module.
         ahead_of_time: whether engines are built without a GPU, for named compute capabilities.
+        mode: how calls are timed.
     """
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
-    measures = False
+    measures = True
 
-    def __init__(self, name: str, module: str, *, minimum: tuple[int, int], install: str, ahead_of_time: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        *,
+        minimum: tuple[int, int],
+        install: str,
+        ahead_of_time: bool,
+        mode: Mode = Mode(),  # noqa: B008 - frozen
+    ) -> None:
         self.name, self.module, self.minimum = name, module, minimum
-        self.install, self.ahead_of_time = install, ahead_of_time
+        self.install, self.ahead_of_time, self.mode = install, ahead_of_time, mode
+
+    def in_mode(self, mode: Mode) -> TensorRT:
+        """The same runtime, timed in another mode, which its name tells."""
+        return TensorRT(
+            self.name + mode.suffix,
+            self.module,
+            minimum=self.minimum,
+            install=self.install,
+            ahead_of_time=self.ahead_of_time,
+            mode=mode,
+        )
 
     def probe(self) -> TargetInfo:
         """The module, the GPU if there is one, and in `details` what can be done with them: "build" and "run".
@@ -166,7 +189,7 @@ class TensorRT:
         return EngineBuild(path, facts)
 
     def open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
-        """A runner of an engine file; `threads` is a matter of CPUs and has no meaning here.
+        """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here.
 
         Raises:
             TargetUnavailable: the module or a GPU is missing.
@@ -174,7 +197,18 @@ class TensorRT:
         trt = self._load()
         if (missing := no_gpu()) is not None:
             raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU only")
-        return TrtRunner(trt, forwarding_logger(self.module), path)
+
+        def opened(engine: Path) -> TrtRunner:
+            return TrtRunner(trt, forwarding_logger(self.module), engine, self.mode)
+
+        if path.suffix != ".onnx":
+            return opened(path)
+        return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
+
+    @property
+    def runtime(self) -> tuple[str, str]:
+        """The Python module and its version; raises TargetUnavailable if it cannot be loaded."""
+        return self.module, str(self._load().__version__)
 
     def _load(self) -> ModuleType:
         """The Python module; raises TargetUnavailable if it is missing, broken, or too old."""

@@ -1,22 +1,23 @@
-"""Runs a TensorRT engine on the GPU, for both of NVIDIA's runtimes; torch owns the device memory and the clock."""
+"""Runs a TensorRT engine on the GPU, for both of NVIDIA's runtimes; how a call is timed is in `gpu`."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import logging
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.targets.base import Feeds
+from toolchain.targets.gpu import GpuRunner, Mode, capture, local_capability, to_host
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,11 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-class TrtRunner:
-    """An engine on the GPU. Arrays are copied to the device and back by `infer`; `time_ns` times the engine alone."""
+class TrtRunner(GpuRunner):
+    """An engine on the GPU; inputs stay on the device unless the mode says otherwise."""
 
-    def __init__(self, trt: ModuleType, logger: Any, path: Path) -> None:
+    def __init__(self, trt: ModuleType, logger: Any, path: Path, mode: Mode) -> None:
+        super().__init__(mode)
         self.path = path
         self._trt, self._logger = trt, logger
         self._engine: Any = None
@@ -54,92 +56,100 @@ class TrtRunner:
                 f"An engine fits one runtime version and the GPUs it was built for (here {local_capability()})."
             )
         self._runtime, self._engine, self._context = runtime, engine, engine.create_execution_context()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {name: engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT for name in names}
-        self._inputs = [name for name in names if is_input[name]]
-        self._outputs = [name for name in names if not is_input[name]]
+        self.inputs = [name for name in names if is_input[name]]
+        self.outputs = [name for name in names if not is_input[name]]
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, value, trace)
+        self._context = self._engine = self._runtime = None  # in this order: each needs the next
+
+    def launch(self, feeds: Feeds) -> _TrtLaunch:
+        """A call on these inputs; raises ArtifactError if their shapes are outside the optimization profile."""
+        if self._context is None:
+            raise RuntimeError("TrtRunner is used outside its `with` block")
+        inputs = {name: to_host(feeds[name], self._dtype(name)).to("cuda") for name in self.inputs}
+        launched = _TrtLaunch(self, inputs, {})
+        self.set_shapes(inputs)
+        for name in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(name))
+            launched.outputs[name] = torch.empty(shape, dtype=self._dtype(name), device="cuda")
+        return launched
+
+    def set_shapes(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Tells the execution context the shapes of the inputs; raises ArtifactError if the profile excludes them."""
+        for name, tensor in inputs.items():
+            if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise ArtifactError(
+                    f"{self.path}: input {name!r} of shape {tuple(tensor.shape)} is outside the optimization profile. "
+                    "Build the engine with a wider engine.batch."
+                )
+
+    def enqueue(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Puts a call that reads and writes these tensors on the stream."""
+        for name, tensor in tensors.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise ArtifactError(f"{self.path} fails to run: {self._logger.last_error()}")
+
+    def capture(self, enqueue: Callable[[], object]) -> Callable[[], object]:
+        """What replays `enqueue` as a CUDA graph on the runner's stream."""
+        return capture(enqueue, self._stream)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return TORCH_DTYPES[self._engine.get_tensor_dtype(name).name]
+
+
+@dataclass(frozen=True)
+class _TrtLaunch:
+    """One call of an engine: the context is told the shapes and addresses anew, as other calls share it."""
+
+    runner: TrtRunner
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+
+    def enqueue(self) -> None:
+        self.runner.set_shapes(self.inputs)
+        self.runner.enqueue({**self.inputs, **self.outputs})
+
+    def captured(self) -> Callable[[], object]:
+        return self.runner.capture(self.enqueue)
+
+
+class OnnxTrtRunner:
+    """An ONNX file on the GPU: for each batch that it is given, the engine that `built` returns for it."""
+
+    def __init__(self, built: Callable[[int], Path], opened: Callable[[Path], TrtRunner]) -> None:
+        self._built, self._opened = built, opened
+        self._runners: dict[int, TrtRunner] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.synchronize()
-        self._context = self._engine = self._runtime = None  # in this order: each needs the next
+        self._runners = {}
+        self._stack.close()
 
     def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Output name → array for one call."""
-        with torch.cuda.stream(self._stream):
-            inputs = self._to_device(feeds)  # alive until the call has ended
-            outputs = self._bind(inputs)
-            self._execute()
-            host = {name: tensor.to("cpu") for name, tensor in outputs.items()}
-        # numpy has no bfloat16
-        return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in host.items()}
+        """Output name → array for one call; raises as `TensorRT.build` does where the engine has to be built."""
+        return self._runner(feeds).infer(feeds)
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
-        """Time of the engine on the device for each of `samples` calls in nanoseconds, by CUDA events.
+        """One sample for each of `samples` calls in nanoseconds, as `GpuRunner.time_ns` gives it."""
+        return self._runner(feeds[0]).time_ns(feeds, samples)
 
-        Inputs are on the device before and outputs stay there; a call starts when the one before has ended.
-        """
-        times = []
-        with torch.cuda.stream(self._stream):
-            on_device = [self._to_device(feed) for feed in feeds]
-            for index in range(samples):
-                outputs = self._bind(on_device[index % len(feeds)])
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                self._stream.synchronize()
-                start.record(self._stream)
-                self._execute()
-                end.record(self._stream)
-                end.synchronize()
-                times.append(round(start.elapsed_time(end) * 1e6))  # milliseconds
-                del outputs  # only now may their memory be used again
-        return times
-
-    def _to_device(self, feeds: Feeds) -> dict[str, torch.Tensor]:
-        if self._context is None:
-            raise RuntimeError("TrtRunner is used outside its `with` block")
-        dtypes = {name: TORCH_DTYPES[self._engine.get_tensor_dtype(name).name] for name in self._inputs}
-        return {
-            name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to("cuda", dtypes[name]) for name in self._inputs
-        }
-
-    def _bind(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Output tensors that fit the inputs, after both were given to the execution context."""
-        context = self._context
-        for name, tensor in inputs.items():
-            if not context.set_input_shape(name, tuple(tensor.shape)):
-                raise ArtifactError(
-                    f"{self.path}: input {name!r} of shape {tuple(tensor.shape)} is outside the optimization profile. "
-                    "Build the engine with a wider engine.batch."
-                )
-            context.set_tensor_address(name, tensor.data_ptr())
-        outputs = {}
-        for name in self._outputs:
-            dtype = TORCH_DTYPES[self._engine.get_tensor_dtype(name).name]
-            outputs[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
-            context.set_tensor_address(name, outputs[name].data_ptr())
-        return outputs
-
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise ArtifactError(f"{self.path} fails to run: {self._logger.last_error()}")
-
-
-def no_gpu() -> str | None:
-    """Why torch cannot use an NVIDIA GPU here, or None if it can."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)  # an old driver
-        return None if torch.cuda.is_available() else "no NVIDIA driver or GPU"
-
-
-def local_capability() -> str:
-    """Compute capability of torch's current GPU, such as "8.9"."""
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}"
+    def _runner(self, feeds: Feeds) -> TrtRunner:
+        batch = next(iter(feeds.values())).shape[0]
+        if batch not in self._runners:
+            self._runners[batch] = self._stack.enter_context(self._opened(self._built(batch)))
+        return self._runners[batch]
 
 
 @functools.cache

@@ -1,0 +1,211 @@
+"""The parts of GPU timing that are ours: names of modes, order of a call, units, waiting. CUDA is stood in for here;
+the tests that need a real one are marked gpu."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from toolchain.errors import RecipeError
+from toolchain.targets import MODES, get_target, gpu
+from toolchain.targets.gpu import EVERY_MODE, Mode, elapsed_ns, wait
+
+NO_GPU = gpu.no_gpu()
+needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+
+
+def test_a_mode_names_what_a_sample_holds_in_one_order():
+    assert Mode().suffix == ""
+    assert Mode(events=True, graph=True).suffix == "+graph+events"
+    assert Mode(graph=True, spin=True, transfers=True, events=True).suffix == "+graph+spin+transfers+events"
+    assert len({mode.suffix for mode in EVERY_MODE}) == len(EVERY_MODE) == 16
+    assert len(MODES) == 3 * 16
+
+
+def test_a_target_has_the_mode_of_its_name():
+    assert get_target("trt+graph+events").mode == Mode(graph=True, events=True)
+    assert get_target("trt-rtx+spin").mode == Mode(spin=True)
+    assert get_target("ort-cuda+transfers").mode == Mode(transfers=True)
+    assert get_target("trt").mode == Mode()
+    for wrong, meant in (("trt+events+graph", "trt"), ("trt+graphs", "trt+graph"), ("ort-cuda+spinn", "ort-cuda+spin")):
+        with pytest.raises(RecipeError, match=re.escape(f"did you mean '{meant}")):
+            get_target(wrong)
+
+
+def test_milliseconds_of_cuda_become_nanoseconds():
+    start = SimpleNamespace(elapsed_time=lambda end: end)
+    assert elapsed_ns(start, 1.5) == 1_500_000
+    assert elapsed_ns(start, 0.002048) == 2048, "events have a resolution of half a microsecond"
+    assert elapsed_ns(start, 0.0) == 1, "a sample is positive"
+
+
+@pytest.mark.parametrize(("spin", "asked", "slept"), [(True, 4, 0), (False, 0, 1)])
+def test_waiting_spins_or_sleeps(spin, asked, slept):
+    log = []
+    event = SimpleNamespace(
+        query=lambda: log.append("query") or len(log) > 3,
+        synchronize=lambda: log.append("synchronize"),
+    )
+    wait(event, spin=spin)
+    assert (log.count("query"), log.count("synchronize")) == (asked, slept)
+
+
+class FakeCuda:
+    """Stands in for the few names of torch.cuda that the clock uses, and logs the order in which they are called."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.now = [], 0.0
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: self.log.append("sync")))
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: _Nothing())
+        monkeypatch.setattr(torch.cuda, "Event", self.event)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        empty_like = torch.empty_like
+        monkeypatch.setattr(torch, "empty_like", lambda tensor, device, pin_memory: empty_like(tensor))
+
+    def event(self, *, enable_timing=False, blocking=False):
+        made = SimpleNamespace(at=None, blocking=blocking)
+
+        def record(stream):
+            made.at = self.now
+            self.log.append("record" if enable_timing else "end")
+
+        made.record = record
+        made.elapsed_time = lambda other: other.at - made.at
+        made.query = lambda: self.log.append("query") or True
+        made.synchronize = lambda: self.log.append("wait" if blocking else "wait without blocking")
+        return made
+
+
+class _Nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+class Doubling(gpu.GpuRunner):
+    """A runner whose "device" is the host: 3 ms a call, 1 ms where a graph is replayed."""
+
+    def __init__(self, mode, cuda):
+        super().__init__(mode)
+        self.cuda, self.launched = cuda, 0
+
+    def launch(self, feeds):
+        self.launched += 1
+        inputs = {"x": torch.from_numpy(feeds["x"].copy())}
+        outputs = {"y": torch.empty_like(inputs["x"], device="cpu", pin_memory=False)}
+
+        def run(kind, took):
+            self.cuda.log.append(kind)
+            self.cuda.now += took
+            outputs["y"].copy_(2 * inputs["x"])
+
+        return SimpleNamespace(
+            inputs=inputs,
+            outputs=outputs,
+            enqueue=lambda: run("enqueue", 3.0),
+            captured=lambda: lambda: run("replay", 1.0),
+        )
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
+
+
+FEEDS = [{"x": np.full(4, value, np.float32)} for value in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "one_call"),
+    [
+        (Mode(), ["enqueue", "end", "wait"]),
+        (Mode(graph=True), ["replay", "end", "wait"]),
+        (Mode(spin=True), ["enqueue", "end", "query"]),
+        (Mode(events=True), ["record", "enqueue", "record", "end", "wait"]),
+        (Mode(graph=True, spin=True, events=True), ["record", "replay", "record", "end", "query"]),
+    ],
+)
+def test_what_one_sample_holds(mode, one_call, cuda):
+    with Doubling(mode, cuda) as runner:
+        times = runner.time_ns(FEEDS, 4)
+        after = cuda.log.index("sync")
+        assert cuda.log[after + 1 :] == one_call * 4
+    assert len(times) == 4
+    if mode.events:
+        assert times == [1_000_000 if mode.graph else 3_000_000] * 4, "the device's clock, not the host's"
+    else:
+        assert all(0 < time < 3_000_000 for time in times), "the host's clock: the fake device takes no time at all"
+
+
+def test_both_clocks_tell_of_the_same_calls(cuda):
+    with Doubling(Mode(), cuda) as runner:
+        wall, device = runner.time_both_ns(FEEDS, 5)
+    assert device == [3_000_000] * 5
+    assert len(wall) == 5
+
+
+def test_transfers_are_within_the_sample_and_only_then(cuda):
+    for transfers in (True, False):
+        with Doubling(Mode(transfers=transfers), cuda) as runner:
+            runner.time_ns(FEEDS, 3)
+            calls = [made for _, made in runner._calls.values()]
+            for feed, call in zip(FEEDS, calls, strict=True):
+                assert bool(call._host_in) is bool(call._host_out) is transfers
+                if transfers:
+                    np.testing.assert_array_equal(call._host_out["y"], 2 * feed["x"], "the result came back")
+                    call.launched.inputs["x"].zero_()
+                    call(None)
+                    np.testing.assert_array_equal(call._host_out["y"], 2 * feed["x"], "the input went there again")
+
+
+def test_feeds_are_prepared_once_for_as_long_as_they_are_used(cuda):
+    with Doubling(Mode(graph=True), cuda) as runner:
+        runner.time_ns(FEEDS, 3)
+        runner.time_ns(FEEDS[1:] + FEEDS[:1], 3)  # as blocks rotate them
+        assert runner.launched == 3
+        runner.time_ns(FEEDS[:1], 3)
+        assert len(runner._calls) == 1, "what is no longer fed is let go"
+
+
+def test_infer_gives_arrays_of_its_own(cuda):
+    with Doubling(Mode(), cuda) as runner:
+        np.testing.assert_array_equal(runner.infer(FEEDS[1])["y"], [4, 4, 4, 4])
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("mode", EVERY_MODE, ids=lambda mode: mode.suffix or "plain")
+def test_every_mode_on_a_real_gpu(mode):
+    class Products(gpu.GpuRunner):
+        """Products that take about a millisecond on a large GPU."""
+
+        def launch(self, feeds):
+            x = torch.from_numpy(feeds["x"]).to("cuda")
+            y = torch.empty_like(x)
+
+            def enqueue():
+                for _ in range(8):
+                    torch.matmul(x, x, out=y)
+
+            return SimpleNamespace(
+                inputs={"x": x}, outputs={"y": y}, enqueue=enqueue, captured=lambda: gpu.capture(enqueue, self._stream)
+            )
+
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1024, 1024)).astype(np.float32)} for _ in range(2)]
+    with Products(mode) as runner:
+        got = runner.infer(feeds[1])["y"]
+        times = runner.time_ns(feeds, 10)
+        wall, device = runner.time_both_ns(feeds, 20)
+        np.testing.assert_allclose(runner.infer(feeds[1])["y"], got, rtol=1e-6)
+    expected = feeds[1]["x"] @ feeds[1]["x"]
+    assert np.abs(got - expected).max() <= 2e-2 * np.abs(expected).max()
+    assert len(times) == 10
+    assert min(times) > 0
+    assert sorted(device)[10] <= sorted(wall)[10], "the device's time is part of the host's"

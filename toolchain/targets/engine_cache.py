@@ -1,0 +1,65 @@
+"""Engines of ONNX files that are only to be run here: built once for a batch and a GPU, kept in the user's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import onnx as onnxlib
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from toolchain.artifact import digest_of, sha256
+from toolchain.cache import exclusive, user_cache
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.targets.base import BuildOptions, EngineBuild
+
+
+class Builder(Protocol):
+    """What builds engines: `targets.trt.TensorRT`."""
+
+    ahead_of_time: bool
+
+    @property
+    def runtime(self) -> tuple[str, str]:
+        """The Python module and its version; an engine is for exactly one."""
+        ...
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """The engine, written into `folder`."""
+        ...
+
+
+def cached_engine(builder: Builder, onnx: Path, batch: int, capability: str) -> Path:
+    """The engine of an ONNX file for one batch and one GPU; what was built before is taken again.
+
+    Raises:
+        StorageError: the file cannot be read, or the cache not written.
+        ArtifactError: the file is damaged, or the runtime refuses it.
+    """
+    weights = [sha256(file) for file in external_files(onnx)]
+    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sha256(onnx), weights)
+    with exclusive(folder):
+        kept = sorted(folder.glob("*.engine"))  # written whole or not at all
+        if kept:
+            return kept[0]
+        folder.mkdir(exist_ok=True)
+        capabilities = (capability,) if builder.ahead_of_time else ()
+        return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities)).path
+
+
+def external_files(onnx: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its weights, sorted.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it is no ONNX file.
+    """
+    try:
+        model = onnxlib.load(onnx, load_external_data=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {onnx}: {error.strerror}") from error
+    except DecodeError as error:
+        raise ArtifactError(f"{onnx} is not an ONNX file, or is truncated: {error}") from error
+    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return [onnx.parent / name for name in sorted({ExternalDataInfo(tensor).location for tensor in tensors})]

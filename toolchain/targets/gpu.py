@@ -1,0 +1,228 @@
+"""How a call on an NVIDIA GPU is timed: named modes, and the one clock that all GPU runners share.
+
+A mode is part of a target's name ("trt+graph+events"), so that samples of two modes are never compared by accident.
+Torch owns the device memory, the streams and the events; the runtimes only enqueue their work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from itertools import product
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolchain.targets.base import Feeds
+from toolchain.targets.device_runner import time_calls_ns
+
+NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What one sample holds. Without any of them: wall time from enqueueing a call until the host wakes up.
+
+    Attributes:
+        graph: the call is captured once as a CUDA graph and replayed, so that launching kernels costs one launch.
+        spin: the host asks in a loop whether the call has ended, instead of sleeping until it is woken.
+        transfers: inputs come from pinned host memory and outputs go back to it, within the sample.
+        events: the sample is the time between two CUDA events around the call, without what the host adds.
+    """
+
+    graph: bool = False
+    spin: bool = False
+    transfers: bool = False
+    events: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What a target's name gets: "" or "+graph+spin", always in the order of the attributes."""
+        return "".join(f"+{name}" for name in MODES if getattr(self, name))
+
+
+MODES: tuple[str, ...] = tuple(field.name for field in fields(Mode))
+EVERY_MODE: tuple[Mode, ...] = tuple(Mode(*chosen) for chosen in product((False, True), repeat=len(MODES)))
+
+
+class Launch(Protocol):
+    """Inputs and outputs of one call at fixed addresses on the device."""
+
+    @property
+    def inputs(self) -> Mapping[str, torch.Tensor]:
+        """Input name → its tensor on the device."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, torch.Tensor]:
+        """Output name → its tensor on the device."""
+        ...
+
+    def enqueue(self) -> None:
+        """Puts the call on the runner's stream and returns at once."""
+        ...
+
+    def captured(self) -> Callable[[], object]:
+        """What replays the call as a CUDA graph, and returns at once."""
+        ...
+
+
+class GpuRunner:
+    """Base of the GPU runners: a subclass opens the file and makes a `Launch`; here it is run and timed.
+
+    Every set of feeds gets device memory, and in mode `graph` a CUDA graph, of its own, made before anything is timed
+    and kept for as long as the next calls use the same feeds.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self._stream: Any = None
+        self._calls: dict[int, tuple[Feeds, _Call]] = {}
+
+    def __enter__(self) -> Self:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._calls = {}
+
+    def launch(self, feeds: Feeds) -> Launch:
+        """A call on these inputs, which are on the device when this returns."""
+        raise NotImplementedError
+
+    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Output name → array for one call."""
+        with torch.cuda.stream(self._stream):
+            launched = self.launch(feeds)
+            launched.enqueue()
+            host = {name: tensor.to("cpu") for name, tensor in launched.outputs.items()}
+        # numpy has no bfloat16
+        return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in host.items()}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """One sample for each of `samples` calls in nanoseconds, by the clock of the runner's mode.
+
+        A call starts when the one before has ended.
+        """
+        wall, device = self.time_both_ns(feeds, samples, with_events=self.mode.events)
+        return device if self.mode.events else wall
+
+    def time_both_ns(
+        self, feeds: Sequence[Feeds], samples: int, *, with_events: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """(wall time, time between CUDA events) of each of `samples` calls in nanoseconds.
+
+        Recording events costs the host some microseconds, so wall time alone is taken without them; then the second
+        list is empty.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(torch.cuda.stream(self._stream))
+            prepared = self._prepared(feeds)
+            self._stream.synchronize()
+            marks: list[tuple[Any, Any]] = []
+
+            def call(feed: Feeds) -> None:
+                prepared[id(feed)](marks if with_events else None)
+
+            wall = time_calls_ns(call, feeds, samples)
+            return wall, [elapsed_ns(start, end) for start, end in marks]
+
+    def _prepared(self, feeds: Sequence[Feeds]) -> dict[int, _Call]:
+        """A call for each of these feeds; those that are not among them are let go."""
+        wanted = {id(feed): feed for feed in feeds}
+        self._calls = {key: kept for key, kept in self._calls.items() if key in wanted and kept[0] is wanted[key]}
+        for key, feed in wanted.items():
+            if key not in self._calls:
+                self._calls[key] = feed, _Call(self.launch(feed), feed, self.mode, self._stream)
+        return {key: made for key, (_, made) in self._calls.items()}
+
+
+class _Call:
+    """One call that can be repeated: fixed memory on both sides, a graph if the mode asks for it, and how to wait."""
+
+    def __init__(self, launched: Launch, feeds: Feeds, mode: Mode, stream: Any) -> None:
+        self.launched, self.mode, self.stream = launched, mode, stream
+        self._run: Callable[[], object] = launched.captured() if mode.graph else launched.enqueue
+        self._host_in, self._host_out = {}, {}
+        if mode.transfers:
+            self._host_in = {
+                name: to_host(feeds[name], tensor.dtype).pin_memory() for name, tensor in launched.inputs.items()
+            }
+            self._host_out = {
+                name: torch.empty_like(tensor, device="cpu", pin_memory=True)
+                for name, tensor in launched.outputs.items()
+            }
+        self._woken = torch.cuda.Event(blocking=not mode.spin)  # type: ignore[no-untyped-call]
+
+    def __call__(self, marks: list[tuple[Any, Any]] | None) -> None:
+        """Runs it to its end; the two events around it are appended to `marks`."""
+        start, end = _timed_events() if marks is not None else (None, None)
+        if start is not None:
+            start.record(self.stream)
+        for name, tensor in self._host_in.items():
+            self.launched.inputs[name].copy_(tensor, non_blocking=True)
+        self._run()
+        for name, tensor in self._host_out.items():
+            tensor.copy_(self.launched.outputs[name], non_blocking=True)
+        if marks is not None and end is not None:
+            end.record(self.stream)
+            marks.append((start, end))
+        self._woken.record(self.stream)
+        wait(self._woken, spin=self.mode.spin)
+
+
+def _timed_events() -> tuple[Any, Any]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def capture(enqueue: Callable[[], object], stream: Any) -> Callable[[], object]:
+    """What replays all that `enqueue` puts on `stream`, as a CUDA graph."""
+    enqueue()  # a runtime allocates and chooses kernels in its first call; neither can be captured
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        enqueue()
+    return graph.replay
+
+
+def wait(event: Any, *, spin: bool) -> None:
+    """Returns when the event has happened: asked for in a loop, or slept for, if it was made as a blocking event."""
+    if not spin:
+        event.synchronize()
+        return
+    while not event.query():
+        pass
+
+
+def elapsed_ns(start: Any, end: Any) -> int:
+    """Nanoseconds between two CUDA events, which count in milliseconds; at least 1, as a sample is never 0."""
+    return max(1, round(float(start.elapsed_time(end)) * NS_PER_MS))
+
+
+def to_host(array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+    """The array as a tensor in host memory that owns what it holds."""
+    return torch.from_numpy(np.array(array, order="C")).to(dtype)
+
+
+def no_gpu() -> str | None:
+    """Why torch cannot use an NVIDIA GPU here, or None if it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)  # an old driver
+        return None if torch.cuda.is_available() else "no NVIDIA driver or GPU"
+
+
+def local_capability() -> str:
+    """Compute capability of torch's current GPU, such as "8.9"."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"

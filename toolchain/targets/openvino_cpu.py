@@ -1,0 +1,203 @@
+"""OpenVINO on the CPU, in fp32 and, where the CPU has it, bf16: it reads the ONNX file, which is the engine."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.artifact import sha256
+from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, NodeTime, Runner, TargetInfo, TargetProfile
+from toolchain.targets.device_runner import cpu_model, time_calls_ns
+
+INSTALL = "pip install 'slimvit[openvino]'"
+DEVICE = "CPU"
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class OpenVinoRunner:
+    """An ONNX file in OpenVINO, one stream of `threads` threads, compiled for the shapes of the feeds.
+
+    A dynamic batch is fixed before compiling: OpenVINO chooses other, slower kernels for shapes that it does not know.
+    Pinning is off, so that the process's affinity decides where threads run, as it does in the other runtimes.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str, *, target: str, profiled: bool = False) -> None:
+        self.path, self.threads, self.precision = path, threads, precision
+        self._target, self._profiled = target, profiled
+        self._core: Any = None
+        self._model: Any = None
+        self._requests: dict[Shapes, Any] = {}
+
+    def __enter__(self) -> Self:
+        ov = _load(self._target)
+        self._core = ov.Core()
+        try:
+            self._model = self._core.read_model(str(self.path))
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot load {self.path}: {_reason(error)}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests, self._model, self._core = {}, None, None
+
+    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Output name → array for one call.
+
+        Raises:
+            RecipeError: the file has another fixed shape than the feeds.
+            ArtifactError: OpenVINO cannot compile the file for their shapes.
+            TargetUnavailable: it compiles it, but not with the precision, threads and streams that were asked for.
+        """
+        request = self.request(feeds)
+        results = request.infer(feeds, share_inputs=True)
+        return {port.get_any_name(): results[port] for port in request.get_compiled_model().outputs}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` synchronous calls in nanoseconds; arrays enter and leave without a copy.
+
+        Raises:
+            RecipeError: the feeds differ in their shapes, or as in `infer`.
+        """
+        if len({_shapes(feed) for feed in feeds}) > 1:
+            raise RecipeError(f"{self.path}: one timing needs feeds of one shape, got {[_shapes(f) for f in feeds]}")
+        call = functools.partial(self.request(feeds[0]).infer, share_inputs=True, share_outputs=True)
+        return time_calls_ns(call, feeds, samples)
+
+    def node_times(self, feeds: Sequence[Feeds], calls: int) -> list[NodeTime]:
+        """The mean time of every node that was executed over `calls` calls; the runner must be opened as profiled."""
+        request = self.request(feeds[0])
+        kinds: dict[str, str] = {}
+        spent: defaultdict[str, float] = defaultdict(float)
+        for index in range(calls):
+            request.infer(feeds[index % len(feeds)], share_inputs=True, share_outputs=True)
+            for node in request.get_profiling_info():
+                if node.status == node.Status.EXECUTED:
+                    kinds[node.node_name] = node.node_type
+                    spent[node.node_name] += node.real_time.total_seconds() * 1e9
+        return [NodeTime(name, kinds[name], total / calls) for name, total in spent.items()]
+
+    def request(self, feeds: Feeds) -> Any:
+        """OpenVINO's own infer request, compiled for feeds of these shapes; raises as `infer` does."""
+        if self._model is None:
+            raise RuntimeError("OpenVinoRunner is used outside its `with` block")
+        shapes = _shapes(feeds)
+        if shapes not in self._requests:
+            self._requests[shapes] = self._compile(shapes).create_infer_request()
+        return self._requests[shapes]
+
+    def _compile(self, shapes: Shapes) -> Any:
+        ov, given, model = _load(self._target), dict(shapes), self._model.clone()
+        for port in model.inputs:
+            name, declared = port.get_any_name(), port.partial_shape
+            if name not in given or not declared.compatible(ov.PartialShape(list(given[name]))):
+                got = list(given[name]) if name in given else "nothing"
+                raise RecipeError(f"{self.path}: input {name!r} takes shape {declared}, got {got}")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model.reshape({name: list(shape) for name, shape in shapes})
+            compiled = self._core.compile_model(model, DEVICE, {**settings, "PERF_COUNT": self._profiled})
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot compile {self.path}: {_reason(error)}") from error
+        self._require(compiled, settings)
+        return compiled
+
+    def _require(self, compiled: Any, settings: dict[str, Any]) -> None:
+        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16."""
+        for name, asked in settings.items():
+            found = compiled.get_property(name)
+            if name == "INFERENCE_PRECISION_HINT":
+                found = found.to_string()
+            if found != asked:
+                raise TargetUnavailable(
+                    self._target, f"OpenVINO was asked for {name} = {asked!r} and runs with {found!r}"
+                )
+
+
+class OpenVinoCpu:
+    """Target "openvino-cpu", or with another name the same in another precision.
+
+    Preferred multiples fill a 256-bit vector, the narrowest that its x86 kernels use.
+
+    Attributes:
+        name: of the target.
+        precision: of the arithmetic, as OpenVINO spells it: "f32" or "bf16".
+    """
+
+    measures = True
+
+    def __init__(self, name: str, precision: str, lanes: int) -> None:
+        self.name, self.precision = name, precision
+        self.profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), lanes))
+
+    def probe(self) -> TargetInfo:
+        """The runtime and the CPU; raises TargetUnavailable if openvino is missing or the CPU lacks the precision."""
+        ov = _load(self.name)
+        able = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        if self.precision == "bf16" and "BF16" not in able:
+            raise TargetUnavailable(
+                self.name, f"{cpu_model()} has no bf16 instructions that OpenVINO uses (it has {', '.join(able)})"
+            )
+        version = str(ov.__version__).partition("-")[0]  # after it come the build and the branch
+        return TargetInfo(self.name, "openvino", version, cpu_model(), {"precision": self.precision})
+
+    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+        """The ONNX file itself, read once as proof; nothing is written.
+
+        Raises:
+            TargetUnavailable: see `probe`.
+            ArtifactError: OpenVINO cannot read the file.
+        """
+        info = self.probe()
+        with self.open(onnx, threads=1):
+            facts = {"target": self.name, "runtime": "openvino", "version": info.version, "sha256": sha256(onnx)}
+        return EngineBuild(onnx, facts)
+
+    def open(self, path: Path, threads: int) -> Runner:
+        """A runner of the ONNX file; raises ArtifactError on entry if it cannot be read."""
+        return OpenVinoRunner(path, threads, self.precision, target=self.name)
+
+    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+        """The mean time of every node over `calls` calls, after `warm_up` others."""
+        with OpenVinoRunner(path, threads, self.precision, target=self.name, profiled=True) as runner:
+            runner.time_ns(feeds, warm_up)
+            return runner.node_times(feeds, calls)
+
+
+def _load(target: str) -> ModuleType:
+    """The Python module; raises TargetUnavailable if it is missing or broken."""
+    try:
+        return importlib.import_module("openvino")
+    except (ImportError, OSError) as error:
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        raise TargetUnavailable(target, f"the Python module openvino {why}", INSTALL) from error
+
+
+def _shapes(feeds: Feeds) -> Shapes:
+    return tuple((name, np.shape(array)) for name, array in sorted(feeds.items()))
+
+
+def _reason(error: BaseException) -> str:
+    """The last line, which says what is wrong; those before it are places in OpenVINO's sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+OPENVINO_CPU = OpenVinoCpu("openvino-cpu", "f32", lanes=8)
+OPENVINO_CPU_BF16 = OpenVinoCpu("openvino-cpu-bf16", "bf16", lanes=16)
