@@ -44,10 +44,10 @@ def artifact_size_bytes(path: Path) -> int:
 
 
 def artifact_sha256(path: Path) -> str:
-    """What an artifact is known by: the sha256 of its file, or of the listing "digest  name" of its files.
+    r"""What an artifact is known by: the sha256 of its file, or of the listing "digest  name" of its files.
 
     The listing is that of `sha256sum` in the artifact's folder, sorted by name, so that no tool of ours is needed:
-    `sha256sum FILE`, or in a folder `find . -type f -printf "%P\\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
+    `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
     Raises as `artifact_files`.
     """
     files = artifact_files(path)

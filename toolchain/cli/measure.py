@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +10,12 @@ from typer.core import TyperCommand
 
 from toolchain.bench.compare import compare as compare_artifacts
 from toolchain.bench.summary import summary
-from toolchain.cli.options import JsonFlag
+from toolchain.cli.options import STDOUT, JsonFlag, with_lone_json
 from toolchain.cli.screen import Screen, line, print_facts, print_json
 from toolchain.errors import RecipeError
 from toolchain.export.logits import accuracy_of, parity_of
 from toolchain.export.parity import TOLERANCES, require
 
-STDOUT = "-"
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
 
 bench = typer.Typer(help="Measure latency, paired and interleaved.", no_args_is_help=True)
@@ -36,12 +34,7 @@ class _JsonFile(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """What click leaves unparsed, after a --json that stands alone was given `STDOUT`."""
-        given: list[str] = []
-        for part, following in zip_longest(args, args[1:], fillvalue="--"):
-            given.append(part)
-            if part == "--json" and following.startswith("-") and following != STDOUT:
-                given.append(STDOUT)
-        return super().parse_args(ctx, given)
+        return super().parse_args(ctx, with_lone_json(args))
 
 
 PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="A model folder or an ONNX file.")]

@@ -217,15 +217,29 @@ class GateConfig(Section):
             }
         )
 
-    def only(self, name: str) -> GateConfig:
-        """The same gate with one of its cells; raises RecipeError with the nearest name if there is none."""
+    def only(self, name: str, check: str = "") -> GateConfig:
+        """The same gate with one of its cells, and if a check is named with that one alone.
+
+        Raises:
+            RecipeError: there is no such cell or check.
+        """
         found = tuple(cell for cell in self.cell if cell.name == name)
         if not found:
             known = [cell.name for cell in self.cell]
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise RecipeError(f"the gate has no cell {name!r}; {hint}")
-        return self.model_copy(update={"cell": found})
+        return self.model_copy(update={"cell": tuple(_only(cell, check) if check else cell for cell in found)})
+
+
+def _only(cell: Cell, check: str) -> Cell:
+    if check not in cell.checks:
+        raise RecipeError(f"cell {cell.name!r} has no check {check!r}; it has {', '.join(cell.checks)}")
+    kind, _, metric = check.partition(".")
+    section = getattr(cell, kind)
+    kept = {"budget": BudgetSection(), "relation": RelationSection()}
+    kept[kind] = kept[kind].model_copy(update={metric: getattr(section, metric)})
+    return cell.model_copy(update=kept)
 
 
 def require_baselines(config: GateConfig) -> None:

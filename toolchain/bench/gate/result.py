@@ -14,7 +14,7 @@ from toolchain.bench.gate.accepts import AcceptUse
 from toolchain.bench.protocol import explain
 from toolchain.errors import ArtifactError
 
-SCHEMA = "slimvit.gate/1"
+SCHEMA: Literal["slimvit.gate/1"] = "slimvit.gate/1"
 Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
 GateVerdict = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine"]
