@@ -117,7 +117,7 @@ def accept(
     loaded = GateConfig.load(config).only(cell, check)
     result = _judge(loaded, Accepts((), today), why=False) if found is None else GateResult.load(found)
     entries = [
-        Accept(cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date())
+        Accept.create(cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date())
         for each, value in _acceptable(result, cell, check)
     ]
     path = add_accepts(config, entries)

@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -39,6 +39,14 @@ class Accept(Section):
         if self.expires < self.accepted:
             raise ValueError(f"the accept of {self.check} in cell {self.cell!r} expires before it was accepted")
         return self
+
+    @staticmethod
+    def create(**values: Any) -> Accept:
+        """The entry of these values; raises RecipeError for one that is not valid."""
+        try:
+            return Accept.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(explain(error, Accept, "accept")) from None
 
     def to_toml(self) -> str:
         """The entry as it stands in the file."""
