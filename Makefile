@@ -10,7 +10,7 @@ demo_run := runs/digits_vit
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
+.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -18,6 +18,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed  ## install, then train, compress, export and time the digits model (runs/digits_vit)
 	$(bin)/slimvit run models/digits_vit/recipe.toml --out $(demo_run)
+
+gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, parameters and accuracy
+	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
 	$(bin)/python -m pytest

@@ -26,7 +26,7 @@ from toolchain.surgery.replay import load_model
 from toolchain.targets import TARGETS, get_target
 
 VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
-VERBS += ["bench", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
+VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_every_verb_is_in_the_help(command):
     assert [verb for verb in VERBS if f"\n  {verb} " not in text] == []
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "bench compare", "manifest verify"])
+@pytest.mark.parametrize("verb", [*VERBS, "bench compare", "gate accept", "gate digest", "manifest verify"])
 def test_every_verb_has_help_and_json(command, verb):
     outcome = command(*verb.split(), "--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -114,6 +114,8 @@ def accept(
     today = _today()
     if expires.date() < today:
         raise RecipeError(f"--expires {expires.date()} is in the past; today is {today}")
+    if not reason.strip():
+        raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config).only(cell, check)
     result = _judge(loaded, Accepts((), today), why=False) if found is None else GateResult.load(found)
     entries = [
@@ -146,7 +148,10 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
     pairs = []
     for check in failing:
         if check.name == "relation.parity":
-            raise RecipeError("a parity failure cannot be accepted; change relation.parity if the models may differ")
+            raise RecipeError(
+                "a parity failure cannot be accepted; change relation.parity if the models may differ, or name another "
+                "check by --check"
+            )
         if (value := check.acceptable_up_to) is None:
             raise RecipeError(f"{check.name} of cell {cell!r} failed without a value: {check.reason}")
         pairs.append((check, value if isinstance(value, int) else math.ceil(value * 1e4) / 1e4))

@@ -126,7 +126,7 @@ class DataSection(Section):
 class Cell(Section):
     """[[cell]]: an artifact, a target, a workload, and what must hold there."""
 
-    name: Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
     artifact: str
     baseline: str = ""
     target: str = "ort-cpu"
