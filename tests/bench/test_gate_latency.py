@@ -177,6 +177,7 @@ def test_a_budget_in_milliseconds(judge, made_up):
     assert checked("10.2 ms", made_up(control=0.03)) == (["invalid"], 1)
     drifting = made_up(session_shift=0.03)
     assert checked("10.4 ms", drifting) == (["inconclusive"], 1), "the last session alone is above it"
+    assert checked("10.1 ms", drifting) == (["inconclusive"], 1), "the first session alone is below it"
 
 
 @cache

@@ -85,7 +85,7 @@ def test_junit_totals_are_those_of_the_cases(result):
         assert int(element.get("tests")) == len(root.findall(".//testcase"))
         for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             assert int(element.get(attribute)) == len(root.findall(f".//{tag}"))
-    assert all(case.get("classname") and case.get("name") and case.get("time") for case in root.iter("testcase"))
+    assert all(case.get("classname") and case.get("name") for case in root.iter("testcase"))
     assert to_junit(result).startswith('<?xml version="1.0" encoding="UTF-8"?>')
 
 
