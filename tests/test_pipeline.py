@@ -107,7 +107,7 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     def measure(*pair, **options):
         calls.append(options["parity"])
         if not found:
-            found.append(compare(*pair, **options, sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.01))
+            found.append(compare(*pair, **options, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01))
         return found[0]
 
     monkeypatch.setattr(pipeline, "bench_compare", measure)

@@ -25,7 +25,7 @@ from toolchain.artifact import (
 from toolchain.bench.cell import cell_facts, conclusive, conditions, runtime
 from toolchain.bench.compare import compare as bench_compare
 from toolchain.bench.latency import Clock, latency_of
-from toolchain.bench.protocol import Parity
+from toolchain.bench.samples import Parity
 from toolchain.cache import Done, Workspace, exclusive, files_below
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import LatencyTable, Widths

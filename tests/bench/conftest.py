@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.bench.protocol import VARIANTS, Comparison, Design, Scenario
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import VARIANTS, Design, Scenario
 from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 
@@ -32,6 +33,12 @@ def write_stack(
     return path
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Sessions of an interrupted test are no business of the next."""
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def stack() -> Callable[..., Path]:
     return write_stack
@@ -44,16 +51,17 @@ def write_samples(
     noise: float = 0.002,
     session_shift: float = 0.0,
     design: Design | None = None,
+    looks: int = 1,
     seed: int = 1,
 ) -> Comparison:
-    """A comparison whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
+    """A comparison of `looks` looks whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
     design = design or Design()
     rng = np.random.default_rng(seed)
     machine = {"cpu": "test", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
     fingerprint = {"machine": machine, "state": {}}
     facts = {"outputs": [[1, 8]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
     sessions = []
-    for session in range(design.sessions):
+    for session in range(design.sessions * looks):
         truth = {"A": 0.0, "B": b + session * session_shift, "A'": control}
         blocks = [
             {
@@ -63,7 +71,7 @@ def write_samples(
                     for name in order
                 },
             }
-            for order in block_orders(VARIANTS, design.blocks, design.seed, session)
+            for order in block_orders(VARIANTS, design.blocks_of(session), design.seed, session)
         ]
         sessions.append(
             {

@@ -11,7 +11,8 @@ from toolchain.bench.intervals import (
     bootstrap_medians,
     lag1_autocorrelation,
     median_interval,
-    resampling_length,
+    stretch,
+    tail,
 )
 
 TRUTH = -0.3
@@ -24,11 +25,12 @@ def ar1(rng, size, rho, scale=0.01, burn_in=50):
     return noise[burn_in:]
 
 
-def coverage(rho, repeats=200):
+def coverage(rho, sessions=3, disagreement=0.0, repeats=200):
     hits = 0
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
-        interval = median_interval([TRUTH + ar1(rng, 20, rho) for _ in range(3)], resamples=400, seed=seed)
+        data = [TRUTH + ar1(rng, 20, rho) + disagreement * rng.standard_normal() for _ in range(sessions)]
+        interval = median_interval(data, resamples=400, seed=seed)
         hits += interval.lo <= TRUTH <= interval.hi
     return hits / repeats
 
@@ -37,21 +39,41 @@ def test_an_interval_of_independent_blocks_holds_the_truth_as_often_as_it_says()
     assert 0.91 <= coverage(rho=0.0) <= 0.99
 
 
-def test_drawing_runs_of_blocks_improves_coverage_under_autocorrelation(monkeypatch):
-    with_runs = coverage(rho=0.5)
-    monkeypatch.setattr("toolchain.bench.intervals.resampling_length", lambda sessions: 1)
-    assert with_runs > coverage(rho=0.5)
-    assert with_runs >= 0.76
+@pytest.mark.parametrize("rho", [0.5, 0.7])
+def test_autocorrelated_blocks_stretch_the_interval(monkeypatch, rho):
+    stretched = coverage(rho)
+    monkeypatch.setattr("toolchain.bench.intervals.stretch", lambda sessions: 1.0)
+    assert stretched >= 0.89
+    assert coverage(rho) < 0.8
 
 
-def test_runs_are_drawn_only_above_the_threshold():
+@pytest.mark.parametrize("disagreement", [0.0, 0.003, 0.01])
+def test_sessions_that_disagree_widen_the_interval(disagreement):
+    """The spread of a block is 0.01; few sessions know their spread badly, so that not all of 95 % is reached."""
+    assert coverage(0.0, 6, disagreement) >= 0.88
+
+
+def test_without_drawing_sessions_their_disagreement_would_be_missed(monkeypatch):
+    monkeypatch.setattr("toolchain.bench.intervals.HIERARCHICAL", 100)
+    assert coverage(0.0, 6, 0.01) < 0.6
+
+
+def test_deviations_are_stretched_only_where_there_is_a_reason():
     rng = np.random.default_rng(0)
-    assert resampling_length([rng.standard_normal(400)]) == 1
+    assert stretch([rng.standard_normal(400)]) == 1.0
     drifting = [ar1(rng, 400, 0.8)]
     assert lag1_autocorrelation(drifting) == pytest.approx(0.8, abs=0.1)
-    assert resampling_length(drifting) > 3
-    assert resampling_length([np.arange(4.0)]) <= 2
-    assert resampling_length([np.ones(20)]) == 1
+    assert stretch(drifting) == pytest.approx(3.0, rel=0.3)
+    assert stretch([np.ones(20)]) == 1.0
+    assert stretch([np.arange(4.0)]) < 6.3  # at most as for a correlation of 0.95
+    assert stretch([rng.standard_normal(20) for _ in range(5)]) == pytest.approx(math.sqrt(5 / 4))
+
+
+def test_a_tail_needs_samples():
+    assert tail(range(499), 0.9) is None
+    assert tail(range(501), 0.9) == pytest.approx(450)
+    assert tail(range(4999), 0.99) is None
+    assert tail(range(5001), 0.99) == pytest.approx(4950)
 
 
 def test_a_session_that_sits_higher_is_no_autocorrelation():

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from toolchain.bench.intervals import Interval
-from toolchain.bench.protocol import Comparison, Design, judge
+from toolchain.bench.protocol import Comparison, judge
+from toolchain.bench.samples import Design
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.targets.device_runner import SESSION_SCHEMA
 
@@ -34,6 +35,8 @@ def around(lo, hi):
         (around(0.5, 0.6), QUIET, [0.50, 0.531, 0.51], "inconclusive"),
         (around(0.5, 0.6), QUIET, [0.50, 0.529, 0.51], "regressed"),
         (around(-0.6, -0.5), QUIET, [-0.50, -0.531, -0.51], "inconclusive"),
+        # of many sessions the disagreement is in the interval
+        (around(0.5, 0.6), QUIET, [0.50, 0.531, 0.51, 0.52, 0.52], "regressed"),
         # regressed: the lower bound beyond ln(1 + tau)
         (around(LIMIT + 1e-6, 0.2), QUIET, TOGETHER, "regressed"),
         (around(LIMIT - 1e-6, 0.2), QUIET, TOGETHER, "inconclusive"),
@@ -105,7 +108,9 @@ def test_the_file_shows_the_promised_keys_and_comes_back_equal(made_up, tmp_path
         "raw",
     }
     assert set(stored["ratio"]) == set(stored["control"]) == {"point", "lo", "hi"}
-    assert (stored["sessions"], stored["blocks"]) == (3, 20)
+    assert (stored["sessions"], stored["blocks"], stored["looks"]) == (3, 60, 1)
+    assert stored["confidence"] == 0.95
+    assert stored["samples_per_second"]["A"] == pytest.approx(100, rel=0.01)
     again = Comparison.load(tmp_path / "bench.json")
     assert again.to_dict() == comparison.to_dict()
     assert comparison.scenario.file_name("fp32") == "ort-cpu.fp32.b1.t1.json"
@@ -174,7 +179,58 @@ def test_a_design_that_cannot_be_judged_is_refused():
 
 
 def test_more_sessions_and_blocks_need_no_other_code(made_up):
-    grown = made_up(b=-0.2, design=Design(sessions=5, blocks=40, looks=2))
-    assert grown.verdict == "improved"
-    assert len(grown.session_medians) == 5
-    assert np.isfinite(grown.tau_min)
+    wide = made_up(b=-0.2, design=Design(sessions=5, blocks=40))
+    assert wide.verdict == "improved"
+    assert len(wide.session_medians) == 5
+    assert np.isfinite(wide.tau_min)
+
+
+def test_many_sessions_that_disagree_widen_the_interval_and_do_not_veto(made_up):
+    few = made_up(b=-0.6, session_shift=0.02)
+    many = made_up(b=-0.6, session_shift=0.02, design=Design(sessions=6))
+    assert few.verdict == "inconclusive"
+    assert many.verdict == "improved"
+    assert many.ratio.half_width > 5 * made_up(b=-0.6, design=Design(sessions=6)).ratio.half_width
+    low, high = many.session_medians[0], many.session_medians[-1]
+    assert low < many.ratio.lo < many.ratio.hi < high
+
+
+def test_looks_are_paid_for_and_grow_the_blocks(made_up):
+    design = Design(looks=4)
+    assert [design.blocks_of(session) for session in range(12)] == [20] * 6 + [40] * 3 + [80] * 3
+    assert [round(design.share(n), 4) for n in (0, 3, 6, 9, 12)] == [0.0, 0.125, 0.25, 0.5, 1.0]
+    assert made_up(b=-0.2, design=design).ratio.half_width > made_up(b=-0.2).ratio.half_width
+    assert made_up(b=-0.2, design=design).to_dict()["confidence"] == 0.9875
+
+
+def test_what_the_looks_forbid_is_refused(made_up):
+    undecided = {"b": math.log1p(0.05), "noise": 0.01}
+    with pytest.raises(ValueError, match="had not decided, and the next are missing"):
+        made_up(**undecided, design=Design(looks=3)).require_looks()
+    with pytest.raises(ValueError, match="had decided already"):
+        made_up(b=-0.2, design=Design(looks=3), looks=2).require_looks()
+    with pytest.raises(ValidationError, match="at most 1 looks"):
+        made_up(**undecided, looks=2)
+    grown = made_up(**undecided, design=Design(looks=2), looks=2)
+    grown.require_looks()
+    assert (grown.looks, grown.blocks, len(grown.sessions)) == (2, 120, 6)
+
+
+def test_tails_need_samples(made_up):
+    assert made_up().tail_ms("B", 0.9) is None  # 3 × 20 × 4 calls
+    enough = made_up(design=Design(blocks=50))
+    assert enough.tail_ms("B", 0.9) == pytest.approx(10, rel=0.01)
+    assert enough.tail_ms("B", 0.9) > enough.latency_ms("B")
+    assert enough.tail_ms("B", 0.99) is None
+
+
+def test_the_cores_are_those_of_the_scenario(made_up):
+    found = made_up()
+    raw = json.loads(json.dumps(found.to_dict()["raw"]))
+    for affinity, fits in (([0], True), (None, True), ([1], False), ([0, 1], False)):
+        raw["scenario"]["affinity"] = affinity
+        if fits:
+            Comparison.model_validate_json(json.dumps(raw))
+        else:
+            with pytest.raises(ValidationError, match="affinity"):
+                Comparison.model_validate_json(json.dumps(raw))

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from toolchain.bench.protocol import Design
+from toolchain.bench.samples import Design
 from toolchain.bench.summary import summary
 
 

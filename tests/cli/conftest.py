@@ -122,4 +122,4 @@ def finished(one_thread: None, short_bench: Callable[..., Any], tmp_path_factory
 @pytest.fixture(scope="session")
 def short_bench() -> Callable[..., object]:
     """The real harness with little to do: it still starts processes, opens files and takes samples."""
-    return functools.partial(compare, sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.01)
+    return functools.partial(compare, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -15,7 +16,8 @@ import torch
 
 from toolchain import pipeline
 from toolchain.bench import latency
-from toolchain.cli import measure
+from toolchain.bench.calibrate import calibrate
+from toolchain.cli import bench
 from toolchain.cli.look import TEMPLATE
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
@@ -407,7 +409,7 @@ def test_parity_holds_and_breaks(parsed, finished):
 
 
 def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "compare_artifacts", short_bench)
+    monkeypatch.setattr(bench, "compare_artifacts", short_bench)
     pair = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
     outcome = command("bench", "compare", *pair, "--out", tmp_path / "b.json", "--json")
     found = json.loads(outcome.out)
@@ -432,10 +434,52 @@ def test_bench_compare_ends_with_the_code_of_its_verdict(command, monkeypatch, v
         def to_dict(self):
             return {"verdict": verdict}
 
-    monkeypatch.setattr(measure, "compare_artifacts", lambda *_, **__: Found())
+    monkeypatch.setattr(bench, "compare_artifacts", lambda *_, **__: Found())
     for flag in (("a", "b", "--json"), ("a", "--json", "-", "b"), ("--json", "--tau", "0.1", "a", "b")):
         outcome = command("bench", "compare", *flag)
         assert (outcome.code, json.loads(outcome.out)) == (code, {"verdict": verdict})
+
+
+def test_bench_run_calibrate_and_verify(parsed, command, finished, monkeypatch, tmp_path):
+    short = functools.partial(bench.measure_artifact, sessions=2, slot_ms=2.0, warmup_s=0.01)
+    monkeypatch.setattr(bench, "measure_artifact", short)
+    onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
+    found = parsed("bench", "run", onnx, "--blocks", 4, "--cold-starts", 1, "--out", tmp_path / "r.json")
+    assert set(found["latency_ms"]) == {"point", "lo", "hi"}
+    assert found["cold_start"]["processes"] == 1
+    told = command("bench", "run", onnx, "--blocks", 4, "--cold-starts", 1).out
+    assert "n/a (too few samples)" in told
+    assert "samples/s at batch 1" in told
+    (row,) = parsed("bench", "verify", tmp_path / "r.json", "--a", onnx, "--here")
+    assert row["latency_ms"] == found["latency_ms"]
+    assert (
+        command("bench", "verify", tmp_path / "r.json", "--a", finished.folder / "onnx" / "dense.fp32.onnx").code == 3
+    )
+    pair = next((finished.folder / "bench").iterdir())
+    assert finished.report["bench"][0]["summary"] in command("bench", "verify", pair).out
+    (tmp_path / "r.json").write_text((tmp_path / "r.json").read_text().replace('"tau_min":', '"tau_max":'))
+    refused = command("bench", "verify", pair, tmp_path / "r.json")
+    assert (refused.code, refused.out) == (3, "")
+    assert "altered" in refused.err
+    monkeypatch.setattr(bench, "calibrate_machine", lambda path, **options: calibrate(path, **{**options, "blocks": 4}))
+    told = command("bench", "calibrate", onnx)
+    assert told.code == 0
+    assert "Smallest τ" in told.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "x.onnx", "--affinity", "a"), "--affinity 'a' is not of the form 0,1"),
+        (("run", "x.onnx"), "x.onnx"),
+        (("compare", "a", "b", "--looks", "5"), "looks"),
+        (("verify", "absent.json"), "absent.json"),
+    ],
+)
+def test_bench_says_what_is_wrong(command, arguments, message):
+    outcome = command("bench", *arguments)
+    assert outcome.code in (2, 74)
+    assert message in outcome.err
 
 
 # inspect, models, targets, doctor

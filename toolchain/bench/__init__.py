@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from toolchain.bench.compare import compare
-from toolchain.bench.protocol import Comparison, Design, Scenario
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import Design, Scenario
 from toolchain.bench.size import artifact_files, artifact_size_bytes
 from toolchain.bench.summary import summary
 

@@ -21,8 +21,8 @@ import torch
 
 from toolchain.artifact import DeployModel, TimmModel, digest_of, read_json, write_json, write_text
 from toolchain.bench.cell import conditions
-from toolchain.bench.compare import INPUT_SETS
 from toolchain.bench.intervals import block_log_ratios, slot_medians
+from toolchain.bench.plan import INPUT_SETS
 from toolchain.bench.transport import LocalTransport, Transport
 from toolchain.cache import exclusive, user_cache
 from toolchain.compress.allocate import Choices, Key

@@ -1,4 +1,4 @@
-"""What a comparison is: its design, its raw samples, and the verdict that follows from them and from nothing else.
+"""A comparison of B with A: raw samples, and the verdict that follows from them and from nothing else.
 
 Statistics are recomputed from the samples whenever they are asked for. The file that is written shows them too, and is
 refused on loading if they do not follow from the samples in it.
@@ -6,128 +6,37 @@ refused on loading if they do not follow from the samples in it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import model_validator
 
-from toolchain.artifact import read_json, write_text
-from toolchain.bench.environment import Fingerprint, machine_changes
-from toolchain.bench.intervals import Interval, block_log_ratios, median_interval, slot_medians
-from toolchain.errors import ArtifactError
+from toolchain.bench import stored
+from toolchain.bench.environment import machine_changes
+from toolchain.bench.intervals import HIERARCHICAL, Interval, block_log_ratios, median_interval, slot_medians, tail
+from toolchain.bench.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Design, Parity, Scenario, Session, Strict
 from toolchain.targets.device_runner import block_orders
 
-SCHEMA = "slimvit.bench/1"
-A: Literal["A"] = "A"
-B: Literal["B"] = "B"
-CONTROL = "A'"
-VARIANTS = (A, B, CONTROL)
-"""The baseline, what is compared with it, and the baseline loaded a second time."""
-
+SCHEMA = "slimvit.bench/2"
 Verdict = Literal["invalid", "regressed", "improved", "pass", "inconclusive"]
-Parity = Literal["pass", "not claimed"]
-Count = Annotated[int, Field(ge=1)]
-Nanoseconds = Annotated[int, Field(gt=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class InputSpec(_Strict):
-    """One input tensor, batch included."""
-
-    shape: tuple[Count, ...]
-    dtype: str
-
-
-class Scenario(_Strict):
-    """What is timed: where, with how many threads, on which inputs."""
-
-    target: str
-    threads: Count
-    batch: Count
-    inputs: tuple[InputSpec, ...]
-
-    def file_name(self, precision: str) -> str:
-        """The name under `bench/` of the raw samples of this scenario."""
-        return f"{self.target}.{precision}.b{self.batch}.t{self.threads}.json"
-
-
-class Design(_Strict):
-    """How it is timed and judged; `looks` counts how often the data was judged while it grew."""
-
-    sessions: Count = 3
-    blocks: Annotated[int, Field(ge=4)] = 20
-    slot_ms: Annotated[float, Field(gt=0)] = 50.0
-    warmup_calls: Count = 10
-    warmup_s: Annotated[float, Field(ge=0)] = 1.0
-    tau: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    looks: Count = 1
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class ArtifactFacts(_Strict):
-    """Which bytes were timed; `sha256` is over all files of the artifact, names and contents."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-
-class VariantFacts(_Strict):
-    """How one variant was sampled in one session, and the shapes of its outputs."""
-
-    outputs: tuple[tuple[int, ...], ...]
-    warmup_calls: int
-    warmup_seconds: float
-    call_ns: float
-    calls_per_slot: Count
-    discarded: Annotated[int, Field(ge=0)]
-
-
-class Fingerprints(_Strict):
-    """The device before the first and after the last slot of a session."""
-
-    before: Fingerprint
-    after: Fingerprint
-
-
-class Block(_Strict):
-    """One slot of every variant, in the order in which they ran."""
-
-    order: tuple[str, ...]
-    samples_ns: dict[str, tuple[Nanoseconds, ...]]
-
-
-class Session(_Strict):
-    """Everything that one fresh process measured."""
-
-    schema_: Annotated[Literal["slimvit.bench.session/1"], Field(alias="schema")]
-    session: Annotated[int, Field(ge=0)]
-    fingerprint: Fingerprints
-    variants: dict[str, VariantFacts]
-    blocks: tuple[Block, ...]
-
-    def slots_ns(self, variant: str) -> list[tuple[int, ...]]:
-        """The retained samples of a variant, one tuple per block."""
-        return [block.samples_ns[variant] for block in self.blocks]
+UNDECIDED = ("invalid", "inconclusive")
+"""Verdicts after which the data grows, if there are looks left."""
 
 
 def judge(ratio: Interval, control: Interval, session_medians: Sequence[float], tau: float) -> Verdict:
     """The verdict at tolerance tau: validity first, then regressed, improved, pass, in this order.
 
-    Sessions whose medians differ by more than tau/2 do not measure one thing: inconclusive.
+    Few sessions whose medians differ by more than tau/2 do not measure one thing: inconclusive. Where there are enough
+    of them, their disagreement is in the interval (`intervals.HIERARCHICAL`).
     """
     if abs(control.point) > tau / 3 or control.half_width > tau / 2:
         return "invalid"
-    if max(session_medians) - min(session_medians) > tau / 2:
+    if len(session_medians) < HIERARCHICAL and max(session_medians) - min(session_medians) > tau / 2:
         return "inconclusive"
     if ratio.lo > math.log1p(tau):
         return "regressed"
@@ -136,7 +45,51 @@ def judge(ratio: Interval, control: Interval, session_medians: Sequence[float], 
     return "pass" if ratio.hi < math.log1p(tau) else "inconclusive"
 
 
-class Comparison(_Strict):
+@dataclass(frozen=True)
+class Judgement:
+    """What follows from some sessions: ln(B/A), ln(A'/A), each session's median of ln(B/A), and the verdict."""
+
+    ratio: Interval
+    control: Interval
+    session_medians: list[float]
+    verdict: Verdict
+
+
+def judged(sessions: Sequence[Session], design: Design) -> Judgement:
+    """The judgement at one look, at confidence 1 − alpha/looks."""
+    ratios, controls = (
+        [block_log_ratios(session.slots_ns(name), session.slots_ns(A)) for session in sessions] for name in (B, CONTROL)
+    )
+    ratio, control = (
+        median_interval(each, alpha=design.alpha, looks=design.looks, seed=design.seed) for each in (ratios, controls)
+    )
+    medians = [float(np.median(each)) for each in ratios]
+    return Judgement(ratio, control, medians, judge(ratio, control, medians, design.tau))
+
+
+def require_sessions(sessions: Sequence[Session], design: Design, scenario: Scenario, variants: Sequence[str]) -> None:
+    """Raises ValueError unless the samples are those that a design asks for, all of one machine."""
+    for session in sessions:
+        where, blocks = f"session {session.session}", design.blocks_of(session.session)
+        if set(session.variants) != set(variants):
+            raise ValueError(f"{where}: expected the variants {tuple(variants)}, got {tuple(session.variants)}")
+        orders = block_orders(variants, blocks, design.seed, session.session)
+        if [list(block.order) for block in session.blocks] != orders:
+            raise ValueError(f"{where}: the blocks are not the {blocks} that seed {design.seed} orders")
+        for name, facts in session.variants.items():
+            kept = facts.calls_per_slot - facts.discarded
+            if any(len(block.samples_ns.get(name, ())) != kept for block in session.blocks):
+                raise ValueError(f"{where}: a block of {name} does not hold {kept} samples")
+    prints = [fp for s in sessions for fp in (s.fingerprint.before, s.fingerprint.after)]
+    if changes := machine_changes(prints):
+        raise ValueError(f"the machine changed while it was measured: {'; '.join(changes)}")
+    for key, wanted in (("threads", scenario.threads), ("affinity", scenario.affinity)):
+        found = prints[0].machine.get(key)
+        if wanted is not None and (tuple(found) if isinstance(found, list) else found) != wanted:
+            raise ValueError(f"the scenario says {key} {wanted}, the samples were taken with {found}")
+
+
+class Comparison(Strict):
     """B against A: the design, the raw samples, and as properties all that follows from them.
 
     Ratios are time of B over time of A: below 1, B is faster.
@@ -153,53 +106,57 @@ class Comparison(_Strict):
 
     @model_validator(mode="after")
     def _samples_fit_the_design(self) -> Comparison:
-        design = self.design
-        if [session.session for session in self.sessions] != list(range(design.sessions)):
-            raise ValueError(f"expected sessions 0…{design.sessions - 1}, got {[s.session for s in self.sessions]}")
-        for session in self.sessions:
-            where = f"session {session.session}"
-            if set(session.variants) != set(VARIANTS):
-                raise ValueError(f"{where}: expected the variants {VARIANTS}, got {tuple(session.variants)}")
-            orders = block_orders(VARIANTS, design.blocks, design.seed, session.session)
-            if [list(block.order) for block in session.blocks] != orders:
-                raise ValueError(f"{where}: the blocks are not the {design.blocks} that seed {design.seed} orders")
-            for name, facts in session.variants.items():
-                kept = facts.calls_per_slot - facts.discarded
-                if any(len(block.samples_ns.get(name, ())) != kept for block in session.blocks):
-                    raise ValueError(f"{where}: a block of {name} does not hold {kept} samples")
-        prints = [fp for s in self.sessions for fp in (s.fingerprint.before, s.fingerprint.after)]
-        if changes := machine_changes(prints):
-            raise ValueError(f"the machine changed while it was measured: {'; '.join(changes)}")
-        if any(fp.machine.get("threads") != self.scenario.threads for fp in prints):
-            raise ValueError(f"the scenario says {self.scenario.threads} threads, the samples were taken with others")
+        design, numbers = self.design, [session.session for session in self.sessions]
+        looks, rest = divmod(len(numbers), design.sessions)
+        if numbers != list(range(len(numbers))) or rest or not 1 <= looks <= design.looks:
+            raise ValueError(
+                f"expected sessions 0…{design.sessions - 1} in each of at most {design.looks} looks, got {numbers}"
+            )
+        require_sessions(self.sessions, design, self.scenario, VARIANTS)
         return self
 
+    def require_looks(self) -> None:
+        """Raises ValueError unless the data grew exactly until it decided, so that no look was left out or added."""
+        design = self.design
+        for look in range(1, self.looks):
+            if judged(self.sessions[: look * design.sessions], design).verdict not in UNDECIDED:
+                raise ValueError(f"look {look} had decided already, yet there are {self.looks}")
+        if self.looks < design.looks and self.verdict in UNDECIDED:
+            raise ValueError(f"look {self.looks} of {design.looks} had not decided, and the next are missing")
+
     @cached_property
+    def _judgement(self) -> Judgement:
+        return judged(self.sessions, self.design)
+
+    @property
+    def looks(self) -> int:
+        """How often the data was judged."""
+        return len(self.sessions) // self.design.sessions
+
+    @property
+    def blocks(self) -> int:
+        """Over all sessions."""
+        return sum(len(session.blocks) for session in self.sessions)
+
+    @property
     def ratio(self) -> Interval:
         """ln(B/A) with its bootstrap interval."""
-        return self._interval(B)
+        return self._judgement.ratio
 
-    @cached_property
+    @property
     def control(self) -> Interval:
         """ln(A'/A), the same file twice: what the protocol sees where there is nothing to see."""
-        return self._interval(CONTROL)
-
-    def _interval(self, variant: str) -> Interval:
-        design = self.design
-        return median_interval(self._log_ratios(variant), alpha=design.alpha, looks=design.looks, seed=design.seed)
-
-    def _log_ratios(self, variant: str) -> list[np.ndarray[tuple[Any, ...], np.dtype[np.float64]]]:
-        return [block_log_ratios(session.slots_ns(variant), session.slots_ns(A)) for session in self.sessions]
+        return self._judgement.control
 
     @property
     def session_medians(self) -> list[float]:
         """The median of ln(B/A) of each session."""
-        return [float(np.median(ratios)) for ratios in self._log_ratios(B)]
+        return self._judgement.session_medians
 
     @property
     def verdict(self) -> Verdict:
         """What may be said at tolerance `design.tau`."""
-        return judge(self.ratio, self.control, self.session_medians, self.design.tau)
+        return self._judgement.verdict
 
     @property
     def verified_speedup_at_least(self) -> float | None:
@@ -216,6 +173,12 @@ class Comparison(_Strict):
         medians = [slot_medians(session.slots_ns(variant)) for session in self.sessions]
         return float(np.median(np.concatenate(medians))) / 1e6
 
+    def tail_ms(self, variant: str, share: float) -> float | None:
+        """A quantile (0.9, 0.99) of single calls; None where there are too few."""
+        samples = [each for session in self.sessions for slot in session.slots_ns(variant) for each in slot]
+        found = tail(samples, share)
+        return None if found is None else found / 1e6
+
     @property
     def environment(self) -> dict[str, Any]:
         """The machine, the same before and after all sessions."""
@@ -230,10 +193,15 @@ class Comparison(_Strict):
             "verified_speedup_at_least": self.verified_speedup_at_least,
             "control": self.control.to_ratio(),
             "latency_ms": {name: self.latency_ms(name) for name in (A, B)},
+            "p90_ms": {name: self.tail_ms(name, 0.9) for name in (A, B)},
+            "p99_ms": {name: self.tail_ms(name, 0.99) for name in (A, B)},
+            "samples_per_second": {name: 1e3 * self.scenario.batch / self.latency_ms(name) for name in (A, B)},
             "tau": self.design.tau,
             "tau_min": self.tau_min,
-            "sessions": self.design.sessions,
-            "blocks": self.design.blocks,
+            "confidence": 1 - self.design.alpha / self.design.looks,
+            "looks": self.looks,
+            "sessions": len(self.sessions),
+            "blocks": self.blocks,
             "parity": self.parity,
             "environment": self.environment,
             "raw": self.model_dump(mode="json", by_alias=True),
@@ -241,48 +209,15 @@ class Comparison(_Strict):
 
     def save(self, path: Path) -> None:
         """Writes `to_dict` atomically; raises StorageError."""
-        write_text(path, json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+        stored.save(self, path)
 
     @staticmethod
     def load(path: Path) -> Comparison:
-        """The comparison in a file.
+        """The comparison in a file; raises as `stored.load`."""
 
-        Raises:
-            StorageError: the file cannot be read.
-            ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
-                does not follow from its samples.
-        """
-        stored = read_json(path)
-        found = stored.get("schema") if isinstance(stored, dict) else None
-        if found != SCHEMA:
-            raise ArtifactError(f"{path} has schema {found!r}; this version reads comparisons of schema {SCHEMA!r}")
-        raw = stored.pop("raw", None)
-        try:
-            comparison = Comparison.model_validate_json(json.dumps(raw))
-        except ValidationError as error:
-            raise ArtifactError(f"{path}: {explain(error)}") from None
-        recomputed = comparison.to_dict()
-        del recomputed["raw"]
-        for key in sorted(stored.keys() | recomputed.keys()):
-            if not _equal(stored.get(key), recomputed.get(key)):
-                raise ArtifactError(
-                    f"{path} says {key} = {stored.get(key)!r}, but its samples give {recomputed.get(key)!r}; "
-                    "the file was altered, or written by another version. Measure again."
-                )
-        return comparison
+        def parse(text: str) -> Comparison:
+            found = Comparison.model_validate_json(text)
+            found.require_looks()
+            return found
 
-
-def explain(error: ValidationError) -> str:
-    """One line for the first fault that pydantic found: where it is and what is wrong."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
-
-
-def _equal(stored: Any, recomputed: Any) -> bool:
-    """Equality up to the last bits of floats, which may differ between builds of numpy."""
-    if isinstance(stored, dict) and isinstance(recomputed, dict):
-        return stored.keys() == recomputed.keys() and all(_equal(stored[k], recomputed[k]) for k in stored)
-    if isinstance(stored, float) and isinstance(recomputed, float):
-        return math.isclose(stored, recomputed, rel_tol=1e-9)
-    return bool(type(stored) is type(recomputed) and stored == recomputed)
+        return stored.load(path, SCHEMA, parse)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from toolchain.artifact import read_json
-from toolchain.bench.protocol import InputSpec
+from toolchain.bench.samples import InputSpec
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.targets.eager import INPUT

@@ -27,7 +27,8 @@ def summary(comparison: Comparison) -> str:
         f"ratio {ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}]",
         f"control ±{_percent(abs(control.point) + control.half_width)}",
         f"τ {_percent(tau)}",
-        f"{comparison.design.sessions} × {comparison.design.blocks} blocks",
+        f"{comparison.blocks} blocks in {len(comparison.sessions)} sessions",
+        *([f"look {comparison.looks} of {comparison.design.looks}"] if comparison.design.looks > 1 else []),
         *(["parity not claimed"] if comparison.parity == "not claimed" else []),
     ]
     return f"{comparison.verdict}: {said}, {', '.join(evidence)}"

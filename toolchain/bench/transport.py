@@ -78,5 +78,7 @@ def _start(command: list[str], environment: dict[str, str], on_progress: Callabl
     message = "\n".join(last)
     if code == device_runner.EXIT_VARIANT:
         raise ArtifactError(message)
+    if code == device_runner.EXIT_PLAN:
+        raise MeasurementError(f"this cannot be measured here: {message}")
     if code != 0:
         raise MeasurementError(f"a measuring process ended with exit code {code}; its last lines:\n{message}")

@@ -3,7 +3,8 @@
 Usage: `python device_runner.py PLAN OUT`. PLAN is JSON (schema `slimvit.bench.plan/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
 OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
-are passed to `run_plan` as openers. Exit codes: 0 good, 3 a variant cannot be opened or gives non-finite outputs.
+are passed to `run_plan` as openers. Exit codes: 0 good, 2 the plan cannot be
+carried out here, 3 a variant cannot be opened or gives non-finite outputs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 PLAN_SCHEMA = "slimvit.bench.plan/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
+COLD_PLAN_SCHEMA = "slimvit.bench.coldplan/1"
+COLD_SCHEMA = "slimvit.bench.cold/1"
 # What decides which int8, bf16 and fp32 kernels a runtime picks.
 FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
@@ -42,6 +45,7 @@ FLAGS = frozenset(
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
+EXIT_PLAN = 2
 EXIT_VARIANT = 3
 
 
@@ -197,17 +201,18 @@ def run_plan(
     """The raw samples of one session: every variant in this process, blocks of slots in random order.
 
     Args:
-        plan: schema, seed, session, blocks, slot_ms, threads, warmup {calls, seconds}, inputs {count, seed, tensors
+        plan: schema, seed, session, blocks, slot_ms, threads, affinity (cores, or absent), warmup {calls, seconds}, inputs {count, seed, tensors
             [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order}].
         openers: runtime → a callable (path, threads) that gives a context manager with `infer` and `time_ns`.
         progress: receives (share done, what was done), never while a slot is timed.
 
     Raises:
-        ValueError: the plan has another schema or names a runtime that has no opener.
+        ValueError: the plan has another schema, names a runtime that has no opener, or cores that are not there.
         VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
     """
     if plan.get("schema") != PLAN_SCHEMA:
         raise ValueError(f"this runner reads plans of schema {PLAN_SCHEMA!r}, got {plan.get('schema')!r}")
+    _pin(plan.get("affinity"))
     names = [variant["name"] for variant in plan["variants"]]
     inputs = make_inputs(plan["inputs"])
     runners: dict[str, Any] = {}
@@ -257,6 +262,61 @@ def run_plan(
     }
 
 
+def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> dict[str, Any]:
+    """What one artifact costs a process that just began: to open it, for the first call, and memory.
+
+    Opening includes loading the runtime, where the device runner has it built in. The file was read shortly before, so it
+    comes from the system's cache.
+
+    Args:
+        plan: schema, threads, affinity, inputs, variants (one), each as in `run_plan`.
+        openers: as in `run_plan`.
+
+    Raises:
+        ValueError, VariantError: as `run_plan`.
+    """
+    _pin(plan.get("affinity"))
+    (variant,) = plan["variants"]
+    feeds = dict(zip(variant["inputs"], make_inputs(plan["inputs"])[0]))  # noqa: B905
+    resident, start = _memory_bytes("VmRSS"), time.perf_counter_ns()
+    try:
+        with openers[variant["runtime"]](variant["path"], plan["threads"]) as runner:
+            opened = time.perf_counter_ns()
+            runner.infer(feeds)
+            done = time.perf_counter_ns()
+            held = getattr(runner, "device_bytes", None)
+            device = None if held is None else held()
+    except Exception as error:
+        raise VariantError(f"{variant['path']} does not run on {variant['runtime']}: {error}") from error
+    return {
+        "schema": COLD_SCHEMA,
+        "plan_sha256": plan_digest(plan),
+        "open_ns": opened - start,
+        "first_ns": done - opened,
+        "rss_before_bytes": resident,
+        "peak_rss_bytes": _memory_bytes("VmHWM"),
+        "device_bytes": device,
+        "fingerprint": fingerprint(plan["threads"]),
+    }
+
+
+def _memory_bytes(field: str) -> int | None:
+    """VmRSS or VmHWM of this process. Not from getrusage: its maximum may be that of the process that started this one."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", _read("/proc/self/status") or "", re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _pin(cores: Sequence[int] | None) -> None:
+    """Keeps this process, and the threads that it will start, on some cores."""
+    if cores is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this system does not let a process choose its cores; leave affinity out")
+    if missing := sorted(set(cores) - os.sched_getaffinity(0)):
+        raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
+    os.sched_setaffinity(0, cores)
+
+
 def _warm_up(runner: Any, feeds: Sequence[Any], rule: Mapping[str, float]) -> tuple[int, float, float]:
     """(calls, seconds, median ns of the later half of the calls) of a warm-up that meets both minima."""
     times: list[int] = []
@@ -290,10 +350,14 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
         sys.stderr.flush()
 
     try:
-        result = run_plan(plan, openers, progress)
+        cold = plan.get("schema") == COLD_PLAN_SCHEMA
+        result = run_cold(plan, openers) if cold else run_plan(plan, openers, progress)
     except VariantError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_VARIANT
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_PLAN
     partial = Path(f"{out_path}.partial")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(result, file, separators=(",", ":"))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from toolchain.artifact import read_json
 from toolchain.bench.gate.accepts import AcceptUse
-from toolchain.bench.protocol import explain
+from toolchain.bench.samples import explain
 from toolchain.errors import ArtifactError
 
 SCHEMA: Literal["slimvit.gate/1"] = "slimvit.gate/1"

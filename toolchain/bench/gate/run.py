@@ -11,7 +11,7 @@ from toolchain.bench.gate.config import Cell, GateConfig, require_baselines
 from toolchain.bench.gate.result import CellResult, Check, Facts, GateResult
 from toolchain.bench.gate.timing import RATIO, TIME, Timeable, Timed, Told, time_cells
 from toolchain.bench.gate.why import size_changes
-from toolchain.bench.protocol import Parity
+from toolchain.bench.samples import Parity
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 
 

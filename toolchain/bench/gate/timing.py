@@ -14,9 +14,18 @@ from toolchain.bench.compare import compare
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell
 from toolchain.bench.gate.result import Check, Holm, Status, Summary, Unit
-from toolchain.bench.intervals import RESAMPLES, Floats, Interval, block_log_ratios, median_interval, slot_medians
+from toolchain.bench.intervals import (
+    HIERARCHICAL,
+    RESAMPLES,
+    Floats,
+    Interval,
+    block_log_ratios,
+    median_interval,
+    slot_medians,
+)
 from toolchain.bench.multiplicity import geometric_mean, holm, p_value_above
-from toolchain.bench.protocol import A, B, Comparison, Parity
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import A, B, Parity
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, TargetUnavailable
 
 RATIO, TIME = "relation.latency", "budget.latency"
@@ -214,8 +223,8 @@ def _judgement(check: str, comparison: Comparison, limit: float, accepted: float
         verdict = comparison.verdict
         if verdict in ("pass", "improved"):
             return "pass"
-        if max(medians) - min(medians) > tau / 2:
-            return "inconclusive"
+        if len(medians) < HIERARCHICAL and max(medians) - min(medians) > tau / 2:
+            return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
         if verdict == "regressed" and estimate.lo > bound:
             return "regressed"
     return "accepted" if accepted is not None and estimate.lo <= math.log(accepted) else "inconclusive"

@@ -1,0 +1,199 @@
+"""Growth, resumption and the statistics under trouble, with a device whose truth is scripted."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from toolchain.bench import Comparison, compare
+from toolchain.bench.protocol import UNDECIDED
+from toolchain.errors import MeasurementError
+from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
+
+
+class Device:
+    """A transport that measures nothing: each slot takes what `truth` says of (variant, session, block)."""
+
+    def __init__(self, truth, noise=0.003, seed=0):
+        self.truth, self.noise, self.asked = truth, noise, []
+        self.rng = np.random.default_rng(seed)
+        self.machine = {"cpu": "scripted", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
+
+    def run(self, plan, on_progress):
+        session = plan["session"]
+        self.asked.append((session, plan["blocks"]))
+        names = [variant["name"] for variant in plan["variants"]]
+        fingerprint = {"machine": dict(self.machine), "state": {}}
+        facts = {"outputs": [[4, 96]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
+        blocks = [
+            {"order": order, "samples_ns": {name: self.slot(name, session, index) for name in order}}
+            for index, order in enumerate(block_orders(names, plan["blocks"], plan["seed"], session))
+        ]
+        on_progress(1.0, "done")
+        return {
+            "schema": SESSION_SCHEMA,
+            "session": session,
+            "fingerprint": {"before": fingerprint, "after": fingerprint},
+            "variants": {name: {**facts, "calls_per_slot": 6, "discarded": 1} for name in names},
+            "blocks": blocks,
+        }
+
+    def slot(self, name, session, block):
+        level = self.truth(name, session, block)
+        return [round(1e7 * math.exp(level + self.noise * self.rng.standard_normal())) for _ in range(5)]
+
+
+@pytest.fixture
+def pair(stack, tmp_path):
+    return stack(tmp_path / "a.onnx"), stack(tmp_path / "b.onnx", layers=5)
+
+
+def judge(pair, truth, noise=0.003, seed=0, **options):
+    device = Device(truth, noise, seed)
+    return compare(*pair, target="ort-cpu", batch=4, transport=device, **options), device
+
+
+def slower(by):
+    return lambda name, session, block: math.log1p(by) if name == "B" else 0.0
+
+
+def test_a_clear_case_takes_one_look(pair):
+    found, device = judge(pair, slower(-0.4))
+    assert (found.verdict, found.looks, device.asked) == ("improved", 1, [(0, 20), (1, 20), (2, 20)])
+
+
+def test_data_grows_while_nothing_can_be_said_and_stops_at_the_last_look(pair):
+    found, device = judge(pair, slower(0.05), looks=4)
+    assert found.verdict == "inconclusive"
+    assert [blocks for _, blocks in device.asked] == [20] * 6 + [40] * 3 + [80] * 3
+    assert [number for number, _ in device.asked] == list(range(12))
+    assert found.blocks == 3 * 160
+
+
+def test_a_verdict_ends_the_growth(pair):
+    """Noise that hides it at the first look, and not at a later one."""
+    found, device = judge(pair, slower(0.08), noise=0.09, seed=3, looks=4)
+    assert 1 < found.looks < 4
+    assert found.verdict == "regressed"
+    assert len(device.asked) == 3 * found.looks
+
+
+def test_looking_often_does_not_buy_verdicts(pair):
+    """At the limit itself, where "regressed" is wrong by definition, three looks are not wrong more often than 5 %."""
+    wrong = sum(judge(pair, slower(0.05), seed=seed, looks=3)[0].verdict == "regressed" for seed in range(16))
+    assert wrong <= 2
+
+
+def test_drift_cancels(pair):
+    def warming(name, session, block):
+        return (math.log1p(0.08) if name == "B" else 0.0) + 0.3 * math.sin(block / 7) + 0.1 * session
+
+    assert judge(pair, warming)[0].verdict == "regressed"
+    assert judge(pair, lambda name, session, block: warming("A", session, block))[0].verdict == "pass"
+
+
+def test_spikes_do_not_decide(pair):
+    def spiky(name, session, block):
+        return 2.0 if (block * 7 + {"A": 0, "B": 3, "A'": 5}[name]) % 11 == 0 else 0.0
+
+    assert judge(pair, spiky)[0].verdict == "pass"
+
+
+def autocorrelated(level, rho=0.7, spread=0.012):
+    state = {}
+    rng = np.random.default_rng(5)
+
+    def truth(name, session, block):
+        last = state.get((name, session), spread * rng.standard_normal())
+        state[name, session] = rho * last + spread * math.sqrt(1 - rho**2) * rng.standard_normal()
+        return state[name, session] + (level if name == "B" else 0.0)
+
+    return truth
+
+
+def test_autocorrelation_makes_no_regression_of_nothing(pair):
+    verdicts = [judge(pair, autocorrelated(0.0), seed=seed, looks=1)[0].verdict for seed in range(20)]
+    assert "regressed" not in verdicts
+    assert verdicts.count("improved") <= 1
+
+
+def test_a_control_that_strays_is_invalid_at_every_look(pair):
+    found, _ = judge(pair, lambda name, *_: 0.04 if name == "A'" else 0.0, looks=2)
+    assert (found.verdict, found.looks) == ("invalid", 2)
+    assert found.tau_min > 0.1
+
+
+def test_an_interrupted_comparison_goes_on_from_its_finished_sessions(pair):
+    class Interrupted(Device):
+        went_on = False
+
+        def run(self, plan, on_progress):
+            if plan["session"] == 2 and not self.went_on:
+                self.went_on = True
+                raise KeyboardInterrupt
+            return super().run(plan, on_progress)
+
+    device = Interrupted(slower(-0.4))
+    options = {"target": "ort-cpu", "batch": 4, "transport": device}
+    with pytest.raises(KeyboardInterrupt):
+        compare(*pair, **options)
+    device.asked.append("again")
+    found = compare(*pair, **options)
+    assert device.asked == [(0, 20), (1, 20), "again", (2, 20)]
+    assert found.verdict == "improved"
+    device.asked.clear()
+    compare(*pair, **options)
+    assert len(device.asked) == 3, "a finished comparison leaves nothing behind"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"tau": 0.1}, {"threads": 2}])
+def test_what_was_kept_counts_for_the_same_measurement_alone(pair, change):
+    class Dies(Device):
+        def run(self, plan, on_progress):
+            if plan["session"] == 1:
+                raise MeasurementError("gone")
+            return super().run(plan, on_progress)
+
+    with pytest.raises(MeasurementError, match="gone"):
+        compare(*pair, target="ort-cpu", batch=4, transport=Dies(slower(-0.4)))
+    device = Device(slower(-0.4))
+    device.machine["threads"] = change.get("threads", 1)
+    device.__class__ = type("Dies", (Device,), {})  # the same kind of transport
+    compare(*pair, target="ort-cpu", batch=4, transport=device, **change)
+    assert len(device.asked) == 3
+
+
+def test_a_machine_that_changes_is_refused_and_its_sessions_forgotten(pair):
+    class Moves(Device):
+        def run(self, plan, on_progress):
+            self.machine["cpu"] = f"cpu {plan['session'] // 2}"
+            return super().run(plan, on_progress)
+
+    device = Moves(slower(-0.4))
+    for _ in range(2):
+        device.asked.clear()
+        with pytest.raises(MeasurementError, match="the machine changed"):
+            compare(*pair, target="ort-cpu", batch=4, transport=device)
+        assert len(device.asked) == 3
+
+
+def test_a_disk_that_is_full_costs_only_the_resumption(pair, monkeypatch, tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(blocked))
+    found, _ = judge(pair, slower(-0.4))
+    assert found.verdict == "improved"
+    assert "is not kept on disk" in caplog.text
+
+
+def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pair, tmp_path):
+    found, _ = judge(pair, slower(0.05), looks=2)
+    path = tmp_path / "grown.json"
+    found.save(path)
+    assert Comparison.load(path).verdict in UNDECIDED
+    stored = json.loads(path.read_text())
+    stored["raw"]["sessions"] = stored["raw"]["sessions"][:3]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(Exception, match="had not decided"):
+        Comparison.load(path)

@@ -1,0 +1,81 @@
+"""Results on disk: a file says its statistics and the raw samples under them, and is refused if they disagree."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+
+from toolchain.artifact import read_json, write_text
+from toolchain.bench.samples import explain
+from toolchain.errors import ArtifactError
+
+
+class Result(Protocol):
+    """Raw samples with statistics that follow from them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object: `schema`, the statistics, and under `raw` what they follow from."""
+        ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+def schema_of(path: Path) -> str:
+    """The schema that a file says it has, or "" ; raises StorageError if it cannot be read as JSON."""
+    stored = read_json(path)
+    return str(stored.get("schema", "")) if isinstance(stored, dict) else ""
+
+
+def save(result: Result, path: Path) -> None:
+    """Writes a result atomically; raises StorageError."""
+    write_text(path, json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
+    """The result in a file, all statistics in it recomputed.
+
+    Args:
+        path: the file.
+        schema: what it must say it is.
+        parse: makes the result from the JSON text under `raw`; raises ValidationError or ValueError.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
+            does not follow from its samples.
+    """
+    stored = read_json(path)
+    found = stored.get("schema") if isinstance(stored, dict) else None
+    if found != schema:
+        raise ArtifactError(f"{path} has schema {found!r}; this version reads {schema!r}")
+    raw = stored.pop("raw", None)
+    try:
+        result = parse(json.dumps(raw))
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {explain(error)}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    recomputed = result.to_dict()
+    del recomputed["raw"]
+    for key in sorted(stored.keys() | recomputed.keys()):
+        if not _equal(stored.get(key), recomputed.get(key)):
+            raise ArtifactError(
+                f"{path} says {key} = {stored.get(key)!r}, but its samples give {recomputed.get(key)!r}; "
+                "the file was altered, or written by another version. Measure again."
+            )
+    return result
+
+
+def _equal(stored: Any, recomputed: Any) -> bool:
+    """Equality up to the last bits of floats, which may differ between builds of numpy."""
+    if isinstance(stored, dict) and isinstance(recomputed, dict):
+        return stored.keys() == recomputed.keys() and all(_equal(stored[k], recomputed[k]) for k in stored)
+    if isinstance(stored, float) and isinstance(recomputed, float):
+        return math.isclose(stored, recomputed, rel_tol=1e-9)
+    return bool(type(stored) is type(recomputed) and stored == recomputed)

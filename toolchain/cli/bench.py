@@ -1,0 +1,258 @@
+"""bench run, compare, calibrate and verify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from toolchain.artifact import read_json, write_json
+from toolchain.bench.calibrate import BLOCKS, Calibration, built_in
+from toolchain.bench.calibrate import calibrate as calibrate_machine
+from toolchain.bench.compare import compare as compare_artifacts
+from toolchain.bench.environment import describe_machine
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.single import COLD_STARTS, Measurement
+from toolchain.bench.single import measure as measure_artifact
+from toolchain.bench.summary import summary
+from toolchain.bench.verify import verify as verify_file
+from toolchain.cli.options import STDOUT, with_lone_json
+from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
+from toolchain.errors import RecipeError
+from toolchain.report.tables import Table
+
+EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
+FEW = "n/a (too few samples)"
+
+bench = typer.Typer(help="Measure latency, paired and interleaved.", no_args_is_help=True)
+
+
+class _JsonFile(TyperCommand):
+    """A command whose option --json takes a file or stands alone, which typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What click leaves unparsed, after a --json that stands alone was given `STDOUT`."""
+        return super().parse_args(ctx, with_lone_json(args))
+
+
+TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Intra-op threads.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
+ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
+AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
+BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE.")
+]
+ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file; a model folder for eager.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs of this file."""
+    for verb, name in ((run, "run"), (compare, "compare"), (calibrate, "calibrate"), (verify, "verify")):
+        bench.command(name, cls=_JsonFile)(verb)
+    app.add_typer(bench, name="bench")
+
+
+def run(
+    artifact: ArtifactArgument,
+    target: TargetOption = "ort-cpu",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    input_shape: ShapeOption = "",
+    affinity: AffinityOption = "",
+    blocks: BlocksOption = 20,
+    cold_starts: Annotated[int, typer.Option(min=0, help="Fresh processes for cold start and memory.")] = COLD_STARTS,
+    seed: SeedOption = 0,
+    out: OutFile = None,
+    json_: JsonFile = None,
+) -> None:
+    """Latency, tails, throughput, cold start and memory of one artifact; only `compare` says which of two is faster."""
+    with Screen() as screen:
+        screen.stage("bench")
+        found = measure_artifact(
+            artifact,
+            target=target,
+            threads=threads,
+            batch=batch,
+            input_shape=_numbers(input_shape, "--input-shape"),
+            affinity=_numbers(affinity, "--affinity"),
+            blocks=blocks,
+            cold_starts=cold_starts,
+            seed=seed,
+            on_progress=lambda text, share: screen.progress(share, text),
+        )
+    if out is not None:
+        found.save(out)
+    _give(found.to_dict(), lambda: _run_facts(found), json_)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The baseline: an ONNX file; a model folder for eager.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
+    target: TargetOption = "ort-cpu",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    input_shape: ShapeOption = "",
+    affinity: AffinityOption = "",
+    blocks: BlocksOption = 20,
+    looks: Annotated[
+        int, typer.Option(min=1, max=4, help="How often to look while the data grows; each is paid for.")
+    ] = 3,
+    tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
+    seed: SeedOption = 0,
+    out: OutFile = None,
+    json_: JsonFile = None,
+) -> None:
+    """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
+    with Screen() as screen:
+        screen.stage("bench")
+        found = compare_artifacts(
+            a,
+            b,
+            target=target,
+            threads=threads,
+            batch=batch,
+            input_shape=_numbers(input_shape, "--input-shape"),
+            affinity=_numbers(affinity, "--affinity"),
+            blocks=blocks,
+            looks=looks,
+            tau=tau,
+            seed=seed,
+            on_progress=lambda text, share: screen.progress(share, text),
+        )
+    if out is not None:
+        found.save(out)
+    if json_ != STDOUT:
+        line(summary(found))
+    _give(found.to_dict(), lambda: _pair_facts(found), json_)
+    if (code := EXIT.get(found.verdict)) is not None:
+        raise typer.Exit(code)
+
+
+def calibrate(
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ARTIFACT]", help="What to time against itself; built-in matmuls if absent."),
+    ] = None,
+    target: TargetOption = "ort-cpu",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    input_shape: ShapeOption = "",
+    affinity: AffinityOption = "",
+    blocks: BlocksOption = BLOCKS[-1],
+    out: OutFile = None,
+    json_: JsonFile = None,
+) -> None:
+    """How small a difference this machine can support now, and how long a comparison takes for it."""
+    with Screen() as screen, tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder:
+        screen.stage("bench")
+        found = calibrate_machine(
+            artifact or built_in(Path(folder) / "built-in.onnx"),
+            target=target,
+            threads=threads,
+            batch=batch,
+            input_shape=_numbers(input_shape, "--input-shape"),
+            affinity=_numbers(affinity, "--affinity"),
+            blocks=blocks,
+            on_progress=lambda text, share: screen.progress(share, text),
+        )
+    if out is not None:
+        write_json(out, found.to_dict())
+    if json_ != STDOUT:
+        _print_calibration(found)
+    _give(found.to_dict(), dict, json_)
+
+
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Results of bench run or compare.")],
+    a: Annotated[
+        Path | None, typer.Option("--a", help="The artifact that was A; its bytes must be those timed.")
+    ] = None,
+    b: Annotated[Path | None, typer.Option("--b", help="The artifact that was B.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Also require that it was measured on this machine.")] = False,
+    json_: JsonFile = None,
+) -> None:
+    """Recompute every statistic of results from their raw samples; exit 3 if one does not follow. Needs no hardware."""
+    checked = [(path, verify_file(path, a=a, b=b, here=here)) for path in files]
+    if json_ != STDOUT:
+        for path, found in checked:
+            line(f"{path}: {summary(found) if not isinstance(found, Measurement) else _short(found)}")
+    shown = [{"path": str(path), **{k: v for k, v in read_json(path).items() if k != "raw"}} for path, _ in checked]
+    _give(shown, dict, json_)
+
+
+def _give(value: Any, facts: Callable[[], dict[str, str]], json_: str | None) -> None:
+    """The result as JSON on stdout, or in a file beside the facts on stdout, or the facts alone."""
+    if json_ == STDOUT:
+        print_json(value)
+        return
+    if json_ is not None:
+        write_json(Path(json_), value)
+    if shown := facts():
+        print_facts(shown)
+
+
+def _run_facts(found: Measurement) -> dict[str, str]:
+    shown = found.to_dict()
+    latency, cold = shown["latency_ms"], shown["cold_start"]
+    facts = {
+        "latency": f"{latency['point']:.3f} ms  [{latency['lo']:.3f}, {latency['hi']:.3f}]",
+        "p90": _ms(shown["p90_ms"]),
+        "p99": _ms(shown["p99_ms"]),
+        "throughput": f"{shown['samples_per_second']:.1f} samples/s at batch {found.scenario.batch}",
+        "size": f"{shown['size_bytes']:,} bytes",
+        "this machine now": f"supports comparisons at τ ≥ {100 * shown['tau_min']:.1f} %",
+        "machine": describe_machine(shown["environment"]),
+    }
+    if cold:
+        facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
+        if cold["peak_rss_bytes"] is not None:
+            before = (
+                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it the interpreter)" if cold["rss_before_bytes"] else ""
+            )
+            facts["peak memory"] = f"{cold['peak_rss_bytes'] / 1e6:.0f} MB{before}"
+        if cold["device_bytes"] is not None:
+            facts["device memory"] = f"{cold['device_bytes'] / 1e6:.0f} MB"
+    return facts
+
+
+def _short(found: Measurement) -> str:
+    shown = found.latency.to_ratio()
+    return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}], follows from its samples"
+
+
+def _pair_facts(found: Comparison) -> dict[str, str]:
+    def one(name: str) -> str:
+        tails = ", ".join(
+            f"{label} {_ms(found.tail_ms(name, share))}" for label, share in (("p90", 0.9), ("p99", 0.99))
+        )
+        return f"{found.latency_ms(name):.3f} ms  ({tails})"
+
+    return {name: one(name) for name in ("A", "B")}
+
+
+def _ms(value: float | None) -> str:
+    return FEW if value is None else f"{value:.3f} ms"
+
+
+def _print_calibration(found: Calibration) -> None:
+    rows = tuple((str(row.blocks), f"{100 * row.tau_min:.1f} %", f"{row.seconds:.0f} s") for row in found.rows)
+    print_tables(
+        [Table("What this machine supports now", ("Blocks a session", "Smallest τ", "A comparison takes"), rows)]
+    )
+    print_facts({"machine": describe_machine(found.measurement.environment), "took": f"{found.seconds:.0f} s"})
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else None
+    except ValueError:
+        example = "3,224,224" if option == "--input-shape" else "0,1"
+        raise RecipeError(f"{option} {text!r} is not of the form {example}") from None
