@@ -12,7 +12,7 @@ on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bu
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
+.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -20,6 +20,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed  ## install, then train, compress, export and time the digits model (runs/digits_vit)
 	$(bin)/slimvit run models/digits_vit/recipe.toml --out $(demo_run)
+
+gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, parameters and accuracy
+	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
 	$(bin)/python -m pytest

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from toolchain.compress.allocate import Choices, Costs
 from toolchain.compress.method import choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
+from toolchain.data import open_source
+from toolchain.export.stage import PREPROCESS, stack_images
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import CompressSection
@@ -171,4 +176,55 @@ def write_stack(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, path)
+    return path
+
+
+DIGIT = Preprocess((1, 8, 8), (0.0,), (1.0,))
+
+
+@cache
+def _digit_templates() -> np.ndarray:
+    """[64, 10]: the mean training image of each digit, centred; a linear classifier that is right eight times in ten."""
+    source = open_source(
+        "digits", input_size=DIGIT.input_size, data_config={}, mean=DIGIT.mean, std=DIGIT.std, calibration_images=8
+    )
+    train = source.split("train")
+    images = stack_images([train[index][0] for index in range(len(train))]).reshape(len(train), 64)
+    means = np.stack([images[train.labels.numpy() == digit].mean(axis=0) for digit in range(10)], axis=1)
+    return (means - means.mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_classifier(
+    path: Path, *, swap: int = 0, padding: int = 0, noise: float = 0.0, external: bool = False
+) -> Path:
+    """A digits classifier as slimvit exports one: image [batch, 1, 8, 8] → logits [batch, 10].
+
+    Args:
+        path: the file.
+        swap: how many classes trade places, which costs their accuracy.
+        padding: float32 numbers that are stored and not used.
+        noise: of the weights; other logits, about the same accuracy.
+        external: weights in a second file.
+    """
+    weight = _digit_templates() + noise * np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
+    if swap:
+        weight[:, :swap] = np.roll(weight[:, :swap], 1, axis=1)
+    bias = -0.5 * (weight**2).sum(axis=0)
+    tensors = {"head.weight": weight, "head.bias": bias, "shape": np.array([-1, 64])}
+    if padding:
+        tensors["blocks.9.extra.weight"] = np.ones(padding, np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["image", "shape"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "head.weight", "head.bias"], ["logits"]),
+        ],
+        "digits",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(value.astype(value.dtype), name) for name, value in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.metadata_props.add(key=PREPROCESS, value=json.dumps(asdict(DIGIT)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=32)
     return path

@@ -64,6 +64,12 @@ class TargetUnavailable(SlimvitError):
         super().__init__(f"target {target!r} is unavailable: {reason}" + (f" Try: {install}" if install else ""))
 
 
+class BaselineError(SlimvitError):
+    """The artifact that a gate compares with is not there, or is not the one that was named."""
+
+    exit_code = 6
+
+
 class StorageError(SlimvitError):
     """Reading or writing a file failed."""
 

@@ -40,11 +40,13 @@ Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_tup
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_tuple)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """[model]: which timm model, with which weights."""
 
     name: str
@@ -53,7 +55,7 @@ class ModelSection(_Section):
     pretrained: bool = True
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """[data]: where images come from."""
 
     source: str = "digits"
@@ -63,7 +65,7 @@ class DataSection(_Section):
     crop_pct: Fraction | None = None
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """[train]: how a baseline is trained when there is no checkpoint."""
 
     epochs: Positive = 20
@@ -71,7 +73,7 @@ class TrainSection(_Section):
     batch_size: Positive = 128
 
 
-class VtpSection(_Section):
+class VtpSection(Section):
     """[compress.vtp]: how VTP's gates are learned."""
 
     epochs: Positive = 10
@@ -82,7 +84,7 @@ class VtpSection(_Section):
     batch_size: Positive = 128
 
 
-class CompressSection(_Section):
+class CompressSection(Section):
     """[compress]: `method` is a preset of attention, neurons and allocation; each can be picked alone."""
 
     method: Literal["joint", "hybrid", "vtp", "none"] = "joint"
@@ -104,7 +106,7 @@ class CompressSection(_Section):
         return self
 
 
-class BudgetSection(_Section):
+class BudgetSection(Section):
     """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together."""
 
     params: Fraction | None = None
@@ -126,7 +128,7 @@ class BudgetSection(_Section):
         return self.params is None and self.macs is None and self.size is None and not self.latency
 
 
-class FinetuneSection(_Section):
+class FinetuneSection(Section):
     """[finetune]: training after compression; 0 epochs is none.
 
     `labels` says whether labels may be read where the source has any; without them the dense model is the only teacher.
@@ -148,7 +150,7 @@ class FinetuneSection(_Section):
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     """[export]: the ONNX files."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
@@ -157,7 +159,7 @@ class ExportSection(_Section):
     preprocess: bool = False
 
 
-class EngineSection(_Section):
+class EngineSection(Section):
     """[engine]: which engines to build from them."""
 
     targets: Names = ("trt-rtx",)
@@ -174,7 +176,7 @@ class EngineSection(_Section):
         return self
 
 
-class BenchSection(_Section):
+class BenchSection(Section):
     """[bench]: where latency is compared."""
 
     targets: Names = ("ort-cpu",)
@@ -182,7 +184,7 @@ class BenchSection(_Section):
     threads: Counts = (1,)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe. Sections that are absent and optional are None."""
 
     model: ModelSection
@@ -244,23 +246,28 @@ class Recipe(_Section):
         try:
             recipe = Recipe.model_validate(dict(raw))
         except ValidationError as error:
-            raise RecipeError(_explain(error)) from None
+            raise RecipeError(explain(error, Recipe, "recipe")) from None
         return with_paths_from(recipe, base)
 
 
 def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     """The same recipe with its relative paths made absolute, from `base`."""
-
-    def absolute(path: str) -> str:
-        return str((base / Path(path).expanduser()).resolve())
-
     changed: dict[str, Any] = {}
     if recipe.model.checkpoint:
-        changed["model"] = recipe.model.model_copy(update={"checkpoint": absolute(recipe.model.checkpoint)})
-    kind, colon, rest = recipe.data.source.partition(":")
-    if colon and kind in PATH_SOURCES:
-        changed["data"] = recipe.data.model_copy(update={"source": f"{kind}:{absolute(rest)}"})
+        changed["model"] = recipe.model.model_copy(update={"checkpoint": absolute_path(recipe.model.checkpoint, base)})
+    changed["data"] = recipe.data.model_copy(update={"source": absolute_source(recipe.data.source, base)})
     return recipe.model_copy(update=changed)
+
+
+def absolute_path(path: str, base: Path) -> str:
+    """A path that a file names, from that file's folder; `~` is the user's."""
+    return str((base / Path(path).expanduser()).resolve())
+
+
+def absolute_source(source: str, base: Path) -> str:
+    """The name of a data source with the path in it, if there is one, made absolute from `base`."""
+    kind, colon, rest = source.partition(":")
+    return f"{kind}:{absolute_path(rest, base)}" if colon and kind in PATH_SOURCES else source
 
 
 def parse_size(text: str) -> tuple[float, bool]:
@@ -322,22 +329,28 @@ def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
     return nested
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for the first fault: where it is, what is wrong, and the nearest known key."""
+def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
+    """One line for the first fault: where it is, what is wrong, and the nearest known key.
+
+    Args:
+        error: what pydantic found.
+        root: the model that was validated.
+        what: the kind of file, for the message.
+    """
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        section: type[BaseModel] | None = Recipe
-        for part in path[:-1]:
-            section = _sections(section).get(part) if section is not None else None
-        known = list(section.model_fields) if section is not None else []
+        section = root
+        for part in path[:-1]:  # an index or the key of a mapping stays in the section that its field holds
+            section = _sections(section).get(part) or section
+        known = list(section.model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown recipe key {where!r}; {hint}"
+        return f"unknown {what} key {where!r}; {hint}"
     if first["type"] == "missing":
-        return f"the recipe needs {where!r}"
+        return f"the {what} needs {where!r}"
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     shown = "" if isinstance(got, dict | BaseModel) or first["type"] == "value_error" else f", got {got!r}"
-    return f"recipe {where or 'file'}: {message}{shown}"
+    return f"{what} {where or 'file'}: {message}{shown}"

@@ -30,7 +30,7 @@ from toolchain.surgery.replay import load_model
 from toolchain.targets import TARGETS, NodeTime, get_target
 
 VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
-VERBS += ["bench", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
+VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,17 @@ def test_every_verb_is_in_the_help(command):
 
 
 @pytest.mark.parametrize(
-    "verb", [*VERBS, "bench compare", "bench floor", "bench profile", "bench references", "manifest verify"]
+    "verb",
+    [
+        *VERBS,
+        "bench compare",
+        "bench floor",
+        "bench profile",
+        "bench references",
+        "gate accept",
+        "gate digest",
+        "manifest verify",
+    ],
 )
 def test_every_verb_has_help_and_json(command, verb):
     outcome = command(*verb.split(), "--help")

@@ -146,3 +146,27 @@ def test_both_runs_start_from_one_dense_model():
         for name in ("digits_vit", "digits_vit_vtp")
     }
     assert len(digests) == 1
+
+
+def test_the_size_gate_holds_and_can_fail(tmp_path):
+    """The demo keeps its own gate; with a hundredth less room than it needs, the same gate is red."""
+    import datetime as dt
+    import tomllib
+
+    from toolchain.bench.gate import Accepts, GateConfig, run_gate
+
+    home = Path(__file__).resolve().parents[2] / "models/digits_vit"
+    raw = tomllib.loads((home / "gate.toml").read_text(encoding="utf-8"))
+    for cell in raw["cell"]:
+        artifact = str(cell["artifact"])
+        assert artifact.startswith("../../runs/"), "what `make demo` writes"
+        cell["artifact"] = str(Path(RUNS).resolve() / artifact.removeprefix("../../runs/"))
+    nobody = Accepts((), dt.date(2030, 1, 1))
+    result = run_gate(GateConfig.from_dict(raw, home), nobody, tool="test")
+    assert result.verdict == "pass", result.headline
+    for cell, found in zip(raw["cell"], result.cells, strict=True):
+        cell["budget"] = {"size": int(found.artifact.size_bytes * 0.99)}
+    tight = run_gate(GateConfig.from_dict(raw, tmp_path), nobody, tool="test", why=True)
+    assert tight.exit_code == 1
+    assert {check.status for _, check in tight.checks} == {"fail"}
+    assert all(sum(row.change for row in cell.why) == cell.artifact.size_bytes for cell in tight.cells)

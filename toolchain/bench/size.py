@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.onnx_graph import read_onnx
 
@@ -25,8 +27,7 @@ def artifact_files(path: Path) -> list[Path]:
         raise StorageError(f"there is no file {path}")
     if path.suffix != ".onnx":
         return [path]
-    model = read_onnx(path)
-    tensors = (*_tensors(model.graph), *(t for f in model.functions for node in f.node for t in _node_tensors(node)))
+    tensors = stored_tensors(read_onnx(path))
     locations = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
     files = [path]
     for location in sorted(locations):
@@ -40,6 +41,30 @@ def artifact_files(path: Path) -> list[Path]:
 def artifact_size_bytes(path: Path) -> int:
     """The sum of the sizes of an artifact's files in bytes; raises as `artifact_files` does."""
     return sum(file.stat().st_size for file in artifact_files(path))
+
+
+def artifact_sha256(path: Path) -> str:
+    r"""What an artifact is known by: the sha256 of its file, or of the listing "digest  name" of its files.
+
+    The listing is that of `sha256sum` in the artifact's folder, sorted by name, so that no tool of ours is needed:
+    `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
+    Raises as `artifact_files`.
+    """
+    files = artifact_files(path)
+    if files == [path]:
+        return sha256(path)
+    root = path if path.is_dir() else path.parent
+    names = {file.relative_to(root).as_posix(): file for file in files}
+    listing = "".join(f"{sha256(names[name])}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor in an ONNX file: initializers, and constants in nodes, subgraphs and functions."""
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

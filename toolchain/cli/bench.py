@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +21,11 @@ from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
 from toolchain.bench.verify import verify as verify_file
-from toolchain.cli.options import TargetsOption
+from toolchain.cli.options import STDOUT, TargetsOption, with_lone_json
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.errors import RecipeError
 from toolchain.report.tables import Table
 
-STDOUT = "-"
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
 FEW = "n/a (too few samples)"
 
@@ -39,12 +37,7 @@ class _JsonFile(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """What click leaves unparsed, after a --json that stands alone was given `STDOUT`."""
-        given: list[str] = []
-        for part, following in zip_longest(args, args[1:], fillvalue="--"):
-            given.append(part)
-            if part == "--json" and following.startswith("-") and following != STDOUT:
-                given.append(STDOUT)
-        return super().parse_args(ctx, given)
+        return super().parse_args(ctx, with_lone_json(args))
 
 
 TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]

@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel
 
 from toolchain.artifact import read_json, sha256, write_text
+from toolchain.bench.gate import GateConfig, GateResult
 from toolchain.bench.size import artifact_size_bytes
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
@@ -47,7 +48,12 @@ PACKAGES = (
 )
 CLASSES = 1000
 """Of a model that has no classifier of its own, to see what else it is."""
-SCHEMAS: dict[str, type[BaseModel]] = {"recipe": Recipe, "plan": CompressionPlan}
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "recipe": Recipe,
+    "plan": CompressionPlan,
+    "gate": GateConfig,
+    "gate-result": GateResult,
+}
 TEMPLATE = """[model]
 name = "deit_small_patch16_224"
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+STDOUT = "-"
+"""What --json stands for where it takes a file and is given none."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 SetOption = Annotated[
@@ -21,3 +25,13 @@ TargetsOption = Annotated[
         "--targets", metavar="FILE", help="targets.toml; if absent, that of this folder and the user's are read."
     ),
 ]
+
+
+def with_lone_json(args: list[str]) -> list[str]:
+    """The same arguments, with `STDOUT` after a --json that stands alone: typer's options cannot do either."""
+    given: list[str] = []
+    for part, following in zip_longest(args, args[1:], fillvalue="--"):
+        given.append(part)
+        if part == "--json" and following.startswith("-") and following != STDOUT:
+            given.append(STDOUT)
+    return given

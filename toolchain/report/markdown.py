@@ -17,7 +17,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     ]
     lines += [f"\n> {caution}" for caution in cautions(report)]
     for index, table in enumerate(tables(report)):
-        lines += ["", f"## {table.title}", "", *_table(table)]
+        lines += ["", f"## {table.title}", "", *table_lines(table)]
         if index == 0:
             lines += [f"\n{note}" for note in notes(report)]
     if machine := hardware(report):
@@ -69,7 +69,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _table(table: Table) -> list[str]:
+def table_lines(table: Table) -> list[str]:
+    """The lines of a Markdown table; columns of numbers are aligned to the right."""
+
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -1,0 +1,299 @@
+"""slimvit gate: exit codes, files, accepts; and the GitHub Action's script, run as GitHub runs it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from builders import write_classifier
+
+from toolchain.bench.gate import CellResult, Check, GateResult, accepts_path
+from toolchain.bench.gate.result import Facts
+from toolchain.bench.size import artifact_sha256
+
+ROOT = Path(__file__).resolve().parents[2]
+FUTURE = (dt.datetime.now(dt.UTC) + dt.timedelta(30)).strftime("%Y-%m-%d")
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Writes a gate.toml of one cell beside its files, and returns its path."""
+
+    def write(budget="", relation="", digest="", **changes):
+        folder = tmp_path / "gate"
+        old = write_classifier(folder / "old.onnx")
+        write_classifier(folder / "new.onnx", **changes)
+        (folder / "gate.toml").write_text(
+            f'[data]\nsource = "digits"\n[baseline.old]\npath = "old.onnx"\nsha256 = "{digest or artifact_sha256(old)}"\n'
+            f'[[cell]]\nname = "digits"\nartifact = "new.onnx"\nbaseline = "old"\n'
+            f"budget = {{ {budget} }}\nrelation = {{ {relation} }}\n"
+        )
+        return folder / "gate.toml"
+
+    return write
+
+
+def test_a_gate_passes_and_prints_what_it_judged(command, gate):
+    outcome = command("gate", "-c", gate('size = "1 MB"', "size = 0.0, accuracy = 0.0"))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1] == "pass: 3 checks in 1 cells (3 pass)"
+
+
+def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
+    names = ("json", "markdown", "junit", "github-benchmark", "bencher")
+    files = [part for name in names for part in (f"--{name}", tmp_path / f"out.{name}")]
+    outcome = command("gate", "-c", gate(relation="size = 0.0", padding=100), "--why", *files)
+    assert (outcome.code, outcome.err) == (1, "")
+    assert "blocks.9.extra" in outcome.out
+    result = GateResult.load(tmp_path / "out.json")
+    assert (result.verdict, result.cells[0].why[0].layer) == ("fail", "blocks.9.extra")
+    assert "blocks.9.extra" in (tmp_path / "out.markdown").read_text()
+    assert "<failure" in (tmp_path / "out.junit").read_text()
+    for name in ("github-benchmark", "bencher"):
+        assert json.loads((tmp_path / f"out.{name}").read_text())
+
+
+def test_json_alone_is_one_document_on_stdout(command, gate):
+    for arguments in (("--json",), ("--json", "--why")):
+        outcome = command("gate", "-c", gate(relation="size = 0.0"), *arguments)
+        assert json.loads(outcome.out)["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("", 2, "always be green"),
+        ("[[cell]]\nname = 'a'\nartifact = 'old.onnx'\n", 2, "checks nothing"),
+        ("[[cell]]\nname = 'a'\nartifact = 'old.onnx'\nbudget = { siz = 1 }", 2, "did you mean"),
+        ("[[cell]]\nname = 'a'\nartifact = 'gone.onnx'\nbudget = { size = 1 }", 74, "gone.onnx"),
+    ],
+)
+def test_a_gate_that_cannot_judge_is_no_green_one(command, gate, text, code, words):
+    path = gate()
+    path.write_text(text)
+    outcome = command("gate", "-c", path)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert words in outcome.err
+
+
+def test_a_baseline_that_is_another_file_ends_with_its_own_code(command, gate, tmp_path):
+    outcome = command("gate", "-c", gate(relation="size = 0.0", digest="0" * 64), "--json", tmp_path / "out.json")
+    assert outcome.code == 6
+    assert "has sha256" in outcome.err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_gate_that_only_skips_has_failed(command, gate, monkeypatch):
+    from toolchain.bench.gate import timing
+    from toolchain.errors import TargetUnavailable
+
+    def unavailable(*_, **__):
+        raise TargetUnavailable("ort-cpu", "there is no GPU")
+
+    monkeypatch.setattr(timing, "compare", unavailable)
+    outcome = command("gate", "-c", gate(relation="latency = 0.05"))
+    assert outcome.code == 1
+    assert "skipped" in outcome.out
+    assert outcome.out.splitlines()[-1].startswith("fail: nothing was evaluated")
+
+
+def accept(command, path, *options, expires=FUTURE, reason="we know"):
+    return command("gate", "accept", "digits", "-c", path, "--reason", reason, "--expires", expires, *options)
+
+
+def test_an_accept_turns_the_gate_green_for_just_this(command, gate):
+    path = gate("params = 700, size = 3000", padding=100)
+    outcome = accept(command, path)
+    assert outcome.code == 0, outcome.err
+    written = tomllib.loads(accepts_path(path).read_text())["accept"]
+    assert [(entry["check"], entry["at_most"]) for entry in written][1] == ("budget.params", 750)
+    assert written[0]["expires"] == dt.date.fromisoformat(FUTURE)
+    green = command("gate", "-c", path)
+    assert green.code == 0
+    assert "2 accepted" in green.out
+    gate("params = 700, size = 3000", padding=101)
+    red = command("gate", "-c", path)
+    assert red.code == 1
+    assert "exceeded" in red.out
+    gate("params = 700, size = 4000", padding=0)
+    unused = command("gate", "-c", path)
+    assert unused.code == 0
+    assert unused.out.count("not needed any more") == 2
+
+
+def test_one_check_can_be_accepted_alone(command, gate):
+    path = gate("params = 700, size = 3000", padding=100)
+    outcome = accept(command, path, "--check", "budget.size", "--json")
+    assert [entry["check"] for entry in json.loads(outcome.out)["accepted"]] == ["budget.size"]
+    assert command("gate", "-c", path).code == 1
+
+
+def test_an_accept_that_expired_covers_nothing(command, gate):
+    path = gate("params = 700", padding=100)
+    assert accept(command, path).code == 0
+    file = accepts_path(path)
+    text = file.read_text().replace(FUTURE, "2020-02-02")
+    file.write_text(text.replace(dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"), "2020-01-01"))
+    outcome = command("gate", "-c", path)
+    assert outcome.code == 1
+    assert "expired" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"expires": "2020-01-01"}, "in the past"),
+        ({"reason": " "}, "gives no reason"),
+        ({"options": ("--check", "budget.nodes")}, "has no check"),
+        ({"options": ("--check", "budget.size")}, "does not fail"),
+        ({"options": ("--check", "relation.parity")}, "parity failure cannot be accepted"),
+    ],
+)
+def test_what_cannot_be_accepted(command, gate, options, words):
+    path = gate('size = "1 MB", params = 1', "parity = 'fp32'", noise=1e-3)
+    extra = options.pop("options", ())
+    outcome = accept(command, path, *extra, **options)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert not accepts_path(path).exists()
+
+
+def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
+    facts = Facts(name="new.onnx", size_bytes=1, sha256="0" * 64)
+    slow = Check(name="relation.latency", status="fail", unit="ratio", value=1.2, lo=1.18, hi=1.22222, limit=1.05)
+    broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, reason="not finite")
+    cells = [
+        CellResult(name="digits", target="ort-cpu", batch=1, threads=1, artifact=facts, baseline=None, checks=checks)
+        for checks in ((slow,), (broken,))
+    ]
+    path = gate(relation="latency = 0.05", budget='latency = "1 ms"')
+    for name, one in zip(("slow", "broken"), cells, strict=True):
+        found = GateResult(tool="t", cells=(one,)).to_dict()
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    assert accept(command, path, "--from", tmp_path / "slow.json").code == 0
+    (entry,) = tomllib.loads(accepts_path(path).read_text())["accept"]
+    assert (entry["check"], entry["at_most"]) == ("relation.latency", 1.2223)
+    outcome = accept(command, path, "--from", tmp_path / "broken.json")
+    assert (outcome.code, "failed without a value: not finite" in outcome.err) == (2, True)
+
+
+def test_options_before_a_sub_command_are_not_ignored(command, gate):
+    outcome = command("gate", "-c", gate("size = 1"), "accept", "digits", "--reason", "x", "--expires", FUTURE)
+    assert outcome.code == 2
+    assert "stand behind it" in outcome.err
+
+
+def test_the_digest_is_what_a_gate_names(command, gate):
+    path = gate("size = 1").with_name("old.onnx")
+    assert command("gate", "digest", path).out.strip() == artifact_sha256(path)
+    assert json.loads(command("gate", "digest", path, "--json").out)["sha256"] == artifact_sha256(path)
+
+
+# The GitHub Action
+
+
+def action():
+    return yaml.safe_load((ROOT / "action.yml").read_text())
+
+
+def step(name):
+    return next(step for step in action()["runs"]["steps"] if step["name"] == name)
+
+
+def run_action(tmp_path, path):
+    """The gate step as GitHub runs it: (exit code, outputs, summary)."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CONFIG": path.name,
+        "WHY": "true",
+        "FAIL_ON_INCONCLUSIVE": "true",
+        "RESULTS": str(tmp_path / "results"),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    for name in ("output", "summary"):
+        (tmp_path / name).write_text("")
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Run the gate")["run"]],
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    outputs = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+    return done.returncode, outputs, (tmp_path / "summary").read_text()
+
+
+def test_the_action_shows_a_failure_and_fails(gate, tmp_path):
+    code, outputs, summary = run_action(tmp_path, gate(relation="size = 0.0", padding=100))
+    assert (code, outputs["exit-code"]) == (1, "1")
+    assert summary.startswith("## slimvit gate: fail")
+    assert "blocks.9.extra" in summary
+    files = {file.name for file in Path(outputs["results"]).iterdir()}
+    assert files == {f"gate.{n}" for n in ("json", "md", "junit.xml", "github-benchmark.json", "bencher.json", "log")}
+
+
+def stubbed(tmp_path, gate_code, **inputs):
+    """The same step around a gate that ends with a code, writes nothing, and says so."""
+    script = step("Run the gate")["run"].replace("python -m toolchain gate", "exit_with")
+    files = {name: str(tmp_path / name) for name in ("RESULTS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    stub = f"exit_with() {{ echo 'slimvit: error: a `reason`' >&2; return {gate_code}; }}\n"
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", stub + script],
+        env={**os.environ, **files, "CONFIG": "x", "WHY": "", **inputs},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_action_tells_why_there_is_no_result(tmp_path):
+    done = stubbed(tmp_path, 6, FAIL_ON_INCONCLUSIVE="true")
+    assert done.returncode == 6
+    assert "slimvit: error: a `reason`" in done.stderr
+    assert (tmp_path / "GITHUB_OUTPUT").read_text().startswith("exit-code=6\n")
+    summary = (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
+    assert summary.startswith("## slimvit gate: no result (exit code 6)")
+    assert "a `reason`" in summary
+
+
+@pytest.mark.parametrize(
+    ("setting", "gate_code", "wanted"), [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0)]
+)
+def test_the_action_can_let_doubt_pass_and_nothing_else(tmp_path, setting, gate_code, wanted):
+    done = stubbed(tmp_path, gate_code, FAIL_ON_INCONCLUSIVE=setting)
+    assert done.returncode == wanted, done.stderr
+    assert ("::warning" in done.stdout) == (setting == "false" and gate_code == 4)
+
+
+def test_the_action_is_a_composite_action_whose_inputs_are_all_used():
+    found = action()
+    assert found["runs"]["using"] == "composite"
+    text = json.dumps(found["runs"])
+    assert [name for name in found["inputs"] if f"inputs.{name}" not in text] == []
+    assert all(entry["description"] for entry in (*found["inputs"].values(), *found["outputs"].values()))
+    for each in found["runs"]["steps"]:
+        assert "${{" not in each.get("run", ""), "an input pasted into a script is an injection"
+        assert ("run" in each) == (each.get("shell") == "bash")
+        assert ("uses" in each) != ("run" in each)
+
+
+def test_the_page_uses_inputs_that_exist():
+    page = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    (block,) = page.split("```yaml\n")[1:]
+    steps = yaml.safe_load(block.split("```")[0])["jobs"]["gate"]["steps"]
+    (used,) = [each for each in steps if "slimvit" in each.get("uses", "")]
+    assert used["with"].keys() <= action()["inputs"].keys()

@@ -1,0 +1,151 @@
+"""The checks that need no clock: size, parameters and nodes, exactly; accuracy by counts; parity on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import onnx
+
+from toolchain.bench.gate.accepts import Accepts
+from toolchain.bench.gate.config import Cell, DataSection
+from toolchain.bench.gate.result import Check, Status, Unit
+from toolchain.bench.gate.why import safetensors_shapes
+from toolchain.bench.size import artifact_files, artifact_size_bytes, stored_tensors
+from toolchain.errors import RecipeError
+from toolchain.export.logits import accuracy_of, parity_of
+from toolchain.export.onnx_graph import read_onnx
+
+# Shapes, axes and indices are stored like weights and are none.
+NOT_WEIGHTS = frozenset(
+    {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
+)
+
+
+def stored_params(path: Path) -> int:
+    """The numbers stored in an artifact's tensors, without scalars and, of an ONNX file, indices.
+
+    Raises:
+        RecipeError: the artifact is neither an ONNX file nor a folder with safetensors.
+    """
+    if path.suffix == ".onnx" and path.is_file():
+        tensors = stored_tensors(read_onnx(path))
+        return sum(math.prod(t.dims) for t in tensors if t.dims and t.data_type not in NOT_WEIGHTS)
+    files = [file for file in artifact_files(path) if file.suffix == ".safetensors"]
+    if not files:
+        raise RecipeError(f"parameters cannot be read from {path}; judge an ONNX file or a model folder by params")
+    return sum(math.prod(shape) for file in files for shape, _ in safetensors_shapes(file).values())
+
+
+def node_count(path: Path) -> int:
+    """The nodes of an ONNX file, those in subgraphs and functions included; raises RecipeError for another artifact."""
+    if path.suffix != ".onnx" or not path.is_file():
+        raise RecipeError(f"{path} has no ONNX nodes; judge an ONNX file by nodes")
+    model = read_onnx(path)
+    return _nodes(model.graph.node) + sum(_nodes(function.node) for function in model.functions)
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> int:
+    count = 0
+    for node in nodes:
+        graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+        count += 1 + sum(_nodes(graph.node) for graph in graphs)
+    return count
+
+
+EXACT: dict[str, tuple[Unit, Callable[[Path], int]]] = {
+    "size": ("bytes", artifact_size_bytes),
+    "params": ("parameters", stored_params),
+    "nodes": ("nodes", node_count),
+}
+
+
+class Deterministic:
+    """Judges cells by everything but time; what was read or evaluated once is kept."""
+
+    def __init__(self, data: DataSection, accepts: Accepts) -> None:
+        self._data, self._accepts = data, accepts
+        self._counted: dict[Path, tuple[int, int]] = {}
+
+    def checks(self, cell: Cell, artifact: Path, baseline: Path | None) -> list[Check]:
+        """The checks of one cell, in the order of its budget and relation.
+
+        Raises:
+            RecipeError: a check does not suit the artifact or the data.
+            StorageError: the artifact cannot be read.
+            ArtifactError: it is damaged, or accuracy or parity is asked of a file that slimvit did not export.
+        """
+        found = []
+        for metric, (unit, count) in EXACT.items():
+            if (limit := getattr(cell.budget, metric)) is not None:
+                found.append(self._bounded(cell, f"budget.{metric}", unit, count(artifact), limit, None))
+            if (share := getattr(cell.relation, metric)) is not None and baseline is not None:
+                before = count(baseline)
+                allowed = before + _share_of(share, before)
+                found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), allowed, before))
+        if cell.budget.accuracy is not None:
+            wrong, total = self._counts(artifact)
+            allowed = _share_of(1 - Fraction(str(cell.budget.accuracy)), total)
+            found.append(self._bounded(cell, "budget.accuracy", "wrong images", wrong, allowed, None, total))
+        if cell.relation.accuracy is not None and baseline is not None:
+            (wrong, total), (before, images) = self._counts(artifact), self._counts(baseline)
+            if total != images:
+                raise RecipeError(f"cell {cell.name!r}: {total} images for the artifact, {images} for its baseline")
+            allowed = before + _share_of(cell.relation.accuracy, total)
+            found.append(self._bounded(cell, "relation.accuracy", "wrong images", wrong, allowed, before, total))
+        if cell.relation.parity is not None and baseline is not None:
+            found.append(self._parity(cell, artifact, baseline))
+        return found
+
+    def _counts(self, path: Path) -> tuple[int, int]:
+        """(wrong, total) of an artifact on the gate's images."""
+        if path not in self._counted:
+            found = accuracy_of(path, self._data.source, self._data.split)
+            self._counted[path] = (found.wrong, found.total)
+        return self._counted[path]
+
+    def _parity(self, cell: Cell, artifact: Path, baseline: Path) -> Check:
+        assert cell.relation.parity is not None
+        bounds = cell.relation.parity
+        rung = parity_of(baseline, artifact, self._data.source, bounds.tolerance)
+        shown = "" if rung.max_abs is None else f"max |Δ| {rung.max_abs:.2g}, cosine ≥ {rung.cosine_min:.6f}"
+        top1 = "" if rung.top1_agreement is None else f", top-1 agreement {rung.top1_agreement:.4f}"
+        return Check(
+            name="relation.parity",
+            status="pass" if rung.verdict == "pass" else "fail",
+            unit="cosine",
+            value=rung.cosine_min,
+            limit=bounds.cosine_min,
+            reason="; ".join(filter(None, [rung.reason, f"{shown}{top1}"])),
+        )
+
+    def _bounded(
+        self, cell: Cell, name: str, unit: Unit, value: int, limit: int, baseline: int | None, total: int | None = None
+    ) -> Check:
+        """The check of a whole number that may be at most `limit`, or what was accepted."""
+        accepted = self._accepts.limit(cell.name, name)
+        held = value <= limit
+        covered = not held and accepted is not None and value <= accepted
+        if not held and accepted is not None:
+            self._accepts.note(cell.name, name, "used" if covered else "exceeded")
+        of = "" if total is None else f" of {total:,}"
+        against = "" if baseline is None else f", {_change(value - baseline, baseline)} the baseline's {baseline:,}"
+        said = f"{value:,} {unit}{of}{against}; at most {limit:,}"
+        if accepted is not None and not held:
+            said += f"; accepted up to {accepted:,}"
+        status: Status = "pass" if held else "accepted" if covered else "fail"
+        return Check(name=name, status=status, unit=unit, value=value, limit=limit, baseline=baseline, reason=said)
+
+
+def _share_of(share: float | Fraction, whole: int) -> int:
+    """The whole part of a share, computed from its decimal digits: 0.1 of 30 is 3."""
+    return math.floor(Fraction(str(share)) * whole)
+
+
+def _change(change: int, before: int) -> str:
+    if change == 0:
+        return "equal to"
+    share = f" ({100 * change / before:+.2f} %)" if before else ""
+    return f"{change:+,}{share} on"

@@ -1,0 +1,188 @@
+"""What a gate found: checks, cells, the verdict over all of them, and the exit code that follows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
+
+from toolchain.artifact import read_json
+from toolchain.bench.gate.accepts import AcceptUse
+from toolchain.bench.samples import explain
+from toolchain.errors import ArtifactError
+
+SCHEMA: Literal["slimvit.gate/1"] = "slimvit.gate/1"
+Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
+GateVerdict = Literal["pass", "fail", "inconclusive"]
+Unit = Literal["bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine"]
+EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)  # a file holds computed fields too
+
+
+class Check(_Strict):
+    """One budget or relation of one cell. All but a cosine are better lower.
+
+    Attributes:
+        name: "budget.size", "relation.latency".
+        status: what came of it.
+        unit: of the numbers.
+        value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
+        limit: what the value may be at most (a cosine: at least).
+        baseline: of the baseline; None for a budget.
+        lo: lower confidence bound of a measured value.
+        hi: upper confidence bound of a measured value.
+        p_value: of a latency check, one-sided: how likely samples like these are if the limit is kept.
+        reason: one sentence for a reader.
+    """
+
+    name: str
+    status: Status
+    unit: Unit
+    value: float | int | None = None
+    limit: float | int | None = None
+    baseline: float | int | None = None
+    lo: float | None = None
+    hi: float | None = None
+    p_value: float | None = None
+    reason: str = ""
+
+    @property
+    def acceptable_up_to(self) -> float | int | None:
+        """The value that an accept of this check would cover: the upper bound where there is one."""
+        return self.value if self.hi is None else self.hi
+
+
+class Facts(_Strict):
+    """Which artifact was judged: its name, exact size, digest."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Change(_Strict):
+    """A part of an artifact, in bytes before and after; before is 0 for what is new, or without a baseline."""
+
+    layer: str
+    part: str
+    before: int
+    after: int
+
+    @property
+    def change(self) -> int:
+        """Bytes gained."""
+        return self.after - self.before
+
+
+class CellResult(_Strict):
+    """One cell: what was judged, the checks, what the size is made of, and the measurements with raw samples."""
+
+    name: str
+    target: str
+    batch: int
+    threads: int
+    artifact: Facts
+    baseline: Facts | None
+    checks: tuple[Check, ...]
+    why: tuple[Change, ...] | None = None
+    comparisons: tuple[dict[str, Any], ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def skipped(self) -> bool:
+        """Whether something of the cell could not be looked at."""
+        return any(check.status == "skipped" for check in self.checks)
+
+
+class Summary(_Strict):
+    """The geometric mean over cells of the time of the artifact over that of its baseline, with its own interval."""
+
+    cells: int
+    point: float
+    lo: float
+    hi: float
+
+
+class Holm(_Strict):
+    """How several latency checks were judged together."""
+
+    hypotheses: int
+    alpha: float
+
+
+class GateResult(_Strict):
+    """Everything that a gate found; the JSON file is this, and all other outputs are drawn from it."""
+
+    schema_: Annotated[Literal["slimvit.gate/1"], Field(alias="schema")] = SCHEMA
+    tool: str
+    cells: tuple[CellResult, ...]
+    accepts: tuple[AcceptUse, ...] = ()
+    summary: Summary | None = None
+    holm: Holm | None = None
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, populate_by_name=True)
+
+    @property
+    def checks(self) -> tuple[tuple[CellResult, Check], ...]:
+        """Every check beside its cell."""
+        return tuple((cell, check) for cell in self.cells for check in cell.checks)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status → number of checks, those that occur."""
+        return dict(sorted(Counter(check.status for _, check in self.checks).items()))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def skipped_cells(self) -> int:
+        """How many cells were skipped, wholly or in part."""
+        return sum(cell.skipped for cell in self.cells)
+
+    @property
+    def evaluated_nothing(self) -> bool:
+        """Whether every check was skipped."""
+        return all(check.status == "skipped" for _, check in self.checks)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> GateVerdict:
+        """A failure wins over doubt; a gate that evaluated nothing has failed."""
+        statuses = {check.status for _, check in self.checks}
+        if "fail" in statuses or self.evaluated_nothing:
+            return "fail"
+        return "inconclusive" if statuses & {"inconclusive", "invalid"} else "pass"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 4."""
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def headline(self) -> str:
+        """One line: the verdict and the counts."""
+        if self.evaluated_nothing:
+            return f"fail: nothing was evaluated; all {len(self.checks)} checks were skipped"
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        skipped = f"; {self.skipped_cells} of {len(self.cells)} cells skipped" if self.skipped_cells else ""
+        return f"{self.verdict}: {len(self.checks)} checks in {len(self.cells)} cells ({counts}{skipped})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `gate --json`."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @staticmethod
+    def load(path: Path) -> GateResult:
+        """The result in a file; raises StorageError if unreadable, ArtifactError if it is none of this schema."""
+        stored = read_json(path)
+        try:
+            return GateResult.model_validate_json(json.dumps(stored))
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is no gate result of schema {SCHEMA!r}: {explain(error)}") from None

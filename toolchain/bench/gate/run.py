@@ -1,0 +1,87 @@
+"""A gate from its baselines to its verdict: exact checks first, then latency, then what is said of all together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from toolchain.bench.gate.accepts import Accepts
+from toolchain.bench.gate.checks import Deterministic
+from toolchain.bench.gate.config import Cell, GateConfig, require_baselines
+from toolchain.bench.gate.result import CellResult, Check, Facts, GateResult
+from toolchain.bench.gate.timing import RATIO, TIME, Timeable, Timed, Told, time_cells
+from toolchain.bench.gate.why import size_changes
+from toolchain.bench.samples import Parity
+from toolchain.bench.size import artifact_sha256, artifact_size_bytes
+
+
+def run_gate(
+    config: GateConfig, accepts: Accepts, *, tool: str, why: bool = False, told: Told | None = None
+) -> GateResult:
+    """What came of every cell.
+
+    Args:
+        config: the gate, its paths absolute.
+        accepts: the regressions that were accepted.
+        tool: name and version, for the record.
+        why: also attribute the size of every cell's artifact, or its change, to layers.
+        told: receives (what is done, share done of the timing).
+
+    Raises:
+        BaselineError: a baseline is missing or is another artifact; nothing is judged.
+        RecipeError: a check does not suit its artifact or data.
+        StorageError: an artifact cannot be read.
+        ArtifactError: an artifact is damaged.
+    """
+    require_baselines(config)
+    exact = Deterministic(config.data, accepts)
+    checks: dict[str, list[Check]] = {}
+    timeables = []
+    for cell in config.cell:
+        artifact, baseline = _paths(config, cell)
+        checks[cell.name] = exact.checks(cell, artifact, baseline)
+        if {RATIO, TIME} & set(cell.checks):
+            timeables.append(Timeable(cell, artifact, baseline or artifact, _parity(checks[cell.name])))
+    timed, summary, holm = time_cells(timeables, accepts, told or _nobody)
+    return GateResult(
+        tool=tool,
+        cells=tuple(
+            _result(config, cell, checks[cell.name], timed.get(cell.name, Timed(())), why=why) for cell in config.cell
+        ),
+        accepts=accepts.uses([(cell.name, check) for cell in config.cell for check in cell.checks]),
+        summary=summary,
+        holm=holm,
+    )
+
+
+def _nobody(text: str, share: float) -> None:
+    """Told how far the gate is, and does nothing."""
+
+
+def _paths(config: GateConfig, cell: Cell) -> tuple[Path, Path | None]:
+    return Path(cell.artifact), Path(config.baseline[cell.baseline].path) if cell.baseline else None
+
+
+def _parity(checks: list[Check]) -> Parity | Literal["fail"]:
+    """What the parity check of a cell allows to say of its latency."""
+    status = next((check.status for check in checks if check.name == "relation.parity"), None)
+    return "not claimed" if status is None else "pass" if status == "pass" else "fail"
+
+
+def _result(config: GateConfig, cell: Cell, checks: list[Check], timed: Timed, *, why: bool) -> CellResult:
+    artifact, baseline = _paths(config, cell)
+    return CellResult(
+        name=cell.name,
+        target=cell.target,
+        batch=cell.batch,
+        threads=cell.threads,
+        artifact=_facts(artifact),
+        baseline=None if baseline is None else _facts(baseline),
+        checks=(*checks, *timed.checks),
+        why=size_changes(artifact, baseline) if why else None,
+        comparisons=tuple(comparison.to_dict() for comparison in timed.comparisons),
+    )
+
+
+def _facts(path: Path) -> Facts:
+    return Facts(name=path.name, size_bytes=artifact_size_bytes(path), sha256=artifact_sha256(path))

@@ -1,0 +1,175 @@
+"""gate, gate accept, gate digest."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from toolchain.artifact import write_json, write_text
+from toolchain.bench.gate import (
+    Accept,
+    Accepts,
+    Check,
+    GateConfig,
+    GateResult,
+    add_accepts,
+    load_accepts,
+    run_gate,
+)
+from toolchain.bench.size import artifact_sha256
+from toolchain.cli.options import STDOUT, JsonFlag, with_lone_json
+from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
+from toolchain.errors import RecipeError
+from toolchain.job import tool
+from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
+from toolchain.report.junit import to_junit
+from toolchain.report.trackers import to_bencher, to_github_benchmark
+
+
+class _Group(TyperGroup):
+    """The verb `gate`, whose --json takes a file or stands alone; what follows a sub-command is that command's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = next((index for index, part in enumerate(args) if part in self.commands), len(args))
+        return super().parse_args(ctx, [*with_lone_json(args[:own]), *args[own:]])
+
+
+gate = typer.Typer(
+    help="Hold artifacts against budgets and against a baseline that is measured beside them.", cls=_Group
+)
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="GATE", help="A gate.toml.")]
+DEFAULT = Path("gate.toml")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs of this file."""
+    gate.callback(invoke_without_command=True)(run)
+    gate.command("accept")(accept)
+    gate.command("digest")(digest)
+    app.add_typer(gate, name="gate")
+
+
+def run(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT,
+    why: Annotated[bool, typer.Option("--why", help="Attribute sizes, or their change, to layers.")] = False,
+    json_: Annotated[
+        str | None,
+        typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Markdown.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    github_benchmark: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write JSON for github-action-benchmark.")
+    ] = None,
+    bencher: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Bencher's JSON.")] = None,
+) -> None:
+    """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
+    if context.invoked_subcommand is not None:
+        given = config != DEFAULT or why or any((json_, markdown, junit, github_benchmark, bencher))
+        if given:  # a flag must not be ignored without a word
+            verb = context.invoked_subcommand
+            raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
+        return
+    loaded = GateConfig.load(config)
+    result = _judge(loaded, Accepts(load_accepts(config), _today()), why=why)
+    if json_ not in (None, STDOUT):
+        write_text(Path(json_), json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+    if markdown is not None:
+        write_text(markdown, gate_markdown(result))
+    if junit is not None:
+        write_text(junit, to_junit(result))
+    if github_benchmark is not None:
+        write_json(github_benchmark, to_github_benchmark(result))
+    if bencher is not None:
+        write_json(bencher, to_bencher(result))
+    if json_ == STDOUT:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def accept(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="The name of a cell.")],
+    reason: Annotated[str, typer.Option(help="Why this is acceptable; it is read by whoever reviews the file.")],
+    expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
+    config: ConfigOption = DEFAULT,
+    check: Annotated[str, typer.Option(metavar="NAME", help="Only this check, e.g. relation.size.")] = "",
+    found: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="A result of `gate --json FILE`, instead of judging now."),
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Accept what fails in a cell, each check up to its value of now, until a day; writes GATE's .accepts.toml."""
+    today = _today()
+    if expires.date() < today:
+        raise RecipeError(f"--expires {expires.date()} is in the past; today is {today}")
+    if not reason.strip():
+        raise RecipeError("--reason gives no reason; it is what the next reader has")
+    loaded = GateConfig.load(config).only(cell, check)
+    result = _judge(loaded, Accepts((), today), why=False) if found is None else GateResult.load(found)
+    entries = [
+        Accept.create(cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date())
+        for each, value in _acceptable(result, cell, check)
+    ]
+    path = add_accepts(config, entries)
+    if json_:
+        print_json({"path": str(path), "accepted": [entry.model_dump(mode="json") for entry in entries]})
+    else:
+        for entry in entries:
+            line(f"accepted {entry.check} of {cell} up to {entry.at_most:,} through {entry.expires}, in {path}")
+
+
+def digest(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")], json_: JsonFlag = False
+) -> None:
+    """Print the sha256 by which a gate.toml names a baseline."""
+    value = artifact_sha256(path)
+    print_json({"path": str(path), "sha256": value}) if json_ else line(value)
+
+
+def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Check, float]]:
+    """The failing checks of a cell, or the one of that name, beside the value that each is accepted up to."""
+    checks = [check for each in result.cells if each.name == cell for check in each.checks]
+    failing = [check for check in checks if check.status == "fail" and name in ("", check.name)]
+    if not failing:
+        what = f"{name} of cell {cell!r} does not fail" if name else f"no check of cell {cell!r} fails"
+        raise RecipeError(f"{what}; there is nothing to accept")
+    pairs = []
+    for check in failing:
+        if check.name == "relation.parity":
+            raise RecipeError(
+                "a parity failure cannot be accepted; change relation.parity if the models may differ, or name another "
+                "check by --check"
+            )
+        if (value := check.acceptable_up_to) is None:
+            raise RecipeError(f"{check.name} of cell {cell!r} failed without a value: {check.reason}")
+        pairs.append((check, value if isinstance(value, int) else math.ceil(value * 1e4) / 1e4))
+    return pairs
+
+
+def _judge(config: GateConfig, accepts: Accepts, *, why: bool) -> GateResult:
+    with Screen() as screen:
+        screen.stage("gate")
+        return run_gate(config, accepts, tool=tool(), why=why, told=lambda text, share: screen.progress(share, text))
+
+
+def _print(result: GateResult) -> None:
+    tables = [checks_table(result), *(table for cell in result.cells if (table := why_table(cell)) is not None)]
+    print_tables(tables)
+    print_wrapped(gate_notes(result))
+    print_wrapped([result.headline])
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()

@@ -1,0 +1,88 @@
+"""Any artifact as a function from images to logits, the images that it is judged on, and its accuracy on them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from toolchain.artifact import Preprocess
+from toolchain.data import DataSource, open_source
+from toolchain.errors import DataError, RecipeError
+from toolchain.export.parity import BATCHES, Rung, Tolerance, compare
+from toolchain.export.stage import Array, read_preprocess, stack_images, torch_call
+from toolchain.surgery.replay import load_model
+from toolchain.targets import get_target
+from toolchain.training.evaluate import Accuracy, accuracy
+
+Call = Callable[[Array], Array]
+
+
+@contextlib.contextmanager
+def opened_logits(path: Path) -> Iterator[tuple[Call, Preprocess]]:
+    """(images [B, C, H, W] → logits [B, classes], declared preprocessing) of a model folder or ONNX file, in a block.
+
+    A folder runs in torch, a file in ONNX Runtime on the CPU.
+
+    Raises:
+        StorageError: the artifact cannot be read.
+        ArtifactError: it is damaged, or an ONNX file that slimvit did not export.
+    """
+    if path.is_dir():
+        model = load_model(path)
+        yield torch_call(model.module), model.preprocess
+        return
+    preprocess = read_preprocess(path)
+    with get_target("ort-cpu").open(path, threads=torch.get_num_threads()) as runner:
+        yield lambda images: runner.infer({"image": images})["logits"], preprocess
+
+
+def source_for(name: str, preprocess: Preprocess) -> DataSource:
+    """The data source of that name, its images prepared as an artifact declares; raises DataError."""
+    return open_source(
+        name,
+        input_size=preprocess.input_size,
+        data_config={
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": preprocess.crop_mode or "center",
+        },
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=preprocess.crop_pct,
+    )
+
+
+def accuracy_of(path: Path, data: str, split: str) -> Accuracy:
+    """Top-1 predictions of an artifact beside the labels of one split of a data source.
+
+    Raises:
+        DataError: the source is unknown, has no labels, or does not fit.
+        ModelError: the artifact has other classes than the source.
+    """
+    with opened_logits(path) as (call, preprocess):
+        source = source_for(data, preprocess)
+        if not source.labelled:
+            raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
+        images = source.split(split)
+        source.check_classes(call(stack_images([images[0][0]])).shape[1])
+        return accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
+
+
+def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance) -> Rung:
+    """The rung of two artifacts on validation images of a data source, at batch 1 and 3; A is taken as right.
+
+    Raises:
+        RecipeError: the artifacts take images of different sizes, or the source does not fit them.
+    """
+    with opened_logits(a) as (expected, preprocess), opened_logits(b) as (got, other):
+        if preprocess.input_size != other.input_size:
+            raise RecipeError(f"{a} takes {preprocess.input_size}, {b} takes {other.input_size}")
+        source = source_for(data, preprocess)
+        images = source.split("validation")
+        batch = stack_images([images[index % len(images)][0] for index in range(max(BATCHES))])
+        return compare(a.name, b.name, expected, got, batch, tolerance=tolerance, real_images=not source.synthetic)

@@ -1,0 +1,91 @@
+"""A gate's result as tables and sentences, for the terminal and as Markdown for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from toolchain.bench.environment import describe_machine
+from toolchain.bench.gate import CellResult, GateResult
+from toolchain.bench.gate.why import by_layer
+from toolchain.report.markdown import table_lines
+from toolchain.report.tables import Table, number
+
+LAYERS = 12
+"""How many rows of an attribution are shown; all of them are in the JSON."""
+
+
+def gate_markdown(result: GateResult) -> str:
+    """The result as Markdown: verdict, checks, what a reader has to know, and the size attribution folded away."""
+    lines = [f"## slimvit gate: {result.headline}", "", *table_lines(checks_table(result))]
+    lines += [f"\n- {note}" if index == 0 else f"- {note}" for index, note in enumerate(gate_notes(result))]
+    for cell in result.cells:
+        if (table := why_table(cell)) is not None:
+            lines += ["", f"<details><summary>{table.title}</summary>", "", *table_lines(table), "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def checks_table(result: GateResult) -> Table:
+    """One row a check, failures first within the order of the cells."""
+    order = ("fail", "invalid", "inconclusive", "skipped", "accepted", "pass")
+    found = sorted(result.checks, key=lambda pair: order.index(pair[1].status))
+    rows = tuple((check.status, cell.name, check.name, one_line(check.reason)) for cell, check in found)
+    return Table("Checks", ("", "cell", "check", "found"), rows, text=(0, 1, 2, 3))
+
+
+def gate_notes(result: GateResult) -> list[str]:
+    """What explains the verdict: the mean over cells, multiplicity, what was skipped, accepts, the machine."""
+    notes = []
+    if (mean := result.summary) is not None:
+        notes.append(
+            f"Geometric mean over {mean.cells} cells: {mean.point:.3f} [{mean.lo:.3f}, {mean.hi:.3f}] of the "
+            "baselines' time."
+        )
+    if result.holm is not None:
+        notes.append(
+            f"{result.holm.hypotheses} latency checks were judged together (Holm, one-sided α "
+            f"{100 * result.holm.alpha:g} %)."
+        )
+    if result.skipped_cells:
+        names = ", ".join(cell.name for cell in result.cells if cell.skipped)
+        notes.append(f"Skipped, wholly or in part: {result.skipped_cells} of {len(result.cells)} cells ({names}).")
+    said = {
+        "used": "used",
+        "exceeded": "exceeded: the check is beyond what was accepted",
+        "unused": "not needed any more; remove it",
+        "expired": "expired; it covers nothing",
+        "unknown": "for a cell or check that the gate does not have; remove it",
+    }
+    notes += [
+        f"Accept of {use.check} in {use.cell} up to {use.at_most:,} through {use.expires} ({one_line(use.reason)}): "
+        f"{said[use.state]}."
+        for use in result.accepts
+    ]
+    return [*notes, *(f"Measured on: {machine}." for machine in _machines(result.cells))]
+
+
+def why_table(cell: CellResult) -> Table | None:
+    """What a cell's bytes, or their change, are made of, by layer; None if it was not asked for."""
+    if cell.why is None:
+        return None
+    rows = by_layer(cell.why)
+    after = cell.artifact.size_bytes
+    cells = [(row.layer, number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
+    if rest := rows[LAYERS:]:
+        sums = sum(row.before for row in rest), sum(row.after for row in rest)
+        cells.append((f"{len(rest)} more layers", number(sums[0]), number(sums[1]), f"{sums[1] - sums[0]:+,}"))
+    if cell.baseline is None:
+        title = f"{cell.name}: where {after:,} bytes are"
+        return Table(title, ("layer", "bytes"), tuple((name, new) for name, _, new, _ in cells))
+    before = cell.baseline.size_bytes
+    title = f"{cell.name}: {after - before:+,} bytes, {before:,} → {after:,}"
+    return Table(title, ("layer", "before", "after", "change"), tuple(cells))
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.split())
+
+
+def _machines(cells: Sequence[CellResult]) -> list[str]:
+    found = [describe_machine(each["environment"]) for cell in cells for each in cell.comparisons]
+    return list(dict.fromkeys(found))
