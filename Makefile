@@ -12,7 +12,8 @@ on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bu
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale
+.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale \
+	bench-validity
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -52,6 +53,9 @@ bench-peers: $(VENV)/.installed-bench  ## the same model and size by Torch-Pruni
 
 bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T, -S and -B
 	$(call suite,scale)
+
+bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says what is true (hours, on a quiet machine)
+	$(bin)/python benchmarks/validity.py
 
 clean:  ## remove caches, build folders and the demo's results
 	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -1,0 +1,244 @@
+"""Whether the latency protocol says what is true: identical files, and slowdowns of known size.
+
+`python benchmarks/validity.py` goes on with the comparisons that are not recorded yet, and writes the table anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import timm
+from report import markdown
+
+from toolchain.artifact import write_text
+from toolchain.bench.compare import compare
+from toolchain.bench.environment import describe_machine
+from toolchain.bench.intervals import Interval, median_interval, slot_medians
+from toolchain.bench.protocol import Comparison, judge
+from toolchain.bench.samples import VARIANTS, A
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.job import tool
+from toolchain.surgery.load import randomise_untrained
+
+HERE = Path(__file__).resolve().parent
+SCHEMA = "slimvit.benchmarks.validity/1"
+SHAPE = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 128, "num_heads": 4}
+TAU, ALPHA = 0.05, 0.05
+SECONDS = 21.0
+"""What one comparison is predicted to take until some are recorded: three sessions of warm-up and 20 blocks."""
+LOAD = "import numpy as np, random, time\nr = random.Random({seed})\nx = np.ones((600, 600), np.float32)\n\
+while True:\n    end = time.time() + r.uniform(0.2, 2)\n    while time.time() < end: x @ x\n    time.sleep(r.uniform(0.2, 2))\n"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Comparisons of one pair of depths, often.
+
+    Attributes:
+        name: of its file and row.
+        depths: blocks of A and of B: a call's time grows with their number, but for the patch embedding and the head.
+        count: comparisons.
+        loaded: whether another process works now and then beside them.
+        wanted: what the issue of this project asks for, in words.
+    """
+
+    name: str
+    depths: tuple[int, int]
+    count: int
+    loaded: bool = False
+    wanted: str = ""
+
+
+EXPERIMENTS = (
+    Experiment("same-idle", (20, 20), 240, wanted="no `regressed`; at least 80 % `pass`"),
+    Experiment("same-loaded", (20, 20), 60, loaded=True, wanted="no `regressed`"),
+    Experiment("slower-8", (25, 27), 100, wanted="at least 85 % `regressed`"),
+    Experiment("slower-10", (20, 22), 100, wanted="at least 95 % `regressed`"),
+)
+
+
+def model(depth: int, folder: Path) -> Path:
+    """An ONNX file of one seeded ViT block, so many times; blocks differ in their random weights alone."""
+    path = folder / f"depth{depth}.onnx"
+    if not path.exists():
+        module = timm.create_model("vit_tiny_patch16_224", depth=depth, **SHAPE).eval()
+        randomise_untrained(module, 0)
+        meta = {"slimvit.tool": tool(), "benchmark": path.stem}
+        export_onnx(module, path, input_size=(1, 28, 28), opset=20, metadata=meta, simplify=True)
+    return path
+
+
+@contextlib.contextmanager
+def load(seed: int, *, wanted: bool) -> Iterator[None]:
+    """Bursts of work on one core, of 0.2 to 2 s with pauses of that length, while the block runs."""
+    if not wanted:
+        yield
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", LOAD.format(seed=seed)], env=environment) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def record(experiment: Experiment, index: int, found: Comparison, seconds: float) -> dict[str, Any]:
+    """What is kept of a comparison: the median of every slot in ns, from which all its statistics follow."""
+    slots = [{name: slot_medians(session.slots_ns(name)).tolist() for name in VARIANTS} for session in found.sessions]
+    return {
+        "schema": SCHEMA,
+        "experiment": experiment.name,
+        "index": index,
+        "depths": list(experiment.depths),
+        "verdict": found.verdict,
+        "looks": found.design.looks,
+        "slots_ns": slots,
+        "seconds": round(seconds, 2),
+        "artifacts": {name: facts.sha256 for name, facts in found.artifacts.items()},
+        "environment": found.environment,
+        "tool": tool(),
+    }
+
+
+def verdict_of(stored: dict[str, Any]) -> str:
+    """The verdict that follows from a record's slots; raises ValueError if it says another."""
+
+    def logs(name: str) -> list[Any]:
+        return [np.log(np.array(session[name]) / np.array(session[A])) for session in stored["slots_ns"]]
+
+    def interval(name: str) -> Interval:
+        return median_interval(logs(name), alpha=ALPHA, looks=stored["looks"], seed=stored["index"])
+
+    medians = [float(np.median(each)) for each in logs("B")]
+    found = judge(interval("B"), interval("A'"), medians, TAU)
+    if found != stored["verdict"]:
+        raise ValueError(f"{stored['experiment']} {stored['index']} says {stored['verdict']}, its slots give {found}")
+    return found
+
+
+def recorded(results: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    """The records of an experiment, in order; a line that a killed run left unfinished is dropped."""
+    path = results / f"{experiment.name}.jsonl"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def measure(experiment: Experiment, results: Path, work: Path, told: Callable[[str], None]) -> None:
+    """Goes on with an experiment; each comparison is on disk before the next begins."""
+    done = recorded(results, experiment)
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"{experiment.name}.jsonl"
+    write_text(path, "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in done))
+    pair = [model(depth, work) for depth in experiment.depths]
+    for index in range(len(done), experiment.count):
+        begun = time.monotonic()
+        with load(index, wanted=experiment.loaded):
+            found = compare(*pair, target="ort-cpu", tau=TAU, looks=1, seed=index)
+        line = record(experiment, index, found, time.monotonic() - begun)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        told(f"{experiment.name} {index + 1}/{experiment.count}: {found.verdict}, {line['seconds']:.0f} s")
+
+
+def share(hits: int, total: int) -> str:
+    """A share with its Wilson interval, 95 %, in percent."""
+    if total == 0:
+        return "—"
+    z, p = 1.96, hits / total
+    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return f"{100 * p:.1f} % [{100 * max(0.0, middle - half):.1f}, {100 * min(1.0, middle + half):.1f}]"
+
+
+VERDICTS = ("pass", "improved", "regressed", "inconclusive", "invalid")
+
+
+def table(results: Path, experiments: Sequence[Experiment]) -> str:
+    """The page, every verdict recomputed from its slots."""
+    rows, machines = [], set()
+    for experiment in experiments:
+        found = recorded(results, experiment)
+        verdicts = [verdict_of(each) for each in found]
+        machines |= {describe_machine(each["environment"]) for each in found}
+        per_call = [np.median([s for session in each["slots_ns"] for s in session[A]]) / 1e6 for each in found]
+        rows.append(
+            [
+                f"`{experiment.name}`",
+                f"{experiment.depths[0]} : {experiment.depths[1]}",
+                f"{len(found)} of {experiment.count}",
+                *(share(verdicts.count(verdict), len(found)) for verdict in VERDICTS),
+                "—" if not found else f"{np.median(per_call):.1f}",
+                "—" if not found else f"{max(each['seconds'] for each in found):.0f}",
+                experiment.wanted,
+            ]
+        )
+    head = ["Experiment", "Blocks A : B", "Done", *VERDICTS, "ms a call", "Longest, s", "Wanted"]
+    lines = [
+        "# Does the latency protocol say what is true?",
+        "",
+        "Comparisons of identical files, and of stacks of one block whose depths are known, each by",
+        "`compare(..., tau=0.05, looks=1)`: three fresh processes, 20 blocks each. `same-loaded` has another process that works",
+        "in bursts beside it. Shares with 95 % Wilson intervals. Every verdict is recomputed from the recorded slot medians.",
+        "",
+        "Regenerated by `python benchmarks/validity.py --report`; do not edit.",
+        "",
+        markdown(head, rows),
+        "",
+        *(f"Measured on: {machine}." for machine in sorted(machines)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when everything that was asked for is recorded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="one experiment")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and how long it would take")
+    parser.add_argument("--report", action="store_true", help="only write the table anew")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "validity")
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "validity", help="where the models are kept")
+    options = parser.parse_args(arguments)
+    chosen = [each for each in EXPERIMENTS if options.only in ("", each.name)]
+    if not chosen:
+        print(
+            f"error: no experiment {options.only!r}; there are {', '.join(e.name for e in EXPERIMENTS)}",
+            file=sys.stderr,
+        )
+        return 2
+    if not options.report:
+        known = [each["seconds"] for experiment in EXPERIMENTS for each in recorded(options.results, experiment)]
+        each_s = float(np.mean(known)) if known else SECONDS
+        left = {e.name: e.count - len(recorded(options.results, e)) for e in chosen}
+        print(
+            f"validity: {sum(left.values())} comparisons to do, predicted {sum(left.values()) * each_s / 3600:.2f} hours"
+        )
+        for name, count in left.items():
+            print(f"  {count:4d} to do, {count * each_s / 60:6.1f} min  {name}")
+        if options.dry_run:
+            return 0
+        options.work.mkdir(parents=True, exist_ok=True)
+        for experiment in chosen:
+            measure(experiment, options.results, options.work, lambda text: print(text, flush=True))
+    write_text(options.results / "README.md", table(options.results, EXPERIMENTS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The experiments on the latency protocol itself: resumable, and their table follows from their slots."""
+
+import functools
+import json
+
+import pytest
+import validity
+from validity import EXPERIMENTS, Experiment, recorded, share, table, verdict_of
+
+from toolchain.bench.compare import compare
+
+SHORT = functools.partial(compare, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
+TINY = Experiment("tiny", (1, 3), 3, wanted="nothing")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    asked = []
+
+    def counted(*pair, **options):
+        asked.append(options["seed"])
+        return SHORT(*pair, **options)
+
+    monkeypatch.setattr(validity, "compare", counted)
+    monkeypatch.setattr(validity, "EXPERIMENTS", (TINY,))
+    return asked
+
+
+def run(results, work, *options):
+    return validity.main(["--results", str(results), "--work", str(work), *options])
+
+
+def test_it_goes_on_where_it_stopped_and_writes_the_table(short, tmp_path, work):
+    results = tmp_path / "results"
+    assert run(results, work) == 0
+    assert short == [0, 1, 2]
+    path = results / "tiny.jsonl"
+    whole = path.read_text()
+    # A killed run leaves half a line: that comparison is measured again, the others are not.
+    path.write_text(whole[: len(whole) - len(whole.splitlines()[-1]) // 2])
+    assert run(results, work) == 0
+    assert short == [0, 1, 2, 2]
+    assert [each["index"] for each in recorded(results, TINY)] == [0, 1, 2]
+    assert "3 of 3" in (results / "README.md").read_text()
+    assert (results / "README.md").read_text() == table(results, (TINY,))
+
+
+def test_three_blocks_take_longer_than_one(short, tmp_path, work):
+    assert run(tmp_path, work) == 0
+    for each in recorded(tmp_path, TINY):
+        medians = [sorted(session[name])[2] for session in each["slots_ns"] for name in ("A", "B")]
+        assert medians[1] > medians[0]
+        assert each["artifacts"]["A"] != each["artifacts"]["B"]
+
+
+def test_an_edited_verdict_or_slot_is_refused(short, tmp_path, work):
+    assert run(tmp_path, work) == 0
+    stored = recorded(tmp_path, TINY)[0]
+    verdict_of(stored)
+    other = next(verdict for verdict in ("pass", "regressed") if verdict != stored["verdict"])
+    with pytest.raises(ValueError, match="its slots give"):
+        verdict_of({**stored, "verdict": other})
+    path = tmp_path / "tiny.jsonl"
+    path.write_text(path.read_text().replace(f'"verdict":"{stored["verdict"]}"', f'"verdict":"{other}"', 1))
+    with pytest.raises(ValueError, match="its slots give"):
+        run(tmp_path, work, "--report")
+
+
+def test_the_load_ends_with_its_block():
+    with validity.load(0, wanted=True):
+        pass
+    with validity.load(0, wanted=False):
+        pass
+
+
+def test_a_dry_run_predicts_and_measures_nothing(short, tmp_path, work, capsys):
+    assert run(tmp_path, work, "--dry-run") == 0
+    assert "3 comparisons to do, predicted 0.02 hours" in capsys.readouterr().out
+    assert not short
+    assert validity.main(["--only", "absent"]) == 2
+
+
+def test_what_is_asked_for_is_measured():
+    assert sum(each.count for each in EXPERIMENTS if each.depths[0] == each.depths[1]) >= 300
+    assert {each.depths for each in EXPERIMENTS} == {(20, 20), (25, 27), (20, 22)}
+    assert any(each.loaded for each in EXPERIMENTS)
+
+
+def test_shares_have_intervals():
+    assert share(0, 0) == "—"
+    assert share(0, 300) == "0.0 % [0.0, 1.3]"
+    assert share(85, 100) == "85.0 % [76.7, 90.7]"
+
+
+def test_the_committed_table_follows_from_the_committed_slots():
+    results = validity.HERE / "results" / "validity"
+    if not results.exists():
+        pytest.skip("no validity experiment is recorded yet")
+    assert (results / "README.md").read_text() == table(results, EXPERIMENTS)
+
+
+def test_records_are_small(short, tmp_path, work):
+    assert run(tmp_path, work) == 0
+    (line, *_) = (tmp_path / "tiny.jsonl").read_text().splitlines()
+    assert set(json.loads(line)) >= {"slots_ns", "seconds", "environment", "artifacts", "looks"}
+    assert len(line) < 4000
