@@ -13,7 +13,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale \
-	bench-validity
+	bench-validity bench-speed
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T,
 
 bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says what is true (hours, on a quiet machine)
 	$(bin)/python benchmarks/validity.py
+
+bench-speed: $(VENV)/.installed-bench  ## latency of DeiT shapes, dense and compressed (hours, on a quiet machine)
+	$(bin)/python benchmarks/speed.py
 
 clean:  ## remove caches, build folders and the demo's results
 	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -1,0 +1,228 @@
+"""Latency of DeiT shapes, dense and compressed, by the paired protocol: `python benchmarks/speed.py`.
+
+Weights are untrained and images are noise: latency depends on shapes alone, and nothing here says anything about
+accuracy. Goes on with the comparisons that are not recorded yet, and writes the table anew. On a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from predict import matmul_rate
+from report import markdown
+
+from toolchain.artifact import run_stage, write_text
+from toolchain.bench.compare import compare
+from toolchain.bench.environment import describe_machine
+from toolchain.bench.plan import artifact_facts
+from toolchain.bench.protocol import Comparison
+from toolchain.compress.decide import Latency
+from toolchain.cost import trace
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.job import compressed, prepare, tool
+from toolchain.recipe import Recipe
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+HERE = Path(__file__).resolve().parent
+MODELS = {"tiny": "deit_tiny_patch16_224", "small": "deit_small_patch16_224", "base": "deit_base_patch16_224"}
+FORMS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "split50": {"compress": {"method": "joint", "attention": "data_aware"}, "budget": {"params": 0.5}},
+    "joint50": {"compress": {"method": "joint"}, "budget": {"params": 0.5}},
+    "joint30": {"compress": {"method": "joint"}, "budget": {"params": 0.3}},
+}
+PRECISIONS = ("fp32", "int8-dynamic")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison: `b` against `a`, each (form, precision) of one model."""
+
+    model: str
+    a: tuple[str, str]
+    b: tuple[str, str]
+    target: str
+    batch: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        pair = "--".join("-".join(each) for each in (self.a, self.b))
+        return f"{self.model}.{pair}.{self.target}.b{self.batch}.t{self.threads}"
+
+
+def cells() -> list[Cell]:
+    """Everything that is measured: each form against the dense fp32 model, and the two forms of half size."""
+    dense = ("dense", "fp32")
+    against = [(dense, (form, precision)) for precision in PRECISIONS for form in FORMS if (form, precision) != dense]
+    pairs = [*against, (("split50", "fp32"), ("joint50", "fp32"))]
+    found = [
+        Cell(model, a, b, target, batch, threads)
+        for model in ("tiny", "small")
+        for target, batch, threads in itertools.product(("ort-cpu", "openvino-cpu"), (1, 8), (1, 2))
+        for a, b in pairs
+    ]
+    found += [Cell("base", a, b, target, 1, 1) for target in ("ort-cpu", "openvino-cpu") for a, b in pairs]
+    return found
+
+
+def artifact(model: str, form: str, precision: str, work: Path) -> Path:
+    """The ONNX file of one model in one form, made once."""
+    path = work / f"{model}.{form}.{precision}.onnx"
+    if path.exists():
+        return path
+    work.mkdir(parents=True, exist_ok=True)
+    if precision != "fp32":
+        partial = path.with_suffix(".partial.onnx")
+        types = ["MatMul", "Gemm"]
+        quantize_dynamic(
+            artifact(model, form, "fp32", work), partial, op_types_to_quantize=types, weight_type=QuantType.QInt8
+        )
+        partial.replace(path)
+        return path
+    raw = {"model": {"name": MODELS[model], "pretrained": False}, "data": {"source": "none", "calibration_images": 32}}
+    job = prepare(Recipe.from_dict({**raw, **(FORMS[form] or {"compress": {"method": "none"}})}))
+    module = job.dense.module
+    if form != "dense":
+        masked, _ = compressed(job, job.dense, Latency())
+        module = run_stage(Split(), run_stage(Slice(), masked)).module
+    shape = trace(module, job.dense.family, job.dense.preprocess.input_size)
+    metadata = {"slimvit.tool": tool(), "benchmark": path.stem, "params": str(shape.params), "macs": str(shape.macs)}
+    size = job.dense.preprocess.input_size
+    export_onnx(module, path, input_size=size, opset=20, metadata=metadata, simplify=True)
+    return path
+
+
+def result_of(cell: Cell, results: Path) -> Comparison | None:
+    """The recorded comparison of a cell, all its statistics recomputed; None if there is none that holds."""
+    try:
+        return Comparison.load(results / f"{cell.name}.json")
+    except (ArtifactError, StorageError):
+        return None
+
+
+def current(cell: Cell, found: Comparison, work: Path) -> bool:
+    """Whether a record is of the files as they are made now."""
+    facts = (artifact_facts(artifact(cell.model, *each, work)) for each in (cell.a, cell.b))
+    return [each.sha256 for each in facts] == [found.artifacts[name].sha256 for name in ("A", "B")]
+
+
+def predicted_seconds(cell: Cell, rate: float) -> float:
+    """Of a comparison that has one look, from the MACs of the dense model at `rate` MACs a second and thread."""
+    dense_s = MACS[cell.model] * cell.batch / (rate * cell.threads)
+    slot_s = max(0.05, (3 if dense_s < 0.1 else 2) * dense_s)
+    return 3 * (2 + 3 * max(1.0, 10 * dense_s) * 0.75 + 20 * 2.2 * slot_s)
+
+
+MACS = {"tiny": 1.26e9, "small": 4.6e9, "base": 17.6e9}
+"""Of one image, rounded; for predictions alone."""
+
+
+def table(results: Path, wanted: Iterable[Cell]) -> str:
+    """The page: one row for each recorded cell, every number computed from its raw samples."""
+    rows, machines, missing = [], set(), 0
+    for cell in wanted:
+        found = result_of(cell, results)
+        if found is None:
+            missing += 1
+            continue
+        verified, ratio = found.verified_speedup_at_least, found.ratio.to_ratio()
+        machines.add(describe_machine({**found.environment, "threads": "1 or 2"}))
+        sizes = [found.artifacts[name].size_bytes for name in ("A", "B")]
+        rows.append(
+            [
+                MODELS[cell.model],
+                *("`" + " ".join(each) + "`" for each in (cell.a, cell.b)),
+                cell.target,
+                str(cell.batch),
+                str(cell.threads),
+                f"{found.latency_ms('A'):.2f}",
+                f"{found.latency_ms('B'):.2f}",
+                f"{1 / ratio['point']:.2f} [{1 / ratio['hi']:.2f}, {1 / ratio['lo']:.2f}]",
+                "not verified" if verified is None else f"≥ {int(verified * 100) / 100:.2f}",
+                found.verdict,
+                f"{100 * sizes[1] / sizes[0]:.1f} %",
+            ]
+        )
+    head = [
+        "Model",
+        "A",
+        "B",
+        "Target",
+        "Batch",
+        "Threads",
+        "A, ms",
+        "B, ms",
+        "Speedup",
+        "Verified",
+        "Verdict",
+        "Bytes of A",
+    ]
+    lines = [
+        "# Latency of DeiT shapes",
+        "",
+        "`split50`: attention as low-rank pairs, neurons cut, half of the parameters left; `joint50`, `joint30`: the default",
+        "method. Widths are uniform, weights untrained, so this says nothing about accuracy. `int8-dynamic` is ONNX Runtime's own",
+        "converter on MatMul and Gemm. Each row is one paired comparison with its own interval.",
+        "",
+        "Regenerated by `python benchmarks/speed.py --report` from the raw samples beside this page; do not edit.",
+        "",
+        *([f"{missing} comparisons have not been measured.", ""] if missing else []),
+        markdown(head, rows),
+        "",
+        *(f"Measured on: {machine}." for machine in sorted(machines)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when everything that was asked for is recorded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name contains it")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and how long it would take")
+    parser.add_argument("--report", action="store_true", help="only write the table anew")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "speed")
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "speed", help="where the models are kept")
+    options = parser.parse_args(arguments)
+    chosen = [cell for cell in cells() if options.only in cell.name]
+    if not chosen:
+        print(f"error: no cell has {options.only!r} in its name", file=sys.stderr)
+        return 2
+    if not options.report:
+        todo = [cell for cell in chosen if result_of(cell, options.results) is None]
+        rate = matmul_rate()
+        seconds = sum(predicted_seconds(cell, rate) for cell in todo)
+        print(
+            f"speed: {len(todo)} of {len(chosen)} comparisons to do, predicted {seconds / 3600:.2f} hours ({rate / 1e9:.0f} GMAC/s)"
+        )
+        if options.dry_run:
+            return 0
+        for cell in chosen:
+            found = result_of(cell, options.results)
+            if found is not None and current(cell, found, options.work):
+                continue
+            pair = [artifact(cell.model, *each, options.work) for each in (cell.a, cell.b)]
+            found = compare(*pair, target=cell.target, batch=cell.batch, threads=cell.threads, looks=2)
+            found.save(options.results / f"{cell.name}.json")
+            print(f"{cell.name}: {found.verdict}, {1 / found.ratio.to_ratio()['point']:.2f}×", flush=True)
+    write_text(options.results / "README.md", table(options.results, cells()))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

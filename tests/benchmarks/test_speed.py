@@ -1,0 +1,107 @@
+"""The recorded latency suite: resumable, tied to its files, and its table follows from raw samples."""
+
+import json
+
+import numpy as np
+import pytest
+import speed
+from builders import write_stack
+from speed import Cell, cells, result_of, table
+
+from toolchain.bench.compare import compare
+
+PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 4, 1)
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """Stacks of matmuls in place of models, and the real harness with little to do."""
+    timed = []
+
+    def made(model, form, precision, work):
+        return write_stack(tmp_path / f"{model}.{form}.{precision}.onnx", layers=6 if form == "dense" else 2)
+
+    def counted(*pair, **options):
+        timed.append([path.name for path in pair])
+        return compare(*pair, **{**options, "looks": 1}, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
+
+    monkeypatch.setattr(speed, "artifact", made)
+    monkeypatch.setattr(speed, "compare", counted)
+    monkeypatch.setattr(speed, "cells", lambda: [PAIR])
+    return timed
+
+
+def run(tmp_path, *options):
+    return speed.main(["--results", str(tmp_path / "results"), "--work", str(tmp_path), *options])
+
+
+def test_it_records_once_and_the_table_follows(short, tmp_path):
+    assert run(tmp_path) == run(tmp_path) == 0
+    assert short == [["tiny.dense.fp32.onnx", "tiny.joint50.fp32.onnx"]]
+    results = tmp_path / "results"
+    assert (results / "README.md").read_text() == table(results, [PAIR])
+    found = result_of(PAIR, results)
+    assert f"| {found.verdict} |" in table(results, [PAIR])
+    assert "have not been measured" not in table(results, [PAIR])
+    assert "1 comparisons have not been measured" in table(tmp_path / "elsewhere", [PAIR])
+
+
+def test_other_files_or_an_edited_result_are_measured_again(short, tmp_path, monkeypatch):
+    assert run(tmp_path) == 0
+    path = tmp_path / "results" / f"{PAIR.name}.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "verdict": "pass" if stored["verdict"] != "pass" else "improved"}))
+    assert run(tmp_path) == 0
+    assert len(short) == 2
+    made = speed.artifact
+    monkeypatch.setattr(speed, "artifact", lambda *each: write_stack(made(*each), layers=3))
+    assert run(tmp_path) == 0
+    assert len(short) == 3
+
+
+def test_a_dry_run_measures_nothing(short, tmp_path, capsys):
+    assert run(tmp_path, "--dry-run") == 0
+    assert "1 of 1 comparisons to do" in capsys.readouterr().out
+    assert not short
+    assert speed.main(["--only", "absent"]) == 2
+
+
+def test_the_suite_is_what_was_asked_for():
+    names = [cell.name for cell in cells()]
+    assert len(names) == len(set(names))
+    for model in ("tiny", "small"):
+        for form, precision, target, batch, threads in (
+            ("split50", "fp32", "ort-cpu", 1, 1),
+            ("joint50", "int8-dynamic", "openvino-cpu", 8, 2),
+            ("joint30", "fp32", "openvino-cpu", 1, 2),
+            ("dense", "int8-dynamic", "ort-cpu", 8, 1),
+        ):
+            assert f"{model}.dense-fp32--{form}-{precision}.{target}.b{batch}.t{threads}" in names
+    assert all(cell.batch == cell.threads == 1 for cell in cells() if cell.model == "base")
+
+
+def test_int8_files_are_made_from_the_fp32_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FORMS", {"dense": {}})
+    write_stack(tmp_path / "tiny.dense.fp32.onnx", width=128)
+    path = speed.artifact("tiny", "dense", "int8-dynamic", tmp_path)
+    assert path.stat().st_size < 0.4 * (tmp_path / "tiny.dense.fp32.onnx").stat().st_size
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["split50", "joint30"])
+def test_the_models_are_what_their_names_say(tmp_path, form):
+    import onnx
+
+    dense, small = (onnx.load(speed.artifact("tiny", each, "fp32", tmp_path)) for each in ("dense", form))
+    params = [int({p.key: p.value for p in each.metadata_props}["params"]) for each in (dense, small)]
+    assert params[1] / params[0] == pytest.approx(0.3 if form == "joint30" else 0.5, abs=0.01)
+    sizes = [sum(np.prod(tensor.dims) for tensor in each.graph.initializer) for each in (dense, small)]
+    assert sizes[1] / sizes[0] == pytest.approx(params[1] / params[0], abs=0.01)
+
+
+def test_the_committed_table_follows_from_the_committed_samples():
+    results = speed.HERE / "results" / "speed"
+    if not results.exists():
+        pytest.skip("the latency suite is not recorded yet")
+    assert (results / "README.md").read_text() == table(results, cells())
