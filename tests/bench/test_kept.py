@@ -115,3 +115,37 @@ def test_a_full_disk_is_told_and_the_measurement_goes_on(measure, monkeypatch, c
     monkeypatch.setattr(kept, "write_text", full)
     assert len(measure(Counting())) == 3
     assert "No space left" in caplog.text
+
+
+def test_what_is_asked_twice_is_measured_twice(measure):
+    """A confirmation must not be shown the samples that it is to confirm."""
+    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    counting = Counting()
+    with KeptSessions(counting, "pi") as transport:
+        first, second = (transport.run(plan, lambda *_: None) for _ in range(2))
+    assert counting.ran == [0, 0]
+    assert first["drawn"] != second["drawn"]
+
+
+def test_a_result_that_cannot_be_written_costs_no_session(measure, cache):
+    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    with pytest.raises(StorageError), KeptSessions(Counting(), "pi") as transport:  # noqa: PT012
+        transport.run(plan, lambda *_: None)
+        raise StorageError("no space left")
+    again = Counting()
+    measure(again)
+    assert again.ran == [1, 2]
+
+
+def test_cold_starts_are_never_taken_from_an_earlier_one(measure):
+    class Cold:
+        count = 0
+
+        def run(self, plan, on_progress):
+            self.count += 1
+            return {"open_ns": self.count}
+
+    cold = Cold()
+    with KeptSessions(cold, "pi") as transport:
+        found = [transport.run({"variants": []}, lambda *_: None) for _ in range(3)]
+    assert [each["open_ns"] for each in found] == [1, 2, 3]

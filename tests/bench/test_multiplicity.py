@@ -22,7 +22,8 @@ def test_the_p_value_says_what_the_interval_says(centre, seed):
     data = sessions(centre, seed)
     for alpha in (0.05, 0.01):
         above = median_interval(data, alpha=alpha, seed=3).lo > 0
-        assert above == (p_value_above(data, 0.0, seed=3) <= alpha / 2)
+        p_value = p_value_above(data, 0.0, seed=3)
+        assert above == (p_value <= alpha / 2) or abs(p_value - alpha / 2) < 2e-4  # a quantile lies between two draws
 
 
 def test_the_p_value_falls_with_the_evidence_and_is_never_nothing():
@@ -67,7 +68,8 @@ def test_the_mean_over_comparisons():
     assert mean.lo < mean.point < mean.hi
     single = median_interval(a)
     assert geometric_mean([a]).half_width == pytest.approx(single.half_width, rel=0.15)
-    assert mean.half_width == pytest.approx(single.half_width / np.sqrt(2), rel=0.25), "two independent halves"
+    halves = np.hypot(single.half_width, median_interval(b).half_width) / 2
+    assert mean.half_width == pytest.approx(halves, rel=0.25), "two independent halves"
     assert geometric_mean([a, b]) == mean
 
 

@@ -11,7 +11,7 @@ from toolchain.bench.calibrate import built_in, calibrate
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import Measurement, measure
 from toolchain.bench.verify import verify
-from toolchain.errors import ArtifactError, MeasurementError, RecipeError
+from toolchain.errors import ArtifactError, MeasurementError, RecipeError, TargetUnavailable
 from toolchain.targets.device_runner import COLD_PLAN_SCHEMA, VariantError, run_cold
 
 SHORT = {"target": "ort-cpu", "batch": 4, "slot_ms": 2.0, "warmup_s": 0.02}
@@ -150,3 +150,19 @@ def test_a_cold_start_that_fails_says_why(tmp_path):
     }
     with pytest.raises(VariantError, match=r"absent\.onnx does not run on ort-cpu"):
         run_cold(plan)
+
+
+def test_a_result_of_chosen_cores_is_of_this_machine(stack, tmp_path):
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not let a process choose its cores")
+    core = max(os.sched_getaffinity(0))
+    found = measure(stack(tmp_path / "a.onnx"), **SHORT, sessions=1, blocks=4, cold_starts=0, affinity=(core,))
+    found.save(tmp_path / "r.json")
+    assert verify(tmp_path / "r.json", here=True).scenario.affinity == (core,)
+
+
+def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file(stack, tmp_path):
+    """The file is good; so this is no reason to fail whoever made it."""
+    pytest.importorskip("openvino")
+    with pytest.raises(TargetUnavailable, match="NUM_THREADS = 4096 and runs with"):
+        measure(stack(tmp_path / "a.onnx"), **{**SHORT, "target": "openvino-cpu"}, threads=4096, cold_starts=0)

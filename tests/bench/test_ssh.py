@@ -15,6 +15,7 @@ import toolchain
 from toolchain.bench import Comparison, compare
 from toolchain.bench.device import open_device, probe
 from toolchain.bench.kept import FOLDER
+from toolchain.bench.single import measure
 from toolchain.bench.ssh import SshTransport
 from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
 from toolchain.targets import device_runner
@@ -179,7 +180,8 @@ def test_nothing_runs_on_when_the_client_is_killed(board, pair, tmp_path):
 import sys
 from pathlib import Path
 from toolchain.bench import compare
-from toolchain.bench.device import open_device
+from toolchain.bench.device import open_device, probe
+from toolchain.bench.single import measure
 with open_device("board", Path({str(board())!r})) as device:
     compare(*map(Path, {list(map(str, pair))!r}), target="ort-cpu", batch=4, blocks=100000, transport=device.transport)
 """
@@ -321,3 +323,20 @@ def test_a_probe_says_what_answers(board):
     assert found.target == "board"
     assert device_runner.cpu_model() in found.device
     assert found.details["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_one_artifact_over_ssh_with_its_cold_start(board, pair):
+    with open_device("board", board()) as device:
+        found = measure(
+            pair[0],
+            target=device.runtime,
+            batch=4,
+            sessions=1,
+            blocks=4,
+            cold_starts=2,
+            slot_ms=2.0,
+            warmup_s=0.02,
+            transport=device.transport,
+        )
+    assert [start.open_ns > 0 for start in found.cold] == [True, True]
+    assert found.cold[0].open_ns != found.cold[1].open_ns

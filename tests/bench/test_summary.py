@@ -13,7 +13,7 @@ def test_a_verified_speedup_is_never_rounded_up(made_up):
         line = summary(comparison)
         assert line.startswith("improved: 1.4")
         assert float(re.search(r"verified ≥ ([\d.]+)×", line)[1]) <= comparison.verified_speedup_at_least
-        assert line.endswith("τ 5 %, 3 × 20 blocks")
+        assert line.endswith("τ 5 %, 60 blocks in 3 sessions")
 
 
 @pytest.mark.parametrize(

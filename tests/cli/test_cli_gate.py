@@ -249,7 +249,7 @@ def test_the_action_shows_a_failure_and_fails(gate, tmp_path):
 
 def stubbed(tmp_path, gate_code, **inputs):
     """The same step around a gate that ends with a code, writes nothing, and says so."""
-    script = step("Run the gate")["run"].replace("python -m toolchain gate", "exit_with")
+    script = step("Run the gate")["run"].replace("slimvit gate", "exit_with")
     files = {name: str(tmp_path / name) for name in ("RESULTS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     stub = f"exit_with() {{ echo 'slimvit: error: a `reason`' >&2; return {gate_code}; }}\n"
     return subprocess.run(

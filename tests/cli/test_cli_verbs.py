@@ -481,6 +481,39 @@ def test_bench_run_calibrate_and_verify(parsed, command, finished, monkeypatch, 
     assert "Smallest τ" in told.out
 
 
+def test_a_lone_json_writes_over_nothing(command, finished, monkeypatch, tmp_path):
+    onnx = tmp_path / "model.onnx"
+    shutil.copy(finished.folder / "onnx" / "compressed.fp32.onnx", onnx)
+    before = onnx.read_bytes()
+    short = functools.partial(bench.measure_artifact, sessions=1, slot_ms=2.0, warmup_s=0.01)
+    monkeypatch.setattr(bench, "measure_artifact", short)
+    outcome = command("bench", "run", "--blocks", 4, "--cold-starts", 0, "--json", onnx)
+    assert json.loads(outcome.out)["artifact"] == "model.onnx"
+    assert onnx.read_bytes() == before
+    results = [tmp_path / f"{name}.json" for name in "ab"]
+    for path in results:
+        command("bench", "run", onnx, "--blocks", 4, "--cold-starts", 0, "--out", path)
+    texts = [path.read_text() for path in results]
+    assert len(json.loads(command("bench", "verify", "--json", *results).out)) == 2
+    assert [path.read_text() for path in results] == texts
+
+
+def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, monkeypatch, tmp_path):
+    onnx, asked = finished.folder / "onnx" / "compressed.fp32.onnx", []
+    short = functools.partial(bench.measure_artifact, sessions=2, slot_ms=2.0, warmup_s=0.01)
+
+    def watched(*arguments, on_progress, **options):
+        return short(*arguments, **options, on_progress=lambda text, share: asked.append(text))
+
+    monkeypatch.setattr(bench, "measure_artifact", watched)
+    (tmp_path / "file").write_text("no folder")
+    options = ("bench", "run", onnx, "--blocks", 4, "--cold-starts", 0)
+    assert command(*options, "--out", tmp_path / "file" / "r.json").code == 74
+    asked.clear()
+    assert command(*options, "--out", tmp_path / "r.json").code == 0
+    assert asked == ["finished by an earlier run"] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from toolchain.errors import RecipeError, StorageError
+from toolchain.targets import MODES, TARGETS
 from toolchain.targets.named import BundleSettings, LocalSettings, SshSettings, load_targets, named_target
 
 WHOLE = """
@@ -105,3 +106,10 @@ def test_what_cannot_be_is_refused_with_its_place(text, words):
 def test_a_file_that_is_named_must_be_there(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.toml"):
         load_targets(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize("name", ["trt+graph", "ort-cuda+graph+events", "trt-rtx"])
+def test_every_mode_of_a_gpu_can_be_named(name):
+    assert name in {**MODES, **TARGETS}
+    assert named_target(name).runtime == name
+    assert load_targets(write(f'[box]\ntransport = "local"\nruntime = "{name}"\n'))["box"].runtime == name

@@ -49,7 +49,8 @@ class KeptSessions:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._cut_off or (kind is not None and not issubclass(kind, Exception)):
+        lost = kind is not None and (issubclass(kind, StorageError) or not issubclass(kind, Exception))
+        if self._cut_off or lost:  # a result that could not be written counts as none
             return
         for path in self._used:
             path.unlink(missing_ok=True)
@@ -60,7 +61,7 @@ class KeptSessions:
             return self.transport.run(plan, on_progress)
         key = digest_of(self.device, plan_digest(self._portable.of(plan).plan))
         path = user_cache() / FOLDER / f"{key}.json"
-        if (found := _take_up(path)) is not None:
+        if path not in self._used and (found := _take_up(path)) is not None:
             self._used.append(path)
             log.info("session %s on %s was finished by an earlier run", plan["session"], self.device)
             on_progress(1.0, "finished by an earlier run")

@@ -126,7 +126,8 @@ class SshTransport:
     def _session(self, portable: PortablePlan, on_progress: Callable[[float, str], None]) -> dict[str, Any]:
         runner = f"runner/{sha256(RUNNER)}.py"
         self._ensure({runner: RUNNER, **portable.sources}, on_progress)
-        stage = f"session {portable.plan['session'] + 1} was measured"
+        number = portable.plan.get("session")
+        stage = "a cold start was measured" if number is None else f"session {number + 1} was measured"
         seen = ""
 
         def told(share: float, text: str) -> None:
@@ -252,6 +253,8 @@ class SshTransport:
             raise ArtifactError(f"on {self._where}, while {stage}: {message}; run it again to send the files anew")
         if code == device_store.EXIT_STORAGE:
             raise StorageError(f"on {self._where}, while {stage}: {message}")
+        if code == device_runner.EXIT_PLAN:
+            raise MeasurementError(f"this cannot be measured on {self._where}: {message}")
         if code in {device_runner.EXIT_UNAVAILABLE, device_runner.EXIT_BUSY}:
             raise TargetUnavailable(self.name, f"{self._where}: {message}")
         if code in {NO_COMMAND, NOT_EXECUTABLE} or "is too old" in message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from toolchain.bench.intervals import MANY_SESSIONS
 from toolchain.bench.protocol import Comparison
 
 
@@ -20,11 +21,11 @@ def summary(comparison: Comparison) -> str:
         "improved": f"{speed} (verified ≥ {math.floor((verified or 1.0) * 100) / 100:.2f}×)",
         "regressed": f"{ratio['point']:.2f}× the time of the baseline (at least {math.floor(ratio['lo'] * 100) / 100:.2f}×)",
         "pass": f"not slower beyond {_percent(tau)}; {speed}, a speedup is not verified",
-        "inconclusive": f"{speed}, not verified; sessions differ by {_percent(_spread(comparison))}",
+        "inconclusive": f"{speed}, not verified; {_doubt(comparison)}",
         "invalid": f"not verified; the control strays too far, this run supports τ ≥ {math.ceil(comparison.tau_min * 1000) / 10:.1f} %",
     }[comparison.verdict]
     evidence = [
-        f"ratio {ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}]",
+        f"ratio {ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}] at {100 * (1 - comparison.design.alpha / comparison.design.looks):.3g} %",
         f"control ±{_percent(abs(control.point) + control.half_width)}",
         f"τ {_percent(tau)}",
         f"{comparison.blocks} blocks in {len(comparison.sessions)} sessions",
@@ -34,9 +35,13 @@ def summary(comparison: Comparison) -> str:
     return f"{comparison.verdict}: {said}, {', '.join(evidence)}"
 
 
-def _spread(comparison: Comparison) -> float:
-    medians = comparison.session_medians
-    return max(medians) - min(medians)
+def _doubt(comparison: Comparison) -> str:
+    """Why nothing can be said: few sessions that contradict each other, or an interval that holds the limit."""
+    medians, tau = comparison.session_medians, comparison.design.tau
+    spread = max(medians) - min(medians)
+    if len(medians) < MANY_SESSIONS and spread > tau / 2:
+        return f"sessions differ by {_percent(spread)}"
+    return "the interval holds the limit"
 
 
 def _percent(share: float) -> str:

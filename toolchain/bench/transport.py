@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolchain.artifact import read_json, write_json
-from toolchain.errors import ArtifactError, MeasurementError
+from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
 from toolchain.targets import device_runner
 
 STDERR_LINES = 12
+PROGRESS = re.compile(r"progress (\d\.\d{3}) (.*)")
 
 
 class Transport(Protocol):
@@ -49,7 +51,7 @@ class LocalTransport:
             write_json(plan_path, plan)
             # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
             command = [sys.executable, "-P", *program, str(plan_path), str(out_path)]
-            _start(command, environment, on_progress)
+            _start(command, environment, on_progress, plan["variants"][0]["runtime"])
             result = read_json(out_path)
         if not isinstance(result, dict) or result.pop("plan_sha256", None) != device_runner.plan_digest(plan):
             raise MeasurementError("the samples that came back belong to another plan; run the comparison again")
@@ -60,16 +62,16 @@ def follow(lines: Iterable[str], on_progress: Callable[[float, str], None]) -> d
     """The last lines that are no progress, when all have come; the runner's progress is passed on as it comes."""
     last: deque[str] = deque(maxlen=STDERR_LINES)
     for line in lines:
-        kind, _, rest = line.rstrip().partition(" ")
-        if kind == "progress":
-            share, _, text = rest.partition(" ")
-            on_progress(float(share), text)
+        if (found := PROGRESS.fullmatch(line.rstrip())) is not None:
+            on_progress(float(found[1]), found[2])
         else:
             last.append(line.rstrip())
     return last
 
 
-def _start(command: list[str], environment: dict[str, str], on_progress: Callable[[float, str], None]) -> None:
+def _start(
+    command: list[str], environment: dict[str, str], on_progress: Callable[[float, str], None], runtime: str
+) -> None:
     """Runs a session's process to its end; raises if it fails, and leaves nothing running if interrupted."""
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
@@ -84,6 +86,8 @@ def _start(command: list[str], environment: dict[str, str], on_progress: Callabl
     message = "\n".join(last)
     if code == device_runner.EXIT_VARIANT:
         raise ArtifactError(message)
+    if code == device_runner.EXIT_UNAVAILABLE:
+        raise TargetUnavailable(runtime, message.removeprefix(f"target {runtime!r} is unavailable: "))
     if code == device_runner.EXIT_PLAN:
         raise MeasurementError(f"this cannot be measured here: {message}")
     if code != 0:

@@ -56,6 +56,8 @@ def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bo
 def _require_here(path: Path, found: Comparison | Measurement) -> None:
     there = found.environment
     mine = {**fingerprint(found.scenario.threads)["machine"], "runtimes": there.get("runtimes")}
+    if found.scenario.affinity is not None and set(found.scenario.affinity) <= set(mine["affinity"] or ()):
+        mine["affinity"] = there.get("affinity")  # the cores that the sessions were pinned to can be used here
     prints = [Fingerprint(machine=machine, state={}) for machine in (there, mine)]
     if changes := machine_changes(prints):
         raise ArtifactError(f"{path} was measured on another machine: {'; '.join(changes)}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from toolchain.artifact import read_json, write_json
+from toolchain.artifact import read_json, write_text
 from toolchain.bench.calibrate import BLOCKS, Calibration, built_in
 from toolchain.bench.calibrate import calibrate as calibrate_machine
 from toolchain.bench.compare import compare as compare_artifacts
@@ -21,7 +21,7 @@ from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
 from toolchain.bench.verify import verify as verify_file
-from toolchain.cli.options import STDOUT, TargetsOption, with_lone_json
+from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.errors import RecipeError
 from toolchain.report.tables import Table
@@ -58,8 +58,9 @@ ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An O
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb, name in ((run, "run"), (compare, "compare"), (calibrate, "calibrate"), (verify, "verify")):
+    for verb, name in ((run, "run"), (compare, "compare"), (calibrate, "calibrate")):
         bench.command(name, cls=_JsonFile)(verb)
+    bench.command("verify")(verify)  # its arguments end in .json themselves
     app.add_typer(bench, name="bench")
 
 
@@ -93,9 +94,8 @@ def run(
             seed=seed,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-    if out is not None:
-        found.save(out)
-    _give(found.to_dict(), lambda: _run_facts(found), json_)
+        _save(found.to_dict(), out, json_)
+    print_json(found.to_dict()) if json_ == STDOUT else print_facts(_run_facts(found))
 
 
 def compare(
@@ -134,11 +134,12 @@ def compare(
             seed=seed,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-    if out is not None:
-        found.save(out)
-    if json_ != STDOUT:
+        _save(found.to_dict(), out, json_)
+    if json_ == STDOUT:
+        print_json(found.to_dict())
+    else:
         line(summary(found))
-    _give(found.to_dict(), lambda: _pair_facts(found), json_)
+        print_facts(_pair_facts(found))
     if (code := EXIT.get(found.verdict)) is not None:
         raise typer.Exit(code)
 
@@ -176,11 +177,8 @@ def calibrate(
             blocks=blocks,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-    if out is not None:
-        write_json(out, found.to_dict())
-    if json_ != STDOUT:
-        _print_calibration(found)
-    _give(found.to_dict(), dict, json_)
+        _save(found.to_dict(), out, json_)
+    print_json(found.to_dict()) if json_ == STDOUT else _print_calibration(found)
 
 
 def verify(
@@ -190,26 +188,23 @@ def verify(
     ] = None,
     b: Annotated[Path | None, typer.Option("--b", help="The artifact that was B.")] = None,
     here: Annotated[bool, typer.Option("--here", help="Also require that it was measured on this machine.")] = False,
-    json_: JsonFile = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Recompute every statistic of results from their raw samples; exit 3 if one does not follow. Needs no hardware."""
     checked = [(path, verify_file(path, a=a, b=b, here=here)) for path in files]
-    if json_ != STDOUT:
-        for path, found in checked:
-            line(f"{path}: {summary(found) if not isinstance(found, Measurement) else _short(found)}")
-    shown = [{"path": str(path), **{k: v for k, v in read_json(path).items() if k != "raw"}} for path, _ in checked]
-    _give(shown, dict, json_)
-
-
-def _give(value: Any, facts: Callable[[], dict[str, str]], json_: str | None) -> None:
-    """The result as JSON on stdout, or in a file beside the facts on stdout, or the facts alone."""
-    if json_ == STDOUT:
-        print_json(value)
+    if json_:
+        rows = [{"path": str(path), **{k: v for k, v in read_json(path).items() if k != "raw"}} for path, _ in checked]
+        print_json(rows)
         return
-    if json_ is not None:
-        write_json(Path(json_), value)
-    if shown := facts():
-        print_facts(shown)
+    for path, found in checked:
+        line(f"{path}: {summary(found) if not isinstance(found, Measurement) else _short(found)}")
+
+
+def _save(result: dict[str, Any], out: Path | None, json_: str | None) -> None:
+    """Writes a result to the files that were named, while its sessions are still kept, should one not be writable."""
+    for path in (out, None if json_ in (None, STDOUT) else Path(json_)):
+        if path is not None:
+            write_text(path, json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:

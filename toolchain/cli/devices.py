@@ -15,7 +15,7 @@ from toolchain.bench.summary import summary
 from toolchain.cli.bench import EXIT, bench, numbers
 from toolchain.cli.options import JsonFlag, TargetsOption
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
-from toolchain.errors import RecipeError, TargetUnavailable
+from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
 from toolchain.report.tables import Table
 from toolchain.targets import TARGETS, TargetInfo
 from toolchain.targets.named import BundleSettings, load_targets, named_target
@@ -49,9 +49,10 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
 def _row(name: str, ask: Callable[[], TargetInfo]) -> dict[str, Any]:
     try:
         info = ask()
-    except TargetUnavailable as error:
+    except SlimvitError as error:
         nothing = {"target": name, "available": False, "runtime": "", "device": ""}
-        return {**nothing, "details": {"reason": error.reason}, "install": error.install}
+        reason, install = (error.reason, error.install) if isinstance(error, TargetUnavailable) else (str(error), "")
+        return {**nothing, "details": {"reason": reason}, "install": install}
     return {
         "target": name,
         "available": True,

@@ -28,10 +28,13 @@ TargetsOption = Annotated[
 
 
 def with_lone_json(args: list[str]) -> list[str]:
-    """The same arguments, with `STDOUT` after a --json that stands alone: typer's options cannot do either."""
+    """The same arguments, with `STDOUT` after a --json that stands alone: typer's options cannot do either.
+
+    Only what ends in .json is taken for its file, so that no artifact that follows is written over.
+    """
     given: list[str] = []
     for part, following in zip_longest(args, args[1:], fillvalue="--"):
         given.append(part)
-        if part == "--json" and following.startswith("-") and following != STDOUT:
+        if part == "--json" and following != STDOUT and not (following.endswith(".json") and following[0] != "-"):
             given.append(STDOUT)
     return given

@@ -54,6 +54,10 @@ STREAM = "-"
 LOCK_WAIT_S = 60.0
 
 
+class Unavailable(Exception):
+    """A runtime cannot be used on this device, or not as the plan wants it."""
+
+
 class VariantError(Exception):
     """A variant cannot be opened, or its outputs are not finite."""
 
@@ -239,7 +243,7 @@ def run_plan(
                 runners[name] = stack.enter_context(openers[runtime](variant["path"], plan["threads"]))
                 outputs = runners[name].infer(feeds[name][0])
             except Exception as error:
-                raise VariantError(f"{name} ({variant['path']}) does not run on {runtime}: {error}") from error
+                raise _failed(f"{name} ({variant['path']})", runtime, error) from error
             for output, array in outputs.items():
                 if not np.isfinite(array).all():
                     raise VariantError(f"{name} ({variant['path']}): output {output!r} has values that are not finite")
@@ -298,7 +302,7 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
             held = getattr(runner, "device_bytes", None)
             device = None if held is None else held()
     except Exception as error:
-        raise VariantError(f"{variant['path']} does not run on {variant['runtime']}: {error}") from error
+        raise _failed(variant["path"], variant["runtime"], error) from error
     return {
         "schema": COLD_SCHEMA,
         "plan_sha256": plan_digest(plan),
@@ -309,6 +313,13 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
         "device_bytes": device,
         "fingerprint": fingerprint(plan["threads"]),
     }
+
+
+def _failed(what: str, runtime: str, error: Exception) -> Exception:
+    """What to raise for an error of a runner: one passed in may say that the runtime, not the file, is at fault."""
+    if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
+        return Unavailable(str(error))
+    return VariantError(f"{what} does not run on {runtime}: {error}")
 
 
 def _memory_bytes(field: str) -> int | None:
@@ -433,6 +444,8 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
         result = run_cold(plan, openers) if cold else run_plan(plan, openers, progress)
     except VariantError as error:
         return _refuse(str(error), EXIT_VARIANT)
+    except Unavailable as error:
+        return _refuse(str(error), EXIT_UNAVAILABLE)
     except ValueError as error:
         return _refuse(str(error), EXIT_PLAN)
     if streamed:

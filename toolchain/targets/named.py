@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from toolchain.errors import RecipeError, StorageError
-from toolchain.targets import TARGETS
+from toolchain.targets import MODES, TARGETS
 from toolchain.targets.device_runner import OPENERS
 
 FILE_NAME = "targets.toml"
@@ -27,8 +27,8 @@ def _tuple(value: Any) -> Any:
 
 
 def _measured(runtime: str) -> str:
-    measured = [name for name, target in TARGETS.items() if target.measures]
-    if runtime not in measured:
+    if runtime not in TARGETS and runtime not in MODES:
+        measured = [name for name, target in TARGETS.items() if target.measures]
         raise ValueError(f"{runtime!r} is no runtime that is timed; there are {', '.join(measured)}")
     return runtime
 
@@ -146,7 +146,7 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
     named = load_targets(file)
     if name in named:
         return named[name]
-    if name in TARGETS:
+    if name in TARGETS or name in MODES:
         # Not validated: a built-in target that is not timed has its own refusal, with its reason.
         return LocalSettings.model_construct(transport="local", runtime=name)
     known = [*TARGETS, *named]
@@ -168,7 +168,7 @@ def _read(path: Path) -> dict[str, NamedTarget]:
 def _one(path: Path, name: str, table: Any) -> NamedTarget:
     if not NAME.fullmatch(name):
         raise RecipeError(f"{path}: {name!r} is no name of a target: letters, digits and ._-, a letter or digit first")
-    if name in TARGETS:
+    if name in TARGETS or name in MODES:
         raise RecipeError(f"{path}: {name!r} is a built-in target; choose another name")
     if not isinstance(table, Mapping):
         raise RecipeError(f"{path}: {name} is {table!r}; expected a table, [{name}]")

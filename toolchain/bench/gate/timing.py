@@ -15,7 +15,7 @@ from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell
 from toolchain.bench.gate.result import Check, Holm, Status, Summary, Unit
 from toolchain.bench.intervals import (
-    HIERARCHICAL,
+    MANY_SESSIONS,
     RESAMPLES,
     Floats,
     Interval,
@@ -223,7 +223,7 @@ def _judgement(check: str, comparison: Comparison, limit: float, accepted: float
         verdict = comparison.verdict
         if verdict in ("pass", "improved"):
             return "pass"
-        if len(medians) < HIERARCHICAL and max(medians) - min(medians) > tau / 2:
+        if len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2:
             return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
         if verdict == "regressed" and estimate.lo > bound:
             return "regressed"
