@@ -247,11 +247,13 @@ def test_the_action_shows_a_failure_and_fails(gate, tmp_path):
     assert files == {f"gate.{n}" for n in ("json", "md", "junit.xml", "github-benchmark.json", "bencher.json", "log")}
 
 
-def stubbed(tmp_path, gate_code, **inputs):
-    """The same step around a gate that ends with a code, writes nothing, and says so."""
-    script = step("Run the gate")["run"].replace("slimvit gate", "exit_with")
+def stubbed(tmp_path, gate_code, result="", **inputs):
+    """The same step around a gate that ends with a code, writes no more than `result`, and says so."""
+    script = step("Run the gate")["run"]
+    assert script.count("python -P -m toolchain gate") == 1
+    script = script.replace("python -P -m toolchain gate", "exit_with")
     files = {name: str(tmp_path / name) for name in ("RESULTS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
-    stub = f"exit_with() {{ echo 'slimvit: error: a `reason`' >&2; return {gate_code}; }}\n"
+    stub = f"exit_with() {{ echo 'slimvit: error: a `reason`' >&2; printf '{result}' > \"$RESULTS/gate.json\"; return {gate_code}; }}\n"
     return subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", stub + script],
         env={**os.environ, **files, "CONFIG": "x", "WHY": "", **inputs},
@@ -274,9 +276,25 @@ def test_the_action_tells_why_there_is_no_result(tmp_path):
     ("setting", "gate_code", "wanted"), [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0)]
 )
 def test_the_action_can_let_doubt_pass_and_nothing_else(tmp_path, setting, gate_code, wanted):
-    done = stubbed(tmp_path, gate_code, FAIL_ON_INCONCLUSIVE=setting)
+    done = stubbed(tmp_path, gate_code, result="x", FAIL_ON_INCONCLUSIVE=setting)
     assert done.returncode == wanted, done.stderr
     assert ("::warning" in done.stdout) == (setting == "false" and gate_code == 4)
+
+
+def test_the_action_is_not_green_without_a_result(tmp_path):
+    """Whatever ran in place of the gate, and ended well, judged nothing."""
+    done = stubbed(tmp_path, 0, FAIL_ON_INCONCLUSIVE="true")
+    assert done.returncode == 70
+    assert "wrote no result" in done.stderr
+
+
+def test_the_action_runs_no_module_of_the_checkout(gate, tmp_path):
+    path = gate(relation="size = 0.0", padding=100)
+    (path.parent / "toolchain").mkdir()
+    (path.parent / "toolchain" / "__init__.py").write_text("")
+    (path.parent / "toolchain" / "__main__.py").write_text("raise SystemExit(0)")
+    code, _, _ = run_action(tmp_path, path)
+    assert code == 1
 
 
 def test_the_action_is_a_composite_action_whose_inputs_are_all_used():
