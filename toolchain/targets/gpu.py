@@ -7,6 +7,7 @@ Torch owns the device memory, the streams and the events; the runtimes only enqu
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -72,7 +73,7 @@ class Launch(Protocol):
         ...
 
 
-class GpuRunner:
+class GpuRunner(ABC):
     """Base of the GPU runners: a subclass opens the file and makes a `Launch`; here it is run and timed.
 
     Every set of feeds gets device memory, and in mode `graph` a CUDA graph, of its own, made before anything is timed
@@ -95,9 +96,9 @@ class GpuRunner:
             self._stream.synchronize()
         self._calls = {}
 
+    @abstractmethod
     def launch(self, feeds: Feeds) -> Launch:
         """A call on these inputs, which are on the device when this returns."""
-        raise NotImplementedError
 
     def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Output name → array for one call."""
