@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from toolchain.artifact import Preprocess, TimmModel
+from toolchain.bench import samples as bench_samples
+from toolchain.bench.protocol import Comparison
 from toolchain.compress.allocate import Choices, Costs
 from toolchain.compress.method import choices_for
 from toolchain.compress.solver import Candidate
@@ -27,6 +29,7 @@ from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import CompressSection
 from toolchain.surgery.replay import create_dense
+from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
@@ -228,3 +231,51 @@ def write_classifier(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=32)
     return path
+
+
+def write_samples(
+    *,
+    b: float = 0.0,
+    control: float = 0.0,
+    noise: float = 0.002,
+    session_shift: float = 0.0,
+    design: bench_samples.Design | None = None,
+    looks: int = 1,
+    seed: int = 1,
+) -> Comparison:
+    """A comparison of `looks` looks whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
+    design = design or bench_samples.Design()
+    rng = np.random.default_rng(seed)
+    machine = {"cpu": "test", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
+    fingerprint = {"machine": machine, "state": {}}
+    facts = {"outputs": [[1, 8]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
+    sessions = []
+    for session in range(design.sessions * looks):
+        truth = {"A": 0.0, "B": b + session * session_shift, "A'": control}
+        blocks = [
+            {
+                "order": order,
+                "samples_ns": {
+                    name: [round(1e7 * np.exp(truth[name] + noise * rng.standard_normal())) for _ in range(4)]
+                    for name in order
+                },
+            }
+            for order in block_orders(bench_samples.VARIANTS, design.blocks_of(session), design.seed, session)
+        ]
+        sessions.append(
+            {
+                "schema": SESSION_SCHEMA,
+                "session": session,
+                "fingerprint": {"before": fingerprint, "after": fingerprint},
+                "variants": {name: {**facts, "calls_per_slot": 5, "discarded": 1} for name in bench_samples.VARIANTS},
+                "blocks": blocks,
+            }
+        )
+    raw = {
+        "scenario": bench_samples.Scenario(target="ort-cpu", threads=1, batch=1, inputs=()).model_dump(mode="json"),
+        "design": design.model_dump(mode="json"),
+        "parity": "pass",
+        "artifacts": {name: {"name": f"{name}.onnx", "size_bytes": 1, "sha256": "0"} for name in "AB"},
+        "sessions": sessions,
+    }
+    return Comparison.model_validate_json(json.dumps(raw))

@@ -8,12 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from toolchain.bench.floor import ALONE, Floor, Limit, measure_floor, realised_share
+from toolchain.bench.floor import measure_floor
 from toolchain.bench.intervals import Interval
 from toolchain.bench.products import Product
 from toolchain.bench.protocol import Session
+from toolchain.bench.realised import SCHEMA, Counted, Floor, alone, product_variants, realised_share, variants_of
+from toolchain.bench.samples import ArtifactFacts, Design, InputSpec, Scenario
+from toolchain.bench.verify import verify
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError
-from toolchain.targets.device_runner import SESSION_SCHEMA
+from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 SHORT = {"sessions": 1, "blocks": 4, "slot_ms": 2.0, "warmup_s": 0.01}
 
@@ -25,13 +28,13 @@ def session(times_ms, index=0, blocks=30, noise=0.01, drift=0.0, seed=0):
     facts = {"outputs": [], "warmup_calls": 1, "warmup_seconds": 0.1, "call_ns": 1.0, "calls_per_slot": 5}
     fingerprint = {"machine": {"cpu": "test", "threads": 1, "affinity": [0]}, "state": {}}
     rows = []
-    for block in range(blocks):
+    for block, order in enumerate(block_orders(names, blocks, 0, index)):
         slow = math.exp(drift * block)
         samples = {
             name: [round(1e6 * ms * slow * math.exp(noise * rng.standard_normal())) for _ in range(4)]
             for name, ms in times_ms.items()
         }
-        rows.append({"order": names, "samples_ns": samples})
+        rows.append({"order": order, "samples_ns": samples})
     raw = {
         "schema": SESSION_SCHEMA,
         "session": index,
@@ -46,28 +49,36 @@ def product(macs, count=1):
     return Product("Gemm", ((1, macs), (macs, 1)), "float", macs, tuple(f"y{i}" for i in range(count)))
 
 
-TIMES = {"A": 10.0, "B": 5.5, "A alone": 9.0, "B alone": 4.0, "A0": 6.0, "A1": 4.0, "B0": 4.1}
+def counted(name, *products):
+    return Counted(artifact=ArtifactFacts(name=name, size_bytes=1, sha256=name), products=products)
 
 
-def made_up(**options):
-    sessions = tuple(session(TIMES, index, **options) for index in range(3))
-    a = Limit("a.onnx", (product(600_000, 2), product(800_000)), ("A0", "A1"), "A", sessions)
-    b = Limit("b.onnx", (product(1_000_000),), ("B0",), "B", sessions)
-    return Floor("ort-cpu", 1, 1, a, b, sessions)
+MODELS = {"A": counted("a.onnx", product(600_000, 2), product(800_000)), "B": counted("b.onnx", product(1_000_000))}
+# In the order of `variants_of`: A, B, A', A alone, the two shapes of A, B alone, its one shape.
+TIMES_MS = (10.0, 5.5, 10.0, 9.0, 6.0, 4.0, 4.0, 4.1)
+
+
+def made_up(control=1.0, **options):
+    times = dict(zip(variants_of(MODELS), TIMES_MS, strict=True))
+    times["A'"] *= control
+    sessions = tuple(session(times, index, **options) for index in range(3))
+    scenario = Scenario(target="ort-cpu", threads=1, batch=1, inputs=(InputSpec(shape=(1, 8), dtype="float32"),))
+    return Floor(scenario=scenario, design=Design(blocks=30), models=MODELS, sessions=sessions)
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.03])
 def test_the_share_is_that_of_the_truth_whatever_the_machine_does_meanwhile(drift):
     found = made_up(drift=drift)
-    share = found.a.share.to_ratio()
+    a, b = found.limits
+    share = a.share.to_ratio()
     assert share["lo"] <= 0.9 <= share["hi"]
     assert share["hi"] - share["lo"] < 0.02
-    assert found.b.share.to_ratio()["point"] == pytest.approx(4 / 5.5, rel=0.01)
+    assert b.share.to_ratio()["point"] == pytest.approx(4 / 5.5, rel=0.01)
     if not drift:
-        assert found.a.floor_ms == pytest.approx(9.0, rel=0.01)
-        assert found.a.latency_ms == pytest.approx(10.0, rel=0.01)
-        assert found.a.product_ms == pytest.approx([6.0, 4.0], rel=0.01)
-    assert found.a.macs == 2_000_000
+        assert a.floor_ms == pytest.approx(9.0, rel=0.01)
+        assert a.latency_ms == pytest.approx(10.0, rel=0.01)
+        assert a.product_ms == pytest.approx([6.0, 4.0], rel=0.01)
+    assert a.macs == 2_000_000
 
 
 def test_the_record_says_what_was_measured():
@@ -76,9 +87,34 @@ def test_the_record_says_what_was_measured():
     assert [row["count"] for row in record["A"]["products"]] == [2, 1]
     assert record["realised"]["ideal"] == 2.0
     assert record["realised"]["share"]["point"] == pytest.approx((10 / 5.5) / 2, rel=0.01)
-    assert len(record["raw"]) == record["sessions"] == 3
-    again = tuple(Session.model_validate_json(json.dumps(raw)) for raw in record["raw"])
-    assert again == made_up().sessions, "the raw samples are all there"
+    assert record["sessions"] == 3
+    assert Floor.model_validate_json(json.dumps(record["raw"])) == made_up(), "the raw samples are all there"
+
+
+def test_a_control_that_strays_verifies_nothing():
+    assert made_up().is_valid
+    assert not made_up(control=1.04).is_valid
+    assert made_up(control=1.04).to_dict()["tau_min"] > 0.1
+
+
+@pytest.mark.parametrize("edit", ["share", "speedup", "macs", "samples"])
+def test_a_stored_floor_is_recomputed_and_an_edited_one_refused(tmp_path, edit):
+    record, path = made_up().to_dict(), tmp_path / "floor.json"
+    path.write_text(json.dumps(record))
+    assert verify(path) == made_up()
+    assert record["schema"] == SCHEMA
+    if edit == "share":
+        record["A"]["share_of_floor"]["point"] = 0.99
+    elif edit == "speedup":
+        record["realised"]["speedup"]["point"] = 2.0
+    elif edit == "macs":
+        record["raw"]["models"]["B"]["products"][0]["macs"] //= 2
+    else:
+        block = record["raw"]["sessions"][0]["blocks"][0]["samples_ns"]
+        block["A alone"] = block["A alone"][1:]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ArtifactError):
+        verify(path)
 
 
 def test_realised_share_is_the_speedup_over_the_ideal_and_carries_its_interval():
@@ -98,13 +134,21 @@ def test_a_model_of_products_alone_is_at_its_floor(stack, tmp_path, target):
     a = stack(tmp_path / "a.onnx", width=512, layers=8)
     b = stack(tmp_path / "b.onnx", width=512, layers=2)
     found = measure_floor(a, b, target=target, batch=32, **{**SHORT, "slot_ms": 10.0, "blocks": 8})
-    assert (found.a.macs, found.b.macs) == (8 * 32 * 512**2, 2 * 32 * 512**2)
-    assert [str(p) for p in found.a.products] == ["MatMul 32×512 · 512×512"]
-    assert 0.5 < found.a.share.to_ratio()["point"] < 1.5  # a busy machine; 1 on an idle one
+    a, b = found.limits
+    assert (a.macs, b.macs) == (8 * 32 * 512**2, 2 * 32 * 512**2)
+    assert [str(p) for p in a.counted.products] == ["MatMul 32×512 · 512×512"]
+    assert 0.5 < a.share.to_ratio()["point"] < 1.5  # a busy machine; 1 on an idle one
     record = found.to_dict()
     assert record["realised"]["ideal"] == 4.0
     assert 0.4 < record["realised"]["share"]["point"] < 2.0
-    assert set(found.sessions[0].variants) >= {"A", "B", "A" + ALONE, "B" + ALONE}
+    assert set(found.sessions[0].variants) >= {
+        "A",
+        "B",
+        "A'",
+        alone("A"),
+        alone("B"),
+        *product_variants("A", a.counted.products),
+    }
     assert record["environment"]["threads"] == 1
 
 
@@ -127,9 +171,9 @@ def test_work_that_is_no_product_shows_as_distance_from_the_floor(tmp_path):
     path = tmp_path / "slow.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     found = measure_floor(path, batch=32, **SHORT)
-    assert found.b is None
+    (limit,) = found.limits
     assert found.to_dict()["realised"] is None
-    assert found.a.share.to_ratio()["hi"] < 0.8
+    assert limit.share.to_ratio()["hi"] < 0.8
 
 
 def test_what_has_no_floor_is_refused(stack, tmp_path):
@@ -138,7 +182,7 @@ def test_what_has_no_floor_is_refused(stack, tmp_path):
         measure_floor(a, target="eager")
     with pytest.raises(RecipeError, match="did you mean 'ort-cpu'"):
         measure_floor(a, target="ort-cpus")
-    with pytest.raises(RecipeError, match="at least 1, 4, 1 and 1"):
+    with pytest.raises(RecipeError, match="blocks: Input should be greater than or equal to 4"):
         measure_floor(a, blocks=2)
     with pytest.raises(ParityError, match="inputs differ"):
         measure_floor(a, stack(tmp_path / "narrow.onnx", width=64), **SHORT)

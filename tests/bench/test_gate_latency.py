@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 from functools import cache
 
 import pytest
 from builders import write_classifier
 
-from toolchain.bench.gate import Accept, Accepts, GateConfig, run_gate, timing
+from toolchain.bench import compare
+from toolchain.bench.device import Devices
+from toolchain.bench.gate import Accept, Accepts, GateConfig, GateResult, run_gate, timing
+from toolchain.bench.gate.judgement import RATIO, logs_of
 from toolchain.bench.multiplicity import p_value_above
 from toolchain.bench.samples import Design
 from toolchain.bench.size import artifact_sha256
-from toolchain.errors import ArtifactError, MeasurementError, ParityError, TargetUnavailable
+from toolchain.bench.transport import LocalTransport
+from toolchain.bench.verify import verify
+from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, TargetUnavailable
 
 TODAY = dt.date(2030, 1, 15)
 SLOWER = math.log(1.2)
@@ -68,11 +74,13 @@ def test_what_is_not_slower_passes(judge, made_up):
         {
             "target": "ort-cpu",
             "threads": 1,
+            "affinity": None,
             "batch": 1,
             "input_shape": None,
             "tau": 0.05,
             "seed": 0,
             "parity": "not claimed",
+            "transport": harness.calls[0][2]["transport"],
             "on_progress": harness.calls[0][2]["on_progress"],
         },
     )
@@ -186,7 +194,7 @@ def marginal_truth(made_up):
     for step in range(0, 200, 4):
         truth = {"b": 0.0489 + step * 2e-5, "noise": 0.004, "seed": 3}
         found = made_up(**truth)
-        blocks = timing._logs(timing.RATIO, found)
+        blocks = logs_of(RATIO, found)
         p = p_value_above(blocks, math.log(1.05), seed=0)
         if 0.025 / 6 < p < 0.02 and found.verdict == "regressed":
             return truth
@@ -286,3 +294,94 @@ def test_real_measurements_reach_the_result(tmp_path, stack, monkeypatch):
     assert check.status in ("fail", "invalid", "inconclusive")
     assert result.cells[0].comparisons[0]["raw"]["design"]["blocks"] == Design(blocks=4).blocks
     assert seen[0][0].startswith("a: session 1")
+
+
+TARGETS = """
+[quiet]
+transport = "local"
+threads = 2
+affinity = [0]
+
+[board]
+transport = "bundle"
+"""
+
+
+def test_a_cell_may_name_a_target_of_targets_toml(tmp_path, monkeypatch, made_up):
+    old = write_classifier(tmp_path / "old.onnx")
+    (tmp_path / "targets.toml").write_text(TARGETS)
+    harness = Harness([made_up(), made_up(), made_up()])
+    monkeypatch.setattr(timing, "compare", harness)
+    cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
+    raw = {
+        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "cell": [
+            {"name": "as named", "target": "quiet", **cell},
+            {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1], **cell},
+            {"name": "far away", "target": "board", **cell},
+        ],
+    }
+    with pytest.raises(RecipeError, match="unknown target 'quiet'"):
+        GateConfig.from_dict(raw, tmp_path)
+    config = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml")
+    with Devices(tmp_path / "targets.toml") as devices:
+        result = run_gate(config, Accepts((), TODAY), tool="test", devices=devices)
+    asked = [(o["target"], o["threads"], o["affinity"]) for *_, o in harness.calls]
+    assert asked == [("ort-cpu", 2, (0,)), ("ort-cpu", 1, (1,))]
+    assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1), ("board", 1)]
+    assert statuses(result) == ["pass", "pass", "skipped"]
+    assert "bench pack" in result.cells[2].checks[0].reason
+
+
+def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
+    old = write_classifier(tmp_path / "old.onnx")
+    cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
+    raw = {
+        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
+    }
+    config, ran, stop = GateConfig.from_dict(raw, tmp_path), [], [4]
+    local, short = LocalTransport.run, {"slot_ms": 1.0, "warmup_s": 0.01, "looks": 1, "blocks": 4}
+    monkeypatch.setattr(timing, "compare", lambda *files, **options: compare(*files, **{**options, **short}))
+
+    def run(self, plan, on_progress):
+        if len(ran) == stop[0]:
+            raise KeyboardInterrupt
+        ran.append((plan["inputs"]["tensors"][0]["shape"][0], plan["session"]))
+        return local(self, plan, on_progress)
+
+    monkeypatch.setattr(LocalTransport, "run", run)
+    with pytest.raises(KeyboardInterrupt), Devices() as devices:
+        run_gate(config, Accepts((), TODAY), tool="test", devices=devices)
+    stop[0] = 99
+    with Devices() as devices:
+        result = run_gate(config, Accepts((), TODAY), tool="test", devices=devices)
+    assert ran[:6] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)], "a regression may be confirmed after that"
+    assert all(cell.comparisons for cell in result.cells)
+    assert not list((tmp_path / "cache" / "sessions").iterdir()), "what ended is measured afresh next time"
+
+
+@pytest.mark.parametrize("edit", ["verdict", "lo", "samples", "no samples", "size"])
+def test_an_edited_gate_result_is_refused(judge, made_up, tmp_path, edit):
+    result, _ = judge(
+        [made_up(b=SLOWER), made_up(b=SLOWER, seed=2)], cells=1, budget={"size": "1 MB", "latency": "1 s"}
+    )
+    record, path = result.to_dict(), tmp_path / "gate.json"
+    path.write_text(json.dumps(record))
+    assert GateResult.load(path) == result
+    (cell,) = record["cells"]
+    checks = {check["name"]: check for check in cell["checks"]}
+    if edit == "verdict":
+        record["verdict"] = "pass"
+    elif edit == "lo":
+        checks["relation.latency"]["lo"] = 1.0
+    elif edit == "samples":
+        cell["comparisons"][0]["ratio"]["point"] = 1.0
+    elif edit == "no samples":
+        cell["comparisons"] = []
+    else:
+        checks["budget.size"]["value"] = 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match=r"altered|no samples"):
+        verify(path)

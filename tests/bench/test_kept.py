@@ -149,3 +149,35 @@ def test_cold_starts_are_never_taken_from_an_earlier_one(measure):
     with KeptSessions(cold, "pi") as transport:
         found = [transport.run({"variants": []}, lambda *_: None) for _ in range(3)]
     assert [each["open_ns"] for each in found] == [1, 2, 3]
+
+
+def test_a_session_that_failed_keeps_those_of_its_comparison_alone(measure, cache, stack, tmp_path):
+    """As in a gate, which goes on with its next cell."""
+    other = stack(tmp_path / "other.onnx", layers=5)
+    flaky = Counting(fails_at=2)
+
+    def plan(path, session):
+        return {"session": session, "blocks": 20 + session, "variants": [{"name": "A", "path": str(path)}]}
+
+    with KeptSessions(flaky, "pi") as transport:
+        for session in range(2):
+            transport.run(plan(other, session), lambda *_: None)
+        for session in range(2):
+            transport.run(plan(measure.model, session), lambda *_: None)
+        with pytest.raises(TargetUnavailable):
+            transport.run(plan(measure.model, 2), lambda *_: None)
+    assert len(list(cache.iterdir())) == 2
+    again = Counting()
+    with KeptSessions(again, "pi") as transport:
+        for path in (other, measure.model):
+            for session in range(3):
+                transport.run(plan(path, session), lambda *_: None)
+    assert again.ran == [0, 1, 2, 2]
+
+
+def test_what_is_too_old_is_removed(measure, cache):
+    cut_off(measure)
+    for path in cache.iterdir():
+        os.utime(path, (time.time() - kept.MAX_AGE_S - 60,) * 2)
+    measure(Counting(), device="other")
+    assert not list(cache.iterdir())

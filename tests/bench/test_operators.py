@@ -95,6 +95,8 @@ def test_what_cannot_be_profiled_is_refused(stack, tmp_path, monkeypatch):
         profile_operators(tmp_path / "bad.onnx")
     with pytest.raises(ArtifactError, match=r"cannot load .*absent\.onnx"):  # what the process itself finds
         operators._in_a_process(request(tmp_path / "absent.onnx"))
+    with pytest.raises(RecipeError, match=r"cores \[4711\] are not there"):
+        profile_operators(path, affinity=(4711,))
     monkeypatch.setattr(operators.sys, "executable", "/bin/false")
     with pytest.raises(MeasurementError, match="exit code 1"):
         profile_operators(path)
@@ -106,6 +108,7 @@ def request(path):
         "path": str(path),
         "target": "ort-cpu",
         "threads": 1,
+        "affinity": None,
         "warm_up": 1,
         "calls": 1,
         "names": ["image"],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from toolchain.bench import compare
+from toolchain.bench import compare, stored
 from toolchain.bench.calibrate import built_in, calibrate
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import Measurement, measure
@@ -119,7 +119,15 @@ def test_calibration_gives_a_row_for_each_length(tmp_path, stack):
     assert [row.blocks for row in found.rows] == [10, 20]
     assert all(row.tau_min > 0 for row in found.rows)
     assert found.rows[0].seconds < found.rows[1].seconds < 4 * found.seconds
-    assert found.to_dict()["raw"]["design"]["blocks"] == 20
+    assert found.to_dict()["raw"]["measurement"]["design"]["blocks"] == 20
+    file = tmp_path / "calibration.json"
+    stored.save(found, file)
+    assert verify(file, a=tmp_path / "a.onnx", here=True) == found
+    record = json.loads(file.read_text())
+    record["rows"][0]["tau_min"] /= 2
+    file.write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match="says rows"):
+        verify(file)
 
 
 def test_the_built_in_artifact_runs(tmp_path):

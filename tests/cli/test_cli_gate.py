@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import write_classifier
+from builders import write_classifier, write_samples
 
 from toolchain.bench.gate import CellResult, Check, GateResult, accepts_path
-from toolchain.bench.gate.result import Facts
+from toolchain.bench.samples import ArtifactFacts
 from toolchain.bench.size import artifact_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,12 +167,24 @@ def test_what_cannot_be_accepted(command, gate, options, words):
 
 
 def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
-    facts = Facts(name="new.onnx", size_bytes=1, sha256="0" * 64)
-    slow = Check(name="relation.latency", status="fail", unit="ratio", value=1.2, lo=1.18, hi=1.22222, limit=1.05)
+    facts = ArtifactFacts(name="new.onnx", size_bytes=1, sha256="0" * 64)
+    measured = write_samples(b=math.log(1.2))
+    bounds = measured.ratio.to_ratio()
+    interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"]}
+    slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, **interval)
     broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, reason="not finite")
     cells = [
-        CellResult(name="digits", target="ort-cpu", batch=1, threads=1, artifact=facts, baseline=None, checks=checks)
-        for checks in ((slow,), (broken,))
+        CellResult(
+            name="digits",
+            target="ort-cpu",
+            batch=1,
+            threads=1,
+            artifact=facts,
+            baseline=None,
+            checks=checks,
+            comparisons=comparisons,
+        )
+        for checks, comparisons in (((slow,), (measured.to_dict(),)), ((broken,), ()))
     ]
     path = gate(relation="latency = 0.05", budget='latency = "1 ms"')
     for name, one in zip(("slow", "broken"), cells, strict=True):
@@ -179,7 +192,11 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
     assert accept(command, path, "--from", tmp_path / "slow.json").code == 0
     (entry,) = tomllib.loads(accepts_path(path).read_text())["accept"]
-    assert (entry["check"], entry["at_most"]) == ("relation.latency", 1.2223)
+    assert (entry["check"], entry["at_most"]) == ("relation.latency", math.ceil(bounds["hi"] * 1e4) / 1e4)
+    edited = json.loads((tmp_path / "slow.json").read_text())
+    edited["cells"][0]["checks"][0]["hi"] = 2.0
+    (tmp_path / "edited.json").write_text(json.dumps(edited))
+    assert accept(command, path, "--from", tmp_path / "edited.json").code == 3
     outcome = accept(command, path, "--from", tmp_path / "broken.json")
     assert (outcome.code, "failed without a value: not finite" in outcome.err) == (2, True)
 

@@ -530,19 +530,21 @@ def test_bench_says_what_is_wrong(command, arguments, message):
 
 
 def test_bench_floor(parsed, command, finished, monkeypatch, tmp_path):
-    measured = []
+    measured = {}
 
     def short(*files, sessions, **options):
         """Measured once; how it is printed needs no other samples."""
         assert sessions == 2
-        measured[:] = measured or [measure_floor(*files, sessions=1, slot_ms=1.0, warmup_s=0.01, **options)]
-        return measured[0] if files[1] is not None else replace(measured[0], b=None)
+        if files not in measured:
+            measured[files] = measure_floor(*files, sessions=1, slot_ms=1.0, warmup_s=0.01, **options)
+        return measured[files]
 
     monkeypatch.setattr(limits, "measure_floor", short)
     files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
     options = ("--sessions", "2", "--blocks", "4")
     found = parsed("bench", "floor", *files, *options, "--out", tmp_path / "f.json")
     assert json.loads((tmp_path / "f.json").read_text()) == found
+    assert "of its limit" in command("bench", "verify", tmp_path / "f.json", "--a", files[0], "--b", files[1]).out
     assert [found[letter]["macs"] for letter in "AB"] == [finished.report[k]["macs"] for k in ("dense", "compressed")]
     ideal = finished.report["dense"]["macs"] / finished.report["compressed"]["macs"]
     assert found["realised"]["ideal"] == pytest.approx(ideal)

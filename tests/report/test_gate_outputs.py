@@ -9,12 +9,13 @@ import pytest
 from junitparser import Error, Failure, JUnitXml, Skipped
 
 from toolchain.bench.gate import CellResult, Check, GateResult
-from toolchain.bench.gate.result import Change, Facts, Holm, Summary
+from toolchain.bench.gate.result import Change, Holm, Summary
+from toolchain.bench.samples import ArtifactFacts
 from toolchain.report.gate import LAYERS, checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
 
-FACTS = Facts(name="new.onnx", size_bytes=1500, sha256="ab" * 32)
+FACTS = ArtifactFacts(name="new.onnx", size_bytes=1500, sha256="ab" * 32)
 MACHINE = {"cpu": "test", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
 TIMED = {"verdict": "pass", "latency_ms": {"A": 10.0, "B": 8.0}, "environment": MACHINE}
 

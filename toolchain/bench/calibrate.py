@@ -6,15 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import Field
 
+from toolchain.bench import stored
+from toolchain.bench.samples import ArtifactFacts, Scenario, Strict
 from toolchain.bench.single import Measurement, measure
 from toolchain.bench.transport import Transport
 
+SCHEMA = "slimvit.bench.calibration/2"
 BLOCKS = (10, 20, 40, 80)
 """Blocks a session that are told apart; 20 and its doublings are what a comparison takes."""
 WIDTH, LAYERS, TOKENS = 384, 8, 197
@@ -30,26 +34,55 @@ class Row:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The measurement, what it took in all, and one row for each number of blocks."""
+class Calibration(Strict):
+    """A measurement and the seconds that it took in all; the rows follow from both."""
 
     measurement: Measurement
-    seconds: float
-    rows: tuple[Row, ...]
+    seconds: Annotated[float, Field(gt=0)]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each number of blocks that a comparison may take a session, up to those that were measured.
+
+        The seconds of a row are those of its slots and warm-ups, with the third slot that a comparison has, and what
+        starting the processes took.
+        """
+        found, blocks = self.measurement, self.measurement.design.blocks
+        around = max(0.0, self.seconds - found.timed_seconds(blocks, slots=2))
+        counts = sorted({count for count in BLOCKS if count < blocks} | {blocks})
+        return tuple(Row(count, found.tau_min(count), found.timed_seconds(count, slots=3) + around) for count in counts)
+
+    @property
+    def scenario(self) -> Scenario:
+        """What was timed."""
+        return self.measurement.scenario
+
+    @property
+    def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
+        """Which bytes were timed."""
+        return self.measurement.artifacts
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, the same before and after all sessions."""
+        return self.measurement.environment
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of `bench calibrate --json`; `raw` is that of `bench run`."""
+        """The JSON object of `bench calibrate --json`: the rows and, under `raw`, what they follow from."""
         found = self.measurement.to_dict()
         return {
-            "schema": "slimvit.bench.calibration/1",
+            "schema": SCHEMA,
             "artifact": found["artifact"],
             "latency_ms": found["latency_ms"],
             "rows": [asdict(row) for row in self.rows],
-            "seconds": self.seconds,
             "environment": found["environment"],
-            "raw": found["raw"],
+            "raw": self.model_dump(mode="json", by_alias=True),
         }
+
+    @staticmethod
+    def load(path: Path) -> Calibration:
+        """The calibration in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, Calibration.model_validate_json)
 
 
 def calibrate(
@@ -66,8 +99,7 @@ def calibrate(
 ) -> Calibration:
     """What an artifact, timed against itself in three sessions, says of the machine; arguments and errors as `measure`.
 
-    Fewer blocks are the first of each session, so one measurement gives all rows. The seconds of a row are those of its
-    slots and warm-ups, with the third slot that a comparison has, and what starting the processes took.
+    Fewer blocks are the first of each session, so one measurement gives all rows.
     """
     begun = time.monotonic()
     found = measure(
@@ -82,11 +114,7 @@ def calibrate(
         transport=transport,
         on_progress=on_progress,
     )
-    spent = time.monotonic() - begun
-    around = max(0.0, spent - found.timed_seconds(blocks, slots=2))
-    counts = sorted({count for count in BLOCKS if count < blocks} | {blocks})
-    rows = tuple(Row(count, found.tau_min(count), found.timed_seconds(count, slots=3) + around) for count in counts)
-    return Calibration(found, spent, rows)
+    return Calibration(measurement=found, seconds=time.monotonic() - begun)
 
 
 def built_in(path: Path) -> Path:

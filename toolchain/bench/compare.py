@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from toolchain.bench.plan import artifact_facts, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import UNDECIDED, Comparison, judged, require_sessions
-from toolchain.bench.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
+from toolchain.bench.samples import CONTROL, LOOKS, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.transport import LocalTransport, Transport
 from toolchain.errors import MeasurementError, ParityError
@@ -27,7 +27,7 @@ def compare(
     affinity: tuple[int, ...] | None = None,
     sessions: int = 3,
     blocks: int = 20,
-    looks: int = 3,
+    looks: int = LOOKS,
     tau: float = 0.05,
     seed: int = 0,
     slot_ms: float = 50.0,

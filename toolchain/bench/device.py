@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from toolchain.bench.kept import KeptSessions
 from toolchain.bench.ssh import SshTransport
 from toolchain.bench.transport import LocalTransport, Transport
 from toolchain.errors import TargetUnavailable
 from toolchain.targets import TargetInfo, get_target
-from toolchain.targets.named import BundleSettings, NamedTarget, SshSettings, named_target
+from toolchain.targets.named import BundleSettings, LocalSettings, NamedTarget, SshSettings, named_target
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Device:
         runtime: what `compare` calls its target.
         threads, affinity: what is taken if no option says otherwise.
         transport: for `compare`.
+        is_here: whether that leads to this machine.
     """
 
     name: str
@@ -32,29 +35,78 @@ class Device:
     threads: int
     affinity: tuple[int, ...] | None
     transport: Transport
+    is_here: bool
+
+
+class Devices:
+    """The targets that one command measures on, by name; a context manager.
+
+    Sessions finished in its block outlive it if it is cut off, see `KeptSessions`: so a command enters it once, around
+    all that it measures and writes.
+
+    Args:
+        file: targets.toml, if it is not where it is looked for.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._stack = ExitStack()
+        self._open: dict[str, Device] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.clear()
+        self._stack.__exit__(kind, value, trace)
+
+    def settings(self, name: str) -> NamedTarget:
+        """What targets.toml says of a name, or what holds for a built-in target.
+
+        Raises:
+            StorageError: targets.toml cannot be read.
+            RecipeError: it is wrong, or there is no such target.
+        """
+        return named_target(name, self._file)
+
+    def get(self, name: str) -> Device:
+        """The device of a name, the same one each time.
+
+        Raises:
+            TargetUnavailable: the target is reached by bundles alone.
+            StorageError, RecipeError: as `settings`.
+        """
+        if name not in self._open:
+            settings = self.settings(name)
+            if isinstance(settings, BundleSettings):
+                fix = f"slimvit bench pack A B --target {name} -o bundle.tar"
+                raise TargetUnavailable(name, "it is reached by bundle, not directly.", fix)
+            transport, where = _transport(name, settings)
+            kept = self._stack.enter_context(KeptSessions(transport, where))
+            is_here = isinstance(settings, LocalSettings)
+            self._open[name] = Device(name, settings.runtime, settings.threads, settings.affinity, kept, is_here)
+        return self._open[name]
+
+    def here(self, name: str, what: str) -> Device:
+        """The device of a name if it is this machine; raises TargetUnavailable for another one, and as `get`.
+
+        Args:
+            name: of the target.
+            what: is asked for, for the message: "a floor".
+        """
+        device = self.get(name)
+        if not device.is_here:
+            raise TargetUnavailable(name, f"{what} is only measured on the machine that slimvit runs on.")
+        return device
 
 
 @contextmanager
 def open_device(name: str, file: Path | None = None) -> Iterator[Device]:
-    """The device of a name; sessions finished in the block outlive it if it is cut off, see `KeptSessions`.
-
-    Args:
-        name: a built-in target, or a name of targets.toml.
-        file: that file, if it is not where it is looked for.
-
-    Raises:
-        StorageError: targets.toml cannot be read.
-        RecipeError: it is wrong, or there is no such target.
-        TargetUnavailable: the target is reached by bundles alone.
-    """
-    settings = named_target(name, file)
-    if isinstance(settings, BundleSettings):
-        raise TargetUnavailable(
-            name, "it is reached by bundle, not directly.", f"slimvit bench pack A B --target {name} -o bundle.tar"
-        )
-    transport, where = _transport(name, settings)
-    with KeptSessions(transport, where) as kept:
-        yield Device(name, settings.runtime, settings.threads, settings.affinity, kept)
+    """The one device of a command; arguments and errors as `Devices`."""
+    with Devices(file) as devices:
+        yield devices.get(name)
 
 
 def _transport(name: str, settings: NamedTarget) -> tuple[Transport, str]:

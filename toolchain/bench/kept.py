@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -29,8 +30,9 @@ MAX_AGE_S = 24 * 3600
 class KeptSessions:
     """A transport that stores every finished session until its comparison is complete; a context manager.
 
-    A session counts for one plan, the very artifacts (by content) and one device. Sessions are only taken up from a run
-    that was cut off: what ends well, or ends in a judgement, is forgotten, and the next run measures afresh.
+    A session counts for one plan, the very artifacts (by content) and one device. Sessions are only taken up where they
+    were cut off: by an interruption or a full disk all of the block's, by a session that failed those that belong to it.
+    What ends well, or ends in a judgement, is forgotten, and the next run measures afresh.
 
     Args:
         transport: where the sessions run.
@@ -40,44 +42,55 @@ class KeptSessions:
     def __init__(self, transport: Transport, device: str) -> None:
         self.transport, self.device = transport, device
         self._portable = Portable()
-        self._used: list[Path] = []
-        self._cut_off = False
+        self._used: dict[Path, str] = {}
+        self._failed: set[str] = set()
 
     def __enter__(self) -> Self:
+        _forget_old()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         lost = kind is not None and (issubclass(kind, StorageError) or not issubclass(kind, Exception))
-        if self._cut_off or lost:  # a result that could not be written counts as none
+        if lost:  # a result that could not be written counts as none
             return
-        for path in self._used:
-            path.unlink(missing_ok=True)
+        for path, of in self._used.items():
+            if of not in self._failed:
+                path.unlink(missing_ok=True)
 
     def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
         """The session's result, from an earlier run if that was cut off; raises as `Transport.run` does."""
         if "session" not in plan:  # a cold start: each counts by itself
             return self.transport.run(plan, on_progress)
-        key = digest_of(self.device, plan_digest(self._portable.of(plan).plan))
-        path = user_cache() / FOLDER / f"{key}.json"
+        portable = self._portable.of(plan).plan
+        of = plan_digest({key: value for key, value in portable.items() if key not in ("session", "blocks")})
+        path = user_cache() / FOLDER / f"{digest_of(self.device, plan_digest(portable))}.json"
         if path not in self._used and (found := _take_up(path)) is not None:
-            self._used.append(path)
+            self._used[path] = of
             log.info("session %s on %s was finished by an earlier run", plan["session"], self.device)
             on_progress(1.0, "finished by an earlier run")
             return found
         try:
             result = self.transport.run(plan, on_progress)
         except BaseException:
-            self._cut_off = True
+            self._failed.add(of)
             raise
         try:
             write_text(path, json.dumps({"writer": os.getpid(), "result": result}, separators=(",", ":")) + "\n")
         except StorageError as error:  # the measurement itself goes on
             log.warning("%s; were this comparison cut off, session %s would be measured again", error, plan["session"])
         else:
-            self._used.append(path)
+            self._used[path] = of
         return result
+
+
+def _forget_old() -> None:
+    """Removes sessions that no run can take up any more."""
+    with contextlib.suppress(OSError):
+        for path in (user_cache() / FOLDER).glob("*.json"):
+            if time.time() - path.stat().st_mtime > MAX_AGE_S:
+                path.unlink(missing_ok=True)
 
 
 def _take_up(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from toolchain.bench.plan import INPUT_SETS
 from toolchain.bench.signature import read_signature
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.targets import NodeTime, Profiled, get_target
-from toolchain.targets.device_runner import EXIT_VARIANT, make_inputs
+from toolchain.targets.device_runner import EXIT_PLAN, EXIT_VARIANT, make_inputs, pin
 
 COSTLIEST = 5
 
@@ -89,6 +89,7 @@ def profile_operators(
     threads: int = 1,
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
+    affinity: tuple[int, ...] | None = None,
     warm_up: int = 10,
     calls: int = 30,
     seed: int = 0,
@@ -101,6 +102,7 @@ def profile_operators(
         threads: intra-op threads.
         batch: first dimension of the inputs.
         input_shape: shape of one sample; only needed where the file leaves it open.
+        affinity: the cores to run on; None is all that the process may use.
         warm_up: calls before those that count.
         calls: that are averaged.
         seed: of the inputs.
@@ -126,6 +128,7 @@ def profile_operators(
         "path": str(path.resolve()),
         "target": target,
         "threads": threads,
+        "affinity": affinity,
         "warm_up": warm_up,
         "calls": calls,
         "names": list(signature.names),
@@ -149,6 +152,8 @@ def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         if done.returncode == EXIT_VARIANT:
             raise ArtifactError(last)
+        if done.returncode == EXIT_PLAN:
+            raise RecipeError(f"this cannot be profiled here: {last}")
         if done.returncode != 0:
             raise MeasurementError(f"a profiling process ended with exit code {done.returncode}: {last}")
         return [NodeTime(*row) for row in read_json(told)]
@@ -161,12 +166,16 @@ def main(argv: list[str]) -> int:
     assert isinstance(target, Profiled)
     feeds = [dict(zip(request["names"], arrays, strict=True)) for arrays in make_inputs(request["inputs"])]
     try:
+        pin(request["affinity"])
         nodes = target.node_times(
             Path(request["path"]), request["threads"], feeds, request["warm_up"], request["calls"]
         )
     except SlimvitError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_VARIANT
+    except ValueError as error:  # of `pin`
+        sys.stderr.write(f"{error}\n")
+        return EXIT_PLAN
     write_json(Path(argv[1]), [[node.name, node.op, node.ns] for node in nodes])
     return 0
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toolchain.artifact import digest_of, sha256
 from toolchain.bench.samples import ArtifactFacts, Design, Scenario, Session, explain
 from toolchain.bench.signature import Signature, read_signature
-from toolchain.bench.size import artifact_files
+from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.bench.transport import Transport
 from toolchain.errors import MeasurementError, RecipeError, TargetUnavailable
 from toolchain.targets import get_target
@@ -56,11 +55,8 @@ def set_up(
 
 
 def artifact_facts(path: Path) -> ArtifactFacts:
-    """Name, bytes and digest of all files of an artifact."""
-    files = artifact_files(path)
-    root = path if path.is_dir() else path.parent
-    digest = digest_of(*((file.relative_to(root).as_posix(), sha256(file)) for file in files))
-    return ArtifactFacts(name=path.name, size_bytes=sum(file.stat().st_size for file in files), sha256=digest)
+    """Name, bytes and digest of an artifact."""
+    return ArtifactFacts(name=path.name, size_bytes=artifact_size_bytes(path), sha256=artifact_sha256(path))
 
 
 def session_plan(

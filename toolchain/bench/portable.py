@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifact import digest_of, sha256
-from toolchain.bench.size import artifact_files
+from toolchain.bench.size import file_sha256s, sha256_of_files
 from toolchain.errors import MeasurementError
 
 FOLDER = "artifacts"
@@ -57,14 +56,13 @@ class Portable:
         if path not in self._known:
             here = Path(path)
             root = here if here.is_dir() else here.parent
-            files = artifact_files(here)
-            digests = {file.relative_to(root).as_posix(): sha256(file) for file in files}
-            folder = f"{FOLDER}/{digest_of(*digests.items())}"
+            digests = file_sha256s(here)
+            folder = f"{FOLDER}/{sha256_of_files(here, digests)}"
             self._known[path] = (
                 folder if here.is_dir() else f"{folder}/{here.name}",
                 {f"{folder}/{name}": digest for name, digest in digests.items()},
-                {f"{folder}/{file.relative_to(root).as_posix()}": file for file in files},
-                _state(files),
+                {f"{folder}/{name}": root / name for name in digests},
+                _state([root / name for name in digests]),
             )
         name, digests, sources, state = self._known[path]
         if _state(list(sources.values())) != state:

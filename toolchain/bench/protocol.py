@@ -214,10 +214,15 @@ class Comparison(Strict):
     @staticmethod
     def load(path: Path) -> Comparison:
         """The comparison in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, _parse)
 
-        def parse(text: str) -> Comparison:
-            found = Comparison.model_validate_json(text)
-            found.require_looks()
-            return found
+    @staticmethod
+    def recomputed(found: Any, where: str) -> Comparison:
+        """The comparison in a JSON object; arguments and errors as `stored.recomputed`."""
+        return stored.recomputed(found, where, SCHEMA, _parse)
 
-        return stored.load(path, SCHEMA, parse)
+
+def _parse(text: str) -> Comparison:
+    found = Comparison.model_validate_json(text)
+    found.require_looks()
+    return found

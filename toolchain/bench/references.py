@@ -6,21 +6,20 @@ them is as accurate is for their own papers to say.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from pydantic import ValidationError
 
 from toolchain.bench.compare import compare
 from toolchain.bench.products import products, read_graph
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.signature import read_signature
-from toolchain.bench.size import artifact_size_bytes
+from toolchain.bench.size import artifact_size_bytes, stored_params
+from toolchain.bench.transport import Transport
 from toolchain.errors import ArtifactError, ModelError, RecipeError
 from toolchain.export.onnx_graph import export_onnx, read_onnx
 from toolchain.plan import ModelRef
@@ -38,7 +37,7 @@ class Row:
     Attributes:
         name: of the file, or timm's.
         kind: "dense", "compressed" or "timm, untrained".
-        params: elements of its initialisers, see `stored_params`.
+        params: numbers stored in its tensors, see `stored_params`.
         macs: multiply-accumulates of a call, None where the graph has operators that are not counted.
         size_bytes: of all files.
         latency_ms: beside the dense model in the same sessions; of the dense one, from the first comparison.
@@ -77,6 +76,8 @@ def reference_rows(
     target: str = "ort-cpu",
     threads: int = 1,
     batch: int = 1,
+    affinity: tuple[int, ...] | None = None,
+    transport: Transport | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_progress: Told | None = None,
@@ -92,6 +93,8 @@ def reference_rows(
         target: name of the target.
         threads: intra-op threads.
         batch: first dimension of the inputs.
+        affinity: the cores to run on; None is all that the process may use.
+        transport: where the sessions run; None is this machine.
         settings: further arguments of `compare`, the same for all.
         seed: of the random weights and of the comparisons.
         on_progress: receives (what was done, share done).
@@ -119,8 +122,18 @@ def reference_rows(
                 if on_progress is not None:
                     on_progress(f"{name}: {text}", 0.1 + 0.9 * (index + share) / len(others))
 
-            arguments = {"target": target, "threads": threads, "batch": batch, "seed": seed, **(settings or {})}
-            found = compare(dense, path, on_progress=told, **arguments)
+            found = compare(
+                dense,
+                path,
+                target=target,
+                threads=threads,
+                batch=batch,
+                affinity=affinity,
+                seed=seed,
+                transport=transport,
+                on_progress=told,
+                **(settings or {}),
+            )
             rows.append(_row(path, name, kind, batch, found))
     first = rows[1].comparison
     assert first is not None
@@ -188,12 +201,3 @@ def _row(path: Path, name: str, kind: str, batch: int, found: Comparison | None)
         macs = None
     latency = None if found is None else found.latency_ms("B")
     return Row(name, kind, stored_params(path), macs, artifact_size_bytes(path), latency, found)
-
-
-def stored_params(path: Path) -> int:
-    """Elements of all initialisers of an ONNX file but shapes, indices and scalars.
-
-    Scales of single channels, in a quantised file, count among them.
-    """
-    weights = [t for t in read_onnx(path).graph.initializer if t.dims and t.data_type != onnx.TensorProto.INT64]
-    return sum(math.prod(tensor.dims) for tensor in weights)

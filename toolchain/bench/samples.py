@@ -14,6 +14,9 @@ CONTROL = "A'"
 VARIANTS = (A, B, CONTROL)
 """The baseline, what is compared with it, and the baseline loaded a second time."""
 
+LOOKS = 3
+"""How often a comparison is judged at most while it grows, if nothing else is said."""
+
 Parity = Literal["pass", "not claimed"]
 Count = Annotated[int, Field(ge=1)]
 Nanoseconds = Annotated[int, Field(gt=0)]
@@ -81,7 +84,7 @@ class Design(Strict):
 
 
 class ArtifactFacts(Strict):
-    """Which bytes were timed; `sha256` is over all files of the artifact, names and contents."""
+    """Which bytes were timed; `sha256` is that of `toolchain.bench.size.artifact_sha256`: for one file, what sha256sum prints."""
 
     name: str
     size_bytes: int

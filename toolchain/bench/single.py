@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -17,7 +17,18 @@ from toolchain.bench.environment import machine_changes
 from toolchain.bench.intervals import Interval, block_log_ratios, median_interval, slot_medians, tail
 from toolchain.bench.plan import artifact_facts, cold_plan, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import require_sessions
-from toolchain.bench.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Scenario, Session, Strict, explain
+from toolchain.bench.samples import (
+    CONTROL,
+    LOOKS,
+    A,
+    ArtifactFacts,
+    ColdStart,
+    Design,
+    Scenario,
+    Session,
+    Strict,
+    explain,
+)
 from toolchain.bench.transport import LocalTransport, Transport
 from toolchain.errors import MeasurementError
 
@@ -60,15 +71,15 @@ class Measurement(Strict):
         return median_interval(slots, alpha=self.design.alpha, seed=self.design.seed)
 
     def control(self, blocks: int | None = None) -> Interval:
-        """ln(A'/A) with its interval, from the first `blocks` of each session, or from all."""
+        """ln(A'/A) with its interval at the first look of a comparison, from the first `blocks` of each session, or all."""
         pairs = [
             block_log_ratios(session.slots_ns(CONTROL)[:blocks], session.slots_ns(A)[:blocks])
             for session in self.sessions
         ]
-        return median_interval(pairs, alpha=self.design.alpha, seed=self.design.seed)
+        return median_interval(pairs, alpha=self.design.alpha, looks=LOOKS, seed=self.design.seed)
 
     def tau_min(self, blocks: int | None = None) -> float:
-        """The smallest tolerance that a comparison of that many blocks a session could have supported."""
+        """The smallest tolerance that the first look of a comparison with so many blocks a session would support."""
         control = self.control(blocks)
         return max(3 * abs(control.point), 2 * control.half_width)
 
@@ -86,6 +97,11 @@ class Measurement(Strict):
         """A quantile (0.9, 0.99) of single calls; None where there are too few."""
         found = tail([each for s in self.sessions for slot in s.slots_ns(A) for each in slot], share)
         return None if found is None else found / 1e6
+
+    @property
+    def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
+        """Which bytes were timed."""
+        return {A: self.artifact}
 
     @property
     def environment(self) -> dict[str, Any]:

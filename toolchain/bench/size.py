@@ -1,17 +1,24 @@
-"""The exact size of an artifact: all files that have to be shipped."""
+"""What an artifact consists of: the files that have to be shipped, their bytes and digest, the tensors in them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from toolchain.artifact import sha256
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import read_onnx
+
+# Shapes, axes and indices are stored like weights and are none.
+NOT_WEIGHTS = frozenset(
+    {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
+)
 
 
 def artifact_files(path: Path) -> list[Path]:
@@ -50,13 +57,53 @@ def artifact_sha256(path: Path) -> str:
     `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
     Raises as `artifact_files`.
     """
-    files = artifact_files(path)
-    if files == [path]:
-        return sha256(path)
+    return sha256_of_files(path, file_sha256s(path))
+
+
+def file_sha256s(path: Path) -> dict[str, str]:
+    """File → its sha256, for every file of an artifact, named from its folder; raises as `artifact_files`."""
     root = path if path.is_dir() else path.parent
-    names = {file.relative_to(root).as_posix(): file for file in files}
-    listing = "".join(f"{sha256(names[name])}  {name}\n" for name in sorted(names))
+    return {file.relative_to(root).as_posix(): sha256(file) for file in artifact_files(path)}
+
+
+def sha256_of_files(path: Path, digests: Mapping[str, str]) -> str:
+    """`artifact_sha256` of an artifact whose files were read already, by `file_sha256s`."""
+    if not path.is_dir() and len(digests) == 1:
+        return next(iter(digests.values()))
+    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def stored_params(path: Path) -> int:
+    """The numbers stored in an artifact's tensors, without scalars and, of an ONNX file, indices.
+
+    Raises:
+        RecipeError: the artifact is neither an ONNX file nor a folder with safetensors.
+    """
+    if path.suffix == ".onnx" and path.is_file():
+        tensors = stored_tensors(read_onnx(path))
+        return sum(math.prod(t.dims) for t in tensors if t.dims and t.data_type not in NOT_WEIGHTS)
+    files = [file for file in artifact_files(path) if file.suffix == ".safetensors"]
+    if not files:
+        raise RecipeError(f"parameters cannot be read from {path}; judge an ONNX file or a model folder by params")
+    return sum(math.prod(shape) for file in files for shape, _ in safetensors_shapes(file).values())
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Tensor → (shape, bytes) from a safetensors file's header; raises ArtifactError if it has none."""
+    try:
+        with path.open("rb") as file:
+            length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # of another file it is anything
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {
+            name: (tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{path} is not a safetensors file, or is truncated: {error}") from None
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -50,23 +50,31 @@ def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
         ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
             does not follow from its samples.
     """
-    stored = read_json(path)
+    return recomputed(read_json(path), str(path), schema, parse)
+
+
+def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) -> R:
+    """The result in a JSON object that lies somewhere else than in a file of its own; arguments and errors as `load`.
+
+    Args:
+        where: how messages call it.
+    """
     found = stored.get("schema") if isinstance(stored, dict) else None
     if found != schema:
-        raise ArtifactError(f"{path} has schema {found!r}; this version reads {schema!r}")
-    raw = stored.pop("raw", None)
+        raise ArtifactError(f"{where} has schema {found!r}; this version reads {schema!r}")
     try:
-        result = parse(json.dumps(raw))
+        result = parse(json.dumps(stored.get("raw")))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: {explain(error)}") from None
+        raise ArtifactError(f"{where}: {explain(error)}") from None
     except ValueError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    recomputed = result.to_dict()
-    del recomputed["raw"]
-    for key in sorted(stored.keys() | recomputed.keys()):
-        if not _equal(stored.get(key), recomputed.get(key)):
+        raise ArtifactError(f"{where}: {error}") from None
+    said = {key: value for key, value in stored.items() if key != "raw"}
+    follows = result.to_dict()
+    del follows["raw"]
+    for key in sorted(said.keys() | follows.keys()):
+        if not _equal(said.get(key), follows.get(key)):
             raise ArtifactError(
-                f"{path} says {key} = {stored.get(key)!r}, but its samples give {recomputed.get(key)!r}; "
+                f"{where} says {key} = {said.get(key)!r}, but its samples give {follows.get(key)!r}; "
                 "the file was altered, or written by another version. Measure again."
             )
     return result

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from toolchain.bench import protocol, single
+from toolchain.bench import calibrate, protocol, realised, single
+from toolchain.bench.calibrate import Calibration
 from toolchain.bench.environment import Fingerprint, machine_changes
-from toolchain.bench.plan import artifact_facts
+from toolchain.bench.gate import result as gate
+from toolchain.bench.gate.result import GateResult
 from toolchain.bench.protocol import Comparison
-from toolchain.bench.samples import ArtifactFacts
+from toolchain.bench.realised import Floor
 from toolchain.bench.single import Measurement
+from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.bench.stored import schema_of
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.targets.device_runner import fingerprint
 
+Measured = Comparison | Measurement | Floor | Calibration
+LOADERS: dict[str, Callable[[Path], Measured | GateResult]] = {
+    protocol.SCHEMA: Comparison.load,
+    single.SCHEMA: Measurement.load,
+    realised.SCHEMA: Floor.load,
+    calibrate.SCHEMA: Calibration.load,
+    gate.SCHEMA: GateResult.load,
+}
 
-def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bool = False) -> Comparison | Measurement:
+
+def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bool = False) -> Measured | GateResult:
     """The result in a file, every statistic in it recomputed from its samples.
 
     Args:
-        path: what `bench run` or `bench compare` wrote.
+        path: what `bench run`, `compare`, `floor` or `calibrate` wrote, or `gate --json`.
         a: the artifact that was timed as A, or alone; its bytes must have the recorded digest.
         b: the artifact that was timed as B.
         here: require the machine to be this one, but for the runtimes that this process has not loaded.
@@ -27,33 +40,34 @@ def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bo
     Raises:
         StorageError: a file cannot be read.
         ArtifactError: the file was altered or cut, is no result, or is of other artifacts or another machine.
-        RecipeError: `b` was given for the result of one artifact.
+        RecipeError: `b` was given for the result of one artifact, or any of them for that of a gate.
     """
-    found: Comparison | Measurement
-    if schema_of(path) == single.SCHEMA:
-        if b is not None:
+    schema = schema_of(path)
+    if schema not in LOADERS:
+        raise ArtifactError(f"{path} has schema {schema or 'none'!r}; verified are {', '.join(map(repr, LOADERS))}")
+    found = LOADERS[schema](path)
+    if isinstance(found, GateResult):
+        if here or a is not None or b is not None:
+            raise RecipeError(f"{path} is the result of a gate, of several artifacts; leave --a, --b and --here out")
+        return found
+    recorded = {str(name): facts for name, facts in found.artifacts.items()}
+    for name, file in (("A", a), ("B", b)):
+        if file is None:
+            continue
+        if name not in recorded:
             raise RecipeError(f"{path} is the result of one artifact; leave --b out")
-        found = Measurement.load(path)
-        recorded: list[tuple[Path | None, ArtifactFacts]] = [(a, found.artifact)]
-    elif schema_of(path) == protocol.SCHEMA:
-        found = Comparison.load(path)
-        recorded = [(a, found.artifacts["A"]), (b, found.artifacts["B"])]
-    else:
-        raise ArtifactError(
-            f"{path} has schema {schema_of(path) or 'none'!r}; verified are {protocol.SCHEMA!r} and {single.SCHEMA!r}"
-        )
-    for file, facts in recorded:
-        if file is not None and (now := artifact_facts(file)).sha256 != facts.sha256:
+        facts, digest = recorded[name], artifact_sha256(file)
+        if digest != facts.sha256:
             raise ArtifactError(
                 f"{path} is not of {file}: it timed {facts.name} ({facts.size_bytes:,} bytes, sha256 "
-                f"{facts.sha256[:12]}…), the file has {now.size_bytes:,} bytes, sha256 {now.sha256[:12]}…"
+                f"{facts.sha256[:12]}…), the file has {artifact_size_bytes(file):,} bytes, sha256 {digest[:12]}…"
             )
     if here:
         _require_here(path, found)
     return found
 
 
-def _require_here(path: Path, found: Comparison | Measurement) -> None:
+def _require_here(path: Path, found: Measured) -> None:
     there = found.environment
     mine = {**fingerprint(found.scenario.threads)["machine"], "runtimes": there.get("runtimes")}
     if found.scenario.affinity is not None and set(found.scenario.affinity) <= set(mine["affinity"] or ()):

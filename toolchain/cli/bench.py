@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +17,32 @@ from toolchain.bench.calibrate import calibrate as calibrate_machine
 from toolchain.bench.compare import compare as compare_artifacts
 from toolchain.bench.device import open_device
 from toolchain.bench.environment import describe_machine
+from toolchain.bench.gate import GateResult
 from toolchain.bench.protocol import Comparison
+from toolchain.bench.realised import Floor
+from toolchain.bench.samples import LOOKS
 from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
+from toolchain.bench.verify import Measured
 from toolchain.bench.verify import verify as verify_file
-from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
+from toolchain.cli.options import (
+    STDOUT,
+    AffinityOption,
+    BatchOption,
+    BlocksOption,
+    JsonFile,
+    JsonFlag,
+    OutFile,
+    SeedOption,
+    ShapeOption,
+    TargetOption,
+    TargetsOption,
+    ThreadsOption,
+    numbers,
+    with_lone_json,
+)
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
-from toolchain.errors import RecipeError
 from toolchain.report.tables import Table
 
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
@@ -40,19 +59,6 @@ class _JsonFile(TyperCommand):
         return super().parse_args(ctx, with_lone_json(args))
 
 
-TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
-ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
-AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
-BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
-OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
-JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE.")
-]
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file; a model folder for eager.")]
 
 
@@ -110,7 +116,7 @@ def compare(
     blocks: BlocksOption = 20,
     looks: Annotated[
         int, typer.Option(min=1, max=4, help="How often to look while the data grows; each is paid for.")
-    ] = 3,
+    ] = LOOKS,
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
     seed: SeedOption = 0,
     out: OutFile = None,
@@ -182,7 +188,9 @@ def calibrate(
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Results of bench run or compare.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Results of bench run, compare, floor, calibrate or of gate.")
+    ],
     a: Annotated[
         Path | None, typer.Option("--a", help="The artifact that was A; its bytes must be those timed.")
     ] = None,
@@ -197,7 +205,7 @@ def verify(
         print_json(rows)
         return
     for path, found in checked:
-        line(f"{path}: {summary(found) if not isinstance(found, Measurement) else _short(found)}")
+        line(f"{path}: {_short(found)}")
 
 
 def _save(result: dict[str, Any], out: Path | None, json_: str | None) -> None:
@@ -231,9 +239,21 @@ def _run_facts(found: Measurement) -> dict[str, str]:
     return facts
 
 
-def _short(found: Measurement) -> str:
-    shown = found.latency.to_ratio()
-    return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}], follows from its samples"
+def _short(found: Measured | GateResult) -> str:
+    """One line about a result that was recomputed."""
+    if isinstance(found, Comparison):
+        return summary(found)
+    if isinstance(found, GateResult):
+        return f"{found.headline}; latencies follow from their samples"
+    if isinstance(found, Measurement):
+        shown = found.latency.to_ratio()
+        said = f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
+    elif isinstance(found, Floor):
+        shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in found.limits]
+        said = ", ".join(shares) + ("" if found.is_valid else ", not verified")
+    else:
+        said = f"τ ≥ {100 * found.rows[-1].tau_min:.1f} % with {found.rows[-1].blocks} blocks a session"
+    return f"{said}, follows from its samples"
 
 
 def _pair_facts(found: Comparison) -> dict[str, str]:
@@ -256,12 +276,3 @@ def _print_calibration(found: Calibration) -> None:
         [Table("What this machine supports now", ("Blocks a session", "Smallest τ", "A comparison takes"), rows)]
     )
     print_facts({"machine": describe_machine(found.measurement.environment), "took": f"{found.seconds:.0f} s"})
-
-
-def numbers(text: str, option: str) -> tuple[int, ...] | None:
-    """The integers of an option, None if it is empty; raises RecipeError if it is not of that form."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else None
-    except ValueError:
-        example = "3,224,224" if option == "--input-shape" else "0,1"
-        raise RecipeError(f"{option} {text!r} is not of the form {example}") from None

@@ -12,8 +12,8 @@ import typer
 from toolchain.bench.bundle import Question, pack, unpack
 from toolchain.bench.device import probe
 from toolchain.bench.summary import summary
-from toolchain.cli.bench import EXIT, bench, numbers
-from toolchain.cli.options import JsonFlag, TargetsOption
+from toolchain.cli.bench import EXIT, bench
+from toolchain.cli.options import JsonFlag, TargetsOption, numbers
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
 from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
 from toolchain.report.tables import Table

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from toolchain.artifact import write_json, write_text
+from toolchain.bench.device import Devices
 from toolchain.bench.gate import (
     Accept,
     Accepts,
@@ -24,7 +25,7 @@ from toolchain.bench.gate import (
     run_gate,
 )
 from toolchain.bench.size import artifact_sha256
-from toolchain.cli.options import STDOUT, JsonFlag, with_lone_json
+from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.errors import RecipeError
 from toolchain.job import tool
@@ -64,6 +65,7 @@ def run(
         str | None,
         typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE."),
     ] = None,
+    targets: TargetsOption = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     github_benchmark: Annotated[
@@ -73,23 +75,25 @@ def run(
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
     if context.invoked_subcommand is not None:
-        given = config != DEFAULT or why or any((json_, markdown, junit, github_benchmark, bencher))
+        given = config != DEFAULT or why or any((json_, targets, markdown, junit, github_benchmark, bencher))
         if given:  # a flag must not be ignored without a word
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
         return
-    loaded = GateConfig.load(config)
-    result = _judge(loaded, Accepts(load_accepts(config), _today()), why=why)
-    if json_ not in (None, STDOUT):
-        write_text(Path(json_), json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
-    if markdown is not None:
-        write_text(markdown, gate_markdown(result))
-    if junit is not None:
-        write_text(junit, to_junit(result))
-    if github_benchmark is not None:
-        write_json(github_benchmark, to_github_benchmark(result))
-    if bencher is not None:
-        write_json(bencher, to_bencher(result))
+    loaded = GateConfig.load(config, targets)
+    accepts = Accepts(load_accepts(config), _today())
+    with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
+        result = _judge(loaded, accepts, devices, screen, why=why)
+        if json_ not in (None, STDOUT):
+            write_text(Path(json_), json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+        if markdown is not None:
+            write_text(markdown, gate_markdown(result))
+        if junit is not None:
+            write_text(junit, to_junit(result))
+        if github_benchmark is not None:
+            write_json(github_benchmark, to_github_benchmark(result))
+        if bencher is not None:
+            write_json(bencher, to_bencher(result))
     if json_ == STDOUT:
         print_json(result.to_dict())
     else:
@@ -108,6 +112,7 @@ def accept(
         Path | None,
         typer.Option("--from", metavar="FILE", help="A result of `gate --json FILE`, instead of judging now."),
     ] = None,
+    targets: TargetsOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Accept what fails in a cell, each check up to its value of now, until a day; writes GATE's .accepts.toml."""
@@ -116,13 +121,16 @@ def accept(
         raise RecipeError(f"--expires {expires.date()} is in the past; today is {today}")
     if not reason.strip():
         raise RecipeError("--reason gives no reason; it is what the next reader has")
-    loaded = GateConfig.load(config).only(cell, check)
-    result = _judge(loaded, Accepts((), today), why=False) if found is None else GateResult.load(found)
-    entries = [
-        Accept.create(cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date())
-        for each, value in _acceptable(result, cell, check)
-    ]
-    path = add_accepts(config, entries)
+    loaded = GateConfig.load(config, targets).only(cell, check)
+    with Screen() as screen, Devices(targets) as devices:
+        judged = _judge(loaded, Accepts((), today), devices, screen) if found is None else GateResult.load(found)
+        entries = [
+            Accept.create(
+                cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
+            )
+            for each, value in _acceptable(judged, cell, check)
+        ]
+        path = add_accepts(config, entries)
     if json_:
         print_json({"path": str(path), "accepted": [entry.model_dump(mode="json") for entry in entries]})
     else:
@@ -158,10 +166,13 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
     return pairs
 
 
-def _judge(config: GateConfig, accepts: Accepts, *, why: bool) -> GateResult:
-    with Screen() as screen:
-        screen.stage("gate")
-        return run_gate(config, accepts, tool=tool(), why=why, told=lambda text, share: screen.progress(share, text))
+def _judge(config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False) -> GateResult:
+    screen.stage("gate")
+
+    def told(text: str, share: float) -> None:
+        screen.progress(share, text)
+
+    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, told=told)
 
 
 def _print(result: GateResult) -> None:

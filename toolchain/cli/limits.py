@@ -9,23 +9,29 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.artifact import write_json
+from toolchain.bench.device import Devices, open_device
 from toolchain.bench.environment import describe_machine
-from toolchain.bench.floor import Floor, Limit, measure_floor, realised_share
+from toolchain.bench.floor import measure_floor
 from toolchain.bench.operators import Profile, profile_operators
+from toolchain.bench.realised import Floor, Limit
 from toolchain.bench.references import Row, reference_rows
 from toolchain.bench.summary import summary
-from toolchain.cli.bench import bench, numbers
-from toolchain.cli.options import JsonFlag
+from toolchain.cli.bench import bench
+from toolchain.cli.options import (
+    AffinityOption,
+    BatchOption,
+    JsonFlag,
+    OutFile,
+    SeedOption,
+    ShapeOption,
+    TargetOption,
+    TargetsOption,
+    ThreadsOption,
+    numbers,
+)
 from toolchain.cli.screen import Screen, line, print_json, print_lines, print_tables
 from toolchain.report.tables import Table, number, operations, size
 
-Target = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
-Threads = Annotated[int, typer.Option(min=1)]
-Batch = Annotated[int, typer.Option(min=1)]
-InputShape = Annotated[
-    str, typer.Option("--input-shape", help="One sample, e.g. 3,224,224, where a file leaves it open.")
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON document here.")]
 FirstFile = Annotated[Path, typer.Argument(metavar="A", help="An ONNX file; the dense one where there are two.")]
 SecondFile = Annotated[Path | None, typer.Argument(metavar="[B]", help="The compressed one.")]
 
@@ -40,58 +46,77 @@ def register(app: typer.Typer) -> None:  # noqa: ARG001 - they belong to `bench`
 def bench_floor(
     a: FirstFile,
     b: SecondFile = None,
-    target: Target = "ort-cpu",
-    threads: Threads = 1,
-    batch: Batch = 1,
-    shape: InputShape = "",
+    target: TargetOption = "ort-cpu",
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    input_shape: ShapeOption = "",
+    affinity: AffinityOption = "",
     sessions: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 3,
     blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = 10,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Out = None,
+    seed: SeedOption = 0,
+    out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """How close A (and B) come to the time of their matrix products alone, and how much of the ideal speedup is real."""
-    with Screen() as screen:
+    with Screen() as screen, Devices(targets_file) as devices:
         screen.stage("floor")
+        device = devices.here(target, "a floor")
         found = measure_floor(
             a,
             b,
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
-            input_shape=numbers(shape, "--input-shape"),
+            input_shape=numbers(input_shape, "--input-shape"),
+            affinity=numbers(affinity, "--affinity") or device.affinity,
             sessions=sessions,
             blocks=blocks,
             seed=seed,
+            transport=device.transport,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-    _give(found.to_dict(), out, json_)
-    if not json_:
+        _save(found.to_dict(), out)
+    if json_:
+        print_json(found.to_dict())
+    else:
         _show_floor(found)
 
 
 def bench_profile(
     a: FirstFile,
     b: SecondFile = None,
-    target: Target = "ort-cpu",
-    threads: Threads = 1,
-    batch: Batch = 1,
-    shape: InputShape = "",
+    target: TargetOption = "ort-cpu",
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    input_shape: ShapeOption = "",
+    affinity: AffinityOption = "",
     calls: Annotated[int, typer.Option(min=1, help="How many are averaged.")] = 30,
-    out: Out = None,
+    out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Where the time goes: the costliest nodes of A (and of B beside it), and all of them by operator."""
+    with Devices(targets_file) as devices:
+        device = devices.here(target, "a profile")
     found = [
         profile_operators(
-            path, target=target, threads=threads, batch=batch, input_shape=numbers(shape, "--input-shape"), calls=calls
+            path,
+            target=device.runtime,
+            threads=threads or device.threads,
+            batch=batch,
+            input_shape=numbers(input_shape, "--input-shape"),
+            affinity=numbers(affinity, "--affinity") or device.affinity,
+            calls=calls,
         )
         for path in (a, b)
         if path is not None
     ]
     facts = dict(zip("AB", (profile.to_dict() for profile in found), strict=False))
-    _give(facts, out, json_)
-    if not json_:
+    _save(facts, out)
+    if json_:
+        print_json(facts)
+    else:
         _show_profiles(found)
 
 
@@ -102,50 +127,57 @@ def bench_references(
         list[str] | None,
         typer.Option("--model", "-m", metavar="NAME", help="A timm model; may be given several times."),
     ] = None,
-    target: Target = "ort-cpu",
-    threads: Threads = 1,
-    batch: Batch = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Out = None,
+    target: TargetOption = "ort-cpu",
+    targets_file: TargetsOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    affinity: AffinityOption = "",
+    seed: SeedOption = 0,
+    out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Smaller models off the shelf (untrained: for size and latency alone), and B, each timed against A."""
-    with Screen() as screen:
+    with Screen() as screen, open_device(target, targets_file) as device:
         screen.stage("references")
         rows = reference_rows(
             a,
             b,
             models or [],
-            target=target,
-            threads=threads,
+            target=device.runtime,
+            threads=threads or device.threads,
             batch=batch,
+            affinity=numbers(affinity, "--affinity") or device.affinity,
             seed=seed,
+            transport=device.transport,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-    _give({"rows": [row.to_dict() for row in rows]}, out, json_)
-    if not json_:
+        facts = {"rows": [row.to_dict() for row in rows]}
+        _save(facts, out)
+    if json_:
+        print_json(facts)
+    else:
         _show_references(rows)
 
 
-def _give(facts: dict[str, Any], out: Path | None, json_: bool) -> None:
+def _save(facts: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         write_json(out, facts)
-    if json_:
-        print_json(facts)
 
 
 def _show_floor(found: Floor) -> None:
-    limits = [("A", found.a), *([("B", found.b)] if found.b is not None else [])]
+    limits = [(limit.letter, limit) for limit in found.limits]
     header = ("", "file", "MACs", "latency", "products alone", "rate", "share of the limit")
     rows = tuple((letter, *_limit_cells(limit)) for letter, limit in limits)
     print_tables([Table("Latency and its floor", header, rows, text=(0, 1)), *(_products(*pair) for pair in limits)])
-    if found.b is not None and found.ratio is not None:
-        realised = realised_share(found.ratio, found.a.macs, found.b.macs)
-        share, speedup = realised.to_dict()["share"], realised.to_dict()["speedup"]
+    if (realised := found.realised) is not None:
+        shown = realised.to_dict()
         line(
-            f"speedup {_interval(speedup)} of an ideal {realised.ideal:.2f} by MACs: {_interval(share)} of it realised"
+            f"speedup {_interval(shown['speedup'])} of an ideal {realised.ideal:.2f} by MACs: "
+            f"{_interval(shown['share'])} of it realised"
         )
-    print_lines("Machine", [describe_machine(found.sessions[0].fingerprint.before.machine)])
+    if not found.is_valid:
+        line(f"not verified: the control strays too far, this run supports τ ≥ {100 * found.tau_min:.1f} %")
+    print_lines("Machine", [describe_machine(found.environment)])
 
 
 def _limit_cells(limit: Limit) -> tuple[str, ...]:

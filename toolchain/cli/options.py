@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from toolchain.errors import RecipeError
+
 STDOUT = "-"
 """What --json stands for where it takes a file and is given none."""
 
@@ -25,6 +27,20 @@ TargetsOption = Annotated[
         "--targets", metavar="FILE", help="targets.toml; if absent, that of this folder and the user's are read."
     ),
 ]
+# What every measurement takes.
+TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
+ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
+AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
+BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE.")
+]
 
 
 def with_lone_json(args: list[str]) -> list[str]:
@@ -38,3 +54,12 @@ def with_lone_json(args: list[str]) -> list[str]:
         if part == "--json" and following != STDOUT and not (following.endswith(".json") and following[0] != "-"):
             given.append(STDOUT)
     return given
+
+
+def numbers(text: str, option: str) -> tuple[int, ...] | None:
+    """The integers of an option, None if it is empty; raises RecipeError if it is not of that form."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else None
+    except ValueError:
+        example = "3,224,224" if option == "--input-shape" else "0,1"
+        raise RecipeError(f"{option} {text!r} is not of the form {example}") from None

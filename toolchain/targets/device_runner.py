@@ -227,7 +227,7 @@ def run_plan(
     """
     if plan.get("schema") != PLAN_SCHEMA:
         raise ValueError(f"this runner reads plans of schema {PLAN_SCHEMA!r}, got {plan.get('schema')!r}")
-    _pin(plan.get("affinity"))
+    pin(plan.get("affinity"))
     names = [variant["name"] for variant in plan["variants"]]
     inputs = make_inputs(plan["inputs"])
     runners: dict[str, Any] = {}
@@ -290,7 +290,7 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
     Raises:
         ValueError, VariantError: as `run_plan`.
     """
-    _pin(plan.get("affinity"))
+    pin(plan.get("affinity"))
     (variant,) = plan["variants"]
     feeds = dict(zip(variant["inputs"], make_inputs(plan["inputs"])[0]))  # noqa: B905
     resident, start = _memory_bytes("VmRSS"), time.perf_counter_ns()
@@ -328,7 +328,7 @@ def _memory_bytes(field: str) -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def _pin(cores: Sequence[int] | None) -> None:
+def pin(cores: Sequence[int] | None) -> None:
     """Keeps this process, and the threads that it will start, on some cores."""
     if cores is None:
         return

@@ -12,31 +12,10 @@ import onnx
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell, DataSection
 from toolchain.bench.gate.result import Check, Status, Unit
-from toolchain.bench.gate.why import safetensors_shapes
-from toolchain.bench.size import artifact_files, artifact_size_bytes, stored_tensors
+from toolchain.bench.size import artifact_size_bytes, stored_params
 from toolchain.errors import RecipeError
 from toolchain.export.logits import accuracy_of, parity_of
 from toolchain.export.onnx_graph import read_onnx
-
-# Shapes, axes and indices are stored like weights and are none.
-NOT_WEIGHTS = frozenset(
-    {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-)
-
-
-def stored_params(path: Path) -> int:
-    """The numbers stored in an artifact's tensors, without scalars and, of an ONNX file, indices.
-
-    Raises:
-        RecipeError: the artifact is neither an ONNX file nor a folder with safetensors.
-    """
-    if path.suffix == ".onnx" and path.is_file():
-        tensors = stored_tensors(read_onnx(path))
-        return sum(math.prod(t.dims) for t in tensors if t.dims and t.data_type not in NOT_WEIGHTS)
-    files = [file for file in artifact_files(path) if file.suffix == ".safetensors"]
-    if not files:
-        raise RecipeError(f"parameters cannot be read from {path}; judge an ONNX file or a model folder by params")
-    return sum(math.prod(shape) for file in files for shape, _ in safetensors_shapes(file).values())
 
 
 def node_count(path: Path) -> int:

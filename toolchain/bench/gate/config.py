@@ -26,7 +26,7 @@ from toolchain.recipe import (
     parse_latency,
     parse_size,
 )
-from toolchain.targets import get_target
+from toolchain.targets.named import Cores, named_target
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -124,14 +124,19 @@ class DataSection(Section):
 
 
 class Cell(Section):
-    """[[cell]]: an artifact, a target, a workload, and what must hold there."""
+    """[[cell]]: an artifact, a target, a workload, and what must hold there.
+
+    Threads and cores that are not given are those that targets.toml names for the target; without it one thread, and all
+    cores that are allowed.
+    """
 
     name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
     artifact: str
     baseline: str = ""
     target: str = "ort-cpu"
     batch: Positive = 1
-    threads: Positive = 1
+    threads: Positive | None = None
+    affinity: Cores | None = None
     input_shape: Counts | None = None
     budget: BudgetSection = BudgetSection()
     relation: RelationSection = RelationSection()
@@ -180,8 +185,12 @@ class GateConfig(Section):
         return self
 
     @staticmethod
-    def load(path: Path) -> GateConfig:
+    def load(path: Path, targets: Path | None = None) -> GateConfig:
         """The gate in a TOML file; relative paths are relative to it.
+
+        Args:
+            path: the file.
+            targets: targets.toml, if it is not where it is looked for.
 
         Raises:
             StorageError: the file cannot be read.
@@ -193,17 +202,17 @@ class GateConfig(Section):
             raise StorageError(f"cannot read the gate {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not valid TOML: {error}") from None
-        return GateConfig.from_dict(raw, path.parent)
+        return GateConfig.from_dict(raw, path.parent, targets)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], base: Path) -> GateConfig:
+    def from_dict(raw: Mapping[str, Any], base: Path, targets: Path | None = None) -> GateConfig:
         """The gate from nested mappings, its paths made absolute from `base`; raises RecipeError as `load` does."""
         try:
             config = GateConfig.model_validate(dict(raw))
         except ValidationError as error:
             raise RecipeError(explain(error, GateConfig, "gate")) from None
         for cell in config.cell:
-            get_target(cell.target)
+            named_target(cell.target, targets)
         return config.model_copy(
             update={
                 "data": config.data.model_copy(update={"source": absolute_source(config.data.source, base)}),

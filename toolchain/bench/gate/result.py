@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from toolchain.artifact import read_json
 from toolchain.bench.gate.accepts import AcceptUse
-from toolchain.bench.samples import explain
+from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import ArtifactFacts, explain
 from toolchain.errors import ArtifactError
 
 SCHEMA: Literal["slimvit.gate/1"] = "slimvit.gate/1"
@@ -58,14 +61,6 @@ class Check(_Strict):
         return self.value if self.hi is None else self.hi
 
 
-class Facts(_Strict):
-    """Which artifact was judged: its name, exact size, digest."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-
 class Change(_Strict):
     """A part of an artifact, in bytes before and after; before is 0 for what is new, or without a baseline."""
 
@@ -87,8 +82,8 @@ class CellResult(_Strict):
     target: str
     batch: int
     threads: int
-    artifact: Facts
-    baseline: Facts | None
+    artifact: ArtifactFacts
+    baseline: ArtifactFacts | None
     checks: tuple[Check, ...]
     why: tuple[Change, ...] | None = None
     comparisons: tuple[dict[str, Any], ...] = ()
@@ -180,9 +175,41 @@ class GateResult(_Strict):
 
     @staticmethod
     def load(path: Path) -> GateResult:
-        """The result in a file; raises StorageError if unreadable, ArtifactError if it is none of this schema."""
+        """The result in a file, as far as it can be recomputed without the artifacts.
+
+        Raises:
+            StorageError: the file cannot be read.
+            ArtifactError: it is none of this schema; the verdict does not follow from the checks, a size not from the
+                artifact's facts, or a latency not from the raw samples.
+        """
         stored = read_json(path)
         try:
-            return GateResult.model_validate_json(json.dumps(stored))
+            found = GateResult.model_validate_json(json.dumps(stored))
         except ValidationError as error:
             raise ArtifactError(f"{path} is no gate result of schema {SCHEMA!r}: {explain(error)}") from None
+        recomputed = found.to_dict()
+        for key in ("counts", "skipped_cells", "verdict", "exit_code"):
+            _require_equal(path, key, stored.get(key), recomputed[key])
+        for cell in found.cells:
+            _require_follows(path, cell)
+        return found
+
+
+def _require_follows(path: Path, cell: CellResult) -> None:
+    comparisons = [Comparison.recomputed(each, f"{path}, cell {cell.name!r}") for each in cell.comparisons]
+    for check in cell.checks:
+        what = f"{check.name} of cell {cell.name!r}"
+        if check.name.endswith(".size"):
+            _require_equal(path, what, check.value, cell.artifact.size_bytes)
+        elif check.name in (RATIO, TIME) and check.value is not None:
+            if not comparisons:
+                raise ArtifactError(f"{path} holds no samples for {what}")
+            interval = estimate_of(check.name, comparisons[0]).to_ratio()
+            for key, value in (("point", check.value), ("lo", check.lo), ("hi", check.hi)):
+                _require_equal(path, f"{key} of {what}", value, interval[key])
+
+
+def _require_equal(path: Path, what: str, said: Any, follows: Any) -> None:
+    close = isinstance(said, float) and isinstance(follows, float) and math.isclose(said, follows, rel_tol=1e-9)
+    if not close and said != follows:
+        raise ArtifactError(f"{path} says {what} is {said!r}, but what it holds gives {follows!r}; it was altered")

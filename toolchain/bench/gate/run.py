@@ -5,18 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from toolchain.bench.device import Devices
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.checks import Deterministic
 from toolchain.bench.gate.config import Cell, GateConfig, require_baselines
-from toolchain.bench.gate.result import CellResult, Check, Facts, GateResult
-from toolchain.bench.gate.timing import RATIO, TIME, Timeable, Timed, Told, time_cells
+from toolchain.bench.gate.judgement import RATIO, TIME
+from toolchain.bench.gate.result import CellResult, Check, GateResult
+from toolchain.bench.gate.timing import Timeable, Timed, Told, time_cells
 from toolchain.bench.gate.why import size_changes
+from toolchain.bench.plan import artifact_facts
 from toolchain.bench.samples import Parity
-from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 
 
 def run_gate(
-    config: GateConfig, accepts: Accepts, *, tool: str, why: bool = False, told: Told | None = None
+    config: GateConfig,
+    accepts: Accepts,
+    *,
+    tool: str,
+    devices: Devices | None = None,
+    why: bool = False,
+    told: Told | None = None,
 ) -> GateResult:
     """What came of every cell.
 
@@ -24,6 +32,7 @@ def run_gate(
         config: the gate, its paths absolute.
         accepts: the regressions that were accepted.
         tool: name and version, for the record.
+        devices: where cells are timed, to be left open until the result is stored; None opens some of its own.
         why: also attribute the size of every cell's artifact, or its change, to layers.
         told: receives (what is done, share done of the timing).
 
@@ -33,6 +42,9 @@ def run_gate(
         StorageError: an artifact cannot be read.
         ArtifactError: an artifact is damaged.
     """
+    if devices is None:
+        with Devices() as own:
+            return run_gate(config, accepts, tool=tool, devices=own, why=why, told=told)
     require_baselines(config)
     exact = Deterministic(config.data, accepts)
     checks: dict[str, list[Check]] = {}
@@ -42,11 +54,12 @@ def run_gate(
         checks[cell.name] = exact.checks(cell, artifact, baseline)
         if {RATIO, TIME} & set(cell.checks):
             timeables.append(Timeable(cell, artifact, baseline or artifact, _parity(checks[cell.name])))
-    timed, summary, holm = time_cells(timeables, accepts, told or _nobody)
+    timed, summary, holm = time_cells(timeables, accepts, devices, told or _nobody)
     return GateResult(
         tool=tool,
         cells=tuple(
-            _result(config, cell, checks[cell.name], timed.get(cell.name, Timed(())), why=why) for cell in config.cell
+            _result(config, cell, checks[cell.name], timed.get(cell.name, Timed(())), devices, why=why)
+            for cell in config.cell
         ),
         accepts=accepts.uses([(cell.name, check) for cell in config.cell for check in cell.checks]),
         summary=summary,
@@ -68,20 +81,18 @@ def _parity(checks: list[Check]) -> Parity | Literal["fail"]:
     return "not claimed" if status is None else "pass" if status == "pass" else "fail"
 
 
-def _result(config: GateConfig, cell: Cell, checks: list[Check], timed: Timed, *, why: bool) -> CellResult:
+def _result(
+    config: GateConfig, cell: Cell, checks: list[Check], timed: Timed, devices: Devices, *, why: bool
+) -> CellResult:
     artifact, baseline = _paths(config, cell)
     return CellResult(
         name=cell.name,
         target=cell.target,
         batch=cell.batch,
-        threads=cell.threads,
-        artifact=_facts(artifact),
-        baseline=None if baseline is None else _facts(baseline),
+        threads=cell.threads or devices.settings(cell.target).threads,
+        artifact=artifact_facts(artifact),
+        baseline=None if baseline is None else artifact_facts(baseline),
         checks=(*checks, *timed.checks),
         why=size_changes(artifact, baseline) if why else None,
         comparisons=tuple(comparison.to_dict() for comparison in timed.comparisons),
     )
-
-
-def _facts(path: Path) -> Facts:
-    return Facts(name=path.name, size_bytes=artifact_size_bytes(path), sha256=artifact_sha256(path))

@@ -11,24 +11,19 @@ from typing import Literal
 import numpy as np
 
 from toolchain.bench.compare import compare
+from toolchain.bench.device import Devices
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell
+from toolchain.bench.gate.judgement import RATIO, TIME, Judgement, estimate_of, judgement_of, logs_of
 from toolchain.bench.gate.result import Check, Holm, Status, Summary, Unit
 from toolchain.bench.intervals import (
-    MANY_SESSIONS,
     RESAMPLES,
-    Floats,
-    Interval,
-    block_log_ratios,
-    median_interval,
-    slot_medians,
 )
 from toolchain.bench.multiplicity import geometric_mean, holm, p_value_above
 from toolchain.bench.protocol import Comparison
-from toolchain.bench.samples import A, B, Parity
-from toolchain.errors import ArtifactError, MeasurementError, ParityError, TargetUnavailable
+from toolchain.bench.samples import Parity
+from toolchain.errors import ArtifactError, MeasurementError, ParityError, StorageError, TargetUnavailable
 
-RATIO, TIME = "relation.latency", "budget.latency"
 UNITS: dict[str, Unit] = {RATIO: "ratio", TIME: "ms"}
 ALONE = 5
 """Up to this many latency cells are judged each by itself, more of them by Holm's procedure."""
@@ -36,7 +31,6 @@ DEFAULT_TAU = 0.05
 Told = Callable[[str, float], None]
 Outcome = Comparison | tuple[Status, str]
 """A comparison, or why there is none."""
-Judgement = Literal["pass", "regressed", "accepted", "inconclusive", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -93,20 +87,19 @@ class _Case:
 
 
 def time_cells(
-    timeables: Sequence[Timeable], accepts: Accepts, told: Told
+    timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, told: Told
 ) -> tuple[dict[str, Timed], Summary | None, Holm | None]:
     """Cell → its latency checks; the mean ratio over cells; how the checks were judged together.
 
     Raises:
         RecipeError: a cell's workload does not fit its artifacts.
-        StorageError: an artifact cannot be read.
     """
     done: dict[str, Timed] = {}
     measured: dict[str, Comparison] = {}
     cases: list[_Case] = []
     for index, each in enumerate(timeables):
         name = each.cell.name
-        outcome = _measure(each, 0, _part(told, name, index, len(timeables)))
+        outcome = _measure(each, devices, 0, _part(told, name, index, len(timeables)))
         if isinstance(outcome, Comparison):
             measured[name] = outcome
             cases += [_Case(each, check, outcome, accepts.limit(name, check)) for check in each.checks]
@@ -114,7 +107,7 @@ def time_cells(
             status, reason = outcome
             done[name] = Timed(tuple(_unmeasured(each, check, status, reason) for check in each.checks))
     cases, together = _judged(cases, len(measured))
-    cases = _confirmed(cases, told)
+    cases = _confirmed(cases, devices, told)
     for name, comparison in measured.items():
         ours = [case for case in cases if case.timeable.cell.name == name]
         again = next((case.again for case in ours if case.again is not None), None)
@@ -124,17 +117,20 @@ def time_cells(
     return done, _summary([m for m in related if m.verdict != "invalid"]), together
 
 
-def _measure(each: Timeable, seed: int, told: Told) -> Outcome:
+def _measure(each: Timeable, devices: Devices, seed: int, told: Told) -> Outcome:
     """The comparison of a cell, or why there is none."""
     if each.parity == "fail":
         return "skipped", "not timed: parity with the baseline failed"
     cell = each.cell
     try:
+        device = devices.get(cell.target)
         return compare(
             each.baseline,
             each.artifact,
-            target=cell.target,
-            threads=cell.threads,
+            target=device.runtime,
+            threads=cell.threads or device.threads,
+            affinity=cell.affinity or device.affinity,
+            transport=device.transport,
             batch=cell.batch,
             input_shape=cell.input_shape,
             tau=cell.relation.latency or DEFAULT_TAU,
@@ -146,7 +142,7 @@ def _measure(each: Timeable, seed: int, told: Told) -> Outcome:
         return "skipped", str(error)
     except (ParityError, ArtifactError) as error:
         return "fail", str(error)
-    except MeasurementError as error:
+    except (MeasurementError, StorageError) as error:
         return "invalid", str(error)
 
 
@@ -163,11 +159,11 @@ def _judged(cases: Sequence[_Case], cells: int) -> tuple[list[_Case], Holm | Non
     resamples = max(RESAMPLES, math.ceil(4 * len(cases) / alpha))
     found = []
     for case in cases:
-        judgement = _judgement(case.check, case.comparison, case.timeable.limit(case.check), case.accepted)
+        judgement = judgement_of(case.check, case.comparison, case.timeable.limit(case.check), case.accepted)
         p = 1.0
         if judgement != "invalid":
             design = case.comparison.design
-            blocks = _logs(case.check, case.comparison)
+            blocks = logs_of(case.check, case.comparison)
             p = p_value_above(blocks, math.log(case.bound), resamples=resamples, seed=design.seed) * design.looks
         found.append(replace(case, judgement=judgement, p_value=min(p, 1.0)))
     if cells <= ALONE:
@@ -180,7 +176,7 @@ def _judged(cases: Sequence[_Case], cells: int) -> tuple[list[_Case], Holm | Non
     return found, Holm(hypotheses=len(found), alpha=alpha)
 
 
-def _confirmed(cases: Sequence[_Case], told: Told) -> list[_Case]:
+def _confirmed(cases: Sequence[_Case], devices: Devices, told: Told) -> list[_Case]:
     """The same cases, each regression measured once more; one that does not repeat leaves doubt and no failure."""
     again: dict[str, Outcome] = {}
     found = []
@@ -191,57 +187,18 @@ def _confirmed(cases: Sequence[_Case], told: Told) -> list[_Case]:
         each = case.timeable
         name = each.cell.name
         if name not in again:
-            again[name] = _measure(each, 1, _part(told, f"{name}, once more", 0, 1))
+            again[name] = _measure(each, devices, 1, _part(told, f"{name}, once more", 0, 1))
         second = again[name]
         if not isinstance(second, Comparison):
             found.append(replace(case, judgement="inconclusive", note=f"could not be confirmed: {second[1]}"))
             continue
-        repeated = _judgement(case.check, second, each.limit(case.check), case.accepted)
+        repeated = judgement_of(case.check, second, each.limit(case.check), case.accepted)
         if repeated == "regressed":
             found.append(replace(case, again=second, note="confirmed in a fresh measurement"))
         else:
             note = f"regressed at first, {repeated} in a fresh measurement"
             found.append(replace(case, judgement="inconclusive", again=second, note=note))
     return found
-
-
-def _judgement(check: str, comparison: Comparison, limit: float, accepted: float | None) -> Judgement:
-    """What a comparison says about one check; an accept holds until a measurement proves more than was accepted."""
-    if comparison.verdict == "invalid":
-        return "invalid"
-    tau = comparison.design.tau
-    medians = [float(np.median(session)) for session in _logs(check, comparison)]
-    bound = math.log(max(limit, accepted or 0.0))
-    estimate = _estimate(check, comparison)
-    if check == TIME:
-        # Absolute times drift with the machine, and no control can cancel that: every session has to agree.
-        if estimate.hi <= math.log(limit) and max(medians) <= math.log(limit):
-            return "pass"
-        if estimate.lo > bound and min(medians) > bound:
-            return "regressed"
-    else:
-        verdict = comparison.verdict
-        if verdict in ("pass", "improved"):
-            return "pass"
-        if len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2:
-            return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
-        if verdict == "regressed" and estimate.lo > bound:
-            return "regressed"
-    return "accepted" if accepted is not None and estimate.lo <= math.log(accepted) else "inconclusive"
-
-
-def _logs(check: str, comparison: Comparison) -> list[Floats]:
-    """The logarithm of what a check judges, one array of blocks per session: B/A, or B in milliseconds."""
-    if check == RATIO:
-        return [block_log_ratios(session.slots_ns(B), session.slots_ns(A)) for session in comparison.sessions]
-    return [np.log(slot_medians(session.slots_ns(B)) / 1e6) for session in comparison.sessions]
-
-
-def _estimate(check: str, comparison: Comparison) -> Interval:
-    if check == RATIO:
-        return comparison.ratio
-    design = comparison.design
-    return median_interval(_logs(check, comparison), alpha=design.alpha, looks=design.looks, seed=design.seed)
 
 
 def _check(case: _Case, accepts: Accepts) -> Check:
@@ -255,7 +212,7 @@ def _check(case: _Case, accepts: Accepts) -> Check:
     }
     if case.accepted is not None and case.judgement in ("accepted", "regressed"):
         accepts.note(case.timeable.cell.name, case.check, "used" if case.judgement == "accepted" else "exceeded")
-    comparison, estimate = case.comparison, _estimate(case.check, case.comparison).to_ratio()
+    comparison, estimate = case.comparison, estimate_of(case.check, case.comparison).to_ratio()
     limit, unit = case.timeable.limit(case.check), UNITS[case.check]
     shown = f"{estimate['point']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
     said = [f"{shown} ms" if unit == "ms" else f"{shown} of the baseline's time", f"at most {limit:g}"]
@@ -281,9 +238,9 @@ def _check(case: _Case, accepts: Accepts) -> Check:
 
 def _doubt(case: _Case) -> str:
     """Why a measurement says neither that a limit is kept nor that it is not."""
-    medians = [float(np.median(session)) for session in _logs(case.check, case.comparison)]
+    medians = [float(np.median(session)) for session in logs_of(case.check, case.comparison)]
     spread = max(medians) - min(medians)
-    estimate = _estimate(case.check, case.comparison)
+    estimate = estimate_of(case.check, case.comparison)
     if estimate.lo <= math.log(case.bound) < estimate.hi:
         return "the interval holds the limit"
     return f"sessions differ by {100 * math.expm1(spread):.1f} %"
@@ -297,5 +254,5 @@ def _summary(comparisons: Sequence[Comparison]) -> Summary | None:
     """The geometric mean over at least two comparisons."""
     if len(comparisons) < 2:
         return None
-    mean = geometric_mean([_logs(RATIO, each) for each in comparisons]).to_ratio()
+    mean = geometric_mean([logs_of(RATIO, each) for each in comparisons]).to_ratio()
     return Summary(cells=len(comparisons), **mean)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from toolchain.bench.gate.result import Change
-from toolchain.bench.size import artifact_files, stored_tensors
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.bench.size import artifact_files, safetensors_shapes, stored_tensors
 from toolchain.export.onnx_graph import read_onnx
 
 Part = tuple[str, str]
@@ -75,23 +73,6 @@ def artifact_parts(path: Path) -> Counter[Part]:
         else:
             parts[f"(file {name})", ""] += file.stat().st_size
     return parts
-
-
-def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Tensor → (shape, bytes) from a safetensors file's header; raises ArtifactError if it has none."""
-    try:
-        with path.open("rb") as file:
-            length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # of another file it is anything
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {
-            name: (tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"{path} is not a safetensors file, or is truncated: {error}") from None
 
 
 def _safetensors_parts(file: Path, name: str) -> Counter[Part]:

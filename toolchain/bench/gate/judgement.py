@@ -1,0 +1,62 @@
+"""What a comparison says about one latency check: the ratio of times, or a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from toolchain.bench.intervals import (
+    MANY_SESSIONS,
+    Floats,
+    Interval,
+    block_log_ratios,
+    median_interval,
+    slot_medians,
+)
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import A, B
+
+RATIO, TIME = "relation.latency", "budget.latency"
+Judgement = Literal["pass", "regressed", "accepted", "inconclusive", "invalid"]
+
+
+def judgement_of(check: str, comparison: Comparison, limit: float, accepted: float | None) -> Judgement:
+    """What a comparison says about one check; an accept holds until a measurement proves more than was accepted."""
+    if comparison.verdict == "invalid":
+        return "invalid"
+    tau = comparison.design.tau
+    medians = [float(np.median(session)) for session in logs_of(check, comparison)]
+    bound = math.log(max(limit, accepted or 0.0))
+    estimate = estimate_of(check, comparison)
+    if check == TIME:
+        # Absolute times drift with the machine, and no control can cancel that: every session has to agree.
+        if estimate.hi <= math.log(limit) and max(medians) <= math.log(limit):
+            return "pass"
+        if estimate.lo > bound and min(medians) > bound:
+            return "regressed"
+    else:
+        verdict = comparison.verdict
+        if verdict in ("pass", "improved"):
+            return "pass"
+        if len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2:
+            return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
+        if verdict == "regressed" and estimate.lo > bound:
+            return "regressed"
+    return "accepted" if accepted is not None and estimate.lo <= math.log(accepted) else "inconclusive"
+
+
+def logs_of(check: str, comparison: Comparison) -> list[Floats]:
+    """The logarithm of what a check judges, one array of blocks per session: B/A, or B in milliseconds."""
+    if check == RATIO:
+        return [block_log_ratios(session.slots_ns(B), session.slots_ns(A)) for session in comparison.sessions]
+    return [np.log(slot_medians(session.slots_ns(B)) / 1e6) for session in comparison.sessions]
+
+
+def estimate_of(check: str, comparison: Comparison) -> Interval:
+    """The logarithm of what a check judges, RATIO or TIME, with its interval."""
+    if check == RATIO:
+        return comparison.ratio
+    design = comparison.design
+    return median_interval(logs_of(check, comparison), alpha=design.alpha, looks=design.looks, seed=design.seed)
