@@ -12,7 +12,9 @@ from toolchain.artifact import read_json
 from toolchain.bench import latency
 from toolchain.bench.compare import compare
 from toolchain.bench.latency import Timing
+from toolchain.bench.protocol import Comparison
 from toolchain.cost import LatencyTable, Widths, trace
+from toolchain.errors import TargetUnavailable
 from toolchain.job import preview
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
@@ -111,7 +113,7 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
         return found[0]
 
     monkeypatch.setattr(pipeline, "bench_compare", measure)
-    monkeypatch.setattr(pipeline, "cell_facts", lambda comparison: {**facts(comparison), "verdict": verdict[0]})
+    monkeypatch.setattr(pipeline, "cell_facts", lambda *given: {**facts(*given), "verdict": verdict[0]})
 
     def measured():
         before = len(calls)
@@ -124,10 +126,29 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     verdict[0] = "pass"
     assert measured() == 1
     assert measured() == 0
-    monkeypatch.setattr(pipeline, "conditions", lambda *_: ["another runtime or machine"])
+    monkeypatch.setattr(pipeline, "conditions_of", lambda *_: ["another runtime or machine"])
     assert measured() == 1
     assert set(calls) == {"pass"}
     assert (tmp_path / "run" / "bench" / "ort-cpu.fp32.b1.t1.json").is_file()
+
+
+def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
+    (tmp_path / "targets.toml").write_text(
+        '[pinned]\ntransport = "local"\naffinity = [0]\n[away]\ntransport = "bundle"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
+    monkeypatch.setattr(pipeline, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
+    report = pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}}), tmp_path / "run")
+    (row,) = report["bench"]
+    assert (row["target"], row["environment"]["affinity"]) == ("pinned", [0])
+    found = Comparison.load(tmp_path / "run" / "bench" / "pinned.fp32.b1.t1.json")
+    assert (found.scenario.target, found.scenario.affinity) == ("ort-cpu", (0,))
+    with pytest.raises(TargetUnavailable, match="bench pack"):
+        pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["away"]}}), tmp_path / "other")
+    limited = {**TIMED, "budget": {"latency": {"pinned": "50%"}}}
+    with pytest.raises(TargetUnavailable, match=r"budget\.latency takes built-in targets"):
+        pipeline.run(Recipe.from_dict(limited), tmp_path / "other")
 
 
 # A latency budget

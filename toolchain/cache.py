@@ -177,10 +177,14 @@ def user_cache() -> Path:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """A block that one process at a time enters for `path`; the others wait, and the lock ends with its process.
 
     What a killed process left half-written beside `path` is removed.
+
+    Args:
+        path: what is held; it need not exist.
+        waiting: called once if another process holds it.
 
     Raises:
         StorageError: the folder of `path` cannot be written.
@@ -193,7 +197,11 @@ def exclusive(path: Path) -> Iterator[None]:
             f"cannot write to the cache {path.parent}: {error.strerror or error}. SLIMVIT_CACHE_DIR names another folder"
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         for partial in path.parent.glob(f".{path.name}.*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         yield

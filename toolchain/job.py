@@ -15,6 +15,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from toolchain.artifact import MaskedModel, Preprocess, TimmModel, digest_of, run_stage
+from toolchain.bench.device import probe, require_direct
 from toolchain.bench.latency import Clock, Setting, latency_of
 from toolchain.cache import user_cache
 from toolchain.compress.decide import Latency, Settled, decide
@@ -29,6 +30,7 @@ from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
+from toolchain.targets.named import named_target
 from toolchain.training.loop import Progress
 from toolchain.training.stages import Train, require_labels, require_teacher
 
@@ -39,6 +41,9 @@ LEARNED = "widths are learned: a global threshold moves them between layers; the
 def tool() -> str:
     """Name and version of this program."""
     return f"slimvit {version('slimvit')}"
+
+
+BENCH = "bench.targets"
 
 
 @dataclass(frozen=True)
@@ -128,23 +133,32 @@ def _with_data(
 
 def _multiples(recipe: Recipe) -> dict[str, int]:
     """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    timed = [*(recipe.bench.targets if recipe.bench else ()), *recipe.budget.latency]
-    names = [*timed, *(recipe.engine.targets if recipe.engine else ())]
     found: dict[str, int] = {}
-    for name in dict.fromkeys(names):
-        target = get_target(name)
-        runs = target.probe().details.get("run", "yes")
-        if name in timed and (runs != "yes" or not target.measures):
-            section = "bench" if recipe.bench and name in recipe.bench.targets else "budget"
-            where = "bench.targets" if section == "bench" else "budget.latency"
+    for name, section in _targets(recipe).items():
+        settings = named_target(name)
+        if section != BENCH and settings.runtime != name:
+            raise TargetUnavailable(name, f"{section} takes built-in targets; one of targets.toml can be in {BENCH}.")
+        require_direct(name, settings)
+        info, target = probe(name, settings), get_target(settings.runtime)
+        runs = info.details.get("run", "yes")
+        if section != "engine.targets" and (runs != "yes" or not target.measures):
             why = f" ({runs.removeprefix('no: ')})" if runs != "yes" else ""
             raise TargetUnavailable(
-                name,
-                f"it builds engines here and runs none{why}, so [{section}] cannot measure; remove it from {where}",
+                name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
         for unit, multiple in target.profile.multiples.items():
             found[unit] = math.lcm(found.get(unit, 1), multiple)
     return found
+
+
+def _targets(recipe: Recipe) -> dict[str, str]:
+    """Every target of a recipe, and the key that names it; of several, one that measures."""
+    sections = {
+        "engine.targets": recipe.engine.targets if recipe.engine else (),
+        "budget.latency": tuple(recipe.budget.latency),
+        BENCH: recipe.bench.targets if recipe.bench else (),
+    }
+    return {name: key for key, names in sections.items() for name in names}
 
 
 def trains(job: Job) -> bool:

@@ -22,8 +22,9 @@ from toolchain.artifact import (
     write_json,
     write_text,
 )
-from toolchain.bench.cell import cell_facts, conclusive, conditions, runtime
+from toolchain.bench.cell import cell_facts, conclusive, conditions_of, runtime
 from toolchain.bench.compare import compare as bench_compare
+from toolchain.bench.device import Device, Devices
 from toolchain.bench.latency import Clock, latency_of
 from toolchain.bench.samples import Parity
 from toolchain.cache import Done, Workspace, exclusive, files_below
@@ -292,14 +293,15 @@ class _Run:
     def _bench(self) -> None:
         section = self.job.recipe.bench
         assert section is not None
-        for target, batch, threads in product(section.targets, section.batch, section.threads):
-            self._cell(target, batch, threads)
+        with Devices() as devices:
+            for target, batch, threads in product(section.targets, section.batch, section.threads):
+                self._cell(devices.get(target), batch, threads)
 
-    def _cell(self, target: str, batch: int, threads: int) -> None:
-        root = self.space.root
+    def _cell(self, device: Device, batch: int, threads: int) -> None:
+        root, target = self.space.root, device.name
         pair = (
             [root / "dense", root / "deploy"]
-            if target == "eager"
+            if device.runtime == "eager"
             else [root / "onnx" / "dense.fp32.onnx", root / "onnx" / "compressed.fp32.onnx"]
         )
         parity = self._parity()
@@ -308,18 +310,20 @@ class _Run:
             found = bench_compare(
                 pair[0],
                 pair[1],
-                target=target,
+                target=device.runtime,
                 batch=batch,
                 threads=threads,
+                affinity=device.affinity,
+                transport=device.transport,
                 parity=parity,
                 on_progress=lambda text, share: self.listener.progress(share, text),
             )
-            path = root / "bench" / found.scenario.file_name("fp32")
+            path = root / "bench" / f"{target}.fp32.b{batch}.t{threads}.json"
             found.save(path)
-            return [path], cell_facts(found)
+            return [path], cell_facts(target, found)
 
         digests = [sha256(file) for artifact in pair for file in files_below(artifact)]
-        inputs = [digests, target, batch, threads, parity, conditions(target, threads)]
+        inputs = [digests, target, batch, threads, parity, conditions_of(target, threads)]
         self._step(f"bench-{target}.b{batch}.t{threads}", inputs, work, settled=conclusive)
 
     def _parity(self) -> Parity:

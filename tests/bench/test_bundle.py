@@ -195,7 +195,7 @@ def test_another_or_altered_bundle_is_refused(packed, result, tmp_path):
         unpack(result, rewrite(bundle, tmp_path / "looser.tar", looser))
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/escaped", "artifacts/../../escaped"])
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "artifacts/../../escaped", "", "."])
 def test_a_bundle_never_writes_outside_of_its_folder(packed, result, tmp_path, name):
     def plant(content):
         facts = json.loads(content["bundle.json"])

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -105,3 +106,23 @@ def test_a_session_ends_when_its_parent_is_gone(stack, tmp_path):
         process.kill()
     assert ended not in (None, 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_session_runs_at_a_time_on_a_machine(stack, tmp_path):
+    seen, path = [], stack(tmp_path / "m.onnx")
+    with transport.exclusive(transport.user_cache() / "measuring"):
+        other = threading.Thread(target=LocalTransport().run, args=(plan(path), lambda *told: seen.append(told)))
+        other.start()
+        deadline = time.monotonic() + 20
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [text for _, text in seen] == ["waiting for another measurement on this machine"]
+    other.join(60)
+    assert seen[-1] == (1.0, "block 2/2")
+
+
+def test_a_cache_that_cannot_be_written_stops_no_measurement(stack, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)["blocks"]
+    assert "may run beside this one" in caplog.text

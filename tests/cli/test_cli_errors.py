@@ -301,7 +301,7 @@ def build_only(monkeypatch):
     ("option", "code", "words"),
     [
         ("budget.latency.ort-cpus=45%", 2, "did you mean 'ort-cpu'?"),
-        ("budget.latency.build-only=45%", 5, "so [budget] cannot measure; remove it from budget.latency"),
+        ("budget.latency.build-only=45%", 5, "so nothing is measured; remove it from budget.latency"),
         ("budget.latency.ort-cpu=45 min", 2, "neither a share like '45%' nor a time like '8 ms'"),
     ],
 )

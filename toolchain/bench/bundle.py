@@ -179,7 +179,7 @@ def _open_bundle(bundle: Path, folder: Path) -> tuple[dict[str, Any], str]:
             facts = _json(raw, f"{bundle}: {bundle_run.BUNDLE}", bundle_run.BUNDLE_SCHEMA)
             for name, digest in facts["files"].items():
                 path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts:
+                if not path.parts or path.is_absolute() or ".." in path.parts:
                     raise ArtifactError(f"{bundle} names {name!r}, which lies outside of it")
                 found = _extract(tar, name, folder.joinpath(*path.parts) if path.parts[0] == FOLDER else None)
                 if found != digest:

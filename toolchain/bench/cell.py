@@ -10,6 +10,7 @@ from toolchain.bench.summary import summary
 from toolchain.errors import MeasurementError
 from toolchain.targets import get_target
 from toolchain.targets.device_runner import fingerprint
+from toolchain.targets.named import LocalSettings, named_target
 
 
 def runtime(target: str) -> list[str]:
@@ -24,12 +25,23 @@ def conditions(target: str, threads: int) -> list[Any]:
     return [runtime(target), machine]
 
 
-def cell_facts(found: Comparison) -> dict[str, Any]:
-    """What the record of a run keeps of a comparison: all but the raw samples."""
+def conditions_of(name: str, threads: int) -> list[Any]:
+    """The same for a target that targets.toml may name; of one elsewhere, how it is reached.
+
+    What runs there is in the result's fingerprint: a board that is off must not undo what was measured on it.
+    """
+    settings = named_target(name)
+    if isinstance(settings, LocalSettings):
+        return [*conditions(settings.runtime, threads), settings.affinity]
+    return [settings.model_dump(mode="json")]
+
+
+def cell_facts(target: str, found: Comparison) -> dict[str, Any]:
+    """What the record of a run keeps of a comparison on a target: all but the raw samples."""
     record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "parity")}
     scenario = found.scenario
     return {
-        "target": scenario.target,
+        "target": target,
         "batch": scenario.batch,
         "threads": scenario.threads,
         "dense_ms": found.latency_ms("A"),

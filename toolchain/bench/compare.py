@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from toolchain.bench.plan import artifact_facts, require_target, run_session, session_plan, set_up
-from toolchain.bench.protocol import UNDECIDED, Comparison, judged, require_sessions
+from toolchain.bench.protocol import UNDECIDED, Comparison
 from toolchain.bench.samples import CONTROL, LOOKS, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.transport import LocalTransport, Transport
@@ -101,19 +101,18 @@ def compare(
             start, end = design.share(len(done)), design.share(len(done) + 1)
             on_progress(f"session {len(done) + 1}, {text}", start + share * (end - start))
 
-    try:
-        for _ in range(design.looks):
-            for _ in range(design.sessions):
-                done.append(run_session(transport, session_plan(design, scenario, variants, len(done)), report))
-                _require_equal_outputs(a, b, done[-1])
-            require_sessions(done, design, scenario, VARIANTS)
-            if judged(done, design).verdict not in UNDECIDED:
-                break
-        found = Comparison(scenario=scenario, design=design, parity=parity, artifacts=artifacts, sessions=tuple(done))
-    except (ValidationError, ValueError) as error:
-        why = explain(error) if isinstance(error, ValidationError) else str(error)
-        raise MeasurementError(f"{a} against {b} on {target}: {why}") from None
-    return found
+    while True:
+        for _ in range(design.sessions):
+            done.append(run_session(transport, session_plan(design, scenario, variants, len(done)), report))
+            _require_equal_outputs(a, b, done[-1])
+        try:
+            found = Comparison(
+                scenario=scenario, design=design, parity=parity, artifacts=artifacts, sessions=tuple(done)
+            )
+        except ValidationError as error:
+            raise MeasurementError(f"{a} against {b} on {target}: {explain(error)}") from None
+        if found.verdict not in UNDECIDED or found.looks == design.looks:
+            return found
 
 
 def _require_equal_outputs(a: Path, b: Path, session: Session) -> None:

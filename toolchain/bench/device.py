@@ -80,9 +80,7 @@ class Devices:
         """
         if name not in self._open:
             settings = self.settings(name)
-            if isinstance(settings, BundleSettings):
-                fix = f"slimvit bench pack A B --target {name} -o bundle.tar"
-                raise TargetUnavailable(name, "it is reached by bundle, not directly.", fix)
+            require_direct(name, settings)
             transport, where = _transport(name, settings)
             kept = self._stack.enter_context(KeptSessions(transport, where))
             is_here = isinstance(settings, LocalSettings)
@@ -107,6 +105,13 @@ def open_device(name: str, file: Path | None = None) -> Iterator[Device]:
     """The one device of a command; arguments and errors as `Devices`."""
     with Devices(file) as devices:
         yield devices.get(name)
+
+
+def require_direct(name: str, settings: NamedTarget) -> None:
+    """Raises TargetUnavailable for a target that is only reached by bundles."""
+    if isinstance(settings, BundleSettings):
+        fix = f"slimvit bench pack A B --target {name} -o bundle.tar"
+        raise TargetUnavailable(name, "it is reached by bundle, not directly.", fix)
 
 
 def _transport(name: str, settings: NamedTarget) -> tuple[Transport, str]:

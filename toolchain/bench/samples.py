@@ -44,10 +44,6 @@ class Scenario(Strict):
     inputs: tuple[InputSpec, ...]
     affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
-    def file_name(self, precision: str) -> str:
-        """The name under `bench/` of the raw samples of this scenario."""
-        return f"{self.target}.{precision}.b{self.batch}.t{self.threads}.json"
-
 
 class Design(Strict):
     """How it is timed and judged.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from toolchain.artifact import read_json, write_json
-from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
+from toolchain.cache import exclusive, user_cache
+from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
 from toolchain.targets import device_runner
 
+log = logging.getLogger(__name__)
 STDERR_LINES = 12
 PROGRESS = re.compile(r"progress (\d\.\d{3}) (.*)")
 
@@ -34,7 +38,10 @@ class Transport(Protocol):
 
 
 class LocalTransport:
-    """A fresh Python process on this machine; the device runner alone where it has the runtime built in."""
+    """A fresh Python process on this machine; the device runner alone where it has the runtime built in.
+
+    One session runs at a time on a machine; another one of the same user waits.
+    """
 
     def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
         """The session's result; raises as `Transport.run` does."""
@@ -51,7 +58,8 @@ class LocalTransport:
             write_json(plan_path, plan)
             # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
             command = [sys.executable, "-P", *program, str(plan_path), str(out_path)]
-            _start(command, environment, on_progress, plan["variants"][0]["runtime"])
+            with _alone(on_progress):
+                _start(command, environment, on_progress, plan["variants"][0]["runtime"])
             result = read_json(out_path)
         if not isinstance(result, dict) or result.pop("plan_sha256", None) != device_runner.plan_digest(plan):
             raise MeasurementError("the samples that came back belong to another plan; run the comparison again")
@@ -67,6 +75,22 @@ def follow(lines: Iterable[str], on_progress: Callable[[float, str], None]) -> d
         else:
             last.append(line.rstrip())
     return last
+
+
+@contextlib.contextmanager
+def _alone(on_progress: Callable[[float, str], None]) -> Iterator[None]:
+    """A block that one process of this machine enters at a time, as far as its cache can be written."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(
+                exclusive(
+                    user_cache() / "measuring",
+                    lambda: on_progress(0.0, "waiting for another measurement on this machine"),
+                )
+            )
+        except StorageError as error:
+            log.warning("%s; other measurements may run beside this one", error)
+        yield
 
 
 def _start(

@@ -51,7 +51,7 @@ RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tor
 
 EXIT_PLAN, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY = 2, 3, 4, 5, 6
 STREAM = "-"
-LOCK_WAIT_S = 60.0
+LOCK_WAIT_S = 900.0
 
 
 class Unavailable(Exception):
@@ -434,7 +434,7 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
     if streamed:
         _end_with_stdin()
         if (lock := _alone(progress)) is None:
-            return _refuse(f"another measurement has run on this device for {LOCK_WAIT_S:.0f} s", EXIT_BUSY)
+            return _refuse(f"another measurement has run on this device for {LOCK_WAIT_S / 60:.0f} minutes", EXIT_BUSY)
     if why := emulation():
         return _refuse(why, EXIT_UNAVAILABLE)
     if wrong := altered_files(plan):
