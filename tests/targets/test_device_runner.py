@@ -1,11 +1,14 @@
 import ast
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from toolchain.bench.environment import describe_machine
 from toolchain.targets import device_runner
 from toolchain.targets.device_runner import (
     PLAN_SCHEMA,
@@ -201,6 +204,26 @@ def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):
     assert "progress 1.000 block 2/2" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out.json").read_text())["blocks"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "plan.json"]
+
+
+def test_gpus_are_in_the_fingerprint_where_nvidia_smi_answers(tmp_path, monkeypatch):
+    assert not {"gpus", "visible_gpus"} & fingerprint(1)["machine"].keys() or shutil.which("nvidia-smi")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\ncase $1 in *driver*) echo 'GPU A, 570.1, 350.00 W'; echo 'GPU B, 570.1, 300.00 W';; "
+        "*) echo '1980 MHz, 2619 MHz, 34, 71.26 W, 0x0000000000000000'; echo; esac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = fingerprint(1)
+    assert [gpu["name"] for gpu in found["machine"]["gpus"]] == ["GPU A", "GPU B"]
+    assert found["machine"]["gpus"][1]["power.limit"] == "300.00 W"
+    assert found["machine"]["visible_gpus"] == "1"
+    assert found["state"]["gpus"][0]["clocks.sm"] == "1980 MHz"
+    assert "GPU A (driver 570.1)" in describe_machine(found["machine"])
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "gpus" not in fingerprint(1)["machine"]
 
 
 def test_the_fingerprint_separates_what_must_not_change():

@@ -29,9 +29,12 @@ def machine_changes(fingerprints: Sequence[Fingerprint]) -> list[str]:
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
-    """One line for a table's hardware column: processor, usable cores, threads, runtimes."""
+    """One line for a table's hardware column: processor, usable cores, threads, GPUs, runtimes."""
     cores = len(machine["affinity"]) if machine.get("affinity") else machine.get("cores")
     runtimes = ", ".join(
         f"{name} {version}" for name, version in machine.get("runtimes", {}).items() if name != "numpy"
     )
-    return f"{machine.get('cpu')}, {cores} usable cores, {machine.get('threads')} thread(s), {runtimes}"
+    gpus = [f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in machine.get("gpus", ())]
+    return ", ".join(
+        [f"{machine.get('cpu')}", f"{cores} usable cores", f"{machine.get('threads')} thread(s)", *gpus, runtimes]
+    )

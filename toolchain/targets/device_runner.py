@@ -22,6 +22,7 @@ import platform
 import random
 import re
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -46,6 +47,9 @@ FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
     | {"asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2", "sme"}
 )
+# What nvidia-smi is asked for, before and after a session.
+GPU_MACHINE = ("name", "driver_version", "power.limit")
+GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
@@ -163,6 +167,7 @@ def fingerprint(threads: int) -> dict[str, Any]:
     clocks_mhz = [khz / 1e3 for khz in clocks_khz] or [float(t) for t in re.findall(r"cpu MHz\s*:\s*([\d.]+)", cpuinfo)]
     throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
+    gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
     return {
         "machine": {
             "cpu": cpu_model(),
@@ -174,11 +179,13 @@ def fingerprint(threads: int) -> dict[str, Any]:
             "python": platform.python_version(),
             "runtimes": {name: version for name, version in loaded.items() if version is not None},
             "threads": threads,
+            **({"gpus": gpus[0], "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")} if gpus[0] else {}),
         },
         "state": {
             "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
+            **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
 
@@ -190,6 +197,17 @@ def cpu_model() -> str:
     name = _cpu_field(cpuinfo, "model name") or " ".join(["cpu", *filter(None, part)] if any(part) else [])
     board = (_read("/proc/device-tree/model") or "").strip("\0")
     return ", ".join(filter(None, [board, name or platform.processor() or platform.machine()]))
+
+
+def _nvidia_smi(fields: Sequence[str]) -> list[dict[str, str]]:
+    """Those fields of every NVIDIA GPU, as nvidia-smi prints them; none where it is not there or has no answer."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    return [dict(zip(fields, row)) for row in rows if len(row) == len(fields)]  # noqa: B905  (strict= is Python 3.10)
 
 
 def _cpu_field(cpuinfo: str, field: str) -> str | None:
