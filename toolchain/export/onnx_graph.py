@@ -96,13 +96,13 @@ def export_onnx(
             log.warning("%s: %s", path.name, notes[-1])
     for key in sorted(metadata):
         graph.metadata_props.add(key=key, value=metadata[key])
-    files = _write(graph, path)
+    files = write_onnx(graph, path)
     return GraphFacts(
         files=files,
         size_bytes=sum(file.stat().st_size for file in files),
         opset=opset,
-        nodes_before=_census(exported),
-        nodes_after=_census(graph),
+        nodes_before=census(exported),
+        nodes_after=census(graph),
         simplified=graph is not exported,
         notes=tuple(notes),
     )
@@ -126,15 +126,20 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The MatMul and Gemm nodes that multiply by a constant weight matrix."""
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    return [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
+
+
 def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:
     """(in, out) → number of MatMul and Gemm nodes that multiply by a constant weight of that shape."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes: Counter[tuple[int, int]] = Counter()
-    for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
-            rows, columns = weights[node.input[1]]
-            turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            shapes[(columns, rows) if turned else (rows, columns)] += 1
+    for node in linear_nodes(model):
+        rows, columns = weights[node.input[1]]
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        shapes[(columns, rows) if turned else (rows, columns)] += 1
     return shapes
 
 
@@ -162,11 +167,11 @@ def _from_torch(module: nn.Module, input_size: tuple[int, int, int], opset: int)
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {_first_line(error)}") from error
+        raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
     if program is None:  # only in torch's old exporter
         raise ArtifactError(f"torch exported nothing for {type(module).__name__}")
     model: onnx.ModelProto = program.model_proto
-    _strip(model)
+    strip(model)
     return model
 
 
@@ -183,10 +188,10 @@ def _simplified(
     try:
         graph, checked = onnxsim.simplify(exported)
     except Exception as error:
-        raise ArtifactError(f"onnxsim failed: {_first_line(error)}") from error
+        raise ArtifactError(f"onnxsim failed: {first_line(error)}") from error
     if not checked:
         raise ArtifactError("onnxsim's own check failed")
-    _strip(graph)
+    strip(graph)
     if (fault := _fault(graph, input_size, opset, linears)) is not None:
         raise ArtifactError(f"onnxsim's graph {fault}")
     if graph.ByteSize() > before_bytes:  # a constant that was folded into the file
@@ -217,12 +222,12 @@ def _fault(
         try:
             onnx.checker.check_model(model, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            return f"is not valid ONNX: {_first_line(error)}"
+            return f"is not valid ONNX: {first_line(error)}"
     return None
 
 
-def _write(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """The files written for the model, the graph first; they appear whole or not at all."""
+def write_onnx(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """The files written for the model, the graph first; they appear whole or not at all. Raises StorageError."""
     data = path.with_name(f"{path.name}.data")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +248,7 @@ def _write(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     return files
 
 
-def _strip(message: Any) -> None:
+def strip(message: Any) -> None:
     """Clears doc strings and metadata of a protobuf message and all in it: they hold stack traces and local paths."""
     for name in ("doc_string", "metadata_props"):
         if name in message.DESCRIPTOR.fields_by_name:
@@ -253,14 +258,15 @@ def _strip(message: Any) -> None:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for item in [value] if hasattr(value, "ListFields") else value:
-                _strip(item)
+                strip(item)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
 
 
-def _census(model: onnx.ModelProto) -> dict[str, int]:
+def census(model: onnx.ModelProto) -> dict[str, int]:
+    """Operator → number of nodes."""
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
@@ -268,7 +274,7 @@ def _show(shapes: Counter[tuple[int, int]]) -> str:
     return ", ".join(f"{shape} ×{count}" for shape, count in sorted(shapes.items())) or "none"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of the error that caused all others: torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,0 +1,271 @@
+"""Precisions on a small ViT with a low-rank pair: what is written is run, and every planted fault has its rung."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from toolchain.artifact import OnnxArtifact, run_stage
+from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
+from toolchain.export import precision, smooth
+from toolchain.export.onnx_graph import export_onnx, linear_nodes
+from toolchain.export.precision import PRECISION, PRECISIONS, Convert
+from toolchain.export.quantise import largest_channels
+from toolchain.export.weights import largest_error, linears
+from toolchain.targets import get_target
+
+SIZE = (3, 32, 32)
+INT8 = ("int8-dynamic", "int8-qdq")
+
+
+def images(count, seed):
+    """Blobs of different size and colour: noise alone looks the same to a ViT."""
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.standard_normal((count, 3, 4, 4)), np.ones((1, 1, 8, 8))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The fp32 file of a ViT of two blocks, everything random; blocks.0.attn.qkv is a low-rank pair."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=64, depth=2, num_heads=2, num_classes=10)
+    model.blocks[0].attn.qkv = nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 192))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            if "norm" in name and name.endswith("weight"):
+                parameter[::16] *= 8  # a few channels are much larger, as in trained ViTs
+        model.head.weight.mul_(50)
+    path = tmp_path_factory.mktemp("source") / "compressed.fp32.onnx"
+    export_onnx(model, path, input_size=SIZE, opset=20, metadata={"slimvit.model": "tiny"}, simplify=True)
+    return OnnxArtifact(path, "fp32")
+
+
+@pytest.fixture
+def convert(source, tmp_path):
+    def run(name, **changes):
+        stage = Convert(name, tmp_path / f"{name}.onnx", images(64, 1), images(32, 2), real_images=False)
+        return run_stage(replace(stage, **changes), source)
+
+    return run
+
+
+def skip_unless_it_runs(name):
+    try:
+        precision.runs_on(PRECISIONS[name])
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_file_of_another_precision_is_the_model(convert, source, name):
+    skip_unless_it_runs(name)
+    made = convert(name)
+    assert [rung.verdict for rung in made.rungs] == ["pass"] * len(made.rungs)
+    model = onnx.load(made.artifact.path)
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"slimvit.model": "tiny", PRECISION: name}
+    assert made.graph.size_bytes < 0.7 * source.path.stat().st_size, "the patch embedding may stay in fp32"
+    with get_target(made.target).open(made.artifact.path, 1) as runner:
+        for batch in (1, 2, 5):
+            assert runner.infer({"image": images(batch, 3)})["logits"].shape == (batch, 10)
+    kinds = [linear.kind for linear in linears(model)]
+    assert len(kinds) == len(linears(onnx.load(source.path))) == 10, "two blocks of four, the low-rank pair, the head"
+    assert set(kinds[:-1]) == PRECISIONS[name].weight_types
+    if name in INT8:
+        assert kinds[-1] == TensorProto.FLOAT, "the head stays as it is"
+
+
+@pytest.mark.parametrize("name", ["fp16", *INT8])
+def test_a_second_time_gives_the_same_bytes(convert, tmp_path, name):
+    first = convert(name).artifact.path.read_bytes()
+    assert convert(name, path=tmp_path / "again" / "other.onnx").artifact.path.read_bytes() == first
+
+
+def test_only_linears_with_weights_are_quantised(convert):
+    census = convert("int8-qdq").graph
+    assert census.nodes_after["QuantizeLinear"] == 9
+    products = census.nodes_after["MatMul"] + census.nodes_after.get("Gemm", 0)
+    assert products == census.nodes_before["MatMul"] + census.nodes_before.get("Gemm", 0)
+    census = convert("int8-dynamic").graph
+    assert census.nodes_after["MatMulInteger"] == 9
+
+
+def test_smoothing_changes_no_function_and_evens_out_channels(source):
+    model = onnx.load(source.path)
+    names = [norm.output for norm in smooth.norms(model)]
+    assert len(names) == 4, "of five: the one before the head is read by a Gather"
+    largest = largest_channels(model, names, images(64, 1))
+    even = smooth.smoothed(model, smooth.smoothing(model, largest))
+    after = largest_channels(even, names, images(64, 1))
+    for name in names:
+        assert np.ptp(np.log(after[name])) < 0.7 * np.ptp(np.log(largest[name]))
+    error, _ = largest_error(linears(model), linears(even))
+    assert error > 1e3, "the weights are others"
+    assert len(even.graph.initializer) == len(model.graph.initializer)
+
+
+def test_a_norm_that_something_else_reads_is_left_alone(source):
+    model = onnx.load(source.path)
+    first = smooth.norms(model)[0]
+    model.graph.node.append(onnx.helper.make_node("Relu", [first.output], ["also"]))
+    assert first.output not in [norm.output for norm in smooth.norms(model)]
+    shared = onnx.load(source.path)
+    weights = [linear_nodes(shared)[index].input for index in (3, 7)]
+    weights[1][1] = weights[0][1]  # fc1 of both blocks
+    assert len(smooth.norms(shared)) == 2
+
+
+# Planted faults: (precision, what is done to the graph, words of the refusal).
+
+
+def stored(model, name):
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def scale(model, name, factor):
+    tensor = stored(model, name)
+    tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
+
+
+def weight_scale(made):
+    name = next(t.name for t in made.model.graph.initializer if t.name.endswith("_scale") and t.dims)
+    scale(made.model, name, 2)
+
+
+def activation_scale(made):
+    node = next(n for n in made.model.graph.node if n.op_type == "QuantizeLinear")
+    scale(made.model, node.input[1], 2)
+
+
+def read_with_another_scale(made):
+    node = next(n for n in made.model.graph.node if n.op_type == "QuantizeLinear")
+    reader = next(n for n in made.model.graph.node if node.output[0] in n.input)
+    made.model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other"))
+    reader.input[1] = "other"
+
+
+def dropped_bias(made):
+    names = {name for node in made.model.graph.node for name in node.input}
+    name = next(t.name for t in made.model.graph.initializer if "fc1.bias" in t.name and t.name in names)
+    tensor = stored(made.model, name)
+    tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), name))
+
+
+def swapped_heads(made):
+    tensor = next(t for t in made.model.graph.initializer if len(t.dims) == 2 and 192 in t.dims and min(t.dims) > 8)
+    values = numpy_helper.to_array(tensor)
+    axis = list(values.shape).index(192)
+    halves = np.split(values, [32, 64], axis=axis)
+    tensor.CopyFrom(numpy_helper.from_array(np.concatenate([halves[1], halves[0], halves[2]], axis), tensor.name))
+
+
+def other_activation(made):
+    for node in made.model.graph.node:
+        if node.op_type == "Gelu":
+            node.op_type = "Relu"
+            del node.attribute[:]
+
+
+def wrong_query_scale(made):
+    """The scale of attention forgotten in every block: no weight and no operator shows it."""
+    for node in made.model.graph.node:
+        if node.op_type == "Mul":
+            for name in node.input:
+                tensor = next((t for t in made.model.graph.initializer if t.name == name and not t.dims), None)
+                if tensor is not None and 0.1 < float(numpy_helper.to_array(tensor)) < 0.3:
+                    tensor.CopyFrom(numpy_helper.from_array(np.ones_like(numpy_helper.to_array(tensor)), name))
+
+
+def frozen_batch(made):
+    made.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def folded_pair(made):
+    """The low-rank pair multiplied back into one weight."""
+    graph = made.model.graph
+    for down, up in zip(linear_nodes(made.model), linear_nodes(made.model)[1:], strict=False):
+        if down.output[0] in up.input or any(
+            node.output[0] in up.input and down.output[0] in node.input for node in graph.node
+        ):
+            first, second = (stored(made.model, node.input[1]) for node in (down, up))
+            product = numpy_helper.to_array(first) @ numpy_helper.to_array(second)
+            first.CopyFrom(numpy_helper.from_array(product, first.name))
+            identity = np.eye(product.shape[1], dtype=product.dtype)
+            second.CopyFrom(numpy_helper.from_array(identity[None], second.name))
+            return
+    raise AssertionError("no pair")
+
+
+def one_linear_in_fp32(made):
+    node = linear_nodes(made.model)[2]
+    tensor = stored(made.model, node.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def forgotten_gamma(made):
+    """Weights were scaled up and the normalization before them not down."""
+    name = next(t.name for t in made.reference.graph.initializer if t.name.endswith("weight.smoothed"))
+    for model in (made.reference, made.model):
+        scale(model, name, 3)
+
+
+FAULTS = [
+    *((name, weight_scale, "weights must be the same") for name in INT8),
+    *((name, dropped_bias, "weights must be the same") for name in ("fp16", *INT8)),
+    *((name, swapped_heads, "weights must be the same") for name in ("fp16", *INT8)),
+    *((name, other_activation, r"lost the operators \{'Gelu': 2\}") for name in ("fp16", *INT8)),
+    *((name, frozen_batch, r"has the inputs .*\(1, 3, 32, 32\)") for name in ("fp16", *INT8)),
+    *((name, wrong_query_scale, r"The step from compressed\.fp32\.onnx to") for name in ("fp16", *INT8)),
+    ("fp16", folded_pair, "9 linears, the fp32 graph 10"),
+    ("fp16", one_linear_in_fp32, r"linears of other types: \{'FLOAT': 1\}"),
+    ("int8-qdq", activation_scale, "scales must be the same"),
+    ("int8-qdq", read_with_another_scale, "read with another"),
+    ("int8-qdq", forgotten_gamma, "to smoothed is the first that broke"),
+]
+
+
+@pytest.mark.parametrize(("name", "plant", "words"), FAULTS, ids=[f"{n}-{p.__name__}" for n, p, _ in FAULTS])
+def test_every_planted_fault_is_caught_by_its_rung(convert, monkeypatch, name, plant, words):
+    honest = PRECISIONS[name]
+
+    def faulty(model, calibration):
+        made = honest.convert(model, calibration)
+        plant(made)
+        return made
+
+    monkeypatch.setitem(PRECISIONS, name, replace(honest, convert=faulty))
+    monkeypatch.setattr(onnx.checker, "check_model", lambda *_, **__: None)  # some faults are invalid ONNX as well
+    with pytest.raises((ParityError, ArtifactError), match=words):
+        convert(name)
+
+
+def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="unknown precision 'int4'; known: fp16"):
+        convert("int4")
+    with pytest.raises(RecipeError, match="made from the fp32 file"):
+        run_stage(
+            Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False),
+            replace(source, precision="fp16"),
+        )
+    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt-rtx+graph",)))
+    if not torch.cuda.is_available():
+        with pytest.raises(TargetUnavailable, match="no NVIDIA driver"):
+            convert("fp16")
+
+
+def test_fp16_does_not_cut_off_what_it_cannot_hold(source, tmp_path):
+    model = onnx.load(source.path)
+    tensor = stored(model, linear_nodes(model)[0].input[1])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e7), tensor.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    stage = Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False)
+    with pytest.raises(ArtifactError, match="more than fp16 can: 65504; take bf16"):
+        run_stage(stage, OnnxArtifact(tmp_path / "large.onnx", "fp32"))

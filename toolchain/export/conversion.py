@@ -1,0 +1,23 @@
+"""What a converter gives: a graph of another precision, and what its weights and scales can be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A graph of another precision, and what it was made from.
+
+    Attributes:
+        model: the graph.
+        reference: the fp32 graph, equal as a function to the one given, whose weights were rounded.
+        ranges: quantised activation → max|x| over the calibration images, where scales are fixed.
+    """
+
+    model: onnx.ModelProto
+    reference: onnx.ModelProto
+    ranges: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,257 @@
+"""Precisions of a file: each a converter of the fp32 graph, what its logits may differ by, and where it can run.
+
+A new precision is one entry of `PRECISIONS`. Precision is in the graph and never in a builder's flag: what runs the file
+runs these types, or refuses it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from toolchain.artifact import OnnxArtifact
+from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.export.conversion import Conversion
+from toolchain.export.half import bf16, fp16
+from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
+from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
+from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq, session
+from toolchain.export.weights import LINEARS, activation_scales, largest_error, linears
+from toolchain.targets import get_target
+
+Array = NDArray[Any]
+Call = Callable[[Array], Array]
+INT8_MAX = 127
+CONVERTED = frozenset(
+    {
+        *LINEARS,
+        "Cast",
+        "Mul",
+        "Add",
+        "Transpose",
+        "Reshape",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+    }
+)
+SCALE_ERROR = 0.01
+"""What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
+PRECISION = "slimvit.precision"
+"""The key of a file's metadata that names its precision."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a file of one precision is made from the fp32 file.
+
+    Attributes:
+        name: in recipes and file names.
+        convert: (fp32 model with its weights, calibration images [N, C, H, W]) → the model and what it was made from.
+        tolerance: what the logits may differ by from those of the fp32 file.
+        weight_types: the types that weights of linears may have in the file, but for the last linear.
+        targets: what can run the file; the first that is there judges it.
+        calibrated: whether the images decide anything.
+    """
+
+    name: str
+    convert: Callable[[onnx.ModelProto, Array], Conversion]
+    tolerance: Tolerance
+    weight_types: frozenset[int]
+    targets: tuple[str, ...] = ("ort-cpu",)
+    calibrated: bool = False
+
+
+PRECISIONS: dict[str, Precision] = {
+    each.name: each
+    for each in (
+        Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16})),
+        Precision(
+            "bf16",
+            bf16,
+            Tolerance(None, 0.999, 0.97),
+            frozenset({TensorProto.BFLOAT16}),
+            targets=("openvino-cpu",),  # ONNX Runtime has no bf16 MatMul on a CPU
+        ),
+        Precision("int8-dynamic", int8_dynamic, Tolerance(None, 0.95, 0.97), frozenset({TensorProto.INT8})),
+        Precision("int8-qdq", int8_qdq, Tolerance(None, 0.95, 0.97), frozenset({TensorProto.INT8}), calibrated=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file of another precision, what is in it, how it compares with the fp32 file, and on which target."""
+
+    artifact: OnnxArtifact
+    graph: GraphFacts
+    rungs: tuple[Rung, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class Convert:
+    """fp32 OnnxArtifact → OnnxArtifact of another precision, read back from disk, run and compared.
+
+    Attributes:
+        precision: a name of `PRECISIONS`.
+        path: the file to write.
+        calibration: preprocessed images [N, C, H, W] that activations are observed on.
+        images: at least 3 preprocessed images, others than those, that the files are compared on.
+        real_images: whether they are real.
+    """
+
+    precision: str
+    path: Path
+    calibration: Array
+    images: Array
+    real_images: bool
+    name: str = "convert"
+
+    def requires(self, given: OnnxArtifact) -> None:
+        """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if given.precision != "fp32":
+            raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
+        runs_on(PRECISIONS[self.precision])
+
+    def __call__(self, given: OnnxArtifact) -> Converted:
+        """The converted file."""
+        wanted = PRECISIONS[self.precision]
+        dense = onnx.load(given.path)
+        made = wanted.convert(dense, self.calibration)
+        kept = {entry.key: entry.value for entry in dense.metadata_props}
+        strip(made.model)
+        for key, value in sorted({**kept, PRECISION: self.precision}.items()):
+            made.model.metadata_props.add(key=key, value=value)
+        files = write_onnx(made.model, self.path)
+        model = onnx.load(self.path)  # from here on, what is shipped
+        require_precision(model, dense, wanted)
+        target = runs_on(wanted)
+        graph = GraphFacts(
+            files=files,
+            size_bytes=sum(file.stat().st_size for file in files),
+            opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
+            nodes_before=census(dense),
+            nodes_after=census(model),
+            simplified=False,
+        )
+        rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
+        if made.ranges:
+            rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
+        with get_target("ort-cpu").open(given.path, 1) as runner:
+            expected = in_steps(lambda images: runner.infer({INPUT: images})[OUTPUT])
+            if made.reference is not dense:
+                rungs.insert(0, self._smoothed(given, expected, made.reference))
+            with get_target(target).open(self.path, 1) as other:
+                got = in_steps(lambda images: other.infer({INPUT: images})[OUTPUT])
+                rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance))
+        return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
+
+    def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto) -> Rung:
+        """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
+        with session(reference) as run:
+            got = in_steps(lambda images: run([OUTPUT], {INPUT: images})[OUTPUT])
+            return self._rung(given.path.name, expected, "smoothed", got, TOLERANCES["fp32"])
+
+    def _rung(self, from_: str, expected: Call, to: str, got: Call, tolerance: Tolerance) -> Rung:
+        batches = sorted({*BATCHES, len(self.images)})
+        return compare(
+            from_, to, expected, got, self.images, tolerance=tolerance, real_images=self.real_images, batches=batches
+        )
+
+    def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
+        """Raises ParityError if the file is not the model."""
+        require(made.rungs)
+
+
+def runs_on(precision: Precision) -> str:
+    """The first target here that can run files of a precision; raises TargetUnavailable if there is none."""
+    reasons = []
+    for name in precision.targets:
+        try:
+            get_target(name).probe()
+        except TargetUnavailable as error:
+            reasons.append(str(error))
+        else:
+            return name
+    raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
+
+
+def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
+    """Whether every linear's weights are those of the fp32 graph, to the rounding of their type.
+
+    `max_abs` is the largest |ΔW| in units of what rounding allows.
+    """
+    error, where = largest_error(linears(expected), linears(got))
+    reason = "" if error <= 1 else f"a weight of {where} is {error:.3g} times as far off as its type rounds"
+    return Rung("fp32 weights", name, error, None, None, tolerance, "fail" if reason else "pass", reason)
+
+
+def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
+    """Whether every quantised activation has the scale that its observed range asks for.
+
+    `max_abs` is the largest |scale · 127 / max|x| − 1|.
+    """
+    scales = activation_scales(model)
+    errors = {what: abs(scales.get(what, 0.0) * INT8_MAX / most - 1) for what, most in ranges.items() if most > 0}
+    where = max(errors, key=lambda what: errors[what])
+    reason = (
+        "" if errors[where] <= SCALE_ERROR else f"the scale of {where} is {errors[where]:.3g} off what was observed"
+    )
+    return Rung("observed ranges", name, errors[where], None, None, tolerance, "fail" if reason else "pass", reason)
+
+
+def in_steps(call: Call) -> Call:
+    """The same function, many images a few at a time; up to `STEP` of them are one call."""
+
+    def run(images: Array) -> Array:
+        parts = [call(images[start : start + STEP]) for start in range(0, len(images), STEP)]
+        joined: Array = np.concatenate(parts)
+        return joined
+
+    return run
+
+
+def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision) -> None:
+    """Nothing, if a graph has the precision that was asked for, and is otherwise used like the fp32 graph.
+
+    Raises:
+        ArtifactError: a linear kept another type, linears were lost, or inputs and outputs are others.
+    """
+    for side in ("input", "output"):
+        now, before = ([_signature(v) for v in getattr(each.graph, side)] for each in (model, dense))
+        if now != before:
+            raise ArtifactError(f"the {wanted.name} graph has the {side}s {now}, the fp32 graph {before}")
+    if BATCH not in _signature(model.graph.input[0])[1]:
+        raise ArtifactError(f"the {wanted.name} graph has a fixed batch")
+    if _operators(model) != _operators(dense):
+        lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
+        raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
+    kept = linears(dense)
+    found = Counter(each.kind for each in linears(model))
+    if sum(found.values()) != len(kept):
+        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {len(kept)}")
+    others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
+    allowed = 1 if TensorProto.INT8 in wanted.weight_types else 0  # the last linear stays as it is
+    if sum(others.values()) > allowed:
+        raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
+
+
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    """Operator → number of nodes, without linears and what a conversion puts around them."""
+    return Counter({kind: count for kind, count in census(model).items() if kind not in CONVERTED})
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, tuple[Any, ...], int]:
+    kind = value.type.tensor_type
+    return value.name, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim), kind.elem_type

@@ -1,0 +1,184 @@
+"""An fp32 ONNX graph → int8 linears, by ONNX Runtime's own quantisers: with scales measured per call, or fixed before.
+
+Only linears with constant weights are quantised, and not the last one, which gives the logits. Weights are symmetric with
+one scale per output channel; LayerNorm, softmax, the products of attention, residual additions and the patch embedding
+stay in fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from toolchain.errors import ArtifactError
+from toolchain.export.conversion import Conversion
+from toolchain.export.onnx_graph import INPUT, OUTPUT, linear_nodes
+from toolchain.export.smooth import norms, smoothed, smoothing
+
+Array = NDArray[Any]
+LINEARS = ["MatMul", "Gemm"]
+STEP = 32
+"""Images of one call while activations are observed."""
+
+
+def int8_dynamic(model: onnx.ModelProto, images: Array) -> Conversion:  # noqa: ARG001 - all converters take images
+    """Activations are quantised in each call by their own range: unsigned, one scale per tensor."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    def work(source: Path, made: Path) -> None:
+        quantize_dynamic(
+            source,
+            made,
+            op_types_to_quantize=LINEARS,
+            nodes_to_exclude=_last_linear(model),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+    return Conversion(_through_files(model, work), model)
+
+
+def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
+    """Activations are quantised with scales from calibration images, after SmoothQuant; Q/DQ pairs before each linear.
+
+    Activations are symmetric and signed, as TensorRT wants them.
+
+    Args:
+        model: fp32.
+        images: calibration images [N, C, H, W], preprocessed.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._steps = steps(images)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self._steps, None)
+
+    inner = [node for node in linear_nodes(model) if node.name not in _last_linear(model)]
+    names = {*(norm.output for norm in norms(model)), *(node.input[0] for node in inner)}
+    largest = largest_channels(model, sorted(names), images)
+    scales = smoothing(model, largest)
+    even = smoothed(model, scales)
+    ranges = {node.input[0]: float(largest[node.input[0]].max()) for node in inner}
+    for norm in norms(model):
+        for node, _ in norm.readers:
+            ranges[node.input[0]] = float((largest[norm.output] / scales[norm.output]).max())
+
+    def work(source: Path, made: Path) -> None:
+        quantize_static(
+            source,
+            made,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=LINEARS,
+            nodes_to_quantize=[node.name for node in inner],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                # What follows a linear wants floats: rounding its output costs accuracy, and time in ONNX Runtime.
+                "OpTypesToExcludeOutputQuantization": LINEARS,
+            },
+        )
+
+    return Conversion(_through_files(even, work), even, ranges)
+
+
+def steps(images: Array) -> Iterator[dict[str, Array]]:
+    """The images as inputs of a few at a time."""
+    for start in range(0, len(images), STEP):
+        yield {INPUT: images[start : start + STEP]}
+
+
+def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array) -> dict[str, Array]:
+    """Value → max|x| of each of its channels (its last axis) over images.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot run the graph.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    found: dict[str, Array] = {}
+    if not names:
+        return found
+    with session(watched) as run:
+        for feeds in steps(images):
+            for name, values in run(names, feeds).items():
+                largest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+                found[name] = np.maximum(found[name], largest) if name in found else largest
+    return found
+
+
+@contextmanager
+def session(model: onnx.ModelProto) -> Iterator[Callable[[Sequence[str], Mapping[str, Array]], dict[str, Array]]]:
+    """(names of outputs, inputs) → outputs of a graph on the CPU, in a block."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="slimvit-quantise-") as folder:
+        path = Path(folder, "model.onnx")
+        _save(model, path)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ArtifactError(f"ONNX Runtime cannot load the graph to be quantised: {error}") from error
+        yield lambda names, feeds: dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+
+def _last_linear(model: onnx.ModelProto) -> list[str]:
+    """Names of the linear that the logits come from: its own, and what the dynamic quantiser renames a Gemm to."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    linears = {node.name for node in linear_nodes(model)}
+    node = producers[OUTPUT]
+    while node.name not in linears:
+        if not node.input or node.input[0] not in producers:
+            return []
+        node = producers[node.input[0]]
+    return [node.name, f"{node.name}_MatMul"]
+
+
+def _through_files(model: onnx.ModelProto, work: Callable[[Path, Path], None]) -> onnx.ModelProto:
+    """What `work` makes of a graph, file to file, as the quantisers want it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    logger = logging.getLogger()
+    before, level = logger.level, logging.ERROR  # the quantisers recommend steps on the root logger that harm a ViT
+    with tempfile.TemporaryDirectory(prefix="slimvit-quantise-") as folder:
+        source, made = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
+        _save(model, source)
+        try:
+            logger.setLevel(level)
+            work(source, made)
+        except Exception as error:
+            raise ArtifactError(f"ONNX Runtime cannot quantise the graph: {type(error).__name__}: {error}") from error
+        finally:
+            logger.setLevel(before)
+        return onnx.load(made)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1_800_000_000, location=f"{path.name}.data")
