@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from toolchain import pipeline
+from toolchain import pipeline, shipping
 from toolchain.artifact import read_json
 from toolchain.bench import latency
 from toolchain.bench.compare import compare
@@ -103,7 +103,7 @@ def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, c
 
 
 def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch):
-    recipe, calls, verdict, facts = Recipe.from_dict(TIMED), [], ["inconclusive"], pipeline.cell_facts
+    recipe, calls, verdict, facts = Recipe.from_dict(TIMED), [], ["inconclusive"], shipping.cell_facts
     found = []
 
     def measure(*pair, **options):
@@ -112,8 +112,8 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
             found.append(compare(*pair, **options, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01))
         return found[0]
 
-    monkeypatch.setattr(pipeline, "bench_compare", measure)
-    monkeypatch.setattr(pipeline, "cell_facts", lambda *given: {**facts(*given), "verdict": verdict[0]})
+    monkeypatch.setattr(shipping, "bench_compare", measure)
+    monkeypatch.setattr(shipping, "cell_facts", lambda *given: {**facts(*given), "verdict": verdict[0]})
 
     def measured():
         before = len(calls)
@@ -126,7 +126,7 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     verdict[0] = "pass"
     assert measured() == 1
     assert measured() == 0
-    monkeypatch.setattr(pipeline, "conditions_of", lambda *_: ["another runtime or machine"])
+    monkeypatch.setattr(shipping, "conditions_of", lambda *_: ["another runtime or machine"])
     assert measured() == 1
     assert set(calls) == {"pass"}
     assert (tmp_path / "run" / "bench" / "ort-cpu.fp32.b1.t1.json").is_file()
@@ -138,7 +138,7 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
-    monkeypatch.setattr(pipeline, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
+    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
     report = pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}}), tmp_path / "run")
     (row,) = report["bench"]
     assert (row["target"], row["environment"]["affinity"]) == ("pinned", [0])

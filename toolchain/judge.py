@@ -36,9 +36,9 @@ class Judge:
         size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
         return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
 
-    def graph(self, path: Path) -> dict[str, Any]:
-        """Accuracy of an ONNX file on the test split."""
-        with opened("ort-cpu", path, threads=torch.get_num_threads()) as logits:
+    def graph(self, path: Path, target: str = "ort-cpu") -> dict[str, Any]:
+        """Accuracy of an ONNX file on the test split, run by a target on this machine."""
+        with opened(target, path, threads=torch.get_num_threads()) as logits:
             return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
 
     def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -51,6 +51,11 @@ class Judge:
         """The first validation images, as many as parity needs."""
         images = self.source.split("validation")
         return stack_images([images[index % len(images)][0] for index in range(count)])
+
+    def calibration(self) -> Array:
+        """All calibration images."""
+        images = self.source.split("calibration")
+        return stack_images([images[index][0] for index in range(len(images))])
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         """The rung of two forms that are both PyTorch modules."""

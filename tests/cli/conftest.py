@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolchain import pipeline
+from toolchain import pipeline, shipping
 from toolchain.bench.compare import compare
 from toolchain.cli.main import main
 
@@ -114,7 +114,7 @@ def finished(one_thread: None, short_bench: Callable[..., Any], tmp_path_factory
     path.write_text(RECIPE + '\n[bench]\ntargets = ["ort-cpu"]\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        patch.setattr(pipeline, "bench_compare", short_bench)
+        patch.setattr(shipping, "bench_compare", short_bench)
         report = pipeline.run(path, root / "run")
     return Finished(path, root / "run", report)
 

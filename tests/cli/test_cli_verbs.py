@@ -14,7 +14,7 @@ import onnx as onnxlib
 import pytest
 import torch
 
-from toolchain import pipeline
+from toolchain import shipping
 from toolchain.bench import latency, references
 from toolchain.bench.calibrate import calibrate
 from toolchain.bench.floor import measure_floor
@@ -36,7 +36,7 @@ VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "
 @pytest.fixture(autouse=True)
 def any_verdict_settles(monkeypatch):
     """The short bench of these tests decides nothing; measuring again is tested with the pipeline."""
-    monkeypatch.setattr(pipeline, "conclusive", lambda facts: True)
+    monkeypatch.setattr(shipping, "conclusive", lambda facts: True)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ runs these types, or refuses it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Precision:
         convert: (fp32 model with its weights, calibration images [N, C, H, W]) → the model and what it was made from.
         tolerance: what the logits may differ by from those of the fp32 file.
         weight_types: the types that weights of linears may have in the file, but for the last linear.
-        targets: what can run the file; the first that is there judges it.
+        targets: what can run the file; the first that is there judges it, and all are timed if a recipe names them.
         calibrated: whether the images decide anything.
     """
 
@@ -66,7 +66,7 @@ class Precision:
     convert: Callable[[onnx.ModelProto, Array], Conversion]
     tolerance: Tolerance
     weight_types: frozenset[int]
-    targets: tuple[str, ...] = ("ort-cpu",)
+    targets: tuple[str, ...] = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "ort-cuda", "trt", "trt-rtx")
     calibrated: bool = False
 
 
@@ -79,12 +79,33 @@ PRECISIONS: dict[str, Precision] = {
             bf16,
             Tolerance(None, 0.999, 0.97),
             frozenset({TensorProto.BFLOAT16}),
-            targets=("openvino-cpu",),  # ONNX Runtime has no bf16 MatMul on a CPU
+            targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
         ),
-        Precision("int8-dynamic", int8_dynamic, Tolerance(None, 0.95, 0.97), frozenset({TensorProto.INT8})),
+        Precision(
+            "int8-dynamic",
+            int8_dynamic,
+            Tolerance(None, 0.95, 0.97),
+            frozenset({TensorProto.INT8}),
+            targets=("ort-cpu", "openvino-cpu"),
+        ),
         Precision("int8-qdq", int8_qdq, Tolerance(None, 0.95, 0.97), frozenset({TensorProto.INT8}), calibrated=True),
     )
 }
+
+
+FP32 = "fp32"
+EITHER = "int8"
+"""In a recipe: both kinds of int8, of which one that is not the same model is left out."""
+EITHER_OF = ("int8-dynamic", "int8-qdq")
+
+
+def expanded(asked: Sequence[str]) -> dict[str, bool]:
+    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks."""
+    found: dict[str, bool] = {}
+    for name in asked:
+        for each in EITHER_OF if name == EITHER else (name,):
+            found[each] = found.get(each, False) or name != EITHER
+    return found
 
 
 @dataclass(frozen=True)

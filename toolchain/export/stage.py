@@ -17,6 +17,7 @@ from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import GraphFacts, export_onnx, read_onnx
 from toolchain.export.parity import TOLERANCES, Rung, compare, require
+from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
 from toolchain.recipe import ExportSection
 from toolchain.targets import get_target
 
@@ -128,10 +129,10 @@ def read_preprocess(path: Path) -> Preprocess:
 
 
 def check_section(section: ExportSection) -> None:
-    """Raises RecipeError for settings that this version does not have."""
-    later = [precision for precision in section.precisions if precision != "fp32"]
-    if later:
-        raise RecipeError(f"export.precisions {later} are not in this version; it has fp32")
+    """Raises RecipeError for settings that this version does not have, TargetUnavailable where nothing runs a precision."""
+    for name in expanded(section.precisions):
+        if name != FP32:
+            runs_on(PRECISIONS[name])
     if section.preprocess:
         raise RecipeError("export.preprocess = true is not in this version; preprocessing is in the file's metadata")
 

@@ -1,0 +1,175 @@
+"""From the deploy model to what ships: ONNX files in every precision, engines, and how fast they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel, run_stage, sha256
+from toolchain.bench.cell import cell_facts, conclusive, conditions_of, runtime
+from toolchain.bench.compare import compare as bench_compare
+from toolchain.bench.device import Device, Devices
+from toolchain.bench.samples import Parity
+from toolchain.cache import files_below
+from toolchain.errors import ParityError
+from toolchain.export.engine import BuildEngine
+from toolchain.export.parity import BATCHES, require
+from toolchain.export.precision import FP32, PRECISIONS, Convert, expanded
+from toolchain.export.stage import Export, graph_dict
+from toolchain.job import tool
+from toolchain.steps import MODEL_FILES, Found, Steps, open_as
+
+COMPARED = 256
+"""Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
+GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+
+
+def ship(steps: Steps) -> None:
+    """Everything that is made from `dense/` and `deploy/`; the facts are in the steps afterwards."""
+    recipe = steps.job.recipe
+    export(steps, "dense")
+    export(steps, "compressed")
+    wanted = expanded(recipe.export.precisions)
+    made = [FP32, *(name for name in wanted if name != FP32 and convert(steps, name, wanted[name]))]
+    if recipe.engine is not None:
+        for target in recipe.engine.targets:
+            engine(steps, target)
+    if recipe.bench is not None:
+        with Devices() as devices:
+            for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
+                device = devices.get(target)
+                for precision in made:
+                    if precision in wanted and runs(device, precision):
+                        cell(steps, device, batch, threads, precision)
+
+
+def export(steps: Steps, which: str) -> None:
+    """`onnx/<which>.fp32.onnx`, read back and compared with the model that it came from."""
+    root, recipe, source = steps.root, steps.job.recipe, steps.job.source
+    folder = root / ("dense" if which == "dense" else "deploy")
+    path = onnx_path(root, FP32, which)
+    inputs = [
+        [sha256(folder / file) for file in MODEL_FILES],
+        recipe.export.model_dump(mode="json", include={"opset", "simplify", "preprocess"}),
+        source.digest,
+        [version(name) for name in GRAPH_TOOLS],
+    ]
+
+    def work(_: str) -> Found:
+        model = open_as(folder, TimmModel) if which == "dense" else open_as(folder, DeployModel)
+        stage = Export(recipe.export, path, steps.judge.images(), not source.synthetic, tool())
+        made = run_stage(stage, model)
+        facts = {"parity": [made.rung.to_dict()], "graph": graph_dict(made.graph), "bytes": made.graph.size_bytes}
+        return made.graph.files, {**facts, **steps.judge.graph(path)}
+
+    steps.step(f"onnx-{which}", inputs, work)
+
+
+def convert(steps: Steps, name: str, required: bool) -> bool:
+    """`onnx/compressed.<precision>.onnx`, held against the fp32 file; whether it is the same model.
+
+    Raises:
+        ParityError: it is not, and it was asked for by its own name.
+    """
+    root, source = steps.root, steps.job.source
+    before, path = onnx_path(root, FP32), onnx_path(root, name)
+    inputs = [sha256(before), name, source.digest, [version(tool) for tool in GRAPH_TOOLS], required]
+
+    def work(_: str) -> Found:
+        judge = steps.judge
+        calibration = judge.calibration() if PRECISIONS[name].calibrated else judge.images()
+        images = judge.images(max(BATCHES) if source.synthetic else COMPARED)
+        stage = Convert(name, path, calibration, images, real_images=not source.synthetic)
+        given = OnnxArtifact(before, FP32, steps.job.dense.preprocess)
+        stage.requires(given)
+        made = stage(given)
+        try:
+            stage.ensures(given, made)
+        except ParityError as error:
+            for file in made.graph.files:
+                file.unlink()
+            if required:
+                raise
+            return [], {"precision": name, "refused": str(error), "refused_parity": [r.to_dict() for r in made.rungs]}
+        facts = {
+            "precision": name,
+            "refused": None,
+            "judged_on": made.target,
+            "parity": [rung.to_dict() for rung in made.rungs],
+            "graph": graph_dict(made.graph),
+            "bytes": made.graph.size_bytes,
+        }
+        return made.graph.files, {**facts, **judge.graph(path, made.target)}
+
+    return steps.step(f"onnx-{name}", inputs, work).facts["refused"] is None
+
+
+def engine(steps: Steps, target: str) -> None:
+    """`engines/<target>/`: the engine of the fp32 file, compared with it where it can be loaded."""
+    root, section = steps.root, steps.job.recipe.engine
+    assert section is not None
+    path, folder = onnx_path(root, FP32), root / "engines" / target
+
+    def work(_: str) -> Found:
+        stage = BuildEngine(section, target, folder)
+        made = run_stage(stage, OnnxArtifact(path, FP32, steps.job.dense.preprocess))
+        rung = steps.judge.engine(path, made, section.batch)
+        if rung.verdict != "not_run":
+            require([rung])
+        return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
+
+    steps.step(f"engine-{target}", [sha256(path), section.model_dump(mode="json"), runtime(target)], work)
+
+
+def runs(device: Device, precision: str) -> bool:
+    """Whether a precision is timed on a device: fp32 everywhere, others where their files can be loaded."""
+    return precision == FP32 or device.runtime.partition("+")[0] in PRECISIONS[precision].targets
+
+
+def cell(steps: Steps, device: Device, batch: int, threads: int, precision: str) -> None:
+    """`bench/<target>.<precision>.b<batch>.t<threads>.json`: the compressed file against the dense fp32 one."""
+    root, target = steps.root, device.name
+    pair = (
+        [root / "dense", root / "deploy"]
+        if device.runtime == "eager"
+        else [onnx_path(root, FP32, "dense"), onnx_path(root, precision)]
+    )
+    parity = _parity(steps, precision)
+
+    def work(_: str) -> Found:
+        found = bench_compare(
+            pair[0],
+            pair[1],
+            target=device.runtime,
+            batch=batch,
+            threads=threads,
+            affinity=device.affinity,
+            transport=device.transport,
+            parity=parity,
+            on_progress=lambda text, share: steps.listener.progress(share, text),
+        )
+        path = root / "bench" / f"{target}.{precision}.b{batch}.t{threads}.json"
+        found.save(path)
+        return [path], {"precision": precision, **cell_facts(target, found)}
+
+    digests = [sha256(file) for artifact in pair for file in files_below(artifact)]
+    inputs = [digests, target, batch, threads, parity, conditions_of(target, threads)]
+    suffix = "" if precision == FP32 else f".{precision}"
+    steps.step(f"bench-{target}.b{batch}.t{threads}{suffix}", inputs, work, settled=conclusive)
+
+
+def onnx_path(root: Path, precision: str, which: str = "compressed") -> Path:
+    """Where the ONNX file of one precision lies in a run's folder."""
+    return root / "onnx" / f"{which}.{precision}.onnx"
+
+
+def _parity(steps: Steps, precision: str) -> Parity:
+    """What the rungs up to the file that is timed prove; engines and files of other precisions are not on its way."""
+    others = {f"onnx-{name}" for name in PRECISIONS if name != precision}
+    way = [done for name, done in steps.stages.items() if name not in others and not name.startswith("engine-")]
+    rungs: Iterable[dict[str, Any]] = [rung for done in way for rung in done.facts.get("parity", [])]
+    verdicts = {rung["verdict"] for rung in rungs}
+    return "pass" if verdicts == {"pass"} else "not claimed"
