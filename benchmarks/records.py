@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from toolchain.training.evaluate import Accuracy
 
 SCHEMA = "slimvit.benchmarks.cell/1"
 Record = dict[str, Any]
+DECIDE = ("model", "data", "train", "compress", "budget", "finetune")
+"""The sections of a recipe that a cell depends on; what is made of the model afterwards is not measured."""
 
 
 def versions() -> dict[str, str]:
@@ -38,7 +42,9 @@ def cell_key(recipe: Recipe, peer: Mapping[str, Any], weights_sha256: str, extra
         weights_sha256: of the reference.
         extra: versions that matter to this cell besides `versions()`.
     """
-    return digest_of("benchmark cell", recipe.digest, dict(peer), weights_sha256, {**versions(), **extra})
+    raw = described(recipe)
+    decides = {section: raw[section] for section in DECIDE}
+    return digest_of("benchmark cell", decides, dict(peer), weights_sha256, {**versions(), **extra})
 
 
 def described(recipe: Recipe) -> dict[str, Any]:
@@ -114,9 +120,37 @@ class Results:
         return record
 
 
-def best_try(tries: Sequence[Record]) -> Record:
+@dataclass(frozen=True)
+class Try:
+    """What one value of a sweep came to on validation, over all seeds that it was tried on."""
+
+    tried: dict[str, Any]
+    wrong: int
+    total: int
+    kl: float
+    seeds: int
+
+
+def tries_of(records: Sequence[Record]) -> list[Try]:
+    """The tries of a sweep, in the order of their first records; errors are summed over seeds, the divergence averaged."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(record["tried"], sort_keys=True), []).append(record)
+    return [
+        Try(
+            tried=group[0]["tried"],
+            wrong=sum(record["validation"]["wrong"] for record in group),
+            total=sum(record["validation"]["total"] for record in group),
+            kl=float(np.mean([record["validation"]["kl"] for record in group])),
+            seeds=len(group),
+        )
+        for group in groups.values()
+    ]
+
+
+def best_try(records: Sequence[Record]) -> Try:
     """The try with the fewest errors on validation, then the least divergence from the dense model there.
 
     The test split is not looked at.
     """
-    return min(tries, key=lambda record: (record["validation"]["wrong"], record["validation"]["kl"]))
+    return min(tries_of(records), key=lambda found: (found.wrong, found.kl))

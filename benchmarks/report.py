@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import plots
-from records import Record, Results, best_try
+from records import Record, Results, best_try, tries_of
 from rows import Table
 from stats import Estimate, mean_sd
 from suite import Suite
@@ -96,22 +96,23 @@ def sweep_tables(table: Table) -> str:
     """Every try of every sweep, and which was taken."""
     parts = []
     for name in table.suite.sweeps:
-        tries = [record for record in table.records if record["sweep"] == name]
-        if not tries:
+        records = [record for record in table.records if record["sweep"] == name]
+        if not records:
             continue
-        complete = len(tries) == len(table.suite.sweeps[name])
-        best = best_try(tries)["cell"] if complete else ""
-        keys = list(dict.fromkeys(key for record in tries for key in record["tried"]))
+        complete = len(records) == len(table.suite.sweeps[name])
+        best = best_try(records) if complete else None
+        keys = list(dict.fromkeys(key for record in records for key in record["tried"]))
         body = [
             [
-                *(str(record["tried"].get(key, "")) for key in keys),
-                f"{record['validation']['wrong']} of {record['validation']['total']}",
-                f"{record['validation']['kl']:.4f}",
-                "taken" if record["cell"] == best else "",
+                *(str(found.tried.get(key, "")) for key in keys),
+                str(found.seeds),
+                f"{found.wrong} of {found.total}",
+                f"{found.kl:.4f}",
+                "taken" if found == best else "",
             ]
-            for record in tries
+            for found in tries_of(records)
         ]
-        head = [*(f"`{key}`" for key in keys), "Wrong on validation", "KL to dense on validation", ""]
+        head = [*(f"`{key}`" for key in keys), "Seeds", "Wrong on validation", "KL to dense on validation", ""]
         parts.append(f"### {name}{'' if complete else ' (not complete)'}\n\n{markdown(head, body)}")
     return "\n\n".join(parts)
 

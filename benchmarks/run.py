@@ -75,7 +75,7 @@ class Runner:
             tries = [self.record(each) for each in self.suite.sweeps[sweep]]
             if None in tries:
                 raise NotReady(f"{cell.name} waits for the sweep {sweep!r}")
-            values |= best_try([record for record in tries if record is not None])["tried"]
+            values |= best_try([record for record in tries if record is not None]).tried
         return values
 
     def record(self, cell: Cell) -> Record | None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from onnx import numpy_helper
 
 from toolchain import pipeline, shipping
 from toolchain.artifact import read_json
@@ -14,7 +15,8 @@ from toolchain.bench.compare import compare
 from toolchain.bench.latency import Timing
 from toolchain.bench.protocol import Comparison
 from toolchain.cost import LatencyTable, Widths, trace
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import ParityError, TargetUnavailable
+from toolchain.export.precision import PRECISIONS
 from toolchain.job import preview
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
@@ -149,6 +151,63 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
     limited = {**TIMED, "budget": {"latency": {"pinned": "50%"}}}
     with pytest.raises(TargetUnavailable, match=r"budget\.latency takes built-in targets"):
         pipeline.run(Recipe.from_dict(limited), tmp_path / "other")
+
+
+PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8"]}}
+
+
+def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypatch):
+    short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
+    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
+    monkeypatch.setattr(shipping, "conclusive", lambda facts: True)
+    report = pipeline.run(Recipe.from_dict(PRECISE), tmp_path / "run")
+    made = ["fp32", "fp16", "int8-dynamic", "int8-qdq"]
+    rows = {row["precision"]: row for row in report["artifacts"] if row["model"] == "compressed"}
+    assert list(rows) == made
+    for row in rows.values():
+        path = tmp_path / "run" / row["path"]
+        assert row["bytes"] == path.stat().st_size > row["download_bytes"] > 0
+    assert {row["from"] for row in report["parity"]} >= {"compressed.fp32.onnx", "fp32 weights", "observed ranges"}
+    assert {row["verdict"] for row in report["parity"]} == {"pass"}
+    assert [row["precision"] for row in report["bench"]] == made
+    assert {Comparison.load(path).parity for path in (tmp_path / "run" / "bench").iterdir()} == {"pass"}
+    small = min(rows.values(), key=lambda row: row["bytes"])
+    assert report["suggestion"]["smallest"] == small["path"]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert f"Smallest file (at most 0.50 % of the images lost): {small['path']}." in text
+    assert "Where the bytes are" in text
+
+    # Another run does only what is new.
+    fewer = {**PRECISE, "export": {"precisions": ["fp16"]}}
+    again = pipeline.run(Recipe.from_dict(fewer), tmp_path / "run")
+    assert [row["precision"] for row in again["bench"]] == ["fp16"]
+    assert sorted(path.name for path in (tmp_path / "run" / "onnx").iterdir()) == [
+        "compressed.fp16.onnx",
+        "compressed.fp32.onnx",
+        "dense.fp32.onnx",
+    ]
+
+
+def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, monkeypatch):
+    honest = PRECISIONS["int8-qdq"]
+
+    def broken(model, images):
+        made = honest.convert(model, images)
+        scale = next(t for t in made.model.graph.initializer if t.name.endswith("_scale") and t.dims)
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+        return made
+
+    monkeypatch.setitem(PRECISIONS, "int8-qdq", replace(honest, convert=broken))
+    recipe = {name: part for name, part in PRECISE.items() if name != "bench"}
+    report = pipeline.run(Recipe.from_dict(recipe), tmp_path / "run")
+    (row,) = [row for row in report["artifacts"] if row["refused"]]
+    assert (row["precision"], row["bytes"]) == ("int8-qdq", None)
+    assert "weights" in row["refused"]
+    assert not (tmp_path / "run" / row["path"]).exists()
+    assert {rung["verdict"] for rung in report["parity"]} == {"pass"}, "of what ships"
+    recipe["export"] = {"precisions": ["int8-qdq"]}
+    with pytest.raises(ParityError, match="weights must be the same"):
+        pipeline.run(Recipe.from_dict(recipe), tmp_path / "run")
 
 
 # A latency budget

@@ -151,12 +151,13 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
 
 
 class ExportSection(Section):
-    """[export]: the ONNX files."""
+    """[export]: the ONNX files; within `accuracy_loss`, a share of the images, the report suggests one of them."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(_tuple)] = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
+    accuracy_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
 
 
 class EngineSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import product
@@ -12,7 +13,9 @@ from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel, run_stage, 
 from toolchain.bench.cell import cell_facts, conclusive, conditions_of, runtime
 from toolchain.bench.compare import compare as bench_compare
 from toolchain.bench.device import Device, Devices
+from toolchain.bench.gate.why import artifact_parts
 from toolchain.bench.samples import Parity
+from toolchain.bench.size import download_bytes
 from toolchain.cache import files_below
 from toolchain.errors import ParityError
 from toolchain.export.engine import BuildEngine
@@ -63,7 +66,7 @@ def export(steps: Steps, which: str) -> None:
         stage = Export(recipe.export, path, steps.judge.images(), not source.synthetic, tool())
         made = run_stage(stage, model)
         facts = {"parity": [made.rung.to_dict()], "graph": graph_dict(made.graph), "bytes": made.graph.size_bytes}
-        return made.graph.files, {**facts, **steps.judge.graph(path)}
+        return made.graph.files, {**facts, **sizes(path), **steps.judge.graph(path)}
 
     steps.step(f"onnx-{which}", inputs, work)
 
@@ -102,9 +105,17 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
             "graph": graph_dict(made.graph),
             "bytes": made.graph.size_bytes,
         }
-        return made.graph.files, {**facts, **judge.graph(path, made.target)}
+        return made.graph.files, {**facts, **sizes(path), **judge.graph(path, made.target)}
 
     return steps.step(f"onnx-{name}", inputs, work).facts["refused"] is None
+
+
+def sizes(path: Path) -> dict[str, Any]:
+    """What a file weighs when it is sent, and where its bytes are, by layer."""
+    layers: Counter[str] = Counter()
+    for (layer, _), count in artifact_parts(path).items():
+        layers[layer] += count
+    return {"download_bytes": download_bytes(path), "layers": dict(layers)}
 
 
 def engine(steps: Steps, target: str) -> None:

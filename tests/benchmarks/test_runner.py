@@ -80,13 +80,19 @@ def test_the_sweeps_best_try_is_taken_from_the_records(measured):
     assert recovered["same_as"] == f"tiny/{best['cell']}"  # and was not measured twice
 
 
+def tried(lr, wrong, kl, test):
+    return {"tried": {"lr": lr}, "validation": {"wrong": wrong, "total": 9, "kl": kl}, "test": {"wrong": test}}
+
+
 def test_a_sweep_does_not_look_at_the_test_split():
-    tries = [
-        {"cell": "a", "validation": {"wrong": 5, "kl": 0.2}, "test": {"wrong": 1}},
-        {"cell": "b", "validation": {"wrong": 4, "kl": 0.3}, "test": {"wrong": 9}},
-        {"cell": "c", "validation": {"wrong": 4, "kl": 0.1}, "test": {"wrong": 9}},
-    ]
-    assert best_try(tries)["cell"] == "c"
+    assert best_try([tried(1, 5, 0.2, 1), tried(2, 4, 0.3, 9), tried(3, 4, 0.1, 9)]).tried == {"lr": 3}
+
+
+def test_a_sweep_over_seeds_counts_the_errors_of_all():
+    records = [tried(1, 3, 0.2, 1), tried(2, 4, 0.2, 1), tried(1, 8, 0.4, 1), tried(2, 5, 0.4, 1)]
+    found = best_try(records)
+    assert (found.tried, found.wrong, found.total, found.seeds) == ({"lr": 2}, 9, 18, 2)
+    assert found.kl == pytest.approx(0.3)
 
 
 def test_finished_cells_are_not_measured_again(copy, monkeypatch, capsys):

@@ -60,14 +60,16 @@ def test_sweeps_of_the_published_methods_have_at_least_as_many_tries():
     ours = len(paper.sweeps["joint-lr"])
     assert all(len(paper.sweeps[name]) >= ours for name in ("vtp-recovery", "hybrid-recovery", "dense-lr"))
     for share in (50, 30):
-        assert len(peers.sweeps[f"taylor{share}-lr"]) == len(peers.sweeps[f"joint{share}-lr"]) == ours
+        assert len(peers.sweeps[f"taylor{share}-lr"]) == len(peers.sweeps[f"joint{share}-lr"]) >= 3
 
 
 def test_no_row_is_recovered_for_more_than_three_epochs_and_all_for_the_same():
     paper = loaded(ROOT / "benchmarks" / "suites" / "paper.toml")
-    found = {epochs(paper.recipe(cell))["recovery"] for cell in paper.cells if cell.training == "recovered"}
-    assert len(found) == 1
-    assert found <= {1, 2, 3}
+    found = {}
+    for cell in (cell for cell in paper.cells if cell.training == "recovered"):
+        long = "epochs3" in cell.row or cell.sweep == "joint3-lr"  # as long as the published methods train in all
+        found.setdefault(long, set()).add(epochs(paper.recipe(cell))["recovery"])
+    assert found == {False: {1}, True: {3}}
 
 
 def test_a_grid_is_a_product_and_names_its_values(suite_file):

@@ -49,7 +49,7 @@ def figures(params, wrong):
 
 
 def rung(from_, to, max_abs, verdict="pass", reason=""):
-    numbers = {"max_abs": max_abs, "cosine_min": 1.0, "top1_agreement": None, "tolerance": {}}
+    numbers = {"max_abs": max_abs, "cosine_min": 1.0, "top1_agreement": None, "tolerance": {"max_abs": 1e-5}}
     return {"from": from_, "to": to, **numbers, "verdict": verdict, "reason": reason}
 
 

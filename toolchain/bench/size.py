@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import read_onnx
 
+GZIP = 31
+"""zlib's name for a gzip stream of the largest window."""
 # Shapes, axes and indices are stored like weights and are none.
 NOT_WEIGHTS = frozenset(
     {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
@@ -48,6 +51,18 @@ def artifact_files(path: Path) -> list[Path]:
 def artifact_size_bytes(path: Path) -> int:
     """The sum of the sizes of an artifact's files in bytes; raises as `artifact_files` does."""
     return sum(file.stat().st_size for file in artifact_files(path))
+
+
+def download_bytes(path: Path) -> int:
+    """The bytes of an artifact as gzip sends them (its default level); raises as `artifact_files` does."""
+    total = 0
+    for file in artifact_files(path):
+        packer = zlib.compressobj(wbits=GZIP)
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total += len(packer.compress(chunk))
+        total += len(packer.flush())
+    return total
 
 
 def artifact_sha256(path: Path) -> str:

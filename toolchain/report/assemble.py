@@ -10,6 +10,7 @@ from typing import Any
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
 from toolchain.recipe import Recipe
+from toolchain.report.artifacts import artifact_rows, layer_rows, suggestion
 
 SCHEMA = "slimvit.report/1"
 FIGURES = ("params", "macs", "bytes")
@@ -39,6 +40,8 @@ def assemble(
     stages = _stages(facts)
     dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
     increase, reason = relative_error_increase(dense, compressed)
+    artifacts = artifact_rows(facts)
+    bench = [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")]
     return {
         "schema": SCHEMA,
         "tool": tool,
@@ -66,7 +69,10 @@ def assemble(
         "limits": list(facts["compress"].get("limits", ())),
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
-        "bench": [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")],
+        "bench": bench,
+        "artifacts": artifacts,
+        "layers": layer_rows(facts),
+        "suggestion": suggestion(artifacts, bench, recipe.export.accuracy_loss),
         "files": listing(files, root),
     }
 
@@ -132,7 +138,7 @@ def _shipped(facts: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, An
 def _bench_row(stage: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("target", "batch", "threads", "dense_ms", "compressed_ms", "ratio", "control", "tau", "tau_min")
     more = ("verified_speedup_at_least", "verdict", "environment", "summary")
-    return {"precision": "fp32", **{key: stage[key] for key in (*keys, *more)}}
+    return {"precision": stage.get("precision", "fp32"), **{key: stage[key] for key in (*keys, *more)}}
 
 
 def listing(files: Iterable[Path], root: Path) -> list[dict[str, Any]]:

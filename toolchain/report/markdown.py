@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.report.tables import Table, closed_form_line, finetune_line, hardware, tables
+from toolchain.report.tables import Table, closed_form_line, finetune_line, hardware, suggestion_lines, tables
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -65,6 +65,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         "these shapes when the widths were chosen."
         for row in report.get("latency_budget", ())
     ]
+    found += suggestion_lines(report)
     found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
     return found
 

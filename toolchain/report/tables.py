@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,10 @@ def percent(share: float | None) -> str:
 
 
 def cell_name(row: Mapping[str, Any]) -> str:
-    """What was measured: "ort-cpu, batch 1, 1 thread"."""
-    return f"{row['target']}, batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    """What was measured: "ort-cpu, batch 1, 1 thread", with the precision where it is not fp32."""
+    precision = row.get("precision", "fp32")
+    where = f"{row['target']}, batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return where if precision == "fp32" else f"{precision}, {where}"
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
@@ -55,6 +58,8 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         stage_table(report),
         shares_table(report),
         bench_table(report),
+        artifact_table(report),
+        size_table(report),
         parity_table(report),
         engine_table(report),
     ]
@@ -132,6 +137,42 @@ def bench_table(report: Mapping[str, Any]) -> Table:
     return Table("Latency verdicts", ("where", "verdict"), rows, text=(0, 1))
 
 
+def artifact_table(report: Mapping[str, Any]) -> Table:
+    """The files that could ship; of one alone the headline says all."""
+    rows = report.get("artifacts", ())
+    totals = {row["total"] for row in rows} - {None}
+    body = tuple(
+        (
+            row["path"],
+            size(row["bytes"]),
+            size(row["download_bytes"]),
+            percent(row["accuracy"]),
+            number(row["wrong"]),
+            row["refused"] or "",
+        )
+        for row in rows
+    )
+    wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
+    header = ("file", "size", "as gzip", "accuracy", wrong, "refused")
+    return Table("Files", header, body if len(body) > 2 else (), text=(0, 5))
+
+
+def size_table(report: Mapping[str, Any]) -> Table:
+    """Where the bytes are: each kind of layer, in the dense file and in those that could ship."""
+    rows = report.get("layers", ())
+    paths = list(rows[0]["bytes"]) if rows else []
+    kinds: dict[str, dict[str, int]] = {}
+    for row in rows:
+        kind = re.sub(r"\b\d+\b", "*", row["layer"])
+        sums = kinds.setdefault(kind, dict.fromkeys(paths, 0))
+        for path in paths:
+            sums[path] += row["bytes"][path]
+    ordered = sorted(kinds.items(), key=lambda item: -item[1][paths[0]])
+    body = [(kind, *(size(sums[path]) for path in paths)) for kind, sums in ordered]
+    header = ("layers", *(path.removeprefix("onnx/").removesuffix(".onnx") for path in paths))
+    return Table("Where the bytes are", header, tuple(body))
+
+
 def parity_table(report: Mapping[str, Any]) -> Table:
     """The ladder, rung by rung."""
     rows = tuple(
@@ -182,6 +223,20 @@ def engine_table(report: Mapping[str, Any]) -> Table:
     return Table("Engines", ("file", "size", "sha256"), rows, text=(0, 2))
 
 
+def suggestion_lines(report: Mapping[str, Any]) -> list[str]:
+    """Which file to take, where there is a choice."""
+    found = report.get("suggestion")
+    if found is None or len(report["artifacts"]) <= 2:
+        return []
+    limit = f"at most {percent(found['accuracy_loss'])} of the images lost"
+    lines = [f"Smallest file ({limit}): {found['smallest']}."]
+    lines += [
+        f"Fastest file on {cell_name(row)} ({limit}): {row['path']}, {row['ratio']['point']:.3f} of the dense time."
+        for row in found["fastest"]
+    ]
+    return lines + [f"Left out, as less accurate: {path}." for path in found["left_out"]]
+
+
 def verdicts(report: Mapping[str, Any]) -> list[str]:
     """One line per measured cell."""
     return [f"{cell_name(row)}: {row['summary']}" for row in report["bench"]]
@@ -191,7 +246,8 @@ def parity_lines(report: Mapping[str, Any]) -> list[str]:
     """The ladder in short: how many rungs hold and the largest deviation, then each that failed or was not run."""
     rungs = report["parity"]
     held = [rung for rung in rungs if rung["verdict"] == "pass"]
-    differ = max((rung["max_abs"] for rung in held if rung["max_abs"] is not None), default=None)
+    exact = [rung for rung in held if rung["tolerance"].get("max_abs") is not None]  # of others no |Δ| is judged
+    differ = max((rung["max_abs"] for rung in exact if rung["max_abs"] is not None), default=None)
     shown = "" if differ is None else f", max |Δ| {differ:.1e}"
     others = [rung for rung in rungs if rung["verdict"] != "pass"]
     return [
