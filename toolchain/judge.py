@@ -16,6 +16,7 @@ from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
 from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
+from toolchain.export.precision import COMPARED, PRECISIONS, Convert
 from toolchain.export.stage import stack_images, torch_call
 from toolchain.targets import get_target
 from toolchain.training.evaluate import accuracy
@@ -56,6 +57,17 @@ class Judge:
         """All calibration images."""
         images = self.source.split("calibration")
         return stack_images([images[index][0] for index in range(len(images))])
+
+    def convert(self, precision: str, path: Path) -> Convert:
+        """The stage that makes a file of another precision, with the images that it calibrates and compares on."""
+        calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
+        return Convert(
+            precision,
+            path,
+            calibration=self.calibration() if calibrated else self.images(),
+            images=self.images(max(BATCHES) if self.source.synthetic else COMPARED),
+            real_images=not self.source.synthetic,
+        )
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         """The rung of two forms that are both PyTorch modules."""

@@ -19,14 +19,12 @@ from toolchain.bench.size import download_bytes
 from toolchain.cache import files_below
 from toolchain.errors import ParityError
 from toolchain.export.engine import BuildEngine
-from toolchain.export.parity import BATCHES, require
-from toolchain.export.precision import FP32, PRECISIONS, Convert, expanded
+from toolchain.export.parity import require
+from toolchain.export.precision import FP32, PRECISIONS, expanded
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 
-COMPARED = 256
-"""Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
 GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
@@ -82,10 +80,7 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
     inputs = [sha256(before), name, source.digest, [version(tool) for tool in GRAPH_TOOLS], required]
 
     def work(_: str) -> Found:
-        judge = steps.judge
-        calibration = judge.calibration() if PRECISIONS[name].calibrated else judge.images()
-        images = judge.images(max(BATCHES) if source.synthetic else COMPARED)
-        stage = Convert(name, path, calibration, images, real_images=not source.synthetic)
+        judge, stage = steps.judge, steps.judge.convert(name, path)
         given = OnnxArtifact(before, FP32, steps.job.dense.preprocess)
         stage.requires(given)
         made = stage(given)

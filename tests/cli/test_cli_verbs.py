@@ -292,6 +292,26 @@ def test_stages_by_hand_give_the_bytes_of_run(parsed, finished, tmp_path):
         assert bytes_of(where / f"{name}.fp32.onnx") == bytes_of(run / "onnx" / f"{name}.fp32.onnx")
 
 
+def test_export_in_another_precision(parsed, command, finished, tmp_path):
+    deploy, fp32 = finished.folder / "deploy", finished.folder / "onnx" / "compressed.fp32.onnx"
+    file = tmp_path / "small.onnx"
+    facts = parsed("export", deploy, "--precision", "int8-qdq", "--data", "digits", "-o", file)
+    assert (facts["precision"], facts["bytes"]) == ("int8-qdq", file.stat().st_size)
+    assert len(facts["parity"]) == 5, "torch == ONNX, smoothed, weights, scales, logits"
+    assert all(": pass" in rung for rung in facts["parity"])
+    assert file.stat().st_size < 0.8 * fp32.stat().st_size, "most of so small a file is the graph"
+    rung = parsed("parity", fp32, file, "--data", "digits")
+    assert rung["verdict"] == "pass"
+    assert rung["tolerance"]["cosine_min"] == 0.95, "what int8 may differ by"
+    assert rung["top1_agreement"] >= 0.97
+    assert command("parity", fp32, finished.folder / "onnx" / "dense.fp32.onnx", "--data", "digits").code == 3
+    wrong = parsed("evaluate", file, "--data", "digits")["wrong"]
+    assert abs(wrong - finished.report["compressed"]["wrong"]) < 20
+    outcome = command("export", deploy, "--precision", "int4", "-o", tmp_path / "x.onnx")
+    assert (outcome.code, "known: fp16" in outcome.err) == (2, True)
+    assert not (tmp_path / "x.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "takes"),
     [

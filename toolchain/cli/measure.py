@@ -10,7 +10,7 @@ import typer
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json
 from toolchain.export.logits import accuracy_of, parity_of
-from toolchain.export.parity import TOLERANCES, require
+from toolchain.export.parity import require
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def parity(
     data: Annotated[str, typer.Option("--data", help="A data source; seeded noise if absent.")] = "none",
     json_: JsonFlag = False,
 ) -> None:
-    """Whether two artifacts are one and the same model, at batch 1 and 3; exit 3 if they are not."""
-    rung = parity_of(a, b, data, TOLERANCES["fp32"])
+    """Whether two artifacts are one and the same model, as their precisions allow; exit 3 if they are not."""
+    rung = parity_of(a, b, data)
     print_json(rung.to_dict()) if json_ else line(str(rung))
     require([rung])

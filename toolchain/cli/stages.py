@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
 import typer
 
 from toolchain.artifact import (
@@ -31,8 +31,11 @@ from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
-from toolchain.export.stage import Export, stack_images
-from toolchain.job import Job, clocks, compressed, prepare, tool, trained
+from toolchain.export.logits import source_for
+from toolchain.export.precision import FP32, PRECISIONS
+from toolchain.export.stage import Export
+from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
+from toolchain.judge import Judge
 from toolchain.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
@@ -132,24 +135,28 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .onnx file to write.")],
     opset: Annotated[int, typer.Option(min=18, max=23)] = 20,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
+    precision: Annotated[str, typer.Option(help=f"fp32, {', '.join(PRECISIONS)}.")] = FP32,
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Images to calibrate and to compare on; seeded noise if absent.")
+    ] = SYNTHETIC,
     json_: JsonFlag = False,
 ) -> None:
-    """Dense or deploy model folder → ONNX file, read back and compared at batch 1 and 3 on seeded noise."""
+    """Dense or deploy model folder → ONNX file, read back and compared with the model at several batch sizes."""
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
-    generator = torch.Generator().manual_seed(0)
-    images = stack_images([torch.randn(model.preprocess.input_size, generator=generator) for _ in range(3)])
+    judge = Judge(source_for(data, model.preprocess))
     section = ExportSection(opset=opset, simplify=not no_simplify)
-    stage = Export(section, out, images, real_images=False, tool=tool())
-    made = run_stage(stage, model)
-    facts = {
-        "file": str(out),
-        "bytes": made.graph.size_bytes,
-        "parity": str(made.rung),
-        "notes": list(made.graph.notes),
-    }
-    print_json(facts) if json_ else print_facts(facts)
+    with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
+        whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
+        made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
+        graph, rungs = made.graph, [made.rung]
+        if precision != FP32:
+            converted = run_stage(judge.convert(precision, out), made.artifact)
+            graph, rungs = converted.graph, [*rungs, *converted.rungs]
+    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(made.graph.notes)}
+    held = [str(rung) for rung in rungs]
+    print_json({**facts, "parity": held}) if json_ else print_facts({**facts, "parity": "; ".join(held)})
 
 
 def engine(

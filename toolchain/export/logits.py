@@ -12,6 +12,15 @@ from toolchain.artifact import Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import DataError, RecipeError
 from toolchain.export.parity import BATCHES, Rung, Tolerance, compare
+from toolchain.export.precision import (
+    COMPARED,
+    FP32,
+    PRECISIONS,
+    in_steps,
+    precision_of,
+    runs_on,
+    tolerance_of,
+)
 from toolchain.export.stage import Array, read_preprocess, stack_images, torch_call
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
@@ -24,9 +33,10 @@ Call = Callable[[Array], Array]
 def opened_logits(path: Path) -> Iterator[tuple[Call, Preprocess]]:
     """(images [B, C, H, W] → logits [B, classes], declared preprocessing) of a model folder or ONNX file, in a block.
 
-    A folder runs in torch, a file in ONNX Runtime on the CPU.
+    A folder runs in torch, a file in ONNX Runtime on the CPU, or in what can run its precision.
 
     Raises:
+        TargetUnavailable: nothing here runs the file's precision.
         StorageError: the artifact cannot be read.
         ArtifactError: it is damaged, or an ONNX file that slimvit did not export.
     """
@@ -35,7 +45,9 @@ def opened_logits(path: Path) -> Iterator[tuple[Call, Preprocess]]:
         yield torch_call(model.module), model.preprocess
         return
     preprocess = read_preprocess(path)
-    with get_target("ort-cpu").open(path, threads=torch.get_num_threads()) as runner:
+    precision = precision_of(path)
+    target = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
+    with get_target(target).open(path, threads=torch.get_num_threads()) as runner:
         yield lambda images: runner.infer({"image": images})["logits"], preprocess
 
 
@@ -73,8 +85,16 @@ def accuracy_of(path: Path, data: str, split: str) -> Accuracy:
         return accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
 
 
-def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance) -> Rung:
+def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -> Rung:
     """The rung of two artifacts on validation images of a data source, at batch 1 and 3; A is taken as right.
+
+    Files of which one is not fp32 are compared on `COMPARED` real images as well: three say little of top-1.
+
+    Args:
+        a: what is right: a model folder or an ONNX file.
+        b: what is compared with it.
+        data: the source.
+        tolerance: what is allowed; None is what the precisions of both ask for.
 
     Raises:
         RecipeError: the artifacts take images of different sizes, or the source does not fit them.
@@ -84,5 +104,16 @@ def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance) -> Rung:
             raise RecipeError(f"{a} takes {preprocess.input_size}, {b} takes {other.input_size}")
         source = source_for(data, preprocess)
         images = source.split("validation")
-        batch = stack_images([images[index % len(images)][0] for index in range(max(BATCHES))])
-        return compare(a.name, b.name, expected, got, batch, tolerance=tolerance, real_images=not source.synthetic)
+        exact = source.synthetic or precision_of(a) == precision_of(b) == FP32
+        count = max(BATCHES) if exact else max(*BATCHES, min(COMPARED, len(images)))
+        batch = stack_images([images[index % len(images)][0] for index in range(count)])
+        return compare(
+            a.name,
+            b.name,
+            in_steps(expected),
+            in_steps(got),
+            batch,
+            tolerance=tolerance or tolerance_of(a, b),
+            real_images=not source.synthetic,
+            batches=sorted({*BATCHES, count}),
+        )

@@ -21,7 +21,7 @@ from toolchain.artifact import OnnxArtifact
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
-from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
+from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, read_onnx, strip, write_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq, session
 from toolchain.export.weights import LINEARS, activation_scales, largest_error, linears
@@ -94,6 +94,8 @@ PRECISIONS: dict[str, Precision] = {
 
 
 FP32 = "fp32"
+COMPARED = 256
+"""Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
 EITHER = "int8"
 """In a recipe: both kinds of int8, of which one that is not the same model is left out."""
 EITHER_OF = ("int8-dynamic", "int8-qdq")
@@ -193,6 +195,24 @@ class Convert:
     def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
         """Raises ParityError if the file is not the model."""
         require(made.rungs)
+
+
+def precision_of(path: Path) -> str:
+    """The precision that an ONNX file says it has; "fp32" of a model folder, and of a file that does not say.
+
+    Raises:
+        StorageError, ArtifactError: the file cannot be read.
+    """
+    if path.is_dir():
+        return FP32
+    found = {entry.key: entry.value for entry in read_onnx(path).metadata_props}.get(PRECISION, FP32)
+    return found if found in PRECISIONS else FP32
+
+
+def tolerance_of(*paths: Path) -> Tolerance:
+    """What the logits of artifacts of these precisions may differ by: the loosest of all."""
+    known = {**TOLERANCES, **{name: each.tolerance for name, each in PRECISIONS.items()}}
+    return min((known[precision_of(path)] for path in paths), key=lambda tolerance: tolerance.cosine_min)
 
 
 def runs_on(precision: Precision) -> str:
