@@ -16,7 +16,7 @@ from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
 from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
-from toolchain.export.precision import COMPARED, PRECISIONS, Convert
+from toolchain.export.precision import COMPARED, FP32, PRECISIONS, Convert, precision_of, runs_on
 from toolchain.export.stage import stack_images, torch_call
 from toolchain.targets import get_target
 from toolchain.training.evaluate import accuracy
@@ -74,18 +74,21 @@ class Judge:
         return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
 
     def engine(self, onnx: Path, made: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
-        """The rung of an engine against ONNX Runtime on the file that it was built from.
+        """The rung of an engine against the file that it was built from, run on the CPU.
 
         Args:
             onnx: the file.
             made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
             profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         """
+        precision = precision_of(onnx)
+        tolerance = TF32 if precision == FP32 else PRECISIONS[precision].tolerance
         if made.facts["loaded"] != "pass":
-            return not_run(onnx.name, made.path.name, tolerance=TF32, reason=made.facts["loaded_reason"])
+            return not_run(onnx.name, made.path.name, tolerance=tolerance, reason=made.facts["loaded_reason"])
+        reference = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
         batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
-        with opened("ort-cpu", onnx) as expected, opened(made.target, made.path) as got:
-            return self._rung(onnx.name, expected, made.path.name, got, TF32, batches)
+        with opened(reference, onnx) as expected, opened(made.target, made.path) as got:
+            return self._rung(onnx.name, expected, made.path.name, got, tolerance, batches)
 
     def _rung(
         self,

@@ -18,7 +18,7 @@ from toolchain.bench.samples import Parity
 from toolchain.bench.size import download_bytes
 from toolchain.cache import files_below
 from toolchain.errors import ParityError
-from toolchain.export.engine import BuildEngine
+from toolchain.export.engine import PRODUCTS, BuildEngine
 from toolchain.export.parity import require
 from toolchain.export.precision import FP32, PRECISIONS, expanded
 from toolchain.export.stage import Export, graph_dict
@@ -36,8 +36,9 @@ def ship(steps: Steps) -> None:
     wanted = expanded(recipe.export.precisions)
     made = [FP32, *(name for name in wanted if name != FP32 and convert(steps, name, wanted[name]))]
     if recipe.engine is not None:
-        for target in recipe.engine.targets:
-            engine(steps, target)
+        for target, precision in product(recipe.engine.targets, made):
+            if precision in wanted and precision in PRODUCTS:
+                engine(steps, target, precision)
     if recipe.bench is not None:
         with Devices() as devices:
             for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
@@ -113,21 +114,25 @@ def sizes(path: Path) -> dict[str, Any]:
     return {"download_bytes": download_bytes(path), "layers": dict(layers)}
 
 
-def engine(steps: Steps, target: str) -> None:
-    """`engines/<target>/`: the engine of the fp32 file, compared with it where it can be loaded."""
+def engine(steps: Steps, target: str, precision: str) -> None:
+    """`engines/<target>.<precision>/`: the engine of a file, compared with it where it can be loaded.
+
+    That of the fp32 file is in `engines/<target>/`.
+    """
     root, section = steps.root, steps.job.recipe.engine
     assert section is not None
-    path, folder = onnx_path(root, FP32), root / "engines" / target
+    suffix = "" if precision == FP32 else f".{precision}"
+    path, folder = onnx_path(root, precision), root / "engines" / f"{target}{suffix}"
 
     def work(_: str) -> Found:
         stage = BuildEngine(section, target, folder)
-        made = run_stage(stage, OnnxArtifact(path, FP32, steps.job.dense.preprocess))
+        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess))
         rung = steps.judge.engine(path, made, section.batch)
         if rung.verdict != "not_run":
             require([rung])
         return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
 
-    steps.step(f"engine-{target}", [sha256(path), section.model_dump(mode="json"), runtime(target)], work)
+    steps.step(f"engine-{target}{suffix}", [sha256(path), section.model_dump(mode="json"), runtime(target)], work)
 
 
 def runs(device: Device, precision: str) -> bool:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
 from toolchain.recipe import EngineSection
@@ -18,7 +18,7 @@ class Copier:
     """A target whose engine is the ONNX file under a name of its own."""
 
     def __init__(self):
-        self.content = b"engine"
+        self.content, self.products = b"engine", {"FLOAT": 4}
 
     def probe(self):
         return None
@@ -28,7 +28,7 @@ class Copier:
         path.write_bytes(self.content)
         if not self.content:
             raise ArtifactError("no engine")
-        return EngineBuild(path, {"engine": path.name})
+        return EngineBuild(path, {"engine": path.name, "matmul_dtypes": self.products})
 
 
 @pytest.fixture
@@ -77,3 +77,17 @@ def test_a_folder_of_something_else_is_refused_and_left(target, onnx):
 def test_a_missing_file_is_named(target, tmp_path):
     with pytest.raises(StorageError, match=r"no\.onnx"):
         build(tmp_path / "no.onnx", tmp_path / "engine")
+
+
+@pytest.mark.parametrize("products", [{"HALF": 3, "FLOAT": 1}, {"FLOAT": 4}, {}])
+def test_an_engine_of_another_precision_is_refused(target, onnx, tmp_path, products):
+    target.products = products
+    with pytest.raises(ArtifactError, match="no fp16 engine: its matrix products are"):
+        run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "fp16"))
+    target.products = {"HALF": 4}
+    run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "fp16"))
+
+
+def test_engines_are_not_built_from_int8_files(target, onnx, tmp_path):
+    with pytest.raises(RecipeError, match="engines are built from fp32, fp16, bf16"):
+        run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "int8-qdq"))

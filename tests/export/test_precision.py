@@ -15,10 +15,12 @@ from torch import nn
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
 from toolchain.export import precision, smooth
+from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISION, PRECISIONS, Convert
 from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
+from toolchain.recipe import EngineSection
 from toolchain.targets import get_target
 
 SIZE = (3, 32, 32)
@@ -269,3 +271,14 @@ def test_fp16_does_not_cut_off_what_it_cannot_hold(source, tmp_path):
     stage = Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False)
     with pytest.raises(ArtifactError, match="more than fp16 can: 65504; take bf16"):
         run_stage(stage, OnnxArtifact(tmp_path / "large.onnx", "fp32"))
+
+
+@pytest.mark.parametrize(("name", "product"), [("fp16", "HALF"), ("bf16", "BF16")])
+def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path, name, product):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
+    skip_unless_it_runs(name)
+    section = EngineSection(compute_capabilities=("8.9",))
+    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), convert(name).artifact)
+    assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
+    with pytest.raises(ArtifactError, match=f"no {name} engine"):
+        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision=name))

@@ -32,7 +32,7 @@ from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
 from toolchain.export.logits import source_for
-from toolchain.export.precision import FP32, PRECISIONS
+from toolchain.export.precision import FP32, PRECISIONS, precision_of
 from toolchain.export.stage import Export
 from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
 from toolchain.judge import Judge
@@ -173,7 +173,7 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, "fp32"))
+    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, precision_of(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 

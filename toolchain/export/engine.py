@@ -13,11 +13,13 @@ from toolchain.artifact import (
     check_replaceable,
     write_json,
 )
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, get_target
 
 RECORD = "engine.json"
+PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+"""Precision of a file → the type that TensorRT must see in all its matrix products."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class BuildEngine:
     name: str = "engine"
 
     def requires(self, given: OnnxArtifact) -> None:
-        """Raises StorageError if the file is missing or the folder is not an engine's, TargetUnavailable if it is."""
+        """Raises StorageError for a missing file or a folder that is no engine's, RecipeError for a precision, TargetUnavailable."""
         if not given.path.is_file():
             raise StorageError(f"there is no ONNX file {given.path}")
+        if given.precision not in PRODUCTS:
+            raise RecipeError(f"{given.path} is {given.precision}; engines are built from {', '.join(PRODUCTS)}")
         check_replaceable(self.folder, ENGINE_FILES)
         get_target(self.target).probe()
 
@@ -50,7 +54,12 @@ class BuildEngine:
             write_json(partial / RECORD, dict(built.facts))
         return EngineArtifact(self.target, self.folder / built.path.name, built.facts)
 
-    def ensures(self, given: OnnxArtifact, made: EngineArtifact) -> None:  # noqa: ARG002
-        """Raises ArtifactError if no engine was written."""
+    def ensures(self, given: OnnxArtifact, made: EngineArtifact) -> None:
+        """Raises ArtifactError if no engine was written, or its network multiplies in another type than the file."""
         if not made.path.is_file() or made.path.stat().st_size == 0:
             raise ArtifactError(f"target {self.target} wrote no engine")
+        found, wanted = made.facts["matmul_dtypes"], PRODUCTS.get(given.precision)
+        if set(found) != {wanted}:
+            raise ArtifactError(
+                f"{made.path} is no {given.precision} engine: its matrix products are {found}, expected {wanted} alone"
+            )

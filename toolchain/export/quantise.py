@@ -51,7 +51,7 @@ def int8_dynamic(model: onnx.ModelProto, images: Array) -> Conversion:  # noqa: 
 def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
     """Activations are quantised with scales from calibration images, after SmoothQuant; Q/DQ pairs before each linear.
 
-    Activations are symmetric and signed, as TensorRT wants them.
+    Activations are symmetric and signed, biases int32: with them ONNX Runtime multiplies and adds in one operator.
 
     Args:
         model: fp32.
