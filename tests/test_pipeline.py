@@ -188,6 +188,26 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypa
     ]
 
 
+def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    recipe = {name: part for name, part in TIMED.items() if name != "bench"}
+    report = pipeline.run(Recipe.from_dict({**recipe, "engine": {"targets": ["openvino-cpu"]}}), tmp_path / "run")
+    folder = tmp_path / "run" / "engines" / "openvino-cpu"
+    facts = read_json(folder / "engine.json")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "compressed.fp32.bin",
+        "compressed.fp32.xml",
+        "engine.json",
+    ]
+    assert facts["weights"]["f16"] > 4 * facts["weights"].get("f32", 0), "OpenVINO leaves what fp16 cannot hold"
+    assert facts["size_bytes"] == sum(path.stat().st_size for path in folder.glob("compressed.*"))
+    assert (folder / "compressed.fp32.bin").stat().st_size < 0.6 * report["compressed"]["bytes"]
+    (rung,) = [rung for rung in report["parity"] if rung["to"] == "compressed.fp32.xml"]
+    assert rung["verdict"] == "pass"
+    assert 0 < rung["max_abs"] < 0.1, "fp16 weights are not fp32 ones"
+    assert "engines/openvino-cpu/compressed.fp32.bin" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, monkeypatch):
     honest = PRECISIONS["int8-qdq"]
 

@@ -28,7 +28,7 @@ from toolchain.plan import CompressionPlan, ModelRef
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
-ENGINE_FILES = ("engine.json", "*.engine")
+ENGINE_FILES = ("engine.json", "*.engine", "*.xml", "*.bin")
 In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -58,7 +58,7 @@ class BuildEngine:
         """Raises ArtifactError if no engine was written, or its network multiplies in another type than the file."""
         if not made.path.is_file() or made.path.stat().st_size == 0:
             raise ArtifactError(f"target {self.target} wrote no engine")
-        found, wanted = made.facts["matmul_dtypes"], PRODUCTS.get(given.precision)
+        found, wanted = made.facts.get("matmul_dtypes", {}), PRODUCTS.get(given.precision)
         if set(found) != {wanted}:
             raise ArtifactError(
                 f"{made.path} is no {given.precision} engine: its matrix products are {found}, expected {wanted} alone"

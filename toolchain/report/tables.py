@@ -213,7 +213,9 @@ def finetune_line(found: Mapping[str, Any]) -> str:
 
 def _engines(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [
-        file for file in report["files"] if file["path"].startswith("engines/") and file["path"].endswith(".engine")
+        file
+        for file in report["files"]
+        if file["path"].startswith("engines/") and file["path"].endswith((".engine", ".xml", ".bin"))
     ]
 
 

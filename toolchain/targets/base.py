@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Feeds = Mapping[str, NDArray[Any]]
 
 
+ENGINE_SCHEMA = "slimvit.engine/1"
+
+
 @dataclass(frozen=True)
 class TargetProfile:
     """How a target wants its shapes: unit name ("mlp_hidden", "head_dim", "rank") → preferred multiple."""

@@ -20,14 +20,13 @@ import torch
 
 from toolchain.artifact import atomic_path, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.targets.base import BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
 from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import Mode, local_capability, no_gpu
 from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
 
-ENGINE_SCHEMA = "slimvit.engine/1"
 # Class of the module → what this file calls on it. A test holds the list against the source and the installed module.
 API: Mapping[str, tuple[str, ...]] = {
     "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
