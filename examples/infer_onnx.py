@@ -46,13 +46,15 @@ def resized(picture: Image.Image, how: dict) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def model_input(path: Path, how: dict) -> np.ndarray:
-    """float32 [1, C, H, W]."""
+def model_input(path: Path, how: dict, *, pixels_in: bool) -> np.ndarray:
+    """uint8 [1, H, W, C] for a file that does the rest itself, else float32 [1, C, H, W]."""
     with Image.open(path) as picture:
         pixels = np.asarray(resized(picture.convert("L" if how["input_size"][0] == 1 else "RGB"), how))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    mean, std = (np.array(how[name], np.float32)[:, None, None] for name in ("mean", "std"))
-    return ((planes.astype(np.float32) / 255 - mean) / std)[None]
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels_in:
+        return pixels[None]
+    mean, std = (np.array(how[name], np.float32) for name in ("mean", "std"))
+    return ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
 
 
 def main() -> None:
@@ -70,11 +72,14 @@ def main() -> None:
     if "slimvit.preprocess" not in metadata:
         sys.exit(f"{asked.model} does not say how its input is prepared: slimvit did not write it")
     how = json.loads(metadata["slimvit.preprocess"])
+    pixels_in = session.get_inputs()[0].type == "tensor(uint8)"
     names = asked.labels.read_text(encoding="utf-8").splitlines() if asked.labels else None
 
     found = {}
     for path in asked.pictures:
-        logits = session.run(["logits"], {"image": model_input(path, how)})[0][0].astype(np.float64)
+        logits = session.run(["logits"], {"image": model_input(path, how, pixels_in=pixels_in)})[0][0].astype(
+            np.float64
+        )
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-shares)[: asked.top]

@@ -24,7 +24,8 @@ from toolchain.compress.method import choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
-from toolchain.export.stage import PREPROCESS, stack_images
+from toolchain.export.calls import PREPROCESS
+from toolchain.export.stage import stack_images
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import CompressSection

@@ -16,6 +16,8 @@ from toolchain.bench.latency import Timing
 from toolchain.bench.protocol import Comparison
 from toolchain.cost import LatencyTable, Widths, trace
 from toolchain.errors import ParityError, TargetUnavailable
+from toolchain.export.onnx_graph import read_onnx
+from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
 from toolchain.job import preview
 from toolchain.plan import CompressionPlan
@@ -206,6 +208,17 @@ def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     assert rung["verdict"] == "pass"
     assert 0 < rung["max_abs"] < 0.1, "fp16 weights are not fp32 ones"
     assert "engines/openvino-cpu/compressed.fp32.bin" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_files_and_engines_may_take_pixels(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    recipe = {name: part for name, part in TIMED.items() if name != "bench"}
+    recipe |= {"export": {"preprocess": True, "precisions": ["fp32", "int8"]}, "engine": {"targets": ["openvino-cpu"]}}
+    report = pipeline.run(Recipe.from_dict(recipe), tmp_path / "run")
+    assert {rung["verdict"] for rung in report["parity"]} == {"pass"}
+    assert len(report["artifacts"]) == 4
+    for row in report["artifacts"]:
+        assert takes_pixels(read_onnx(tmp_path / "run" / row["path"]))
 
 
 def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, monkeypatch):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from toolchain.artifact import AnyModel, DeployModel, EngineArtifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
+from toolchain.export.calls import opened
 from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
 from toolchain.export.precision import COMPARED, FP32, PRECISIONS, Convert, precision_of, runs_on
 from toolchain.export.stage import stack_images, torch_call
-from toolchain.targets import get_target
 from toolchain.training.evaluate import accuracy
 
 # A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
@@ -87,7 +86,7 @@ class Judge:
             return not_run(onnx.name, made.path.name, tolerance=tolerance, reason=made.facts["loaded_reason"])
         reference = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
         batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
-        with opened(reference, onnx) as expected, opened(made.target, made.path) as got:
+        with opened(reference, onnx) as expected, opened(made.target, made.path, described_by=onnx) as got:
             return self._rung(onnx.name, expected, made.path.name, got, tolerance, batches)
 
     def _rung(
@@ -101,13 +100,6 @@ class Judge:
     ) -> Rung:
         images, real = self.images(max(batches)), not self.source.synthetic
         return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=real, batches=batches)
-
-
-@contextlib.contextmanager
-def opened(target: str, path: Path, threads: int = 1) -> Iterator[Callable[[Array], Array]]:
-    """Images [B, C, H, W] → logits [B, classes] of a file that slimvit exported or built, until the block ends."""
-    with get_target(target).open(path, threads) as runner:
-        yield lambda images: runner.infer({"image": images})["logits"]
 
 
 def require_cost(made: DeployModel, predicted: ModelShape) -> None:

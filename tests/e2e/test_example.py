@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from toolchain.artifact import Preprocess, TimmModel
 from toolchain.data.transforms import Preprocessing
 from toolchain.export.onnx_graph import export_onnx
+from toolchain.export.pixels import with_pixels
 from toolchain.export.stage import onnx_metadata
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "infer_onnx.py"
@@ -29,15 +31,18 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=[*WAYS, "pixels in"])
 def file(request, tmp_path_factory):
-    """(the ONNX file, the model, its preprocessing)."""
-    how = WAYS[request.param]
+    """(the ONNX file, the model, its preprocessing); the last file takes uint8 pixels."""
+    whole = request.param not in WAYS
+    how = WAYS["centre crop" if whole else request.param]
     made = dense_model(in_chans=how.input_size[0], num_classes=7, img_size=32, patch_size=16, embed_dim=48)
     model = TimmModel(made.ref, made.module, made.family, made.groups, how, {})
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     metadata = onnx_metadata(model, "test")
-    export_onnx(model.module, path, input_size=how.input_size, opset=20, metadata=metadata, simplify=True)
+    finish = partial(with_pixels, preprocess=how) if whole else None
+    size = how.input_size
+    export_onnx(model.module, path, input_size=size, opset=20, metadata=metadata, simplify=True, finish=finish)
     return path, model.module, how
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from toolchain.artifact import Preprocess
 from toolchain.errors import ArtifactError
-from toolchain.export.stage import PREPROCESS, read_preprocess
+from toolchain.export.calls import PREPROCESS, read_preprocess
 
 GOOD = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.25], "crop_pct": None}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +11,10 @@ import torch
 from toolchain.artifact import Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import DataError, RecipeError
+from toolchain.export.calls import Call, opened, read_preprocess
+from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.parity import BATCHES, Rung, Tolerance, compare
+from toolchain.export.pixels import representable, takes_pixels
 from toolchain.export.precision import (
     COMPARED,
     FP32,
@@ -21,12 +24,9 @@ from toolchain.export.precision import (
     runs_on,
     tolerance_of,
 )
-from toolchain.export.stage import Array, read_preprocess, stack_images, torch_call
+from toolchain.export.stage import stack_images, torch_call
 from toolchain.surgery.replay import load_model
-from toolchain.targets import get_target
 from toolchain.training.evaluate import Accuracy, accuracy
-
-Call = Callable[[Array], Array]
 
 
 @contextlib.contextmanager
@@ -47,8 +47,8 @@ def opened_logits(path: Path) -> Iterator[tuple[Call, Preprocess]]:
     preprocess = read_preprocess(path)
     precision = precision_of(path)
     target = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
-    with get_target(target).open(path, threads=torch.get_num_threads()) as runner:
-        yield lambda images: runner.infer({"image": images})["logits"], preprocess
+    with opened(target, path, torch.get_num_threads()) as call:
+        yield call, preprocess
 
 
 def source_for(name: str, preprocess: Preprocess) -> DataSource:
@@ -107,6 +107,8 @@ def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -
         exact = source.synthetic or precision_of(a) == precision_of(b) == FP32
         count = max(BATCHES) if exact else max(*BATCHES, min(COMPARED, len(images)))
         batch = stack_images([images[index % len(images)][0] for index in range(count)])
+        if any(not path.is_dir() and takes_pixels(read_onnx(path)) for path in (a, b)):
+            batch = representable(batch, preprocess)
         return compare(
             a.name,
             b.name,

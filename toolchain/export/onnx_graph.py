@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def export_onnx(
     opset: int,
     metadata: Mapping[str, str],
     simplify: bool,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
 ) -> GraphFacts:
     """What was written to `path`: the module in eval mode, "image" [batch, C, H, W] → "logits" [batch, classes].
 
@@ -72,6 +73,7 @@ def export_onnx(
         opset: version of the default ONNX domain.
         metadata: becomes the file's `metadata_props`, sorted by key.
         simplify: run onnxsim and keep its result if it is the same model by every check here.
+        finish: what is done to the graph after all that, before it is written.
 
     Raises:
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
@@ -94,6 +96,8 @@ def export_onnx(
         except ArtifactError as reason:
             notes.append(f"not simplified: {reason}")
             log.warning("%s: %s", path.name, notes[-1])
+    simplified = graph is not exported
+    graph = finish(graph) if finish is not None else graph
     for key in sorted(metadata):
         graph.metadata_props.add(key=key, value=metadata[key])
     files = write_onnx(graph, path)
@@ -103,7 +107,7 @@ def export_onnx(
         opset=opset,
         nodes_before=census(exported),
         nodes_after=census(graph),
-        simplified=graph is not exported,
+        simplified=simplified,
         notes=tuple(notes),
     )
 

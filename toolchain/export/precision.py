@@ -19,16 +19,17 @@ from onnx import TensorProto
 
 from toolchain.artifact import OnnxArtifact
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.export.calls import Call, opened, preprocess_in
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, read_onnx, strip, write_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
+from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq, session
 from toolchain.export.weights import LINEARS, activation_scales, largest_error, linears
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
-Call = Callable[[Array], Array]
 INT8_MAX = 127
 CONVERTED = frozenset(
     {
@@ -156,47 +157,59 @@ class Convert:
 
     def __call__(self, given: OnnxArtifact) -> Converted:
         """The converted file."""
-        wanted = PRECISIONS[self.precision]
-        dense = onnx.load(given.path)
+        wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
+        how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
+        dense = shipped if how is None else without_pixels(shipped, how)
         made = wanted.convert(dense, self.calibration)
-        kept = {entry.key: entry.value for entry in dense.metadata_props}
         strip(made.model)
+        whole = made.model if how is None else with_pixels(made.model, how)
+        kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
-            made.model.metadata_props.add(key=key, value=value)
-        files = write_onnx(made.model, self.path)
+            whole.metadata_props.add(key=key, value=value)
+        files = write_onnx(whole, self.path)
         model = onnx.load(self.path)  # from here on, what is shipped
-        require_precision(model, dense, wanted)
+        require_precision(model, shipped, wanted)
         target = runs_on(wanted)
         graph = GraphFacts(
             files=files,
             size_bytes=sum(file.stat().st_size for file in files),
             opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
-            nodes_before=census(dense),
+            nodes_before=census(shipped),
             nodes_after=census(model),
             simplified=False,
         )
         rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
-        with get_target("ort-cpu").open(given.path, 1) as runner:
-            expected = in_steps(lambda images: runner.infer({INPUT: images})[OUTPUT])
+        images = self.images if how is None else representable(self.images, how)
+        with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
             if made.reference is not dense:
-                rungs.insert(0, self._smoothed(given, expected, made.reference))
-            with get_target(target).open(self.path, 1) as other:
-                got = in_steps(lambda images: other.infer({INPUT: images})[OUTPUT])
-                rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance))
+                rungs.insert(0, self._smoothed(given, expected, made.reference, images))
+            rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
 
-    def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto) -> Rung:
+    def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
         """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
         with session(reference) as run:
-            got = in_steps(lambda images: run([OUTPUT], {INPUT: images})[OUTPUT])
-            return self._rung(given.path.name, expected, "smoothed", got, TOLERANCES["fp32"])
+            return self._rung(
+                given.path.name,
+                expected,
+                "smoothed",
+                lambda part: run([OUTPUT], {INPUT: part})[OUTPUT],
+                TOLERANCES["fp32"],
+                images,
+            )
 
-    def _rung(self, from_: str, expected: Call, to: str, got: Call, tolerance: Tolerance) -> Rung:
-        batches = sorted({*BATCHES, len(self.images)})
+    def _rung(self, from_: str, expected: Call, to: str, got: Call, tolerance: Tolerance, images: Array) -> Rung:
         return compare(
-            from_, to, expected, got, self.images, tolerance=tolerance, real_images=self.real_images, batches=batches
+            from_,
+            to,
+            in_steps(expected),
+            in_steps(got),
+            images,
+            tolerance=tolerance,
+            real_images=self.real_images,
+            batches=sorted({*BATCHES, len(images)}),
         )
 
     def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002

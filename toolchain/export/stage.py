@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
-from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.onnx_graph import GraphFacts, export_onnx, read_onnx
+from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel
+from toolchain.errors import RecipeError
+from toolchain.export.calls import PREPROCESS, opened
+from toolchain.export.onnx_graph import GraphFacts, export_onnx
 from toolchain.export.parity import TOLERANCES, Rung, compare, require
+from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
 from toolchain.recipe import ExportSection
-from toolchain.targets import get_target
 
 Array = NDArray[Any]
-PREPROCESS = "slimvit.preprocess"
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,23 @@ class Export:
 
     def __call__(self, given: TimmModel | DeployModel) -> Exported:
         """The exported file."""
+        whole, how = self.section.preprocess, given.preprocess
         graph = export_onnx(
             given.module,
             self.path,
-            input_size=given.preprocess.input_size,
+            input_size=how.input_size,
             opset=self.section.opset,
-            metadata=onnx_metadata(given, self.tool),
+            metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if whole else {})},
             simplify=self.section.simplify,
+            finish=(lambda model: with_pixels(model, how)) if whole else None,
         )
-        with get_target("ort-cpu").open(self.path, threads=1) as runner:
+        with opened("ort-cpu", self.path) as logits:
             rung = compare(
                 given.stage,
                 self.path.name,
                 torch_call(given.module),
-                lambda images: runner.infer({"image": images})["logits"],
-                self.images,
+                logits,
+                representable(self.images, how) if whole else self.images,
                 tolerance=TOLERANCES["fp32"],
                 real_images=self.real_images,
             )
@@ -112,29 +114,11 @@ class Export:
         require([made.rung])
 
 
-def read_preprocess(path: Path) -> Preprocess:
-    """What an ONNX file that `Export` wrote says about its input.
-
-    Raises:
-        StorageError: the file cannot be read.
-        ArtifactError: it is damaged, or was not written by slimvit.
-    """
-    for entry in read_onnx(path).metadata_props:
-        if entry.key == PREPROCESS:
-            try:
-                return Preprocess.from_dict(json.loads(entry.value))
-            except (json.JSONDecodeError, ArtifactError) as error:
-                raise ArtifactError(f"{path} has damaged metadata: {PREPROCESS}: {error}") from None
-    raise ArtifactError(f"{path} does not say how its input is preprocessed: slimvit did not write it")
-
-
 def check_section(section: ExportSection) -> None:
-    """Raises RecipeError for settings that this version does not have, TargetUnavailable where nothing runs a precision."""
+    """Raises TargetUnavailable where nothing here runs a precision that is asked for."""
     for name in expanded(section.precisions):
         if name != FP32:
             runs_on(PRECISIONS[name])
-    if section.preprocess:
-        raise RecipeError("export.preprocess = true is not in this version; preprocessing is in the file's metadata")
 
 
 def stack_images(images: list[torch.Tensor]) -> Array:
