@@ -15,8 +15,9 @@ from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import opened
+from toolchain.export.convert import Convert
 from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
-from toolchain.export.precision import COMPARED, FP32, PRECISIONS, Convert, precision_of, runs_on
+from toolchain.export.precision import COMPARED, FP32, PRECISIONS, precision_of, runs_on
 from toolchain.export.stage import stack_images, torch_call
 from toolchain.training.evaluate import accuracy
 

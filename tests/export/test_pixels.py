@@ -13,10 +13,10 @@ from toolchain.artifact import OnnxArtifact, Preprocess, TimmModel, run_stage
 from toolchain.errors import ArtifactError
 from toolchain.export import pixels
 from toolchain.export.calls import opened
+from toolchain.export.convert import Convert
 from toolchain.export.logits import parity_of
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import of_pixels, representable, takes_pixels, to_pixels, with_pixels, without_pixels
-from toolchain.export.precision import Convert
 from toolchain.export.stage import onnx_metadata
 from toolchain.surgery.replay import save_model
 

@@ -15,9 +15,10 @@ from torch import nn
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
 from toolchain.export import precision, smooth
+from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
-from toolchain.export.precision import PRECISION, PRECISIONS, Convert
+from toolchain.export.precision import PRECISION, PRECISIONS
 from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
 from toolchain.recipe import EngineSection

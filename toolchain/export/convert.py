@@ -1,0 +1,199 @@
+"""The stage that makes a file of another precision, and the rungs that hold it against the fp32 file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from toolchain.artifact import OnnxArtifact
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.calls import Call, opened, preprocess_in
+from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
+from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
+from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
+from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
+from toolchain.export.quantise import session
+from toolchain.export.weights import LINEARS, activation_scales, largest_error, linears
+
+Array = NDArray[Any]
+INT8_MAX = 127
+CONVERTED = frozenset(
+    {
+        *LINEARS,
+        "Cast",
+        "Mul",
+        "Add",
+        "Transpose",
+        "Reshape",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+    }
+)
+SCALE_ERROR = 0.01
+"""What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file of another precision, what is in it, how it compares with the fp32 file, and on which target."""
+
+    artifact: OnnxArtifact
+    graph: GraphFacts
+    rungs: tuple[Rung, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class Convert:
+    """fp32 OnnxArtifact → OnnxArtifact of another precision, read back from disk, run and compared.
+
+    Attributes:
+        precision: a name of `PRECISIONS`.
+        path: the file to write.
+        calibration: preprocessed images [N, C, H, W] that activations are observed on.
+        images: at least 3 preprocessed images, others than those, that the files are compared on.
+        real_images: whether they are real.
+    """
+
+    precision: str
+    path: Path
+    calibration: Array
+    images: Array
+    real_images: bool
+    name: str = "convert"
+
+    def requires(self, given: OnnxArtifact) -> None:
+        """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if given.precision != "fp32":
+            raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
+        runs_on(PRECISIONS[self.precision])
+
+    def __call__(self, given: OnnxArtifact) -> Converted:
+        """The converted file."""
+        wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
+        how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
+        dense = shipped if how is None else without_pixels(shipped, how)
+        made = wanted.convert(dense, self.calibration)
+        strip(made.model)
+        whole = made.model if how is None else with_pixels(made.model, how)
+        kept = {entry.key: entry.value for entry in shipped.metadata_props}
+        for key, value in sorted({**kept, PRECISION: self.precision}.items()):
+            whole.metadata_props.add(key=key, value=value)
+        files = write_onnx(whole, self.path)
+        model = onnx.load(self.path)  # from here on, what is shipped
+        require_precision(model, shipped, wanted)
+        target = runs_on(wanted)
+        graph = GraphFacts(
+            files=files,
+            size_bytes=sum(file.stat().st_size for file in files),
+            opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
+            nodes_before=census(shipped),
+            nodes_after=census(model),
+            simplified=False,
+        )
+        rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
+        if made.ranges:
+            rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
+        images = self.images if how is None else representable(self.images, how)
+        with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
+            if made.reference is not dense:
+                rungs.insert(0, self._smoothed(given, expected, made.reference, images))
+            rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
+        return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
+
+    def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
+        """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
+        with session(reference) as run:
+            return self._rung(
+                given.path.name,
+                expected,
+                "smoothed",
+                lambda part: run([OUTPUT], {INPUT: part})[OUTPUT],
+                TOLERANCES["fp32"],
+                images,
+            )
+
+    def _rung(self, from_: str, expected: Call, to: str, got: Call, tolerance: Tolerance, images: Array) -> Rung:
+        return compare(
+            from_,
+            to,
+            in_steps(expected),
+            in_steps(got),
+            images,
+            tolerance=tolerance,
+            real_images=self.real_images,
+            batches=sorted({*BATCHES, len(images)}),
+        )
+
+    def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
+        """Raises ParityError if the file is not the model."""
+        require(made.rungs)
+
+
+def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
+    """Whether every linear's weights are those of the fp32 graph, to the rounding of their type.
+
+    `max_abs` is the largest |ΔW| in units of what rounding allows.
+    """
+    error, where = largest_error(linears(expected), linears(got))
+    reason = "" if error <= 1 else f"a weight of {where} is {error:.3g} times as far off as its type rounds"
+    return Rung("fp32 weights", name, error, None, None, tolerance, "fail" if reason else "pass", reason)
+
+
+def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
+    """Whether every quantised activation has the scale that its observed range asks for.
+
+    `max_abs` is the largest |scale · 127 / max|x| − 1|.
+    """
+    scales = activation_scales(model)
+    errors = {what: abs(scales.get(what, 0.0) * INT8_MAX / most - 1) for what, most in ranges.items() if most > 0}
+    where = max(errors, key=lambda what: errors[what])
+    reason = (
+        "" if errors[where] <= SCALE_ERROR else f"the scale of {where} is {errors[where]:.3g} off what was observed"
+    )
+    return Rung("observed ranges", name, errors[where], None, None, tolerance, "fail" if reason else "pass", reason)
+
+
+def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision) -> None:
+    """Nothing, if a graph has the precision that was asked for, and is otherwise used like the fp32 graph.
+
+    Raises:
+        ArtifactError: a linear kept another type, linears were lost, or inputs and outputs are others.
+    """
+    for side in ("input", "output"):
+        now, before = ([_signature(v) for v in getattr(each.graph, side)] for each in (model, dense))
+        if now != before:
+            raise ArtifactError(f"the {wanted.name} graph has the {side}s {now}, the fp32 graph {before}")
+    if BATCH not in _signature(model.graph.input[0])[1]:
+        raise ArtifactError(f"the {wanted.name} graph has a fixed batch")
+    if _operators(model) != _operators(dense):
+        lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
+        raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
+    kept = linears(dense)
+    found = Counter(each.kind for each in linears(model))
+    if sum(found.values()) != len(kept):
+        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {len(kept)}")
+    others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
+    allowed = 1 if TensorProto.INT8 in wanted.weight_types else 0  # the last linear stays as it is
+    if sum(others.values()) > allowed:
+        raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
+
+
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    """Operator → number of nodes, without linears and what a conversion puts around them."""
+    return Counter({kind: count for kind, count in census(model).items() if kind not in CONVERTED})
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, tuple[Any, ...], int]:
+    kind = value.type.tensor_type
+    return value.name, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim), kind.elem_type
