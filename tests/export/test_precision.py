@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from toolchain.artifact import OnnxArtifact, run_stage
+from toolchain.bench.gate.why import artifact_parts
 from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
 from toolchain.export import precision, smooth
 from toolchain.export.convert import Convert
@@ -84,6 +85,16 @@ def test_a_file_of_another_precision_is_the_model(convert, source, name):
     assert set(kinds[:-1]) == PRECISIONS[name].weight_types
     if name in INT8:
         assert kinds[-1] == TensorProto.FLOAT, "the head stays as it is"
+
+
+@pytest.mark.parametrize("name", ["fp16", *INT8])
+def test_its_bytes_are_attributed_to_the_same_layers(convert, source, name):
+    found = []
+    for path in (source.path, convert(name).artifact.path):
+        layers = {layer for layer, _ in artifact_parts(path)}
+        found.append({layer for layer in layers if layer.startswith(("blocks.", "after "))})
+    assert found[0] == found[1]
+    assert "blocks.1.mlp.fc1" in found[0]
 
 
 @pytest.mark.parametrize("name", ["fp16", *INT8])
@@ -215,7 +226,7 @@ def one_linear_in_fp32(made):
 
 def forgotten_gamma(made):
     """Weights were scaled up and the normalization before them not down."""
-    name = next(t.name for t in made.reference.graph.initializer if t.name.endswith("weight.smoothed"))
+    name = smooth.norms(made.reference)[0].node.input[1]
     for model in (made.reference, made.model):
         scale(model, name, 3)
 
@@ -283,3 +294,11 @@ def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path,
     assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
     with pytest.raises(ArtifactError, match=f"no {name} engine"):
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision=name))
+
+
+def test_openvino_knows_the_output_of_an_fp16_file_by_its_name(convert):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    path = convert("fp16").artifact.path
+    with get_target("openvino-cpu").open(path, 1) as got, get_target("ort-cpu").open(path, 1) as expected:
+        feeds = {"image": images(2, 3)}
+        np.testing.assert_allclose(got.infer(feeds)["logits"], expected.infer(feeds)["logits"], rtol=0.1, atol=0.1)

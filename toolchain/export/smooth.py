@@ -7,6 +7,7 @@ function, up to fp32 rounding. Source: SmoothQuant, arXiv 2211.10438, equations 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,12 +113,16 @@ def smoothed(model: onnx.ModelProto, scales: Mapping[str, Array]) -> onnx.ModelP
     result = onnx.ModelProto()
     result.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
+    used = Counter(name for node in result.graph.node for name in node.input)
     for norm in norms(result):
         scale = scales[norm.output]
         for index, name in enumerate(list(norm.node.input)[1:], start=1):
-            own = f"{norm.output}.{'weight' if index == 1 else 'bias'}.smoothed"  # normalizations may share a tensor
-            result.graph.initializer.append(_as(own, numpy_helper.to_array(weights[name]) / scale))
-            norm.node.input[index] = own
+            smooth = numpy_helper.to_array(weights[name]) / scale
+            if used[name] == 1:
+                weights[name].CopyFrom(_as(name, smooth))
+            else:  # normalizations may share a tensor
+                norm.node.input[index] = f"{name}.{norm.output}"
+                result.graph.initializer.append(_as(norm.node.input[index], smooth))
         for node, axis in norm.readers:
             tensor = weights[node.input[1]]
             factor = scale[:, None] if axis == 0 else scale[None, :]

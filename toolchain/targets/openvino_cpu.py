@@ -72,7 +72,8 @@ class OpenVinoRunner:
         """
         request = self.request(feeds)
         results = request.infer(feeds, share_inputs=True)
-        return {port.get_any_name(): results[port] for port in request.get_compiled_model().outputs}
+        # A compiled port may have the name of a cast that was dropped as well: the model's own name is the right one.
+        return {port.get_any_name(): results[index] for index, port in enumerate(self._model.outputs)}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` synchronous calls in nanoseconds; arrays enter and leave without a copy.

@@ -131,6 +131,11 @@ def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, Part]]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    aliases = {  # a quantised bias is read behind its scale
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in own
+    }
     taken: Counter[Part] = Counter()
     last = GRAPH
     for node in graph.node:
@@ -138,7 +143,7 @@ def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, Part]]:
             if name in own:
                 last = _layer_and_part(name)[0]
             elif unnamed.get(name, 0) >= 2 and node.op_type in MULTIPLIES:
-                layer = _layer_of(node, readers, own, unnamed) or f"after {last}"
+                layer = _layer_of(node, readers, own, unnamed, aliases) or f"after {last}"
                 part = (layer, "weight")
                 taken[part] += 1
                 yield name, part if taken[part] == 1 else (layer, f"weight {taken[part]}")
@@ -146,12 +151,17 @@ def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, Part]]:
 
 
 def _layer_of(
-    node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], own: set[str], unnamed: dict[str, int]
+    node: onnx.NodeProto,
+    readers: dict[str, list[onnx.NodeProto]],
+    own: set[str],
+    unnamed: dict[str, int],
+    aliases: dict[str, str],
 ) -> str | None:
     """The layer that a node with an unnamed weight belongs to, from the bias that it or a node soon after it adds."""
     reached, crossed = node, False
     for _ in range(12):
-        if (bias := next((name for name in reached.input if name in own), None)) is not None:
+        inputs = [aliases.get(name, name) for name in reached.input]
+        if (bias := next((name for name in inputs if name in own), None)) is not None:
             layer = _layer_and_part(bias)[0]
             if not crossed:
                 return layer
