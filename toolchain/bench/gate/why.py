@@ -23,7 +23,18 @@ MULTIPLIES = frozenset({"MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger"
 # What may lie between a weight and the bias that names its layer.
 PASSES_ON = (
     frozenset(
-        {"Reshape", "Transpose", "Cast", "Identity", "Squeeze", "Unsqueeze", "Mul", "Add", "DynamicQuantizeLinear"}
+        {
+            "Reshape",
+            "Transpose",
+            "Cast",
+            "Identity",
+            "Squeeze",
+            "Unsqueeze",
+            "Mul",
+            "Add",
+            "QuantizeLinear",
+            "DynamicQuantizeLinear",
+        }
     )
     | MULTIPLIES
 )
@@ -131,11 +142,8 @@ def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, Part]]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    aliases = {  # a quantised bias is read behind its scale
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in own
-    }
+    # What is quantised is read behind its scale.
+    aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     taken: Counter[Part] = Counter()
     last = GRAPH
     for node in graph.node:
@@ -171,7 +179,8 @@ def _layer_of(
         if len(following) != 1:
             return None
         reached = following[0]
-        if any(unnamed.get(name, 0) >= 2 for name in reached.input):
+        weights = [aliases.get(name, name) for name in reached.input]
+        if any(unnamed.get(name, 0) >= 2 and name not in node.input for name in weights):
             crossed = True
         elif reached.op_type not in PASSES_ON:
             return None
