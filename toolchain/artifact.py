@@ -133,7 +133,7 @@ AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
 
 @dataclass(frozen=True)
 class OnnxArtifact:
-    """An ONNX file; its preprocessing is None where slimvit did not export it."""
+    """An ONNX file; its preprocessing is None and its precision "" where it does not say, as others' files do not."""
 
     path: Path
     precision: str

@@ -61,13 +61,9 @@ class Judge:
     def convert(self, precision: str, path: Path) -> Convert:
         """The stage that makes a file of another precision, with the images that it calibrates and compares on."""
         calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
-        return Convert(
-            precision,
-            path,
-            calibration=self.calibration() if calibrated else self.images(),
-            images=self.images(max(BATCHES) if self.source.synthetic else COMPARED),
-            real_images=not self.source.synthetic,
-        )
+        images = self.images(max(BATCHES) if self.source.synthetic else COMPARED)
+        observed = self.calibration() if calibrated else images
+        return Convert(precision, path, observed, images, real_images=not self.source.synthetic)
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         """The rung of two forms that are both PyTorch modules."""

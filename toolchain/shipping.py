@@ -15,17 +15,16 @@ from toolchain.bench.compare import compare as bench_compare
 from toolchain.bench.device import Device, Devices
 from toolchain.bench.gate.why import artifact_parts
 from toolchain.bench.samples import Parity
-from toolchain.bench.size import download_bytes
-from toolchain.cache import files_below
-from toolchain.errors import ParityError
+from toolchain.bench.size import artifact_sha256, download_bytes
+from toolchain.errors import ArtifactError, ParityError
 from toolchain.export.engine import PRODUCTS, BuildEngine
 from toolchain.export.parity import require
-from toolchain.export.precision import FP32, PRECISIONS, expanded
+from toolchain.export.precision import EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 
-GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes")
 
 
 def ship(steps: Steps) -> None:
@@ -35,6 +34,9 @@ def ship(steps: Steps) -> None:
     export(steps, "compressed")
     wanted = expanded(recipe.export.precisions)
     made = [FP32, *(name for name in wanted if name != FP32 and convert(steps, name, wanted[name]))]
+    either = [name for name in EITHER_OF if name in wanted]
+    if either and not set(either) & set(made):
+        raise ParityError(f"no int8 file is the model: {steps.stages[f'onnx-{either[0]}'].facts['refused']}")
     if recipe.engine is not None:
         for target, precision in product(recipe.engine.targets, made):
             if precision in wanted and precision in PRODUCTS:
@@ -78,21 +80,18 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
     """
     root, source = steps.root, steps.job.source
     before, path = onnx_path(root, FP32), onnx_path(root, name)
-    inputs = [sha256(before), name, source.digest, [version(tool) for tool in GRAPH_TOOLS], required]
+    judging = runtime(runs_on(PRECISIONS[name]))
+    inputs = [artifact_sha256(before), name, source.digest, [version(t) for t in GRAPH_TOOLS], required, judging]
 
     def work(_: str) -> Found:
         judge, stage = steps.judge, steps.judge.convert(name, path)
         given = OnnxArtifact(before, FP32, steps.job.dense.preprocess)
-        stage.requires(given)
-        made = stage(given)
         try:
-            stage.ensures(given, made)
-        except ParityError as error:
-            for file in made.graph.files:
-                file.unlink()
+            made = run_stage(stage, given)
+        except (ParityError, ArtifactError) as error:
             if required:
                 raise
-            return [], {"precision": name, "refused": str(error), "refused_parity": [r.to_dict() for r in made.rungs]}
+            return [], {"precision": name, "refused": str(error)}
         facts = {
             "precision": name,
             "refused": None,
@@ -132,7 +131,9 @@ def engine(steps: Steps, target: str, precision: str) -> None:
             require([rung])
         return [folder], {"target": target, "file": made.path.name, "parity": [rung.to_dict()]}
 
-    steps.step(f"engine-{target}{suffix}", [sha256(path), section.model_dump(mode="json"), runtime(target)], work)
+    steps.step(
+        f"engine-{target}{suffix}", [artifact_sha256(path), section.model_dump(mode="json"), runtime(target)], work
+    )
 
 
 def runs(device: Device, precision: str) -> bool:
@@ -166,7 +167,7 @@ def cell(steps: Steps, device: Device, batch: int, threads: int, precision: str)
         found.save(path)
         return [path], {"precision": precision, **cell_facts(target, found)}
 
-    digests = [sha256(file) for artifact in pair for file in files_below(artifact)]
+    digests = [artifact_sha256(artifact) for artifact in pair]
     inputs = [digests, target, batch, threads, parity, conditions_of(target, threads)]
     suffix = "" if precision == FP32 else f".{precision}"
     steps.step(f"bench-{target}.b{batch}.t{threads}{suffix}", inputs, work, settled=conclusive)

@@ -362,18 +362,30 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache" / "sessions").iterdir()), "what ended is measured afresh next time"
 
 
-@pytest.mark.parametrize("edit", ["verdict", "lo", "samples", "no samples", "size"])
+@pytest.mark.parametrize(
+    "edit", ["verdict", "status", "lo", "samples", "no samples", "size", "budget", "another artifact"]
+)
 def test_an_edited_gate_result_is_refused(judge, made_up, tmp_path, edit):
     result, _ = judge(
         [made_up(b=SLOWER), made_up(b=SLOWER, seed=2)], cells=1, budget={"size": "1 MB", "latency": "1 s"}
     )
     record, path = result.to_dict(), tmp_path / "gate.json"
-    path.write_text(json.dumps(record))
-    assert GateResult.load(path) == result
     (cell,) = record["cells"]
+    for comparison in cell["comparisons"]:  # made up samples are of no file
+        comparison["raw"]["artifacts"] = {"A": dict(cell["baseline"]), "B": dict(cell["artifact"])}
+    path.write_text(json.dumps(record))
+    assert GateResult.load(path).verdict == result.verdict
     checks = {check["name"]: check for check in cell["checks"]}
     if edit == "verdict":
         record["verdict"] = "pass"
+    elif edit == "status":
+        for check in cell["checks"]:
+            check["status"] = "pass"
+        record["counts"], record["verdict"], record["exit_code"] = {"pass": 3}, "pass", 0
+    elif edit == "budget":
+        checks["budget.size"]["limit"] = 1
+    elif edit == "another artifact":
+        cell["artifact"]["sha256"] = "0" * 64
     elif edit == "lo":
         checks["relation.latency"]["lo"] = 1.0
     elif edit == "samples":

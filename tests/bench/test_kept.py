@@ -181,3 +181,12 @@ def test_what_is_too_old_is_removed(measure, cache):
         os.utime(path, (time.time() - kept.MAX_AGE_S - 60,) * 2)
     measure(Counting(), device="other")
     assert not list(cache.iterdir())
+
+
+def test_two_targets_of_one_process_do_not_share_sessions(measure):
+    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    first, second = Counting(), Counting()
+    with KeptSessions(first, "this machine") as one, KeptSessions(second, "this machine") as two:
+        drawn = [transport.run(plan, lambda *_: None)["drawn"] for transport in (one, two)]
+    assert drawn[0] != drawn[1]
+    assert (first.ran, second.ran) == ([0], [0])

@@ -168,7 +168,7 @@ def test_what_cannot_be_accepted(command, gate, options, words):
 
 def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     facts = ArtifactFacts(name="new.onnx", size_bytes=1, sha256="0" * 64)
-    measured = write_samples(b=math.log(1.2))
+    measured = write_samples(b=math.log(1.2)).model_copy(update={"artifacts": {"A": facts, "B": facts}})
     bounds = measured.ratio.to_ratio()
     interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"]}
     slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, **interval)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from toolchain.targets.device_runner import plan_digest
 
 log = logging.getLogger(__name__)
 FOLDER = "sessions"
+OPEN: set[str] = set()
+"""Tokens of what is open in this process: none of them takes up what another has just measured."""
 MAX_AGE_S = 24 * 3600
 """A machine of yesterday is another one; an older session is measured again."""
 
@@ -44,14 +47,17 @@ class KeptSessions:
         self._portable = Portable()
         self._used: dict[Path, str] = {}
         self._failed: set[str] = set()
+        self._token = secrets.token_hex(8)
 
     def __enter__(self) -> Self:
         _forget_old()
+        OPEN.add(self._token)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        OPEN.discard(self._token)
         lost = kind is not None and (issubclass(kind, StorageError) or not issubclass(kind, Exception))
         if lost:  # a result that could not be written counts as none
             return
@@ -77,7 +83,11 @@ class KeptSessions:
             self._failed.add(of)
             raise
         try:
-            write_text(path, json.dumps({"writer": os.getpid(), "result": result}, separators=(",", ":")) + "\n")
+            write_text(
+                path,
+                json.dumps({"writer": os.getpid(), "token": self._token, "result": result}, separators=(",", ":"))
+                + "\n",
+            )
         except StorageError as error:  # the measurement itself goes on
             log.warning("%s; were this comparison cut off, session %s would be measured again", error, plan["session"])
         else:
@@ -99,8 +109,8 @@ def _take_up(path: Path) -> dict[str, Any] | None:
         if time.time() - path.stat().st_mtime > MAX_AGE_S:
             return None
         stored = read_json(path)
-        result, writer = stored["result"], int(stored["writer"])
+        result, writer, token = stored["result"], int(stored["writer"]), stored["token"]
     except (OSError, ArtifactError, StorageError, KeyError, TypeError, ValueError):
         return None
-    running = writer != os.getpid() and psutil.pid_exists(writer)
+    running = token in OPEN if writer == os.getpid() else psutil.pid_exists(writer)
     return result if isinstance(result, dict) and not running else None

@@ -147,7 +147,10 @@ def classifier_shape(path: Path) -> tuple[tuple[int, int, int], int]:
     Raises:
         RecipeError: it has other inputs or outputs than one image and one vector of classes.
     """
-    shape = read_signature(path, 1).inputs[0].shape
+    image = read_signature(path, 1).inputs[0]
+    if image.dtype == "uint8":
+        raise RecipeError(f"{path} takes pixels; references are made for files that take images [batch, C, H, W]")
+    shape = image.shape
     outputs = read_onnx(path).graph.output
     dims = [dim.dim_value for dim in outputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or len(outputs) != 1 or len(dims) != 2 or dims[1] < 1:

@@ -84,6 +84,8 @@ def _equal(stored: Any, recomputed: Any) -> bool:
     """Equality up to the last bits of floats, which may differ between builds of numpy."""
     if isinstance(stored, dict) and isinstance(recomputed, dict):
         return stored.keys() == recomputed.keys() and all(_equal(stored[k], recomputed[k]) for k in stored)
+    if isinstance(stored, list) and isinstance(recomputed, list):
+        return len(stored) == len(recomputed) and all(map(_equal, stored, recomputed))
     if isinstance(stored, float) and isinstance(recomputed, float):
         return math.isclose(stored, recomputed, rel_tol=1e-9)
     return bool(type(stored) is type(recomputed) and stored == recomputed)

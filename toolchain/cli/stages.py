@@ -32,7 +32,7 @@ from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.engine import BuildEngine
 from toolchain.export.logits import source_for
-from toolchain.export.precision import FP32, PRECISIONS, precision_of
+from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
 from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
 from toolchain.judge import Judge
@@ -146,6 +146,10 @@ def export(
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
     judge = Judge(source_for(data, model.preprocess))
+    if judge.source.synthetic and precision in PRECISIONS and PRECISIONS[precision].calibrated:
+        raise RecipeError(
+            f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
+        )
     section = ExportSection(opset=opset, simplify=not no_simplify)
     with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
         whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
@@ -162,7 +166,7 @@ def export(
 def engine(
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
     out: OutOption,
-    target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
+    target: Annotated[str, typer.Option(help="trt-rtx, trt or openvino-cpu.")] = "trt-rtx",
     compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
     batch: Annotated[tuple[int, int, int], typer.Option(help="min opt max of the optimization profile.")] = (1, 1, 8),
     json_: JsonFlag = False,
@@ -173,7 +177,7 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, precision_of(onnx)))
+    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 

@@ -16,8 +16,10 @@ class Conversion:
         model: the graph.
         reference: the fp32 graph, equal as a function to the one given, whose weights were rounded.
         ranges: quantised activation → max|x| over the calibration images, where scales are fixed.
+        smoothed: whether the reference is another graph than the one given.
     """
 
     model: onnx.ModelProto
     reference: onnx.ModelProto
     ranges: Mapping[str, float] = field(default_factory=dict)
+    smoothed: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from toolchain.artifact import OnnxArtifact
-from toolchain.errors import ArtifactError, RecipeError
+from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export.calls import Call, opened, preprocess_in
+from toolchain.export.conversion import Conversion
 from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
-from toolchain.export.quantise import session
-from toolchain.export.weights import LINEARS, activation_scales, largest_error, linears
+from toolchain.export.quantise import last_linears, session
+from toolchain.export.weights import LINEARS, activation_scales, largest_difference, largest_error, linears
 
 Array = NDArray[Any]
 INT8_MAX = 127
@@ -90,7 +91,19 @@ class Convert:
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
         files = write_onnx(whole, self.path)
-        model = onnx.load(self.path)  # from here on, what is shipped
+        try:
+            return self._judged(given, shipped, made, files)
+        except BaseException:
+            _remove(files)
+            raise
+
+    def _judged(
+        self, given: OnnxArtifact, shipped: onnx.ModelProto, made: Conversion, files: tuple[Path, ...]
+    ) -> Converted:
+        """What is now on disk, held against the fp32 file."""
+        wanted = PRECISIONS[self.precision]
+        how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
+        model = onnx.load(self.path)
         require_precision(model, shipped, wanted)
         target = runs_on(wanted)
         graph = GraphFacts(
@@ -106,7 +119,7 @@ class Convert:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
         images = self.images if how is None else representable(self.images, how)
         with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
-            if made.reference is not dense:
+            if made.smoothed:
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
             rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
@@ -136,32 +149,38 @@ class Convert:
         )
 
     def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
-        """Raises ParityError if the file is not the model."""
-        require(made.rungs)
+        """Raises ParityError if the file is not the model; it is removed then."""
+        try:
+            require(made.rungs)
+        except ParityError:
+            _remove(made.graph.files)
+            raise
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
-    """Whether every linear's weights are those of the fp32 graph, to the rounding of their type.
-
-    `max_abs` is the largest |ΔW| in units of what rounding allows.
-    """
+    """Whether every weight is that of the fp32 graph, to the rounding of its type: those of linears with their scales."""
     error, where = largest_error(linears(expected), linears(got))
+    other, what = largest_difference(expected, got)
+    if not other <= error:
+        error, where = other, what
     reason = "" if error <= 1 else f"a weight of {where} is {error:.3g} times as far off as its type rounds"
-    return Rung("fp32 weights", name, error, None, None, tolerance, "fail" if reason else "pass", reason)
+    return Rung("fp32 weights", name, None, None, None, tolerance, "fail" if reason else "pass", reason)
 
 
 def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
-    """Whether every quantised activation has the scale that its observed range asks for.
-
-    `max_abs` is the largest |scale · 127 / max|x| − 1|.
-    """
+    """Whether every quantised activation has the scale that its observed range asks for."""
     scales = activation_scales(model)
     errors = {what: abs(scales.get(what, 0.0) * INT8_MAX / most - 1) for what, most in ranges.items() if most > 0}
     where = max(errors, key=lambda what: errors[what])
     reason = (
         "" if errors[where] <= SCALE_ERROR else f"the scale of {where} is {errors[where]:.3g} off what was observed"
     )
-    return Rung("observed ranges", name, errors[where], None, None, tolerance, "fail" if reason else "pass", reason)
+    return Rung("observed ranges", name, None, None, None, tolerance, "fail" if reason else "pass", reason)
 
 
 def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision) -> None:
@@ -184,14 +203,18 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
     if sum(found.values()) != len(kept):
         raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {len(kept)}")
     others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
-    allowed = 1 if TensorProto.INT8 in wanted.weight_types else 0  # the last linear stays as it is
+    allowed = len(last_linears(dense)) if TensorProto.INT8 in wanted.weight_types else 0  # they stay as they are
     if sum(others.values()) > allowed:
         raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
 
 
 def _operators(model: onnx.ModelProto) -> Counter[str]:
-    """Operator → number of nodes, without linears and what a conversion puts around them."""
-    return Counter({kind: count for kind, count in census(model).items() if kind not in CONVERTED})
+    """Operator with its attributes → number of nodes, without linears and what a conversion puts around them."""
+    return Counter(
+        " ".join([node.op_type, *sorted(str(onnx.helper.printable_attribute(each)) for each in node.attribute)])
+        for node in model.graph.node
+        if node.op_type not in CONVERTED
+    )
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, tuple[Any, ...], int]:

@@ -18,19 +18,36 @@ from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
+from toolchain.export.quantise import largest_values
 
-KEPT_FP32 = ["LayerNormalization", "Softmax"]
+KEPT_FP32 = ["LayerNormalization", "RMSNormalization", "Softmax"]
 FP16_MAX = float(np.finfo(np.float16).max)
+MARGIN = 2.0
+"""Other images may give larger values than those that were observed."""
 
 
-def fp16(model: onnx.ModelProto, images: NDArray[Any]) -> Conversion:  # noqa: ARG001 - all converters take images
-    """The graph in fp16; raises ArtifactError for weights that fp16 cannot hold, which would be cut off silently."""
+def fp16(model: onnx.ModelProto, images: NDArray[Any]) -> Conversion:
+    """The graph in fp16.
+
+    Args:
+        model: fp32.
+        images: what activations are observed on [N, C, H, W]: a CPU computes fp16 files in fp32 and shows no overflow.
+
+    Raises:
+        ArtifactError: a weight or an activation is beyond what fp16 holds, and would be cut off or become infinite.
+    """
     for tensor in model.graph.initializer:
         if (
             tensor.data_type == TensorProto.FLOAT
             and (largest := float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))) > FP16_MAX
         ):
             raise ArtifactError(f"{tensor.name} holds {largest:.3g}, more than fp16 can: {FP16_MAX:.0f}; take bf16")
+    values = largest_values(model, images)
+    where = max(values, key=lambda name: values[name])
+    if not values[where] * MARGIN <= FP16_MAX:
+        raise ArtifactError(
+            f"{where} comes to {values[where]:.3g}, and fp16 holds {FP16_MAX:.0f}: on a GPU the file could overflow; take bf16"
+        )
     return Conversion(_converted(model), model)
 
 
@@ -51,7 +68,6 @@ def bf16(model: onnx.ModelProto, images: NDArray[Any]) -> Conversion:  # noqa: A
             elif attribute.t.data_type == TensorProto.FLOAT16:
                 values = numpy_helper.to_array(attribute.t).astype(np.float32).astype(ml_dtypes.bfloat16)
                 attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
-    del result.graph.value_info[:]
     return Conversion(result, model)
 
 
@@ -77,4 +93,5 @@ def _converted(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelPr
         raise ArtifactError(
             f"ONNX Runtime cannot convert the graph to fp16: {type(error).__name__}: {error}"
         ) from error
+    del result.graph.value_info[:]  # shapes and types of before
     return result

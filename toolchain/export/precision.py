@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from toolchain.errors import TargetUnavailable
-from toolchain.export.calls import Call
+from toolchain.export.calls import PREPROCESS, Call
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.onnx_graph import read_onnx
@@ -110,6 +110,16 @@ def precision_of(path: Path) -> str:
     return found if found in PRECISIONS else FP32
 
 
+def declared_precision(path: Path) -> str:
+    """The precision that an ONNX file of slimvit's says it has, "fp32" if it says none; "" of anyone else's file.
+
+    Raises:
+        StorageError, ArtifactError: the file cannot be read.
+    """
+    metadata = {entry.key for entry in read_onnx(path).metadata_props}
+    return precision_of(path) if PREPROCESS in metadata else ""
+
+
 def tolerance_of(*paths: Path) -> Tolerance:
     """What the logits of artifacts of these precisions may differ by: the loosest of all."""
     known = {**TOLERANCES, **{name: each.tolerance for name, each in PRECISIONS.items()}}
@@ -121,11 +131,13 @@ def runs_on(precision: Precision) -> str:
     reasons = []
     for name in precision.targets:
         try:
-            get_target(name).probe()
+            runs = get_target(name).probe().details.get("run", "yes")
         except TargetUnavailable as error:
             reasons.append(str(error))
         else:
-            return name
+            if runs == "yes":
+                return name
+            reasons.append(f"{name} runs nothing here ({runs.removeprefix('no: ')})")
     raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
 
 

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
-from toolchain.export.onnx_graph import INPUT, OUTPUT, linear_nodes
+from toolchain.export.onnx_graph import INLINE_LIMIT_BYTES, INPUT, OUTPUT, linear_nodes
 from toolchain.export.smooth import norms, smoothed, smoothing
 
 Array = NDArray[Any]
 LINEARS = ["MatMul", "Gemm"]
+AXIS = "slimvit.observed"
 STEP = 32
 """Images of one call while activations are observed."""
 
@@ -39,7 +40,9 @@ def int8_dynamic(model: onnx.ModelProto, images: Array) -> Conversion:  # noqa: 
             source,
             made,
             op_types_to_quantize=LINEARS,
-            nodes_to_exclude=_last_linear(model),
+            nodes_to_exclude=[
+                each for name in last_linears(model) for each in (name, f"{name}_MatMul")
+            ],  # a Gemm's new name
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
@@ -72,14 +75,15 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
         def get_next(self) -> dict[str, Array] | None:
             return next(self._steps, None)
 
-    inner = [node for node in linear_nodes(model) if node.name not in _last_linear(model)]
+    last = last_linears(model)
+    inner = [node for node in linear_nodes(model) if node.name not in last]
     names = {*(norm.output for norm in norms(model)), *(node.input[0] for node in inner)}
     largest = largest_channels(model, sorted(names), images)
     scales = smoothing(model, largest)
     even = smoothed(model, scales)
     ranges = {node.input[0]: float(largest[node.input[0]].max()) for node in inner}
     for norm in norms(model):
-        for node, _ in norm.readers:
+        for node in (node for node, _ in norm.readers if node.input[0] in ranges):
             ranges[node.input[0]] = float((largest[norm.output] / scales[norm.output]).max())
 
     def work(source: Path, made: Path) -> None:
@@ -102,7 +106,7 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
             },
         )
 
-    return Conversion(_through_files(even, work), even, ranges)
+    return Conversion(_through_files(even, work), even, ranges, smoothed=True)
 
 
 def steps(images: Array) -> Iterator[dict[str, Array]]:
@@ -117,18 +121,46 @@ def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array
     Raises:
         ArtifactError: ONNX Runtime cannot run the graph.
     """
+    return _largest(model, names, images, by_channel=True)
+
+
+def largest_values(model: onnx.ModelProto, images: Array) -> dict[str, float]:
+    """Every value that a graph computes in fp32 → its max|x| over images; raises as `largest_channels`."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    known = {
+        value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *model.graph.output)
+    }
+    computed = [name for node in model.graph.node for name in node.output]
+    names = [name for name in computed if known.get(name) == onnx.TensorProto.FLOAT]
+    return {name: float(most) for name, most in _largest(model, names, images, by_channel=False).items()}
+
+
+def _largest(model: onnx.ModelProto, names: Sequence[str], images: Array, *, by_channel: bool) -> dict[str, Array]:
+    """Taken inside the graph, so that no activation leaves it."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    for name in names:
+        flat, largest = f"{name}.flat", f"{name}.largest"
+        watched.graph.node.extend(
+            [
+                onnx.helper.make_node("Abs", [name], [f"{name}.abs"]),
+                onnx.helper.make_node("Flatten", [f"{name}.abs"], [flat], axis=-1 if by_channel else 0),
+                onnx.helper.make_node("ReduceMax", [flat, f"{AXIS}.axes"], [largest], keepdims=0),
+            ]
+        )
+        watched.graph.output.append(onnx.ValueInfoProto(name=largest))
+    axis = 0 if by_channel else 1  # flattened from the front, a value is one row
+    watched.graph.initializer.append(onnx.numpy_helper.from_array(np.array([axis], np.int64), f"{AXIS}.axes"))
     found: dict[str, Array] = {}
     if not names:
         return found
     with session(watched) as run:
         for feeds in steps(images):
-            for name, values in run(names, feeds).items():
-                largest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-                found[name] = np.maximum(found[name], largest) if name in found else largest
+            for key, values in run([f"{name}.largest" for name in names], feeds).items():
+                name = key.removesuffix(".largest")
+                most = values if by_channel else values.max()
+                found[name] = np.maximum(found[name], most) if name in found else most
     return found
 
 
@@ -150,16 +182,18 @@ def session(model: onnx.ModelProto) -> Iterator[Callable[[Sequence[str], Mapping
         yield lambda names, feeds: dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
 
 
-def _last_linear(model: onnx.ModelProto) -> list[str]:
-    """Names of the linear that the logits come from: its own, and what the dynamic quantiser renames a Gemm to."""
+def last_linears(model: onnx.ModelProto) -> set[str]:
+    """Names of the linears that the logits come from: one, or several whose outputs are averaged."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    linears = {node.name for node in linear_nodes(model)}
-    node = producers[OUTPUT]
-    while node.name not in linears:
-        if not node.input or node.input[0] not in producers:
-            return []
-        node = producers[node.input[0]]
-    return [node.name, f"{node.name}_MatMul"]
+    linears, found = {node.name for node in linear_nodes(model)}, set()
+    waiting = [OUTPUT]
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is not None and node.name in linears:
+            found.add(node.name)
+        elif node is not None:
+            waiting += node.input
+    return found
 
 
 def _through_files(model: onnx.ModelProto, work: Callable[[Path, Path], None]) -> onnx.ModelProto:
@@ -181,4 +215,9 @@ def _through_files(model: onnx.ModelProto, work: Callable[[Path, Path], None]) -
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1_800_000_000, location=f"{path.name}.data")
+    large = model.ByteSize() > INLINE_LIMIT_BYTES
+    if large:  # saving in two files takes the weights out of the model that is saved
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        model = copied
+    onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")

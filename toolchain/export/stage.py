@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel
-from toolchain.errors import RecipeError
+from toolchain.errors import ParityError, RecipeError
 from toolchain.export.calls import PREPROCESS, opened
 from toolchain.export.onnx_graph import GraphFacts, export_onnx
 from toolchain.export.parity import TOLERANCES, Rung, compare, require
@@ -110,8 +110,13 @@ class Export:
         return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, rung)
 
     def ensures(self, given: TimmModel | DeployModel, made: Exported) -> None:  # noqa: ARG002
-        """Raises ParityError if the file is not the model."""
-        require([made.rung])
+        """Raises ParityError if the file is not the model; it is removed then."""
+        try:
+            require([made.rung])
+        except ParityError:
+            for file in made.graph.files:
+                file.unlink(missing_ok=True)
+            raise
 
 
 def check_section(section: ExportSection) -> None:

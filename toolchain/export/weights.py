@@ -71,6 +71,28 @@ def largest_error(expected: Sequence[Linear], got: Sequence[Linear]) -> tuple[fl
     return worst, where
 
 
+def largest_difference(expected: onnx.ModelProto, got: onnx.ModelProto) -> tuple[float, str]:
+    """(the largest difference of a stored tensor that no linear owns, in units of what rounding allows; its name).
+
+    Tensors are found by their names; one that is missing, and is no quantised bias of a linear, is infinitely far off.
+    """
+    stored = {tensor.name: tensor for tensor in got.graph.initializer}
+    weights = {node.input[1] for node in expected.graph.node if node.op_type in LINEARS}
+    worst, where = 0.0, ""
+    for tensor in expected.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in weights or f"{tensor.name}_quantized" in stored:
+            continue
+        ours, other = numpy_helper.to_array(tensor).astype(np.float64), stored.get(tensor.name)
+        if other is None or other.data_type not in ROUNDING or list(other.dims) != list(tensor.dims):
+            return float("inf"), tensor.name
+        allowed = np.maximum(np.abs(ours) * ROUNDING[other.data_type], SMALLEST[other.data_type])
+        error = np.abs(ours - numpy_helper.to_array(other).astype(np.float64)) / (allowed * (1 + 1e-6) + 1e-300)
+        most = float(np.max(error, initial=0.0))
+        if not most <= worst:
+            worst, where = most, tensor.name
+    return worst, where
+
+
 def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
     """Quantised activation → its scale, the same one where it is rounded and where it is read.
 

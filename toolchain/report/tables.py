@@ -230,7 +230,8 @@ def suggestion_lines(report: Mapping[str, Any]) -> list[str]:
     found = report.get("suggestion")
     if found is None or len(report["artifacts"]) <= 2:
         return []
-    limit = f"at most {percent(found['accuracy_loss'])} of the images lost"
+    counted = any(row["total"] is not None for row in report["artifacts"])
+    limit = f"at most {percent(found['accuracy_loss'])} of the images lost" if counted else "accuracy is not known"
     lines = [f"Smallest file ({limit}): {found['smallest']}."]
     lines += [
         f"Fastest file on {cell_name(row)} ({limit}): {row['path']}, {row['ratio']['point']:.3f} of the dense time."

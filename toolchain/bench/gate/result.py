@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from toolchain.artifact import read_json
 from toolchain.bench.gate.accepts import AcceptUse
-from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of
+from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of, judgement_of
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.samples import ArtifactFacts, explain
 from toolchain.errors import ArtifactError
@@ -197,16 +197,44 @@ class GateResult(_Strict):
 
 def _require_follows(path: Path, cell: CellResult) -> None:
     comparisons = [Comparison.recomputed(each, f"{path}, cell {cell.name!r}") for each in cell.comparisons]
+    for found in comparisons:
+        where = f"the comparison in cell {cell.name!r}"
+        _require_equal(path, f"B of {where}", found.artifacts["B"], cell.artifact)
+        _require_equal(path, f"A of {where}", found.artifacts["A"], cell.baseline or cell.artifact)
+        workload = (found.scenario.batch, found.scenario.threads)
+        _require_equal(path, f"batch and threads of {where}", workload, (cell.batch, cell.threads))
     for check in cell.checks:
         what = f"{check.name} of cell {cell.name!r}"
         if check.name.endswith(".size"):
             _require_equal(path, what, check.value, cell.artifact.size_bytes)
-        elif check.name in (RATIO, TIME) and check.value is not None:
+        if check.value is None or check.limit is None:
+            if check.status in ("pass", "accepted"):
+                raise ArtifactError(f"{path} says {check.status} of {what}, without a value or a limit; it was altered")
+        elif check.name in (RATIO, TIME):
             if not comparisons:
                 raise ArtifactError(f"{path} holds no samples for {what}")
-            interval = estimate_of(check.name, comparisons[0]).to_ratio()
-            for key, value in (("point", check.value), ("lo", check.lo), ("hi", check.hi)):
-                _require_equal(path, f"{key} of {what}", value, interval[key])
+            _require_latency(path, what, check, comparisons)
+        else:
+            held = check.value >= check.limit if check.unit == "cosine" else check.value <= check.limit
+            if check.status == "pass" and not held:
+                raise ArtifactError(f"{path} says pass of {what}, {check.value} against {check.limit}; it was altered")
+
+
+def _require_latency(path: Path, what: str, check: Check, comparisons: list[Comparison]) -> None:
+    """What is said of a latency follows from its first measurement; a failure also from the second."""
+    assert check.limit is not None
+    interval = estimate_of(check.name, comparisons[0]).to_ratio()
+    for key, value in (("point", check.value), ("lo", check.lo), ("hi", check.hi)):
+        _require_equal(path, f"{key} of {what}", value, interval[key])
+    judgements = [judgement_of(check.name, each, float(check.limit), None) for each in comparisons]
+    allowed: dict[str, tuple[str, ...]] = {
+        "pass": ("pass",),
+        "invalid": ("invalid",),
+        "inconclusive": ("inconclusive", "accepted"),
+        "regressed": ("fail", "inconclusive", "accepted"),  # Holm, and a second measurement, leave doubt
+    }
+    if check.status not in allowed[judgements[0]] or (check.status == "fail" and judgements[-1] != "regressed"):
+        raise ArtifactError(f"{path} says {check.status} of {what}, its samples say {judgements}; it was altered")
 
 
 def _require_equal(path: Path, what: str, said: Any, follows: Any) -> None:
