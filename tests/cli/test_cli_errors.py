@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 
 from toolchain.cache import Workspace
 from toolchain.errors import MeasurementError
+from toolchain.export.precision import PRECISIONS
 from toolchain.surgery import replay
 from toolchain.targets import TARGETS, TargetInfo
 from toolchain.training import checkpoint as training_checkpoint
@@ -103,10 +105,15 @@ def test_methods_that_do_not_go_together_say_what_does(refused):
     assert "'uniform'" in message
 
 
-def test_fp16_says_what_there_is(refused):
-    message = refused(2, 'export.precisions=["fp16"]')
+def test_an_unknown_precision_says_what_there_is(refused):
+    message = refused(2, 'export.precisions=["fp8"]')
+    assert "export.precisions" in message
     assert "fp16" in message
-    assert "it has fp32" in message
+
+
+def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, monkeypatch):
+    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt",)))
+    assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')
 
 
 def test_unreachable_budget_says_the_range(refused):
