@@ -35,8 +35,7 @@ def with_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
     result = onnx.ModelProto()
     result.CopyFrom(model)
     channels, height, width = preprocess.input_size
-    mean, std = (np.array(values, np.float64) for values in (preprocess.mean, preprocess.std))
-    scale, shift = (values.astype(np.float32) for values in (1 / (255 * std), -mean / std))
+    scale, shift = _affine(preprocess)
     inner = f"{OWN}image"
     for node in result.graph.node:
         for index, name in enumerate(node.input):
@@ -100,8 +99,7 @@ def to_pixels(images: Array, preprocess: Preprocess) -> Array:
 
 def of_pixels(pixels: Array, preprocess: Preprocess) -> Array:
     """float32 images [B, C, H, W] of pixels [B, H, W, C], by the same arithmetic as the graph's."""
-    mean, std = (np.array(values, np.float64) for values in (preprocess.mean, preprocess.std))
-    scale, shift = (values.astype(np.float32) for values in (1 / (255 * std), -mean / std))
+    scale, shift = _affine(preprocess)
     images: Array = (pixels.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images)
 
@@ -109,3 +107,9 @@ def of_pixels(pixels: Array, preprocess: Preprocess) -> Array:
 def representable(images: Array, preprocess: Preprocess) -> Array:
     """The images [B, C, H, W] closest to given ones that pixels can say."""
     return of_pixels(to_pixels(images, preprocess), preprocess)
+
+
+def _affine(preprocess: Preprocess) -> tuple[Array, Array]:
+    """(scale, shift) of each channel [C], float32: x = p · scale + shift."""
+    mean, std = (np.array(values, np.float64) for values in (preprocess.mean, preprocess.std))
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
