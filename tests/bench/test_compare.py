@@ -27,13 +27,16 @@ def test_a_model_against_itself_is_no_change(stack, tmp_path):
 
 
 def test_a_planted_slowdown_is_regressed_and_its_mirror_image_improved(stack, tmp_path):
-    fast, slow = stack(tmp_path / "fast.onnx", layers=8, width=128), stack(tmp_path / "slow.onnx", layers=32, width=128)
+    """Eight times the layers. How wide an interval is depends on who else uses the machine, so the verdicts and the points
+    are asked for, not the bounds."""
+    fast, slow = stack(tmp_path / "fast.onnx", layers=8, width=128), stack(tmp_path / "slow.onnx", layers=64, width=128)
     worse = compare(fast, slow, **SHORT, parity="pass")
     assert (worse.verdict, worse.verified_speedup_at_least, worse.parity) == ("regressed", None, "pass")
-    assert worse.ratio.lo > math.log(2)
+    assert worse.ratio.point > math.log(2)
     better = compare(slow, fast, **SHORT)
     assert better.verdict == "improved"
-    assert better.verified_speedup_at_least > 2
+    assert better.ratio.point < -math.log(2)
+    assert 1 < better.verified_speedup_at_least == pytest.approx(math.exp(-better.ratio.hi))
     assert better.latency_ms("B") < better.latency_ms("A")
 
 
