@@ -157,6 +157,7 @@ class ExportSection(Section):
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(_tuple)] = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
+    softmax: bool = False
     accuracy_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
 
 

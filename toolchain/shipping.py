@@ -57,7 +57,7 @@ def export(steps: Steps, which: str) -> None:
     path = onnx_path(root, FP32, which)
     inputs = [
         [sha256(folder / file) for file in MODEL_FILES],
-        recipe.export.model_dump(mode="json", include={"opset", "simplify", "preprocess"}),
+        recipe.export.model_dump(mode="json", include={"opset", "simplify", "preprocess", "softmax"}),
         source.digest,
         [version(name) for name in GRAPH_TOOLS],
     ]
@@ -66,7 +66,11 @@ def export(steps: Steps, which: str) -> None:
         model = open_as(folder, TimmModel) if which == "dense" else open_as(folder, DeployModel)
         stage = Export(recipe.export, path, steps.judge.images(), not source.synthetic, tool())
         made = run_stage(stage, model)
-        facts = {"parity": [made.rung.to_dict()], "graph": graph_dict(made.graph), "bytes": made.graph.size_bytes}
+        facts = {
+            "parity": [rung.to_dict() for rung in made.rungs],
+            "graph": graph_dict(made.graph),
+            "bytes": made.graph.size_bytes,
+        }
         return made.graph.files, {**facts, **sizes(path), **steps.judge.graph(path)}
 
     steps.step(f"onnx-{which}", inputs, work)

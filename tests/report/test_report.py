@@ -90,7 +90,10 @@ def report():
             rung("sliced", "split", 0.0),
             rung("a.onnx", "a.engine", None, "not_run", "no GPU"),
         ],
-        "graphs": {"dense": {"notes": []}},
+        "graphs": {
+            "dense": {"notes": [], "nodes_before": {"MatMul": 8, "Reshape": 5}, "nodes_after": {"MatMul": 8}},
+            "int8-qdq": {"notes": [], "nodes_before": {"MatMul": 8}, "nodes_after": {"MatMul": 8, "QuantizeLinear": 9}},
+        },
         "bench": [{**cell, **times, **verdict}],
         "files": [{"path": "engines/trt-rtx/a.engine", "bytes": 6480000, "sha256": "e" * 64}],
     }
@@ -377,7 +380,7 @@ def test_without_labels_there_is_a_reason_and_no_number(report):
 
 
 def test_empty_parts_are_left_out(report):
-    report.update(bench=[], files=[], pruned_shares=[], parity=[])
+    report.update(bench=[], files=[], pruned_shares=[], parity=[], graphs={})
     assert [table.title for table in tables(report)] == ["Dense against compressed", "Stages"]
     page = to_html(report)
     assert "<svg" not in page
@@ -521,3 +524,14 @@ def test_every_interval_stays_in_the_drawing(cells_):
 def test_nothing_to_draw():
     assert shares_drawing([]) is None
     assert ratios_drawing([]) is None
+
+
+def test_nodes_are_counted_before_and_after(report):
+    (found,) = (table for table in tables(report) if table.title == "Nodes")
+    assert found.header == ("operator", "dense, exported", "dense", "int8-qdq")
+    assert found.rows == (
+        ("MatMul", "8", "8", "8"),
+        ("QuantizeLinear", "0", "0", "9"),
+        ("Reshape", "5", "0", "0"),
+        ("all", "13", "8", "17"),
+    )

@@ -135,6 +135,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .onnx file to write.")],
     opset: Annotated[int, typer.Option(min=18, max=23)] = 20,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
+    preprocess: Annotated[bool, typer.Option("--preprocess", help="Take uint8 pixels, and normalise them.")] = False,
+    softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities too, as a second output.")] = False,
     precision: Annotated[str, typer.Option(help=f"fp32, {', '.join(PRECISIONS)}.")] = FP32,
     data: Annotated[
         str, typer.Option(metavar="SOURCE", help="Images to calibrate and to compare on; seeded noise if absent.")
@@ -150,11 +152,11 @@ def export(
         raise RecipeError(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
         )
-    section = ExportSection(opset=opset, simplify=not no_simplify)
+    section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
         whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
         made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
-        graph, rungs = made.graph, [made.rung]
+        graph, rungs = made.graph, list(made.rungs)
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
             graph, rungs = converted.graph, [*rungs, *converted.rungs]

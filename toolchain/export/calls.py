@@ -56,10 +56,19 @@ def opened(target: str, path: Path, threads: int = 1, described_by: Path | None 
     Raises:
         StorageError, ArtifactError, TargetUnavailable: it cannot be opened.
     """
-    model = read_onnx(described_by or path)
-    preprocess = preprocess_in(model, described_by or path) if takes_pixels(model) else None
+    feeds = feeding(described_by or path)
     with get_target(target).open(path, threads) as runner:
-        if preprocess is None:
-            yield lambda images: runner.infer({INPUT: images})[OUTPUT]
-        else:
-            yield lambda images: runner.infer({INPUT: to_pixels(images, preprocess)})[OUTPUT]
+        yield lambda images: runner.infer(feeds(images))[OUTPUT]
+
+
+def feeding(path: Path) -> Callable[[Array], dict[str, Array]]:
+    """Images [B, C, H, W] → the feeds of a file: themselves, or the pixels closest to them if it takes pixels.
+
+    Raises:
+        StorageError, ArtifactError: it cannot be read.
+    """
+    model = read_onnx(path)
+    if not takes_pixels(model):
+        return lambda images: {INPUT: images}
+    preprocess = preprocess_in(model, path)
+    return lambda images: {INPUT: to_pixels(images, preprocess)}

@@ -14,12 +14,18 @@ from onnx import TensorProto
 
 from toolchain.artifact import OnnxArtifact
 from toolchain.errors import ArtifactError, ParityError, RecipeError
-from toolchain.export.calls import Call, opened, preprocess_in
+from toolchain.export.calls import Call, feeding, opened, preprocess_in
 from toolchain.export.conversion import Conversion
 from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
+from toolchain.export.probabilities import (
+    gives_probabilities,
+    probabilities_rung,
+    with_probabilities,
+    without_probabilities,
+)
 from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import LINEARS, activation_scales, largest_difference, largest_error, linears
 
@@ -83,10 +89,11 @@ class Convert:
         """The converted file."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
-        dense = shipped if how is None else without_pixels(shipped, how)
+        dense = without_probabilities(shipped if how is None else without_pixels(shipped, how))
         made = wanted.convert(dense, self.calibration)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
+        whole = with_probabilities(whole) if gives_probabilities(shipped) else whole
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
@@ -122,6 +129,8 @@ class Convert:
             if made.smoothed:
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
             rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
+        if gives_probabilities(model):
+            rungs.append(probabilities_rung(self.path, target, feeding(self.path)(images[: max(BATCHES)])))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:

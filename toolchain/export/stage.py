@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel
+from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ParityError, RecipeError
-from toolchain.export.calls import PREPROCESS, opened
+from toolchain.export.calls import PREPROCESS, feeding, opened
 from toolchain.export.onnx_graph import GraphFacts, export_onnx
-from toolchain.export.parity import TOLERANCES, Rung, compare, require
+from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
+from toolchain.export.probabilities import probabilities_rung, with_probabilities
 from toolchain.recipe import ExportSection
 
 Array = NDArray[Any]
@@ -31,7 +33,7 @@ class Exported:
 
     artifact: OnnxArtifact
     graph: GraphFacts
-    rung: Rung
+    rungs: tuple[Rung, ...]
 
 
 def torch_call(module: nn.Module) -> Callable[[Array], Array]:
@@ -95,7 +97,7 @@ class Export:
             opset=self.section.opset,
             metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if whole else {})},
             simplify=self.section.simplify,
-            finish=(lambda model: with_pixels(model, how)) if whole else None,
+            finish=self._finish(how),
         )
         with opened("ort-cpu", self.path) as logits:
             rung = compare(
@@ -107,12 +109,25 @@ class Export:
                 tolerance=TOLERANCES["fp32"],
                 real_images=self.real_images,
             )
-        return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, rung)
+        rungs = [rung]
+        if self.section.softmax:
+            feeds = feeding(self.path)(self.images[: max(BATCHES)])
+            rungs.append(probabilities_rung(self.path, "ort-cpu", feeds))
+        return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, tuple(rungs))
+
+    def _finish(self, how: Preprocess) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+        """What is put around the graph of the model."""
+
+        def finish(model: onnx.ModelProto) -> onnx.ModelProto:
+            model = with_pixels(model, how) if self.section.preprocess else model
+            return with_probabilities(model) if self.section.softmax else model
+
+        return finish
 
     def ensures(self, given: TimmModel | DeployModel, made: Exported) -> None:  # noqa: ARG002
         """Raises ParityError if the file is not the model; it is removed then."""
         try:
-            require([made.rung])
+            require(made.rungs)
         except ParityError:
             for file in made.graph.files:
                 file.unlink(missing_ok=True)

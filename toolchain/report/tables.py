@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         bench_table(report),
         artifact_table(report),
         size_table(report),
+        graph_table(report),
         parity_table(report),
         engine_table(report),
     ]
@@ -171,6 +173,20 @@ def size_table(report: Mapping[str, Any]) -> Table:
     body = [(kind, *(size(sums[path]) for path in paths)) for kind, sums in ordered]
     header = ("layers", *(path.removeprefix("onnx/").removesuffix(".onnx") for path in paths))
     return Table("Where the bytes are", header, tuple(body))
+
+
+def graph_table(report: Mapping[str, Any]) -> Table:
+    """Nodes of each operator: as torch exported the dense and the compressed model, and in each file."""
+    columns = {}
+    for name, graph in report["graphs"].items():
+        if name in ("dense", "compressed"):
+            columns[f"{name}, exported"] = graph["nodes_before"]
+        columns[name] = graph["nodes_after"]
+    totals = sum(map(Counter, columns.values()), Counter[str]())
+    ordered = sorted(totals, key=lambda operator: (-totals[operator], operator))
+    rows = [(name, *(number(nodes.get(name, 0)) for nodes in columns.values())) for name in ordered]
+    rows.append(("all", *(number(sum(nodes.values())) for nodes in columns.values())))
+    return Table("Nodes", ("operator", *columns), tuple(rows) if ordered else ())
 
 
 def parity_table(report: Mapping[str, Any]) -> Table:

@@ -1,0 +1,79 @@
+"""Class probabilities as a second output of a graph, so that an app need not know what logits are.
+
+The logits stay the first output: every file is compared by them, and calibration tools want them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from toolchain.errors import ArtifactError
+from toolchain.export.onnx_graph import OUTPUT
+from toolchain.export.parity import TOLERANCES, Rung
+from toolchain.targets import get_target
+
+Array = NDArray[Any]
+PROBABILITIES = "probabilities"
+NODE = "slimvit.softmax"
+ROUNDING = 1e-6
+"""What a probability may differ by from the softmax of the logits beside it, in float64."""
+
+
+def with_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph with the second output "probabilities" [batch, classes], float32: the softmax of "logits"."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.node.append(helper.make_node("Softmax", [OUTPUT], [PROBABILITIES], NODE, axis=-1))
+    shape = [dim.dim_param or dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim]
+    result.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, shape))
+    return result
+
+
+def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The inverse of `with_probabilities`; a graph without that output is given back as it is.
+
+    Raises:
+        ArtifactError: the graph has that output, and not by the node of `with_probabilities`.
+    """
+    if not gives_probabilities(model):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    last = result.graph.node.pop()
+    if (last.name, list(last.input), list(last.output)) != (NODE, [OUTPUT], [PROBABILITIES]):
+        raise ArtifactError("the file gives probabilities, but not by slimvit's softmax")
+    kept = [value for value in result.graph.output if value.name != PROBABILITIES]
+    del result.graph.output[:]
+    result.graph.output.extend(kept)
+    return result
+
+
+def gives_probabilities(model: onnx.ModelProto) -> bool:
+    """Whether a graph has the second output."""
+    return any(value.name == PROBABILITIES for value in model.graph.output)
+
+
+def probabilities_rung(path: Path, target: str, feeds: dict[str, Array]) -> Rung:
+    """Whether the probabilities of a file are the softmax of its own logits.
+
+    Args:
+        path: an ONNX file with both outputs.
+        target: what runs it.
+        feeds: its input.
+    """
+    with get_target(target).open(path, 1) as runner:
+        found = runner.infer(feeds)
+    logits = np.asarray(found[OUTPUT], np.float64)
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    error = float(np.abs(np.asarray(found[PROBABILITIES], np.float64) - expected).max())
+    reason = "" if error <= ROUNDING else f"a probability is {error:.3g} off"
+    name = f"{path.name}, probabilities"
+    tolerance = TOLERANCES["fp32"]
+    return Rung("softmax of the logits", name, error, None, None, tolerance, "fail" if reason else "pass", reason)
