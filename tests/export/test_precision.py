@@ -191,13 +191,14 @@ def other_activation(made):
 
 
 def wrong_query_scale(made):
-    """The scale of attention forgotten in every block: no weight and no operator shows it."""
-    for node in made.model.graph.node:
-        if node.op_type == "Mul":
-            for name in node.input:
-                tensor = next((t for t in made.model.graph.initializer if t.name == name and not t.dims), None)
-                if tensor is not None and 0.1 < float(numpy_helper.to_array(tensor)) < 0.3:
-                    tensor.CopyFrom(numpy_helper.from_array(np.ones_like(numpy_helper.to_array(tensor)), name))
+    """The query of the first block half as large: its scale is in the weights, so no operator shows it."""
+    tensor = next(t for t in made.model.graph.initializer if len(t.dims) == 2 and 192 in t.dims and min(t.dims) > 8)
+    values = numpy_helper.to_array(tensor)
+    query, *others = np.split(values, 3, axis=list(values.shape).index(192))
+    halved = (query / 2).astype(query.dtype)
+    tensor.CopyFrom(
+        numpy_helper.from_array(np.concatenate([halved, *others], list(values.shape).index(192)), tensor.name)
+    )
 
 
 def zeroed(name):

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.export.attention import lean
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def export_onnx(
     """What was written to `path`: the module in eval mode, "image" [batch, C, H, W] → "logits" [batch, classes].
 
     Attention is exported unfused: its MatMul and Softmax nodes run in fp32 on every runtime, where the fused operator
-    of opset 23 does not. The module itself is left as it is.
+    of opset 23 does not. It is exported lean (`attention`), from a copy: the module itself is left as it is.
 
     Args:
         module: any module of one image batch; linears may be `nn.Sequential(nn.Linear, nn.Linear)`.
@@ -153,6 +154,7 @@ def _from_torch(module: nn.Module, input_size: tuple[int, int, int], opset: int)
     for part in plain.modules():
         if hasattr(part, "fused_attn"):  # not timm's global switch: that one is read when a module is built
             setattr(part, "fused_attn", False)  # noqa: B010
+    lean(plain)
     example = torch.zeros(2, *input_size)  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad(), warnings.catch_warnings():

@@ -1,0 +1,229 @@
+"""A fault planted into one stage of a whole run: the rung right after that stage breaks, and is named.
+
+Faults of a conversion to another precision are in tests/export/test_precision.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from toolchain import pipeline, steps
+from toolchain.errors import SlimvitError
+from toolchain.export import onnx_graph
+from toolchain.pipeline import run
+from toolchain.recipe import Recipe
+from toolchain.surgery import mask, replay, split
+from toolchain.surgery import slice as slicing
+from toolchain.targets.openvino_cpu import OpenVinoCpu
+
+HEADS, DIM = 2, 32
+MODEL = {
+    "name": "vit_tiny_patch16_224",
+    "kwargs": {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "num_classes": 10,
+        "embed_dim": DIM,
+        "depth": 2,
+        "num_heads": HEADS,
+    },
+    "pretrained": False,
+}
+JOINT, HYBRID = "joint", "hybrid"  # smaller heads; low-rank pairs
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def carried_out(out, method, **more):
+    raw = {"model": MODEL, "data": {"source": "none"}, "compress": {"method": method}, "budget": {"params": 0.6}}
+    return run(Recipe.from_dict({**raw, **more}), out)
+
+
+def then(patch, owner, name, fault):
+    """After `owner.name(first, ...)`, `fault` gets what it returned, or `first` if it returned nothing."""
+    honest = getattr(owner, name)
+
+    def faulty(first, *args, **kwargs):
+        made = honest(first, *args, **kwargs)
+        fault(first if made is None else made)
+        return made
+
+    patch.setattr(owner, name, faulty)
+
+
+def before(patch, owner, name, fault):
+    """`owner.name` gets what `fault` makes of a copy of its first argument."""
+    honest = getattr(owner, name)
+
+    def faulty(first, *args, **kwargs):
+        changed = copy.deepcopy(first)
+        fault(changed)
+        return honest(changed, *args, **kwargs)
+
+    patch.setattr(owner, name, faulty)
+
+
+@torch.no_grad()
+def without_bias(module):
+    bias = module.get_submodule("blocks.1.mlp.fc1").bias
+    assert bias.abs().max() > 1e-2
+    bias.zero_()
+
+
+@torch.no_grad()
+def heads_swapped(module):
+    """What the output of attention reads of two heads, exchanged."""
+    proj = module.get_submodule("blocks.0.attn.proj")
+    proj.weight.copy_(proj.weight.roll(proj.in_features // HEADS, dims=1))
+
+
+def bias_lost(patch):
+    then(patch, split, "split_module", without_bias)
+
+
+def mask_not_applied(patch):
+    for owner in (mask, replay):
+        patch.setattr(owner, "add_masks", lambda *_: None)
+
+
+def mask_not_written(patch):
+    patch.setattr(mask, "add_masks", lambda *_: None)
+
+
+def others_sliced(patch):
+    honest = slicing.kept_positions
+
+    def turned(module, keeps):
+        return {where: flags.flip(0) for where, flags in honest(module, keeps).items()}
+
+    patch.setattr(slicing, "kept_positions", turned)
+
+
+def scale_forgotten_by_slice(patch):
+    patch.setattr(slicing, "math", SimpleNamespace(sqrt=lambda _: 1.0))
+
+
+def heads_swapped_by_slice(patch):
+    then(patch, slicing, "slice_module", heads_swapped)
+
+
+def pair_folded_back(patch):
+    patch.setattr(split, "pair_pays", lambda *_: False)
+
+
+def others_written(owner):
+    def plant(patch):
+        before(patch, owner, "save_model", lambda model: without_bias(model.module))
+
+    plant.__name__ = f"others_written_by_{owner.__name__.rpartition('.')[2]}"
+    return plant
+
+
+def scale_forgotten_by_export(patch):
+    def forgotten(module):
+        for part in module.modules():
+            if hasattr(part, "q_norm"):
+                part.scale = 1.0
+
+    patch.setattr(onnx_graph, "lean", forgotten)
+
+
+def pair_folded_back_by_export(patch):
+    def folded(module):
+        for block in module.blocks:
+            if isinstance(block.attn.proj, nn.Sequential):
+                down, up = block.attn.proj
+                whole = nn.Linear(down.in_features, up.out_features)
+                whole.weight, whole.bias = nn.Parameter(up.weight @ down.weight), up.bias
+                block.attn.proj = whole
+
+    patch.setattr(onnx_graph, "lean", folded)
+
+
+def batch_frozen(patch):
+    honest = torch.onnx.export
+    patch.setattr(torch.onnx, "export", lambda *args, **kwargs: honest(*args, **{**kwargs, "dynamic_shapes": None}))
+
+
+def changed_weight(name, change):
+    def fault(model):
+        tensor = next(each for each in model.graph.initializer if each.name.endswith(name))
+        values = change(numpy_helper.to_array(tensor))
+        assert not np.array_equal(values, numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    return fault
+
+
+def bias_lost_by_export(patch):
+    before(patch, onnx_graph, "write_onnx", changed_weight("blocks.1.mlp.fc1.bias", np.zeros_like))
+
+
+def pixels_misread(patch):
+    before(patch, onnx_graph, "write_onnx", changed_weight("patch_embed.proj.weight", lambda w: w[..., ::-1].copy()))
+
+
+def other_engine(patch):
+    """The engine of a model whose classes are in another order."""
+    honest = OpenVinoCpu.build
+
+    def faulty(target, path, folder, options):
+        model = onnx.load(path)
+        changed_weight("head.bias", lambda bias: bias[::-1].copy())(model)
+        other = folder.parent / path.name
+        onnx.save(model, other)
+        return honest(target, other, folder, options)
+
+    patch.setattr(OpenVinoCpu, "build", faulty)
+
+
+FAULTS: list[tuple[Plant, str, str]] = [
+    (others_written(steps), JOINT, "from dense to reloaded is the first"),
+    (mask_not_written, HYBRID, "from masked to reloaded is the first"),
+    (mask_not_applied, HYBRID, "from masked to sliced is the first"),
+    (others_sliced, JOINT, "from masked to sliced is the first"),
+    (scale_forgotten_by_slice, JOINT, "from masked to sliced is the first"),
+    (heads_swapped_by_slice, JOINT, "from masked to sliced is the first"),
+    (bias_lost, JOINT, "from sliced to split is the first"),
+    (pair_folded_back, HYBRID, "the split model has .* parameters, more than"),
+    (others_written(pipeline), JOINT, "from split to deploy is the first"),
+    (scale_forgotten_by_export, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
+    (bias_lost_by_export, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
+    (pixels_misread, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
+    (pair_folded_back_by_export, HYBRID, "lost linears of shape .* merged or folded on the way"),
+    (batch_frozen, JOINT, r"an input of shape \(2, 1, 8, 8\), expected"),
+]
+
+
+@pytest.mark.parametrize("method", [JOINT, HYBRID])
+def test_without_a_fault_every_rung_passes(tmp_path, method):
+    report = carried_out(tmp_path, method)
+    assert {rung["verdict"] for rung in report["parity"]} == {"pass"}
+    ladder = " ".join(f"{rung['from']}=={rung['to']}" for rung in report["parity"])
+    assert ladder == (
+        "dense==reloaded masked==reloaded masked==sliced sliced==split split==deploy "
+        "dense==dense.fp32.onnx deploy==compressed.fp32.onnx"
+    )
+
+
+@pytest.mark.parametrize(("plant", "method", "words"), FAULTS, ids=[plant.__name__ for plant, *_ in FAULTS])
+def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, plant, method, words):
+    plant(monkeypatch)
+    with pytest.raises(SlimvitError, match=words):
+        carried_out(tmp_path, method)
+
+
+def test_an_engine_of_another_model_is_caught(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    other_engine(monkeypatch)
+    with pytest.raises(SlimvitError, match=r"from compressed\.fp32\.onnx to compressed\.fp32\.xml is the first"):
+        carried_out(tmp_path, JOINT, engine={"targets": ["openvino-cpu"]})

@@ -1,0 +1,57 @@
+"""timm's attention in fewer ONNX nodes.
+
+As timm writes it, query, key and value are unbound from one tensor by a Slice and a Squeeze each, and the query is scaled
+in every call: 9 nodes a block that compute nothing. Here it is one Split, and the scale is in the weights of the query.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.attention import Attention
+from torch import nn
+
+
+class LeanAttention(Attention):
+    """timm's `Attention`, with the scale of the query in the weights of `qkv` where no norm lies between."""
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+        """[B, N, C] → [B, N, C]: proj(softmax(q kᵀ) v), with all heads of q, k and v split from one tensor.
+
+        A mask is timm's own business.
+        """
+        if attn_mask is not None or is_causal:
+            masked: torch.Tensor = super().forward(x, attn_mask, is_causal)
+            return masked
+        batch, tokens, _ = x.shape
+        heads = self.qkv(x).reshape(batch, tokens, 3 * self.num_heads, self.head_dim).transpose(1, 2)
+        q, k, v = heads.split(self.num_heads, dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.scale != 1:
+            q = q * self.scale
+        mixed = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        mixed = self.norm(mixed.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
+        if (gate := getattr(self, "gate", None)) is not None:
+            mixed = mixed * gate(x).sigmoid()
+        projected: torch.Tensor = self.proj(mixed)
+        return projected
+
+
+def lean(module: nn.Module) -> nn.Module:
+    """The module, in eval mode, with each timm `Attention` in it made lean in place; subclasses of it are left alone.
+
+    Args:
+        module: a copy that nobody else uses; its `qkv` may be `nn.Sequential` of linears.
+    """
+    for part in module.modules():
+        if type(part) is not Attention:
+            continue
+        part.__class__ = LeanAttention
+        if isinstance(part.q_norm, nn.Identity):
+            linears = [each for each in part.qkv.modules() if isinstance(each, nn.Linear)]
+            rows = part.num_heads * part.head_dim
+            with torch.no_grad():
+                for values in (linears[-1].weight, linears[-1].bias):
+                    if values is not None:
+                        values[:rows] *= part.scale
+            part.scale = 1.0
+    return module
