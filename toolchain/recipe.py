@@ -167,6 +167,9 @@ class EngineSection(Section):
     targets: Names = ("trt-rtx",)
     compute_capabilities: Names = ("8.6", "8.9", "12.0")
     batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)] = (1, 1, 8)
+    strip: bool = False
+    version_compatible: bool = False
+    hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
 
     @model_validator(mode="after")
     def _ordered(self) -> EngineSection:

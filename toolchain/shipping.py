@@ -17,7 +17,7 @@ from toolchain.bench.gate.why import artifact_parts
 from toolchain.bench.samples import Parity
 from toolchain.bench.size import artifact_sha256, download_bytes
 from toolchain.errors import ArtifactError, ParityError
-from toolchain.export.engine import PRODUCTS, BuildEngine
+from toolchain.export.engine import BuildEngine, builds
 from toolchain.export.parity import require
 from toolchain.export.precision import EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
@@ -39,7 +39,7 @@ def ship(steps: Steps) -> None:
         raise ParityError(f"no int8 file is the model: {steps.stages[f'onnx-{either[0]}'].facts['refused']}")
     if recipe.engine is not None:
         for target, precision in product(recipe.engine.targets, made):
-            if precision in wanted and precision in PRODUCTS:
+            if precision in wanted and builds(target, precision):
                 engine(steps, target, precision)
     if recipe.bench is not None:
         with Devices() as devices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -18,7 +19,7 @@ class Copier:
     """A target whose engine is the ONNX file under a name of its own."""
 
     def __init__(self):
-        self.content, self.products = b"engine", {"FLOAT": 4}
+        self.content, self.products, self.chosen = b"engine", {"FLOAT": 4}, {}
 
     def probe(self):
         return None
@@ -28,7 +29,8 @@ class Copier:
         path.write_bytes(self.content)
         if not self.content:
             raise ArtifactError("no engine")
-        return EngineBuild(path, {"engine": path.name, "matmul_dtypes": self.products})
+        facts = {"engine": path.name, "matmul_dtypes": self.products, "inspected_products": self.chosen}
+        return EngineBuild(path, facts)
 
 
 @pytest.fixture
@@ -88,6 +90,20 @@ def test_an_engine_of_another_precision_is_refused(target, onnx, tmp_path, produ
     run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "fp16"))
 
 
-def test_engines_are_not_built_from_int8_files(target, onnx, tmp_path):
-    with pytest.raises(RecipeError, match="engines are built from fp32, fp16, bf16"):
-        run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "int8-qdq"))
+@pytest.mark.parametrize(
+    ("name", "precision", "known"),
+    [("trt-rtx", "int8-dynamic", "fp32, fp16, bf16, int8-qdq"), ("openvino-cpu", "int8-qdq", "fp32, fp16, bf16")],
+)
+def test_not_every_precision_becomes_an_engine(target, onnx, tmp_path, name, precision, known):
+    with pytest.raises(RecipeError, match=f"engines of {name} are built from {known}$"):
+        run_stage(BuildEngine(EngineSection(), name, tmp_path / "engine"), OnnxArtifact(onnx, precision))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "right"), [({"HALF": 4}, True), ({"HALF": 3, "FLOAT": 1}, False), ({"FLOAT": 4}, False), ({}, True)]
+)
+def test_what_the_inspector_says_counts_where_it_says_something(target, onnx, tmp_path, chosen, right):
+    target.products, target.chosen = {"HALF": 4}, chosen
+    stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine")
+    with nullcontext() if right else pytest.raises(ArtifactError, match="by the engine inspector"):
+        run_stage(stage, OnnxArtifact(onnx, "fp16"))

@@ -25,7 +25,7 @@ from toolchain.export.precision import PRECISION, PRECISIONS, declared_precision
 from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
 from toolchain.recipe import EngineSection
-from toolchain.targets import get_target
+from toolchain.targets import get_target, trt_network
 
 SIZE = (3, 32, 32)
 INT8 = ("int8-dynamic", "int8-qdq")
@@ -318,6 +318,53 @@ def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path,
     assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
     with pytest.raises(ArtifactError, match=f"no {name} engine"):
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision=name))
+
+
+def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
+    section, given = EngineSection(compute_capabilities=("8.9",)), convert("int8-qdq").artifact
+    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given)
+    assert made.facts["matmul_dtypes"] == {"FLOAT": made.facts["matmul_layers"] - 9, "INT8": 9}
+    assert made.facts["attention_layers"] == 2
+    with pytest.raises(ArtifactError, match="no int8-qdq engine"):
+        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision="int8-qdq"))
+
+
+def test_an_int8_engine_with_one_linear_less_is_refused(convert, tmp_path, monkeypatch):
+    """The file says nine; the network that was parsed has lost the pair of scales of one."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
+    honest = trt_network.with_float_biases
+
+    def faulty(path):
+        model = honest(path)
+        node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+        (reader,) = (n for n in model.graph.node if node.output[0] in n.input)
+        after = next(n for n in model.graph.node if reader.output[0] in n.input)
+        after.input[list(after.input).index(reader.output[0])] = node.input[0]
+        model.graph.node.remove(node)
+        model.graph.node.remove(reader)
+        return model
+
+    monkeypatch.setattr(trt_network, "with_float_biases", faulty)
+    section, given = EngineSection(compute_capabilities=("8.9",)), convert("int8-qdq").artifact
+    with pytest.raises(ArtifactError, match=r"no int8-qdq engine: its matrix products are .*'INT8': 8"):
+        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given)
+
+
+def test_what_tensorrt_gets_of_an_int8_file_is_the_same_model(convert, tmp_path):
+    given = convert("int8-qdq").artifact.path
+    changed = trt_network.with_float_biases(given)
+    onnx.checker.check_model(changed, full_check=True)
+    assert not [t for t in changed.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    onnx.save(changed, tmp_path / "changed.onnx")
+    feeds = {"image": images(4, 3)}
+    with (
+        get_target("ort-cpu").open(given, 1) as expected,
+        get_target("ort-cpu").open(tmp_path / "changed.onnx", 1) as got,
+    ):
+        difference = np.abs(got.infer(feeds)["logits"] - expected.infer(feeds)["logits"]).max()
+    assert 0 <= difference <= 1e-4, "another kernel, the same numbers"
+    assert trt_network.with_float_biases(convert("fp16").artifact.path) is None
 
 
 def test_openvino_knows_the_output_of_an_fp16_file_by_its_name(convert):

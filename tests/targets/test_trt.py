@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -21,12 +22,15 @@ from onnx import helper
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.targets import gpu, trt_runner
+from toolchain.targets import gpu, trt_network, trt_options, trt_runner
 from toolchain.targets import trt as trt_target
 from toolchain.targets.base import BuildOptions
 from toolchain.targets.engine_cache import cached_engine, external_files
 from toolchain.targets.gpu import EVERY_MODE, Mode
-from toolchain.targets.trt import API, API_AHEAD_OF_TIME, TRT, TRT_RTX, TensorRT
+from toolchain.targets.trt import TRT, TRT_RTX, TensorRT
+from toolchain.targets.trt_api import API, API_AHEAD_OF_TIME
+from toolchain.targets.trt_network import inspected
+from toolchain.targets.trt_options import require_options, set_options, timing_cache
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
@@ -52,7 +56,8 @@ def onnx_file(tmp_path_factory):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(trt_target, "no_gpu", lambda: "no NVIDIA driver or GPU")
+    for module in (trt_target, trt_options):
+        monkeypatch.setattr(module, "no_gpu", lambda: "no NVIDIA driver or GPU")
 
 
 @needs_rtx
@@ -216,15 +221,21 @@ OBJECTS = {  # variable in the source → class of the module
     "engine": "ICudaEngine",
     "inspector": "EngineInspector",
     "context": "IExecutionContext",
+    "loaded": "ICudaEngine",
+    "cache": "ITimingCache",
+    "refitter": "Refitter",
+    "reader": "OnnxParserRefitter",
+    "form": "ISerializationConfig",
+    "flags": "BuilderFlag",
     "_engine": "ICudaEngine",
     "_context": "IExecutionContext",
 }
 
 
 def used_names():
-    """(class, name) of everything that the two files use of the TensorRT API."""
+    """(class, name) of everything that the files use of the TensorRT API."""
     found = set()
-    for module in (trt_target, trt_runner):
+    for module in (trt_target, trt_network, trt_options, trt_runner):
         for node in ast.walk(ast.parse(Path(inspect.getsourcefile(module)).read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute):
                 continue
@@ -320,6 +331,132 @@ def test_an_onnx_file_gets_an_engine_for_each_batch_that_is_asked_for(tmp_path):
         assert runner.time_ns([two], 4) == [1] * 4
         assert runner.infer(three) == {"y": tmp_path / "3"}
     assert [(what, path.name) for what, path in log] == [("open", "2"), ("open", "3"), ("close", "3"), ("close", "2")]
+
+
+ONE = ("8.9",)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (BuildOptions(compute_capabilities=("8.6", "8.9"), strip=True), RecipeError, "one compute capability, and 2"),
+        (BuildOptions(compute_capabilities=ONE, strip=True), TargetUnavailable, "compiled by the driver"),
+        (BuildOptions(compute_capabilities=ONE, hardware_compatible="ampere_plus"), RecipeError, "name their GPUs"),
+    ],
+)
+def test_what_tensorrt_for_rtx_cannot_build_is_refused_before(no_gpu, options, error, words):
+    with pytest.raises(error, match=words):
+        require_options("trt-rtx", options, ahead_of_time=True)
+    require_options("trt", options, ahead_of_time=False)
+
+
+@needs_rtx
+def test_an_engine_for_later_versions_is_built(onnx_file, no_gpu, tmp_path):
+    facts = TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=ONE, version_compatible=True)).facts
+    assert facts["options"] == {"strip": False, "version_compatible": True, "hardware_compatible": "none"}
+    assert facts["size_bytes"] > 0
+
+
+@needs_rtx
+def test_options_are_set_on_the_real_config():
+    trt = importlib.import_module("tensorrt_rtx")
+    flags = trt.BuilderFlag
+    builder = trt.Builder(trt_runner.forwarding_logger("tensorrt_rtx"))
+    for options, ahead, expected in (
+        (BuildOptions(), False, set()),
+        (BuildOptions(strip=True), False, {flags.STRIP_PLAN, flags.REFIT_IDENTICAL}),
+        (BuildOptions(version_compatible=True), False, {flags.VERSION_COMPATIBLE}),
+        (BuildOptions(version_compatible=True), True, {flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME}),
+    ):
+        config = builder.create_builder_config()
+        set_options(trt, config, options, ahead_of_time=ahead)
+        given = {flags.STRIP_PLAN, flags.REFIT_IDENTICAL, flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME}
+        assert {flag for flag in given if config.get_flag(flag)} == expected
+    for name in ("ampere_plus", "same_compute_capability"):
+        taken = SimpleNamespace()  # TensorRT for RTX takes the level and forgets it
+        set_options(trt, taken, BuildOptions(hardware_compatible=name), ahead_of_time=False)
+        assert taken.hardware_compatibility_level == getattr(trt.HardwareCompatibilityLevel, name.upper())
+
+
+def test_timings_are_kept_from_one_build_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path))
+
+    class Config:
+        def __init__(self, accepts=True):
+            self.accepts, self.cache = accepts, None
+
+        def create_timing_cache(self, kept):
+            return SimpleNamespace(kept=kept)
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            assert not ignore_mismatch
+            self.cache = cache
+            return self.accepts or not cache.kept
+
+        def get_timing_cache(self):
+            return SimpleNamespace(serialize=lambda: self.cache.kept + b"t")
+
+    trt = SimpleNamespace(__name__="tensorrt", __version__="10.12.0")
+    for config, expected in ((Config(), b""), (Config(), b"t"), (Config(accepts=False), b"")):
+        with timing_cache(trt, config, "8.9"):
+            assert config.cache.kept == expected
+    with pytest.raises(RuntimeError), timing_cache(trt, Config(), "8.9"):
+        raise RuntimeError("a build that fails leaves what was there")
+    (kept,) = (tmp_path / "timing").glob("*.cache")
+    assert (kept.name, kept.read_bytes()) == ("tensorrt-10.12.0-sm89.cache", b"t")
+    with timing_cache(trt, None, None):
+        pass
+
+
+def test_weights_are_put_in_where_the_engine_runs(no_gpu, tmp_path):
+    if HAS_RTX:
+        with pytest.raises(TargetUnavailable, match="takes its weights where it runs"):
+            TRT_RTX.refit(tmp_path / "a.engine", tmp_path / "a.onnx")
+
+
+def test_the_inspector_is_read_by_layer():
+    """Names as TensorRT's documentation shows them; none was seen on a GPU here."""
+
+    def layer(name, *formats):
+        return {"Name": name, "LayerType": "kgen", "Inputs": [{"Format/Datatype": each} for each in formats]}
+
+    found = inspected(
+        {
+            "Layers": [
+                layer("__myl_Fc_gemm_0", "Half", "Half"),
+                layer("__myl_MatMul_1", "Row major linear FP32", "Float"),
+                layer("_gemm_mha_v2_2", "Half"),
+                layer("__myl_Cast_3", "Float"),
+                layer("sm80_xmma_gemm_i8_4", "Int8", "Int8"),
+                layer("gemm_bf_5", "BFloat16"),
+                "a name alone",
+            ]
+        }
+    )
+    assert found == {"inspected_products": {"BF16": 1, "FLOAT": 1, "HALF": 2, "INT8": 1}, "fused_attention": 1}
+    assert inspected({}) == {"inspected_products": {}, "fused_attention": 0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+@pytest.mark.parametrize("target", [TRT, TRT_RTX], ids=lambda t: t.name)
+def test_a_stripped_engine_gets_its_weights_back(target, onnx_file, tmp_path):
+    import onnxruntime as ort
+
+    options = BuildOptions((1, 1, 8), (gpu.local_capability(),), strip=True)
+    try:
+        built = target.build(onnx_file, tmp_path, options)
+    except (TargetUnavailable, RecipeError) as error:
+        pytest.skip(str(error))
+    assert built.facts["loaded"] == "not_run"
+    assert "slimvit refit" in built.facts["loaded_reason"]
+    whole = tmp_path / "whole.engine"
+    whole.write_bytes(target.refit(built.path, onnx_file))
+    assert whole.stat().st_size > built.path.stat().st_size
+    image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    expected = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"]).run(None, {"image": image})[0]
+    with target.open(whole, threads=1) as runner:
+        assert np.abs(runner.infer({"image": image})["logits"] - expected).max() <= 2e-2 * np.abs(expected).max()
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""load, compress, finetune, slice, split, export, engine: one stage each, folder in, folder out."""
+"""load, compress, finetune, slice, split, export, engine, refit: one stage each, folder in, folder out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from toolchain.artifact import (
     OnnxArtifact,
     SlicedModel,
     TimmModel,
+    atomic_path,
     check_replaceable,
     run_stage,
     sha256,
@@ -42,6 +43,8 @@ from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.targets import get_target
+from toolchain.targets.trt import TensorRT
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune
 
@@ -50,7 +53,7 @@ M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb in (load, compress, finetune, export, engine):
+    for verb in (load, compress, finetune, export, engine, refit):
         app.command()(verb)
     app.command("slice")(slice_)
     app.command()(split)
@@ -171,16 +174,47 @@ def engine(
     target: Annotated[str, typer.Option(help="trt-rtx, trt or openvino-cpu.")] = "trt-rtx",
     compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
     batch: Annotated[tuple[int, int, int], typer.Option(help="min opt max of the optimization profile.")] = (1, 1, 8),
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave the weights out; `slimvit refit` puts them in.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Let later versions of the runtime load it.")
+    ] = False,
+    hardware_compatible: Annotated[
+        str, typer.Option(help="none, ampere_plus or same_compute_capability (trt).")
+    ] = "none",
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
-    given: dict[str, object] = {"targets": [target], "batch": list(batch)}
+    given: dict[str, object] = {
+        "targets": [target],
+        "batch": list(batch),
+        "strip": strip,
+        "version_compatible": version_compatible,
+        "hardware_compatible": hardware_compatible,
+    }
     if compute_capability:
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
     made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+
+
+def refit(
+    engine_: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine without weights.")],
+    onnx: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file that it was built from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The engine to write.")],
+    target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
+) -> None:
+    """Stripped engine and its ONNX file → the engine that runs, on the GPU that it is for."""
+    runtime = get_target(target)
+    if not isinstance(runtime, TensorRT):
+        raise RecipeError(f"engines of {target} have their weights; only those of trt and trt-rtx are stripped")
+    whole = runtime.refit(engine_, onnx)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(whole)
+    print_facts({"file": str(out), "size_bytes": len(whole)})
 
 
 def _job(recipe: Path, set_: list[str] | None) -> Job:

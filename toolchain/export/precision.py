@@ -74,7 +74,7 @@ PRECISIONS: dict[str, Precision] = {
             int8_qdq,
             Tolerance(None, 0.95, 0.97),
             frozenset({TensorProto.INT8}),
-            targets=("ort-cpu", "openvino-cpu"),  # TensorRT takes no int32 biases; without them ONNX Runtime is slow
+            targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
             calibrated=True,
         ),
     )

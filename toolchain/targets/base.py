@@ -36,10 +36,21 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built: (min, opt, max) batch of its optimization profile, and the GPUs it is for."""
+    """How an engine is built.
+
+    Attributes:
+        batch: (min, opt, max) of its optimization profile.
+        compute_capabilities: the GPUs that it is for, where it is built ahead of time.
+        strip: leave the weights out; they are put in on the device, from the ONNX file.
+        version_compatible: let later versions of the runtime load it.
+        hardware_compatible: "none", "ampere_plus" or "same_compute_capability": which other GPUs may load it.
+    """
 
     batch: tuple[int, int, int] = (1, 1, 8)
     compute_capabilities: tuple[str, ...] = ()
+    strip: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str = "none"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,40 +22,11 @@ from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
 from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import Mode, local_capability, no_gpu
+from toolchain.targets.trt_network import census, inspected, is_strongly_typed, parse
+from toolchain.targets.trt_options import refitted, require_options, set_options, timing_cache
 from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
-
-# Class of the module → what this file calls on it. A test holds the list against the source and the installed module.
-API: Mapping[str, tuple[str, ...]] = {
-    "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
-    "OnnxParser": ("parse_from_file", "num_errors", "get_error"),
-    "ParserError": ("desc", "node_name", "node_operator"),
-    "INetworkDefinition": ("num_layers", "get_layer", "num_inputs", "get_input", "get_flag"),
-    "ILayer": ("type", "num_outputs", "get_output"),
-    "ITensor": ("name", "shape", "dtype"),
-    "IBuilderConfig": ("add_optimization_profile", "profiling_verbosity", "get_flag"),
-    "IOptimizationProfile": ("set_shape",),
-    "Runtime": ("deserialize_cuda_engine",),
-    "ICudaEngine": (
-        *("create_execution_context", "create_engine_inspector", "num_io_tensors"),
-        *("get_tensor_name", "get_tensor_mode", "get_tensor_dtype"),
-    ),
-    "EngineInspector": ("get_engine_information",),
-    "IExecutionContext": ("set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3"),
-    "NetworkDefinitionCreationFlag": (),
-    "ILogger": ("Severity",),
-    "BuilderFlag": ("TF32",),
-    "ProfilingVerbosity": ("DETAILED",),
-    "LayerInformationFormat": ("JSON",),
-    "LayerType": ("MATRIX_MULTIPLY",),
-    "TensorIOMode": ("INPUT",),
-}
-# Only where engines are built ahead of time.
-API_AHEAD_OF_TIME: Mapping[str, tuple[str, ...]] = {
-    "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
-    "ComputeCapability": (),
-}
 
 
 class TensorRT:
@@ -134,19 +104,13 @@ class TensorRT:
             StorageError: a file cannot be read or written.
         """
         self.probe()
+        require_options(self.name, options, ahead_of_time=self.ahead_of_time)
         trt, logger = self._load(), forwarding_logger(self.module)
         onnx_sha256 = sha256(onnx)
         logger.errors.clear()
 
         builder = trt.Builder(logger)
-        flag = _typed_flag(trt)
-        network = builder.create_network(0 if flag is None else 1 << int(flag))  # must outlive the parser
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(onnx)):
-            errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            said = "; ".join(" ".join(filter(None, (e.node_operator(), e.node_name(), e.desc()))) for e in errors[:3])
-            raise ArtifactError(f"{self.module} {trt.__version__} cannot parse {onnx}: {said or 'no message'}")
-
+        network, parser = parse(trt, builder, logger, onnx)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # costs no byte; the inspector needs it
         shapes = self._profile_shapes(network, onnx, options.batch)
@@ -156,12 +120,14 @@ class TensorRT:
         if shapes and config.add_optimization_profile(profile) < 0:
             raise ArtifactError(f"{self.module} refuses the optimization profile {shapes} for {onnx}")
         capabilities = self._set_capabilities(trt, config, options.compute_capabilities)
-
-        serialized = builder.build_serialized_network(network, config)
+        set_options(trt, config, options, ahead_of_time=self.ahead_of_time)
+        with timing_cache(trt, config, None if self.ahead_of_time else local_capability()):
+            serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
+        del parser
         engine = bytes(serialized)
-        loaded = self._inspect(trt, engine, capabilities)
+        loaded = self._inspect(trt, engine, capabilities, stripped=options.strip)
         suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
         path = folder / f"{onnx.stem}.{suffix}.engine"
         with atomic_path(path) as temporary:
@@ -175,9 +141,14 @@ class TensorRT:
             "profile": {
                 name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
             },
-            "strongly_typed": _is_strongly_typed(trt, network),
+            "options": {
+                "strip": options.strip,
+                "version_compatible": options.version_compatible,
+                "hardware_compatible": options.hardware_compatible,
+            },
+            "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
-            **_census(trt, network),
+            **census(trt, network),
             "onnx": onnx.name,
             "onnx_sha256": onnx_sha256,
             "engine": path.name,
@@ -203,6 +174,18 @@ class TensorRT:
         if path.suffix != ".onnx":
             return opened(path)
         return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
+
+    def refit(self, engine: Path, onnx: Path) -> bytes:
+        """A stripped engine with the weights of the ONNX file that it was built from.
+
+        Raises:
+            TargetUnavailable: the module or a GPU is missing.
+            StorageError, ArtifactError: the engine cannot be read or loaded, or the file is of another model.
+        """
+        trt = self._load()
+        if (missing := no_gpu()) is not None:
+            raise TargetUnavailable(self.name, f"{missing}; an engine takes its weights where it runs")
+        return refitted(trt, forwarding_logger(self.module), engine, onnx)
 
     @property
     def runtime(self) -> tuple[str, str]:
@@ -264,13 +247,17 @@ class TensorRT:
             config.set_compute_capability(known[capability], index)
         return asked
 
-    def _inspect(self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str]) -> dict[str, Any]:
+    def _inspect(
+        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], *, stripped: bool
+    ) -> dict[str, Any]:
         """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
         missing = no_gpu()
         if missing is None and local_capability() not in capabilities:
             missing = (
                 f"this GPU has compute capability {local_capability()}, the engine is for {', '.join(capabilities)}"
             )
+        if missing is None and stripped:
+            missing = "it is stripped of its weights; `slimvit refit` gives it those of the ONNX file"
         if missing is not None:
             return {"loaded": "not_run", "loaded_reason": missing, "inspector": None}
         logger = forwarding_logger(self.module)
@@ -279,40 +266,8 @@ class TensorRT:
         if engine is None:
             raise ArtifactError(f"{self.module} {trt.__version__} does not load its own engine: {logger.last_error()}")
         inspector = engine.create_engine_inspector()
-        information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        return {"loaded": "pass", "loaded_reason": "", "inspector": json.loads(information)}
-
-
-def _typed_flag(trt: ModuleType) -> Any:
-    """The network flag for strong typing; None in versions that know no other mode."""
-    return getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-
-
-def _is_strongly_typed(trt: ModuleType, network: Any) -> bool:
-    flag = _typed_flag(trt)
-    return flag is None or bool(network.get_flag(flag))
-
-
-def _census(trt: ModuleType, network: Any) -> dict[str, Any]:
-    """Layers by type, their output tensors by dtype, and matrix products by dtype, of the parsed network.
-
-    What the optimizer makes of it is in the inspector's output; this is what it must keep, because it is typed.
-    """
-    layers: Counter[str] = Counter()
-    tensors: Counter[str] = Counter()
-    products: Counter[str] = Counter()
-    for layer in (network.get_layer(index) for index in range(network.num_layers)):
-        dtypes = [layer.get_output(index).dtype.name for index in range(layer.num_outputs)]
-        layers[layer.type.name] += 1
-        tensors.update(dtypes)
-        if layer.type == trt.LayerType.MATRIX_MULTIPLY:
-            products.update(dtypes)
-    return {
-        "layers": dict(sorted(layers.items())),
-        "tensor_dtypes": dict(sorted(tensors.items())),
-        "matmul_dtypes": dict(sorted(products.items())),
-        "matmul_layers": products.total(),
-    }
+        information = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return {"loaded": "pass", "loaded_reason": "", "inspector": information, **inspected(information)}
 
 
 TRT = TensorRT("trt", "tensorrt", minimum=(10, 12), install="pip install 'slimvit[trt]'", ahead_of_time=False)

@@ -1,0 +1,144 @@
+"""What TensorRT makes of an ONNX file: the network that it parses, in which types, and what its inspector says of an engine."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx as onnxlib
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, numpy_helper
+
+from toolchain.errors import ArtifactError, StorageError
+
+PARAMETERS = ("SHUFFLE", "CAST")
+"""Layers through which the origin of a matrix product's operand is looked for."""
+TYPES = {"FLOAT": r"fp32|float(?!8|16)", "HALF": r"fp16|half", "BF16": r"bf16|bfloat16", "INT8": r"int8"}
+PRODUCT = re.compile(r"gemm|matmul|matrix_multiply|mha", re.IGNORECASE)
+FUSED_ATTENTION = re.compile(r"mha|fused_attention", re.IGNORECASE)
+
+
+def parse(trt: ModuleType, builder: Any, logger: Any, onnx: Path) -> tuple[Any, Any]:
+    """(the strongly typed network of an ONNX file, the parser, which holds its weights until the engine is built).
+
+    Args:
+        trt: the module.
+        builder: its builder.
+        logger: its logger.
+        onnx: the file. int32 biases of int8 linears, which TensorRT does not take, are given to it in fp32; their values
+            are the same.
+
+    Raises:
+        ArtifactError: TensorRT refuses the file.
+        StorageError: it cannot be read.
+    """
+    flag = typed_flag(trt)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    changed = with_float_biases(onnx)
+    if not (parser.parse_from_file(str(onnx)) if changed is None else parser.parse(changed.SerializeToString())):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        said = "; ".join(" ".join(filter(None, (e.node_operator(), e.node_name(), e.desc()))) for e in errors[:3])
+        raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot parse {onnx}: {said or 'no message'}")
+    return network, parser
+
+
+def with_float_biases(onnx: Path) -> onnxlib.ModelProto | None:
+    """The model of a file with its int32 constants in fp32, as their scales say; None if it has none."""
+    try:
+        model = onnxlib.load(onnx, load_external_data=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {onnx}: {error.strerror}") from error
+    except DecodeError:
+        return None  # the parser has the better words
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in stored
+        and stored[node.input[0]].data_type == TensorProto.INT32
+    ]
+    if not nodes:
+        return None
+    onnxlib.load_external_data_for_model(model, str(onnx.parent))
+    for node in nodes:
+        steps, scale = (numpy_helper.to_array(stored[name]) for name in node.input[:2])
+        bias = np.asarray(steps * scale.astype(np.float32), np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(bias, node.output[0]))
+        model.graph.node.remove(node)
+    used = {name for node in model.graph.node for name in node.input}
+    for name in {name for node in nodes for name in node.input} - used:
+        model.graph.initializer.remove(stored[name])
+    return model
+
+
+def typed_flag(trt: ModuleType) -> Any:
+    """The network flag for strong typing; None in versions that know no other mode."""
+    return getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+
+
+def is_strongly_typed(trt: ModuleType, network: Any) -> bool:
+    """Whether a network keeps the types of its file."""
+    flag = typed_flag(trt)
+    return flag is None or bool(network.get_flag(flag))
+
+
+def census(trt: ModuleType, network: Any) -> dict[str, Any]:
+    """Layers by type, their output tensors by dtype, and matrix products by dtype, of the parsed network.
+
+    A product of two operands that were dequantised counts as INT8: that is how TensorRT is told of one. What the optimizer
+    makes of it is in the inspector's output; this is what it must keep, because it is typed.
+    """
+    layers: Counter[str] = Counter()
+    tensors: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    all_layers = [network.get_layer(index) for index in range(network.num_layers)]
+    made_by = {layer.get_output(index).name: layer for layer in all_layers for index in range(layer.num_outputs)}
+    for layer in all_layers:
+        dtypes = [layer.get_output(index).dtype.name for index in range(layer.num_outputs)]
+        layers[layer.type.name] += 1
+        tensors.update(dtypes)
+        if layer.type == trt.LayerType.MATRIX_MULTIPLY:
+            origins = [_origin(layer.get_input(index), made_by) for index in range(layer.num_inputs)]
+            products.update(["INT8"] if set(origins) == {"DEQUANTIZE"} else dtypes)
+    return {
+        "layers": dict(sorted(layers.items())),
+        "tensor_dtypes": dict(sorted(tensors.items())),
+        "matmul_dtypes": dict(sorted(products.items())),
+        "matmul_layers": products.total(),
+        "attention_layers": layers["SOFTMAX"],
+    }
+
+
+def _origin(tensor: Any, made_by: Mapping[str, Any]) -> str:
+    """The type of the layer that made a tensor, with those that only move its elements left out; "" for an input."""
+    layer = made_by.get(tensor.name)
+    while layer is not None and layer.type.name in PARAMETERS:
+        layer = made_by.get(layer.get_input(0).name)
+    return "" if layer is None else str(layer.type.name)
+
+
+def inspected(information: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine computes in, of the engine inspector's JSON at detailed verbosity.
+
+    Returns:
+        inspected_products: the types that matrix products read → number of layers; fused_attention: how many layers are
+        fused attention, to be held against "attention_layers".
+    """
+    products: Counter[str] = Counter()
+    fused = 0
+    for entry in information.get("Layers", []):
+        if not isinstance(entry, dict):  # at a lower verbosity a layer is its name
+            continue
+        says = " ".join(str(entry.get(key, "")) for key in ("Name", "LayerType", "TacticName", "Metadata"))
+        fused += bool(FUSED_ATTENTION.search(says))
+        if PRODUCT.search(says):
+            formats = " ".join(str(each.get("Format/Datatype", "")) for each in entry.get("Inputs", []))
+            products.update(name for name, words in TYPES.items() if re.search(words, formats, re.IGNORECASE))
+    return {"inspected_products": dict(sorted(products.items())), "fused_attention": fused}

@@ -1,0 +1,104 @@
+"""Options of a TensorRT build, its timing cache, and the weights of an engine that was built without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from toolchain.artifact import atomic_path
+from toolchain.cache import exclusive, user_cache
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.targets.base import BuildOptions
+from toolchain.targets.gpu import no_gpu
+from toolchain.targets.trt_network import with_float_biases
+
+
+def require_options(target: str, options: BuildOptions, *, ahead_of_time: bool) -> None:
+    """Nothing, if a runtime can build what is asked for.
+
+    Raises:
+        RecipeError: TensorRT for RTX has no such engines.
+        TargetUnavailable: it has, where there is a driver.
+    """
+    if not ahead_of_time:
+        return
+    if options.hardware_compatible != "none":
+        raise RecipeError(
+            f"engines of {target} name their GPUs: set engine.compute_capabilities; engine.hardware_compatible is for trt"
+        )
+    if options.strip and len(options.compute_capabilities) != 1:
+        raise RecipeError(
+            f"{target} builds an engine without weights for one compute capability, and "
+            f"{len(options.compute_capabilities)} are asked for; set engine.compute_capabilities to one, or engine.strip to false"
+        )
+    if options.strip and (missing := no_gpu()) is not None:
+        raise TargetUnavailable(target, f"{missing}; engines without weights are compiled by the driver")
+
+
+def set_options(trt: ModuleType, config: Any, options: BuildOptions, *, ahead_of_time: bool) -> None:
+    """Sets the options on a builder's config."""
+    flags = trt.BuilderFlag
+    if options.strip:
+        config.set_flag(flags.STRIP_PLAN)
+        config.set_flag(flags.REFIT_IDENTICAL)  # the weights that it was built with: nothing is given up for others
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+        if ahead_of_time:
+            config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # TensorRT for RTX comes without one
+    if options.hardware_compatible != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatible.upper())
+        config.hardware_compatibility_level = level
+
+
+@contextmanager
+def timing_cache(trt: ModuleType, config: Any, capability: str | None) -> Iterator[None]:
+    """Lets a build in the block use and extend the timings of earlier builds, kept in the user's cache.
+
+    Args:
+        trt: the module.
+        config: of the builder.
+        capability: of the GPU that tactics are timed on; None where none are timed, as in TensorRT for RTX.
+    """
+    if capability is None:
+        yield
+        return
+    path = user_cache() / "timing" / f"{trt.__name__}-{trt.__version__}-sm{capability.replace('.', '')}.cache"
+    with exclusive(path):
+        kept = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(kept)
+        if not config.set_timing_cache(cache, False):  # of another driver or GPU: begun anew
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        yield
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path) -> bytes:
+    """A stripped engine with the weights of the ONNX file that it was built from.
+
+    Raises:
+        StorageError: the engine cannot be read.
+        ArtifactError: it cannot be loaded, or the file is of another model.
+    """
+    try:
+        serialized = stripped.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
+    runtime = trt.Runtime(logger)
+    loaded = runtime.deserialize_cuda_engine(serialized)
+    if loaded is None:
+        raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot load {stripped}: {logger.last_error()}")
+    refitter = trt.Refitter(loaded, logger)
+    reader = trt.OnnxParserRefitter(refitter, logger)
+    changed = with_float_biases(onnx)
+    taken = (
+        reader.refit_from_file(str(onnx)) if changed is None else reader.refit_from_bytes(changed.SerializeToString())
+    )
+    if not taken or not refitter.refit_cuda_engine():
+        raise ArtifactError(f"{stripped} does not take the weights of {onnx}: {logger.last_error()}")
+    form = loaded.create_serialization_config()
+    form.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    return bytes(loaded.serialize_with_config(form))
