@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 from onnx import numpy_helper
 
 from toolchain import pipeline, shipping
-from toolchain.artifact import read_json
+from toolchain.artifact import read_json, sha256
 from toolchain.bench import latency
 from toolchain.bench.compare import compare
 from toolchain.bench.latency import Timing
@@ -172,6 +173,12 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypa
     assert {row["from"] for row in report["parity"]} >= {"compressed.fp32.onnx", "fp32 weights", "observed ranges"}
     assert {row["verdict"] for row in report["parity"]} == {"pass"}
     assert [row["precision"] for row in report["bench"]] == made
+    (choice,) = report["int8"]
+    duel = Comparison.load(tmp_path / "run" / "bench" / "ort-cpu.int8.b1.t1.json")
+    assert duel.artifacts["A"].sha256 == sha256(tmp_path / "run" / rows["int8-dynamic"]["path"])
+    assert duel.artifacts["B"].sha256 == sha256(tmp_path / "run" / rows["int8-qdq"]["path"])
+    assert choice["ratio"]["point"] == pytest.approx(math.exp(duel.ratio.point))
+    assert choice["chosen"] in (None, "int8-dynamic", "int8-qdq")
     assert {Comparison.load(path).parity for path in (tmp_path / "run" / "bench").iterdir()} == {"pass"}
     small = min(rows.values(), key=lambda row: row["bytes"])
     assert report["suggestion"]["smallest"] == small["path"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,7 @@ from toolchain.bench.size import artifact_sha256, download_bytes
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export.engine import BuildEngine, builds
 from toolchain.export.parity import require
-from toolchain.export.precision import EITHER_OF, FP32, PRECISIONS, expanded, runs_on
+from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
@@ -44,10 +45,12 @@ def ship(steps: Steps) -> None:
     if recipe.bench is not None:
         with Devices() as devices:
             for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
-                device = devices.get(target)
+                where = Where(devices.get(target), batch, threads)
                 for precision in made:
-                    if precision in wanted and runs(device, precision):
-                        cell(steps, device, batch, threads, precision)
+                    if precision in wanted and runs(where.device, precision):
+                        cell(steps, where, precision)
+                if set(EITHER_OF) <= set(made) and all(runs(where.device, name) for name in EITHER_OF):
+                    duel(steps, where)
 
 
 def export(steps: Steps, which: str) -> None:
@@ -145,20 +148,46 @@ def runs(device: Device, precision: str) -> bool:
     return precision == FP32 or device.runtime.partition("+")[0] in PRECISIONS[precision].targets
 
 
-def cell(steps: Steps, device: Device, batch: int, threads: int, precision: str) -> None:
+@dataclass(frozen=True)
+class Where:
+    """What a latency is measured on."""
+
+    device: Device
+    batch: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Of steps and files: `<target>.b<batch>.t<threads>`."""
+        return f"{self.device.name}.b{self.batch}.t{self.threads}"
+
+
+def cell(steps: Steps, where: Where, precision: str) -> None:
     """`bench/<target>.<precision>.b<batch>.t<threads>.json`: the compressed file against the dense fp32 one."""
-    root, target = steps.root, device.name
+    root, device = steps.root, where.device
     pair = (
-        [root / "dense", root / "deploy"]
+        (root / "dense", root / "deploy")
         if device.runtime == "eager"
-        else [onnx_path(root, FP32, "dense"), onnx_path(root, precision)]
+        else (onnx_path(root, FP32, "dense"), onnx_path(root, precision))
     )
-    parity = _parity(steps, precision)
+    suffix = "" if precision == FP32 else f".{precision}"
+    _timed(steps, where, pair, f"bench-{where.name}{suffix}", precision, _parity(steps, precision))
+
+
+def duel(steps: Steps, where: Where) -> None:
+    """`bench/<target>.int8.b<batch>.t<threads>.json`: int8-qdq against int8-dynamic, to know the faster of the two."""
+    first, second = EITHER_OF
+    pair = (onnx_path(steps.root, first), onnx_path(steps.root, second))
+    parity: Parity = "pass" if {_parity(steps, name) for name in EITHER_OF} == {"pass"} else "not claimed"
+    _timed(steps, where, pair, f"duel-{where.name}", EITHER, parity)
+
+
+def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what: str, parity: Parity) -> None:
+    device, batch, threads = where.device, where.batch, where.threads
 
     def work(_: str) -> Found:
         found = bench_compare(
-            pair[0],
-            pair[1],
+            *pair,
             target=device.runtime,
             batch=batch,
             threads=threads,
@@ -167,14 +196,13 @@ def cell(steps: Steps, device: Device, batch: int, threads: int, precision: str)
             parity=parity,
             on_progress=lambda text, share: steps.listener.progress(share, text),
         )
-        path = root / "bench" / f"{target}.{precision}.b{batch}.t{threads}.json"
+        path = steps.root / "bench" / f"{device.name}.{what}.b{batch}.t{threads}.json"
         found.save(path)
-        return [path], {"precision": precision, **cell_facts(target, found)}
+        return [path], {"precision": what, **cell_facts(device.name, found)}
 
     digests = [artifact_sha256(artifact) for artifact in pair]
-    inputs = [digests, target, batch, threads, parity, conditions_of(target, threads)]
-    suffix = "" if precision == FP32 else f".{precision}"
-    steps.step(f"bench-{target}.b{batch}.t{threads}{suffix}", inputs, work, settled=conclusive)
+    inputs = [digests, device.name, batch, threads, parity, conditions_of(device.name, threads)]
+    steps.step(step, inputs, work, settled=conclusive)
 
 
 def onnx_path(root: Path, precision: str, which: str = "compressed") -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toolchain.report.artifacts import artifact_rows, layer_rows, suggestion
-from toolchain.report.tables import artifact_table, size_table, suggestion_lines
+from toolchain.report.artifacts import artifact_rows, int8_choices, layer_rows, suggestion
+from toolchain.report.tables import artifact_table, int8_line, size_table, suggestion_lines
 
 
 def stage(precision, size, wrong, total=1000, **more):
@@ -119,3 +119,35 @@ def test_the_tables_add_up(facts):
         "0.250 of the dense time."
     )
     assert suggestion_lines({**report, "artifacts": rows[:2]}) == []
+
+
+def duel(point, lo, hi, verdict="pass"):
+    where = {"target": "ort-cpu", "batch": 1, "threads": 1}
+    return {**where, "precision": "int8", "ratio": {"point": point, "lo": lo, "hi": hi}, "verdict": verdict}
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen", "verified"),
+    [
+        (duel(0.9, 0.85, 0.95, "improved"), "int8-qdq", True),
+        (duel(1.02, 1.01, 1.03), "int8-dynamic", True),
+        (duel(0.99, 0.97, 1.01), "int8-qdq", False),
+        (duel(0.9, 0.85, 0.95, "invalid"), "int8-qdq", False),
+    ],
+)
+def test_the_faster_kind_of_int8_is_chosen_by_their_own_comparison(found, chosen, verified):
+    """Against the dense file int8-dynamic took less, in another run: that decides nothing."""
+    (row,) = int8_choices([found], BENCH)
+    assert (row["chosen"], row["verified"], row["slower_than_fp32"]) == (chosen, verified, False)
+    assert chosen in int8_line(row)
+    assert ("not verified" in int8_line(row)) is not verified
+
+
+def test_int8_that_is_slower_than_fp32_is_not_chosen():
+    bench = [timed("fp32", 0.5), timed("int8-qdq", 0.6), timed("int8-dynamic", 0.7)]
+    (row,) = int8_choices([duel(0.9, 0.85, 0.95, "improved")], bench)
+    assert (row["chosen"], row["slower_than_fp32"]) == (None, True)
+    assert "neither; the faster one is slower than fp32" in int8_line(row)
+    elsewhere = [{**each, "target": "pi"} for each in bench]
+    assert int8_choices([duel(0.9, 0.85, 0.95)], elsewhere)[0]["chosen"] == "int8-qdq"
+    assert int8_choices([], bench) == []

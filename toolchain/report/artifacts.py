@@ -82,3 +82,37 @@ def suggestion(
         "fastest": fastest,
         "left_out": [row["path"] for row in offered if row["precision"] not in good],
     }
+
+
+def int8_choices(duels: Sequence[Mapping[str, Any]], bench: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """On each target the faster of the two kinds of int8, by a comparison of their own; none where fp32 is faster than it.
+
+    Args:
+        duels: rows of int8-qdq (B) against int8-dynamic (A).
+        bench: the report's rows of latency, against the dense file.
+
+    Returns:
+        One record for each duel: target, batch, threads; chosen, a precision or None; ratio, of int8-qdq to int8-dynamic;
+        verified, whether its interval excludes 1; slower_than_fp32.
+    """
+    found = []
+    for duel in duels:
+        place = {key: duel[key] for key in ("target", "batch", "threads")}
+        ratio = duel["ratio"]
+        faster = "int8-qdq" if ratio["point"] < 1 else "int8-dynamic"
+        shares = {
+            row["precision"]: row["ratio"]["point"]
+            for row in bench
+            if all(row[key] == value for key, value in place.items()) and row["verdict"] != "invalid"
+        }
+        slower = {faster, "fp32"} <= set(shares) and shares[faster] >= shares["fp32"]
+        found.append(
+            {
+                **place,
+                "chosen": None if slower else faster,
+                "ratio": ratio,
+                "verified": duel["verdict"] != "invalid" and not ratio["lo"] <= 1 <= ratio["hi"],
+                "slower_than_fp32": slower,
+            }
+        )
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
 from toolchain.recipe import Recipe
-from toolchain.report.artifacts import artifact_rows, layer_rows, suggestion
+from toolchain.report.artifacts import artifact_rows, int8_choices, layer_rows, suggestion
 
 SCHEMA = "slimvit.report/1"
 FIGURES = ("params", "macs", "bytes")
@@ -41,7 +41,9 @@ def assemble(
     dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
     increase, reason = relative_error_increase(dense, compressed)
     artifacts = artifact_rows(facts)
-    bench = [_bench_row(stage) for name, stage in facts.items() if name.startswith("bench-")]
+    bench, duels = (
+        [_bench_row(stage) for name, stage in facts.items() if name.startswith(kind)] for kind in ("bench-", "duel-")
+    )
     return {
         "schema": SCHEMA,
         "tool": tool,
@@ -70,6 +72,7 @@ def assemble(
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": bench,
+        "int8": int8_choices(duels, bench),
         "artifacts": artifacts,
         "layers": layer_rows(facts),
         "suggestion": suggestion(artifacts, bench, recipe.export.accuracy_loss),

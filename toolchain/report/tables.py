@@ -253,7 +253,18 @@ def suggestion_lines(report: Mapping[str, Any]) -> list[str]:
         f"Fastest file on {cell_name(row)} ({limit}): {row['path']}, {row['ratio']['point']:.3f} of the dense time."
         for row in found["fastest"]
     ]
+    lines += [int8_line(row) for row in report.get("int8", ())]
     return lines + [f"Left out, as less accurate: {path}." for path in found["left_out"]]
+
+
+def int8_line(row: Mapping[str, Any]) -> str:
+    """Which kind of int8 is the faster one on a target."""
+    ratio = row["ratio"]
+    took = f"int8-qdq took {ratio['point']:.3f} [{ratio['lo']:.3f}, {ratio['hi']:.3f}] of the time of int8-dynamic"
+    if row["slower_than_fp32"]:
+        return f"int8 on {cell_name(row)}: neither; the faster one is slower than fp32 ({took})."
+    known = "" if row["verified"] else ", a difference is not verified"
+    return f"int8 on {cell_name(row)}: {row['chosen']} ({took}{known})."
 
 
 def verdicts(report: Mapping[str, Any]) -> list[str]:
