@@ -13,7 +13,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale \
-	bench-validity bench-speed
+	bench-validity bench-speed bench-targets
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -59,6 +59,9 @@ bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says w
 
 bench-speed: $(VENV)/.installed-bench  ## latency of DeiT shapes, dense and compressed (hours, on a quiet machine)
 	$(bin)/python benchmarks/speed.py
+
+bench-targets: $(VENV)/.installed-bench  ## two models as every file that ships: bytes, parity, latency (on a quiet machine)
+	$(bin)/python benchmarks/targets.py
 
 clean:  ## remove caches, build folders and the demo's results
 	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
