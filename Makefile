@@ -12,8 +12,8 @@ on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bu
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-scale \
-	bench-validity bench-speed bench-targets
+.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-latency \
+	bench-scale bench-validity bench-speed bench-targets
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -50,6 +50,11 @@ bench-ablation: $(VENV)/.installed-bench  ## what each part of the default metho
 
 bench-peers: $(VENV)/.installed-bench  ## the same model and size by Torch-Pruning (hours)
 	$(call suite,peers)
+
+bench-latency: $(VENV)/.installed-bench  ## a latency budget, two forms of attention and a peer, timed (on a quiet machine)
+	$(call suite,latency)
+	OMP_NUM_THREADS=1 $(bin)/python benchmarks/run.py benchmarks/suites/latency.toml --latency
+	$(bin)/python benchmarks/report.py latency
 
 bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T, -S and -B
 	$(call suite,scale)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cells
 
 from toolchain.bench.compare import compare
+from toolchain.bench.plan import artifact_facts
+from toolchain.bench.protocol import Comparison
+from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.job import prepare, tool
 
@@ -21,7 +25,7 @@ TARGET = "ort-cpu"
 def measure_pairs(runner: Runner) -> int:
     """0 after every pair was timed and its raw samples were recorded, 1 if the suite names none.
 
-    Every row is timed without recovery, with its first seed: training changes no shape.
+    Pairs that were timed with the same two files are left as they are. Every row is timed without recovery, with its first seed: training changes no shape.
     """
     suite = runner.suite
     if not suite.latency:
@@ -29,12 +33,23 @@ def measure_pairs(runner: Runner) -> int:
         return 1
     for first, second in suite.latency:
         files = [exported(runner, row) for row in (first, second)]
+        path = runner.results.root / suite.name / "latency" / f"{first}--{second}.json"
+        if timed(path, files):
+            continue
         told = lambda text, share: print(f"  {share:4.0%} {text}", flush=True)  # noqa: E731
         found = compare(files[0], files[1], target=TARGET, on_progress=told)
-        path = runner.results.root / suite.name / "latency" / f"{first}--{second}.json"
         found.save(path)
         print(f"{first} → {second}: {found.verdict}")
     return 0
+
+
+def timed(path: Path, files: Sequence[Path]) -> bool:
+    """Whether a comparison of exactly these files is recorded, and holds when it is computed from its samples again."""
+    try:
+        found = Comparison.load(path)
+    except (ArtifactError, StorageError):
+        return False
+    return [found.artifacts[name].sha256 for name in ("A", "B")] == [artifact_facts(file).sha256 for file in files]
 
 
 def exported(runner: Runner, row: str) -> Path:

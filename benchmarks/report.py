@@ -137,13 +137,18 @@ def shares_table(table: Table) -> str:
     return markdown(head, body) if body else ""
 
 
-def latency_table(folder: Path) -> str:
-    """The timed pairs; every number is computed from the raw samples."""
-    body = []
-    for path in sorted(folder.glob("*.json")):
+def latency_table(suite: Suite, folder: Path) -> str:
+    """The timed pairs, in the suite's order; every number is computed from the raw samples."""
+    body, machines = [], set()
+    for first, second in suite.latency:
+        path = folder / f"{first}--{second}.json"
+        if not path.exists():
+            continue
         found = Comparison.load(path)
-        body.append([f"`{path.stem.replace('--', '` → `')}`", found.scenario.target, found.verdict, summary(found)])
-    return markdown(["Pair", "Target", "Verdict", "Time of the second over the first"], body) if body else ""
+        machines.add(describe_machine(found.environment))
+        body.append([f"`{first}` → `{second}`", found.scenario.target, found.verdict, summary(found)])
+    head = ["Pair", "Target", "Verdict", "Time of the second over the first"]
+    return markdown(head, body) + "\n\nTimed on: " + "; ".join(sorted(machines)) + "." if body else ""
 
 
 def scale_table(records: Sequence[Record]) -> str:
@@ -186,7 +191,7 @@ def page(table: Table, results: Results, drawn: plots.Figures) -> str:
                 parts.append(f"## From the dense model `{reference}`\n\n{accuracy_table(table, reference)}")
         sections = {
             "Side by side": comparison_table(table),
-            "Latency": latency_table(results.root / suite.name / "latency"),
+            "Latency": latency_table(suite, results.root / suite.name / "latency"),
             "What is removed": shares_table(table),
             "Sweeps": sweep_tables(table),
         }

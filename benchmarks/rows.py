@@ -11,6 +11,8 @@ from records import Record, unpack
 from stats import Estimate, Wrong, paired_difference, relative_increase
 from suite import Suite
 
+from toolchain.errors import ArtifactError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,6 +57,17 @@ class Table:
 
     suite: Suite
     records: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ArtifactError where records of one reference and seed were made from different dense models."""
+        models: dict[tuple[str, int], Record] = {}
+        for record in self.records:
+            first = models.setdefault((record["reference"], record["seed"]), record)
+            if record.get("weights_sha256") != first.get("weights_sha256"):
+                raise ArtifactError(
+                    f"{self.suite.name}: {first['cell']} and {record['cell']} were measured from different dense models; "
+                    "measure the older of the two again"
+                )
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -58,15 +58,20 @@ class Runner:
         self._references: dict[tuple[str, int], references.Ready] = {}
         self._sizes: dict[str, predict.Sizes] = {}
 
-    def ask(self, cell: Cell, *, train: bool = False) -> Ask:
-        """What a cell is now; raises NotReady while a sweep is incomplete or, without `train`, a reference missing."""
+    def ask(self, cell: Cell) -> Ask:
+        """What it takes to measure a cell; its reference is trained now if it is not there.
+
+        Raises:
+            NotReady: a sweep that it relies on is incomplete.
+        """
         chosen = self.chosen(cell)
-        reference = self._reference(cell, train=train) if cell.reference else None
+        reference = self._reference(cell) if cell.reference else None
         checkpoint = str(reference.weights) if reference else ""
         recipe, peer = self.suite.recipe(cell, chosen, checkpoint), self.suite.peer(cell, chosen)
-        extra = {**(peers.peer_version() if peer else {}), "kind": self.suite.kind}
-        weights = reference.weights_sha256 if reference else ""
-        return Ask(recipe, peer, reference, cell_key(recipe, peer, weights, extra))
+        return Ask(recipe, peer, reference, self._key(recipe, peer, reference.weights_sha256 if reference else ""))
+
+    def _key(self, recipe: Recipe, peer: Mapping[str, Any], weights_sha256: str) -> str:
+        return cell_key(recipe, peer, weights_sha256, {**(peers.peer_version() if peer else {}), "kind": self.suite.kind})
 
     def chosen(self, cell: Cell) -> dict[str, Any]:
         """What the sweeps gave that a cell relies on; raises NotReady while a try is missing or out of date."""
@@ -79,28 +84,39 @@ class Runner:
         return values
 
     def record(self, cell: Cell) -> Record | None:
-        """The record of a cell, if it was measured from what the cell is now."""
+        """The record of a cell, if it was measured from what the cell is now.
+
+        Where the reference is not on this machine, it is the one that the record names: training is not the same to the
+        bit on every processor, and a record does not lapse because its weights lie elsewhere.
+        """
         record = self.results.read(self.suite.name, cell.name)
         if record is None:
             return None
         try:
-            return record if record["key"] == self.ask(cell).key else None
+            chosen = self.chosen(cell)
         except NotReady:
             return None
+        here = self._found(cell) if cell.reference else None
+        weights = here.weights_sha256 if here else record.get("weights_sha256", "")
+        recipe = self.suite.recipe(cell, chosen, "elsewhere" if cell.reference else "")
+        return record if record["key"] == self._key(recipe, self.suite.peer(cell, chosen), weights) else None
 
-    def _reference(self, cell: Cell, *, train: bool) -> references.Ready:
+    def _found(self, cell: Cell) -> references.Ready | None:
         at = (cell.reference, cell.seed)
-        if at not in self._references:
-            found = references.find(self.suite, *at, self.work)
-            if found is None and not train:
-                raise NotReady(f"the reference {cell.model} is not there")
+        if at not in self._references and (found := references.find(self.suite, *at, self.work)) is not None:
+            self._references[at] = found
+        return self._references.get(at)
+
+    def _reference(self, cell: Cell) -> references.Ready:
+        if (found := self._found(cell)) is None:
             told = cells.steps(lambda text: print(f"  {cell.model}: {text}", flush=True))
-            self._references[at] = found or references.get(self.suite, *at, self.work, told)
-        return self._references[at]
+            found = references.get(self.suite, cell.reference, cell.seed, self.work, told)
+            self._references[cell.reference, cell.seed] = found
+        return found
 
     def measure(self, cell: Cell) -> Record:
         """The record of a cell, measured now unless the same was measured under another name."""
-        ask = self.ask(cell, train=True)
+        ask = self.ask(cell)
         same = self.results.with_key(ask.key)
         if same is not None:
             return self.results.save(self.suite, cell, ask.key, {**same, "same_as": f"{same['suite']}/{same['cell']}"})

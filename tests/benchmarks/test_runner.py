@@ -9,6 +9,7 @@ import cells
 import pytest
 import references
 import run
+import torch
 from records import Results, best_try, unpack
 from suite import Suite
 
@@ -99,6 +100,28 @@ def test_finished_cells_are_not_measured_again(copy, monkeypatch, capsys):
     monkeypatch.setattr(cells, "measure", refuse)
     assert run.main(arguments(copy)) == 0
     assert "6 of 6 cells are recorded; the rest is predicted to take 0.00 hours" in capsys.readouterr().out
+
+
+def test_records_hold_where_the_dense_model_lies_elsewhere(copy, monkeypatch, capsys):
+    shutil.rmtree(copy / "work")
+    (copy / "results" / "tiny" / "vtp.params0.7.zero.tiny_s0.json").unlink()
+    monkeypatch.setattr(references, "get", refuse)
+    assert run.main(arguments(copy, "--dry-run")) == 0
+    out = capsys.readouterr().out
+    assert "5 of 6 cells are recorded" in out
+    assert "train" in out  # what is missing needs a dense model of its own
+
+
+def test_records_of_another_dense_model_than_the_one_here_are_measured_again(copy, capsys):
+    folder = copy / "work" / "references" / "tiny_s0"
+    model = load_model(folder)
+    with torch.no_grad():
+        next(model.module.parameters()).add_(1e-3)
+    shutil.rmtree(folder)
+    save_model(model, folder.with_name("other"))
+    assert run.main(arguments(copy, "--adopt", f"tiny_s0={folder.with_name('other')}")) == 0
+    assert run.main(arguments(copy, "--dry-run")) == 0
+    assert "0 of 6 cells are recorded" in capsys.readouterr().out
 
 
 def test_a_changed_definition_is_measured_again_and_nothing_else(copy, capsys):
