@@ -71,7 +71,9 @@ class Runner:
         return Ask(recipe, peer, reference, self._key(recipe, peer, reference.weights_sha256 if reference else ""))
 
     def _key(self, recipe: Recipe, peer: Mapping[str, Any], weights_sha256: str) -> str:
-        return cell_key(recipe, peer, weights_sha256, {**(peers.peer_version() if peer else {}), "kind": self.suite.kind})
+        return cell_key(
+            recipe, peer, weights_sha256, {**(peers.peer_version() if peer else {}), "kind": self.suite.kind}
+        )
 
     def chosen(self, cell: Cell) -> dict[str, Any]:
         """What the sweeps gave that a cell relies on; raises NotReady while a try is missing or out of date."""

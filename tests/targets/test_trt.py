@@ -19,8 +19,11 @@ import pytest
 import timm
 import torch
 from onnx import helper
+from tensorrt_names import RECORD
 
+from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.targets import gpu, trt_network, trt_options, trt_runner
 from toolchain.targets import trt as trt_target
@@ -35,6 +38,8 @@ from toolchain.targets.trt_options import require_options, set_options, timing_c
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
 NO_GPU = gpu.no_gpu()
+EVERY = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""The compute capabilities that TensorRT for RTX 1.7 builds for."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def no_gpu(monkeypatch):
 
 
 @needs_rtx
-@pytest.mark.parametrize("capabilities", [("8.9",), ("8.6", "12.0", "8.6")])
+@pytest.mark.parametrize("capabilities", [("8.9",), ("8.6", "12.0", "8.6"), EVERY[1:]])
 def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_path):
     built = TRT_RTX.build(onnx_file, tmp_path, BuildOptions((1, 2, 8), capabilities))
     facts = built.facts
@@ -79,6 +84,18 @@ def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_p
     assert (facts["loaded"], facts["inspector"]) == ("not_run", None)
     assert "driver" in facts["loaded_reason"]
     assert json.loads(json.dumps(facts)) == facts
+
+
+@needs_rtx
+def test_a_turing_gpu_gets_fp16_and_nothing_else(onnx_file, no_gpu, tmp_path):
+    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and this file does it in FLOAT"):
+        TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=EVERY))
+    half = tmp_path / "tiny.fp16.onnx"
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), dtype=np.float32)
+    run_stage(Convert("fp16", half, images, images, real_images=False), OnnxArtifact(onnx_file, "fp32"))
+    built = TRT_RTX.build(half, tmp_path, BuildOptions(compute_capabilities=EVERY))
+    assert built.facts["compute_capabilities"] == list(EVERY)
+    assert set(built.facts["matmul_dtypes"]) == {"HALF"}
 
 
 @needs_rtx
@@ -259,6 +276,18 @@ def test_the_list_of_api_names_is_complete():
     assert ("IExecutionContext", "execute_async_v3") in used_names(), "the walk sees what it is for"
 
 
+@pytest.mark.parametrize("major", ["10", "11"])
+def test_every_api_name_exists_in_both_majors_of_tensorrt(major):
+    """Against the names that the real bindings of the oldest and the newest TensorRT have; see tensorrt_names.py."""
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))
+    (version,) = (each for each in recorded if each.startswith(f"{major}."))
+    names = recorded[version]
+    assert [f"{owner}.{name}" for owner in API for name in API[owner] if name not in names.get(owner, ())] == []
+    assert set(trt_runner.TORCH_DTYPES) <= set(names["DataType"])
+    assert ("FP16" in names["BuilderFlag"]) == (major == "10"), "the record tells the majors apart"
+    assert tuple(map(int, version.split(".")[:2])) >= TRT.minimum
+
+
 @needs_rtx
 def test_every_api_name_exists_in_the_installed_module():
     module = importlib.import_module("tensorrt_rtx")
@@ -420,6 +449,8 @@ def test_the_inspector_is_read_by_layer():
     def layer(name, *formats):
         return {"Name": name, "LayerType": "kgen", "Inputs": [{"Format/Datatype": each} for each in formats]}
 
+    in_11 = {"Name": "_gemm_7", "Inputs": [{"Format": "Row major linear (kLINEAR)", "DataType": "Half"}]}
+    assert inspected({"Layers": [in_11]})["inspected_products"] == {"HALF": 1}
     found = inspected(
         {
             "Layers": [

@@ -23,7 +23,7 @@ from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Run
 from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import Mode, local_capability, no_gpu
 from toolchain.targets.trt_network import census, inspected, is_strongly_typed, parse
-from toolchain.targets.trt_options import refitted, require_options, set_options, timing_cache
+from toolchain.targets.trt_options import refitted, require_options, require_products, set_options, timing_cache
 from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ class TensorRT:
 
         Raises:
             TargetUnavailable: the module is missing or too old, or TensorRT proper finds no GPU.
-            RecipeError: the module cannot build for a capability, or none was named and there is no GPU.
+            RecipeError: the module cannot build for a capability, or not in the file's types, or none was named and there is
+                no GPU.
             ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
             StorageError: a file cannot be read or written.
         """
@@ -119,7 +120,9 @@ class TensorRT:
             profile.set_shape(name, smallest, usual, largest)
         if shapes and config.add_optimization_profile(profile) < 0:
             raise ArtifactError(f"{self.module} refuses the optimization profile {shapes} for {onnx}")
-        capabilities = self._set_capabilities(trt, config, options.compute_capabilities)
+        capabilities, products = self._set_capabilities(trt, config, options.compute_capabilities), census(trt, network)
+        if self.ahead_of_time:
+            require_products(self.name, capabilities, products["matmul_dtypes"])
         set_options(trt, config, options, ahead_of_time=self.ahead_of_time)
         with timing_cache(trt, config, None if self.ahead_of_time else local_capability()):
             serialized = builder.build_serialized_network(network, config)
@@ -148,7 +151,7 @@ class TensorRT:
             },
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
-            **census(trt, network),
+            **products,
             "onnx": onnx.name,
             "onnx_sha256": onnx_sha256,
             "engine": path.name,

@@ -19,6 +19,8 @@ from toolchain.errors import ArtifactError, StorageError
 PARAMETERS = ("SHUFFLE", "CAST")
 """Layers through which the origin of a matrix product's operand is looked for."""
 TYPES = {"FLOAT": r"fp32|float(?!8|16)", "HALF": r"fp16|half", "BF16": r"bf16|bfloat16", "INT8": r"int8"}
+FORMATS = ("Format/Datatype", "Format", "DataType")
+"""Where the inspector has a tensor's type: the first in TensorRT 10, the others in 11."""
 PRODUCT = re.compile(r"gemm|matmul|matrix_multiply|mha", re.IGNORECASE)
 FUSED_ATTENTION = re.compile(r"mha|fused_attention", re.IGNORECASE)
 
@@ -139,6 +141,6 @@ def inspected(information: Mapping[str, Any]) -> dict[str, Any]:
         says = " ".join(str(entry.get(key, "")) for key in ("Name", "LayerType", "TacticName", "Metadata"))
         fused += bool(FUSED_ATTENTION.search(says))
         if PRODUCT.search(says):
-            formats = " ".join(str(each.get("Format/Datatype", "")) for each in entry.get("Inputs", []))
+            formats = " ".join(str(each.get(key, "")) for each in entry.get("Inputs", []) for key in FORMATS)
             products.update(name for name, words in TYPES.items() if re.search(words, formats, re.IGNORECASE))
     return {"inspected_products": dict(sorted(products.items())), "fused_attention": fused}

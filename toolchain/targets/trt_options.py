@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +14,8 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUna
 from toolchain.targets.base import BuildOptions
 from toolchain.targets.gpu import no_gpu
 from toolchain.targets.trt_network import with_float_biases
+
+TURING = "7.5"
 
 
 def require_options(target: str, options: BuildOptions, *, ahead_of_time: bool) -> None:
@@ -36,6 +38,19 @@ def require_options(target: str, options: BuildOptions, *, ahead_of_time: bool) 
         )
     if options.strip and (missing := no_gpu()) is not None:
         raise TargetUnavailable(target, f"{missing}; engines without weights are compiled by the driver")
+
+
+def require_products(target: str, capabilities: Sequence[str], products: Mapping[str, int]) -> None:
+    """Nothing, if TensorRT for RTX has matrix products of these types on these GPUs; else it ends in the middle of a build.
+
+    Raises:
+        RecipeError: on a Turing GPU it multiplies in fp16 alone.
+    """
+    if TURING in capabilities and (others := sorted(set(products) - {"HALF"})):
+        raise RecipeError(
+            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and this file does it in "
+            f"{', '.join(others)}: take {TURING} out of engine.compute_capabilities, or export fp16 and nothing else"
+        )
 
 
 def set_options(trt: ModuleType, config: Any, options: BuildOptions, *, ahead_of_time: bool) -> None:
