@@ -96,6 +96,7 @@ def test_recipe_loads_and_names_a_timm_model(path):
 def test_the_shipped_recipes_are_there():
     assert {relative(path) for path in RECIPES} >= {
         "models/digits_vit/recipe.toml",
+        "models/digits_vit/recipe.hybrid.toml",
         "models/digits_vit/recipe.vtp.toml",
         "models/deit_small_patch16_224/recipe.toml",
         "models/deit_base_patch16_224/recipe.toml",
@@ -103,8 +104,9 @@ def test_the_shipped_recipes_are_there():
 
 
 def test_the_digits_recipes_share_their_dense_model():
-    first, second = (Recipe.load(ROOT / "models/digits_vit" / name) for name in ("recipe.toml", "recipe.vtp.toml"))
-    assert (first.model, first.data, first.train) == (second.model, second.data, second.train)
+    found = [Recipe.load(path) for path in sorted((ROOT / "models/digits_vit").glob("recipe*.toml"))]
+    assert [each.compress.method for each in found] == ["hybrid", "joint", "vtp"]
+    assert all((each.model, each.data, each.train) == (found[0].model, found[0].data, found[0].train) for each in found)
 
 
 def test_readme_lists_every_file():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from peers import Settings
+from records import Results, best_try
 from suite import Suite, epochs
 
 from toolchain.compress.method import check_names
@@ -17,8 +18,8 @@ def loaded(path: Path) -> Suite:
     return Suite.load(path)
 
 
-def test_the_four_suites_are_there_with_a_command_each():
-    assert [path.stem for path in SUITES] == ["ablation", "paper", "peers", "scale"]
+def test_the_suites_are_there_with_a_command_each():
+    assert [path.stem for path in SUITES] == ["ablation", "latency", "paper", "peers", "scale"]
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"$(call suite,{path.stem})" in rules for path in SUITES)
 
@@ -61,6 +62,17 @@ def test_sweeps_of_the_published_methods_have_at_least_as_many_tries():
     assert all(len(paper.sweeps[name]) >= ours for name in ("vtp-recovery", "hybrid-recovery", "dense-lr"))
     for share in (50, 30):
         assert len(peers.sweeps[f"taylor{share}-lr"]) == len(peers.sweeps[f"joint{share}-lr"]) >= 3
+
+
+def test_the_latency_suite_prunes_as_the_sweeps_of_the_peers_suite_found_best():
+    timed, peers = (loaded(ROOT / "benchmarks" / "suites" / f"{name}.toml") for name in ("latency", "peers"))
+    results = Results(ROOT / "benchmarks" / "results")
+    for row in ("taylor50.params0.5", "taylor30.params0.3"):
+        cell = next(cell for cell in timed.cells if cell.row == row)
+        sweep = next(c.best[0] for c in peers.cells if (c.row, c.training, c.seed) == (row, "zero", 0))
+        best = best_try([record for c in peers.sweeps[sweep] if (record := results.read("peers", c.name)) is not None])
+        wanted = Settings.of(timed.peer(cell))
+        assert {key: getattr(wanted, key.removeprefix("peer.")) for key in best.tried} == best.tried
 
 
 def test_no_row_is_recovered_for_more_than_three_epochs_and_all_for_the_same():
