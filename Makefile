@@ -26,7 +26,7 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .
@@ -64,6 +64,7 @@ bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says w
 
 bench-speed: $(VENV)/.installed-bench  ## latency of DeiT shapes, dense and compressed (hours, on a quiet machine)
 	$(bin)/python benchmarks/speed.py
+	$(bin)/python benchmarks/floors.py
 
 bench-targets: $(VENV)/.installed-bench  ## two models as every file that ships: bytes, parity, latency (on a quiet machine)
 	$(bin)/python benchmarks/targets.py

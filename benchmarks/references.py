@@ -1,4 +1,4 @@
-"""The dense models that cells start from: trained here once, or adopted from a folder, and reused from then on."""
+"""The dense models that cells start from: trained here once, adopted from a folder, or shipped beside this file."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from toolchain.training.evaluate import accuracy
 from toolchain.training.loop import Progress
 
 RECORD = "reference.json"
+SHIPPED = Path(__file__).resolve().parent / "references"
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ class Ready:
 
 
 def find(suite: Suite, reference: str, seed: int, work: Path) -> Ready | None:
-    """A reference that is there; None if it has yet to be trained.
+    """A reference that is there, in `work` or shipped; None if it has yet to be trained.
 
     Raises:
         ArtifactError: one is there under this name, and it is another model or was altered.
     """
-    folder = _folder(work, reference, seed)
-    if not (folder / RECORD).is_file():
+    folders = (_folder(work, reference, seed), SHIPPED / _name(reference, seed))
+    folder = next((each for each in folders if (each / RECORD).is_file()), None)
+    if folder is None:
         return None
     facts = read_json(folder / RECORD)
     wanted = _recipe_digest(suite.reference_recipe(reference, seed))
@@ -136,5 +138,9 @@ def _recipe_digest(recipe: Recipe) -> str:
     return digest_of({name: raw[name] for name in ("model", "data", "train")}, recipe.compress.seed)
 
 
+def _name(reference: str, seed: int) -> str:
+    return f"{reference}_s{seed}"
+
+
 def _folder(work: Path, reference: str, seed: int) -> Path:
-    return work / "references" / f"{reference}_s{seed}"
+    return work / "references" / _name(reference, seed)

@@ -27,6 +27,7 @@ from toolchain.bench.compare import compare
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.plan import artifact_facts
 from toolchain.bench.protocol import Comparison
+from toolchain.bench.realised import Floor
 from toolchain.compress.decide import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError
@@ -115,7 +116,7 @@ def result_of(cell: Cell, results: Path) -> Comparison | None:
         return None
 
 
-def current(cell: Cell, found: Comparison, work: Path) -> bool:
+def current(cell: Cell, found: Comparison | Floor, work: Path) -> bool:
     """Whether a record is of the files as they are made now."""
     facts = (artifact_facts(artifact(cell.model, *each, work)) for each in (cell.a, cell.b))
     return [each.sha256 for each in facts] == [found.artifacts[name].sha256 for name in ("A", "B")]

@@ -7,9 +7,14 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest
+import torch
 from builders import dense_model
 
 from toolchain.artifact import TimmModel
+
+# Processes beside each other (`pytest -n 2`) share the cores; each with threads for all of them would only wait.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture

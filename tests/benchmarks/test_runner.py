@@ -245,6 +245,21 @@ def test_a_reference_that_was_altered_or_of_another_recipe_is_refused(copy):
         references.find(suite, "tiny", 0, copy / "work")
 
 
+@pytest.mark.parametrize("folder", sorted(references.SHIPPED.iterdir()), ids=lambda path: path.name)
+def test_a_shipped_reference_is_the_one_that_the_records_name(folder, tmp_path):
+    reference, _, seed = folder.name.rpartition("_s")
+    suites = [Suite.load(path) for path in sorted((references.SHIPPED.parent / "suites").glob("*.toml"))]
+    suites = [each for each in suites if int(seed) in getattr(each.references.get(reference), "seeds", ())]
+    recorded = []
+    for suite in suites:
+        ready = references.find(suite, reference, int(seed), tmp_path)
+        records = Results(references.SHIPPED.parent / "results").of(suite)
+        recorded += [each for each in records if (each["reference"], each["seed"]) == (reference, int(seed))]
+        assert {each["weights_sha256"] for each in recorded} <= {ready.weights_sha256}
+    assert recorded
+    assert ready.weights.stat().st_size < 8e6
+
+
 def test_records_of_another_schema_are_not_read(copy):
     path = copy / "results" / "tiny" / "dense.zero.tiny_s0.json"
     path.write_text(json.dumps({"schema": "other"}))

@@ -1,0 +1,61 @@
+"""Shares of the ideal speedup: recorded once, tied to their files, and the page follows from raw samples."""
+
+import json
+
+import floors
+import pytest
+from builders import write_stack
+from floors import floor_of, table
+from speed import Cell
+
+from toolchain.bench.floor import measure_floor
+
+PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 1, 1)
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """Stacks of matmuls in place of models, and the real harness with little to do."""
+    timed = []
+
+    def made(_model, form, _precision, _work):
+        return write_stack(tmp_path / f"{form}.onnx", layers=6 if form == "dense" else 2)
+
+    def counted(*pair):
+        timed.append([path.name for path in pair])
+        return measure_floor(*pair, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
+
+    monkeypatch.setattr(floors, "artifact", made)
+    monkeypatch.setattr("speed.artifact", made)
+    monkeypatch.setattr(floors, "measure_floor", counted)
+    monkeypatch.setattr(floors, "cells", lambda: [PAIR])
+    return timed
+
+
+def run(tmp_path, *options):
+    return floors.main(["--results", str(tmp_path / "results"), "--work", str(tmp_path), *options])
+
+
+def test_it_records_once_and_the_page_follows(short, tmp_path):
+    assert run(tmp_path) == run(tmp_path) == run(tmp_path, "--report") == 0
+    assert short == [["dense.onnx", "joint50.onnx"]]
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert page == table(tmp_path / "results")
+    assert "| 3.00 |" in page, "the ideal is 6 layers over 2"
+
+
+def test_an_edited_result_is_measured_again(short, tmp_path):
+    assert run(tmp_path) == 0
+    path = tmp_path / "results" / f"{PAIR.name}.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "realised": {**stored["realised"], "ideal": 2.0}}))
+    assert floor_of(PAIR, tmp_path / "results") is None
+    assert run(tmp_path) == 0
+    assert len(short) == 2
+
+
+def test_the_committed_page_follows_from_the_committed_samples():
+    results = floors.HERE / "results" / "floor"
+    if not results.exists():
+        pytest.skip("shares of the ideal speedup are not recorded yet")
+    assert (results / "README.md").read_text() == table(results)
