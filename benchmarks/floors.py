@@ -79,9 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "floor")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "speed", help="where the models are kept")
     options = parser.parse_args(arguments)
-    for cell in [] if options.report else [each for each in cells() if options.only in each.name]:
+    chosen = [each for each in cells() if options.only in each.name]
+    if not chosen:
+        parser.error(f"no cell has {options.only!r} in its name")
+    for cell in [] if options.report else chosen:
         found = floor_of(cell, options.results)
-        if found is None or not current(cell, found, options.work):
+        if found is None or not found.is_valid or not current(cell, found, options.work):
             found = measure_floor(*(artifact(cell.model, *each, options.work) for each in (cell.a, cell.b)))
             write_json(options.results / f"{cell.name}.json", found.to_dict())
         print(f"{cell.name}: {'' if found.is_valid else 'not '}valid", flush=True)

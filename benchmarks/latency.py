@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import cells
 from toolchain.bench.compare import compare
 from toolchain.bench.plan import artifact_facts
 from toolchain.bench.protocol import Comparison
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.job import prepare, tool
 
@@ -23,14 +22,13 @@ TARGET = "ort-cpu"
 
 
 def measure_pairs(runner: Runner) -> int:
-    """0 after every pair was timed and its raw samples were recorded, 1 if the suite names none.
+    """0 after every pair was timed and its raw samples were recorded; raises RecipeError if the suite names none.
 
-    Pairs that were timed with the same two files are left as they are. Every row is timed without recovery, with its first seed: training changes no shape.
+    Pairs of which there is a valid comparison of the same two files are left as they are. Every row is timed without recovery, with its first seed: training changes no shape.
     """
     suite = runner.suite
     if not suite.latency:
-        print(f'error: {suite.name} names no pairs to time; add latency = [["a", "b"]]', file=sys.stderr)
-        return 1
+        raise RecipeError(f'{suite.name} names no pairs to time; add latency = [["a", "b"]]')
     for first, second in suite.latency:
         files = [exported(runner, row) for row in (first, second)]
         path = runner.results.root / suite.name / "latency" / f"{first}--{second}.json"
@@ -44,12 +42,13 @@ def measure_pairs(runner: Runner) -> int:
 
 
 def timed(path: Path, files: Sequence[Path]) -> bool:
-    """Whether a comparison of exactly these files is recorded, and holds when it is computed from its samples again."""
+    """Whether a valid comparison of exactly these files is recorded, and holds when computed from its samples again."""
     try:
         found = Comparison.load(path)
     except (ArtifactError, StorageError):
         return False
-    return [found.artifacts[name].sha256 for name in ("A", "B")] == [artifact_facts(file).sha256 for file in files]
+    same = [found.artifacts[name].sha256 for name in ("A", "B")] == [artifact_facts(file).sha256 for file in files]
+    return same and found.verdict != "invalid"
 
 
 def exported(runner: Runner, row: str) -> Path:

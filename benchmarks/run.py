@@ -28,7 +28,7 @@ import torch
 from records import Record, Results, best_try, cell_key, described
 from suite import Cell, Suite
 
-from toolchain.errors import SlimvitError
+from toolchain.errors import RecipeError, SlimvitError
 from toolchain.job import prepare
 from toolchain.recipe import FinetuneSection, Recipe
 
@@ -265,8 +265,12 @@ def _main(options: argparse.Namespace) -> int:
     if options.adopt:
         return 0
     if options.latency:
+        if options.dry_run or options.only != "*":
+            raise RecipeError("--latency times all pairs that the suite names; leave out --only and --dry-run")
         return latency.measure_pairs(runner)
     wanted = picked(suite, options.only)
+    if not wanted:
+        raise RecipeError(f"{suite.name} has no cell {options.only!r}")
     todo = [cell for cell in wanted if runner.record(cell) is None]
     rate = predict.matmul_rate()
     seconds = runner.predicted_seconds(todo, rate)

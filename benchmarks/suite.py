@@ -115,7 +115,9 @@ class Suite:
         """The suite of a file, all its names resolved; raises RecipeError if it contradicts itself."""
         try:
             raw = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, ValidationError) as error:
+        except OSError as error:
+            raise RecipeError(f"cannot read the suite {path}: {error.strerror}") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
             raise RecipeError(f"{path} is not a suite: {error}") from None
         cells = tuple(cell for group in raw.cells for cell in _expand(group, raw.references, path))
         names = [cell.name for cell in cells]
@@ -130,6 +132,10 @@ class Suite:
         for row in (row for pair in (*raw.compare, *raw.latency) for row in pair):
             if row not in rows:
                 raise RecipeError(f"{path} compares {row!r}, which is no row; known: {', '.join(sorted(rows))}")
+        timed = {cell.row for cell in cells if cell.reference and cell.training == "zero"}
+        for row in (row for pair in raw.latency for row in pair):
+            if row not in timed:
+                raise RecipeError(f"{path} times {row!r}, which has no cell without training from a dense model")
         fields = (raw.title, raw.text, raw.kind, raw.references, raw.recovery, cells, raw.compare, raw.latency, sweeps)
         return Suite(path.stem, *fields)
 

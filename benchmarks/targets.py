@@ -22,12 +22,15 @@ import torch
 from report import markdown
 
 from toolchain.artifact import read_json, write_json, write_text
+from toolchain.bench.cell import cell_facts
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.protocol import Comparison
 from toolchain.cache import Done
+from toolchain.export.precision import EITHER
 from toolchain.listener import Silent
 from toolchain.pipeline import run
 from toolchain.recipe import Recipe
+from toolchain.report.artifacts import int8_choices
 from toolchain.report.tables import int8_line
 
 HERE = Path(__file__).resolve().parent
@@ -59,9 +62,12 @@ def carry_out(recipe: Path, work: Path, results: Path, overrides: Sequence[str])
 
 def after_compression(seconds: Mapping[str, float]) -> float:
     """Seconds from the deploy model to all files and engines, without what was spent on measuring them."""
+    return sum(seconds[name] for name in _later(seconds) if not name.startswith(MEASURED))
+
+
+def _later(seconds: Mapping[str, float]) -> list[str]:
     names = list(seconds)
-    later = names[names.index("deploy") + 1 :]
-    return sum(seconds[name] for name in later if not name.startswith(MEASURED))
+    return names[names.index("deploy") + 1 :]
 
 
 def page(results: Path) -> str:
@@ -104,6 +110,7 @@ def _part(name: str, record: Mapping[str, Any], results: Path) -> list[str]:
         for file in report["files"]
         if file["path"].startswith("engines/") and not file["path"].endswith(".json")
     ]
+    duel = timed.get(EITHER)
     verdicts = [rung["verdict"] for rung in report["parity"]]
     silent = [rung for rung in report["parity"] if rung["verdict"] == "not_run"]
     machines = {describe_machine(found.environment) for found in timed.values()}
@@ -115,10 +122,10 @@ def _part(name: str, record: Mapping[str, Any], results: Path) -> list[str]:
         f"Parity: {verdicts.count('pass')} rungs pass, {verdicts.count('fail')} fail, {len(silent)} not run"
         + (f" ({'; '.join(sorted({rung['reason'] for rung in silent}))})." if silent else "."),
         (
-            f"From the deploy model to all files and engines: {after_compression(seconds):.0f} s; compressing took "
-            f"{seconds['compress']:.0f} s."
+            f"From the deploy model to all files and engines: {after_compression(seconds):.0f} s, with the measurements "
+            f"{sum(seconds[name] for name in _later(seconds)):.0f} s; compressing took {seconds['compress']:.0f} s."
         ),
-        *(int8_line(row) for row in report["int8"]),
+        *(int8_line(row) for row in int8_choices([cell_facts("ort-cpu", duel)] if duel else [], report["bench"])),
         *(f"Measured on: {machine}." for machine in sorted(machines)),
     ]
 

@@ -1,5 +1,8 @@
+from contextlib import nullcontext
+
 import pytest
 
+from toolchain.errors import RecipeError
 from toolchain.job import prepare
 from toolchain.recipe import Recipe
 
@@ -27,3 +30,30 @@ def test_every_seed_sees_the_same_splits(source):
     for name in first.splits:
         assert first.split(name).positions.equal(second.split(name).positions)
         assert first.split(name)[0][0].equal(second.split(name)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "precisions", "error", "words"),
+    [
+        ({"targets": ["ort-cpu"]}, ["fp32"], RecipeError, "ort-cpu runs files as they are and has no engines"),
+        ({"compute_capabilities": ["9.9"]}, ["fp32"], RecipeError, r"compute capability 9\.9"),
+        ({"compute_capabilities": ["7.5", "8.9"]}, ["fp16", "fp32"], RecipeError, "engines in fp32 are asked for"),
+        ({"strip": True}, ["fp32"], RecipeError, "one compute capability, and 3 are asked for"),
+        ({"hardware_compatible": "ampere_plus"}, ["fp32"], RecipeError, "engines of trt-rtx name their GPUs"),
+        ({"compute_capabilities": ["7.5", "8.9"]}, ["fp16"], None, ""),
+    ],
+)
+def test_engines_that_cannot_be_built_are_refused_before_any_work(engine, precisions, error, words):
+    if "targets" not in engine:
+        pytest.importorskip("tensorrt_rtx")
+    recipe = Recipe.from_dict(
+        {
+            "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+            "data": {"source": "none"},
+            "compress": {"method": "none"},
+            "export": {"precisions": precisions},
+            "engine": engine,
+        }
+    )
+    with nullcontext() if error is None else pytest.raises(error, match=words):
+        prepare(recipe, shapes_only=True)

@@ -23,6 +23,8 @@ from toolchain.compress.method import Allocation, allocate, check_names, choices
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
 from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
+from toolchain.export.engine import require_engines
+from toolchain.export.precision import expanded
 from toolchain.export.stage import check_section
 from toolchain.families import Family
 from toolchain.plan import ModelRef
@@ -79,6 +81,8 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) ->
     check_names(section)
     check_section(recipe.export)
     multiples = _multiples(recipe)
+    if recipe.engine is not None:
+        require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
     if recipe.model.checkpoint and not Path(recipe.model.checkpoint).is_file():
         raise StorageError(f"there is no checkpoint {recipe.model.checkpoint}")
     model = recipe.model if fetch else recipe.model.model_copy(update={"pretrained": False})

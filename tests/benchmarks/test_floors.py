@@ -9,6 +9,7 @@ from floors import floor_of, table
 from speed import Cell
 
 from toolchain.bench.floor import measure_floor
+from toolchain.bench.realised import Floor
 
 PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 1, 1)
 
@@ -29,6 +30,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr("speed.artifact", made)
     monkeypatch.setattr(floors, "measure_floor", counted)
     monkeypatch.setattr(floors, "cells", lambda: [PAIR])
+    monkeypatch.setattr(Floor, "is_valid", True)
     return timed
 
 
@@ -52,6 +54,14 @@ def test_an_edited_result_is_measured_again(short, tmp_path):
     assert floor_of(PAIR, tmp_path / "results") is None
     assert run(tmp_path) == 0
     assert len(short) == 2
+
+
+def test_what_the_control_does_not_support_is_measured_again(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(Floor, "is_valid", False)
+    assert run(tmp_path) == run(tmp_path) == 0
+    assert len(short) == 2
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--only", "typo")
 
 
 def test_the_committed_page_follows_from_the_committed_samples():

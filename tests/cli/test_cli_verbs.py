@@ -29,7 +29,20 @@ from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model
 from toolchain.targets import TARGETS, NodeTime, get_target
 
-VERBS = ["run", "plan", "load", "compress", "finetune", "slice", "split", "export", "engine", "evaluate", "parity"]
+VERBS = [
+    "run",
+    "plan",
+    "load",
+    "compress",
+    "finetune",
+    "slice",
+    "split",
+    "export",
+    "engine",
+    "refit",
+    "evaluate",
+    "parity",
+]
 VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
 
 

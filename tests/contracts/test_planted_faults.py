@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from toolchain import pipeline, steps
-from toolchain.errors import SlimvitError
+from toolchain.errors import ParityError, SlimvitError
 from toolchain.export import onnx_graph
 from toolchain.pipeline import run
 from toolchain.recipe import Recipe
@@ -83,6 +83,7 @@ def without_bias(module):
 def heads_swapped(module):
     """What the output of attention reads of two heads, exchanged."""
     proj = module.get_submodule("blocks.0.attn.proj")
+    assert module.get_submodule("blocks.0.attn").num_heads == HEADS > 1
     proj.weight.copy_(proj.weight.roll(proj.in_features // HEADS, dims=1))
 
 
@@ -129,10 +130,18 @@ def others_written(owner):
 
 
 def scale_forgotten_by_export(patch):
+    honest = onnx_graph.lean
+
+    @torch.no_grad()
     def forgotten(module):
-        for part in module.modules():
-            if hasattr(part, "q_norm"):
-                part.scale = 1.0
+        scales = {part: part.scale for part in module.modules() if hasattr(part, "q_norm")}
+        made = honest(module)
+        for part, scale in scales.items():
+            assert (part.scale, scale) == (1.0, pytest.approx(part.head_dim**-0.5, rel=0.5))
+            last = [each for each in part.qkv.modules() if isinstance(each, nn.Linear)][-1]
+            for values in (last.weight, last.bias):
+                values[: part.num_heads * part.head_dim] /= scale
+        return made
 
     patch.setattr(onnx_graph, "lean", forgotten)
 
@@ -218,12 +227,13 @@ def test_without_a_fault_every_rung_passes(tmp_path, method):
 @pytest.mark.parametrize(("plant", "method", "words"), FAULTS, ids=[plant.__name__ for plant, *_ in FAULTS])
 def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, plant, method, words):
     plant(monkeypatch)
-    with pytest.raises(SlimvitError, match=words):
+    with pytest.raises(SlimvitError, match=words) as caught:
         carried_out(tmp_path, method)
+    assert caught.value.exit_code == 3
 
 
 def test_an_engine_of_another_model_is_caught(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     other_engine(monkeypatch)
-    with pytest.raises(SlimvitError, match=r"from compressed\.fp32\.onnx to compressed\.fp32\.xml is the first"):
+    with pytest.raises(ParityError, match=r"from compressed\.fp32\.onnx to compressed\.fp32\.xml is the first"):
         carried_out(tmp_path, JOINT, engine={"targets": ["openvino-cpu"]})

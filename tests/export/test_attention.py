@@ -64,11 +64,12 @@ def test_a_gate_is_kept():
     torch.testing.assert_close(lean(copy.deepcopy(before))(x), before(x), atol=1e-5, rtol=1e-5)
 
 
-def test_a_mask_still_masks():
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_mask_still_masks(fused):
     before = attention()
-    before.fused_attn = False
+    before.fused_attn = fused
     after = lean(copy.deepcopy(before))
-    x, mask = torch.randn(2, 5, 24), torch.ones(5, 5, dtype=torch.bool).tril()
+    x, mask = torch.randn(2, 5, 24), torch.full((5, 5), -torch.inf).triu(1)
     assert (before(x, attn_mask=mask) - before(x)).abs().max() > 0.01
     torch.testing.assert_close(after(x, attn_mask=mask), before(x, attn_mask=mask), atol=1e-5, rtol=1e-5)
 

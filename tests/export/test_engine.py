@@ -8,15 +8,18 @@ from contextlib import nullcontext
 import pytest
 
 from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError
 from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
+from toolchain.export.parity import TOLERANCES, Rung
 from toolchain.recipe import EngineSection
 from toolchain.targets import EngineBuild
 
 
 class Copier:
     """A target whose engine is the ONNX file under a name of its own."""
+
+    engines = ("fp32", "fp16")
 
     def __init__(self):
         self.content, self.products, self.chosen = b"engine", {"FLOAT": 4}, {}
@@ -29,7 +32,12 @@ class Copier:
         path.write_bytes(self.content)
         if not self.content:
             raise ArtifactError("no engine")
-        facts = {"engine": path.name, "matmul_dtypes": self.products, "inspected_products": self.chosen}
+        facts = {
+            "engine": path.name,
+            "matmul_dtypes": self.products,
+            "inspected_products": self.chosen,
+            "inspector": {},
+        }
         return EngineBuild(path, facts)
 
 
@@ -70,6 +78,31 @@ def test_a_build_that_fails_keeps_the_earlier_engine(target, onnx, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "onnx"]
 
 
+@pytest.mark.parametrize("verdict", ["fail", "pass", "not_run"])
+def test_an_engine_that_is_not_the_model_replaces_nothing(target, onnx, tmp_path, verdict):
+    earlier = build(onnx, tmp_path / "engine")
+    assert earlier.facts["parity"] is None
+    target.content, seen = b"another engine", []
+
+    def compare(built):
+        seen.append(built.path.read_bytes())
+        return Rung("a.onnx", built.path.name, 1.0, None, None, TOLERANCES["fp32"], verdict, "planted")
+
+    stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", compare)
+    with pytest.raises(ParityError, match="planted") if verdict == "fail" else nullcontext():
+        made = run_stage(stage, OnnxArtifact(onnx, "fp32"))
+        assert made.facts["parity"]["verdict"] == verdict
+        assert json.loads((tmp_path / "engine" / "engine.json").read_text()) == made.facts
+    assert seen == [b"another engine"]
+    assert earlier.path.read_bytes() == (b"engine" if verdict == "fail" else b"another engine")
+
+
+def test_a_target_without_engines_says_so(onnx, tmp_path):
+    with pytest.raises(RecipeError, match="ort-cpu runs files as they are and has no engines"):
+        run_stage(BuildEngine(EngineSection(), "ort-cpu", tmp_path / "engine"), OnnxArtifact(onnx, ""))
+    assert not (tmp_path / "engine").exists()
+
+
 def test_a_folder_of_something_else_is_refused_and_left(target, onnx):
     with pytest.raises(StorageError, match=r"holds a\.onnx"):
         build(onnx, onnx.parent)
@@ -94,7 +127,7 @@ def test_an_engine_of_another_precision_is_refused(target, onnx, tmp_path, produ
     ("name", "precision", "known"),
     [("trt-rtx", "int8-dynamic", "fp32, fp16, bf16, int8-qdq"), ("openvino-cpu", "int8-qdq", "fp32, fp16, bf16")],
 )
-def test_not_every_precision_becomes_an_engine(target, onnx, tmp_path, name, precision, known):
+def test_not_every_precision_becomes_an_engine(onnx, tmp_path, name, precision, known):
     with pytest.raises(RecipeError, match=f"engines of {name} are built from {known}$"):
         run_stage(BuildEngine(EngineSection(), name, tmp_path / "engine"), OnnxArtifact(onnx, precision))
 
@@ -102,8 +135,9 @@ def test_not_every_precision_becomes_an_engine(target, onnx, tmp_path, name, pre
 @pytest.mark.parametrize(
     ("chosen", "right"), [({"HALF": 4}, True), ({"HALF": 3, "FLOAT": 1}, False), ({"FLOAT": 4}, False), ({}, True)]
 )
-def test_what_the_inspector_says_counts_where_it_says_something(target, onnx, tmp_path, chosen, right):
+def test_what_the_inspector_says_counts_where_it_says_something(target, onnx, tmp_path, chosen, right, caplog):
     target.products, target.chosen = {"HALF": 4}, chosen
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine")
     with nullcontext() if right else pytest.raises(ArtifactError, match="by the engine inspector"):
         run_stage(stage, OnnxArtifact(onnx, "fp16"))
+    assert ("recognises no matrix product" in caplog.text) == (not chosen), "silence is no proof, and is told"

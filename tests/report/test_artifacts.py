@@ -123,7 +123,9 @@ def test_the_tables_add_up(facts):
 
 def duel(point, lo, hi, verdict="pass"):
     where = {"target": "ort-cpu", "batch": 1, "threads": 1}
-    return {**where, "precision": "int8", "ratio": {"point": point, "lo": lo, "hi": hi}, "verdict": verdict}
+    control = {"point": 1.0, "lo": 0.995, "hi": 1.005}
+    ratio = {"point": point, "lo": lo, "hi": hi}
+    return {**where, "precision": "int8", "ratio": ratio, "control": control, "verdict": verdict}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,7 @@ def duel(point, lo, hi, verdict="pass"):
     [
         (duel(0.9, 0.85, 0.95, "improved"), "int8-qdq", True),
         (duel(1.02, 1.01, 1.03), "int8-dynamic", True),
+        (duel(1.02, 1.004, 1.03), "int8-dynamic", False),  # the control strays as far
         (duel(0.99, 0.97, 1.01), "int8-qdq", False),
         (duel(0.9, 0.85, 0.95, "invalid"), "int8-qdq", False),
     ],
@@ -149,5 +152,31 @@ def test_int8_that_is_slower_than_fp32_is_not_chosen():
     assert (row["chosen"], row["slower_than_fp32"]) == (None, True)
     assert "neither; the faster one is slower than fp32" in int8_line(row)
     elsewhere = [{**each, "target": "pi"} for each in bench]
-    assert int8_choices([duel(0.9, 0.85, 0.95)], elsewhere)[0]["chosen"] == "int8-qdq"
-    assert int8_choices([], bench) == []
+    assert int8_choices([], []) == []
+    (row,) = int8_choices([duel(0.9, 0.85, 0.95)], [])
+    assert (row["chosen"], row["slower_than_fp32"]) == (None, None), "what was not timed is not known"
+    assert "fp32 has no valid time" in int8_line(row)
+    assert len(int8_choices([duel(0.9, 0.85, 0.95)], elsewhere)) == 1
+
+
+def test_one_kind_of_int8_alone_is_held_against_fp32_too():
+    (row,) = int8_choices([], [timed("fp32", 0.5), timed("int8-qdq", 0.6)])
+    assert (row["chosen"], row["ratio"], row["slower_than_fp32"]) == (None, None, True)
+    assert int8_line(row) == "int8 on ort-cpu, batch 1, 1 thread: slower than fp32."
+    (row,) = int8_choices([], [timed("fp32", 0.5), timed("int8-qdq", 0.4)])
+    assert (row["chosen"], int8_line(row)) == ("int8-qdq", "int8 on ort-cpu, batch 1, 1 thread: int8-qdq.")
+    assert int8_choices([], [timed("fp32", 0.5, "invalid"), timed("int8-qdq", 0.6)]) == []
+
+
+def test_the_kind_of_int8_that_lost_the_comparison_is_not_suggested(facts):
+    """Against the dense file it may have taken less, in another run."""
+    rows, bench = artifact_rows(facts), [timed("int8-qdq", 0.25), timed("int8-dynamic", 0.24)]
+    for point, path in ((0.9, "onnx/compressed.int8-qdq.onnx"), (1.1, "onnx/compressed.int8-dynamic.onnx")):
+        int8 = int8_choices([duel(point, point, point)], [*bench, timed("fp32", 0.5)])
+        (fastest,) = suggestion(rows, bench, 0.01, int8)["fastest"]
+        assert fastest["path"] == path
+
+
+def test_what_eager_timed_is_the_model_folder(facts):
+    bench = [timed("fp32", 0.5, target="eager")]
+    assert suggestion(artifact_rows(facts), bench, 0.0)["fastest"][0]["path"] == "deploy"

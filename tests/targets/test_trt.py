@@ -25,6 +25,7 @@ from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
+from toolchain.export.probabilities import with_probabilities
 from toolchain.targets import gpu, trt_network, trt_options, trt_runner
 from toolchain.targets import trt as trt_target
 from toolchain.targets.base import BuildOptions
@@ -33,7 +34,7 @@ from toolchain.targets.gpu import EVERY_MODE, Mode
 from toolchain.targets.trt import TRT, TRT_RTX, TensorRT
 from toolchain.targets.trt_api import API, API_AHEAD_OF_TIME
 from toolchain.targets.trt_network import inspected
-from toolchain.targets.trt_options import require_options, set_options, timing_cache
+from toolchain.targets.trt_options import opened_runtime, refitted, require_options, set_options, timing_cache
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
@@ -88,8 +89,11 @@ def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_p
 
 @needs_rtx
 def test_a_turing_gpu_gets_fp16_and_nothing_else(onnx_file, no_gpu, tmp_path):
-    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and this file does it in FLOAT"):
+    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in FLOAT"):
         TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=EVERY))
+    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in bf16, int8-qdq"):
+        TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("fp16", "bf16", "int8-qdq"))
+    TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("fp16",))
     half = tmp_path / "tiny.fp16.onnx"
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), dtype=np.float32)
     run_stage(Convert("fp16", half, images, images, real_images=False), OnnxArtifact(onnx_file, "fp32"))
@@ -108,6 +112,15 @@ def test_the_census_is_that_of_the_onnx_file(onnx_file, no_gpu, tmp_path):
     assert facts["layers"]["NORMALIZATION"] == nodes.count("LayerNormalization") == 5
     assert facts["strongly_typed"] is True
     assert "HALF" not in facts["tensor_dtypes"]
+    assert facts["attention_layers"] == 2
+
+
+@needs_rtx
+def test_a_softmax_of_the_logits_is_no_attention(onnx_file, no_gpu, tmp_path):
+    path = tmp_path / "softmax.onnx"
+    onnx.save(with_probabilities(onnx.load(onnx_file)), path)
+    facts = TRT_RTX.build(path, tmp_path, BuildOptions(compute_capabilities=("8.9",))).facts
+    assert (facts["layers"]["SOFTMAX"], facts["attention_layers"]) == (3, 2)
 
 
 @needs_rtx
@@ -371,19 +384,26 @@ ONE = ("8.9",)
         (BuildOptions(compute_capabilities=("8.6", "8.9"), strip=True), RecipeError, "one compute capability, and 2"),
         (BuildOptions(compute_capabilities=ONE, strip=True), TargetUnavailable, "compiled by the driver"),
         (BuildOptions(compute_capabilities=ONE, hardware_compatible="ampere_plus"), RecipeError, "name their GPUs"),
+        (BuildOptions(compute_capabilities=ONE, version_compatible=True), RecipeError, "the version that built them"),
     ],
 )
 def test_what_tensorrt_for_rtx_cannot_build_is_refused_before(no_gpu, options, error, words):
     with pytest.raises(error, match=words):
-        require_options("trt-rtx", options, ahead_of_time=True)
-    require_options("trt", options, ahead_of_time=False)
+        require_options("trt-rtx", options)
+    TRT.require(options, ("fp32",))  # builds on the GPU that it is for, and has them all
 
 
 @needs_rtx
-def test_an_engine_for_later_versions_is_built(onnx_file, no_gpu, tmp_path):
-    facts = TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=ONE, version_compatible=True)).facts
-    assert facts["options"] == {"strip": False, "version_compatible": True, "hardware_compatible": "none"}
-    assert facts["size_bytes"] > 0
+def test_a_capability_that_is_named_twice_is_one(no_gpu):
+    with pytest.raises(TargetUnavailable, match="compiled by the driver"):
+        TRT_RTX.require(BuildOptions(compute_capabilities=("8.9", "8.9"), strip=True), ())
+
+
+def test_only_an_engine_for_later_versions_may_bring_code():
+    trt = SimpleNamespace(Runtime=lambda _: SimpleNamespace(engine_host_code_allowed=False))
+    for record, allowed in (({}, False), ({"options": {"version_compatible": False}}, False)):
+        assert opened_runtime(trt, None, record).engine_host_code_allowed is allowed
+    assert opened_runtime(trt, None, {"options": {"version_compatible": True}}).engine_host_code_allowed is True
 
 
 @needs_rtx
@@ -391,19 +411,18 @@ def test_options_are_set_on_the_real_config():
     trt = importlib.import_module("tensorrt_rtx")
     flags = trt.BuilderFlag
     builder = trt.Builder(trt_runner.forwarding_logger("tensorrt_rtx"))
-    for options, ahead, expected in (
-        (BuildOptions(), False, set()),
-        (BuildOptions(strip=True), False, {flags.STRIP_PLAN, flags.REFIT_IDENTICAL}),
-        (BuildOptions(version_compatible=True), False, {flags.VERSION_COMPATIBLE}),
-        (BuildOptions(version_compatible=True), True, {flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME}),
+    for options, expected in (
+        (BuildOptions(), set()),
+        (BuildOptions(strip=True), {flags.STRIP_PLAN, flags.REFIT_IDENTICAL}),
+        (BuildOptions(version_compatible=True), {flags.VERSION_COMPATIBLE}),
     ):
         config = builder.create_builder_config()
-        set_options(trt, config, options, ahead_of_time=ahead)
-        given = {flags.STRIP_PLAN, flags.REFIT_IDENTICAL, flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME}
+        set_options(trt, config, options)
+        given = {flags.STRIP_PLAN, flags.REFIT_IDENTICAL, flags.VERSION_COMPATIBLE}
         assert {flag for flag in given if config.get_flag(flag)} == expected
     for name in ("ampere_plus", "same_compute_capability"):
         taken = SimpleNamespace()  # TensorRT for RTX takes the level and forgets it
-        set_options(trt, taken, BuildOptions(hardware_compatible=name), ahead_of_time=False)
+        set_options(trt, taken, BuildOptions(hardware_compatible=name))
         assert taken.hardware_compatibility_level == getattr(trt.HardwareCompatibilityLevel, name.upper())
 
 
@@ -437,10 +456,25 @@ def test_timings_are_kept_from_one_build_to_the_next(tmp_path, monkeypatch):
         pass
 
 
+@needs_rtx
 def test_weights_are_put_in_where_the_engine_runs(no_gpu, tmp_path):
-    if HAS_RTX:
-        with pytest.raises(TargetUnavailable, match="takes its weights where it runs"):
-            TRT_RTX.refit(tmp_path / "a.engine", tmp_path / "a.onnx")
+    with pytest.raises(TargetUnavailable, match="takes its weights where it runs"):
+        TRT_RTX.refit(tmp_path / "a.engine", tmp_path / "a.onnx")
+
+
+def test_weights_of_another_file_are_not_put_in(tmp_path):
+    """They would be taken: names and shapes are the same after any other fine-tuning."""
+    engine, onnx_ = tmp_path / "a.engine", tmp_path / "a.onnx"
+    engine.write_bytes(b"engine")
+    onnx_.write_bytes(b"weights")
+    with pytest.raises(StorageError, match=r"engine\.json"):
+        refitted(None, None, engine, onnx_)
+    (tmp_path / "engine.json").write_text(json.dumps({"onnx_sha256": hashlib.sha256(b"others").hexdigest()}))
+    with pytest.raises(ArtifactError, match="was not built from"):
+        refitted(None, None, engine, onnx_)
+    (tmp_path / "engine.json").write_text(json.dumps({"onnx_sha256": hashlib.sha256(b"weights").hexdigest()}))
+    with pytest.raises(AttributeError, match="Runtime"):  # the digest is right, and the next step wants a TensorRT
+        refitted(None, None, engine, onnx_)
 
 
 def test_the_inspector_is_read_by_layer():
@@ -481,6 +515,7 @@ def test_a_stripped_engine_gets_its_weights_back(target, onnx_file, tmp_path):
         pytest.skip(str(error))
     assert built.facts["loaded"] == "not_run"
     assert "slimvit refit" in built.facts["loaded_reason"]
+    (tmp_path / "engine.json").write_text(json.dumps(built.facts))  # as BuildEngine does
     whole = tmp_path / "whole.engine"
     whole.write_bytes(target.refit(built.path, onnx_file))
     assert whole.stat().st_size > built.path.stat().st_size
@@ -522,17 +557,24 @@ def test_an_onnx_file_is_timed_in_every_mode(target, mode, onnx_file, tmp_path, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"version_compatible": True}, {"hardware_compatible": "ampere_plus"}],
+    ids="".join,
+)
 @pytest.mark.parametrize("target", [TRT, TRT_RTX], ids=lambda t: t.name)
-def test_an_engine_runs_and_agrees_with_onnx_runtime(target, onnx_file, tmp_path):
+def test_an_engine_runs_and_agrees_with_onnx_runtime(target, options, onnx_file, tmp_path):
     import onnxruntime as ort
 
     capability = gpu.local_capability()
     try:
-        built = target.build(onnx_file, tmp_path, BuildOptions((1, 1, 8), (capability,)))
+        built = target.build(onnx_file, tmp_path, BuildOptions((1, 1, 8), (capability,), **options))
     except (TargetUnavailable, RecipeError) as error:
         pytest.skip(str(error))
+    (tmp_path / "engine.json").write_text(json.dumps(built.facts))
     assert built.facts["loaded"] == "pass"
     assert built.facts["inspector"]["Layers"]
+    assert built.facts["inspected_products"], "the inspector's names are those that slimvit knows"
     reference = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     with target.open(built.path, threads=1) as runner:
         for batch in (1, 3):

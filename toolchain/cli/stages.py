@@ -15,6 +15,7 @@ from toolchain.artifact import (
     MODEL_FILES,
     AnyModel,
     DeployModel,
+    EngineArtifact,
     MaskedModel,
     OnnxArtifact,
     SlicedModel,
@@ -31,8 +32,10 @@ from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArg
 from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.calls import read_preprocess
 from toolchain.export.engine import BuildEngine
 from toolchain.export.logits import source_for
+from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
 from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
@@ -178,7 +181,7 @@ def engine(
         bool, typer.Option("--strip", help="Leave the weights out; `slimvit refit` puts them in.")
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Let later versions of the runtime load it.")
+        bool, typer.Option("--version-compatible", help="Let later versions of the runtime load it (trt).")
     ] = False,
     hardware_compatible: Annotated[
         str, typer.Option(help="none, ampere_plus or same_compute_capability (trt).")
@@ -197,8 +200,17 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    made = run_stage(BuildEngine(section, target, out), OnnxArtifact(onnx, declared_precision(onnx)))
+    stage = BuildEngine(section, target, out, lambda built: _engine_rung(onnx, built, batch))
+    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+
+
+def _engine_rung(onnx: Path, built: EngineArtifact, batch: tuple[int, int, int]) -> Rung:
+    """The engine against its file on seeded noise; not run where it cannot be, and for a file that slimvit did not write."""
+    if not declared_precision(onnx):
+        reason = f"slimvit did not write {onnx.name}, and what it takes is not known"
+        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=reason)
+    return Judge(source_for(SYNTHETIC, read_preprocess(onnx))).engine(onnx, built, batch)
 
 
 def refit(
@@ -206,6 +218,7 @@ def refit(
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file that it was built from.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The engine to write.")],
     target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
+    json_: JsonFlag = False,
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs, on the GPU that it is for."""
     runtime = get_target(target)
@@ -214,7 +227,8 @@ def refit(
     whole = runtime.refit(engine_, onnx)
     with atomic_path(out) as temporary:
         temporary.write_bytes(whole)
-    print_facts({"file": str(out), "size_bytes": len(whole)})
+    facts = {"file": str(out), "size_bytes": len(whole), "sha256": sha256(out)}
+    print_json(facts) if json_ else print_facts(facts)
 
 
 def _job(recipe: Path, set_: list[str] | None) -> Job:

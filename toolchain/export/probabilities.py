@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from toolchain.errors import ArtifactError
 from toolchain.export.onnx_graph import OUTPUT
-from toolchain.export.parity import TOLERANCES, Rung
+from toolchain.export.parity import Rung, Tolerance
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
@@ -75,5 +75,5 @@ def probabilities_rung(path: Path, target: str, feeds: dict[str, Array]) -> Rung
     error = float(np.abs(np.asarray(found[PROBABILITIES], np.float64) - expected).max())
     reason = "" if error <= ROUNDING else f"a probability is {error:.3g} off"
     name = f"{path.name}, probabilities"
-    tolerance = TOLERANCES["fp32"]
+    tolerance = Tolerance(ROUNDING, -1.0, None)
     return Rung("softmax of the logits", name, error, None, None, tolerance, "fail" if reason else "pass", reason)

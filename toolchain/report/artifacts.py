@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolchain.export.precision import EITHER_OF
+
 COUNTS = ("accuracy", "wrong", "total")
 
 
@@ -46,13 +48,17 @@ def layer_rows(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def suggestion(
-    rows: Sequence[Mapping[str, Any]], bench: Sequence[Mapping[str, Any]], accuracy_loss: float
+    rows: Sequence[Mapping[str, Any]],
+    bench: Sequence[Mapping[str, Any]],
+    accuracy_loss: float,
+    int8: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Which compressed file to take: the smallest, and on each target the fastest, within an accuracy limit.
 
     Args:
         rows: of `artifact_rows`.
         bench: the report's rows of latency.
+        int8: what `int8_choices` found; on each of its targets the other kind of int8 is no candidate for the fastest.
         accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; without
             labels every file that passed parity is within it.
     """
@@ -71,17 +77,41 @@ def suggestion(
             if (row["target"], row["batch"], row["threads"]) == key
             and row["precision"] in good
             and row["verdict"] not in ("invalid", "inconclusive")
+            and not (_slower_kind(row, int8) and set(EITHER_OF) <= set(good))
         ]
         if timed:
             best = min(timed, key=lambda row: row["ratio"]["point"])
             where = dict(zip(("target", "batch", "threads"), key, strict=True))
-            fastest.append({**where, "path": good[best["precision"]]["path"], "ratio": best["ratio"]})
+            path = (
+                "deploy" if best["target"] == "eager" else good[best["precision"]]["path"]
+            )  # eager runs model folders
+            fastest.append({**where, "path": path, "ratio": best["ratio"]})
     return {
         "accuracy_loss": accuracy_loss,
         "smallest": min(good.values(), key=lambda row: row["bytes"])["path"],
         "fastest": fastest,
         "left_out": [row["path"] for row in offered if row["precision"] not in good],
     }
+
+
+def _slower_kind(row: Mapping[str, Any], int8: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a comparison of the two kinds of int8 on the row's target chose the other."""
+    chosen = next((each["chosen"] for each in int8 if _at(each, row_place(row))), None)
+    return row["precision"] in EITHER_OF and chosen in EITHER_OF and row["precision"] != chosen
+
+
+def row_place(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Target, batch and threads of a comparison."""
+    return {key: row[key] for key in ("target", "batch", "threads")}
+
+
+def _at(row: Mapping[str, Any], place: Mapping[str, Any]) -> bool:
+    return all(row[key] == value for key, value in place.items())
+
+
+def _shares(bench: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> dict[str, float]:
+    """Precision → its share of the dense file's time, of the valid comparisons on a target."""
+    return {r["precision"]: r["ratio"]["point"] for r in bench if _at(r, place) and r["verdict"] != "invalid"}
 
 
 def int8_choices(duels: Sequence[Mapping[str, Any]], bench: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -93,26 +123,34 @@ def int8_choices(duels: Sequence[Mapping[str, Any]], bench: Sequence[Mapping[str
 
     Returns:
         One record for each duel: target, batch, threads; chosen, a precision or None; ratio, of int8-qdq to int8-dynamic;
-        verified, whether its interval excludes 1; slower_than_fp32.
+        verified, whether its interval excludes 1 by more than its control strays; slower_than_fp32, None where fp32 has no
+        valid comparison. And one without a ratio where there is one kind of int8 alone.
     """
     found = []
+    for key in dict.fromkeys((row["target"], row["batch"], row["threads"]) for row in bench):
+        place = dict(zip(("target", "batch", "threads"), key, strict=True))
+        shares = _shares(bench, place)
+        kinds = [name for name in EITHER_OF if name in shares]
+        if len(kinds) == 1 and "fp32" in shares and not any(_at(duel, place) for duel in duels):
+            slower = shares[kinds[0]] >= shares["fp32"]
+            chosen = None if slower else kinds[0]
+            found.append({**place, "chosen": chosen, "ratio": None, "verified": False, "slower_than_fp32": slower})
     for duel in duels:
-        place = {key: duel[key] for key in ("target", "batch", "threads")}
-        ratio = duel["ratio"]
+        place, ratio, control = row_place(duel), duel["ratio"], duel["control"]
+        noise = max(
+            abs(control["lo"] - 1), abs(control["hi"] - 1)
+        )  # what the control sees where there is nothing to see
         faster = "int8-qdq" if ratio["point"] < 1 else "int8-dynamic"
-        shares = {
-            row["precision"]: row["ratio"]["point"]
-            for row in bench
-            if all(row[key] == value for key, value in place.items()) and row["verdict"] != "invalid"
-        }
-        slower = {faster, "fp32"} <= set(shares) and shares[faster] >= shares["fp32"]
+        shares = _shares(bench, place)
+        known = {faster, "fp32"} <= set(shares)
+        loses = shares[faster] >= shares["fp32"] if known else None
         found.append(
             {
                 **place,
-                "chosen": None if slower else faster,
+                "chosen": faster if loses is False else None,
                 "ratio": ratio,
-                "verified": duel["verdict"] != "invalid" and not ratio["lo"] <= 1 <= ratio["hi"],
-                "slower_than_fp32": slower,
+                "verified": duel["verdict"] != "invalid" and not ratio["lo"] - noise <= 1 <= ratio["hi"] + noise,
+                "slower_than_fp32": loses,
             }
         )
     return found

@@ -44,6 +44,7 @@ def assemble(
     bench, duels = (
         [_bench_row(stage) for name, stage in facts.items() if name.startswith(kind)] for kind in ("bench-", "duel-")
     )
+    int8 = int8_choices(duels, bench)
     return {
         "schema": SCHEMA,
         "tool": tool,
@@ -72,10 +73,10 @@ def assemble(
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": bench,
-        "int8": int8_choices(duels, bench),
+        "int8": int8,
         "artifacts": artifacts,
         "layers": layer_rows(facts),
-        "suggestion": suggestion(artifacts, bench, recipe.export.accuracy_loss),
+        "suggestion": suggestion(artifacts, bench, recipe.export.accuracy_loss, int8),
         "files": listing(files, root),
     }
 

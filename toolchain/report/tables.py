@@ -260,9 +260,13 @@ def suggestion_lines(report: Mapping[str, Any]) -> list[str]:
 def int8_line(row: Mapping[str, Any]) -> str:
     """Which kind of int8 is the faster one on a target."""
     ratio = row["ratio"]
+    if ratio is None:
+        return f"int8 on {cell_name(row)}: {row['chosen'] or 'slower than fp32'}."
     took = f"int8-qdq took {ratio['point']:.3f} [{ratio['lo']:.3f}, {ratio['hi']:.3f}] of the time of int8-dynamic"
     if row["slower_than_fp32"]:
         return f"int8 on {cell_name(row)}: neither; the faster one is slower than fp32 ({took})."
+    if row["chosen"] is None:
+        return f"int8 on {cell_name(row)}: not chosen, as fp32 has no valid time to hold it against ({took})."
     known = "" if row["verified"] else ", a difference is not verified"
     return f"int8 on {cell_name(row)}: {row['chosen']} ({took}{known})."
 

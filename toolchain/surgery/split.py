@@ -13,7 +13,7 @@ from torch import nn
 
 from toolchain.artifact import DeployModel, SlicedModel
 from toolchain.cost import pair_pays
-from toolchain.errors import PlanError
+from toolchain.errors import ArtifactError, PlanError
 from toolchain.families import Family
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 from toolchain.surgery.scales import fold_scale
@@ -52,11 +52,11 @@ class Split:
         )
 
     def ensures(self, given: SlicedModel, made: DeployModel) -> None:
-        """Raises PlanError if a factorised linear is left, or parameters were added."""
+        """Raises ArtifactError if a factorised linear is left, or parameters were added."""
         left = [name for name, child in made.module.named_modules() if isinstance(child, FactorisedLinear)]
         if left:
-            raise PlanError(f"{left[0]} is still factorised after the split")
+            raise ArtifactError(f"{left[0]} is still factorised after the split")
         before = sum(p.numel() for p in given.module.parameters())
         after = sum(p.numel() for p in made.module.parameters())
         if after > before:
-            raise PlanError(f"the split model has {after} parameters, more than the sliced one's {before}")
+            raise ArtifactError(f"the split model has {after} parameters, more than the sliced one's {before}")

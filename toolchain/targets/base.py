@@ -95,6 +95,8 @@ class Target(Protocol):
     profile: TargetProfile
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
+    engines: tuple[str, ...]
+    """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
 
     def probe(self) -> TargetInfo:
         """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
@@ -106,6 +108,15 @@ class Target(Protocol):
 
     def open(self, path: Path, threads: int) -> Runner:
         """A runner for an artifact of this target."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A target that cannot build every engine that a recipe could ask for, and knows before any work is done."""
+
+    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
+        """Nothing, if engines of files in these precisions can be built here; else RecipeError or TargetUnavailable."""
         ...
 
 

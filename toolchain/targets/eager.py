@@ -65,6 +65,7 @@ class Eager:
     name = "eager"
     profile = TargetProfile()
     measures = True
+    engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since torch is a dependency."""

@@ -153,6 +153,7 @@ class OpenVinoCpu:
     """
 
     measures = True
+    engines: tuple[str, ...] = ("fp32", "fp16", "bf16")
 
     def __init__(self, name: str, precision: str, lanes: int) -> None:
         self.name, self.precision = name, precision

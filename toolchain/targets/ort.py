@@ -37,6 +37,7 @@ class OrtCpu:
     name = "ort-cpu"
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
     measures = True
+    engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""

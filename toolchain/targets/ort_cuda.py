@@ -208,6 +208,7 @@ class OrtCuda:
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})
     measures = True
+    engines: tuple[str, ...] = ()
 
     def __init__(self, mode: Mode = Mode()) -> None:  # noqa: B008 - frozen
         self.mode, self.name = mode, NAME + mode.suffix

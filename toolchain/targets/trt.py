@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,14 @@ from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Run
 from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import Mode, local_capability, no_gpu
 from toolchain.targets.trt_network import census, inspected, is_strongly_typed, parse
-from toolchain.targets.trt_options import refitted, require_options, require_products, set_options, timing_cache
+from toolchain.targets.trt_options import (
+    opened_runtime,
+    refitted,
+    require_options,
+    require_products,
+    set_options,
+    timing_cache,
+)
 from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
@@ -46,6 +54,7 @@ class TensorRT:
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
     measures = True
+    engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
 
     def __init__(
         self,
@@ -92,6 +101,18 @@ class TensorRT:
             },
         )
 
+    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
+        """Nothing, if engines of files in these precisions can be built with these options.
+
+        Raises:
+            TargetUnavailable: the module is missing, or stripped engines need a driver.
+            RecipeError: there are no such engines.
+        """
+        if self.ahead_of_time:
+            capabilities = tuple(self._capabilities(self._load(), options.compute_capabilities))
+            require_options(self.name, replace(options, compute_capabilities=capabilities))
+            require_products(self.name, capabilities, [name for name in precisions if name != "fp16"])
+
     def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
 
@@ -105,7 +126,7 @@ class TensorRT:
             StorageError: a file cannot be read or written.
         """
         self.probe()
-        require_options(self.name, options, ahead_of_time=self.ahead_of_time)
+        self.require(options, ())
         trt, logger = self._load(), forwarding_logger(self.module)
         onnx_sha256 = sha256(onnx)
         logger.errors.clear()
@@ -120,17 +141,31 @@ class TensorRT:
             profile.set_shape(name, smallest, usual, largest)
         if shapes and config.add_optimization_profile(profile) < 0:
             raise ArtifactError(f"{self.module} refuses the optimization profile {shapes} for {onnx}")
-        capabilities, products = self._set_capabilities(trt, config, options.compute_capabilities), census(trt, network)
+        products = census(trt, network)
         if self.ahead_of_time:
-            require_products(self.name, capabilities, products["matmul_dtypes"])
-        set_options(trt, config, options, ahead_of_time=self.ahead_of_time)
+            known = self._capabilities(trt, options.compute_capabilities)
+            capabilities = tuple(known)
+            require_products(self.name, capabilities, sorted(set(products["matmul_dtypes"]) - {"HALF"}))
+            config.num_compute_capabilities = len(known)
+            for index, value in enumerate(known.values()):
+                config.set_compute_capability(value, index)
+        else:
+            capabilities = (local_capability(),)
+            if options.compute_capabilities:
+                log.info("%s builds for this machine's GPU alone (%s)", self.name, *capabilities)
+        set_options(trt, config, options)
         with timing_cache(trt, config, None if self.ahead_of_time else local_capability()):
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
         del parser
         engine = bytes(serialized)
-        loaded = self._inspect(trt, engine, capabilities, stripped=options.strip)
+        chosen = {
+            "strip": options.strip,
+            "version_compatible": options.version_compatible,
+            "hardware_compatible": options.hardware_compatible,
+        }
+        loaded = self._inspect(trt, engine, capabilities, chosen)
         suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
         path = folder / f"{onnx.stem}.{suffix}.engine"
         with atomic_path(path) as temporary:
@@ -144,11 +179,7 @@ class TensorRT:
             "profile": {
                 name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
             },
-            "options": {
-                "strip": options.strip,
-                "version_compatible": options.version_compatible,
-                "hardware_compatible": options.hardware_compatible,
-            },
+            "options": chosen,
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
             **products,
@@ -179,11 +210,11 @@ class TensorRT:
         return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
 
     def refit(self, engine: Path, onnx: Path) -> bytes:
-        """A stripped engine with the weights of the ONNX file that it was built from.
+        """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.
 
         Raises:
             TargetUnavailable: the module or a GPU is missing.
-            StorageError, ArtifactError: the engine cannot be read or loaded, or the file is of another model.
+            StorageError, ArtifactError: the engine cannot be read or loaded, or was built from another file.
         """
         trt = self._load()
         if (missing := no_gpu()) is not None:
@@ -227,31 +258,25 @@ class TensorRT:
                 )
         return shapes
 
-    def _set_capabilities(self, trt: ModuleType, config: Any, asked: Sequence[str]) -> tuple[str, ...]:
-        """The capabilities that the engine will hold, "8.9" for SM89, set on the builder's config."""
-        if not self.ahead_of_time:
-            if asked:
-                log.info(
-                    "%s builds for this machine's GPU (%s), not for %s", self.name, local_capability(), ", ".join(asked)
-                )
-            return (local_capability(),)
+    def _capabilities(self, trt: ModuleType, asked: Sequence[str]) -> dict[str, Any]:
+        """Each compute capability that an engine ahead of time will hold, "8.9" for SM89 → the module's name of it.
+
+        Raises:
+            RecipeError: the module cannot build for one, or none is asked for and there is no GPU.
+        """
         if not asked and no_gpu() is None:
             asked = (local_capability(),)
         known = {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
-        asked = tuple(dict.fromkeys(asked))
-        unknown = [capability for capability in asked if capability not in known]
+        unknown = [capability for capability in dict.fromkeys(asked) if capability not in known]
         if unknown or not asked:
             raise RecipeError(
                 f"{self.module} {trt.__version__} cannot build for compute capability {', '.join(unknown) or '(none)'}; "
                 f"set engine.compute_capabilities to some of {', '.join(sorted(known, key=float))}"
             )
-        config.num_compute_capabilities = len(asked)
-        for index, capability in enumerate(asked):
-            config.set_compute_capability(known[capability], index)
-        return asked
+        return {capability: known[capability] for capability in asked}
 
     def _inspect(
-        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], *, stripped: bool
+        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
         missing = no_gpu()
@@ -259,12 +284,12 @@ class TensorRT:
             missing = (
                 f"this GPU has compute capability {local_capability()}, the engine is for {', '.join(capabilities)}"
             )
-        if missing is None and stripped:
+        if missing is None and options["strip"]:
             missing = "it is stripped of its weights; `slimvit refit` gives it those of the ONNX file"
         if missing is not None:
             return {"loaded": "not_run", "loaded_reason": missing, "inspector": None}
         logger = forwarding_logger(self.module)
-        runtime = trt.Runtime(logger)
+        runtime = opened_runtime(trt, logger, {"options": options})
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtifactError(f"{self.module} {trt.__version__} does not load its own engine: {logger.last_error()}")

@@ -18,7 +18,7 @@ API: Mapping[str, tuple[str, ...]] = {
     "ITimingCache": ("serialize",),
     "HardwareCompatibilityLevel": ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
     "IOptimizationProfile": ("set_shape",),
-    "Runtime": ("deserialize_cuda_engine",),
+    "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
     "ICudaEngine": (
         *("create_execution_context", "create_engine_inspector", "num_io_tensors"),
         *("get_tensor_name", "get_tensor_mode", "get_tensor_dtype"),
@@ -28,14 +28,14 @@ API: Mapping[str, tuple[str, ...]] = {
     "IExecutionContext": ("set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3"),
     "NetworkDefinitionCreationFlag": (),
     "ILogger": ("Severity",),
-    "BuilderFlag": ("TF32", "STRIP_PLAN", "REFIT_IDENTICAL", "VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
+    "BuilderFlag": ("TF32", "STRIP_PLAN", "REFIT_IDENTICAL", "VERSION_COMPATIBLE"),
     "Refitter": ("refit_cuda_engine",),
     "OnnxParserRefitter": ("refit_from_file", "refit_from_bytes"),
     "ISerializationConfig": ("clear_flag",),
     "SerializationFlag": ("EXCLUDE_WEIGHTS",),
     "ProfilingVerbosity": ("DETAILED",),
     "LayerInformationFormat": ("JSON",),
-    "LayerType": ("MATRIX_MULTIPLY",),
+    "LayerType": ("MATRIX_MULTIPLY", "SHUFFLE", "CAST", "DEQUANTIZE", "SOFTMAX"),
     "TensorIOMode": ("INPUT",),
 }
 # Only where engines are built ahead of time.

@@ -16,12 +16,12 @@ from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError, StorageError
 
-PARAMETERS = ("SHUFFLE", "CAST")
+MOVES = ("SHUFFLE", "CAST")
 """Layers through which the origin of a matrix product's operand is looked for."""
 TYPES = {"FLOAT": r"fp32|float(?!8|16)", "HALF": r"fp16|half", "BF16": r"bf16|bfloat16", "INT8": r"int8"}
 FORMATS = ("Format/Datatype", "Format", "DataType")
 """Where the inspector has a tensor's type: the first in TensorRT 10, the others in 11."""
-PRODUCT = re.compile(r"gemm|matmul|matrix_multiply|mha", re.IGNORECASE)
+PRODUCT = re.compile(r"gemm|matmul|matrix_?multiply|mha", re.IGNORECASE)
 FUSED_ATTENTION = re.compile(r"mha|fused_attention", re.IGNORECASE)
 
 
@@ -63,7 +63,7 @@ def with_float_biases(onnx: Path) -> onnxlib.ModelProto | None:
         node
         for node in model.graph.node
         if node.op_type == "DequantizeLinear"
-        and node.input[0] in stored
+        and set(node.input) <= set(stored)
         and stored[node.input[0]].data_type == TensorProto.INT32
     ]
     if not nodes:
@@ -92,7 +92,7 @@ def is_strongly_typed(trt: ModuleType, network: Any) -> bool:
 
 
 def census(trt: ModuleType, network: Any) -> dict[str, Any]:
-    """Layers by type, their output tensors by dtype, and matrix products by dtype, of the parsed network.
+    """Layers by type, their output tensors by dtype, matrix products by dtype, and those of a softmax: one for each attention.
 
     A product of two operands that were dequantised counts as INT8: that is how TensorRT is told of one. What the optimizer
     makes of it is in the inspector's output; this is what it must keep, because it is typed.
@@ -100,6 +100,7 @@ def census(trt: ModuleType, network: Any) -> dict[str, Any]:
     layers: Counter[str] = Counter()
     tensors: Counter[str] = Counter()
     products: Counter[str] = Counter()
+    attention = 0
     all_layers = [network.get_layer(index) for index in range(network.num_layers)]
     made_by = {layer.get_output(index).name: layer for layer in all_layers for index in range(layer.num_outputs)}
     for layer in all_layers:
@@ -109,19 +110,20 @@ def census(trt: ModuleType, network: Any) -> dict[str, Any]:
         if layer.type == trt.LayerType.MATRIX_MULTIPLY:
             origins = [_origin(layer.get_input(index), made_by) for index in range(layer.num_inputs)]
             products.update(["INT8"] if set(origins) == {"DEQUANTIZE"} else dtypes)
+            attention += "SOFTMAX" in origins
     return {
         "layers": dict(sorted(layers.items())),
         "tensor_dtypes": dict(sorted(tensors.items())),
         "matmul_dtypes": dict(sorted(products.items())),
         "matmul_layers": products.total(),
-        "attention_layers": layers["SOFTMAX"],
+        "attention_layers": attention,
     }
 
 
 def _origin(tensor: Any, made_by: Mapping[str, Any]) -> str:
     """The type of the layer that made a tensor, with those that only move its elements left out; "" for an input."""
     layer = made_by.get(tensor.name)
-    while layer is not None and layer.type.name in PARAMETERS:
+    while layer is not None and layer.type.name in MOVES:
         layer = made_by.get(layer.get_input(0).name)
     return "" if layer is None else str(layer.type.name)
 
@@ -138,7 +140,7 @@ def inspected(information: Mapping[str, Any]) -> dict[str, Any]:
     for entry in information.get("Layers", []):
         if not isinstance(entry, dict):  # at a lower verbosity a layer is its name
             continue
-        says = " ".join(str(entry.get(key, "")) for key in ("Name", "LayerType", "TacticName", "Metadata"))
+        says = " ".join(str(entry.get(key, "")) for key in ("Name", "LayerType", "TacticName"))
         fused += bool(FUSED_ATTENTION.search(says))
         if PRODUCT.search(says):
             formats = " ".join(str(each.get(key, "")) for each in entry.get("Inputs", []) for key in FORMATS)

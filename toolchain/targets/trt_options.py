@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from toolchain.artifact import atomic_path
+from toolchain.artifact import atomic_path, read_json, sha256
 from toolchain.cache import exclusive, user_cache
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.targets.base import BuildOptions
@@ -18,18 +18,20 @@ from toolchain.targets.trt_network import with_float_biases
 TURING = "7.5"
 
 
-def require_options(target: str, options: BuildOptions, *, ahead_of_time: bool) -> None:
-    """Nothing, if a runtime can build what is asked for.
+def require_options(target: str, options: BuildOptions) -> None:
+    """Nothing, if TensorRT for RTX can build what is asked for.
 
     Raises:
-        RecipeError: TensorRT for RTX has no such engines.
+        RecipeError: it has no such engines.
         TargetUnavailable: it has, where there is a driver.
     """
-    if not ahead_of_time:
-        return
     if options.hardware_compatible != "none":
         raise RecipeError(
             f"engines of {target} name their GPUs: set engine.compute_capabilities; engine.hardware_compatible is for trt"
+        )
+    if options.version_compatible:
+        raise RecipeError(
+            f"engines of {target} are for the version that built them; engine.version_compatible is for trt"
         )
     if options.strip and len(options.compute_capabilities) != 1:
         raise RecipeError(
@@ -40,20 +42,20 @@ def require_options(target: str, options: BuildOptions, *, ahead_of_time: bool) 
         raise TargetUnavailable(target, f"{missing}; engines without weights are compiled by the driver")
 
 
-def require_products(target: str, capabilities: Sequence[str], products: Mapping[str, int]) -> None:
-    """Nothing, if TensorRT for RTX has matrix products of these types on these GPUs; else it ends in the middle of a build.
+def require_products(target: str, capabilities: Sequence[str], others: Sequence[str]) -> None:
+    """Nothing, if TensorRT for RTX multiplies matrices on these GPUs in other types than fp16, or need not.
 
     Raises:
-        RecipeError: on a Turing GPU it multiplies in fp16 alone.
+        RecipeError: it would end in the middle of a build for a Turing GPU.
     """
-    if TURING in capabilities and (others := sorted(set(products) - {"HALF"})):
+    if TURING in capabilities and others:
         raise RecipeError(
-            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and this file does it in "
-            f"{', '.join(others)}: take {TURING} out of engine.compute_capabilities, or export fp16 and nothing else"
+            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and engines in "
+            f"{', '.join(others)} are asked for: take {TURING} out of engine.compute_capabilities, or export fp16 alone"
         )
 
 
-def set_options(trt: ModuleType, config: Any, options: BuildOptions, *, ahead_of_time: bool) -> None:
+def set_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     """Sets the options on a builder's config."""
     flags = trt.BuilderFlag
     if options.strip:
@@ -61,8 +63,6 @@ def set_options(trt: ModuleType, config: Any, options: BuildOptions, *, ahead_of
         config.set_flag(flags.REFIT_IDENTICAL)  # the weights that it was built with: nothing is given up for others
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
-        if ahead_of_time:
-            config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # TensorRT for RTX comes without one
     if options.hardware_compatible != "none":
         level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatible.upper())
         config.hardware_compatibility_level = level
@@ -84,25 +84,41 @@ def timing_cache(trt: ModuleType, config: Any, capability: str | None) -> Iterat
     with exclusive(path):
         kept = path.read_bytes() if path.is_file() else b""
         cache = config.create_timing_cache(kept)
-        if not config.set_timing_cache(cache, False):  # of another driver or GPU: begun anew
+        if cache is None or not config.set_timing_cache(cache, False):  # damaged, of another driver or GPU: begun anew
             config.set_timing_cache(config.create_timing_cache(b""), False)
         yield
         with atomic_path(path) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
+def opened_runtime(trt: ModuleType, logger: Any, record: Mapping[str, Any]) -> Any:
+    """A runtime for the engine of an engine.json.
+
+    One that later versions load brings code of its own, which is carried out when it is loaded: a runtime allows that for
+    no other engine.
+    """
+    runtime = trt.Runtime(logger)
+    if record.get("options", {}).get("version_compatible"):
+        runtime.engine_host_code_allowed = True
+    return runtime
+
+
 def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path) -> bytes:
     """A stripped engine with the weights of the ONNX file that it was built from.
 
     Raises:
-        StorageError: the engine cannot be read.
-        ArtifactError: it cannot be loaded, or the file is of another model.
+        StorageError: the engine or its engine.json cannot be read.
+        ArtifactError: it cannot be loaded, or was built from another file.
     """
     try:
         serialized = stripped.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
-    runtime = trt.Runtime(logger)
+    # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
+    record = read_json(stripped.with_name("engine.json"))
+    if record.get("onnx_sha256") != sha256(onnx):
+        raise ArtifactError(f"{stripped} was not built from {onnx}: engine.json beside it names another digest")
+    runtime = opened_runtime(trt, logger, record)
     loaded = runtime.deserialize_cuda_engine(serialized)
     if loaded is None:
         raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot load {stripped}: {logger.last_error()}")

@@ -15,9 +15,11 @@ from typing import Any, Self
 import torch
 from numpy.typing import NDArray
 
+from toolchain.artifact import read_json
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.targets.base import Feeds
 from toolchain.targets.gpu import GpuRunner, Mode, capture, local_capability, to_host
+from toolchain.targets.trt_options import opened_runtime
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ class TrtRunner(GpuRunner):
             serialized = self.path.read_bytes()
         except OSError as error:
             raise StorageError(f"cannot read the engine {self.path}: {error.strerror}") from error
-        runtime = self._trt.Runtime(self._logger)
+        beside = self.path.with_name("engine.json")
+        runtime = opened_runtime(self._trt, self._logger, read_json(beside) if beside.is_file() else {})
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtifactError(
