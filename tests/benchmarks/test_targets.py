@@ -67,3 +67,26 @@ def test_the_committed_page_follows_from_its_records():
     if not list(results.glob("*.json")):
         pytest.skip("no run as every file is recorded yet")
     assert (results / "README.md").read_text() == targets.page(results)
+
+
+@pytest.mark.parametrize("name", ["deit_small", "fashion_mnist"])
+def test_what_is_claimed_of_every_file_is_what_was_recorded(name):
+    """The figures that README names as limits: rungs, bytes, time, and what int8 costs and gains."""
+    results = targets.HERE / "results" / "targets"
+    record = json.loads((results / f"{name}.json").read_text())
+    report, rows = record["report"], {}
+    for row in record["report"]["artifacts"]:
+        rows.setdefault(row["precision"] if row["model"] == "compressed" else "dense", row)
+    assert {rung["verdict"] for rung in report["parity"]} <= {"pass", "not_run"}
+    assert all(rung["reason"] for rung in report["parity"] if rung["verdict"] == "not_run")
+    assert targets.after_compression(record["seconds"]) <= 600
+    engines = [each["path"] for each in report["files"] if each["path"].endswith((".engine", ".xml"))]
+    assert len(engines) >= 3
+    for kind in ("int8-dynamic", "int8-qdq"):
+        assert rows[kind]["bytes"] <= 0.16 * rows["dense"]["bytes"]
+        if rows[kind]["total"]:
+            assert rows[kind]["wrong"] - rows["fp32"]["wrong"] <= 0.003 * rows[kind]["total"]
+    if name == "deit_small":
+        verified = {row["precision"]: row["verified_speedup_at_least"] or 0 for row in report["bench"]}
+        assert max(verified["int8-dynamic"], verified["int8-qdq"]) >= 3.8
+        assert verified["fp32"] >= 1.75

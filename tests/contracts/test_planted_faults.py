@@ -181,13 +181,13 @@ def pixels_misread(patch):
     before(patch, onnx_graph, "write_onnx", changed_weight("patch_embed.proj.weight", lambda w: w[..., ::-1].copy()))
 
 
-def other_engine(patch):
-    """The engine of a model whose classes are in another order."""
+def other_engine(patch, name, change):
+    """The engine of a model with another bias."""
     honest = OpenVinoCpu.build
 
     def faulty(target, path, folder, options):
         model = onnx.load(path)
-        changed_weight("head.bias", lambda bias: bias[::-1].copy())(model)
+        changed_weight(name, change)(model)
         other = folder.parent / path.name
         onnx.save(model, other)
         return honest(target, other, folder, options)
@@ -232,8 +232,12 @@ def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, plant, me
     assert caught.value.exit_code == 3
 
 
-def test_an_engine_of_another_model_is_caught(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("head.bias", lambda bias: bias[::-1].copy()), ("blocks.1.mlp.fc1.bias", lambda bias: bias / 2)],
+)
+def test_an_engine_of_another_model_is_caught(tmp_path, monkeypatch, name, change):
     pytest.importorskip("openvino")
-    other_engine(monkeypatch)
+    other_engine(monkeypatch, name, change)
     with pytest.raises(ParityError, match=r"from compressed\.fp32\.onnx to compressed\.fp32\.xml is the first"):
         carried_out(tmp_path, JOINT, engine={"targets": ["openvino-cpu"]})

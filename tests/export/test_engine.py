@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
 from toolchain.export.parity import TOLERANCES, Rung
 from toolchain.recipe import EngineSection
-from toolchain.targets import EngineBuild
+from toolchain.targets import BuildOptions, EngineBuild
 
 
 class Copier:
@@ -95,6 +96,28 @@ def test_an_engine_that_is_not_the_model_replaces_nothing(target, onnx, tmp_path
         assert json.loads((tmp_path / "engine" / "engine.json").read_text()) == made.facts
     assert seen == [b"another engine"]
     assert earlier.path.read_bytes() == (b"engine" if verdict == "fail" else b"another engine")
+
+
+def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(target, onnx, tmp_path):
+    stripped, asked = tmp_path / "stripped.engine", []
+
+    def refit(engine, file, folder):
+        asked.append((engine, file))
+        return target.build(file, folder, BuildOptions())
+
+    def compare(_):
+        return Rung("a.onnx", "a", 1.0, None, None, TOLERANCES["fp32"], "fail", "planted")
+
+    stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", stripped=stripped)
+    with pytest.raises(RecipeError, match="engines of copier have their weights"):
+        run_stage(stage, OnnxArtifact(onnx, "fp32"))
+    target.refit = refit
+    assert run_stage(stage, OnnxArtifact(onnx, "fp32")).path.read_bytes() == b"engine"
+    assert asked == [(stripped, onnx)]
+    target.content = b"another"
+    with pytest.raises(ParityError, match="planted"):
+        run_stage(replace(stage, compare=compare), OnnxArtifact(onnx, "fp32"))
+    assert (tmp_path / "engine" / "a.sm3.engine").read_bytes() == b"engine"
 
 
 def test_a_target_without_engines_says_so(onnx, tmp_path):

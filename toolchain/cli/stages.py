@@ -20,8 +20,8 @@ from toolchain.artifact import (
     OnnxArtifact,
     SlicedModel,
     TimmModel,
-    atomic_path,
     check_replaceable,
+    read_json,
     run_stage,
     sha256,
     write_json,
@@ -33,7 +33,7 @@ from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import read_preprocess
-from toolchain.export.engine import BuildEngine
+from toolchain.export.engine import RECORD, BuildEngine
 from toolchain.export.logits import source_for
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
@@ -46,8 +46,6 @@ from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
-from toolchain.targets import get_target
-from toolchain.targets.trt import TensorRT
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune
 
@@ -214,21 +212,22 @@ def _engine_rung(onnx: Path, built: EngineArtifact, batch: tuple[int, int, int])
 
 
 def refit(
-    engine_: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine without weights.")],
+    engine_: Annotated[
+        Path, typer.Argument(metavar="ENGINE", help="An engine without weights; engine.json beside it.")
+    ],
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file that it was built from.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The engine to write.")],
+    out: OutOption,
     target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
     json_: JsonFlag = False,
 ) -> None:
-    """Stripped engine and its ONNX file → the engine that runs, on the GPU that it is for."""
-    runtime = get_target(target)
-    if not isinstance(runtime, TensorRT):
-        raise RecipeError(f"engines of {target} have their weights; only those of trt and trt-rtx are stripped")
-    whole = runtime.refit(engine_, onnx)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(whole)
-    facts = {"file": str(out), "size_bytes": len(whole), "sha256": sha256(out)}
-    print_json(facts) if json_ else print_facts(facts)
+    """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""
+    record = read_json(engine_.with_name(RECORD))
+    sizes = [tuple(shape[0] for shape in each.values()) for each in record.get("profile", {}).values()] or [(1, 1, 1)]
+    stage = BuildEngine(
+        EngineSection(targets=(target,)), target, out, lambda built: _engine_rung(onnx, built, sizes[0]), engine_
+    )
+    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
+    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
 def _job(recipe: Path, set_: list[str] | None) -> Job:

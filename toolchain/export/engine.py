@@ -22,7 +22,7 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.parity import Rung, require
 from toolchain.export.weights import linears
 from toolchain.recipe import EngineSection
-from toolchain.targets import BuildOptions, EngineBuild, Selective, get_target
+from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 
 log = logging.getLogger(__name__)
 RECORD = "engine.json"
@@ -71,12 +71,14 @@ class BuildEngine:
         target: name of the target.
         folder: where the engine and engine.json go.
         compare: gives the rung of an engine against its file; one that fails replaces nothing. None compares nothing.
+        stripped: an engine that was built without the file's weights, which are put into it; None builds one.
     """
 
     section: EngineSection
     target: str
     folder: Path
     compare: Callable[[EngineArtifact], Rung] | None = None
+    stripped: Path | None = None
     name: str = "engine"
 
     def requires(self, given: OnnxArtifact) -> None:
@@ -93,7 +95,7 @@ class BuildEngine:
     def __call__(self, given: OnnxArtifact) -> EngineArtifact:
         """The engine and its facts."""
         with atomic_folder(self.folder, ENGINE_FILES) as partial:  # what is refused in the block replaces nothing
-            built = get_target(self.target).build(given.path, partial, options_of(self.section))
+            built = self._built(given.path, partial)
             self._require_precision(given, built)
             rung = self.compare and self.compare(EngineArtifact(self.target, built.path, built.facts))
             if rung and rung.verdict != "not_run":
@@ -101,6 +103,16 @@ class BuildEngine:
             facts = {**built.facts, "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
         return EngineArtifact(self.target, self.folder / built.path.name, facts)
+
+    def _built(self, onnx_file: Path, folder: Path) -> EngineBuild:
+        target = get_target(self.target)
+        if self.stripped is None:
+            return target.build(onnx_file, folder, options_of(self.section))
+        if not isinstance(target, Refittable):
+            raise RecipeError(
+                f"engines of {self.target} have their weights; only those of trt and trt-rtx are stripped"
+            )
+        return target.refit(self.stripped, onnx_file, folder)
 
     def _require_precision(self, given: OnnxArtifact, built: EngineBuild) -> None:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""

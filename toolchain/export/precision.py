@@ -141,11 +141,11 @@ def runs_on(precision: Precision) -> str:
     raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
 
 
-def in_steps(call: Call) -> Call:
-    """The same function, many images a few at a time; up to `STEP` of them are one call."""
+def in_steps(call: Call, step: int = STEP) -> Call:
+    """The same function, many images a few at a time; up to `step` of them are one call."""
 
     def run(images: Array) -> Array:
-        parts = [call(images[start : start + STEP]) for start in range(0, len(images), STEP)]
+        parts = [call(images[start : start + step]) for start in range(0, len(images), step)]
         joined: Array = np.concatenate(parts)
         return joined
 

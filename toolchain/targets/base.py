@@ -121,6 +121,15 @@ class Selective(Protocol):
 
 
 @runtime_checkable
+class Refittable(Protocol):
+    """A target whose engines may have been built without their weights."""
+
+    def refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
+        """The engine in `folder` with the weights of the ONNX file that it was built from; needs the device that it is for."""
+        ...
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """A target that can say what each node of a file costs."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from toolchain.artifact import atomic_path, sha256
+from toolchain.artifact import atomic_path, read_json, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
 from toolchain.targets.engine_cache import cached_engine
@@ -209,7 +209,7 @@ class TensorRT:
             return opened(path)
         return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
 
-    def refit(self, engine: Path, onnx: Path) -> bytes:
+    def refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
         """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.
 
         Raises:
@@ -219,7 +219,14 @@ class TensorRT:
         trt = self._load()
         if (missing := no_gpu()) is not None:
             raise TargetUnavailable(self.name, f"{missing}; an engine takes its weights where it runs")
-        return refitted(trt, forwarding_logger(self.module), engine, onnx)
+        record = read_json(stripped.with_name("engine.json"))
+        engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
+        path, options = folder / stripped.name, {**record["options"], "strip": False}
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(engine)
+        digests = {"engine": path.name, "engine_sha256": sha256(path), "size_bytes": len(engine)}
+        loaded = self._inspect(trt, engine, record["compute_capabilities"], options)
+        return EngineBuild(path, {**record, "options": options, **digests, **loaded})
 
     @property
     def runtime(self) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from toolchain.artifact import atomic_path, read_json, sha256
+from toolchain.artifact import atomic_path, sha256
 from toolchain.cache import exclusive, user_cache
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.targets.base import BuildOptions
@@ -103,11 +103,18 @@ def opened_runtime(trt: ModuleType, logger: Any, record: Mapping[str, Any]) -> A
     return runtime
 
 
-def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path) -> bytes:
+def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: Mapping[str, Any]) -> bytes:
     """A stripped engine with the weights of the ONNX file that it was built from.
 
+    Args:
+        trt: the module.
+        logger: its logger.
+        stripped: the engine.
+        onnx: the file.
+        record: the engine's engine.json.
+
     Raises:
-        StorageError: the engine or its engine.json cannot be read.
+        StorageError: the engine cannot be read.
         ArtifactError: it cannot be loaded, or was built from another file.
     """
     try:
@@ -115,7 +122,6 @@ def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path) -> bytes:
     except OSError as error:
         raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
     # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
-    record = read_json(stripped.with_name("engine.json"))
     if record.get("onnx_sha256") != sha256(onnx):
         raise ArtifactError(f"{stripped} was not built from {onnx}: engine.json beside it names another digest")
     runtime = opened_runtime(trt, logger, record)
