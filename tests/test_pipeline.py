@@ -214,7 +214,10 @@ def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     (rung,) = [rung for rung in report["parity"] if rung["to"] == "compressed.fp32.xml"]
     assert rung["verdict"] == "pass"
     assert 0 < rung["max_abs"] < 0.1, "fp16 weights are not fp32 ones"
-    assert "engines/openvino-cpu/compressed.fp32.bin" in (tmp_path / "run" / "report.md").read_text()
+    (row,) = report["engines"]
+    assert (row["bytes"], row["verdict"]) == (facts["size_bytes"], "pass")
+    assert row["path"] == "engines/openvino-cpu/compressed.fp32.xml"
+    assert row["path"] in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_files_and_engines_may_take_pixels(tmp_path):

@@ -24,6 +24,8 @@ from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 
+SHOWN = ("compute_capabilities", "matmul_dtypes", "attention_layers", "fused_attention")
+"""Of engine.json, what the report shows."""
 GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes")
 
 
@@ -133,7 +135,17 @@ def engine(steps: Steps, target: str, precision: str) -> None:
     def work(_: str) -> Found:
         stage = BuildEngine(section, target, folder, lambda built: steps.judge.engine(path, built, section.batch))
         made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess))
-        return [folder], {"target": target, "file": made.path.name, "parity": [made.facts["parity"]]}
+        files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json"]
+        facts = {
+            "target": target,
+            "precision": precision,
+            "file": made.path.name,
+            "path": str(made.path.relative_to(root)),
+            "parity": [made.facts["parity"]],
+            "bytes": sum(file.stat().st_size for file in files),
+            "download_bytes": sum(download_bytes(file) for file in files),
+        }
+        return [folder], facts | {name: made.facts.get(name) for name in SHOWN}
 
     steps.step(
         f"engine-{target}{suffix}", [artifact_sha256(path), section.model_dump(mode="json"), runtime(target)], work

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toolchain.report.artifacts import artifact_rows, int8_choices, layer_rows, suggestion
-from toolchain.report.tables import artifact_table, int8_line, size_table, suggestion_lines
+from toolchain.report.artifacts import artifact_rows, engine_rows, int8_choices, layer_rows, suggestion
+from toolchain.report.tables import artifact_table, engine_table, int8_line, size_table, suggestion_lines
 
 
 def stage(precision, size, wrong, total=1000, **more):
@@ -180,3 +180,30 @@ def test_the_kind_of_int8_that_lost_the_comparison_is_not_suggested(facts):
 def test_what_eager_timed_is_the_model_folder(facts):
     bench = [timed("fp32", 0.5, target="eager")]
     assert suggestion(artifact_rows(facts), bench, 0.0)["fastest"][0]["path"] == "deploy"
+
+
+def test_an_engine_stands_beside_the_dense_file_with_what_it_computes_in(facts):
+    engine = {
+        "target": "trt-rtx",
+        "precision": "fp16",
+        "path": "engines/trt-rtx.fp16/a.engine",
+        "bytes": 3000,
+        "download_bytes": 900,
+        "compute_capabilities": ["8.9"],
+        "matmul_dtypes": {"HALF": 13},
+        "attention_layers": 2,
+        "fused_attention": None,
+        "parity": [{"verdict": "not_run"}],
+    }
+    facts["engine-trt-rtx.fp16"] = engine
+    facts["engine-openvino-cpu"] = {**engine, "path": "m.xml", "attention_layers": None, "matmul_dtypes": None}
+    facts["engine-trt"] = {**engine, "path": "b.engine", "fused_attention": 1, "parity": [{"verdict": "pass"}]}
+    facts["engine-older"] = {"target": "trt", "file": "c.engine", "parity": []}  # of a run by an earlier version
+    rows = engine_rows(facts)
+    assert [row["of_dense"] for row in rows] == [0.75] * 3
+    assert engine_table({"engines": rows}).rows == (
+        ("engines/trt-rtx.fp16/a.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "? of 2 fused", "not_run"),
+        ("m.xml", "3.0 kB", "0.9 kB", "75.0 %", "", "–", "not_run"),
+        ("b.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "1 of 2 fused", "pass"),
+    )
+    assert engine_table({}).rows == ()

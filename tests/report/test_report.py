@@ -96,6 +96,14 @@ def report():
         },
         "bench": [{**cell, **times, **verdict}],
         "files": [{"path": "engines/trt-rtx/a.engine", "bytes": 6480000, "sha256": "e" * 64}],
+        "engines": [
+            {
+                **{"path": "engines/trt-rtx/a.engine", "target": "trt-rtx", "precision": "fp32", "file": "a.engine"},
+                **{"bytes": 6480000, "download_bytes": 2400000, "of_dense": 1.35, "verdict": "not_run"},
+                **{"compute_capabilities": ["8.9"], "matmul_dtypes": {"FLOAT": 37}},
+                **{"attention_layers": 6, "fused_attention": None},
+            }
+        ],
     }
 
 
@@ -340,7 +348,7 @@ def test_markdown_follows_the_report(report):
         (("bench", 0, "dense_ms"), 9.876, "9.876 ms"),
         (("bench", 0, "summary"), "regressed: slow", "regressed: slow"),
         (("parity", 0, "max_abs"), 4.2e-3, "4.2e-03"),
-        (("files", 0, "bytes"), 1_230_000, "1.23 MB"),
+        (("engines", 0, "bytes"), 1_230_000, "1.23 MB"),
     ]:
         changed = copy.deepcopy(report)
         node = changed
@@ -380,7 +388,7 @@ def test_without_labels_there_is_a_reason_and_no_number(report):
 
 
 def test_empty_parts_are_left_out(report):
-    report.update(bench=[], files=[], pruned_shares=[], parity=[], graphs={})
+    report.update(bench=[], files=[], pruned_shares=[], parity=[], graphs={}, engines=[])
     assert [table.title for table in tables(report)] == ["Dense against compressed", "Stages"]
     page = to_html(report)
     assert "<svg" not in page

@@ -36,6 +36,24 @@ def artifact_rows(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
     return rows
 
 
+def engine_rows(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each engine of a run: what it weighs beside the dense ONNX file, what it multiplies in, what was compared.
+
+    Args:
+        facts: what the stages found, by name.
+    """
+    dense = facts["onnx-dense"]["bytes"]
+    return [
+        {
+            **{key: value for key, value in found.items() if key not in ("parity", "seconds")},
+            "of_dense": found["bytes"] / dense,
+            "verdict": found["parity"][0]["verdict"],
+        }
+        for name, found in facts.items()
+        if name.startswith("engine-") and "bytes" in found
+    ]
+
+
 def layer_rows(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Layer → bytes in the dense fp32 file, and in each file that could ship."""
     files = {

@@ -10,7 +10,7 @@ from typing import Any
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
 from toolchain.recipe import Recipe
-from toolchain.report.artifacts import artifact_rows, int8_choices, layer_rows, suggestion
+from toolchain.report.artifacts import artifact_rows, engine_rows, int8_choices, layer_rows, suggestion
 
 SCHEMA = "slimvit.report/1"
 FIGURES = ("params", "macs", "bytes")
@@ -75,6 +75,7 @@ def assemble(
         "bench": bench,
         "int8": int8,
         "artifacts": artifacts,
+        "engines": engine_rows(facts),
         "layers": layer_rows(facts),
         "suggestion": suggestion(artifacts, bench, recipe.export.accuracy_loss, int8),
         "files": listing(files, root),

@@ -236,9 +236,23 @@ def _engines(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def engine_table(report: Mapping[str, Any]) -> Table:
-    """The engines that were built."""
-    rows = tuple((file["path"], size(file["bytes"]), file["sha256"][:12]) for file in _engines(report))
-    return Table("Engines", ("file", "size", "sha256"), rows, text=(0, 2))
+    """The engines that were built; "2 of 12 fused" is what the engine inspector says of attention, where a GPU is present."""
+    rows = []
+    for row in report.get("engines", ()):
+        fused, attention = row["fused_attention"], row["attention_layers"]
+        rows.append(
+            (
+                row["path"],
+                size(row["bytes"]),
+                size(row["download_bytes"]),
+                f"{100 * row['of_dense']:.1f} %",
+                ", ".join(f"{count} {kind}" for kind, count in (row["matmul_dtypes"] or {}).items()),
+                "–" if attention is None else f"{'?' if fused is None else fused} of {attention} fused",
+                row["verdict"],
+            )
+        )
+    head = ("file", "size", "download", "of dense", "products", "attention", "parity")
+    return Table("Engines", head, tuple(rows), text=(0, 4, 5, 6))
 
 
 def suggestion_lines(report: Mapping[str, Any]) -> list[str]:
