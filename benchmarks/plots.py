@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -128,11 +129,13 @@ def _parts(table: Table, budgets: Mapping[float, Sequence[Row]]) -> list[Bars]:
     """One panel for each budget, one bar for each row."""
     made = []
     for budget, rows in budgets.items():
-        bars = []
+        bars, named = [], Counter((_base(row), row.training) for row in rows)
         for row in rows:
             number = list(TRAINING).index(row.training)
-            bars.append((_base(row), _point(0, table.against_dense(row)), number, TRAINING[row.training]))
-        made.append(Bars(f"{100 * budget:.0f} % of the parameters left", INCREASE, tuple(bars)))
+            label = _base(row) if named[_base(row), row.training] == 1 else row.name
+            bars.append((label, _point(0, table.against_dense(row)), number, TRAINING[row.training]))
+        title = f"{100 * budget:.0f} % of the parameters left" if budget < 1 else "under another budget"
+        made.append(Bars(title, INCREASE, tuple(bars)))
     return made
 
 

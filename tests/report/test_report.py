@@ -98,10 +98,18 @@ def report():
         "files": [{"path": "engines/trt-rtx/a.engine", "bytes": 6480000, "sha256": "e" * 64}],
         "engines": [
             {
-                **{"path": "engines/trt-rtx/a.engine", "target": "trt-rtx", "precision": "fp32", "file": "a.engine"},
-                **{"bytes": 6480000, "download_bytes": 2400000, "of_dense": 1.35, "verdict": "not_run"},
-                **{"compute_capabilities": ["8.9"], "matmul_dtypes": {"FLOAT": 37}},
-                **{"attention_layers": 6, "fused_attention": None},
+                "path": "engines/trt-rtx/a.engine",
+                "target": "trt-rtx",
+                "precision": "fp32",
+                "file": "a.engine",
+                "bytes": 6480000,
+                "download_bytes": 2400000,
+                "of_dense": 1.35,
+                "verdict": "not_run",
+                "compute_capabilities": ["8.9"],
+                "matmul_dtypes": {"FLOAT": 37},
+                "attention_layers": 6,
+                "fused_attention": None,
             }
         ],
     }
