@@ -26,7 +26,9 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
-	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@# Measurements may be disturbed by the tests beside them: what fails runs once more, alone.
+	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		|| $(bin)/python -m pytest --last-failed --last-failed-no-failures none
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .
