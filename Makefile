@@ -25,10 +25,9 @@ demo: $(VENV)/.installed  ## install, then train, compress, export and time the 
 gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, parameters and accuracy
 	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
-test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests
-	@# Measurements may be disturbed by the tests beside them: what fails runs once more, alone.
-	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-		|| $(bin)/python -m pytest --last-failed --last-failed-no-failures none
+test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
+	$(bin)/python -m pytest tests/bench
+	$(bin)/python -m pytest --ignore tests/bench --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .
