@@ -53,6 +53,8 @@ CPU revision\t: 1
 FAKED = {"proc/cpuinfo": CPUINFO} | {
     f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present", "online")
 }
+# The runner refuses to time where it sees the x86 kernel; what it gives is looked at here, its samples are not.
+FAKED |= {"proc/sys/kernel/arch": "aarch64\n", "sys/devices/system/cpu/modalias": "cpu:type:aarch64:feature:\n"}
 QUANTISED = Tolerance(max_abs=None, cosine_min=0.99, top1_min=None)
 """For int8: kernels of different processors round differently, so max |Δ| is told and not judged."""
 INFER = """import sys

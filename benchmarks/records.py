@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from suite import Cell, Suite
 
 from toolchain.artifact import digest_of, read_json, write_json
+from toolchain.compress.closed_form import betas_for
 from toolchain.job import tool
-from toolchain.recipe import Recipe
+from toolchain.recipe import CompressSection, Recipe
 from toolchain.targets.device_runner import fingerprint
 from toolchain.training.evaluate import Accuracy
 
@@ -26,6 +27,14 @@ SCHEMA = "slimvit.benchmarks.cell/1"
 Record = dict[str, Any]
 DECIDE = ("model", "data", "train", "compress", "budget", "finetune")
 """The sections of a recipe that a cell depends on; what is made of the model afterwards is not measured."""
+
+
+def pass_seconds(record: Record) -> tuple[int, float]:
+    """(how often a cell of a scale suite went through the model in closed form, once for each β; the seconds of once)."""
+    recipe = record["definition"]["recipe"]
+    section = CompressSection.model_validate(recipe["compress"])
+    tried = len(betas_for(section, record["dense"]["macs"], recipe["data"]["calibration_images"]))
+    return tried, record["seconds"].get("closed form", 0.0) / tried
 
 
 def versions() -> dict[str, str]:

@@ -97,8 +97,12 @@ def adopt(suite: Suite, name: str, folder: Path, work: Path) -> Ready:
         ArtifactError: the model in the folder is not that one.
     """
     reference, _, seed = name.rpartition("_s")
-    if reference not in suite.references or not seed.isdigit() or int(seed) not in suite.references[reference].seeds:
-        known = [f"{each}_s{seed}" for each, reference in suite.references.items() for seed in reference.seeds]
+    if (
+        reference not in suite.references
+        or not seed.isdigit()
+        or int(seed) not in suite.references[reference].all_seeds
+    ):
+        known = [f"{each}_s{seed}" for each, reference in suite.references.items() for seed in reference.all_seeds]
         raise RecipeError(f"--adopt: {suite.name} has no reference {name!r}; known: {', '.join(known)}")
     job, model = prepare(suite.reference_recipe(reference, int(seed))), load_model(folder)
     facts: dict[str, tuple[Any, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import plots
-from records import Record, Results, best_try, tries_of
+from records import Record, Results, best_try, pass_seconds, tries_of
 from rows import Table
 from stats import Estimate, mean_sd
 from suite import Suite
@@ -157,6 +157,7 @@ def scale_table(records: Sequence[Record]) -> str:
     for record in records:
         recipe, seconds = record["definition"]["recipe"], record["seconds"]
         images = recipe["data"]["calibration_images"]
+        passes, each = pass_seconds(record)
         body.append(
             [
                 f"`{recipe['model']['name']}`",
@@ -166,13 +167,16 @@ def scale_table(records: Sequence[Record]) -> str:
                 percent(record["params"] / record["dense"]["params"]),
                 *(f"{seconds.get(phase, 0.0):.1f}" for phase in ("damage", "closed form")),
                 f"{sum(seconds.values()):.1f}",
-                f"{1e3 * seconds.get('closed form', 0.0) / images / record['blocks']:.2f}",
+                str(passes),
+                f"{each:.1f}",
+                f"{each / record['blocks']:.2f}",
                 f"{record['peak_bytes_loaded'] / 2**30:.2f}",
                 f"{record['peak_bytes'] / 2**30:.2f}",
             ]
         )
     head = ["Model", "Blocks", "Images", "Params", "Params left", "Damage, s", "Closed form, s", "All, s"]
-    return markdown([*head, "Closed form, ms per image and block", "Memory before, GiB", "Peak, GiB"], body)
+    each = ["Passes", "A pass, s", "A pass, s per block"]
+    return markdown([*head, *each, "Memory before, GiB", "Peak, GiB"], body)
 
 
 def page(table: Table, results: Results, drawn: plots.Figures) -> str:

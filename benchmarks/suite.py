@@ -25,10 +25,16 @@ class _Strict(BaseModel):
 
 
 class Reference(_Strict):
-    """A dense model that is trained once for each seed."""
+    """A dense model that is trained once for each seed; `more_seeds` are for the groups that name them."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
+    more_seeds: tuple[int, ...] = ()
     recipe: dict[str, Any]
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Every seed that a group may name."""
+        return self.seeds + self.more_seeds
 
 
 class Group(_Strict):
@@ -188,8 +194,10 @@ def epochs(recipe: Recipe) -> dict[str, int]:
 def _expand(group: Group, references: Mapping[str, Reference], path: Path) -> list[Cell]:
     if group.reference and group.reference not in references:
         raise RecipeError(f"{path}: {group.name} starts from {group.reference!r}; known: {', '.join(references)}")
-    known = references[group.reference].seeds if group.reference else (0,)
-    seeds = known if group.seeds is None else group.seeds
+    usual, known = (0,), (0,)
+    if group.reference:
+        usual, known = references[group.reference].seeds, references[group.reference].all_seeds
+    seeds = usual if group.seeds is None else group.seeds
     if not set(seeds) <= set(known):
         raise RecipeError(f"{path}: {group.name} wants seeds {seeds}; {group.reference} has {known}")
     cells = []

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,11 +173,11 @@ VERDICTS = ("pass", "improved", "regressed", "inconclusive", "invalid")
 
 def table(results: Path, experiments: Sequence[Experiment]) -> str:
     """The page, every verdict recomputed from its slots."""
-    rows, machines = [], set()
+    rows, machines = [], Counter[str]()
     for experiment in experiments:
         found = recorded(results, experiment)
         verdicts = [verdict_of(each) for each in found]
-        machines |= {describe_machine(each["environment"]) for each in found}
+        machines.update(describe_machine(each["environment"]) for each in found)
         per_call = [np.median([s for session in each["slots_ns"] for s in session[A]]) / 1e6 for each in found]
         rows.append(
             [
@@ -203,7 +204,7 @@ def table(results: Path, experiments: Sequence[Experiment]) -> str:
         "",
         markdown(head, rows),
         "",
-        *(f"Measured on: {machine}." for machine in sorted(machines)),
+        *(f"- {count} measured on: {machine}." for machine, count in machines.most_common()),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -64,6 +64,10 @@ class TargetUnavailable(SlimvitError):
         super().__init__(f"target {target!r} is unavailable: {reason}" + (f" Try: {install}" if install else ""))
 
 
+class DeviceLost(TargetUnavailable):
+    """A target that had answered went away, or others held it for too long: nothing is known of what was to run there."""
+
+
 class BaselineError(SlimvitError):
     """The artifact that a gate compares with is not there, or is not the one that was named."""
 

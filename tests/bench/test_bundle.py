@@ -113,8 +113,10 @@ def test_a_device_that_was_cut_off_goes_on(packed, tmp_path):
     folder, told = measure_there(bundle, tmp_path / "device")
     assert "session 1/2" in told
     first, second = json.loads((folder / "result.json").read_text())["sessions"]
+    assert not (folder / "sessions").exists()
     (folder / "result.json").unlink()
-    (folder / "sessions" / f"{second['plan_sha256']}.json").unlink()
+    (folder / "sessions").mkdir()
+    (folder / "sessions" / f"{first['plan_sha256']}.json").write_text(json.dumps(first))
     _, told = measure_there(bundle, folder)
     assert "session 1/2" not in told
     assert "session 2/2" in told
@@ -122,6 +124,17 @@ def test_a_device_that_was_cut_off_goes_on(packed, tmp_path):
     assert kept == first
     assert anew["blocks"] != second["blocks"]
     assert unpack(folder / "result.json", bundle).design == unpack(finished / "result.json", bundle).design
+
+
+def test_another_run_on_the_device_measures_anew(packed, tmp_path):
+    _, _, bundle, _ = packed
+    folder, _ = measure_there(bundle, tmp_path / "device")
+    before = json.loads((folder / "result.json").read_text())
+    _, told = measure_there(bundle, folder)
+    assert "session 1/2" in told
+    assert json.loads((folder / "result.old.json").read_text()) == before
+    after = json.loads((folder / "result.json").read_text())
+    assert all(one["blocks"] != two["blocks"] for one, two in zip(before["sessions"], after["sessions"], strict=True))
 
 
 def test_the_device_refuses_a_bundle_that_is_not_whole(packed, tmp_path):

@@ -1,4 +1,4 @@
-from toolchain.bench.environment import Fingerprint, describe_machine, machine_changes
+from toolchain.bench.environment import Fingerprint, describe_machine, machine_changes, slowed
 
 
 def test_only_the_machine_may_not_change():
@@ -7,6 +7,19 @@ def test_only_the_machine_may_not_change():
     slower = Fingerprint(machine={"cpu": "x", "governor": "powersave", "board": "b"}, state={})
     assert machine_changes([one, busy]) == []
     assert machine_changes([one, busy, slower]) == ["board None → 'b'", "governor None → 'powersave'"]
+
+
+def test_a_device_that_slowed_itself_down_is_told():
+    def sessions(**values):
+        rows = [{name: each[index] for name, each in values.items()} for index in range(4)]
+        prints = [Fingerprint(machine={}, state=row) for row in rows]
+        return [(prints[0], prints[1]), (prints[2], prints[3])]
+
+    assert slowed(sessions(frequency_mhz=[600, 2400, 700, 2300], throttle_count=[5, 5, 5, 5])) == []
+    assert slowed(sessions(frequency_mhz=[None] * 4, throttle_count=[None] * 4)) == []
+    assert slowed(sessions(throttle_count=[5, 5, 6, 8])) == ["it was throttled 3 times for its heat"]
+    assert slowed(sessions(frequency_mhz=[2400, 2400, 2400, 1500])) == ["its clock was between 1500 and 2400 MHz"]
+    assert slowed(sessions(throttled_now=[0, 0, 4, 0])) == ["its firmware held it back for heat or low voltage"]
 
 
 def test_the_hardware_line_names_cpu_cores_threads_and_runtime():

@@ -55,12 +55,32 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"relation": {"parity": "fp23"}}, "unknown parity tolerance 'fp23'"),
         ({"relation": {"latency": 0.0}}, "greater than 0"),
         ({"name": ""}, "name"),
+        ({"required": 1}, "valid boolean"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, changes, words):
     with pytest.raises(RecipeError) as refused:
         load(tmp_path, **changes)
     assert words in str(refused.value)
+
+
+def test_top1_on_noise_is_refused(tmp_path):
+    cell = {**CELL, "baseline": "old", "relation": {"parity": {"top1_min": 0.9}}}
+    raw = {"baseline": {"old": {"path": "old.onnx", "sha256": "0" * 64}}, "cell": [cell]}
+    with pytest.raises(RecipeError, match="noise has no classes"):
+        GateConfig.from_dict(raw, tmp_path)
+    assert GateConfig.from_dict({**raw, "data": {"source": "digits"}}, tmp_path).data.source == "digits"
+
+
+def test_latency_on_what_only_bundles_reach_is_refused(tmp_path):
+    (tmp_path / "targets.toml").write_text('[board]\ntransport = "bundle"\n')
+    raw = {"cell": [{**CELL, "target": "board"}]}
+    assert GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml").cell[0].target == "board", (
+        "size needs no board"
+    )
+    raw["cell"][0]["budget"] = {"latency": "1 ms"}
+    with pytest.raises(RecipeError, match="reached by bundles alone"):
+        GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml")
 
 
 def test_an_empty_gate_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from toolchain.bench.gate import (
 )
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
+from toolchain.export import logits
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -123,6 +124,21 @@ def test_parity_bounds_are_each_judged(judge):
     result = judge(relation={"parity": {"cosine_min": -1.0, "top1_min": 1.0}}, swap=10)
     assert statuses(result) == {"relation.parity": "fail"}
     assert "top-1" in result.cells[0].checks[0].reason
+
+
+def test_top1_is_judged_on_more_images_than_a_batch_of_three(judge, monkeypatch):
+    seen = []
+    compare = logits.compare
+
+    def counting(*sides, **options):
+        seen.append(len(sides[4]))
+        return compare(*sides, **options)
+
+    monkeypatch.setattr(logits, "compare", counting)
+    for bounds in ({"max_abs": 1e-3}, {"cosine_min": -1.0, "top1_min": 0.5}):
+        assert statuses(judge(relation={"parity": bounds})) == {"relation.parity": "pass"}
+    assert seen[0] == 3
+    assert seen[1] > 100
 
 
 def test_a_replaced_baseline_stops_everything(judge, tmp_path):

@@ -212,6 +212,10 @@ def test_what_the_looks_forbid_is_refused(made_up):
         made_up(**undecided, looks=2)
     grown = made_up(**undecided, design=Design(looks=2), looks=2)
     grown.require_looks()
+    assert grown.at_look(1).sessions == grown.sessions[:3]
+    assert grown.at_look(1).ratio != grown.ratio
+    with pytest.raises(ValueError, match="had decided already"):
+        grown.require_looks(lambda found: found.looks > 1)
     assert (grown.looks, grown.blocks, len(grown.sessions)) == (2, 120, 6)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from toolchain.bench import compare, stored
-from toolchain.bench.calibrate import built_in, calibrate
+from toolchain.bench.calibrate import Calibration, built_in, calibrate
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import Measurement, measure
 from toolchain.bench.verify import verify
@@ -114,12 +114,12 @@ def test_what_is_no_result_is_said_to_be_none(measured, tmp_path):
         verify(tmp_path / "other.json")
 
 
-def test_calibration_gives_a_row_for_each_length(tmp_path, stack):
-    found = calibrate(stack(tmp_path / "a.onnx"), target="ort-cpu", batch=4, blocks=20)
-    assert [row.blocks for row in found.rows] == [10, 20]
+def test_calibration_gives_a_row_for_each_look_of_a_comparison(tmp_path, stack):
+    found = calibrate(stack(tmp_path / "a.onnx"), target="ort-cpu", batch=4, blocks=4)
+    assert [(row.look, row.sessions, row.blocks) for row in found.rows] == [(1, 3, 12), (2, 6, 24), (3, 9, 48)]
     assert all(row.tau_min > 0 for row in found.rows)
-    assert found.rows[0].seconds < found.rows[1].seconds < 4 * found.seconds
-    assert found.to_dict()["raw"]["measurement"]["design"]["blocks"] == 20
+    assert 0 < found.rows[0].seconds < found.rows[1].seconds < found.rows[2].seconds
+    assert found.rows[0].tau_min == found.comparison.at_look(1).tau_min != found.comparison.tau_min
     file = tmp_path / "calibration.json"
     stored.save(found, file)
     assert verify(file, a=tmp_path / "a.onnx", here=True) == found
@@ -128,6 +128,11 @@ def test_calibration_gives_a_row_for_each_length(tmp_path, stack):
     file.write_text(json.dumps(record))
     with pytest.raises(ArtifactError, match="says rows"):
         verify(file)
+    short = found.comparison.at_look(2)
+    with pytest.raises(ValueError, match="the next are missing"):
+        Calibration(comparison=short, seconds=found.seconds[:2])
+    with pytest.raises(ValueError, match="ascending seconds"):
+        Calibration(comparison=found.comparison, seconds=found.seconds[::-1])
 
 
 def test_the_built_in_artifact_runs(tmp_path):

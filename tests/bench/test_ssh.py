@@ -17,7 +17,7 @@ from toolchain.bench.device import open_device, probe
 from toolchain.bench.kept import FOLDER
 from toolchain.bench.single import measure
 from toolchain.bench.ssh import SshTransport
-from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.targets import device_runner
 from toolchain.targets.named import named_target
 
@@ -140,7 +140,7 @@ def test_a_lost_device_is_named_and_the_next_run_goes_on(board, server, pair, tm
         if text.startswith("session 2, block"):
             server.kill()
 
-    with pytest.raises(TargetUnavailable) as lost:
+    with pytest.raises(DeviceLost) as lost:
         measured(pair, board(), cut)
     for words in ("board", "root@board" if os.geteuid() == 0 else "@board", "connecting again did not help"):
         assert words in str(lost.value)
@@ -213,7 +213,7 @@ def test_an_upload_that_arrives_altered_or_short_is_caught(board, pair, tmp_path
     data = {fault}
     sys.exit(subprocess.run([{sys.executable!r}, *argv], input=data).returncode)""",
     )
-    with pytest.raises(ArtifactError, match=r"board.*files were sent.*b\.onnx.*(arrived altered|10 bytes early)"):
+    with pytest.raises(MeasurementError, match=r"board.*files were sent.*b\.onnx.*(arrived altered|10 bytes early)"):
         measured(pair, board(python=str(python)))
     assert not [path for path in on_device(tmp_path) if path.name == "b.onnx" or path.suffix == ".partial"]
     _, ssh = measured(pair, board(), sessions=1)
@@ -228,7 +228,7 @@ def test_a_file_that_changes_on_the_device_before_it_is_opened_is_caught(board, 
     (path,) = glob.glob("artifacts/*/b.onnx")
     open(path, "ab").write(b"x")""",
     )
-    with pytest.raises(ArtifactError, match=r"session 1 was measured: missing, or not the file.*b\.onnx"):
+    with pytest.raises(MeasurementError, match=r"session 1 was measured: missing, or not the file.*b\.onnx"):
         measured(pair, board(python=str(python)))
     _, ssh = measured(pair, board(), sessions=1)
     assert [Path(name).name for name in ssh.sent] == ["b.onnx"]

@@ -256,10 +256,12 @@ class TestNumbers:
 
     def test_cost(self, suite, results):
         joint = results.read("tiny", "joint.params0.5.zero.tiny_s0")
-        record = {**joint, "blocks": 2, "seconds": {"a": 1.5, "b": 2}, "peak_bytes": 3 * 2**30}
+        record = {**joint, "blocks": 2, "seconds": {"damage": 1.5, "closed form": 6}, "peak_bytes": 3 * 2**30}
         drawing = plots.drawings(Table(dataclasses.replace(suite, kind="scale"), (record,)))["cost.svg"]
         seconds, memory = (panel.series[0] for panel in drawing.panels)
-        assert (seconds.label, seconds.points[0].x, seconds.points[0].y) == ("vit_tiny, 2 blocks", 64, 3.5)
+        assert (seconds.label, seconds.points[0].x, seconds.points[0].y) == ("vit_tiny, 2 blocks", 64, 2), (
+            "three β are tried"
+        )
         assert memory.points[0].y == 3
         assert "vit_tiny, 2 blocks" in words(drawing.svg())
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_ends_with_its_code(command, pair, tmp_path, tab
 def test_a_bundle_goes_out_and_its_result_comes_back(command, pair, tmp_path):
     (tmp_path / "work" / "targets.toml").write_text('[vault]\ntransport = "bundle"\nthreads = 1\n')
     bundle = tmp_path / "bundle.tar"
-    asked = ("--target", "vault", "--sessions", 1, "--blocks", 4, "--tau", 0.5, "--batch", 4)
+    asked = ("--target", "vault", "--sessions", 3, "--blocks", 4, "--tau", 0.5, "--batch", 4)
     facts = json.loads(command("bench", "pack", *pair, "-o", bundle, *asked, "--json").out)
     assert facts["bytes"] == bundle.stat().st_size
     with tarfile.open(bundle) as tar:

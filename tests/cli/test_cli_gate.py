@@ -16,6 +16,7 @@ import yaml
 from builders import write_classifier, write_samples
 
 from toolchain.bench.gate import CellResult, Check, GateResult, accepts_path
+from toolchain.bench.gate.together import Case, judge_together
 from toolchain.bench.samples import ArtifactFacts
 from toolchain.bench.size import artifact_sha256
 
@@ -168,9 +169,14 @@ def test_what_cannot_be_accepted(command, gate, options, words):
 
 def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     facts = ArtifactFacts(name="new.onnx", size_bytes=1, sha256="0" * 64)
-    measured = write_samples(b=math.log(1.2)).model_copy(update={"artifacts": {"A": facts, "B": facts}})
+    measured, again = (
+        write_samples(b=math.log(1.2), seed=seed).model_copy(update={"artifacts": {"A": facts, "B": facts}})
+        for seed in (1, 2)
+    )
     bounds = measured.ratio.to_ratio()
-    interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"]}
+    (judged,), _ = judge_together([Case("digits", "relation.latency", 1.05, None, measured)])
+    interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"], "p_value": judged.p_value}
+    interval["baseline"] = measured.latency_ms("A")
     slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, **interval)
     broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, reason="not finite")
     cells = [
@@ -184,7 +190,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
             checks=checks,
             comparisons=comparisons,
         )
-        for checks, comparisons in (((slow,), (measured.to_dict(),)), ((broken,), ()))
+        for checks, comparisons in (((slow,), (measured.to_dict(), again.to_dict())), ((broken,), ()))
     ]
     path = gate(relation="latency = 0.05", budget='latency = "1 ms"')
     for name, one in zip(("slow", "broken"), cells, strict=True):

@@ -567,14 +567,14 @@ def test_bench_floor(parsed, command, finished, monkeypatch, tmp_path):
 
     def short(*files, sessions, **options):
         """Measured once; how it is printed needs no other samples."""
-        assert sessions == 2
+        assert sessions == 4
         if files not in measured:
             measured[files] = measure_floor(*files, sessions=1, slot_ms=1.0, warmup_s=0.01, **options)
         return measured[files]
 
     monkeypatch.setattr(limits, "measure_floor", short)
     files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
-    options = ("--sessions", "2", "--blocks", "4")
+    options = ("--sessions", "4", "--blocks", "4")
     found = parsed("bench", "floor", *files, *options, "--out", tmp_path / "f.json")
     assert json.loads((tmp_path / "f.json").read_text()) == found
     assert "of its limit" in command("bench", "verify", tmp_path / "f.json", "--a", files[0], "--b", files[1]).out

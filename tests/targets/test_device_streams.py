@@ -35,6 +35,10 @@ class Still:
         return [1000] * samples
 
 
+CPUINFO, MODALIAS, ARCH = "/proc/cpuinfo", "/sys/devices/system/cpu/modalias", "/proc/sys/kernel/arch"
+ARM = "processor\t: 0\nmodel name\t: ARMv8 Processor rev 0 (v8l)\nCPU implementer\t: 0x41\n"
+
+
 def plan(**changes):
     return {
         "schema": PLAN_SCHEMA,
@@ -88,17 +92,20 @@ def test_files_that_are_not_those_of_the_plan_are_never_timed(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("machine", "cpuinfo", "told"),
+    ("machine", "seen", "told"),
     [
-        ("aarch64", "vendor_id\t: GenuineIntel\n", True),
-        ("riscv64", "processor\t: 0\nvendor_id\t: AuthenticAMD\n", True),
-        ("aarch64", "processor\t: 0\nCPU implementer\t: 0x41\n", False),
-        ("x86_64", "vendor_id\t: GenuineIntel\n", False),
+        ("aarch64", {CPUINFO: "vendor_id\t: GenuineIntel\n"}, True),
+        ("riscv64", {CPUINFO: "processor\t: 0\nvendor_id\t: AuthenticAMD\n"}, True),
+        ("aarch64", {CPUINFO: ARM, MODALIAS: "cpu:type:x86,ven0000fam0006mod0055:feature:,0000,0001"}, True),
+        ("aarch64", {CPUINFO: ARM, ARCH: "x86_64"}, True),
+        ("aarch64", {CPUINFO: ARM, ARCH: "aarch64", MODALIAS: "cpu:type:aarch64:feature:,0000,0001"}, False),
+        ("aarch64", {CPUINFO: ARM}, False),
+        ("x86_64", {CPUINFO: "vendor_id\t: GenuineIntel\n", ARCH: "x86_64"}, False),
     ],
 )
-def test_an_emulated_device_is_told_and_never_timed(machine, cpuinfo, told, monkeypatch, tmp_path, capsys):
+def test_an_emulated_device_is_told_and_never_timed(machine, seen, told, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(device_runner.platform, "machine", lambda: machine)
-    monkeypatch.setattr(device_runner, "_read", lambda path: cpuinfo if path == "/proc/cpuinfo" else None)
+    monkeypatch.setattr(device_runner, "_read", seen.get)
     assert bool(emulation()) is told
     if told:
         (tmp_path / "plan.json").write_text(json.dumps(plan()))

@@ -34,7 +34,8 @@ Close what else runs, then:
 
     sh run.sh
 
-A run that was cut off goes on where it stopped. Send result.json back; on the other side:
+A run that was cut off goes on where it stopped; after the end, another run measures anew. Send result.json
+back; on the other side:
 
     slimvit bench unpack result.json BUNDLE.tar
 """

@@ -6,76 +6,83 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import Field
+from pydantic import model_validator
 
 from toolchain.bench import stored
-from toolchain.bench.samples import ArtifactFacts, Scenario, Strict
-from toolchain.bench.single import Measurement, measure
+from toolchain.bench.compare import compare
+from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import A, ArtifactFacts, Scenario, Strict
 from toolchain.bench.transport import Transport
 
-SCHEMA = "slimvit.bench.calibration/2"
-BLOCKS = (10, 20, 40, 80)
-"""Blocks a session that are told apart; 20 and its doublings are what a comparison takes."""
+SCHEMA = "slimvit.bench.calibration/3"
 WIDTH, LAYERS, TOKENS = 384, 8, 197
 """The built-in artifact: the two feed-forward matmuls of a DeiT-S block, four times."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What so many blocks a session support, and about how many seconds a comparison with them takes."""
+    """One look of a comparison: the data that it has, the smallest τ that this supports, and the seconds until then."""
 
+    look: int
+    sessions: int
     blocks: int
     tau_min: float
     seconds: float
 
 
 class Calibration(Strict):
-    """A measurement and the seconds that it took in all; the rows follow from both."""
+    """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
 
-    measurement: Measurement
-    seconds: Annotated[float, Field(gt=0)]
+    comparison: Comparison
+    seconds: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _took_all_its_looks(self) -> Calibration:
+        found = self.comparison
+        if found.artifacts["A"] != found.artifacts["B"]:
+            raise ValueError("a calibration compares an artifact with itself")
+        found.require_looks(_always)
+        if len(self.seconds) != found.looks or list(self.seconds) != sorted(self.seconds) or self.seconds[0] <= 0:
+            raise ValueError(f"expected ascending seconds of {found.looks} looks, got {list(self.seconds)}")
+        return self
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One for each number of blocks that a comparison may take a session, up to those that were measured.
-
-        The seconds of a row are those of its slots and warm-ups, with the third slot that a comparison has, and what
-        starting the processes took.
-        """
-        found, blocks = self.measurement, self.measurement.design.blocks
-        around = max(0.0, self.seconds - found.timed_seconds(blocks, slots=2))
-        counts = sorted({count for count in BLOCKS if count < blocks} | {blocks})
-        return tuple(Row(count, found.tau_min(count), found.timed_seconds(count, slots=3) + around) for count in counts)
+        """One for each look of a comparison: what is said there follows from the control, A' against A."""
+        looks = [self.comparison.at_look(look) for look in range(1, self.comparison.looks + 1)]
+        return tuple(
+            Row(at.looks, len(at.sessions), at.blocks, at.tau_min, seconds)
+            for at, seconds in zip(looks, self.seconds, strict=True)
+        )
 
     @property
     def scenario(self) -> Scenario:
         """What was timed."""
-        return self.measurement.scenario
+        return self.comparison.scenario
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
         """Which bytes were timed."""
-        return self.measurement.artifacts
+        return {A: self.comparison.artifacts["A"]}
 
     @property
     def environment(self) -> dict[str, Any]:
         """The machine, the same before and after all sessions."""
-        return self.measurement.environment
+        return self.comparison.environment
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `bench calibrate --json`: the rows and, under `raw`, what they follow from."""
-        found = self.measurement.to_dict()
         return {
             "schema": SCHEMA,
-            "artifact": found["artifact"],
-            "latency_ms": found["latency_ms"],
+            "artifact": self.comparison.artifacts["A"].name,
+            "latency_ms": self.comparison.latency_ms(A),
             "rows": [asdict(row) for row in self.rows],
-            "environment": found["environment"],
+            "environment": self.environment,
             "raw": self.model_dump(mode="json", by_alias=True),
         }
 
@@ -83,6 +90,11 @@ class Calibration(Strict):
     def load(path: Path) -> Calibration:
         """The calibration in a file; raises as `stored.load`."""
         return stored.load(path, SCHEMA, Calibration.model_validate_json)
+
+
+def _always(found: Comparison) -> bool:  # noqa: ARG001 - whatever was found
+    """A calibration takes every look."""
+    return True
 
 
 def calibrate(
@@ -93,16 +105,19 @@ def calibrate(
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
     affinity: tuple[int, ...] | None = None,
-    blocks: int = BLOCKS[-1],
+    blocks: int = 20,
     transport: Transport | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Calibration:
-    """What an artifact, timed against itself in three sessions, says of the machine; arguments and errors as `measure`.
+    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`."""
+    begun, seconds = time.monotonic(), list[float]()
 
-    Fewer blocks are the first of each session, so one measurement gives all rows.
-    """
-    begun = time.monotonic()
-    found = measure(
+    def go_on(found: Comparison) -> bool:
+        seconds.append(time.monotonic() - begun)
+        return _always(found)
+
+    found = compare(
+        artifact,
         artifact,
         target=target,
         threads=threads,
@@ -110,11 +125,11 @@ def calibrate(
         input_shape=input_shape,
         affinity=affinity,
         blocks=blocks,
-        cold_starts=0,
+        undecided=go_on,
         transport=transport,
         on_progress=on_progress,
     )
-    return Calibration(measurement=found, seconds=time.monotonic() - begun)
+    return Calibration(comparison=found, seconds=(*seconds, time.monotonic() - begun))
 
 
 def built_in(path: Path) -> Path:

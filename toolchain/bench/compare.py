@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from toolchain.bench.plan import artifact_facts, require_target, run_session, session_plan, set_up
-from toolchain.bench.protocol import UNDECIDED, Comparison
+from toolchain.bench.protocol import Comparison, Undecided, without_verdict
 from toolchain.bench.samples import CONTROL, LOOKS, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.transport import LocalTransport, Transport
@@ -33,6 +33,7 @@ def compare(
     slot_ms: float = 50.0,
     warmup_s: float = 1.0,
     parity: Parity = "not claimed",
+    undecided: Undecided = without_verdict,
     transport: Transport | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Comparison:
@@ -57,6 +58,7 @@ def compare(
         slot_ms: shortest slot.
         warmup_s: shortest warm-up of a variant.
         parity: what the caller has proven about B and A.
+        undecided: whether a look leaves open what the caller wants to know; the verdict is wanted if nothing is said.
         transport: where the sessions run; None is this machine. `toolchain.bench.device.open_device` gives one that keeps
             finished sessions for the next run, should this one be cut off.
         on_progress: receives (what was done, share done); the share jumps where fewer looks sufficed.
@@ -111,7 +113,7 @@ def compare(
             )
         except ValidationError as error:
             raise MeasurementError(f"{a} against {b} on {target}: {explain(error)}") from None
-        if found.verdict not in UNDECIDED or found.looks == design.looks:
+        if found.looks == design.looks or not undecided(found):
             return found
 
 

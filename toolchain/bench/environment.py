@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+SLOWER = 0.8
+"""A clock that was ever below this share of its highest is worth a word."""
+
 
 class Fingerprint(BaseModel):
     """What `device_runner.fingerprint` saw: `machine` must not change, `state` (frequency, load, throttling) may."""
@@ -26,6 +29,27 @@ def machine_changes(fingerprints: Sequence[Fingerprint]) -> list[str]:
             if first.get(key) != other.machine.get(key):
                 changes[key] = f"{key} {first.get(key)!r} → {other.machine.get(key)!r}"
     return list(changes.values())
+
+
+def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
+    """What says that a device slowed itself down while it was measured; empty if nothing does.
+
+    Ratios of what ran side by side hold then; milliseconds are those of a device that is hot or lacks power.
+
+    Args:
+        sessions: the fingerprints before and after each. Clocks count after work alone: before it they may be at rest.
+    """
+    states = [each.state for pair in sessions for each in pair]
+    counts = [count for state in states if (count := state.get("throttle_count")) is not None]
+    clocks = [clock for _, after in sessions if (clock := after.state.get("frequency_mhz")) is not None]
+    found = []
+    if counts and max(counts) > counts[0]:
+        found.append(f"it was throttled {max(counts) - counts[0]} times for its heat")
+    if any(state.get("throttled_now") for state in states):
+        found.append("its firmware held it back for heat or low voltage")
+    if clocks and min(clocks) < SLOWER * max(clocks):
+        found.append(f"its clock was between {min(clocks)} and {max(clocks)} MHz")
+    return found
 
 
 def describe_machine(machine: dict[str, Any]) -> str:

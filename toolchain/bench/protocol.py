@@ -7,7 +7,7 @@ refused on loading if they do not follow from the samples in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,13 @@ SCHEMA = "slimvit.bench/2"
 Verdict = Literal["invalid", "regressed", "improved", "pass", "inconclusive"]
 UNDECIDED = ("invalid", "inconclusive")
 """Verdicts after which the data grows, if there are looks left."""
+Undecided = Callable[["Comparison"], bool]
+"""Whether what is asked of a comparison needs more data."""
+
+
+def without_verdict(found: Comparison) -> bool:
+    """Whether the verdict is none yet: what a comparison grows by where nothing else is asked of it."""
+    return found.verdict in UNDECIDED
 
 
 def judge(ratio: Interval, control: Interval, session_medians: Sequence[float], tau: float) -> Verdict:
@@ -115,14 +122,23 @@ class Comparison(Strict):
         require_sessions(self.sessions, design, self.scenario, VARIANTS)
         return self
 
-    def require_looks(self) -> None:
-        """Raises ValueError unless the data grew exactly until it decided, so that no look was left out or added."""
-        design = self.design
+    def at_look(self, look: int) -> Comparison:
+        """The comparison as it was at one of its looks, 1…`looks`."""
+        if look == self.looks:
+            return self
+        return Comparison(**{**dict(self), "sessions": self.sessions[: look * self.design.sessions]})
+
+    def require_looks(self, undecided: Undecided = without_verdict) -> None:
+        """Raises ValueError unless the data grew exactly until it decided, so that no look was left out or added.
+
+        Args:
+            undecided: what it was to grow by.
+        """
         for look in range(1, self.looks):
-            if judged(self.sessions[: look * design.sessions], design).verdict not in UNDECIDED:
+            if not undecided(self.at_look(look)):
                 raise ValueError(f"look {look} had decided already, yet there are {self.looks}")
-        if self.looks < design.looks and self.verdict in UNDECIDED:
-            raise ValueError(f"look {self.looks} of {design.looks} had not decided, and the next are missing")
+        if self.looks < self.design.looks and undecided(self):
+            raise ValueError(f"look {self.looks} of {self.design.looks} had not decided, and the next are missing")
 
     @cached_property
     def _judgement(self) -> Judgement:
@@ -214,15 +230,18 @@ class Comparison(Strict):
     @staticmethod
     def load(path: Path) -> Comparison:
         """The comparison in a file; raises as `stored.load`."""
-        return stored.load(path, SCHEMA, _parse)
+        return stored.load(path, SCHEMA, _parser(without_verdict))
 
     @staticmethod
-    def recomputed(found: Any, where: str) -> Comparison:
-        """The comparison in a JSON object; arguments and errors as `stored.recomputed`."""
-        return stored.recomputed(found, where, SCHEMA, _parse)
+    def recomputed(found: Any, where: str, undecided: Undecided = without_verdict) -> Comparison:
+        """The comparison in a JSON object that grew by `undecided`; other arguments and errors as `stored.recomputed`."""
+        return stored.recomputed(found, where, SCHEMA, _parser(undecided))
 
 
-def _parse(text: str) -> Comparison:
-    found = Comparison.model_validate_json(text)
-    found.require_looks()
-    return found
+def _parser(undecided: Undecided) -> Callable[[str], Comparison]:
+    def parse(text: str) -> Comparison:
+        found = Comparison.model_validate_json(text)
+        found.require_looks(undecided)
+        return found
+
+    return parse

@@ -70,28 +70,16 @@ class Measurement(Strict):
         slots = [np.log(slot_medians(session.slots_ns(A)) / 1e6) for session in self.sessions]
         return median_interval(slots, alpha=self.design.alpha, seed=self.design.seed)
 
-    def control(self, blocks: int | None = None) -> Interval:
-        """ln(A'/A) with its interval at the first look of a comparison, from the first `blocks` of each session, or all."""
-        pairs = [
-            block_log_ratios(session.slots_ns(CONTROL)[:blocks], session.slots_ns(A)[:blocks])
-            for session in self.sessions
-        ]
+    @property
+    def control(self) -> Interval:
+        """ln(A'/A) with its interval at the first look of a comparison."""
+        pairs = [block_log_ratios(session.slots_ns(CONTROL), session.slots_ns(A)) for session in self.sessions]
         return median_interval(pairs, alpha=self.design.alpha, looks=LOOKS, seed=self.design.seed)
 
-    def tau_min(self, blocks: int | None = None) -> float:
+    @property
+    def tau_min(self) -> float:
         """The smallest tolerance that the first look of a comparison with so many blocks a session would support."""
-        control = self.control(blocks)
-        return max(3 * abs(control.point), 2 * control.half_width)
-
-    def timed_seconds(self, blocks: int, slots: int) -> float:
-        """Time inside that many slots a block, and of as many warm-ups a session."""
-        total = 0.0
-        for session in self.sessions:
-            facts = session.variants[A]
-            retained = [sample for slot in session.slots_ns(A)[:blocks] for sample in slot]
-            share = facts.calls_per_slot / (facts.calls_per_slot - facts.discarded)
-            total += slots * (sum(retained) * share / 1e9 + facts.warmup_seconds)
-        return total
+        return max(3 * abs(self.control.point), 2 * self.control.half_width)
 
     def tail_ms(self, share: float) -> float | None:
         """A quantile (0.9, 0.99) of single calls; None where there are too few."""
@@ -120,7 +108,7 @@ class Measurement(Strict):
             "p99_ms": self.tail_ms(0.99),
             "samples_per_second": 1e3 * self.scenario.batch / latency["point"],
             "cold_start": self._cold() if self.cold else None,
-            "tau_min": self.tau_min(),
+            "tau_min": self.tau_min,
             "sessions": len(self.sessions),
             "blocks": sum(len(session.blocks) for session in self.sessions),
             "environment": self.environment,

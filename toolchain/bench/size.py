@@ -39,12 +39,12 @@ def artifact_files(path: Path) -> list[Path]:
         return [path]
     tensors = stored_tensors(read_onnx(path))
     locations = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
-    files = [path]
+    files = {path}
     for location in sorted(locations):
         file = path.parent / location
         if not file.resolve().is_relative_to(path.parent.resolve()) or not file.is_file():
             raise ArtifactError(f"{path} needs its external data {location!r}, which is not in {path.parent}")
-        files.append(file)
+        files.add(file)
     return sorted(files)
 
 

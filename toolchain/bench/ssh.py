@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn
 from toolchain.artifact import sha256
 from toolchain.bench.portable import Portable, PortablePlan
 from toolchain.bench.transport import follow
-from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.targets import TargetInfo, device_runner, device_store
 from toolchain.targets.named import SshSettings
 
@@ -87,10 +87,11 @@ class SshTransport:
         """The session's result.
 
         Raises:
-            TargetUnavailable: the device cannot be reached, lacks something, is busy, or dropped off twice.
-            ArtifactError: a variant cannot be opened there, gives outputs that are not finite, or arrived altered.
+            TargetUnavailable: the device cannot be reached, or lacks something.
+            DeviceLost: it is busy, or dropped off twice.
+            ArtifactError: a variant cannot be opened there, or gives outputs that are not finite.
             StorageError: its storage is full or read-only.
-            MeasurementError: the session failed in another way.
+            MeasurementError: a file arrived altered, or the session failed in another way.
         """
         portable = self._portable.of(plan)
         try:
@@ -105,7 +106,7 @@ class SshTransport:
         try:
             return self._session(portable, on_progress)
         except _Dropped as lost:
-            raise TargetUnavailable(
+            raise DeviceLost(
                 self.name,
                 f"{lost}, and connecting again did not help. Finished sessions are kept; run the same command again.",
             ) from None
@@ -250,13 +251,15 @@ class SshTransport:
         if code == device_runner.EXIT_VARIANT:
             raise ArtifactError(f"on {self._where}: {message}")
         if code == device_runner.EXIT_FILES:
-            raise ArtifactError(f"on {self._where}, while {stage}: {message}; run it again to send the files anew")
+            raise MeasurementError(f"on {self._where}, while {stage}: {message}; run it again to send the files anew")
         if code == device_store.EXIT_STORAGE:
             raise StorageError(f"on {self._where}, while {stage}: {message}")
         if code == device_runner.EXIT_PLAN:
             raise MeasurementError(f"this cannot be measured on {self._where}: {message}")
-        if code in {device_runner.EXIT_UNAVAILABLE, device_runner.EXIT_BUSY}:
+        if code == device_runner.EXIT_UNAVAILABLE:
             raise TargetUnavailable(self.name, f"{self._where}: {message}")
+        if code == device_runner.EXIT_BUSY:
+            raise DeviceLost(self.name, f"{self._where}: {message}")
         if code in {NO_COMMAND, NOT_EXECUTABLE} or "is too old" in message:
             fix = "install Python 3.8 or newer on it, or name an interpreter as `python` in targets.toml"
             raise TargetUnavailable(self.name, f"{self._where} cannot run {self.settings.python}: {message}.", fix)

@@ -12,11 +12,11 @@ import typer
 from typer.core import TyperCommand
 
 from toolchain.artifact import read_json, write_text
-from toolchain.bench.calibrate import BLOCKS, Calibration, built_in
+from toolchain.bench.calibrate import Calibration, built_in
 from toolchain.bench.calibrate import calibrate as calibrate_machine
 from toolchain.bench.compare import compare as compare_artifacts
 from toolchain.bench.device import open_device
-from toolchain.bench.environment import describe_machine
+from toolchain.bench.environment import describe_machine, slowed
 from toolchain.bench.gate import GateResult
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
@@ -39,8 +39,8 @@ from toolchain.cli.options import (
     TargetOption,
     TargetsOption,
     ThreadsOption,
-    numbers,
     with_lone_json,
+    workload,
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.report.tables import Table
@@ -89,11 +89,7 @@ def run(
         screen.stage("bench")
         found = measure_artifact(
             artifact,
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            input_shape=numbers(input_shape, "--input-shape"),
-            affinity=numbers(affinity, "--affinity") or device.affinity,
+            **workload(device, threads, batch, input_shape, affinity),
             transport=device.transport,
             blocks=blocks,
             cold_starts=cold_starts,
@@ -128,11 +124,7 @@ def compare(
         found = compare_artifacts(
             a,
             b,
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            input_shape=numbers(input_shape, "--input-shape"),
-            affinity=numbers(affinity, "--affinity") or device.affinity,
+            **workload(device, threads, batch, input_shape, affinity),
             transport=device.transport,
             blocks=blocks,
             looks=looks,
@@ -161,7 +153,7 @@ def calibrate(
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
-    blocks: BlocksOption = BLOCKS[-1],
+    blocks: BlocksOption = 20,
     out: OutFile = None,
     json_: JsonFile = None,
 ) -> None:
@@ -174,11 +166,7 @@ def calibrate(
         screen.stage("bench")
         found = calibrate_machine(
             artifact or built_in(Path(folder) / "built-in.onnx"),
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            input_shape=numbers(input_shape, "--input-shape"),
-            affinity=numbers(affinity, "--affinity") or device.affinity,
+            **workload(device, threads, batch, input_shape, affinity),
             transport=device.transport,
             blocks=blocks,
             on_progress=lambda text, share: screen.progress(share, text),
@@ -227,6 +215,7 @@ def _run_facts(found: Measurement) -> dict[str, str]:
         "this machine now": f"supports comparisons at τ ≥ {100 * shown['tau_min']:.1f} %",
         "machine": describe_machine(shown["environment"]),
     }
+    facts |= _pace(found)
     if cold:
         facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
         if cold["peak_rss_bytes"] is not None:
@@ -252,7 +241,7 @@ def _short(found: Measured | GateResult) -> str:
         shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in found.limits]
         said = ", ".join(shares) + ("" if found.is_valid else ", not verified")
     else:
-        said = f"τ ≥ {100 * found.rows[-1].tau_min:.1f} % with {found.rows[-1].blocks} blocks a session"
+        said = f"τ ≥ {100 * found.rows[-1].tau_min:.1f} % with {found.rows[-1].blocks} blocks"
     return f"{said}, follows from its samples"
 
 
@@ -263,7 +252,13 @@ def _pair_facts(found: Comparison) -> dict[str, str]:
         )
         return f"{found.latency_ms(name):.3f} ms  ({tails})"
 
-    return {name: one(name) for name in ("A", "B")}
+    return {name: one(name) for name in ("A", "B")} | _pace(found)
+
+
+def _pace(found: Measurement | Comparison) -> dict[str, str]:
+    """What a reader of milliseconds should know of the device, if there is something."""
+    said = slowed([(each.fingerprint.before, each.fingerprint.after) for each in found.sessions])
+    return {"the device slowed down": "; ".join(said)} if said else {}
 
 
 def _ms(value: float | None) -> str:
@@ -271,8 +266,10 @@ def _ms(value: float | None) -> str:
 
 
 def _print_calibration(found: Calibration) -> None:
-    rows = tuple((str(row.blocks), f"{100 * row.tau_min:.1f} %", f"{row.seconds:.0f} s") for row in found.rows)
-    print_tables(
-        [Table("What this machine supports now", ("Blocks a session", "Smallest τ", "A comparison takes"), rows)]
+    rows = tuple(
+        (str(row.look), str(row.sessions), str(row.blocks), f"{100 * row.tau_min:.1f} %", f"{row.seconds:.0f} s")
+        for row in found.rows
     )
-    print_facts({"machine": describe_machine(found.measurement.environment), "took": f"{found.seconds:.0f} s"})
+    header = ("Look", "Sessions", "Blocks", "Smallest τ", "Takes")
+    print_tables([Table("What a comparison supports on this machine now", header, rows)])
+    print_facts({"machine": describe_machine(found.environment)})

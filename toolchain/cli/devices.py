@@ -13,7 +13,7 @@ from toolchain.bench.bundle import Question, pack, unpack
 from toolchain.bench.device import probe
 from toolchain.bench.summary import summary
 from toolchain.cli.bench import EXIT, bench
-from toolchain.cli.options import JsonFlag, TargetsOption, numbers
+from toolchain.cli.options import JsonFlag, SessionsOption, TargetsOption, numbers
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
 from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
 from toolchain.report.tables import Table
@@ -72,7 +72,7 @@ def bench_pack(
     threads: Annotated[int | None, typer.Option(min=1, help="If absent, what targets.toml says, else 1.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     input_shape: Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")] = "",
-    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 3,
+    sessions: SessionsOption = 3,
     blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 40,
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,

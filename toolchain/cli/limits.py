@@ -23,11 +23,13 @@ from toolchain.cli.options import (
     JsonFlag,
     OutFile,
     SeedOption,
+    SessionsOption,
     ShapeOption,
     TargetOption,
     TargetsOption,
     ThreadsOption,
     numbers,
+    workload,
 )
 from toolchain.cli.screen import Screen, line, print_json, print_lines, print_tables
 from toolchain.report.tables import Table, number, operations, size
@@ -52,7 +54,7 @@ def bench_floor(
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
-    sessions: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 3,
+    sessions: SessionsOption = 3,
     blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = 10,
     seed: SeedOption = 0,
     out: OutFile = None,
@@ -65,11 +67,7 @@ def bench_floor(
         found = measure_floor(
             a,
             b,
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            input_shape=numbers(input_shape, "--input-shape"),
-            affinity=numbers(affinity, "--affinity") or device.affinity,
+            **workload(device, threads, batch, input_shape, affinity),
             sessions=sessions,
             blocks=blocks,
             seed=seed,
@@ -102,11 +100,7 @@ def bench_profile(
     found = [
         profile_operators(
             path,
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            input_shape=numbers(input_shape, "--input-shape"),
-            affinity=numbers(affinity, "--affinity") or device.affinity,
+            **workload(device, threads, batch, input_shape, affinity),
             calls=calls,
         )
         for path in (a, b)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
+from toolchain.bench.device import Device
 from toolchain.errors import RecipeError
 
 STDOUT = "-"
@@ -36,11 +37,35 @@ BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the in
 ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
 AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
+SessionsOption = Annotated[
+    int, typer.Option(min=3, help="Fresh processes; fewer than 3 do not show what processes differ by.")
+]
 BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE.")
 ]
+
+
+class Workload(TypedDict):
+    """What every measurement is told of its target and inputs, under the names of its arguments."""
+
+    target: str
+    threads: int
+    batch: int
+    input_shape: tuple[int, ...] | None
+    affinity: tuple[int, ...] | None
+
+
+def workload(device: Device, threads: int | None, batch: int, input_shape: str, affinity: str) -> Workload:
+    """The options as they were given, and what targets.toml says where they were not; raises as `numbers`."""
+    return {
+        "target": device.runtime,
+        "threads": threads or device.threads,
+        "batch": batch,
+        "input_shape": numbers(input_shape, "--input-shape"),
+        "affinity": numbers(affinity, "--affinity") or device.affinity,
+    }
 
 
 def with_lone_json(args: list[str]) -> list[str]:

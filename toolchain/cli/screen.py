@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any, Self
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -108,6 +109,27 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         line(f"{name:<{width}}  {value}")
 
 
+class Pace:
+    """How long a stage will still take, by how fast it went since its first report: a resumed one does not start at 0."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def left(self, share: float, now: float) -> str:
+        """Time left as 0:00:00, "" until two reports say how fast it goes.
+
+        Args:
+            share: of the stage that is done.
+            now: seconds of a clock that only goes forward.
+        """
+        if self._first is None:
+            self._first = share, now
+        begun, since = self._first
+        if share <= begun:
+            return ""
+        return str(dt.timedelta(seconds=round((now - since) * (1 - share) / (share - begun))))
+
+
 class Screen:
     """A pipeline listener that draws a bar per stage on a terminal, and plain lines elsewhere; a context manager."""
 
@@ -116,12 +138,14 @@ class Screen:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._told = 0.0
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._progress = Progress(*columns, *times, console=self._console, transient=True)
+            self._progress = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=self._console, transient=True
+            )
             self._progress.start()
         return self
 
@@ -133,17 +157,19 @@ class Screen:
 
     def stage(self, name: str) -> None:
         """Starts a bar."""
-        self._told = time.monotonic()
+        self._told, self._pace = time.monotonic(), Pace()
         if self._progress is not None:
-            self._task = self._progress.add_task(name, total=1.0, text="")
+            self._task = self._progress.add_task(name, total=1.0, text="", left="")
 
     def progress(self, share: float, text: str) -> None:
         """Moves the bar; without a terminal, a line every ten seconds."""
+        soon = self._pace.left(share, time.monotonic())
+        left = f"{soon} left" if soon else ""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=share, text=text)
+            self._progress.update(self._task, completed=share, text=text, left=left)
         elif time.monotonic() - self._told > 10:
             self._told = time.monotonic()
-            self._console.print(f"  {share:4.0%} {text}", markup=False, soft_wrap=True)
+            self._console.print(f"  {share:4.0%} {', '.join(filter(None, [text, left]))}", markup=False, soft_wrap=True)
 
     def done(self, name: str, done: Done) -> None:
         """Replaces the bar by a line."""

@@ -88,7 +88,7 @@ def accuracy_of(path: Path, data: str, split: str) -> Accuracy:
 def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -> Rung:
     """The rung of two artifacts on validation images of a data source, at batch 1 and 3; A is taken as right.
 
-    Files of which one is not fp32 are compared on `COMPARED` real images as well: three say little of top-1.
+    Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it.
 
     Args:
         a: what is right: a model folder or an ONNX file.
@@ -104,8 +104,9 @@ def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -
             raise RecipeError(f"{a} takes {preprocess.input_size}, {b} takes {other.input_size}")
         source = source_for(data, preprocess)
         images = source.split("validation")
-        exact = source.synthetic or precision_of(a) == precision_of(b) == FP32
-        count = max(BATCHES) if exact else max(*BATCHES, min(COMPARED, len(images)))
+        allowed = tolerance or tolerance_of(a, b)
+        few = source.synthetic or allowed.top1_min is None
+        count = max(BATCHES) if few else max(*BATCHES, min(COMPARED, len(images)))
         batch = stack_images([images[index % len(images)][0] for index in range(count)])
         if any(not path.is_dir() and takes_pixels(read_onnx(path)) for path in (a, b)):
             batch = representable(batch, preprocess)
@@ -115,7 +116,7 @@ def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -
             in_steps(expected),
             in_steps(got),
             batch,
-            tolerance=tolerance or tolerance_of(a, b),
+            tolerance=allowed,
             real_images=not source.synthetic,
             batches=sorted({*BATCHES, count}),
         )

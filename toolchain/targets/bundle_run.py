@@ -1,8 +1,8 @@
 """The sessions of a bundle, run on a device without a network. Standard library only, Python 3.8.
 
 Usage: `python run.py`, in the unpacked folder. Every file is checked against bundle.json; each session runs in a fresh
-process; finished ones are kept in sessions/, so that a run that was cut off goes on; result.json is what to send back.
-Exit codes: 0 good, 4 the bundle is incomplete or altered; else that of the session that failed.
+process; finished ones are kept in sessions/ until all are there, so that a run that was cut off goes on; result.json is what
+to send back. Another run measures anew, and calls the result before it result.old.json. Exit codes: 0 good, 4 the bundle is incomplete or altered; else that of the session that failed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BUNDLE_SCHEMA, RESULT_SCHEMA = "slimvit.bench.bundle/1", "slimvit.bench.result/1"
 BUNDLE, RESULT, RUNNER, SESSIONS = "bundle.json", "result.json", "device_runner.py", "sessions"
+OLD_RESULT = "result.old.json"
 EXIT_FILES = 4
 
 
@@ -38,6 +40,8 @@ def main() -> int:
     if wrong:
         sys.stderr.write(f"missing or altered: {', '.join(wrong)}; unpack the bundle again\n")
         return EXIT_FILES
+    if not (root / SESSIONS).exists() and (root / RESULT).exists():
+        (root / RESULT).replace(root / OLD_RESULT)
     (root / SESSIONS).mkdir(exist_ok=True)
     sessions = []
     for plan in bundle["plans"]:
@@ -58,6 +62,7 @@ def main() -> int:
     partial = root / (RESULT + ".partial")
     partial.write_text(json.dumps({**result, "sha256": body_sha256(result)}, separators=(",", ":")), encoding="utf-8")
     partial.replace(root / RESULT)
+    shutil.rmtree(str(root / SESSIONS), ignore_errors=True)
     sys.stderr.write(f"done: {root / RESULT} is what to send back\n")
     return 0
 

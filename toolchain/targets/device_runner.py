@@ -50,6 +50,9 @@ FLAGS = frozenset(
 # What nvidia-smi is asked for, before and after a session.
 GPU_MACHINE = ("name", "driver_version", "power.limit")
 GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
+# A Raspberry Pi's firmware, in hex digits: of these bits the lowest four hold now (low voltage, capped, throttled, hot).
+PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
+X86 = ("x86_64", "i686", "AMD64")
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
@@ -166,6 +169,7 @@ def fingerprint(threads: int) -> dict[str, Any]:
     clocks_khz = [float(text) for text in _read_all_cpus("cpufreq/scaling_cur_freq")]
     clocks_mhz = [khz / 1e3 for khz in clocks_khz] or [float(t) for t in re.findall(r"cpu MHz\s*:\s*([\d.]+)", cpuinfo)]
     throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
+    firmware = _read(PI_THROTTLED)
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
     gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
     return {
@@ -185,6 +189,7 @@ def fingerprint(threads: int) -> dict[str, Any]:
             "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
+            **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
@@ -398,9 +403,15 @@ def altered_files(plan: Mapping[str, Any]) -> list[str]:
 
 def emulation() -> str:
     """Why this is no real device, "" if nothing says so: the processor of another machine shows through."""
-    if platform.machine() in {"x86_64", "i686", "AMD64"}:
+    if platform.machine() in X86:
         return ""
-    if _cpu_field(_read("/proc/cpuinfo") or "", "vendor_id") in {"GenuineIntel", "AuthenticAMD"}:
+    seen = (
+        _cpu_field(_read("/proc/cpuinfo") or "", "vendor_id") in {"GenuineIntel", "AuthenticAMD"},
+        # Newer emulators write a cpuinfo of their own, but not what the kernel says elsewhere.
+        (_read("/sys/devices/system/cpu/modalias") or "").startswith("cpu:type:x86"),
+        _read("/proc/sys/kernel/arch") in X86,
+    )
+    if any(seen):
         return f"programs for {platform.machine()} are emulated on an x86 processor; latency is never measured there"
     return ""
 

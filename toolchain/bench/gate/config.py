@@ -26,7 +26,7 @@ from toolchain.recipe import (
     parse_latency,
     parse_size,
 )
-from toolchain.targets.named import Cores, named_target
+from toolchain.targets.named import BundleSettings, Cores, named_target
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -55,17 +55,12 @@ def _milliseconds(value: Any) -> Any:
     return amount
 
 
-def _named_tolerance(value: Any) -> Any:
-    """The bounds that a name stands for: "fp32"."""
-    if not isinstance(value, str):
-        return value
-    if value not in TOLERANCES:
-        raise ValueError(f"unknown parity tolerance {value!r}; known: {', '.join(TOLERANCES)}, or a table of bounds")
-    return asdict(TOLERANCES[value])
-
-
 class ParityBounds(Section):
-    """What the artifact's logits may differ from the baseline's by; a bound that is absent is not judged."""
+    """What the artifact's logits y may differ from the baseline's by; a bound that is absent is not judged.
+
+    `max_abs` is held against the largest difference over max(1, max |y|) of the baseline, `cosine_min` against the worst
+    image, `top1_min` against the share of real images for which both name the same class.
+    """
 
     max_abs: Annotated[float, Field(gt=0)] | None = None
     cosine_min: Annotated[float, Field(ge=-1, le=1)] = 0.99
@@ -75,6 +70,15 @@ class ParityBounds(Section):
     def tolerance(self) -> Tolerance:
         """The same for `export.parity`."""
         return Tolerance(self.max_abs, self.cosine_min, self.top1_min)
+
+
+def _named_tolerance(value: Any) -> Any:
+    """The bounds that a name stands for: "fp32"."""
+    if not isinstance(value, str):
+        return value
+    if value not in TOLERANCES:
+        raise ValueError(f"unknown parity tolerance {value!r}; known: {', '.join(TOLERANCES)}, or a table of bounds")
+    return asdict(TOLERANCES[value])
 
 
 class BudgetSection(Section):
@@ -127,7 +131,7 @@ class Cell(Section):
     """[[cell]]: an artifact, a target, a workload, and what must hold there.
 
     Threads and cores that are not given are those that targets.toml names for the target; without it one thread, and all
-    cores that are allowed.
+    cores that are allowed. Where the target is not there, latency is skipped, or fails if the cell is `required`.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
@@ -138,6 +142,7 @@ class Cell(Section):
     threads: Positive | None = None
     affinity: Cores | None = None
     input_shape: Counts | None = None
+    required: bool = False
     budget: BudgetSection = BudgetSection()
     relation: RelationSection = RelationSection()
 
@@ -182,6 +187,9 @@ class GateConfig(Section):
                 raise ValueError(f"cell {cell.name!r} names the unknown baseline {cell.baseline!r}; {hint}")
             if any(name.endswith(".accuracy") for name in cell.checks) and self.data.source == "none":
                 raise ValueError(f"cell {cell.name!r} asks for accuracy; set data.source to images with labels")
+            bounds = cell.relation.parity
+            if bounds is not None and bounds.top1_min is not None and self.data.source == "none":
+                raise ValueError(f"cell {cell.name!r} asks for top1_min, and noise has no classes; set data.source")
         return self
 
     @staticmethod
@@ -212,7 +220,12 @@ class GateConfig(Section):
         except ValidationError as error:
             raise RecipeError(explain(error, GateConfig, "gate")) from None
         for cell in config.cell:
-            named_target(cell.target, targets)
+            settings = named_target(cell.target, targets)
+            if isinstance(settings, BundleSettings) and any(name.endswith(".latency") for name in cell.checks):
+                raise RecipeError(
+                    f"cell {cell.name!r} asks for latency on {cell.target!r}, which is reached by bundles alone; a gate "
+                    "measures while it runs. `slimvit bench pack` and `unpack` compare there."
+                )
         return config.model_copy(
             update={
                 "data": config.data.model_copy(update={"source": absolute_source(config.data.source, base)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from toolchain.bench.intervals import (
     median_interval,
     slot_medians,
 )
-from toolchain.bench.protocol import Comparison
+from toolchain.bench.protocol import UNDECIDED, Comparison, Undecided
 from toolchain.bench.samples import A, B
 
 RATIO, TIME = "relation.latency", "budget.latency"
@@ -23,28 +24,40 @@ Judgement = Literal["pass", "regressed", "accepted", "inconclusive", "invalid"]
 
 
 def judgement_of(check: str, comparison: Comparison, limit: float, accepted: float | None) -> Judgement:
-    """What a comparison says about one check; an accept holds until a measurement proves more than was accepted."""
-    if comparison.verdict == "invalid":
-        return "invalid"
+    """What a comparison says about one check.
+
+    Beyond the limit, an accept holds as long as the measured value is no higher than what was accepted.
+    """
     tau = comparison.design.tau
     medians = [float(np.median(session)) for session in logs_of(check, comparison)]
     bound = math.log(max(limit, accepted or 0.0))
     estimate = estimate_of(check, comparison)
     if check == TIME:
-        # Absolute times drift with the machine, and no control can cancel that: every session has to agree.
+        # Absolute times drift with the machine, which no control sees or cancels: every session has to agree.
         if estimate.hi <= math.log(limit) and max(medians) <= math.log(limit):
             return "pass"
         if estimate.lo > bound and min(medians) > bound:
             return "regressed"
     else:
         verdict = comparison.verdict
+        if verdict == "invalid":
+            return "invalid"
         if verdict in ("pass", "improved"):
             return "pass"
         if len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2:
             return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
         if verdict == "regressed" and estimate.lo > bound:
             return "regressed"
-    return "accepted" if accepted is not None and estimate.lo <= math.log(accepted) else "inconclusive"
+    return "accepted" if accepted is not None and estimate.point <= math.log(accepted) else "inconclusive"
+
+
+def undecided_by(checks: Mapping[str, tuple[float, float | None]]) -> Undecided:
+    """Whether a comparison leaves one of some checks open: what the comparison of a gate's cell grows by.
+
+    Args:
+        checks: check → (limit, up to which value it is accepted).
+    """
+    return lambda found: any(judgement_of(check, found, *bounds) in UNDECIDED for check, bounds in checks.items())
 
 
 def logs_of(check: str, comparison: Comparison) -> list[Floats]:

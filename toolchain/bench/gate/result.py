@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from toolchain.artifact import read_json
 from toolchain.bench.gate.accepts import AcceptUse
-from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of, judgement_of
+from toolchain.bench.gate.judgement import RATIO, TIME, Judgement, estimate_of, undecided_by
+from toolchain.bench.gate.together import Case, Holm, Summary, confirmed, judge_together, summary_of
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.samples import ArtifactFacts, explain
 from toolchain.errors import ArtifactError
@@ -22,6 +24,14 @@ Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped
 GateVerdict = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine"]
 EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
+STATUS: Mapping[Judgement, Status] = {
+    "pass": "pass",
+    "regressed": "fail",
+    "accepted": "accepted",
+    "inconclusive": "inconclusive",
+    "invalid": "invalid",
+}
+"""What a gate makes of what is said of a latency."""
 
 
 class _Strict(BaseModel):
@@ -95,22 +105,6 @@ class CellResult(_Strict):
         return any(check.status == "skipped" for check in self.checks)
 
 
-class Summary(_Strict):
-    """The geometric mean over cells of the time of the artifact over that of its baseline, with its own interval."""
-
-    cells: int
-    point: float
-    lo: float
-    hi: float
-
-
-class Holm(_Strict):
-    """How several latency checks were judged together."""
-
-    hypotheses: int
-    alpha: float
-
-
 class GateResult(_Strict):
     """Everything that a gate found; the JSON file is this, and all other outputs are drawn from it."""
 
@@ -179,8 +173,9 @@ class GateResult(_Strict):
 
         Raises:
             StorageError: the file cannot be read.
-            ArtifactError: it is none of this schema; the verdict does not follow from the checks, a size not from the
-                artifact's facts, or a latency not from the raw samples.
+            ArtifactError: it is none of this schema; the verdict does not follow from the checks, a check not from its
+                numbers and the accepts, a size not from the artifact's facts, or what is said of latency, check by
+                check and of all together, not from the raw samples.
         """
         stored = read_json(path)
         try:
@@ -190,51 +185,84 @@ class GateResult(_Strict):
         recomputed = found.to_dict()
         for key in ("counts", "skipped_cells", "verdict", "exit_code"):
             _require_equal(path, key, stored.get(key), recomputed[key])
-        for cell in found.cells:
-            _require_follows(path, cell)
+        _require_follows(path, found)
         return found
 
 
-def _require_follows(path: Path, cell: CellResult) -> None:
-    comparisons = [Comparison.recomputed(each, f"{path}, cell {cell.name!r}") for each in cell.comparisons]
-    for found in comparisons:
-        where = f"the comparison in cell {cell.name!r}"
-        _require_equal(path, f"B of {where}", found.artifacts["B"], cell.artifact)
-        _require_equal(path, f"A of {where}", found.artifacts["A"], cell.baseline or cell.artifact)
-        workload = (found.scenario.batch, found.scenario.threads)
-        _require_equal(path, f"batch and threads of {where}", workload, (cell.batch, cell.threads))
-    for check in cell.checks:
-        what = f"{check.name} of cell {cell.name!r}"
-        if check.name.endswith(".size"):
-            _require_equal(path, what, check.value, cell.artifact.size_bytes)
-        if check.value is None or check.limit is None:
-            if check.status in ("pass", "accepted"):
-                raise ArtifactError(f"{path} says {check.status} of {what}, without a value or a limit; it was altered")
-        elif check.name in (RATIO, TIME):
-            if not comparisons:
+def _require_follows(path: Path, result: GateResult) -> None:
+    accepted = {(use.cell, use.check): use.at_most for use in result.accepts if use.state not in ("expired", "unknown")}
+    cases, checks, seconds = list[Case](), list[Check](), dict[str, Comparison]()
+    for cell in result.cells:
+        limits = {check.name: (check.limit, accepted.get((cell.name, check.name))) for check in cell.checks}
+        comparisons = _comparisons(path, cell, limits)
+        if len(comparisons) > 1:
+            seconds[cell.name] = comparisons[1]
+        for check in cell.checks:
+            what = f"{check.name} of cell {cell.name!r}"
+            limit, up_to = limits[check.name]
+            if check.value is None or limit is None:
+                if check.status in ("pass", "accepted"):
+                    raise ArtifactError(
+                        f"{path} says {check.status} of {what}, without a value or a limit; it was altered"
+                    )
+            elif check.name not in (RATIO, TIME):
+                _require_exact(path, what, check, cell, up_to)
+            elif comparisons:
+                cases.append(Case(cell.name, check.name, float(limit), up_to, comparisons[0]))
+                checks.append(check)
+            else:
                 raise ArtifactError(f"{path} holds no samples for {what}")
-            _require_latency(path, what, check, comparisons)
-        else:
-            held = check.value >= check.limit if check.unit == "cosine" else check.value <= check.limit
-            if check.status == "pass" and not held:
-                raise ArtifactError(f"{path} says pass of {what}, {check.value} against {check.limit}; it was altered")
+    judged, together = judge_together(cases)
+    for case, check, first in zip(cases, checks, judged, strict=True):
+        what = f"{check.name} of cell {case.cell!r}"
+        again: Comparison | str = seconds.get(case.cell, "no second measurement")
+        found = confirmed(case, first, again) if first.judgement == "regressed" else first
+        interval = estimate_of(check.name, case.comparison).to_ratio()
+        ours = case.comparison.latency_ms("A") if check.name == RATIO else None
+        said = (check.status, check.value, check.lo, check.hi, check.p_value, check.baseline)
+        follows = (STATUS[found.judgement], *(interval[k] for k in ("point", "lo", "hi")), found.p_value, ours)
+        for key, left, right in zip(("status", "point", "lo", "hi", "p_value", "baseline"), said, follows, strict=True):
+            _require_equal(path, f"{key} of {what}", left, right)
+    _require_equal(path, "holm", result.holm, together)
+    mean = summary_of(cases)
+    for key in Summary.model_fields:
+        _require_equal(path, f"{key} of the summary", getattr(result.summary, key, None), getattr(mean, key, None))
 
 
-def _require_latency(path: Path, what: str, check: Check, comparisons: list[Comparison]) -> None:
-    """What is said of a latency follows from its first measurement; a failure also from the second."""
-    assert check.limit is not None
-    interval = estimate_of(check.name, comparisons[0]).to_ratio()
-    for key, value in (("point", check.value), ("lo", check.lo), ("hi", check.hi)):
-        _require_equal(path, f"{key} of {what}", value, interval[key])
-    judgements = [judgement_of(check.name, each, float(check.limit), None) for each in comparisons]
-    allowed: dict[str, tuple[str, ...]] = {
-        "pass": ("pass",),
-        "invalid": ("invalid",),
-        "inconclusive": ("inconclusive", "accepted"),
-        "regressed": ("fail", "inconclusive", "accepted"),  # Holm, and a second measurement, leave doubt
+def _comparisons(
+    path: Path, cell: CellResult, limits: Mapping[str, tuple[float | None, float | None]]
+) -> list[Comparison]:
+    """The measurements of a cell, recomputed, and of its artifacts."""
+    bounds = {
+        name: (float(limit), up_to)
+        for name, (limit, up_to) in limits.items()
+        if name in (RATIO, TIME) and limit is not None
     }
-    if check.status not in allowed[judgements[0]] or (check.status == "fail" and judgements[-1] != "regressed"):
-        raise ArtifactError(f"{path} says {check.status} of {what}, its samples say {judgements}; it was altered")
+    found = [
+        Comparison.recomputed(each, f"{path}, cell {cell.name!r}", undecided_by(bounds)) for each in cell.comparisons
+    ]
+    for each in found:
+        where = f"the comparison in cell {cell.name!r}"
+        _require_equal(path, f"B of {where}", each.artifacts["B"], cell.artifact)
+        _require_equal(path, f"A of {where}", each.artifacts["A"], cell.baseline or cell.artifact)
+        workload = (each.scenario.batch, each.scenario.threads)
+        _require_equal(path, f"batch and threads of {where}", workload, (cell.batch, cell.threads))
+    return found
+
+
+def _require_exact(path: Path, what: str, check: Check, cell: CellResult, accepted: float | None) -> None:
+    """The status of a check without a clock follows from its numbers; of parity they are not all there."""
+    assert check.value is not None
+    assert check.limit is not None
+    if check.name.endswith(".size"):
+        _require_equal(path, what, check.value, cell.artifact.size_bytes)
+    if check.unit == "cosine":
+        follows = "pass" if check.status == "pass" and check.value >= check.limit else "fail"
+    elif check.value <= check.limit:
+        follows = "pass"
+    else:
+        follows = "accepted" if accepted is not None and check.value <= accepted else "fail"
+    _require_equal(path, f"the status of {what}", check.status, follows)
 
 
 def _require_equal(path: Path, what: str, said: Any, follows: Any) -> None:

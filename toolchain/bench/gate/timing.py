@@ -1,10 +1,10 @@
-"""The latency checks: baseline and artifact timed together, judged together, and a regression confirmed once."""
+"""The latency checks: baseline and artifact timed together, and a regression confirmed by measuring once more."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +14,21 @@ from toolchain.bench.compare import compare
 from toolchain.bench.device import Devices
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell
-from toolchain.bench.gate.judgement import RATIO, TIME, Judgement, estimate_of, judgement_of, logs_of
-from toolchain.bench.gate.result import Check, Holm, Status, Summary, Unit
-from toolchain.bench.intervals import (
-    RESAMPLES,
-)
-from toolchain.bench.multiplicity import geometric_mean, holm, p_value_above
+from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of, logs_of, undecided_by
+from toolchain.bench.gate.result import STATUS, Check, Status, Unit
+from toolchain.bench.gate.together import Case, Holm, Judged, Summary, confirmed, judge_together, summary_of
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.samples import Parity
-from toolchain.errors import ArtifactError, MeasurementError, ParityError, StorageError, TargetUnavailable
+from toolchain.errors import (
+    ArtifactError,
+    DeviceLost,
+    MeasurementError,
+    ParityError,
+    StorageError,
+    TargetUnavailable,
+)
 
 UNITS: dict[str, Unit] = {RATIO: "ratio", TIME: "ms"}
-ALONE = 5
-"""Up to this many latency cells are judged each by itself, more of them by Holm's procedure."""
 DEFAULT_TAU = 0.05
 Told = Callable[[str, float], None]
 Outcome = Comparison | tuple[Status, str]
@@ -67,25 +69,6 @@ class Timed:
     comparisons: tuple[Comparison, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One latency check with its first measurement."""
-
-    timeable: Timeable
-    check: str
-    comparison: Comparison
-    accepted: float | None
-    p_value: float = 1.0
-    judgement: Judgement = "invalid"
-    note: str = ""
-    again: Comparison | None = field(default=None, repr=False)
-
-    @property
-    def bound(self) -> float:
-        """The value that the check fails beyond: the limit, or what was accepted."""
-        return max(self.timeable.limit(self.check), self.accepted or 0.0)
-
-
 def time_cells(
     timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, told: Told
 ) -> tuple[dict[str, Timed], Summary | None, Holm | None]:
@@ -95,29 +78,32 @@ def time_cells(
         RecipeError: a cell's workload does not fit its artifacts.
     """
     done: dict[str, Timed] = {}
-    measured: dict[str, Comparison] = {}
-    cases: list[_Case] = []
+    cases: list[Case] = []
     for index, each in enumerate(timeables):
         name = each.cell.name
-        outcome = _measure(each, devices, 0, _part(told, name, index, len(timeables)))
+        outcome = _measure(each, accepts, devices, 0, _part(told, name, index, len(timeables)))
         if isinstance(outcome, Comparison):
-            measured[name] = outcome
-            cases += [_Case(each, check, outcome, accepts.limit(name, check)) for check in each.checks]
+            cases += [Case(name, c, each.limit(c), accepts.limit(name, c), outcome) for c in each.checks]
         else:
-            status, reason = outcome
-            done[name] = Timed(tuple(_unmeasured(each, check, status, reason) for check in each.checks))
-    cases, together = _judged(cases, len(measured))
-    cases = _confirmed(cases, devices, told)
-    for name, comparison in measured.items():
-        ours = [case for case in cases if case.timeable.cell.name == name]
-        again = next((case.again for case in ours if case.again is not None), None)
-        found = tuple(_check(case, accepts) for case in ours)
-        done[name] = Timed(found, (comparison,) if again is None else (comparison, again))
-    related = [m for t in timeables if RATIO in t.checks and (m := measured.get(t.cell.name)) is not None]
-    return done, _summary([m for m in related if m.verdict != "invalid"]), together
+            done[name] = Timed(tuple(_unmeasured(each, check, *outcome) for check in each.checks))
+    found, together = judge_together(cases)
+    again: dict[str, Outcome] = {}
+    for index, (case, judged) in enumerate(zip(cases, found, strict=True)):
+        if judged.judgement == "regressed":
+            if case.cell not in again:
+                each = next(each for each in timeables if each.cell.name == case.cell)
+                again[case.cell] = _measure(each, accepts, devices, 1, _part(told, f"{case.cell}, once more", 0, 1))
+            second = again[case.cell]
+            found[index] = confirmed(case, judged, second if isinstance(second, Comparison) else second[1])
+    for case in cases:
+        ours = tuple(_check(*pair, accepts) for pair in zip(cases, found, strict=True) if pair[0].cell == case.cell)
+        second = again.get(case.cell, ("skipped", ""))
+        both = (case.comparison, second) if isinstance(second, Comparison) else (case.comparison,)
+        done[case.cell] = Timed(ours, both)
+    return done, summary_of(cases), together
 
 
-def _measure(each: Timeable, devices: Devices, seed: int, told: Told) -> Outcome:
+def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, told: Told) -> Outcome:
     """The comparison of a cell, or why there is none."""
     if each.parity == "fail":
         return "skipped", "not timed: parity with the baseline failed"
@@ -136,10 +122,13 @@ def _measure(each: Timeable, devices: Devices, seed: int, told: Told) -> Outcome
             tau=cell.relation.latency or DEFAULT_TAU,
             seed=seed,
             parity=each.parity,
+            undecided=undecided_by({c: (each.limit(c), accepts.limit(cell.name, c)) for c in each.checks}),
             on_progress=told,
         )
+    except DeviceLost as error:
+        return "invalid", str(error)
     except TargetUnavailable as error:
-        return "skipped", str(error)
+        return ("fail", f"required, but {error}") if cell.required else ("skipped", str(error))
     except (ParityError, ArtifactError) as error:
         return "fail", str(error)
     except (MeasurementError, StorageError) as error:
@@ -151,92 +140,35 @@ def _part(told: Told, name: str, index: int, of: int) -> Told:
     return lambda text, share: told(f"{name}: {text}", (index + share) / of)
 
 
-def _judged(cases: Sequence[_Case], cells: int) -> tuple[list[_Case], Holm | None]:
-    """Every case with its judgement; over more than `ALONE` cells a regression has to survive Holm's procedure."""
-    if not cases:
-        return [], None
-    alpha = min(case.comparison.design.alpha for case in cases) / 2  # one-sided
-    resamples = max(RESAMPLES, math.ceil(4 * len(cases) / alpha))
-    found = []
-    for case in cases:
-        judgement = judgement_of(case.check, case.comparison, case.timeable.limit(case.check), case.accepted)
-        p = 1.0
-        if judgement != "invalid":
-            design = case.comparison.design
-            blocks = logs_of(case.check, case.comparison)
-            p = p_value_above(blocks, math.log(case.bound), resamples=resamples, seed=design.seed) * design.looks
-        found.append(replace(case, judgement=judgement, p_value=min(p, 1.0)))
-    if cells <= ALONE:
-        return found, None
-    rejected = holm([case.p_value for case in found], alpha)
-    for index, case in enumerate(found):
-        if case.judgement == "regressed" and not rejected[index]:
-            note = f"regressed by itself, not among {len(found)} checks together (Holm)"
-            found[index] = replace(case, judgement="inconclusive", note=note)
-    return found, Holm(hypotheses=len(found), alpha=alpha)
-
-
-def _confirmed(cases: Sequence[_Case], devices: Devices, told: Told) -> list[_Case]:
-    """The same cases, each regression measured once more; one that does not repeat leaves doubt and no failure."""
-    again: dict[str, Outcome] = {}
-    found = []
-    for case in cases:
-        if case.judgement != "regressed":
-            found.append(case)
-            continue
-        each = case.timeable
-        name = each.cell.name
-        if name not in again:
-            again[name] = _measure(each, devices, 1, _part(told, f"{name}, once more", 0, 1))
-        second = again[name]
-        if not isinstance(second, Comparison):
-            found.append(replace(case, judgement="inconclusive", note=f"could not be confirmed: {second[1]}"))
-            continue
-        repeated = judgement_of(case.check, second, each.limit(case.check), case.accepted)
-        if repeated == "regressed":
-            found.append(replace(case, again=second, note="confirmed in a fresh measurement"))
-        else:
-            note = f"regressed at first, {repeated} in a fresh measurement"
-            found.append(replace(case, judgement="inconclusive", again=second, note=note))
-    return found
-
-
-def _check(case: _Case, accepts: Accepts) -> Check:
+def _check(case: Case, judged: Judged, accepts: Accepts) -> Check:
     """The check of a case that is settled."""
-    status: Mapping[Judgement, Status] = {
-        "pass": "pass",
-        "regressed": "fail",
-        "accepted": "accepted",
-        "inconclusive": "inconclusive",
-        "invalid": "invalid",
-    }
-    if case.accepted is not None and case.judgement in ("accepted", "regressed"):
-        accepts.note(case.timeable.cell.name, case.check, "used" if case.judgement == "accepted" else "exceeded")
+    if case.accepted is not None and judged.judgement in ("accepted", "regressed"):
+        accepts.note(case.cell, case.check, "used" if judged.judgement == "accepted" else "exceeded")
     comparison, estimate = case.comparison, estimate_of(case.check, case.comparison).to_ratio()
-    limit, unit = case.timeable.limit(case.check), UNITS[case.check]
+    unit = UNITS[case.check]
     shown = f"{estimate['point']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
-    said = [f"{shown} ms" if unit == "ms" else f"{shown} of the baseline's time", f"at most {limit:g}"]
-    if case.judgement == "invalid":
+    said = [f"{shown} ms" if unit == "ms" else f"{shown} of the baseline's time", f"at most {case.limit:g}"]
+    if judged.judgement == "invalid":
         said.append(f"the control strays too far, this run supports τ ≥ {100 * comparison.tau_min:.1f} %")
-    elif case.judgement == "inconclusive" and not case.note:
+    elif judged.judgement == "inconclusive" and not judged.note:
         said.append(_doubt(case))
     if case.accepted is not None:
         said.append(f"accepted up to {case.accepted:.3f}")
     return Check(
         name=case.check,
-        status=status[case.judgement],
+        status=STATUS[judged.judgement],
         unit=unit,
         value=estimate["point"],
-        limit=limit,
+        limit=case.limit,
         baseline=comparison.latency_ms("A") if case.check == RATIO else None,
         lo=estimate["lo"],
         hi=estimate["hi"],
-        p_value=case.p_value,
-        reason="; ".join([*said, *([case.note] if case.note else [])]),
+        p_value=judged.p_value,
+        reason="; ".join([*said, *([judged.note] if judged.note else [])]),
     )
 
 
-def _doubt(case: _Case) -> str:
+def _doubt(case: Case) -> str:
     """Why a measurement says neither that a limit is kept nor that it is not."""
     medians = [float(np.median(session)) for session in logs_of(case.check, case.comparison)]
     spread = max(medians) - min(medians)
@@ -248,11 +180,3 @@ def _doubt(case: _Case) -> str:
 
 def _unmeasured(each: Timeable, check: str, status: Status, reason: str) -> Check:
     return Check(name=check, status=status, unit=UNITS[check], limit=each.limit(check), reason=reason)
-
-
-def _summary(comparisons: Sequence[Comparison]) -> Summary | None:
-    """The geometric mean over at least two comparisons."""
-    if len(comparisons) < 2:
-        return None
-    mean = geometric_mean([logs_of(RATIO, each) for each in comparisons]).to_ratio()
-    return Summary(cells=len(comparisons), **mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -109,10 +109,11 @@ def _onnx_parts(path: Path) -> Counter[Part]:
         if uses_external_data(tensor):
             parts[GRAPH, "external references"] += inline
             info = ExternalDataInfo(tensor)
-            if (info.location, info.offset) not in seen:  # two tensors may share their bytes
-                seen.add((info.location, info.offset))
-                size = info.length or min(tensor_bytes(tensor), sizes[info.location])
-                sizes[info.location] -= size
+            where = PurePosixPath(info.location).as_posix()  # "./weights.bin" is that file too
+            if (where, info.offset) not in seen:  # two tensors may share their bytes
+                seen.add((where, info.offset))
+                size = info.length or min(tensor_bytes(tensor), sizes[where])
+                sizes[where] -= size
                 parts[part] += size
         elif inline:
             parts[part] += inline
