@@ -88,7 +88,7 @@ def test_limits_are_met_and_no_single_multiple_more_would_fit(tiny_model, seed, 
 
 @pytest.mark.parametrize("multiple", [1, 8, 16])
 @pytest.mark.parametrize("section", [JOINT, SPLIT], ids=["head dims", "ranks"])
-@pytest.mark.parametrize("budget", [{"params": 0.5}, {"macs": 0.6}, {"params": 0.8}], ids=str)
+@pytest.mark.parametrize("budget", [{"params": 0.5}, {"macs": 0.6}, {"params": 0.8}, {"size": "55%"}], ids=str)
 def test_a_full_size_model_uses_99_percent_of_the_budget(budget, section, multiple):
     model = shapes_of("deit_tiny_patch16_224")
     choices = choices_of(model, section, dict.fromkeys(("head_dim", "mlp_hidden", "rank"), multiple))

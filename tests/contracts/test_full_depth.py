@@ -9,10 +9,13 @@ import torch
 from builders import dense_model, random_plan
 
 from toolchain.artifact import run_stage
+from toolchain.bench.size import artifact_size_bytes
 from toolchain.compress.lowrank import factorise
+from toolchain.compress.stage import Compress
+from toolchain.data import open_source
 from toolchain.export.parity import TOLERANCES, compare
 from toolchain.export.stage import Export, stack_images, torch_call
-from toolchain.recipe import ExportSection
+from toolchain.recipe import BudgetSection, CompressSection, ExportSection
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -50,3 +53,17 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
     assert made.graph.simplified, made.graph.notes
     before, after = torch_call(model.module)(images), torch_call(deploy.module)(images)
     assert abs(before - after).max() >= 1e-2 * before.std(), "the plan changes nothing: vacuous"
+
+
+def test_a_size_budget_is_that_of_the_file(tmp_path):
+    model = dense_model("deit_tiny_patch16_224")
+    section = CompressSection(method="hybrid", attention="svd", neurons="magnitude", allocation="uniform")
+    size = model.preprocess.input_size
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    source = open_source("none", input_size=size, data_config=half, calibration_images=8)
+    masked = run_stage(Compress(section, BudgetSection(size="12 MB"), source, {}), model)
+    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    images = stack_images([source.split("test")[index][0] for index in range(3)])
+    path = tmp_path / "model.onnx"
+    run_stage(Export(ExportSection(), path, images, real_images=False, tool="test"), deploy)
+    assert 0.98 * 12e6 <= artifact_size_bytes(path) <= 1.02 * 12e6
