@@ -56,7 +56,7 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
 
 
 def test_a_size_budget_is_that_of_the_file(tmp_path):
-    model = dense_model("deit_tiny_patch16_224")
+    model = dense_model("deit_tiny_patch16_224", num_classes=50)
     section = CompressSection(method="hybrid", attention="svd", neurons="magnitude", allocation="uniform")
     size = model.preprocess.input_size
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
