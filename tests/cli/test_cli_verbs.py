@@ -194,6 +194,16 @@ def test_plan_is_readable(command, finished):
     out = command("plan", finished.recipe).out
     assert f"{finished.report['compressed']['params']:,}" in out
     assert "blocks.1.attn.qkv" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("params")]
+    least = finished.report["compressed"]["params"] / finished.report["dense"]["params"]
+    assert row[-2:] == ["…", "1"]
+    assert 0 < float(row[-3]) < least <= 0.5, "the range that could be asked for"
+
+
+def test_plan_tells_what_a_model_leaves_out(command, recipe):
+    told = command("plan", recipe, "--shapes-only", "--set", "model.kwargs.qk_norm=true")
+    assert told.code == 0, told.err
+    assert "limit: head dims are left alone because of a norm over the head dim of q and k" in told.out.splitlines()
 
 
 def test_a_plan_by_damage_says_when_it_comes(command, parsed, recipe):

@@ -18,7 +18,7 @@ from toolchain.compress.gates import learn_gates
 from toolchain.compress.lowrank import factorise
 from toolchain.compress.neurons import CRITERIA, Evidence
 from toolchain.compress.stage import Compress, pruned_shares
-from toolchain.data import DataSource, open_source
+from toolchain.data import DataSource, Images, open_source
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
 from toolchain.recipe import BudgetSection, CompressSection, VtpSection
 from toolchain.surgery.mask import baked, mask_model
@@ -278,3 +278,20 @@ def test_pruned_shares_add_up(digits):
                 low.rank for low in made.plan.low_ranks if low.module == f"{row['block']}.attn.{row['kind'][5:]}"
             )
             assert row["removed"] == 48 - rank
+
+
+def test_the_default_method_does_not_look_at_labels(digits):
+    """The same plan and the same weights, to the bit, from labels that are all wrong."""
+    splits = {
+        name: Images(
+            images._load, (images._all_labels + 1 + torch.arange(len(images._all_labels))) % 10, images.positions
+        )
+        for name, images in digits.splits.items()
+    }
+    changed = replace(digits, splits=splits)
+    assert [changed.split("train")[i][1] for i in range(8)] != [digits.split("train")[i][1] for i in range(8)]
+    ours, theirs = (compress(model(), CompressSection(), images) for images in (digits, changed))
+    assert ours.plan.to_json() == theirs.plan.to_json()
+    for one, two in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    assert theirs.plan.provenance["method"]["allocation"] == "solver"
