@@ -58,8 +58,9 @@ def drawings(table: Table) -> dict[str, Drawing]:
         caption = "Seconds of one pass of the closed form, and peak memory, against calibration images"
         return {"cost.svg": Drawing(caption, _cost(table.records))}
     made: dict[str, Drawing] = {}
-    for reference in table.suite.references:
+    for reference, models in table.suite.references.items():
         rows = [row for row in table.rows if row.reference == reference and _base(row) != "dense"]
+        rows = [row for row in rows if not set(row.seeds).isdisjoint(models.seeds)]  # the others stand in the tables
         rows = [row for row in rows if IMAGES not in row.cells[0]["tried"] and table.against_dense(row) is not None]
         budgets = _by_budget(rows)
         if any(len({row.name for row in found}) >= PARTS for found in budgets.values()):

@@ -1,5 +1,8 @@
 """The four matrices of attention, head by head, whatever linears they lie in.
 
+Attention sees a head's query and key weights only in the product W_qᵀ W_k, and its value and output weights only in W_o W_v,
+so its dimensions may be rotated and cut in these products: A3, arXiv 2505.12942; MoDeGPT, arXiv 2408.09632.
+
 Legend: H heads, d head dim, r reduced head dim, D width, N tokens.
 """
 

@@ -45,26 +45,26 @@ def _columns(module: nn.Module, group: UnitGroup) -> tuple[str, Tensor]:
 
 
 def magnitude(given: Evidence) -> Scores:
-    """‖w_in‖·‖w_out‖ of each neuron: no data."""
+    """‖w_in‖·‖w_out‖ of each neuron [total]: no data."""
     return {(g.module, g.unit): (_rows(given.module, g) * _columns(given.module, g)[1]).sqrt() for g in given.groups}
 
 
 def variance(given: Evidence) -> Scores:
-    """Var(h_j)·‖W2_:j‖²: the output energy that is lost when a neuron is replaced by its mean."""
+    """Var(h_j)·‖W2_:j‖² [total], h what the reader W2 [D, total] reads: the output energy that is lost when a neuron is replaced by its mean."""
     readers = {(g.module, g.unit): _columns(given.module, g) for g in given.groups}
     moments = input_moments(given.module, [name for name, _ in readers.values()], given.images)
     return {key: moments[name].variance * energy for key, (name, energy) in readers.items()}
 
 
 def taylor(given: Evidence) -> Scores:
-    """|Σ h_j·∂L/∂h_j|: the first-order change of the loss when a neuron is removed."""
+    """|Σ h_j·∂L/∂h_j| [total]: the first-order change of the loss when a neuron is removed; Molchanov 2019, arXiv 1906.10771."""
     readers = {(g.module, g.unit): _columns(given.module, g)[0] for g in given.groups}
     found = input_taylor(given.module, list(readers.values()), given.images)
     return {key: found[name] for key, name in readers.items()}
 
 
 def random(given: Evidence) -> Scores:
-    """Seeded noise: the baseline that every criterion must beat."""
+    """Seeded noise in [0, 1), [total]: the baseline that every criterion must beat."""
     generator = torch.Generator().manual_seed(given.seed)
     return {(g.module, g.unit): torch.rand(g.total, generator=generator).double() for g in given.groups}
 
