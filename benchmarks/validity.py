@@ -131,9 +131,14 @@ def verdict_of(stored: dict[str, Any]) -> str:
     return found
 
 
+def path_of(results: Path, experiment: Experiment) -> Path:
+    """Where an experiment's records are kept, one a line."""
+    return results / f"{experiment.name}.jsonl"
+
+
 def recorded(results: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """The records of an experiment, in order; a line that a killed run left unfinished is dropped."""
-    path = results / f"{experiment.name}.jsonl"
+    path = path_of(results, experiment)
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -141,20 +146,31 @@ def recorded(results: Path, experiment: Experiment) -> list[dict[str, Any]]:
     return found
 
 
-def measure(experiment: Experiment, results: Path, work: Path, told: Callable[[str], None]) -> None:
-    """Goes on with an experiment; each comparison is on disk before the next begins."""
-    done = recorded(results, experiment)
+def measure(experiments: Sequence[Experiment], results: Path, work: Path, told: Callable[[str], None]) -> None:
+    """Goes on with the experiments, always with the one of which the smallest share is done.
+
+    So each has met the same hours of the machine, however far the whole has come. A comparison is on disk before the
+    next begins.
+    """
     results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{experiment.name}.jsonl"
-    write_text(path, "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in done))
-    pair = [model(depth, work) for depth in experiment.depths]
-    for index in range(len(done), experiment.count):
+    counts = {}
+    for experiment in experiments:
+        done = recorded(results, experiment)
+        write_text(
+            path_of(results, experiment), "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in done)
+        )
+        counts[experiment] = len(done)
+    while any(counts[experiment] < experiment.count for experiment in experiments):
+        experiment = min(experiments, key=lambda each: counts[each] / each.count)
+        index = counts[experiment]
+        pair = [model(depth, work) for depth in experiment.depths]
         begun = time.monotonic()
         with load(index, wanted=experiment.loaded):
             found = compare(*pair, target="ort-cpu", tau=TAU, seed=index)
         line = record(experiment, index, found, time.monotonic() - begun)
-        with path.open("a", encoding="utf-8") as file:
+        with path_of(results, experiment).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        counts[experiment] += 1
         told(f"{experiment.name} {index + 1}/{experiment.count}: {found.verdict}, {line['seconds']:.0f} s")
 
 
@@ -237,8 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             return 0
         options.work.mkdir(parents=True, exist_ok=True)
-        for experiment in chosen:
-            measure(experiment, options.results, options.work, lambda text: print(text, flush=True))
+        measure(chosen, options.results, options.work, lambda text: print(text, flush=True))
     write_text(options.results / "README.md", table(options.results, EXPERIMENTS))
     return 0
 

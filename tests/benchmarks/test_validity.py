@@ -109,3 +109,15 @@ def test_records_are_small(short, tmp_path, work):
     (line, *_) = (tmp_path / "tiny.jsonl").read_text().splitlines()
     assert set(json.loads(line)) >= {"slots_ns", "seconds", "environment", "artifacts", "looks"}
     assert len(line) < 4000
+
+
+def test_the_experiment_that_is_least_far_goes_on(short, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(validity, "EXPERIMENTS", (TINY, Experiment("other", (1, 1), 6)))
+    told = []
+    validity.measure(validity.EXPERIMENTS, tmp_path, work, told.append)
+    assert [each.split(":")[0] for each in told] == [
+        "tiny 1/3",
+        *("other 1/6", "other 2/6", "tiny 2/3"),
+        *("other 3/6", "other 4/6", "tiny 3/3"),
+        *("other 5/6", "other 6/6"),
+    ]
