@@ -18,6 +18,7 @@ from toolchain.targets.device_runner import (
     fingerprint,
     main,
     make_inputs,
+    opening_order,
     plan_digest,
     run_plan,
     time_calls_ns,
@@ -157,8 +158,42 @@ def test_a_session_follows_its_plan():
         assert block["samples_ns"]["A"] == [2_000_000 + i for i in range(1, 25)]  # the first is discarded
         assert block["samples_ns"]["B"] == [30_000_001, 30_000_002]
     json.dumps(result, allow_nan=False)
-    assert [entry[0] for entry in log[:3]] == ["a", "b", "a"]
-    assert [entry[1] for entry in log[-3:]] == ["close"] * 3
+    # Session 1 begins with B; one more is opened last, and never timed.
+    assert [entry[0] for entry in log[:4]] == ["b", "a", "a", "b"]
+    assert [entry[1] for entry in log[-4:]] == ["close"] * 4
+
+
+def test_every_variant_is_opened_first_in_some_session_and_last_in_none():
+    variants = [{"name": name} for name in ("A", "B", "A'")]
+    orders = [[variant["name"] for variant in opening_order(variants, session)] for session in range(4)]
+    assert orders == [["A", "B", "A'", "A"], ["B", "A'", "A", "B"], ["A'", "A", "B", "A'"], ["A", "B", "A'", "A"]]
+    assert opening_order(variants[:1], 2) == variants[:1]
+
+
+def test_what_is_opened_to_be_the_last_is_never_timed():
+    timed = []
+
+    class Counted:
+        def __init__(self, path, threads):
+            self.calls = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            timed.append(self.calls)
+
+        def infer(self, feeds):
+            return {"logits": np.zeros(1)}
+
+        def time_ns(self, feeds, samples):
+            self.calls += samples
+            return [1_000_000] * samples
+
+    run_plan(plan(warmup={"calls": 1, "seconds": 0.0}), {"clockwork": Counted})
+    assert timed[0] == 0, "closed first: opened last"
+    assert len(timed) == 4
+    assert min(timed[1:]) > 0
 
 
 def test_warm_up_meets_both_minima():
@@ -182,7 +217,7 @@ def test_all_variants_of_a_block_see_the_same_inputs_in_the_same_order_and_block
 def test_a_variant_that_fails_or_overflows_is_named():
     for bad in (np.nan, np.inf):
         with pytest.raises(VariantError, match=r"A \(a\).*'logits'.*not finite"):
-            run_plan(plan(), opener([], {"a": 1, "b": 1}, output=bad))
+            run_plan(plan(session=0), opener([], {"a": 1, "b": 1}, output=bad))
     with pytest.raises(VariantError, match=r"B \(b\) does not run on clockwork"):
         run_plan(plan(), opener([], {"a": 1}))
 
