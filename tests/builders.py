@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -34,7 +35,7 @@ from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
-VARIANTS: dict[str, dict[str, object]] = {
+VIT: dict[str, dict[str, object]] = {
     "classic": {},
     "distilled": {"name": "deit_tiny_distilled_patch16_224"},
     "layer scale": {"name": "deit3_small_patch16_224"},
@@ -45,7 +46,28 @@ VARIANTS: dict[str, dict[str, object]] = {
     "no qkv bias": {"qkv_bias": False},
     "no proj bias": {"proj_bias": False},
 }
-"""Every form of the family, as changes of `TINY`."""
+"""Every form of timm's VisionTransformer, as changes of `TINY`."""
+
+EVA: dict[str, dict[str, object]] = {
+    "EVA": {"name": "eva_giant_patch14_224", "img_size": 28, "patch_size": 14},
+    "EVA-02 small": {"name": "eva02_small_patch14_224", "img_size": 28, "patch_size": 14},
+    "EVA-02 base": {"name": "eva02_base_patch14_224", "img_size": 28, "patch_size": 14},
+    "DINOv3": {"name": "vit_small_patch16_dinov3"},
+    "DINOv3 with biases": {"name": "vit_small_plus_patch16_dinov3_qkvb"},
+    "RoPE-ViT": {"name": "vit_small_patch16_rope_224"},
+    "RoPE-ViT mixed": {"name": "vit_small_patch16_rope_mixed_224"},
+    "RoPE and registers": {"name": "vit_medium_patch16_rope_reg1_gap_256"},
+    "dynamic size": {"name": "vit_small_patch16_rope_224", "dynamic_img_size": True},
+    "grouped queries": {"name": "vit_base_patch16_sapiens2", "num_kv_heads": 1},
+}
+"""Every form of timm's Eva, as changes of `TINY`."""
+
+VARIANTS = {
+    **VIT,
+    # Without the scale, a fresh head of this class hardly looks at what it is given.
+    **{case: {**form, "head_init_scale": 7.0} for case, form in EVA.items() if timm.is_model(str(form["name"]))},
+}
+"""Every form of every family; some are younger than the oldest timm that is supported."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -54,7 +76,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith(("gamma", "ls1", "ls2")):
+            if name.endswith(("gamma", "gamma_1", "gamma_2")):
                 parameter.copy_(0.5 + 0.1 * noise)
             elif parameter.ndim == 1:
                 parameter.add_(0.1 * noise)

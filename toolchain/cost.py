@@ -183,7 +183,7 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
     attentions = {name: AttentionShape(site.heads, site.head_dim, tokens[name]) for name, site in sites.items()}
     params = sum(p.numel() for p in module.parameters())
     scales = [branch.scale for branches in family.branches(module).values() for branch in branches]
-    scale_params = sum(p.numel() for name in scales for p in module.get_submodule(name).parameters())
+    scale_params = sum(module.get_parameter(name).numel() for name in scales if name is not None)
     others = params - sum(linear.params for linear in linears.values())
     return ModelShape(linears, attentions, others, conv_macs, scale_params)
 

@@ -200,9 +200,9 @@ def test_layers_without_a_bias_are_fitted_as_such(case):
 
 def test_a_branch_that_is_left_whole_mends_what_came_before():
     found = variant("q/k norm")
-    neurons = [site for site in sites(found) if site.unit == "mlp_hidden"]
-    assert sites(found) == neurons, "attention is left alone"
+    neurons = [group for group in found.groups if group.unit == "mlp_hidden"]
     wanted = {key: kept for key, kept in widths(found, 0.3).items() if key[1] == "mlp_hidden"}
+    assert {g.unit for g in found.groups if g.sliceable} == {"mlp_hidden"}, "attention is left alone"
     module = copy.deepcopy(found.module)
     reduce_sequentially(found.module, module, found.family, neurons, wanted, Noise(found, 128), cares(found), beta=1.0)
     moved = {

@@ -190,10 +190,11 @@ def test_a_folded_scale_leaves_the_function_and_ones(kwargs: dict[str, bool], fa
             isinstance(module.get_submodule(branch.reader), FactorisedLinear) for branch in branches
         )
         assert all(fold_scale(module, branch) for branch in branches)
-        assert all(module.get_submodule(branch.scale).gamma.eq(1).all() for branch in branches)
+        assert all(module.get_parameter(branch.scale).eq(1).all() for branch in branches)
         assert agree(before, module(x))
         without = dense_model()
-        assert not any(fold_scale(without.module, branch) for branch in branches)
+        none = [branch for found in without.family.branches(without.module).values() for branch in found]
+        assert not any(fold_scale(without.module, branch) for branch in none)
 
 
 def test_a_plan_for_another_model_is_refused(tiny: TimmModel) -> None:

@@ -73,13 +73,12 @@ def input_of(model: nn.Module, branch: Branch, linear: str, x: Tensor) -> Tensor
 
 
 def run_branch(model: nn.Module, branch: Branch, x: Tensor) -> Tensor:
-    """scale(module(norm(x))), [B, N, D]: what the branch adds to the residual stream."""
-    y: Tensor = model.get_submodule(branch.module)(model.get_submodule(branch.norm)(x))
-    scaled: Tensor = model.get_submodule(branch.scale)(y)
-    return scaled
+    """γ · module(norm(x)), [B, N, D]: what the branch adds to the residual stream."""
+    y: Tensor = model.get_submodule(branch.module)(model.get_submodule(branch.norm)(x), **branch.context(model))
+    return y if branch.scale is None else y * model.get_parameter(branch.scale)
 
 
 def fold_scales(model: nn.Module, branches: Iterable[Branch]) -> None:
-    """Moves every LayerScale into the linear before it, in place, and leaves ones behind: paths and shapes stay."""
+    """Moves every scale into the linear before it, in place, and leaves ones behind: paths and shapes stay."""
     for branch in branches:
         fold_scale(model, branch)

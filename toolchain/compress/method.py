@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from toolchain.compress.sensitivity import Sensitivity
 from toolchain.compress.solver import Site
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, trace
 from toolchain.errors import RecipeError
-from toolchain.families import Family, UnitGroup
+from toolchain.families import Factorizable, Family, UnitGroup
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import BudgetSection, CompressSection
 
@@ -177,6 +177,22 @@ class Allocation:
         }
 
 
+def attention_linears(
+    module: nn.Module, family: Family, groups: Sequence[UnitGroup], section: CompressSection
+) -> list[Factorizable]:
+    """The linears of attention that become low-rank products.
+
+    All of them by "data_aware" or another factorisation; by "joint" those of an attention whose head dims cannot be
+    rotated, for which a pair of matmuls is what is left; none by "none".
+    """
+    if section.attention == "none":
+        return []
+    jointly = section.attention == "joint"
+    rotated = tuple(f"{g.module}." for g in groups if jointly and g.unit == HEAD_DIM and g.mixable)
+    found = (item for item in family.factorizable(module) if item.kind == "attention")
+    return [item for item in found if not item.linear.startswith(rotated)]
+
+
 def choices_for(
     module: nn.Module,
     family: Family,
@@ -186,11 +202,9 @@ def choices_for(
 ) -> Choices:
     """What the section reduces on this model: neurons, head dims ("joint"), or attention linears (a factorisation)."""
     linears: dict[str, tuple[int, int]] = {}
-    if section.attention in (DATA_AWARE, *FACTORISATIONS):
-        for item in family.factorizable(module):
-            if item.kind == "attention":
-                out, into = module.get_submodule(item.linear).weight.shape  # type: ignore[misc]
-                linears[item.linear] = (int(out), int(into))
+    for item in attention_linears(module, family, groups, section):
+        out, into = module.get_submodule(item.linear).weight.shape  # type: ignore[misc]
+        linears[item.linear] = (int(out), int(into))
     wanted = [HEAD_DIM] * (section.attention == "joint") + [HIDDEN] * (section.neurons != "none")
     units = [group for group in groups if group.unit in wanted and (group.mixable or group.unit != HEAD_DIM)]
     floor = 1 - section.vtp.max_prune_ratio if section.neurons == "vtp" else 0.0
@@ -198,10 +212,10 @@ def choices_for(
 
 
 def closed_sites(choices: Choices, family: Family, module: nn.Module, section: CompressSection) -> list[Site]:
-    """What the closed form reduces: head dims of "joint", linears of "data_aware", neurons of "obs"."""
+    """What the closed form reduces: head dims and low ranks of "joint" and "data_aware", neurons of "obs"."""
     units = [HEAD_DIM] * (section.attention == "joint") + [HIDDEN] * (section.neurons == "obs")
     groups = [group for group in choices.groups if group.unit in units]
-    if section.attention != DATA_AWARE:
+    if section.attention not in CLOSED_FORM["attention"]:
         return [*groups]
     return [*groups, *(item for item in family.factorizable(module) if item.linear in choices.linears)]
 

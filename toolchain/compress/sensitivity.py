@@ -87,7 +87,7 @@ def sensitivities(model: nn.Module, family: Family, images: Images, seed: int) -
 
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = [
-        model.get_submodule(branch.scale).register_forward_hook(
+        model.get_submodule(branch.added).register_forward_hook(
             lambda module, inputs, output, name=branch.module: keep(module, inputs, output, name)
         )
         for branch in branches

@@ -6,9 +6,17 @@ from torch import nn
 
 from toolchain.errors import ModelError
 from toolchain.families.base import AttentionSite, Branch, Factorizable, Family, Span, UnitGroup
+from toolchain.families.eva import EvaFamily
 from toolchain.families.vit import VitFamily
 
-FAMILIES: tuple[Family, ...] = (VitFamily(),)
+FAMILIES: tuple[Family, ...] = (VitFamily(), EvaFamily())
+
+
+def adapt(model: nn.Module) -> None:
+    """Puts a fresh timm model into the form that its family works on, in place; a model of no family stays as it is."""
+    for family in FAMILIES:
+        if family.matches(model):
+            family.adapt(model)
 
 
 def family_of(model: nn.Module, name: str) -> Family:
@@ -29,4 +37,4 @@ def family_of(model: nn.Module, name: str) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "AttentionSite", "Branch", "Factorizable", "Family", "Span", "UnitGroup", "family_of"]
+__all__ = ["FAMILIES", "AttentionSite", "Branch", "Factorizable", "Family", "Span", "UnitGroup", "adapt", "family_of"]

@@ -89,20 +89,28 @@ class AttentionSite:
     head_dim: int
 
 
+def _nothing(_model: nn.Module) -> Mapping[str, Tensor]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block: x + scale(module(norm(x))); module paths.
+    """One residual branch of a block: x + γ · module(norm(x)); module paths.
 
     Attributes:
         norm, module: what runs first, and next.
         reader: the linear that `module` ends with.
-        scale: a LayerScale, or an identity.
+        added: what gives the sum's second term, unchanged in eval mode: the stochastic depth.
+        scale: path of the parameter γ [D], of a LayerScale or of the block itself; None where there is none.
+        context: the model → what `module` takes besides x, by name: position embeddings that act within attention.
     """
 
     norm: str
     module: str
     reader: str
-    scale: str
+    added: str
+    scale: str | None = None
+    context: Callable[[nn.Module], Mapping[str, Tensor]] = _nothing
 
 
 class Family(Protocol):
@@ -117,6 +125,10 @@ class Family(Protocol):
 
     def refuses(self, model: nn.Module) -> str | None:
         """Why this model cannot be compressed at all, or None."""
+        ...
+
+    def adapt(self, model: nn.Module) -> None:
+        """Makes a fresh timm model call each linear that it computes with, in place; it stays the same function."""
         ...
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:

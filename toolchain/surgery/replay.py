@@ -26,7 +26,7 @@ from toolchain.artifact import (
     sha256,
 )
 from toolchain.errors import ArtifactError, ModelError, StorageError
-from toolchain.families import family_of
+from toolchain.families import adapt, family_of
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.surgery.check import check_plan
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
@@ -57,6 +57,7 @@ def create_dense(ref: ModelRef, *, pretrained: bool = False) -> nn.Module:
         elif pretrained and not isinstance(error, TypeError):
             text += ". Without a network set model.pretrained = false, or model.checkpoint to a local file"
         raise ModelError(f"timm cannot create {ref.name}: {text}") from error
+    adapt(module)
     return module.eval()
 
 

@@ -16,7 +16,7 @@ from toolchain.cost import pair_pays
 from toolchain.errors import ArtifactError, PlanError
 from toolchain.families import Family
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
-from toolchain.surgery.scales import fold_scale
+from toolchain.surgery.scales import fold_scale, remove_scale
 
 
 def split_module(module: nn.Module, family: Family) -> None:
@@ -29,7 +29,7 @@ def split_module(module: nn.Module, family: Family) -> None:
     for branches in family.branches(module).values():
         for branch in branches:
             if fold_scale(module, branch):
-                replace_module(module, branch.scale, nn.Identity())
+                remove_scale(module, branch)
 
 
 class Split:

@@ -1,0 +1,152 @@
+"""What every family owes: branches that are the model, the linears that it computes with, and a reason for each refusal."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import torch
+from builders import TINY, VARIANTS, variant
+from torch import nn
+
+from toolchain.compress.branches import first_residual, run_branch
+from toolchain.compress.damage import finish
+from toolchain.errors import ModelError
+from toolchain.families import FAMILIES, family_of
+from toolchain.plan import ModelRef
+from toolchain.surgery.replay import create_dense
+
+
+def meta(name: str, **kwargs: object) -> nn.Module:
+    """A timm model without weights."""
+    with torch.device("meta"):
+        return create_dense(ModelRef(name=name, kwargs=kwargs))
+
+
+def images(size: tuple[int, int, int], batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(1))
+
+
+def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max())))
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_the_branches_one_after_another_are_the_model(case):
+    model = variant(case)
+    x = images(model.preprocess.input_size)
+    blocks = model.family.branches(model.module)
+    flat = [branch for branches in blocks.values() for branch in branches]
+    data = torch.utils.data.TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
+    stream = first_residual(model.module, next(iter(blocks)), data)
+    with torch.no_grad():
+        wanted = model.module(x)
+        added = [run_branch(model.module, branch, stream[0]) for branch in flat]
+    assert agree(wanted, finish(model.module, model.family, stream, flat))
+    assert min(float(each.abs().max()) for each in added) > 1e-3, "a branch that adds nothing: vacuous"
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_what_a_branch_adds_is_what_its_last_module_gives(case):
+    model = variant(case)
+    blocks = model.family.branches(model.module)
+    given, added = {}, {}
+    handles = []
+    for path, branches in blocks.items():
+        handles.append(
+            model.module.get_submodule(path).register_forward_pre_hook(
+                lambda _m, args, path=path: given.update({path: args[0]})
+            )
+        )
+        handles += [
+            model.module.get_submodule(branch.added).register_forward_hook(
+                lambda _m, _i, out, name=branch.module: added.update({name: out})
+            )
+            for branch in branches
+        ]
+    with torch.no_grad():
+        model.module(images(model.preprocess.input_size))
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        for path, branches in blocks.items():
+            x = given[path]
+            for branch in branches:
+                y = run_branch(model.module, branch, x)
+                assert agree(added[branch.module], y)
+                x = x + y
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_an_adapted_model_is_the_function_that_timm_made(case):
+    model = variant(case)
+    kwargs = {**TINY, **VARIANTS[case]}
+    name = str(kwargs.pop("name", "vit_tiny_patch16_224"))
+    fresh = timm.create_model(name, **kwargs).eval()
+    fresh.load_state_dict(model.module.state_dict(), strict=True)
+    x = images(model.preprocess.input_size)
+    with torch.no_grad():
+        assert agree(fresh(x), model.module(x))
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_every_linear_of_an_adapted_model_is_called(case):
+    """What is computed past a module can be neither counted, nor looked at, nor replaced."""
+    model = variant(case)
+    called = set()
+    linears = {name: child for name, child in model.module.named_modules() if isinstance(child, nn.Linear)}
+    handles = [child.register_forward_hook(lambda *_, name=name: called.add(name)) for name, child in linears.items()]
+    with torch.no_grad():
+        model.module(images(model.preprocess.input_size))
+    for handle in handles:
+        handle.remove()
+    assert called == set(linears)
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_spans_lie_inside_their_linears_and_never_overlap(case):
+    """Each position of a unit is one row or column of its own, so removing it can damage no other."""
+    model = variant(case)
+    assert len({(group.module, group.unit) for group in model.groups}) == len(model.groups)
+    for group in model.groups:
+        taken: set[tuple[str, int, int]] = set()
+        for span in group.spans:
+            linear = model.module.get_submodule(span.linear)
+            assert isinstance(linear, nn.Linear)
+            assert span.width == group.total
+            last = span.offset + group.partitions * span.width
+            assert last <= (linear.out_features if span.axis == 0 else linear.in_features)
+            places = {(span.linear, span.axis, place) for place in range(span.offset, last)}
+            assert not places & taken
+            taken |= places
+        for span in group.rescale_on_slice:
+            assert span in group.spans
+
+
+@pytest.mark.slow
+def test_every_timm_model_is_full_partial_or_refused_with_a_reason():
+    support: dict[str, list[str]] = {"full": [], "partial": [], "refused": []}
+    reasons: list[str] = []
+    for module in dict.fromkeys(module for family in FAMILIES for module in family.timm_modules):
+        for name in timm.list_models(module=module):
+            model = meta(name)
+            if not model.num_classes:
+                assert any(family.refuses(model) for family in FAMILIES if family.matches(model))
+                model = meta(name, num_classes=10)
+            try:
+                family = family_of(model, name)
+            except ModelError as error:
+                support["refused"].append(name)
+                reasons.append(str(error).removeprefix(f"{name} is not supported: "))
+                continue
+            units = {group.unit for group in family.unit_groups(model)}
+            limits = family.limits(model)
+            assert (len(limits) > 0) == (not {"head_dim", "mlp_hidden"} <= units), name
+            assert family.factorizable(model)
+            support["partial" if limits else "full"].append(name)
+    assert all(re.match(r"blocks\.0|attention pooling", reason) for reason in reasons)
+    assert len(support["full"]) > 4 * len(support["refused"])
+    assert support["partial"]
+    assert {"deit_small_patch16_224", "deit3_base_patch16_224", "vit_base_patch14_reg4_dinov2"} <= set(support["full"])
+    assert {"vit_base_patch16_dinov3", "eva02_base_patch14_448", "vit_base_patch16_rope_224"} <= set(support["partial"])
