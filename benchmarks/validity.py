@@ -39,8 +39,8 @@ HERE = Path(__file__).resolve().parent
 SCHEMA = "slimvit.benchmarks.validity/1"
 SHAPE = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 128, "num_heads": 4}
 TAU, ALPHA = 0.05, 0.05
-SECONDS = 21.0
-"""What one comparison is predicted to take until some are recorded: three sessions of warm-up and 20 blocks."""
+SECONDS = 26.0
+"""What one comparison is predicted to take until some are recorded: six sessions of warm-up and 12 blocks."""
 LOAD = "import numpy as np, random, time\nr = random.Random({seed})\nx = np.ones((600, 600), np.float32)\n\
 while True:\n    end = time.time() + r.uniform(0.2, 2)\n    while time.time() < end: x @ x\n    time.sleep(r.uniform(0.2, 2))\n"
 
@@ -212,7 +212,7 @@ def table(results: Path, experiments: Sequence[Experiment]) -> str:
         "# Does the latency protocol say what is true?",
         "",
         "Comparisons of identical files, and of stacks of one block whose depths are known, each by",
-        "`slimvit bench compare` as it is by default: three fresh processes, 20 blocks each, and more while nothing can be",
+        "`slimvit bench compare` as it is by default: six fresh processes, 12 blocks each, and more while nothing can be",
         "said. `same-loaded` has another process that works in bursts beside it. Shares with 95 % Wilson intervals. Every",
         "verdict is recomputed from the recorded slot medians.",
         "",

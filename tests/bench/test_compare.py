@@ -19,7 +19,7 @@ def test_a_model_against_itself_is_no_change(stack, tmp_path):
     assert comparison.parity == "not claimed"
     assert comparison.artifacts["A"] == comparison.artifacts["B"]
     assert comparison.environment["threads"] == 1
-    assert seen[-1][0] == "session 3, block 20/20"
+    assert seen[-1][0] == "session 6, block 12/12"
     assert seen[-1][1] == pytest.approx(0.25)  # two looks fewer than there could have been
     assert [share for _, share in seen] == sorted(share for _, share in seen)
     comparison.save(tmp_path / "bench.json")

@@ -7,13 +7,14 @@ import math
 
 import numpy as np
 import pytest
+from builders import few_sessions
 
 from toolchain.bench.floor import measure_floor
 from toolchain.bench.intervals import Interval
 from toolchain.bench.products import Product
 from toolchain.bench.protocol import Session
 from toolchain.bench.realised import SCHEMA, Counted, Floor, alone, product_variants, realised_share, variants_of
-from toolchain.bench.samples import ArtifactFacts, Design, InputSpec, Scenario
+from toolchain.bench.samples import ArtifactFacts, InputSpec, Scenario
 from toolchain.bench.verify import verify
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError
 from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
@@ -63,7 +64,7 @@ def made_up(control=1.0, **options):
     times["A'"] *= control
     sessions = tuple(session(times, index, **options) for index in range(3))
     scenario = Scenario(target="ort-cpu", threads=1, batch=1, inputs=(InputSpec(shape=(1, 8), dtype="float32"),))
-    return Floor(scenario=scenario, design=Design(blocks=30), models=MODELS, sessions=sessions)
+    return Floor(scenario=scenario, design=few_sessions(blocks=30), models=MODELS, sessions=sessions)
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.03])

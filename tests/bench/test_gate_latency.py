@@ -8,14 +8,13 @@ import math
 from functools import cache
 
 import pytest
-from builders import write_classifier
+from builders import few_sessions, write_classifier
 
 from toolchain.bench import compare
 from toolchain.bench.device import Devices
 from toolchain.bench.gate import Accept, Accepts, GateConfig, GateResult, run_gate, timing
 from toolchain.bench.gate.judgement import RATIO, TIME, logs_of, undecided_by
 from toolchain.bench.multiplicity import p_value_above
-from toolchain.bench.samples import Design
 from toolchain.bench.size import artifact_sha256
 from toolchain.bench.transport import LocalTransport
 from toolchain.bench.verify import verify
@@ -239,7 +238,7 @@ def test_a_look_that_was_paid_for_counts_in_the_p_value(judge, made_up):
     weak = made_up(**marginal_truth(made_up))
     result, _ = judge([weak, weak], cells=1)
     p = result.cells[0].checks[0].p_value
-    result, _ = judge([made_up(**marginal_truth(made_up), design=Design(looks=4))], cells=1)
+    result, _ = judge([made_up(**marginal_truth(made_up), design=few_sessions(looks=4))], cells=1)
     assert result.cells[0].checks[0].p_value == pytest.approx(4 * p)
 
 
@@ -278,7 +277,7 @@ def test_an_accepted_slowdown_may_not_grow(judge, made_up, at_most, truth, statu
 
 
 def test_many_sessions_that_disagree_are_judged_by_their_interval(judge, made_up):
-    many = made_up(b=SLOWER, session_shift=0.008, design=Design(sessions=6))
+    many = made_up(b=SLOWER, session_shift=0.008, design=few_sessions(sessions=6))
     assert many.verdict == "regressed"
     medians = many.session_medians
     assert max(medians) - min(medians) > many.design.tau / 2
@@ -330,7 +329,7 @@ def test_real_measurements_reach_the_result(tmp_path, stack, monkeypatch):
     (check,) = result.cells[0].checks
     assert check.value > 1.5, "forty matmuls take longer than two"
     assert check.status in ("fail", "invalid", "inconclusive")
-    assert result.cells[0].comparisons[0]["raw"]["design"]["blocks"] == Design(blocks=4).blocks
+    assert result.cells[0].comparisons[0]["raw"]["design"]["blocks"] == few_sessions(blocks=4).blocks
     assert seen[0][0].startswith("a: session 1")
 
 
@@ -375,7 +374,7 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
         "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
     }
     config, ran, stop = GateConfig.from_dict(raw, tmp_path), [], [4]
-    local, short = LocalTransport.run, {"slot_ms": 1.0, "warmup_s": 0.01, "looks": 1, "blocks": 4}
+    local, short = LocalTransport.run, {"slot_ms": 1.0, "warmup_s": 0.01, "looks": 1, "sessions": 3, "blocks": 4}
     monkeypatch.setattr(timing, "compare", lambda *files, **options: compare(*files, **{**options, **short}))
 
     def run(self, plan, on_progress):

@@ -61,15 +61,15 @@ def slower(by):
 
 def test_a_clear_case_takes_one_look(pair):
     found, device = judge(pair, slower(-0.4))
-    assert (found.verdict, found.looks, device.asked) == ("improved", 1, [(0, 20), (1, 20), (2, 20)])
+    assert (found.verdict, found.looks, device.asked) == ("improved", 1, [(session, 12) for session in range(6)])
 
 
 def test_data_grows_while_nothing_can_be_said_and_stops_at_the_last_look(pair):
     found, device = judge(pair, slower(0.05), looks=4)
     assert found.verdict == "inconclusive"
-    assert [blocks for _, blocks in device.asked] == [20] * 6 + [40] * 3 + [80] * 3
-    assert [number for number, _ in device.asked] == list(range(12))
-    assert found.blocks == 3 * 160
+    assert [blocks for _, blocks in device.asked] == [12] * 12 + [24] * 6 + [48] * 6
+    assert [number for number, _ in device.asked] == list(range(24))
+    assert found.blocks == 6 * 12 * 8
 
 
 def test_a_verdict_ends_the_growth(pair):
@@ -77,7 +77,7 @@ def test_a_verdict_ends_the_growth(pair):
     found, device = judge(pair, slower(0.08), noise=0.09, seed=3, looks=4)
     assert 1 < found.looks < 4
     assert found.verdict == "regressed"
-    assert len(device.asked) == 3 * found.looks
+    assert len(device.asked) == 6 * found.looks
 
 
 def test_looking_often_does_not_buy_verdicts(pair):
@@ -130,7 +130,7 @@ def test_an_interrupted_comparison_goes_on_from_its_finished_sessions(pair):
         went_on = False
 
         def run(self, plan, on_progress):
-            if plan["session"] == 4 and not self.went_on:
+            if plan["session"] == 8 and not self.went_on:
                 self.went_on = True
                 raise KeyboardInterrupt
             return super().run(plan, on_progress)
@@ -142,12 +142,13 @@ def test_an_interrupted_comparison_goes_on_from_its_finished_sessions(pair):
     device.asked.append("again")
     with KeptSessions(device, "scripted") as kept:
         found = compare(*pair, **options, transport=kept)
-    assert device.asked == [(0, 20), (1, 20), (2, 20), (3, 20), "again", (4, 20), (5, 20)]
+    asked = [(session, 12) for session in range(12)]
+    assert device.asked == [*asked[:8], "again", *asked[8:]]
     assert found.looks == 2
     device.asked.clear()
     with KeptSessions(device, "scripted") as kept:
         compare(*pair, **options, transport=kept)
-    assert len(device.asked) == 6, "a finished comparison leaves nothing behind"
+    assert len(device.asked) == 12, "a finished comparison leaves nothing behind"
 
 
 def test_a_machine_that_changes_is_refused(pair):
@@ -166,7 +167,7 @@ def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pai
     found.save(path)
     assert Comparison.load(path).verdict in UNDECIDED
     stored = json.loads(path.read_text())
-    stored["raw"]["sessions"] = stored["raw"]["sessions"][:3]
+    stored["raw"]["sessions"] = stored["raw"]["sessions"][:6]
     path.write_text(json.dumps(stored))
     with pytest.raises(Exception, match="had not decided"):
         Comparison.load(path)

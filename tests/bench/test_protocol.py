@@ -3,11 +3,11 @@ import math
 
 import numpy as np
 import pytest
+from builders import few_sessions
 from pydantic import ValidationError
 
 from toolchain.bench.intervals import Interval
 from toolchain.bench.protocol import Comparison, judge
-from toolchain.bench.samples import Design
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.targets.device_runner import SESSION_SCHEMA
 
@@ -87,7 +87,7 @@ def test_tau_min_is_where_validity_begins(made_up):
     noisy = made_up(control=0.02, noise=0.01)
     tau_min = noisy.tau_min
     for tau, valid in ((tau_min * 1.001, True), (tau_min * 0.999, False)):
-        judged = made_up(control=0.02, noise=0.01, design=Design(tau=tau))
+        judged = made_up(control=0.02, noise=0.01, design=few_sessions(tau=tau))
         assert (judged.verdict != "invalid") == valid
 
 
@@ -174,11 +174,11 @@ def test_what_is_no_comparison_is_refused(tmp_path):
 def test_a_design_that_cannot_be_judged_is_refused():
     for bad in ({"sessions": 0}, {"blocks": 1}, {"tau": 0.0}, {"slot_ms": 0.0}):
         with pytest.raises(ValidationError):
-            Design(**bad)
+            few_sessions(**bad)
 
 
 def test_more_sessions_and_blocks_need_no_other_code(made_up):
-    wide = made_up(b=-0.2, design=Design(sessions=5, blocks=40))
+    wide = made_up(b=-0.2, design=few_sessions(sessions=5, blocks=40))
     assert wide.verdict == "improved"
     assert len(wide.session_medians) == 5
     assert np.isfinite(wide.tau_min)
@@ -186,16 +186,16 @@ def test_more_sessions_and_blocks_need_no_other_code(made_up):
 
 def test_many_sessions_that_disagree_widen_the_interval_and_do_not_veto(made_up):
     few = made_up(b=-0.6, session_shift=0.02)
-    many = made_up(b=-0.6, session_shift=0.02, design=Design(sessions=6))
+    many = made_up(b=-0.6, session_shift=0.02, design=few_sessions(sessions=6))
     assert few.verdict == "inconclusive"
     assert many.verdict == "improved"
-    assert many.ratio.half_width > 5 * made_up(b=-0.6, design=Design(sessions=6)).ratio.half_width
+    assert many.ratio.half_width > 5 * made_up(b=-0.6, design=few_sessions(sessions=6)).ratio.half_width
     low, high = many.session_medians[0], many.session_medians[-1]
     assert low < many.ratio.lo < many.ratio.hi < high
 
 
 def test_looks_are_paid_for_and_grow_the_blocks(made_up):
-    design = Design(looks=4)
+    design = few_sessions(looks=4)
     assert [design.blocks_of(session) for session in range(12)] == [20] * 6 + [40] * 3 + [80] * 3
     assert [round(design.share(n), 4) for n in (0, 3, 6, 9, 12)] == [0.0, 0.125, 0.25, 0.5, 1.0]
     assert made_up(b=-0.2, design=design).ratio.half_width > made_up(b=-0.2).ratio.half_width
@@ -205,12 +205,12 @@ def test_looks_are_paid_for_and_grow_the_blocks(made_up):
 def test_what_the_looks_forbid_is_refused(made_up):
     undecided = {"b": math.log1p(0.05), "noise": 0.01}
     with pytest.raises(ValueError, match="had not decided, and the next are missing"):
-        made_up(**undecided, design=Design(looks=3)).require_looks()
+        made_up(**undecided, design=few_sessions(looks=3)).require_looks()
     with pytest.raises(ValueError, match="had decided already"):
-        made_up(b=-0.2, design=Design(looks=3), looks=2).require_looks()
+        made_up(b=-0.2, design=few_sessions(looks=3), looks=2).require_looks()
     with pytest.raises(ValidationError, match="at most 1 looks"):
         made_up(**undecided, looks=2)
-    grown = made_up(**undecided, design=Design(looks=2), looks=2)
+    grown = made_up(**undecided, design=few_sessions(looks=2), looks=2)
     grown.require_looks()
     assert grown.at_look(1).sessions == grown.sessions[:3]
     assert grown.at_look(1).ratio != grown.ratio
@@ -221,7 +221,7 @@ def test_what_the_looks_forbid_is_refused(made_up):
 
 def test_tails_need_samples(made_up):
     assert made_up().tail_ms("B", 0.9) is None  # 3 × 20 × 4 calls
-    enough = made_up(design=Design(blocks=50))
+    enough = made_up(design=few_sessions(blocks=50))
     assert enough.tail_ms("B", 0.9) == pytest.approx(10, rel=0.01)
     assert enough.tail_ms("B", 0.9) > enough.latency_ms("B")
     assert enough.tail_ms("B", 0.99) is None

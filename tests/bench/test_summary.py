@@ -2,8 +2,8 @@ import math
 import re
 
 import pytest
+from builders import few_sessions
 
-from toolchain.bench.samples import Design
 from toolchain.bench.summary import summary
 
 
@@ -34,7 +34,7 @@ def test_without_an_improvement_the_line_says_what_was_seen_and_no_more(made_up,
 def test_a_tolerance_that_would_have_been_supported_is_rounded_up(made_up):
     truth = {"b": -0.5, "control": 0.03}
     tau = float(re.search(r"supports τ ≥ ([\d.]+) %", summary(made_up(**truth)))[1]) / 100
-    assert made_up(**truth, design=Design(tau=tau)).verdict == "improved"
+    assert made_up(**truth, design=few_sessions(tau=tau)).verdict == "improved"
 
 
 def test_unclaimed_parity_is_said(made_up):

@@ -22,6 +22,7 @@ from toolchain.artifact import atomic_path, sha256
 from toolchain.bench.compare import compare
 from toolchain.bench.portable import FOLDER, Portable, PortablePlan
 from toolchain.bench.protocol import Comparison
+from toolchain.bench.samples import BLOCKS, SESSIONS, WARMUP_S
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.targets import bundle_run, device_runner
 
@@ -53,13 +54,13 @@ class Question:
     batch: int = 1
     input_shape: tuple[int, ...] | None = None
     affinity: tuple[int, ...] | None = None
-    sessions: int = 3
-    blocks: int = 20
+    sessions: int = SESSIONS
+    blocks: int = BLOCKS
     looks: int = 1  # nothing can be added once the tar is on its way
     tau: float = 0.05
     seed: int = 0
     slot_ms: float = 50.0
-    warmup_s: float = 1.0
+    warmup_s: float = WARMUP_S
 
 
 def pack(a: Path, b: Path, out: Path, question: Question) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import model_validator
 from toolchain.bench import stored
 from toolchain.bench.compare import compare
 from toolchain.bench.protocol import Comparison
-from toolchain.bench.samples import A, ArtifactFacts, Scenario, Strict
+from toolchain.bench.samples import BLOCKS, A, ArtifactFacts, Scenario, Strict
 from toolchain.bench.transport import Transport
 
 SCHEMA = "slimvit.bench.calibration/3"
@@ -105,7 +105,7 @@ def calibrate(
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
     affinity: tuple[int, ...] | None = None,
-    blocks: int = 20,
+    blocks: int = BLOCKS,
     transport: Transport | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Calibration:

@@ -10,7 +10,20 @@ from pydantic import ValidationError
 
 from toolchain.bench.plan import artifact_facts, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import Comparison, Undecided, without_verdict
-from toolchain.bench.samples import CONTROL, LOOKS, VARIANTS, A, ArtifactFacts, B, Parity, Session, explain
+from toolchain.bench.samples import (
+    BLOCKS,
+    CONTROL,
+    LOOKS,
+    SESSIONS,
+    VARIANTS,
+    WARMUP_S,
+    A,
+    ArtifactFacts,
+    B,
+    Parity,
+    Session,
+    explain,
+)
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.transport import LocalTransport, Transport
 from toolchain.errors import MeasurementError, ParityError
@@ -25,13 +38,13 @@ def compare(
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
     affinity: tuple[int, ...] | None = None,
-    sessions: int = 3,
-    blocks: int = 20,
+    sessions: int = SESSIONS,
+    blocks: int = BLOCKS,
     looks: int = LOOKS,
     tau: float = 0.05,
     seed: int = 0,
     slot_ms: float = 50.0,
-    warmup_s: float = 1.0,
+    warmup_s: float = WARMUP_S,
     parity: Parity = "not claimed",
     undecided: Undecided = without_verdict,
     transport: Transport | None = None,

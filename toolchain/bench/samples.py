@@ -45,6 +45,11 @@ class Scenario(Strict):
     affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
 
+SESSIONS, BLOCKS, WARMUP_S = 6, 12, 0.5
+"""A comparison's first look: many short sessions, as processes differ by more than blocks do. Six let every variant be opened
+first twice."""
+
+
 class Design(Strict):
     """How it is timed and judged.
 
@@ -59,11 +64,11 @@ class Design(Strict):
         seed: of inputs, orders and bootstrap.
     """
 
-    sessions: Count = 3
-    blocks: Annotated[int, Field(ge=4)] = 20
+    sessions: Count = SESSIONS
+    blocks: Annotated[int, Field(ge=4)] = BLOCKS
     slot_ms: Annotated[float, Field(gt=0)] = 50.0
     warmup_calls: Count = 10
-    warmup_s: Annotated[float, Field(ge=0)] = 1.0
+    warmup_s: Annotated[float, Field(ge=0)] = WARMUP_S
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.05
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     looks: Annotated[int, Field(ge=1, le=4)] = 1

@@ -20,7 +20,7 @@ from toolchain.bench.environment import describe_machine, slowed
 from toolchain.bench.gate import GateResult
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
-from toolchain.bench.samples import LOOKS
+from toolchain.bench.samples import BLOCKS, LOOKS
 from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
@@ -109,7 +109,7 @@ def compare(
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
-    blocks: BlocksOption = 20,
+    blocks: BlocksOption = BLOCKS,
     looks: Annotated[
         int, typer.Option(min=1, max=4, help="How often to look while the data grows; each is paid for.")
     ] = LOOKS,
@@ -153,7 +153,7 @@ def calibrate(
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
-    blocks: BlocksOption = 20,
+    blocks: BlocksOption = BLOCKS,
     out: OutFile = None,
     json_: JsonFile = None,
 ) -> None:

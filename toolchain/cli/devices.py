@@ -11,6 +11,7 @@ import typer
 
 from toolchain.bench.bundle import Question, pack, unpack
 from toolchain.bench.device import probe
+from toolchain.bench.samples import SESSIONS
 from toolchain.bench.summary import summary
 from toolchain.cli.bench import EXIT, bench
 from toolchain.cli.options import JsonFlag, SessionsOption, TargetsOption, numbers
@@ -72,8 +73,8 @@ def bench_pack(
     threads: Annotated[int | None, typer.Option(min=1, help="If absent, what targets.toml says, else 1.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     input_shape: Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")] = "",
-    sessions: SessionsOption = 3,
-    blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 40,
+    sessions: SessionsOption = SESSIONS,
+    blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 24,
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json_: JsonFlag = False,
