@@ -28,6 +28,7 @@ from toolchain.bench.environment import describe_machine
 from toolchain.bench.plan import artifact_facts
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
+from toolchain.bench.samples import BLOCKS, SESSIONS, WARMUP_S
 from toolchain.compress.decide import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError
@@ -126,7 +127,7 @@ def predicted_seconds(cell: Cell, rate: float) -> float:
     """Of a comparison that has one look, from the MACs of the dense model at `rate` MACs a second and thread."""
     dense_s = MACS[cell.model] * cell.batch / (rate * cell.threads)
     slot_s = max(0.05, (3 if dense_s < 0.1 else 2) * dense_s)
-    return 3 * (2 + 3 * max(1.0, 10 * dense_s) * 0.75 + 20 * 2.2 * slot_s)
+    return SESSIONS * (2 + 3 * max(WARMUP_S, 10 * dense_s) * 0.75 + BLOCKS * 2.2 * slot_s)
 
 
 MACS = {"tiny": 1.26e9, "small": 4.6e9, "base": 17.6e9}

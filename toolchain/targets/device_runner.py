@@ -52,6 +52,7 @@ GPU_MACHINE = ("name", "driver_version", "power.limit")
 GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
 # A Raspberry Pi's firmware, in hex digits: of these bits the lowest four hold now (low voltage, capped, throttled, hot).
 PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
+PI_HEX = "(0x)?[0-9a-fA-F]+"
 X86 = ("x86_64", "i686", "AMD64")
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
@@ -200,7 +201,7 @@ def fingerprint(threads: int) -> dict[str, Any]:
             "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
-            **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware else {}),
+            **({"throttled_now": int(firmware, 16) & PI_NOW} if re.fullmatch(PI_HEX, firmware or "") else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
