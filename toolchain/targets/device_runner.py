@@ -201,7 +201,7 @@ def fingerprint(threads: int) -> dict[str, Any]:
             "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
-            **({"throttled_now": int(firmware, 16) & PI_NOW} if re.fullmatch(PI_HEX, firmware or "") else {}),
+            **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
