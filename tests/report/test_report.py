@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from toolchain import pipeline
 from toolchain.artifact import sha256
+from toolchain.families.blocks import INSTEAD
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import closed_form, relative_error_increase
 from toolchain.report.files import render
@@ -175,7 +176,7 @@ def test_synthetic_claims_no_accuracy(synthetic_run):
 def test_what_was_left_out_is_told(synthetic_run, report):
     found, _ = synthetic_run
     told = [note for note in notes(found) if "Limit of this model" in note]
-    assert found["limits"] == ["head dims are left alone because of a norm over the head dim of q and k"]
+    assert found["limits"] == ["head dims are left alone because of a norm over the head dim of q and k" + INSTEAD]
     assert len(told) == 1
     assert told[0] in to_markdown(found)
     assert not any("Limit of this model" in note for note in notes(report))

@@ -9,7 +9,7 @@ from torch import nn
 
 from toolchain.families.base import Factorizable, Span, UnitGroup
 
-INSTEAD = "; attention shrinks by low rank instead"
+INSTEAD = "; attention can shrink by low rank"
 """What follows where head dims stay as they are."""
 
 
