@@ -50,6 +50,10 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
 
+    def skip(self) -> None:
+        """The time since the last lap was counted by another clock."""
+        self._since = time.monotonic()
+
 
 def measure(
     cell: Cell, recipe: Recipe, peer: Mapping[str, Any], reference: Ready, work: Path, key: str, told: Told
@@ -69,7 +73,7 @@ def measure(
     clock.lap("prepare")
     masked, found = compressed(job, peer, reference, work, told)
     clock.seconds |= found["seconds"]
-    clock.lap("load")
+    clock.skip()
     kept: str | None = None
     if cell.training == "recovered":
         scratch = work / "scratch" / f"{key}.safetensors"

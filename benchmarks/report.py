@@ -93,14 +93,15 @@ def comparison_table(table: Table) -> str:
 
 
 def sweep_tables(table: Table) -> str:
-    """Every try of every sweep, and which was taken."""
+    """Every try of every sweep, and which was best, or taken where other cells have their values from it."""
     parts = []
+    relied_on = {sweep for cell in table.suite.cells for sweep in cell.best}
     for name in table.suite.sweeps:
         records = [record for record in table.records if record["sweep"] == name]
         if not records:
             continue
         complete = len(records) == len(table.suite.sweeps[name])
-        best = best_try(records) if complete else None
+        best, word = best_try(records) if complete else None, "taken" if name in relied_on else "best"
         keys = list(dict.fromkeys(key for record in records for key in record["tried"]))
         body = [
             [
@@ -108,7 +109,7 @@ def sweep_tables(table: Table) -> str:
                 str(found.seeds),
                 f"{found.wrong} of {found.total}",
                 f"{found.kl:.4f}",
-                "taken" if found == best else "",
+                word if found == best else "",
             ]
             for found in tries_of(records)
         ]

@@ -31,7 +31,7 @@ def test_recorded_seconds_replace_the_prediction_for_cells_of_a_kind(suite_file)
         {
             "definition": {"recipe": dumps["vtp.params0.7.zero"], "peer": {}},
             "training": "zero",
-            "seconds": {"a": a, "b": 1},
+            "seconds": {"a": a, "b": 1, "load": a + 1},
         }
         for a in (1, 3)
     ]
