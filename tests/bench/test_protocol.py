@@ -194,6 +194,14 @@ def test_many_sessions_that_disagree_widen_the_interval_and_do_not_veto(made_up)
     assert low < many.ratio.lo < many.ratio.hi < high
 
 
+@pytest.mark.parametrize("b", [-0.6, 0.0, 0.6])
+def test_one_session_says_nothing_whatever_its_blocks_say(made_up, b):
+    alone = made_up(b=b, design=few_sessions(sessions=1, blocks=80))
+    assert alone.ratio.half_width < 0.01
+    assert alone.verdict == "inconclusive"
+    assert made_up(b=b, design=few_sessions(sessions=2, blocks=40)).verdict in ("improved", "pass", "regressed")
+
+
 def test_looks_are_paid_for_and_grow_the_blocks(made_up):
     design = few_sessions(looks=4)
     assert [design.blocks_of(session) for session in range(12)] == [20] * 6 + [40] * 3 + [80] * 3

@@ -23,6 +23,10 @@ def test_a_verified_speedup_is_never_rounded_up(made_up):
         ({}, "pass: not slower beyond 5 %; 1.00×, a speedup is not verified"),
         ({"b": -0.5, "control": 0.03}, "invalid: not verified;"),
         ({"b": -0.5, "session_shift": 0.02}, "inconclusive: 1.62×, not verified; sessions differ by 4"),
+        (
+            {"b": -0.5, "design": few_sessions(sessions=1)},
+            "inconclusive: 1.65×, not verified; one process does not show",
+        ),
     ],
 )
 def test_without_an_improvement_the_line_says_what_was_seen_and_no_more(made_up, truth, words):

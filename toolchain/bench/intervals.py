@@ -72,6 +72,18 @@ def session_error(sessions: Sequence[Floats]) -> float:
     return math.sqrt(squares * spread)
 
 
+def too_few(medians: Sequence[float], tau: float) -> bool:
+    """Whether sessions are too few to speak for what was timed: one alone, or some that lie more than tau/2 apart.
+
+    From `MANY_SESSIONS` on their disagreement is in the interval.
+
+    Args:
+        medians: of each session, logarithms.
+        tau: tolerance of the verdict.
+    """
+    return len(medians) == 1 or (len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2)
+
+
 def bootstrap_medians(sessions: Sequence[Floats], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """The median over all blocks in each bootstrap resample [resamples], widened by what sessions disagree.
 

@@ -18,7 +18,7 @@ from pydantic import model_validator
 
 from toolchain.bench import stored
 from toolchain.bench.environment import machine_changes
-from toolchain.bench.intervals import MANY_SESSIONS, Interval, block_log_ratios, median_interval, slot_medians, tail
+from toolchain.bench.intervals import Interval, block_log_ratios, median_interval, slot_medians, tail, too_few
 from toolchain.bench.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Design, Parity, Scenario, Session, Strict
 from toolchain.targets.device_runner import block_orders
 
@@ -38,12 +38,11 @@ def without_verdict(found: Comparison) -> bool:
 def judge(ratio: Interval, control: Interval, session_medians: Sequence[float], tau: float) -> Verdict:
     """The verdict at tolerance tau: validity first, then regressed, improved, pass, in this order.
 
-    Few sessions whose medians differ by more than tau/2 do not measure one thing: inconclusive. Where there are enough
-    of them, their disagreement is in the interval (`intervals.MANY_SESSIONS`).
+    Sessions that are `intervals.too_few` to speak for what was timed are inconclusive.
     """
     if abs(control.point) > tau / 3 or control.half_width > tau / 2:
         return "invalid"
-    if len(session_medians) < MANY_SESSIONS and max(session_medians) - min(session_medians) > tau / 2:
+    if too_few(session_medians, tau):
         return "inconclusive"
     if ratio.lo > math.log1p(tau):
         return "regressed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from toolchain.bench.intervals import MANY_SESSIONS
+from toolchain.bench.intervals import too_few
 from toolchain.bench.protocol import Comparison
 
 
@@ -36,11 +36,12 @@ def summary(comparison: Comparison) -> str:
 
 
 def _doubt(comparison: Comparison) -> str:
-    """Why nothing can be said: few sessions that contradict each other, or an interval that holds the limit."""
+    """Why nothing can be said: too few sessions, or an interval that holds the limit."""
     medians, tau = comparison.session_medians, comparison.design.tau
-    spread = max(medians) - min(medians)
-    if len(medians) < MANY_SESSIONS and spread > tau / 2:
-        return f"sessions differ by {_percent(spread)}"
+    if len(medians) == 1:
+        return "one process does not show what processes differ by"
+    if too_few(medians, tau):
+        return f"sessions differ by {_percent(max(medians) - min(medians))}"
     return "the interval holds the limit"
 
 

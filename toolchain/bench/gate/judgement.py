@@ -8,14 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from toolchain.bench.intervals import (
-    MANY_SESSIONS,
-    Floats,
-    Interval,
-    block_log_ratios,
-    median_interval,
-    slot_medians,
-)
+from toolchain.bench.intervals import Floats, Interval, block_log_ratios, median_interval, slot_medians, too_few
 from toolchain.bench.protocol import UNDECIDED, Comparison, Undecided
 from toolchain.bench.samples import A, B
 
@@ -44,8 +37,8 @@ def judgement_of(check: str, comparison: Comparison, limit: float, accepted: flo
             return "invalid"
         if verdict in ("pass", "improved"):
             return "pass"
-        if len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2:
-            return "inconclusive"  # as `judge` says: what few sessions disagree about is not in their interval
+        if too_few(medians, tau):
+            return "inconclusive"  # as `judge` says
         if verdict == "regressed" and estimate.lo > bound:
             return "regressed"
     return "accepted" if accepted is not None and estimate.point <= math.log(accepted) else "inconclusive"
