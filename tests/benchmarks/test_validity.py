@@ -2,6 +2,10 @@
 
 import functools
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import validity
@@ -72,10 +76,33 @@ def test_an_edited_verdict_or_slot_is_refused(short, tmp_path, work):
 
 
 def test_the_load_ends_with_its_block():
-    with validity.load(0, wanted=True):
-        pass
-    with validity.load(0, wanted=False):
-        pass
+    with validity.load(0, wanted=True) as process:
+        assert process.poll() is None
+    assert process.poll() is not None
+    with validity.load(0, wanted=False) as process:
+        assert process is None
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc to look for a process in")
+def test_the_load_ends_when_its_parent_is_killed():
+    """Else it works beside every comparison that follows: what calls itself idle then is not."""
+    code = "import time, validity\nwith validity.load(0, wanted=True) as p:\n    print(p.pid, flush=True)\n    time.sleep(60)"
+    here = str(Path(validity.__file__).parent)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=here, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert running(pid)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while running(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(pid)
 
 
 def test_a_dry_run_predicts_and_measures_nothing(short, tmp_path, work, capsys):

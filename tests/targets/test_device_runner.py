@@ -267,4 +267,4 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert one["machine"]["threads"] == 2
     assert one["machine"]["cpu"]
     assert one["machine"]["runtimes"]["numpy"] == np.__version__
-    assert set(one["state"]) == {"frequency_mhz", "load_average", "throttle_count"}
+    assert set(one["state"]) == {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 SLOWER = 0.8
 """A clock that was ever below this share of its highest is worth a word."""
+BUSY = 0.2
+"""As is a machine on which others kept more than this many cores busy."""
 
 
 class Fingerprint(BaseModel):
@@ -50,6 +52,22 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
     if clocks and min(clocks) < SLOWER * max(clocks):
         found.append(f"its clock was between {min(clocks)} and {max(clocks)} MHz")
     return found
+
+
+def cores_of_others(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> float | None:
+    """How many cores other processes kept busy on average while it was measured; None where the device cannot tell.
+
+    Args:
+        sessions: the fingerprints before and after each.
+    """
+    seconds = [(before.state.get("cpu_seconds"), after.state.get("cpu_seconds")) for before, after in sessions]
+    spent = {"everyone": 0.0, "own": 0.0, "clock": 0.0}
+    for before, after in seconds:
+        if before is None or after is None:
+            return None
+        for name in spent:
+            spent[name] += after[name] - before[name]
+    return max(0.0, spent["everyone"] - spent["own"]) / spent["clock"] if spent["clock"] > 0 else None
 
 
 def describe_machine(machine: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from toolchain.bench.calibrate import Calibration, built_in
 from toolchain.bench.calibrate import calibrate as calibrate_machine
 from toolchain.bench.compare import compare as compare_artifacts
 from toolchain.bench.device import open_device
-from toolchain.bench.environment import describe_machine, slowed
+from toolchain.bench.environment import BUSY, cores_of_others, describe_machine, slowed
 from toolchain.bench.gate import GateResult
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
@@ -256,9 +256,13 @@ def _pair_facts(found: Comparison) -> dict[str, str]:
 
 
 def _pace(found: Measurement | Comparison) -> dict[str, str]:
-    """What a reader of milliseconds should know of the device, if there is something."""
-    said = slowed([(each.fingerprint.before, each.fingerprint.after) for each in found.sessions])
-    return {"the device slowed down": "; ".join(said)} if said else {}
+    """What a reader should know of the device and of what ran beside, if there is something."""
+    prints = [(each.fingerprint.before, each.fingerprint.after) for each in found.sessions]
+    said, others = slowed(prints), cores_of_others(prints)
+    facts = {"the device slowed down": "; ".join(said)} if said else {}
+    if others is not None and others > BUSY:
+        facts["beside it"] = f"other processes kept {others:.1f} cores busy"
+    return facts
 
 
 def _ms(value: float | None) -> str:

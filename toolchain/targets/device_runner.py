@@ -201,10 +201,21 @@ def fingerprint(threads: int) -> dict[str, Any]:
             "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
+            "cpu_seconds": cpu_seconds(),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
+
+
+def cpu_seconds() -> dict[str, float] | None:
+    """Seconds that all processes, and this one, have been on a processor, and the clock; None but on Linux."""
+    first = (_read("/proc/stat") or "").partition("\n")[0].split()
+    if not first or first[0] != "cpu":
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = (int(text) for text in first[1:8])
+    everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return {"everyone": everyone, "own": sum(os.times()[:4]), "clock": time.monotonic()}
 
 
 def cpu_model() -> str:
