@@ -197,11 +197,27 @@ def test_the_probe_tells_building_from_running(no_gpu):
 
 @needs_rtx
 def test_running_without_a_gpu_is_refused(no_gpu, tmp_path):
-    with pytest.raises(TargetUnavailable, match="runs on a GPU only"):
+    with pytest.raises(TargetUnavailable, match="no NVIDIA driver or GPU; an engine runs on a GPU"):
         TRT_RTX.open(tmp_path / "x.engine", threads=1)
     same_module_bound_to_a_gpu = TensorRT("trt", "tensorrt_rtx", minimum=(1, 1), install="", ahead_of_time=False)
     with pytest.raises(TargetUnavailable, match="no NVIDIA driver"):
         same_module_bound_to_a_gpu.probe()
+
+
+@needs_rtx
+def test_a_gpu_without_kernels_builds_and_does_not_run(monkeypatch, tmp_path):
+    """Such as an H100, of which TensorRT for RTX knows nothing."""
+    for module in (trt_target, gpu):
+        monkeypatch.setattr(module, "no_gpu", lambda: None)
+        monkeypatch.setattr(module, "local_capability", lambda: "9.0")
+    monkeypatch.setattr(trt_target.torch.cuda, "get_device_name", lambda: "H100")
+    info = TRT_RTX.probe()
+    assert info.device == "H100 (compute capability 9.0)"
+    assert info.details["build"].startswith("yes")
+    assert info.details["run"].startswith("no: tensorrt_rtx")
+    assert info.details["run"].endswith("no kernels for compute capability 9.0")
+    with pytest.raises(TargetUnavailable, match=r"no kernels for compute capability 9\.0; an engine runs on a GPU"):
+        TRT_RTX.open(tmp_path / "x.engine", threads=1)
 
 
 @pytest.mark.parametrize("call", ["probe", "build", "open"])

@@ -87,14 +87,14 @@ class TensorRT:
             TargetUnavailable: engines can neither be built nor run here.
         """
         trt = self._load()
-        missing = no_gpu()
+        missing, no_device = self._cannot_run(trt), no_gpu()
         if missing is not None and not self.ahead_of_time:
             raise TargetUnavailable(self.name, missing)
         return TargetInfo(
             target=self.name,
             runtime=self.module,
             version=str(trt.__version__),
-            device="none" if missing else f"{torch.cuda.get_device_name()} (compute capability {local_capability()})",
+            device="none" if no_device else f"{torch.cuda.get_device_name()} (compute capability {local_capability()})",
             details={
                 "build": "yes (ahead of time)" if self.ahead_of_time else "yes (for this GPU)",
                 "run": f"no: {missing}" if missing else "yes",
@@ -196,11 +196,11 @@ class TensorRT:
         """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here.
 
         Raises:
-            TargetUnavailable: the module or a GPU is missing.
+            TargetUnavailable: the module is missing, or a GPU that it has kernels for.
         """
         trt = self._load()
-        if (missing := no_gpu()) is not None:
-            raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU only")
+        if (missing := self._cannot_run(trt)) is not None:
+            raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU that it was built for")
 
         def opened(engine: Path) -> TrtRunner:
             return TrtRunner(trt, forwarding_logger(self.module), engine, self.mode)
@@ -247,6 +247,16 @@ class TensorRT:
             raise TargetUnavailable(self.name, reason, self.install)
         return trt
 
+    def _cannot_run(self, trt: ModuleType) -> str | None:
+        """Why no engine runs here, or None if some do."""
+        if (missing := no_gpu()) is not None or not self.ahead_of_time or local_capability() in self._known(trt):
+            return missing
+        return f"{self.module} {trt.__version__} has no kernels for compute capability {local_capability()}"
+
+    def _known(self, trt: ModuleType) -> dict[str, Any]:
+        """Each compute capability that engines can be built for ahead of time, as in `_capabilities`."""
+        return {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
+
     def _profile_shapes(
         self, network: Any, onnx: Path, batch: tuple[int, int, int]
     ) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -273,7 +283,7 @@ class TensorRT:
         """
         if not asked and no_gpu() is None:
             asked = (local_capability(),)
-        known = {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
+        known = self._known(trt)
         unknown = [capability for capability in dict.fromkeys(asked) if capability not in known]
         if unknown or not asked:
             raise RecipeError(
