@@ -9,6 +9,8 @@ from builders import dense_model, write_stack
 from speed import Cell, cells, result_of, table
 
 from toolchain.bench.compare import compare
+from toolchain.bench.samples import BLOCKS
+from toolchain.errors import TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.precision import precision_of
 
@@ -25,7 +27,7 @@ def short(monkeypatch, tmp_path):
 
     def counted(*pair, **options):
         timed.append([path.name for path in pair])
-        return compare(*pair, **{**options, "looks": 1}, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
+        return compare(*pair, **{**options, "looks": 1, "blocks": 4}, sessions=2, slot_ms=1.0, warmup_s=0.01)
 
     monkeypatch.setattr(speed, "artifact", made)
     monkeypatch.setattr(speed, "compare", counted)
@@ -59,6 +61,46 @@ def test_other_files_or_an_edited_result_are_measured_again(short, tmp_path, mon
     monkeypatch.setattr(speed, "artifact", lambda *each: write_stack(made(*each), layers=3))
     assert run(tmp_path) == 0
     assert len(short) == 3
+
+
+def test_weights_of_another_processor_are_the_same_file(short, tmp_path, monkeypatch):
+    """Their last bits differ, and with them the digest; latency does not depend on them."""
+    assert run(tmp_path) == 0
+    made = speed.artifact
+
+    def elsewhere(*each):
+        path = made(*each)
+        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        return path
+
+    monkeypatch.setattr(speed, "artifact", elsewhere)
+    assert run(tmp_path) == 0
+    assert len(short) == 1
+
+
+def test_what_this_machine_cannot_time_is_left_out_and_said(short, tmp_path, monkeypatch, capsys):
+    elsewhere = Cell("small", ("dense", "fp16"), ("joint50", "fp16"), "trt", 1, 1)
+
+    def none(target, paths):
+        if target == "trt":
+            raise TargetUnavailable("trt", "no GPU")
+
+    monkeypatch.setattr(speed, "require_target", none)
+    monkeypatch.setattr(speed, "cells", lambda: [PAIR, elsewhere])
+    assert run(tmp_path) == 0
+    assert short == [["tiny.dense.fp32.onnx", "tiny.joint50.fp32.onnx"]]
+    said = capsys.readouterr().out
+    assert "1 comparisons are left out: target 'trt' is unavailable: no GPU" in said
+    assert "1 of 1 comparisons to do" in said
+
+
+def test_calls_that_are_long_get_half_of_the_blocks():
+    blocks = {cell.name: cell.blocks for cell in cells()}
+    assert blocks["small.dense-fp32--joint50-fp32.ort-cpu.b1.t1"] == BLOCKS
+    assert blocks["tiny.dense-fp32--joint50-fp32.ort-cpu.b8.t1"] == BLOCKS
+    assert blocks["small.dense-fp32--joint50-fp32.ort-cpu.b8.t2"] == BLOCKS // 2
+    assert blocks["base.dense-fp32--joint50-fp32.openvino-cpu.b1.t1"] == BLOCKS // 2
+    assert blocks["small.dense-fp16--joint50-fp16.ort-cuda.b64.t1"] == BLOCKS
 
 
 def test_a_dry_run_measures_nothing(short, tmp_path, capsys):

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import validity
-from validity import EXPERIMENTS, Experiment, recorded, share, table, verdict_of
+from validity import EXPERIMENTS, Experiment, recorded, share, table, verdicts_of
 
 from toolchain.bench.compare import compare
 
@@ -65,14 +66,32 @@ def test_three_blocks_take_longer_than_one(short, tmp_path, work):
 def test_an_edited_verdict_or_slot_is_refused(short, tmp_path, work):
     assert run(tmp_path, work) == 0
     stored = recorded(tmp_path, TINY)[0]
-    verdict_of(stored)
+    verdicts_of(stored)
     other = next(verdict for verdict in ("pass", "regressed") if verdict != stored["verdict"])
     with pytest.raises(ValueError, match="its slots give"):
-        verdict_of({**stored, "verdict": other})
+        verdicts_of({**stored, "verdict": other})
     path = tmp_path / "tiny.jsonl"
     path.write_text(path.read_text().replace(f'"verdict":"{stored["verdict"]}"', f'"verdict":"{other}"', 1))
     with pytest.raises(ValueError, match="its slots give"):
         run(tmp_path, work, "--report")
+
+
+def test_the_first_look_alone_is_judged_at_its_own_confidence():
+    """Twelve sessions of which only the first six are slower: at two looks all count, alone the first six do."""
+    rng = np.random.default_rng(0)
+
+    def session(slower):
+        noise = rng.normal(1, 0.001, (3, 12))
+        return {
+            name: list(1e6 * each) for name, each in zip(("A", "B", "A'"), noise * [[1], [slower], [1]], strict=True)
+        }
+
+    sessions = [session(1.08) for _ in range(6)] + [session(1.0) for _ in range(6)]
+    stored = {"experiment": "x", "index": 0, "looks": 3, "slots_ns": sessions, "verdict": "inconclusive"}
+    assert verdicts_of(stored) == ("inconclusive", "regressed")
+    assert verdicts_of({**stored, "slots_ns": sessions[:6], "verdict": "regressed"}) == ("regressed", "regressed")
+    with pytest.raises(ValueError, match="its slots give inconclusive"):
+        verdicts_of({**stored, "verdict": "regressed"})
 
 
 def test_the_load_ends_with_its_block():

@@ -125,6 +125,12 @@ def median_interval(
         resamples: bootstrap resamples.
         seed: of the resampling; equal data and seed give equal bounds.
     """
-    outside = alpha / looks / 2
-    lo, hi = np.quantile(bootstrap_medians(sessions, resamples=resamples, seed=seed), [outside, 1 - outside])
+    return percentile_interval(
+        sessions, bootstrap_medians(sessions, resamples=resamples, seed=seed), alpha=alpha / looks
+    )
+
+
+def percentile_interval(sessions: Sequence[Floats], drawn: Floats, *, alpha: float) -> Interval:
+    """The median of all blocks with its 1 - alpha interval from what `bootstrap_medians` drew of them [resamples]."""
+    lo, hi = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])
     return Interval(float(np.median(np.concatenate(sessions))), float(lo), float(hi))
