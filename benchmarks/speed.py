@@ -53,6 +53,7 @@ MACS = {"tiny": 1.26e9, "small": 4.6e9, "base": 17.6e9}
 """Of one image of the dense model, rounded."""
 LONG_MACS = 15e9
 """From here on a call of the dense model takes so long (about 0.3 s) that half of the blocks take longer than all do elsewhere."""
+SMALLER = {"base": "small", "small": "tiny"}
 GPU = (("ort-cuda", 1), ("ort-cuda+graph+spin", 1), ("ort-cuda", 64))
 """(target, batch): as a program calls the runtime, with as little of the host's time as there can be, and with a full device."""
 
@@ -86,20 +87,22 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Everything that is measured: each form against the dense fp32 model, and the two forms of half size.
+    """Everything that is measured: each form against the dense fp32 model, and on ONNX Runtime the two forms of half size.
 
+    So is the next smaller model off the shelf, in place of a form: what one could have taken instead.
     On a GPU half of the parameters beside the dense model, both in fp16, which is what ships there.
     """
     dense = ("dense", "fp32")
     against = [(dense, (form, precision)) for precision in PRECISIONS for form in FORMS if (form, precision) != dense]
-    pairs = [*against, (("split50", "fp32"), ("joint50", "fp32"))]
+    pairs = {"ort-cpu": [*against, (("split50", "fp32"), ("joint50", "fp32"))], "openvino-cpu": against}
     found = [
         Cell(model, a, b, target, batch, threads)
         for model in ("tiny", "small")
-        for target, batch, threads in itertools.product(("ort-cpu", "openvino-cpu"), (1, 8), (1, 2))
-        for a, b in pairs
+        for target, batch, threads in itertools.product(pairs, (1, 8), (1, 2))
+        for a, b in pairs[target]
     ]
-    found += [Cell("base", a, b, target, 1, 1) for target in ("ort-cpu", "openvino-cpu") for a, b in pairs]
+    found += [Cell("base", a, b, target, 1, 1) for target in pairs for a, b in pairs[target]]
+    found += [Cell(model, dense, (smaller, "fp32"), "ort-cpu", 1, 1) for model, smaller in SMALLER.items()]
     found += [Cell("small", ("dense", "fp16"), ("joint50", "fp16"), target, batch, 1) for target, batch in GPU]
     return found
 
@@ -114,7 +117,9 @@ def missing(target: str) -> str:
 
 
 def artifact(model: str, form: str, precision: str, work: Path) -> Path:
-    """The ONNX file of one model in one form, made once."""
+    """The ONNX file of one model in one form, or of the smaller model that stands in its place, made once."""
+    if form in MODELS:
+        return artifact(form, "dense", precision, work)
     path = work / f"{model}.{form}.{precision}.onnx"
     if path.exists():
         return path
@@ -211,7 +216,7 @@ def table(results: Path, wanted: Iterable[Cell]) -> str:
         "# Latency of DeiT shapes",
         "",
         "`split50`: attention as low-rank pairs, neurons cut, half of the parameters left; `joint50`, `joint30`: the default",
-        "method. Widths are uniform, weights untrained, so this says nothing about accuracy. `int8-dynamic` is the",
+        "method; `small`, `tiny`: DeiT-S, DeiT-T as they are, what one could have taken instead. Widths are uniform, weights untrained, so this says nothing about accuracy. `int8-dynamic` is the",
         "file of that precision, held against the fp32 one; on a GPU both are fp16. Each row is one paired comparison with its",
         "own interval, on one machine; times of different machines have nothing to say to each other.",
         "",

@@ -28,6 +28,14 @@ def test_a_device_that_slowed_itself_down_is_told():
     assert slowed(sessions(frequency_mhz=[2400, 2400, 2400, 1500])) == ["its clock was between 1500 and 2400 MHz"]
     assert slowed(sessions(throttled_now=[0, 0, 4, 0])) == ["its firmware held it back for heat or low voltage"]
 
+    def gpu(*bits):
+        return slowed(sessions(gpus=[[{"clocks_throttle_reasons.active": each}] for each in bits]))
+
+    assert gpu("0x0000000000000001", "0x0000000000000000", "[N/A]", "0x0000000000000002") == []
+    assert gpu("0x0000000000000001", "0x0000000000000044", "0x0", "0x0000000000000020") == [
+        "its GPU was held back by its power limit and heat"
+    ]
+
 
 def test_what_other_processes_used_is_the_mean_over_all_sessions():
     def at(everyone, own, clock):

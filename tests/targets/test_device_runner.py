@@ -241,6 +241,21 @@ def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "plan.json"]
 
 
+def test_a_result_that_cannot_be_written_is_a_matter_of_storage(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    argv = [str(tmp_path / "plan.json"), str(tmp_path / "absent" / "out.json")]
+    assert main(argv, opener([], {"a": 10**7, "b": 10**7})) == device_runner.EXIT_STORAGE
+    assert capsys.readouterr().err.splitlines()[-1] == f"cannot write {argv[1]}: No such file or directory"
+
+
+def test_a_runtime_that_cannot_be_imported_is_not_the_files_fault(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    runners = {"clockwork": device_runner.OrtRunner}
+    assert main([str(tmp_path / "plan.json"), str(tmp_path / "out.json")], runners) == device_runner.EXIT_UNAVAILABLE
+    assert "-m pip install numpy onnxruntime" in capsys.readouterr().err
+
+
 def test_gpus_are_in_the_fingerprint_where_nvidia_smi_answers(tmp_path, monkeypatch):
     assert not {"gpus", "visible_gpus"} & fingerprint(1)["machine"].keys() or shutil.which("nvidia-smi")
     tool = tmp_path / "nvidia-smi"
@@ -267,4 +282,5 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert one["machine"]["threads"] == 2
     assert one["machine"]["cpu"]
     assert one["machine"]["runtimes"]["numpy"] == np.__version__
-    assert set(one["state"]) == {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}
+    known = {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}
+    assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}

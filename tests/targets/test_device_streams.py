@@ -101,6 +101,11 @@ def test_files_that_are_not_those_of_the_plan_are_never_timed(tmp_path, monkeypa
         ("aarch64", {CPUINFO: ARM, ARCH: "aarch64", MODALIAS: "cpu:type:aarch64:feature:,0000,0001"}, False),
         ("aarch64", {CPUINFO: ARM}, False),
         ("x86_64", {CPUINFO: "vendor_id\t: GenuineIntel\n", ARCH: "x86_64"}, False),
+        ("x86_64", {CPUINFO: "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n"}, False),
+        ("x86_64", {CPUINFO: "vendor_id\t: VirtualApple\n"}, True),
+        ("x86_64", {CPUINFO: ARM, ARCH: "aarch64"}, True),
+        ("x86_64", {CPUINFO: ARM, MODALIAS: "cpu:type:aarch64:feature:,0000,0001"}, True),
+        ("x86_64", {CPUINFO: "vendor_id\t: AuthenticAMD\nmodel name\t: QEMU TCG CPU version 2.5+\n"}, True),
     ],
 )
 def test_an_emulated_device_is_told_and_never_timed(machine, seen, told, monkeypatch, tmp_path, capsys):

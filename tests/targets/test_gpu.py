@@ -62,6 +62,8 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: self.log.append("sync")))
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: _Nothing())
         monkeypatch.setattr(torch.cuda, "Event", self.event)
+        self.free = 1000
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (self.free, 2000))
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
         empty_like = torch.empty_like
         monkeypatch.setattr(torch, "empty_like", lambda tensor, device, pin_memory: empty_like(tensor))
@@ -176,6 +178,15 @@ def test_feeds_are_prepared_once_for_as_long_as_they_are_used(cuda):
 def test_infer_gives_arrays_of_its_own(cuda):
     with Doubling(Mode(), cuda) as runner:
         np.testing.assert_array_equal(runner.infer(FEEDS[1])["y"], [4, 4, 4, 4])
+
+
+def test_device_memory_is_what_went_since_the_runner_was_entered(cuda):
+    with Doubling(Mode(), cuda) as runner:
+        assert runner.device_bytes() is None
+        cuda.free = 300
+        assert runner.device_bytes() == 700
+        cuda.free = 1200  # another process ended
+        assert runner.device_bytes() is None
 
 
 @pytest.mark.gpu

@@ -11,6 +11,8 @@ SLOWER = 0.8
 """A clock that was ever below this share of its highest is worth a word."""
 BUSY = 0.2
 """As is a machine on which others kept more than this many cores busy."""
+GPU_HELD_BACK = {0x4: "its power limit", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "its power supply"}
+"""Bits of what nvidia-smi calls clocks_throttle_reasons.active (nvml.h, nvmlClocksEventReason*) and what they mean."""
 
 
 class Fingerprint(BaseModel):
@@ -51,7 +53,20 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
         found.append("its firmware held it back for heat or low voltage")
     if clocks and min(clocks) < SLOWER * max(clocks):
         found.append(f"its clock was between {min(clocks)} and {max(clocks)} MHz")
+    gpus = [gpu for _, after in sessions for gpu in after.state.get("gpus", ())]
+    bits = [_hex(gpu.get("clocks_throttle_reasons.active")) for gpu in gpus]
+    reasons = {what: None for bit, what in GPU_HELD_BACK.items() if any(active & bit for active in bits)}
+    if reasons:
+        found.append(f"its GPU was held back by {' and '.join(reasons)}")
     return found
+
+
+def _hex(text: str | None) -> int:
+    """A number as nvidia-smi writes it, 0x…; 0 for "[N/A]" and the like."""
+    try:
+        return int(text or "", 16)
+    except ValueError:
+        return 0
 
 
 def cores_of_others(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> float | None:

@@ -7,6 +7,7 @@ Usage of the process: `python -m toolchain.bench.operators REQUEST OUT`; exit co
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 from toolchain.artifact import read_json, write_json
 from toolchain.bench.plan import INPUT_SETS
 from toolchain.bench.signature import read_signature
+from toolchain.bench.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.targets import NodeTime, Profiled, get_target
 from toolchain.targets.device_runner import EXIT_PLAN, EXIT_VARIANT, make_inputs, pin
 
+log = logging.getLogger(__name__)
 COSTLIEST = 5
 
 
@@ -148,7 +151,10 @@ def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
         asked, told = Path(folder, "request.json"), Path(folder, "nodes.json")
         write_json(asked, request)
         command = [sys.executable, "-P", "-m", __name__, str(asked), str(told)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+        with alone(lambda _, text: log.info("%s", text)):
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", check=False
+            )
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         if done.returncode == EXIT_VARIANT:
             raise ArtifactError(last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from toolchain.bench.environment import Fingerprint
 
@@ -20,6 +20,8 @@ LOOKS = 3
 Parity = Literal["pass", "not claimed"]
 Count = Annotated[int, Field(ge=1)]
 Nanoseconds = Annotated[int, Field(gt=0)]
+Cores = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(lambda cores: tuple(sorted(set(cores))))]
+"""Numbers of cores, ascending and each once, as a system names those that a process may use."""
 
 
 class Strict(BaseModel):
@@ -42,7 +44,7 @@ class Scenario(Strict):
     threads: Count
     batch: Count
     inputs: tuple[InputSpec, ...]
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    affinity: Cores | None = None
 
 
 SESSIONS, BLOCKS, WARMUP_S = 6, 12, 0.5
@@ -134,7 +136,9 @@ class Session(Strict):
 class ColdStart(Strict):
     """What a fresh process needed for one artifact: to open it, for the first call, and the most memory it held.
 
-    `rss_before` is what the interpreter and numpy hold before the runtime is loaded; None where the system does not say.
+    `rss_before` is what the process held before it opened the artifact: the interpreter and numpy on "ort-cpu", the runtime and
+    torch too on the others; None where the system does not say. `device` is what opening and the first call took of a GPU's
+    memory, the context of CUDA left out.
     """
 
     schema_: Annotated[Literal["slimvit.bench.cold/1"], Field(alias="schema")]

@@ -18,8 +18,11 @@ from toolchain.bench.intervals import Interval, block_log_ratios, median_interva
 from toolchain.bench.plan import artifact_facts, cold_plan, require_target, run_session, session_plan, set_up
 from toolchain.bench.protocol import require_sessions
 from toolchain.bench.samples import (
+    BLOCKS,
     CONTROL,
     LOOKS,
+    SESSIONS,
+    WARMUP_S,
     A,
     ArtifactFacts,
     ColdStart,
@@ -144,12 +147,12 @@ def measure(
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
     affinity: tuple[int, ...] | None = None,
-    sessions: int = 3,
-    blocks: int = 20,
+    sessions: int = SESSIONS,
+    blocks: int = BLOCKS,
     cold_starts: int = COLD_STARTS,
     seed: int = 0,
     slot_ms: float = 50.0,
-    warmup_s: float = 1.0,
+    warmup_s: float = WARMUP_S,
     transport: Transport | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Measurement:

@@ -58,7 +58,7 @@ class LocalTransport:
             write_json(plan_path, plan)
             # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
             command = [sys.executable, "-P", *program, str(plan_path), str(out_path)]
-            with _alone(on_progress):
+            with alone(on_progress):
                 _start(command, environment, on_progress, plan["variants"][0]["runtime"])
             result = read_json(out_path)
         if not isinstance(result, dict) or result.pop("plan_sha256", None) != device_runner.plan_digest(plan):
@@ -78,7 +78,7 @@ def follow(lines: Iterable[str], on_progress: Callable[[float, str], None]) -> d
 
 
 @contextlib.contextmanager
-def _alone(on_progress: Callable[[float, str], None]) -> Iterator[None]:
+def alone(on_progress: Callable[[float, str], None]) -> Iterator[None]:
     """A block that one process of this machine enters at a time, as far as its cache can be written."""
     with contextlib.ExitStack() as stack:
         try:
@@ -112,6 +112,8 @@ def _start(
         raise ArtifactError(message)
     if code == device_runner.EXIT_UNAVAILABLE:
         raise TargetUnavailable(runtime, message.removeprefix(f"target {runtime!r} is unavailable: "))
+    if code == device_runner.EXIT_STORAGE:
+        raise StorageError(message)
     if code == device_runner.EXIT_PLAN:
         raise MeasurementError(f"this cannot be measured here: {message}")
     if code != 0:

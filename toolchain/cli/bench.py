@@ -78,7 +78,7 @@ def run(
     batch: BatchOption = 1,
     input_shape: ShapeOption = "",
     affinity: AffinityOption = "",
-    blocks: BlocksOption = 20,
+    blocks: BlocksOption = BLOCKS,
     cold_starts: Annotated[int, typer.Option(min=0, help="Fresh processes for cold start and memory.")] = COLD_STARTS,
     seed: SeedOption = 0,
     out: OutFile = None,
@@ -111,7 +111,10 @@ def compare(
     affinity: AffinityOption = "",
     blocks: BlocksOption = BLOCKS,
     looks: Annotated[
-        int, typer.Option(min=1, max=4, help="How often to look while the data grows; each is paid for.")
+        int,
+        typer.Option(
+            min=1, max=4, help="How often to look while the data grows; each is paid for. 1 takes the shortest time."
+        ),
     ] = LOOKS,
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
     seed: SeedOption = 0,
@@ -220,7 +223,9 @@ def _run_facts(found: Measurement) -> dict[str, str]:
         facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
         if cold["peak_rss_bytes"] is not None:
             before = (
-                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it the interpreter)" if cold["rss_before_bytes"] else ""
+                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it before the artifact was opened)"
+                if cold["rss_before_bytes"]
+                else ""
             )
             facts["peak memory"] = f"{cold['peak_rss_bytes'] / 1e6:.0f} MB{before}"
         if cold["device_bytes"] is not None:

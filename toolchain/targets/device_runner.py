@@ -7,7 +7,8 @@ are passed to `run_plan` as openers. `- -` reads the plan as one line from stand
 session ends when it closes; the samples are the last line of standard output, and one session runs at a time in a
 folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the plan cannot be
 carried out here, 3 a variant cannot be opened or gives non-finite outputs,
-4 a file is not the one that the plan names, 5 this device cannot be timed, 6 another session is running here.
+4 a file is not the one that the plan names, 5 this device cannot be timed, 6 another session is running here,
+74 a file cannot be written.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks
 PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
 PI_HEX = "(0x)?[0-9a-fA-F]+"
 X86 = ("x86_64", "i686", "AMD64")
+ARM = ("aarch64", "arm64")
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
-EXIT_PLAN, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY = 2, 3, 4, 5, 6
+EXIT_PLAN, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
 STREAM = "-"
 LOCK_WAIT_S = 900.0
 
@@ -198,7 +200,8 @@ def fingerprint(threads: int) -> dict[str, Any]:
             **({"gpus": gpus[0], "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")} if gpus[0] else {}),
         },
         "state": {
-            "frequency_mhz": round(statistics.mean(clocks_mhz)) if clocks_mhz else None,
+            # Of the fastest core: on a machine with many of them most are at rest, whatever one thread does.
+            "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
             "cpu_seconds": cpu_seconds(),
@@ -367,6 +370,8 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     """What to raise for an error of a runner: one passed in may say that the runtime, not the file, is at fault."""
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
         return Unavailable(str(error))
+    if isinstance(error, ImportError):
+        return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install numpy onnxruntime")
     return VariantError(f"{what} does not run on {runtime}: {error}")
 
 
@@ -428,16 +433,21 @@ def altered_files(plan: Mapping[str, Any]) -> list[str]:
 
 def emulation() -> str:
     """Why this is no real device, "" if nothing says so: the processor of another machine shows through."""
+    cpuinfo, arch = _read("/proc/cpuinfo") or "", _read("/proc/sys/kernel/arch")
+    modalias = _read("/sys/devices/system/cpu/modalias") or ""
+    vendor, name = _cpu_field(cpuinfo, "vendor_id"), _cpu_field(cpuinfo, "model name") or ""
+    # Newer emulators write a cpuinfo of their own, but not what the kernel says elsewhere.
     if platform.machine() in X86:
-        return ""
-    seen = (
-        _cpu_field(_read("/proc/cpuinfo") or "", "vendor_id") in {"GenuineIntel", "AuthenticAMD"},
-        # Newer emulators write a cpuinfo of their own, but not what the kernel says elsewhere.
-        (_read("/sys/devices/system/cpu/modalias") or "").startswith("cpu:type:x86"),
-        _read("/proc/sys/kernel/arch") in X86,
-    )
-    if any(seen):
-        return f"programs for {platform.machine()} are emulated on an x86 processor; latency is never measured there"
+        signs = {
+            " on an Arm processor": vendor == "VirtualApple" or arch in ARM or modalias.startswith("cpu:type:aarch64"),
+            "": "QEMU TCG" in name,
+        }
+    else:
+        x86 = vendor in {"GenuineIntel", "AuthenticAMD"} or arch in X86 or modalias.startswith("cpu:type:x86")
+        signs = {" on an x86 processor": x86}
+    for where, seen in signs.items():
+        if seen:
+            return f"programs for {platform.machine()} are emulated{where}; latency is never measured there"
     return ""
 
 
@@ -487,7 +497,11 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
 
     if streamed:
         _end_with_stdin()
-        if (lock := _alone(progress)) is None:
+        try:
+            lock = _alone(progress)
+        except OSError as error:
+            return _refuse(f"cannot write {Path.cwd()}: {error.strerror or error}", EXIT_STORAGE)
+        if lock is None:
             return _refuse(f"another measurement has run on this device for {LOCK_WAIT_S / 60:.0f} minutes", EXIT_BUSY)
     if why := emulation():
         return _refuse(why, EXIT_UNAVAILABLE)
@@ -506,8 +520,11 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
         sys.stdout.write("\n" + json.dumps(result, separators=(",", ":")) + "\n")
         sys.stdout.flush()
         lock.close()
-    else:
+        return 0
+    try:
         _write(Path(out_path), result)
+    except OSError as error:
+        return _refuse(f"cannot write {out_path}: {error.strerror or error}", EXIT_STORAGE)
     return 0
 
 

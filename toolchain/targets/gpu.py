@@ -83,10 +83,12 @@ class GpuRunner(ABC):
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self._stream: Any = None
+        self._free_bytes = 0
         self._calls: dict[int, tuple[Feeds, _Call]] = {}
 
     def __enter__(self) -> Self:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._free_bytes = torch.cuda.mem_get_info()[0]
         return self
 
     def __exit__(
@@ -95,6 +97,14 @@ class GpuRunner(ABC):
         if self._stream is not None:
             self._stream.synchronize()
         self._calls = {}
+
+    def device_bytes(self) -> int | None:
+        """Device memory that went since the block was entered: weights, workspaces, inputs and outputs; None if none did.
+
+        CUDA's own context was there before. What other processes took meanwhile is in it.
+        """
+        taken = self._free_bytes - torch.cuda.mem_get_info()[0]
+        return taken if taken > 0 else None
 
     @abstractmethod
     def launch(self, feeds: Feeds) -> Launch:

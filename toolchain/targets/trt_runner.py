@@ -46,6 +46,7 @@ class TrtRunner(GpuRunner):
         self._context: Any = None
 
     def __enter__(self) -> Self:
+        super().__enter__()
         try:
             serialized = self.path.read_bytes()
         except OSError as error:
@@ -63,7 +64,7 @@ class TrtRunner(GpuRunner):
         is_input = {name: engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT for name in names}
         self.inputs = [name for name in names if is_input[name]]
         self.outputs = [name for name in names if not is_input[name]]
-        return super().__enter__()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -147,6 +148,10 @@ class OnnxTrtRunner:
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """One sample for each of `samples` calls in nanoseconds, as `GpuRunner.time_ns` gives it."""
         return self._runner(feeds[0]).time_ns(feeds, samples)
+
+    def device_bytes(self) -> int | None:
+        """As `GpuRunner.device_bytes`, of all engines that were opened."""
+        return sum(runner.device_bytes() or 0 for runner in self._runners.values()) or None
 
     def _runner(self, feeds: Feeds) -> TrtRunner:
         batch = next(iter(feeds.values())).shape[0]
