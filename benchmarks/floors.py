@@ -20,6 +20,7 @@ from speed import HERE, MODELS, Cell, artifact, current
 from toolchain.artifact import write_json, write_text
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.floor import measure_floor
+from toolchain.bench.intervals import outward
 from toolchain.bench.realised import Floor
 from toolchain.errors import ArtifactError, StorageError
 
@@ -63,7 +64,7 @@ def table(results: Path) -> str:
                 *(f"{each['point']:.2f}" for each in reached),
                 f"{realised['ideal']:.2f}",
                 f"{realised['speedup']['point']:.2f}",
-                f"{share['point']:.3f} [{share['lo']:.3f}, {share['hi']:.3f}]",
+                f"{share['point']:.3f} {outward(share['lo'], share['hi'], 3)}",
                 f"yes, {control}" if found.is_valid else f"no: {control}",
             ]
         )

@@ -25,6 +25,7 @@ from report import markdown
 from toolchain.artifact import OnnxArtifact, run_stage, write_text
 from toolchain.bench.compare import compare
 from toolchain.bench.environment import describe_machine
+from toolchain.bench.intervals import outward
 from toolchain.bench.plan import artifact_facts, require_target
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
@@ -190,7 +191,7 @@ def table(results: Path, wanted: Iterable[Cell]) -> str:
                 str(cell.threads),
                 f"{found.latency_ms('A'):.2f}",
                 f"{found.latency_ms('B'):.2f}",
-                f"{1 / ratio['point']:.2f} [{1 / ratio['hi']:.2f}, {1 / ratio['lo']:.2f}]",
+                f"{1 / ratio['point']:.2f} {outward(1 / ratio['hi'], 1 / ratio['lo'])}",
                 "not verified" if verified is None else f"≥ {int(verified * 100) / 100:.2f}",
                 found.verdict,
                 f"{100 * sizes[1] / sizes[0]:.1f} %",

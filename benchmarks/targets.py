@@ -24,6 +24,7 @@ from report import markdown
 from toolchain.artifact import read_json, write_json, write_text
 from toolchain.bench.cell import cell_facts
 from toolchain.bench.environment import describe_machine
+from toolchain.bench.intervals import outward
 from toolchain.bench.protocol import Comparison
 from toolchain.cache import Done
 from toolchain.export.precision import EITHER
@@ -131,7 +132,7 @@ def _part(name: str, record: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _speedup(found: Comparison) -> str:
-    return f"{math.exp(-found.ratio.point):.2f} [{math.exp(-found.ratio.hi):.2f}, {math.exp(-found.ratio.lo):.2f}]"
+    return f"{math.exp(-found.ratio.point):.2f} {outward(math.exp(-found.ratio.hi), math.exp(-found.ratio.lo))}"
 
 
 def _verified(found: Comparison) -> str:

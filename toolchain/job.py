@@ -17,6 +17,7 @@ from torch import nn
 from toolchain.artifact import MaskedModel, Preprocess, TimmModel, digest_of, run_stage
 from toolchain.bench.device import probe, require_direct
 from toolchain.bench.latency import Clock, Setting, latency_of
+from toolchain.bench.plan import require_threads
 from toolchain.cache import user_cache
 from toolchain.compress.decide import Latency, Settled, decide
 from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
@@ -143,6 +144,8 @@ def _multiples(recipe: Recipe) -> dict[str, int]:
         if section != BENCH and settings.runtime != name:
             raise TargetUnavailable(name, f"{section} takes built-in targets; one of targets.toml can be in {BENCH}.")
         require_direct(name, settings)
+        if section == BENCH and recipe.bench is not None:
+            require_threads(settings.runtime, recipe.bench.threads)
         info, target = probe(name, settings), get_target(settings.runtime)
         runs = info.details.get("run", "yes")
         if section != "engine.targets" and (runs != "yes" or not target.measures):

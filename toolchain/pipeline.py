@@ -61,6 +61,7 @@ def run(
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
+        DeviceLost: a device dropped off; everything else was done, and the report says what was not measured.
         SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
     """
     require_one("a whole recipe")
@@ -86,8 +87,11 @@ class _Run(Steps):
         facts = {name: {**done.facts, "seconds": done.seconds} for name, done in self.stages.items()}
         self.space.forget_all_but(self.stages)
         files = [root / name for done in self.stages.values() for name in done.outputs]
-        report = assemble(recipe, tool(), facts, masked.plan.provenance, files, root, self.job.source)
+        lost = {name: str(error) for name, error in self.lost.items()}
+        report = assemble(recipe, tool(), facts, masked.plan.provenance, files, root, self.job.source, lost)
         write_report(report, files, root)
+        for error in self.lost.values():
+            raise error
         return report
 
     # The stages. Each loads what the one before wrote, so a run that resumes takes the same path as one that does not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from toolchain.bench.device import Device, Devices
 from toolchain.bench.gate.why import artifact_parts
 from toolchain.bench.samples import Parity
 from toolchain.bench.size import artifact_sha256, download_bytes
-from toolchain.errors import ArtifactError, ParityError
+from toolchain.errors import ArtifactError, DeviceLost, ParityError
 from toolchain.export.engine import BuildEngine, builds
 from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 
+log = logging.getLogger(__name__)
 SHOWN = ("compute_capabilities", "matmul_dtypes", "attention_layers", "fused_attention")
 """Of engine.json, what the report shows."""
 GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes")
@@ -195,6 +197,8 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
     device, batch, threads = where.device, where.batch, where.threads
 
     def work(_: str) -> Found:
+        if device.name in steps.lost:  # what was recorded before is reused; nothing more is asked of it
+            raise steps.lost[device.name]
         found = bench_compare(
             *pair,
             target=device.runtime,
@@ -211,7 +215,12 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
 
     digests = [artifact_sha256(artifact) for artifact in pair]
     inputs = [digests, device.name, batch, threads, parity, conditions_of(device.name, threads)]
-    steps.step(step, inputs, work, settled=conclusive)
+    try:
+        steps.step(step, inputs, work, settled=conclusive)
+    except DeviceLost as error:
+        if device.name not in steps.lost:
+            log.warning("%s The run goes on without it.", error)
+        steps.lost[device.name] = error
 
 
 def onnx_path(root: Path, precision: str, which: str = "compressed") -> Path:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from toolchain.artifact import AnyModel, DeployModel, MaskedModel, TimmModel
 from toolchain.cache import Done, Workspace
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, DeviceLost
 from toolchain.export.parity import require
 from toolchain.job import Job, step_key
 from toolchain.judge import Judge
@@ -31,12 +31,14 @@ class Steps:
         space: the run's folder.
         listener: who is told.
         stages: name → what was done, in order.
+        lost: devices that dropped off while they were measured on, and how.
     """
 
     job: Job
     space: Workspace
     listener: Listener
     stages: dict[str, Done] = field(default_factory=dict)
+    lost: dict[str, DeviceLost] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:

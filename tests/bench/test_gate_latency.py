@@ -396,7 +396,7 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
 
 EDITS = (
     *("verdict", "status", "accepted", "doubted", "no second", "lo", "p_value", "baseline", "samples", "no samples"),
-    *("size", "budget", "failed", "another artifact", "summary", "holm"),
+    *("size", "budget", "raised", "slower allowed", "nothing asked", "failed", "another artifact", "summary", "holm"),
 )
 
 
@@ -435,6 +435,13 @@ def test_an_edited_gate_result_is_refused(judge, made_up, tmp_path, edit):
         record["counts"] = {"fail": 2, "pass": 1}
     elif edit == "budget":
         checks["budget.size"]["limit"] = 1
+    elif edit == "raised":
+        checks["budget.size"]["limit"] = 2_000_000
+    elif edit == "slower allowed":  # and all that would follow
+        checks["relation.latency"].update(limit=2.0, status="pass")
+        record["counts"], record["verdict"], record["exit_code"] = {"pass": 3}, "pass", 0
+    elif edit == "nothing asked":
+        del checks["budget.size"]["asked"]
     elif edit == "another artifact":
         cell["artifact"]["sha256"] = "0" * 64
     elif edit == "lo":

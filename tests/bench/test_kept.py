@@ -2,6 +2,7 @@ import json
 import os
 import time
 
+import psutil
 import pytest
 
 from toolchain.bench import kept
@@ -60,6 +61,19 @@ def test_a_comparison_that_was_cut_off_goes_on_where_it_stopped(measure, cache):
     assert list(cache.iterdir()) == []
 
 
+def written_by(cache, **writer):
+    for path in cache.iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), **writer}))
+
+
+def test_a_process_that_took_a_dead_ones_number_is_another(measure, cache):
+    cut_off(measure)
+    written_by(cache, writer=os.getppid(), began=psutil.Process(os.getppid()).create_time() - 3600)
+    again = Counting()
+    measure(again)
+    assert again.ran == [2]
+
+
 def test_a_comparison_that_ended_is_measured_afresh(measure, cache):
     first, second = measure(Counting()), measure(Counting())
     assert list(cache.iterdir()) == []
@@ -102,7 +116,7 @@ def test_what_cannot_be_taken_up_is_measured_again(measure, cache, fault):
         elif fault == "old":
             os.utime(path, (time.time() - kept.MAX_AGE_S - 60,) * 2)
         else:
-            path.write_text(json.dumps({**json.loads(path.read_text()), "writer": os.getppid()}))
+            written_by(cache, writer=os.getppid(), began=psutil.Process(os.getppid()).create_time())
     again = Counting()
     measure(again)
     assert again.ran == [0, 1, 2]

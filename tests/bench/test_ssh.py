@@ -301,6 +301,11 @@ def test_a_device_that_does_not_answer_is_unavailable_and_says_what_to_do(board,
     refused("Permission denied", "ssh-copy-id", board(ssh_config=str(other)))
     other.write_text(config.replace(str(server.root / "known_hosts"), str(tmp_path / "nobody")))
     refused("Host key verification failed", "connect once by hand", board(ssh_config=str(other)))
+    (tmp_path / "changed").write_text(
+        f"[127.0.0.1]:{server.port} {' '.join((server.root / 'user.pub').read_text().split()[:2])}\n"
+    )
+    other.write_text(config.replace(str(server.root / "known_hosts"), str(tmp_path / "changed")))
+    refused("has changed", "remove its old key", board(ssh_config=str(other)))
     other.write_text(config.replace("HostName 127.0.0.1", "HostName no-such-host.invalid"))
     refused("Could not resolve", "`host` in targets.toml", board(ssh_config=str(other)))
     server.kill()

@@ -4,6 +4,7 @@ import re
 import pytest
 from builders import few_sessions
 
+from toolchain.bench.intervals import outward
 from toolchain.bench.summary import summary
 
 
@@ -33,6 +34,16 @@ def test_without_an_improvement_the_line_says_what_was_seen_and_no_more(made_up,
     line = summary(made_up(**truth))
     assert words in line
     assert "verified ≥" not in line
+
+
+def test_printed_bounds_hold_those_that_were_found(made_up):
+    assert outward(0.6549, 0.6551) == "[0.65, 0.66]"
+    assert outward(1.0, 1.25) == "[1.00, 1.25]"
+    assert outward(0.9481, 0.9599, 3) == "[0.948, 0.960]"
+    comparison = made_up(b=math.log(0.7), noise=0.01)
+    lo, hi = map(float, re.search(r"ratio [\d.]+ \[([\d.]+), ([\d.]+)\]", summary(comparison)).groups())
+    ratio = comparison.ratio.to_ratio()
+    assert lo <= ratio["lo"] < ratio["hi"] <= hi
 
 
 def test_a_tolerance_that_would_have_been_supported_is_rounded_up(made_up):

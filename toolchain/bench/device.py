@@ -26,7 +26,8 @@ class Device:
         name: as the user says.
         runtime: what `compare` calls its target.
         threads, affinity: what is taken if no option says otherwise.
-        transport: for `compare`.
+        transport: for `compare`; takes up sessions that an earlier run left.
+        fresh: the same, measuring everything itself.
         is_here: whether that leads to this machine.
     """
 
@@ -35,6 +36,7 @@ class Device:
     threads: int
     affinity: tuple[int, ...] | None
     transport: Transport
+    fresh: Transport
     is_here: bool
 
 
@@ -84,7 +86,9 @@ class Devices:
             transport, where = _transport(name, settings)
             kept = self._stack.enter_context(KeptSessions(transport, where))
             is_here = isinstance(settings, LocalSettings)
-            self._open[name] = Device(name, settings.runtime, settings.threads, settings.affinity, kept, is_here)
+            self._open[name] = Device(
+                name, settings.runtime, settings.threads, settings.affinity, kept, transport, is_here
+            )
         return self._open[name]
 
     def here(self, name: str, what: str) -> Device:

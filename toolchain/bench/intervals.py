@@ -41,6 +41,12 @@ class Interval:
         return {"point": math.exp(self.point), "lo": math.exp(self.lo), "hi": math.exp(self.hi)}
 
 
+def outward(lo: float, hi: float, digits: int = 2) -> str:
+    """The bounds as `[lo, hi]`, each rounded away from the other: what is printed holds what was found."""
+    unit = 10**digits
+    return f"[{math.floor(lo * unit) / unit:.{digits}f}, {math.ceil(hi * unit) / unit:.{digits}f}]"
+
+
 def slot_medians(slots: Sequence[Sequence[int]]) -> Floats:
     """The median of each slot's samples, in the samples' unit [blocks]."""
     return np.array([np.median(samples) for samples in slots])

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 FOLDER = "sessions"
 OPEN: set[str] = set()
 """Tokens of what is open in this process: none of them takes up what another has just measured."""
+SAME_PROCESS_S = 5.0
+"""By how much a process's beginning may seem to move while the system's clock is set."""
 MAX_AGE_S = 24 * 3600
 """A machine of yesterday is another one; an older session is measured again."""
 
@@ -85,7 +87,10 @@ class KeptSessions:
         try:
             write_text(
                 path,
-                json.dumps({"writer": os.getpid(), "token": self._token, "result": result}, separators=(",", ":"))
+                json.dumps(
+                    {"writer": os.getpid(), "began": _began(os.getpid()), "token": self._token, "result": result},
+                    separators=(",", ":"),
+                )
                 + "\n",
             )
         except StorageError as error:  # the measurement itself goes on
@@ -112,5 +117,17 @@ def _take_up(path: Path) -> dict[str, Any] | None:
         result, writer, token = stored["result"], int(stored["writer"]), stored["token"]
     except (OSError, ArtifactError, StorageError, KeyError, TypeError, ValueError):
         return None
-    running = token in OPEN if writer == os.getpid() else psutil.pid_exists(writer)
+    if writer == os.getpid():
+        running = token in OPEN
+    else:  # numbers of processes come again
+        began = _began(writer)
+        running = began is not None and abs(began - float(stored.get("began") or 0.0)) < SAME_PROCESS_S
     return result if isinstance(result, dict) and not running else None
+
+
+def _began(process: int) -> float | None:
+    """When a process began, in seconds; None if there is none of that number."""
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.Error:
+        return None

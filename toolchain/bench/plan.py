@@ -14,7 +14,7 @@ from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.bench.transport import Transport
 from toolchain.errors import MeasurementError, RecipeError, TargetUnavailable
-from toolchain.targets import get_target
+from toolchain.targets import MODES, get_target
 from toolchain.targets.device_runner import COLD_PLAN_SCHEMA, PLAN_SCHEMA
 
 INPUT_SETS = 8
@@ -35,6 +35,12 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
             )
 
 
+def require_threads(target: str, threads: Sequence[int]) -> None:
+    """Raises RecipeError if threads of the CPU are asked for where a GPU does the work: the result would name them."""
+    if target in MODES and any(count != 1 for count in threads):
+        raise RecipeError(f"target {target!r} runs on a GPU, where threads mean nothing; leave them at 1")
+
+
 def set_up(
     a: Path,
     *,
@@ -46,6 +52,7 @@ def set_up(
     design: Mapping[str, Any],
 ) -> tuple[Scenario, Design, Signature]:
     """(what is timed, how, the inputs of A); raises RecipeError for what is out of range, and as `read_signature`."""
+    require_threads(target, (threads,))
     try:
         made, signature = Design(**design), read_signature(a, batch, input_shape)
         scenario = Scenario(target=target, threads=threads, batch=batch, inputs=signature.inputs, affinity=affinity)

@@ -51,10 +51,11 @@ SSH_FAILED, NO_COMMAND, NOT_EXECUTABLE = 255, 127, 126
 LOOK_LIMIT_S = 180.0
 HINTS = {
     "permission denied": "install your key there: ssh-copy-id {destination}",
+    "has changed and you have requested strict": "if the device was set up anew, remove its old key as ssh says: ssh-keygen -R",
     "host key verification failed": "connect once by hand and compare the key: ssh {destination}",
     "could not resolve": "correct `host` in targets.toml",
-    "remote host identification has changed": "if the device was set up anew: ssh-keygen -R {destination}",
 }
+"""Words of ssh's last message, the more telling ones first, and what to do."""
 
 
 class _Dropped(Exception):

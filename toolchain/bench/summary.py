@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from toolchain.bench.intervals import too_few
+from toolchain.bench.intervals import outward, too_few
 from toolchain.bench.protocol import Comparison
 
 
 def summary(comparison: Comparison) -> str:
     """One line: the verdict, what it allows to say, and the evidence.
 
-    A bound is rounded towards the weaker claim, so the line never says more than the samples do.
+    Bounds are rounded towards the weaker claim, so the line never says more than the samples do.
     """
     ratio = comparison.ratio.to_ratio()
     control, tau = comparison.control, comparison.design.tau
@@ -25,7 +25,7 @@ def summary(comparison: Comparison) -> str:
         "invalid": f"not verified; the control strays too far, this run supports τ ≥ {math.ceil(comparison.tau_min * 1000) / 10:.1f} %",
     }[comparison.verdict]
     evidence = [
-        f"ratio {ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}] at {100 * (1 - comparison.design.alpha / comparison.design.looks):.3g} %",
+        f"ratio {ratio['point']:.2f} {outward(ratio['lo'], ratio['hi'])} at {100 * (1 - comparison.design.alpha / comparison.design.looks):.3g} %",
         f"control ±{_percent(abs(control.point) + control.half_width)}",
         f"τ {_percent(tau)}",
         f"{comparison.blocks} blocks in {len(comparison.sessions)} sessions",

@@ -12,6 +12,7 @@ from toolchain.artifact import write_json
 from toolchain.bench.device import Devices, open_device
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.floor import measure_floor
+from toolchain.bench.intervals import outward
 from toolchain.bench.operators import Profile, profile_operators
 from toolchain.bench.realised import Floor, Limit
 from toolchain.bench.references import Row, reference_rows
@@ -241,4 +242,4 @@ def _show_references(rows: Sequence[Row]) -> None:
 
 
 def _interval(ratio: dict[str, float]) -> str:
-    return f"{ratio['point']:.2f} [{ratio['lo']:.2f}, {ratio['hi']:.2f}]"
+    return f"{ratio['point']:.2f} {outward(ratio['lo'], ratio['hi'])}"

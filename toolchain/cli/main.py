@@ -70,7 +70,7 @@ def _code(arguments: list[str] | None) -> int:
             return USAGE
         return _fail(error.format_message(), USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept, and the same command goes on from there", INTERRUPTED)
+        return _fail("interrupted; the same command goes on from what it has kept", INTERRUPTED)
     except BrokenPipeError:  # whoever read stdout has seen enough: `slimvit … | head`
         _discard_stdout()
         return STORAGE

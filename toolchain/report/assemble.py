@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from toolchain.artifact import sha256
@@ -25,6 +26,7 @@ def assemble(
     files: Sequence[Path],
     root: Path,
     source: DataSource,
+    lost: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The report of a run.
 
@@ -36,6 +38,7 @@ def assemble(
         files: everything that the stages wrote.
         root: the run's folder.
         source: the data that accuracy was counted on.
+        lost: target → why the rest of its cells was not measured.
     """
     stages = _stages(facts)
     dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
@@ -73,6 +76,7 @@ def assemble(
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": bench,
+        "not_measured": [{"target": name, "reason": reason} for name, reason in lost.items()],
         "int8": int8,
         "artifacts": artifacts,
         "engines": engine_rows(facts),

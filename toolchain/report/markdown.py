@@ -65,6 +65,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         "these shapes when the widths were chosen."
         for row in report.get("latency_budget", ())
     ]
+    found += [f"Not measured, or not all of it: {row['reason']}" for row in report.get("not_measured", ())]
     found += suggestion_lines(report)
     found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
     return found

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from pathlib import Path
 
 import onnx
 
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell, DataSection
+from toolchain.bench.gate.limits import limit_of
 from toolchain.bench.gate.result import Check, Status, Unit
 from toolchain.bench.size import artifact_size_bytes, stored_params
 from toolchain.errors import RecipeError
@@ -59,21 +58,21 @@ class Deterministic:
         found = []
         for metric, (unit, count) in EXACT.items():
             if (limit := getattr(cell.budget, metric)) is not None:
-                found.append(self._bounded(cell, f"budget.{metric}", unit, count(artifact), limit, None))
+                found.append(self._bounded(cell, f"budget.{metric}", unit, count(artifact), limit))
             if (share := getattr(cell.relation, metric)) is not None and baseline is not None:
-                before = count(baseline)
-                allowed = before + _share_of(share, before)
-                found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), allowed, before))
+                found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), share, count(baseline)))
         if cell.budget.accuracy is not None:
             wrong, total = self._counts(artifact)
-            allowed = _share_of(1 - Fraction(str(cell.budget.accuracy)), total)
-            found.append(self._bounded(cell, "budget.accuracy", "wrong images", wrong, allowed, None, total))
+            found.append(
+                self._bounded(cell, "budget.accuracy", "wrong images", wrong, cell.budget.accuracy, None, total)
+            )
         if cell.relation.accuracy is not None and baseline is not None:
             (wrong, total), (before, images) = self._counts(artifact), self._counts(baseline)
             if total != images:
                 raise RecipeError(f"cell {cell.name!r}: {total} images for the artifact, {images} for its baseline")
-            allowed = before + _share_of(cell.relation.accuracy, total)
-            found.append(self._bounded(cell, "relation.accuracy", "wrong images", wrong, allowed, before, total))
+            found.append(
+                self._bounded(cell, "relation.accuracy", "wrong images", wrong, cell.relation.accuracy, before, total)
+            )
         if cell.relation.parity is not None and baseline is not None:
             found.append(self._parity(cell, artifact, baseline))
         return found
@@ -97,13 +96,22 @@ class Deterministic:
             unit="cosine",
             value=rung.cosine_min,
             limit=bounds.cosine_min,
+            asked=bounds.cosine_min,
             reason="; ".join(filter(None, [rung.reason, f"{shown}{top1}"])),
         )
 
     def _bounded(
-        self, cell: Cell, name: str, unit: Unit, value: int, limit: int, baseline: int | None, total: int | None = None
+        self,
+        cell: Cell,
+        name: str,
+        unit: Unit,
+        value: int,
+        asked: float,
+        baseline: int | None = None,
+        total: int | None = None,
     ) -> Check:
-        """The check of a whole number that may be at most `limit`, or what was accepted."""
+        """The check of a whole number that may be at most what is asked for, or what was accepted."""
+        limit = limit_of(name, asked, baseline=baseline, total=total)
         accepted = self._accepts.limit(cell.name, name)
         held = value <= limit
         covered = not held and accepted is not None and value <= accepted
@@ -115,12 +123,17 @@ class Deterministic:
         if accepted is not None and not held:
             said += f"; accepted up to {accepted:,}"
         status: Status = "pass" if held else "accepted" if covered else "fail"
-        return Check(name=name, status=status, unit=unit, value=value, limit=limit, baseline=baseline, reason=said)
-
-
-def _share_of(share: float | Fraction, whole: int) -> int:
-    """The whole part of a share, computed from its decimal digits: 0.1 of 30 is 3."""
-    return math.floor(Fraction(str(share)) * whole)
+        return Check(
+            name=name,
+            status=status,
+            unit=unit,
+            value=value,
+            limit=limit,
+            asked=asked,
+            baseline=baseline,
+            total=total,
+            reason=said,
+        )
 
 
 def _change(change: int, before: int) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 from toolchain.artifact import read_json
 from toolchain.bench.gate.accepts import AcceptUse
 from toolchain.bench.gate.judgement import RATIO, TIME, Judgement, estimate_of, undecided_by
+from toolchain.bench.gate.limits import limit_of
 from toolchain.bench.gate.together import Case, Holm, Summary, confirmed, judge_together, summary_of
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.samples import ArtifactFacts, explain
@@ -47,7 +48,9 @@ class Check(_Strict):
         unit: of the numbers.
         value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
         limit: what the value may be at most (a cosine: at least).
+        asked: what gate.toml asks for, from which the limit follows (`limits.limit_of`).
         baseline: of the baseline; None for a budget.
+        total: images that were counted; None but for accuracy.
         lo: lower confidence bound of a measured value.
         hi: upper confidence bound of a measured value.
         p_value: of a latency check, one-sided: how likely samples like these are if the limit is kept.
@@ -59,7 +62,9 @@ class Check(_Strict):
     unit: Unit
     value: float | int | None = None
     limit: float | int | None = None
+    asked: float | int | None = None
     baseline: float | int | None = None
+    total: int | None = None
     lo: float | None = None
     hi: float | None = None
     p_value: float | None = None
@@ -199,6 +204,7 @@ def _require_follows(path: Path, result: GateResult) -> None:
             seconds[cell.name] = comparisons[1]
         for check in cell.checks:
             what = f"{check.name} of cell {cell.name!r}"
+            _require_limit(path, what, check, cell)
             limit, up_to = limits[check.name]
             if check.value is None or limit is None:
                 if check.status in ("pass", "accepted"):
@@ -248,6 +254,21 @@ def _comparisons(
         workload = (each.scenario.batch, each.scenario.threads)
         _require_equal(path, f"batch and threads of {where}", workload, (cell.batch, cell.threads))
     return found
+
+
+def _require_limit(path: Path, what: str, check: Check, cell: CellResult) -> None:
+    """A limit follows from what was asked for, and that of a relation from the baseline."""
+    if check.limit is None:
+        return
+    if check.asked is None:
+        raise ArtifactError(f"{path} does not say what was asked for {what}; it was altered, or is of an older slimvit")
+    if check.name == "relation.size":
+        _require_equal(path, f"the baseline of {what}", check.baseline, cell.baseline and cell.baseline.size_bytes)
+    try:
+        follows = limit_of(check.name, check.asked, baseline=check.baseline, total=check.total)
+    except ValueError as error:
+        raise ArtifactError(f"{path}, {what}: {error}; it was altered") from None
+    _require_equal(path, f"the limit of {what}", check.limit, follows)
 
 
 def _require_exact(path: Path, what: str, check: Check, cell: CellResult, accepted: float | None) -> None:

@@ -15,6 +15,7 @@ from toolchain.bench.device import Devices
 from toolchain.bench.gate.accepts import Accepts
 from toolchain.bench.gate.config import Cell
 from toolchain.bench.gate.judgement import RATIO, TIME, estimate_of, logs_of, undecided_by
+from toolchain.bench.gate.limits import limit_of
 from toolchain.bench.gate.result import STATUS, Check, Status, Unit
 from toolchain.bench.gate.together import Case, Holm, Judged, Summary, confirmed, judge_together, summary_of
 from toolchain.bench.protocol import Comparison
@@ -56,9 +57,13 @@ class Timeable:
         """Those of RATIO and TIME that the cell asks for."""
         return tuple(name for name in (TIME, RATIO) if name in self.cell.checks)
 
+    def asked(self, check: str) -> float:
+        """Milliseconds, or the share by which the time may grow."""
+        return (self.cell.budget.latency if check == TIME else self.cell.relation.latency) or 0.0
+
     def limit(self, check: str) -> float:
         """Milliseconds, or the ratio of times."""
-        return (self.cell.budget.latency or 0.0) if check == TIME else 1 + (self.cell.relation.latency or 0.0)
+        return limit_of(check, self.asked(check))
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,10 @@ def time_cells(
             second = again[case.cell]
             found[index] = confirmed(case, judged, second if isinstance(second, Comparison) else second[1])
     for case in cases:
-        ours = tuple(_check(*pair, accepts) for pair in zip(cases, found, strict=True) if pair[0].cell == case.cell)
+        each = next(each for each in timeables if each.cell.name == case.cell)
+        ours = tuple(
+            _check(*pair, each, accepts) for pair in zip(cases, found, strict=True) if pair[0].cell == case.cell
+        )
         second = again.get(case.cell, ("skipped", ""))
         both = (case.comparison, second) if isinstance(second, Comparison) else (case.comparison,)
         done[case.cell] = Timed(ours, both)
@@ -140,7 +148,7 @@ def _part(told: Told, name: str, index: int, of: int) -> Told:
     return lambda text, share: told(f"{name}: {text}", (index + share) / of)
 
 
-def _check(case: Case, judged: Judged, accepts: Accepts) -> Check:
+def _check(case: Case, judged: Judged, each: Timeable, accepts: Accepts) -> Check:
     """The check of a case that is settled."""
     if case.accepted is not None and judged.judgement in ("accepted", "regressed"):
         accepts.note(case.cell, case.check, "used" if judged.judgement == "accepted" else "exceeded")
@@ -160,6 +168,7 @@ def _check(case: Case, judged: Judged, accepts: Accepts) -> Check:
         unit=unit,
         value=estimate["point"],
         limit=case.limit,
+        asked=each.asked(case.check),
         baseline=comparison.latency_ms("A") if case.check == RATIO else None,
         lo=estimate["lo"],
         hi=estimate["hi"],
@@ -179,4 +188,11 @@ def _doubt(case: Case) -> str:
 
 
 def _unmeasured(each: Timeable, check: str, status: Status, reason: str) -> Check:
-    return Check(name=check, status=status, unit=UNITS[check], limit=each.limit(check), reason=reason)
+    return Check(
+        name=check,
+        status=status,
+        unit=UNITS[check],
+        limit=each.limit(check),
+        asked=each.asked(check),
+        reason=reason,
+    )
