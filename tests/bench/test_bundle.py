@@ -231,6 +231,15 @@ def test_a_link_in_a_bundle_is_refused(packed, result, tmp_path):
         unpack(result, tmp_path / "link.tar")
 
 
+def test_a_python_that_lacks_a_library_says_what_brings_it(packed, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    python = str(bare / "bin" / "python")
+    folder, told = measure_there(packed[2], tmp_path / "device", python, code=5)
+    assert f"numpy and onnxruntime cannot be imported; {python} -m pip install numpy onnxruntime" in told
+    assert not (folder / "sessions").exists()
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(packed, tmp_path):
     a = packed[0]
     narrow = write_stack(tmp_path / "narrow.onnx", width=64)

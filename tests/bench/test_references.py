@@ -10,9 +10,11 @@ from builders import TINY, dense_model
 
 from toolchain.bench import references
 from toolchain.bench.products import products, read_graph
+from toolchain.bench.reference_table import References
 from toolchain.bench.references import classifier_shape, export_reference, reference_rows, stored_params
+from toolchain.bench.verify import verify
 from toolchain.cost import trace
-from toolchain.errors import ModelError, RecipeError
+from toolchain.errors import ArtifactError, ModelError, RecipeError
 from toolchain.export.onnx_graph import export_onnx, read_onnx
 from toolchain.families import family_of
 
@@ -89,6 +91,23 @@ def test_all_models_stand_beside_the_dense_one(dense, tmp_path, monkeypatch):
     assert rows[2].macs > rows[0].macs > rows[3].macs
     assert rows[2].comparison.ratio.point > 0 > rows[3].comparison.ratio.point
     assert seen == sorted(seen)
-    json.dumps([row.to_dict() for row in rows], allow_nan=False)
+    path, table = tmp_path / "table.json", References(tuple(rows))
+    table.save(path)
+    assert References.load(path).to_dict() == table.to_dict() == verify(path).to_dict()
+    for edit in (
+        lambda found: found["rows"][0].update(latency_ms=1.0),
+        lambda found: found["rows"][2].update(ratio={"point": 0.5, "lo": 0.4, "hi": 0.6}),
+        lambda found: found["rows"][3].update(size_bytes=1),
+        lambda found: found["rows"][1]["comparison"]["ratio"].update(point=0.5),
+        lambda found: found["rows"][1].pop("comparison"),
+        lambda found: found.update(rows=found["rows"][:1]),
+    ):
+        found = json.loads(path.read_text())
+        edit(found)
+        (tmp_path / "edited.json").write_text(json.dumps(found))
+        with pytest.raises(ArtifactError, match=r"altered|no table"):
+            verify(tmp_path / "edited.json")
+    with pytest.raises(RecipeError, match="several artifacts"):
+        verify(path, here=True)
     with pytest.raises(RecipeError, match="name some"):
         reference_rows(dense, None, [])

@@ -146,6 +146,15 @@ def test_the_models_are_what_their_names_say(tmp_path, form):
     assert sizes[1] / sizes[0] == pytest.approx(params[1] / params[0], abs=0.01)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_of_deit_s_is_as_fast_as_promised(threads):
+    """Verified over the dense file in fp32; the promise is for one thread."""
+    cell = Cell("small", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 1, threads)
+    found = result_of(cell, speed.HERE / "results" / "speed")
+    assert found.verdict == "improved"
+    assert found.verified_speedup_at_least >= (1.75 if threads == 1 else 1.5)
+
+
 def test_the_committed_table_follows_from_the_committed_samples():
     results = speed.HERE / "results" / "speed"
     if not results.exists():

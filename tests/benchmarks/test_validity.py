@@ -150,6 +150,19 @@ def test_the_committed_table_follows_from_the_committed_slots():
     assert (results / "README.md").read_text() == table(results, EXPERIMENTS)
 
 
+def test_the_protocol_keeps_what_it_promises():
+    """The verdicts that the page counts, against the issue's own thresholds."""
+    said = {
+        each.name: [record["verdict"] for record in recorded(validity.HERE / "results" / "validity", each)]
+        for each in EXPERIMENTS
+    }
+    assert {name: len(verdicts) for name, verdicts in said.items()} == {each.name: each.count for each in EXPERIMENTS}
+    assert "regressed" not in said["same-idle"] + said["same-loaded"]
+    assert said["same-idle"].count("pass") >= 0.8 * len(said["same-idle"])
+    assert said["slower-8"].count("regressed") >= 0.85 * len(said["slower-8"])
+    assert said["slower-10"].count("regressed") >= 0.95 * len(said["slower-10"])
+
+
 def test_records_are_small(short, tmp_path, work):
     assert run(tmp_path, work) == 0
     (line, *_) = (tmp_path / "tiny.jsonl").read_text().splitlines()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from toolchain.bench.compare import compare
 from toolchain.bench.products import products, read_graph
 from toolchain.bench.protocol import Comparison
+from toolchain.bench.reference_table import Row
 from toolchain.bench.signature import read_signature
 from toolchain.bench.size import artifact_size_bytes, stored_params
 from toolchain.bench.transport import Transport
@@ -28,44 +28,6 @@ from toolchain.surgery.replay import create_dense
 
 OPSET = 20
 Told = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model in the table.
-
-    Attributes:
-        name: of the file, or timm's.
-        kind: "dense", "compressed" or "timm, untrained".
-        params: numbers stored in its tensors, see `stored_params`.
-        macs: multiply-accumulates of a call, None where the graph has operators that are not counted.
-        size_bytes: of all files.
-        latency_ms: beside the dense model in the same sessions; of the dense one, from the first comparison.
-        comparison: with the dense model; None for itself.
-    """
-
-    name: str
-    kind: str
-    params: int
-    macs: int | None
-    size_bytes: int
-    latency_ms: float | None
-    comparison: Comparison | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of a row, with the raw samples of its comparison."""
-        found = self.comparison
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "params": self.params,
-            "macs": self.macs,
-            "size_bytes": self.size_bytes,
-            "latency_ms": self.latency_ms,
-            "verdict": None if found is None else found.verdict,
-            "ratio": None if found is None else found.ratio.to_ratio(),
-            "comparison": None if found is None else found.to_dict(),
-        }
 
 
 def reference_rows(

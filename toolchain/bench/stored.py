@@ -72,7 +72,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     follows = result.to_dict()
     del follows["raw"]
     for key in sorted(said.keys() | follows.keys()):
-        if not _equal(said.get(key), follows.get(key)):
+        if not equal(said.get(key), follows.get(key)):
             raise ArtifactError(
                 f"{where} says {key} = {said.get(key)!r}, but its samples give {follows.get(key)!r}; "
                 "the file was altered, or written by another version. Measure again."
@@ -80,12 +80,12 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     return result
 
 
-def _equal(stored: Any, recomputed: Any) -> bool:
+def equal(stored: Any, recomputed: Any) -> bool:
     """Equality up to the last bits of floats, which may differ between builds of numpy."""
     if isinstance(stored, dict) and isinstance(recomputed, dict):
-        return stored.keys() == recomputed.keys() and all(_equal(stored[k], recomputed[k]) for k in stored)
+        return stored.keys() == recomputed.keys() and all(equal(stored[k], recomputed[k]) for k in stored)
     if isinstance(stored, list) and isinstance(recomputed, list):
-        return len(stored) == len(recomputed) and all(map(_equal, stored, recomputed))
+        return len(stored) == len(recomputed) and all(map(equal, stored, recomputed))
     if isinstance(stored, float) and isinstance(recomputed, float):
         return math.isclose(stored, recomputed, rel_tol=1e-9)
     return bool(type(stored) is type(recomputed) and stored == recomputed)

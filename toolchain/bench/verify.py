@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from toolchain.bench import calibrate, protocol, realised, single
+from toolchain.bench import calibrate, protocol, realised, reference_table, single
 from toolchain.bench.calibrate import Calibration
 from toolchain.bench.environment import Fingerprint, machine_changes
 from toolchain.bench.gate import result as gate
 from toolchain.bench.gate.result import GateResult
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
+from toolchain.bench.reference_table import References
 from toolchain.bench.single import Measurement
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.bench.stored import schema_of
@@ -19,20 +20,23 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.targets.device_runner import fingerprint
 
 Measured = Comparison | Measurement | Floor | Calibration
-LOADERS: dict[str, Callable[[Path], Measured | GateResult]] = {
+Many = GateResult | References
+"""Results of several artifacts."""
+LOADERS: dict[str, Callable[[Path], Measured | Many]] = {
     protocol.SCHEMA: Comparison.load,
     single.SCHEMA: Measurement.load,
     realised.SCHEMA: Floor.load,
     calibrate.SCHEMA: Calibration.load,
+    reference_table.SCHEMA: References.load,
     gate.SCHEMA: GateResult.load,
 }
 
 
-def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bool = False) -> Measured | GateResult:
+def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bool = False) -> Measured | Many:
     """The result in a file, every statistic in it recomputed from its samples.
 
     Args:
-        path: what `bench run`, `compare`, `floor` or `calibrate` wrote, or `gate --json`.
+        path: what `bench run`, `compare`, `floor`, `calibrate` or `references` wrote, or `gate --json`.
         a: the artifact that was timed as A, or alone; its bytes must have the recorded digest.
         b: the artifact that was timed as B.
         here: require the machine to be this one, but for the runtimes that this process has not loaded.
@@ -40,15 +44,15 @@ def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bo
     Raises:
         StorageError: a file cannot be read.
         ArtifactError: the file was altered or cut, is no result, or is of other artifacts or another machine.
-        RecipeError: `b` was given for the result of one artifact, or any of them for that of a gate.
+        RecipeError: `b` was given for the result of one artifact, or any of them for that of many.
     """
     schema = schema_of(path)
     if schema not in LOADERS:
         raise ArtifactError(f"{path} has schema {schema or 'none'!r}; verified are {', '.join(map(repr, LOADERS))}")
     found = LOADERS[schema](path)
-    if isinstance(found, GateResult):
+    if isinstance(found, GateResult | References):
         if here or a is not None or b is not None:
-            raise RecipeError(f"{path} is the result of a gate, of several artifacts; leave --a, --b and --here out")
+            raise RecipeError(f"{path} is the result of several artifacts; leave --a, --b and --here out")
         return found
     recorded = {str(name): facts for name, facts in found.artifacts.items()}
     for name, file in (("A", a), ("B", b)):

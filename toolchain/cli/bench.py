@@ -20,11 +20,12 @@ from toolchain.bench.environment import BUSY, cores_of_others, describe_machine,
 from toolchain.bench.gate import GateResult
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
+from toolchain.bench.reference_table import References
 from toolchain.bench.samples import BLOCKS, LOOKS
 from toolchain.bench.single import COLD_STARTS, Measurement
 from toolchain.bench.single import measure as measure_artifact
 from toolchain.bench.summary import summary
-from toolchain.bench.verify import Measured
+from toolchain.bench.verify import Many, Measured
 from toolchain.bench.verify import verify as verify_file
 from toolchain.cli.options import (
     STDOUT,
@@ -180,7 +181,8 @@ def calibrate(
 
 def verify(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Results of bench run, compare, floor, calibrate or of gate.")
+        list[Path],
+        typer.Argument(metavar="FILE", help="Results of bench run, compare, floor, calibrate, references or of gate."),
     ],
     a: Annotated[
         Path | None, typer.Option("--a", help="The artifact that was A; its bytes must be those timed.")
@@ -233,12 +235,14 @@ def _run_facts(found: Measurement) -> dict[str, str]:
     return facts
 
 
-def _short(found: Measured | GateResult) -> str:
+def _short(found: Measured | Many) -> str:
     """One line about a result that was recomputed."""
     if isinstance(found, Comparison):
         return summary(found)
     if isinstance(found, GateResult):
         return f"{found.headline}; latencies follow from their samples"
+    if isinstance(found, References):
+        return f"{len(found.rows) - 1} models beside {found.rows[0].name}; latencies follow from their samples"
     if isinstance(found, Measurement):
         shown = found.latency.to_ratio()
         said = f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"

@@ -15,7 +15,8 @@ from toolchain.bench.floor import measure_floor
 from toolchain.bench.intervals import outward
 from toolchain.bench.operators import Profile, profile_operators
 from toolchain.bench.realised import Floor, Limit
-from toolchain.bench.references import Row, reference_rows
+from toolchain.bench.reference_table import References, Row
+from toolchain.bench.references import reference_rows
 from toolchain.bench.summary import summary
 from toolchain.cli.bench import bench
 from toolchain.cli.options import (
@@ -146,7 +147,7 @@ def bench_references(
             transport=device.transport,
             on_progress=lambda text, share: screen.progress(share, text),
         )
-        facts = {"rows": [row.to_dict() for row in rows]}
+        facts = References(tuple(rows)).to_dict()
         _save(facts, out)
     if json_:
         print_json(facts)

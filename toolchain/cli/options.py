@@ -43,7 +43,12 @@ SessionsOption = Annotated[
 BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
 JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE.")
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE.json]",
+        help="Print one JSON document to stdout, or write it to a file whose name ends in .json.",
+    ),
 ]
 
 

@@ -2,12 +2,14 @@
 
 Usage: `python run.py`, in the unpacked folder. Every file is checked against bundle.json; each session runs in a fresh
 process; finished ones are kept in sessions/ until all are there, so that a run that was cut off goes on; result.json is what
-to send back. Another run measures anew, and calls the result before it result.old.json. Exit codes: 0 good, 4 the bundle is incomplete or altered; else that of the session that failed.
+to send back. Another run measures anew, and calls the result before it result.old.json. Exit codes: 0 good, 4 the bundle
+is incomplete or altered, 5 this Python lacks something; else that of the session that failed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 BUNDLE_SCHEMA, RESULT_SCHEMA = "slimvit.bench.bundle/1", "slimvit.bench.result/1"
 BUNDLE, RESULT, RUNNER, SESSIONS = "bundle.json", "result.json", "device_runner.py", "sessions"
 OLD_RESULT = "result.old.json"
-EXIT_FILES = 4
+EXIT_FILES, EXIT_UNAVAILABLE = 4, 5
+NEEDED = ("numpy", "onnxruntime")
 
 
 def body_sha256(result: Mapping[str, Any]) -> str:
@@ -31,8 +34,21 @@ def body_sha256(result: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def lacks() -> str:
+    """What keeps this Python from measuring, and what brings it; "" if nothing does."""
+    if sys.version_info < (3, 8):  # noqa: UP036 - devices have whatever they have
+        return f"Python {sys.version.split()[0]} is too old, 3.8 or newer is needed; PYTHON=… names another one"
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} cannot be imported; {sys.executable} -m pip install {' '.join(NEEDED)}"
+    return ""
+
+
 def main() -> int:
     """The exit code; progress goes to stderr."""
+    if lacking := lacks():
+        sys.stderr.write(lacking + "\n")
+        return EXIT_UNAVAILABLE
     root = Path(__file__).resolve().parent
     raw = (root / BUNDLE).read_bytes()
     bundle = json.loads(raw.decode("utf-8"))
