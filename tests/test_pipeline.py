@@ -16,7 +16,7 @@ from toolchain.bench.compare import compare
 from toolchain.bench.latency import Timing
 from toolchain.bench.protocol import Comparison
 from toolchain.cost import LatencyTable, Widths, trace
-from toolchain.errors import ParityError, TargetUnavailable
+from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavailable
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
@@ -135,6 +135,37 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     assert measured() == 1
     assert set(calls) == {"pass"}
     assert (tmp_path / "run" / "bench" / "ort-cpu.fp32.b1.t1.json").is_file()
+
+
+def test_a_run_goes_on_without_a_device_that_drops_off(tmp_path, monkeypatch):
+    recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cpu"], "batch": [1, 2, 3]}})
+    asked, gone = [], True
+
+    def measure(*pair, **options):
+        asked.append(options["batch"])
+        if gone and options["batch"] == 2:
+            raise DeviceLost("ort-cpu", "the connection failed.")
+        return compare(*pair, **options, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
+
+    monkeypatch.setattr(shipping, "bench_compare", measure)
+    monkeypatch.setattr(shipping, "conclusive", lambda facts: True)
+    with pytest.raises(DeviceLost, match="the connection failed"):
+        pipeline.run(recipe, tmp_path / "run")
+    assert asked == [1, 2], "nothing more is asked of it"
+    report = read_json(tmp_path / "run" / "report.json")
+    assert [row["batch"] for row in report["bench"]] == [1]
+    assert [row["target"] for row in report["not_measured"]] == ["ort-cpu"]
+    assert "Not measured, or not all of it" in (tmp_path / "run" / "report.md").read_text()
+    gone = False
+    report = pipeline.run(recipe, tmp_path / "run")
+    assert asked == [1, 2, 2, 3], "what was measured is kept"
+    assert ([row["batch"] for row in report["bench"]], report["not_measured"]) == ([1, 2, 3], [])
+
+
+def test_threads_of_a_gpu_are_refused_before_any_work(tmp_path):
+    recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cuda+graph"], "threads": [1, 2]}})
+    with pytest.raises(RecipeError, match="threads mean nothing"):
+        pipeline.run(recipe, tmp_path / "run")
 
 
 def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
