@@ -52,8 +52,8 @@ FORMS: dict[str, dict[str, Any]] = {
 PRECISIONS = ("fp32", "int8-dynamic")
 MACS = {"tiny": 1.26e9, "small": 4.6e9, "base": 17.6e9}
 """Of one image of the dense model, rounded."""
-LONG_MACS = 15e9
-"""From here on a call of the dense model takes so long (about 0.3 s) that half of the blocks take longer than all do elsewhere."""
+LONG_MACS = 9e9
+"""From here on a call of the dense model takes so long (about 0.2 s) that half of the blocks take longer than all do elsewhere."""
 SMALLER = {"base": "small", "small": "tiny"}
 GPU = (("ort-cuda", 1), ("ort-cuda+graph+spin", 1), ("ort-cuda", 64))
 """(target, batch): as a program calls the runtime, with as little of the host's time as there can be, and with a full device."""

@@ -97,7 +97,7 @@ def test_what_this_machine_cannot_time_is_left_out_and_said(short, tmp_path, mon
 def test_calls_that_are_long_get_half_of_the_blocks():
     blocks = {cell.name: cell.blocks for cell in cells()}
     assert blocks["small.dense-fp32--joint50-fp32.ort-cpu.b1.t1"] == BLOCKS
-    assert blocks["tiny.dense-fp32--joint50-fp32.ort-cpu.b8.t1"] == BLOCKS
+    assert blocks["tiny.dense-fp32--joint50-fp32.ort-cpu.b8.t1"] == BLOCKS // 2
     assert blocks["small.dense-fp32--joint50-fp32.ort-cpu.b8.t2"] == BLOCKS // 2
     assert blocks["base.dense-fp32--joint50-fp32.openvino-cpu.b1.t1"] == BLOCKS // 2
     assert blocks["small.dense-fp16--joint50-fp16.ort-cuda.b64.t1"] == BLOCKS
