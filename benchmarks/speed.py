@@ -26,10 +26,11 @@ from toolchain.artifact import OnnxArtifact, run_stage, write_text
 from toolchain.bench.compare import compare
 from toolchain.bench.environment import describe_machine
 from toolchain.bench.intervals import outward
-from toolchain.bench.plan import artifact_facts, require_target
+from toolchain.bench.plan import require_target
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.realised import Floor
 from toolchain.bench.samples import BLOCKS, SESSIONS, WARMUP_S
+from toolchain.bench.size import artifact_size_bytes
 from toolchain.compress.decide import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
@@ -158,8 +159,8 @@ def current(cell: Cell, found: Comparison | Floor, work: Path) -> bool:
     Their bytes are counted and not compared: compressed weights differ in their last bits from processor to processor, and
     latency does not depend on them.
     """
-    facts = (artifact_facts(artifact(cell.model, *each, work)) for each in (cell.a, cell.b))
-    return [each.size_bytes for each in facts] == [found.artifacts[name].size_bytes for name in ("A", "B")]
+    sizes = [artifact_size_bytes(artifact(cell.model, *each, work)) for each in (cell.a, cell.b)]
+    return sizes == [found.artifacts[name].size_bytes for name in ("A", "B")]
 
 
 def predicted_seconds(cell: Cell, rate: float) -> float:

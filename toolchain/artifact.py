@@ -16,14 +16,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.families import Family, UnitGroup
 from toolchain.plan import CompressionPlan, ModelRef
+
+if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
+    from torch import nn
+
+    from toolchain.families import Family, UnitGroup
 
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from builders import write_stack
 
-from toolchain.bench import Comparison, compare
 from toolchain.bench.bundle import Question, pack, unpack
+from toolchain.bench.compare import compare
+from toolchain.bench.protocol import Comparison
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, StorageError
 from toolchain.targets.bundle_run import body_sha256
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from toolchain.bench import Comparison, compare
+from toolchain.bench.compare import compare
+from toolchain.bench.protocol import Comparison
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, TargetUnavailable
 
 SHORT = {"target": "ort-cpu", "batch": 4, "slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6}

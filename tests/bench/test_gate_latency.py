@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from builders import few_sessions, write_classifier
 
-from toolchain.bench import compare
+from toolchain.bench.compare import compare
 from toolchain.bench.device import Devices
 from toolchain.bench.gate import Accept, Accepts, GateConfig, GateResult, run_gate, timing
 from toolchain.bench.gate.judgement import RATIO, TIME, logs_of, undecided_by

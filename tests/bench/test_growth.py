@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from toolchain.bench import Comparison, compare
+from toolchain.bench.compare import compare
 from toolchain.bench.intervals import bootstrap_medians, percentile_interval
 from toolchain.bench.kept import KeptSessions
-from toolchain.bench.protocol import UNDECIDED
+from toolchain.bench.protocol import UNDECIDED, Comparison
 from toolchain.errors import MeasurementError
 from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 

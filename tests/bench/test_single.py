@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from toolchain.bench import compare, stored
+from toolchain.bench import stored
 from toolchain.bench.calibrate import Calibration, built_in, calibrate
+from toolchain.bench.compare import compare
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import Measurement, measure
 from toolchain.bench.verify import verify

@@ -12,9 +12,10 @@ from builders import write_stack
 from loopback import loopback
 
 import toolchain
-from toolchain.bench import Comparison, compare
+from toolchain.bench.compare import compare
 from toolchain.bench.device import open_device, probe
 from toolchain.bench.kept import FOLDER
+from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import measure
 from toolchain.bench.ssh import SshTransport
 from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
@@ -179,7 +180,7 @@ def test_nothing_runs_on_when_the_client_is_killed(board, pair, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from toolchain.bench import compare
+from toolchain.bench.compare import compare
 from toolchain.bench.device import open_device, probe
 from toolchain.bench.single import measure
 with open_device("board", Path({str(board())!r})) as device:

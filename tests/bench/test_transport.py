@@ -70,6 +70,20 @@ def test_samples_of_another_plan_are_refused(monkeypatch, stack, tmp_path):
         LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)
 
 
+def test_a_session_loads_no_other_runtime_than_its_own():
+    """Else their memory and the time to load them would be the artifact's."""
+    code = (
+        "import sys, toolchain.bench.worker as w\n"
+        "others = ('torch', 'timm', 'onnx', 'onnxruntime', 'scipy', 'openvino')\n"
+        "assert not set(others) & set(sys.modules), sorted(set(others) & set(sys.modules))\n"
+        "try: w.OPENERS['openvino-cpu']('absent.onnx', 1).__enter__()\n"
+        "except Exception: pass\n"
+        "assert not set(others[:-1]) & set(sys.modules), sorted(set(others) & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_is_left_running_after_an_interruption(stack, tmp_path, monkeypatch):
     started = []
 

@@ -12,7 +12,8 @@ import torch
 
 from toolchain.errors import RecipeError
 from toolchain.targets import MODES, get_target, gpu
-from toolchain.targets.gpu import EVERY_MODE, Mode, elapsed_ns, wait
+from toolchain.targets.gpu import elapsed_ns, wait
+from toolchain.targets.mode import EVERY_MODE, Mode
 
 NO_GPU = gpu.no_gpu()
 needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))

@@ -14,7 +14,8 @@ from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.stage import torch_call
 from toolchain.targets import gpu, ort_cuda
-from toolchain.targets.gpu import EVERY_MODE, local_capability
+from toolchain.targets.gpu import local_capability
+from toolchain.targets.mode import EVERY_MODE
 from toolchain.targets.ort_cuda import API, CPU, CUDA, ORT_CUDA, TORCH_DTYPES, ort_dtype, placed, require_cuda
 
 HERE = CUDA in ort.get_available_providers() and gpu.no_gpu() is None

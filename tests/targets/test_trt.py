@@ -30,7 +30,7 @@ from toolchain.targets import gpu, trt_network, trt_options, trt_runner
 from toolchain.targets import trt as trt_target
 from toolchain.targets.base import BuildOptions
 from toolchain.targets.engine_cache import cached_engine, external_files
-from toolchain.targets.gpu import EVERY_MODE, Mode
+from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.trt import TRT, TRT_RTX, TensorRT
 from toolchain.targets.trt_api import API, API_AHEAD_OF_TIME
 from toolchain.targets.trt_network import inspected

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 
 from toolchain.bench.plan import artifact_facts, run_session, session_plan, set_up
 from toolchain.bench.products import Graph, products, read_graph, write_products
-from toolchain.bench.products_runner import OPENERS, PREFIX
+from toolchain.bench.products_runner import OPENERS
 from toolchain.bench.realised import Counted, Floor, Letter, alone, product_variants, variants_of
 from toolchain.bench.samples import CONTROL, A, B, Session, explain
 from toolchain.bench.signature import Signature, read_signature
 from toolchain.bench.transport import LocalTransport, Transport
+from toolchain.bench.worker import PRODUCTS
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.targets import get_target
 
@@ -68,8 +69,8 @@ def measure_floor(
         TargetUnavailable: the target is not there.
         MeasurementError: a session failed, or the machine changed between sessions.
     """
-    if PREFIX + target not in OPENERS:
-        known = ", ".join(name.removeprefix(PREFIX) for name in OPENERS)
+    if PRODUCTS + target not in OPENERS:
+        known = ", ".join(name.removeprefix(PRODUCTS) for name in OPENERS)
         raise RecipeError(f"target {get_target(target).name!r} has no floor; {known} have one")
     get_target(target).probe()
     scenario, design, _ = set_up(
@@ -123,4 +124,4 @@ def _parts(folder: Path, graphs: Mapping[Letter, Graph], models: Mapping[Letter,
 
 
 def _part(name: str, path: Path, target: str) -> dict[str, Any]:
-    return {"name": name, "path": str(path), "runtime": PREFIX + target, "inputs": []}
+    return {"name": name, "path": str(path), "runtime": PRODUCTS + target, "inputs": []}

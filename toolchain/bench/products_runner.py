@@ -10,14 +10,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from toolchain.bench.worker import PRODUCTS
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.targets import Feeds, Runner
 from toolchain.targets.device_runner import OrtRunner, time_calls_ns
 from toolchain.targets.openvino_cpu import OPENVINO_CPU, OPENVINO_CPU_BF16, OpenVinoCpu, OpenVinoRunner
 from toolchain.targets.ort import ORT_CPU
-
-PREFIX = "products/"
-"""Before a target's name, in a session's plan: the variant is a file of products."""
 
 
 class OrtProducts(OrtRunner):
@@ -85,8 +83,8 @@ def _openvino(target: OpenVinoCpu) -> Callable[[str, int], Runner]:
 
 
 OPENERS: dict[str, Callable[[str, int], Runner]] = {
-    PREFIX + ORT_CPU.name: OrtProducts,
-    **{PREFIX + target.name: _openvino(target) for target in (OPENVINO_CPU, OPENVINO_CPU_BF16)},
+    PRODUCTS + ORT_CPU.name: OrtProducts,
+    **{PRODUCTS + target.name: _openvino(target) for target in (OPENVINO_CPU, OPENVINO_CPU_BF16)},
 }
 
 

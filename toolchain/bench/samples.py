@@ -136,9 +136,8 @@ class Session(Strict):
 class ColdStart(Strict):
     """What a fresh process needed for one artifact: to open it, for the first call, and the most memory it held.
 
-    `rss_before` is what the process held before it opened the artifact: the interpreter and numpy on "ort-cpu", the runtime and
-    torch too on the others; None where the system does not say. `device` is what opening and the first call took of a GPU's
-    memory, the context of CUDA left out.
+    `rss_before` is what the process held before it loaded the runtime and opened the artifact, None where the system does not
+    say. `device` is what opening and the first call took of a GPU's memory, the context of CUDA left out.
     """
 
     schema_: Annotated[Literal["slimvit.bench.cold/1"], Field(alias="schema")]

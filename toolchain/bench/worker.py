@@ -1,6 +1,7 @@
 """One measuring session in a fresh process, for the runtimes that the device runner does not have built in.
 
-Usage: `python -m toolchain.bench.worker PLAN OUT`; exit codes are the device runner's.
+Usage: `python -m toolchain.bench.worker PLAN OUT`; exit codes are the device runner's. Only the runtime of the plan is
+imported: what else a process holds would be counted as the artifact's memory.
 """
 
 from __future__ import annotations
@@ -9,18 +10,29 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from toolchain.bench import products_runner
-from toolchain.targets import MODES, TARGETS, Runner, Target
+from toolchain.targets import MODES, TARGETS, Runner, get_target
 from toolchain.targets.device_runner import main
 
+PRODUCTS = "products/"
+"""Before a target's name: the variant is a file of products, see `products_runner`."""
 
-def _opener(target: Target) -> Callable[[str, int], Runner]:
-    return lambda path, threads: target.open(Path(path), threads)
+
+def _opener(name: str) -> Callable[[str, int], Runner]:
+    return lambda path, threads: get_target(name).open(Path(path), threads)
+
+
+def _products(name: str) -> Callable[[str, int], Runner]:
+    def opened(path: str, threads: int) -> Runner:
+        from toolchain.bench.products_runner import OPENERS as KNOWN
+
+        return KNOWN[name](path, threads)
+
+    return opened
 
 
 OPENERS = {
-    **{name: _opener(target) for name, target in {**MODES, **TARGETS}.items() if target.measures},
-    **products_runner.OPENERS,
+    **{name: _opener(name) for name in (*MODES, *TARGETS)},
+    **{PRODUCTS + name: _products(PRODUCTS + name) for name in TARGETS},
 }
 
 if __name__ == "__main__":

@@ -225,9 +225,7 @@ def _run_facts(found: Measurement) -> dict[str, str]:
         facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
         if cold["peak_rss_bytes"] is not None:
             before = (
-                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it before the artifact was opened)"
-                if cold["rss_before_bytes"]
-                else ""
+                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it the interpreter)" if cold["rss_before_bytes"] else ""
             )
             facts["peak memory"] = f"{cold['peak_rss_bytes'] / 1e6:.0f} MB{before}"
         if cold["device_bytes"] is not None:

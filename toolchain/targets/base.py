@@ -10,6 +10,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
+from toolchain.targets.mode import Mode
+
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -108,6 +110,14 @@ class Target(Protocol):
 
     def open(self, path: Path, threads: int) -> Runner:
         """A runner for an artifact of this target."""
+        ...
+
+
+class Timed(Target, Protocol):
+    """A target whose calls are timed in named modes."""
+
+    def in_mode(self, mode: Mode) -> Target:
+        """The same runtime, timed in another mode, which its name tells."""
         ...
 
 

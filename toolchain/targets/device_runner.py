@@ -331,8 +331,7 @@ def run_plan(
 def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> dict[str, Any]:
     """What one artifact costs a process that just began: to open it, for the first call, and memory.
 
-    Opening includes loading the runtime, where the device runner has it built in. The file was read shortly before, so it
-    comes from the system's cache.
+    Opening includes loading the runtime. The file was read shortly before, so it comes from the system's cache.
 
     Args:
         plan: schema, threads, affinity, inputs, variants (one), each as in `run_plan`.

@@ -10,8 +10,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from itertools import product
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,34 +19,9 @@ from numpy.typing import NDArray
 
 from toolchain.targets.base import Feeds
 from toolchain.targets.device_runner import time_calls_ns
+from toolchain.targets.mode import Mode
 
 NS_PER_MS = 1e6
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What one sample holds. Without any of them: wall time from enqueueing a call until the host wakes up.
-
-    Attributes:
-        graph: the call is captured once as a CUDA graph and replayed, so that launching kernels costs one launch.
-        spin: the host asks in a loop whether the call has ended, instead of sleeping until it is woken.
-        transfers: inputs come from pinned host memory and outputs go back to it, within the sample.
-        events: the sample is the time between two CUDA events around the call, without what the host adds.
-    """
-
-    graph: bool = False
-    spin: bool = False
-    transfers: bool = False
-    events: bool = False
-
-    @property
-    def suffix(self) -> str:
-        """What a target's name gets: "" or "+graph+spin", always in the order of the attributes."""
-        return "".join(f"+{name}" for name in MODES if getattr(self, name))
-
-
-MODES: tuple[str, ...] = tuple(field.name for field in fields(Mode))
-EVERY_MODE: tuple[Mode, ...] = tuple(Mode(*chosen) for chosen in product((False, True), repeat=len(MODES)))
 
 
 class Launch(Protocol):

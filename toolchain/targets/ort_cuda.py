@@ -17,7 +17,8 @@ from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, TargetInfo, TargetProfile
 from toolchain.targets.device_runner import ort_options
-from toolchain.targets.gpu import GpuRunner, Mode, local_capability, no_gpu, to_host
+from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
+from toolchain.targets.mode import Mode
 
 NAME = "ort-cuda"
 INSTALL = "pip uninstall --yes onnxruntime && pip install 'onnxruntime-gpu>=1.24'"

@@ -22,7 +22,8 @@ from toolchain.artifact import atomic_path, read_json, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
 from toolchain.targets.engine_cache import cached_engine
-from toolchain.targets.gpu import Mode, local_capability, no_gpu
+from toolchain.targets.gpu import local_capability, no_gpu
+from toolchain.targets.mode import Mode
 from toolchain.targets.trt_network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.trt_options import (
     opened_runtime,

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from toolchain.artifact import read_json
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.targets.base import Feeds
-from toolchain.targets.gpu import GpuRunner, Mode, capture, local_capability, to_host
+from toolchain.targets.gpu import GpuRunner, capture, local_capability, to_host
+from toolchain.targets.mode import Mode
 from toolchain.targets.trt_options import opened_runtime
 
 log = logging.getLogger(__name__)
