@@ -151,8 +151,8 @@ class OnnxTrtRunner:
         return self._runner(feeds[0]).time_ns(feeds, samples)
 
     def device_bytes(self) -> int | None:
-        """As `GpuRunner.device_bytes`, of all engines that were opened."""
-        return sum(runner.device_bytes() or 0 for runner in self._runners.values()) or None
+        """As `GpuRunner.device_bytes`, since the first engine was opened."""
+        return max((runner.device_bytes() or 0 for runner in self._runners.values()), default=0) or None
 
     def _runner(self, feeds: Feeds) -> TrtRunner:
         batch = next(iter(feeds.values())).shape[0]
