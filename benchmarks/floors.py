@@ -50,12 +50,13 @@ def floor_of(cell: Cell, results: Path) -> Floor | None:
 
 def table(results: Path) -> str:
     """The page: one row for each recorded cell."""
-    rows, machines = [], set()
+    rows: list[list[str]] = []
+    machines: dict[str, str] = {}
     for cell in cells():
         found = floor_of(cell, results)
         if found is None or found.realised is None:
             continue
-        machines.add(describe_machine(found.environment))
+        machine = describe_machine(found.environment)
         realised, reached = found.realised.to_dict(), [limit.share.to_ratio() for limit in found.limits]
         share, control = realised["share"], f"the control supports τ ≥ {100 * found.tau_min:.1f} %"
         rows.append(
@@ -66,10 +67,12 @@ def table(results: Path) -> str:
                 f"{realised['speedup']['point']:.2f}",
                 f"{share['point']:.3f} {outward(share['lo'], share['hi'], 3)}",
                 f"yes, {control}" if found.is_valid else f"no: {control}",
+                machines.setdefault(machine, str(len(machines) + 1)),
             ]
         )
     head = ["Model", "Limit reached, dense", "joint50", "Ideal", "Speedup", "Realised share", "Valid"]
-    return "\n\n".join([TEXT, markdown(head, rows), *(f"Measured on: {m}." for m in sorted(machines))]) + "\n"
+    where = "\n".join(f"{number}. Measured on: {machine}." for machine, number in machines.items())
+    return "\n\n".join([TEXT, markdown([*head, "Machine"], rows), where]).rstrip() + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
