@@ -31,7 +31,7 @@ def test_one_artifact(measured):
     assert 0 < shown["latency_ms"]["lo"] <= shown["latency_ms"]["point"] <= shown["latency_ms"]["hi"] < 50
     assert shown["samples_per_second"] == pytest.approx(4e3 / shown["latency_ms"]["point"])
     assert shown["p90_ms"] >= shown["latency_ms"]["point"] * 0.9
-    assert (shown["sessions"], shown["blocks"]) == (3, 150)
+    assert (shown["sessions"], shown["blocks"]) == (6, 300)
     assert shown["tau_min"] > 0
     cold = shown["cold_start"]
     assert cold["processes"] == 2

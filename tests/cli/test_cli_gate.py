@@ -177,8 +177,8 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     (judged,), _ = judge_together([Case("digits", "relation.latency", 1.05, None, measured)])
     interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"], "p_value": judged.p_value}
     interval["baseline"] = measured.latency_ms("A")
-    slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, **interval)
-    broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, reason="not finite")
+    slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, asked=0.05, **interval)
+    broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, asked=1.0, reason="not finite")
     cells = [
         CellResult(
             name="digits",
