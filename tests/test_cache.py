@@ -111,6 +111,27 @@ def test_facts_that_settle_nothing_are_found_out_again(root, work):
         assert [space.step("stage", "key", work, settled=settled).reused for _ in range(3)] == [False, False, True]
 
 
+def test_facts_that_settle_nothing_stay_until_others_are_found(root, work):
+    def fails() -> tuple[list[Path], dict[str, Any]]:
+        raise ModelError("no")
+
+    with Workspace(root).open() as space:
+        found = space.step("stage", "key", work)
+        with pytest.raises(ModelError):
+            space.step("stage", "key", fails, settled=lambda _: False)
+        kept = space.recorded("stage", "key")
+        assert (kept.facts, kept.outputs, kept.reused) == (found.facts, found.outputs, True)
+        assert space.recorded("stage", "another key") is None
+
+
+def test_a_stage_that_is_recorded_is_found_by_its_beginning(root, work):
+    with Workspace(root).open() as space:
+        space.step("bench-board.b1", "key", work)
+        found = [space.has(prefix) for prefix in ("bench-board.b", "bench-boar.b", "bench-b*")]
+    assert found == [True, False, False]
+    assert not Workspace(root, resume=False).has("bench-board.b")
+
+
 @pytest.mark.parametrize("name", ["a.txt", "b/c/d.txt"])
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
 def test_an_altered_output_does_the_work_again(root, work, name, damage):

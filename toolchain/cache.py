@@ -116,6 +116,10 @@ class Workspace:
         except (ArtifactError, StorageError, KeyError, TypeError, ValueError):
             return {}
 
+    def has(self, prefix: str) -> bool:
+        """Whether a stage whose name begins so is recorded, and may be reused."""
+        return self.resume and any(record.name.startswith(prefix) for record in self.private.glob("*.json"))
+
     def scratch(self, stage: str) -> Path:
         """Where a stage keeps what it needs to resume itself; removed when the stage is done."""
         return self.private / f"{stage}.safetensors"
@@ -137,9 +141,11 @@ class Workspace:
             settled: whether recorded facts answer the question; if not, the work is done again.
         """
         record = self.private / f"{stage}.json"
-        if self.resume and (known := self._valid(record, key)) is not None and settled(known.facts):
+        known = self.recorded(stage, key)
+        if known is not None and settled(known.facts):
             return known
-        record.unlink(missing_ok=True)
+        if known is None:  # else it holds until the work is done
+            record.unlink(missing_ok=True)
         if not self.resume:
             self.scratch(stage).unlink(missing_ok=True)
         start = time.monotonic()
@@ -150,8 +156,10 @@ class Workspace:
         self.scratch(stage).unlink(missing_ok=True)
         return Done(facts, seconds, reused=False, outputs=tuple(outputs))
 
-    def _valid(self, record: Path, key: str) -> Done | None:
-        if not record.exists():
+    def recorded(self, stage: str, key: str) -> Done | None:
+        """What is recorded of a stage, if that still holds and may be reused."""
+        record = self.private / f"{stage}.json"
+        if not (self.resume and record.exists()):
             return None
         try:
             known = read_json(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
-from toolchain.targets.named import named_target
+from toolchain.targets.named import LocalSettings, named_target
 from toolchain.training.loop import Progress
 from toolchain.training.stages import Train, require_labels, require_teacher
 
@@ -65,13 +65,14 @@ class Job:
         return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
 
 
-def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Job:
+def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
     """The recipe with its model, data and allocation.
 
     Args:
         recipe: what to do.
         fetch: False leaves pretrained weights where they are and takes initial ones, for a dry run.
         shapes_only: True reads neither weights nor images, for `slimvit plan`; the source is then a synthetic one.
+        met: devices that have been measured on and may be off now.
 
     Raises:
         RecipeError, ModelError, DataError, BudgetError: something cannot be done; the message says what would.
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) ->
     section = recipe.compress
     check_names(section)
     check_section(recipe.export)
-    multiples = _multiples(recipe)
+    multiples = _multiples(recipe, met)
     if recipe.engine is not None:
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
     if recipe.model.checkpoint and not Path(recipe.model.checkpoint).is_file():
@@ -136,7 +137,7 @@ def _with_data(
     return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)
 
 
-def _multiples(recipe: Recipe) -> dict[str, int]:
+def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
     found: dict[str, int] = {}
     for name, section in _targets(recipe).items():
@@ -146,8 +147,9 @@ def _multiples(recipe: Recipe) -> dict[str, int]:
         require_direct(name, settings)
         if section == BENCH and recipe.bench is not None:
             require_threads(settings.runtime, recipe.bench.threads)
-        info, target = probe(name, settings), get_target(settings.runtime)
-        runs = info.details.get("run", "yes")
+        known = name in met and not isinstance(settings, LocalSettings)
+        runs = "yes" if known else probe(name, settings).details.get("run", "yes")
+        target = get_target(settings.runtime)
         if section != "engine.targets" and (runs != "yes" or not target.measures):
             why = f" ({runs.removeprefix('no: ')})" if runs != "yes" else ""
             raise TargetUnavailable(

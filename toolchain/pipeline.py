@@ -37,7 +37,7 @@ from toolchain.listener import Listener, Silent, on_epoch
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import assemble
 from toolchain.report.files import write_report
-from toolchain.shipping import ship
+from toolchain.shipping import measured_on, ship
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
@@ -61,14 +61,15 @@ def run(
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
-        DeviceLost: a device dropped off; everything else was done, and the report says what was not measured.
+        TargetUnavailable: a target of the recipe is not there, before any work; or a device dropped off, or is off while
+            the run is taken up again: then everything else was done, and the report says what was not measured.
         SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
     """
     require_one("a whole recipe")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
     workspace = Workspace(Path(out).resolve(), resume=resume)
     workspace.check()
-    job = prepare(recipe)
+    job = prepare(recipe, met=measured_on(workspace, recipe))
     with workspace.open() as space:
         return _Run(job, space, listener or Silent()).all()
 

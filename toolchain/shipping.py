@@ -18,11 +18,13 @@ from toolchain.bench.device import Device, Devices
 from toolchain.bench.gate.why import artifact_parts
 from toolchain.bench.samples import Parity
 from toolchain.bench.size import artifact_sha256, download_bytes
-from toolchain.errors import ArtifactError, DeviceLost, ParityError
+from toolchain.cache import Workspace
+from toolchain.errors import ArtifactError, DeviceLost, ParityError, TargetUnavailable
 from toolchain.export.engine import BuildEngine, builds
 from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
+from toolchain.recipe import Recipe
 from toolchain.steps import MODEL_FILES, Found, Steps, open_as
 
 log = logging.getLogger(__name__)
@@ -217,10 +219,18 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
     inputs = [digests, device.name, batch, threads, parity, conditions_of(device.name, threads)]
     try:
         steps.step(step, inputs, work, settled=conclusive)
-    except DeviceLost as error:
+    except TargetUnavailable as error:
+        if device.is_here and not isinstance(error, DeviceLost):
+            raise
         if device.name not in steps.lost:
             log.warning("%s The run goes on without it.", error)
         steps.lost[device.name] = error
+        steps.keep(step, inputs)
+
+
+def measured_on(space: Workspace, recipe: Recipe) -> list[str]:
+    """Those targets of a recipe's [bench] on which an earlier run in the folder measured something."""
+    return [name for name in (recipe.bench.targets if recipe.bench else ()) if space.has(f"bench-{name}.b")]
 
 
 def onnx_path(root: Path, precision: str, which: str = "compressed") -> Path:

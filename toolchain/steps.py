@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from toolchain.artifact import AnyModel, DeployModel, MaskedModel, TimmModel
 from toolchain.cache import Done, Workspace
-from toolchain.errors import ArtifactError, DeviceLost
+from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.export.parity import require
 from toolchain.job import Job, step_key
 from toolchain.judge import Judge
@@ -31,14 +31,14 @@ class Steps:
         space: the run's folder.
         listener: who is told.
         stages: name → what was done, in order.
-        lost: devices that dropped off while they were measured on, and how.
+        lost: devices that could not be measured on, and why.
     """
 
     job: Job
     space: Workspace
     listener: Listener
     stages: dict[str, Done] = field(default_factory=dict)
-    lost: dict[str, DeviceLost] = field(default_factory=dict)
+    lost: dict[str, TargetUnavailable] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -64,6 +64,11 @@ class Steps:
         self.stages[name] = done
         self.listener.done(name, done)
         return done
+
+    def keep(self, name: str, inputs: Any) -> None:
+        """A step as an earlier run left it, if one did and its inputs are the same, because it cannot be done again now."""
+        if (known := self.space.recorded(name, step_key(name, inputs))) is not None:
+            self.stages[name] = known
 
     def saved(self, name: str, model: AnyModel, folder: Path) -> dict[str, Any]:
         """Figures of a model that is now in a folder, and the rung of what is read back from there."""

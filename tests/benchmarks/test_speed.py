@@ -1,6 +1,7 @@
 """The recorded latency suite: resumable, tied to its files, and its table follows from raw samples."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -48,6 +49,25 @@ def test_it_records_once_and_the_table_follows(short, tmp_path):
     assert f"| {found.verdict} |" in table(results, [PAIR])
     assert "have not been measured" not in table(results, [PAIR])
     assert "1 comparisons have not been measured" in table(tmp_path / "elsewhere", [PAIR])
+
+
+def test_the_overview_says_what_was_verified_or_why_not():
+    dense, results = ("dense", "fp32"), speed.HERE / "results" / "speed"
+    halved = Cell("small", dense, ("joint50", "fp32"), "ort-cpu", 1, 1)
+    slower = Cell("small", dense, ("dense", "int8-dynamic"), "openvino-cpu", 8, 1)
+    absent = Cell("tiny", dense, ("joint50", "fp32"), "ort-cpu", 4, 1)
+    smaller = Cell("small", dense, ("tiny", "fp32"), "ort-cpu", 1, 1)
+    bound = result_of(halved, results).verified_speedup_at_least
+    overview = table(results, [halved, slower, absent, smaller]).partition("## Verified")[2].partition("## Every")[0]
+    head, _, *rows = [line for line in overview.splitlines() if line.startswith("|")]
+    assert head == "| Model | B | ort b1 t1 | openvino b8 t1 | ort b4 t1 |"
+    (said,) = re.findall(r"≥ (\d\.\d\d) ", rows[0])
+    assert 0 <= bound - float(said) < 0.01, "rounded down"
+    assert rows == [
+        f"| deit_small_patch16_224 | `joint50 fp32` | ≥ {said} |  |  |",
+        "| deit_small_patch16_224 | `dense int8-dynamic` |  | regressed |  |",
+        "| deit_tiny_patch16_224 | `joint50 fp32` |  |  | not measured |",
+    ]
 
 
 def test_other_files_or_an_edited_result_are_measured_again(short, tmp_path, monkeypatch):

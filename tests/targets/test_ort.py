@@ -1,6 +1,11 @@
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import onnx
 import pytest
+from builders import write_stack
 from onnx import TensorProto, helper
 
 from toolchain.artifact import sha256
@@ -42,6 +47,27 @@ def test_a_runner_infers_and_times_with_the_asked_threads(doubling):
         options = runner._session.get_session_options()
     assert (len(times), min(times) > 0) == (7, True)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+
+
+def test_threads_rest_between_calls(tmp_path):
+    """They would take cores from the model that is timed next; in a process of its own, where nothing else is at work."""
+    code = f"""
+        import time
+        import numpy as np
+        from toolchain.targets.device_runner import OrtRunner
+        with OrtRunner({str(write_stack(tmp_path / "stack.onnx", width=256))!r}, 2) as runner:
+            (tensor,) = runner._session.get_inputs()
+            feeds = [{{tensor.name: np.ones([64, *tensor.shape[1:]], dtype=np.float32)}}]
+            spent = []
+            for _ in range(5):
+                runner.time_ns(feeds, 20)
+                start = time.process_time()
+                time.sleep(0.05)
+                spent.append(time.process_time() - start)
+            print(min(spent))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.005
 
 
 def test_the_probe_names_runtime_and_device():
