@@ -97,6 +97,8 @@ def test_what_cannot_be_profiled_is_refused(stack, tmp_path, monkeypatch):
         operators._in_a_process(request(tmp_path / "absent.onnx"))
     with pytest.raises(RecipeError, match=r"cores \[4711\] are not there"):
         profile_operators(path, affinity=(4711,))
+    with pytest.raises(RecipeError, match=r"4096 threads are more than"):
+        profile_operators(path, threads=4096)
     monkeypatch.setattr(operators.sys, "executable", "/bin/false")
     with pytest.raises(MeasurementError, match="exit code 1"):
         profile_operators(path)

@@ -175,8 +175,13 @@ def test_a_result_of_chosen_cores_is_of_this_machine(stack, tmp_path):
     assert verify(tmp_path / "r.json", here=True).scenario.affinity == (core,)
 
 
-def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file(stack, tmp_path):
-    """The file is good; so this is no reason to fail whoever made it."""
-    pytest.importorskip("openvino")
-    with pytest.raises(TargetUnavailable, match="NUM_THREADS = 4096 and runs with"):
-        measure(stack(tmp_path / "a.onnx"), **{**SHORT, "target": "openvino-cpu"}, threads=4096, cold_starts=0)
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino-cpu"])
+def test_more_threads_than_cores_are_refused_and_the_file_is_not_to_blame(stack, tmp_path, target):
+    if target == "openvino-cpu":
+        pytest.importorskip("openvino")
+    with pytest.raises(TargetUnavailable, match=f"target '{target}' is unavailable: 4096 threads are more than the"):
+        measure(stack(tmp_path / "a.onnx"), **{**SHORT, "target": target}, threads=4096, cold_starts=1)
+    if hasattr(os, "sched_getaffinity"):
+        core = min(os.sched_getaffinity(0))
+        with pytest.raises(TargetUnavailable, match="2 threads are more than the 1 core"):
+            measure(tmp_path / "a.onnx", **{**SHORT, "target": target}, threads=2, affinity=(core,), cold_starts=1)

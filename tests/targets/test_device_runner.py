@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from toolchain.bench.environment import describe_machine
+from toolchain.errors import TargetUnavailable
 from toolchain.targets import device_runner
 from toolchain.targets.device_runner import (
     PLAN_SCHEMA,
+    Unavailable,
     VariantError,
     block_orders,
     calls_per_slot,
@@ -227,6 +229,18 @@ def test_a_plan_that_cannot_be_followed_is_refused():
         run_plan(plan(schema="slimvit.bench.plan/9"), {})
     with pytest.raises(ValueError, match="clockwork"):
         run_plan(plan())
+
+
+def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
+    """The file is good; so this is no reason to fail whoever made it."""
+
+    def refuses(path, threads):
+        raise TargetUnavailable("clockwork", "was asked for 2 threads and runs with 1")
+
+    with pytest.raises(Unavailable, match="runs with 1"):
+        run_plan(plan(), {"clockwork": refuses})
+    with pytest.raises(Unavailable, match="4096 threads are more than the"):
+        run_plan(plan(threads=4096), opener([], {"a": 1, "b": 1}))
 
 
 def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):

@@ -22,7 +22,7 @@ from toolchain.bench.signature import read_signature
 from toolchain.bench.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.targets import NodeTime, Profiled, get_target
-from toolchain.targets.device_runner import EXIT_PLAN, EXIT_VARIANT, make_inputs, pin
+from toolchain.targets.device_runner import EXIT_PLAN, EXIT_VARIANT, Unavailable, make_inputs, pin
 
 log = logging.getLogger(__name__)
 COSTLIEST = 5
@@ -172,14 +172,14 @@ def main(argv: list[str]) -> int:
     assert isinstance(target, Profiled)
     feeds = [dict(zip(request["names"], arrays, strict=True)) for arrays in make_inputs(request["inputs"])]
     try:
-        pin(request["affinity"])
+        pin(request["affinity"], request["threads"])
         nodes = target.node_times(
             Path(request["path"]), request["threads"], feeds, request["warm_up"], request["calls"]
         )
     except SlimvitError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_VARIANT
-    except ValueError as error:  # of `pin`
+    except (Unavailable, ValueError) as error:  # of `pin`
         sys.stderr.write(f"{error}\n")
         return EXIT_PLAN
     write_json(Path(argv[1]), [[node.name, node.op, node.ns] for node in nodes])

@@ -277,11 +277,12 @@ def run_plan(
 
     Raises:
         ValueError: the plan has another schema, names a runtime that has no opener, or cores that are not there.
+        Unavailable: it asks for more threads than there are cores, or a runtime cannot do what it asks for.
         VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
     """
     if plan.get("schema") != PLAN_SCHEMA:
         raise ValueError(f"this runner reads plans of schema {PLAN_SCHEMA!r}, got {plan.get('schema')!r}")
-    pin(plan.get("affinity"))
+    pin(plan.get("affinity"), plan["threads"])
     names = [variant["name"] for variant in plan["variants"]]
     inputs = make_inputs(plan["inputs"])
     runners: dict[str, Any] = {}
@@ -343,9 +344,9 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
         openers: as in `run_plan`.
 
     Raises:
-        ValueError, VariantError: as `run_plan`.
+        ValueError, Unavailable, VariantError: as `run_plan`.
     """
-    pin(plan.get("affinity"))
+    pin(plan.get("affinity"), plan["threads"])
     (variant,) = plan["variants"]
     feeds = dict(zip(variant["inputs"], make_inputs(plan["inputs"])[0]))  # noqa: B905
     resident, start = _memory_bytes("VmRSS"), time.perf_counter_ns()
@@ -385,15 +386,18 @@ def _memory_bytes(field: str) -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def pin(cores: Sequence[int] | None) -> None:
-    """Keeps this process, and the threads that it will start, on some cores."""
-    if cores is None:
-        return
-    if not hasattr(os, "sched_setaffinity"):
-        raise ValueError("this system does not let a process choose its cores; leave affinity out")
-    if missing := sorted(set(cores) - os.sched_getaffinity(0)):
-        raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
-    os.sched_setaffinity(0, cores)
+def pin(cores: Sequence[int] | None, threads: int) -> None:
+    """Keeps this process, and the threads that it will start, on some cores; raises Unavailable if these are too few."""
+    can_choose = hasattr(os, "sched_setaffinity")
+    if cores is not None:
+        if not can_choose:
+            raise ValueError("this system does not let a process choose its cores; leave affinity out")
+        if missing := sorted(set(cores) - os.sched_getaffinity(0)):
+            raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
+        os.sched_setaffinity(0, cores)
+    usable = len(os.sched_getaffinity(0)) if can_choose else os.cpu_count() or threads
+    if threads > usable:
+        raise Unavailable(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
 
 
 def _warm_up(runner: Any, feeds: Sequence[Any], rule: Mapping[str, float]) -> tuple[int, float, float]:
