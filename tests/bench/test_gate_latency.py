@@ -16,6 +16,7 @@ from toolchain.bench.gate import Accept, Accepts, GateConfig, GateResult, run_ga
 from toolchain.bench.gate.judgement import RATIO, TIME, logs_of, undecided_by
 from toolchain.bench.multiplicity import p_value_above
 from toolchain.bench.size import artifact_sha256
+from toolchain.bench.stored import sealed
 from toolchain.bench.transport import LocalTransport
 from toolchain.bench.verify import verify
 from toolchain.errors import (
@@ -409,6 +410,7 @@ def test_an_edited_gate_result_is_refused(judge, made_up, tmp_path, edit):
     (cell,) = record["cells"]
     for comparison in cell["comparisons"]:  # made up samples are of no file
         comparison["raw"]["artifacts"] = {"A": dict(cell["baseline"]), "B": dict(cell["artifact"])}
+        comparison.update(sealed(comparison["raw"]))
     path.write_text(json.dumps(record))
     assert GateResult.load(path).verdict == result.verdict
     checks = {check["name"]: check for check in cell["checks"]}

@@ -137,6 +137,10 @@ EDITS = {
         for session in s["raw"]["sessions"]
         for block in session["blocks"]
     ],
+    "a sample that no statistic feels": lambda s: first_block(s)["samples_ns"]["B"].__setitem__(
+        0, first_block(s)["samples_ns"]["B"][0] + 1
+    ),
+    "the digest": lambda s: s.update(raw_sha256="0" * 64),
     "a dropped sample": lambda s: first_block(s)["samples_ns"]["B"].pop(),
     "a sample of no time": lambda s: first_block(s)["samples_ns"]["B"].__setitem__(0, 0),
     "a dropped block": lambda s: s["raw"]["sessions"][0]["blocks"].pop(),
@@ -148,6 +152,15 @@ EDITS = {
     "threads": lambda s: s["raw"]["scenario"].update(threads=2),
     "unknown key": lambda s: s["raw"].update(note="x"),
 }
+
+
+def test_a_file_from_before_there_was_a_digest_is_read(made_up, tmp_path):
+    path = tmp_path / "bench.json"
+    made_up(b=-0.2).save(path)
+    written = json.loads(path.read_text())
+    assert len(written.pop("raw_sha256")) == 64
+    path.write_text(json.dumps(written))
+    assert Comparison.load(path).to_dict() == made_up(b=-0.2).to_dict()
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)

@@ -11,6 +11,7 @@ from toolchain.bench.calibrate import Calibration, built_in, calibrate
 from toolchain.bench.compare import compare
 from toolchain.bench.protocol import Comparison
 from toolchain.bench.single import Measurement, measure
+from toolchain.bench.stored import sealed
 from toolchain.bench.verify import verify
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, TargetUnavailable
 from toolchain.targets.device_runner import COLD_PLAN_SCHEMA, VariantError, run_cold
@@ -93,6 +94,7 @@ def test_a_result_is_of_its_artifacts_and_of_its_machine(stack, tmp_path):
     moved = json.loads(file.read_text())
     for machine in (moved["environment"], *_machines(moved["raw"])):
         machine["cpu"] = "another"
+    moved.update(sealed(moved["raw"]))
     file.write_text(json.dumps(moved))
     verify(file)
     with pytest.raises(ArtifactError, match=r"measured on another machine: cpu 'another' → "):

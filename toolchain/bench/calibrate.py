@@ -83,7 +83,7 @@ class Calibration(Strict):
             "latency_ms": self.comparison.latency_ms(A),
             "rows": [asdict(row) for row in self.rows],
             "environment": self.environment,
-            "raw": self.model_dump(mode="json", by_alias=True),
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
         }
 
     @staticmethod

@@ -38,7 +38,7 @@ def conditions_of(name: str, threads: int) -> list[Any]:
 
 def cell_facts(target: str, found: Comparison) -> dict[str, Any]:
     """What the record of a run keeps of a comparison on a target: all but the raw samples."""
-    record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "parity")}
+    record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "raw_sha256", "parity")}
     scenario = found.scenario
     return {
         "target": target,

@@ -219,7 +219,7 @@ class Comparison(Strict):
             "blocks": self.blocks,
             "parity": self.parity,
             "environment": self.environment,
-            "raw": self.model_dump(mode="json", by_alias=True),
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
         }
 
     def save(self, path: Path) -> None:

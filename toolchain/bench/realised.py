@@ -205,7 +205,7 @@ class Floor(Strict):
             "sessions": len(self.sessions),
             "blocks": sum(len(session.blocks) for session in self.sessions),
             "environment": self.environment,
-            "raw": self.model_dump(mode="json", by_alias=True),
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
         }
 
     @staticmethod

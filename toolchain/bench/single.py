@@ -115,7 +115,7 @@ class Measurement(Strict):
             "sessions": len(self.sessions),
             "blocks": sum(len(session.blocks) for session in self.sessions),
             "environment": self.environment,
-            "raw": self.model_dump(mode="json", by_alias=True),
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
         }
 
     def _cold(self) -> dict[str, Any]:

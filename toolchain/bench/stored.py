@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from toolchain.artifact import read_json, write_text
+from toolchain.artifact import digest_of, read_json, write_text
 from toolchain.bench.samples import explain
 from toolchain.errors import ArtifactError
 
@@ -24,6 +24,15 @@ class Result(Protocol):
 
 
 R = TypeVar("R", bound=Result)
+SEALED = ("raw", "raw_sha256")
+
+
+def sealed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Raw samples as a result holds them, with their digest: it tells of a change that no statistic feels.
+
+    Results that were written before there was a digest have none. It shows accidents and edits; it is no signature.
+    """
+    return {"raw_sha256": digest_of(raw), "raw": raw}
 
 
 def schema_of(path: Path) -> str:
@@ -48,7 +57,7 @@ def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
     Raises:
         StorageError: the file cannot be read.
         ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
-            does not follow from its samples.
+            does not follow from its samples, or these have another digest than it says.
     """
     return recomputed(read_json(path), str(path), schema, parse)
 
@@ -68,15 +77,18 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
         raise ArtifactError(f"{where}: {explain(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
-    said = {key: value for key, value in stored.items() if key != "raw"}
-    follows = result.to_dict()
-    del follows["raw"]
+    said = {key: value for key, value in stored.items() if key not in SEALED}
+    follows = {key: value for key, value in result.to_dict().items() if key not in SEALED}
     for key in sorted(said.keys() | follows.keys()):
         if not equal(said.get(key), follows.get(key)):
             raise ArtifactError(
                 f"{where} says {key} = {said.get(key)!r}, but its samples give {follows.get(key)!r}; "
                 "the file was altered, or written by another version. Measure again."
             )
+    if stored.get("raw_sha256", seal := digest_of(stored["raw"])) != seal:
+        raise ArtifactError(
+            f"{where}: the raw samples are not those that were written; the file was altered. Measure again."
+        )
     return result
 
 

@@ -114,7 +114,10 @@ def _inspect(path: Path) -> dict[str, Any]:
         return {"kind": "plan", "sha256": plan.digest, "summary": plan.summary(), **plan.provenance}
     if not kind.startswith("slimvit."):
         raise ArtifactError(f"{path} was not written by slimvit: schema {kind!r}")
-    return {"kind": kind.split(".")[1].split("/")[0], **{k: v for k, v in found.items() if k not in ("raw", "schema")}}
+    return {
+        "kind": kind.split(".")[1].split("/")[0],
+        **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
+    }
 
 
 def _inspect_model(path: Path) -> dict[str, Any]:
