@@ -182,6 +182,15 @@ def test_what_was_left_out_is_told(synthetic_run, report):
     assert not any("Limit of this model" in note for note in notes(report))
 
 
+def test_notes_on_weights_and_images_stand_in_every_form_of_the_report(synthetic_run):
+    found, _ = synthetic_run
+    assert found["notes"] == []
+    noted = {**found, "notes": ["The position embeddings were resampled from 2×2 to 4×4."]}
+    assert notes(noted)[0] == noted["notes"][0]
+    for text in (to_markdown(noted), to_html(noted)):
+        assert noted["notes"][0] in text
+
+
 def test_what_was_written_is_compared_with_what_is_read_back(synthetic_run):
     found, _ = synthetic_run
     ladder = [(rung["from"], rung["to"]) for rung in found["parity"]]

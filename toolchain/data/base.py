@@ -21,6 +21,7 @@ class Content:
         num_classes: None when unlabelled.
         flip: whether a mirrored image is as good as the image.
         synthetic: whether the images mean nothing.
+        notes: one sentence for each thing that was left out, or done to the images without being asked for.
     """
 
     parts: Mapping[str, Images]
@@ -29,6 +30,7 @@ class Content:
     num_classes: int | None = None
     flip: bool = False
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

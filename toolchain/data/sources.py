@@ -41,6 +41,7 @@ class DataSource:
         flip: whether training may mirror images.
         mean, std, interpolation, crop_pct, crop_mode: the preprocessing (see `Preprocessing`).
         digest: sha256 of content, splits and preprocessing; where the content lies does not count.
+        notes: one sentence for each thing that was left out, or done to the images without being asked for.
         splits: "train", "calibration" (a subset of train), "validation", "test".
     """
 
@@ -56,6 +57,7 @@ class DataSource:
     crop_mode: str | None
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -96,13 +98,11 @@ def open_source(
     wanted = Wanted(input_size, data_config, mean, std, crop_pct, calibration_images)
     content = SOURCES[kind]().read(argument, wanted)
     splits = arrange(content.parts, calibration_images)
-    if len(splits["calibration"]) < calibration_images:
-        logger.warning(
-            "data source %s: calibration has %d images, all of train; %d were asked for",
-            name,
-            len(splits["calibration"]),
-            calibration_images,
-        )
+    notes = list(content.notes)
+    if (count := len(splits["calibration"])) < calibration_images:
+        notes.append(f"Calibration has {count} images, all of train; {calibration_images} were asked for.")
+    for note in notes:
+        logger.warning("data source %s: %s", name, note)
     used = content.preprocessing
     return DataSource(
         name=name,
@@ -117,6 +117,7 @@ def open_source(
         crop_mode=used.crop_mode,
         digest=_digest(kind, content, splits),
         splits=splits,
+        notes=tuple(notes),
     )
 
 

@@ -73,6 +73,7 @@ def assemble(
         "pruned_shares": facts["compress"]["pruned_shares"],
         "closed_form": closed_form(provenance.get("closed_form", {})),
         "limits": list(facts["compress"].get("limits", ())),
+        "notes": [*provenance["weights"].get("notes", ()), *source.notes],
         "parity": [rung for stage in facts.values() for rung in stage.get("parity", ())],
         "graphs": {name.removeprefix("onnx-"): stage["graph"] for name, stage in facts.items() if "graph" in stage},
         "bench": bench,

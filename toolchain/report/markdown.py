@@ -54,7 +54,8 @@ def cautions(report: Mapping[str, Any]) -> list[str]:
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """What explains the numbers, to be read after them."""
-    found = [f"Limit of this model: {limit}." for limit in report.get("limits", ())]
+    found = list(report.get("notes", ()))
+    found += [f"Limit of this model: {limit}." for limit in report.get("limits", ())]
     if (reduced := report.get("closed_form")) is not None:  # reports of old say less
         found.append(closed_form_line(reduced))
     if (tuned := report.get("finetune")) is not None and "judged_by" in tuned:
