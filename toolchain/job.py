@@ -26,6 +26,7 @@ from toolchain.data import DataSource, open_source
 from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import require_engines
 from toolchain.export.precision import expanded
+from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.families import Family
 from toolchain.plan import ModelRef
@@ -100,14 +101,36 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         )
     data = recipe.data.model_copy(update={"source": SYNTHETIC}) if shapes_only else recipe.data
     source, dense = _with_data(recipe, data, module, family, provenance)
+    if recipe.export.softmax:
+        require_probabilities(dense.output)
+    source = _judging(source, dense)
     if not source.synthetic:
-        source.check_classes(module.num_classes)  # type: ignore[arg-type]
         _check_labels(recipe, source)
     allocation = allocate(dense, effective(section, synthetic=synthetic), recipe.budget, multiples)
     job = Job(recipe, source, dense, allocation, multiples)
     if section.method != "none":
         Compress(section, recipe.budget, source, multiples).requires(dense)
     return job
+
+
+def _judging(source: DataSource, dense: TimmModel) -> DataSource:
+    """The source as it judges a model: without labels where the recipe says that its outputs are no classes, and noted so.
+
+    Raises:
+        ModelError: the labels do not fit the model.
+    """
+    if dense.ref.output is None and dense.output != "logits":
+        note = (
+            "The model has one output, which is taken for a number (model.output = 'regression'): it is held against the "
+            "dense model's by squared difference. If a sigmoid reads it, set model.output = 'multi-label'."
+        )
+        source = source.noted(note)
+    if source.synthetic or not source.labelled:
+        return source
+    if dense.label_classes is None and dense.ref.output is not None:
+        return source.unlabelled(f"Labels are not read: the outputs are {dense.output}, and labels name classes.")
+    source.check_classes(dense.label_classes)
+    return source
 
 
 def _check_labels(recipe: Recipe, source: DataSource) -> None:
@@ -133,7 +156,7 @@ def _with_data(
     preprocess = Preprocess(
         family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
     )
-    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
+    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs, output=recipe.model.output)
     return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)
 
 

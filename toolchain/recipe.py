@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from toolchain.errors import RecipeError, StorageError
+from toolchain.outputs import Output
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -53,6 +54,7 @@ class ModelSection(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
+    output: Output | None = None
 
 
 class DataSection(Section):

@@ -151,7 +151,7 @@ def export(
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
-    judge = Judge(source_for(data, model.preprocess))
+    judge = Judge(source_for(data, model.preprocess), model.output)
     if judge.source.synthetic and precision in PRECISIONS and PRECISIONS[precision].calibrated:
         raise RecipeError(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
@@ -159,7 +159,7 @@ def export(
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
         whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
-        made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
+        made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
         graph, rungs = made.graph, list(made.rungs)
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
