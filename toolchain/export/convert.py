@@ -94,7 +94,7 @@ class Convert:
         made = wanted.convert(dense, self.calibration)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
-        whole = with_probabilities(whole, output_in(shipped)) if gives_probabilities(shipped) else whole
+        whole = with_probabilities(whole, output_in(shipped) or "logits") if gives_probabilities(shipped) else whole
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
@@ -132,7 +132,7 @@ class Convert:
             rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
         if gives_probabilities(model):
             feeds = feeding(self.path)(images[: max(BATCHES)])
-            rungs.append(probabilities_rung(self.path, target, feeds, output_in(model)))
+            rungs.append(probabilities_rung(self.path, target, feeds, output_in(model) or "logits"))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from toolchain.artifact import Preprocess
+from toolchain.artifact import ModelRecord, Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import DataError, RecipeError
 from toolchain.export.calls import Call, opened, read_preprocess
@@ -24,7 +24,9 @@ from toolchain.export.precision import (
     runs_on,
     tolerance_of,
 )
+from toolchain.export.probabilities import output_in
 from toolchain.export.stage import stack_images, torch_call
+from toolchain.outputs import Output, label_classes, output_of
 from toolchain.surgery.replay import load_model
 from toolchain.training.evaluate import Accuracy, accuracy
 
@@ -81,8 +83,14 @@ def accuracy_of(path: Path, data: str, split: str) -> Accuracy:
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
         images = source.split(split)
-        source.check_classes(call(stack_images([images[0][0]])).shape[1])
+        width = call(stack_images([images[0][0]])).shape[1]
+        source.check_classes(label_classes(output_of(_declared_output(path), width), width))
         return accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
+
+
+def _declared_output(path: Path) -> Output | None:
+    """What an artifact says that its outputs are; None where it does not."""
+    return ModelRecord.load(path / "model.json").model.output if path.is_dir() else output_in(read_onnx(path))
 
 
 def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -> Rung:

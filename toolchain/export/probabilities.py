@@ -69,10 +69,10 @@ def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def output_in(model: onnx.ModelProto) -> Output:
-    """What a graph that slimvit wrote says that its logits are."""
-    declared = next((entry.value for entry in model.metadata_props if entry.key == OUTPUT_KIND), "logits")
-    return next((kind for kind in get_args(Output) if kind == declared), "logits")
+def output_in(model: onnx.ModelProto) -> Output | None:
+    """What a graph says that its outputs are; None where it does not, as classes need not be declared."""
+    declared = next((entry.value for entry in model.metadata_props if entry.key == OUTPUT_KIND), None)
+    return next((kind for kind in get_args(Output) if kind == declared), None)
 
 
 def gives_probabilities(model: onnx.ModelProto) -> bool:
