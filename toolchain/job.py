@@ -171,10 +171,10 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
         if section == BENCH and recipe.bench is not None:
             require_threads(settings.runtime, recipe.bench.threads)
         known = name in met and not isinstance(settings, LocalSettings)
-        runs = "yes" if known else probe(name, settings).details.get("run", "yes")
+        missing = "" if known else probe(name, settings).cannot_run
         target = get_target(settings.runtime)
-        if section != "engine.targets" and (runs != "yes" or not target.measures):
-            why = f" ({runs.removeprefix('no: ')})" if runs != "yes" else ""
+        if section != "engine.targets" and (missing or not target.measures):
+            why = f" ({missing})" if missing else ""
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )

@@ -122,7 +122,7 @@ def test_without_openvino_it_says_how_to_get_it(monkeypatch, tmp_path):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(openvino_cpu.importlib, "import_module", absent)
-    for call in (OPENVINO_CPU.probe, OPENVINO_CPU.open(tmp_path / "m.onnx", 1).__enter__):
+    for call in (OPENVINO_CPU.probe, lambda: OPENVINO_CPU.open(tmp_path / "m.onnx", 1)):
         with pytest.raises(TargetUnavailable) as caught:
             call()
         assert (caught.value.reason, caught.value.install) == (

@@ -21,6 +21,7 @@ from toolchain.targets.base import (
     EngineBuild,
     Feeds,
     NodeTime,
+    Profiled,
     Runner,
     TargetInfo,
     TargetProfile,
@@ -142,7 +143,7 @@ class OpenVinoRunner:
                 )
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(Profiled):
     """Target "openvino-cpu", or with another name the same in another precision.
 
     Preferred multiples fill a 256-bit vector, the narrowest that its x86 kernels use.
@@ -170,13 +171,12 @@ class OpenVinoCpu:
         version = str(ov.__version__).partition("-")[0]  # after it come the build and the branch
         return TargetInfo(self.name, "openvino", version, cpu_model(), {"precision": self.precision})
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
         """OpenVINO's own format in `folder`, `<stem>.xml` and `<stem>.bin`: half the bytes, weights of fp32 rounded to fp16.
 
         Rounded or not, OpenVINO multiplies in the precision of the target: fp16 is how weights are stored.
 
         Raises:
-            TargetUnavailable: see `probe`.
             ArtifactError: OpenVINO cannot read the file, or a weight is beyond what fp16 holds.
             StorageError: the files cannot be written.
         """
@@ -214,11 +214,11 @@ class OpenVinoCpu:
         }
         return EngineBuild(path, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:
+    def _open(self, path: Path, threads: int) -> Runner:
         """A runner of an ONNX file or of OpenVINO's own .xml; raises ArtifactError on entry if it cannot be read."""
         return OpenVinoRunner(path, threads, self.precision, target=self.name)
 
-    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+    def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
         """The mean time of every node over `calls` calls, after `warm_up` others."""
         with OpenVinoRunner(path, threads, self.precision, target=self.name, profiled=True) as runner:
             runner.time_ns(feeds, warm_up)
