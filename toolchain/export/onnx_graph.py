@@ -232,8 +232,22 @@ def _fault(
     return None
 
 
+def oldest_ir_version(model: onnx.ModelProto) -> int:
+    """The IR version that a graph's opsets came with: runtimes that know them and nothing newer read the file.
+
+    No later feature can be lost by it. Functions and types of an opset came no later than its IR version, and what IR 10
+    added to nodes, metadata and overloads, is never in a file of slimvit's: `strip` and the exporter see to it.
+    """
+    version: int = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    return version
+
+
 def write_onnx(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """The files written for the model, the graph first; they appear whole or not at all. Raises StorageError."""
+    """The files written for the model, the graph first; they appear whole or not at all. Raises StorageError.
+
+    The IR version of the graph becomes that of its opsets.
+    """
+    model.ir_version = oldest_ir_version(model)
     data = path.with_name(f"{path.name}.data")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
