@@ -19,7 +19,7 @@ from toolchain.bench.gate import (
     timing,
 )
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
-from toolchain.errors import BaselineError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
 from toolchain.export import logits
 
 TODAY = dt.date(2030, 1, 15)
