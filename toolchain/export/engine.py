@@ -20,7 +20,7 @@ from toolchain.artifact import (
 )
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.parity import Rung, require
-from toolchain.export.weights import linears
+from toolchain.export.weights import each_linear
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 
@@ -125,7 +125,7 @@ class BuildEngine:
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
         if given.precision == INT8:  # attention and what gives the logits stay in floating point
-            expected = sum(each.kind == TensorProto.INT8 for each in linears(onnx.load(given.path)))
+            expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
         if not right:
             raise ArtifactError(
