@@ -137,8 +137,8 @@ def test_a_binary_score_is_judged_by_the_sign_of_its_logit(folder, tmp_path):
     assert report["dense"]["total"] == 24
     path = tmp_path / "onnx/dense.fp32.onnx"
     source = f"imagefolder:{folder / 'classes'}"
-    assert accuracy_of(path, source, "test").wrong == report["dense"]["wrong"] == report["compressed"]["wrong"]
-    assert set(accuracy_of(path, source, "test").predictions.tolist()) == {0, 1}
+    assert accuracy_of(path, source, "test").accuracy.wrong == report["dense"]["wrong"] == report["compressed"]["wrong"]
+    assert set(accuracy_of(path, source, "test").accuracy.predictions.tolist()) == {0, 1}
 
 
 def test_labels_of_classes_do_not_judge_numbers(folder, tmp_path):

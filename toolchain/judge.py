@@ -17,15 +17,13 @@ from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import opened
 from toolchain.export.convert import Convert
-from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
-from toolchain.export.precision import COMPARED, FP32, PRECISIONS, in_steps, precision_of, runs_on
+from toolchain.export.engine_parity import engine_rung
+from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
+from toolchain.export.precision import COMPARED, PRECISIONS
 from toolchain.export.stage import stack_images, torch_call
 from toolchain.likelihood import outputs_of
 from toolchain.outputs import Output
 from toolchain.training.evaluate import accuracy
-
-# A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
-TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)
 
 
 @dataclass(frozen=True)
@@ -105,22 +103,8 @@ class Judge:
             made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
             profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         """
-        precision = precision_of(onnx)
-        tolerance = TF32 if precision == FP32 else PRECISIONS[precision].tolerance
-        if precision == FP32 and "f16" in made.facts.get(
-            "weights", {}
-        ):  # OpenVINO's format: fp16 stored, fp32 computed
-            tolerance = PRECISIONS["fp16"].tolerance
-        if made.facts["loaded"] != "pass":
-            return not_run(onnx.name, made.path.name, tolerance=tolerance, reason=made.facts["loaded_reason"])
-        reference = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
-        batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
-        step = max(batches)
-        if not self.source.synthetic:  # three images say little of top-1
-            batches.append(max(step, min(COMPARED, len(self.source.split("validation"))) // step * step))
-        with opened(reference, onnx) as expected, opened(made.target, made.path, described_by=onnx) as got:
-            steps = in_steps(expected), in_steps(got, step)
-            return self._rung(onnx.name, steps[0], made.path.name, steps[1], tolerance, batches)
+        available = None if self.source.synthetic else len(self.source.split("validation"))
+        return engine_rung(onnx, made, profile, self.images, available)
 
     def _rung(
         self,

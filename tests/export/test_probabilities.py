@@ -61,7 +61,7 @@ def test_the_rest_of_the_graph_is_the_same_and_it_is_undone_exactly(made):
     assert back.graph.node == plain.graph.node
     assert back.graph.output == plain.graph.output
     assert without_probabilities(plain) is plain
-    assert parity_of(folder, both.artifact.path, "none").verdict == "pass"
+    assert parity_of(folder, both.artifact.path, "none").rung.verdict == "pass"
     foreign = onnx.load(both.artifact.path)
     foreign.graph.node[-1].name = "theirs"
     with pytest.raises(ArtifactError, match="not by a node of slimvit's"):
@@ -78,7 +78,7 @@ def test_every_precision_keeps_them_in_fp32(made, tmp_path, name):
     assert gives_probabilities(model)
     assert model.graph.node[-1].op_type == "Softmax"
     assert {value.type.tensor_type.elem_type for value in model.graph.output} == {onnx.TensorProto.FLOAT}
-    assert parity_of(folder, converted.artifact.path, "none").verdict == "pass"
+    assert parity_of(folder, converted.artifact.path, "none").rung.verdict == "pass"
 
 
 def test_a_softmax_over_the_wrong_axis_is_caught_by_its_rung(made, tmp_path):

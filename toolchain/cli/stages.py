@@ -28,13 +28,23 @@ from toolchain.artifact import (
     write_text,
 )
 from toolchain.bench.latency import latency_of
-from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArgument, RecipeOption, SetOption
+from toolchain.cli.options import (
+    FolderArgument,
+    JsonFlag,
+    OutOption,
+    RecipeArgument,
+    RecipeOption,
+    SetOption,
+    ShapeOption,
+    numbers,
+)
 from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import read_preprocess
 from toolchain.export.engine import RECORD, BuildEngine
-from toolchain.export.logits import source_for
+from toolchain.export.engine_parity import engine_rung
+from toolchain.export.inputs import resolved
+from toolchain.export.logits import form_of, noise, raw_pixels, source_for
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
@@ -184,6 +194,7 @@ def engine(
     hardware_compatible: Annotated[
         str, typer.Option(help="none, ampere_plus or same_compute_capability (trt).")
     ] = "none",
+    input_shape: ShapeOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
@@ -198,17 +209,25 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    stage = BuildEngine(section, target, out, lambda built: _engine_rung(onnx, built, batch))
+    sample = numbers(input_shape, "--input-shape")
+    stage = BuildEngine(
+        section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
+    )
     made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
-def _engine_rung(onnx: Path, built: EngineArtifact, batch: tuple[int, int, int]) -> Rung:
-    """The engine against its file on seeded noise; not run where it cannot be, and for a file that slimvit did not write."""
-    if not declared_precision(onnx):
-        reason = f"slimvit did not write {onnx.name}, and what it takes is not known"
-        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=reason)
-    return Judge(source_for(SYNTHETIC, read_preprocess(onnx))).engine(onnx, built, batch)
+def _engine_rung(
+    onnx: Path, built: EngineArtifact, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
+) -> Rung:
+    """The engine against its file on seeded noise; not run where it cannot be, and for a file that takes no images."""
+    try:
+        form = form_of(onnx)
+        size = resolved({onnx: form.input}, input_shape)
+    except RecipeError as error:
+        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
+    preprocess = raw_pixels((size[0], size[1], size[2])) if form.input.takes_pixels and len(size) == 3 else None
+    return engine_rung(onnx, built, batch, lambda count: noise(size, count), None, preprocess)
 
 
 def refit(
@@ -222,9 +241,15 @@ def refit(
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""
     record = read_json(engine_.with_name(RECORD))
-    sizes = [tuple(shape[0] for shape in each.values()) for each in record.get("profile", {}).values()] or [(1, 1, 1)]
+    profile = list(record.get("profile", {}).values())
+    sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
+    sample = tuple(profile[0]["opt"][1:]) if profile else None
     stage = BuildEngine(
-        EngineSection(targets=(target,)), target, out, lambda built: _engine_rung(onnx, built, sizes[0]), engine_
+        EngineSection(targets=(target,)),
+        target,
+        out,
+        lambda built: _engine_rung(onnx, built, sizes[0], sample),
+        engine_,
     )
     made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})

@@ -28,7 +28,7 @@ from toolchain.export.probabilities import (
     without_probabilities,
 )
 from toolchain.export.quantise import last_linears, session
-from toolchain.export.weights import LINEARS, activation_scales, largest_difference, largest_error, linears
+from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
 
 Array = NDArray[Any]
 INT8_MAX = 127
@@ -175,7 +175,7 @@ def _remove(files: Sequence[Path]) -> None:
 
 def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
     """Whether every weight is that of the fp32 graph, to the rounding of its type: those of linears with their scales."""
-    error, where = largest_error(linears(expected), linears(got))
+    error, where = largest_error(each_linear(expected), each_linear(got))
     other, what = largest_difference(expected, got)
     if not other <= error:
         error, where = other, what
@@ -209,10 +209,10 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
     if _operators(model) != _operators(dense):
         lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
         raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
-    kept = linears(dense)
-    found = Counter(each.kind for each in linears(model))
-    if sum(found.values()) != len(kept):
-        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {len(kept)}")
+    kept = sum(1 for _ in each_linear(dense))
+    found = Counter(each.kind for each in each_linear(model))
+    if sum(found.values()) != kept:
+        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {kept}")
     others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
     allowed = len(last_linears(dense)) if TensorProto.INT8 in wanted.weight_types else 0  # they stay as they are
     if sum(others.values()) > allowed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolchain.artifact import DeployModel, OnnxArtifact, TimmModel
+from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ParityError, RecipeError
 from toolchain.export.calls import PREPROCESS, feeding, opened
+from toolchain.export.inputs import FIXED_SIZE
 from toolchain.export.onnx_graph import GraphFacts, export_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
@@ -118,6 +119,7 @@ class Export:
         if self.section.softmax:
             feeds = feeding(self.path)(self.images[: max(BATCHES)])
             rungs.append(probabilities_rung(self.path, "ort-cpu", feeds, given.output))
+        graph = replace(graph, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
         return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, tuple(rungs))
 
     def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -137,6 +139,19 @@ class Export:
             for file in made.graph.files:
                 file.unlink(missing_ok=True)
             raise
+
+
+def fixed_size_notes(module: nn.Module, preprocess: Preprocess) -> list[str]:
+    """A sentence where a model takes images of other sizes, or pads them, and its ONNX file does not."""
+    asked = [
+        name
+        for name in ("dynamic_img_size", "dynamic_img_pad")
+        if any(getattr(part, name, False) is True for part in module.modules())
+    ]
+    if not asked:
+        return []
+    _, height, width = preprocess.input_size
+    return [f"The model has {' and '.join(asked)}; {FIXED_SIZE}, here at {height}×{width}."]
 
 
 def check_section(section: ExportSection) -> None:

@@ -58,6 +58,7 @@ class BuildOptions:
         strip: leave the weights out; they are put in on the device, from the ONNX file.
         version_compatible: let later versions of the runtime load it.
         hardware_compatible: "none", "ampere_plus" or "same_compute_capability": which other GPUs may load it.
+        input_shape: shape of one sample that it is built for, where the file leaves it open.
     """
 
     batch: tuple[int, int, int] = (1, 1, 8)
@@ -65,6 +66,7 @@ class BuildOptions:
     strip: bool = False
     version_compatible: bool = False
     hardware_compatible: str = "none"
+    input_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

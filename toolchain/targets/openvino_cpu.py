@@ -171,19 +171,22 @@ class OpenVinoCpu(Profiled):
         version = str(ov.__version__).partition("-")[0]  # after it come the build and the branch
         return TargetInfo(self.name, "openvino", version, cpu_model(), {"precision": self.precision})
 
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """OpenVINO's own format in `folder`, `<stem>.xml` and `<stem>.bin`: half the bytes, weights of fp32 rounded to fp16.
 
         Rounded or not, OpenVINO multiplies in the precision of the target: fp16 is how weights are stored.
 
         Raises:
             ArtifactError: OpenVINO cannot read the file, or a weight is beyond what fp16 holds.
+            RecipeError: the file takes another shape than the one that is asked for.
             StorageError: the files cannot be written.
         """
         info, ov = self.probe(), _load(self.name)
         path = folder / f"{onnx.stem}.xml"
         try:
             model = ov.Core().read_model(str(onnx))
+            if options.input_shape is not None:
+                _fix_shape(model, onnx, options.input_shape)
             largest = max((float(np.abs(op.data).max()) for op in _weights(model)), default=0.0)
             if largest > np.finfo(np.float16).max:
                 raise ArtifactError(f"{onnx} holds a weight of {largest:.3g}, more than fp16 can")
@@ -223,6 +226,20 @@ class OpenVinoCpu(Profiled):
         with OpenVinoRunner(path, threads, self.precision, target=self.name, profiled=True) as runner:
             runner.time_ns(feeds, warm_up)
             return runner.node_times(feeds, calls)
+
+
+def _fix_shape(model: Any, onnx: Path, sample: tuple[int, ...]) -> None:
+    """Fixes the shape of one sample of a model's one input; raises RecipeError if it takes another."""
+    for port in model.inputs:
+        declared = port.partial_shape
+        dims = [str(dim) for dim in declared][1:] if declared.rank.is_static else []
+        wanted = [declared[0], *sample] if dims else []
+        if len(model.inputs) > 1 or not declared.compatible(_load("openvino-cpu").PartialShape(wanted)):
+            raise RecipeError(
+                f"{onnx}: input {port.get_any_name()!r} takes {declared}, and --input-shape asks for {list(sample)} per "
+                "sample; what is fixed stays as it is"
+            )
+        model.reshape({port.get_any_name(): _load("openvino-cpu").PartialShape(wanted)})
 
 
 def _weights(model: Any) -> list[Any]:

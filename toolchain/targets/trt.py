@@ -143,7 +143,7 @@ class TensorRT(Refittable):
         network, parser = parse(trt, builder, logger, onnx)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # costs no byte; the inspector needs it
-        shapes = self._profile_shapes(network, onnx, options.batch)
+        shapes = self._profile_shapes(network, onnx, options.batch, options.input_shape)
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
@@ -257,21 +257,30 @@ class TensorRT(Refittable):
         return {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
 
     def _profile_shapes(
-        self, network: Any, onnx: Path, batch: tuple[int, int, int]
+        self, network: Any, onnx: Path, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None
     ) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Input name → its (min, opt, max) shapes, for inputs whose first dimension, and no other, is dynamic."""
+        """Input name → its (min, opt, max) shapes, for inputs that leave some dimension open."""
         shapes = {}
         for tensor in (network.get_input(index) for index in range(network.num_inputs)):
             shape = tuple(tensor.shape)
-            if -1 in shape[1:]:
-                raise ArtifactError(f"{onnx}: input {tensor.name!r} has shape {shape}; only the batch may be dynamic")
-            if shape[0] == -1:
-                shapes[tensor.name] = tuple((size, *shape[1:]) for size in batch)
-            elif set(batch) != {shape[0]}:
-                raise ArtifactError(
-                    f"{onnx}: input {tensor.name!r} has a fixed batch of {shape[0]}, the profile asks for {list(batch)}. "
-                    f"Export it with a dynamic batch, or set engine.batch to {[shape[0]] * 3}."
+            where = f"{onnx}: input {tensor.name!r} has shape {shape}"
+            if input_shape is None and -1 in shape[1:]:
+                raise RecipeError(
+                    f"{where}; only the batch may stay open: name the rest with --input-shape, e.g. 3,224,224"
                 )
+            sample = input_shape or shape[1:]
+            if len(sample) != len(shape) - 1 or any(n not in (-1, m) for n, m in zip(shape[1:], sample, strict=True)):
+                raise RecipeError(
+                    f"{where}, and --input-shape asks for {sample} per sample; what is fixed stays as it is"
+                )
+            if shape[0] not in (-1, *batch) or (shape[0] != -1 and len(set(batch)) > 1):
+                raise RecipeError(
+                    f"{onnx}: input {tensor.name!r} has a fixed batch of {shape[0]}, the profile asks for {list(batch)}. "
+                    f"Export it with a dynamic batch, or ask for its own: --batch {' '.join([str(shape[0])] * 3)} "
+                    f"(engine.batch = {[shape[0]] * 3})."
+                )
+            if -1 in shape:
+                shapes[tensor.name] = tuple((size, *sample) for size in batch)
         return shapes
 
     def _capabilities(self, trt: ModuleType, asked: Sequence[str]) -> dict[str, Any]:
