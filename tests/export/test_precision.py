@@ -110,7 +110,7 @@ def test_a_second_time_gives_the_same_bytes(convert, tmp_path, name):
 class MatMulInteger(OpRun):
     """The operator as ONNX Runtime computes it on x86 without VNNI: each two products are added in 16 bits and cut off.
 
-    On an emulated Haswell it gives the logits of this class, with weights of eight bits.
+    Held against ONNX Runtime itself on an emulated Haswell, with weights of eight bits.
     """
 
     op_domain = ""
