@@ -102,7 +102,7 @@ def test_what_cannot_run_is_refused_and_never_replaced(name, artifacts, cpu):
         target.open(artifact(name, artifacts), threads=1)
 
 
-@pytest.mark.parametrize("name", [*TARGETS, *MODES])
+@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
 def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, monkeypatch, tmp_path):
     """Kind: a target that remembers to ask its probe in one place and forgets it in another."""
     target, absent = get_target(name), tmp_path / "absent"
@@ -123,7 +123,7 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, mo
             call()
 
 
-@pytest.mark.parametrize("name", [*TARGETS, *MODES])
+@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
 def test_no_target_replaces_what_asks_the_probe(name):
     """What `@final` says to mypy, and a target in a file of someone's own could ignore."""
     kind = type(get_target(name))

@@ -132,7 +132,11 @@ class OpenVinoRunner:
         return compiled
 
     def _require(self, compiled: Any, settings: dict[str, Any]) -> None:
-        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16."""
+        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16.
+
+        That a setting reads back as itself proves less. On a CPU with AVX-512 and no bf16 the hint bf16 does, and is computed
+        with instructions for fp32; the probe refuses that.
+        """
         for name, asked in settings.items():
             found = compiled.get_property(name)
             if name == "INFERENCE_PRECISION_HINT":
