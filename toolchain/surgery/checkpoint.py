@@ -98,9 +98,11 @@ class Checkpoint:
                 f"not those under {places}. To use others, save them alone."
             )
         if left := self.weights.left_out:
+            count = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
             shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+            were = "was" if len(left) == 1 else "were"
             notes.append(
-                f"Of the checkpoint, {len(left)} tensors without the prefix {self.weights.prefix!r} were left out: {shown}."
+                f"Of the checkpoint, {count} without the prefix {self.weights.prefix!r} {were} left out: {shown}."
             )
         return notes
 
@@ -322,7 +324,8 @@ def _refused_code(path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
+    """The kind of an error and the first sentence of what it says."""
+    return f"{type(error).__name__} {re.split(r'[.] |' + chr(10), str(error))[0][:120]}".strip()
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:

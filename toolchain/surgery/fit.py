@@ -145,19 +145,21 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin, ignored: Coll
     shared = len(wanted) - len(missing)
     if shared == 0 or result.anatomy == Anatomy():
         whose = others(list(state))
-        names = f"its names are those of {whose}" if whose else f"its names are not timm's: {_some(state)}"
+        names = f"its names are those of {whose}" if whose else f"its names are not timm's: {some(state)}"
         raise origin.fault(f"{origin.what} does not fit the model: {names}; save it from a timm model")
     parts = [
-        *([f"it lacks {_some(missing)}"] if missing else []),
-        *([f"it also has {_some(unknown)}"] if unknown else []),
+        *([f"it lacks {some(missing)}"] if missing else []),
+        *([f"it also has {some(unknown)}"] if unknown else []),
         *([f"{other[0]} is {by(state[other[0]].shape)}, the model's {by(wanted[other[0]].shape)}"] if other else []),
     ]
     raise origin.fault(f"{origin.what} does not fit the model: {', and '.join(parts)}")
 
 
-def _some(names: Collection[str]) -> str:
-    """How many names there are, and the first of them."""
+def some(names: Collection[str]) -> str:
+    """How many names there are, and the first of them; a single one alone."""
     shown = list(names)[:2]
+    if len(names) == 1:
+        return shown[0]
     return f"{len(names)} tensors ({', '.join(shown)}{', …' if len(names) > 2 else ''})"
 
 
@@ -260,8 +262,10 @@ def _numbers(state: Mapping[str, Tensor], module: nn.Module, origin: Origin) -> 
     bad = [name for name in kinds if not torch.isfinite(shared[name].float()).all()]
     if bad:
         raise ArtifactError(
-            f"{origin.what} holds NaN or infinity in {_some(bad)}: its training diverged, or its numbers are beyond "
+            f"{origin.what} holds NaN or infinity in {some(bad)}: its training diverged, or its numbers are beyond "
             "the range of float32"
         )
     wide = [name for name, kind in kinds.items() if kind == torch.float64]
-    return [f"{len(wide)} tensors of {origin.what} were rounded from float64 to float32."] if wide else []
+    return (
+        [f"{origin.what[0].upper()}{origin.what[1:]} holds float64 ({some(wide)}), rounded to float32."] if wide else []
+    )

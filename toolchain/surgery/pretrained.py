@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import anatomy, by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted
+from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, fitted, some
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
@@ -142,8 +142,8 @@ def _refuse_untrained(
         raise ModelError(_untrained_classifier(int(stored or 0), _classes(module)))
     if not untrained and not unused:
         return
-    parts = [f"lack {_names(untrained)}"] if untrained else []
-    parts += [f"hold {_names(unused)}, which the model has not"] if unused else []
+    parts = [f"lack {some(untrained)}"] if untrained else []
+    parts += [f"hold {some(unused)}, which the model has not"] if unused else []
     found, do = list[str](), ""
     if results:
         ignored = {"positions", "in_chans"}
@@ -154,11 +154,6 @@ def _refuse_untrained(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "
         + (f"To use them, {do}." if do else "Take out the keyword argument that changes it, or add [train].")
     )
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
-    return f"{len(names)} tensors ({shown})" if len(names) > 1 else names[0]
 
 
 def _notes(
@@ -174,19 +169,20 @@ def _notes(
     channels, height, width = family.input_size(module)
     config = config_of(module)
     if untrained:
-        what = "The classifier" if all(map(_is_classifier, untrained)) else f"What holds {_names(untrained)}"
+        what = "The classifier" if all(map(_is_classifier, untrained)) else f"What holds {some(untrained)}"
         stored = results[0].anatomy.classes if results else config.get("num_classes")
         notes.append(
             f"{what} started untrained: {PRETRAINED} have nothing for it"
             + (f" ({stored or 'no'} classes, the model {_classes(module)})." if "classifier" in what else ".")
         )
     if unused:
-        notes.append(f"Of {PRETRAINED}, {_names(unused)} were left out: the model has no such part.")
+        notes.append(f"Of {PRETRAINED}, {some(unused)} were left out: the model has no such part.")
     stored_channels = results[0].anatomy.in_chans if results else (config.get("input_size") or (channels,))[0]
     if stored_channels is not None and stored_channels != channels:
         how = "summed" if channels == 1 else "repeated and scaled"
         notes.append(
-            f"The patch embedding of {PRETRAINED} reads {stored_channels} channels and the model {channels}: timm {how} "
+            f"The patch embedding of {PRETRAINED} reads {stored_channels} "
+            f"channel{'s' if stored_channels > 1 else ''} and the model {channels}: timm {how} "
             "its weights."
         )
     if (
