@@ -336,3 +336,40 @@ def test_weights_do_not_come_in_through_the_kwargs(name: str) -> None:
     section = SECTION.model_copy(update={"kwargs": {**TINY, name: "x.pth"}})
     with pytest.raises(ModelError, match=rf"^model\.kwargs cannot hold {name}: .*use model\.checkpoint"):
         load_dense(section)
+
+
+VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+ODD: list[dict[str, object]] = [
+    *({"depth": value} for value in ("3", 0, -1, 2.5)),
+    *({"num_heads": value} for value in (0, 5, 64)),
+    *({"embed_dim": value} for value in (0, -32, 33, 10**9)),
+    *({"img_size": value} for value in (0, 4, [16], "16", [])),
+    *({"patch_size": value} for value in (0, 32, "8", -8)),
+    *({"in_chans": value} for value in (0, -1, 2.5)),
+    *({"mlp_ratio": value} for value in (-1.0, "4")),
+    *({"num_classes": value} for value in (-1, 0, "3", True)),
+    *({"drop_rate": value} for value in (2.0, "x")),
+    *({"drop_path_rate": value} for value in (1.5, -1, "x")),
+    *({"norm_layer": value} for value in ("batchnorm2d", "layernorm2d")),
+    {"global_pool": "map"}, {"global_pool": ""}, {"class_token": False}, {"reg_tokens": -1}, {"pos_embed": "rope"},
+    {"weight_init": "zz"}, {"block_fn": "x"}, {"attn_layer": "xx"}, {"init_values": "a"}, {"use_naflex": True}, {"self": 1},
+    {"model_name": "x"}, {"model_cfg": 1}, {"kwargs_filter": ["depth"]}, {"device": "meta"}, {"pruned": True}, {"": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kwargs", ODD, ids=str)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_rope_224"])
+def test_keywords_that_timm_cannot_build_or_run_are_faults_of_the_recipe(name, kwargs):
+    """Kind: a library's error that looks like slimvit's own. Whatever timm and torch raise comes from the keywords."""
+    with pytest.raises(ModelError) as caught:
+        load_dense(ModelSection(name=name, kwargs={**VIT, **kwargs}, pretrained=False))
+    assert "\n" not in str(caught.value)
+
+
+def test_pixels_that_no_patch_covers_are_told(caplog):
+    """Kind: cropping. A patch embedding leaves out the rows and columns that fill no patch."""
+    section = ModelSection(name="vit_tiny_patch16_224", kwargs={**VIT, "img_size": [20, 16]}, pretrained=False)
+    note = (
+        "Images of 20×16 are no multiple of the patches of 8×8: the model does not see their last 4 rows and 0 columns."
+    )
+    assert load_dense(section).provenance["notes"] == [note] == caplog.messages

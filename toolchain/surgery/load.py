@@ -96,6 +96,7 @@ def load_dense(
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
         provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
+    notes = [*notes, *_unseen(module, family)]
     for note in notes:
         log.warning("%s", note)
     if notes:
@@ -108,6 +109,9 @@ def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
 
     This is where timm and torch first run what they built: what they then raise comes from the keyword arguments.
     """
+    for name, rate in ref.kwargs.items():
+        if name.endswith("_rate") and not (isinstance(rate, int | float) and 0 <= rate < 1):
+            raise ModelError(f"model.kwargs.{name} must be at least 0 and below 1, got {rate!r}")
     size = family.input_size(sketch)
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -122,6 +126,20 @@ def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
             f"{ref.name} gives {by(shape)} for one image and not 1×{sketch.num_classes}, a row of logits; "
             "check model.kwargs"
         )
+
+
+def _unseen(module: nn.Module, family: Family) -> list[str]:
+    """A sentence on the pixels that no patch covers, if there are any."""
+    _, height, width = family.input_size(module)
+    patch: tuple[int, int] = tuple(module.get_submodule("patch_embed").patch_size)  # type: ignore[arg-type]
+    rows, columns = height % patch[0], width % patch[1]
+    if not (rows or columns) or getattr(module.get_submodule("patch_embed"), "dynamic_img_pad", False):
+        return []
+    text = (
+        f"Images of {by((height, width))} are no multiple of the patches of {by(patch)}: the model does not see their last "
+        f"{rows} rows and {columns} columns."
+    )
+    return [text]
 
 
 def _digest(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import anatomy, by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, fitted, some
+from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted, some
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
