@@ -30,7 +30,8 @@ SCHEMA = "slimvit.plan/1"
 # timm.create_model reads these as where weights come from or what is built around the model, not as its shape.
 NOT_KWARGS = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
-    *("scriptable", "exportable", "features_only"),
+    *("scriptable", "exportable", "features_only", "feature_cfg", "out_indices"),
+    *("device", "dtype", "no_jit", "pruned", "kwargs_filter", "pretrained_model_args"),
 )
 
 

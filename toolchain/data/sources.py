@@ -90,7 +90,9 @@ class DataSource:
         if self.num_classes is not None and self.num_classes != num_classes:
             raise ModelError(
                 f"the model has {num_classes} classes, the data source {self.name!r} has {self.num_classes}. "
-                f"Set model.kwargs.num_classes = {self.num_classes} and use weights trained for these classes."
+                'Where it should keep its classes, data.source = "images:PATH" calibrates without labels, and '
+                "data.classes maps the folders of a subset to them; where it should have these, set model.checkpoint "
+                f"to weights trained on them, or add [train], with model.kwargs.num_classes = {self.num_classes}."
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
 from toolchain.outputs import Output
+from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import artifact_rows, engine_rows, int8_choices, layer_rows, suggestion
 
@@ -23,7 +24,7 @@ def assemble(
     recipe: Recipe,
     tool: str,
     facts: Mapping[str, Mapping[str, Any]],
-    provenance: Mapping[str, Any],
+    plan: CompressionPlan,
     files: Sequence[Path],
     root: Path,
     source: DataSource,
@@ -36,14 +37,14 @@ def assemble(
         recipe: what was asked for.
         tool: name and version of the program.
         facts: stage → what it recorded, in the order in which the stages ran.
-        provenance: of the plan.
+        plan: what was decided, of which model, and how.
         files: everything that the stages wrote.
         root: the run's folder.
         source: the data that accuracy was counted on.
         output: what the model's outputs are.
         lost: target → why the rest of its cells was not measured.
     """
-    stages = _stages(facts)
+    stages, provenance = _stages(facts), plan.provenance
     dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
     increase, reason = relative_error_increase(dense, compressed, output)
     artifacts = artifact_rows(facts)
@@ -56,8 +57,8 @@ def assemble(
         "tool": tool,
         "synthetic": source.synthetic,
         "model": {
-            "name": recipe.model.name,
-            "kwargs": recipe.model.kwargs,
+            "name": plan.model.name,
+            "kwargs": plan.model.kwargs,
             "checkpoint_sha256": provenance["weights"].get("checkpoint_sha256"),
         },
         "output": output,
