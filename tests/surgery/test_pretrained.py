@@ -312,6 +312,15 @@ def test_a_folder_that_lacks_a_file(tmp_path, folder):
         load_dense(section(folder))
 
 
+def test_a_choice_among_a_folders_weights_is_told(folder):
+    plain = state(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"model": {k: v + 1 for k, v in plain.items()}, "model_ema": plain}, folder / "pytorch_model.bin")
+    loaded = load_dense(section(folder))
+    assert torch.equal(loaded.module.head.weight, plain["head.weight"])
+    assert ["those under 'model_ema' were taken" in note for note in notes(loaded)] == [True]
+
+
 def test_an_unknown_source():
     with pytest.raises(ModelError, match="has the unknown source 'zoo'; known: hf-hub:ORG/NAME, local-dir:PATH"):
         load_dense(ModelSection(name="zoo:a"))

@@ -182,7 +182,7 @@ def test_nothing_to_learn_from_is_said(dense, masked, tmp_path):
     for index in range(8):
         Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
     job = {
-        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": True},
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": {**DIGITS, "num_classes": 1000}},
         "data": {"source": f"images:{tmp_path}"},
         "budget": {"params": 0.6},
         "finetune": {"epochs": 1, "distill": False},

@@ -18,12 +18,11 @@ import torch
 from huggingface_hub import constants
 from pydantic import ValidationError
 from timm.models import PretrainedCfg
-from torch import Tensor
 
 from toolchain.errors import ModelError, StorageError
 from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
-from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 
 HUB = "hf-hub"
 CONFIG = "config.json"
@@ -154,8 +153,8 @@ def _cached(place: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def local_weights(source: Source, config: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
-    """The tensors of pretrained weights that lie on this machine, or None where timm is to fetch them.
+def local_weights(source: Source, config: Mapping[str, Any]) -> Checkpoint | None:
+    """Pretrained weights that lie on this machine, or None where timm is to fetch them.
 
     Raises:
         ModelError: the hub cannot be reached, and the weights are not in the cache.
@@ -163,7 +162,7 @@ def local_weights(source: Source, config: Mapping[str, Any]) -> Mapping[str, Ten
         ArtifactError: as `read_checkpoint`.
     """
     if source.folder is not None:
-        return read_checkpoint(_weights_in(source.folder)).weights.tensors
+        return read_checkpoint(_weights_in(source.folder))
     place = config.get("hf_hub_id")
     if not place:
         url = config.get("url")
@@ -175,7 +174,7 @@ def local_weights(source: Source, config: Mapping[str, Any]) -> Mapping[str, Ten
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHTS
     for name in names:
         if (path := _cached(str(place), str(name))) is not None and path.suffix != ".npz":
-            return read_checkpoint(path).weights.tensors
+            return read_checkpoint(path)
     raise ModelError(unreachable(constants.ENDPOINT, f"the pretrained weights of {place}"))
 
 

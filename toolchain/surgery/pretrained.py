@@ -94,9 +94,9 @@ def load_pretrained(
                     state = {name: tensor for name, tensor in state.items() if name.partition(".")[0] != weight[:-7]}
         return state
 
-    tensors = local_weights(source, config)
-    if tensors is not None:
-        config |= {"state_dict": dict(tensors), "source": "", "custom_load": False}
+    stored = local_weights(source, config)
+    if stored is not None:
+        config |= {"state_dict": dict(stored.weights.tensors), "source": "", "custom_load": False}
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(math.nan)
@@ -126,7 +126,8 @@ def load_pretrained(
         _refuse_untrained(untrained, unused, module, results, origin)
     if untrained:
         _restore(module, fresh(), untrained)
-    return _notes(untrained, unused, module, results, made_for, family)
+    chosen = [] if stored is None else stored.notes
+    return [*chosen, *_notes(untrained, unused, module, results, made_for, family)]
 
 
 def _is_classifier(name: str) -> bool:
