@@ -20,7 +20,7 @@ from toolchain.compress.sensitivity import Sensitivity, flat, sensitivities
 from toolchain.compress.sequential import Head, reduce_sequentially
 from toolchain.compress.solver import Candidate, Site
 from toolchain.cost import ModelShape
-from toolchain.data import DataSource, Images, batches, read
+from toolchain.data import DataSource, Images, batches
 from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
@@ -175,7 +175,7 @@ def reduce_closed_form(
 @torch.no_grad()
 def logits(module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Tensor:
     """[images, classes] in order."""
-    return torch.cat([module(batch) for batch, _ in read(batches(images, 64))])
+    return torch.cat([module(batch) for batch, _ in batches(images, 64)])
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def _outputs(
         return [(None, logits(module, images))]
     plain, other = [], []
     with captured(module, {head.name: "in"}) as seen:
-        for batch, _ in read(batches(images, 64)):
+        for batch, _ in batches(images, 64):
             plain.append(module(batch))
             other.append(functional.linear(seen[head.name], head.weight, head.bias))
     return [(None, torch.cat(plain)), (head, torch.cat(other))]

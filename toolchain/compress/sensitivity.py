@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.compress.moments import damped
-from toolchain.data import Images, batches, read
+from toolchain.data import Images, batches
 from toolchain.families import Family
 
 BATCH = 8  # a backward pass holds what every block computed
@@ -97,7 +97,7 @@ def sensitivities(model: nn.Module, family: Family, images: Images, seed: int) -
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         with torch.enable_grad():
-            for batch, _ in read(batches(images, BATCH)):
+            for batch, _ in batches(images, BATCH):
                 logits = model(batch)
                 drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator).squeeze(1)
                 functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 from toolchain.errors import DataError
 
 
@@ -60,7 +60,7 @@ def accuracy(
         device = device or next((parameter.device for parameter in model.parameters()), None)
     predictions, labels = [], []
     with _judged(model):
-        for images, batch_labels in read(batches(dataset, batch_size)):
+        for images, batch_labels in batches(dataset, batch_size):
             predictions.append(model(images.to(device)).argmax(dim=-1).cpu())
             labels.append(batch_labels)
     if not labels:
@@ -84,7 +84,7 @@ def divergence(
     total, count = 0.0, 0
     devices = [next(module.parameters()).device for module in (model, teacher)]
     with _judged(model), _judged(teacher):
-        for images, _ in read(batches(dataset, batch_size)):
+        for images, _ in batches(dataset, batch_size):
             ours, theirs = (
                 functional.log_softmax(module(images.to(device)).cpu().double(), dim=1)
                 for module, device in zip((model, teacher), devices, strict=True)
