@@ -98,11 +98,12 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
             "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
             "or data.source = 'none' for size and latency only"
         )
-    data = recipe.data.model_copy(update={"source": SYNTHETIC}) if shapes_only else recipe.data
+    data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
     source, dense = _with_data(recipe, data, module, family, provenance)
     if not source.synthetic:
         source.check_classes(module.num_classes)  # type: ignore[arg-type]
         _check_labels(recipe, source)
+        source.to_compare()
     allocation = allocate(dense, effective(section, synthetic=synthetic), recipe.budget, multiples)
     job = Job(recipe, source, dense, allocation, multiples)
     if section.method != "none":
@@ -129,9 +130,19 @@ def _with_data(
         std=data.std,
         crop_pct=data.crop_pct,
         calibration_images=data.calibration_images,
+        classes=data.classes,
+        exif_orientation=data.exif_orientation,
+        workers=data.workers,
+        outputs=module.num_classes,  # type: ignore[arg-type]
     )
     preprocess = Preprocess(
-        family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
+        family.input_size(module),
+        source.mean,
+        source.std,
+        source.interpolation,
+        source.crop_pct,
+        source.crop_mode,
+        source.exif_orientation,
     )
     ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
     return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)

@@ -26,10 +26,13 @@ def evaluate(
     path: PathArgument,
     data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, hf:NAME.")],
     split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    classes: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A class map: which output each class folder is, e.g. imagenet-1k.")
+    ] = "",
     json_: JsonFlag = False,
 ) -> None:
     """Top-1 accuracy of a model folder or an ONNX file, with counts."""
-    found = accuracy_of(path, data, split)
+    found = accuracy_of(path, data, split, classes)
     facts = {
         "path": str(path),
         "data": data,

@@ -51,8 +51,15 @@ def opened_logits(path: Path) -> Iterator[tuple[Call, Preprocess]]:
         yield call, preprocess
 
 
-def source_for(name: str, preprocess: Preprocess) -> DataSource:
-    """The data source of that name, its images prepared as an artifact declares; raises DataError."""
+def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration_images: int = 512) -> DataSource:
+    """The data source of that name, its images prepared as an artifact declares; raises DataError.
+
+    Args:
+        name: of the source.
+        preprocess: of the artifact.
+        classes: a class map, as in `open_source`.
+        calibration_images: 0 where none is needed, so that too few are nobody's concern.
+    """
     return open_source(
         name,
         input_size=preprocess.input_size,
@@ -66,18 +73,21 @@ def source_for(name: str, preprocess: Preprocess) -> DataSource:
         mean=preprocess.mean,
         std=preprocess.std,
         crop_pct=preprocess.crop_pct,
+        exif_orientation=preprocess.exif_orientation,
+        classes=classes,
+        calibration_images=calibration_images,
     )
 
 
-def accuracy_of(path: Path, data: str, split: str) -> Accuracy:
-    """Top-1 predictions of an artifact beside the labels of one split of a data source.
+def accuracy_of(path: Path, data: str, split: str, classes: str = "") -> Accuracy:
+    """Top-1 predictions of an artifact beside the labels of one split of a data source, which a class map may give.
 
     Raises:
         DataError: the source is unknown, has no labels, or does not fit.
         ModelError: the artifact has other classes than the source.
     """
     with opened_logits(path) as (call, preprocess):
-        source = source_for(data, preprocess)
+        source = source_for(data, preprocess, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
         images = source.split(split)
@@ -102,12 +112,12 @@ def parity_of(a: Path, b: Path, data: str, tolerance: Tolerance | None = None) -
     with opened_logits(a) as (expected, preprocess), opened_logits(b) as (got, other):
         if preprocess.input_size != other.input_size:
             raise RecipeError(f"{a} takes {preprocess.input_size}, {b} takes {other.input_size}")
-        source = source_for(data, preprocess)
+        source = source_for(data, preprocess, calibration_images=0)
         images = source.split("validation")
         allowed = tolerance or tolerance_of(a, b)
         few = source.synthetic or allowed.top1_min is None
         count = max(BATCHES) if few else max(*BATCHES, min(COMPARED, len(images)))
-        batch = stack_images([images[index % len(images)][0] for index in range(count)])
+        batch = stack_images(source.to_compare(count))
         if any(not path.is_dir() and takes_pixels(read_onnx(path)) for path in (a, b)):
             batch = representable(batch, preprocess)
         return compare(

@@ -80,7 +80,7 @@ class Deterministic:
     def _counts(self, path: Path) -> tuple[int, int]:
         """(wrong, total) of an artifact on the gate's images."""
         if path not in self._counted:
-            found = accuracy_of(path, self._data.source, self._data.split)
+            found = accuracy_of(path, self._data.source, self._data.split, self._data.classes)
             self._counted[path] = (found.wrong, found.total)
         return self._counted[path]
 

@@ -20,6 +20,7 @@ from toolchain.recipe import (
     Fraction,
     Positive,
     Section,
+    absolute_classes,
     absolute_path,
     absolute_source,
     explain,
@@ -121,10 +122,14 @@ class BaselineSection(Section):
 
 
 class DataSection(Section):
-    """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise."""
+    """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise.
+
+    `classes` maps class folders to the model's outputs, as in a recipe.
+    """
 
     source: str = "none"
     split: str = "test"
+    classes: str = ""
 
 
 class Cell(Section):
@@ -228,7 +233,12 @@ class GateConfig(Section):
                 )
         return config.model_copy(
             update={
-                "data": config.data.model_copy(update={"source": absolute_source(config.data.source, base)}),
+                "data": config.data.model_copy(
+                    update={
+                        "source": absolute_source(config.data.source, base),
+                        "classes": absolute_classes(config.data.classes, base),
+                    }
+                ),
                 "baseline": {
                     name: each.model_copy(update={"path": absolute_path(each.path, base)})
                     for name, each in config.baseline.items()
