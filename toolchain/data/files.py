@@ -104,7 +104,7 @@ class ImageFiles:
             if others := {name for name in tops if name not in names.values()}:
                 notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
             if strays := len(pictures_in(root)):
-                notes.append(f"{strays} images lie beside the splits; they were left out.")
+                notes.append(f"Left out, since in no split: {strays} images in {root.name}/.")
         found = {part: sorted(walk.pictures(folder)) for part, folder in folders.items()}
         if missing := [part for part, files in found.items() if not files]:
             raise DataError(

@@ -169,6 +169,11 @@ class Layout:
         if "test" in folders and _is_unlabelled(folders["test"], classes):
             notes.append(f"{names['test']}/ has no class folders, so it was left out.")
             del folders["test"]
+        if "validation" in folders and not folders_in(folders["validation"]):
+            raise DataError(
+                f"{folders['validation']} has no class folders; sort its images into folders named as those of train/, or "
+                "take it away"
+            )
         if others := {name for name in tops if name not in names.values()}:
             alike = {name for name in others if classes & set(folders_in(tops[name]))}
             if alike and len(names) == 1:
@@ -213,7 +218,7 @@ def class_folders(folder: Path) -> tuple[list[str], list[str]]:
     if same := [name for name in classes if alike[name.casefold()] > 1]:
         notes.append(f"The class folders {listed(same)} differ only in case, and are classes of their own.")
     if strays := len(pictures_in(folder)):
-        notes.append(f"{strays} images lie in {folder.name}/ and in no class folder; they were left out.")
+        notes.append(f"Left out, since in no class folder: {strays} images in {folder.name}/.")
     return classes, notes
 
 

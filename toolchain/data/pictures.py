@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from collections import Counter
 from typing import Literal
 
@@ -131,7 +132,8 @@ class Headers:
 def _is_turned(picture: Image.Image) -> bool:
     """Whether EXIF in the header asks for another orientation; not of a TIFF, which Pillow turns by itself."""
     try:
-        # Of the base class, since that of a PNG decodes the whole picture.
-        return picture.format != "TIFF" and Image.Image.getexif(picture).get(ORIENTATION, 1) not in (0, 1)
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of what does not matter here
+            # Of the base class, since that of a PNG decodes the whole picture.
+            return picture.format != "TIFF" and Image.Image.getexif(picture).get(ORIENTATION, 1) not in (0, 1)
     except BAD_FILE:
         return False

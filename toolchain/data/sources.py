@@ -107,15 +107,15 @@ class DataSource:
         if len(distinct) < LEAST_COMPARED:
             total = len(distinct) + len(others)
             raise DataError(
-                f"the data source {self.name!r} has {len(distinct)} images that differ among the {total} that were looked "
-                f"at; at least {LEAST_COMPARED} are needed to compare models"
+                f"the first {total} images of the data source {self.name!r} show {len(distinct)} different pictures in all; "
+                f"at least {LEAST_COMPARED} are needed to compare models. Add images, or remove copies."
             )
         return [*distinct.values(), *others][: max(count, LEAST_COMPARED)]
 
     def check_classes(self, num_classes: int) -> None:
         """Raises ModelError if a model with that many outputs cannot be judged by these labels."""
         if self.mapped:
-            if (highest := max(int(images.labels.max()) for images in self.splits.values())) >= num_classes:
+            if (highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))) >= num_classes:
                 raise ModelError(
                     f"data.classes gives class numbers up to {highest}, but the model's {num_classes} outputs are numbered "
                     f"from 0 to {num_classes - 1}. Use the class map that the model was trained with."
