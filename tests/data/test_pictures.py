@@ -144,6 +144,7 @@ def test_every_source_refuses_it_before_any_work_and_names_the_file(tmp_path, ki
     [
         ("grey_16.png", "1 of 10 images has more than 8 bits; they are scaled to 8 bits."),
         ("float_1.tif", "1 of 10 images has more than 8 bits; they are scaled to 8 bits."),
+        ("colour_16.png", "1 of 10 images has more than 8 bits; they are scaled to 8 bits."),
         ("colour_alpha.png", "1 of 10 images has transparency; it is left out"),
         ("palette_transparent.png", "1 of 10 images has transparency; it is left out"),
         ("turned.jpg", "1 of 10 images is stored turned (EXIF orientation) and "),

@@ -96,7 +96,8 @@ class Headers:
         self.counts["turned"] += _is_turned(picture)
         self.counts["frames"] += picture.format != "MPO" and getattr(picture, "is_animated", False)
         self.counts["transparent"] += picture.mode in TRANSPARENT or "transparency" in picture.info
-        self.counts["deep"] += largest(picture) is not None
+        # Of colours of 16 bits Pillow itself keeps 8; that there are more shows in how it reads the file.
+        self.counts["deep"] += largest(picture) is not None or ";16" in str(getattr(picture, "tile", ""))
         if picture.mode == FLOAT:
             eight_bit(picture, "L")
 

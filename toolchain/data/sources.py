@@ -115,7 +115,9 @@ class DataSource:
     def check_classes(self, num_classes: int) -> None:
         """Raises ModelError if a model with that many outputs cannot be judged by these labels."""
         if self.mapped:
-            if (highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))) >= num_classes:
+            if (
+                highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))
+            ) >= num_classes:
                 raise ModelError(
                     f"data.classes gives class numbers up to {highest}, but the model's {num_classes} outputs are numbered "
                     f"from 0 to {num_classes - 1}. Use the class map that the model was trained with."
