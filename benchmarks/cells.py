@@ -21,7 +21,7 @@ from toolchain.cache import exclusive
 from toolchain.compress.method import Allocation
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
-from toolchain.data import DataSource, batches, read
+from toolchain.data import DataSource, batches
 from toolchain.errors import ArtifactError
 from toolchain.job import Job, clocks, prepare
 from toolchain.job import compressed as compress
@@ -194,7 +194,7 @@ def evaluated(module: nn.Module, dense: nn.Module, source: DataSource) -> dict[s
     """{"validation", "test"}: which images are right; and on validation the mean KL divergence from the dense model."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch, _ in read(batches(source.split("validation"), 256)):
+        for batch, _ in batches(source.split("validation"), 256):
             total += float(CATEGORICAL.divergence(module(batch).double(), dense(batch).double()).sum())
             count += len(batch)
     validation = pack(accuracy(module, source.split("validation")))

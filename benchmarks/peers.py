@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.cost import trace
-from toolchain.data import DataSource, batches, read
+from toolchain.data import DataSource, batches
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.plan import CompressionPlan
 
@@ -129,7 +129,7 @@ def taylor_gradients(module: nn.Module, source: DataSource, count: int) -> dict[
     images = source.split("calibration")
     positions = torch.arange(count * BATCH) % len(images)
     with torch.enable_grad():
-        for batch, labels in read(batches(images.take(positions), BATCH)):
+        for batch, labels in batches(images.take(positions), BATCH):
             functional.cross_entropy(work(batch), labels).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}
 

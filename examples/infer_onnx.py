@@ -2,7 +2,8 @@
 
     python infer_onnx.py model.onnx picture.png [more pictures] [--labels labels.txt] [--top 5]
 
-How a picture becomes the model's input is read from the file's own metadata: size, resize filter, crop, mean and std.
+How a picture becomes the model's input is read from the file's own metadata: size, resize filter, crop, mean and std, and
+whether its EXIF orientation counts.
 """
 
 from __future__ import annotations
@@ -18,38 +19,100 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image
+from PIL import Image, ImageOps
 
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
+EIGHT_BIT = ("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "LA", "La", "PA")
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES = 258, 262, 339
+
+
+def eight_bit(picture: Image.Image, mode: str, *, turn: bool) -> Image.Image:
+    """The picture in "L" or "RGB"; more than 8 bits are scaled by their range, floats by 1. Transparency is left out.
+
+    Raises ValueError where the scale of the pixels is not known.
+    """
+    most = largest(picture)
+    if turn:
+        picture = ImageOps.exif_transpose(picture)
+    if most is not None:
+        values = np.asarray(picture).astype(np.float64)
+        if not (values.min() >= 0 and values.max() <= most):
+            raise ValueError(f"its pixels are floats from {values.min():g} to {values.max():g}; expected 0 to 1")
+        scaled = values * 255 if most == 1 else (values * 255 + most // 2) // most
+        picture = Image.fromarray(scaled.round().astype(np.uint8))
+    elif picture.mode in ("La", "RGBa"):
+        picture = picture.convert(picture.mode.upper())
+    return picture.convert(mode)
+
+
+def largest(picture: Image.Image) -> int | None:
+    """What stands for white in a picture of more than 8 bits a channel, or None if it has 8."""
+    mode, tags = picture.mode, getattr(picture, "tag_v2", {})
+    signed = 2 in np.atleast_1d(tags.get(TIFF_SAMPLES, 1))
+    if mode in EIGHT_BIT and not signed:
+        return None
+    if not signed and tags.get(TIFF_PHOTOMETRIC, 1) != 0:  # 0: of more than 8 bits, Pillow does not invert it
+        if mode == "F":
+            return 1
+        if mode.startswith("I;16"):
+            return 2 ** int(np.atleast_1d(tags.get(TIFF_BITS, 16))[0]) - 1
+        if mode == "I" and picture.format in ("PNG", "PPM"):
+            return 2**16 - 1
+    raise ValueError(f"the range of its pixels is not known (mode {mode})")
 
 
 def resized(picture: Image.Image, how: dict) -> Image.Image:
-    """The picture at the model's size: scaled so that a centre crop keeps `crop_pct` of it, or without a crop squashed."""
-    _, height, width = how["input_size"]
-    resample, crop_pct, mode = FILTERS[how["interpolation"]], how["crop_pct"], how["crop_mode"]
+    """The picture at the model's size, by timm's evaluation transform.
+
+    "center" scales it so that a centre crop keeps `crop_pct` of it, "squash" does so without regard to its shape, and
+    "border" scales its longest edge and fills the rest with the mean.
+    """
+    channels, height, width = how["input_size"]
+    resample, crop_pct, mode = Image.Resampling[how["interpolation"].upper()], how["crop_pct"], how["crop_mode"]
     if crop_pct is None:
         return picture if picture.size == (width, height) else picture.resize((width, height), resample)
     tall, wide = math.floor(height / crop_pct), math.floor(width / crop_pct)
+    fill: tuple[int, ...] = (0,) * channels
+    ratios = picture.height / tall, picture.width / wide
     if mode == "squash":
-        picture = picture.resize((wide, tall), resample)
-    elif mode in ("center", None) and tall == wide:  # the shorter edge becomes as long as the square's
+        size = (wide, tall)
+    elif mode == "border":
+        size = (round(picture.width / max(ratios)), round(picture.height / max(ratios)))
+        fill = tuple(round(255 * value) for value in how["mean"])
+    elif mode not in ("center", None):
+        sys.exit(f"crop mode {mode!r} is not in this example")
+    elif tall == wide:
         short = min(picture.size)
-        size = tuple(tall if edge == short else int(tall * edge / short) for edge in picture.size)
-        picture = picture.resize(size, resample)
+        size = (
+            tall if picture.width == short else int(tall * picture.width / short),
+            tall if picture.height == short else int(tall * picture.height / short),
+        )
     else:
-        sys.exit(f"crop mode {mode!r} of a {height}×{width} input is not in this example")
+        size = (round(picture.width / min(ratios)), round(picture.height / min(ratios)))
+    return cropped(picture.resize(size, resample), width, height, fill)
+
+
+def cropped(picture: Image.Image, width: int, height: int, fill: tuple[int, ...]) -> Image.Image:
+    """The middle of a picture; what is too small is first filled up, the odd pixel on the right and at the bottom."""
+    across, down = max(width - picture.width, 0), max(height - picture.height, 0)
+    if across or down:
+        whole = Image.new(
+            picture.mode, (picture.width + across, picture.height + down), fill if len(fill) > 1 else fill[0]
+        )
+        whole.paste(picture, (across // 2, down // 2))
+        picture = whole
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     return picture.crop((left, top, left + width, top + height))
 
 
 def model_input(path: Path, how: dict, *, pixels_in: bool) -> np.ndarray:
     """uint8 [1, H, W, C] for a file that does the rest itself, else float32 [1, C, H, W]."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(resized(picture.convert("L" if how["input_size"][0] == 1 else "RGB"), how))
+    try:
+        with Image.open(path) as opened:
+            mode = "L" if how["input_size"][0] == 1 else "RGB"
+            picture = eight_bit(opened, mode, turn=how.get("exif_orientation", False))
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot read {path}: {error}")
+    pixels = np.asarray(resized(picture, how))
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels_in:
         return pixels[None]

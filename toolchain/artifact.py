@@ -49,6 +49,7 @@ class Preprocess:
         interpolation: timm's name of the resize filter.
         crop_pct: share of the resized image that the centre crop keeps; None for no crop.
         crop_mode: timm's crop mode; None for no crop.
+        exif_orientation: whether a picture is turned first as its EXIF orientation says.
     """
 
     input_size: tuple[int, int, int]
@@ -57,6 +58,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     crop_pct: float | None = None
     crop_mode: str | None = None
+    exif_orientation: bool = False
 
     @staticmethod
     def from_dict(raw: Any) -> Preprocess:

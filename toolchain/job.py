@@ -129,9 +129,11 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
             "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
             "or data.source = 'none' for size and latency only"
         )
-    data = recipe.data.model_copy(update={"source": SYNTHETIC}) if shapes_only else recipe.data
+    data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
     source, dense = _with_data(data, loaded)
     source = _judging(source, dense)
+    if not source.synthetic:
+        source.to_compare()
     if not source.synthetic and recipe.train is not None and not recipe.model.checkpoint:
         require_labels(source, "[train]")
     return Start(recipe, source, dense)
@@ -167,9 +169,19 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
         std=data.std,
         crop_pct=data.crop_pct,
         calibration_images=data.calibration_images,
+        classes=data.classes,
+        exif_orientation=data.exif_orientation,
+        workers=data.workers,
+        outputs=module.num_classes,  # type: ignore[arg-type]
     )
     preprocess = Preprocess(
-        family.input_size(module), source.mean, source.std, source.interpolation, source.crop_pct, source.crop_mode
+        family.input_size(module),
+        source.mean,
+        source.std,
+        source.interpolation,
+        source.crop_pct,
+        source.crop_mode,
+        source.exif_orientation,
     )
     units = tuple(family.unit_groups(module))
     return source, TimmModel(loaded.ref, module, family, units, preprocess, loaded.provenance)

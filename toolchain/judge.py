@@ -75,9 +75,9 @@ class Judge:
         return outputs_of(self.dense, self.source.split("test"))
 
     def images(self, count: int = max(BATCHES)) -> Array:
-        """The first validation images, as many as parity needs."""
-        images = self.source.split("validation")
-        return stack_images([images[index % len(images)][0] for index in range(count)])
+        """As many images to compare on; validation first, and repeated where the whole source has fewer."""
+        images = self.source.to_compare(count)
+        return stack_images([images[index % len(images)] for index in range(count)])
 
     def calibration(self) -> Array:
         """All calibration images."""
@@ -87,7 +87,7 @@ class Judge:
     def convert(self, precision: str, path: Path) -> Convert:
         """The stage that makes a file of another precision, with the images that it calibrates and compares on."""
         calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
-        images = self.images(max(BATCHES) if self.source.synthetic else COMPARED)
+        images = stack_images(self.source.to_compare(max(BATCHES) if self.source.synthetic else COMPARED))
         observed = self.calibration() if calibrated else images
         return Convert(precision, path, observed, images, real_images=self.names_classes)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 from toolchain.errors import DataError
 from toolchain.outputs import Output
 
@@ -148,4 +148,4 @@ def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tenso
 @torch.no_grad()
 def outputs_of(model: nn.Module | Callable[[Tensor], Tensor], images: Dataset[tuple[Tensor, int]]) -> Tensor:
     """What a module in eval mode, or any other function of images, gives for each of them, [B, K], in order."""
-    return torch.cat([model(batch) for batch, _ in read(batches(images, BATCH))])
+    return torch.cat([model(batch) for batch, _ in batches(images, BATCH)])

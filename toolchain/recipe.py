@@ -26,6 +26,15 @@ PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
 LOCAL = "local-dir"
 """What stands before a model's name that is the path of a folder."""
+CLASS_LISTS = (
+    "imagenet-1k",
+    "imagenet-12k",
+    "imagenet-21k-goog",
+    "imagenet-21k-miil",
+    "imagenet-22k",
+    "imagenet-22k-ms",
+)
+"""The class lists that timm ships: which output each synset is of a model that was trained on them."""
 PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
     "joint": ("joint", "obs", "solver"),
     "hybrid": ("svd", "vtp", "global"),
@@ -61,13 +70,20 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """[data]: where images come from."""
+    """[data]: where images come from.
+
+    `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
+    kind of source has it. `workers` is the number of threads that decode, and changes no outcome.
+    """
 
     source: str = "digits"
     calibration_images: Positive = 512
     mean: Numbers | None = None
     std: Numbers | None = None
     crop_pct: Fraction | None = None
+    classes: str = ""
+    exif_orientation: bool | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
 
 
 class TrainSection(Section):
@@ -219,14 +235,20 @@ class Recipe(Section):
         """sha256 of the effective recipe, defaults filled in, wherever it lies.
 
         Of a path only that there is one counts: what it holds has a digest of its own, beside this one in every report.
+        Nor do the threads that decode count.
         """
-        kind = self.data.source.partition(":")[0]
+        kind, classes = self.data.source.partition(":")[0], self.data.classes
         name = LOCAL if model_source(self.model.name)[0] == LOCAL else self.model.name
-        checkpoint = "file" if self.model.checkpoint else ""
+        model = {"name": name, "checkpoint": "file" if self.model.checkpoint else ""}
+        data = {
+            "source": kind if kind in PATH_SOURCES else self.data.source,
+            "classes": "file" if classes and classes not in CLASS_LISTS else classes,
+            "workers": None,
+        }
         placeless = self.model_copy(
             update={
-                "model": self.model.model_copy(update={"name": name, "checkpoint": checkpoint}),
-                "data": self.data.model_copy(update={"source": kind if kind in PATH_SOURCES else self.data.source}),
+                "model": self.model.model_copy(update=model),
+                "data": self.data.model_copy(update=data),
             }
         )
         return hashlib.sha256(placeless.to_json().encode()).hexdigest()
@@ -273,7 +295,11 @@ def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     if kind == LOCAL:
         places["name"] = f"{LOCAL}:{absolute_path(place, base)}"
     changed["model"] = recipe.model.model_copy(update=places)
-    changed["data"] = recipe.data.model_copy(update={"source": absolute_source(recipe.data.source, base)})
+    data = {
+        "source": absolute_source(recipe.data.source, base),
+        "classes": absolute_classes(recipe.data.classes, base),
+    }
+    changed["data"] = recipe.data.model_copy(update=data)
     return recipe.model_copy(update=changed)
 
 
@@ -292,6 +318,11 @@ def absolute_source(source: str, base: Path) -> str:
     """The name of a data source with the path in it, if there is one, made absolute from `base`."""
     kind, colon, rest = source.partition(":")
     return f"{kind}:{absolute_path(rest, base)}" if colon and kind in PATH_SOURCES else source
+
+
+def absolute_classes(classes: str, base: Path) -> str:
+    """The name of a class map, or its path made absolute from `base`; "" if there is none."""
+    return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
 
 
 def parse_size(text: str) -> tuple[float, bool]:

@@ -23,7 +23,9 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "ci").mkdir()
     gate = tmp_path / "ci" / "gate.toml"
     gate.write_text(
-        '[data]\nsource = "imagefolder:images"\n[baseline.old]\npath = "old.onnx"\nsha256 = "' + "0" * 64 + '"\n'
+        '[data]\nsource = "imagefolder:images"\nclasses = "classes.json"\n[baseline.old]\npath = "old.onnx"\nsha256 = "'
+        + "0" * 64
+        + '"\n'
         '[[cell]]\nname = "a"\nartifact = "../new.onnx"\nbaseline = "old"\n'
         'budget = { size = "1.5 MB", latency = "800 us", accuracy = 0.9 }\nrelation = { parity = "fp32", latency = 0.1 }\n'
     )
@@ -32,6 +34,7 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
     assert cell.artifact == str(tmp_path / "new.onnx")
     assert config.baseline["old"].path == str(tmp_path / "ci" / "old.onnx")
     assert config.data.source == f"imagefolder:{tmp_path / 'ci' / 'images'}"
+    assert config.data.classes == str(tmp_path / "ci" / "classes.json")
     assert (cell.budget.size, cell.budget.latency) == (1_500_000, pytest.approx(0.8))
     assert cell.relation.parity.max_abs == 1e-5
     assert cell.checks == ("budget.size", "budget.accuracy", "budget.latency", "relation.parity", "relation.latency")

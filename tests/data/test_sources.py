@@ -355,3 +355,38 @@ def test_a_calibration_that_is_too_small_is_said(caplog):
     assert source.notes == ("Calibration has 1258 images, all of train; 5000 were asked for.",)
     assert "Calibration has 1258 images" in caplog.text
     assert json.dumps(caplog.messages).count("5000") == 1
+
+
+def plain_images(root, colours):
+    root.mkdir(exist_ok=True)
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (8, 8), (colour,) * 3).save(root / f"{number}.png")
+    return f"images:{root}"
+
+
+def test_few_images_are_compared_on_what_there_is(tmp_path):
+    """Kind: few images. Validation has one of the eight, and three that differ are needed."""
+    source = open_(plain_images(tmp_path, range(0, 240, 30)))
+    assert len(source.split("validation")) == 1
+    for asked, got in ((1, 3), (3, 3), (5, 5), (256, 8)):
+        images = source.to_compare(asked)
+        assert len(images) == got
+        assert len({image.numpy().tobytes() for image in images}) == got
+    assert images[0].equal(source.split("validation")[0][0])
+    assert images[1].equal(source.split("test")[0][0])
+
+
+def test_copies_do_not_count_as_images_to_compare_on(tmp_path):
+    """Kind: few images, of which most are copies of each other."""
+    source = open_(plain_images(tmp_path, [9] * 20 + [50, 90]))
+    images = source.to_compare(10)
+    assert len(images) == 10
+    assert len({image.numpy().tobytes() for image in images[:3]}) == 3
+    with pytest.raises(DataError, match=r"first 20 images .* show 2 different pictures.*at least 3"):
+        open_(plain_images(tmp_path / "two", [9] * 19 + [50])).to_compare()
+
+
+def test_many_images_are_compared_on_the_first_of_validation():
+    source = open_("digits", (1, 8, 8))
+    images = source.to_compare(5)
+    assert all(image.equal(source.split("validation")[index][0]) for index, image in enumerate(images))

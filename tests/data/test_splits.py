@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.data.splits import VALIDATION_LIMIT, Images, arrange, batches, hold_out, read
+from toolchain.data.splits import VALIDATION_LIMIT, Images, arrange, hold_out
 from toolchain.errors import DataError
 
 
@@ -78,32 +78,3 @@ def test_too_few_images_are_refused():
         arrange({"train": images([0, 0, 0])}, 5)
     with pytest.raises(DataError, match="test 0 images"):
         arrange({"train": images([0] * 9), "test": images([])}, 5)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_do_not_depend_on_who_decodes_them(workers):
-    data = Images(_decoded, list(range(10)), workers=workers).take(torch.arange(9))
-    before = torch.random.get_rng_state()
-    loader = batches(data, 4)
-    assert loader.num_workers == workers
-    found = [(batch.flatten().tolist(), labels.tolist()) for batch, labels in read(loader)]
-    assert found == [([0, 1, 2, 3],) * 2, ([4, 5, 6, 7],) * 2, ([8], [8])]
-    assert torch.random.get_rng_state().equal(before)
-    assert batches(data, 9).num_workers == 0
-    assert batches(data.take(torch.arange(0)), 9).num_workers == 0
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_cannot_be_decoded_is_said_in_one_line(workers):
-    data = Images(_broken, [0] * 4, workers=workers)
-    with pytest.raises(DataError) as caught:
-        list(read(batches(data, 1)))
-    assert str(caught.value) == "cannot read the image 0: not an image. Remove it."
-
-
-def _decoded(position):
-    return torch.full((1, 1, 1), float(position))
-
-
-def _broken(position):
-    raise DataError(f"cannot read the image {position}: not an image. Remove it.")

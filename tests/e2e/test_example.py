@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import modes
 import numpy as np
 import pytest
 import torch
 from builders import dense_model
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 from toolchain.artifact import Preprocess, TimmModel
-from toolchain.data.transforms import Preprocessing
+from toolchain.data.pictures import eight_bit
+from toolchain.data.transforms import CROP_MODES, INTERPOLATIONS, Preprocessing
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import with_pixels
 from toolchain.export.stage import onnx_metadata
@@ -24,6 +29,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "infer_onnx.py"
 # torch and timm cannot be imported: the script is run as on a machine that has neither.
 WITHOUT = "import runpy, sys; sys.modules.update(torch=None, timm=None, torchvision=None, toolchain=None); "
 RUN = WITHOUT + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 WAYS = {
     "centre crop": Preprocess((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bicubic", 0.9, "center"),
     "squashed": Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 0.875, "squash"),
@@ -108,3 +114,74 @@ def test_the_example_needs_numpy_onnxruntime_and_pillow_and_nothing_else(file, t
     (picture, *_) = pictures(tmp_path, how.input_size[0])
     there, here = (classified([each], EXAMPLE, path, picture, "--json") for each in (python, sys.executable))
     assert json.loads(there) == json.loads(here)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("infer_onnx", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("input_size", [(3, 32, 32), (3, 24, 40), (3, 45, 17), (1, 16, 30)], ids=str)
+def test_the_example_prepares_pictures_as_timm_does(example, tmp_path, crop_mode, input_size):
+    """Kind: an input size or crop mode that the metadata can hold and the app cannot. Pixel for pixel timm's own."""
+    grey = input_size[0] == 1
+    mean, std = ((0.3,), (0.35,)) if grey else (MEAN, STD)
+    sizes = [(61, 97), (120, 50), (40, 40), (33, 32), (9, 200), (5, 7)]
+    rng = np.random.default_rng(0)
+    files = []
+    for width, height in sizes:
+        files.append(tmp_path / f"{width}x{height}.png")
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels[..., 0] if grey else pixels).save(files[-1])
+    for interpolation, crop_pct in itertools.product(INTERPOLATIONS, (0.875, 0.9, 1.0, 1.15)):
+        how = {"input_size": input_size, "mean": mean, "std": std, "crop_pct": crop_pct}
+        how |= {"interpolation": interpolation, "crop_mode": crop_mode}
+        theirs = create_transform(**how)
+        for path in files:
+            with Image.open(path) as picture:
+                expected = theirs(picture).numpy()
+            seen = example.model_input(path, how, pixels_in=False)
+            assert seen.shape == (1, *input_size)
+            np.testing.assert_allclose(seen[0], expected, atol=1e-6, err_msg=f"{how} {path.name}")
+
+
+def test_a_whole_picture_without_a_crop_is_resized_to_within_a_step(example, tmp_path):
+    ours = Preprocessing((1, 24, 16), (0.0,), (1.0,), "bilinear")
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 50), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    how = {"input_size": (1, 24, 16), "mean": (0.0,), "std": (1.0,), "interpolation": "bilinear"}
+    seen = example.model_input(tmp_path / "a.png", how | {"crop_pct": None, "crop_mode": None}, pixels_in=False)
+    expected = ours.of_pixels(torch.from_numpy(pixels)[None, None]).numpy()
+    assert np.abs(seen - expected).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("path", modes.FILES, ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_example_reads_every_mode_as_slimvit_does(example, tmp_path, path, mode, turn):
+    """Kind: a picture whose pixels lose their scale, in the app alone."""
+    modes.write(tmp_path / path)
+
+    def read(rule):
+        with Image.open(tmp_path / path) as picture:
+            try:
+                return np.asarray(rule(picture, mode, turn=turn)).tolist()
+            except ValueError:
+                return "refused"
+
+    assert read(example.eight_bit) == read(eight_bit)
+
+
+def test_the_example_turns_pictures_where_the_metadata_says_so(example, tmp_path):
+    """Kind: EXIF orientation that the model's trainer heeded and the app does not."""
+    path = modes.write(tmp_path / "turned.png")
+    how = {"input_size": (3, 10, 12), "interpolation": "bicubic", "crop_pct": None, "crop_mode": None}
+    turned = example.model_input(path, how | {"exif_orientation": True}, pixels_in=True)[0]
+    assert np.array_equal(turned, np.rot90(modes.COLOUR, -1))
+    stored = example.model_input(path, how | {"input_size": (3, 12, 10)}, pixels_in=True)[0]
+    assert np.array_equal(stored, modes.COLOUR)

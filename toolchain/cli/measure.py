@@ -35,6 +35,9 @@ def evaluate(
     path: PathArgument,
     data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, hf:NAME.")],
     split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    classes: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A class map: which output each class folder is, e.g. imagenet-1k.")
+    ] = "",
     mean: MeanOption = "",
     std: StdOption = "",
     crop_pct: CropOption = None,
@@ -44,7 +47,9 @@ def evaluate(
 ) -> None:
     """Top-1 accuracy of a model folder or an ONNX file, with counts."""
     asked = _preparation(mean, std, crop_pct, interpolation)
-    evaluation = accuracy_of(path, data, split, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
+    evaluation = accuracy_of(
+        path, data, split, classes=classes, asked=asked, input_shape=numbers(input_shape, "--input-shape")
+    )
     accuracy = evaluation.accuracy
     facts = {
         "path": str(path),

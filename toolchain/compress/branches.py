@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 from toolchain.families import Branch
 from toolchain.surgery.scales import fold_scale
 
@@ -64,7 +64,7 @@ def _entering(model: nn.Module, name: str, run: Callable[[], object]) -> Tensor:
 @torch.no_grad()
 def first_residual(model: nn.Module, block: str, images: Dataset[tuple[Tensor, int]]) -> list[Tensor]:
     """The residual stream before a block, in batches [B, N, D]."""
-    return [_entering(model, block, partial(model, batch)) for batch, _ in read(batches(images, BATCH))]
+    return [_entering(model, block, partial(model, batch)) for batch, _ in batches(images, BATCH)]
 
 
 def input_of(model: nn.Module, branch: Branch, linear: str, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 
 BATCH = 64
 
@@ -51,7 +51,7 @@ def input_moments(
         totals[name] = (count + len(flat), total + flat.sum(0), square + flat.square().sum(0))
 
     with torch.no_grad(), _watch(module, linears, see):
-        for batch, _ in read(batches(images, BATCH)):
+        for batch, _ in batches(images, BATCH):
             module(batch)
     moments = {}
     for name, (count, total, square) in totals.items():
@@ -76,7 +76,7 @@ def input_taylor(
         seen[name] = x
 
     with torch.enable_grad(), _watch(module, linears, see):
-        for batch, labels in read(batches(images, BATCH)):
+        for batch, labels in batches(images, BATCH):
             logits = module(batch)
             target = torch.where(labels < 0, logits.argmax(1), labels)
             gradients = torch.autograd.grad(

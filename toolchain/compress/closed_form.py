@@ -20,7 +20,7 @@ from toolchain.compress.sensitivity import Sensitivity, flat, sensitivities
 from toolchain.compress.sequential import Head, reduce_sequentially
 from toolchain.compress.solver import Candidate, Site
 from toolchain.cost import ModelShape
-from toolchain.data import DataSource, Images, batches, read
+from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, likelihood_of, outputs_of
 from toolchain.recipe import CompressSection
 
@@ -201,7 +201,7 @@ def _outputs(
         return [(None, outputs_of(module, images))]
     plain, other = [], []
     with captured(module, {head.name: "in"}) as seen:
-        for batch, _ in read(batches(images, 64)):
+        for batch, _ in batches(images, 64):
             plain.append(module(batch))
             other.append(functional.linear(seen[head.name], head.weight, head.bias))
     return [(None, torch.cat(plain)), (head, torch.cat(other))]

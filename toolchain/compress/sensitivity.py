@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.compress.moments import damped
-from toolchain.data import Images, batches, read
+from toolchain.data import Images, batches
 from toolchain.families import Family
 from toolchain.likelihood import Likelihood
 
@@ -99,7 +99,7 @@ def sensitivities(
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         with torch.enable_grad():
-            for batch, _ in read(batches(images, BATCH)):
+            for batch, _ in batches(images, BATCH):
                 likelihood.score_loss(model(batch), generator).backward()  # type: ignore[no-untyped-call]
                 for name, stream in streams.items():
                     assert stream.grad is not None

@@ -1,4 +1,4 @@
-"""What a kind of data source is: one class with `usage` and `read`."""
+"""What a kind of data source is: one class with `usage`, `names_classes` and `read`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Content:
         parts: "train", and "validation" and "test" where the source has them.
         preprocessing: what every image went through.
         digest: identifies the content, not where it lies.
-        num_classes: None when unlabelled.
+        num_classes: how many classes there are; None when unlabelled.
         flip: whether a mirrored image is as good as the image.
         synthetic: whether the images mean nothing.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
@@ -37,10 +37,11 @@ class Reader(Protocol):
     """One kind of source; the argument is what follows the colon in the recipe.
 
     `usage` shows the user how it is written; it also says whether an argument is "kind" (none), "kind:ARG" (needed) or
-    "kind[:ARG]" (optional).
+    "kind[:ARG]" (optional). `names_classes` says whether its classes have names, which `data.classes` can map.
     """
 
     usage: ClassVar[str]
+    names_classes: ClassVar[bool]
 
     def read(self, argument: str, wanted: Wanted, /) -> Content:
         """The images of the source; raises DataError if it is missing, empty, damaged or does not fit the model."""

@@ -1,158 +1,140 @@
-"""Sources of natural images, decoded when they are asked for: imagefolder, images, hf."""
+"""Sources of image files, decoded when they are asked for: imagefolder, images."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toolchain.data.base import Content
+from toolchain.data.classes import numbers_of
+from toolchain.data.folders import (
+    Layout,
+    Walk,
+    by_split,
+    class_folders,
+    folders_in,
+    listed,
+    pictures_in,
+    require_known,
+)
+from toolchain.data.pictures import BAD_FILE, Headers
 from toolchain.data.splits import UNLABELLED, Images
-from toolchain.data.transforms import Preprocessing, Wanted
+from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError
 
-Part = TypeVar("Part")
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
 MOST_WORKERS = 8
-HELD_OUT_NAMES = {"validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
 class ImageFolder:
     """One folder per class, below train/ with val/ or test/ beside it, or at the top, to be split here."""
 
     usage: ClassVar[str] = "imagefolder:PATH"
+    names_classes: ClassVar[bool] = True
 
     def read(self, argument: str, wanted: Wanted, /) -> Content:
         """Labelled parts; raises DataError if a folder is missing, empty, or holds a file that is not an image."""
-        root, preprocessing = _folder(argument), wanted.natural()
-        held_out = _held_out({path.name: path for path in root.iterdir() if path.is_dir()})
-        folders = {"train": root / "train", **held_out} if (root / "train").is_dir() else {"train": root}
-        try:
-            _, classes = find_classes(folders["train"])
-            samples = {
-                part: make_dataset(folder, classes, IMG_EXTENSIONS, allow_empty=part != "train")
-                for part, folder in folders.items()
-            }
-        except FileNotFoundError as error:
-            raise DataError(f"imagefolder {root}: {error}") from error
-        if len(classes) < 2:
+        root, preprocessing, walk = _folder(argument), wanted.natural(), Walk()
+        layout = Layout.of(root)
+        classes, notes = class_folders(layout.folders["train"])
+        if len(classes) < 2 and wanted.classes is None:
             raise DataError(
-                f"{folders['train']} has one class folder, {next(iter(classes))!r}; expected at least two, or train/ "
-                "and val/ (or test/) with the class folders below. Unlabelled images are read by images:PATH."
+                f"{layout.folders['train']} has one class folder, {classes[0]!r}; expected at least two, or train/ and "
+                "val/ (or test/) with the class folders below. Unlabelled images are read by images:PATH."
             )
-        for folder in folders.values():
-            if unknown := sorted(set(find_classes(folder)[0]) - set(classes)):
-                raise DataError(f"{folder} has class folders that train/ lacks: {', '.join(unknown[:5])}")
-        files = [Path(path) for part in samples.values() for path, _ in part]
-        _check_headers(files)
-        parts = {
-            part: Images(
-                partial(_load, preprocessing, [Path(path) for path, _ in found]),
-                [label for _, label in found],
-                workers=_workers(),
-            )
-            for part, found in samples.items()
+        for part, folder in layout.folders.items():
+            if part != "train":
+                notes += class_folders(folder)[1]
+                require_known(folder, classes)
+        labels = numbers_of(classes, wanted.classes, str(layout.folders["train"]))
+        samples = {
+            part: [(path, labels[name]) for name, below in folders_in(folder).items() for path in walk.pictures(below)]
+            for part, folder in layout.folders.items()
         }
-        return Content(parts, preprocessing, _digest_files(root, files), num_classes=len(classes), flip=True)
+        if empty := set(labels.values()) - {label for _, label in samples["train"]}:
+            names = listed([name for name, label in labels.items() if label in empty])
+            raise DataError(
+                f"{layout.folders['train']} has class folders without images: {names}; "
+                f"looked for {', '.join(IMG_EXTENSIONS)}"
+            )
+        files = [path for part in samples.values() for path, _ in part]
+        headers = _checked(files)
+        parts = {
+            part: _images(preprocessing, [path for path, _ in pairs], [label for _, label in pairs], wanted)
+            for part, pairs in samples.items()
+        }
+        return Content(
+            parts,
+            preprocessing,
+            digest_files(root, files),
+            num_classes=len(classes),
+            flip=True,
+            notes=(
+                *layout.notes,
+                *notes,
+                *walk.notes(),
+                *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation),
+            ),
+        )
 
 
 class ImageFiles:
-    """All images below a folder, without labels."""
+    """All images below a folder, without labels; below train/ with val/ or test/ beside it, these are the splits."""
 
     usage: ClassVar[str] = "images:PATH"
+    names_classes: ClassVar[bool] = False
 
     def read(self, argument: str, wanted: Wanted, /) -> Content:
-        """One unlabelled part; raises DataError if there is no image, or a file that is not one."""
-        root, preprocessing = _folder(argument), wanted.natural()
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
-        if not files:
-            raise DataError(f"{root} holds no image; looked for {', '.join(IMG_EXTENSIONS)}, also in its subfolders")
-        _check_headers(files)
-        images = Images(partial(_load, preprocessing, files), [UNLABELLED] * len(files), workers=_workers())
-        return Content({"train": images}, preprocessing, _digest_files(root, files), flip=True)
+        """Unlabelled parts; raises DataError if there is no image, or a file that is not one."""
+        root, preprocessing, walk = _folder(argument), wanted.natural(), Walk()
+        tops, notes = folders_in(root), list[str]()
+        names = by_split(tops, str(root))
+        folders = {"train": root}
+        if "train" in names and len(names) > 1:
+            folders = {part: tops[name] for part, name in names.items()}
+            if others := {name for name in tops if name not in names.values()}:
+                notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
+            if strays := len(pictures_in(root)):
+                notes.append(f"Left out, since in no split: {strays} images in {root.name}/.")
+        found = {part: sorted(walk.pictures(folder)) for part, folder in folders.items()}
+        if missing := [part for part, files in found.items() if not files]:
+            raise DataError(
+                f"{folders[missing[0]]} holds no image; looked for {', '.join(IMG_EXTENSIONS)}, also in its subfolders"
+            )
+        files = [path for part in found.values() for path in part]
+        headers = _checked(files)
+        parts = {
+            part: _images(preprocessing, paths, [UNLABELLED] * len(paths), wanted) for part, paths in found.items()
+        }
+        return Content(
+            parts,
+            preprocessing,
+            digest_files(root, files),
+            flip=True,
+            notes=(
+                *notes,
+                *walk.notes(),
+                *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation),
+            ),
+        )
 
 
-class HuggingFace:
-    """A data set of the `datasets` library: one saved to a local folder, or a name on the hub."""
-
-    usage: ClassVar[str] = "hf:NAME"
-
-    def read(self, argument: str, wanted: Wanted, /) -> Content:
-        """The splits that there are; raises DataError if they cannot be loaded or the columns are not clear."""
-        preprocessing = wanted.natural()
-        tables = self._load(argument)
-        first = next(iter(tables.values()))
-        image_column, label_column = _columns(argument, first.features)
-        digest = hashlib.sha256()
-        parts = {}
-        for part, table in tables.items():
-            labels = table[label_column] if label_column else [UNLABELLED] * len(table)
-            load = partial(_load_row, preprocessing, table, image_column)
-            parts[part] = Images(load, list(labels), workers=_workers())
-            digest.update(f"{part} {table._fingerprint}\n".encode())  # noqa: SLF001 - the library's own content hash
-        if label_column and min(int(images.labels.min()) for images in parts.values()) < 0:
-            raise DataError(f"hf:{argument} has rows without a label in {label_column!r} (−1); drop them first")
-        return Content(parts, preprocessing, digest.hexdigest(), _num_classes(first, label_column, parts), flip=True)
-
-    @staticmethod
-    def _load(name: str) -> dict[str, Any]:
-        """Split name → table, with the names that `arrange` knows."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise DataError("hf: needs the package datasets. Try: pip install datasets") from error
-        is_saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-        try:
-            loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"cannot load hf:{name}: {error}") from error
-        tables = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-        if "train" in tables:
-            return {"train": tables["train"], **_held_out(tables)}
-        if len(tables) == 1:  # the only split there is gets split here
-            return {"train": next(iter(tables.values()))}
-        raise DataError(f"hf:{name} has the splits {', '.join(tables)}; expected 'train' among them, or only one")
-
-
-def _held_out(found: Mapping[str, Part]) -> dict[str, Part]:
-    """The parts "validation" and "test", as far as they are there under one of their usual names."""
-    matches = ((part, name) for part, names in HELD_OUT_NAMES.items() for name in names if name in found)
-    return {part: found[name] for part, name in reversed(list(matches))}
-
-
-def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
-    """(the image column, the label column or None) of a table; raises DataError if it is not clear which."""
-    kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    images = [column for column, kind in kinds.items() if kind == "Image"]
-    classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    labels = [column for column in ("label", "labels") if column in kinds] or classes
-    if len(images) != 1 or len(labels) > 1:
-        shown = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-        raise DataError(f"hf:{name} has the columns {shown}; expected one Image and at most one label column")
-    return images[0], labels[0] if labels else None
-
-
-def _num_classes(table: Any, label_column: str | None, parts: Mapping[str, Images]) -> int | None:
-    if label_column is None:
-        return None
-    declared = getattr(table.features[label_column], "num_classes", None)
-    return int(declared) if declared else 1 + max(int(images.labels.max()) for images in parts.values())
+def _images(preprocessing: Preprocessing, files: Sequence[Path], labels: Sequence[int], wanted: Wanted) -> Images:
+    load = partial(_load, preprocessing, files)
+    return Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels)
 
 
 def _load(preprocessing: Preprocessing, files: Sequence[Path], position: int) -> Tensor:
-    return preprocessing.of_file(files[position])
-
-
-def _load_row(preprocessing: Preprocessing, table: Any, column: str, position: int) -> Tensor:
-    return preprocessing.of_picture(table[position][column])
+    return preprocessing.pixels_of_file(files[position])
 
 
 def _folder(argument: str) -> Path:
@@ -162,17 +144,24 @@ def _folder(argument: str) -> Path:
     return root
 
 
-def _check_headers(files: Sequence[Path]) -> None:
-    """Raises DataError for a file that is not an image, among all files or, of many, an even sample."""
-    for path in files[:: 1 + len(files) // HEADERS_CHECKED]:
+def sample(count: int) -> range:
+    """The positions of an even sample whose headers are checked, or of all."""
+    return range(0, count, 1 + count // HEADERS_CHECKED)
+
+
+def _checked(files: Sequence[Path]) -> Headers:
+    """What headers tell of all files or, of many, an even sample; raises DataError for one that is not an image."""
+    headers = Headers()
+    for position in sample(len(files)):
         try:
-            with Image.open(path):
-                pass
-        except (OSError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the image {path}: {error}. Remove or replace the file.") from error
+            with Image.open(files[position]) as picture:
+                headers.add(picture)
+        except BAD_FILE as error:
+            raise unreadable(str(files[position]), error) from error
+    return headers
 
 
-def _digest_files(root: Path, files: Iterable[Path]) -> str:
+def digest_files(root: Path, files: Iterable[Path]) -> str:
     """sha256 over the relative path, size, first and last 4 KiB of every file; neither what lies between nor times count.
 
     Raises:
@@ -192,6 +181,9 @@ def _digest_files(root: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _workers() -> int:
+def workers(wanted: Wanted) -> int:
+    """How many threads decode: what the recipe says, else one for each usable core, up to `MOST_WORKERS`."""
+    if wanted.workers is not None:
+        return wanted.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores)

@@ -38,6 +38,7 @@ class Digits:
     """scikit-learn's 1 797 handwritten digits, 8×8, embedded in that package."""
 
     usage: ClassVar[str] = "digits"
+    names_classes: ClassVar[bool] = False
     mean, std = 0.3053, 0.3760  # of all pixels, in 0..1
 
     def read(self, _argument: str, wanted: Wanted, /) -> Content:
@@ -57,6 +58,7 @@ class FashionMnist:
     """Zalando's 70 000 articles, 28×28, from IDX files as Debian or torchvision lay them out."""
 
     usage: ClassVar[str] = "fashion-mnist[:PATH]"
+    names_classes: ClassVar[bool] = False
     mean, std = 0.2860, 0.3530  # of the training pixels, in 0..1
     folders = ("~/.cache", "/usr/share/datasets/fashion-mnist")
     prefixes = {"train": "train", "test": "t10k"}  # noqa: RUF012 - never written to
@@ -96,6 +98,7 @@ class Synthetic:
     """Seeded normal images, for size and latency only; each is made when it is asked for."""
 
     usage: ClassVar[str] = "none"
+    names_classes: ClassVar[bool] = False
     held_out = 128
 
     def read(self, _argument: str, wanted: Wanted, /) -> Content:

@@ -8,16 +8,25 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
 from toolchain.data.base import Content, Reader
-from toolchain.data.files import HuggingFace, ImageFiles, ImageFolder
+from toolchain.data.classes import read_classes
+from toolchain.data.files import ImageFiles, ImageFolder
+from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
 from toolchain.data.splits import Images, arrange
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 
 logger = logging.getLogger(__name__)
+LEAST_COMPARED = 3
+"""So many images that differ are needed to compare two models: outputs that never change say nothing."""
+SEARCHED = 1000
+"""So many images are looked through for these."""
 
 SOURCES: dict[str, type[Reader]] = {
     "digits": Digits,
@@ -37,9 +46,10 @@ class DataSource:
         name: as written in the recipe.
         labelled: whether accuracy can be measured.
         num_classes: None when unlabelled.
+        mapped: whether labels are the model's class numbers, by `data.classes`, and not the source's own.
         synthetic: whether the images mean nothing.
         flip: whether training may mirror images.
-        mean, std, interpolation, crop_pct, crop_mode: the preprocessing (see `Preprocessing`).
+        mean, std, interpolation, crop_pct, crop_mode, exif_orientation: the preprocessing (see `Preprocessing`).
         digest: sha256 of content, splits and preprocessing; where the content lies does not count.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
         splits: "train", "calibration" (a subset of train), "validation", "test".
@@ -55,8 +65,10 @@ class DataSource:
     interpolation: str
     crop_pct: float | None
     crop_mode: str | None
+    exif_orientation: bool
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
+    mapped: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,6 +92,36 @@ class DataSource:
         splits = {name: images.unlabelled() for name, images in self.splits.items()}
         return replace(self, labelled=False, num_classes=None, splits=splits).noted(note)
 
+    def to_compare(self, count: int = LEAST_COMPARED) -> list[Tensor]:
+        """Up to `count` images [C, H, W] to compare models on; at least `LEAST_COMPARED`, and the first of them all differ.
+
+        They are the first of validation; where it has too few, of test and then of train.
+
+        Raises:
+            DataError: there are not as many that differ, or one cannot be decoded.
+        """
+        parts = (self.splits[name] for name in ("validation", "test", "train"))
+        places = ((images, index) for images in parts for index in range(len(images)))
+        distinct: dict[bytes, Tensor] = {}
+        others: list[Tensor] = []
+        for images, index in islice(places, max(count, SEARCHED)):
+            image, key = images[index][0], b""
+            if len(distinct) < LEAST_COMPARED:
+                key = image.numpy().tobytes()
+            if key and key not in distinct:
+                distinct[key] = image
+            else:
+                others.append(image)
+            if len(distinct) == LEAST_COMPARED and len(distinct) + len(others) >= count:
+                break
+        if len(distinct) < LEAST_COMPARED:
+            total = len(distinct) + len(others)
+            raise DataError(
+                f"the first {total} images of the data source {self.name!r} show {len(distinct)} different pictures in all; "
+                f"at least {LEAST_COMPARED} are needed to compare models. Add images, or remove copies."
+            )
+        return [*distinct.values(), *others][: max(count, LEAST_COMPARED)]
+
     def check_classes(self, num_classes: int | None) -> None:
         """Raises ModelError if a model whose labels may have that many classes, or none, cannot be judged by these."""
         if num_classes is None:
@@ -87,7 +129,15 @@ class DataSource:
                 f"the data source {self.name!r} has labels of {self.num_classes} classes, but the model's outputs are no "
                 "classes: compress it on images:PATH, which needs no labels, or say what the outputs are with model.output"
             )
-        if self.num_classes is not None and self.num_classes != num_classes:
+        if self.mapped:
+            if (
+                highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))
+            ) >= num_classes:
+                raise ModelError(
+                    f"data.classes gives class numbers up to {highest}, but the model's {num_classes} outputs are numbered "
+                    f"from 0 to {num_classes - 1}. Use the class map that the model was trained with."
+                )
+        elif self.num_classes is not None and self.num_classes != num_classes:
             raise ModelError(
                 f"the model has {num_classes} classes, the data source {self.name!r} has {self.num_classes}. "
                 'Where it should keep its classes, data.source = "images:PATH" calibrates without labels, and '
@@ -105,19 +155,42 @@ def open_source(
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
     calibration_images: int = 512,
+    classes: str = "",
+    exif_orientation: bool | None = None,
+    workers: int | None = None,
+    outputs: int | None = None,
 ) -> DataSource:
     """The data source of that name, read and split for a model with inputs (C, H, W) and timm's data config.
+
+    Args:
+        name: as in a recipe.
+        input_size: (C, H, W) of the model.
+        data_config: what the model declares (mean, std, interpolation, crop_pct, crop_mode).
+        mean, std, crop_pct: instead of what the source or the model declares.
+        calibration_images: how many images of train are to calibrate on.
+        classes: a class map, of `CLASS_LISTS` or a path; "" where labels are numbered by the source.
+        exif_orientation: whether pictures are turned as EXIF says; None as is usual for the source.
+        workers: threads that decode; None for as many as are worth it.
+        outputs: how many classes the model has, for the notes; None if that is not known yet.
 
     Raises:
         DataError: the source is unknown, missing, empty or damaged, or does not fit the model's input.
     """
     kind, argument = _parse(name)
-    wanted = Wanted(input_size, data_config, mean, std, crop_pct, calibration_images)
+    if classes and not SOURCES[kind].names_classes:
+        raise DataError(f"data.classes maps the names of classes, and {kind!r} has none; remove it")
+    numbers = read_classes(classes) if classes else None
+    wanted = Wanted(
+        input_size, data_config, mean, std, crop_pct, calibration_images, exif_orientation, numbers, workers
+    )
     content = SOURCES[kind]().read(argument, wanted)
     splits = arrange(content.parts, calibration_images)
     notes = list(content.notes)
     if (count := len(splits["calibration"])) < calibration_images:
         notes.append(f"Calibration has {count} images, all of train; {calibration_images} were asked for.")
+    if numbers is not None:
+        of = "the model's classes" if outputs is None else f"the model's {outputs} classes"
+        notes.append(f"Accuracy is over {content.num_classes} of {of}, by data.classes; any class can be predicted.")
     for note in notes:
         logger.warning("data source %s: %s", name, note)
     used = content.preprocessing
@@ -132,8 +205,10 @@ def open_source(
         interpolation=used.interpolation,
         crop_pct=used.crop_pct,
         crop_mode=used.crop_mode,
-        digest=_digest(kind, content, splits),
+        exif_orientation=used.exif_orientation,
+        digest=_digest(kind, content, splits, mapped=numbers is not None),
         splits=splits,
+        mapped=numbers is not None,
         notes=tuple(notes),
     )
 
@@ -156,8 +231,8 @@ def _parse(name: str) -> tuple[str, str]:
     return kind, argument
 
 
-def _digest(kind: str, content: Content, splits: Mapping[str, Images]) -> str:
-    head = json.dumps([kind, content.digest, asdict(content.preprocessing)], sort_keys=True)
+def _digest(kind: str, content: Content, splits: Mapping[str, Images], *, mapped: bool) -> str:
+    head = json.dumps([kind, content.digest, asdict(content.preprocessing), mapped], sort_keys=True)
     digest = hashlib.sha256(head.encode())
     for name, images in splits.items():
         digest.update(name.encode() + images.positions.numpy().tobytes() + images.labels.numpy().tobytes())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from toolchain.errors import DataError
 
-Batch = tuple[Tensor, Tensor]
 UNLABELLED = -1
 SPLIT_SEED = 0  # the same for every recipe, so that all are judged by the same images
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
@@ -23,7 +21,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         positions: int64 [N], where each image lies in what the source read; equal parts compare equal.
-        workers: how many processes it is worth decoding them in; 0 where there is nothing to decode.
+        workers: how many threads it is worth decoding them in; 0 where there is nothing to decode.
     """
 
     def __init__(
@@ -32,8 +30,18 @@ class Images(Dataset[tuple[Tensor, int]]):
         labels: Sequence[int] | Tensor,
         positions: Tensor | None = None,
         workers: int = 0,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._load = load
+        """Images in the order of `positions`.
+
+        Args:
+            load: position → what is kept of an image until it is asked for: the image, or what `finish` takes.
+            labels: of all positions.
+            positions: all of them, one after the other, if None.
+            workers: as the attribute.
+            finish: what `load` gave, stacked [B, …] → images float32 [B, C, H, W]; None if `load` gives images.
+        """
+        self._load, self._finish = load, finish
         self._all_labels = torch.as_tensor(labels, dtype=torch.int64)
         self.positions = torch.arange(len(self._all_labels)) if positions is None else positions
         self.workers = workers
@@ -47,46 +55,25 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        position = int(self.positions[index])
-        return self._load(position), int(self._all_labels[position])
+        return self.finished([self.raw(index)])[0], int(self._all_labels[self.positions[index]])
+
+    def raw(self, index: int) -> Tensor:
+        """An image before `finished`: decoded, and small enough to be kept for a while."""
+        return self._load(int(self.positions[index]))
+
+    def finished(self, raw: Sequence[Tensor]) -> Tensor:
+        """float32 [B, C, H, W] of what `raw` gave, each as if it were alone."""
+        stacked = torch.stack(list(raw))
+        return stacked if self._finish is None else self._finish(stacked)
 
     def unlabelled(self) -> Images:
         """The same images, each with label −1; no label is read."""
-        return Images(self._load, torch.full((len(self._all_labels),), UNLABELLED), self.positions, self.workers)
+        nothing = torch.full((len(self._all_labels),), UNLABELLED)
+        return Images(self._load, nothing, self.positions, self.workers, self._finish)
 
     def take(self, indices: Tensor) -> Images:
         """The images at the given indices [n] of this sequence; nothing is copied."""
-        return Images(self._load, self._all_labels, self.positions[indices], self.workers)
-
-
-def batches(
-    images: Dataset[tuple[Tensor, int]], batch_size: int, order: Sampler[int] | None = None
-) -> DataLoader[tuple[Tensor, int]]:
-    """A loader of (images [B, C, H, W], labels [B]), as they come or in the given order.
-
-    `Images` are decoded in as many processes as they are worth, but in fewer than there are batches: one batch needs
-    none. What comes out does not depend on that, and the global random state is left alone.
-    """
-    workers = 0
-    if isinstance(images, Images) and len(images):
-        workers = min(images.workers, math.ceil(len(images) / batch_size) - 1)
-    # A loader draws a seed for its workers; its own generator keeps it off the global one.
-    return DataLoader(
-        images,
-        batch_size,
-        sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),
-    )
-
-
-def read(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader; a DataError of a worker process says what it said there, without a traceback."""
-    try:
-        yield from loader
-    except DataError as error:
-        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].rstrip()) from error
+        return Images(self._load, self._all_labels, self.positions[indices], self.workers, self._finish)
 
 
 def hold_out(images: Images, size: int, seed: int) -> tuple[Images, Images]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -17,7 +17,11 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.nn import functional
 
+from toolchain.data.pictures import BAD_FILE, eight_bit
 from toolchain.errors import DataError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Preprocessing:
         interpolation: how an image of another size is resized (antialiased).
         crop_pct: the share of the resized image that the centre crop keeps, or None if nothing is cropped.
         crop_mode: timm's crop mode ("center", "squash", "border"), or None if nothing is cropped.
+        exif_orientation: whether pictures are turned as their EXIF orientation says.
     """
 
     input_size: tuple[int, int, int]
@@ -38,10 +43,22 @@ class Preprocessing:
     interpolation: str
     crop_pct: float | None = None
     crop_mode: str | None = None
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
             raise DataError(f"data.std is {list(self.std)}; every value must be above 0")
+        # timm draws a filter for each image under "random", and takes an unknown crop mode for "center".
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(
+                f"the model's interpolation is {self.interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}. "
+                "Set it with model.kwargs.pretrained_cfg_overlay = { interpolation = 'bicubic' }."
+            )
+        if self.crop_mode not in (None, *CROP_MODES):
+            raise DataError(
+                f"the model's crop mode is {self.crop_mode!r}; expected one of {', '.join(CROP_MODES)}. "
+                "Set it with model.kwargs.pretrained_cfg_overlay = { crop_mode = 'center' }."
+            )
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """Model inputs float32 [N, C, H, W] of grey or C-channel pixels [N, 1 | C, h, w], uint8 or float in 0..1."""
@@ -53,17 +70,26 @@ class Preprocessing:
         return ((images - mean) / std).contiguous()
 
     def of_picture(self, picture: Image.Image) -> Tensor:
-        """Model input float32 [C, H, W] of a decoded picture, by timm's evaluation transform."""
-        tensor: Tensor = self._transform(picture.convert("L" if self.input_size[0] == 1 else "RGB"))
-        return tensor
+        """Model input float32 [C, H, W] of a picture as it was opened, by timm's evaluation transform; raises ValueError."""
+        return self.of_pixels(self.pixels_of(picture)[None])[0]
 
-    def of_file(self, path: Path) -> Tensor:
-        """Model input float32 [C, H, W] of an image file; raises DataError if it cannot be decoded."""
+    def pixels_of(self, picture: Image.Image) -> Tensor:
+        """uint8 [C, H, W] of a picture as it was opened: turned, in 8 bits, resized and cropped, and not normalised.
+
+        Raises:
+            ValueError: the scale of its pixels is not known.
+        """
+        grey = self.input_size[0] == 1
+        pixels: Tensor = self._transform(eight_bit(picture, "L" if grey else "RGB", turn=self.exif_orientation))
+        return pixels
+
+    def pixels_of_file(self, path: Path | IO[bytes], name: str = "") -> Tensor:
+        """The same of an image file; raises DataError, with the name, if it cannot be decoded."""
         try:
             with Image.open(path) as picture:
-                return self.of_picture(picture)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the image {path}: {error}. Remove or replace the file.") from error
+                return self.pixels_of(picture)
+        except BAD_FILE as error:
+            raise unreadable(name or str(path), error) from error
 
     @cached_property
     def _transform(self) -> Any:
@@ -71,10 +97,15 @@ class Preprocessing:
             self.input_size,
             interpolation=self.interpolation,
             mean=self.mean,
-            std=self.std,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
+            normalize=False,
         )
+
+
+def unreadable(name: str, error: Exception) -> DataError:
+    """What to raise for an image that cannot be read."""
+    return DataError(f"cannot read the image {name}: {error}. Remove or replace the file.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,9 @@ class Wanted:
         model_config: timm's resolved data config of the model (mean, std, interpolation, crop_pct, crop_mode).
         mean, std, crop_pct: the recipe's overrides, or None.
         calibration_images: how many images calibration would like.
+        exif_orientation: the recipe's, or None where the source does what is usual for its kind.
+        classes: class name → number of the model's output, or None where the source numbers its own.
+        workers: threads that decode, or None for as many as are worth it.
     """
 
     input_size: tuple[int, int, int]
@@ -94,6 +128,9 @@ class Wanted:
     std: Sequence[float] | None = None
     crop_pct: float | None = None
     calibration_images: int = 512
+    exif_orientation: bool | None = None
+    classes: Mapping[str, int] | None = None
+    workers: int | None = None
 
     def declared(self, mean: float, std: float) -> Preprocessing:
         """The preprocessing of a grey source that declares its own statistics and is never cropped.
@@ -103,10 +140,15 @@ class Wanted:
         """
         if self.crop_pct is not None:
             raise DataError(f"this source is never cropped, but data.crop_pct is {self.crop_pct}; remove it")
+        if self.exif_orientation:
+            raise DataError("the images of this source have no EXIF, but data.exif_orientation is true; remove it")
         return Preprocessing(self.input_size, *self._statistics((mean,), (std,)), interpolation="bilinear")
 
-    def natural(self) -> Preprocessing:
+    def natural(self, *, turned: bool = False) -> Preprocessing:
         """The preprocessing that the model's own data config declares, with the recipe's overrides.
+
+        Args:
+            turned: whether the source turns pictures as their EXIF orientation says where the recipe does not.
 
         Raises:
             DataError: mean or std do not fit the channels, or the model reads neither grey nor colour images.
@@ -127,6 +169,7 @@ class Wanted:
             interpolation=config.get("interpolation", "bicubic"),
             crop_pct=1.0 if crop_pct is None else crop_pct,
             crop_mode=config.get("crop_mode", "center"),
+            exif_orientation=turned if self.exif_orientation is None else self.exif_orientation,
         )
 
     def _statistics(self, mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -199,8 +199,15 @@ def _brief(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def source_for(name: str, preprocess: Preprocess) -> DataSource:
-    """The data source of that name, its images prepared as an artifact declares; raises DataError."""
+def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration_images: int = 512) -> DataSource:
+    """The data source of that name, its images prepared as an artifact declares; raises DataError.
+
+    Args:
+        name: of the source.
+        preprocess: of the artifact.
+        classes: a class map, as in `open_source`.
+        calibration_images: 0 where none is needed, so that too few are nobody's concern.
+    """
     return open_source(
         name,
         input_size=preprocess.input_size,
@@ -214,12 +221,17 @@ def source_for(name: str, preprocess: Preprocess) -> DataSource:
         mean=preprocess.mean,
         std=preprocess.std,
         crop_pct=preprocess.crop_pct,
+        exif_orientation=preprocess.exif_orientation,
+        classes=classes,
+        calibration_images=calibration_images,
     )
 
 
-def _source(name: str, preprocess: Preprocess, asked: Preparation) -> DataSource:
+def _source(
+    name: str, preprocess: Preprocess, asked: Preparation, classes: str = "", calibration_images: int = 0
+) -> DataSource:
     """`source_for`, refused where it does not resize as it was asked to."""
-    source = source_for(name, preprocess)
+    source = source_for(name, preprocess, classes, calibration_images)
     if asked.interpolation is not None and source.interpolation != asked.interpolation:
         raise RecipeError(
             f"images of {name!r} are resized by {source.interpolation}, always; remove interpolation = {asked.interpolation!r}"
@@ -232,6 +244,7 @@ def accuracy_of(
     data: str,
     split: str,
     *,
+    classes: str = "",
     asked: Preparation = Preparation(),
     input_shape: tuple[int, ...] | None = None,
 ) -> Evaluation:
@@ -241,6 +254,7 @@ def accuracy_of(
         path: a model folder or an ONNX file.
         data: the source.
         split: its split.
+        classes: a class map, as in `open_source`.
         asked: how images are prepared, in place of what the artifact says or where it says nothing.
         input_shape: (C, H, W) for a file that leaves it open.
 
@@ -253,7 +267,7 @@ def accuracy_of(
     preprocess, notes = prepared(form, asked, input_shape)
     with opened_form(form, preprocess=preprocess) as run:
         call = _explained(run, path)
-        source = _source(data, preprocess, asked)
+        source = _source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
         images = source.split(split)
@@ -392,7 +406,7 @@ def _compared_on(
         images = source.split("validation")
         few = source.synthetic or not top1
         count = max(BATCHES) if few else max(*BATCHES, min(COMPARED, len(images)))
-        batch = stack_images([images[index % len(images)][0] for index in range(count)])
+        batch = stack_images(source.to_compare(count))
         chosen = _Compared(batch, not source.synthetic, preprocess, tuple(notes))
     images_ = chosen.images
     for form in forms:

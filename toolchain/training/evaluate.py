@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 from toolchain.errors import DataError
 from toolchain.likelihood import Likelihood
 
@@ -65,7 +65,7 @@ def accuracy(
         device = device or next((parameter.device for parameter in model.parameters()), None)
     predictions, labels = [], []
     with _judged(model):
-        for images, batch_labels in read(batches(dataset, batch_size)):
+        for images, batch_labels in batches(dataset, batch_size):
             predictions.append(predicted(model(images.to(device))).cpu())
             labels.append(batch_labels)
     if not labels:
@@ -94,7 +94,7 @@ def divergence(
     total, count = 0.0, 0
     devices = [next(module.parameters()).device for module in (model, teacher)]
     with _judged(model), _judged(teacher):
-        for images, _ in read(batches(dataset, batch_size)):
+        for images, _ in batches(dataset, batch_size):
             ours, theirs = (
                 module(images.to(device)).cpu().double()
                 for module, device in zip((model, teacher), devices, strict=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches, read
+from toolchain.data import batches
 from toolchain.errors import DataError, RecipeError, StorageError
 from toolchain.training import checkpoint as checkpoints
 from toolchain.training.processes import accelerator
@@ -195,7 +195,7 @@ class _Run:
         shares = self._order.shares()
         config, steps, epochs, device = self.config, len(shares), self.config.epochs, self.accelerator.device
         total, images_seen = torch.zeros((), device=device), 0
-        for step, ((images, labels), share) in enumerate(zip(read(self._loader), shares, strict=True), epoch * steps):
+        for step, ((images, labels), share) in enumerate(zip(self._loader, shares, strict=True), epoch * steps):
             self._schedule.step_update(step)
             seen = augment(images.to(device), draws, shift_px=config.shift_px, flip=config.flip, share=share)
             value = loss(self._wrapped, seen, labels.to(device)) * share.weight

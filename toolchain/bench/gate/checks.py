@@ -82,7 +82,9 @@ class Deterministic:
         """(wrong, total, what was assumed) of an artifact on the gate's images."""
         if path not in self._counted:
             data, shape = self._data, cell.input_shape
-            evaluation = accuracy_of(path, data.source, data.split, asked=data.preparation, input_shape=shape)
+            evaluation = accuracy_of(
+                path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
+            )
             self._counted[path] = (evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes)
         return self._counted[path]
 

@@ -22,6 +22,7 @@ from toolchain.recipe import (
     Numbers,
     Positive,
     Section,
+    absolute_classes,
     absolute_path,
     absolute_source,
     explain,
@@ -126,10 +127,12 @@ class DataSection(Section):
     """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise.
 
     `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
+    `classes` maps class folders to the model's outputs, as in a recipe.
     """
 
     source: str = "none"
     split: str = "test"
+    classes: str = ""
     mean: Numbers | None = None
     std: Numbers | None = None
     crop_pct: Fraction | None = None
@@ -242,7 +245,12 @@ class GateConfig(Section):
                 )
         return config.model_copy(
             update={
-                "data": config.data.model_copy(update={"source": absolute_source(config.data.source, base)}),
+                "data": config.data.model_copy(
+                    update={
+                        "source": absolute_source(config.data.source, base),
+                        "classes": absolute_classes(config.data.classes, base),
+                    }
+                ),
                 "baseline": {
                     name: each.model_copy(update={"path": absolute_path(each.path, base)})
                     for name, each in config.baseline.items()

@@ -1,0 +1,248 @@
+"""Which folders are splits, which are classes, and what is no data at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolchain.data import open_source
+from toolchain.errors import DataError
+
+CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+
+
+def fill(root, *folders, each=4, suffix=".png"):
+    """Pictures in each of the folders; returns the root."""
+    for folder in folders:
+        for number in range(each):
+            path = Path(root, folder, f"{number}{suffix}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, *folder.encode()]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def splits(train, held_out, *classes):
+    return [f"{split}/{name}" for split in (train, held_out) for name in classes or ("cat", "dog")]
+
+
+def open_(root, kind="imagefolder", **options):
+    options = {"calibration_images": 0, **options}
+    return open_source(f"{kind}:{root}", input_size=(3, 8, 8), data_config=CONFIG, **options)
+
+
+def sizes(source):
+    return {name: len(source.split(name)) for name in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
+@pytest.mark.parametrize(
+    "held_out", ["val", "Val", "valid", "validation", "VALIDATION", "dev", "eval", "test", "Testing"]
+)
+def test_split_folders_are_known_by_their_usual_names_in_any_case(tmp_path, train, held_out):
+    """Kind: split folders that are taken for classes."""
+    source = open_(fill(tmp_path, *splits(train, held_out, "cat", "dog", "eel")))
+    assert source.num_classes == 3
+    assert sizes(source)["test"] == 12  # the only held-out part is the test set
+    assert source.notes == ()
+
+
+def test_three_split_folders_are_three_splits(tmp_path):
+    source = open_(fill(tmp_path, *splits("Training", "Validation"), "Test/cat", "Test/dog"))
+    assert sizes(source) == {"train": 8, "validation": 8, "test": 8}
+
+
+@pytest.mark.parametrize(("one", "other"), [("learn", "check"), ("train_set", "val_set"), ("fold1", "fold2")])
+def test_splits_of_unknown_names_are_refused_with_the_names_that_are_read(tmp_path, one, other):
+    """Kind: split folders that are taken for classes, whose names nobody knows."""
+    with pytest.raises(DataError, match=r"same names.*train or training; val, valid.*in any case") as caught:
+        open_(fill(tmp_path, *splits(one, other)))
+    assert one in str(caught.value)
+    assert "num_classes" not in str(caught.value)
+
+
+def test_a_held_out_part_of_an_unknown_name_is_refused_where_it_is_the_only_one(tmp_path):
+    with pytest.raises(DataError, match=r"holdout, with folders of the same names.*val, valid"):
+        open_(fill(tmp_path, *splits("train", "holdout")))
+
+
+@pytest.mark.parametrize(
+    ("folders", "what"),
+    [
+        (
+            [*splits("train", "val"), "validation/cat", "validation/dog"],
+            "val, validation, which all stand for validation",
+        ),
+        ([*splits("train", "Train"), "val/cat", "val/dog"], "Train, train, which all stand for train"),
+        ([*splits("val", "test")], "has the splits test, val, but train/ is missing"),
+        (["train", "val"], "train/ holds no class folders.*images:PATH"),
+        (["train", "test"], "train/ holds no class folders.*images:PATH"),
+        (["archive/cat", "archive/dog"], r"one folder, 'archive', with 2 folders.*imagefolder:.*archive'"),
+        (["archive/train/cat", "archive/val/cat"], r"one folder, 'archive'.*imagefolder:.*archive'"),
+        ([*splits("train", "val"), "val/eel"], "val has class folders that train/ lacks: eel"),
+        ([*splits("train", "val"), "val/Cat"], "lacks: Cat. 'Cat' differs from 'cat' only in case"),
+        ([*splits("train", "test"), "test/eel"], "test has class folders that train/ lacks: eel"),
+        (["train/cat", "train/dog", "val"], "val has no class folders; sort its images"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_an_unclear_layout_is_refused(tmp_path, folders, what):
+    """Kind: split folders that are taken for classes, or silently picked from."""
+    with pytest.raises(DataError, match=what):
+        open_(fill(tmp_path, *folders))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("bus", "car", "train"),  # a class may be called so
+        ("valid", "invalid"),
+        ("test", "control"),
+        ("cat/images", "dog/images"),  # as Tiny ImageNet has it
+        ("cat/a", "dog/b"),
+        ("cat", "cat/young", "cat/old", "dog", "dog/young", "dog/old"),
+    ],
+)
+def test_classes_that_look_a_little_like_splits_are_classes(tmp_path, folders):
+    classes = {folder.partition("/")[0] for folder in folders}
+    source = open_(fill(tmp_path, *folders))
+    assert source.num_classes == len(classes)
+    assert sum(sizes(source).values()) == 4 * len(folders)
+
+
+def test_classes_with_folders_of_the_same_names_are_read_below_train(tmp_path):
+    """The way out that the message names."""
+    folders = [f"{name}/{age}" for name in ("cat", "dog") for age in ("old", "young")]
+    with pytest.raises(DataError, match=r"move them into a folder train/"):
+        open_(fill(tmp_path / "plain", *folders))
+    assert open_(fill(tmp_path / "moved", *(f"train/{each}" for each in folders))).num_classes == 2
+
+
+JUNK = [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".cache"]
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "images"])
+def test_hidden_and_system_files_and_folders_are_no_data(tmp_path, kind):
+    """Kind: hidden files and folders that are taken for classes or images."""
+    plain = fill(tmp_path / "plain", *splits("train", "val"))
+    fill(tmp_path / "junk", *splits("train", "val"))
+    for name in JUNK:
+        for where in (".", "train", "val", "train/cat"):
+            fill(tmp_path / "junk", f"{where}/{name}")
+    for where in ("train/cat", "val/dog"):
+        (tmp_path / "junk" / where / "._0.png").write_bytes(b"\0\5\x16\7")
+        (tmp_path / "junk" / where / "Thumbs.db").write_bytes(b"x")
+        (tmp_path / "junk" / where / ".DS_Store").write_bytes(b"x")
+    clean, source = (open_(root, kind) for root in (plain, tmp_path / "junk"))
+    assert source.digest == clean.digest
+    assert source.notes == ()
+    assert sizes(source) == sizes(clean)
+
+
+def test_a_data_set_in_a_hidden_place_is_read(tmp_path):
+    assert open_(fill(tmp_path / ".cache" / "x", *splits("train", "val"))).num_classes == 2
+
+
+@pytest.mark.parametrize("test_folder", ["test", "test/images", "Test/unknown"])
+def test_an_unlabelled_test_folder_is_left_out_with_a_note(tmp_path, test_folder):
+    """Kind: a folder of pictures without classes beside labelled splits."""
+    root = fill(tmp_path, *splits("train", "val"), test_folder)
+    source = open_(root)
+    assert sizes(source)["test"] == 8  # val, the only held-out part that is labelled
+    assert source.notes == (f"{test_folder.partition('/')[0]}/ has no class folders, so it was left out.",)
+
+
+def test_what_else_is_left_out_is_said(tmp_path):
+    """Kind: data that is dropped without a word."""
+    root = fill(tmp_path, *splits("train", "val"), "extra/cat", "train", each=5)
+    fill(root, "train/cat", each=3, suffix=".gif")
+    (root / "train" / "dog" / "scan.HEIC").write_bytes(b"x")
+    (root / "train" / "dog" / "notes.txt").write_text("x")
+    notes = " ".join(open_(root).notes)
+    assert "Left out, since in no class folder: 5 images in train/." in notes
+    assert "left out: extra." in notes
+    assert ".gif (3), .heic (1); read are .jpg" in notes
+    assert ".txt" not in notes
+    assert ".gif (3)" in " ".join(open_(root / "train", "images").notes)
+
+
+def test_class_folders_that_differ_only_in_case_are_told(tmp_path):
+    source = open_(fill(tmp_path, "a", "A", "b"))
+    assert source.num_classes == 3
+    assert source.notes == ("The class folders A, a differ only in case, and are classes of their own.",)
+
+
+def test_images_below_split_folders_stay_in_their_splits(tmp_path):
+    """Kind: split folders that are pooled: what is held out must not be calibrated on."""
+    root = fill(tmp_path, *splits("Train", "Val"), "extra", each=5)
+    Image.new("RGB", (8, 8)).save(root / "stray.png")
+    source = open_(root, "images", calibration_images=512)
+    assert sizes(source) == {"train": 9, "validation": 1, "test": 10}
+    assert len(source.split("calibration")) == 9
+    assert "folders were left out: extra." in source.notes[0]
+    assert "in no split: 1 images" in source.notes[1]
+    with pytest.raises(DataError, match="Val, valid, which all stand for validation"):
+        open_(fill(root, "valid"), "images")
+    assert sum(sizes(open_(fill(tmp_path / "other", "cat", "train"), "images")).values()) == 8
+
+
+def test_linked_folders_are_followed_and_rings_end(tmp_path):
+    fill(tmp_path / "store", "cat", "dog")
+    (tmp_path / "data").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store" / name)
+    (tmp_path / "store" / "cat" / "ring").symlink_to(tmp_path / "store" / "cat")
+    for kind in ("imagefolder", "images"):
+        assert sum(sizes(open_(tmp_path / "data", kind)).values()) == 8
+    (tmp_path / "data" / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    for kind in ("imagefolder", "images"):
+        with pytest.raises(DataError, match=r"cat/gone\.png"):
+            open_(tmp_path / "data", kind)
+
+
+def hf_splits(root, **columns):
+    datasets = pytest.importorskip("datasets")
+    fill(root / "raw", "all", each=12)
+    pictures = [str(root / "raw" / "all" / f"{number}.png") for number in range(12)]
+    tables = {}
+    classes = datasets.ClassLabel(names=["cat", "dog"])
+    for name, each in columns.items():
+        labels, feature = each if isinstance(each, tuple) else (each, classes)
+        features = datasets.Features({"image": datasets.Image(), "label": feature})
+        rows = {"image": pictures[: len(labels)], "label": labels}
+        tables[name] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(tables).save_to_disk(str(root / "saved"))
+    return root / "saved"
+
+
+def test_splits_of_a_hugging_face_data_set_go_by_the_same_names(tmp_path):
+    """Kind: split folders, in another kind of source."""
+    root = hf_splits(tmp_path, Training=[0, 1] * 6, valid=[0, 1] * 4, test=[-1] * 5, extra=[0] * 3)
+    source = open_(root, "hf")
+    assert sizes(source)["test"] == 8
+    assert source.notes == (
+        "Beside the splits that are read, these were left out: extra.",
+        "The split test has no labels in 'label', so it was left out.",
+    )
+
+
+@pytest.mark.parametrize("case", ["two", "no train", "partly", "float", "text", "other classes", "negative"])
+def test_unclear_tables_are_refused(tmp_path, case):
+    """Kind: labels that are cast or dropped. A half is no class, and −1 is none either."""
+    datasets = pytest.importorskip("datasets")
+    labels = [0, 1] * 6
+    columns, what = {
+        "two": ({"train": labels, "val": labels, "dev": labels}, "dev, val, which all stand for validation"),
+        "no train": ({"a": labels, "b": labels}, "splits a, b; expected 'train'.*train or training"),
+        "partly": ({"train": labels, "test": [-1, 0, 1]}, "rows without a label"),
+        "float": ({"train": ([0.5, 1.5] * 6, datasets.Value("float32"))}, "expected ClassLabel or whole numbers"),
+        "text": ({"train": (["x", "y"] * 6, datasets.Value("string"))}, "expected ClassLabel or whole numbers"),
+        "other classes": (
+            {"train": labels, "test": ([0, 1], datasets.ClassLabel(names=["dog", "cat"]))},
+            "other classes in 'label' of one split",
+        ),
+        "negative": ({"train": ([0, -7] * 6, datasets.Value("int64"))}, "the label -7"),
+    }[case]
+    with pytest.raises(DataError, match=what):
+        open_(hf_splits(tmp_path, **columns), "hf")

@@ -1,0 +1,233 @@
+"""Which files and folders of a data set are data, and which folder is which split."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from toolchain.errors import DataError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+NAMES_READ = "train or training; val, valid, validation, dev or eval; test or testing; in any case"
+NO_DATA = frozenset(  # what systems and programs leave in folders, besides names that begin with a dot
+    {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+)
+PICTURES_NOT_READ = frozenset(
+    [".avif", ".dcm", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".npy", ".svg", ".tga"]
+)
+NAMED = 5  # so many names are listed in a message
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of that name can be data, and is not hidden or a system's own."""
+    return not name.startswith(".") and name.casefold() not in NO_DATA
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture."""
+    return is_data(name) and name.lower().endswith(IMG_EXTENSIONS)
+
+
+def by_split(names: Iterable[str], where: str) -> dict[str, str]:
+    """Split ("train", "validation", "test") → the name that stands for it.
+
+    Raises:
+        DataError: two names stand for one split; `where` begins the message.
+    """
+    candidates: dict[str, list[str]] = {}
+    for name in sorted(names):
+        for split, known in SPLIT_NAMES.items():
+            if name.casefold() in known:
+                candidates.setdefault(split, []).append(name)
+    for split, several in candidates.items():
+        if len(several) > 1:
+            raise DataError(f"{where} has {listed(several)}, which all stand for {split}; keep one of them")
+    return {split: candidates[split][0] for split in SPLIT_NAMES if split in candidates}
+
+
+def listed(names: Collection[str]) -> str:
+    """The names, of many the first ones, for a message."""
+    shown = ", ".join(sorted(names)[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def folders_in(folder: Path) -> dict[str, Path]:
+    """Name → path of the folders directly in a folder that can be data, sorted by name; raises DataError."""
+    return {path.name: path for path in _entries(folder) if path.is_dir() and is_data(path.name)}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, sorted by name; raises DataError."""
+    return [path for path in _entries(folder) if is_picture(path.name) and not path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+@dataclass
+class Walk:
+    """Goes through folders for pictures, and counts the endings of those that are not read.
+
+    Attributes:
+        endings: lower-case ending → number of files.
+    """
+
+    endings: Counter[str] = field(default_factory=Counter)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """The pictures below a folder, at any depth, sorted by folder and name; links are followed, but never in a ring.
+
+        Raises:
+            DataError: a folder cannot be read.
+        """
+        pictures = []
+        for root, names in sorted(_walk(folder)):
+            for name in sorted(filter(is_data, names)):
+                if is_picture(name):
+                    pictures.append(Path(root, name))
+                elif (ending := os.path.splitext(name)[1].lower()) in PICTURES_NOT_READ:  # noqa: PTH122
+                    self.endings[ending] += 1
+        return pictures
+
+    def notes(self) -> list[str]:
+        """What was left out, as sentences."""
+        if not self.endings:
+            return []
+        shown = ", ".join(f"{ending} ({count})" for ending, count in sorted(self.endings.items()))
+        return [f"Files with these endings were left out: {shown}; read are {', '.join(IMG_EXTENSIONS)}."]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    def failed(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    top = folder.stat()
+    seen = {(top.st_dev, top.st_ino)}
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
+        kept = []
+        for name in filter(is_data, folders):
+            place = os.stat(Path(root, name))  # noqa: PTH116
+            if (identity := (place.st_dev, place.st_ino)) not in seen:
+                seen.add(identity)
+                kept.append(name)
+        folders[:] = kept
+        yield root, names
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of an image folder lie.
+
+    Attributes:
+        folders: part → the folder of its class folders; "train" alone is the whole, to be split.
+        notes: what was left out, as sentences.
+    """
+
+    folders: dict[str, Path]
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(root: Path) -> Layout:
+        """The layout of a folder: splits by their names, else class folders at the top.
+
+        Raises:
+            DataError: there are neither, or it is not clear which.
+        """
+        tops = folders_in(root)
+        if not tops:
+            unlabelled = " Unlabelled images are read by images:PATH." if pictures_in(root) else ""
+            raise DataError(f"{root} has no class folder; expected one for each class, or train/ and val/.{unlabelled}")
+        names = by_split(tops, str(root))
+        if "train" in names and folders_in(tops[names["train"]]):
+            return Layout._of_splits(root, tops, names)
+        if set(names.values()) == set(tops):  # a class may be called "train", beside "bus" and "car"
+            what = "holds no class folders" if "train" in names else "is missing"
+            raise DataError(
+                f"{root} has the splits {listed(tops)}, but train/ {what}. Names that are read: {NAMES_READ}. "
+                "Unlabelled images are read by images:PATH."
+            )
+        _refuse_unknown_splits(root, tops)
+        return Layout({"train": root})
+
+    @staticmethod
+    def _of_splits(root: Path, tops: dict[str, Path], names: dict[str, str]) -> Layout:
+        folders = {part: tops[name] for part, name in names.items()}
+        classes, notes = set(folders_in(folders["train"])), list[str]()
+        if "test" in folders and _is_unlabelled(folders["test"], classes):
+            notes.append(f"{names['test']}/ has no class folders, so it was left out.")
+            del folders["test"]
+        if "validation" in folders and not folders_in(folders["validation"]):
+            raise DataError(
+                f"{folders['validation']} has no class folders; sort its images into folders named as those of train/, or "
+                "take it away"
+            )
+        if others := {name for name in tops if name not in names.values()}:
+            alike = {name for name in others if classes & set(folders_in(tops[name]))}
+            if alike and len(names) == 1:
+                raise DataError(
+                    f"{root} has {names['train']}/ and beside it {listed(alike)}, with folders of the same names. Names "
+                    f"of splits that are read: {NAMES_READ}. Rename the folder, or take it away."
+                )
+            notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
+        return Layout(folders, tuple(notes))
+
+
+def _is_unlabelled(folder: Path, classes: Collection[str]) -> bool:
+    """Whether a folder holds images and no classes: directly, or in one folder whose name is no class."""
+    inner = folders_in(folder)
+    known = {name.casefold() for name in classes}
+    return not inner or (len(inner) == 1 and next(iter(inner)).casefold() not in known)
+
+
+def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
+    """Raises DataError if the folders at the top look like splits of other names, or like a wrapping around the data."""
+    if len(tops) == 1:
+        (name, only), *_ = tops.items()
+        if inner := folders_in(only):
+            raise DataError(
+                f"{root} has one folder, {name!r}, with {len(inner)} folders in it. If these are the classes or splits, "
+                f"set data.source = 'imagefolder:{only}'."
+            )
+    holders = {name: set(folders_in(path)) for name, path in tops.items() if not pictures_in(path)}
+    times = Counter(inner for names in holders.values() for inner in names)
+    if len(shared := {inner for inner, count in times.items() if count > 1}) > 1:  # "images" in each class is fine
+        raise DataError(
+            f"the folders {listed([name for name, names in holders.items() if names & shared])} in {root} hold folders of "
+            f"the same names ({listed(shared)}), so they look like splits and not like classes. Names of splits that are "
+            f"read: {NAMES_READ}. Rename them; if they are classes, move them into a folder train/."
+        )
+
+
+def class_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """(the class folders of a part, sorted by name, what to say about them); raises DataError."""
+    classes, notes = list(folders_in(folder)), []
+    alike = Counter(name.casefold() for name in classes)
+    if same := [name for name in classes if alike[name.casefold()] > 1]:
+        notes.append(f"The class folders {listed(same)} differ only in case, and are classes of their own.")
+    if strays := len(pictures_in(folder)):
+        notes.append(f"Left out, since in no class folder: {strays} images in {folder.name}/.")
+    return classes, notes
+
+
+def require_known(folder: Path, classes: Sequence[str]) -> None:
+    """Raises DataError for class folders that train/ lacks."""
+    if not (unknown := set(folders_in(folder)) - set(classes)):
+        return
+    near = {name.casefold(): name for name in classes}
+    hint = ""
+    if alike := next((name for name in sorted(unknown) if name.casefold() in near), ""):
+        hint = f" {alike!r} differs from {near[alike.casefold()]!r} only in case: rename one."
+    raise DataError(f"{folder} has class folders that train/ lacks: {listed(unknown)}.{hint}")

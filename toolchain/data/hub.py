@@ -1,0 +1,192 @@
+"""Sources of Hugging Face's `datasets` library, decoded when they are asked for: hf."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from toolchain.data.base import Content
+from toolchain.data.classes import numbers_of
+from toolchain.data.files import sample, workers
+from toolchain.data.folders import NAMES_READ, by_split, listed
+from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
+from toolchain.data.splits import UNLABELLED, Images
+from toolchain.data.transforms import Preprocessing, Wanted, unreadable
+from toolchain.errors import DataError
+
+
+class HuggingFace:
+    """A data set of the `datasets` library: one saved to a local folder, or a name on the hub."""
+
+    usage: ClassVar[str] = "hf:NAME"
+    names_classes: ClassVar[bool] = True
+
+    def read(self, argument: str, wanted: Wanted, /) -> Content:
+        """The splits that there are; raises DataError if they cannot be loaded or the columns are not clear."""
+        preprocessing = wanted.natural(turned=True)  # as `datasets` does by itself
+        tables, notes = _load(argument)
+        first = tables["train"]
+        image_column, label_column = _columns(argument, first.features)
+        numbers = _numbers(argument, tables, label_column, wanted)
+        digest, headers = hashlib.sha256(), Headers()
+        parts = {}
+        for part, table in tables.items():
+            labels = [UNLABELLED] * len(table)
+            if label_column:
+                labels = _labels(argument, part, table, label_column, numbers)
+                if part == "test" and set(labels) == {UNLABELLED}:
+                    notes.append(f"The split test has no labels in {label_column!r}, so it was left out.")
+                    continue
+                if UNLABELLED in labels:
+                    raise DataError(f"hf:{argument} has rows without a label in {label_column!r} (−1); drop them first")
+            rows = Rows(argument, part, table, image_column)
+            rows.check(headers)
+            load = partial(_pixels, preprocessing, rows)
+            parts[part] = Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels)
+            digest.update(f"{part} {table._fingerprint}\n".encode())  # noqa: SLF001 - the library's own content hash
+        return Content(
+            parts,
+            preprocessing,
+            digest.hexdigest(),
+            None if label_column is None else _num_classes(first, label_column, parts),
+            flip=True,
+            notes=(*notes, *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation)),
+        )
+
+
+class Rows:
+    """The encoded pictures of a table: the library would decode, turn and convert them by itself."""
+
+    def __init__(self, name: str, part: str, table: Any, column: str) -> None:
+        import datasets
+
+        self._name, self._column = f"hf:{name} {part}", column
+        mode = table.features[column].mode
+        self._mode: Literal["L", "RGB"] | None = mode if mode in ("L", "RGB") else None
+        if mode not in (None, "L", "RGB"):
+            raise DataError(f"hf:{name} declares its images as of mode {mode!r}; only 'L' and 'RGB' are read")
+        self._table = table.with_format(None).select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def described(self, position: int) -> str:
+        """What a message calls a row."""
+        return f"in row {position} of {self._name}"
+
+    def open(self, position: int) -> Image.Image:
+        """The picture of a row, opened; raises what Pillow raises."""
+        value = self._table[position][self._column]
+        if not value or not (value["bytes"] or value["path"]):
+            raise ValueError("the row has no image")
+        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+
+    def as_declared(self, picture: Image.Image, *, turn: bool) -> Image.Image:
+        """The picture in the mode that the column declares, if it does; raises ValueError."""
+        return picture if self._mode is None else eight_bit(picture, self._mode, turn=turn)
+
+    def check(self, headers: Headers) -> None:
+        """Counts what headers tell of all rows or, of many, an even sample; raises DataError."""
+        for position in sample(len(self)):
+            try:
+                with self.open(position) as picture:
+                    headers.add(picture)
+            except BAD_FILE as error:
+                raise unreadable(self.described(position), error) from error
+
+
+def _pixels(preprocessing: Preprocessing, rows: Rows, position: int) -> Tensor:
+    try:
+        with rows.open(position) as picture:
+            return preprocessing.pixels_of(rows.as_declared(picture, turn=preprocessing.exif_orientation))
+    except BAD_FILE as error:
+        raise unreadable(rows.described(position), error) from error
+
+
+def _load(name: str) -> tuple[dict[str, Any], list[str]]:
+    """(part → table, what was left out as sentences); raises DataError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hf: needs the package datasets. Try: pip install datasets") from error
+    is_saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    try:
+        loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot load hf:{name}: {error}") from error
+    tables = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    if len(tables) == 1:  # the only split there is gets split here
+        return {"train": next(iter(tables.values()))}, []
+    names = by_split(tables, f"hf:{name}")
+    if "train" not in names:
+        raise DataError(
+            f"hf:{name} has the splits {', '.join(tables)}; expected 'train' among them, or only one. "
+            f"Names that are read: {NAMES_READ}."
+        )
+    others = [each for each in tables if each not in names.values()]
+    notes = [f"Beside the splits that are read, these were left out: {listed(others)}."] if others else []
+    return {part: tables[each] for part, each in names.items()}, notes
+
+
+def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(the image column, the label column or None) of a table; raises DataError if it is not clear which."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    labels = [column for column in ("label", "labels") if column in kinds] or classes
+    if len(images) != 1 or len(labels) > 1:
+        shown = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+        raise DataError(f"hf:{name} has the columns {shown}; expected one Image and at most one label column")
+    return images[0], labels[0] if labels else None
+
+
+def _numbers(name: str, tables: Mapping[str, Any], column: str | None, wanted: Wanted) -> list[int] | None:
+    """The label of each class by its place in the table, None where that is the label.
+
+    Raises:
+        DataError: the labels are no classes, differ between splits, or are not what `data.classes` names.
+    """
+    if column is None:
+        if wanted.classes is not None:
+            raise DataError(f"hf:{name} has no label column, but data.classes is set; remove it")
+        return None
+    kinds = {str(table.features[column]) for table in tables.values()}
+    if len(kinds) > 1:
+        raise DataError(
+            f"hf:{name} has other classes in {column!r} of one split than of another: {'; '.join(sorted(kinds))}"
+        )
+    feature = tables["train"].features[column]
+    names = getattr(feature, "names", None)
+    if names is None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool")):
+        raise DataError(
+            f"hf:{name} has labels of type {feature} in {column!r}; expected ClassLabel or whole numbers. "
+            "Try: table.class_encode_column(…)"
+        )
+    if wanted.classes is None:
+        return None
+    if names is None:
+        raise DataError(f"hf:{name} has numbers in {column!r} and no class names, which data.classes maps; remove it")
+    return list(numbers_of(names, wanted.classes, f"the classes of {column!r}").values())
+
+
+def _labels(name: str, part: str, table: Any, column: str, numbers: list[int] | None) -> list[int]:
+    """The labels of a table, −1 where there is none; raises DataError for a number that is no class."""
+    labels = [UNLABELLED if label is None else int(label) for label in table[column]]
+    if numbers is not None:
+        labels = [numbers[label] if label >= 0 else label for label in labels]
+    if labels and min(labels) < UNLABELLED:
+        raise DataError(f"hf:{name} has the label {min(labels)} in {column!r} of {part}; classes are numbered from 0")
+    return labels
+
+
+def _num_classes(table: Any, column: str, parts: Mapping[str, Images]) -> int:
+    if declared := getattr(table.features[column], "num_classes", None):
+        return int(declared)
+    return 1 + max(int(images.labels.max()) for images in parts.values() if len(images))
