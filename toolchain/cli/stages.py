@@ -171,6 +171,7 @@ def export(
         whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
         made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
         graph, rungs = made.graph, list(made.rungs)
+        del model  # converting a large one takes the memory
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
             graph, rungs = converted.graph, [*rungs, *converted.rungs]

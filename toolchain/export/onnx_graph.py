@@ -288,7 +288,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
     try:
         with _folder_beside(path) as folder:
             partial, beside = folder / path.name, folder / data.name
-            if weights is not None:
+            if weights is not None and any(map(uses_external_data, model.graph.initializer)):
                 weights.replace(beside)
                 _refer_to(model, data.name)
             elif is_large(stored_bytes(model)):
