@@ -19,7 +19,7 @@ from suite import Cell, Suite
 from toolchain.artifact import digest_of, read_json, write_json
 from toolchain.compress.closed_form import betas_for
 from toolchain.job import tool
-from toolchain.recipe import CompressSection, Recipe
+from toolchain.recipe import LOCAL, CompressSection, Recipe, model_source
 from toolchain.targets.device_runner import fingerprint
 from toolchain.training.evaluate import Accuracy
 
@@ -59,6 +59,8 @@ def cell_key(recipe: Recipe, peer: Mapping[str, Any], weights_sha256: str, extra
 def described(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it is recorded: without paths."""
     raw = recipe.model_dump(mode="json")
+    if model_source(recipe.model.name)[0] == LOCAL:
+        raw["model"]["name"] = LOCAL
     raw["model"]["checkpoint"] = "reference" if raw["model"]["checkpoint"] else ""
     return raw
 

@@ -48,7 +48,7 @@ from toolchain.export.onnx_graph import folder_beside
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
-from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
+from toolchain.job import SYNTHETIC, Start, begin, clocks, compressed, prepare, tool, trained
 from toolchain.judge import Judge
 from toolchain.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
@@ -57,7 +57,7 @@ from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.processes import require_one, together
-from toolchain.training.stages import Finetune
+from toolchain.training.stages import Finetune, require_teacher
 
 M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
@@ -74,10 +74,10 @@ def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: 
     """Write the dense model of a recipe; trained, if the recipe asks for it."""
     require_one("load")
     check_replaceable(out, MODEL_FILES)
-    job = prepare(Recipe.load(recipe, set_ or ()))
+    start = begin(Recipe.load(recipe, set_ or ()))
     with Screen() as screen:
         screen.stage("load")
-        _save(trained(job, progress=on_epoch(screen)), out, json_=json_)
+        _save(trained(start, progress=on_epoch(screen)), out, json_=json_)
 
 
 def compress(
@@ -86,7 +86,7 @@ def compress(
     """Dense model folder → masked model folder with plan.json and allocation.json."""
     require_one("compress")
     check_replaceable(out, MODEL_FILES)
-    job = _job(recipe, set_)
+    job = prepare(Recipe.load(recipe, set_ or ()), fetch=False)
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
@@ -111,7 +111,7 @@ def finetune(
 ) -> None:
     """Masked model folder → masked model folder, trained; what was removed stays removed. Also runs below torchrun."""
     check_replaceable(out, MODEL_FILES)
-    job = _job(recipe, set_)
+    job = begin(Recipe.load(recipe, set_ or ()), fetch=False)
     masked = _open_for(job, folder, MaskedModel)
     section = job.recipe.finetune
     if not section.epochs:
@@ -120,6 +120,7 @@ def finetune(
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
+    require_teacher(section, job.source)
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
         told = None
@@ -161,7 +162,7 @@ def export(
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
-    judge = Judge(source_for(data, model.preprocess))
+    judge = Judge(source_for(data, model.preprocess), model.output)
     if judge.source.synthetic and precision in PRECISIONS and PRECISIONS[precision].calibrated:
         raise RecipeError(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
@@ -169,7 +170,7 @@ def export(
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small
         whole = out if scratch is None else scratch / f"{folder.name}.{FP32}.onnx"
-        made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
+        made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
         graph, rungs = made.graph, list(made.rungs)
         del model  # converting a large one takes the memory
         if precision != FP32:
@@ -256,11 +257,6 @@ def refit(
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
-def _job(recipe: Path, set_: list[str] | None) -> Job:
-    """The recipe's data and settings; no pretrained weights are fetched, the folder has the weights."""
-    return prepare(Recipe.load(recipe, set_ or ()), fetch=False)
-
-
 def _open(folder: Path, kind: type[M]) -> M:
     model = load_model(folder)
     if not isinstance(model, kind):
@@ -268,7 +264,7 @@ def _open(folder: Path, kind: type[M]) -> M:
     return model
 
 
-def _open_for(job: Job, folder: Path, kind: type[M]) -> M:
+def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
     model = _open(folder, kind)
     for what, found, wanted in (

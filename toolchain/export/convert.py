@@ -21,6 +21,7 @@ from toolchain.export.pixels import representable, takes_pixels, with_pixels, wi
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
 from toolchain.export.probabilities import (
     gives_probabilities,
+    output_in,
     probabilities_rung,
     with_probabilities,
     without_probabilities,
@@ -104,7 +105,7 @@ class Convert:
         made = wanted.convert(dense, self.calibration)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
-        whole = with_probabilities(whole) if gives_probabilities(shipped) else whole
+        whole = with_probabilities(whole, output_in(shipped) or "logits") if gives_probabilities(shipped) else whole
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
@@ -135,7 +136,8 @@ class Convert:
         with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
             rungs = [self._rung(given.path.name, expected, self.path.name, got, tolerance, images)]
         if gives_probabilities(model):
-            rungs.append(probabilities_rung(self.path, target, feeding(self.path)(images[: max(BATCHES)])))
+            feeds = feeding(self.path)(images[: max(BATCHES)])
+            rungs.append(probabilities_rung(self.path, target, feeds, output_in(model) or "logits"))
         return rungs
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:

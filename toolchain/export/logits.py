@@ -19,7 +19,9 @@ from toolchain.export.onnx_graph import OUTPUT, first_line, read_onnx
 from toolchain.export.parity import BATCHES, Rung, Tolerance, compare
 from toolchain.export.pixels import representable
 from toolchain.export.precision import COMPARED, Reading, in_steps, precision_of, reference_target, tolerance_of
+from toolchain.export.probabilities import output_in
 from toolchain.export.stage import stack_images, torch_call
+from toolchain.outputs import Output, label_classes, output_of
 from toolchain.surgery.replay import load_model
 from toolchain.training.evaluate import Accuracy, accuracy
 
@@ -61,6 +63,7 @@ class Form:
         outputs: name → rank of its outputs, None where that is not known.
         precision: and where that is known from.
         preprocess: what it says about its input; None where it says nothing.
+        output: what it says that its outputs are; None where it says nothing.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class Form:
     outputs: Mapping[str, int | None]
     precision: Reading
     preprocess: Preprocess | None
+    output: Output | None
 
     @property
     def notes(self) -> list[str]:
@@ -107,12 +111,14 @@ def form_of(path: Path) -> Form:
         RecipeError: it is no function of images.
     """
     if path.is_dir():
-        preprocess = ModelRecord.load(path / "model.json").preprocess
-        return Form(path, folder_input(preprocess), {OUTPUT: 2}, precision_of(path), preprocess)
+        record = ModelRecord.load(path / "model.json")
+        size = folder_input(record.preprocess)
+        return Form(path, size, {OUTPUT: 2}, precision_of(path), record.preprocess, record.model.output)
     model = read_onnx(path)
     kinds = {value.name: value.type.tensor_type for value in model.graph.output}
     outputs = {name: len(kind.shape.dim) if kind.HasField("shape") else None for name, kind in kinds.items()}
-    return Form(path, input_of(model, path), outputs, precision_of(path), declared_preprocess(model, path))
+    preprocess = declared_preprocess(model, path)
+    return Form(path, input_of(model, path), outputs, precision_of(path), preprocess, output_in(model))
 
 
 @contextlib.contextmanager
@@ -254,7 +260,7 @@ def accuracy_of(
         first = call(stack_images([images[0][0]]))
         if first.ndim != 2:
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
-        source.check_classes(first.shape[1])
+        source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     return Evaluation(result, (*notes, *form.notes))
 
@@ -307,8 +313,10 @@ def parity_of(
     allowed = tolerance or tolerance_of(*(form.precision for form in forms))
     judged = allowed or Tolerance(None, -1.0, None)
     size = resolved({form.path: form.input for form in forms}, input_shape)
-    if any(rank not in (2, None) for form, name in zip(forms, outputs, strict=True) if (rank := form.outputs[name])):
-        judged = replace(judged, top1_min=None)  # no classes
+    ranks = [form.outputs[name] for form, name in zip(forms, outputs, strict=True)]
+    classes = all(rank in (2, None) for rank in ranks) and all(form.output in ("logits", None) for form in forms)
+    if not classes:
+        judged = replace(judged, top1_min=None)
     given = _compared_on(forms, data, asked, size, top1=judged.top1_min is not None)
     shapes: dict[Path, set[tuple[int, ...]]] = {a: set(), b: set()}
 
@@ -333,7 +341,7 @@ def parity_of(
             in_steps(rows(b, got)),
             given.images,
             tolerance=judged,
-            real_images=given.real,
+            real_images=given.real and classes,
             batches=sorted({*BATCHES, len(given.images)}),
         )
     if all(shapes.values()) and shapes[a] != shapes[b]:

@@ -193,7 +193,7 @@ def _from_torch(
                 external_data=False,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
+    except Exception as error:  # its own errors, and whatever torch makes of a model on the way
         raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
     if program is None:  # only in torch's old exporter
         raise ArtifactError(f"torch exported nothing for {type(module).__name__}")

@@ -173,13 +173,11 @@ def runs_on(precision: Precision) -> str:
     reasons = []
     for name in precision.targets:
         try:
-            runs = get_target(name).probe().details.get("run", "yes")
+            get_target(name).require_run()
         except TargetUnavailable as error:
             reasons.append(str(error))
         else:
-            if runs == "yes":
-                return name
-            reasons.append(f"{name} runs nothing here ({runs.removeprefix('no: ')})")
+            return name
     raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
 
 

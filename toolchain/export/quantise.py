@@ -3,6 +3,10 @@
 Only linears with constant weights are quantised, and not the last one, which gives the logits. Weights are symmetric with
 one scale per output channel; LayerNorm, softmax, the products of attention, residual additions and the patch embedding
 stay in fp32.
+
+Weights use the numbers from -64 to 64 alone. An x86 processor without VNNI multiplies unsigned activations by signed weights
+and adds each two products in 16 bits, cut off at 32767: 255 · (64 + 64) fits, 255 · (127 + 127) does not. So a file gives the
+same sums on every processor, and is not another model on an older one.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ def int8_dynamic(model: onnx.ModelProto, images: Array) -> Conversion:  # noqa: 
                 each for name in last_linears(model) for each in (name, f"{name}_MatMul")
             ],  # a Gemm's new name
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=is_large(stored_bytes(model)),
             extra_options={"MatMulConstBOnly": True},
@@ -97,6 +102,7 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
             op_types_to_quantize=LINEARS,
             nodes_to_quantize=[node.name for node in inner],
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,

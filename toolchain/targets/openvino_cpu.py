@@ -21,6 +21,7 @@ from toolchain.targets.base import (
     EngineBuild,
     Feeds,
     NodeTime,
+    Profiled,
     Runner,
     TargetInfo,
     TargetProfile,
@@ -131,7 +132,11 @@ class OpenVinoRunner:
         return compiled
 
     def _require(self, compiled: Any, settings: dict[str, Any]) -> None:
-        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16."""
+        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16.
+
+        That a setting reads back as itself proves less. On a CPU with AVX-512 and no bf16 the hint bf16 does, and is computed
+        with instructions for fp32; the probe refuses that.
+        """
         for name, asked in settings.items():
             found = compiled.get_property(name)
             if name == "INFERENCE_PRECISION_HINT":
@@ -142,7 +147,7 @@ class OpenVinoRunner:
                 )
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(Profiled):
     """Target "openvino-cpu", or with another name the same in another precision.
 
     Preferred multiples fill a 256-bit vector, the narrowest that its x86 kernels use.
@@ -170,13 +175,12 @@ class OpenVinoCpu:
         version = str(ov.__version__).partition("-")[0]  # after it come the build and the branch
         return TargetInfo(self.name, "openvino", version, cpu_model(), {"precision": self.precision})
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """OpenVINO's own format in `folder`, `<stem>.xml` and `<stem>.bin`: half the bytes, weights of fp32 rounded to fp16.
 
         Rounded or not, OpenVINO multiplies in the precision of the target: fp16 is how weights are stored.
 
         Raises:
-            TargetUnavailable: see `probe`.
             ArtifactError: OpenVINO cannot read the file, or a weight is beyond what fp16 holds.
             RecipeError: the file takes another shape than the one that is asked for.
             StorageError: the files cannot be written.
@@ -218,11 +222,11 @@ class OpenVinoCpu:
         }
         return EngineBuild(path, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:
+    def _open(self, path: Path, threads: int) -> Runner:
         """A runner of an ONNX file or of OpenVINO's own .xml; raises ArtifactError on entry if it cannot be read."""
         return OpenVinoRunner(path, threads, self.precision, target=self.name)
 
-    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+    def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
         """The mean time of every node over `calls` calls, after `warm_up` others."""
         with OpenVinoRunner(path, threads, self.precision, target=self.name, profiled=True) as runner:
             runner.time_ns(feeds, warm_up)

@@ -20,7 +20,15 @@ import torch
 
 from toolchain.artifact import atomic_path, read_json, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import (
+    ENGINE_SCHEMA,
+    BuildOptions,
+    EngineBuild,
+    Refittable,
+    Runner,
+    TargetInfo,
+    TargetProfile,
+)
 from toolchain.targets.engine_cache import cached_engine, source_digests
 from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import Mode
@@ -38,7 +46,7 @@ from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_lo
 log = logging.getLogger(__name__)
 
 
-class TensorRT:
+class TensorRT(Refittable):
     """A target on one of NVIDIA's two runtimes.
 
     `open` runs an engine, or an ONNX file: of that, an engine for this GPU and exactly the batch of the feeds is built
@@ -114,19 +122,18 @@ class TensorRT:
             require_options(self.name, replace(options, compute_capabilities=capabilities))
             require_products(self.name, capabilities, [name for name in precisions if name != "fp16"])
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
 
         Where engines are built ahead of time it holds all of `options.compute_capabilities`, else this GPU's only.
 
         Raises:
-            TargetUnavailable: the module is missing or too old, or TensorRT proper finds no GPU.
+            TargetUnavailable: stripped engines need a driver.
             RecipeError: the module cannot build for a capability, or not in the file's types, or none was named and there is
                 no GPU.
             ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
             StorageError: a file cannot be read or written.
         """
-        self.probe()
         self.require(options, ())
         trt, logger = self._load(), forwarding_logger(self.module)
         source = source_digests(onnx)
@@ -192,15 +199,9 @@ class TensorRT:
         }
         return EngineBuild(path, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
-        """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here.
-
-        Raises:
-            TargetUnavailable: the module is missing, or a GPU that it has kernels for.
-        """
+    def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
+        """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here."""
         trt = self._load()
-        if (missing := self._cannot_run(trt)) is not None:
-            raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU that it was built for")
 
         def opened(engine: Path) -> TrtRunner:
             return TrtRunner(trt, forwarding_logger(self.module), engine, self.mode)
@@ -209,16 +210,13 @@ class TensorRT:
             return opened(path)
         return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
 
-    def refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
+    def _refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
         """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.
 
         Raises:
-            TargetUnavailable: the module or a GPU is missing.
             StorageError, ArtifactError: the engine cannot be read or loaded, or was built from another file.
         """
         trt = self._load()
-        if (missing := no_gpu()) is not None:
-            raise TargetUnavailable(self.name, f"{missing}; an engine takes its weights where it runs")
         record = read_json(stripped.with_name("engine.json"))
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
         path, options = folder / stripped.name, {**record["options"], "strip": False}
