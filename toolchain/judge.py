@@ -103,7 +103,7 @@ class Judge:
             made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
             profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         """
-        available = None if self.source.synthetic else len(self.source.split("validation"))
+        available = len(self.source.split("validation")) if self.names_classes else None
         return engine_rung(onnx, made, profile, self.images, available)
 
     def _rung(

@@ -2,8 +2,10 @@
 
 import math
 
+import onnx
 import pytest
 from builders import Refusing
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.bench.compare import compare
 from toolchain.bench.protocol import Comparison
@@ -40,6 +42,15 @@ def test_a_planted_slowdown_is_regressed_and_its_mirror_image_improved(stack, tm
     assert better.ratio.point < -math.log(2)
     assert 1 < better.verified_speedup_at_least == pytest.approx(math.exp(-better.ratio.hi))
     assert better.latency_ms("B") < better.latency_ms("A")
+
+
+def test_a_file_that_takes_fp16_is_timed_against_one_that_takes_fp32(stack, tmp_path):
+    """Kind: what fp16 converters make by default. Each is fed the same values in its own type."""
+    a = stack(tmp_path / "a.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(a)), tmp_path / "half.onnx")
+    comparison = compare(a, tmp_path / "half.onnx", **{**SHORT, "tau": 0.5}, blocks=4, sessions=3, looks=1)
+    assert {spec.dtype for spec in comparison.scenario.inputs} == {"float32"}
+    assert len(comparison.sessions) == 3
 
 
 def test_what_cannot_be_compared_is_refused_before_it_is_timed(stack, tmp_path):

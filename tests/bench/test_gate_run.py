@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 
+import onnx
 import pytest
 from builders import write_classifier
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.bench.gate import (
     Accept,
@@ -160,6 +162,37 @@ def test_an_artifact_of_another_origin_has_exact_checks_and_no_accuracy(stack, t
     assert statuses(result) == {"budget.nodes": "pass"}
     raw["cell"][0]["budget"] = {"accuracy": 0.5}
     with pytest.raises(RecipeError, match=r"takes \[96\] per sample, which is no image"):
+        run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+
+
+def test_a_file_of_another_origin_is_judged_where_data_says_how_images_are_prepared(tmp_path):
+    """Kind: a gate on files that slimvit did not write. What was assumed of them is in the reason of the check."""
+    for name in ("a", "b"):
+        model = onnx.load(write_classifier(tmp_path / f"{name}.onnx"))
+        del model.metadata_props[:]
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(tmp_path / "b.onnx")), tmp_path / "b.onnx")
+    data = {"source": "digits", "mean": [0.0], "std": [1.0]}
+    raw = {
+        "data": data,
+        "baseline": {"a": {"path": "a.onnx", "sha256": artifact_sha256(tmp_path / "a.onnx")}},
+        "cell": [
+            {
+                "name": "b",
+                "artifact": "b.onnx",
+                "baseline": "a",
+                "budget": {"accuracy": 0.7},
+                "relation": {"accuracy": 0.01, "parity": {"cosine_min": 0.999}},
+            }
+        ],
+    }
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert set(statuses(result).values()) == {"pass"}
+    for check in result.cells[0].checks:
+        assert "b.onnx is fp16 (1 of 1 linears and convolutions hold fp16 weights)" in check.reason
+    assert "a.onnx does not say how images are prepared: nothing is cropped" in result.cells[0].checks[-1].reason
+    del data["std"]
+    with pytest.raises(ArtifactError, match=r"mean, std and crop_pct of \[data\]"):
         run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
 
 

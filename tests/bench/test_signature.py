@@ -30,12 +30,33 @@ def test_a_fixed_batch_serves_only_itself(tmp_path):
 
 def test_an_open_shape_has_to_be_given_and_a_fixed_one_to_be_met(tmp_path):
     path = with_input(tmp_path / "m.onnx", ["n", 3, "h", "w"])
-    with pytest.raises(RecipeError, match="open"):
+    with pytest.raises(RecipeError, match=r"open, \[3, \?, \?\] per sample; name it with --input-shape"):
         read_signature(path, batch=1)
     assert read_signature(path, 1, (3, 8, 16)).inputs[0].shape == (1, 3, 8, 16)
     for wrong in ((1, 8, 8), (3, 8)):
         with pytest.raises(RecipeError, match="asked for"):
             read_signature(path, 1, wrong)
+
+
+def test_a_fixed_batch_names_the_option_that_meets_it_and_a_fixed_size_says_when_it_was_fixed(tmp_path):
+    """Kind: messages that ask for a batch or a shape, and do not say where to give it."""
+    path = with_input(tmp_path / "m.onnx", [4, 3, 8, 8])
+    with pytest.raises(RecipeError, match="--batch 4 "):
+        read_signature(path, batch=1)
+    with pytest.raises(RecipeError, match="height and width of an ONNX file are fixed at export"):
+        read_signature(path, 4, (3, 16, 16))
+
+
+def test_floats_of_other_bits_can_be_fed_the_same_values_and_nothing_else_can(tmp_path):
+    kinds = {
+        name: read_signature(with_input(tmp_path / f"{name}.onnx", ["n", 3, 8, 8], getattr(TensorProto, name)), 1)
+        for name in ("FLOAT", "FLOAT16", "UINT8", "INT64")
+    }
+    assert kinds["FLOAT"].fits(kinds["FLOAT16"])
+    assert kinds["UINT8"].fits(kinds["UINT8"])
+    assert not kinds["FLOAT"].fits(kinds["UINT8"])
+    assert not kinds["UINT8"].fits(kinds["INT64"])
+    assert not kinds["FLOAT"].fits(read_signature(with_input(tmp_path / "m.onnx", ["n", 3, 8, 9]), 1))
 
 
 def test_inputs_that_cannot_be_generated_are_refused(tmp_path):

@@ -467,6 +467,29 @@ def test_parity_holds_and_breaks(parsed, finished):
     assert parsed("parity", finished.folder / "dense", onnx, code=3)["verdict"] == "fail"
 
 
+def test_files_that_do_not_say_are_told_how_images_are_prepared(parsed, command, finished, tmp_path):
+    """Kind: what slimvit did not write. Noise needs no preprocessing; images need two options, which the message names."""
+    own = finished.folder / "onnx" / "compressed.fp32.onnx"
+    model = onnxlib.load(own)
+    del model.metadata_props[:]
+    onnxlib.save(model, tmp_path / "theirs.onnx")
+    theirs = tmp_path / "theirs.onnx"
+    noise = parsed("parity", theirs, theirs)
+    assert noise["verdict"] == "pass"
+    assert any("theirs.onnx is fp32" in note for note in noise["notes"])
+    refused = command("evaluate", theirs, "--data", "digits")
+    assert refused.code == 3
+    assert "--mean and --std" in refused.err
+    options = ("--mean", "0.3053", "--std", "0.3760")
+    assert command("evaluate", theirs, "--data", "digits", "--mean", "a,b").code == 2
+    evaluated = parsed("evaluate", theirs, "--data", "digits", *options)
+    assert evaluated["wrong"] == parsed("evaluate", own, "--data", "digits")["wrong"]
+    assert "does not say how images are prepared" in evaluated["notes"][0]
+    assert parsed("parity", theirs, own, "--data", "digits", "--cosine-min", "0.9")["tolerance"]["cosine_min"] == 0.9
+    text = command("parity", theirs, theirs).out
+    assert "theirs.onnx is fp32 (" in text
+
+
 def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "compare_artifacts", short_bench)
     pair = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]

@@ -128,6 +128,28 @@ def test_the_signature_opset_and_metadata_are_as_asked(form, request):
     assert list(path.parent.iterdir()) == [path], "nothing else is left in the folder"
 
 
+@pytest.mark.parametrize(("opset", "version"), [(18, 8), (19, 9), (20, 9), (21, 10), (22, 10), (23, 11)])
+def test_the_ir_version_is_the_one_that_the_opset_came_with(opset, version, tmp_path):
+    """Kind: a file that old runtimes refuse for its IR version, though they know its opset.
+
+    ONNX Runtime 1.14 (opset 18) reads IR versions up to 8, 1.17 (opset 20) up to 9.
+    """
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=13)
+    onnx_graph.write_onnx(model, tmp_path / "a.onnx")
+    assert onnx.load(tmp_path / "a.onnx").ir_version == version
+
+
+def test_every_file_that_is_written_has_it(exported, plain, tmp_path):
+    for path, _ in (exported, plain):
+        assert onnx.load(path).ir_version == 9
+    from toolchain.bench.calibrate import built_in
+
+    assert onnx.load(built_in(tmp_path / "b.onnx")).ir_version == 9, "it is sent to devices as well"
+
+
 def test_a_low_rank_pair_stays_two_products(module, exported, plain):
     wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
     assert wanted[(64, 8)] == wanted[(8, 192)] == wanted[(64, 192)] == 1

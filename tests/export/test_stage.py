@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
+from builders import TINY, dense_model
 from onnx import TensorProto, helper
 
-from toolchain.artifact import Preprocess
+from toolchain.artifact import Preprocess, run_stage
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import PREPROCESS, read_preprocess
+from toolchain.export.stage import Export, fixed_size_notes
+from toolchain.recipe import ExportSection
 
 GOOD = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.25], "crop_pct": None}
 
@@ -40,5 +44,32 @@ def test_damaged_metadata_is_refused(file, text):
 
 
 def test_a_foreign_file_is_refused(file):
-    with pytest.raises(ArtifactError, match="slimvit did not write it"):
+    with pytest.raises(ArtifactError, match=r"slimvit did not write it.* --mean and --std"):
         read_preprocess(file())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({}, []),
+        ({"dynamic_img_size": True}, ["dynamic_img_size"]),
+        ({"dynamic_img_pad": True}, ["dynamic_img_pad"]),
+        ({"dynamic_img_size": True, "dynamic_img_pad": True}, ["dynamic_img_size and dynamic_img_pad"]),
+        ({"name": "vit_small_patch16_rope_224", "dynamic_img_size": True}, ["dynamic_img_size"]),
+    ],
+)
+def test_a_dynamic_image_size_that_the_file_loses_is_told(kwargs, said):
+    """Kind: what was asked for in kwargs and is not in the file."""
+    model = dense_model(**{**TINY, "name": "vit_tiny_patch16_224", **kwargs})
+    wanted = [
+        f"The model has {what}; height and width of an ONNX file are fixed at export, here at 32×32." for what in said
+    ]
+    assert fixed_size_notes(model.module, model.preprocess) == wanted
+
+
+def test_the_note_is_in_what_export_tells(tmp_path):
+    model = dense_model(**{**TINY, "dynamic_img_size": True})
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    stage = Export(ExportSection(simplify=False), tmp_path / "a.onnx", images, False, "test")
+    (note,) = run_stage(stage, model).graph.notes
+    assert "fixed at export, here at 32×32" in note

@@ -167,15 +167,37 @@ def test_a_capability_that_cannot_be_built_names_those_that_can(asked, said, onn
 @needs_rtx
 @pytest.mark.parametrize(
     ("shape", "batch", "said"),
-    [((2, 3), (1, 1, 8), "fixed batch of 2"), (("batch", "n"), (1, 1, 8), "only the batch may be dynamic")],
+    [
+        ((2, 3), (1, 1, 8), r"fixed batch of 2.* --batch 2 2 2 "),
+        (("batch", "n"), (1, 1, 8), "only the batch may stay open.* --input-shape"),
+    ],
 )
 def test_an_input_that_cannot_follow_the_profile_is_refused(shape, batch, said, no_gpu, tmp_path):
     io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", io[:1], io[1:])
     path = tmp_path / "relu.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    with pytest.raises(ArtifactError, match=said):
+    with pytest.raises(RecipeError, match=said):
         TRT_RTX.build(path, tmp_path, BuildOptions(batch, ("8.9",)))
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("sample", "said"), [((8, 8), ""), ((8, 9), "what is fixed stays"), ((8,), "what is fixed stays")]
+)
+def test_a_shape_that_the_file_leaves_open_is_asked_for(sample, said, no_gpu, tmp_path):
+    """Kind: a file of open height and width. The engine is built for the size that is named, and for no other."""
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", "h", 8)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", io[:1], io[1:])
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    options = BuildOptions((1, 2, 4), ("8.9",), input_shape=sample)
+    if said:
+        with pytest.raises(RecipeError, match=said):
+            TRT_RTX.build(path, tmp_path, options)
+    else:
+        profile = TRT_RTX.build(path, tmp_path, options).facts["profile"]["x"]
+        assert profile == {"min": [1, 8, 8], "opt": [2, 8, 8], "max": [4, 8, 8]}
 
 
 @needs_rtx

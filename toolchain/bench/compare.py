@@ -103,7 +103,7 @@ def compare(
         },
     )
     theirs = read_signature(b, batch, input_shape)
-    if ours.inputs != theirs.inputs:
+    if not ours.fits(theirs):
         raise ParityError(f"{a} and {b} cannot be compared: their inputs are {_show(ours)} and {_show(theirs)}")
     artifacts: dict[Literal["A", "B"], ArtifactFacts] = {A: artifact_facts(a), B: artifact_facts(b)}
     variants = dict(zip(VARIANTS, ((a, ours), (b, theirs), (a, ours)), strict=True))

@@ -100,11 +100,13 @@ def _inputs(design: Design, scenario: Scenario, count: int) -> dict[str, Any]:
 
 
 def _variant(name: str, scenario: Scenario, path: Path, signature: Signature) -> dict[str, Any]:
+    own = {} if signature.inputs == scenario.inputs else {"dtypes": [spec.dtype for spec in signature.inputs]}
     return {
         "name": name,
         "path": str(path.resolve()),
         "runtime": scenario.target,
         "inputs": list(signature.names),
+        **own,
     }
 
 

@@ -25,6 +25,14 @@ class Signature:
     names: tuple[str, ...]
     inputs: tuple[InputSpec, ...]
 
+    def fits(self, other: Signature) -> bool:
+        """Whether the same values can be fed to both: of equal shapes and types, or of floats that differ in their bits."""
+        return len(self.inputs) == len(other.inputs) and all(
+            ours.shape == theirs.shape
+            and (ours.dtype == theirs.dtype or {np.dtype(ours.dtype).kind, np.dtype(theirs.dtype).kind} == {"f"})
+            for ours, theirs in zip(self.inputs, other.inputs, strict=True)
+        )
+
 
 def read_signature(path: Path, batch: int, input_shape: tuple[int, ...] | None = None) -> Signature:
     """The inputs of an ONNX file or a model folder.

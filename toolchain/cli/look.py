@@ -17,12 +17,13 @@ from pydantic import BaseModel
 
 from toolchain.artifact import read_json, sha256, write_text
 from toolchain.bench.gate import GateConfig, GateResult
-from toolchain.bench.size import artifact_size_bytes
+from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import read_onnx
+from toolchain.export.precision import precision_of
 from toolchain.families import FAMILIES, family_of
 from toolchain.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
@@ -149,7 +150,8 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     return {
         "kind": "onnx",
         "bytes": artifact_size_bytes(path),
-        "sha256": sha256(path),
+        "sha256": artifact_sha256(path),
+        "precision": str(precision_of(path)) or "not known",
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "inputs": signature(model.graph.input),
         "outputs": signature(model.graph.output),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -45,6 +44,7 @@ from toolchain.export.engine import RECORD, BuildEngine
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.inputs import resolved
 from toolchain.export.logits import form_of, noise, raw_pixels, source_for
+from toolchain.export.onnx_graph import folder_beside
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
@@ -168,10 +168,11 @@ def export(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
         )
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
-    with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
-        whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
+    with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small
+        whole = out if scratch is None else scratch / f"{folder.name}.{FP32}.onnx"
         made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
         graph, rungs = made.graph, list(made.rungs)
+        del model  # converting a large one takes the memory
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
             graph, rungs = converted.graph, [*rungs, *converted.rungs]

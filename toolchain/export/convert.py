@@ -15,8 +15,7 @@ from onnx import TensorProto
 from toolchain.artifact import OnnxArtifact
 from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export.calls import Call, feeding, opened, preprocess_in
-from toolchain.export.conversion import Conversion
-from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, strip, write_onnx
+from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, read_onnx, strip, write_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
@@ -88,6 +87,18 @@ class Convert:
 
     def __call__(self, given: OnnxArtifact) -> Converted:
         """The converted file."""
+        try:
+            graph, rungs, target = self._written(
+                given
+            )  # of the graphs that it holds nothing is left for what runs the files
+            rungs += self._run(given, target)
+        except BaseException:
+            _remove((self.path, self.path.with_name(f"{self.path.name}.data")))
+            raise
+        return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
+
+    def _written(self, given: OnnxArtifact) -> tuple[GraphFacts, list[Rung], str]:
+        """(what is now on disk, its weights and scales held against the fp32 file's, what can run it)."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
         dense = without_probabilities(shipped if how is None else without_pixels(shipped, how))
@@ -99,21 +110,8 @@ class Convert:
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
         files = write_onnx(whole, self.path)
-        try:
-            return self._judged(given, shipped, made, files)
-        except BaseException:
-            _remove(files)
-            raise
-
-    def _judged(
-        self, given: OnnxArtifact, shipped: onnx.ModelProto, made: Conversion, files: tuple[Path, ...]
-    ) -> Converted:
-        """What is now on disk, held against the fp32 file."""
-        wanted = PRECISIONS[self.precision]
-        how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
         model = onnx.load(self.path)
         require_precision(model, shipped, wanted)
-        target = runs_on(wanted)
         graph = GraphFacts(
             files=files,
             size_bytes=sum(file.stat().st_size for file in files),
@@ -125,15 +123,22 @@ class Convert:
         rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
-        images = self.images if how is None else representable(self.images, how)
-        with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
-            if made.smoothed:
+        if made.smoothed:
+            with opened("ort-cpu", given.path) as expected:
+                images = self.images if how is None else representable(self.images, how)
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
-            rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
+        return graph, rungs, runs_on(wanted)
+
+    def _run(self, given: OnnxArtifact, target: str) -> list[Rung]:
+        """What is on disk, run beside the fp32 file."""
+        model, tolerance = read_onnx(self.path), PRECISIONS[self.precision].tolerance
+        images = representable(self.images, preprocess_in(model, self.path)) if takes_pixels(model) else self.images
+        with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
+            rungs = [self._rung(given.path.name, expected, self.path.name, got, tolerance, images)]
         if gives_probabilities(model):
             feeds = feeding(self.path)(images[: max(BATCHES)])
             rungs.append(probabilities_rung(self.path, target, feeds, output_in(model) or "logits"))
-        return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
+        return rungs
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
         """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""

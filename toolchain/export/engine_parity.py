@@ -37,7 +37,7 @@ def engine_rung(
         made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
         profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         images: the number of images that are wanted → that many, [N, C, H, W].
-        available: how many real images there are; None for noise.
+        available: how many images there are for which the largest output names a class; None where it does not, as for noise.
         preprocess: how they were prepared, for a file that takes pixels and does not say.
     """
     reading = precision_of(onnx)

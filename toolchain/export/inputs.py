@@ -18,7 +18,7 @@ from toolchain.export.pixels import to_pixels
 Array = NDArray[Any]
 Sample = tuple[int | None, ...]
 """The shape of one sample, without the batch; None where the file leaves it open."""
-CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3)
 FLOATS = ("float32", "float16", "float64")
 FIXED_SIZE = "height and width of an ONNX file are fixed at export"
 

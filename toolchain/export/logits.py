@@ -363,7 +363,7 @@ def parity_of(
         rung = replace(rung, verdict="fail", reason=f"outputs have other shapes per image: {shown_shapes}")
     if allowed is None and rung.verdict == "pass":
         rung = replace(rung, verdict="not_run", reason=_not_judged(*forms))
-    several = any(len(form.outputs) > 1 for form in forms)
+    several = any(len(form.outputs) > 1 for form in forms) and set(outputs) != {OUTPUT}
     which = [f"Compared is one output of several: {' with '.join(dict.fromkeys(outputs))}."] if several else []
     return Agreement(rung, (*given.notes, *which, *(note for form in forms for note in form.notes)))
 

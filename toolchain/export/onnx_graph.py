@@ -83,7 +83,7 @@ def export_onnx(
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    with _folder_beside(path) if is_large(module_bytes(module)) else nullcontext() as folder:
+    with folder_beside(path) if is_large(module_bytes(module)) else nullcontext() as folder:
         exported = _from_torch(module, input_size, opset, folder)
         linears = linear_shapes(exported)
         wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
@@ -118,7 +118,7 @@ def export_onnx(
 
 
 @contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
+def folder_beside(path: Path) -> Iterator[Path]:
     """A folder beside a file that is to be written, gone after the block; raises StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,9 +286,9 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
     model.ir_version = oldest_ir_version(model)
     data = path.with_name(f"{path.name}.data")
     try:
-        with _folder_beside(path) as folder:
+        with folder_beside(path) as folder:
             partial, beside = folder / path.name, folder / data.name
-            if weights is not None:
+            if weights is not None and any(map(uses_external_data, model.graph.initializer)):
                 weights.replace(beside)
                 _refer_to(model, data.name)
             elif is_large(stored_bytes(model)):

@@ -180,6 +180,12 @@ def make_inputs(spec: Mapping[str, Any]) -> list[list[NDArray[Any]]]:
     return [[array(shape, dtype) for shape, dtype in tensors] for _ in range(spec["count"])]
 
 
+def feeds_of(variant: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """One input set under a variant's own names, and in its own types where they are others than the plan's."""
+    types = variant.get("dtypes", [array.dtype for array in arrays])
+    return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, types)}  # noqa: B905
+
+
 def fingerprint(threads: int) -> dict[str, Any]:
     """`machine`: what must not change between measurements that are compared; `state`: what may drift."""
     cpuinfo = _read("/proc/cpuinfo") or ""
@@ -271,7 +277,8 @@ def run_plan(
 
     Args:
         plan: schema, seed, session, blocks, slot_ms, threads, affinity (cores, or absent), warmup {calls, seconds}, inputs {count, seed, tensors
-            [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order}].
+            [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order, dtypes: their
+            types, absent where they are the tensors'}].
         openers: runtime → a callable (path, threads) that gives a context manager with `infer` and `time_ns`.
         progress: receives (share done, what was done), never while a slot is timed.
 
@@ -293,7 +300,7 @@ def run_plan(
             name, runtime = variant["name"], variant["runtime"]
             if runtime not in openers:
                 raise ValueError(f"no opener for runtime {runtime!r}; there are {sorted(openers)}")
-            feed = [dict(zip(variant["inputs"], arrays)) for arrays in inputs]  # noqa: B905
+            feed = [feeds_of(variant, arrays) for arrays in inputs]
             try:
                 runner = stack.enter_context(openers[runtime](variant["path"], plan["threads"]))
                 outputs = runner.infer(feed[0])
@@ -348,7 +355,7 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
     """
     pin(plan.get("affinity"), plan["threads"])
     (variant,) = plan["variants"]
-    feeds = dict(zip(variant["inputs"], make_inputs(plan["inputs"])[0]))  # noqa: B905
+    feeds = feeds_of(variant, make_inputs(plan["inputs"])[0])
     resident, start = _memory_bytes("VmRSS"), time.perf_counter_ns()
     try:
         with openers[variant["runtime"]](variant["path"], plan["threads"]) as runner:

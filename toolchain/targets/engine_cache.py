@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnx as onnxlib
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -46,6 +46,19 @@ def cached_engine(builder: Builder, onnx: Path, batch: int, capability: str) -> 
         folder.mkdir(exist_ok=True)
         capabilities = (capability,) if builder.ahead_of_time else ()
         return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities)).path
+
+
+def source_digests(onnx: Path) -> dict[str, Any]:
+    """What engine.json says of the file that an engine was built from: its digest, and those of the files with its weights.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
+    try:
+        weights = {file.name: sha256(file) for file in external_files(onnx)}
+    except ArtifactError:  # what is to read the file has the better words
+        weights = {}
+    return {"onnx": onnx.name, "onnx_sha256": sha256(onnx), **({"onnx_data_sha256": weights} if weights else {})}
 
 
 def external_files(onnx: Path) -> list[Path]:

@@ -185,6 +185,8 @@ class OpenVinoCpu(Profiled):
             RecipeError: the file takes another shape than the one that is asked for.
             StorageError: the files cannot be written.
         """
+        from toolchain.targets.engine_cache import source_digests  # not in a process that only runs files
+
         info, ov = self.probe(), _load(self.name)
         path = folder / f"{onnx.stem}.xml"
         try:
@@ -210,8 +212,7 @@ class OpenVinoCpu(Profiled):
             "weights": dict(sorted(kinds.items())),
             "matmul_dtypes": dict(Counter(NAMES.get(kind, kind) for kind in products)),
             "matmul_layers": len(products),
-            "onnx": onnx.name,
-            "onnx_sha256": sha256(onnx),
+            **source_digests(onnx),
             "engine": path.name,
             "engine_sha256": sha256(path),
             "weights_sha256": sha256(path.with_suffix(".bin")),

@@ -29,7 +29,7 @@ from toolchain.targets.base import (
     TargetInfo,
     TargetProfile,
 )
-from toolchain.targets.engine_cache import cached_engine
+from toolchain.targets.engine_cache import cached_engine, source_digests
 from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import Mode
 from toolchain.targets.trt_network import census, inspected, is_strongly_typed, parse
@@ -136,7 +136,7 @@ class TensorRT(Refittable):
         """
         self.require(options, ())
         trt, logger = self._load(), forwarding_logger(self.module)
-        onnx_sha256 = sha256(onnx)
+        source = source_digests(onnx)
         logger.errors.clear()
 
         builder = trt.Builder(logger)
@@ -191,8 +191,7 @@ class TensorRT(Refittable):
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
             **products,
-            "onnx": onnx.name,
-            "onnx_sha256": onnx_sha256,
+            **source,
             "engine": path.name,
             "engine_sha256": sha256(path),
             "size_bytes": len(engine),

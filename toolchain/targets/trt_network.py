@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx as onnxlib
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError, StorageError
@@ -43,7 +43,7 @@ def parse(trt: ModuleType, builder: Any, logger: Any, onnx: Path) -> tuple[Any, 
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     changed = with_float_biases(onnx)
-    if not (parser.parse_from_file(str(onnx)) if changed is None else parser.parse(changed.SerializeToString())):
+    if not (parser.parse_from_file(str(onnx)) if changed is None else parser.parse(bytes_of(changed, onnx))):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = "; ".join(" ".join(filter(None, (e.node_operator(), e.node_name(), e.desc()))) for e in errors[:3])
         raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot parse {onnx}: {said or 'no message'}")
@@ -78,6 +78,17 @@ def with_float_biases(onnx: Path) -> onnxlib.ModelProto | None:
     for name in {name for node in nodes for name in node.input} - used:
         model.graph.initializer.remove(stored[name])
     return model
+
+
+def bytes_of(model: onnxlib.ModelProto, onnx: Path) -> bytes:
+    """The bytes of a model that was read from a file; raises ArtifactError if they are more than protobuf can write."""
+    try:
+        return bytes(model.SerializeToString())
+    except EncodeError as error:
+        raise ArtifactError(
+            f"{onnx} has int32 biases and more than 2 GB of weights; TensorRT takes no such biases, and they cannot be "
+            "given to it in fp32. Build the engine from an fp16 file."
+        ) from error
 
 
 def typed_flag(trt: ModuleType) -> Any:

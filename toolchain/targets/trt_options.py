@@ -8,12 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from toolchain.artifact import atomic_path, sha256
+from toolchain.artifact import atomic_path
 from toolchain.cache import exclusive, user_cache
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.targets.base import BuildOptions
+from toolchain.targets.engine_cache import source_digests
 from toolchain.targets.gpu import no_gpu
-from toolchain.targets.trt_network import with_float_biases
+from toolchain.targets.trt_network import bytes_of, with_float_biases
 
 TURING = "7.5"
 
@@ -122,7 +123,8 @@ def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: M
     except OSError as error:
         raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
     # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
-    if record.get("onnx_sha256") != sha256(onnx):
+    digests = source_digests(onnx)
+    if any(record.get(name) != digests.get(name) for name in ("onnx_sha256", "onnx_data_sha256")):
         raise ArtifactError(f"{stripped} was not built from {onnx}: engine.json beside it names another digest")
     runtime = opened_runtime(trt, logger, record)
     loaded = runtime.deserialize_cuda_engine(serialized)
@@ -131,9 +133,7 @@ def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: M
     refitter = trt.Refitter(loaded, logger)
     reader = trt.OnnxParserRefitter(refitter, logger)
     changed = with_float_biases(onnx)
-    taken = (
-        reader.refit_from_file(str(onnx)) if changed is None else reader.refit_from_bytes(changed.SerializeToString())
-    )
+    taken = reader.refit_from_file(str(onnx)) if changed is None else reader.refit_from_bytes(bytes_of(changed, onnx))
     if not taken or not refitter.refit_cuda_engine():
         raise ArtifactError(f"{stripped} does not take the weights of {onnx}: {logger.last_error()}")
     form = loaded.create_serialization_config()

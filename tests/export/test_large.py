@@ -1,0 +1,180 @@
+"""Kind: more weights than one protobuf message holds. The limit is lowered, so that a small model takes the whole path."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from builders import dense_model
+from google.protobuf.message import EncodeError
+from onnx.external_data_helper import uses_external_data
+
+from toolchain.artifact import EngineArtifact, Preprocess, run_stage
+from toolchain.bench.bundle import Question, pack
+from toolchain.bench.gate.why import artifact_parts
+from toolchain.bench.size import artifact_files, artifact_sha256, stored_params
+from toolchain.cli.look import _inspect_onnx
+from toolchain.data import open_source
+from toolchain.errors import ArtifactError
+from toolchain.export import large
+from toolchain.export.engine import BuildEngine
+from toolchain.export.large import detached, module_bytes, stored_bytes, with_shapes
+from toolchain.export.logits import accuracy_of, parity_of
+from toolchain.export.onnx_graph import read_onnx
+from toolchain.export.stage import Export, stack_images
+from toolchain.judge import Judge
+from toolchain.recipe import EngineSection, ExportSection
+from toolchain.surgery.replay import save_model
+from toolchain.targets import trt_network
+from toolchain.targets.engine_cache import source_digests
+
+KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def limit():
+    """A message holds 20 kB; nothing may ask how large a model is, which fails where it matters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large, "INLINE_LIMIT_BYTES", 20_000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=32)
+
+
+@pytest.fixture(scope="module")
+def exported(limit, source, tmp_path_factory):
+    """(the model's folder, its fp32 file, what is in it), by the real stage."""
+    root = tmp_path_factory.mktemp("large")
+    model = dense_model(**KWARGS)
+    model = type(model)(
+        model.ref,
+        model.module,
+        model.family,
+        model.groups,
+        Preprocess((1, 8, 8), source.mean, source.std),
+        model.provenance,
+    )
+    save_model(model, root / "m")
+    images = stack_images([source.split("validation")[index][0] for index in range(3)])
+    made = run_stage(Export(ExportSection(softmax=True), root / "fp32.onnx", images, True, "test"), model)
+    return root / "m", made.artifact, made.graph
+
+
+def test_the_weights_go_beside_the_graph_and_never_through_it(exported):
+    _, artifact, graph = exported
+    assert [file.name for file in graph.files] == ["fp32.onnx", "fp32.onnx.data"]
+    assert sorted(file.name for file in artifact.path.parent.iterdir()) == ["fp32.onnx", "fp32.onnx.data", "m"]
+    assert artifact.path.stat().st_size < 30_000 < graph.size_bytes
+    assert "not simplified" in graph.notes[0]
+    model = read_onnx(artifact.path)
+    assert all(uses_external_data(tensor) for tensor in model.graph.initializer if np.prod(tensor.dims) > 256)
+    assert {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"} == {
+        "fp32.onnx.data"
+    }
+    assert stored_bytes(model) > 4 * 100_000
+
+
+@pytest.fixture(scope="module", params=["fp16", "int8-dynamic", "int8-qdq"])
+def converted(request, exported, source):
+    path = exported[1].path.with_name(f"{request.param}.onnx")
+    return request.param, run_stage(Judge(source).convert(request.param, path), exported[1])
+
+
+def test_every_precision_is_made_of_it_and_used_like_any_other(converted, exported):
+    folder = exported[0]
+    name, made = converted
+    assert {rung.verdict for rung in made.rungs} == {"pass"}
+    assert [file.name for file in made.graph.files] == [f"{name}.onnx", f"{name}.onnx.data"]
+    assert parity_of(folder, made.artifact.path, "digits").rung.verdict == "pass"
+    assert accuracy_of(made.artifact.path, "digits", "test").accuracy.total == 359
+
+
+def test_size_digest_parts_and_inspect_count_both_files(exported):
+    _, artifact, graph = exported
+    assert len(artifact_files(artifact.path)) == 2
+    assert sum(artifact_parts(artifact.path).values()) == graph.size_bytes
+    assert stored_params(artifact.path) > 100_000
+    facts = _inspect_onnx(artifact.path)
+    assert facts["sha256"] == artifact_sha256(artifact.path), "what a gate names, and not of the graph alone"
+    assert facts["bytes"] == graph.size_bytes
+    assert facts["precision"] == "fp32"
+
+
+def test_a_bundle_carries_both(exported, tmp_path):
+    path = exported[1].path
+    bundle = pack(path, path, tmp_path / "b.tar", Question("ort-cpu"))
+    assert any(name.endswith("fp32.onnx.data") for name in bundle["files"])
+
+
+def test_an_engine_is_built_from_it_and_says_which_weights(exported, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    path = exported[1].path
+    made = run_stage(BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine"), exported[1])
+    assert isinstance(made, EngineArtifact)
+    assert list(made.facts["onnx_data_sha256"]) == ["fp32.onnx.data"]
+    assert (
+        json.loads((tmp_path / "engine" / "engine.json").read_text())["onnx_data_sha256"]
+        == (source_digests(path)["onnx_data_sha256"])
+    )
+
+
+def test_other_weights_beside_the_same_graph_are_another_source(exported, tmp_path):
+    """The graph alone does not tell: a stripped engine would take the weights of any other training."""
+    for name in ("fp32.onnx", "fp32.onnx.data"):
+        (tmp_path / name).write_bytes(exported[1].path.with_name(name).read_bytes())
+    before = source_digests(tmp_path / "fp32.onnx")
+    with (tmp_path / "fp32.onnx.data").open("r+b") as file:
+        file.write(b"\x01")
+    after = source_digests(tmp_path / "fp32.onnx")
+    assert before["onnx_sha256"] == after["onnx_sha256"]
+    assert before != after
+
+
+def test_a_failed_export_leaves_nothing_behind(limit, source, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    model = dense_model(**KWARGS)
+    monkeypatch.setattr(onnx, "save_model", full)
+    images = np.zeros((3, 1, 8, 8), np.float32)
+    with pytest.raises(Exception, match="No space left"):
+        run_stage(Export(ExportSection(), tmp_path / "a.onnx", images, False, "test"), model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_counted_once_and_wherever_they_lie(exported, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    module.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
+    assert module_bytes(module) == 4 * (16 + 4 + 4) + 24
+    whole = onnx.load(exported[1].path)
+    moved = detached(whole, tmp_path / "moved.data")
+    assert abs(stored_bytes(moved) - stored_bytes(whole)) < 20_000
+    onnx.save_model(moved, tmp_path / "moved.onnx")
+    assert {t.name: t.raw_data for t in onnx.load(tmp_path / "moved.onnx").graph.initializer} == {
+        t.name: t.raw_data for t in whole.graph.initializer
+    }
+
+
+def test_shapes_need_no_weights(exported):
+    whole = onnx.load(exported[1].path)
+    bare = with_shapes(whole)
+    assert bare.ByteSize() < 100_000
+    assert {str(value) for value in bare.graph.value_info} == {
+        str(value) for value in onnx.shape_inference.infer_shapes(whole).graph.value_info
+    }
+
+
+def test_tensorrt_is_not_given_what_cannot_be_written(tmp_path):
+    class Large:
+        def SerializeToString(self):  # noqa: N802 - protobuf's name
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(ArtifactError, match="more than 2 GB of weights"):
+        trt_network.bytes_of(Large(), tmp_path / "a.onnx")

@@ -1,0 +1,288 @@
+"""Kind: files that slimvit did not write, or that others made of its files. They are compared and evaluated, or refused in plain words."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from builders import dense_model, write_classifier, write_stack
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from toolchain.artifact import OnnxArtifact, run_stage
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.calls import at_batch
+from toolchain.export.engine import BuildEngine
+from toolchain.export.logits import Preparation, accuracy_of, form_of, parity_of
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.export.parity import Tolerance
+from toolchain.recipe import EngineSection
+from toolchain.surgery.replay import save_model
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((48, 5)).astype(np.float32)
+DIGITS = Preparation(mean=(0.0,), std=(1.0,))
+
+
+def write(
+    path, *, name="input.1", shape=("batch", 3, 4, 4), kind=TensorProto.FLOAT, weight=WEIGHT, outputs=("logits",)
+):
+    """A linear classifier of 3×4×4 images under any names, shapes and types; more outputs are its negative."""
+    batch = shape[0]
+    nodes, tensors = [], {"w": weight}
+    source = name
+    if kind == TensorProto.UINT8:
+        nodes += [
+            helper.make_node("Cast", [source], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["f", "scale"], ["g"]),
+            helper.make_node("Sub", ["g", "shift"], ["h"]),
+        ]
+        tensors |= {"scale": np.float32(1 / 255 / 0.25), "shift": np.float32(2)}
+        source = "h"
+    elif kind != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", [source], ["f"], to=TensorProto.FLOAT))
+        source = "f"
+    if shape[-1] == 3:
+        nodes.append(helper.make_node("Transpose", [source], ["t"], perm=[0, 3, 1, 2]))
+        source = "t"
+    nodes += [
+        helper.make_node("Flatten", [source], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], [outputs[0]]),
+        *(helper.make_node("Neg", [outputs[0]], [other]) for other in outputs[1:]),
+    ]
+    values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, weight.shape[1]]) for each in outputs]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape)],
+        values,
+        [numpy_helper.from_array(value, key) for key, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def foreign(source, path):
+    """The same file without a word of where it is from."""
+    model = onnx.load(source)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    return path
+
+
+OPEN = ("batch", 3, "height", "width")
+FORMS = {
+    "other input names": {"name": "pixel_values"},
+    "a fixed batch": {"shape": (4, 3, 4, 4)},
+    "fp16 inputs": {"kind": TensorProto.FLOAT16},
+    "fp64 inputs": {"kind": TensorProto.DOUBLE},
+    "other output names": {"outputs": ("output",)},
+    "several outputs": {"outputs": ("embedding", "logits")},
+    "open height and width": {"shape": OPEN},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_files_are_compared_on_noise_whatever_they_are_called(form, tmp_path):
+    a = write(tmp_path / "a.onnx", outputs=("embedding", "logits") if form == "several outputs" else ("logits",))
+    assert parity_of(a, write(tmp_path / "b.onnx", **FORMS[form]), "none").rung.verdict == "pass"
+    other = WEIGHT + 0.01 * RNG.standard_normal(WEIGHT.shape).astype(np.float32)
+    rung = parity_of(a, write(tmp_path / "c.onnx", **FORMS[form], weight=other), "none").rung
+    assert rung.verdict == "fail", "fp32 is held to fp32's bound"
+
+
+def test_the_output_that_is_compared_is_the_one_of_the_same_name(tmp_path):
+    a = write(tmp_path / "a.onnx", outputs=("first", "second"))
+    b = write(tmp_path / "b.onnx", outputs=("second",), weight=-WEIGHT)
+    agreement = parity_of(a, b, "none")
+    assert agreement.rung.verdict == "pass"
+    assert any("Compared is one output of several: second" in note for note in agreement.notes)
+
+
+REFUSED = {
+    "channels last against channels first": ({}, {"shape": ("batch", 4, 4, 3)}, "channels first, the other last"),
+    "other sizes": (
+        {},
+        {"shape": ("batch", 3, 8, 2)},
+        r"a\.onnx takes \[3, 4, 4\]; height and width .* fixed at export",
+    ),
+    "open shapes": (
+        {"shape": OPEN},
+        {"shape": OPEN},
+        r"leave the shape of an image open, \[3, \?, \?\]; .*--input-shape",
+    ),
+    "pixels against images": ({}, {"kind": TensorProto.UINT8}, "Compare them on pictures: --data, --mean and --std"),
+    "integers": ({}, {"kind": TensorProto.INT32}, "is int32; images are given as float32"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_compared_is_refused_in_plain_words(case, tmp_path):
+    ours, theirs, said = REFUSED[case]
+    with pytest.raises(RecipeError, match=said):
+        parity_of(write(tmp_path / "a.onnx", **ours), write(tmp_path / "b.onnx", **theirs), "none")
+
+
+def test_a_shape_that_both_leave_open_can_be_named_and_a_fixed_one_cannot(tmp_path):
+    a, b = (write(tmp_path / f"{name}.onnx", shape=OPEN) for name in "ab")
+    assert parity_of(a, b, "none", input_shape=(3, 4, 4)).rung.verdict == "pass"
+    fixed = write(tmp_path / "c.onnx")
+    with pytest.raises(
+        RecipeError, match=r"asked for \[3, 8, 8\]; height and width of an ONNX file are fixed at export"
+    ):
+        parity_of(fixed, fixed, "none", input_shape=(3, 8, 8))
+
+
+def test_outputs_of_other_shapes_fail_even_where_they_are_as_many_numbers(tmp_path):
+    a, b = write(tmp_path / "a.onnx"), onnx.load(write(tmp_path / "b.onnx", outputs=("rows",)))
+    b.graph.node.append(helper.make_node("Unsqueeze", ["rows", "axis"], ["logits"]))
+    b.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    b.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, 5]))
+    onnx.save(b, tmp_path / "b.onnx")
+    rung = parity_of(a, tmp_path / "b.onnx", "none").rung
+    assert rung.verdict == "fail"
+    assert "outputs have other shapes per image: a.onnx [5] and b.onnx [1, 5]" in rung.reason
+
+
+def test_a_model_folder_is_compared_with_a_file_of_another_tool(tmp_path):
+    model = dense_model()
+    folder = save_model(model, tmp_path / "m")
+    export_onnx(model.module, tmp_path / "a.onnx", input_size=(3, 32, 32), opset=18, metadata={}, simplify=False)
+    agreement = parity_of(tmp_path / "m", tmp_path / "a.onnx", "none")
+    assert folder
+    assert agreement.rung.verdict == "pass"
+    assert agreement.notes == ("a.onnx is fp32 (10 of 10 linears and convolutions hold fp32 weights).",)
+
+
+def test_an_unknown_precision_is_told_and_not_judged(tmp_path):
+    def sigmoid(path):
+        graph = helper.make_graph(
+            [helper.make_node("Sigmoid", ["x"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        return path
+
+    a, b = sigmoid(tmp_path / "a.onnx"), sigmoid(tmp_path / "b.onnx")
+    rung = parity_of(a, b, "none").rung
+    assert (rung.verdict, rung.max_abs) == ("not_run", 0.0)
+    assert "a.onnx is of no known precision" in rung.reason
+    assert "--cosine-min" in rung.reason
+    assert parity_of(a, b, "none", Tolerance(None, 0.9, None)).rung.verdict == "pass"
+
+
+# Images: what a file does not say of its preprocessing has to be named.
+
+
+def test_accuracy_of_a_file_that_does_not_say_needs_mean_and_std(tmp_path):
+    own = write_classifier(tmp_path / "own.onnx")
+    theirs = foreign(own, tmp_path / "theirs.onnx")
+    with pytest.raises(ArtifactError, match=r"--mean and --std, and --crop-pct .* \[data\]"):
+        accuracy_of(theirs, "digits", "test")
+    asked = Preparation(mean=(0.0,), std=(1.0,))
+    evaluation = accuracy_of(theirs, "digits", "test", asked=asked)
+    assert evaluation.accuracy.wrong == accuracy_of(own, "digits", "test").accuracy.wrong < 100
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_fp16_files_of_another_tool_are_evaluated_and_compared_as_fp16(keep, tmp_path):
+    own = write_classifier(tmp_path / "own.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(own), keep_io_types=keep), tmp_path / "half.onnx")
+    half = tmp_path / "half.onnx"
+    assert (
+        abs(accuracy_of(half, "digits", "test").accuracy.wrong - accuracy_of(own, "digits", "test").accuracy.wrong) < 3
+    )
+    agreement = parity_of(own, half, "digits")
+    assert agreement.rung.verdict == "pass"
+    assert agreement.rung.tolerance.cosine_min == 0.9999
+    assert agreement.notes == ("half.onnx is fp16 (1 of 1 linears and convolutions hold fp16 weights).",)
+    assert accuracy_of(own, "digits", "test").notes == (), "of its own files nothing is assumed"
+
+
+def test_what_is_asked_for_replaces_what_a_file_says_and_is_told(tmp_path):
+    own = write_classifier(tmp_path / "own.onnx")
+    same = accuracy_of(own, "digits", "test", asked=Preparation(mean=(0.0,), std=(1.0,)))
+    assert same.notes == ()
+    evaluation = accuracy_of(own, "digits", "test", asked=Preparation(mean=(0.7,), std=(0.2,)))
+    assert evaluation.notes == (
+        "mean is [0.7], as asked for; own.onnx says [0.0].",
+        "std is [0.2], as asked for; own.onnx says [1.0].",
+    )
+    assert evaluation.accuracy.wrong != same.accuracy.wrong
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    own = write_classifier(tmp_path / "own.onnx")
+    with pytest.raises(RecipeError, match="seeded noise is fed as it is"):
+        parity_of(own, own, "none", asked=DIGITS)
+    with pytest.raises(RecipeError, match="resized by bilinear, always"):
+        accuracy_of(own, "digits", "test", asked=Preparation(interpolation="lanczos"))
+    pixels = write(tmp_path / "pixels.onnx", kind=TensorProto.UINT8)
+    with pytest.raises(RecipeError, match="normalises them by itself"):
+        accuracy_of(pixels, "digits", "test", asked=DIGITS)
+
+
+def test_pixels_are_fed_where_a_file_takes_them(tmp_path):
+    """The second file normalises by mean 0.5 and std 0.25 itself: so do the images of the first."""
+    images = write(tmp_path / "images.onnx")
+    for shape in (("batch", 3, 4, 4), ("batch", 4, 4, 3)):
+        pixels = write(tmp_path / "pixels.onnx", kind=TensorProto.UINT8, shape=shape)
+        assert form_of(pixels).input.channels_last == (shape[-1] == 3)
+        asked = Preparation(mean=(0.5,), std=(0.25,))
+        agreement = parity_of(images, pixels, "digits", asked=asked)
+        assert agreement.rung.verdict == "pass", agreement
+        assert "pixels.onnx takes uint8 and is fed pixels, 0…255." in agreement.notes
+        assert parity_of(pixels, pixels, "none").rung.verdict == "pass"
+        asked = Preparation(mean=(0.4,), std=(0.25,))
+        assert parity_of(images, pixels, "digits", asked=asked).rung.verdict == "fail"
+
+
+def test_a_file_without_images_is_no_classifier_of_images(tmp_path):
+    with pytest.raises(RecipeError, match=r"takes \[96\] per sample, which is no image"):
+        accuracy_of(write_stack(tmp_path / "a.onnx"), "digits", "test", asked=DIGITS)
+
+
+def test_what_a_runtime_raises_is_no_internal_error(tmp_path):
+    model = onnx.load(write_classifier(tmp_path / "a.onnx"))
+    shape = next(each for each in model.graph.initializer if each.name == "shape")
+    shape.CopyFrom(numpy_helper.from_array(np.array([2, 64]), "shape"))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match=r"a\.onnx cannot run on images \[1, 1, 8, 8\]"):
+        accuracy_of(tmp_path / "a.onnx", "digits", "test")
+
+
+def test_a_fixed_batch_is_filled_and_what_fills_it_is_dropped():
+    seen = []
+
+    def call(images):
+        seen.append(len(images))
+        return images.sum(axis=1, keepdims=True)
+
+    images = RNG.standard_normal((7, 5)).astype(np.float32)
+    np.testing.assert_array_equal(at_batch(call, 3)(images), images.sum(axis=1, keepdims=True))
+    assert seen == [3, 3, 3]
+
+
+@pytest.mark.parametrize("form", ["other input names", "fp16 inputs", "open height and width"])
+def test_an_engine_of_another_tools_file_is_compared_on_noise(form, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    from toolchain.cli.stages import _engine_rung
+
+    path = write(tmp_path / "a.onnx", **FORMS[form])
+    sample = (3, 4, 4) if form == "open height and width" else None
+    stage = BuildEngine(
+        EngineSection(),
+        "openvino-cpu",
+        tmp_path / "engine",
+        lambda built: _engine_rung(path, built, (1, 1, 8), sample),
+        input_shape=sample,
+    )
+    assert run_stage(stage, OnnxArtifact(path, "")).facts["parity"]["verdict"] == "pass"
+    if sample:
+        with pytest.raises(RecipeError, match="what is fixed stays as it is"):
+            run_stage(
+                BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "other", input_shape=(4, 4, 4)),
+                OnnxArtifact(path, ""),
+            )
