@@ -1,10 +1,13 @@
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from toolchain.errors import RecipeError
 from toolchain.job import prepare
+from toolchain.plan import ModelRef
 from toolchain.recipe import Recipe
+from toolchain.surgery.replay import create_dense
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -57,3 +60,18 @@ def test_engines_that_cannot_be_built_are_refused_before_any_work(engine, precis
     )
     with nullcontext() if error is None else pytest.raises(error, match=words):
         prepare(recipe, shapes_only=True)
+
+
+def test_a_section_that_is_not_carried_out_is_told(tmp_path):
+    """Kind: something asked for and left out. Beside a checkpoint nothing is trained, and the report says so."""
+    torch.save(create_dense(ModelRef(name="vit_tiny_patch16_224", kwargs=DIGITS)).state_dict(), tmp_path / "m.pth")
+    raw = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "checkpoint": "m.pth"},
+        "data": {"source": "digits"},
+        "train": {},
+        "compress": {"method": "none"},
+    }
+    notes = prepare(Recipe.from_dict(raw, tmp_path)).dense.provenance["notes"]
+    assert notes == ["[train] is not carried out: model.checkpoint has the weights."]
+    del raw["train"]
+    assert "notes" not in prepare(Recipe.from_dict(raw, tmp_path)).dense.provenance

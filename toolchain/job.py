@@ -129,6 +129,8 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
             "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
             "or data.source = 'none' for size and latency only"
         )
+    if recipe.train is not None and recipe.model.checkpoint:
+        loaded = loaded.noted("[train] is not carried out: model.checkpoint has the weights.")
     data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
     source, dense = _with_data(data, loaded)
     source = _judging(source, dense)

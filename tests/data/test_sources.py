@@ -390,3 +390,11 @@ def test_many_images_are_compared_on_the_first_of_validation():
     source = open_("digits", (1, 8, 8))
     images = source.to_compare(5)
     assert all(image.equal(source.split("validation")[index][0]) for index, image in enumerate(images))
+
+
+def test_pictures_that_are_made_to_fit_are_told():
+    """Kind: a conversion that was not asked for. A source of one size and channel is resized and repeated, and says so."""
+    assert open_("digits", (1, 8, 8)).notes == ()
+    resized = "Images of 8×8 pixels are resized to the model's 16×32."
+    assert open_("digits", (1, 16, 32)).notes == (resized,)
+    assert open_("digits", (3, 16, 32)).notes == (resized, "Grey images are repeated over the model's 3 channels.")

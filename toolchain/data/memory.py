@@ -30,6 +30,17 @@ def _images(pixels: Tensor, labels: Tensor, preprocessing: Preprocessing) -> Ima
     return Images(partial(_one, preprocessing, pixels), labels)
 
 
+def _notes(pixels: Tensor, preprocessing: Preprocessing) -> tuple[str, ...]:
+    """What becomes of pixels [N, 1, h, w] of another size or number of channels than the model's input, as sentences."""
+    channels, height, width = preprocessing.input_size
+    notes = []
+    if (size := tuple(pixels.shape[-2:])) != (height, width):
+        notes.append(f"Images of {size[0]}×{size[1]} pixels are resized to the model's {height}×{width}.")
+    if channels != 1:
+        notes.append(f"Grey images are repeated over the model's {channels} channels.")
+    return tuple(notes)
+
+
 def _one(preprocessing: Preprocessing, pixels: Tensor, position: int) -> Tensor:
     return preprocessing.of_pixels(pixels[position : position + 1])[0]
 
@@ -51,7 +62,8 @@ class Digits:
         preprocessing = wanted.declared(self.mean, self.std)
         images = _images(torch.from_numpy(pixels), torch.from_numpy(labels), preprocessing)
         digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
-        return Content({"train": images}, preprocessing, digest, num_classes=10)
+        notes = _notes(torch.from_numpy(pixels), preprocessing)
+        return Content({"train": images}, preprocessing, digest, num_classes=10, notes=notes)
 
 
 class FashionMnist:
@@ -67,7 +79,8 @@ class FashionMnist:
         """The 60 000 and the 10 000; raises DataError if the files are missing or damaged."""
         preprocessing = wanted.declared(self.mean, self.std)
         digest = hashlib.sha256()
-        parts = {}
+        parts: dict[str, Images] = {}
+        notes: tuple[str, ...] = ()
         for part, prefix in self.prefixes.items():
             pixels = _read_idx(self._find(argument, f"{prefix}-images-idx3-ubyte"), 3)  # [N, 28, 28]
             labels = _read_idx(self._find(argument, f"{prefix}-labels-idx1-ubyte"), 1)  # [N]
@@ -77,8 +90,10 @@ class FashionMnist:
                     f"{labels.max(initial=0)}; expected as many labels as images, from 0 to 9"
                 )
             digest.update(pixels.tobytes() + labels.tobytes())
-            parts[part] = _images(torch.from_numpy(pixels[:, None]), torch.from_numpy(labels).long(), preprocessing)
-        return Content(parts, preprocessing, digest.hexdigest(), num_classes=10, flip=True)
+            images = torch.from_numpy(pixels[:, None])
+            parts[part] = _images(images, torch.from_numpy(labels).long(), preprocessing)
+            notes = _notes(images, preprocessing)
+        return Content(parts, preprocessing, digest.hexdigest(), num_classes=10, flip=True, notes=notes)
 
     def _find(self, argument: str, name: str) -> Path:
         folders = (argument,) if argument else self.folders

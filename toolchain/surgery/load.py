@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Loaded:
     module: nn.Module
     family: Family
     provenance: dict[str, Any]
+
+    def noted(self, note: str) -> Loaded:
+        """The same with one more note in the provenance, which is logged."""
+        log.warning("%s", note)
+        return replace(self, provenance={**self.provenance, "notes": [*self.provenance.get("notes", ()), note]})
 
 
 def load_dense(
