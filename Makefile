@@ -12,7 +12,7 @@ on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bu
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test lint clean distclean bench-paper bench-ablation bench-peers bench-latency \
+.PHONY: help demo gate test lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
 	bench-scale bench-validity bench-speed bench-targets
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,9 @@ lint: $(VENV)/.installed-dev  ## everything that `make test` checks without runn
 	$(bin)/lint-imports
 	$(bin)/vermin --no-tips --violations --target=3.8- $(on_devices)
 	$(bin)/hadolint docker/*.Dockerfile
+
+docs: $(VENV)/.installed-dev  ## write the map of toolchain/ into docs/architecture.md
+	$(bin)/python docs/architecture_map.py
 
 # A suite goes on from the cells that are recorded; one thread, unless OMP_NUM_THREADS says otherwise.
 define suite

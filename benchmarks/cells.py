@@ -18,7 +18,6 @@ from torch import nn
 from toolchain.artifact import MaskedModel, digest_of, read_json, run_stage, sha256, write_json
 from toolchain.bench.latency import latency_of
 from toolchain.cache import exclusive
-from toolchain.compress.damage import kl_divergence
 from toolchain.compress.method import Allocation
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
@@ -26,6 +25,7 @@ from toolchain.data import DataSource, batches
 from toolchain.errors import ArtifactError
 from toolchain.job import Job, clocks, prepare
 from toolchain.job import compressed as compress
+from toolchain.likelihood import CATEGORICAL
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
@@ -195,7 +195,7 @@ def evaluated(module: nn.Module, dense: nn.Module, source: DataSource) -> dict[s
     total, count = 0.0, 0
     with torch.no_grad():
         for batch, _ in batches(source.split("validation"), 256):
-            total += kl_divergence(module(batch), dense(batch)) * len(batch)
+            total += float(CATEGORICAL.divergence(module(batch).double(), dense(batch).double()).sum())
             count += len(batch)
     validation = pack(accuracy(module, source.split("validation")))
     return {"validation": {**validation, "kl": total / count}, "test": pack(accuracy(module, source.split("test")))}

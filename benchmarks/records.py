@@ -19,7 +19,7 @@ from suite import Cell, Suite
 from toolchain.artifact import digest_of, read_json, write_json
 from toolchain.compress.closed_form import betas_for
 from toolchain.job import tool
-from toolchain.recipe import CompressSection, Recipe
+from toolchain.recipe import LOCAL, CompressSection, Recipe, model_source
 from toolchain.targets.device_runner import fingerprint
 from toolchain.training.evaluate import Accuracy
 
@@ -27,6 +27,8 @@ SCHEMA = "slimvit.benchmarks.cell/1"
 Record = dict[str, Any]
 DECIDE = ("model", "data", "train", "compress", "budget", "finetune")
 """The sections of a recipe that a cell depends on; what is made of the model afterwards is not measured."""
+YOUNGER = {"model": ("resample_patches",)}
+"""Section → keys that came after cells were recorded and references shipped."""
 
 
 def pass_seconds(record: Record) -> tuple[int, float]:
@@ -56,9 +58,22 @@ def cell_key(recipe: Recipe, peer: Mapping[str, Any], weights_sha256: str, extra
     return digest_of("benchmark cell", decides, dict(peer), weights_sha256, {**versions(), **extra})
 
 
+def sections(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as data; keys that are younger than the records are left out at their defaults, which change nothing."""
+    raw = recipe.model_dump(mode="json")
+    for section, names in YOUNGER.items():
+        known = getattr(recipe, section)
+        for name in names:
+            if raw[section][name] == type(known).model_fields[name].default:
+                del raw[section][name]
+    return raw
+
+
 def described(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it is recorded: without paths."""
-    raw = recipe.model_dump(mode="json")
+    raw = sections(recipe)
+    if model_source(recipe.model.name)[0] == LOCAL:
+        raw["model"]["name"] = LOCAL
     raw["model"]["checkpoint"] = "reference" if raw["model"]["checkpoint"] else ""
     return raw
 

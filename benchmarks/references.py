@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from records import sections
 from suite import Suite
 
 from toolchain.artifact import MODEL_FILES, TimmModel, digest_of, read_json, sha256, write_json
@@ -138,7 +139,7 @@ def _record(folder: Path, job: Job, model: TimmModel, how: dict[str, Any]) -> Re
 
 def _recipe_digest(recipe: Recipe) -> str:
     """What a reference depends on: the model, the data, its training and the seed."""
-    raw = recipe.model_dump(mode="json")
+    raw = sections(recipe)
     return digest_of({name: raw[name] for name in ("model", "data", "train")}, recipe.compress.seed)
 
 

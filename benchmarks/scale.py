@@ -22,7 +22,6 @@ from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
-from toolchain.plan import ModelRef
 from toolchain.recipe import Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.slice import Slice
@@ -80,13 +79,13 @@ def peak_bytes() -> int:
 def measure(recipe: Recipe) -> dict[str, object]:
     """What is recorded of a cell: seconds of each phase, and peak memory before and after compressing."""
     seed = recipe.compress.seed
-    module, family, provenance = load_dense(recipe.model, seed=seed)
+    start = load_dense(recipe.model, seed=seed)
+    module, family = start.module, start.family
     randomise_untrained(module, seed)
     size = family.input_size(module)
     half = (0.5,) * size[0]
-    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
     groups = tuple(family.unit_groups(module))
-    dense = TimmModel(ref, module, family, groups, Preprocess(size, half, half), provenance)
+    dense = TimmModel(start.ref, module, family, groups, Preprocess(size, half, half), start.provenance)
     source = smooth_noise(size, recipe.data.calibration_images, seed)
     loaded, before, seconds, since = peak_bytes(), trace(module, family, size), {}, [time.monotonic()]
 

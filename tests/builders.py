@@ -25,12 +25,14 @@ from toolchain.compress.method import choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
+from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import PREPROCESS
 from toolchain.export.stage import stack_images
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import CompressSection
 from toolchain.surgery.replay import create_dense
+from toolchain.targets import Profiled, Refittable, TargetInfo
 from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -254,6 +256,37 @@ def write_classifier(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=32)
     return path
+
+
+class Refusing(Profiled, Refittable):
+    """A target that is not there and says so in its probe alone; `reached` names what was done nevertheless.
+
+    Args:
+        name: of the target.
+        runs: what the probe says of running; "" if the probe itself refuses.
+    """
+
+    measures, engines = True, ("fp32",)
+
+    def __init__(self, name: str, runs: str = "") -> None:
+        self.name, self._runs, self.reached = name, runs, []
+
+    def probe(self) -> TargetInfo:
+        if not self._runs:
+            raise TargetUnavailable(self.name, "it is not there")
+        return TargetInfo(self.name, "x", "1", "none", {"run": self._runs})
+
+    def _build(self, *_):
+        self.reached.append("build")
+
+    def _open(self, *_):
+        self.reached.append("open")
+
+    def _refit(self, *_):
+        self.reached.append("refit")
+
+    def _node_times(self, *_):
+        self.reached.append("node_times")
 
 
 def few_sessions(**changes: object) -> bench_samples.Design:

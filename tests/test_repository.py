@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
+import architecture_map
 import pytest
 import timm
 
@@ -48,11 +49,6 @@ def broken_links(page: Path) -> list[str]:
     targets = [next(filter(None, found)) for found in LINK.findall(text)]
     local = [target for target in targets if not re.match(r"[a-z]+:|#", target)]
     return [target for target in local if not (page.parent / target.partition("#")[0]).exists()]
-
-
-def undocumented(readme: str, modules: list[str]) -> list[str]:
-    """Those of `modules` (paths below toolchain/) that the text does not mention."""
-    return [name for name in modules if not re.search(rf"(?<![\w/])(?:toolchain/)?{re.escape(name)}\b", readme)]
 
 
 def code_of(text: str) -> str:
@@ -109,22 +105,19 @@ def test_the_digits_recipes_share_their_dense_model():
     assert all((each.model, each.data, each.train) == (found[0].model, found[0].data, found[0].train) for each in found)
 
 
-def test_readme_lists_every_file():
-    modules = [relative(path).removeprefix("toolchain/") for path in FILES if path.is_relative_to(ROOT / "toolchain")]
-    modules = [name for name in modules if name.endswith(".py") and not name.endswith("__init__.py")]
-    assert len(modules) > 10
-    assert undocumented((ROOT / "README.md").read_text(encoding="utf-8"), modules) == []
+def test_the_map_of_the_house_is_todays():
+    text = architecture_map.PAGE.read_text(encoding="utf-8")
+    assert architecture_map.page(text) == text, "run `make docs`"
+    modules = [path for path in FILES if path.suffix == ".py" and path.is_relative_to(ROOT / "toolchain")]
+    assert [relative(path) for path in modules if not architecture_map.sentence(path)] == []
+    documented = set(re.findall(r"\(\.\./(toolchain/[\w/]+\.py)\)", text))
+    assert documented - {"toolchain/__init__.py"} == {relative(path) for path in modules if path.name != "__init__.py"}
 
 
 def test_readme_lists_no_file_that_is_gone():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     mentioned = set(re.findall(r"(?<![\w/.-])[\w-]+(?:/[\w-]+)*\.py\b", readme))
     assert [name for name in mentioned if not (ROOT / name).exists() and not (ROOT / "toolchain" / name).exists()] == []
-
-
-def test_the_file_list_check_notices():
-    assert undocumented("`toolchain/errors.py`, `bench/size.py`", ["errors.py", "bench/size.py"]) == []
-    assert undocumented("`bench/errors.py` `size.py`", ["errors.py", "bench/size.py"]) == ["errors.py", "bench/size.py"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.outputs import Output, label_classes, output_of
 from toolchain.plan import CompressionPlan, ModelRef
 
 if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
@@ -93,6 +94,16 @@ class _Model:
     groups: tuple[UnitGroup, ...]
     preprocess: Preprocess
     provenance: Mapping[str, Any]
+
+    @property
+    def output(self) -> Output:
+        """What its outputs are."""
+        return output_of(self.ref.output, int(self.module.num_classes))  # type: ignore[arg-type]
+
+    @property
+    def label_classes(self) -> int | None:
+        """How many classes the labels that judge it may have; None if class labels cannot."""
+        return label_classes(self.output, int(self.module.num_classes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

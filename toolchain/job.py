@@ -12,7 +12,6 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from torch import nn
 
 from toolchain.artifact import MaskedModel, Preprocess, TimmModel, digest_of, run_stage
 from toolchain.bench.device import probe, require_direct
@@ -26,11 +25,10 @@ from toolchain.data import DataSource, open_source
 from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import require_engines
 from toolchain.export.precision import expanded
+from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
-from toolchain.families import Family
-from toolchain.plan import ModelRef
 from toolchain.recipe import CompressSection, DataSection, Recipe
-from toolchain.surgery.load import load_dense, randomise_untrained
+from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
 from toolchain.targets.named import LocalSettings, named_target
@@ -50,14 +48,12 @@ BENCH = "bench.targets"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A recipe that was looked at whole: everything that can be refused before any work has been."""
+class Start:
+    """A recipe's dense model and its data: everything that what comes after works on."""
 
     recipe: Recipe
     source: DataSource
     dense: TimmModel
-    allocation: Allocation
-    multiples: Mapping[str, int]
 
     @property
     def method(self) -> CompressSection:
@@ -65,12 +61,20 @@ class Job:
         return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
 
 
+@dataclass(frozen=True)
+class Job(Start):
+    """A recipe that was looked at whole: everything that can be refused before any work has been."""
+
+    allocation: Allocation
+    multiples: Mapping[str, int]
+
+
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
     """The recipe with its model, data and allocation.
 
     Args:
         recipe: what to do.
-        fetch: False leaves pretrained weights where they are and takes initial ones, for a dry run.
+        fetch: False leaves pretrained weights where they are and takes initial ones, where a folder has them.
         shapes_only: True reads neither weights nor images, for `slimvit plan`; the source is then a synthetic one.
         met: devices that have been measured on and may be off now.
 
@@ -80,48 +84,83 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         StorageError, ArtifactError: the checkpoint cannot be read.
     """
     section = recipe.compress
+    recipe.require_budget()
     check_names(section)
     check_section(recipe.export)
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
-    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).is_file():
+    start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
+    if not start.source.synthetic and recipe.finetune.epochs:
+        require_teacher(recipe.finetune, start.source)
+    if recipe.export.softmax:
+        require_probabilities(start.dense.output)
+    allocation = allocate(start.dense, start.method, recipe.budget, multiples)
+    if section.method != "none":
+        Compress(section, recipe.budget, start.source, multiples).requires(start.dense)
+    return Job(start.recipe, start.source, start.dense, allocation, multiples)
+
+
+def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:
+    """The recipe with its model and data; what no other section says is looked at.
+
+    Args:
+        recipe: what to do.
+        fetch, shapes_only: as in `prepare`.
+
+    Raises:
+        RecipeError, ModelError, DataError, StorageError, ArtifactError: as `prepare`.
+    """
+    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
         raise StorageError(f"there is no checkpoint {recipe.model.checkpoint}")
-    model = recipe.model if fetch else recipe.model.model_copy(update={"pretrained": False})
-    module, family, provenance = load_dense(model, weights=not shapes_only, seed=section.seed)
     synthetic = recipe.data.source == SYNTHETIC
+    loaded = load_dense(
+        recipe.model,
+        weights=not shapes_only,
+        fetch=fetch,
+        seed=recipe.compress.seed,
+        may_be_untrained=synthetic or recipe.train is not None,
+    )
     untrained = not (recipe.model.checkpoint or recipe.model.pretrained)
     if untrained and synthetic:
-        randomise_untrained(module, section.seed)
+        randomise_untrained(loaded.module, recipe.compress.seed)
     elif untrained and recipe.train is None:
         raise RecipeError(
             "the model has no weights: set model.checkpoint, model.pretrained = true or a [train] section; "
             "or data.source = 'none' for size and latency only"
         )
     data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
-    source, dense = _with_data(recipe, data, module, family, provenance)
+    source, dense = _with_data(data, loaded)
+    source = _judging(source, dense)
     if not source.synthetic:
-        source.check_classes(module.num_classes)  # type: ignore[arg-type]
-        _check_labels(recipe, source)
         source.to_compare()
-    allocation = allocate(dense, effective(section, synthetic=synthetic), recipe.budget, multiples)
-    job = Job(recipe, source, dense, allocation, multiples)
-    if section.method != "none":
-        Compress(section, recipe.budget, source, multiples).requires(dense)
-    return job
-
-
-def _check_labels(recipe: Recipe, source: DataSource) -> None:
-    """Raises DataError if a section trains and the source has nothing to learn from."""
-    if recipe.train is not None and not recipe.model.checkpoint:
+    if not source.synthetic and recipe.train is not None and not recipe.model.checkpoint:
         require_labels(source, "[train]")
-    if recipe.finetune.epochs:
-        require_teacher(recipe.finetune, source)
+    return Start(recipe, source, dense)
 
 
-def _with_data(
-    recipe: Recipe, data: DataSection, module: nn.Module, family: Family, provenance: Mapping[str, Any]
-) -> tuple[DataSource, TimmModel]:
+def _judging(source: DataSource, dense: TimmModel) -> DataSource:
+    """The source as it judges a model: without labels where the recipe says that its outputs are no classes, and noted so.
+
+    Raises:
+        ModelError: the labels do not fit the model.
+    """
+    if dense.ref.output is None and dense.output != "logits":
+        note = (
+            "The model has one output, which is taken for a number (model.output = 'regression'): it is held against the "
+            "dense model's by squared difference. If a sigmoid reads it, set model.output = 'multi-label'."
+        )
+        source = source.noted(note)
+    if source.synthetic or not source.labelled:
+        return source
+    if dense.label_classes is None and dense.ref.output is not None:
+        return source.unlabelled(f"Labels are not read: the outputs are {dense.output}, and labels name classes.")
+    source.check_classes(dense.label_classes)
+    return source
+
+
+def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel]:
+    module, family = loaded.module, loaded.family
     source = open_source(
         data.source,
         input_size=family.input_size(module),
@@ -144,8 +183,8 @@ def _with_data(
         source.crop_mode,
         source.exif_orientation,
     )
-    ref = ModelRef(name=recipe.model.name, kwargs=recipe.model.kwargs)
-    return source, TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, provenance)
+    units = tuple(family.unit_groups(module))
+    return source, TimmModel(loaded.ref, module, family, units, preprocess, loaded.provenance)
 
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
@@ -159,10 +198,10 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
         if section == BENCH and recipe.bench is not None:
             require_threads(settings.runtime, recipe.bench.threads)
         known = name in met and not isinstance(settings, LocalSettings)
-        runs = "yes" if known else probe(name, settings).details.get("run", "yes")
+        missing = "" if known else probe(name, settings).cannot_run
         target = get_target(settings.runtime)
-        if section != "engine.targets" and (runs != "yes" or not target.measures):
-            why = f" ({runs.removeprefix('no: ')})" if runs != "yes" else ""
+        if section != "engine.targets" and (missing or not target.measures):
+            why = f" ({missing})" if missing else ""
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
@@ -181,7 +220,7 @@ def _targets(recipe: Recipe) -> dict[str, str]:
     return {name: key for key, names in sections.items() for name in names}
 
 
-def trains(job: Job) -> bool:
+def trains(job: Start) -> bool:
     """Whether the recipe asks for a baseline to be trained: [train], real images, and no checkpoint."""
     has_checkpoint = job.dense.provenance["weights"] == "checkpoint"
     return job.recipe.train is not None and not has_checkpoint and not job.source.synthetic
@@ -192,7 +231,7 @@ def step_key(name: str, inputs: Any) -> str:
     return digest_of(name, [tool(), torch.__version__, timm.__version__, torch.get_num_threads()], inputs)
 
 
-def dense_inputs(job: Job) -> list[Any]:
+def dense_inputs(job: Start) -> list[Any]:
     """What the dense weights depend on; recipes that share it share the baseline."""
     recipe = job.recipe
     return [
@@ -205,7 +244,7 @@ def dense_inputs(job: Job) -> list[Any]:
 
 
 def trained(
-    job: Job, checkpoint: Path | None = None, key: str = "", progress: Callable[[Progress], None] | None = None
+    job: Start, checkpoint: Path | None = None, key: str = "", progress: Callable[[Progress], None] | None = None
 ) -> TimmModel:
     """The dense model of a job, trained if the recipe asks for it.
 
@@ -222,7 +261,7 @@ def trained(
     return run_stage(stage, job.dense)
 
 
-def baseline_folder(job: Job) -> Path:
+def baseline_folder(job: Start) -> Path:
     """Where the user's cache keeps the dense model that a job trains."""
     return user_cache() / "dense" / step_key("dense", dense_inputs(job))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,33 @@ from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import opened
 from toolchain.export.convert import Convert
-from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare, not_run
-from toolchain.export.precision import COMPARED, FP32, PRECISIONS, in_steps, precision_of, runs_on
+from toolchain.export.engine_parity import engine_rung
+from toolchain.export.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
+from toolchain.export.precision import COMPARED, PRECISIONS
 from toolchain.export.stage import stack_images, torch_call
+from toolchain.likelihood import outputs_of
+from toolchain.outputs import Output
 from toolchain.training.evaluate import accuracy
-
-# A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
-TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Every form of a run's model, judged on the images of one source."""
+    """Every form of a run's model, judged on the images of one source.
+
+    Attributes:
+        source: the images.
+        output: what the model's outputs are.
+        dense: the model before compression; outputs that labels cannot judge are held against its own. None for no such figure.
+    """
 
     source: DataSource
+    output: Output = "logits"
+    dense: nn.Module | None = None
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether the largest output names the class of a real image, so that agreement on it means something."""
+        return self.output == "logits" and not self.source.synthetic
 
     def figures(self, model: AnyModel, folder: Path | None = None) -> dict[str, Any]:
         """Parameters, MACs, bytes (on disk, if the model lies in a folder) and accuracy on the test split."""
@@ -43,10 +57,22 @@ class Judge:
             return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
 
     def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        if not self.source.labelled:
-            return {"accuracy": None, "wrong": None, "total": None}
-        found = accuracy(model, self.source.split("test"))
-        return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total}
+        """Accuracy with counts where labels judge the outputs; of other outputs their error against the dense model's."""
+        test = self.source.split("test")
+        if self.source.labelled:
+            found = accuracy(model, test)
+            return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total, "error": None}
+        unknown = {"accuracy": None, "wrong": None, "total": None, "error": None}
+        if self._reference is None:
+            return unknown
+        return {**unknown, "error": relative_error(outputs_of(model, test), self._reference)}
+
+    @cached_property
+    def _reference(self) -> Tensor | None:
+        """The dense outputs [N, K] on the test split, where they are what other forms are judged by."""
+        if self.dense is None or self.output == "logits" or self.source.synthetic:
+            return None
+        return outputs_of(self.dense, self.source.split("test"))
 
     def images(self, count: int = max(BATCHES)) -> Array:
         """As many images to compare on; validation first, and repeated where the whole source has fewer."""
@@ -63,7 +89,7 @@ class Judge:
         calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
         images = stack_images(self.source.to_compare(max(BATCHES) if self.source.synthetic else COMPARED))
         observed = self.calibration() if calibrated else images
-        return Convert(precision, path, observed, images, real_images=not self.source.synthetic)
+        return Convert(precision, path, observed, images, real_images=self.names_classes)
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         """The rung of two forms that are both PyTorch modules."""
@@ -77,22 +103,8 @@ class Judge:
             made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
             profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         """
-        precision = precision_of(onnx)
-        tolerance = TF32 if precision == FP32 else PRECISIONS[precision].tolerance
-        if precision == FP32 and "f16" in made.facts.get(
-            "weights", {}
-        ):  # OpenVINO's format: fp16 stored, fp32 computed
-            tolerance = PRECISIONS["fp16"].tolerance
-        if made.facts["loaded"] != "pass":
-            return not_run(onnx.name, made.path.name, tolerance=tolerance, reason=made.facts["loaded_reason"])
-        reference = "ort-cpu" if precision == FP32 else runs_on(PRECISIONS[precision])
-        batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
-        step = max(batches)
-        if not self.source.synthetic:  # three images say little of top-1
-            batches.append(max(step, min(COMPARED, len(self.source.split("validation"))) // step * step))
-        with opened(reference, onnx) as expected, opened(made.target, made.path, described_by=onnx) as got:
-            steps = in_steps(expected), in_steps(got, step)
-            return self._rung(onnx.name, steps[0], made.path.name, steps[1], tolerance, batches)
+        available = None if self.source.synthetic else len(self.source.split("validation"))
+        return engine_rung(onnx, made, profile, self.images, available)
 
     def _rung(
         self,
@@ -103,8 +115,14 @@ class Judge:
         tolerance: Tolerance,
         batches: Sequence[int],
     ) -> Rung:
-        images, real = self.images(max(batches)), not self.source.synthetic
-        return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=real, batches=batches)
+        images, top1 = self.images(max(batches)), self.names_classes
+        return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=top1, batches=batches)
+
+
+def relative_error(outputs: Tensor, reference: Tensor) -> float:
+    """Σ‖y − y_dense‖² / Σ‖y_dense − mean‖² of outputs [N, K]: 0 for the dense model, 1 for one that always gives its mean."""
+    ours, theirs = outputs.double(), reference.double()
+    return float((ours - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum())
 
 
 def require_cost(made: DeployModel, predicted: ModelShape) -> None:

@@ -89,7 +89,8 @@ class _Run(Steps):
         self.space.forget_all_but(self.stages)
         files = [root / name for done in self.stages.values() for name in done.outputs]
         lost = {name: str(error) for name, error in self.lost.items()}
-        report = assemble(recipe, tool(), facts, masked.plan.provenance, files, root, self.job.source, lost)
+        output = self.job.dense.output
+        report = assemble(recipe, tool(), facts, masked.plan, files, root, self.job.source, output, lost)
         write_report(report, files, root)
         for error in self.lost.values():
             raise error

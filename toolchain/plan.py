@@ -13,15 +13,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from toolchain.errors import ArtifactError, PlanError, StorageError
+from toolchain.outputs import Output
 
 SCHEMA = "slimvit.plan/1"
 # timm.create_model reads these as where weights come from or what is built around the model, not as its shape.
 NOT_KWARGS = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
-    *("scriptable", "exportable", "features_only"),
+    *("scriptable", "exportable", "features_only", "feature_cfg", "out_indices"),
+    *("device", "dtype", "no_jit", "pruned", "kwargs_filter", "pretrained_model_args"),
 )
 
 
@@ -30,10 +40,21 @@ class _Strict(BaseModel):
 
 
 class ModelRef(_Strict):
-    """The timm model that a plan, or a folder of weights, belongs to."""
+    """The timm model that a plan, or a folder of weights, belongs to.
+
+    Attributes:
+        name, kwargs: of `timm.create_model`.
+        output: what the model's outputs are, where that was declared.
+    """
 
     name: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    output: Output | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_declared(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if value is not None}
 
     @model_validator(mode="after")
     def _kwargs_are_of_the_architecture(self) -> ModelRef:

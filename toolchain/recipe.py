@@ -18,11 +18,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from toolchain.errors import RecipeError, StorageError
+from toolchain.outputs import Output
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
+LOCAL = "local-dir"
+"""What stands before a model's name that is the path of a folder."""
 CLASS_LISTS = (
     "imagenet-1k",
     "imagenet-12k",
@@ -62,6 +65,8 @@ class ModelSection(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
+    resample_patches: bool = False
+    output: Output | None = None
 
 
 class DataSection(Section):
@@ -218,11 +223,12 @@ class Recipe(Section):
     engine: EngineSection | None = None
     bench: BenchSection | None = None
 
-    @model_validator(mode="after")
-    def _budget_where_needed(self) -> Recipe:
+    def require_budget(self) -> None:
+        """Raises RecipeError if something is to be compressed and nothing says how far."""
         if self.compress.method != "none" and self.budget.is_empty:
-            raise ValueError("[budget] is empty: set at least one of params, macs, size, latency (or method = 'none')")
-        return self
+            raise RecipeError(
+                "recipe file: [budget] is empty: set at least one of params, macs, size, latency (or method = 'none')"
+            )
 
     @property
     def digest(self) -> str:
@@ -232,6 +238,8 @@ class Recipe(Section):
         Nor do the threads that decode count.
         """
         kind, classes = self.data.source.partition(":")[0], self.data.classes
+        name = LOCAL if model_source(self.model.name)[0] == LOCAL else self.model.name
+        model = {"name": name, "checkpoint": "file" if self.model.checkpoint else ""}
         data = {
             "source": kind if kind in PATH_SOURCES else self.data.source,
             "classes": "file" if classes and classes not in CLASS_LISTS else classes,
@@ -239,7 +247,7 @@ class Recipe(Section):
         }
         placeless = self.model_copy(
             update={
-                "model": self.model.model_copy(update={"checkpoint": "file" if self.model.checkpoint else ""}),
+                "model": self.model.model_copy(update=model),
                 "data": self.data.model_copy(update=data),
             }
         )
@@ -280,14 +288,25 @@ class Recipe(Section):
 def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     """The same recipe with its relative paths made absolute, from `base`."""
     changed: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     if recipe.model.checkpoint:
-        changed["model"] = recipe.model.model_copy(update={"checkpoint": absolute_path(recipe.model.checkpoint, base)})
-    places = {
+        places["checkpoint"] = absolute_path(recipe.model.checkpoint, base)
+    kind, place = model_source(recipe.model.name)
+    if kind == LOCAL:
+        places["name"] = f"{LOCAL}:{absolute_path(place, base)}"
+    changed["model"] = recipe.model.model_copy(update=places)
+    data = {
         "source": absolute_source(recipe.data.source, base),
         "classes": absolute_classes(recipe.data.classes, base),
     }
-    changed["data"] = recipe.data.model_copy(update=places)
+    changed["data"] = recipe.data.model_copy(update=data)
     return recipe.model_copy(update=changed)
+
+
+def model_source(name: str) -> tuple[str, str]:
+    """("local-dir" or "hf-hub", what follows it) of a model's name; ("", name) for one of timm's own."""
+    kind, colon, place = name.partition(":")
+    return (kind.lower().replace("_", "-"), place) if colon else ("", name)
 
 
 def absolute_path(path: str, base: Path) -> str:

@@ -73,7 +73,7 @@ def export(steps: Steps, which: str) -> None:
 
     def work(_: str) -> Found:
         model = open_as(folder, TimmModel) if which == "dense" else open_as(folder, DeployModel)
-        stage = Export(recipe.export, path, steps.judge.images(), not source.synthetic, tool())
+        stage = Export(recipe.export, path, steps.judge.images(), steps.judge.names_classes, tool())
         made = run_stage(stage, model)
         facts = {
             "parity": [rung.to_dict() for rung in made.rungs],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,10 +46,10 @@ class Steps:
         """The run's folder."""
         return self.space.root
 
-    @property
+    @cached_property
     def judge(self) -> Judge:
         """What is asked about the forms of the model."""
-        return Judge(self.job.source)
+        return Judge(self.job.source, self.job.dense.output, self.job.dense.module)
 
     def step(
         self,

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from builders import Refusing
 
 from toolchain.bench.compare import compare
 from toolchain.bench.protocol import Comparison
@@ -79,15 +80,9 @@ def test_a_target_that_does_not_measure_says_so(stack, tmp_path, monkeypatch):
 
 
 def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, monkeypatch):
-    from toolchain.targets import TARGETS, TargetInfo
+    from toolchain.targets import TARGETS
 
-    class NoGpu:
-        name, measures = "no-gpu", True
-
-        def probe(self):
-            return TargetInfo("no-gpu", "x", "1", "none", {"run": "no: there is no GPU"})
-
-    monkeypatch.setitem(TARGETS, "no-gpu", NoGpu())
+    monkeypatch.setitem(TARGETS, "no-gpu", Refusing("no-gpu", runs="no: there is no GPU"))
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="there is no GPU"):
         compare(a, a, **{**SHORT, "target": "no-gpu"})

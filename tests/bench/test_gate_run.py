@@ -159,7 +159,7 @@ def test_an_artifact_of_another_origin_has_exact_checks_and_no_accuracy(stack, t
     result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
     assert statuses(result) == {"budget.nodes": "pass"}
     raw["cell"][0]["budget"] = {"accuracy": 0.5}
-    with pytest.raises(ArtifactError, match="slimvit did not write it"):
+    with pytest.raises(RecipeError, match=r"takes \[96\] per sample, which is no image"):
         run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
 
 

@@ -665,7 +665,7 @@ def test_inspect_refuses_the_rest(command, tmp_path, name, content, code):
 def test_a_model_without_a_classifier_of_its_own_is_told_how_to_get_one(parsed):
     (row,) = parsed("models", "vit_small_patch14_dinov2")
     assert row["support"] == "full"
-    assert "model.kwargs.num_classes" in row["reason"]
+    assert "model.checkpoint" in row["reason"]
 
 
 def test_models(parsed):

@@ -21,6 +21,7 @@ from toolchain.compress.sensitivity import Sensitivity, sensitivities
 from toolchain.compress.sequential import reduce_sequentially
 from toolchain.compress.solver import Candidate, Site, interpolate, key_of
 from toolchain.families import UnitGroup
+from toolchain.likelihood import CATEGORICAL
 from toolchain.recipe import CompressSection
 
 UNITS = ("head_dim", "mlp_hidden")
@@ -52,7 +53,7 @@ def widths(model: TimmModel, share: float) -> dict[tuple[str, str], int]:
 
 
 def cares(model: TimmModel) -> dict[str, Sensitivity]:
-    return sensitivities(model.module, model.family, Noise(model, 16, seed=2), 0)
+    return sensitivities(model.module, model.family, Noise(model, 16, seed=2), 0, CATEGORICAL)
 
 
 def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_reducing_nothing_changes_nothing(case, beta):
     module = copy.deepcopy(model.module)
     data = Noise(model, 24)
     reduce_sequentially(
-        model.module, module, model.family, sites(model), widths(model, 1.0), data, cares(model), beta=beta
+        model.module, module, model.family, sites(model), widths(model, 1.0), data, cares(model), CATEGORICAL, beta=beta
     )
     before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
     assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
@@ -93,6 +94,7 @@ def test_refit_repairs_what_the_reduction_broke(case):
             widths(model, 0.5),
             data,
             cares(model),
+            CATEGORICAL,
             beta=0.5,
             refit=with_refit,
         ).kept

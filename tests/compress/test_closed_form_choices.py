@@ -22,12 +22,13 @@ from toolchain.compress.closed_form import (
     effort,
     reduce_closed_form,
 )
-from toolchain.compress.damage import WORST, follow, measure
+from toolchain.compress.damage import WORST, divergence, follow, measure
 from toolchain.compress.moments import Moments
 from toolchain.compress.sensitivity import FLOOR, flat
 from toolchain.compress.sequential import reduce_sequentially
 from toolchain.cost import trace
 from toolchain.data import open_source
+from toolchain.likelihood import CATEGORICAL, outputs_of
 from toolchain.recipe import CompressSection
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -79,6 +80,7 @@ def test_progress_never_goes_back(model, digits):
         digits,
         CompressSection(),
         cares(model),
+        CATEGORICAL,
         lambda share, text: found.append((share, text)),
     )
     shares = [share for share, _ in found]
@@ -98,15 +100,22 @@ def test_the_best_of_beta_and_classifier_is_kept(model, digits):
     """By divergence on validation; what is written is what won."""
     module, section = copy.deepcopy(model.module), CompressSection()
     shape = trace(module, model.family, model.preprocess.input_size)
-    args = (sites(model), widths(model, 0.25), shape, digits, section, cares(model), lambda share, text: None)
+    args = (
+        sites(model),
+        widths(model, 0.25),
+        shape,
+        digits,
+        section,
+        cares(model),
+        CATEGORICAL,
+        lambda share, text: None,
+    )
     _, facts = reduce_closed_form(model, module, *args)
     assert set(facts["kl"]) == {f"{beta}{head}" for beta in (0.5, 0.0, 1.0) for head in ("", " head")}
     best = min(facts["kl"], key=facts["kl"].get)
     assert best == f"{facts['beta']}{' head' if facts['head_refitted'] else ''}"
     validation = closed_form._some(digits.split("validation"), IMAGES[1])
-    found = closed_form.kl_divergence(
-        closed_form.logits(module, validation), closed_form.logits(model.module, validation)
-    )
+    found = divergence(CATEGORICAL, outputs_of(module, validation), outputs_of(model.module, validation))
     assert found == pytest.approx(facts["kl"][best], rel=1e-4)
     assert module.head.weight.equal(model.module.head.weight) == (not facts["head_refitted"])
 
@@ -114,7 +123,7 @@ def test_the_best_of_beta_and_classifier_is_kept(model, digits):
 def test_the_classifier_takes_up_what_is_left(model):
     module, data = copy.deepcopy(model.module), Noise(model, 512)
     found = reduce_sequentially(
-        model.module, module, model.family, sites(model), widths(model, 0.25), data, cares(model), beta=0.5
+        model.module, module, model.family, sites(model), widths(model, 0.25), data, cares(model), CATEGORICAL, beta=0.5
     )
     fresh = Noise(model, 128, seed=1).images
     wanted = outputs(model.module, fresh)
@@ -140,6 +149,7 @@ def test_few_anchors_give_the_same_damage_within_reason(model, digits):
             fit,
             held_out,
             flat(model.module, model.family, 5),
+            CATEGORICAL,
         )
         for anchors in (3, 1)
     )
@@ -155,7 +165,9 @@ def test_large_models_take_that_path(model, digits, monkeypatch):
     shape = trace(model.module, model.family, model.preprocess.input_size)
     monkeypatch.setattr(closed_form, "MEASURE_MACS", 16.0 * shape.macs * (2 + 6 + 0.5 * len(sites(model))))
     choices, section = Choices(sites(model), {}, {}), CompressSection()
-    found = candidates_for(model, sites(model), choices, shape, digits, section, cares(model), lambda share, text: None)
+    found = candidates_for(
+        model, sites(model), choices, shape, digits, section, cares(model), CATEGORICAL, lambda share, text: None
+    )
     for site in sites(model):
         own = [c.damage for c in found if c.key == (site.module, site.unit)]
         assert own[-1] == 0.0
@@ -192,7 +204,16 @@ def test_layers_without_a_bias_are_fitted_as_such(case):
     fresh, errors = Noise(found, 32, seed=1).images, {}
     for refit in (False, True):
         module = copy.deepcopy(found.module)
-        args = (found.module, module, found.family, sites(found), widths(found, 0.4), Noise(found, 256), cares(found))
+        args = (
+            found.module,
+            module,
+            found.family,
+            sites(found),
+            widths(found, 0.4),
+            Noise(found, 256),
+            cares(found),
+            CATEGORICAL,
+        )
         reduce_sequentially(*args, beta=0.5, refit=refit)
         errors[refit] = float((outputs(found.module, fresh) - outputs(module, fresh)).square().mean())
     assert 0 < errors[True] < 0.7 * errors[False]
@@ -204,7 +225,9 @@ def test_a_branch_that_is_left_whole_mends_what_came_before():
     wanted = {key: kept for key, kept in widths(found, 0.3).items() if key[1] == "mlp_hidden"}
     assert {g.unit for g in found.groups if g.sliceable} == {"mlp_hidden"}, "attention is left alone"
     module = copy.deepcopy(found.module)
-    reduce_sequentially(found.module, module, found.family, neurons, wanted, Noise(found, 128), cares(found), beta=1.0)
+    reduce_sequentially(
+        found.module, module, found.family, neurons, wanted, Noise(found, 128), cares(found), CATEGORICAL, beta=1.0
+    )
     moved = {
         n for (n, a), b in zip(found.module.named_parameters(), module.parameters(), strict=True) if not a.equal(b)
     }
@@ -224,6 +247,7 @@ def test_without_refit_what_is_left_stays_as_it_was(model):
         wanted,
         Noise(model, 64),
         cares(model),
+        CATEGORICAL,
         beta=0.0,
         refit=False,
     )

@@ -20,6 +20,7 @@ from toolchain.compress.neurons import CRITERIA, Evidence
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.data import DataSource, Images, open_source
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
+from toolchain.likelihood import CATEGORICAL
 from toolchain.recipe import BudgetSection, CompressSection, VtpSection
 from toolchain.surgery.mask import baked, mask_model
 from toolchain.surgery.slice import Slice
@@ -130,7 +131,7 @@ def test_gates_are_folded_into_the_weights_that_they_were_trained_with(digits, m
     units = {"mlp_hidden"} if method == "hybrid" else {"attn_in", "attn_out", "mlp_in", "mlp_hidden"}
     groups = [group for group in given.groups if group.unit in units]
     augment = dict(light_augmentation(digits, given))
-    learn_gates(module, groups, digits.split("train"), section.vtp, seed=section.seed, augment=augment)
+    learn_gates(module, groups, digits.split("train"), section.vtp, CATEGORICAL, seed=section.seed, augment=augment)
     expected = baked(mask_model(given, baked(module), made.plan).module).state_dict()
     found = baked(made.module).state_dict()
     assert found.keys() == expected.keys()

@@ -148,7 +148,7 @@ def weighed(monkeypatch):
     """Candidates without measuring any; counts how often they are asked for."""
     calls = []
 
-    def made_up(given, sites, choices, dense, source, section, cares, told):
+    def made_up(given, sites, choices, dense, source, section, cares, likelihood, told):
         calls.append(len(sites))
         return candidates_of(choices)
 

@@ -15,6 +15,7 @@ from toolchain.compress import gates as gates_module
 from toolchain.compress.gates import add_gates, learn_gates
 from toolchain.compress.lowrank import factorise
 from toolchain.families import UnitGroup
+from toolchain.likelihood import CATEGORICAL
 from toolchain.recipe import VtpSection
 from toolchain.surgery.mask import baked
 
@@ -130,7 +131,7 @@ def train(model: TimmModel, monkeypatch: pytest.MonkeyPatch | None = None, **con
         monkeypatch.setattr(gates_module, "fit", spy)
     module = copy.deepcopy(model.module)
     section = VtpSection(**{"epochs": 2, "batch_size": 8, **config})
-    scores, result = learn_gates(module, gated_groups(model), data(model), section, seed=0, augment={})
+    scores, result = learn_gates(module, gated_groups(model), data(model), section, CATEGORICAL, seed=0, augment={})
     assert len(result.losses) == section.epochs
     return module, scores, seen
 

@@ -20,6 +20,7 @@ from toolchain.compress.sensitivity import FLOOR, Sensitivity, sensitivities
 from toolchain.compress.sequential import reduce_sequentially
 from toolchain.compress.solver import key_of
 from toolchain.families import Factorizable
+from toolchain.likelihood import CATEGORICAL
 from toolchain.surgery.factorised import FactorisedLinear
 
 
@@ -32,7 +33,9 @@ def test_full_rank_is_the_model_itself(case):
     model = variant(case)
     module, found = copy.deepcopy(model.module), splits(model)
     ranks = {key_of(item): min(module.get_submodule(item.linear).weight.shape) for item in found}
-    reduce_sequentially(model.module, module, model.family, found, ranks, Noise(model, 24), cares(model), beta=1.0)
+    reduce_sequentially(
+        model.module, module, model.family, found, ranks, Noise(model, 24), cares(model), CATEGORICAL, beta=1.0
+    )
     before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
     assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
     assert not any(isinstance(child, FactorisedLinear) for child in module.modules())
@@ -47,7 +50,9 @@ def test_the_split_beats_the_same_rank_by_weight_alone(case):
     ranks = {item.linear: 12 for item in splits(model)}
     aware, plain = copy.deepcopy(model.module), copy.deepcopy(model.module)
     widths = {key_of(item): 12 for item in splits(model)}
-    reduce_sequentially(model.module, aware, model.family, splits(model), widths, data, cares(model), beta=0.5)
+    reduce_sequentially(
+        model.module, aware, model.family, splits(model), widths, data, cares(model), CATEGORICAL, beta=0.5
+    )
     factorise(plain, ranks, "svd")
     wanted = outputs(model.module, fresh)
     errors = [float((outputs(module, fresh) - wanted).square().mean()) for module in (aware, plain)]
@@ -77,7 +82,7 @@ def test_principal_outputs_are_optimal_in_their_norm():
 
 def test_sensitivity_is_the_gradient_of_the_models_own_predictions(tiny):
     data = Noise(tiny, 8)
-    found = sensitivities(tiny.module, tiny.family, data, seed=3)
+    found = sensitivities(tiny.module, tiny.family, data, seed=3, likelihood=CATEGORICAL)
     last = tiny.family.branches(tiny.module)["blocks.1"][1]
     tokens = found[last.module].tokens
     assert torch.allclose(tokens.mean(), torch.tensor(1.0).double())
@@ -85,7 +90,7 @@ def test_sensitivity_is_the_gradient_of_the_models_own_predictions(tiny):
     first = found[tiny.family.branches(tiny.module)["blocks.0"][0].module]
     assert (first.tokens > FLOOR).all()
     assert torch.allclose(first.root @ first.inverse_root, torch.eye(48).double(), atol=1e-8)
-    again = sensitivities(tiny.module, tiny.family, data, seed=3)
+    again = sensitivities(tiny.module, tiny.family, data, seed=3, likelihood=CATEGORICAL)
     assert all(found[name].root.equal(again[name].root) for name in found)
     assert not any(parameter.grad is not None for parameter in tiny.module.parameters())
     assert all(parameter.requires_grad for parameter in tiny.module.parameters())
@@ -96,7 +101,9 @@ def test_sensitivity_reads_no_labels(tiny):
         def __getitem__(self, index):
             return self.images[index], 10**6  # an index out of range, wherever it were used
 
-    plain, labelled = (sensitivities(tiny.module, tiny.family, kind(tiny, 8), 0) for kind in (Noise, Labelled))
+    plain, labelled = (
+        sensitivities(tiny.module, tiny.family, kind(tiny, 8), 0, CATEGORICAL) for kind in (Noise, Labelled)
+    )
     assert all(plain[name].root.equal(labelled[name].root) for name in plain)
 
 
@@ -104,7 +111,7 @@ def test_a_step_is_predicted_by_the_sensitivity(tiny):
     """An error in a direction that the output cares about costs more divergence than an equal one that it does not."""
     data = Noise(tiny, 64)
     branch = tiny.family.branches(tiny.module)["blocks.0"][1]
-    care = sensitivities(tiny.module, tiny.family, data, 0)[branch.module]
+    care = sensitivities(tiny.module, tiny.family, data, 0, CATEGORICAL)[branch.module]
     values, vectors = torch.linalg.eigh(care.root)
     costs = []
     for direction in (vectors[:, 0], vectors[:, -1]):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import platform
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
+import played
 import pytest
-from builders import dense_model
+from builders import Refusing, dense_model, write_stack
+from played.cpus import CPUS, VARIABLE, play
 
+from toolchain.bench.transport import LocalTransport
+from toolchain.bench.worker import PRODUCTS
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.stage import torch_call
 from toolchain.surgery.replay import save_model
-from toolchain.targets import MODES, TARGETS, BuildOptions, Profiled, get_target
+from toolchain.targets import MODES, TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
+from toolchain.targets.device_runner import PLAN_SCHEMA, emulation, fingerprint
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
 TOLERANCE = {"openvino-cpu-bf16": 5e-2, "trt": 2e-2, "trt-rtx": 2e-2}  # bf16; TF32 products
@@ -21,6 +29,16 @@ TOLERANCE = {"openvino-cpu-bf16": 5e-2, "trt": 2e-2, "trt-rtx": 2e-2}  # bf16; T
 @cache
 def model():
     return dense_model()
+
+
+@pytest.fixture(params=["real", *CPUS])
+def cpu(request, monkeypatch):
+    """The name of the processor that this process plays: the real one, or one of those that CI may meet."""
+    if request.param in CPUS:
+        if find_spec("openvino"):
+            importlib.import_module("openvino")  # or it would stay limited after the test
+        play(CPUS[request.param], monkeypatch.setattr)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +54,9 @@ def there(name):
     """The target; skips the test, with the target's own reason, where it cannot run."""
     target = get_target(name)
     try:
-        runs = target.probe().details.get("run", "yes")
+        target.require_run()
     except TargetUnavailable as error:
         pytest.skip(str(error))
-    if runs != "yes":
-        pytest.skip(f"{name} cannot run here ({runs})")
     return target
 
 
@@ -61,7 +77,7 @@ def images(batch, seed=0):
 
 
 @EVERY_TARGET
-def test_a_probe_tells_what_is_there_or_what_is_missing(name):
+def test_a_probe_tells_what_is_there_or_what_is_missing(name, cpu):
     target = TARGETS[name]
     assert target.name == name
     assert all(multiple >= 1 for multiple in target.profile.multiples.values())
@@ -75,18 +91,106 @@ def test_a_probe_tells_what_is_there_or_what_is_missing(name):
 
 
 @EVERY_TARGET
-def test_what_cannot_run_is_refused_and_never_replaced(name, artifacts):
+def test_what_cannot_run_is_refused_and_never_replaced(name, artifacts, cpu):
+    """Kind: a target that is timed under its name as something else. On a CPU with AVX-512 and no bf16, OpenVINO takes the
+    hint bf16, says that it runs it, and computes it with instructions for fp32."""
     target = TARGETS[name]
     found = probed(target)
-    runs = not isinstance(found, TargetUnavailable) and found.details.get("run", "yes") == "yes"
-    if runs:
+    if not isinstance(found, TargetUnavailable) and not found.cannot_run:
         pytest.skip(f"{name} runs here")
-    with pytest.raises(TargetUnavailable), target.open(artifact(name, artifacts), threads=1) as runner:
-        runner.infer({"image": images(1)})
+    with pytest.raises(TargetUnavailable):
+        target.open(artifact(name, artifacts), threads=1)
+
+
+@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
+def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, monkeypatch, tmp_path):
+    """Kind: a target that remembers to ask its probe in one place and forgets it in another."""
+    target, absent = get_target(name), tmp_path / "absent"
+
+    def refuse(_):
+        raise TargetUnavailable(name, "planted")
+
+    monkeypatch.setattr(type(target), "probe", refuse)
+    calls = [lambda: target.open(absent, 1), lambda: target.build(absent, tmp_path, BuildOptions())]
+    assert isinstance(target, Profiled) or not hasattr(target, "node_times")
+    assert isinstance(target, Refittable) or not hasattr(target, "refit")
+    if isinstance(target, Profiled):
+        calls.append(lambda: target.node_times(absent, 1, [], 0, 1))
+    if isinstance(target, Refittable):
+        calls.append(lambda: target.refit(absent, absent, tmp_path))
+    for call in calls:
+        with pytest.raises(TargetUnavailable, match="planted"):
+            call()
+
+
+@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
+def test_no_target_replaces_what_asks_the_probe(name):
+    """What `@final` says to mypy, and a target in a file of someone's own could ignore."""
+    kind = type(get_target(name))
+    final = {Target: ("open", "build", "require_run"), Profiled: ("node_times",), Refittable: ("refit",)}
+    for base, methods in final.items():
+        if base is Target or issubclass(kind, base):
+            assert [getattr(kind, method) for method in methods] == [getattr(base, method) for method in methods]
+
+
+def test_a_future_target_need_not_remember_to_ask_its_probe(tmp_path):
+    absent = tmp_path / "absent"
+    calls = {
+        "build": lambda target: target.build(absent, tmp_path, BuildOptions()),
+        "open": lambda target: target.open(absent, 1),
+        "refit": lambda target: target.refit(absent, absent, tmp_path),
+        "node_times": lambda target: target.node_times(absent, 1, [], 0, 1),
+    }
+    for runs, refused in (("", calls), ("no: no GPU", [*calls][1:])):
+        target = Refusing("future", runs)
+        for name in refused:
+            with pytest.raises(TargetUnavailable, match="no GPU" if runs else "it is not there"):
+                calls[name](target)
+        assert target.reached == []
+    willing = Refusing("future", "yes")
+    for call in calls.values():
+        call(willing)
+    assert willing.reached == list(calls)
+
+
+@pytest.mark.parametrize("cpu", ["avx512-vnni"], indirect=True)
+def test_no_session_times_bf16_where_the_cpu_has_none(cpu, monkeypatch, tmp_path):
+    """In the session's own process, which is where a file is opened to be timed."""
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    monkeypatch.setenv(VARIABLE, cpu)
+    monkeypatch.setenv("PYTHONPATH", played.__path__[0])
+    path = write_stack(tmp_path / "m.onnx")
+    for runtime in ("openvino-cpu-bf16", f"{PRODUCTS}openvino-cpu-bf16"):
+        plan = {
+            "schema": PLAN_SCHEMA,
+            "session": 0,
+            "threads": 1,
+            "inputs": {"count": 1, "seed": 0, "tensors": [{"shape": [1, 96], "dtype": "float32"}]},
+            "variants": [{"name": "A", "path": str(path), "runtime": runtime, "inputs": ["image"]}],
+        }
+        with pytest.raises(TargetUnavailable, match="no bf16 instructions"):
+            LocalTransport().run(plan, lambda *_: None)
+
+
+def test_a_played_cpu_is_what_the_project_sees(cpu):
+    if cpu == "real":
+        pytest.skip("nothing is played")
+    machine = fingerprint(1)["machine"]
+    assert emulation() == ""
+    assert platform.machine() in machine["system"]
+    flags, expected = set(machine["flags"]), {"avx2": "avx2", "avx512-vnni": "avx512_vnni", "amx": "amx_bf16"}
+    if cpu == "arm":
+        assert (machine["cpu"], flags) == ("Raspberry Pi 5 Model B Rev 1.0, cpu 0x41 0xd0b", {"asimddp", "asimdhp"})
+        return
+    assert machine["cpu"].startswith("Intel")
+    assert [name for name, flag in expected.items() if flag in flags][-1] == cpu
+    assert ("amx_bf16" in flags) == ("avx512_bf16" in flags) == CPUS[cpu].bf16
 
 
 @EVERY_TARGET
-def test_a_runner_computes_the_model_at_any_batch_and_times_it(name, artifacts):
+def test_a_runner_computes_the_model_at_any_batch_and_times_it(name, artifacts, cpu):
+    if cpu != "real" and not name.startswith("openvino"):
+        pytest.skip(f"in this process {name} sees the real CPU")
     target = there(name)
     with target.open(artifact(name, artifacts), threads=1) as runner:
         for batch in (1, 3, 1):

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.export import onnx_graph
+from toolchain.export import large, onnx_graph
 from toolchain.export.onnx_graph import export_onnx, linear_shapes
 from toolchain.export.parity import TOLERANCES, compare
 
@@ -283,7 +283,7 @@ def test_a_torch_graph_that_is_not_what_was_asked_for_writes_no_file(change, sai
 
 def test_weights_too_large_for_one_file_go_beside_it_and_count(plain, from_torch, monkeypatch, tmp_path):
     from_torch()
-    monkeypatch.setattr(onnx_graph, "INLINE_LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(large, "INLINE_LIMIT_BYTES", 100_000)
     path = tmp_path / "m.onnx"
     facts = export_onnx(low_rank_vit(), path, input_size=SIZE, opset=20, metadata={}, simplify=True)
     assert [file.name for file in facts.files] == ["m.onnx", "m.onnx.data"]

@@ -228,3 +228,23 @@ def test_the_json_has_the_promised_names():
     assert list(record) == ["from", "to", "max_abs", "cosine_min", "top1_agreement", "tolerance", "verdict", "reason"]
     assert record["tolerance"] == {"max_abs": 1e-5, "cosine_min": 0.99999, "top1_min": None}
     assert isinstance(rung(logits(), logits()), Rung)
+
+
+# One output
+
+
+def single(seed=0, spread=1.0):
+    rng = np.random.default_rng(seed)
+    return [5 + spread * rng.standard_normal((batch, 1)) for batch in (1, 8)]
+
+
+def test_a_single_output_is_compared_over_images():
+    """Kind: outputs without classes. Two single numbers of one sign have the cosine 1, and always name the same class."""
+    loose = replace(FP32, max_abs=None, cosine_min=0.95, top1_min=0.97)
+    same = [y * (1 + 1e-3) for y in single()]
+    assert rung(single(), same, tolerance=loose).verdict == "pass"
+    assert rung(single(), same, tolerance=loose).top1_agreement is None
+    for other in (single(seed=1), [y + 3 for y in single()], [5 - (y - 5) for y in single()]):
+        result = rung(single(), other, tolerance=loose)
+        assert (result.verdict, "cosine" in result.reason) == ("fail", True)
+    assert rung(single(), [np.full_like(y, 5.0) for y in single()], tolerance=loose).verdict == "fail"

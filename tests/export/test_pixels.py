@@ -98,13 +98,13 @@ def test_every_precision_keeps_taking_pixels(files, tmp_path, name):
     model = onnx.load(made.artifact.path)
     assert takes_pixels(model)
     assert [node.op_type for node in model.graph.node[:4]] == ["Cast", "Mul", "Add", "Transpose"]
-    assert parity_of(folder, made.artifact.path, "none").verdict == "pass"
+    assert parity_of(folder, made.artifact.path, "none").rung.verdict == "pass"
 
 
 def test_a_model_folder_and_its_file_of_pixels_are_one_model(files):
     folder, takes_images, takes = files
     for a, b in ((folder, takes), (takes, folder), (takes_images, takes)):
-        rung = parity_of(a, b, "none")
+        rung = parity_of(a, b, "none").rung
         assert (rung.verdict, rung.reason) == ("pass", "")
 
 
@@ -114,4 +114,4 @@ def test_a_wrong_mean_in_the_graph_is_another_model(files, tmp_path):
     shift = next(t for t in model.graph.initializer if t.name == f"{pixels.OWN}shift")
     shift.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(shift) + np.float32(0.1), shift.name))
     onnx.save(model, tmp_path / "wrong.onnx")
-    assert parity_of(folder, tmp_path / "wrong.onnx", "none").verdict == "fail"
+    assert parity_of(folder, tmp_path / "wrong.onnx", "none").rung.verdict == "fail"

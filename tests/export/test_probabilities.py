@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from builders import dense_model
 
 from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.errors import ArtifactError, ParityError
+from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export import stage
 from toolchain.export.convert import Convert
 from toolchain.export.logits import parity_of
@@ -59,10 +61,10 @@ def test_the_rest_of_the_graph_is_the_same_and_it_is_undone_exactly(made):
     assert back.graph.node == plain.graph.node
     assert back.graph.output == plain.graph.output
     assert without_probabilities(plain) is plain
-    assert parity_of(folder, both.artifact.path, "none").verdict == "pass"
+    assert parity_of(folder, both.artifact.path, "none").rung.verdict == "pass"
     foreign = onnx.load(both.artifact.path)
     foreign.graph.node[-1].name = "theirs"
-    with pytest.raises(ArtifactError, match="not by slimvit's softmax"):
+    with pytest.raises(ArtifactError, match="not by a node of slimvit's"):
         without_probabilities(foreign)
 
 
@@ -76,7 +78,7 @@ def test_every_precision_keeps_them_in_fp32(made, tmp_path, name):
     assert gives_probabilities(model)
     assert model.graph.node[-1].op_type == "Softmax"
     assert {value.type.tensor_type.elem_type for value in model.graph.output} == {onnx.TensorProto.FLOAT}
-    assert parity_of(folder, converted.artifact.path, "none").verdict == "pass"
+    assert parity_of(folder, converted.artifact.path, "none").rung.verdict == "pass"
 
 
 def test_a_softmax_over_the_wrong_axis_is_caught_by_its_rung(made, tmp_path):
@@ -90,7 +92,7 @@ def test_a_softmax_over_the_wrong_axis_is_caught_by_its_rung(made, tmp_path):
 
 
 def test_an_export_whose_probabilities_are_wrong_leaves_no_file(tmp_path, monkeypatch):
-    def over_the_batch(model):
+    def over_the_batch(model, output):
         model = with_probabilities(model)
         model.graph.node[-1].attribute[0].i = 0
         return model
@@ -111,3 +113,29 @@ def test_a_file_that_is_converted_is_taken_as_fp32(made, tmp_path):
     a, b = (onnx.load(tmp_path / name) for name in ("a.onnx", "b.onnx"))
     assert list(a.graph.node)[:-1] == list(b.graph.node)
     assert isinstance(both.artifact, OnnxArtifact)
+
+
+def test_independent_outputs_have_sigmoids(tmp_path):
+    """Kind: outputs without classes. A softmax over yes-or-no outputs is wrong, and over a single one always 1."""
+    model = dense_model(num_classes=1, img_size=32, patch_size=16, embed_dim=48, depth=1)
+    model = replace(model, ref=model.ref.model_copy(update={"output": "multi-label"}))
+    export = Export(ExportSection(softmax=True), tmp_path / "x.onnx", images(3), real_images=False, tool="t")
+    made = run_stage(export, model)
+    assert [rung.verdict for rung in made.rungs] == ["pass", "pass"]
+    converted = run_stage(
+        Convert("fp16", tmp_path / "half.onnx", images(3), images(5, 1), real_images=False), made.artifact
+    )
+    for path in (tmp_path / "x.onnx", converted.artifact.path):
+        with get_target("ort-cpu").open(path, 1) as runner:
+            found = runner.infer({"image": images(5, 1)})
+        np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-found["logits"])), atol=1e-6)
+        assert np.ptp(found["probabilities"]) > 1e-4
+
+
+def test_numbers_have_no_probabilities(tmp_path):
+    """Kind: outputs without classes. Asking for the probabilities of a regression is refused before any work."""
+    model = dense_model(num_classes=1, img_size=32, patch_size=16, embed_dim=48, depth=1)
+    assert model.output == "regression"
+    export = Export(ExportSection(softmax=True), tmp_path / "x.onnx", images(3), real_images=False, tool="t")
+    with pytest.raises(RecipeError, match="the outputs are regression: set it to false"):
+        run_stage(export, model)

@@ -197,10 +197,10 @@ def test_a_model_without_logits_of_an_image_is_refused():
     """Compression is judged by the logits of an image: one row, and more than the features that a classifier reads."""
     cases = {
         "global_pool": ({"global_pool": ""}, "a row of logits per token"),
-        "num_classes": ({"num_classes": 0}, "no classifier"),
+        "num_classes": ({"num_classes": 0}, "no classifier.*set model.checkpoint to .*"),
     }
     for key, (kwargs, reason) in cases.items():
-        with pytest.raises(ModelError, match=f"tiny is not supported: .*{reason}.*set model.kwargs.{key} to "):
+        with pytest.raises(ModelError, match=f"tiny is not supported: .*{reason}.*model.kwargs.{key} to "):
             family_of(tiny(**kwargs), "tiny")
     without = tiny()
     without.head = nn.Identity()

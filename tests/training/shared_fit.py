@@ -13,6 +13,7 @@ from killable_fit import CONFIG, make_data, make_model
 from safetensors.torch import save_file
 
 from toolchain.errors import StorageError
+from toolchain.likelihood import CATEGORICAL
 from toolchain.training import fit
 from toolchain.training.distill import distillation, imitation
 from toolchain.training.processes import accelerator, together
@@ -31,8 +32,8 @@ def train(mode):
             parameter.add_(0.02 * noise)
     loss = {
         "labels": None,
-        "distillation": distillation(teacher),
-        "imitation": imitation(teacher, "blocks.1", 1),
+        "distillation": distillation(teacher, CATEGORICAL),
+        "imitation": imitation(teacher, CATEGORICAL, "blocks.1", 1),
     }[mode]
     seen = []
     config = replace(CONFIG, epochs=2, lr=1e-3, drop=False)

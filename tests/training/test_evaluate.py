@@ -5,6 +5,7 @@ from torch import nn
 
 from toolchain.data.splits import Images
 from toolchain.errors import DataError
+from toolchain.likelihood import CATEGORICAL
 from toolchain.training import accuracy
 from toolchain.training.evaluate import divergence
 
@@ -76,6 +77,6 @@ class OnSuchADevice(Flat):
 def test_divergence_is_computed_off_the_device():
     other = Flat()
     nn.init.constant_(other.identity.weight, 0.1)
-    expected = divergence(other, Flat(), data())
+    expected = divergence(other, Flat(), CATEGORICAL, data())
     assert expected > 0
-    assert divergence(other, OnSuchADevice(), data()) == expected
+    assert divergence(other, OnSuchADevice(), CATEGORICAL, data()) == expected

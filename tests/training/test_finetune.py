@@ -17,6 +17,7 @@ from toolchain.data import open_source
 from toolchain.data.splits import Images
 from toolchain.errors import DataError, ModelError, RecipeError
 from toolchain.job import prepare
+from toolchain.likelihood import CATEGORICAL
 from toolchain.recipe import FinetuneSection, Recipe, TrainSection
 from toolchain.surgery.mask import mask_model
 from toolchain.training import FitConfig, accuracy, fit, stages
@@ -110,8 +111,8 @@ def test_without_labels_the_student_nears_its_teacher(dense, masked):
         "loss": "imitation",
         "judged_by": "divergence",
         "images": len(validation),
-        "before": pytest.approx(divergence(masked.module, dense.module, validation)),
-        "after": pytest.approx(divergence(made.module, dense.module, validation)),
+        "before": pytest.approx(divergence(masked.module, dense.module, CATEGORICAL, validation)),
+        "after": pytest.approx(divergence(made.module, dense.module, CATEGORICAL, validation)),
         "kept": "after",
     }
     assert found["after"] < 0.5 * found["before"]
@@ -181,7 +182,7 @@ def test_nothing_to_learn_from_is_said(dense, masked, tmp_path):
     for index in range(8):
         Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
     job = {
-        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": True},
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": {**DIGITS, "num_classes": 1000}},
         "data": {"source": f"images:{tmp_path}"},
         "budget": {"params": 0.6},
         "finetune": {"epochs": 1, "distill": False},
@@ -241,7 +242,7 @@ def test_it_trains_to_the_average_with_warm_up_and_clipping(dense, masked):
     config = FitConfig(2, 1e-3, 64, warmup_epochs=0.2, ema_decay=1 - 4 / steps, grad_clip=1.0, drop=False, seed=4)
     for change, equal in (({}, True), ({"ema_decay": None}, False), ({"warmup_epochs": 0.0}, False)):
         module = copy.deepcopy(masked.module)
-        loss = distillation(copy.deepcopy(dense.module))
+        loss = distillation(copy.deepcopy(dense.module), CATEGORICAL)
         fit(module, source.split("train"), config=replace(config, **change), loss=loss)
         assert same(made.module, module) is equal, change
 
@@ -285,7 +286,7 @@ def test_the_loss_is_its_formula_for_every_form(case):
     p, q = theirs.softmax(1), ours.softmax(1)
     soft = 9 * (p * (p / q).log()).sum(1).mean()
     features = (normalised(streams[1]) - normalised(streams[0]))[:, :tokens].square().mean()
-    loss = imitation(teacher.module, block, tokens, temperature=3.0)
+    loss = imitation(teacher.module, CATEGORICAL, block, tokens, temperature=3.0)
     value = loss(student.module, images, torch.full((3,), -1))
     torch.testing.assert_close(value.double(), soft + features.double(), rtol=1e-4, atol=1e-6)
     assert min(soft.item(), features.item()) > 1e-3
@@ -318,10 +319,10 @@ def test_the_divergence_is_its_formula(batch_size):
     images = Images(lambda position: torch.full((1, 1, 1), float(position)), [-1] * 5)
     model, teacher = Table(first).train(), Table(second)
     teacher.drop.eval()
-    found = divergence(model, teacher, images, batch_size=batch_size)
+    found = divergence(model, teacher, CATEGORICAL, images, batch_size=batch_size)
     p, q = second.double().softmax(1), first.double().softmax(1)
     assert found == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-6)
     assert found != pytest.approx(float((q * (q / p).log()).sum(1).mean()), rel=1e-2), "it has a direction"
     assert (model.training, model.drop.training, teacher.training, teacher.drop.training) == (True, True, True, False)
     with pytest.raises(DataError, match="empty"):
-        divergence(model, teacher, Images(lambda _: torch.zeros(1, 1, 1), []))
+        divergence(model, teacher, CATEGORICAL, Images(lambda _: torch.zeros(1, 1, 1), []))

@@ -144,5 +144,5 @@ def built_in(path: Path) -> Path:
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", TOKENS, WIDTH])],
         [numpy_helper.from_array(weight, f"weight{index}") for index, weight in enumerate(weights)],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     return path

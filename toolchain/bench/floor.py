@@ -72,7 +72,7 @@ def measure_floor(
     if PRODUCTS + target not in OPENERS:
         known = ", ".join(name.removeprefix(PRODUCTS) for name in OPENERS)
         raise RecipeError(f"target {get_target(target).name!r} has no floor; {known} have one")
-    get_target(target).probe()
+    get_target(target).require_run()
     scenario, design, _ = set_up(
         a,
         target=target,

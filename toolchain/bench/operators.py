@@ -2,7 +2,7 @@
 
 A profiler slows down what it looks at: its times are for comparing nodes of one file, and never stand for a latency.
 
-Usage of the process: `python -m toolchain.bench.operators REQUEST OUT`; exit code 3 if the file cannot be run.
+Usage of the process: `python -m toolchain.bench.operators REQUEST OUT`; exit codes are the device runner's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from toolchain.bench.signature import read_signature
 from toolchain.bench.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.targets import NodeTime, Profiled, get_target
-from toolchain.targets.device_runner import EXIT_PLAN, EXIT_VARIANT, Unavailable, make_inputs, pin
+from toolchain.targets.device_runner import (
+    EXIT_PLAN,
+    EXIT_UNAVAILABLE,
+    EXIT_VARIANT,
+    Unavailable,
+    emulation,
+    make_inputs,
+    pin,
+)
 
 log = logging.getLogger(__name__)
 COSTLIEST = 5
@@ -120,7 +128,7 @@ def profile_operators(
     where = get_target(target)
     if not isinstance(where, Profiled):
         raise TargetUnavailable(target, "its nodes cannot be profiled here; those of ort-cpu and openvino-cpu can")
-    where.probe()
+    where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
     if path.is_dir():
@@ -158,6 +166,8 @@ def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         if done.returncode == EXIT_VARIANT:
             raise ArtifactError(last)
+        if done.returncode == EXIT_UNAVAILABLE:
+            raise TargetUnavailable(request["target"], last)
         if done.returncode == EXIT_PLAN:
             raise RecipeError(f"this cannot be profiled here: {last}")
         if done.returncode != 0:
@@ -170,20 +180,27 @@ def main(argv: list[str]) -> int:
     request = read_json(Path(argv[0]))
     target = get_target(request["target"])
     assert isinstance(target, Profiled)
+    if why := emulation():
+        return _refuse(why, EXIT_UNAVAILABLE)
     feeds = [dict(zip(request["names"], arrays, strict=True)) for arrays in make_inputs(request["inputs"])]
     try:
         pin(request["affinity"], request["threads"])
         nodes = target.node_times(
             Path(request["path"]), request["threads"], feeds, request["warm_up"], request["calls"]
         )
+    except TargetUnavailable as error:
+        return _refuse(error.reason, EXIT_UNAVAILABLE)
     except SlimvitError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_VARIANT
+        return _refuse(str(error), EXIT_VARIANT)
     except (Unavailable, ValueError) as error:  # of `pin`
-        sys.stderr.write(f"{error}\n")
-        return EXIT_PLAN
+        return _refuse(str(error), EXIT_PLAN)
     write_json(Path(argv[1]), [[node.name, node.op, node.ns] for node in nodes])
     return 0
+
+
+def _refuse(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
     where = get_target(target)
     if not where.measures:
         raise TargetUnavailable(target, "it builds engines but latency cannot be measured on it")
-    if (runs := where.probe().details.get("run", "yes")) != "yes":
-        raise TargetUnavailable(target, f"engines can be built but not run here ({runs})")
+    where.require_run()
     for path in paths:
         if path.is_dir() != (target == "eager"):
             raise RecipeError(

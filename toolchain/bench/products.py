@@ -18,6 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model, load_externa
 
 from toolchain.bench.signature import read_signature
 from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.large import is_large, stored_bytes
 from toolchain.export.onnx_graph import read_onnx
 
 Shape = tuple[int, ...]
@@ -209,7 +210,7 @@ def write_products(graph: Graph, wanted: Sequence[Product], path: Path) -> Path:
     made = helper.make_graph(nodes, "products", list(inputs.values()), results, list(weights.values()))
     model = helper.make_model(made, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
     load_external_data_for_model(model, str(graph.path.parent))
-    onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1_800_000_000, location=f"{path.name}.data")
+    onnx.save_model(model, path, save_as_external_data=is_large(stored_bytes(model)), location=f"{path.name}.data")
     return path
 
 

@@ -11,6 +11,7 @@ import onnx
 from toolchain.artifact import read_json
 from toolchain.bench.samples import InputSpec
 from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.inputs import FIXED_SIZE, shown
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.targets.eager import INPUT
 
@@ -64,7 +65,7 @@ def _of_onnx(path: Path, batch: int, input_shape: tuple[int, ...] | None) -> Sig
     if not values:
         raise ArtifactError(f"{path} has no input; there is nothing to feed")
     if input_shape is not None and len(values) > 1:
-        raise RecipeError(f"{path} has {len(values)} inputs; one input shape cannot serve them all")
+        raise RecipeError(f"{path} has {len(values)} inputs; one --input-shape cannot serve them all")
     specs = tuple(_spec(path, value, batch, input_shape) for value in values)
     return Signature(tuple(value.name for value in values), specs)
 
@@ -82,11 +83,17 @@ def _spec(path: Path, value: onnx.ValueInfoProto, batch: int, input_shape: tuple
     if not declared:
         raise RecipeError(f"{where} has no batch dimension; it cannot be timed at a batch")
     if declared[0] not in (None, batch):
-        raise RecipeError(f"{where} has a fixed batch of {declared[0]}, asked for {batch}; export with a dynamic batch")
+        raise RecipeError(
+            f"{where} has a fixed batch of {declared[0]}, asked for {batch}; pass --batch {declared[0]} (batch of a gate's cell), or "
+            "export it with a dynamic batch"
+        )
     asked = list(input_shape) if input_shape is not None else declared[1:]
     fits = len(asked) == len(declared) - 1 and all(d in (None, a) for d, a in zip(declared[1:], asked, strict=False))
     if not fits:
-        raise RecipeError(f"{where} takes shape {declared[1:]} per sample (None is open), asked for {asked}")
+        raise RecipeError(f"{where} takes {shown(tuple(declared[1:]))} per sample, asked for {asked}; {FIXED_SIZE}")
     if None in asked:
-        raise RecipeError(f"{where} leaves its shape open: {declared[1:]} per sample; give the input shape")
+        raise RecipeError(
+            f"{where} leaves its shape open, {shown(tuple(declared[1:]))} per sample; name it with --input-shape, e.g. "
+            "--input-shape 3,224,224 (input_shape of a gate's cell)"
+        )
     return InputSpec(shape=(batch, *(n for n in asked if n is not None)), dtype=dtype.name)

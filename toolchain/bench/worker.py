@@ -25,6 +25,7 @@ def _products(name: str) -> Callable[[str, int], Runner]:
     def opened(path: str, threads: int) -> Runner:
         from toolchain.bench.products_runner import OPENERS as KNOWN
 
+        get_target(name.removeprefix(PRODUCTS)).require_run()
         return KNOWN[name](path, threads)
 
     return opened

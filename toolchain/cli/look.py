@@ -30,6 +30,7 @@ from toolchain.recipe import Recipe
 from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
 from toolchain.report.files import render
 from toolchain.report.tables import Table, number
+from toolchain.surgery.checkpoint import checkpoint_facts
 from toolchain.surgery.replay import create_dense, load_model
 from toolchain.targets import TARGETS
 
@@ -46,6 +47,7 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "openvino",
 )
+ENGINES = (".engine", ".xml")
 CLASSES = 1000
 """Of a model that has no classifier of its own, to see what else it is."""
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -83,7 +85,8 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A model folder, plan.json, engine.json, an ONNX file or a run's folder.")
+        Path,
+        typer.Argument(help="A model folder, plan.json, engine.json, an ONNX file, a checkpoint or a run's folder."),
     ],
     json_: JsonFlag = False,
 ) -> None:
@@ -103,10 +106,10 @@ def _inspect(path: Path) -> dict[str, Any]:
         return _inspect_onnx(path)
     if not path.is_file():
         raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
+    if path.suffix in ENGINES:
+        raise ArtifactError(f"{path} is described by the engine.json beside it")
     if path.suffix != ".json":
-        raise ArtifactError(
-            f"{path} is of no kind that slimvit writes; engines are described by the engine.json beside them"
-        )
+        return checkpoint_facts(path)
     found = read_json(path)
     kind = found.get("schema", "") if isinstance(found, dict) else ""
     if kind.startswith("slimvit.plan/"):
@@ -188,7 +191,14 @@ def _support(name: str) -> dict[str, Any]:
         limits = family_of(module, name).limits(module)
     except SlimvitError as error:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
-    reasons = [*limits, *(["it has no classifier unless model.kwargs.num_classes is set"] if headless else [])]
+    reasons = [
+        *limits,
+        *(
+            ["its pretrained weights have no classifier: it needs a model.checkpoint with one, or [train]"]
+            if headless
+            else []
+        ),
+    ]
     return {**row, "support": "partial" if limits else "full", "reason": "; ".join(reasons)}
 
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.options import JsonFlag
+from toolchain.cli.options import JsonFlag, ShapeOption, numbers
 from toolchain.cli.screen import line, print_json
-from toolchain.export.logits import accuracy_of, parity_of
-from toolchain.export.parity import require
+from toolchain.errors import ParityError, RecipeError
+from toolchain.export.logits import Preparation, accuracy_of, parity_of
+from toolchain.export.parity import Tolerance, require
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +21,14 @@ def register(app: typer.Typer) -> None:
 
 
 PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="A model folder or an ONNX file.")]
+MeanOption = Annotated[
+    str, typer.Option(metavar="M,M,M", help="Of pixels in 0…1, one or per channel; replaces what the artifact says.")
+]
+StdOption = Annotated[str, typer.Option(metavar="S,S,S", help="Likewise.")]
+CropOption = Annotated[
+    float | None, typer.Option(min=0.01, max=1.0, help="Share of a resized picture that the centre crop keeps.")
+]
+InterpolationOption = Annotated[str, typer.Option(help="How pictures are resized: bicubic, bilinear …")]
 
 
 def evaluate(
@@ -29,30 +38,73 @@ def evaluate(
     classes: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="A class map: which output each class folder is, e.g. imagenet-1k.")
     ] = "",
+    mean: MeanOption = "",
+    std: StdOption = "",
+    crop_pct: CropOption = None,
+    interpolation: InterpolationOption = "",
+    input_shape: ShapeOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """Top-1 accuracy of a model folder or an ONNX file, with counts."""
-    found = accuracy_of(path, data, split, classes)
+    asked = _preparation(mean, std, crop_pct, interpolation)
+    evaluation = accuracy_of(
+        path, data, split, classes=classes, asked=asked, input_shape=numbers(input_shape, "--input-shape")
+    )
+    accuracy = evaluation.accuracy
     facts = {
         "path": str(path),
         "data": data,
         "split": split,
-        "accuracy": found.accuracy,
-        "wrong": found.wrong,
-        "total": found.total,
+        "accuracy": accuracy.accuracy,
+        "wrong": accuracy.wrong,
+        "total": accuracy.total,
+        "notes": list(evaluation.notes),
     }
-    print_json(facts) if json_ else line(
-        f"{found.accuracy:.4f}  ({found.wrong} wrong of {found.total}, {data} {split})"
-    )
+    if json_:
+        print_json(facts)
+        return
+    line(f"{accuracy.accuracy:.4f}  ({accuracy.wrong} wrong of {accuracy.total}, {data} {split})")
+    for note in evaluation.notes:
+        line(note)
 
 
 def parity(
     a: Annotated[Path, typer.Argument(metavar="A", help="Taken as right: a model folder or an ONNX file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Compared with it.")],
     data: Annotated[str, typer.Option("--data", help="A data source; seeded noise if absent.")] = "none",
+    mean: MeanOption = "",
+    std: StdOption = "",
+    crop_pct: CropOption = None,
+    interpolation: InterpolationOption = "",
+    input_shape: ShapeOption = "",
+    cosine_min: Annotated[
+        float | None,
+        typer.Option(min=-1.0, max=1.0, help="Bound on the cosine of every image, in place of what precisions allow."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Whether two artifacts are one and the same model, as their precisions allow; exit 3 if they are not."""
-    rung = parity_of(a, b, data)
-    print_json(rung.to_dict()) if json_ else line(str(rung))
+    tolerance = None if cosine_min is None else Tolerance(None, cosine_min, None)
+    asked = _preparation(mean, std, crop_pct, interpolation)
+    agreement = parity_of(a, b, data, tolerance, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
+    rung = agreement.rung
+    if json_:
+        print_json({**rung.to_dict(), "notes": list(agreement.notes)})
+    else:
+        for text in (str(rung), *agreement.notes):
+            line(text)
+    if rung.verdict == "not_run":
+        raise ParityError(f"{a} and {b} were compared and not judged: {rung.reason}")
     require([rung])
+
+
+def _preparation(mean: str, std: str, crop_pct: float | None, interpolation: str) -> Preparation:
+    return Preparation(_shares(mean, "--mean"), _shares(std, "--std"), crop_pct, interpolation or None)
+
+
+def _shares(text: str, option: str) -> tuple[float, ...] | None:
+    """The numbers of an option, None if it is empty; raises RecipeError if it is not of that form."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise RecipeError(f"{option} {text!r} is not of the form 0.5 or 0.485,0.456,0.406") from None

@@ -28,17 +28,27 @@ from toolchain.artifact import (
     write_text,
 )
 from toolchain.bench.latency import latency_of
-from toolchain.cli.options import FolderArgument, JsonFlag, OutOption, RecipeArgument, RecipeOption, SetOption
+from toolchain.cli.options import (
+    FolderArgument,
+    JsonFlag,
+    OutOption,
+    RecipeArgument,
+    RecipeOption,
+    SetOption,
+    ShapeOption,
+    numbers,
+)
 from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import read_preprocess
 from toolchain.export.engine import RECORD, BuildEngine
-from toolchain.export.logits import source_for
+from toolchain.export.engine_parity import engine_rung
+from toolchain.export.inputs import resolved
+from toolchain.export.logits import form_of, noise, raw_pixels, source_for
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.stage import Export
-from toolchain.job import SYNTHETIC, Job, clocks, compressed, prepare, tool, trained
+from toolchain.job import SYNTHETIC, Start, begin, clocks, compressed, prepare, tool, trained
 from toolchain.judge import Judge
 from toolchain.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
@@ -47,7 +57,7 @@ from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.processes import require_one, together
-from toolchain.training.stages import Finetune
+from toolchain.training.stages import Finetune, require_teacher
 
 M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
@@ -64,10 +74,10 @@ def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: 
     """Write the dense model of a recipe; trained, if the recipe asks for it."""
     require_one("load")
     check_replaceable(out, MODEL_FILES)
-    job = prepare(Recipe.load(recipe, set_ or ()))
+    start = begin(Recipe.load(recipe, set_ or ()))
     with Screen() as screen:
         screen.stage("load")
-        _save(trained(job, progress=on_epoch(screen)), out, json_=json_)
+        _save(trained(start, progress=on_epoch(screen)), out, json_=json_)
 
 
 def compress(
@@ -76,7 +86,7 @@ def compress(
     """Dense model folder → masked model folder with plan.json and allocation.json."""
     require_one("compress")
     check_replaceable(out, MODEL_FILES)
-    job = _job(recipe, set_)
+    job = prepare(Recipe.load(recipe, set_ or ()), fetch=False)
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
@@ -101,7 +111,7 @@ def finetune(
 ) -> None:
     """Masked model folder → masked model folder, trained; what was removed stays removed. Also runs below torchrun."""
     check_replaceable(out, MODEL_FILES)
-    job = _job(recipe, set_)
+    job = begin(Recipe.load(recipe, set_ or ()), fetch=False)
     masked = _open_for(job, folder, MaskedModel)
     section = job.recipe.finetune
     if not section.epochs:
@@ -110,6 +120,7 @@ def finetune(
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
+    require_teacher(section, job.source)
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
         told = None
@@ -151,7 +162,7 @@ def export(
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
-    judge = Judge(source_for(data, model.preprocess))
+    judge = Judge(source_for(data, model.preprocess), model.output)
     if judge.source.synthetic and precision in PRECISIONS and PRECISIONS[precision].calibrated:
         raise RecipeError(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
@@ -159,7 +170,7 @@ def export(
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with tempfile.TemporaryDirectory(prefix="slimvit-export-") as scratch:
         whole = out if precision == FP32 else Path(scratch, f"{folder.name}.{FP32}.onnx")
-        made = run_stage(Export(section, whole, judge.images(), not judge.source.synthetic, tool()), model)
+        made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
         graph, rungs = made.graph, list(made.rungs)
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
@@ -184,6 +195,7 @@ def engine(
     hardware_compatible: Annotated[
         str, typer.Option(help="none, ampere_plus or same_compute_capability (trt).")
     ] = "none",
+    input_shape: ShapeOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
@@ -198,17 +210,25 @@ def engine(
         given["compute_capabilities"] = compute_capability
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
     assert isinstance(section, EngineSection)
-    stage = BuildEngine(section, target, out, lambda built: _engine_rung(onnx, built, batch))
+    sample = numbers(input_shape, "--input-shape")
+    stage = BuildEngine(
+        section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
+    )
     made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
-def _engine_rung(onnx: Path, built: EngineArtifact, batch: tuple[int, int, int]) -> Rung:
-    """The engine against its file on seeded noise; not run where it cannot be, and for a file that slimvit did not write."""
-    if not declared_precision(onnx):
-        reason = f"slimvit did not write {onnx.name}, and what it takes is not known"
-        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=reason)
-    return Judge(source_for(SYNTHETIC, read_preprocess(onnx))).engine(onnx, built, batch)
+def _engine_rung(
+    onnx: Path, built: EngineArtifact, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
+) -> Rung:
+    """The engine against its file on seeded noise; not run where it cannot be, and for a file that takes no images."""
+    try:
+        form = form_of(onnx)
+        size = resolved({onnx: form.input}, input_shape)
+    except RecipeError as error:
+        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
+    preprocess = raw_pixels((size[0], size[1], size[2])) if form.input.takes_pixels and len(size) == 3 else None
+    return engine_rung(onnx, built, batch, lambda count: noise(size, count), None, preprocess)
 
 
 def refit(
@@ -222,17 +242,18 @@ def refit(
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""
     record = read_json(engine_.with_name(RECORD))
-    sizes = [tuple(shape[0] for shape in each.values()) for each in record.get("profile", {}).values()] or [(1, 1, 1)]
+    profile = list(record.get("profile", {}).values())
+    sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
+    sample = tuple(profile[0]["opt"][1:]) if profile else None
     stage = BuildEngine(
-        EngineSection(targets=(target,)), target, out, lambda built: _engine_rung(onnx, built, sizes[0]), engine_
+        EngineSection(targets=(target,)),
+        target,
+        out,
+        lambda built: _engine_rung(onnx, built, sizes[0], sample),
+        engine_,
     )
     made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
-
-
-def _job(recipe: Path, set_: list[str] | None) -> Job:
-    """The recipe's data and settings; no pretrained weights are fetched, the folder has the weights."""
-    return prepare(Recipe.load(recipe, set_ or ()), fetch=False)
 
 
 def _open(folder: Path, kind: type[M]) -> M:
@@ -242,7 +263,7 @@ def _open(folder: Path, kind: type[M]) -> M:
     return model
 
 
-def _open_for(job: Job, folder: Path, kind: type[M]) -> M:
+def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
     model = _open(folder, kind)
     for what, found, wanted in (

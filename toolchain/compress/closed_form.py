@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Key
 from toolchain.compress.branches import captured
-from toolchain.compress.damage import kl_divergence, measure
+from toolchain.compress.damage import divergence, measure
 from toolchain.compress.sensitivity import Sensitivity, flat, sensitivities
 from toolchain.compress.sequential import Head, reduce_sequentially
 from toolchain.compress.solver import Candidate, Site
 from toolchain.cost import ModelShape
 from toolchain.data import DataSource, Images, batches
+from toolchain.likelihood import Likelihood, likelihood_of, outputs_of
 from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
@@ -85,15 +86,20 @@ def damage_share(section: CompressSection, macs: int, sites: int, images: int) -
     return damage / (damage + len(betas_for(section, macs, images)) * PASSES * images)
 
 
+def likelihood_for(given: TimmModel, source: DataSource) -> Likelihood:
+    """The likelihood of a dense model's outputs, as calibration images show them; raises DataError if they never vary."""
+    return likelihood_of(given.output, given.module, source.split("calibration"))
+
+
 def what_matters(
-    given: TimmModel, dense: ModelShape, source: DataSource, section: CompressSection
+    given: TimmModel, dense: ModelShape, source: DataSource, section: CompressSection, likelihood: Likelihood
 ) -> Mapping[str, Sensitivity]:
     """Branch module → its sensitivity, from calibration images; flat where the recipe turns it off, or without images."""
     if not section.sensitivity or source.synthetic:
         tokens = next(iter(dense.attentions.values())).tokens
         return flat(given.module, given.family, tokens)
     images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * dense.macs))
-    return sensitivities(given.module, given.family, images, section.seed)
+    return sensitivities(given.module, given.family, images, section.seed, likelihood)
 
 
 def candidates_for(
@@ -104,6 +110,7 @@ def candidates_for(
     source: DataSource,
     section: CompressSection,
     cares: Mapping[str, Sensitivity],
+    likelihood: Likelihood,
     told: Told,
 ) -> list[Candidate]:
     """Every site at a ladder of widths, and what each costs on held-out images."""
@@ -112,7 +119,18 @@ def candidates_for(
     fit = source.split("calibration")
     fit = _spread(fit, max(64, int(0.5 * MEASURE_MACS / (4 * dense.macs))))
     return measure(
-        given.module, given.family, sites, choices, shares, anchors, fit, held_out, cares, section.refit, told
+        given.module,
+        given.family,
+        sites,
+        choices,
+        shares,
+        anchors,
+        fit,
+        held_out,
+        cares,
+        likelihood,
+        section.refit,
+        told,
     )
 
 
@@ -125,17 +143,18 @@ def reduce_closed_form(
     source: DataSource,
     section: CompressSection,
     cares: Mapping[str, Sensitivity],
+    likelihood: Likelihood,
     told: Told,
 ) -> tuple[dict[Key, tuple[int, ...]], dict[str, Any]]:
     """(kept positions, what was chosen and the divergences that it was chosen by) after reducing `module` in place.
 
-    β, and whether the classifier is re-fitted too, are chosen by the KL divergence from the dense model on validation images,
+    β, and whether the last linear is re-fitted too, are chosen by the divergence from the dense model on validation images,
     labels unread; a model too large to try all β takes the first.
     """
     calibration = source.split("calibration")
     validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / dense.macs)
     betas = betas_for(section, dense.macs, len(calibration))
-    reference, start = logits(given.module, validation), copy.deepcopy(module)
+    reference, start = outputs_of(given.module, validation), copy.deepcopy(module)
     best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
     tried: dict[str, float | None] = {}
     for index, beta in enumerate(betas):
@@ -152,13 +171,14 @@ def reduce_closed_form(
             widths,
             calibration,
             cares,
+            likelihood,
             beta=beta,
             refit=section.refit,
             sequential=section.sequential,
             progress=progress,
         )
         for head, outputs in _outputs(work, reduced.head, validation):
-            found = kl_divergence(outputs, reference)
+            found = divergence(likelihood, outputs, reference)
             tried[f"{beta}{'' if head is None else ' head'}"] = found if math.isfinite(found) else None
             found = found if math.isfinite(found) else math.inf
             if best is None or found < best[0]:
@@ -173,18 +193,12 @@ def reduce_closed_form(
 
 
 @torch.no_grad()
-def logits(module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Tensor:
-    """[images, classes] in order."""
-    return torch.cat([module(batch) for batch, _ in batches(images, 64)])
-
-
-@torch.no_grad()
 def _outputs(
     module: nn.Module, head: Head | None, images: Dataset[tuple[Tensor, int]]
 ) -> list[tuple[Head | None, Tensor]]:
     """(None, logits as they are), and those that another classifier would give, from one pass."""
     if head is None:
-        return [(None, logits(module, images))]
+        return [(None, outputs_of(module, images))]
     plain, other = [], []
     with captured(module, {head.name: "in"}) as seen:
         for batch, _ in batches(images, 64):

@@ -1,7 +1,7 @@
 """What each width costs: measured on the otherwise dense model, from a cached prefix.
 
 For each block and site a ladder of widths is tried. The damage of a candidate is the KL divergence of the stitched
-model's output from the dense one's, on held-out images. Where that is too dear for every width, it is measured at
+model's output from the dense one's, by the likelihood of these outputs, on held-out images. Where that is too dear for every width, it is measured at
 some, and in between it follows the squared error of the branch itself, which is cheap: near the dense model the divergence is
 quadratic in the error, so that the ratio of the two changes slowly.
 """
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 from toolchain.compress.allocate import Choices
@@ -23,16 +22,16 @@ from toolchain.compress.reductions import REDUCTIONS, Reduction, sites_in
 from toolchain.compress.sensitivity import Sensitivity
 from toolchain.compress.solver import Candidate, Site, key_of, ladder
 from toolchain.families import Branch, Family
+from toolchain.likelihood import Likelihood
 from toolchain.surgery.factorised import replace_module
 
 WORST = 1e6
 """What stands for the damage of a width that leaves no finite output, in nats."""
 
 
-def kl_divergence(logits: Tensor, reference: Tensor) -> float:
-    """Mean over images of KL(softmax(reference) ‖ softmax(logits)), both [B, K]."""
-    ours, theirs = (functional.log_softmax(x.double(), dim=1) for x in (logits, reference))
-    return float(functional.kl_div(ours, theirs, log_target=True, reduction="batchmean"))
+def divergence(likelihood: Likelihood, outputs: Tensor, reference: Tensor) -> float:
+    """The mean over images of the divergence of outputs from those of the dense model, both [B, K], in float64."""
+    return float(likelihood.divergence(outputs.double(), reference.double()).mean())
 
 
 @torch.no_grad()
@@ -46,6 +45,7 @@ def measure(
     calibration: Dataset[tuple[Tensor, int]],
     held_out: Dataset[tuple[Tensor, int]],
     cares: Mapping[str, Sensitivity],
+    likelihood: Likelihood,
     refit: bool = True,
     progress: Callable[[float, str], None] | None = None,
 ) -> list[Candidate]:
@@ -61,6 +61,7 @@ def measure(
         calibration: images that statistics are taken from.
         held_out: images that damage is measured on.
         cares: branch module → what the output cares about.
+        likelihood: of the outputs, by which they are compared.
         refit: whether what is left of a site takes over.
         progress: receives (share done, text).
     """
@@ -76,7 +77,7 @@ def measure(
         care, wanted = cares[branch.module], [run_branch(dense, branch, x) for x in probe]
         for site in sites_in(branch, sites):
             reduction = REDUCTIONS[key_of(site)[1]](work, branch, site, fit, care)
-            tried = _Tried(work, dense, family, branch, flat[index + 1 :], reduction, care, refit)
+            tried = _Tried(work, dense, family, branch, flat[index + 1 :], reduction, care, likelihood, refit)
             found += tried.candidates(site, ladder(site, choices, shares), anchors, probe, wanted, reference)
             replace_module(work, branch.module, copy.deepcopy(plain.get_submodule(branch.module)))
         fit = [x + run_branch(dense, branch, x) for x in fit]
@@ -98,10 +99,11 @@ class _Tried:
         rest: Sequence[Branch],
         reduction: Reduction,
         care: Sensitivity,
+        likelihood: Likelihood,
         refit: bool,
     ) -> None:
         self.work, self.dense, self.family, self.branch, self.rest = work, dense, family, branch, rest
-        self.reduction, self.care, self.refit = reduction, care, refit
+        self.reduction, self.care, self.likelihood, self.refit = reduction, care, likelihood, refit
 
     def candidates(
         self,
@@ -123,8 +125,8 @@ class _Tried:
             errors.append(sum(self.care.error(y - w) for y, w in zip(outputs, wanted, strict=True)))
             if index in measured:
                 after = [x + y for x, y in zip(probe, outputs, strict=True)]
-                logits = finish(self.dense, self.family, after, self.rest)
-                found = kl_divergence(logits, reference)
+                outputs_after = finish(self.dense, self.family, after, self.rest)
+                found = divergence(self.likelihood, outputs_after, reference)
                 divergences[index] = max(0.0, found) if np.isfinite(found) else WORST
         damage = follow(errors, divergences)
         return [Candidate(key_of(site), width, d) for width, d in zip(rungs, [*damage, 0.0], strict=True)]
@@ -146,7 +148,7 @@ def follow(errors: Sequence[float], divergences: dict[int, float]) -> list[float
 
 @torch.no_grad()
 def finish(model: nn.Module, family: Family, batches: Sequence[Tensor], branches: Sequence[Branch]) -> Tensor:
-    """Logits [B, K] of all batches, from the residual stream before the first of the remaining branches."""
+    """Outputs [B, K] of all batches, from the residual stream before the first of the remaining branches."""
     logits = []
     for batch in batches:
         x = batch

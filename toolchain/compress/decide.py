@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Costs, Limits, solve_uniform
-from toolchain.compress.closed_form import SHARES, Told, candidates_for, what_matters
+from toolchain.compress.closed_form import SHARES, Told, candidates_for, likelihood_for, what_matters
 from toolchain.compress.method import HIDDEN, Allocation, allocate, choices_for, closed_sites
-from toolchain.compress.solver import Damages, choose, interpolate, narrowest
+from toolchain.compress.sensitivity import Sensitivity
+from toolchain.compress.solver import Candidate, Damages, choose, interpolate, narrowest
 from toolchain.cost import LatencyTable, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, RecipeError
@@ -149,9 +150,13 @@ def decide(
     if section.allocation == "global" and any(group.unit == HIDDEN for group in choices.groups):
         return planned
     sites = closed_sites(choices, given.family, given.module, section) if section.allocation == "solver" else []
-    cares = what_matters(given, planned.dense, source, section) if sites else {}
-    found = candidates_for(given, sites, choices, planned.dense, source, section, cares, told) if sites else []
-    candidates = interpolate(found, sites, choices, SHARES[0])
+    cares: Mapping[str, Sensitivity] = {}
+    measured: list[Candidate] = []
+    if sites:
+        likelihood = likelihood_for(given, source)
+        cares = what_matters(given, planned.dense, source, section, likelihood)
+        measured = candidates_for(given, sites, choices, planned.dense, source, section, cares, likelihood, told)
+    candidates = interpolate(measured, sites, choices, SHARES[0])
 
     def pick(known: Costs) -> Widths:
         # A budget below the narrowest widths that were measured leaves little to choose: all layers shrink alike.

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.utils.data import Dataset
 
 from toolchain.compress.neurons import Scores
 from toolchain.families import UnitGroup
+from toolchain.likelihood import Likelihood
 from toolchain.recipe import VtpSection
 from toolchain.surgery.factorised import side
 from toolchain.training.loop import FitConfig, FitResult, Progress, default_param_groups, fit
@@ -55,6 +55,7 @@ def learn_gates(
     groups: Sequence[UnitGroup],
     images: Dataset[tuple[Tensor, int]],
     config: VtpSection,
+    likelihood: Likelihood,
     *,
     seed: int,
     augment: dict[str, Any],
@@ -72,6 +73,7 @@ def learn_gates(
         groups: the units to gate, all with one partition.
         images: labelled training images.
         config: [compress.vtp].
+        likelihood: of the outputs, which says what CE is.
         seed: of order and augmentation.
         augment: augmentation fields of `FitConfig`.
         checkpoint: resumed from and written to.
@@ -83,7 +85,7 @@ def learn_gates(
 
     def loss(model: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
         penalty = torch.stack([gate.abs().sum() for gate in gates.values()]).sum()
-        return functional.cross_entropy(model(batch), labels) + config.l1 * penalty
+        return likelihood.supervised(model(batch), labels) + config.l1 * penalty
 
     def param_groups(model: nn.Module, fit_config: FitConfig) -> list[dict[str, Any]]:
         weights = [

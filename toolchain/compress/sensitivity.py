@@ -2,7 +2,7 @@
 
 The Fisher information of the model's own predictions, factored as in K-FAC (Martens & Grosse 2015, arXiv 1503.05671):
 an error Δy of a branch costs about ½ Σ_n ω_n Δy_nᵀ G Δy_n nats, G = E[g gᵀ], g the gradient of log p(ŷ) with ŷ drawn from
-the model itself. No label is read.
+the model itself, by the likelihood of its outputs. No label is read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toolchain.compress.moments import damped
 from toolchain.data import Images, batches
 from toolchain.families import Family
+from toolchain.likelihood import Likelihood
 
 BATCH = 8  # a backward pass holds what every block computed
 DAMPING = 0.05
@@ -68,7 +68,9 @@ class Sensitivity:
         return x.flatten(0, -2), self.tokens.to(x).repeat(len(x))
 
 
-def sensitivities(model: nn.Module, family: Family, images: Images, seed: int) -> dict[str, Sensitivity]:
+def sensitivities(
+    model: nn.Module, family: Family, images: Images, seed: int, likelihood: Likelihood
+) -> dict[str, Sensitivity]:
     """Branch module → its sensitivity, from one backward pass over some images; the model is left as it is.
 
     The gradient of what a branch adds is that of the residual stream after it.
@@ -98,9 +100,7 @@ def sensitivities(model: nn.Module, family: Family, images: Images, seed: int) -
             parameter.requires_grad_(False)
         with torch.enable_grad():
             for batch, _ in batches(images, BATCH):
-                logits = model(batch)
-                drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator).squeeze(1)
-                functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
+                likelihood.score_loss(model(batch), generator).backward()  # type: ignore[no-untyped-call]
                 for name, stream in streams.items():
                     assert stream.grad is not None
                     rows = stream.grad.flatten(0, -2)

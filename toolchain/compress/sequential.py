@@ -22,6 +22,7 @@ from toolchain.compress.reductions import REDUCTIONS, sites_in
 from toolchain.compress.sensitivity import Sensitivity
 from toolchain.compress.solver import Site, key_of
 from toolchain.families import Branch, Family
+from toolchain.likelihood import Likelihood
 
 HEAD_DAMPING = 0.03  # one row per image is all that the classifier's re-fit has
 
@@ -66,6 +67,7 @@ def reduce_sequentially(
     widths: Mapping[Key, int],
     images: Dataset[tuple[Tensor, int]],
     cares: Mapping[str, Sensitivity],
+    likelihood: Likelihood,
     *,
     beta: float,
     refit: bool = True,
@@ -82,6 +84,7 @@ def reduce_sequentially(
         widths: key of a site → positions to keep per partition, or rank.
         images: calibration images; labels are not read.
         cares: branch module → what the output cares about.
+        likelihood: of the outputs.
         beta: share of the error that earlier blocks left in the residual stream which a branch is asked to correct.
         refit: whether what is left takes over: within a reduction, and by a re-fit of each branch's last linear after it.
         sequential: whether a block sees what the reduced blocks before it feed it; if not, what the dense ones do.
@@ -113,13 +116,18 @@ def reduce_sequentially(
                 ours[batch] = ours[batch] + own if sequential else theirs[batch]
         if progress is not None:
             progress((index + 1) / len(blocks), name)
-    return Reduced(kept, _head(dense, module, family, theirs, ours) if refit else None)
+    return Reduced(kept, _head(dense, module, family, theirs, ours, likelihood) if refit else None)
 
 
 def _head(
-    dense: nn.Module, module: nn.Module, family: Family, theirs: Sequence[Tensor], ours: Sequence[Tensor]
+    dense: nn.Module,
+    module: nn.Module,
+    family: Family,
+    theirs: Sequence[Tensor],
+    ours: Sequence[Tensor],
+    likelihood: Likelihood,
 ) -> Head | None:
-    """The classifier that takes up what is left of the error in the logits; softmax ignores what all classes share."""
+    """The last linear that takes up what is left of the error in the outputs, as far as their reader notices it."""
     name = family.classifier(dense)
     if name is None:
         return None
@@ -129,7 +137,7 @@ def _head(
     with captured(module, {name: "in"}) as seen:
         for their, our in zip(theirs, ours, strict=True):
             error = family.head(dense, their) - family.head(module, our)
-            moments.add(seen[name], error - error.mean(1, keepdim=True))
+            moments.add(seen[name], likelihood.noticed(error))
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     fitted = anchored_refit(
         linear.weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean, HEAD_DAMPING

@@ -12,7 +12,7 @@ from torch import nn
 
 from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.compress.allocate import Costs, Key, Limits, solve_global, top_indices
-from toolchain.compress.closed_form import damage_share, reduce_closed_form, what_matters
+from toolchain.compress.closed_form import damage_share, likelihood_for, reduce_closed_form, what_matters
 from toolchain.compress.decide import Latency, Settled, decide, settle
 from toolchain.compress.gates import learn_gates
 from toolchain.compress.lowrank import FACTORISATIONS, factorise
@@ -21,7 +21,7 @@ from toolchain.compress.neurons import CRITERIA, Evidence, Scores
 from toolchain.compress.solver import Site, key_of
 from toolchain.cost import RANK, Widths, trace
 from toolchain.data import DataSource
-from toolchain.errors import BudgetError, DataError
+from toolchain.errors import BudgetError, DataError, RecipeError
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.mask import add_masks, baked, mask_model
@@ -66,7 +66,12 @@ class Compress:
         allocate(given, self.method, self.budget, self.multiples)
         if self.method.neurons == "vtp":
             require_labels(self.source, "compress.neurons = 'vtp'")
-            self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
+            self.source.check_classes(given.label_classes)
+        if self.method.neurons == "taylor" and given.output != "logits":
+            raise RecipeError(
+                f"compress.neurons = 'taylor' follows the loss of classes, and the outputs are {given.output}; "
+                "use 'obs' or 'variance'"
+            )
         measured = self.method.attention in ("joint", DATA_AWARE) or self.method.neurons in (
             "obs",
             "variance",
@@ -125,8 +130,11 @@ class Compress:
             return {}, {}
         keys = {key_of(site): wanted[key_of(site)] for site in touched}
         told = self._part(self._damage_share(given), 1.0)
-        cares = allocation.cares or what_matters(given, dense, self.source, self.method)
-        return reduce_closed_form(given, module, touched, keys, dense, self.source, self.method, cares, told)
+        likelihood = likelihood_for(given, self.source)
+        cares = allocation.cares or what_matters(given, dense, self.source, self.method, likelihood)
+        return reduce_closed_form(
+            given, module, touched, keys, dense, self.source, self.method, cares, likelihood, told
+        )
 
     def _part(self, start: float, end: float) -> Callable[[float, str], None]:
         """What receives the progress of one part of the stage."""
@@ -156,6 +164,7 @@ class Compress:
             gated,
             self.source.split("train"),
             section.vtp,
+            likelihood_for(given, self.source),
             seed=section.seed,
             augment=dict(light_augmentation(self.source, given)),
             checkpoint=self.checkpoint,

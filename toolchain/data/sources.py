@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -82,6 +82,16 @@ class DataSource:
             raise DataError(f"there is no split {name!r}; expected one of {', '.join(self.splits)}")
         return self.splits[name]
 
+    def noted(self, note: str) -> DataSource:
+        """The same source with one more note, which is logged."""
+        logger.warning("%s", note)
+        return replace(self, notes=(*self.notes, note))
+
+    def unlabelled(self, note: str) -> DataSource:
+        """The same images in the same splits without their labels, and a note that says why."""
+        splits = {name: images.unlabelled() for name, images in self.splits.items()}
+        return replace(self, labelled=False, num_classes=None, splits=splits).noted(note)
+
     def to_compare(self, count: int = LEAST_COMPARED) -> list[Tensor]:
         """Up to `count` images [C, H, W] to compare models on; at least `LEAST_COMPARED`, and the first of them all differ.
 
@@ -112,8 +122,13 @@ class DataSource:
             )
         return [*distinct.values(), *others][: max(count, LEAST_COMPARED)]
 
-    def check_classes(self, num_classes: int) -> None:
-        """Raises ModelError if a model with that many outputs cannot be judged by these labels."""
+    def check_classes(self, num_classes: int | None) -> None:
+        """Raises ModelError if a model whose labels may have that many classes, or none, cannot be judged by these."""
+        if num_classes is None:
+            raise ModelError(
+                f"the data source {self.name!r} has labels of {self.num_classes} classes, but the model's outputs are no "
+                "classes: compress it on images:PATH, which needs no labels, or say what the outputs are with model.output"
+            )
         if self.mapped:
             if (
                 highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))
@@ -125,7 +140,9 @@ class DataSource:
         elif self.num_classes is not None and self.num_classes != num_classes:
             raise ModelError(
                 f"the model has {num_classes} classes, the data source {self.name!r} has {self.num_classes}. "
-                f"Set model.kwargs.num_classes = {self.num_classes} and use weights trained for these classes."
+                'Where it should keep its classes, data.source = "images:PATH" calibrates without labels, and '
+                "data.classes maps the folders of a subset to them; where it should have these, set model.checkpoint "
+                f"to weights trained on them, or add [train], with model.kwargs.num_classes = {self.num_classes}."
             )
 
 

@@ -22,12 +22,13 @@ from toolchain.export.pixels import representable, takes_pixels, with_pixels, wi
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
 from toolchain.export.probabilities import (
     gives_probabilities,
+    output_in,
     probabilities_rung,
     with_probabilities,
     without_probabilities,
 )
 from toolchain.export.quantise import last_linears, session
-from toolchain.export.weights import LINEARS, activation_scales, largest_difference, largest_error, linears
+from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
 
 Array = NDArray[Any]
 INT8_MAX = 127
@@ -93,7 +94,7 @@ class Convert:
         made = wanted.convert(dense, self.calibration)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
-        whole = with_probabilities(whole) if gives_probabilities(shipped) else whole
+        whole = with_probabilities(whole, output_in(shipped) or "logits") if gives_probabilities(shipped) else whole
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
@@ -130,7 +131,8 @@ class Convert:
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
             rungs.append(self._rung(given.path.name, expected, self.path.name, got, wanted.tolerance, images))
         if gives_probabilities(model):
-            rungs.append(probabilities_rung(self.path, target, feeding(self.path)(images[: max(BATCHES)])))
+            feeds = feeding(self.path)(images[: max(BATCHES)])
+            rungs.append(probabilities_rung(self.path, target, feeds, output_in(model) or "logits"))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
@@ -173,7 +175,7 @@ def _remove(files: Sequence[Path]) -> None:
 
 def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
     """Whether every weight is that of the fp32 graph, to the rounding of its type: those of linears with their scales."""
-    error, where = largest_error(linears(expected), linears(got))
+    error, where = largest_error(each_linear(expected), each_linear(got))
     other, what = largest_difference(expected, got)
     if not other <= error:
         error, where = other, what
@@ -207,10 +209,10 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
     if _operators(model) != _operators(dense):
         lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
         raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
-    kept = linears(dense)
-    found = Counter(each.kind for each in linears(model))
-    if sum(found.values()) != len(kept):
-        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {len(kept)}")
+    kept = sum(1 for _ in each_linear(dense))
+    found = Counter(each.kind for each in each_linear(model))
+    if sum(found.values()) != kept:
+        raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {kept}")
     others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
     allowed = len(last_linears(dense)) if TensorProto.INT8 in wanted.weight_types else 0  # they stay as they are
     if sum(others.values()) > allowed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -20,7 +20,7 @@ from toolchain.artifact import (
 )
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.parity import Rung, require
-from toolchain.export.weights import linears
+from toolchain.export.weights import each_linear
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 
@@ -72,6 +72,7 @@ class BuildEngine:
         folder: where the engine and engine.json go.
         compare: gives the rung of an engine against its file; one that fails replaces nothing. None compares nothing.
         stripped: an engine that was built without the file's weights, which are put into it; None builds one.
+        input_shape: shape of one sample, for a file that leaves it open.
     """
 
     section: EngineSection
@@ -79,6 +80,7 @@ class BuildEngine:
     folder: Path
     compare: Callable[[EngineArtifact], Rung] | None = None
     stripped: Path | None = None
+    input_shape: tuple[int, ...] | None = None
     name: str = "engine"
 
     def requires(self, given: OnnxArtifact) -> None:
@@ -107,7 +109,8 @@ class BuildEngine:
     def _built(self, onnx_file: Path, folder: Path) -> EngineBuild:
         target = get_target(self.target)
         if self.stripped is None:
-            return target.build(onnx_file, folder, options_of(self.section))
+            options = replace(options_of(self.section), input_shape=self.input_shape)
+            return target.build(onnx_file, folder, options)
         if not isinstance(target, Refittable):
             raise RecipeError(
                 f"engines of {self.target} have their weights; only those of trt and trt-rtx are stripped"
@@ -122,7 +125,7 @@ class BuildEngine:
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
         if given.precision == INT8:  # attention and what gives the logits stay in floating point
-            expected = sum(each.kind == TensorProto.INT8 for each in linears(onnx.load(given.path)))
+            expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
         if not right:
             raise ArtifactError(

@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
+from toolchain.export.large import with_shapes
 from toolchain.export.quantise import largest_values
 
 KEPT_FP32 = ["LayerNormalization", "RMSNormalization", "Softmax"]
@@ -84,9 +85,11 @@ def _converted(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelPr
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
+    del copied.graph.value_info[:]
+    copied.graph.value_info.extend(with_shapes(model).graph.value_info)
     try:
         result: onnx.ModelProto = convert_float_to_float16(
-            copied, keep_io_types=True, op_block_list=[*KEPT_FP32, *kept], disable_shape_infer=False
+            copied, keep_io_types=True, op_block_list=[*KEPT_FP32, *kept], disable_shape_infer=True
         )
         OnnxModel(result).topological_sort()  # it leaves its casts of the inputs at the end
     except Exception as error:

@@ -9,7 +9,8 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from typing import Any
 import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import uses_external_data
 from torch import nn
 
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
+from toolchain.export.large import detached, is_large, module_bytes, stored_bytes
 
 log = logging.getLogger(__name__)
 
 INPUT, OUTPUT, BATCH = "image", "logits", "batch"
-# protobuf ends at 2 GiB; a graph whose weights come close is written as two files.
-INLINE_LIMIT_BYTES = 1_800_000_000
+GRAPH, DATA = "graph.onnx", "graph.onnx.data"
+"""What torch calls the files of a model that is too large for one message, before they have their own names."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def export_onnx(
 
     Args:
         module: any module of one image batch; linears may be `nn.Sequential(nn.Linear, nn.Linear)`.
-        path: the file; weights above `INLINE_LIMIT_BYTES` go to `<name>.data` beside it.
+        path: the file; weights above `large.INLINE_LIMIT_BYTES` go to `<name>.data` beside it.
         input_size: (C, H, W).
         opset: version of the default ONNX domain.
         metadata: becomes the file's `metadata_props`, sorted by key.
@@ -80,28 +83,29 @@ def export_onnx(
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    exported = _from_torch(module, input_size, opset)
-    linears = linear_shapes(exported)
-    wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
-    if missing := wanted - linears:
-        raise ArtifactError(
-            f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
-            "they were merged or folded on the way, so the file would not be the model that was planned."
-        )
-    if (fault := _fault(exported, input_size, opset, linears)) is not None:
-        raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
-    graph, notes = exported, []
-    if simplify:
-        try:
-            graph = _simplified(exported, input_size, opset, linears)
-        except ArtifactError as reason:
-            notes.append(f"not simplified: {reason}")
-            log.warning("%s: %s", path.name, notes[-1])
-    simplified = graph is not exported
-    graph = finish(graph) if finish is not None else graph
-    for key in sorted(metadata):
-        graph.metadata_props.add(key=key, value=metadata[key])
-    files = write_onnx(graph, path)
+    with _folder_beside(path) if is_large(module_bytes(module)) else nullcontext() as folder:
+        exported = _from_torch(module, input_size, opset, folder)
+        linears = linear_shapes(exported)
+        wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
+        if missing := wanted - linears:
+            raise ArtifactError(
+                f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
+                "they were merged or folded on the way, so the file would not be the model that was planned."
+            )
+        if (fault := _fault(exported, input_size, opset, linears)) is not None:
+            raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
+        graph, notes = exported, []
+        if simplify:
+            try:
+                graph = _simplified(exported, input_size, opset, linears)
+            except ArtifactError as reason:
+                notes.append(f"not simplified: {reason}")
+                log.warning("%s: %s", path.name, notes[-1])
+        simplified = graph is not exported
+        graph = finish(graph) if finish is not None else graph
+        for key in sorted(metadata):
+            graph.metadata_props.add(key=key, value=metadata[key])
+        files = write_onnx(graph, path, None if folder is None else folder / DATA)
     return GraphFacts(
         files=files,
         size_bytes=sum(file.stat().st_size for file in files),
@@ -111,6 +115,18 @@ def export_onnx(
         simplified=simplified,
         notes=tuple(notes),
     )
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside a file that is to be written, gone after the block; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    with folder as name:
+        yield Path(name)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -148,8 +164,13 @@ def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:
     return shapes
 
 
-def _from_torch(module: nn.Module, input_size: tuple[int, int, int], opset: int) -> onnx.ModelProto:
-    """The graph as torch exports it from a copy of the module, stripped of everything that is not the model."""
+def _from_torch(
+    module: nn.Module, input_size: tuple[int, int, int], opset: int, folder: Path | None = None
+) -> onnx.ModelProto:
+    """The graph as torch exports it from a copy of the module, stripped of everything that is not the model.
+
+    In a folder, the weights go into the file `DATA` there and never through a protobuf message.
+    """
     plain = copy.deepcopy(module).eval().cpu().requires_grad_(False)
     for part in plain.modules():
         if hasattr(part, "fused_attn"):  # not timm's global switch: that one is read when a module is built
@@ -172,11 +193,18 @@ def _from_torch(module: nn.Module, input_size: tuple[int, int, int], opset: int)
                 external_data=False,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
+    except Exception as error:  # its own errors, and whatever torch makes of a model on the way
         raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
     if program is None:  # only in torch's old exporter
         raise ArtifactError(f"torch exported nothing for {type(module).__name__}")
-    model: onnx.ModelProto = program.model_proto
+    if folder is None:
+        model: onnx.ModelProto = program.model_proto
+    else:
+        try:
+            program.save(folder / GRAPH, external_data=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+        model = onnx.load(folder / GRAPH, load_external_data=False)
     strip(model)
     return model
 
@@ -185,9 +213,9 @@ def _simplified(
     exported: onnx.ModelProto, input_size: tuple[int, int, int], opset: int, linears: Counter[tuple[int, int]]
 ) -> onnx.ModelProto:
     """The graph as onnxsim leaves it; raises ArtifactError where that is not the same model, no larger."""
-    before_bytes = exported.ByteSize()
-    if before_bytes > INLINE_LIMIT_BYTES:
+    if is_large(before_bytes := stored_bytes(exported)):
         raise ArtifactError(f"{before_bytes} bytes are more than onnxsim can take in one piece")
+    before_bytes = exported.ByteSize()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxsim loads onnxruntime
     import onnxsim
 
@@ -224,7 +252,7 @@ def _fault(
     found = linear_shapes(model)
     if found != linears:
         return f"has other linears: gained {_show(found - linears)}, lost {_show(linears - found)}, as (in, out)"
-    if model.ByteSize() <= INLINE_LIMIT_BYTES:  # a larger one is checked as a file
+    if not is_large(stored_bytes(model)):  # a larger one is checked as a file
         try:
             onnx.checker.check_model(model, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -232,26 +260,59 @@ def _fault(
     return None
 
 
-def write_onnx(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """The files written for the model, the graph first; they appear whole or not at all. Raises StorageError."""
+def oldest_ir_version(model: onnx.ModelProto) -> int:
+    """The IR version that a graph's opsets came with: runtimes that know them and nothing newer read the file.
+
+    No later feature can be lost by it. Functions and types of an opset came no later than its IR version, and what IR 10
+    added to nodes, metadata and overloads, is never in a file of slimvit's: `strip` and the exporter see to it.
+    """
+    version: int = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    return version
+
+
+def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) -> tuple[Path, ...]:
+    """The files written for the model, the graph first; they appear whole or not at all.
+
+    The IR version of the graph becomes that of its opsets.
+
+    Args:
+        model: the graph.
+        path: the file.
+        weights: a file on the same disk, which is moved, with the weights that the graph refers to; None where it holds them.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    model.ir_version = oldest_ir_version(model)
     data = path.with_name(f"{path.name}.data")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial") as folder:
-            partial = Path(folder) / path.name
-            large = model.ByteSize() > INLINE_LIMIT_BYTES
-            onnx.save_model(model, partial, save_as_external_data=large, location=data.name)
+        with _folder_beside(path) as folder:
+            partial, beside = folder / path.name, folder / data.name
+            if weights is not None:
+                weights.replace(beside)
+                _refer_to(model, data.name)
+            elif is_large(stored_bytes(model)):
+                model = detached(model, beside)
+            onnx.save_model(model, partial)
             onnx.checker.check_model(str(partial), full_check=True)
-            files = (path, data) if large else (path,)
+            files = (path, data) if beside.exists() else (path,)
             for file in reversed(files):  # the graph last: it is what others look for
-                with (partial.with_name(file.name)).open("rb") as written:
+                with (folder / file.name).open("rb") as written:
                     os.fsync(written.fileno())
-                partial.with_name(file.name).replace(file)
-        if not large:
+                (folder / file.name).replace(file)
+        if data not in files:
             data.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     return files
+
+
+def _refer_to(model: onnx.ModelProto, name: str) -> None:
+    """Names the file that holds the weights of a graph."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data if uses_external_data(tensor) else ():
+            if entry.key == "location":
+                entry.value = name
 
 
 def strip(message: Any) -> None:

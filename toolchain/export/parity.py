@@ -49,7 +49,7 @@ class Rung:
         from_: name of the form that is taken as right.
         to: name of the form that is compared with it.
         max_abs: largest |Δ| of a logit; None if there is none to tell.
-        cosine_min: smallest cosine over the images.
+        cosine_min: smallest cosine over the images; of a single output, that of all images about the expected mean.
         top1_agreement: share of the images on which both name the same class; None on synthetic images.
         tolerance: what was allowed.
     """
@@ -117,8 +117,9 @@ def compare_outputs(
         return failed(f"the comparison is vacuous: the output of {from_} {empty}")
 
     max_abs = float(np.abs(y - z).max())
-    cosine = float(_cosines(y, z).min())
-    top1 = float(np.mean(y.argmax(axis=1) == z.argmax(axis=1))) if real_images else None
+    single = y.shape[1] == 1  # every cosine is 1 then, and every image the same class: over images they are compared
+    cosine = float(_cosines(*((each - y.mean()).T for each in (y, z)) if single else (y, z)).min())
+    top1 = float(np.mean(y.argmax(axis=1) == z.argmax(axis=1))) if real_images and not single else None
     faults = []
     if bound is not None and max_abs > bound:
         faults.append(f"max |Δ| {max_abs:.3g} > {bound:.3g}")

@@ -19,6 +19,7 @@ from onnx import TensorProto
 from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import PREPROCESS, Call
 from toolchain.export.conversion import Conversion
+from toolchain.export.graph_types import graph_precision
 from toolchain.export.half import bf16, fp16
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.parity import TOLERANCES, Tolerance
@@ -98,32 +99,73 @@ def expanded(asked: Sequence[str]) -> dict[str, bool]:
     return found
 
 
-def precision_of(path: Path) -> str:
-    """The precision that an ONNX file says it has; "fp32" of a model folder, and of a file that does not say.
+@dataclass(frozen=True)
+class Reading:
+    """The precision of an artifact, and where it is known from.
+
+    Attributes:
+        name: as in `PRECISIONS`, "fp32", or of others' files a type of `graph_types.COARSEST_FIRST`; "" where it is not known.
+        reason: the words that say what it was read from; "" where the artifact says so itself and its graph agrees.
+    """
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or 'of no known precision'} ({self.reason})" if self.reason else self.name
+
+
+def precision_of(path: Path) -> Reading:
+    """The precision of a model folder or an ONNX file; of a file, that of its graph, which its metadata only names closer.
 
     Raises:
         StorageError, ArtifactError: the file cannot be read.
     """
     if path.is_dir():
-        return FP32
-    found = {entry.key: entry.value for entry in read_onnx(path).metadata_props}.get(PRECISION, FP32)
-    return found if found in PRECISIONS else FP32
+        return Reading(FP32)
+    model = read_onnx(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    name, reason = graph_precision(model)
+    declared = metadata.get(PRECISION, FP32 if PREPROCESS in metadata else "")
+    if declared in (FP32, *PRECISIONS) and name in ("", EITHER if declared in EITHER_OF else declared):
+        return Reading(declared)
+    if PRECISION in metadata:
+        reason += f"; its metadata says {declared}"
+    return Reading(name, reason)
 
 
 def declared_precision(path: Path) -> str:
     """The precision that an ONNX file of slimvit's says it has, "fp32" if it says none; "" of anyone else's file.
 
+    A file that others made of slimvit's, so that its graph has another precision, is theirs.
+
     Raises:
         StorageError, ArtifactError: the file cannot be read.
     """
     metadata = {entry.key for entry in read_onnx(path).metadata_props}
-    return precision_of(path) if PREPROCESS in metadata else ""
+    reading = precision_of(path)
+    return reading.name if PREPROCESS in metadata and not reading.reason else ""
 
 
-def tolerance_of(*paths: Path) -> Tolerance:
-    """What the logits of artifacts of these precisions may differ by: the loosest of all."""
+def tolerance_of(*readings: Reading) -> Tolerance | None:
+    """What the logits of artifacts of these precisions may differ by: the loosest of all; None if one has no tolerance.
+
+    That of int8 is for whatever rounds to 8 bits in integers, that of fp32 for fp64 too. None was measured for others.
+    """
     known = {**TOLERANCES, **{name: each.tolerance for name, each in PRECISIONS.items()}}
-    return min((known[precision_of(path)] for path in paths), key=lambda tolerance: tolerance.cosine_min)
+    known |= {"fp64": known[FP32], EITHER: known[EITHER_OF[0]]}
+    if any(reading.name not in known for reading in readings):
+        return None
+    return min((known[reading.name] for reading in readings), key=lambda tolerance: tolerance.cosine_min)
+
+
+def reference_target(reading: Reading) -> str:
+    """What runs a file of a precision here: ONNX Runtime on the CPU, or for slimvit's others the first that can.
+
+    Raises:
+        TargetUnavailable: nothing here does.
+    """
+    return runs_on(PRECISIONS[reading.name]) if reading.name in PRECISIONS else "ort-cpu"
 
 
 def runs_on(precision: Precision) -> str:
@@ -131,13 +173,11 @@ def runs_on(precision: Precision) -> str:
     reasons = []
     for name in precision.targets:
         try:
-            runs = get_target(name).probe().details.get("run", "yes")
+            get_target(name).require_run()
         except TargetUnavailable as error:
             reasons.append(str(error))
         else:
-            if runs == "yes":
-                return name
-            reasons.append(f"{name} runs nothing here ({runs.removeprefix('no: ')})")
+            return name
     raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
 
 

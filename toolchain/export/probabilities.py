@@ -1,4 +1,4 @@
-"""Class probabilities as a second output of a graph, so that an app need not know what logits are.
+"""Probabilities as a second output of a graph, so that an app need not know what logits are.
 
 The logits stay the first output: every file is compared by them, and calibration tools want them.
 """
@@ -6,16 +6,18 @@ The logits stay the first output: every file is compared by them, and calibratio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import OUTPUT
 from toolchain.export.parity import Rung, Tolerance
+from toolchain.outputs import OUTPUT as OUTPUT_KIND
+from toolchain.outputs import Output
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
@@ -25,11 +27,24 @@ ROUNDING = 1e-6
 """What a probability may differ by from the softmax of the logits beside it, in float64."""
 
 
-def with_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph with the second output "probabilities" [batch, classes], float32: the softmax of "logits"."""
+ACTIVATIONS: dict[Output, str] = {"logits": "Softmax", "multi-label": "Sigmoid"}
+"""What makes probabilities of a kind of output; of others there are none."""
+
+
+def require_probabilities(output: Output) -> None:
+    """Nothing, if outputs of this kind have probabilities; else RecipeError."""
+    if output not in ACTIVATIONS:
+        raise RecipeError(f"export.softmax asks for probabilities, and the outputs are {output}: set it to false")
+
+
+def with_probabilities(model: onnx.ModelProto, output: Output = "logits") -> onnx.ModelProto:
+    """A copy of a graph with the second output "probabilities" [batch, classes], float32: softmax or sigmoid of "logits"."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    result.graph.node.append(helper.make_node("Softmax", [OUTPUT], [PROBABILITIES], NODE, axis=-1))
+    node = helper.make_node(ACTIVATIONS[output], [OUTPUT], [PROBABILITIES], NODE)
+    if node.op_type == "Softmax":
+        node.attribute.append(helper.make_attribute("axis", -1))
+    result.graph.node.append(node)
     shape = [dim.dim_param or dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim]
     result.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, shape))
     return result
@@ -47,11 +62,17 @@ def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     last = result.graph.node.pop()
     if (last.name, list(last.input), list(last.output)) != (NODE, [OUTPUT], [PROBABILITIES]):
-        raise ArtifactError("the file gives probabilities, but not by slimvit's softmax")
+        raise ArtifactError("the file gives probabilities, but not by a node of slimvit's")
     kept = [value for value in result.graph.output if value.name != PROBABILITIES]
     del result.graph.output[:]
     result.graph.output.extend(kept)
     return result
+
+
+def output_in(model: onnx.ModelProto) -> Output | None:
+    """What a graph says that its outputs are; None where it does not, as classes need not be declared."""
+    declared = next((entry.value for entry in model.metadata_props if entry.key == OUTPUT_KIND), None)
+    return next((kind for kind in get_args(Output) if kind == declared), None)
 
 
 def gives_probabilities(model: onnx.ModelProto) -> bool:
@@ -59,21 +80,34 @@ def gives_probabilities(model: onnx.ModelProto) -> bool:
     return any(value.name == PROBABILITIES for value in model.graph.output)
 
 
-def probabilities_rung(path: Path, target: str, feeds: dict[str, Array]) -> Rung:
-    """Whether the probabilities of a file are the softmax of its own logits.
+def probabilities_rung(path: Path, target: str, feeds: dict[str, Array], output: Output = "logits") -> Rung:
+    """Whether the probabilities of a file are the softmax, or the sigmoid, of its own logits.
 
     Args:
         path: an ONNX file with both outputs.
         target: what runs it.
         feeds: its input.
+        output: what its logits are.
     """
     with get_target(target).open(path, 1) as runner:
         found = runner.infer(feeds)
     logits = np.asarray(found[OUTPUT], np.float64)
-    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
-    expected /= expected.sum(axis=1, keepdims=True)
+    if ACTIVATIONS[output] == "Sigmoid":
+        expected = 1 / (1 + np.exp(-logits))
+    else:
+        expected = np.exp(logits - logits.max(axis=1, keepdims=True))
+        expected /= expected.sum(axis=1, keepdims=True)
     error = float(np.abs(np.asarray(found[PROBABILITIES], np.float64) - expected).max())
     reason = "" if error <= ROUNDING else f"a probability is {error:.3g} off"
     name = f"{path.name}, probabilities"
     tolerance = Tolerance(ROUNDING, -1.0, None)
-    return Rung("softmax of the logits", name, error, None, None, tolerance, "fail" if reason else "pass", reason)
+    return Rung(
+        f"{ACTIVATIONS[output].lower()} of the logits",
+        name,
+        error,
+        None,
+        None,
+        tolerance,
+        "fail" if reason else "pass",
+        reason,
+    )

@@ -3,6 +3,10 @@
 Only linears with constant weights are quantised, and not the last one, which gives the logits. Weights are symmetric with
 one scale per output channel; LayerNorm, softmax, the products of attention, residual additions and the patch embedding
 stay in fp32.
+
+Weights use the numbers from -64 to 64 alone. An x86 processor without VNNI multiplies unsigned activations by signed weights
+and adds each two products in 16 bits, cut off at 32767: 255 · (64 + 64) fits, 255 · (127 + 127) does not. So a file gives the
+same sums on every processor, and is not another model on an older one.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from numpy.typing import NDArray
 
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
-from toolchain.export.onnx_graph import INLINE_LIMIT_BYTES, INPUT, OUTPUT, linear_nodes
+from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
+from toolchain.export.onnx_graph import INPUT, OUTPUT, linear_nodes
 from toolchain.export.smooth import norms, smoothed, smoothing
 
 Array = NDArray[Any]
@@ -44,7 +49,9 @@ def int8_dynamic(model: onnx.ModelProto, images: Array) -> Conversion:  # noqa: 
                 each for name in last_linears(model) for each in (name, f"{name}_MatMul")
             ],  # a Gemm's new name
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=is_large(stored_bytes(model)),
             extra_options={"MatMulConstBOnly": True},
         )
 
@@ -95,9 +102,11 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
             op_types_to_quantize=LINEARS,
             nodes_to_quantize=[node.name for node in inner],
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=is_large(stored_bytes(even)),
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
@@ -126,7 +135,7 @@ def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array
 
 def largest_values(model: onnx.ModelProto, images: Array) -> dict[str, float]:
     """Every value that a graph computes in fp32 → its max|x| over images; raises as `largest_channels`."""
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = with_shapes(model)
     known = {
         value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *model.graph.output)
     }
@@ -137,25 +146,26 @@ def largest_values(model: onnx.ModelProto, images: Array) -> dict[str, float]:
 
 def _largest(model: onnx.ModelProto, names: Sequence[str], images: Array, *, by_channel: bool) -> dict[str, Array]:
     """Taken inside the graph, so that no activation leaves it."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    for name in names:
-        flat, largest = f"{name}.flat", f"{name}.largest"
-        watched.graph.node.extend(
-            [
-                onnx.helper.make_node("Abs", [name], [f"{name}.abs"]),
-                onnx.helper.make_node("Flatten", [f"{name}.abs"], [flat], axis=-1 if by_channel else 0),
-                onnx.helper.make_node("ReduceMax", [flat, f"{AXIS}.axes"], [largest], keepdims=0),
-            ]
-        )
-        watched.graph.output.append(onnx.ValueInfoProto(name=largest))
-    axis = 0 if by_channel else 1  # flattened from the front, a value is one row
-    watched.graph.initializer.append(onnx.numpy_helper.from_array(np.array([axis], np.int64), f"{AXIS}.axes"))
+
+    def watch(model: onnx.ModelProto) -> None:
+        del model.graph.output[:]
+        for name in names:
+            flat, largest = f"{name}.flat", f"{name}.largest"
+            model.graph.node.extend(
+                [
+                    onnx.helper.make_node("Abs", [name], [f"{name}.abs"]),
+                    onnx.helper.make_node("Flatten", [f"{name}.abs"], [flat], axis=-1 if by_channel else 0),
+                    onnx.helper.make_node("ReduceMax", [flat, f"{AXIS}.axes"], [largest], keepdims=0),
+                ]
+            )
+            model.graph.output.append(onnx.ValueInfoProto(name=largest))
+        axis = 0 if by_channel else 1  # flattened from the front, a value is one row
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([axis], np.int64), f"{AXIS}.axes"))
+
     found: dict[str, Array] = {}
     if not names:
         return found
-    with session(watched) as run:
+    with session(model, watch) as run:
         for feeds in steps(images):
             for key, values in run([f"{name}.largest" for name in names], feeds).items():
                 name = key.removesuffix(".largest")
@@ -165,8 +175,10 @@ def _largest(model: onnx.ModelProto, names: Sequence[str], images: Array, *, by_
 
 
 @contextmanager
-def session(model: onnx.ModelProto) -> Iterator[Callable[[Sequence[str], Mapping[str, Array]], dict[str, Array]]]:
-    """(names of outputs, inputs) → outputs of a graph on the CPU, in a block."""
+def session(
+    model: onnx.ModelProto, change: Callable[[onnx.ModelProto], None] = lambda _: None
+) -> Iterator[Callable[[Sequence[str], Mapping[str, Array]], dict[str, Array]]]:
+    """(names of outputs, inputs) → outputs of a graph on the CPU, in a block; a copy of it is changed before."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
@@ -174,7 +186,7 @@ def session(model: onnx.ModelProto) -> Iterator[Callable[[Sequence[str], Mapping
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="slimvit-quantise-") as folder:
         path = Path(folder, "model.onnx")
-        _save(model, path)
+        _save(model, path, change)
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -214,10 +226,12 @@ def _through_files(model: onnx.ModelProto, work: Callable[[Path, Path], None]) -
         return onnx.load(made)
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    large = model.ByteSize() > INLINE_LIMIT_BYTES
-    if large:  # saving in two files takes the weights out of the model that is saved
+def _save(model: onnx.ModelProto, path: Path, change: Callable[[onnx.ModelProto], None] = lambda _: None) -> None:
+    """Writes a changed copy of a graph; of large weights there is no copy in memory."""
+    if is_large(stored_bytes(model)):
+        copied = detached(model, path.with_name(f"{path.name}.data"))
+    else:
         copied = onnx.ModelProto()
         copied.CopyFrom(model)
-        model = copied
-    onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")
+    change(copied)
+    onnx.save_model(copied, path)

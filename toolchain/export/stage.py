@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import nn
 from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ParityError, RecipeError
 from toolchain.export.calls import PREPROCESS, feeding, opened
+from toolchain.export.inputs import FIXED_SIZE
 from toolchain.export.onnx_graph import GraphFacts, export_onnx
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
-from toolchain.export.probabilities import probabilities_rung, with_probabilities
+from toolchain.export.probabilities import probabilities_rung, require_probabilities, with_probabilities
+from toolchain.outputs import OUTPUT as OUTPUT_KIND
 from toolchain.recipe import ExportSection
 
 Array = NDArray[Any]
@@ -55,6 +57,8 @@ def onnx_metadata(model: TimmModel | DeployModel, tool: str) -> dict[str, str]:
         "slimvit.stage": model.stage,
         PREPROCESS: json.dumps(asdict(model.preprocess), sort_keys=True),
     }
+    if model.output != "logits":
+        found[OUTPUT_KIND] = model.output
     if isinstance(model, DeployModel):
         found["slimvit.plan_sha256"] = model.plan.digest
     return found
@@ -82,6 +86,8 @@ class Export:
     def requires(self, given: TimmModel | DeployModel) -> None:
         """Raises RecipeError for what this version cannot export."""
         check_section(self.section)
+        if self.section.softmax:
+            require_probabilities(given.output)
         if self.images.shape[1:] != given.preprocess.input_size:
             raise RecipeError(
                 f"parity images have shape {self.images.shape[1:]}, the model {given.preprocess.input_size}"
@@ -97,7 +103,7 @@ class Export:
             opset=self.section.opset,
             metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if whole else {})},
             simplify=self.section.simplify,
-            finish=self._finish(how),
+            finish=self._finish(given),
         )
         with opened("ort-cpu", self.path) as logits:
             rung = compare(
@@ -112,15 +118,16 @@ class Export:
         rungs = [rung]
         if self.section.softmax:
             feeds = feeding(self.path)(self.images[: max(BATCHES)])
-            rungs.append(probabilities_rung(self.path, "ort-cpu", feeds))
+            rungs.append(probabilities_rung(self.path, "ort-cpu", feeds, given.output))
+        graph = replace(graph, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
         return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, tuple(rungs))
 
-    def _finish(self, how: Preprocess) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         """What is put around the graph of the model."""
 
         def finish(model: onnx.ModelProto) -> onnx.ModelProto:
-            model = with_pixels(model, how) if self.section.preprocess else model
-            return with_probabilities(model) if self.section.softmax else model
+            model = with_pixels(model, given.preprocess) if self.section.preprocess else model
+            return with_probabilities(model, given.output) if self.section.softmax else model
 
         return finish
 
@@ -132,6 +139,19 @@ class Export:
             for file in made.graph.files:
                 file.unlink(missing_ok=True)
             raise
+
+
+def fixed_size_notes(module: nn.Module, preprocess: Preprocess) -> list[str]:
+    """A sentence where a model takes images of other sizes, or pads them, and its ONNX file does not."""
+    asked = [
+        name
+        for name in ("dynamic_img_size", "dynamic_img_pad")
+        if any(getattr(part, name, False) is True for part in module.modules())
+    ]
+    if not asked:
+        return []
+    _, height, width = preprocess.input_size
+    return [f"The model has {' and '.join(asked)}; {FIXED_SIZE}, here at {height}×{width}."]
 
 
 def check_section(section: ExportSection) -> None:

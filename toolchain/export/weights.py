@@ -6,7 +6,7 @@ the fp32 graph weight by weight, to the rounding of its type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +44,23 @@ class Linear:
 
 
 def linears(model: onnx.ModelProto) -> list[Linear]:
-    """Every linear with a stored weight matrix, in the order of the graph.
+    """Every linear with a stored weight matrix, in the order of the graph; raises as `each_linear`."""
+    return list(each_linear(model))
+
+
+def each_linear(model: onnx.ModelProto) -> Iterator[Linear]:
+    """The same one at a time: in float64, all weights of a model are many times what it takes on disk.
 
     Raises:
         ArtifactError: the scale of a quantised weight cannot be found.
     """
     graph = _Graph(model)
-    return [found for node in model.graph.node if node.op_type in LINEARS and (found := graph.linear(node)) is not None]
+    for node in model.graph.node:
+        if node.op_type in LINEARS and (linear := graph.linear(node)) is not None:
+            yield linear
 
 
-def largest_error(expected: Sequence[Linear], got: Sequence[Linear]) -> tuple[float, str]:
+def largest_error(expected: Iterable[Linear], got: Iterable[Linear]) -> tuple[float, str]:
     """(the largest |ΔW| in units of what rounding allows, the linear where); 1 or less is rounding alone.
 
     Args:

@@ -46,7 +46,10 @@ def refused_output(model: nn.Module) -> str | None:
     if model.global_pool == "":
         return "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg'"
     if not model.num_classes or isinstance(model.get_submodule("head"), nn.Identity):
-        return "it has no classifier (num_classes 0); set model.kwargs.num_classes to the classes of the data"
+        return (
+            "it has no classifier (num_classes 0); set model.checkpoint to weights that were trained on classes and "
+            "model.kwargs.num_classes to their number, or add [train]"
+        )
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolchain.export.precision import EITHER_OF
 
-COUNTS = ("accuracy", "wrong", "total")
+COUNTS = ("accuracy", "wrong", "total", "error")
 
 
 def artifact_rows(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

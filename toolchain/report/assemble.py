@@ -10,22 +10,25 @@ from typing import Any
 
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
+from toolchain.outputs import Output
+from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import artifact_rows, engine_rows, int8_choices, layer_rows, suggestion
 
 SCHEMA = "slimvit.report/1"
 FIGURES = ("params", "macs", "bytes")
-COUNTS = ("accuracy", "wrong", "total")
+COUNTS = ("accuracy", "wrong", "total", "error")
 
 
 def assemble(
     recipe: Recipe,
     tool: str,
     facts: Mapping[str, Mapping[str, Any]],
-    provenance: Mapping[str, Any],
+    plan: CompressionPlan,
     files: Sequence[Path],
     root: Path,
     source: DataSource,
+    output: Output,
     lost: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The report of a run.
@@ -34,15 +37,16 @@ def assemble(
         recipe: what was asked for.
         tool: name and version of the program.
         facts: stage → what it recorded, in the order in which the stages ran.
-        provenance: of the plan.
+        plan: what was decided, of which model, and how.
         files: everything that the stages wrote.
         root: the run's folder.
         source: the data that accuracy was counted on.
+        output: what the model's outputs are.
         lost: target → why the rest of its cells was not measured.
     """
-    stages = _stages(facts)
+    stages, provenance = _stages(facts), plan.provenance
     dense, compressed = _shipped(facts, "dense"), _shipped(facts, "compressed")
-    increase, reason = relative_error_increase(dense, compressed)
+    increase, reason = relative_error_increase(dense, compressed, output)
     artifacts = artifact_rows(facts)
     bench, duels = (
         [_bench_row(stage) for name, stage in facts.items() if name.startswith(kind)] for kind in ("bench-", "duel-")
@@ -53,10 +57,11 @@ def assemble(
         "tool": tool,
         "synthetic": source.synthetic,
         "model": {
-            "name": recipe.model.name,
-            "kwargs": recipe.model.kwargs,
+            "name": plan.model.name,
+            "kwargs": plan.model.kwargs,
             "checkpoint_sha256": provenance["weights"].get("checkpoint_sha256"),
         },
+        "output": output,
         "data": source.identity,
         "method": provenance["method"],
         "requested_method": provenance["requested"],
@@ -87,10 +92,15 @@ def assemble(
     }
 
 
-def relative_error_increase(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> tuple[float | None, str | None]:
+def relative_error_increase(
+    dense: Mapping[str, Any], compressed: Mapping[str, Any], output: Output = "logits"
+) -> tuple[float | None, str | None]:
     """((1 − acc_c)/(1 − acc_dense) − 1, None), or (None, why there is no such number)."""
     if dense["total"] is None or compressed["total"] is None:
-        return None, "the data has no labels"
+        return (
+            None,
+            "the data has no labels" if output == "logits" else f"the outputs are {output}, and labels are not read",
+        )
     if dense["wrong"] == 0:
         return None, f"the dense model makes no error on {dense['total']} images"
     error_dense, error = dense["wrong"] / dense["total"], compressed["wrong"] / compressed["total"]
@@ -141,7 +151,7 @@ def _shipped(facts: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, An
         "params": model["params"],
         "macs": model["macs"],
         "bytes": onnx["bytes"],
-        **{key: onnx[key] for key in COUNTS},
+        **{key: onnx.get(key) for key in COUNTS},
     }
 
 

@@ -83,6 +83,8 @@ def headline(report: Mapping[str, Any]) -> Table:
             ("test accuracy", percent(dense["accuracy"]), percent(small["accuracy"]), ""),
             (f"wrong of {number(dense['total'])}", number(dense["wrong"]), number(small["wrong"]), more),
         ]
+    if (error := small.get("error")) is not None:
+        rows.append(("squared error of the outputs", "0", percent(error), "of the dense outputs' variance"))
     for row in report["bench"]:
         times = (f"{row['dense_ms']:.3f} ms", f"{row['compressed_ms']:.3f} ms")
         rows.append((cell_name(row), *times, f"{row['ratio']['point']:.3f} of the time"))
@@ -143,20 +145,17 @@ def artifact_table(report: Mapping[str, Any]) -> Table:
     """The files that could ship; of one alone the headline says all."""
     rows = report.get("artifacts", ())
     totals = {row["total"] for row in rows} - {None}
-    body = tuple(
-        (
-            row["path"],
-            size(row["bytes"]),
-            size(row["download_bytes"]),
-            percent(row["accuracy"]),
-            number(row["wrong"]),
-            row["refused"] or "",
-        )
-        for row in rows
-    )
     wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
-    header = ("file", "size", "as gzip", "accuracy", wrong, "refused")
-    return Table("Files", header, body if len(body) > 2 else (), text=(0, 5))
+    header: tuple[str, ...] = ("file", "size", "as gzip", "accuracy", wrong, "refused")
+    judged: list[tuple[str, ...]] = [(percent(row["accuracy"]), number(row["wrong"])) for row in rows]
+    if any(row.get("error") is not None for row in rows):
+        header = ("file", "size", "as gzip", "squared error", "refused")
+        judged = [(percent(row["error"]),) for row in rows]
+    body = tuple(
+        (row["path"], size(row["bytes"]), size(row["download_bytes"]), *counts, row["refused"] or "")
+        for row, counts in zip(rows, judged, strict=True)
+    )
+    return Table("Files", header, body if len(body) > 2 else (), text=(0, len(header) - 1))
 
 
 def size_table(report: Mapping[str, Any]) -> Table:

@@ -4,60 +4,142 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import timm.models
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from toolchain.artifact import sha256
-from toolchain.errors import ArtifactError, ModelError, StorageError
+from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
-from toolchain.surgery.replay import create_dense
+from toolchain.surgery.anatomy import anatomy, by
+from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.fit import Origin, check_names, fitted
+from toolchain.surgery.hub import resolved
+from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
+from toolchain.surgery.replay import create_dense, first_line
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A dense module as a recipe asks for it.
+
+    Attributes:
+        ref: the plain architecture with all of its keyword arguments; rebuilds the module without a hub or a folder.
+        module: in eval mode.
+        family: what declares its units.
+        provenance: where its weights come from; "notes" are sentences on what was done to them, absent if there are none.
+    """
+
+    ref: ModelRef
+    module: nn.Module
+    family: Family
+    provenance: dict[str, Any]
+
+
 def load_dense(
-    section: ModelSection, *, weights: bool = True, seed: int = 0
-) -> tuple[nn.Module, Family, dict[str, Any]]:
-    """(module in eval mode, its family, where its weights come from).
+    section: ModelSection, *, weights: bool = True, fetch: bool = True, seed: int = 0, may_be_untrained: bool = False
+) -> Loaded:
+    """The module of a recipe's [model] with its weights.
 
     Args:
         section: the recipe's [model].
         weights: False leaves the fresh initialisation, where shapes are all that is wanted.
+        fetch: False does not ask for pretrained weights, where a folder has them.
         seed: of the initialisation.
+        may_be_untrained: whether parts for which the pretrained weights have nothing may stay at random, as where they
+            are trained next, or nobody looks at what they give.
 
     Raises:
-        ModelError: unknown to timm, unsupported by every family, a keyword argument that is not the architecture's, or
-            the checkpoint has another number of classes.
+        ModelError: unknown to timm, unsupported by every family, a keyword argument that is not the architecture's or
+            that timm cannot run, or weights for other classes.
         StorageError: the checkpoint cannot be read.
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
-    try:
-        ref = ModelRef(name=section.name, kwargs=section.kwargs)
-    except ValidationError as error:
-        raise ModelError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    source = resolved(section.name, section.kwargs)
+    wants_file, wants_hub = bool(section.checkpoint), section.pretrained and not section.checkpoint
     with torch.device("meta"):
-        family = family_of(create_dense(ref), section.name)  # refuse before anything is fetched or read
-    wants_file, wants_hub = bool(section.checkpoint) and weights, section.pretrained and weights
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = create_dense(ref, pretrained=wants_hub and not wants_file)
-    if wants_file:
+        sketch = create_dense(source.ref, config=source.config)
+        family = family_of(sketch, source.ref.name)  # refuse before anything is fetched or read
+        _check_runs(sketch, family, source.ref)
+    if wants_hub and not may_be_untrained:
+        check_classes(sketch)
+
+    def fresh() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return create_dense(source.ref, config=source.config)
+
+    module = fresh()
+    provenance: dict[str, Any] = {"weights": "initial"}
+    notes: Sequence[str] = ()
+    if wants_file and weights:
         path = Path(section.checkpoint)
-        load_checkpoint(module, family, path)
-        return module, family, {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
-    if wants_hub:
-        tag = getattr(module, "pretrained_cfg", {}).get("hf_hub_id") or section.name
-        return module, family, {"weights": "pretrained", "pretrained": str(tag), "weights_sha256": _digest(module)}
-    return module, family, {"weights": "initial"}
+        notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
+        provenance = {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
+    elif wants_hub and weights and fetch:
+        notes = load_pretrained(
+            module,
+            family,
+            source,
+            fresh,
+            resample_patches=section.resample_patches,
+            may_be_untrained=may_be_untrained,
+        )
+        name = source.origin or config_of(module).get("hf_hub_id") or section.name
+        provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
+    notes = [*notes, *_unseen(module, family)]
+    for note in notes:
+        log.warning("%s", note)
+    if notes:
+        provenance["notes"] = list(notes)
+    return Loaded(source.ref.model_copy(update={"output": section.output}), module, family, provenance)
+
+
+def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
+    """Raises ModelError unless the model, on the meta device, makes logits [1, K] of one image.
+
+    This is where timm and torch first run what they built: what they then raise comes from the keyword arguments.
+    """
+    for name, rate in ref.kwargs.items():
+        if name.endswith("_rate") and not (isinstance(rate, int | float) and 0 <= rate < 1):
+            raise ModelError(f"model.kwargs.{name} must be at least 0 and below 1, got {rate!r}")
+    size = family.input_size(sketch)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape = tuple(sketch(torch.empty(1, *size)).shape)
+    except Exception as error:
+        raise ModelError(
+            f"timm cannot run {ref.name} on an image of {by(size)}: {first_line(error)}; check model.kwargs"
+        ) from error
+    if shape != (1, sketch.num_classes):
+        raise ModelError(
+            f"{ref.name} gives {by(shape)} for one image and not 1×{sketch.num_classes}, a row of logits; "
+            "check model.kwargs"
+        )
+
+
+def _unseen(module: nn.Module, family: Family) -> list[str]:
+    """A sentence on the pixels that no patch covers, if there are any."""
+    _, height, width = family.input_size(module)
+    patch: tuple[int, int] = tuple(module.get_submodule("patch_embed").patch_size)  # type: ignore[arg-type]
+    rows, columns = height % patch[0], width % patch[1]
+    if not (rows or columns) or getattr(module.get_submodule("patch_embed"), "dynamic_img_pad", False):
+        return []
+    text = (
+        f"Images of {by((height, width))} are no multiple of the patches of {by(patch)}: the model does not see their last "
+        f"{rows} rows and {columns} columns."
+    )
+    return [text]
 
 
 def _digest(module: nn.Module) -> str:
@@ -81,65 +163,25 @@ def randomise_untrained(module: nn.Module, seed: int) -> None:
             parameter.add_(0.02 * noise)
 
 
-def load_checkpoint(module: nn.Module, family: Family, path: Path) -> None:
-    """Loads a .safetensors or .pth file strictly; official DeiT's `{"model": …}` and EMA layouts are understood.
+# A file
+
+
+def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_patches: bool = False) -> list[str]:
+    """Loads a checkpoint strictly; returns a sentence for each thing that was chosen in it, or done to its tensors.
+
+    Args:
+        module: loaded in place, whole or not at all.
+        family: of the module.
+        path: a file that `read_checkpoint` reads.
+        resample_patches: whether the patch embedding of another patch size is resampled, and not refused.
 
     Raises:
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
-    raw = _read(path)
-    try:
-        state = family.convert_checkpoint(raw, module)
-    except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
-        raise ArtifactError(
-            f"the checkpoint {path} does not fit the model: its tensors cannot be converted ({_first_line(error)})"
-        ) from error
-    wanted = module.state_dict()
-    head = next((name for name in ("head.weight", "head_dist.weight") if name in wanted and name in state), None)
-    if head is not None and state[head].ndim == 2 and state[head].shape[0] != wanted[head].shape[0]:
-        raise ModelError(
-            f"the checkpoint {path} has {state[head].shape[0]} classes, the model {wanted[head].shape[0]}; "
-            f"set model.kwargs.num_classes = {state[head].shape[0]}"
-        )
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise ArtifactError(
-            f"the checkpoint {path} does not fit the model: {' '.join(lines[1:2]) or lines[0]}"
-        ) from error
-    log.info("loaded %s", path)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    try:
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way there is
-        if _is_refused_code(error, start):
-            raise ArtifactError(
-                f"the checkpoint {path} holds pickled code, which slimvit never executes; "
-                "save its tensors as .safetensors instead"
-            ) from error
-        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_first_line(error)})") from error
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ArtifactError(f"the checkpoint {path} holds no tensors")
-    return tensors
-
-
-def _is_refused_code(error: BaseException, start: bytes) -> bool:
-    """Whether torch refused to run something, in a file of these first bytes; timm may wrap the unpickler's error."""
-    cause = error if isinstance(error, UnpicklingError) else error.__cause__ or error.__context__ or error
-    if isinstance(cause, UnpicklingError):
-        is_pickle = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        return is_pickle or "Unsupported operand" not in str(cause)  # which is what it says of a page of HTML
-    return "TorchScript" in str(cause)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
+    checkpoint = read_checkpoint(path, anatomy(module.state_dict()))
+    origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches)
+    result = fitted(checkpoint.weights.tensors, module, family, origin)
+    check_names(result, module, origin)
+    module.load_state_dict(result.state, strict=True)
+    log.info("loaded %s from %s", checkpoint.weights.place, path)
+    return [*checkpoint.notes, *result.notes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +38,39 @@ from toolchain.surgery.split import split_module
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 
 
-def create_dense(ref: ModelRef, *, pretrained: bool = False) -> nn.Module:
+def create_dense(ref: ModelRef, *, config: Mapping[str, Any] | None = None) -> nn.Module:
     """A fresh timm model in eval mode.
 
+    Args:
+        ref: name and keyword arguments.
+        config: timm's pretrained_cfg, where it is not that of the name.
+
     Raises:
-        ModelError: timm does not know the name, rejects a keyword argument, or cannot fetch the weights.
+        ModelError: timm does not know the name, or rejects a keyword argument.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: nn.Module = timm.create_model(ref.name, pretrained=pretrained, **ref.kwargs)
+            given = None if config is None else dict(config)
+            module: nn.Module = timm.create_model(ref.name, pretrained_cfg=given, **ref.kwargs)
     except Exception as error:  # whatever timm's constructors make of a keyword argument
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, LookupError | ArithmeticError):
-            text = f"{type(error).__name__} {text}"  # these say too little alone
+        text = first_line(error)
         if "Unknown model" in text:
             near = timm.list_models(f"*{ref.name.split('_')[0]}*")
             text += _did_you_mean(ref.name, near)
-        elif pretrained and not isinstance(error, TypeError):
-            text += ". Without a network set model.pretrained = false, or model.checkpoint to a local file"
         raise ModelError(f"timm cannot create {ref.name}: {text}") from error
     adapt(module)
     return module.eval()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library raised, with the kind of the error where it says too little alone."""
+    text = str(error).strip().partition("\n")[0][:200]
+    return (
+        f"{type(error).__name__} {text}".strip()
+        if isinstance(error, LookupError | ArithmeticError) or not text
+        else text
+    )
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

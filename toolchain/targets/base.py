@@ -1,15 +1,21 @@
-"""What every target offers: a probe, a build, and a runner that knows its own clock."""
+"""What every target offers: a probe, a build, and a runner that knows its own clock.
+
+Nothing is built, opened or profiled but through the final methods here, which ask the probe first. So no file can ever run
+under the name of a target that is not there, in another precision or on another device, whatever a subclass forgets.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, final, runtime_checkable
 
 from numpy.typing import NDArray
 
+from toolchain.errors import TargetUnavailable
 from toolchain.targets.mode import Mode
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -35,6 +41,12 @@ class TargetInfo:
     device: str
     details: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def cannot_run(self) -> str:
+        """Why nothing runs here though engines can be built, from `details`; "" where files run."""
+        run = self.details.get("run", "yes")
+        return "" if run == "yes" else run.removeprefix("no: ")
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -46,6 +58,7 @@ class BuildOptions:
         strip: leave the weights out; they are put in on the device, from the ONNX file.
         version_compatible: let later versions of the runtime load it.
         hardware_compatible: "none", "ampere_plus" or "same_compute_capability": which other GPUs may load it.
+        input_shape: shape of one sample that it is built for, where the file leaves it open.
     """
 
     batch: tuple[int, int, int] = (1, 1, 8)
@@ -53,6 +66,7 @@ class BuildOptions:
     strip: bool = False
     version_compatible: bool = False
     hardware_compatible: str = "none"
+    input_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,8 @@ class Runner(Protocol):
         ...
 
 
-class Target(Protocol):
-    """A runtime on which artifacts are built and timed."""
+class Target(ABC):
+    """A runtime on which artifacts are built and timed; a subclass implements `probe`, `_build` and `_open`."""
 
     name: str
     profile: TargetProfile
@@ -100,20 +114,38 @@ class Target(Protocol):
     engines: tuple[str, ...]
     """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
 
+    @abstractmethod
     def probe(self) -> TargetInfo:
         """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
-        ...
 
+    @final
+    def require_run(self) -> None:
+        """Raises TargetUnavailable, with the probe's reason, where nothing runs on the target."""
+        if missing := self.probe().cannot_run:
+            raise TargetUnavailable(self.name, f"engines can be built but not run here ({missing})")
+
+    @final
     def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """Builds an engine from an ONNX file into `folder`; raises TargetUnavailable when it cannot build here."""
-        ...
+        self.probe()
+        return self._build(onnx, folder, options)
 
+    @final
     def open(self, path: Path, threads: int) -> Runner:
-        """A runner for an artifact of this target."""
-        ...
+        """A runner for an artifact of this target; raises TargetUnavailable as `require_run`, before the file is looked at."""
+        self.require_run()
+        return self._open(path, threads)
+
+    @abstractmethod
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """What `build` does once the probe has said that the target is there."""
+
+    @abstractmethod
+    def _open(self, path: Path, threads: int) -> Runner:
+        """What `open` does once the probe has said that files run here."""
 
 
-class Timed(Target, Protocol):
+class Timed(Protocol):
     """A target whose calls are timed in named modes."""
 
     def in_mode(self, mode: Mode) -> Target:
@@ -130,19 +162,29 @@ class Selective(Protocol):
         ...
 
 
-@runtime_checkable
-class Refittable(Protocol):
+class Refittable(Target):
     """A target whose engines may have been built without their weights."""
 
+    @final
     def refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
-        """The engine in `folder` with the weights of the ONNX file that it was built from; needs the device that it is for."""
-        ...
+        """The engine in `folder` with the weights of the ONNX file that it was built from; raises as `open` where none runs."""
+        self.require_run()
+        return self._refit(stripped, onnx, folder)
+
+    @abstractmethod
+    def _refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
+        """What `refit` does once the probe has said that engines run here."""
 
 
-@runtime_checkable
-class Profiled(Protocol):
+class Profiled(Target):
     """A target that can say what each node of a file costs."""
 
+    @final
     def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
-        """The mean time of every node over `calls` calls, after `warm_up` others that are not counted."""
-        ...
+        """The mean time of every node over `calls` calls, after `warm_up` others that are not counted; raises as `open`."""
+        self.require_run()
+        return self._node_times(path, threads, feeds, warm_up, calls)
+
+    @abstractmethod
+    def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+        """What `node_times` does once the probe has said that files run here."""

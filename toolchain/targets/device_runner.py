@@ -43,10 +43,10 @@ PLAN_SCHEMA = "slimvit.bench.plan/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
 COLD_PLAN_SCHEMA = "slimvit.bench.coldplan/1"
 COLD_SCHEMA = "slimvit.bench.cold/1"
-# What decides which int8, bf16 and fp32 kernels a runtime picks.
+# What decides which int8, bf16, fp16 and fp32 kernels a runtime picks.
 FLAGS = frozenset(
-    {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
-    | {"asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2", "sme"}
+    {"avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"}
+    | {"amx_int8", "amx_bf16", "amx_fp16", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2", "sme", "sme2"}
 )
 # What nvidia-smi is asked for, before and after a session.
 GPU_MACHINE = ("name", "driver_version", "power.limit")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
 from toolchain.targets.device_runner import cpu_model, time_calls_ns
 
 INPUT, OUTPUT = "image", "logits"
@@ -59,7 +59,7 @@ class EagerRunner:
         return logits
 
 
-class Eager:
+class Eager(Target):
     """Target "eager"; it has no preferred multiples and builds nothing."""
 
     name = "eager"
@@ -71,13 +71,13 @@ class Eager:
         """The runtime and the CPU; always there, since torch is a dependency."""
         return TargetInfo(self.name, "torch", str(torch.__version__), cpu_model())
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
         """Nothing; raises RecipeError, because eager PyTorch runs model folders and has no engines."""
         raise RecipeError(
             f"target 'eager' has no engine to build from {onnx}: it runs model folders. Take it out of engine.targets."
         )
 
-    def open(self, path: Path, threads: int) -> Runner:
+    def _open(self, path: Path, threads: int) -> Runner:
         """A runner of a model folder; raises ArtifactError on entry if it is none."""
         return EagerRunner(path, threads)
 

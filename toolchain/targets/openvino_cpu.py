@@ -21,6 +21,7 @@ from toolchain.targets.base import (
     EngineBuild,
     Feeds,
     NodeTime,
+    Profiled,
     Runner,
     TargetInfo,
     TargetProfile,
@@ -131,7 +132,11 @@ class OpenVinoRunner:
         return compiled
 
     def _require(self, compiled: Any, settings: dict[str, Any]) -> None:
-        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16."""
+        """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16.
+
+        That a setting reads back as itself proves less. On a CPU with AVX-512 and no bf16 the hint bf16 does, and is computed
+        with instructions for fp32; the probe refuses that.
+        """
         for name, asked in settings.items():
             found = compiled.get_property(name)
             if name == "INFERENCE_PRECISION_HINT":
@@ -142,7 +147,7 @@ class OpenVinoRunner:
                 )
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(Profiled):
     """Target "openvino-cpu", or with another name the same in another precision.
 
     Preferred multiples fill a 256-bit vector, the narrowest that its x86 kernels use.
@@ -170,20 +175,22 @@ class OpenVinoCpu:
         version = str(ov.__version__).partition("-")[0]  # after it come the build and the branch
         return TargetInfo(self.name, "openvino", version, cpu_model(), {"precision": self.precision})
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """OpenVINO's own format in `folder`, `<stem>.xml` and `<stem>.bin`: half the bytes, weights of fp32 rounded to fp16.
 
         Rounded or not, OpenVINO multiplies in the precision of the target: fp16 is how weights are stored.
 
         Raises:
-            TargetUnavailable: see `probe`.
             ArtifactError: OpenVINO cannot read the file, or a weight is beyond what fp16 holds.
+            RecipeError: the file takes another shape than the one that is asked for.
             StorageError: the files cannot be written.
         """
         info, ov = self.probe(), _load(self.name)
         path = folder / f"{onnx.stem}.xml"
         try:
             model = ov.Core().read_model(str(onnx))
+            if options.input_shape is not None:
+                _fix_shape(model, onnx, options.input_shape)
             largest = max((float(np.abs(op.data).max()) for op in _weights(model)), default=0.0)
             if largest > np.finfo(np.float16).max:
                 raise ArtifactError(f"{onnx} holds a weight of {largest:.3g}, more than fp16 can")
@@ -214,15 +221,29 @@ class OpenVinoCpu:
         }
         return EngineBuild(path, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:
+    def _open(self, path: Path, threads: int) -> Runner:
         """A runner of an ONNX file or of OpenVINO's own .xml; raises ArtifactError on entry if it cannot be read."""
         return OpenVinoRunner(path, threads, self.precision, target=self.name)
 
-    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+    def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
         """The mean time of every node over `calls` calls, after `warm_up` others."""
         with OpenVinoRunner(path, threads, self.precision, target=self.name, profiled=True) as runner:
             runner.time_ns(feeds, warm_up)
             return runner.node_times(feeds, calls)
+
+
+def _fix_shape(model: Any, onnx: Path, sample: tuple[int, ...]) -> None:
+    """Fixes the shape of one sample of a model's one input; raises RecipeError if it takes another."""
+    for port in model.inputs:
+        declared = port.partial_shape
+        dims = [str(dim) for dim in declared][1:] if declared.rank.is_static else []
+        wanted = [declared[0], *sample] if dims else []
+        if len(model.inputs) > 1 or not declared.compatible(_load("openvino-cpu").PartialShape(wanted)):
+            raise RecipeError(
+                f"{onnx}: input {port.get_any_name()!r} takes {declared}, and --input-shape asks for {list(sample)} per "
+                "sample; what is fixed stays as it is"
+            )
+        model.reshape({port.get_any_name(): _load("openvino-cpu").PartialShape(wanted)})
 
 
 def _weights(model: Any) -> list[Any]:

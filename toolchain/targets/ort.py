@@ -14,7 +14,16 @@ import onnxruntime as ort
 
 from toolchain.artifact import read_json, sha256
 from toolchain.errors import ArtifactError
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, NodeTime, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import (
+    BuildOptions,
+    EngineBuild,
+    Feeds,
+    NodeTime,
+    Profiled,
+    Runner,
+    TargetInfo,
+    TargetProfile,
+)
 from toolchain.targets.device_runner import OrtRunner, cpu_model, ort_options
 
 KERNEL = "_kernel_time"
@@ -31,7 +40,7 @@ class _CheckedOrtRunner(OrtRunner):
             raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {self.path}: {error}") from error
 
 
-class OrtCpu:
+class OrtCpu(Profiled):
     """Target "ort-cpu". Multiples of 4 fill a 128-bit vector of fp32, the narrowest that its kernels use."""
 
     name = "ort-cpu"
@@ -43,7 +52,7 @@ class OrtCpu:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""
         return TargetInfo(self.name, "onnxruntime", ort.__version__, cpu_model())
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
         """The ONNX file itself, loaded once as proof; nothing is written.
 
         Raises:
@@ -53,11 +62,11 @@ class OrtCpu:
             facts = {"target": self.name, "runtime": "onnxruntime", "version": ort.__version__, "sha256": sha256(onnx)}
         return EngineBuild(onnx, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:
+    def _open(self, path: Path, threads: int) -> Runner:
         """A runner of the ONNX file; raises ArtifactError on entry if it cannot be loaded."""
         return _CheckedOrtRunner(str(path), threads)
 
-    def node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
+    def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
         """The mean time of every node over `calls` calls, after `warm_up` others, by ONNX Runtime's own profiler.
 
         The nodes are those that it runs after its graph optimisation; their times are whole microseconds.

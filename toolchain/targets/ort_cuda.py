@@ -15,7 +15,7 @@ import torch
 
 from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
 from toolchain.targets.device_runner import ort_options
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import Mode
@@ -204,7 +204,7 @@ def _integer_nodes(path: Path) -> set[str]:
     return {n.name for n in model.graph.node if all(kinds.get(o, floats[0]) not in floats for o in n.output)}
 
 
-class OrtCuda:
+class OrtCuda(Target):
     """Target "ort-cuda", in one of the modes of `gpu`; multiples of 8 are what fp16 tensor cores take."""
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})
@@ -235,11 +235,10 @@ class OrtCuda:
         device = f"{torch.cuda.get_device_name()} (compute capability {local_capability()})"
         return TargetInfo(self.name, "onnxruntime", ort.__version__, device)
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
         """The ONNX file itself, loaded once as proof; nothing is written.
 
         Raises:
-            TargetUnavailable: see `probe`.
             ArtifactError: ONNX Runtime cannot load the file, or would run it on the CPU.
         """
         info = self.probe()
@@ -247,13 +246,8 @@ class OrtCuda:
             facts = {"target": self.name, "runtime": info.runtime, "version": info.version, "sha256": sha256(onnx)}
         return EngineBuild(onnx, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
-        """A runner of the ONNX file; `threads` is a matter of CPUs and has no meaning here.
-
-        Raises:
-            TargetUnavailable: see `probe`.
-        """
-        self.probe()
+    def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
+        """A runner of the ONNX file; `threads` is a matter of CPUs and has no meaning here."""
         return OrtCudaRunner(path, self.mode, target=self.name)
 
 

@@ -20,7 +20,15 @@ import torch
 
 from toolchain.artifact import atomic_path, read_json, sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Runner, TargetInfo, TargetProfile
+from toolchain.targets.base import (
+    ENGINE_SCHEMA,
+    BuildOptions,
+    EngineBuild,
+    Refittable,
+    Runner,
+    TargetInfo,
+    TargetProfile,
+)
 from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import Mode
@@ -38,7 +46,7 @@ from toolchain.targets.trt_runner import OnnxTrtRunner, TrtRunner, forwarding_lo
 log = logging.getLogger(__name__)
 
 
-class TensorRT:
+class TensorRT(Refittable):
     """A target on one of NVIDIA's two runtimes.
 
     `open` runs an engine, or an ONNX file: of that, an engine for this GPU and exactly the batch of the feeds is built
@@ -114,19 +122,18 @@ class TensorRT:
             require_options(self.name, replace(options, compute_capabilities=capabilities))
             require_products(self.name, capabilities, [name for name in precisions if name != "fp16"])
 
-    def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
 
         Where engines are built ahead of time it holds all of `options.compute_capabilities`, else this GPU's only.
 
         Raises:
-            TargetUnavailable: the module is missing or too old, or TensorRT proper finds no GPU.
+            TargetUnavailable: stripped engines need a driver.
             RecipeError: the module cannot build for a capability, or not in the file's types, or none was named and there is
                 no GPU.
             ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
             StorageError: a file cannot be read or written.
         """
-        self.probe()
         self.require(options, ())
         trt, logger = self._load(), forwarding_logger(self.module)
         onnx_sha256 = sha256(onnx)
@@ -136,7 +143,7 @@ class TensorRT:
         network, parser = parse(trt, builder, logger, onnx)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # costs no byte; the inspector needs it
-        shapes = self._profile_shapes(network, onnx, options.batch)
+        shapes = self._profile_shapes(network, onnx, options.batch, options.input_shape)
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
@@ -193,15 +200,9 @@ class TensorRT:
         }
         return EngineBuild(path, facts)
 
-    def open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
-        """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here.
-
-        Raises:
-            TargetUnavailable: the module is missing, or a GPU that it has kernels for.
-        """
+    def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
+        """A runner of an engine or an ONNX file; `threads` is a matter of CPUs and has no meaning here."""
         trt = self._load()
-        if (missing := self._cannot_run(trt)) is not None:
-            raise TargetUnavailable(self.name, f"{missing}; an engine runs on a GPU that it was built for")
 
         def opened(engine: Path) -> TrtRunner:
             return TrtRunner(trt, forwarding_logger(self.module), engine, self.mode)
@@ -210,16 +211,13 @@ class TensorRT:
             return opened(path)
         return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
 
-    def refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
+    def _refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
         """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.
 
         Raises:
-            TargetUnavailable: the module or a GPU is missing.
             StorageError, ArtifactError: the engine cannot be read or loaded, or was built from another file.
         """
         trt = self._load()
-        if (missing := no_gpu()) is not None:
-            raise TargetUnavailable(self.name, f"{missing}; an engine takes its weights where it runs")
         record = read_json(stripped.with_name("engine.json"))
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
         path, options = folder / stripped.name, {**record["options"], "strip": False}
@@ -259,21 +257,30 @@ class TensorRT:
         return {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
 
     def _profile_shapes(
-        self, network: Any, onnx: Path, batch: tuple[int, int, int]
+        self, network: Any, onnx: Path, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None
     ) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Input name → its (min, opt, max) shapes, for inputs whose first dimension, and no other, is dynamic."""
+        """Input name → its (min, opt, max) shapes, for inputs that leave some dimension open."""
         shapes = {}
         for tensor in (network.get_input(index) for index in range(network.num_inputs)):
             shape = tuple(tensor.shape)
-            if -1 in shape[1:]:
-                raise ArtifactError(f"{onnx}: input {tensor.name!r} has shape {shape}; only the batch may be dynamic")
-            if shape[0] == -1:
-                shapes[tensor.name] = tuple((size, *shape[1:]) for size in batch)
-            elif set(batch) != {shape[0]}:
-                raise ArtifactError(
-                    f"{onnx}: input {tensor.name!r} has a fixed batch of {shape[0]}, the profile asks for {list(batch)}. "
-                    f"Export it with a dynamic batch, or set engine.batch to {[shape[0]] * 3}."
+            where = f"{onnx}: input {tensor.name!r} has shape {shape}"
+            if input_shape is None and -1 in shape[1:]:
+                raise RecipeError(
+                    f"{where}; only the batch may stay open: name the rest with --input-shape, e.g. 3,224,224"
                 )
+            sample = input_shape or shape[1:]
+            if len(sample) != len(shape) - 1 or any(n not in (-1, m) for n, m in zip(shape[1:], sample, strict=True)):
+                raise RecipeError(
+                    f"{where}, and --input-shape asks for {sample} per sample; what is fixed stays as it is"
+                )
+            if shape[0] not in (-1, *batch) or (shape[0] != -1 and len(set(batch)) > 1):
+                raise RecipeError(
+                    f"{onnx}: input {tensor.name!r} has a fixed batch of {shape[0]}, the profile asks for {list(batch)}. "
+                    f"Export it with a dynamic batch, or ask for its own: --batch {' '.join([str(shape[0])] * 3)} "
+                    f"(engine.batch = {[shape[0]] * 3})."
+                )
+            if -1 in shape:
+                shapes[tensor.name] = tuple((size, *sample) for size in batch)
         return shapes
 
     def _capabilities(self, trt: ModuleType, asked: Sequence[str]) -> dict[str, Any]:

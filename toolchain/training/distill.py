@@ -9,30 +9,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolchain.likelihood import Likelihood
 from toolchain.training.loop import Loss
 from toolchain.training.processes import unwrapped
 
 TEMPERATURE = 2.0
 
 
-def distillation(teacher: nn.Module, temperature: float = TEMPERATURE) -> Loss:
+def distillation(teacher: nn.Module, likelihood: Likelihood, temperature: float = TEMPERATURE) -> Loss:
     """½·T²·KL(teacher ‖ student at temperature T) + ½·CE, the loss of Hinton et al. 2015 (arXiv 1503.02531).
 
     Args:
-        teacher: images [B, C, H, W] → logits [B, K]; put into eval mode, never trained.
+        teacher: images [B, C, H, W] → outputs [B, K]; put into eval mode, never trained.
+        likelihood: of the outputs.
         temperature: T.
     """
-    told = _asked(teacher)
+    target_of = _without_gradients(teacher)
 
     def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        target = told(images)
-        logits = student(images)
-        return 0.5 * _soft(logits, target, temperature) + 0.5 * functional.cross_entropy(logits, labels)
+        target = target_of(images)
+        outputs = student(images)
+        soft = likelihood.divergence(outputs, target, temperature).mean()
+        return 0.5 * soft + 0.5 * likelihood.supervised(outputs, labels)
 
     return loss
 
 
-def imitation(teacher: nn.Module, last_block: str, tokens: int | None = None, temperature: float = TEMPERATURE) -> Loss:
+def supervision(likelihood: Likelihood) -> Loss:
+    """The mean negative log-likelihood of the labels: cross-entropy, or binary cross-entropy of a single logit."""
+
+    def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return likelihood.supervised(student(images), labels)
+
+    return loss
+
+
+def imitation(
+    teacher: nn.Module,
+    likelihood: Likelihood,
+    last_block: str,
+    tokens: int | None = None,
+    temperature: float = TEMPERATURE,
+) -> Loss:
     """T²·KL(teacher ‖ student at temperature T) + MSE(LN(student), LN(teacher)); labels are not looked at.
 
     LN(x) = (x − mean) / √(variance + 1e-6) over the width D of each token of the residual stream x [B, N, D] after
@@ -40,42 +58,37 @@ def imitation(teacher: nn.Module, last_block: str, tokens: int | None = None, te
     the mean of the squared difference over images, tokens and width.
 
     Args:
-        teacher: images [B, C, H, W] → logits [B, K]; put into eval mode, never trained.
+        teacher: images [B, C, H, W] → outputs [B, K]; put into eval mode, never trained.
+        likelihood: of the outputs.
         last_block: module path of the last block, of teacher and student alike; its output is [B, N, D].
         tokens: how many leading ones the head reads. They alone are compared: nothing depends on the others after the
             last block, and compression lets them go there. None for all.
         temperature: T.
     """
-    told = _asked(teacher)
+    target_of = _without_gradients(teacher)
 
     def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001 - that is the point
         with _output_of(teacher, last_block) as expected:
-            target = told(images)
+            target = target_of(images)
         with _output_of(unwrapped(student), last_block) as got:
-            logits = student(images)
+            outputs = student(images)
         features = functional.mse_loss(_normalised(got[0][:, :tokens]), _normalised(expected[0][:, :tokens]))
-        return _soft(logits, target, temperature) + features
+        return likelihood.divergence(outputs, target, temperature).mean() + features
 
     return loss
 
 
-def _asked(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The teacher as a function from images to logits, on the device of the images, without gradients."""
+def _without_gradients(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The teacher as a function from images to outputs, on the device of the images."""
     teacher.eval().requires_grad_(False)
 
-    def logits(images: Tensor) -> Tensor:
+    def target(images: Tensor) -> Tensor:
         teacher.to(images.device)
         with torch.no_grad():
-            found: Tensor = teacher(images)
-        return found
+            outputs: Tensor = teacher(images)
+        return outputs
 
-    return logits
-
-
-def _soft(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T²·KL(softmax(target / T) ‖ softmax(logits / T)), the mean over images; both [B, K]."""
-    ours, theirs = (functional.log_softmax(x / temperature, dim=1) for x in (logits, target))
-    return temperature**2 * functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    return target
 
 
 def _normalised(tokens: Tensor) -> Tensor:

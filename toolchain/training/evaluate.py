@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 from toolchain.data import batches
 from toolchain.errors import DataError
+from toolchain.likelihood import Likelihood
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class Accuracy:
         return 1 - self.wrong / self.total
 
 
+def predicted(outputs: Tensor) -> Tensor:
+    """The class that outputs [B, K] name, [B]: the largest of several; of a single one, the logit of class 1, its sign."""
+    return outputs.argmax(dim=-1) if outputs.shape[-1] > 1 else (outputs[..., 0] > 0).long()
+
+
 def accuracy(
     model: nn.Module | Callable[[Tensor], Tensor],
     dataset: Dataset[tuple[Tensor, int]],
@@ -48,7 +53,7 @@ def accuracy(
     batch_size: int = 256,
     device: torch.device | str | None = None,
 ) -> Accuracy:
-    """Top-1 accuracy of logits [B, K] = model(images [B, C, H, W]) over a labelled data set.
+    """Top-1 accuracy of outputs [B, K] = model(images [B, C, H, W]), as `predicted` reads them, over a labelled data set.
 
     A module is put into eval mode and its mode restored; images go to its device unless one is given. The global
     random state is left alone.
@@ -61,7 +66,7 @@ def accuracy(
     predictions, labels = [], []
     with _judged(model):
         for images, batch_labels in batches(dataset, batch_size):
-            predictions.append(model(images.to(device)).argmax(dim=-1).cpu())
+            predictions.append(predicted(model(images.to(device))).cpu())
             labels.append(batch_labels)
     if not labels:
         raise DataError("accuracy was asked for over an empty data set; it needs at least one labelled image")
@@ -72,9 +77,14 @@ def accuracy(
 
 
 def divergence(
-    model: nn.Module, teacher: nn.Module, dataset: Dataset[tuple[Tensor, int]], *, batch_size: int = 256
+    model: nn.Module,
+    teacher: nn.Module,
+    likelihood: Likelihood,
+    dataset: Dataset[tuple[Tensor, int]],
+    *,
+    batch_size: int = 256,
 ) -> float:
-    """The mean over images of KL(softmax(teacher) ‖ softmax(model)), in float64; labels are not looked at.
+    """The mean over images of KL(teacher ‖ model) by the likelihood of their outputs, in float64; labels are not looked at.
 
     Both modules are put into eval mode and their modes restored; images go to the device of each.
 
@@ -86,10 +96,10 @@ def divergence(
     with _judged(model), _judged(teacher):
         for images, _ in batches(dataset, batch_size):
             ours, theirs = (
-                functional.log_softmax(module(images.to(device)).cpu().double(), dim=1)
+                module(images.to(device)).cpu().double()
                 for module, device in zip((model, teacher), devices, strict=True)
             )
-            total += float(functional.kl_div(ours, theirs, log_target=True, reduction="sum"))
+            total += float(likelihood.divergence(ours, theirs).sum())
             count += len(images)
     if not count:
         raise DataError("the divergence was asked for over an empty data set; it needs at least one image")

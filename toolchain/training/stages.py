@@ -15,9 +15,10 @@ from torch import nn
 from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.data import DataSource, Images
 from toolchain.errors import DataError, PlanError
+from toolchain.likelihood import Likelihood, likelihood_of
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
-from toolchain.training.distill import distillation, imitation
+from toolchain.training.distill import distillation, imitation, supervision
 from toolchain.training.evaluate import accuracy, divergence
 from toolchain.training.loop import FitConfig, Loss, Progress, fit
 from toolchain.training.processes import accelerator
@@ -74,7 +75,7 @@ class Train:
     def requires(self, given: TimmModel) -> None:
         """Raises DataError without labels, ModelError if the classes do not match."""
         require_labels(self.source, "[train]")
-        self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
+        self.source.check_classes(given.label_classes)
 
     def __call__(self, given: TimmModel) -> TimmModel:
         """The model, trained."""
@@ -90,7 +91,9 @@ class Train:
             seed=self.seed,
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
-        fit(module, images, config=config, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
+        # `fit`'s own loss smooths the labels of classes
+        loss = None if given.output == "logits" else supervision(likelihood_of(given.output, module, images))
+        fit(module, images, config=config, loss=loss, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
         return replace(given, module=module.eval(), provenance={**given.provenance, "trained_on": self.source.identity})
 
     def ensures(self, given: TimmModel, made: TimmModel) -> None:
@@ -104,12 +107,13 @@ class Train:
 class Finetune:
     """MaskedModel → MaskedModel: what is left is trained; what was removed stays removed.
 
-    Three losses: with labels ½·T²·KL to the teacher + ½·cross-entropy, or cross-entropy alone (`distill = false`);
+    Three losses, by the likelihood of the model's outputs: with labels ½·T²·KL to the teacher + ½·cross-entropy, or
+    cross-entropy alone (`distill = false`);
     without them, or where the recipe says not to read any, that of `imitation`. The weights become their moving
     average, and neither dropout nor drop path acts.
 
     Recovery never makes a model worse: of the given and the trained one the better on validation is returned, by
-    errors where labels are read, else by the KL divergence from the teacher. What was found is in the provenance of
+    errors where labels are read, else by the divergence from the teacher. What was found is in the provenance of
     the model that is returned, as "finetuned": `data`, `loss`, `judged_by` ("errors" or "divergence"), `images` (of
     validation), `before`, `after` (None where it is not a number), `kept` ("before" or "after").
     """
@@ -132,7 +136,7 @@ class Finetune:
         """Raises DataError if there is nothing to learn from, ModelError if labels are read that do not match."""
         require_teacher(self.section, self.source)
         if self.reads_labels:
-            self.source.check_classes(given.module.num_classes)  # type: ignore[arg-type]
+            self.source.check_classes(given.label_classes)
 
     def __call__(self, given: MaskedModel) -> MaskedModel:
         """The model, fine-tuned, or the given one if that is better on validation."""
@@ -150,9 +154,10 @@ class Finetune:
             seed=self.seed,
             **light_augmentation(self.source, given),  # type: ignore[arg-type]
         )
-        name, loss = self._loss(given)
+        likelihood = likelihood_of(given.output, self.teacher.module, self.source.split("calibration"))
+        name, loss = self._loss(given, likelihood)
         fit(module, train, config=config, loss=loss, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
-        before, after = (self._judge(model, validation) for model in (given.module, module))
+        before, after = (self._judge(model, validation, likelihood) for model in (given.module, module))
         better = after <= before  # not where it is not a number
         found: dict[str, Any] = {
             "data": self.source.identity,
@@ -172,23 +177,23 @@ class Finetune:
             provenance={**given.provenance, "finetuned": found},
         )
 
-    def _judge(self, module: nn.Module, validation: Images) -> float:
-        """How bad a model is: the number of its errors, or its mean KL divergence from the teacher."""
+    def _judge(self, module: nn.Module, validation: Images, likelihood: Likelihood) -> float:
+        """How bad a model is: the number of its errors, or its mean divergence from the teacher."""
         device = accelerator().device
         module = copy.deepcopy(module).to(device)
         if self.reads_labels:
             return accuracy(module, validation).wrong
-        return divergence(module, copy.deepcopy(self.teacher.module).to(device), validation)
+        return divergence(module, copy.deepcopy(self.teacher.module).to(device), likelihood, validation)
 
-    def _loss(self, given: MaskedModel) -> tuple[str, Loss | None]:
-        """(name, loss) of what is learned from; None is `fit`'s own cross-entropy."""
+    def _loss(self, given: MaskedModel, likelihood: Likelihood) -> tuple[str, Loss]:
+        """(name, loss) of what is learned from."""
         if self.reads_labels and not self.section.distill:
-            return "cross-entropy", None
+            return "cross-entropy", supervision(likelihood)
         teacher = copy.deepcopy(self.teacher.module)
         if self.reads_labels:
-            return "distillation", distillation(teacher)
+            return "distillation", distillation(teacher, likelihood)
         *_, last_block = given.family.branches(given.module)
-        return "imitation", imitation(teacher, last_block, given.family.read_tokens(given.module))
+        return "imitation", imitation(teacher, likelihood, last_block, given.family.read_tokens(given.module))
 
     def ensures(self, given: MaskedModel, made: MaskedModel) -> None:
         """Raises PlanError if a removed position is no longer zero."""

@@ -45,7 +45,7 @@ class Deterministic:
 
     def __init__(self, data: DataSection, accepts: Accepts) -> None:
         self._data, self._accepts = data, accepts
-        self._counted: dict[Path, tuple[int, int]] = {}
+        self._counted: dict[Path, tuple[int, int, tuple[str, ...]]] = {}
 
     def checks(self, cell: Cell, artifact: Path, baseline: Path | None) -> list[Check]:
         """The checks of one cell, in the order of its budget and relation.
@@ -62,35 +62,43 @@ class Deterministic:
             if (share := getattr(cell.relation, metric)) is not None and baseline is not None:
                 found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), share, count(baseline)))
         if cell.budget.accuracy is not None:
-            wrong, total = self._counts(artifact)
-            found.append(
-                self._bounded(cell, "budget.accuracy", "wrong images", wrong, cell.budget.accuracy, None, total)
-            )
+            wrong, total, notes = self._counts(cell, artifact)
+            check = self._bounded(cell, "budget.accuracy", "wrong images", wrong, cell.budget.accuracy, None, total)
+            found.append(_noted(check, notes))
         if cell.relation.accuracy is not None and baseline is not None:
-            (wrong, total), (before, images) = self._counts(artifact), self._counts(baseline)
+            (wrong, total, notes), (before, images, others) = (
+                self._counts(cell, each) for each in (artifact, baseline)
+            )
             if total != images:
                 raise RecipeError(f"cell {cell.name!r}: {total} images for the artifact, {images} for its baseline")
-            found.append(
-                self._bounded(cell, "relation.accuracy", "wrong images", wrong, cell.relation.accuracy, before, total)
-            )
+            asked = cell.relation.accuracy
+            check = self._bounded(cell, "relation.accuracy", "wrong images", wrong, asked, before, total)
+            found.append(_noted(check, tuple(dict.fromkeys((*notes, *others)))))
         if cell.relation.parity is not None and baseline is not None:
             found.append(self._parity(cell, artifact, baseline))
         return found
 
-    def _counts(self, path: Path) -> tuple[int, int]:
-        """(wrong, total) of an artifact on the gate's images."""
+    def _counts(self, cell: Cell, path: Path) -> tuple[int, int, tuple[str, ...]]:
+        """(wrong, total, what was assumed) of an artifact on the gate's images."""
         if path not in self._counted:
-            found = accuracy_of(path, self._data.source, self._data.split, self._data.classes)
-            self._counted[path] = (found.wrong, found.total)
+            data, shape = self._data, cell.input_shape
+            evaluation = accuracy_of(
+                path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
+            )
+            self._counted[path] = (evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes)
         return self._counted[path]
 
     def _parity(self, cell: Cell, artifact: Path, baseline: Path) -> Check:
         assert cell.relation.parity is not None
         bounds = cell.relation.parity
-        rung = parity_of(baseline, artifact, self._data.source, bounds.tolerance)
+        data, shape = self._data, cell.input_shape
+        agreement = parity_of(
+            baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=shape
+        )
+        rung = agreement.rung
         shown = "" if rung.max_abs is None else f"max |Δ| {rung.max_abs:.2g}, cosine ≥ {rung.cosine_min:.6f}"
         top1 = "" if rung.top1_agreement is None else f", top-1 agreement {rung.top1_agreement:.4f}"
-        return Check(
+        check = Check(
             name="relation.parity",
             status="pass" if rung.verdict == "pass" else "fail",
             unit="cosine",
@@ -99,6 +107,7 @@ class Deterministic:
             asked=bounds.cosine_min,
             reason="; ".join(filter(None, [rung.reason, f"{shown}{top1}"])),
         )
+        return _noted(check, agreement.notes)
 
     def _bounded(
         self,
@@ -134,6 +143,11 @@ class Deterministic:
             total=total,
             reason=said,
         )
+
+
+def _noted(check: Check, notes: tuple[str, ...]) -> Check:
+    """The check, its reason followed by what was assumed."""
+    return check.model_copy(update={"reason": ". ".join(filter(None, [check.reason, " ".join(notes)]))})
 
 
 def _change(change: int, before: int) -> str:

@@ -14,10 +14,12 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from toolchain.bench.size import artifact_sha256
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
+from toolchain.export.logits import Preparation
 from toolchain.export.parity import TOLERANCES, Tolerance
 from toolchain.recipe import (
     Counts,
     Fraction,
+    Numbers,
     Positive,
     Section,
     absolute_classes,
@@ -124,12 +126,22 @@ class BaselineSection(Section):
 class DataSection(Section):
     """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise.
 
+    `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
     `classes` maps class folders to the model's outputs, as in a recipe.
     """
 
     source: str = "none"
     split: str = "test"
     classes: str = ""
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    crop_pct: Fraction | None = None
+    interpolation: str | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """The same for `export.logits`."""
+        return Preparation(self.mean, self.std, self.crop_pct, self.interpolation)
 
 
 class Cell(Section):

@@ -1,0 +1,355 @@
+"""Files of tensors as people save them: what is taken, what is told, and what a file of another kind is called."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from builders import TINY, dense_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from toolchain.cli.main import main
+from toolchain.errors import ArtifactError, SlimvitError, StorageError
+from toolchain.recipe import ModelSection
+from toolchain.surgery.anatomy import Anatomy, anatomy
+from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.load import Loaded, load_dense
+
+NAME = "vit_tiny_patch16_224"
+SECTION = ModelSection(name=NAME, kwargs=TINY, pretrained=False)
+
+
+def weights(seed: int = 3, **kwargs: object) -> dict[str, Tensor]:
+    model = dense_model(NAME, seed=seed, **{**TINY, **kwargs})
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def loaded(content: object, path: Path) -> Loaded:
+    torch.save(content, path)
+    return load_dense(SECTION.model_copy(update={"checkpoint": str(path)}))
+
+
+def is_that(model: Loaded, state: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, state[name]) for name, tensor in model.module.state_dict().items())
+
+
+PREFIXES = [
+    *("module.", "model.", "backbone.", "timm_model.", "_orig_mod.", "module.model.", "_orig_mod.module.", "net.0."),
+    *("_fsdp_wrapped_module.", "student.backbone.", "model._orig_mod."),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_prefix_of_a_wrapper_is_taken_off(tmp_path, prefix):
+    """Kind: a model that was saved inside of another. What stands before all of its names is no part of them."""
+    state = weights()
+    model = loaded({"state_dict": below(prefix, state), "epoch": 1}, tmp_path / "a.pth")
+    assert is_that(model, state)
+    assert "notes" not in model.provenance
+
+
+def test_a_wrapper_in_the_middle_of_names(tmp_path):
+    """Kind: blocks that were compiled or checkpointed one by one carry a wrapper's name inside of theirs."""
+    state = weights()
+    assert is_that(
+        loaded({k.replace("blocks.1.", "blocks.1._orig_mod."): v for k, v in state.items()}, tmp_path / "a.pth"), state
+    )
+
+
+KEYS = ["state_dict", "model", "model_state_dict", "net", "teacher", "student", "module", "weights", "ema.model", "a.b"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_weights_under_any_key(tmp_path, key):
+    """Kind: tensors one level down, under whatever name, beside a trainer's own state."""
+    state = weights()
+    content: object = state
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    momentum = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    assert isinstance(content, dict)
+    model = loaded({**content, "optimizer": momentum, "epoch": 3, "loss": 0.5}, tmp_path / "a.pth")
+    assert is_that(model, state)
+    assert "notes" not in model.provenance
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("teacher", "student"), ("ema", "model")],
+)
+def test_of_several_weights_that_differ_the_choice_is_told(tmp_path, taken, left):
+    """Kind: a silent choice. A file with an average beside the weights gives the average, and says so."""
+    average, plain = weights(1), weights(2)
+    model = loaded({left: plain, taken: average}, tmp_path / "a.pth")
+    assert is_that(model, average)
+    assert model.provenance["notes"] == [
+        (
+            f"The checkpoint holds several weights that differ: those under '{taken}' were taken, not those under '{left}'. "
+            "To use others, save them alone."
+        )
+    ]
+    assert "notes" not in loaded({left: average, taken: average}, tmp_path / "b.pth").provenance
+
+
+def test_of_two_models_side_by_side_the_one_that_fits_is_taken(tmp_path):
+    """A distillation's module holds both: the student is the model that is asked for, whatever its teacher is."""
+    state, large = weights(), weights(embed_dim=96)
+    model = loaded({**below("teacher.", large), **below("student.", state)}, tmp_path / "a.pth")
+    assert is_that(model, state)
+    assert "notes" not in model.provenance
+
+
+def test_tensors_that_stand_outside_are_told(tmp_path):
+    """Kind: dropping. What does not have the prefix of the model is left out, by name."""
+    state = weights()
+    model = loaded({**below("model.", state), "criterion.weight": torch.ones(7)}, tmp_path / "a.pth")
+    assert is_that(model, state)
+    assert model.provenance["notes"] == [
+        "Of the checkpoint, 1 tensor without the prefix 'model.' was left out: criterion.weight."
+    ]
+
+
+@pytest.mark.parametrize("value", [np.float64(0.9), np.float32(1), np.int64(3), np.bool_(True)])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_scalars_are_no_code(tmp_path, value, zipped):
+    state, path = weights(), tmp_path / "a.pth"
+    torch.save({"state_dict": state, "best": value}, path, _use_new_zipfile_serialization=zipped)
+    assert is_that(load_dense(SECTION.model_copy(update={"checkpoint": str(path)})), state)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_exactly(tmp_path, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in weights().items()}
+    model = loaded(state, tmp_path / "a.pth")
+    assert all(tensor.dtype == torch.float32 for tensor in model.module.state_dict().values())
+    assert is_that(model, {name: tensor.float() for name, tensor in state.items()})
+    assert "notes" not in model.provenance
+
+
+def test_double_precision_is_rounded_and_told(tmp_path):
+    """Kind: casting. Loading float64 into a float32 model loses bits without a word of torch's."""
+    model = loaded({name: tensor.double() for name, tensor in weights().items()}, tmp_path / "a.pth")
+    assert any("rounded to float32" in note for note in model.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to(torch.int8), "holds head.weight as int8: it was quantised"),
+        (lambda t: t * torch.nan, "holds NaN or infinity in head.weight: its training diverged"),
+        (lambda t: t.double() * 1e300, "beyond the range of float32"),
+    ],
+)
+def test_numbers_that_no_model_can_have(tmp_path, change, words):
+    """Kind: casting. torch copies integers, NaN and overflows into weights as if they were some."""
+    state = weights()
+    with pytest.raises(ArtifactError, match=words):
+        loaded({**state, "head.weight": change(state["head.weight"])}, tmp_path / "a.pth")
+
+
+# Sizes
+
+
+def at_size(tmp_path: Path, stored: object, wanted: object, **more: object) -> Loaded:
+    torch.save(weights(img_size=stored), tmp_path / "a.pth")
+    kwargs = {**TINY, "img_size": wanted, **more}
+    return load_dense(SECTION.model_copy(update={"checkpoint": str(tmp_path / "a.pth"), "kwargs": kwargs}))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "said"),
+    [
+        (32, 64, "taken for those of a square image, were resampled from a grid of 2×2 to 4×4, that is from images of 32×32 to 64×64 pixels"),
+        (64, 32, "from a grid of 4×4 to 2×2"),
+        (64, [32, 48], "from a grid of 4×4 to 2×3"),
+    ],
+)  # fmt: skip
+def test_another_image_size_is_resampled_and_told(tmp_path, caplog, stored, wanted, said):
+    """Kind: resampling. Positions of another image size cost accuracy: model.json, the report and stderr say from what."""
+    model = at_size(tmp_path, stored, wanted)
+    (note,) = model.provenance["notes"]
+    assert note.startswith("The position embeddings of the checkpoint a.pth")
+    assert said in note
+    assert caplog.messages == [note]
+
+
+def test_the_same_size_says_nothing(tmp_path, caplog):
+    assert "notes" not in at_size(tmp_path, 32, 32).provenance
+    assert not caplog.messages
+
+
+def test_a_wide_image_of_the_same_size_is_loaded_as_it_is(tmp_path):
+    """Kind: a table that is taken for a square's. timm would resample 4×4 rows of positions that are 2×8."""
+    state = weights(img_size=[32, 128])
+    model = at_size(tmp_path, [32, 128], [32, 128])
+    assert is_that(model, state)
+    (note,) = model.provenance["notes"]
+    assert note == (
+        "The 16 position embeddings of the checkpoint a.pth were taken for a grid of 2×8, the model's; the file does not "
+        "say of which image size they are."
+    )
+    other = at_size(tmp_path, [32, 48], [32, 48])
+    assert "notes" not in other.provenance
+
+
+def test_a_wide_image_of_another_size_is_refused_in_plain_words(tmp_path):
+    with pytest.raises(SlimvitError, match=r"for 6 patches, the model for 4×4; they are of no square image.*img_size"):
+        at_size(tmp_path, [32, 48], 64)
+
+
+@pytest.mark.parametrize("case", [16, [16, 8]])
+def test_another_patch_size_is_refused_unless_it_was_asked_for(tmp_path, case):
+    """Kind: resampling. A patch embedding at another size is another layer: only a key in the recipe asks for it."""
+    torch.save(weights(patch_size=8), tmp_path / "a.pth")
+    kwargs = {**TINY, "patch_size": case}
+    section = SECTION.model_copy(update={"checkpoint": str(tmp_path / "a.pth"), "kwargs": kwargs})
+    with pytest.raises(
+        SlimvitError, match=r"has patches of 8×8 pixels, the model 16×\d+; set model.kwargs.patch_size = 8"
+    ):
+        load_dense(section)
+    model = load_dense(section.model_copy(update={"resample_patches": True}))
+    assert [
+        note for note in model.provenance["notes"] if "patch embedding of the checkpoint a.pth was resampled" in note
+    ]
+    assert [note for note in model.provenance["notes"] if "from a grid of 4×4" in note]
+
+
+# Tokens
+
+
+def test_distilled_weights_and_plain_models_do_not_mix(tmp_path):
+    distilled = dense_model("deit_tiny_distilled_patch16_224", **TINY).module.state_dict()
+    with pytest.raises(
+        ArtifactError, match=r"distillation token yes .the model: no.; set model.name to its distilled form"
+    ):
+        loaded(distilled, tmp_path / "a.pth")
+    torch.save(weights(), tmp_path / "b.pth")
+    section = SECTION.model_copy(
+        update={"name": "deit_tiny_distilled_patch16_224", "checkpoint": str(tmp_path / "b.pth")}
+    )
+    with pytest.raises(ArtifactError, match=r"distillation token no .*set model.name to a form that is not distilled"):
+        load_dense(section)
+
+
+@pytest.mark.parametrize(
+    ("names", "whose"),
+    [
+        ("vit.encoder.layer.{}.attention.attention.query.weight", "Hugging Face transformers"),
+        ("encoder.layers.encoder_layer_{}.ln_1.weight", "torchvision"),
+        ("layer1.{}.conv1.weight", "a ResNet"),
+        ("a.{}.b", "its names are not timm's"),
+    ],
+)
+def test_foreign_names_are_told_by_whose_they_are(tmp_path, names, whose):
+    with pytest.raises(ArtifactError, match=whose) as caught:
+        loaded({names.format(index): torch.ones(3) for index in range(200)}, tmp_path / "a.pth")
+    assert len(str(caught.value)) < 300
+
+
+# Other kinds of file
+
+
+def test_a_folder_says_what_to_name(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(weights(), folder / "model.safetensors")
+    with pytest.raises(StorageError, match=r"is a folder; name a file in it: model\.safetensors"):
+        read_checkpoint(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"is a folder; set model\.name = 'local-dir:.*hub'"):
+        read_checkpoint(folder)
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("a.npz", lambda path: np.savez(path, a=np.ones(3)), "is a NumPy archive; .*save the state_dict"),
+        ("a.pth", archive, "is a NumPy archive"),
+        ("a.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "is a file of Keras"),
+        ("a.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x"), "a pointer of Git LFS"),
+        ("a.onnx", lambda path: path.write_bytes(b"\x08\x0a"), "is a graph and not a checkpoint"),
+        ("model.safetensors.index.json", lambda path: path.write_text("{}"), "is JSON and not a checkpoint"),
+        ("a.pth", lambda path: torch.save(nn.Linear(2, 2), path), r"a whole pickled module \(torch\.nn\.modules"),
+        ("a.pth", lambda path: torch.save({"a": SimpleNamespace(b=1)}, path), r"holds pickled code \(types\.SimpleNamespace\)"),
+        ("a.pth", lambda path: torch.save([1, 2], path), "holds no tensors by name: it is a list"),
+        ("a.pth", lambda path: torch.save({"epoch": 1, "args": {}}, path), "holds no tensors by name: only args, epoch"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_has_its_own_line(tmp_path, name, write, words):
+    write(tmp_path / name)
+    with pytest.raises(ArtifactError, match=words) as caught:
+        read_checkpoint(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".safetensors", ""])
+def test_the_content_and_not_the_suffix_says_what_a_file_is(tmp_path, suffix):
+    state = weights()
+    save_file(state, tmp_path / f"a{suffix}")
+    assert read_checkpoint(tmp_path / f"a{suffix}").form == "safetensors"
+    if suffix != ".safetensors":
+        torch.save(state, tmp_path / f"b{suffix}")
+        assert read_checkpoint(tmp_path / f"b{suffix}").form == "torch"
+
+
+# inspect
+
+
+def test_inspect_describes_a_checkpoint(tmp_path, capsys):
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": below("model.", weights()), "epoch": 3, "lr": 0.1}, path)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(path), "--json"])
+    assert ended.value.code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {name: facts[name] for name in ("kind", "format", "key", "prefix", "dtype", "names")} == {
+        "kind": "checkpoint", "format": "torch", "key": "state_dict", "prefix": "model.", "dtype": "float32", "names": "timm"
+    }  # fmt: skip
+    assert facts["tensors"] == len(weights())
+    assert facts["params"] == sum(tensor.numel() for tensor in weights().values())
+    assert facts["beside"] == ["epoch", "lr"]
+    wanted = {"embed_dim": 48, "depth": 2, "patch_size": "16×16", "in_chans": 3, "grid": "2×2", "img_size": "32×32"}
+    assert {name: facts[name] for name in wanted} == wanted
+    assert (facts["classes"], facts["norm"], facts["class_token"]) == (7, "norm", True)
+
+
+def test_what_names_and_shapes_do_not_say_stays_open():
+    assert anatomy({"a": torch.ones(3)}) == Anatomy()
+    assert anatomy({"blocks.0.norm1.weight": torch.ones(8), "pos_embed": torch.ones(3)}).positions is None
+    assert Anatomy(positions=12, class_token=True).grid is None
+    assert Anatomy(positions=17, class_token=True).grid == (4, 4)
+
+
+def test_reading_a_checkpoint_runs_nothing(tmp_path):
+    """The allowed constructors are listed for one call alone: torch refuses the same file before and after."""
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(2), "best": np.float64(1)}, path)
+    code = (
+        "import sys, torch, pathlib\n"
+        "from toolchain.surgery.checkpoint import read_checkpoint\n"
+        "before = torch.serialization.get_safe_globals()\n"
+        "read_checkpoint(pathlib.Path(sys.argv[1]))\n"
+        "assert torch.serialization.get_safe_globals() == before"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)

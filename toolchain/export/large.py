@@ -1,0 +1,92 @@
+"""Graphs with more weights than one protobuf message holds: the weights in a file beside, the graph alone in memory.
+
+protobuf ends at 2 GiB, and already fails when it is asked how large such a message is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
+from torch import nn
+
+INLINE_LIMIT_BYTES = 1_800_000_000
+"""Weights that come close to protobuf's end are written as a second file."""
+KEPT_BYTES = 1024
+"""Tensors up to this size stay in the graph: shapes and axes are read from them."""
+
+
+def is_large(size_bytes: int) -> bool:
+    """Whether weights of that size go into a file of their own."""
+    return size_bytes > INLINE_LIMIT_BYTES
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, each counted once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def stored_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a graph's initializers, wherever they lie."""
+    return sum(
+        (ExternalDataInfo(tensor).length or 0) if uses_external_data(tensor) else len(tensor.raw_data)
+        for tensor in model.graph.initializer
+    )
+
+
+def detached(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
+    """A copy of a graph whose large weights are in the new file `data`, which has to lie beside it.
+
+    Nothing is copied in memory but the graph; the one that is given stays as it is.
+    """
+    result = _without_weights(model)
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) <= KEPT_BYTES:
+                result.graph.initializer.append(tensor)
+                continue
+            reference = _reference(tensor)
+            set_external_data(reference, data.name, offset=file.tell(), length=file.write(tensor.raw_data))
+            reference.ClearField("raw_data")
+            result.graph.initializer.append(reference)
+    return result
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph without its large weights and with the shapes and types of all its values."""
+    bare = _without_weights(model)
+    for tensor in model.graph.initializer:
+        bare.graph.initializer.append(tensor if len(tensor.raw_data) <= KEPT_BYTES else _reference(tensor))
+    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(bare)
+    return inferred
+
+
+def _reference(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor that says where it lies and does not hold it."""
+    reference = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    reference.raw_data = b""
+    set_external_data(reference, "elsewhere")
+    return reference
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    _copy_fields(model, result, but="graph")
+    _copy_fields(model.graph, result.graph, but="initializer")
+    return result
+
+
+def _copy_fields(source: Any, target: Any, *, but: str) -> None:
+    """Copies every field of a protobuf message that is set, except one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        elif hasattr(value, "ListFields"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)

@@ -1,0 +1,335 @@
+"""A checkpoint: a file of tensors as people save one, read without running any code, and what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from toolchain.artifact import sha256
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.surgery.anatomy import Anatomy, anatomy, others
+
+log = logging.getLogger(__name__)
+
+PREFERRED = ("state_dict_ema", "model_ema", "ema", "teacher")
+"""Keys whose tensors come before others: averages are what training scripts evaluate. The first two are timm's choice."""
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch puts into the middle of names when it wraps a module; it never belongs to a model."""
+ANCHOR = "patch_embed.proj.weight"
+"""The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
+LEFT_TO_TIMM = ("visual.", "vision_encoder.")
+"""Prefixes with a meaning for timm's own conversions."""
+DEPTH = 3
+"""How many mappings deep tensors are looked for."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors that belong together: one mapping of a file, under one prefix.
+
+    Attributes:
+        key: where they lie in the file, such as "model_ema"; "" at its top.
+        prefix: what stood before every name and was taken off.
+        tensors: name → tensor.
+        left_out: names of the mapping that do not have the prefix.
+    """
+
+    key: str
+    prefix: str
+    tensors: Mapping[str, Tensor]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where they lie, for a message."""
+        return " under ".join(f"{text!r}" for text in (self.prefix, self.key) if text) or "its top"
+
+    def equals(self, other: Weights) -> bool:
+        """Whether both are the same weights."""
+        return self.tensors.keys() == other.tensors.keys() and all(
+            tensor.shape == other.tensors[name].shape and torch.equal(tensor, other.tensors[name])
+            for name, tensor in self.tensors.items()
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of tensors holds.
+
+    Attributes:
+        form: "safetensors" or "torch".
+        weights: what is taken.
+        rivals: other weights that would fit as well and are not the same.
+        beside: names of what else is at the top of the file.
+    """
+
+    form: str
+    weights: Weights
+    rivals: tuple[Weights, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """What the names and shapes say; nothing where they are not timm's."""
+        return anatomy(self.weights.tensors)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each choice that was made among the file's tensors."""
+        notes = []
+        if self.rivals:
+            places = ", ".join(rival.place for rival in self.rivals)
+            notes.append(
+                f"The checkpoint holds several weights that differ: those under {self.weights.place} were taken, "
+                f"not those under {places}. To use others, save them alone."
+            )
+        if left := self.weights.left_out:
+            count = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
+            shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+            were = "was" if len(left) == 1 else "were"
+            notes.append(
+                f"Of the checkpoint, {count} without the prefix {self.weights.prefix!r} {were} left out: {shown}."
+            )
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts that `slimvit inspect` shows."""
+        weights = self.weights
+        types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values()})
+        structure = self.anatomy.to_dict()
+        facts: dict[str, Any] = {"format": self.form, "key": weights.key, "prefix": weights.prefix}
+        facts |= {"tensors": len(weights.tensors), "params": sum(t.numel() for t in weights.tensors.values())}
+        facts |= {"dtype": ", ".join(types), "names": "timm" if structure else (others(weights.tensors) or "unknown")}
+        facts |= structure
+        if self.beside:
+            facts["beside"] = list(self.beside)
+        if self.notes:
+            facts["notes"] = self.notes
+        return facts
+
+
+def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
+    """What a .safetensors file, or one that torch wrote, holds; only tensors are read, and no code is run.
+
+    Args:
+        path: the file.
+        wanted: of the model that weights are looked for; those that are nearest to it are taken.
+
+    Raises:
+        StorageError: the file cannot be read, or is a folder.
+        ArtifactError: it is truncated, of another kind, holds code, or no tensors.
+    """
+    raw, form = _read(path)
+    candidates = [part for key, tensors in _mappings(raw) for part in _unwrapped(key, tensors)]
+    if not candidates:
+        keys = ", ".join(sorted(map(str, raw))[:5]) if isinstance(raw, Mapping) else ""
+        found = f"only {keys}" if keys else f"it is a {type(raw).__name__}"
+        raise ArtifactError(
+            f"the checkpoint {path} holds no tensors by name: {found}; save model.state_dict() with torch.save"
+        )
+    best = max(_score(part, wanted) for part in candidates)
+    fitting = sorted((part for part in candidates if _score(part, wanted) == best), key=_rank)
+    weights = fitting[0]
+    rivals = tuple(part for part in fitting[1:] if ANCHOR in weights.tensors and not part.equals(weights))
+    tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
+    beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
+    return Checkpoint(form, weights, rivals, beside)
+
+
+def _mappings(raw: Any, key: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(key, tensors by name) of each mapping that holds any, from the top down."""
+    if not isinstance(raw, Mapping) or not depth:
+        return
+    tensors = {name: value for name, value in raw.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield key, tensors
+    for name, value in raw.items():
+        if isinstance(name, str) and not name.startswith("optim"):
+            yield from _mappings(value, f"{key}.{name}" if key else name, depth - 1)
+
+
+def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
+    """The same tensors without what wrappers put into their names; several where several models lie side by side."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")  # noqa: PLW2901 - one wrapper after the other
+        plain[name] = tensor
+    parallel = "module." if all(name.startswith("module.") for name in plain) else ""
+    plain = {name.removeprefix(parallel): tensor for name, tensor in plain.items()}
+    anchors = [name for name in plain if name == ANCHOR or name.endswith(f".{ANCHOR}")]
+    prefixes = [name.removesuffix(ANCHOR) for name in anchors if not name.startswith(LEFT_TO_TIMM)] or [""]
+
+    def home(name: str) -> str | None:
+        return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+
+    homes = {name: home(name) for name in plain}
+    homeless = tuple(name for name, prefix in homes.items() if prefix is None)
+    return [
+        Weights(
+            key,
+            parallel + prefix,
+            {name.removeprefix(prefix): tensor for name, tensor in plain.items() if homes[name] == prefix},
+            homeless,
+        )
+        for prefix in prefixes
+    ]
+
+
+def _score(weights: Weights, wanted: Anatomy | None) -> tuple[bool, int, int]:
+    """How much speaks for weights: that they are a vision transformer's, that of the model, how many tensors there are."""
+    if ANCHOR not in weights.tensors:
+        return False, 0, len(weights.tensors)
+    if wanted is None:
+        return True, 0, 0
+    there = anatomy(weights.tensors)
+    return True, sum(getattr(there, name) == getattr(wanted, name) for name in ("embed_dim", "depth", "hidden")), 0
+
+
+def _rank(weights: Weights) -> int:
+    """The place of weights among equals: averages first, in the order of `PREFERRED`, a student last."""
+    words = f"{weights.key}.{weights.prefix}".split(".")
+    places = [place for place, word in enumerate(PREFERRED) if word in words]
+    return min(places, default=len(PREFERRED) + (1 if "student" in words else 0))
+
+
+# Reading
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """(content, "safetensors" or "torch")."""
+    if path.is_dir():
+        raise StorageError(_folder(path))
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    if (kind := _foreign(path, start)) is not None:
+        raise ArtifactError(f"the checkpoint {path} is {kind}")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        try:
+            return load_file(path), "safetensors"
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
+    try:
+        return _torch_load(path), "torch"
+    except Exception as error:  # a damaged file makes the unpickler fail in any way there is
+        if _is_refused_code(error, start):
+            raise ArtifactError(_refused_code(path)) from error
+        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
+
+
+def _torch_load(path: Path) -> Any:
+    """The content of a file that torch wrote, tensors and plain values alone.
+
+    Beside what torch itself allows, a file may hold numpy's scalars, such as a best accuracy, and the arguments of a
+    training script: their constructors hold values and do nothing.
+    """
+    scalar = np.float64(0).__reduce__()[0]  # under whichever name this numpy has it
+    harmless: list[Any] = [
+        argparse.Namespace,
+        np.dtype,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFDSU"},
+    ]
+    with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _folder(path: Path) -> str:
+    files = sorted(f.name for f in path.iterdir() if f.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))
+    if (path / "config.json").is_file():
+        do = f"set model.name = 'local-dir:{path}' and leave model.checkpoint out"
+    elif files:
+        do = f"name a file in it: {', '.join(files[:3])}"
+    else:
+        do = "there is no checkpoint in it"
+    return f"the checkpoint {path} is a folder; {do}"
+
+
+def _foreign(path: Path, start: bytes) -> str | None:
+    """What a file is that can be told from its first bytes or its name, and what to do; None for a checkpoint."""
+    name = path.name.lower()
+    if start.startswith(b"version https://"):
+        return "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+    if start.startswith(b"\x89HDF") or name.endswith((".h5", ".keras")):
+        return "a file of Keras; its weights have to be converted to timm's names and saved as .safetensors"
+    if start.startswith(b"\x93NUMPY") or name.endswith((".npz", ".npy")):
+        return (
+            "a NumPy archive; open it with timm.create_model(NAME, checkpoint_path=…), "
+            "and save the state_dict() as .safetensors"
+        )
+    if name.endswith((".onnx", ".engine", ".tflite")):
+        return "a graph and not a checkpoint; name the .pth or .safetensors file that it was exported from"
+    if name.endswith(".json"):
+        return "JSON and not a checkpoint; name the .safetensors or .pth file beside it"
+    if start.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        except (zipfile.BadZipFile, OSError):
+            return None
+        if members and all(member.endswith(".npy") for member in members):
+            return _foreign(path.with_suffix(".npz"), b"")
+        if any(member.endswith("/constants.pkl") for member in members):
+            return (
+                "a TorchScript program, which holds code; open it with torch.jit.load, and save its state_dict() "
+                "as .safetensors"
+            )
+    return None
+
+
+def _is_refused_code(error: BaseException, start: bytes) -> bool:
+    """Whether torch refused to run something, in a file of these first bytes."""
+    if isinstance(error, UnpicklingError):
+        is_pickle = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        return is_pickle or "Unsupported operand" not in str(error)  # which is what it says of a page of HTML
+    return False
+
+
+def _refused_code(path: Path) -> str:
+    """The refusal of a file whose pickle names something that would be run, with those names where torch lists them."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # noqa: BLE001 - of an older form, or one that cannot be walked
+        names = []
+    modules = [name for name in names if re.match(r"(timm\.models|torch\.nn\.modules|torchvision\.models)\.", name)]
+    if modules:
+        return (
+            f"the checkpoint {path} holds a whole pickled module ({modules[0]}), and with it pickled code, which slimvit "
+            "never executes; save its state_dict() as .safetensors instead"
+        )
+    shown = f" ({', '.join(names[:2])})" if names else ""
+    return (
+        f"the checkpoint {path} holds pickled code{shown}, which slimvit never executes; "
+        "save its tensors as .safetensors instead"
+    )
+
+
+def _line(error: Exception) -> str:
+    """The kind of an error and the first sentence of what it says."""
+    return f"{type(error).__name__} {re.split(r'[.] |' + chr(10), str(error))[0][:120]}".strip()
+
+
+def checkpoint_facts(path: Path) -> dict[str, Any]:
+    """What `slimvit inspect` shows of a checkpoint; raises as `read_checkpoint`."""
+    checkpoint = read_checkpoint(path)
+    size = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"kind": "checkpoint", **size, **checkpoint.to_dict()}

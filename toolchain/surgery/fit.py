@@ -1,0 +1,271 @@
+"""Tensors under anybody's names and sizes → the state of a model; what had to be changed is said, what cannot be is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from toolchain.errors import ArtifactError, ModelError, SlimvitError
+from toolchain.families import Family
+from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square, others, remedy
+
+KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
+CLASSIFIERS = ("head", "head_dist")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Tensors under a model's names, positions and patches resampled to its sizes.
+
+    Attributes:
+        state: name → tensor; it may still lack some of the model's, or hold others.
+        anatomy: of the tensors as they were stored.
+        notes: one sentence for each thing that was changed.
+    """
+
+    state: dict[str, Tensor]
+    anatomy: Anatomy
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of tensors beside themselves.
+
+    Attributes:
+        what: how a message calls them, such as "the checkpoint m.pth".
+        made_for: (height, width) of the images that they were trained on, where that is known.
+        resample_patches: whether another patch size was asked for.
+        bilinear: whether they resample best without antialiasing, as FlexiViT's.
+        fault: what is raised if they do not fit: a file that is another's, or a recipe that asks for another model.
+    """
+
+    what: str
+    made_for: tuple[int, int] | None = None
+    resample_patches: bool = False
+    bilinear: bool = False
+    fault: type[SlimvitError] = ArtifactError
+
+
+class _Equal:
+    """A count that no other count differs from."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+class _AsStored:
+    """A model as timm's conversions read it, with sizes to which they have nothing to resample: that is done here.
+
+    They would take a table of positions for that of a square image, whatever it was, and say nothing.
+    """
+
+    def __init__(self, model: nn.Module, kernel: Tensor | None) -> None:
+        self._model = model
+        self.pretrained_cfg = {"input_size": (1, 1, 1)}  # of which timm would derive another grid
+        self.pretrained_model_args: dict[str, Any] = {}
+        if getattr(model, POSITIONS, None) is not None:
+            self.pos_embed = _Shaped((1, _Equal(), 1))
+        if kernel is not None and kernel.ndim == 4:
+            self.patch_embed = _Patches(model.get_submodule("patch_embed"), tuple(kernel.shape))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class _Shaped:
+    def __init__(self, shape: tuple[Any, ...]) -> None:
+        self.shape = shape
+
+
+class _Patches:
+    def __init__(self, module: nn.Module, kernel: tuple[int, ...]) -> None:
+        self._module, self.proj = module, type("Projection", (), {"weight": _Shaped(kernel)})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, origin: Origin) -> Fitted:
+    """The tensors under the model's names and at its sizes.
+
+    Raises:
+        ModelError: they have another patch size, or positions of which the grid is not known.
+        ArtifactError: they cannot be converted, or hold numbers that are none.
+    """
+    kernel = next((tensor for name, tensor in tensors.items() if name.endswith((KERNEL, "conv1.weight"))), None)
+    try:
+        state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
+        stored, model = anatomy(state), anatomy(module.state_dict())
+    except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
+        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
+        raise ArtifactError(f"{origin.what} does not fit the model: its tensors cannot be converted ({reason})") from (
+            error
+        )
+    notes = [*_patches(state, stored, model, origin), *_positions(state, stored, model, module, origin)]
+    return Fitted(state, stored, (*notes, *_numbers(state, module, origin)))
+
+
+def check_names(result: Fitted, module: nn.Module, origin: Origin, ignored: Collection[str] = ()) -> None:
+    """Raises ArtifactError or ModelError unless the tensors are exactly the model's, by name and shape.
+
+    Args:
+        result: of `fitted`.
+        module: the model.
+        origin: where the tensors come from.
+        ignored: fields of `Anatomy` in which they may differ.
+    """
+    state, wanted = result.state, module.state_dict()
+    model = anatomy(wanted)
+    missing, unknown = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
+    other = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
+    if not (missing or unknown or other):
+        return
+    found = differences(result.anatomy, model, {"positions", *ignored})
+    do = remedy(result.anatomy, model, ignored)
+    if [text.partition(" ")[0] for text in found] == ["classes"] and result.anatomy.classes:
+        count = result.anatomy.classes
+        raise ModelError(
+            f"{origin.what} has {count} classes, the model {model.classes}; set model.kwargs.num_classes = {count}"
+        )
+    if found:
+        text = f"it has {', '.join(found[:4])}" + (", …" if len(found) > 4 else "")
+        if not result.anatomy.classes and "classes" in str(found):
+            do = " and ".join(filter(None, ("it has no classifier: use one that was trained for classes", do)))
+        raise origin.fault(f"{origin.what} does not fit the model: {text}" + (f"; {do}" if do else ""))
+    shared = len(wanted) - len(missing)
+    if shared == 0 or result.anatomy == Anatomy():
+        whose = others(list(state))
+        names = f"its names are those of {whose}" if whose else f"its names are not timm's: {some(state)}"
+        raise origin.fault(f"{origin.what} does not fit the model: {names}; save it from a timm model")
+    parts = [
+        *([f"it lacks {some(missing)}"] if missing else []),
+        *([f"it also has {some(unknown)}"] if unknown else []),
+        *([f"{other[0]} is {by(state[other[0]].shape)}, the model's {by(wanted[other[0]].shape)}"] if other else []),
+    ]
+    raise origin.fault(f"{origin.what} does not fit the model: {', and '.join(parts)}")
+
+
+def some(names: Collection[str]) -> str:
+    """How many names there are, and the first of them; a single one alone."""
+    shown = list(names)[:2]
+    if len(names) == 1:
+        return shown[0]
+    return f"{len(names)} tensors ({', '.join(shown)}{', …' if len(names) > 2 else ''})"
+
+
+def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: Origin) -> list[str]:
+    """Resamples the patch embedding in place where that was asked for; a sentence says so."""
+    old, new = stored.patch_size, model.patch_size
+    if old is None or new is None or old == new:
+        return []
+    if not origin.resample_patches:
+        size = str(old[0]) if old[0] == old[1] else str(list(old))
+        raise ModelError(
+            f"{origin.what} has patches of {by(old)} pixels, the model {by(new)}; set model.kwargs.patch_size = {size}, "
+            "or model.resample_patches = true to have them resampled, which costs accuracy"
+        )
+    state[KERNEL] = resample_patch_embed(
+        state[KERNEL],
+        list(new),
+        interpolation="bilinear" if origin.bilinear else "bicubic",
+        antialias=not origin.bilinear,
+    )
+    text = (
+        f"The patch embedding of {origin.what} was resampled from {by(old)} to {by(new)} pixels, as the recipe asks; "
+        "accuracy can fall."
+    )
+    return [text]
+
+
+def _positions(
+    state: dict[str, Tensor], stored: Anatomy, model: Anatomy, module: nn.Module, origin: Origin
+) -> list[str]:
+    """Resamples the table of positions in place where the model's grid of patches is another; a sentence says so."""
+    if not stored.positions or not model.positions:
+        return []
+    if [text for text in differences(stored, model) if "token" in text]:
+        return []  # the tokens before the patches differ, which the names refuse
+    grid: tuple[int, int] = tuple(module.get_submodule("patch_embed").grid_size)  # type: ignore[arg-type]
+    before = model.positions - math.prod(grid)
+    count = stored.positions - before
+    old, assumed = _old_grid(count, stored, grid, origin)
+    kernel, new_kernel = stored.patch_size or model.patch_size or (1, 1), model.patch_size or (1, 1)
+    from_size, to_size = _times(old, kernel), _times(grid, new_kernel)
+    if old == grid:
+        if assumed and grid[0] != grid[1] and is_square(count):
+            text = (
+                f"The {count} position embeddings of {origin.what} were taken for a grid of {by(grid)}, the model's; "
+                "the file does not say of which image size they are."
+            )
+            return [text]
+        return []
+    state[POSITIONS] = resample_abs_pos_embed(
+        state[POSITIONS],
+        list(grid),
+        list(old),
+        num_prefix_tokens=before,
+        interpolation="bilinear" if origin.bilinear else "bicubic",
+        antialias=not origin.bilinear,
+    )
+    taken = ", taken for those of a square image," if assumed else ""
+    text = (
+        f"The position embeddings of {origin.what}{taken} were resampled from a grid of {by(old)} to {by(grid)}, that is "
+        f"from images of {by(from_size)} to {by(to_size)} pixels; accuracy can fall. "
+        "model.kwargs.img_size sets the size."
+    )
+    return [text]
+
+
+def _old_grid(count: int, stored: Anatomy, grid: tuple[int, int], origin: Origin) -> tuple[tuple[int, int], bool]:
+    """(rows and columns of `count` stored positions, whether that is an assumption)."""
+    if origin.made_for is not None and stored.patch_size is not None:
+        known = origin.made_for[0] // stored.patch_size[0], origin.made_for[1] // stored.patch_size[1]
+        if math.prod(known) == count:
+            return known, False
+    if count == math.prod(grid):
+        return grid, True
+    if count > 0 and is_square(count):
+        return (math.isqrt(count), math.isqrt(count)), True
+    raise ModelError(
+        f"{origin.what} has position embeddings for {max(count, 0)} patches, the model for {by(grid)}; they are of no "
+        "square image, and the file does not say of which. Set model.kwargs.img_size to the [height, width] that it "
+        "was trained on"
+    )
+
+
+def _times(grid: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+    return grid[0] * kernel[0], grid[1] * kernel[1]
+
+
+def _numbers(state: Mapping[str, Tensor], module: nn.Module, origin: Origin) -> list[str]:
+    """What a conversion to the model's own types loses, in a sentence; raises ArtifactError where that is too much."""
+    wanted = module.state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name in wanted}
+    kinds = {name: tensor.dtype for name, tensor in shared.items() if wanted[name].is_floating_point()}
+    whole = [name for name, kind in kinds.items() if not kind.is_floating_point]
+    if whole:
+        kind = str(kinds[whole[0]]).removeprefix("torch.")
+        raise ArtifactError(
+            f"{origin.what} holds {whole[0]} as {kind}: it was quantised, and its scales cannot be applied; "
+            "use the weights from before"
+        )
+    bad = [name for name in kinds if not torch.isfinite(shared[name].float()).all()]
+    if bad:
+        raise ArtifactError(
+            f"{origin.what} holds NaN or infinity in {some(bad)}: its training diverged, or its numbers are beyond "
+            "the range of float32"
+        )
+    wide = [name for name, kind in kinds.items() if kind == torch.float64]
+    return (
+        [f"{origin.what[0].upper()}{origin.what[1:]} holds float64 ({some(wide)}), rounded to float32."] if wide else []
+    )
