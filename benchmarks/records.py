@@ -27,7 +27,7 @@ SCHEMA = "slimvit.benchmarks.cell/1"
 Record = dict[str, Any]
 DECIDE = ("model", "data", "train", "compress", "budget", "finetune")
 """The sections of a recipe that a cell depends on; what is made of the model afterwards is not measured."""
-YOUNGER = {"model": ("resample_patches",)}
+YOUNGER = {"model": ("resample_patches", "output"), "data": ("classes", "exif_orientation", "workers")}
 """Section → keys that came after cells were recorded and references shipped."""
 
 
