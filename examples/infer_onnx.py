@@ -41,6 +41,8 @@ def eight_bit(picture: Image.Image, mode: str, *, turn: bool) -> Image.Image:
         picture = Image.fromarray(scaled.round().astype(np.uint8))
     elif picture.mode in ("La", "RGBa"):
         picture = picture.convert(picture.mode.upper())
+    elif picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")  # Pillow warns of the direct way, which gives the same colours
     return picture.convert(mode)
 
 

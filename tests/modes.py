@@ -69,8 +69,9 @@ def turned(pixels: np.ndarray) -> Write:
     return of(pixels, exif=exif)
 
 
-def with_palette_colour_transparent(path: Path) -> None:
-    Image.fromarray(COLOUR).quantize(16).save(path, transparency=3)
+def palette(transparency: int | bytes) -> Write:
+    """A palette of which one colour is transparent, or each by its own share."""
+    return lambda path: Image.fromarray(COLOUR).quantize(16).save(path, transparency=transparency)
 
 
 def twelve_bits() -> bytes:
@@ -107,7 +108,8 @@ FILES: dict[str, tuple[Write, str]] = {
     "colour_16.png": (png_16(COLOUR.astype(np.uint16) * 257), READ),
     "colour_alpha.png": (of(np.dstack([COLOUR, ALPHA])), READ),
     "palette.png": (of(COLOUR, "P"), READ),
-    "palette_transparent.png": (with_palette_colour_transparent, READ),
+    "palette_transparent.png": (palette(3), READ),
+    "palette_half_transparent.png": (palette(bytes(range(0, 256, 16))), READ),
     "cmyk.tif": (of(COLOUR, "CMYK"), READ),
     "cmyk.jpg": (of(COLOUR, "CMYK"), READ),
     "ycbcr.tif": (of(COLOUR, "YCbCr"), READ),

@@ -60,9 +60,13 @@ class Preprocess:
     crop_mode: str | None = None
     exif_orientation: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; pictures that are read as they are stored need no word."""
+        return {name: value for name, value in asdict(self).items() if name != "exif_orientation" or value}
+
     @staticmethod
     def from_dict(raw: Any) -> Preprocess:
-        """The inverse of `dataclasses.asdict` after JSON; raises ArtifactError if `raw` is anything else."""
+        """The inverse of `to_dict` after JSON; raises ArtifactError if `raw` is anything else."""
         try:
             return TypeAdapter(Preprocess).validate_python(raw)
         except ValidationError as error:
@@ -351,7 +355,7 @@ def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[s
         "stage": model.stage,
         "model": model.ref.model_dump(mode="json"),
         "input_size": list(model.preprocess.input_size),
-        "preprocess": asdict(model.preprocess),
+        "preprocess": model.preprocess.to_dict(),
         "provenance": dict(model.provenance),
         "weights_sha256": weights_sha256,
         "structure": list(structure),

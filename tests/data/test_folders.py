@@ -99,6 +99,7 @@ def test_an_unclear_layout_is_refused(tmp_path, folders, what):
         ("bus", "car", "train"),  # a class may be called so
         ("valid", "invalid"),
         ("test", "control"),
+        ("dev", "val", "other"),
         ("cat/images", "dog/images"),  # as Tiny ImageNet has it
         ("cat/a", "dog/b"),
         ("cat", "cat/young", "cat/old", "dog", "dog/young", "dog/old"),

@@ -94,9 +94,9 @@ def test_a_subset_of_the_classes_is_evaluated_over_all_outputs(recipe, tmp_path,
         f"imagefolder:{tmp_path / 'data'}",
         {name: str(tmp_path / name) for name in ("classes.json", "others.txt")},
     )
-    found = accuracy_of(folder, source, "test", of["classes.json"])
-    assert (found.wrong, found.total) == (4, 8)
-    assert accuracy_of(folder, source, "test", of["others.txt"]).wrong == 8  # the answer is of neither class
+    right, other = (accuracy_of(folder, source, "test", classes=of[each]).accuracy for each in of)
+    assert (right.wrong, right.total) == (4, 8)
+    assert other.wrong == 8  # the answer is of neither class
     config = GateConfig.from_dict({"data": data, "cell": [{**CELL, "artifact": str(folder)}]}, tmp_path)
     (check,) = Deterministic(config.data, Accepts((), dt.date(2026, 1, 1))).checks(config.cell[0], folder, None)
     assert (check.value, check.status) == (4, "pass")

@@ -41,7 +41,7 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
     """Split ("train", "validation", "test") → the name that stands for it.
 
     Raises:
-        DataError: two names stand for one split; `where` begins the message.
+        DataError: there is a train, and two names stand for one split; `where` begins the message.
     """
     candidates: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -49,7 +49,7 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
             if name.casefold() in known:
                 candidates.setdefault(split, []).append(name)
     for split, several in candidates.items():
-        if len(several) > 1:
+        if len(several) > 1 and "train" in candidates:
             raise DataError(f"{where} has {listed(several)}, which all stand for {split}; keep one of them")
     return {split: candidates[split][0] for split in SPLIT_NAMES if split in candidates}
 
@@ -94,7 +94,11 @@ class Walk:
             DataError: a folder cannot be read.
         """
         pictures = []
-        for root, names in sorted(_walk(folder)):
+        try:
+            places = sorted(_walk(folder))
+        except OSError as error:
+            raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+        for root, names in places:
             for name in sorted(filter(is_data, names)):
                 if is_picture(name):
                     pictures.append(Path(root, name))
@@ -112,14 +116,14 @@ class Walk:
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def failed(error: OSError) -> None:
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+        raise error
 
     top = folder.stat()
     seen = {(top.st_dev, top.st_ino)}
     for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
         kept = []
         for name in filter(is_data, folders):
-            place = os.stat(Path(root, name))  # noqa: PTH116
+            place = Path(root, name).stat()
             if (identity := (place.st_dev, place.st_ino)) not in seen:
                 seen.add(identity)
                 kept.append(name)

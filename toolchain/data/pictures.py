@@ -52,6 +52,8 @@ def eight_bit(picture: Image.Image, mode: Literal["L", "RGB"], *, turn: bool = F
         picture = Image.fromarray(((values * 255 + most // 2) // most).astype(np.uint8))
     elif picture.mode in PREMULTIPLIED:
         picture = picture.convert(PREMULTIPLIED[picture.mode])
+    elif picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")  # Pillow warns of the direct way, which gives the same colours
     return picture.convert(mode)
 
 

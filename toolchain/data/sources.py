@@ -65,9 +65,9 @@ class DataSource:
     interpolation: str
     crop_pct: float | None
     crop_mode: str | None
-    exif_orientation: bool
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
+    exif_orientation: bool = False
     mapped: bool = False
     notes: tuple[str, ...] = ()
 
@@ -232,7 +232,10 @@ def _parse(name: str) -> tuple[str, str]:
 
 
 def _digest(kind: str, content: Content, splits: Mapping[str, Images], *, mapped: bool) -> str:
-    head = json.dumps([kind, content.digest, asdict(content.preprocessing), mapped], sort_keys=True)
+    used = asdict(content.preprocessing)
+    if not used["exif_orientation"]:  # what is not done leaves no trace, so that records of older data stay true
+        del used["exif_orientation"]
+    head = json.dumps([kind, content.digest, used, *(["classes"] if mapped else [])], sort_keys=True)
     digest = hashlib.sha256(head.encode())
     for name, images in splits.items():
         digest.update(name.encode() + images.positions.numpy().tobytes() + images.labels.numpy().tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def onnx_metadata(model: TimmModel | DeployModel, tool: str) -> dict[str, str]:
         "slimvit.tool": tool,
         "slimvit.model": model.ref.name,
         "slimvit.stage": model.stage,
-        PREPROCESS: json.dumps(asdict(model.preprocess), sort_keys=True),
+        PREPROCESS: json.dumps(model.preprocess.to_dict(), sort_keys=True),
     }
     if model.output != "logits":
         found[OUTPUT_KIND] = model.output
