@@ -122,8 +122,18 @@ def model_input(path: Path, how: dict, *, pixels_in: bool) -> np.ndarray:
     return ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
 
 
+def read_out(values: np.ndarray, kind: str, top: int) -> list[tuple[int, dict]]:
+    """(output, what it says) of the outputs [K], the largest first: a share of all classes, of yes, or the number itself."""
+    if kind == "regression":
+        return [(index, {"value": float(value)}) for index, value in enumerate(values)]
+    shares = 1 / (1 + np.exp(-values)) if kind == "multi-label" else np.exp(values - values.max())
+    if kind == "logits":
+        shares /= shares.sum()
+    return [(int(index), {"probability": float(shares[index])}) for index in np.argsort(-shares)[:top]]
+
+
 def main() -> None:
-    """Prints the most likely classes of each picture."""
+    """Prints the most likely classes of each picture, or the numbers that the model gives for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
@@ -138,6 +148,7 @@ def main() -> None:
         sys.exit(f"{asked.model} does not say how its input is prepared: slimvit did not write it")
     how = json.loads(metadata["slimvit.preprocess"])
     pixels_in = session.get_inputs()[0].type == "tensor(uint8)"
+    kind = metadata.get("slimvit.output", "logits" if session.get_outputs()[0].shape[-1] > 1 else "regression")
     names = asked.labels.read_text(encoding="utf-8").splitlines() if asked.labels else None
 
     found = {}
@@ -145,12 +156,9 @@ def main() -> None:
         logits = session.run(["logits"], {"image": model_input(path, how, pixels_in=pixels_in)})[0][0].astype(
             np.float64
         )
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        best = np.argsort(-shares)[: asked.top]
         found[str(path)] = [
-            {"class": int(index), "label": names[index] if names else str(index), "probability": float(shares[index])}
-            for index in best
+            {"class": index, "label": names[index] if names else str(index), **said}
+            for index, said in read_out(logits, kind, asked.top)
         ]
     if asked.json:
         print(json.dumps(found, indent=2))
@@ -158,7 +166,11 @@ def main() -> None:
     for name, rows in found.items():
         print(name)
         for row in rows:
-            print(f"  {row['probability']:7.2%}  {row['label']}")
+            print(
+                f"  {row['value']:9.4g}  {row['label']}"
+                if "value" in row
+                else f"  {row['probability']:7.2%}  {row['label']}"
+            )
 
 
 if __name__ == "__main__":

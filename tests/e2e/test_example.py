@@ -103,6 +103,25 @@ def test_it_prints_labels_and_refuses_a_foreign_file(file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("output", "classes"), [("regression", 1), ("multi-label", 1), ("multi-label", 5)])
+def test_outputs_that_are_no_classes_are_read_as_what_they_are(tmp_path, output, classes):
+    """Kind: outputs without classes. A softmax would call a single number certain, and share one whole among yes-or-no outputs."""
+    how = WAYS["squashed"]
+    made = dense_model(num_classes=classes, img_size=32, patch_size=16, embed_dim=48, depth=1)
+    model = TimmModel(made.ref.model_copy(update={"output": output}), made.module, made.family, made.groups, how, {})
+    metadata, path = onnx_metadata(model, "test"), tmp_path / "m.onnx"
+    export_onnx(model.module, path, input_size=how.input_size, opset=20, metadata=metadata, simplify=True)
+    (picture, *_) = pictures(tmp_path, 3)
+    rows = json.loads(classified([sys.executable, "-c", RUN], EXAMPLE, path, picture, "--json"))[str(picture)]
+    with Image.open(picture) as opened:
+        image = Preprocessing(**{**vars(how), "exif_orientation": False}).of_picture(opened)
+    expected = made.module(image[None])[0].detach()
+    expected = expected if output == "regression" else expected.sigmoid()
+    said = "value" if output == "regression" else "probability"
+    assert {row["class"]: row[said] for row in rows} == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-4)
+    assert classified([sys.executable, "-c", RUN], EXAMPLE, path, picture).count("\n") == classes + 1
+
+
 def test_the_example_needs_numpy_onnxruntime_and_pillow_and_nothing_else(file, tmp_path):
     """Needs a package index: a virtual environment with these three alone."""
     path, _, how = file
