@@ -135,9 +135,9 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     source, dense = _with_data(data, loaded)
     source = _judging(source, dense)
     if not source.synthetic:
+        if recipe.train is not None and not recipe.model.checkpoint:
+            require_labels(source, "[train]")
         source.to_compare()
-    if not source.synthetic and recipe.train is not None and not recipe.model.checkpoint:
-        require_labels(source, "[train]")
     return Start(recipe, source, dense)
 
 

@@ -84,6 +84,16 @@ def test_safetensors(tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
+def test_what_timm_drops_of_a_checkpoint_is_told(tmp_path):
+    """Kind: dropping. timm leaves out the representation layer of old weights, and the model is then another function."""
+    state = weights()
+    state |= {"pre_logits.fc.weight": torch.eye(48), "pre_logits.fc.bias": torch.zeros(48)}
+    (note,) = load_dense(at(saved(tmp_path / "a.pth", state))).provenance["notes"]
+    assert note.startswith(
+        "Of the checkpoint a.pth, 2 tensors (pre_logits.fc.weight, pre_logits.fc.bias) were left out"
+    )
+
+
 def test_deit3_layer_scale_names(tmp_path):
     kwargs = {"name": "deit3_small_patch16_224"}
     model = dense_model(kwargs["name"], seed=1, **TINY)

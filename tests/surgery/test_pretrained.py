@@ -423,6 +423,6 @@ def test_train_needs_labels(folder, tmp_path):
 
     (tmp_path / "images").mkdir()
     for index in range(12):
-        Image.new("RGB", (20, 20)).save(tmp_path / "images" / f"{index}.png")
+        Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
     with pytest.raises(DataError, match="needs labels"):
         begin(recipe(folder, f"images:{tmp_path / 'images'}", train={"epochs": 1}))

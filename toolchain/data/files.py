@@ -82,7 +82,9 @@ class ImageFolder:
                 *layout.notes,
                 *notes,
                 *walk.notes(),
-                *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation),
+                *headers.notes(
+                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                ),
             ),
         )
 
@@ -123,7 +125,9 @@ class ImageFiles:
             notes=(
                 *notes,
                 *walk.notes(),
-                *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation),
+                *headers.notes(
+                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                ),
             ),
         )
 

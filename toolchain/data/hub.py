@@ -57,7 +57,12 @@ class HuggingFace:
             digest.hexdigest(),
             None if label_column is None else _num_classes(first, label_column, parts),
             flip=True,
-            notes=(*notes, *headers.notes(wanted.exif_orientation, turned=preprocessing.exif_orientation)),
+            notes=(
+                *notes,
+                *headers.notes(
+                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                ),
+            ),
         )
 
 

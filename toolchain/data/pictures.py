@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "LA", "La", "PA"})
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # which Pillow converts to what they stand for, and to nothing else
 TRANSPARENT = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+GREY = frozenset({"1", "L", "LA", "La", "I", "F"})
 FLOAT = "F"
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode "I" holds 16 bits; that of a TIFF may hold 32, signed or not
 ORIENTATION = 0x0112
@@ -102,8 +103,9 @@ class Headers:
         self.counts["deep"] += largest(picture) is not None or ";16" in str(getattr(picture, "tile", ""))
         if picture.mode == FLOAT:
             eight_bit(picture, "L")
+        self.counts["grey" if picture.mode in GREY or picture.mode.startswith("I;") else "colour"] += 1
 
-    def notes(self, turn: bool | None, *, turned: bool) -> list[str]:
+    def notes(self, turn: bool | None, *, turned: bool, channels: int) -> list[str]:
         """One sentence for each thing that is done to the pictures, or left undone, without being asked for.
 
         Of many pictures an even sample was looked at, and the counts are of these.
@@ -111,6 +113,7 @@ class Headers:
         Args:
             turn: what the recipe says of EXIF orientation, or None.
             turned: whether such pictures are turned.
+            channels: that the model reads, 1 or 3.
         """
         stored = "is stored turned (EXIF orientation)", "are stored turned (EXIF orientation)"
         has = "has", "have"
@@ -123,6 +126,11 @@ class Headers:
             "deep": (has, "more than 8 bits; they are scaled to 8 bits."),
             "frames": (has, "several frames; the first one is read."),
         }
+        are = "is", "are"
+        if channels == 1:
+            sentences["colour"] = (are, "in colour; what the model reads is grey.")
+        else:
+            sentences["grey"] = (are, "grey; it is repeated over the three channels that the model reads.")
         if turn and turned:  # as was asked for
             del sentences["turned"]
         return [

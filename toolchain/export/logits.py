@@ -81,6 +81,10 @@ class Form:
             said.append(f"{self.path.name} is {self.precision}.")
         if self.input.batch is not None:
             said.append(f"{self.path.name} has a fixed batch and is run at it: {self.input.batch}.")
+        if self.input.channels_last and self.preprocess is None:
+            said.append(
+                f"{self.path.name} takes {shown(self.input.sample)}, of which the last is taken for the channels."
+            )
         if self.input.takes_pixels and self.preprocess is None:
             said.append(f"{self.path.name} takes uint8 and is fed pixels, 0…255.")
         return said
@@ -408,13 +412,15 @@ def _compared_on(
         count = max(BATCHES) if few else max(*BATCHES, min(COMPARED, len(images)))
         batch = stack_images(source.to_compare(count))
         chosen = _Compared(batch, not source.synthetic, preprocess, tuple(notes))
-    images_ = chosen.images
+    images_, rounded = chosen.images, []
     for form in forms:
         if form.input.takes_pixels and (how := form.preprocess or chosen.preprocess) is not None:
             images_ = representable(images_, how)
+            rounded.append(f"Both are given images that pixels can say, since {form.path.name} takes pixels.")
         elif form.input.type == "float16":
             images_ = images_.astype(np.float16).astype(np.float32)
-    return replace(chosen, images=images_)
+            rounded.append(f"Both are given images rounded to fp16, which is what {form.path.name} takes.")
+    return replace(chosen, images=images_, notes=(*chosen.notes, *rounded))
 
 
 def _describing(forms: tuple[Form, Form], asked: Preparation) -> Form:

@@ -111,7 +111,11 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
         raise ArtifactError(f"{origin.what} does not fit the model: its tensors cannot be converted ({reason})") from (
             error
         )
-    notes = [*_patches(state, stored, model, origin), *_positions(state, stored, model, module, origin)]
+    notes = [
+        *_left_out(tensors, state, origin),
+        *_patches(state, stored, model, origin),
+        *_positions(state, stored, model, module, origin),
+    ]
     return Fitted(state, stored, (*notes, *_numbers(state, module, origin)))
 
 
@@ -161,6 +165,15 @@ def some(names: Collection[str]) -> str:
     if len(names) == 1:
         return shown[0]
     return f"{len(names)} tensors ({', '.join(shown)}{', …' if len(names) > 2 else ''})"
+
+
+def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
+    """A sentence on the tensors that timm's conversion drops of a checkpoint under its own names, such as "pre_logits"."""
+    if KERNEL not in tensors:
+        return []  # another's names: what became of each cannot be told, and what is missing is refused
+    kept = {tensor.data_ptr() for tensor in state.values()}
+    dropped = [name for name, tensor in tensors.items() if name not in state and tensor.data_ptr() not in kept]
+    return [f"Of {origin.what}, {some(dropped)} were left out: timm's model has no such part."] if dropped else []
 
 
 def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: Origin) -> list[str]:
