@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -252,7 +251,7 @@ def write_classifier(
         [numpy_helper.from_array(value.astype(value.dtype), name) for name, value in tensors.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    model.metadata_props.add(key=PREPROCESS, value=json.dumps(asdict(DIGIT)))
+    model.metadata_props.add(key=PREPROCESS, value=json.dumps(DIGIT.to_dict()))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=32)
     return path
