@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def model_input(path: Path, how: dict, *, pixels_in: bool) -> np.ndarray:
         with Image.open(path) as opened:
             mode = "L" if how["input_size"][0] == 1 else "RGB"
             picture = eight_bit(opened, mode, turn=how.get("exif_orientation", False))
-    except (OSError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError, struct.error, Image.DecompressionBombError) as error:
         sys.exit(f"cannot read {path}: {error}")
     pixels = np.asarray(resized(picture, how))
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels

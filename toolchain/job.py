@@ -238,6 +238,7 @@ def dense_inputs(job: Start) -> list[Any]:
     recipe = job.recipe
     return [
         recipe.model.model_dump(mode="json"),
+        job.dense.ref.model_dump(mode="json"),
         dict(job.dense.provenance),
         job.source.digest,
         recipe.compress.seed,

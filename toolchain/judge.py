@@ -119,10 +119,14 @@ class Judge:
         return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=top1, batches=batches)
 
 
-def relative_error(outputs: Tensor, reference: Tensor) -> float:
-    """Σ‖y − y_dense‖² / Σ‖y_dense − mean‖² of outputs [N, K]: 0 for the dense model, 1 for one that always gives its mean."""
+def relative_error(outputs: Tensor, reference: Tensor) -> float | None:
+    """Σ‖y − y_dense‖² / Σ‖y_dense − mean‖² of outputs [N, K]: 0 for the dense model, 1 for one that always gives its mean.
+
+    None where the dense outputs do not vary, as those of a single image.
+    """
     ours, theirs = outputs.double(), reference.double()
-    return float((ours - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum())
+    spread = float((theirs - theirs.mean(0)).square().sum())
+    return float((ours - theirs).square().sum()) / spread if spread > 0 else None
 
 
 def require_cost(made: DeployModel, predicted: ModelShape) -> None:

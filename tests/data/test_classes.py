@@ -29,7 +29,7 @@ def test_folders_are_numbered_by_the_map_and_not_by_their_order(tmp_path):
     assert labels(open_(root)) == [0, 1]
     source = open_(root, classes=as_json, outputs=10)
     assert labels(source) == [3, 7]
-    assert (source.num_classes, source.mapped) == (2, True)
+    assert (source.num_classes, bool(source.classes)) == (2, True)
     assert source.notes == (
         "Accuracy is over 2 of the model's 10 classes, by data.classes; any class can be predicted.",
     )
@@ -124,3 +124,12 @@ def test_threads_change_no_digest(tmp_path):
     assert len({source.digest for source in sources}) == 1
     assert [source.split("train").workers for source in sources][1:] == [0, 3]
     assert sources[0].split("train").workers >= 1
+
+
+def test_a_list_of_another_data_set_than_the_models_is_refused(tmp_path):
+    """Kind: a subset of classes. Numbers of one list are other classes of a model that was trained on another."""
+    source = open_(fill(tmp_path, "n01440764", "n01443537"), classes="imagenet-1k")
+    source.check_classes(1000)
+    for outputs, words in ((21843, "that has imagenet-21k-goog"), (1234, "name a file with its classes")):
+        with pytest.raises(DataError, match=f"'imagenet-1k' has 1000 classes and the model {outputs}.*{words}"):
+            source.check_classes(outputs)

@@ -151,7 +151,40 @@ def test_an_unlabelled_test_folder_is_left_out_with_a_note(tmp_path, test_folder
     root = fill(tmp_path, *splits("train", "val"), test_folder)
     source = open_(root)
     assert sizes(source)["test"] == 8  # val, the only held-out part that is labelled
-    assert source.notes == (f"{test_folder.partition('/')[0]}/ has no class folders, so it was left out.",)
+    assert source.notes == (
+        f"{test_folder.partition('/')[0]}/ has no class folders, so it was left out; accuracy is counted without it.",
+    )
+
+
+def test_a_test_folder_whose_one_class_is_unknown_is_not_taken_for_an_unlabelled_one(tmp_path):
+    """Kind: a folder of pictures without classes. A labelled test set with a typo must not make val the test set."""
+    with pytest.raises(DataError, match="class folders that train/ lacks: kat"):
+        open_(fill(tmp_path, *splits("train", "val"), "test/kat"))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train_images/a", "train_images/b", "test_images"),
+        ("seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/seg_test/a", "seg_test/seg_test/b"),
+        ("trainset/a", "trainset/b", "valset/a"),
+        ("trn/cat", "tst/cat"),
+    ],
+)
+def test_folders_that_are_called_or_filled_like_splits_are_no_classes(tmp_path, folders):
+    """Kind: split folders taken for classes."""
+    with pytest.raises(DataError, match=r"look like splits and not like classes.*Names of splits that are read"):
+        open_(fill(tmp_path, *folders))
+
+
+def test_dev_and_eval_give_way_to_val_with_a_note(tmp_path):
+    """Kind: split folders. A third held-out part is left out and said, where it is clear which one is validation."""
+    source = open_(fill(tmp_path, *splits("train", "val", "dev")))
+    assert source.notes == ("Beside the splits, these folders were left out: dev.",)
+
+
+def test_classes_may_be_called_like_splits(tmp_path):
+    assert open_(fill(tmp_path, "bus", "dev", "eval", "train")).num_classes == 4
 
 
 def test_what_else_is_left_out_is_said(tmp_path):
@@ -234,7 +267,7 @@ def test_unclear_tables_are_refused(tmp_path, case):
     datasets = pytest.importorskip("datasets")
     labels = [0, 1] * 6
     columns, what = {
-        "two": ({"train": labels, "val": labels, "dev": labels}, "dev, val, which all stand for validation"),
+        "two": ({"train": labels, "val": labels, "valid": labels}, "val, valid, which all stand for validation"),
         "no train": ({"a": labels, "b": labels}, "splits a, b; expected 'train'.*train or training"),
         "partly": ({"train": labels, "test": [-1, 0, 1]}, "rows without a label"),
         "float": ({"train": ([0.5, 1.5] * 6, datasets.Value("float32"))}, "expected ClassLabel or whole numbers"),

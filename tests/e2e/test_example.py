@@ -122,6 +122,16 @@ def test_outputs_that_are_no_classes_are_read_as_what_they_are(tmp_path, output,
     assert classified([sys.executable, "-c", RUN], EXAMPLE, path, picture).count("\n") == classes + 1
 
 
+def test_a_damaged_picture_is_a_line_and_no_traceback(file, tmp_path):
+    path, *_ = file
+    picture = next(pictures(tmp_path, 3))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:40] + b"damaged" + whole[47:])
+    done = subprocess.run([sys.executable, EXAMPLE, path, picture], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(f"cannot read {picture}: ")
+
+
 def test_the_example_needs_numpy_onnxruntime_and_pillow_and_nothing_else(file, tmp_path):
     """Needs a package index: a virtual environment with these three alone."""
     path, _, how = file

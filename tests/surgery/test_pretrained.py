@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from toolchain.artifact import Preprocess, TimmModel
 from toolchain.cli.main import main
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
-from toolchain.job import begin, prepare
+from toolchain.job import begin, dense_inputs, prepare
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.load import Loaded, load_dense
@@ -250,6 +250,17 @@ def test_a_model_folder_opens_without_the_place_that_it_came_from(folder, tmp_pa
     assert str(tmp_path) not in (tmp_path / "m" / "model.json").read_text()
     assert again.provenance["pretrained"] == "local-dir"
     assert len(again.provenance["weights_sha256"]) == 64
+
+
+def test_another_config_of_the_same_weights_is_another_model(folder):
+    """Kind: an answer from before. What a folder says of the architecture counts for what is resumed and cached."""
+    before = dense_inputs(begin(recipe(folder)))
+    described = json.loads((folder / "config.json").read_text())
+    described["model_args"]["num_heads"] = 4
+    (folder / "config.json").write_text(json.dumps(described))
+    after = dense_inputs(begin(recipe(folder)))
+    assert before != after
+    assert before == [*after[:1], before[1], *after[2:]], "nothing else tells them apart"
 
 
 def test_preprocessing_is_that_of_the_folder(folder, tmp_path):

@@ -41,6 +41,18 @@ def read_classes(name: str) -> dict[str, int]:
     return _unique(pairs, path)
 
 
+def require_list_of(name: str, outputs: int) -> None:
+    """Raises DataError if `name` is a list that timm ships and a model with so many outputs was not trained on it."""
+    if name not in CLASS_LISTS or len(read_classes(name)) == outputs:
+        return
+    fitting = [each for each in CLASS_LISTS if len(read_classes(each)) == outputs]
+    do = f"that has {listed(fitting)}" if fitting else "name a file with its classes"
+    raise DataError(
+        f"data.classes = {name!r} has {len(read_classes(name))} classes and the model {outputs}, so its outputs stand for "
+        f"others; {do}"
+    )
+
+
 def _of_json(text: str, path: Path) -> list[tuple[str, Any]]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)  # a dict would keep the last of two equal keys

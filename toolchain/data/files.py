@@ -83,7 +83,10 @@ class ImageFolder:
                 *notes,
                 *walk.notes(),
                 *headers.notes(
-                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                    len(files),
+                    wanted.exif_orientation,
+                    turned=preprocessing.exif_orientation,
+                    channels=wanted.input_size[0],
                 ),
             ),
         )
@@ -126,7 +129,10 @@ class ImageFiles:
                 *notes,
                 *walk.notes(),
                 *headers.notes(
-                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                    len(files),
+                    wanted.exif_orientation,
+                    turned=preprocessing.exif_orientation,
+                    channels=wanted.input_size[0],
                 ),
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ SPLIT_NAMES = {
     "validation": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
+WEAKER = ("dev", "eval")
+"""Names of validation that give way to its others."""
+LIKE_SPLITS = re.compile(r"(?<![a-z])(train|val|test|dev|eval)", re.IGNORECASE)
+"""What the name of a folder has that may be a split's, as "train_images" or "seg_test"."""
+COLLECTIONS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "png", "data"})
+"""Names of a folder of pictures within a class or an unlabelled test set: they tell of no class."""
 NAMES_READ = "train or training; val, valid, validation, dev or eval; test or testing; in any case"
 NO_DATA = frozenset(  # what systems and programs leave in folders, besides names that begin with a dot
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
@@ -40,18 +47,28 @@ def is_picture(name: str) -> bool:
 def by_split(names: Iterable[str], where: str) -> dict[str, str]:
     """Split ("train", "validation", "test") → the name that stands for it.
 
+    Of validation's names, "dev" and "eval" give way to the others.
+
     Raises:
         DataError: there is a train, and two names stand for one split; `where` begins the message.
     """
+    candidates = _candidates(names)
+    for split, several in candidates.items():
+        if len(several) > 1 and "train" in candidates:
+            raise DataError(f"{where} has {listed(several)}, which all stand for {split}; keep one of them")
+    return {split: candidates[split][0] for split in SPLIT_NAMES if split in candidates}
+
+
+def _candidates(names: Iterable[str]) -> dict[str, list[str]]:
+    """Split → the names that could stand for it."""
     candidates: dict[str, list[str]] = {}
     for name in sorted(names):
         for split, known in SPLIT_NAMES.items():
             if name.casefold() in known:
                 candidates.setdefault(split, []).append(name)
     for split, several in candidates.items():
-        if len(several) > 1 and "train" in candidates:
-            raise DataError(f"{where} has {listed(several)}, which all stand for {split}; keep one of them")
-    return {split: candidates[split][0] for split in SPLIT_NAMES if split in candidates}
+        candidates[split] = [name for name in several if name.casefold() not in WEAKER] or several
+    return candidates
 
 
 def listed(names: Collection[str]) -> str:
@@ -154,11 +171,11 @@ class Layout:
         if not tops:
             unlabelled = " Unlabelled images are read by images:PATH." if pictures_in(root) else ""
             raise DataError(f"{root} has no class folder; expected one for each class, or train/ and val/.{unlabelled}")
-        names = by_split(tops, str(root))
-        if "train" in names and folders_in(tops[names["train"]]):
-            return Layout._of_splits(root, tops, names)
-        if set(names.values()) == set(tops):  # a class may be called "train", beside "bus" and "car"
-            what = "holds no class folders" if "train" in names else "is missing"
+        candidates = _candidates(tops)
+        if any(folders_in(tops[name]) for name in candidates.get("train", ())):
+            return Layout._of_splits(root, tops, by_split(tops, str(root)))
+        if set().union(*candidates.values()) == set(tops):  # a class may be called "train", beside "bus" and "car"
+            what = "holds no class folders" if "train" in candidates else "is missing"
             raise DataError(
                 f"{root} has the splits {listed(tops)}, but train/ {what}. Names that are read: {NAMES_READ}. "
                 "Unlabelled images are read by images:PATH."
@@ -170,8 +187,8 @@ class Layout:
     def _of_splits(root: Path, tops: dict[str, Path], names: dict[str, str]) -> Layout:
         folders = {part: tops[name] for part, name in names.items()}
         classes, notes = set(folders_in(folders["train"])), list[str]()
-        if "test" in folders and _is_unlabelled(folders["test"], classes):
-            notes.append(f"{names['test']}/ has no class folders, so it was left out.")
+        if "test" in folders and _is_unlabelled(folders["test"]):
+            notes.append(f"{names['test']}/ has no class folders, so it was left out; accuracy is counted without it.")
             del folders["test"]
         if "validation" in folders and not folders_in(folders["validation"]):
             raise DataError(
@@ -189,11 +206,10 @@ class Layout:
         return Layout(folders, tuple(notes))
 
 
-def _is_unlabelled(folder: Path, classes: Collection[str]) -> bool:
-    """Whether a folder holds images and no classes: directly, or in one folder whose name is no class."""
+def _is_unlabelled(folder: Path) -> bool:
+    """Whether a folder holds images and no classes: directly, or in one folder that is called as such a folder is."""
     inner = folders_in(folder)
-    known = {name.casefold() for name in classes}
-    return not inner or (len(inner) == 1 and next(iter(inner)).casefold() not in known)
+    return not inner or (len(inner) == 1 and next(iter(inner)).casefold() in (*COLLECTIONS, "unknown", "all", "test"))
 
 
 def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
@@ -206,13 +222,17 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
                 f"set data.source = 'imagefolder:{only}'."
             )
     holders = {name: set(folders_in(path)) for name, path in tops.items() if not pictures_in(path)}
-    times = Counter(inner for names in holders.values() for inner in names)
-    if len(shared := {inner for inner, count in times.items() if count > 1}) > 1:  # "images" in each class is fine
-        raise DataError(
-            f"the folders {listed([name for name, names in holders.items() if names & shared])} in {root} hold folders of "
-            f"the same names ({listed(shared)}), so they look like splits and not like classes. Names of splits that are "
-            f"read: {NAMES_READ}. Rename them; if they are classes, move them into a folder train/."
-        )
+    times = Counter(inner for names in holders.values() for inner in names if inner.casefold() not in COLLECTIONS)
+    shared = {inner for inner, count in times.items() if count > 1}
+    called = [name for name in tops if LIKE_SPLITS.search(name)]
+    if not shared and not (called and any(holders.values())):
+        return
+    why = f"hold folders of the same names ({listed(shared)})" if shared else "are called so"
+    alike = [name for name, names in holders.items() if names & shared] if shared else called
+    raise DataError(
+        f"the folders {listed(alike)} in {root} {why}, so they look like splits and not like classes. Names of splits "
+        f"that are read: {NAMES_READ}. Rename them; if they are classes, move them into a folder train/."
+    )
 
 
 def class_folders(folder: Path) -> tuple[list[str], list[str]]:

@@ -60,7 +60,10 @@ class HuggingFace:
             notes=(
                 *notes,
                 *headers.notes(
-                    wanted.exif_orientation, turned=preprocessing.exif_orientation, channels=wanted.input_size[0]
+                    sum(map(len, tables.values())),
+                    wanted.exif_orientation,
+                    turned=preprocessing.exif_orientation,
+                    channels=wanted.input_size[0],
                 ),
             ),
         )
@@ -124,8 +127,8 @@ def _load(name: str) -> tuple[dict[str, Any], list[str]]:
     is_saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot load hf:{name}: {error}") from error
+    except Exception as error:  # whatever the library and the readers below it make of a table or a network
+        raise DataError(f"cannot load hf:{name}: {type(error).__name__} {error}".rstrip()) from error
     tables = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     if len(tables) == 1:  # the only split there is gets split here
         return {"train": next(iter(tables.values()))}, []

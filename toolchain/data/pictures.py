@@ -103,14 +103,13 @@ class Headers:
         self.counts["deep"] += largest(picture) is not None or ";16" in str(getattr(picture, "tile", ""))
         if picture.mode == FLOAT:
             eight_bit(picture, "L")
-        self.counts["grey" if picture.mode in GREY or picture.mode.startswith("I;") else "colour"] += 1
+        self.counts["colour"] += not (picture.mode in GREY or picture.mode.startswith("I;"))
 
-    def notes(self, turn: bool | None, *, turned: bool, channels: int) -> list[str]:
+    def notes(self, total: int, turn: bool | None, *, turned: bool, channels: int) -> list[str]:
         """One sentence for each thing that is done to the pictures, or left undone, without being asked for.
 
-        Of many pictures an even sample was looked at, and the counts are of these.
-
         Args:
+            total: of the source's pictures; of many an even sample was looked at, and the counts are of these.
             turn: what the recipe says of EXIF orientation, or None.
             turned: whether such pictures are turned.
             channels: that the model reads, 1 or 3.
@@ -126,15 +125,13 @@ class Headers:
             "deep": (has, "more than 8 bits; they are scaled to 8 bits."),
             "frames": (has, "several frames; the first one is read."),
         }
-        are = "is", "are"
         if channels == 1:
-            sentences["colour"] = (are, "in colour; what the model reads is grey.")
-        else:
-            sentences["grey"] = (are, "grey; it is repeated over the three channels that the model reads.")
+            sentences["colour"] = (("is", "are"), "in colour; what the model reads is grey.")
         if turn and turned:  # as was asked for
             del sentences["turned"]
+        of = f"{self.looked_at} images" + (" that were looked at" if self.looked_at < total else "")
         return [
-            f"{count} of {self.looked_at} images {verbs[count > 1]} {rest}"
+            f"{count} of {of} {verbs[count > 1]} {rest}"
             for what, (verbs, rest) in sentences.items()
             if (count := self.counts[what])
         ]

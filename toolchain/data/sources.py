@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from toolchain.data.base import Content, Reader
-from toolchain.data.classes import read_classes
+from toolchain.data.classes import read_classes, require_list_of
 from toolchain.data.files import ImageFiles, ImageFolder
 from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
@@ -46,7 +46,7 @@ class DataSource:
         name: as written in the recipe.
         labelled: whether accuracy can be measured.
         num_classes: None when unlabelled.
-        mapped: whether labels are the model's class numbers, by `data.classes`, and not the source's own.
+        classes: the class map by which labels are numbers of the model's outputs; "" where they are the source's own.
         synthetic: whether the images mean nothing.
         flip: whether training may mirror images.
         mean, std, interpolation, crop_pct, crop_mode, exif_orientation: the preprocessing (see `Preprocessing`).
@@ -68,7 +68,7 @@ class DataSource:
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
     exif_orientation: bool = False
-    mapped: bool = False
+    classes: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -129,7 +129,8 @@ class DataSource:
                 f"the data source {self.name!r} has labels of {self.num_classes} classes, but the model's outputs are no "
                 "classes: compress it on images:PATH, which needs no labels, or say what the outputs are with model.output"
             )
-        if self.mapped:
+        if self.classes:
+            require_list_of(self.classes, num_classes)
             if (
                 highest := max(int(images.labels.max()) for images in self.splits.values() if len(images))
             ) >= num_classes:
@@ -208,7 +209,7 @@ def open_source(
         exif_orientation=used.exif_orientation,
         digest=_digest(kind, content, splits, mapped=numbers is not None),
         splits=splits,
-        mapped=numbers is not None,
+        classes=classes,
         notes=tuple(notes),
     )
 
