@@ -179,7 +179,7 @@ def test_folders_that_are_called_or_filled_like_splits_are_no_classes(tmp_path, 
 
 def test_dev_and_eval_give_way_to_val_with_a_note(tmp_path):
     """Kind: split folders. A third held-out part is left out and said, where it is clear which one is validation."""
-    source = open_(fill(tmp_path, *splits("train", "val", "dev")))
+    source = open_(fill(tmp_path, *splits("train", "val"), "dev/cat", "dev/dog"))
     assert source.notes == ("Beside the splits, these folders were left out: dev.",)
 
 
