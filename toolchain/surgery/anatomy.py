@@ -36,6 +36,7 @@ class Anatomy:
         classes: rows of the classifier; 0 where there is none.
         class_token, distilled, reg_tokens: tokens before those of the patches.
         norm: the last norm: "norm" before pooling, "fc_norm" after it, "norm and fc_norm", or "none".
+        embeds_tokens: whether the position table has rows for those tokens too; only where a model shows it.
         layer_scale, qkv_bias, qk_norm, attn_pool: whether there is one.
     """
 
@@ -49,6 +50,7 @@ class Anatomy:
     class_token: bool | None = None
     distilled: bool | None = None
     reg_tokens: int | None = None
+    embeds_tokens: bool | None = None
     norm: str | None = None
     layer_scale: bool | None = None
     qkv_bias: bool | None = None
@@ -128,45 +130,65 @@ def anatomy(tensors: Mapping[str, Tensor]) -> Anatomy:
     )
 
 
-def differences(stored: Anatomy, model: Anatomy, ignored: Collection[str] = ()) -> list[str]:
-    """In what tensors and a model differ, the plainest first; each as "depth 3 (the model: 2)".
+def differences(stored: Anatomy, model: Anatomy, ignored: Collection[str] = ()) -> dict[str, str]:
+    """Field → in what tensors and a model differ, such as "depth 3 (the model: 2)", the plainest first.
 
     Args:
         stored: of the tensors.
         model: of the model that they are to be loaded into.
         ignored: fields of `Anatomy` that do not count.
     """
-    found = []
-    for name, what in _WORDS.items():
-        one, other = getattr(stored, name), getattr(model, name)
-        if name in ignored or one is None or other is None or one == other:
-            continue
-        found.append(f"{what} {_value(one)} (the model: {_value(other)})")
-    return found
+    return {
+        name: f"{_WORDS[name]} {_value(one)} (the model: {_value(other)})"
+        for name, (one, other) in _unequal(stored, model, ignored).items()
+    }
 
 
-def remedy(stored: Anatomy, model: Anatomy, ignored: Collection[str] = ()) -> str:
-    """What to set so that a model is that of the tensors, as "set model.kwargs.depth = 3"; "" if no keyword would do."""
-    settings, kwargs = [], list[str]()
-    if stored.distilled != model.distilled and "distilled" not in ignored:
+def _unequal(stored: Anatomy, model: Anatomy, ignored: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Field → its two values, where both are known and differ."""
+    pairs = {name: (getattr(stored, name), getattr(model, name)) for name in _WORDS if name not in ignored}
+    return {name: (one, other) for name, (one, other) in pairs.items() if None not in (one, other) and one != other}
+
+
+def remedy(
+    stored: Anatomy, model: Anatomy, ignored: Collection[str] = (), keywords: Collection[str] | None = None
+) -> str:
+    """What to set so that a model is that of the tensors, as "set model.kwargs.depth = 3"; "" if no keyword would do.
+
+    Args:
+        stored: of the tensors.
+        model: of the model that they are to be loaded into.
+        ignored: fields of `Anatomy` that may stay as they are.
+        keywords: those that the architecture knows; None for all.
+    """
+    fields = _unequal(stored, model, ignored)
+    kwargs = {_SETTINGS[name]: _toml(one) for name, (one, _) in fields.items() if name in _SETTINGS}
+    if "embeds_tokens" in fields:
+        kwargs["no_embed_class"] = _toml(not stored.embeds_tokens)
+    if not stored.classes or not model.classes:  # a model needs classes, and tensors without any need others
+        kwargs.pop("num_classes", None)
+    if keywords is not None and "num_reg_tokens" in keywords and "reg_tokens" in kwargs:
+        kwargs["num_reg_tokens"] = kwargs.pop("reg_tokens")
+    if "norm" in fields and {stored.norm, model.norm} == {"norm", "fc_norm"}:
+        kwargs["global_pool"] = '"avg"' if stored.norm == "fc_norm" else '"token"'
+    if "class_token" in fields and not stored.class_token:  # which timm refuses unless something else is pooled
+        kwargs["global_pool"] = '"avg"'
+        if stored.norm == "norm":
+            kwargs["fc_norm"] = "false"
+    if "attn_pool" in fields and stored.attn_pool:
+        kwargs["global_pool"] = '"map"'
+        kwargs.pop("fc_norm", None)
+    if "hidden" in fields and stored.hidden and stored.embed_dim:
+        ratio = stored.hidden / stored.embed_dim
+        if not model.hidden or not model.embed_dim or ratio != model.hidden / model.embed_dim:
+            kwargs["mlp_ratio"] = f"{ratio:.6g}"
+    settings = []
+    if "distilled" in fields:
         form = "its distilled form, such as" if stored.distilled else "a form that is not distilled, such as"
         example = "deit_tiny_distilled_patch16_224" if stored.distilled else "deit_tiny_patch16_224"
         settings.append(f"set model.name to {form} {example}")
-    for name, setting in _SETTINGS.items():
-        one, other = getattr(stored, name), getattr(model, name)
-        if name in ignored or one is None or other is None or one == other:
-            continue
-        kwargs.append(setting.format(value=_toml(one)))
-    if {stored.norm, model.norm} == {"norm", "fc_norm"} and "norm" not in ignored:
-        kwargs.append('global_pool = "avg"' if stored.norm == "fc_norm" else 'global_pool = "token"')
-    if stored.attn_pool and not model.attn_pool and "attn_pool" not in ignored:
-        kwargs.append('global_pool = "map"')
-    if stored.hidden and stored.embed_dim and stored.hidden != model.hidden and "hidden" not in ignored:
-        ratio = stored.hidden / stored.embed_dim
-        if model.hidden is None or not model.embed_dim or ratio != model.hidden / model.embed_dim:
-            kwargs.append(f"mlp_ratio = {ratio:.6g}")
-    if kwargs:
-        settings.append("set " + ", ".join(f"model.kwargs.{text}" for text in kwargs))
+    if texts := [f"model.kwargs.{k} = {v}" for k, v in kwargs.items() if keywords is None or k in keywords]:
+        settings.append("set " + ", ".join(texts))
     return " and ".join(settings)
 
 
@@ -180,6 +202,7 @@ _WORDS = {
     "class_token": "class token",
     "distilled": "distillation token",
     "reg_tokens": "register tokens",
+    "embeds_tokens": "positions of tokens before the patches",
     "norm": "last norm",
     "layer_scale": "LayerScale",
     "qkv_bias": "qkv bias",
@@ -187,16 +210,11 @@ _WORDS = {
     "attn_pool": "attention pooling",
 }
 _SETTINGS = {
-    "embed_dim": "embed_dim = {value}",
-    "depth": "depth = {value}",
-    "patch_size": "patch_size = {value}",
-    "in_chans": "in_chans = {value}",
-    "classes": "num_classes = {value}",
-    "class_token": "class_token = {value}",
-    "reg_tokens": "reg_tokens = {value}",
-    "qkv_bias": "qkv_bias = {value}",
-    "qk_norm": "qk_norm = {value}",
+    **{name: name for name in ("embed_dim", "depth", "patch_size", "in_chans", "class_token", "reg_tokens")},
+    **{name: name for name in ("qkv_bias", "qk_norm")},
+    "classes": "num_classes",
 }
+"""Field of `Anatomy` → timm's keyword argument that sets it."""
 
 
 def _value(value: Any) -> str:

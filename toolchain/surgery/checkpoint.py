@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +20,7 @@ from torch import Tensor
 from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.surgery.anatomy import Anatomy, anatomy, others
+from toolchain.surgery.inert import STAND_INS, Value
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ ANCHOR = "patch_embed.proj.weight"
 LEFT_TO_TIMM = ("visual.", "vision_encoder.")
 """Prefixes with a meaning for timm's own conversions."""
 DEPTH = 3
-"""How many mappings deep tensors are looked for."""
+"""How many mappings deep tensors are looked for in any case; deeper only where there are none."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,47 @@ class Weights:
         key: where they lie in the file, such as "model_ema"; "" at its top.
         prefix: what stood before every name and was taken off.
         tensors: name → tensor.
-        left_out: names of the mapping that do not have the prefix.
+        left_out: name → tensor of the mapping that does not have the prefix.
+        joined: names without the prefix that were taken all the same.
     """
 
     key: str
     prefix: str
     tensors: Mapping[str, Tensor]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, Tensor] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
         """Where they lie, for a message."""
         return " under ".join(f"{text!r}" for text in (self.prefix, self.key) if text) or "its top"
+
+    @property
+    def beside(self) -> str:
+        """A clause on what was left out, for a refusal; "" if nothing was."""
+        return f"beside {self.prefix!r} it also holds {_first(self.left_out)}" if self.left_out else ""
+
+    def completed(self, wanted: Collection[str]) -> Weights:
+        """The same with those tensors beside the prefix that are parts of the model which it lacks, such as "head".
+
+        A wrapper holds a model without a classifier, and one of its own beside it. A part is taken whole or not at all.
+
+        Args:
+            wanted: names of the model's tensors.
+        """
+        words = self.prefix.split(".")[:-2]  # "model.backbone." may have its classifier under "model." or at the top
+        outer = [".".join([*words[:count], ""]) for count in range(len(words), 0, -1)]
+        own = {name: name.removeprefix(next((p for p in outer if name.startswith(p)), "")) for name in self.left_out}
+        lacking = {name for name in wanted if name not in self.tensors}
+        parts = {name.partition(".")[0] for name in own.values() if name in lacking}
+        whole = [part for part in parts if {n for n in wanted if n.partition(".")[0] == part} <= set(own.values())]
+        names = [name for name in own if own[name] in lacking and own[name].partition(".")[0] in whole]
+        return replace(
+            self,
+            tensors={**self.tensors, **{own[name]: self.left_out[name] for name in names}},
+            left_out={name: tensor for name, tensor in self.left_out.items() if name not in names},
+            joined=tuple(names),
+        )
 
     def equals(self, other: Weights) -> bool:
         """Whether both are the same weights."""
@@ -97,14 +125,22 @@ class Checkpoint:
                 f"The checkpoint holds several weights that differ: those under {self.weights.place} were taken, "
                 f"not those under {places}. To use others, save them alone."
             )
+        prefix = self.weights.prefix
+        if joined := self.weights.joined:
+            verb = "was" if len(joined) == 1 else "were"
+            notes.append(
+                f"Of the checkpoint, {_first(joined)} beside the prefix {prefix!r} {verb} taken too: the model lacked "
+                f"{'it' if len(joined) == 1 else 'them'}."
+            )
         if left := self.weights.left_out:
             count = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
-            shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
-            were = "was" if len(left) == 1 else "were"
-            notes.append(
-                f"Of the checkpoint, {count} without the prefix {self.weights.prefix!r} {were} left out: {shown}."
-            )
+            verb = "was" if len(left) == 1 else "were"
+            notes.append(f"Of the checkpoint, {count} without the prefix {prefix!r} {verb} left out: {_first(left)}.")
         return notes
+
+    def completed(self, wanted: Collection[str]) -> Checkpoint:
+        """The same with `Weights.completed`."""
+        return replace(self, weights=self.weights.completed(wanted))
 
     def to_dict(self) -> dict[str, Any]:
         """The facts that `slimvit inspect` shows."""
@@ -122,6 +158,11 @@ class Checkpoint:
         return facts
 
 
+def _first(names: Collection[str]) -> str:
+    """The first of some names."""
+    return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
+
+
 def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     """What a .safetensors file, or one that torch wrote, holds; only tensors are read, and no code is run.
 
@@ -136,11 +177,7 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     raw, form = _read(path)
     candidates = [part for key, tensors in _mappings(raw) for part in _unwrapped(key, tensors)]
     if not candidates:
-        keys = ", ".join(sorted(map(str, raw))[:5]) if isinstance(raw, Mapping) else ""
-        found = f"only {keys}" if keys else f"it is a {type(raw).__name__}"
-        raise ArtifactError(
-            f"the checkpoint {path} holds no tensors by name: {found}; save model.state_dict() with torch.save"
-        )
+        raise ArtifactError(f"the checkpoint {path} holds no tensors by name: {_instead(raw)}")
     best = max(_score(part, wanted) for part in candidates)
     fitting = sorted((part for part in candidates if _score(part, wanted) == best), key=_rank)
     weights = fitting[0]
@@ -150,16 +187,38 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     return Checkpoint(form, weights, rivals, beside)
 
 
-def _mappings(raw: Any, key: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(key, tensors by name) of each mapping that holds any, from the top down."""
-    if not isinstance(raw, Mapping) or not depth:
-        return
-    tensors = {name: value for name, value in raw.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield key, tensors
-    for name, value in raw.items():
-        if isinstance(name, str) and not name.startswith("optim"):
-            yield from _mappings(value, f"{key}.{name}" if key else name, depth - 1)
+def _instead(raw: Any) -> str:
+    """What a file without tensors holds, and what to do."""
+    do = "save model.state_dict() with torch.save"
+    if not isinstance(raw, Mapping):
+        return f"it is a {'NumPy array or another value' if isinstance(raw, Value) else type(raw).__name__}; {do}"
+    inner = next((value for value in raw.values() if isinstance(value, Mapping) and value), raw)
+    if any(isinstance(value, Value) for value in inner.values()):
+        do = f"if its arrays are NumPy's, give each to torch.from_numpy; {do}"
+    keys = ", ".join(sorted(map(str, raw))[:5])
+    return f"only {keys}; {do}" if keys else f"it is an empty {type(raw).__name__}; {do}"
+
+
+def _mappings(raw: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(key, tensors by name) of each mapping that holds any, from the top down; below `DEPTH` only if none does."""
+    level, depth, holds_any = [("", raw)], 0, False
+    seen = set[int]()  # a file may nest a mapping in itself
+    while level and not (holds_any and depth >= DEPTH):
+        below = []
+        for key, mapping in level:
+            if not isinstance(mapping, Mapping) or (id(mapping) in seen and depth >= DEPTH):
+                continue
+            seen.add(id(mapping))
+            names = {name: value for name, value in mapping.items() if isinstance(name, str)}
+            if tensors := {name: value for name, value in names.items() if isinstance(value, Tensor)}:
+                holds_any = True
+                yield key, tensors
+            below += [
+                (f"{key}.{name}" if key else name, value)
+                for name, value in names.items()
+                if isinstance(value, Mapping) and not name.startswith("optim")
+            ]
+        level, depth = below, depth + 1
 
 
 def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
@@ -178,7 +237,7 @@ def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
         return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
 
     homes = {name: home(name) for name in plain}
-    homeless = tuple(name for name, prefix in homes.items() if prefix is None)
+    homeless = {parallel + name: plain[name] for name, prefix in homes.items() if prefix is None}
     return [
         Weights(
             key,
@@ -230,25 +289,13 @@ def _read(path: Path) -> tuple[Any, str]:
         return _torch_load(path), "torch"
     except Exception as error:  # a damaged file makes the unpickler fail in any way there is
         if _is_refused_code(error, start):
-            raise ArtifactError(_refused_code(path)) from error
+            raise ArtifactError(_refused_code(path, error)) from error
         raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
 
 
 def _torch_load(path: Path) -> Any:
-    """The content of a file that torch wrote, tensors and plain values alone.
-
-    Beside what torch itself allows, a file may hold numpy's scalars, such as a best accuracy, and the arguments of a
-    training script: their constructors hold values and do nothing.
-    """
-    scalar = np.float64(0).__reduce__()[0]  # under whichever name this numpy has it
-    harmless: list[Any] = [
-        argparse.Namespace,
-        np.dtype,
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFDSU"},
-    ]
-    with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+    """The content of a file that torch wrote: tensors and plain values, and stand-ins for others that are harmless."""
+    with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -304,12 +351,13 @@ def _is_refused_code(error: BaseException, start: bytes) -> bool:
     return False
 
 
-def _refused_code(path: Path) -> str:
+def _refused_code(path: Path, error: BaseException) -> str:
     """The refusal of a file whose pickle names something that would be run, with those names where torch lists them."""
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with torch.serialization.safe_globals(STAND_INS):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # noqa: BLE001 - of an older form, or one that cannot be walked
-        names = []
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     modules = [name for name in names if re.match(r"(timm\.models|torch\.nn\.modules|torchvision\.models)\.", name)]
     if modules:
         return (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,11 +28,15 @@ class Fitted:
     Attributes:
         state: name → tensor; it may still lack some of the model's, or hold others.
         anatomy: of the tensors as they were stored.
+        model: that of the model.
+        adapted: fields of `Anatomy` in which they were made to fit: "positions", "patch_size".
         notes: one sentence for each thing that was changed.
     """
 
     state: dict[str, Tensor]
     anatomy: Anatomy
+    model: Anatomy
+    adapted: frozenset[str]
     notes: tuple[str, ...]
 
 
@@ -41,17 +46,35 @@ class Origin:
 
     Attributes:
         what: how a message calls them, such as "the checkpoint m.pth".
+        plural: whether that is a plural, as "the pretrained weights" is.
         made_for: (height, width) of the images that they were trained on, where that is known.
         resample_patches: whether another patch size was asked for.
         bilinear: whether they resample best without antialiasing, as FlexiViT's.
+        may_differ: fields of `Anatomy` in which they may differ from the model: somebody else sees to those.
+        beside: a clause on what lies beside them and was not taken; "" if nothing does.
         fault: what is raised if they do not fit: a file that is another's, or a recipe that asks for another model.
     """
 
     what: str
+    plural: bool = False
     made_for: tuple[int, int] | None = None
     resample_patches: bool = False
     bilinear: bool = False
+    may_differ: frozenset[str] = frozenset()
+    beside: str = ""
     fault: type[SlimvitError] = ArtifactError
+
+    def word(self, singular: str) -> str:
+        """A verb or a pronoun in the number of `what`, such as "has" or "have"."""
+        return _PLURALS[singular] if self.plural else singular
+
+    def misfit(self, why: str, do: str = "") -> SlimvitError:
+        """The refusal of tensors that do not fit: why, what to do, and what lies beside them."""
+        text = f"{self.what} {self.word('does')} not fit the model: {why}"
+        return self.fault("; ".join(filter(None, (text, do, self.beside))))
+
+
+_PLURALS = {"does": "do", "has": "have", "holds": "hold", "it": "they", "its": "their", "lacks": "lack", "was": "were"}
 
 
 class _Equal:
@@ -108,55 +131,68 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
         stored, model = anatomy(state), anatomy(module.state_dict())
     except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
-        raise ArtifactError(f"{origin.what} does not fit the model: its tensors cannot be converted ({reason})") from (
-            error
-        )
-    notes = [
-        *_left_out(tensors, state, origin),
-        *_patches(state, stored, model, origin),
-        *_positions(state, stored, model, module, origin),
-    ]
-    return Fitted(state, stored, (*notes, *_numbers(state, module, origin)))
+        text = f"{origin.what} {origin.word('does')} not fit the model: the tensors cannot be converted ({reason})"
+        raise ArtifactError(text) from error
+    grid = _grid(module)
+    if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
+        stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
+    patches = _patches(state, stored, model, origin)
+    positions = _positions(state, stored, model, grid, origin)
+    adapted = frozenset(name for name, texts in (("patch_size", patches), ("positions", positions)) if texts)
+    notes = (*_left_out(tensors, state, origin), *patches, *positions, *_numbers(state, module, origin))
+    return Fitted(state, stored, model, adapted, notes)
 
 
-def check_names(result: Fitted, module: nn.Module, origin: Origin, ignored: Collection[str] = ()) -> None:
+def _grid(module: nn.Module) -> tuple[int, int]:
+    """(rows, columns) of a model's patches."""
+    rows, columns = module.get_submodule("patch_embed").grid_size  # type: ignore[misc]
+    return int(rows), int(columns)
+
+
+def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
     """Raises ArtifactError or ModelError unless the tensors are exactly the model's, by name and shape.
 
     Args:
         result: of `fitted`.
         module: the model.
         origin: where the tensors come from.
-        ignored: fields of `Anatomy` in which they may differ.
     """
     state, wanted = result.state, module.state_dict()
-    model = anatomy(wanted)
     missing, unknown = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
     other = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
     if not (missing or unknown or other):
         return
-    found = differences(result.anatomy, model, {"positions", *ignored})
-    do = remedy(result.anatomy, model, ignored)
-    if [text.partition(" ")[0] for text in found] == ["classes"] and result.anatomy.classes:
-        count = result.anatomy.classes
+    ignored = {"positions", *result.adapted, *origin.may_differ}
+    unequal = differences(result.anatomy, result.model, ignored)
+    count = result.anatomy.classes
+    if set(unequal) == {"classes"} and count:
         raise ModelError(
-            f"{origin.what} has {count} classes, the model {model.classes}; set model.kwargs.num_classes = {count}"
+            f"{origin.what} {origin.word('has')} {count} classes, the model {result.model.classes}; "
+            f"set model.kwargs.num_classes = {count}"
         )
-    if found:
-        text = f"it has {', '.join(found[:4])}" + (", …" if len(found) > 4 else "")
-        if not result.anatomy.classes and "classes" in str(found):
-            do = " and ".join(filter(None, ("it has no classifier: use one that was trained for classes", do)))
-        raise origin.fault(f"{origin.what} does not fit the model: {text}" + (f"; {do}" if do else ""))
+    it, has, its = origin.word("it"), origin.word("has"), origin.word("its")
+    if unequal:
+        texts = list(unequal.values())
+        do = remedy(result.anatomy, result.model, ignored, keywords(module))
+        if "classes" in unequal and not count:
+            do = " and ".join(filter(None, (f"{it} {has} no classifier: use weights with one", do)))
+        raise origin.misfit(f"{it} {has} {', '.join(texts[:4])}" + (", …" if len(texts) > 4 else ""), do)
     shared = len(wanted) - len(missing)
     if shared == 0 or result.anatomy == Anatomy():
         whose = others(list(state))
-        names = f"its names are those of {whose}" if whose else f"its names are not timm's: {some(state)}"
-        raise origin.fault(f"{origin.what} does not fit the model: {names}; save it from a timm model")
+        names = f"{its} names are those of {whose}" if whose else f"{its} names are not timm's: {some(state)}"
+        raise origin.misfit(names, "save the state_dict of a timm model")
     parts = [
-        *([f"it lacks {some(missing)}"] if missing else []),
-        *([f"it also has {some(unknown)}"] if unknown else []),
+        *([f"{it} {origin.word('lacks')} {some(missing)}"] if missing else []),
+        *([f"{it} also {has} {some(unknown)}"] if unknown else []),
         *([f"{other[0]} is {by(state[other[0]].shape)}, the model's {by(wanted[other[0]].shape)}"] if other else []),
     ]
-    raise origin.fault(f"{origin.what} does not fit the model: {', and '.join(parts)}")
+    raise origin.misfit(", and ".join(parts))
+
+
+def keywords(module: nn.Module) -> set[str]:
+    """The keyword arguments of a model's architecture: advice that names another leads into the next refusal."""
+    return {name for kind in type(module).__mro__ for name in inspect.signature(kind).parameters}
 
 
 def some(names: Collection[str]) -> str:
@@ -173,7 +209,12 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
         return []  # another's names: what became of each cannot be told, and what is missing is refused
     kept = {tensor.data_ptr() for tensor in state.values()}
     dropped = [name for name, tensor in tensors.items() if name not in state and tensor.data_ptr() not in kept]
-    return [f"Of {origin.what}, {some(dropped)} were left out: timm's model has no such part."] if dropped else []
+    return [f"Of {origin.what}, {left_out(dropped)}: timm's model has no such part."] if dropped else []
+
+
+def left_out(names: Collection[str]) -> str:
+    """A clause: that tensors were left out, by name."""
+    return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
 
 
 def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: Origin) -> list[str]:
@@ -182,10 +223,13 @@ def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: 
     if old is None or new is None or old == new:
         return []
     if not origin.resample_patches:
+        if differences(stored, model, {"patch_size", *origin.may_differ}):
+            return []  # which the names refuse with everything else that differs
         size = str(old[0]) if old[0] == old[1] else str(list(old))
         raise ModelError(
-            f"{origin.what} has patches of {by(old)} pixels, the model {by(new)}; set model.kwargs.patch_size = {size}, "
-            "or model.resample_patches = true to have them resampled, which costs accuracy"
+            f"{origin.what} {origin.word('has')} patches of {by(old)} pixels, the model {by(new)}; set "
+            f"model.kwargs.patch_size = {size}, or model.resample_patches = true to have them resampled, which costs "
+            "accuracy"
         )
     state[KERNEL] = resample_patch_embed(
         state[KERNEL],
@@ -200,18 +244,44 @@ def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: 
     return [text]
 
 
+_TOKENS = ("class_token", "distilled", "reg_tokens")
+
+
+def _embeds_tokens(stored: Anatomy, model: Anatomy, grid: tuple[int, int], origin: Origin) -> bool | None:
+    """Whether the stored table has rows for the tokens before the patches, where the model's has the opposite; else None.
+
+    A table does not say it. It is taken to be like the model's unless its rows are then no known grid, and otherwise are.
+    """
+    if not stored.positions or not model.positions or not stored.prefix_tokens:
+        return None
+    has_rows = model.positions > math.prod(grid)
+    own, other = stored.positions - (model.positions - math.prod(grid)), stored.positions - stored.prefix_tokens
+    other = stored.positions if has_rows else other
+    if _known_grid(own, stored, grid, origin) is not None or _known_grid(other, stored, grid, origin) is None:
+        return None
+    return not has_rows
+
+
 def _positions(
-    state: dict[str, Tensor], stored: Anatomy, model: Anatomy, module: nn.Module, origin: Origin
+    state: dict[str, Tensor], stored: Anatomy, model: Anatomy, grid: tuple[int, int], origin: Origin
 ) -> list[str]:
     """Resamples the table of positions in place where the model's grid of patches is another; a sentence says so."""
     if not stored.positions or not model.positions:
         return []
-    if [text for text in differences(stored, model) if "token" in text]:
+    if differences(stored, model).keys() & {*_TOKENS, "embeds_tokens"}:
         return []  # the tokens before the patches differ, which the names refuse
-    grid: tuple[int, int] = tuple(module.get_submodule("patch_embed").grid_size)  # type: ignore[arg-type]
     before = model.positions - math.prod(grid)
     count = stored.positions - before
-    old, assumed = _old_grid(count, stored, grid, origin)
+    known = _known_grid(count, stored, grid, origin)
+    if known is None:
+        if differences(stored, model, origin.may_differ):
+            return []  # as above
+        raise ModelError(
+            f"{origin.what} {origin.word('has')} position embeddings for {max(count, 0)} patches, the model for {by(grid)}; "
+            "they are of no square image, and the file does not say of which. Set model.kwargs.img_size to the "
+            f"[height, width] that {origin.word('it')} {origin.word('was')} trained on"
+        )
+    old, assumed = known
     kernel, new_kernel = stored.patch_size or model.patch_size or (1, 1), model.patch_size or (1, 1)
     from_size, to_size = _times(old, kernel), _times(grid, new_kernel)
     if old == grid:
@@ -239,8 +309,10 @@ def _positions(
     return [text]
 
 
-def _old_grid(count: int, stored: Anatomy, grid: tuple[int, int], origin: Origin) -> tuple[tuple[int, int], bool]:
-    """(rows and columns of `count` stored positions, whether that is an assumption)."""
+def _known_grid(
+    count: int, stored: Anatomy, grid: tuple[int, int], origin: Origin
+) -> tuple[tuple[int, int], bool] | None:
+    """(rows and columns of `count` stored positions, whether that is an assumption); None where nothing says it."""
     if origin.made_for is not None and stored.patch_size is not None:
         known = origin.made_for[0] // stored.patch_size[0], origin.made_for[1] // stored.patch_size[1]
         if math.prod(known) == count:
@@ -249,11 +321,7 @@ def _old_grid(count: int, stored: Anatomy, grid: tuple[int, int], origin: Origin
         return grid, True
     if count > 0 and is_square(count):
         return (math.isqrt(count), math.isqrt(count)), True
-    raise ModelError(
-        f"{origin.what} has position embeddings for {max(count, 0)} patches, the model for {by(grid)}; they are of no "
-        "square image, and the file does not say of which. Set model.kwargs.img_size to the [height, width] that it "
-        "was trained on"
-    )
+    return None
 
 
 def _times(grid: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
@@ -269,16 +337,15 @@ def _numbers(state: Mapping[str, Tensor], module: nn.Module, origin: Origin) -> 
     if whole:
         kind = str(kinds[whole[0]]).removeprefix("torch.")
         raise ArtifactError(
-            f"{origin.what} holds {whole[0]} as {kind}: it was quantised, and its scales cannot be applied; "
-            "use the weights from before"
+            f"{origin.what} {origin.word('holds')} {whole[0]} as {kind}: it was quantised, and its scales cannot be "
+            "applied; use the weights from before"
         )
     bad = [name for name in kinds if not torch.isfinite(shared[name].float()).all()]
     if bad:
         raise ArtifactError(
-            f"{origin.what} holds NaN or infinity in {some(bad)}: its training diverged, or its numbers are beyond "
-            "the range of float32"
+            f"{origin.what} {origin.word('holds')} NaN or infinity in {some(bad)}: {origin.word('its')} training diverged, "
+            f"or {origin.word('its')} numbers are beyond the range of float32"
         )
     wide = [name for name, kind in kinds.items() if kind == torch.float64]
-    return (
-        [f"{origin.what[0].upper()}{origin.what[1:]} holds float64 ({some(wide)}), rounded to float32."] if wide else []
-    )
+    subject = f"{origin.what[0].upper()}{origin.what[1:]} {origin.word('holds')}"
+    return [f"{subject} float64 ({some(wide)}), rounded to float32."] if wide else []

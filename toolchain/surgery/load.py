@@ -183,8 +183,8 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
     Raises:
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
-    checkpoint = read_checkpoint(path, anatomy(module.state_dict()))
-    origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches)
+    checkpoint = read_checkpoint(path, anatomy(module.state_dict())).completed(module.state_dict())
+    origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches, beside=checkpoint.weights.beside)
     result = fitted(checkpoint.weights.tensors, module, family, origin)
     check_names(result, module, origin)
     module.load_state_dict(result.state, strict=True)

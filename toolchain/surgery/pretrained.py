@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
-from toolchain.surgery.anatomy import anatomy, by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted, some
+from toolchain.surgery.anatomy import by, differences, remedy
+from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted, keywords, left_out, some
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
@@ -80,7 +80,20 @@ def load_pretrained(
     config, architecture = config_of(module), source.ref.name
     size: Sequence[int] = config.get("input_size") or ()
     made_for = (size[1], size[2]) if len(size) == 3 else None
-    origin = Origin(PRETRAINED, made_for, resample_patches, bilinear="flexi" in architecture, fault=ModelError)
+    stored = local_weights(source, config)
+    if stored is not None:
+        stored = stored.completed(module.state_dict())
+        config |= {"state_dict": dict(stored.weights.tensors), "source": "", "custom_load": False}
+    origin = Origin(
+        PRETRAINED,
+        plural=True,
+        made_for=made_for,
+        resample_patches=resample_patches,
+        bilinear="flexi" in architecture,
+        may_differ=frozenset(("classes", "in_chans")),
+        beside="" if stored is None else stored.weights.beside,
+        fault=ModelError,
+    )
     results: list[Fitted] = []
 
     def convert(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -94,9 +107,6 @@ def load_pretrained(
                     state = {name: tensor for name, tensor in state.items() if name.partition(".")[0] != weight[:-7]}
         return state
 
-    stored = local_weights(source, config)
-    if stored is not None:
-        config |= {"state_dict": dict(stored.weights.tensors), "source": "", "custom_load": False}
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(math.nan)
@@ -115,7 +125,7 @@ def load_pretrained(
         raise
     except Exception as error:  # whatever timm, the hub's client and torch make of it
         if results:
-            check_names(results[0], module, origin, ("classes", "in_chans"))
+            check_names(results[0], module, origin)
         raise ModelError(
             f"timm cannot load {PRETRAINED} of {architecture}: {first_line(error)}. "
             "Without a network set model.checkpoint to a local file, or model.pretrained = false"
@@ -145,14 +155,15 @@ def _refuse_untrained(
         return
     parts = [f"lack {some(untrained)}"] if untrained else []
     parts += [f"hold {some(unused)}, which the model has not"] if unused else []
-    found, do = list[str](), ""
-    if results:
-        ignored = {"positions", "in_chans"}
-        found = differences(results[0].anatomy, anatomy(module.state_dict()), ignored)
-        do = remedy(results[0].anatomy, anatomy(module.state_dict()), ignored)
-    where = f" They have {', '.join(found)}." if found else ""
+    where, do = "", ""
+    for result in results[:1]:
+        ignored = {"positions", "in_chans", *result.adapted}
+        unequal = differences(result.anatomy, result.model, ignored)
+        do = remedy(result.anatomy, result.model, ignored, keywords(module))
+        where = f" They have {', '.join(unequal.values())}." if unequal else ""
     raise ModelError(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "
+        + (f"{origin.beside[0].upper()}{origin.beside[1:]}. " if origin.beside else "")
         + (f"To use them, {do}." if do else "Take out the keyword argument that changes it, or add [train].")
     )
 
@@ -170,14 +181,15 @@ def _notes(
     channels, height, width = family.input_size(module)
     config = config_of(module)
     if untrained:
-        what = "The classifier" if all(map(_is_classifier, untrained)) else f"What holds {some(untrained)}"
+        is_head = all(map(_is_classifier, untrained))
+        what = "The classifier" if is_head else f"What holds {some(untrained)}"
         stored = results[0].anatomy.classes if results else config.get("num_classes")
         notes.append(
             f"{what} started untrained: {PRETRAINED} have nothing for it"
-            + (f" ({stored or 'no'} classes, the model {_classes(module)})." if "classifier" in what else ".")
+            + (f" ({stored or 'no'} classes, the model {_classes(module)})." if is_head else ".")
         )
     if unused:
-        notes.append(f"Of {PRETRAINED}, {some(unused)} were left out: the model has no such part.")
+        notes.append(f"Of {PRETRAINED}, {left_out(unused)}: the model has no such part.")
     stored_channels = results[0].anatomy.in_chans if results else (config.get("input_size") or (channels,))[0]
     if stored_channels is not None and stored_channels != channels:
         how = "summed" if channels == 1 else "repeated and scaled"
@@ -186,11 +198,8 @@ def _notes(
             f"channel{'s' if stored_channels > 1 else ''} and the model {channels}: timm {how} "
             "its weights."
         )
-    if (
-        made_for is not None
-        and made_for != (height, width)
-        and not any("position embeddings" in note for note in notes)
-    ):
+    adapted = any("positions" in result.adapted for result in results)
+    if made_for is not None and made_for != (height, width) and not adapted:
         notes.append(
             f"{PRETRAINED.capitalize()} were made for images of {by(made_for)} pixels; the model's are {by((height, width))}."
         )

@@ -1,0 +1,63 @@
+"""Stand-ins for the values that trainers save beside weights: a pickle may name these, and nothing of theirs is run."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Self
+
+
+class Value:
+    """Stands for a value that is no tensor: made of anything, holds nothing."""
+
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class Table:
+    """Stands for a mapping, whose items count and whose type does not: weights may lie in one."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class Row:
+    """Stands for a sequence that is filled after it was made."""
+
+    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+VALUES = (
+    *("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *(
+        f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")
+    ),  # defaultdict's factories
+    *(f"builtins.{name}" for name in ("frozenset", "range", "slice")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *("argparse.Namespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
+TABLES = (
+    *("collections.defaultdict", "addict.addict.Dict", "easydict.EasyDict", "yacs.config.CfgNode"),
+    *("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "fvcore.common.config.CfgNode"),
+)
+ROWS = ("collections.deque",)
+
+STAND_INS: list[Any] = [
+    *((Value, name) for name in VALUES),
+    *((Table, name) for name in TABLES),
+    *((Row, name) for name in ROWS),
+]
+"""What torch's unpickler takes for each name, as `torch.serialization.safe_globals` wants it.
+
+numpy's own constructors are not among them: given the arguments of a hostile file, they read numbers as addresses.
+"""
