@@ -16,6 +16,7 @@ from toolchain.bench.gate import (
     GateResult,
     accepts_path,
     add_accepts,
+    checks,
     load_accepts,
     run_gate,
     timing,
@@ -23,6 +24,7 @@ from toolchain.bench.gate import (
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
 from toolchain.export import logits
+from toolchain.training.evaluate import Accuracy
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -194,6 +196,24 @@ def test_a_file_of_another_origin_is_judged_where_data_says_how_images_are_prepa
     del data["std"]
     with pytest.raises(ArtifactError, match=r"mean, std and crop_pct of \[data\]"):
         run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+
+
+def test_a_cell_is_never_answered_with_what_another_cell_asked_for(tmp_path, monkeypatch):
+    """Kind: a kept answer whose key lacks a part of the question. Here the share of wrong images is that of the image's height."""
+
+    def counted(path, *_, input_shape, **__):
+        return logits.Evaluation(Accuracy(input_shape[1], 100), ())
+
+    monkeypatch.setattr(checks, "accuracy_of", counted)
+    write_classifier(tmp_path / "m.onnx")
+    cells = [
+        {"name": str(size), "artifact": "m.onnx", "budget": {"accuracy": 0.85}, "input_shape": [1, size, size]}
+        for size in (8, 16, 8)
+    ]
+    cells[-1]["name"] = "8 again"
+    raw = {"data": {"source": "digits"}, "cell": cells}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert [check.value for _, check in result.checks] == [8, 16, 8]
 
 
 def unavailable(*_, **__):
