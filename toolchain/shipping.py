@@ -21,6 +21,7 @@ from toolchain.bench.size import artifact_sha256, download_bytes
 from toolchain.cache import Workspace
 from toolchain.errors import ArtifactError, DeviceLost, ParityError, TargetUnavailable
 from toolchain.export.engine import BuildEngine, builds
+from toolchain.export.onnx_graph import data_beside
 from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.job import tool
@@ -104,6 +105,8 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
         except (ParityError, ArtifactError) as error:
             if required:
                 raise
+            for file in (path, data_beside(path)):  # of an earlier run
+                file.unlink(missing_ok=True)
             return [], {"precision": name, "refused": str(error)}
         facts = {
             "precision": name,

@@ -6,6 +6,7 @@ import datetime as dt
 
 import onnx
 import pytest
+import torch
 from builders import write_classifier
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -16,6 +17,7 @@ from toolchain.bench.gate import (
     GateResult,
     accepts_path,
     add_accepts,
+    checks,
     load_accepts,
     run_gate,
     timing,
@@ -23,6 +25,7 @@ from toolchain.bench.gate import (
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
 from toolchain.export import logits
+from toolchain.training.evaluate import Accuracy
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -130,17 +133,17 @@ def test_parity_bounds_are_each_judged(judge):
 
 def test_top1_is_judged_on_more_images_than_a_batch_of_three(judge, monkeypatch):
     seen = []
-    compare = logits.compare
+    outputs_of = logits.outputs_of
 
-    def counting(*sides, **options):
-        seen.append(len(sides[4]))
-        return compare(*sides, **options)
+    def counting(name, call, images, batches):
+        seen.append(len(images))
+        return outputs_of(name, call, images, batches)
 
-    monkeypatch.setattr(logits, "compare", counting)
+    monkeypatch.setattr(logits, "outputs_of", counting)
     for bounds in ({"max_abs": 1e-3}, {"cosine_min": -1.0, "top1_min": 0.5}):
         assert statuses(judge(relation={"parity": bounds})) == {"relation.parity": "pass"}
     assert seen[0] == 3
-    assert seen[1] > 100
+    assert seen[2] > 100
 
 
 def test_a_replaced_baseline_stops_everything(judge, tmp_path):
@@ -194,6 +197,24 @@ def test_a_file_of_another_origin_is_judged_where_data_says_how_images_are_prepa
     del data["std"]
     with pytest.raises(ArtifactError, match=r"mean, std and crop_pct of \[data\]"):
         run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+
+
+def test_a_cell_is_never_answered_with_what_another_cell_asked_for(tmp_path, monkeypatch):
+    """Kind: a kept answer whose key lacks a part of the question. Here the share of wrong images is that of the image's height."""
+
+    def counted(path, *_, input_shape, **__):
+        return logits.Evaluation(Accuracy(torch.arange(100) < input_shape[1], torch.zeros(100, dtype=torch.bool)), ())
+
+    monkeypatch.setattr(checks, "accuracy_of", counted)
+    write_classifier(tmp_path / "m.onnx")
+    cells = [
+        {"name": str(size), "artifact": "m.onnx", "budget": {"accuracy": 0.85}, "input_shape": [1, size, size]}
+        for size in (8, 16, 8)
+    ]
+    cells[-1]["name"] = "8 again"
+    raw = {"data": {"source": "digits"}, "cell": cells}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert [check.value for _, check in result.checks] == [8, 16, 8]
 
 
 def unavailable(*_, **__):

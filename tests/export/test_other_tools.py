@@ -11,7 +11,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import at_batch
+from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
 from toolchain.export.logits import Preparation, accuracy_of, form_of, parity_of
 from toolchain.export.onnx_graph import export_onnx
@@ -62,6 +62,21 @@ def write(
     return path
 
 
+def several(path, weights, shift=0.0):
+    """Name → linear outputs of one input, to which a number is added."""
+    model = onnx.load(write(path))
+    del model.graph.node[1:], model.graph.output[:], model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(shift), "shift"))
+    for name, weight in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(weight, f"{name}.w"))
+        model.graph.node.append(helper.make_node("MatMul", ["flat", f"{name}.w"], [f"{name}.product"]))
+        model.graph.node.append(helper.make_node("Add", [f"{name}.product", "shift"], [name]))
+        shape = ["batch", weight.shape[1]]
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    onnx.save(model, path)
+    return path
+
+
 def foreign(source, path):
     """The same file without a word of where it is from."""
     model = onnx.load(source)
@@ -96,7 +111,66 @@ def test_the_output_that_is_compared_is_the_one_of_the_same_name(tmp_path):
     b = write(tmp_path / "b.onnx", outputs=("second",), weight=-WEIGHT)
     agreement = parity_of(a, b, "none")
     assert agreement.rung.verdict == "pass"
-    assert any("Compared is one output of several: second" in note for note in agreement.notes)
+    assert "Not compared: first of a.onnx." in agreement.notes
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_every_output_that_both_have_is_compared_and_the_worst_decides(broken, tmp_path):
+    """Kind: a verdict over a part of what is judged, that reads as if it were the whole."""
+    a = several(tmp_path / "a.onnx", {"logits": WEIGHT, "boxes": WEIGHT[:, :4]})
+    assert parity_of(a, a, "none").rung.verdict == "pass"
+    weights = [WEIGHT, WEIGHT[:, :4]]
+    weights[broken] = np.zeros_like(weights[broken])
+    b = several(tmp_path / "b.onnx", dict(zip(("logits", "boxes"), weights, strict=True)))
+    rung = parity_of(a, b, "none").rung
+    assert rung.verdict == "fail"
+    assert f"output {('logits', 'boxes')[broken]!r}: " in rung.reason
+
+
+def test_outputs_without_a_common_name_are_the_logits_of_who_has_them(tmp_path):
+    a = several(tmp_path / "a.onnx", {"output": WEIGHT})
+    b = several(tmp_path / "b.onnx", {"hidden": -WEIGHT, "logits": WEIGHT})
+    agreement = parity_of(a, b, "none")
+    assert agreement.rung.verdict == "pass"
+    assert "Compared are output of a.onnx and logits of b.onnx." in agreement.notes
+    assert "Not compared: hidden of b.onnx." in agreement.notes
+
+
+def test_a_constant_output_beside_the_others_does_not_fail_and_one_that_differs_does(tmp_path):
+    a, b, c = (
+        several(tmp_path / f"{name}.onnx", {"logits": WEIGHT, "count": np.zeros((48, 1), np.float32)}, shift=shift)
+        for name, shift in (("a", 3.0), ("b", 3.0), ("c", 4.0))
+    )
+    assert parity_of(a, b, "none").rung.verdict == "pass"
+    assert parity_of(a, c, "none").rung.verdict == "fail"
+
+
+OTHER_LAYOUTS = {
+    "the batch second": (helper.make_node("Transpose", ["rows"], ["logits"], perm=[1, 0]), [5, "batch"]),
+    "one number for all images": (helper.make_node("ReduceSum", ["rows"], ["logits"], keepdims=0), []),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_outputs_without_one_row_per_image_are_refused_or_told(layout, batch, tmp_path):
+    """Kind: an output of another form than the code beside it thinks of, and an internal error."""
+    node, shape = OTHER_LAYOUTS[layout]
+    path = write(tmp_path / "a.onnx", shape=(batch, 3, 4, 4), outputs=("rows",))
+    model = onnx.load(path)
+    model.graph.node.append(node)
+    shape = [batch if dim == "batch" else dim for dim in shape]
+    both = [*model.graph.output, helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
+    del model.graph.output[:]
+    model.graph.output.append(both[1])
+    onnx.save(model, path)
+    with pytest.raises(RecipeError, match="the first dimension of an output must be the batch"):
+        parity_of(path, path, "none")
+    model.graph.output.append(both[0])
+    onnx.save(model, path)
+    agreement = parity_of(path, path, "none")
+    assert agreement.rung.verdict == "pass"
+    assert "Not compared: logits of a.onnx." in agreement.notes
 
 
 REFUSED = {
@@ -259,11 +333,13 @@ def test_a_fixed_batch_is_filled_and_what_fills_it_is_dropped():
 
     def call(images):
         seen.append(len(images))
-        return images.sum(axis=1, keepdims=True)
+        return {"sum": images.sum(axis=1, keepdims=True)}
 
     images = RNG.standard_normal((7, 5)).astype(np.float32)
-    np.testing.assert_array_equal(at_batch(call, 3)(images), images.sum(axis=1, keepdims=True))
-    assert seen == [3, 3, 3]
+    for fill, sizes in ((True, [3, 3, 3]), (False, [3, 3, 1])):
+        given = in_parts(call, 3, fill=fill)(images)
+        np.testing.assert_array_equal(given["sum"], images.sum(axis=1, keepdims=True))
+        assert [seen.pop(0) for _ in range(3)] == sizes
 
 
 @pytest.mark.parametrize("form", ["other input names", "fp16 inputs", "open height and width"])

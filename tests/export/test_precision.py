@@ -472,6 +472,35 @@ def test_a_refused_file_does_not_stay(convert, tmp_path, monkeypatch):
     assert not (tmp_path / "int8-dynamic.onnx").exists()
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def overflowing(*_):
+    raise ArtifactError("overflow")
+
+
+@pytest.mark.parametrize("how", ["refused by its bound", "cannot be converted", "interrupted"])
+def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, tmp_path, monkeypatch, how):
+    """Kind: work that fails and takes an earlier file of the user with it."""
+    path, data = tmp_path / "fp16.onnx", tmp_path / "fp16.onnx.data"
+    path.write_bytes(b"an earlier file")
+    data.write_bytes(b"its weights")
+    honest = PRECISIONS["fp16"]
+    faulty = {
+        "refused by its bound": replace(honest, tolerance=replace(honest.tolerance, cosine_min=1.0 + 1e-9)),
+        "cannot be converted": replace(honest, convert=overflowing),
+        "interrupted": replace(honest, convert=interrupted),
+    }
+    with monkeypatch.context() as patch:
+        patch.setitem(PRECISIONS, "fp16", faulty[how])
+        with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
+            convert("fp16")
+    assert (path.read_bytes(), data.read_bytes()) == (b"an earlier file", b"its weights")
+    assert convert("fp16").graph.files == (path,)
+    assert [file.name for file in tmp_path.iterdir()] == ["fp16.onnx"], "the weights of the earlier file are no part"
+
+
 def test_an_engine_of_a_foreign_file_may_have_any_type(convert, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     model = onnx.load(convert("fp16").artifact.path)

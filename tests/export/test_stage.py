@@ -11,7 +11,8 @@ from builders import TINY, dense_model
 from onnx import TensorProto, helper
 
 from toolchain.artifact import Preprocess, run_stage
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, ParityError
+from toolchain.export import stage
 from toolchain.export.calls import PREPROCESS, read_preprocess
 from toolchain.export.stage import Export, fixed_size_notes
 from toolchain.recipe import ExportSection
@@ -70,6 +71,19 @@ def test_a_dynamic_image_size_that_the_file_loses_is_told(kwargs, said):
 def test_the_note_is_in_what_export_tells(tmp_path):
     model = dense_model(**{**TINY, "dynamic_img_size": True})
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
-    stage = Export(ExportSection(simplify=False), tmp_path / "a.onnx", images, False, "test")
-    (note,) = run_stage(stage, model).graph.notes
+    export = Export(ExportSection(simplify=False), tmp_path / "a.onnx", images, False, "test")
+    (note,) = run_stage(export, model).graph.notes
     assert "fixed at export, here at 32×32" in note
+
+
+def test_an_export_that_is_not_the_model_replaces_nothing(tmp_path, monkeypatch):
+    """Kind: work that fails and takes an earlier file of the user with it."""
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    export = Export(ExportSection(simplify=False), tmp_path / "a.onnx", images, False, "test")
+    (tmp_path / "a.onnx").write_bytes(b"an earlier file")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "torch_call", lambda _: lambda batch: batch.reshape(len(batch), -1)[:, :10])
+        with pytest.raises(ParityError):
+            run_stage(export, dense_model(**TINY))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"an earlier file"]
+    assert run_stage(export, dense_model(**TINY)).graph.files == (tmp_path / "a.onnx",)

@@ -16,10 +16,12 @@ from toolchain.artifact import Preprocess
 from toolchain.errors import ArtifactError
 from toolchain.export.inputs import input_of
 from toolchain.export.onnx_graph import OUTPUT, read_onnx
+from toolchain.export.quantise import STEP
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
 Call = Callable[[Array], Array]
+Outputs = Callable[[Array], dict[str, Array]]
 PREPROCESS = "slimvit.preprocess"
 
 
@@ -62,19 +64,39 @@ def opened(
     threads: int = 1,
     described_by: Path | None = None,
     *,
-    output: str = "",
     preprocess: Preprocess | None = None,
 ) -> Iterator[Call]:
-    """Images [B, C, H, W] → one output [B, …] of a file, in a block.
+    """Images [B, C, H, W] → the output "logits" [B, …] of a file, or its first where there is none of that name, in a block.
 
-    A file of a fixed batch is called at that batch, the last time with images repeated.
+    Arguments, batches and errors are those of `opened_outputs`.
+    """
+    with opened_outputs(target, path, threads, described_by, preprocess=preprocess) as run:
+
+        def call(images: Array) -> Array:
+            outputs = run(images)
+            return outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
+
+        yield call
+
+
+@contextlib.contextmanager
+def opened_outputs(
+    target: str,
+    path: Path,
+    threads: int = 1,
+    described_by: Path | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+) -> Iterator[Outputs]:
+    """Images [B, C, H, W] → name → output of a file, in a block.
+
+    A file of a fixed batch is called at that batch, the last time with images repeated; others with at most `STEP` images.
 
     Args:
         target: what runs it.
         path: an ONNX file, or an engine.
         threads: intra-op threads.
         described_by: the ONNX file that an engine was built from.
-        output: which output; "" is "logits", or the first where there is none of that name.
         preprocess: how the images were prepared, for a file that takes pixels; None is what it says itself.
 
     Raises:
@@ -84,26 +106,32 @@ def opened(
     batch = input_of(read_onnx(described_by or path), described_by or path).batch
     with get_target(target).open(path, threads) as runner:
 
-        def call(images: Array) -> Array:
-            outputs = runner.infer(feeds(images))
-            name = output or (OUTPUT if OUTPUT in outputs else next(iter(outputs)))
-            found = np.asarray(outputs[name])
-            return found.astype(np.float32) if found.dtype == np.float16 else found
+        def call(images: Array) -> dict[str, Array]:
+            found = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}
+            return {name: v.astype(np.float32) if v.dtype == np.float16 else v for name, v in found.items()}
 
-        yield call if batch is None else at_batch(call, batch)
+        yield in_parts(call, batch or STEP, fill=batch is not None)
 
 
-def at_batch(call: Call, batch: int) -> Call:
-    """The same function of any number of images, where a file takes exactly `batch` at a time."""
+def in_parts(call: Outputs, step: int, *, fill: bool = False) -> Outputs:
+    """The same function of any number of images, at most `step` at a time.
 
-    def run(images: Array) -> Array:
+    Args:
+        call: the function.
+        step: how many.
+        fill: whether it takes exactly as many: images are repeated for the last part, and what they give is dropped.
+    """
+
+    def run(images: Array) -> dict[str, Array]:
+        if len(images) == step or (len(images) < step and not fill):
+            return call(images)
         parts = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            whole = np.resize(part, (batch, *part.shape[1:])) if len(part) < batch else part
-            parts.append(call(whole)[: len(part)])
-        joined: Array = np.concatenate(parts)
-        return joined
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            whole = np.resize(part, (step, *part.shape[1:])) if fill and len(part) < step else part
+            rows = {name: np.atleast_1d(values) for name, values in call(whole).items()}
+            parts.append({name: v[: len(part)] if len(v) == len(whole) else v for name, v in rows.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from toolchain.artifact import OnnxArtifact
-from toolchain.errors import ArtifactError, ParityError, RecipeError
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Call, feeding, opened, preprocess_in
-from toolchain.export.onnx_graph import BATCH, INPUT, OUTPUT, GraphFacts, census, read_onnx, strip, write_onnx
+from toolchain.export.onnx_graph import (
+    BATCH,
+    INPUT,
+    OUTPUT,
+    GraphFacts,
+    census,
+    read_onnx,
+    replacing,
+    strip,
+    write_onnx,
+)
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
@@ -86,19 +96,16 @@ class Convert:
         runs_on(PRECISIONS[self.precision])
 
     def __call__(self, given: OnnxArtifact) -> Converted:
-        """The converted file."""
-        try:
-            graph, rungs, target = self._written(
-                given
-            )  # of the graphs that it holds nothing is left for what runs the files
-            rungs += self._run(given, target)
-        except BaseException:
-            _remove((self.path, self.path.with_name(f"{self.path.name}.data")))
-            raise
+        """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
+        with replacing(self.path) as partial:
+            graph, rungs, target = self._written(given, partial)  # the graphs that it holds are gone when files are run
+            rungs += self._run(given, partial, target)
+            require(rungs)
+        graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
         return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
 
-    def _written(self, given: OnnxArtifact) -> tuple[GraphFacts, list[Rung], str]:
-        """(what is now on disk, its weights and scales held against the fp32 file's, what can run it)."""
+    def _written(self, given: OnnxArtifact, path: Path) -> tuple[GraphFacts, list[Rung], str]:
+        """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
         dense = without_probabilities(shipped if how is None else without_pixels(shipped, how))
@@ -109,8 +116,8 @@ class Convert:
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
-        files = write_onnx(whole, self.path)
-        model = onnx.load(self.path)
+        files = write_onnx(whole, path)
+        model = onnx.load(path)
         require_precision(model, shipped, wanted)
         graph = GraphFacts(
             files=files,
@@ -129,15 +136,15 @@ class Convert:
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
         return graph, rungs, runs_on(wanted)
 
-    def _run(self, given: OnnxArtifact, target: str) -> list[Rung]:
-        """What is on disk, run beside the fp32 file."""
-        model, tolerance = read_onnx(self.path), PRECISIONS[self.precision].tolerance
-        images = representable(self.images, preprocess_in(model, self.path)) if takes_pixels(model) else self.images
-        with opened("ort-cpu", given.path) as expected, opened(target, self.path) as got:
+    def _run(self, given: OnnxArtifact, path: Path, target: str) -> list[Rung]:
+        """What is now at a path, run beside the fp32 file."""
+        model, tolerance = read_onnx(path), PRECISIONS[self.precision].tolerance
+        images = representable(self.images, preprocess_in(model, path)) if takes_pixels(model) else self.images
+        with opened("ort-cpu", given.path) as expected, opened(target, path) as got:
             rungs = [self._rung(given.path.name, expected, self.path.name, got, tolerance, images)]
         if gives_probabilities(model):
-            feeds = feeding(self.path)(images[: max(BATCHES)])
-            rungs.append(probabilities_rung(self.path, target, feeds, output_in(model) or "logits"))
+            feeds = feeding(path)(images[: max(BATCHES)])
+            rungs.append(probabilities_rung(path, target, feeds, output_in(model) or "logits"))
         return rungs
 
     def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
@@ -165,17 +172,9 @@ class Convert:
         )
 
     def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
-        """Raises ParityError if the file is not the model; it is removed then."""
-        try:
-            require(made.rungs)
-        except ParityError:
-            _remove(made.graph.files)
-            raise
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
+        """Raises ArtifactError if no file was written."""
+        if not made.artifact.path.is_file():
+            raise ArtifactError(f"no {self.precision} file was written to {self.path}")
 
 
 def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:

@@ -62,7 +62,7 @@ def engine_rung(
         return compare(
             onnx.name,
             made.path.name,
-            in_steps(expected),
+            expected,
             in_steps(got, step),
             given,
             tolerance=tolerance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import torch
 from toolchain.artifact import ModelRecord, Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Call, declared_preprocess, opened, preprocess_in
+from toolchain.export.calls import Array, Call, Outputs, declared_preprocess, in_parts, opened_outputs, preprocess_in
 from toolchain.export.inputs import FLOATS, ImageInput, folder_input, input_of, resolved, shown
 from toolchain.export.onnx_graph import OUTPUT, first_line, read_onnx
-from toolchain.export.parity import BATCHES, Rung, Tolerance, compare
+from toolchain.export.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of
 from toolchain.export.pixels import representable
-from toolchain.export.precision import COMPARED, Reading, in_steps, precision_of, reference_target, tolerance_of
-from toolchain.export.probabilities import output_in
+from toolchain.export.precision import COMPARED, Reading, precision_of, reference_target, tolerance_of
+from toolchain.export.probabilities import PROBABILITIES, output_in, own_probabilities
+from toolchain.export.quantise import STEP
 from toolchain.export.stage import stack_images, torch_call
 from toolchain.outputs import Output, label_classes, output_of
 from toolchain.surgery.replay import load_model
@@ -60,7 +61,7 @@ class Form:
     Attributes:
         path: a model folder or an ONNX file.
         input: its one input.
-        outputs: name → rank of its outputs, None where that is not known.
+        outputs: name → rank of its outputs, None where that is not known; without the probabilities that slimvit adds.
         precision: and where that is known from.
         preprocess: what it says about its input; None where it says nothing.
         output: what it says that its outputs are; None where it says nothing.
@@ -121,19 +122,20 @@ def form_of(path: Path) -> Form:
     model = read_onnx(path)
     kinds = {value.name: value.type.tensor_type for value in model.graph.output}
     outputs = {name: len(kind.shape.dim) if kind.HasField("shape") else None for name, kind in kinds.items()}
+    if own_probabilities(model):
+        del outputs[PROBABILITIES]
     preprocess = declared_preprocess(model, path)
     return Form(path, input_of(model, path), outputs, precision_of(path), preprocess, output_in(model))
 
 
 @contextlib.contextmanager
-def opened_form(form: Form, output: str = "", preprocess: Preprocess | None = None) -> Iterator[Call]:
-    """Images [B, C, H, W] → one output [B, …] of an artifact, in a block.
+def opened_form(form: Form, preprocess: Preprocess | None = None) -> Iterator[Outputs]:
+    """Images [B, C, H, W] → name → output of an artifact, in a block.
 
     A folder runs in torch, a file in ONNX Runtime on the CPU, or in what can run its precision.
 
     Args:
         form: the artifact.
-        output: which; "" is "logits", or the first where there is none of that name.
         preprocess: how the images were prepared, for a file that takes pixels and does not say.
 
     Raises:
@@ -141,11 +143,12 @@ def opened_form(form: Form, output: str = "", preprocess: Preprocess | None = No
         StorageError, ArtifactError: it cannot be read.
     """
     if form.path.is_dir():
-        yield torch_call(load_model(form.path).module)
+        logits = torch_call(load_model(form.path).module)
+        yield in_parts(lambda images: {OUTPUT: logits(images)}, STEP)
         return
     target, threads = reference_target(form.precision), torch.get_num_threads()
-    with opened(target, form.path, threads, output=output, preprocess=preprocess) as call:
-        yield call
+    with opened_outputs(target, form.path, threads, preprocess=preprocess) as run:
+        yield run
 
 
 def prepared(form: Form, asked: Preparation, input_shape: tuple[int, ...] | None) -> tuple[Preprocess, list[str]]:
@@ -270,33 +273,34 @@ def accuracy_of(
     form = form_of(path)
     preprocess, notes = prepared(form, asked, input_shape)
     with opened_form(form, preprocess=preprocess) as run:
-        call = _explained(run, path)
+        call = _explained(run, form)
         source = _source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
         images = source.split(split)
         first = call(stack_images([images[0][0]]))
-        if first.ndim != 2:
+        if first.ndim != 2 or len(first) != 1:
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
         source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     return Evaluation(result, (*notes, *form.notes))
 
 
-def _explained(call: Call, path: Path) -> Call:
-    """The same function; what a runtime raises becomes an ArtifactError."""
+def _explained(run: Outputs, form: Form) -> Call:
+    """Images → the output that names classes: "logits", or the first. What a runtime raises becomes an ArtifactError."""
+    name = OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs))
 
-    def run(images: Array) -> Array:
+    def call(images: Array) -> Array:
         try:
-            return call(images)
+            return run(images)[name]
         except SlimvitError:
             raise
         except Exception as error:  # every runtime raises its own
             raise ArtifactError(
-                f"{path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
+                f"{form.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
             ) from error
 
-    return run
+    return call
 
 
 def parity_of(
@@ -310,6 +314,7 @@ def parity_of(
 ) -> Agreement:
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
+    Of several outputs every one that both have is compared, and the worst decides; the notes say which are not.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
     has no tolerance and none is given, what they differ by is told and not judged.
 
@@ -327,49 +332,92 @@ def parity_of(
     """
     forms = form_of(a), form_of(b)
     _require_one_layout(*forms)
-    outputs = _outputs(*forms)
     allowed = tolerance or tolerance_of(*(form.precision for form in forms))
     judged = allowed or Tolerance(None, -1.0, None)
     size = resolved({form.path: form.input for form in forms}, input_shape)
-    ranks = [form.outputs[name] for form, name in zip(forms, outputs, strict=True)]
-    classes = all(rank in (2, None) for rank in ranks) and all(form.output in ("logits", None) for form in forms)
-    if not classes:
-        judged = replace(judged, top1_min=None)
-    given = _compared_on(forms, data, asked, size, top1=judged.top1_min is not None)
-    shapes: dict[Path, set[tuple[int, ...]]] = {a: set(), b: set()}
-
-    def rows(path: Path, call: Call) -> Call:
-        """The same function, each image's output as one row."""
-
-        def run(images: Array) -> Array:
-            output = call(images)
-            shapes[path].add(output.shape[1:])
-            return output.reshape(len(output), -1)
-
-        return run
-
-    with (
-        opened_form(forms[0], outputs[0], given.preprocess) as expected,
-        opened_form(forms[1], outputs[1], given.preprocess) as got,
-    ):
-        rung = compare(
-            a.name,
-            b.name,
-            in_steps(rows(a, expected)),
-            in_steps(rows(b, got)),
-            given.images,
-            tolerance=judged,
-            real_images=given.real and classes,
-            batches=sorted({*BATCHES, len(given.images)}),
+    pairs = _pairs(*forms)
+    classes = _names_classes(forms, pairs[0])
+    given = _compared_on(forms, data, asked, size, top1=classes and judged.top1_min is not None)
+    batches = sorted({*BATCHES, len(given.images)})
+    outputs = []
+    for form in forms:
+        with opened_form(form, given.preprocess) as run:
+            try:
+                outputs.append(outputs_of(form.path.name, run, given.images, batches))
+            except CannotRun as error:
+                rung = Rung(a.name, b.name, None, None, None, judged, "fail", str(error))
+                return Agreement(rung, (*given.notes, *_notes(forms)))
+    rungs: list[Rung] = []
+    left = []
+    for pair in pairs:
+        sides = [[each[name] for each in side] for name, side in zip(pair, outputs, strict=True)]
+        if not all(_per_image(side, batches) for side in sides):
+            left.append(pair)
+            continue
+        first = pair == pairs[0]
+        bounds = judged if first and classes else replace(judged, top1_min=None)
+        rung = _rung_of(forms, sides, bounds, real=given.real and first and classes)
+        if not rungs or not all(map(np.array_equal, *sides)):  # equal ones agree, also where they are constant
+            reason = f"output {pair[0]!r}: {rung.reason}" if rung.reason and len(pairs) > 1 else rung.reason
+            rungs.append(replace(rung, reason=reason))
+    if len(left) == len(pairs):
+        raise RecipeError(
+            f"{a} and {b} give {', '.join(repr(ours) for ours, _ in left)}, of which none has one row per image: the first "
+            "dimension of an output must be the batch. Nothing can be compared."
         )
-    if all(shapes.values()) and shapes[a] != shapes[b]:
-        shown_shapes = " and ".join(f"{path.name} {list(next(iter(each)))}" for path, each in shapes.items())
-        rung = replace(rung, verdict="fail", reason=f"outputs have other shapes per image: {shown_shapes}")
+    rung = min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
     if allowed is None and rung.verdict == "pass":
         rung = replace(rung, verdict="not_run", reason=_not_judged(*forms))
-    several = any(len(form.outputs) > 1 for form in forms) and set(outputs) != {OUTPUT}
-    which = [f"Compared is one output of several: {' with '.join(dict.fromkeys(outputs))}."] if several else []
-    return Agreement(rung, (*given.notes, *which, *(note for form in forms for note in form.notes)))
+    return Agreement(rung, (*given.notes, *_which(forms, [pair for pair in pairs if pair not in left]), *_notes(forms)))
+
+
+def _per_image(side: Sequence[Array], batches: Sequence[int]) -> bool:
+    """Whether an output has one row for each image, at every batch."""
+    return all(each.ndim > 0 and len(each) == batch for each, batch in zip(side, batches, strict=True))
+
+
+def _rung_of(forms: tuple[Form, Form], sides: Sequence[Sequence[Array]], tolerance: Tolerance, *, real: bool) -> Rung:
+    """The rung of one output of both, one array [B, …] for each batch: each image's output is one row of it."""
+    a, b = (form.path.name for form in forms)
+    shapes = [side[0].shape[1:] for side in sides]
+    expected, got = ([each.reshape(len(each), -1) for each in side] for side in sides)
+    rung = compare_outputs(a, b, expected, got, tolerance=tolerance, real_images=real)
+    if shapes[0] != shapes[1]:
+        shown_shapes = " and ".join(f"{name} {list(shape)}" for name, shape in zip((a, b), shapes, strict=True))
+        rung = replace(rung, verdict="fail", reason=f"outputs have other shapes per image: {shown_shapes}")
+    return rung
+
+
+def _names_classes(forms: tuple[Form, Form], pair: tuple[str, str]) -> bool:
+    """Whether the largest number of an output names a class."""
+    ranks = [form.outputs[name] for form, name in zip(forms, pair, strict=True)]
+    return all(rank in (2, None) for rank in ranks) and all(form.output in ("logits", None) for form in forms)
+
+
+def _pairs(a: Form, b: Form) -> list[tuple[str, str]]:
+    """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each."""
+    common = sorted((name for name in a.outputs if name in b.outputs), key=lambda name: name != OUTPUT)
+    if common:
+        return [(name, name) for name in common]
+    ours, theirs = (OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs)) for form in (a, b))
+    return [(ours, theirs)]
+
+
+def _which(forms: tuple[Form, Form], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """What was compared where that is a choice, and what was not."""
+    notes = [
+        f"Compared are {ours} of {forms[0].path.name} and {theirs} of {forms[1].path.name}."
+        for ours, theirs in pairs
+        if ours != theirs
+    ]
+    for form, names in zip(forms, zip(*pairs, strict=True), strict=True):
+        if rest := [name for name in form.outputs if name not in names]:
+            notes.append(f"Not compared: {', '.join(rest)} of {form.path.name}.")
+    return list(dict.fromkeys(notes))
+
+
+def _notes(forms: tuple[Form, Form]) -> list[str]:
+    return list(dict.fromkeys(note for form in forms for note in form.notes))
 
 
 @dataclass(frozen=True)
@@ -439,17 +487,8 @@ def noise(size: tuple[int, ...], count: int) -> Array:
 
 def _not_judged(*forms: Form) -> str:
     unknown = [form for form in forms if tolerance_of(form.precision) is None]
-    names = " and ".join(f"{form.path.name} is {form.precision.name or 'of no known precision'}" for form in unknown)
-    return f"{names}, for which slimvit has no tolerance: not judged; name a bound with --cosine-min"
-
-
-def _outputs(a: Form, b: Form) -> tuple[str, str]:
-    """The outputs that are compared: those called logits, else the first that both have, else the first of each."""
-    common = [name for name in a.outputs if name in b.outputs]
-    if common:
-        name = OUTPUT if OUTPUT in common else common[0]
-        return name, name
-    return next(iter(a.outputs)), next(iter(b.outputs))
+    said = [f"{form.path.name} is {form.precision.name or 'of no known precision'}" for form in unknown]
+    return f"{' and '.join(dict.fromkeys(said))}, for which slimvit has no tolerance: not judged; name a bound with --cosine-min"
 
 
 def _require_one_layout(a: Form, b: Form) -> None:

@@ -284,10 +284,10 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
         StorageError: they cannot be written.
     """
     model.ir_version = oldest_ir_version(model)
-    data = path.with_name(f"{path.name}.data")
+    data = data_beside(path)
     try:
-        with folder_beside(path) as folder:
-            partial, beside = folder / path.name, folder / data.name
+        with replacing(path) as partial:
+            beside = data_beside(partial)
             if weights is not None and any(map(uses_external_data, model.graph.initializer)):
                 weights.replace(beside)
                 _refer_to(model, data.name)
@@ -296,15 +296,39 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
             onnx.save_model(model, partial)
             onnx.checker.check_model(str(partial), full_check=True)
             files = (path, data) if beside.exists() else (path,)
-            for file in reversed(files):  # the graph last: it is what others look for
-                with (folder / file.name).open("rb") as written:
-                    os.fsync(written.fileno())
-                (folder / file.name).replace(file)
-        if data not in files:
-            data.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     return files
+
+
+def data_beside(path: Path) -> Path:
+    """Where the weights of a large ONNX file lie."""
+    return path.with_name(f"{path.name}.data")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside; what lies there when the block ends well replaces an ONNX file and its weights.
+
+    A block that does not end well leaves what was there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with folder_beside(path) as folder:
+        partial, data = folder / path.name, data_beside(path)
+        yield partial
+        beside = data_beside(partial)
+        try:
+            with_data = beside.exists()
+            for source, target in ((beside, data), (partial, path)) if with_data else ((partial, path),):
+                with source.open("rb") as written:  # the graph last: it is what others look for
+                    os.fsync(written.fileno())
+                source.replace(target)
+            if not with_data:
+                data.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _refer_to(model: onnx.ModelProto, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from toolchain.errors import ParityError, SlimvitError
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Verdict = Literal["pass", "fail", "not_run"]
 BATCHES = (1, 3)
 
@@ -146,21 +147,33 @@ def compare(
     A callable that raises fails the rung: a batch that was frozen on the way shows in this manner. An error of
     slimvit's own is raised on.
     """
-    if len(images) < max(batches):
-        raise ValueError(f"parity at batch {max(batches)} needs as many images, got {len(images)}")
     outputs: list[list[Array]] = []
     for name, call in ((from_, expected), (to, got)):
-        outputs.append([])
-        for batch in batches:
-            try:
-                outputs[-1].append(call(images[:batch]))
-            except SlimvitError:
-                raise
-            except Exception as error:  # noqa: BLE001  every runtime raises its own
-                first = (str(error).splitlines() or [""])[0]
-                reason = f"{name} cannot run at batch {batch}: {type(error).__name__}: {first}"
-                return Rung(from_, to, None, None, None, tolerance, "fail", reason)
+        try:
+            outputs.append(outputs_of(name, call, images, batches))
+        except CannotRun as error:
+            return Rung(from_, to, None, None, None, tolerance, "fail", str(error))
     return compare_outputs(from_, to, *outputs, tolerance=tolerance, real_images=real_images)
+
+
+class CannotRun(Exception):
+    """What a runtime raised at a batch, in words; never seen outside of a comparison."""
+
+
+def outputs_of(name: str, call: Callable[[Array], T], images: Array, batches: Sequence[int]) -> list[T]:
+    """What a function gives for the first B images, for each batch B; raises CannotRun, and slimvit's own errors as they are."""
+    if len(images) < max(batches):
+        raise ValueError(f"parity at batch {max(batches)} needs as many images, got {len(images)}")
+    outputs = []
+    for batch in batches:
+        try:
+            outputs.append(call(images[:batch]))
+        except SlimvitError:
+            raise
+        except Exception as error:  # every runtime raises its own
+            first = (str(error).splitlines() or [""])[0]
+            raise CannotRun(f"{name} cannot run at batch {batch}: {type(error).__name__}: {first}") from error
+    return outputs
 
 
 def not_run(from_: str, to: str, *, tolerance: Tolerance, reason: str) -> Rung:

@@ -80,6 +80,11 @@ def gives_probabilities(model: onnx.ModelProto) -> bool:
     return any(value.name == PROBABILITIES for value in model.graph.output)
 
 
+def own_probabilities(model: onnx.ModelProto) -> bool:
+    """Whether it has, and by the node of `with_probabilities`: they follow from the logits then."""
+    return gives_probabilities(model) and any(node.name == NODE for node in model.graph.node)
+
+
 def probabilities_rung(path: Path, target: str, feeds: dict[str, Array], output: Output = "logits") -> Rung:
     """Whether the probabilities of a file are the softmax, or the sigmoid, of its own logits.
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
-from toolchain.errors import ParityError, RecipeError
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import PREPROCESS, feeding, opened
 from toolchain.export.inputs import FIXED_SIZE
-from toolchain.export.onnx_graph import GraphFacts, export_onnx
+from toolchain.export.onnx_graph import GraphFacts, export_onnx, replacing
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
@@ -94,33 +94,41 @@ class Export:
             )
 
     def __call__(self, given: TimmModel | DeployModel) -> Exported:
-        """The exported file."""
-        whole, how = self.section.preprocess, given.preprocess
-        graph = export_onnx(
-            given.module,
-            self.path,
-            input_size=how.input_size,
-            opset=self.section.opset,
-            metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if whole else {})},
-            simplify=self.section.simplify,
-            finish=self._finish(given),
-        )
-        with opened("ort-cpu", self.path) as logits:
+        """The exported file; raises ParityError if it is not the model."""
+        how = given.preprocess
+        with replacing(self.path) as partial:  # what is not the model replaces nothing
+            graph = export_onnx(
+                given.module,
+                partial,
+                input_size=how.input_size,
+                opset=self.section.opset,
+                metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if self.section.preprocess else {})},
+                simplify=self.section.simplify,
+                finish=self._finish(given),
+            )
+            rungs = self._rungs(given, partial)
+            require(rungs)
+        files = tuple(self.path.with_name(file.name) for file in graph.files)
+        graph = replace(graph, files=files, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
+        return Exported(OnnxArtifact(self.path, "fp32", how), graph, tuple(rungs))
+
+    def _rungs(self, given: TimmModel | DeployModel, path: Path) -> list[Rung]:
+        """The file that is now at a path against the model, and its probabilities against its logits."""
+        pixels = self.section.preprocess
+        with opened("ort-cpu", path) as logits:
             rung = compare(
                 given.stage,
-                self.path.name,
+                path.name,
                 torch_call(given.module),
                 logits,
-                representable(self.images, how) if whole else self.images,
+                representable(self.images, given.preprocess) if pixels else self.images,
                 tolerance=TOLERANCES["fp32"],
                 real_images=self.real_images,
             )
-        rungs = [rung]
-        if self.section.softmax:
-            feeds = feeding(self.path)(self.images[: max(BATCHES)])
-            rungs.append(probabilities_rung(self.path, "ort-cpu", feeds, given.output))
-        graph = replace(graph, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
-        return Exported(OnnxArtifact(self.path, "fp32", given.preprocess), graph, tuple(rungs))
+        if not self.section.softmax:
+            return [rung]
+        feeds = feeding(path)(self.images[: max(BATCHES)])
+        return [rung, probabilities_rung(path, "ort-cpu", feeds, given.output)]
 
     def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         """What is put around the graph of the model."""
@@ -132,13 +140,9 @@ class Export:
         return finish
 
     def ensures(self, given: TimmModel | DeployModel, made: Exported) -> None:  # noqa: ARG002
-        """Raises ParityError if the file is not the model; it is removed then."""
-        try:
-            require(made.rungs)
-        except ParityError:
-            for file in made.graph.files:
-                file.unlink(missing_ok=True)
-            raise
+        """Raises ArtifactError if no file was written."""
+        if not made.artifact.path.is_file():
+            raise ArtifactError(f"no file was written to {self.path}")
 
 
 def fixed_size_notes(module: nn.Module, preprocess: Preprocess) -> list[str]:

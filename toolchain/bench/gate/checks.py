@@ -45,7 +45,7 @@ class Deterministic:
 
     def __init__(self, data: DataSection, accepts: Accepts) -> None:
         self._data, self._accepts = data, accepts
-        self._counted: dict[Path, tuple[int, int, tuple[str, ...]]] = {}
+        self._counted: dict[tuple[Path, tuple[int, ...] | None], tuple[int, int, tuple[str, ...]]] = {}
 
     def checks(self, cell: Cell, artifact: Path, baseline: Path | None) -> list[Check]:
         """The checks of one cell, in the order of its budget and relation.
@@ -80,13 +80,13 @@ class Deterministic:
 
     def _counts(self, cell: Cell, path: Path) -> tuple[int, int, tuple[str, ...]]:
         """(wrong, total, what was assumed) of an artifact on the gate's images."""
-        if path not in self._counted:
-            data, shape = self._data, cell.input_shape
+        data, shape = self._data, cell.input_shape
+        if (path, shape) not in self._counted:
             evaluation = accuracy_of(
                 path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
             )
-            self._counted[path] = (evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes)
-        return self._counted[path]
+            self._counted[path, shape] = (evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes)
+        return self._counted[path, shape]
 
     def _parity(self, cell: Cell, artifact: Path, baseline: Path) -> Check:
         assert cell.relation.parity is not None
