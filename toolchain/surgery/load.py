@@ -45,8 +45,7 @@ class Loaded:
     provenance: dict[str, Any]
 
     def noted(self, note: str) -> Loaded:
-        """The same with one more note in the provenance, which is logged."""
-        log.warning("%s", note)
+        """The same with one more note in the provenance."""
         return replace(self, provenance={**self.provenance, "notes": [*self.provenance.get("notes", ()), note]})
 
 
