@@ -147,7 +147,7 @@ def test_labels_of_classes_do_not_judge_numbers(folder, tmp_path):
     job = prepare(recipe(folder, output="regression", source="imagefolder:classes"))
     assert not job.source.labelled
     assert int(job.source.split("test").labels.max()) == -1
-    assert any("Labels are not read: the outputs are regression" in note for note in job.source.notes)
+    assert any("Labels are not read: the outputs are numbers" in note for note in job.source.notes)
     run(recipe(folder, compress={"method": "none"}), tmp_path)
     with pytest.raises(ModelError, match="no classes"):
         accuracy_of(tmp_path / "onnx/dense.fp32.onnx", f"imagefolder:{folder / 'classes'}", "test")
@@ -159,12 +159,12 @@ def test_labels_of_classes_do_not_judge_numbers(folder, tmp_path):
         (
             {"export": {"softmax": True}},
             RecipeError,
-            "export.softmax asks for probabilities, and the outputs are regression",
+            "export.softmax asks for probabilities, and the outputs are numbers",
         ),
         (
             {"compress": {"method": "hybrid", "neurons": "taylor", "allocation": "uniform"}},
             RecipeError,
-            "'taylor' follows the loss of classes, and the outputs are regression",
+            "'taylor' follows the loss of classes, and the outputs are numbers",
         ),
         ({"compress": {"method": "vtp"}, "budget": {"params": 0.7}}, DataError, "needs labels"),
         ({"finetune": {"epochs": 1, "distill": False}}, DataError, "needs labels"),

@@ -27,6 +27,7 @@ from toolchain.export.engine import require_engines
 from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
+from toolchain.outputs import WORDS
 from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
@@ -156,7 +157,9 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
     if source.synthetic or not source.labelled:
         return source
     if dense.label_classes is None and dense.ref.output is not None:
-        return source.unlabelled(f"Labels are not read: the outputs are {dense.output}, and labels name classes.")
+        return source.unlabelled(
+            f"Labels are not read: the outputs are {WORDS[dense.output]}, and labels name classes."
+        )
     source.check_classes(dense.label_classes)
     return source
 

@@ -10,6 +10,14 @@ OUTPUT = "slimvit.output"
 """The key of an ONNX file's metadata that says which of these it gives."""
 
 
+WORDS: dict[Output, str] = {
+    "logits": "classes (logits)",
+    "multi-label": "a yes or no each (multi-label)",
+    "regression": "numbers (regression)",
+}
+"""What they are called in a sentence that begins with "the outputs are"."""
+
+
 def output_of(declared: Output | None, width: int) -> Output:
     """What `width` outputs are, where nobody declared it: one class of many, or, of a single output, a number."""
     return declared or ("logits" if width > 1 else "regression")

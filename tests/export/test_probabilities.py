@@ -137,5 +137,5 @@ def test_numbers_have_no_probabilities(tmp_path):
     model = dense_model(num_classes=1, img_size=32, patch_size=16, embed_dim=48, depth=1)
     assert model.output == "regression"
     export = Export(ExportSection(softmax=True), tmp_path / "x.onnx", images(3), real_images=False, tool="t")
-    with pytest.raises(RecipeError, match="the outputs are regression: set it to false"):
+    with pytest.raises(RecipeError, match=r"the outputs are numbers \(regression\): set it to false"):
         run_stage(export, model)

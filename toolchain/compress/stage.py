@@ -22,6 +22,7 @@ from toolchain.compress.solver import Site, key_of
 from toolchain.cost import RANK, Widths, trace
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, DataError, RecipeError
+from toolchain.outputs import WORDS
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.mask import add_masks, baked, mask_model
@@ -69,7 +70,7 @@ class Compress:
             self.source.check_classes(given.label_classes)
         if self.method.neurons == "taylor" and given.output != "logits":
             raise RecipeError(
-                f"compress.neurons = 'taylor' follows the loss of classes, and the outputs are {given.output}; "
+                f"compress.neurons = 'taylor' follows the loss of classes, and the outputs are {WORDS[given.output]}; "
                 "use 'obs' or 'variance'"
             )
         measured = self.method.attention in ("joint", DATA_AWARE) or self.method.neurons in (

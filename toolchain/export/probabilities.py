@@ -17,7 +17,7 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import OUTPUT
 from toolchain.export.parity import Rung, Tolerance
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
-from toolchain.outputs import Output
+from toolchain.outputs import WORDS, Output
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
@@ -34,7 +34,9 @@ ACTIVATIONS: dict[Output, str] = {"logits": "Softmax", "multi-label": "Sigmoid"}
 def require_probabilities(output: Output) -> None:
     """Nothing, if outputs of this kind have probabilities; else RecipeError."""
     if output not in ACTIVATIONS:
-        raise RecipeError(f"export.softmax asks for probabilities, and the outputs are {output}: set it to false")
+        raise RecipeError(
+            f"export.softmax asks for probabilities, and the outputs are {WORDS[output]}: set it to false"
+        )
 
 
 def with_probabilities(model: onnx.ModelProto, output: Output = "logits") -> onnx.ModelProto:

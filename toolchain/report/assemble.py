@@ -10,7 +10,7 @@ from typing import Any
 
 from toolchain.artifact import sha256
 from toolchain.data import DataSource
-from toolchain.outputs import Output
+from toolchain.outputs import WORDS, Output
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import artifact_rows, engine_rows, int8_choices, layer_rows, suggestion
@@ -99,7 +99,9 @@ def relative_error_increase(
     if dense["total"] is None or compressed["total"] is None:
         return (
             None,
-            "the data has no labels" if output == "logits" else f"the outputs are {output}, and labels are not read",
+            "the data has no labels"
+            if output == "logits"
+            else f"the outputs are {WORDS[output]}, and labels are not read",
         )
     if dense["wrong"] == 0:
         return None, f"the dense model makes no error on {dense['total']} images"

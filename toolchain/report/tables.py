@@ -93,21 +93,24 @@ def headline(report: Mapping[str, Any]) -> Table:
 
 def stage_table(report: Mapping[str, Any]) -> Table:
     """What each stage left."""
-    totals = {row["total"] for row in report["stages"]} - {None}
+    stages = report["stages"]
+    totals = {row["total"] for row in stages} - {None}
+    judged: tuple[str, ...] = ("accuracy", f"wrong of {number(max(totals))}" if totals else "wrong")
+    figures: list[tuple[str, ...]] = [(percent(row["accuracy"]), number(row["wrong"])) for row in stages]
+    if any(row.get("error") is not None for row in stages):
+        judged, figures = ("squared error",), [(percent(row["error"]),) for row in stages]
     rows = tuple(
         (
             row["name"],
             number(row["params"]),
             operations(row["macs"]),
             size(row["bytes"]),
-            percent(row["accuracy"]),
-            number(row["wrong"]),
+            *figure,
             "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
         )
-        for row in report["stages"]
+        for row, figure in zip(stages, figures, strict=True)
     )
-    wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
-    return Table("Stages", ("after", "parameters", "MACs", "size", "accuracy", wrong, "seconds"), rows)
+    return Table("Stages", ("after", "parameters", "MACs", "size", *judged, "seconds"), rows)
 
 
 def shares_table(report: Mapping[str, Any]) -> Table:
