@@ -198,3 +198,8 @@ def test_a_regression_on_six_pictures_has_no_error_to_tell(folder, tmp_path):
         (few / f"{index}.png").write_bytes((folder / "pictures" / f"{index}.png").read_bytes())
     report, _ = run(recipe(folder, source=f"images:{few}", compress={"method": "none"}), tmp_path / "run")
     assert (report["dense"]["error"], report["dense"]["accuracy"]) == (None, None)
+
+
+def test_the_softmax_of_one_number_is_not_accepted_by_name_either(folder):
+    with pytest.raises(ModelError, match=r"softmax of one number is always 1: set model\.output"):
+        prepare(recipe(folder, output="logits"))

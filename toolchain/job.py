@@ -148,6 +148,11 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
     Raises:
         ModelError: the labels do not fit the model.
     """
+    if dense.ref.output == "logits" and dense.module.num_classes == 1:
+        raise ModelError(
+            "the model has one output, and the softmax of one number is always 1: set model.output = 'regression' for a "
+            "number, or 'multi-label' where a sigmoid reads it"
+        )
     if dense.ref.output is None and dense.output != "logits":
         note = (
             "The model has one output, which is taken for a number (model.output = 'regression'): it is held against the "

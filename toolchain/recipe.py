@@ -266,7 +266,7 @@ class Recipe(Section):
             RecipeError: it is not TOML, has an unknown key, a wrong type or a value out of range.
         """
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise StorageError(f"cannot read the recipe {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

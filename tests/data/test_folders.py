@@ -1,5 +1,6 @@
 """Which folders are splits, which are classes, and what is no data at all."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +281,31 @@ def test_unclear_tables_are_refused(tmp_path, case):
     }[case]
     with pytest.raises(DataError, match=what):
         open_(hf_splits(tmp_path, **columns), "hf")
+
+
+def test_a_link_that_leads_back_up_mixes_no_classes(tmp_path):
+    """Kind: pictures that count for a class that is not theirs."""
+    root = fill(tmp_path, *splits("train", "val"))
+    (root / "train" / "cat" / "all").symlink_to(root / "train")
+    assert sizes(open_(root)) == sizes(open_(fill(tmp_path / "plain", *splits("train", "val"))))
+
+
+def test_names_that_are_not_utf8_and_pipes(tmp_path):
+    """Kind: what unpacked archives and systems leave. A name of another encoding is a name; a pipe is no picture."""
+    root = fill(tmp_path, *splits("train", "val"))
+    before = open_(root)
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    assert open_(root).digest == before.digest
+    picture = next((root / "train" / "cat").glob("[0-9]*.png"))
+    picture.rename(picture.with_name(os.fsdecode(b"caf\xe9.png")))
+    renamed = open_(root)
+    assert sizes(renamed) == sizes(before)
+    assert renamed.digest != before.digest
+
+
+def test_a_split_that_is_empty_says_what_was_left_out_of_it(tmp_path):
+    """Kind: data that is dropped without a word."""
+    root = fill(tmp_path, "train/cat", "train/dog")
+    fill(root, "val/cat", "val/dog", suffix=".gif")
+    with pytest.raises(DataError, match=r"test 0 images.*left out: \.gif"):
+        open_(root)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from toolchain.data.splits import Images
 from toolchain.errors import DataError
 from toolchain.likelihood import CATEGORICAL
 from toolchain.training import accuracy
-from toolchain.training.evaluate import divergence
+from toolchain.training.evaluate import divergence, predicted
 
 LOGITS = torch.eye(5)[torch.tensor([0, 1, 2, 3, 4, 0, 0])]  # [7, 5]
 LABELS = torch.tensor([0, 1, 2, 0, 0, 0, 4])
@@ -80,3 +82,12 @@ def test_divergence_is_computed_off_the_device():
     expected = divergence(other, Flat(), CATEGORICAL, data())
     assert expected > 0
     assert divergence(other, OnSuchADevice(), CATEGORICAL, data()) == expected
+
+
+def test_outputs_that_are_no_numbers_name_no_class():
+    """Kind: an answer that looks right. NaN must not count as class 0."""
+    y = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [3.0, math.inf], [2.0, 1.0]])
+    assert predicted(y).tolist() == [1, -1, -1, 0]
+    assert predicted(torch.tensor([[1.0], [math.nan], [-1.0]])).tolist() == [1, -1, 0]
+    found = accuracy(lambda _: y, Images(lambda _: torch.zeros(1, 1, 1), [1, 0, 0, 0]))
+    assert (found.wrong, found.without_class) == (2, 2)

@@ -187,7 +187,8 @@ def digest_files(root: Path, files: Iterable[Path]) -> str:
                 tail = file.read(DIGESTED_BYTES)
         except OSError as error:
             raise DataError(f"cannot read the image {path}: {error.strerror}") from error
-        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode() + head + tail)
+        name = os.fsencode(path.relative_to(root).as_posix())  # which need not be UTF-8
+        digest.update(name + f" {size}\n".encode() + head + tail)
     return digest.hexdigest()
 
 

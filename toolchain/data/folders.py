@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,8 @@ class Walk:
         for root, names in places:
             for name in sorted(filter(is_data, names)):
                 if is_picture(name):
-                    pictures.append(Path(root, name))
+                    if _is_file(Path(root, name)):
+                        pictures.append(Path(root, name))
                 elif (ending := os.path.splitext(name)[1].lower()) in PICTURES_NOT_READ:  # noqa: PTH122
                     self.endings[ending] += 1
         return pictures
@@ -135,8 +137,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def failed(error: OSError) -> None:
         raise error
 
-    top = folder.stat()
-    seen = {(top.st_dev, top.st_ino)}
+    # A link that leads back up would bring in what lies beside the folder: the pictures of other classes.
+    above = [place.stat() for place in (folder.resolve(), *folder.resolve().parents)]
+    seen = {(place.st_dev, place.st_ino) for place in above}
     for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
         kept = []
         for name in filter(is_data, folders):
@@ -146,6 +149,14 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
                 kept.append(name)
         folders[:] = kept
         yield root, names
+
+
+def _is_file(path: Path) -> bool:
+    """Whether something can be read as a file, or is not there at all, which reading it will say: no pipe, no device."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)

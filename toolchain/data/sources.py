@@ -185,8 +185,11 @@ def open_source(
         input_size, data_config, mean, std, crop_pct, calibration_images, exif_orientation, numbers, workers
     )
     content = SOURCES[kind]().read(argument, wanted)
-    splits = arrange(content.parts, calibration_images)
     notes = list(content.notes)
+    try:
+        splits = arrange(content.parts, calibration_images)
+    except DataError as error:  # what was left out may be why
+        raise DataError(f"data source {name}: {error}. {' '.join(notes)}".rstrip()) from None
     if (count := len(splits["calibration"])) < calibration_images:
         notes.append(f"Calibration has {count} images, all of train; {calibration_images} were asked for.")
     if numbers is not None:

@@ -157,7 +157,7 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
 
 def _read(path: Path) -> dict[str, NamedTarget]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

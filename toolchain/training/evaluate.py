@@ -14,6 +14,8 @@ from toolchain.data import batches
 from toolchain.errors import DataError
 from toolchain.likelihood import Likelihood
 
+NO_CLASS = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
@@ -36,14 +38,23 @@ class Accuracy:
         return int((self.predictions != self.labels).sum())
 
     @property
+    def without_class(self) -> int:
+        """The number of images for which the outputs are not finite; they count as wrong."""
+        return int((self.predictions == NO_CLASS).sum())
+
+    @property
     def accuracy(self) -> float:
         """The share of right predictions, 0..1."""
         return 1 - self.wrong / self.total
 
 
 def predicted(outputs: Tensor) -> Tensor:
-    """The class that outputs [B, K] name, [B]: the largest of several; of a single one, the logit of class 1, its sign."""
-    return outputs.argmax(dim=-1) if outputs.shape[-1] > 1 else (outputs[..., 0] > 0).long()
+    """The class that outputs [B, K] name, [B]: the largest of several; of a single one, the logit of class 1, its sign.
+
+    Outputs that are not finite name none: −1.
+    """
+    classes = outputs.argmax(dim=-1) if outputs.shape[-1] > 1 else (outputs[..., 0] > 0).long()
+    return torch.where(outputs.isfinite().all(dim=-1), classes, NO_CLASS)
 
 
 def accuracy(

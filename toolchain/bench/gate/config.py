@@ -116,6 +116,7 @@ class BaselineSection(Section):
 
     @model_validator(mode="after")
     def _is_a_digest(self) -> BaselineSection:
+        object.__setattr__(self, "sha256", self.sha256.lower())
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(
                 f"sha256 {self.sha256!r} is no digest of 64 hex digits; `slimvit gate digest {self.path}` prints it"
@@ -222,7 +223,7 @@ class GateConfig(Section):
             RecipeError: it is not TOML, lists no cell, has an unknown key or target, a wrong type or value.
         """
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise StorageError(f"cannot read the gate {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
