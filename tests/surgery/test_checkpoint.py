@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
+import os
 import subprocess
 import sys
+import uuid
 import zipfile
-from pathlib import Path
+from collections import OrderedDict, defaultdict, deque
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +126,171 @@ def test_tensors_that_stand_outside_are_told(tmp_path):
     assert model.provenance["notes"] == [
         "Of the checkpoint, 1 tensor without the prefix 'model.' was left out: criterion.weight."
     ]
+
+
+HEAD = ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize("outer", ["", "module.", "model."])
+def test_a_classifier_beside_a_prefix_is_taken_and_told(tmp_path, outer):
+    """Kind: a part that lies elsewhere. A wrapper holds a model without a classifier, and its own beside it."""
+    state = weights()
+    content = {outer + (name if name in HEAD else f"backbone.{name}"): tensor for name, tensor in state.items()}
+    model = loaded(content, tmp_path / "a.pth")
+    assert is_that(model, state)
+    (note,) = model.provenance["notes"]
+    assert note == (
+        f"Of the checkpoint, {outer}head.weight, {outer}head.bias beside the prefix '{outer}backbone.' were taken too: "
+        "the model lacked them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(("fc.weight", "fc.bias"), "fc.weight, fc.bias"), (("head.weight", "bias"), "head.weight, bias")],
+)
+def test_what_lies_beside_a_prefix_and_is_not_the_models_is_named(tmp_path, names, shown):
+    """A part is taken whole, under its own names, or not at all: half a classifier would be half at random."""
+    state = weights()
+    other = {new: state.pop(old) for old, new in zip(HEAD, names, strict=True)}
+    with pytest.raises(ArtifactError, match=rf"no classifier .*; beside 'backbone\.' the file also holds {shown}$"):
+        loaded({**below("backbone.", state), **other}, tmp_path / "a.pth")
+
+
+def test_a_classifier_of_other_classes_beside_a_prefix(tmp_path):
+    state = weights(num_classes=9)
+    content = {(name if name in HEAD else f"backbone.{name}"): tensor for name, tensor in state.items()}
+    with pytest.raises(SlimvitError, match=r"has 9 classes, the model 7; set model\.kwargs\.num_classes = 9"):
+        loaded(content, tmp_path / "a.pth")
+
+
+def test_of_two_classifiers_the_nearer_is_taken_and_the_other_told(tmp_path):
+    state = weights()
+    content = {f"model.{name}" if name in HEAD else f"model.backbone.{name}": tensor for name, tensor in state.items()}
+    model = loaded({"head.weight": torch.ones(7, 48), "head.bias": torch.ones(7), **content}, tmp_path / "a.pth")
+    assert is_that(model, state)
+    assert "were left out: head.weight, head.bias" in model.provenance["notes"][1]
+
+
+@pytest.mark.parametrize("depth", [3, 6])
+def test_weights_are_looked_for_deeper_where_there_are_none_above(tmp_path, depth):
+    state = weights()
+    content: object = state
+    for index in range(depth):
+        content = {f"k{index}": content, "epoch": index}
+    assert is_that(loaded(content, tmp_path / "a.pth"), state)
+
+
+def test_a_mapping_that_holds_itself_ends(tmp_path):
+    """Kind: a hostile file. References in circles take no time."""
+    content: dict[str, object] = {}
+    content |= {str(index): content for index in range(20)}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ArtifactError, match="holds no tensors by name: only 0, 1"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+HARMLESS = {
+    "array": np.arange(6).reshape(2, 3),
+    "objects": np.array([1, "a", None], object),
+    "records": np.zeros(2, [("a", "i4")]),
+    "numpy date": np.datetime64("2020-01-01"),
+    "numpy's random state": np.random.RandomState(0).get_state(),
+    "path": Path("/a/b"),
+    "pure path": PureWindowsPath("a"),
+    "counts": defaultdict(int, a=3),
+    "lists": defaultdict(list, a=[1]),
+    "nested": defaultdict(dict, {"b": defaultdict(float, c=1.0)}),
+    "date": datetime(2020, 1, 2, tzinfo=UTC),
+    "span": timedelta(3),
+    "queue": deque([1, 2], maxlen=3),
+    "arguments": argparse.Namespace(out=Path("x"), when=date(2020, 1, 2)),
+    "identity": uuid.UUID(int=3),
+    "decimal": Decimal("0.1"),
+    "others": [frozenset([1]), range(3), slice(1, 2), 3j, b"a", 2**80],
+}
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_harmless_values_beside_weights_are_no_code(tmp_path, key, zipped):
+    """Kind: a value that is taken for code. Trainers save arrays, paths and dates beside the weights."""
+    state, path = weights(), tmp_path / "a.pth"
+    torch.save({"beside": HARMLESS[key], "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+    assert is_that(load_dense(SECTION.model_copy(update={"checkpoint": str(path)})), state)
+
+
+def test_weights_in_a_mapping_of_another_type(tmp_path):
+    state = weights()
+    assert is_that(loaded(defaultdict(dict, {"model": defaultdict(int, state)}), tmp_path / "a.pth"), state)
+
+
+class Hostile:
+    """Reconstructed by whatever it is told."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.reduced
+
+
+def touch(path: str) -> dict[str, int]:
+    Path(path).touch()
+    return {}
+
+
+def hostile(trace: str) -> dict[str, object]:
+    """Values that run `touch` if their constructors are called as a pickle says."""
+    call = Hostile(touch, (trace,))
+    return {
+        "a call": call,
+        "a factory": defaultdict(functools.partial(touch, trace)),
+        "a call as a factory": Hostile(defaultdict, (touch, {"a": 1})),
+        "in an array": np.array([call, 1], object),
+        "in a dtype": Hostile(np.dtype, (call,)),
+        "in a path": Hostile(PurePosixPath, (call,)),
+        "in a date": Hostile(datetime, (call, 1, 1)),
+        "in arguments": argparse.Namespace(a=call),
+        "as a state": Hostile(argparse.Namespace, (), {"__class__": touch}),
+        "an attribute": Hostile(getattr, (Path(trace), "touch")),
+        "an evaluation": Hostile(eval, (f"open({trace!r}, 'w')",)),
+        "a shell": Hostile(os.system, (f"touch {trace}",)),
+        "a mapping": Mapped(a=call),
+    }
+
+
+class Mapped(OrderedDict):  # type: ignore[type-arg]
+    """A type of somebody's own: which of them run something cannot be told by name."""
+
+
+@pytest.mark.parametrize("key", hostile(""))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_values_that_run_something_are_refused_by_name_and_not_run(tmp_path, key, zipped):
+    """Kind: a hostile file. What is let through is let through by name, and its own constructor is not called either."""
+    trace, path = tmp_path / "executed", tmp_path / "a.pth"
+    value = hostile(str(trace))[key]
+    torch.save({"beside": value, "state_dict": weights()}, path, _use_new_zipfile_serialization=zipped)
+    names = r"touch|functools\.partial|getattr|eval|system|Mapped"
+    with pytest.raises(ArtifactError, match=rf"holds pickled code \([^)]*({names})") as caught:
+        read_checkpoint(path)
+    assert not trace.exists()
+    for harmless in ("numpy", "pathlib", "datetime", "defaultdict", "Namespace"):
+        assert f"({harmless}" not in str(caught.value)
+
+
+def test_constructors_of_harmless_values_are_not_called(tmp_path):
+    """numpy's own would take the bytes of one array for the addresses of another's objects."""
+    scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    crash = Hostile(scalar, (Hostile(np.dtype, ([("a", "O")],)), np.full(4, 0x4141414141414141)))
+    torch.save({"a": crash, "b": Hostile(rebuild, (np.ndarray, (10**15,), b"b")), **weights()}, tmp_path / "a.pth")
+    assert is_that(load_dense(SECTION.model_copy(update={"checkpoint": str(tmp_path / "a.pth")})), weights())
+
+
+def test_arrays_in_place_of_tensors_are_named_as_such(tmp_path):
+    torch.save({"model": {name: tensor.numpy() for name, tensor in weights().items()}}, tmp_path / "a.pth")
+    with pytest.raises(ArtifactError, match=r"only model; if its arrays are NumPy's, give each to torch\.from_numpy"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("value", [np.float64(0.9), np.float32(1), np.int64(3), np.bool_(True)])

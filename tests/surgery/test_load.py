@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -89,6 +91,8 @@ def test_what_timm_drops_of_a_checkpoint_is_told(tmp_path):
     state = weights()
     state |= {"pre_logits.fc.weight": torch.eye(48), "pre_logits.fc.bias": torch.zeros(48)}
     (note,) = load_dense(at(saved(tmp_path / "a.pth", state))).provenance["notes"]
+    one = load_dense(at(saved(tmp_path / "b.pth", {**weights(), "mask_token": torch.zeros(1)}))).provenance["notes"]
+    assert one == ["Of the checkpoint b.pth, mask_token was left out: timm's model has no such part."]
     assert note.startswith(
         "Of the checkpoint a.pth, 2 tensors (pre_logits.fc.weight, pre_logits.fc.bias) were left out"
     )
@@ -252,7 +256,10 @@ def test_other_classes(tmp_path):
     [
         ({"depth": 3}, r"it has depth 3 \(the model: 2\); set model\.kwargs\.depth = 3$"),
         ({"depth": 1}, r"it has depth 1 \(the model: 2\); set model\.kwargs\.depth = 1$"),
-        ({"embed_dim": 96}, r"it has embed_dim 96 \(the model: 48\), .*; set model\.kwargs\.embed_dim = 96$"),
+        (
+            {"embed_dim": 96},
+            r"it has embed_dim 96 \(the model: 48\), .*; set model\.kwargs\.embed_dim = 96 and model\.kwargs\.num_heads",
+        ),
         ({"mlp_ratio": 2}, r"it has MLP width 96 \(the model: 192\); set model\.kwargs\.mlp_ratio = 2$"),
         ({"init_values": 0.1}, r"it has LayerScale yes \(the model: no\)$"),
         ({"qkv_bias": False}, r"qkv bias no \(the model: yes\); set model\.kwargs\.qkv_bias = false$"),
@@ -260,13 +267,96 @@ def test_other_classes(tmp_path):
         ({"reg_tokens": 2}, r"register tokens 2 \(the model: 0\); set model\.kwargs\.reg_tokens = 2$"),
         ({"class_token": False, "global_pool": "avg"}, r"class token no .*model\.kwargs\.class_token = false"),
         ({"global_pool": "avg"}, r"last norm fc_norm \(the model: norm\); set model\.kwargs\.global_pool = \"avg\"$"),
-        ({"depth": 3, "embed_dim": 96}, r"set model\.kwargs\.embed_dim = 96, model\.kwargs\.depth = 3$"),
+        ({"depth": 3, "embed_dim": 96}, r"set model\.kwargs\.embed_dim = 96, model\.kwargs\.depth = 3 and model"),
     ],
 )
 def test_weights_of_another_architecture(tmp_path, kwargs, words):
     """Kind: a refusal that lists what was not found, and not what was. It says both, in a line, and what to set."""
     words = "^the checkpoint a.pth does not fit the model: .*" + words
     refused(at(saved(tmp_path / "a.pth", weights(**kwargs))), ArtifactError, words)
+
+
+ADVICE = re.compile(r"model\.kwargs\.(\w+) = ([^\s,;]+)")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 9, "patch_size": 8}),
+        ("vit_tiny_patch16_224", {"no_embed_class": True, "qkv_bias": False}),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4, "no_embed_class": True}),
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+        ("vit_small_patch16_rope_224", {"num_reg_tokens": 2, "depth": 1}),
+    ],
+)
+def test_advice_leads_to_a_model_that_loads(tmp_path, name, stored):
+    """Kind: advice that leads into the next refusal. What a message says to set is set, and the weights load."""
+    torch.save(dense_model(name, **{**TINY, **stored}).module.state_dict(), tmp_path / "a.pth")
+    section = ModelSection(name=name, kwargs=TINY, checkpoint=str(tmp_path / "a.pth"))
+    with pytest.raises(SlimvitError) as caught:
+        load_dense(section)
+    kwargs = {key: json.loads(value) for key, value in ADVICE.findall(str(caught.value))}
+    assert kwargs, str(caught.value)
+    assert "notes" not in load_dense(section.model_copy(update={"kwargs": {**TINY, **kwargs}})).provenance
+
+
+def test_weights_without_a_classifier_get_no_advice_to_have_none(tmp_path):
+    """Kind: advice that leads into the next refusal. A model of no classes is refused, so no message asks for one."""
+    state = {name: tensor for name, tensor in weights(depth=3).items() if not name.startswith("head.")}
+    path = saved(tmp_path / "a.pth", state)
+    refused(
+        at(path), ArtifactError, r"no classifier \(the model: 7 classes\); use weights that have a classifier and set"
+    )
+    with pytest.raises(ArtifactError) as caught:
+        load_dense(at(path))
+    assert "num_classes" not in str(caught.value)
+    assert "depth = 3" in str(caught.value)
+
+
+def test_what_is_not_supported_is_no_advice(tmp_path):
+    """Kind: advice that leads into the next refusal. No family takes a model that pools by attention."""
+    kwargs = {**TINY, "class_token": False, "global_pool": "map"}
+    path = saved(tmp_path / "a.pth", timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict())
+    refused(at(path), ArtifactError, r"attention pooling yes .*; no model with attention pooling is supported$")
+
+
+@pytest.mark.parametrize("size", [{}, {"img_size": 48}])
+@pytest.mark.parametrize(
+    ("name", "stored", "model", "words"),
+    [
+        ("deit3_small_patch16_224", {}, {}, "LayerScale yes .*no_embed_class = true"),
+        ("vit_tiny_patch16_224", {"no_embed_class": True}, {}, "no_embed_class = true$"),
+        ("vit_tiny_patch16_224", {}, {"no_embed_class": True}, "no_embed_class = false$"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, {}, "set model.kwargs.reg_tokens = 4$"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, {"reg_tokens": 4, "no_embed_class": True}, "embed_class = false$"),
+    ],
+)
+def test_a_table_with_other_tokens_is_no_other_image_size(tmp_path, name, stored, model, words, size):
+    """Kind: a message about the wrong thing. A row more or less in the position table is a token and not a patch."""
+    torch.save(dense_model(name, **{**TINY, **stored, **size}).module.state_dict(), tmp_path / "a.pth")
+    section = at(tmp_path / "a.pth").model_copy(update={"kwargs": {**TINY, **model}})
+    refused(section, ArtifactError, words)
+    with pytest.raises(ArtifactError) as caught:
+        load_dense(section)
+    assert "img_size" not in str(caught.value)
+
+
+def test_a_table_without_tokens_is_resampled_as_such(tmp_path):
+    torch.save(weights(no_embed_class=True, img_size=48), tmp_path / "a.pth")
+    kwargs = {**TINY, "no_embed_class": True}
+    loaded = load_dense(at(tmp_path / "a.pth").model_copy(update={"kwargs": kwargs}))
+    assert "from a grid of 3×3 to 2×2" in loaded.provenance["notes"][0]
+
+
+def test_everything_that_differs_is_told_at_once(tmp_path):
+    """Kind: a refusal of one thing that hides another. Patch size and positions are not told before the width is."""
+    path = saved(tmp_path / "a.pth", weights(embed_dim=96, patch_size=8, img_size=[16, 24]))
+    words = r"embed_dim 96 .*patch size 8×8 .*set model\.kwargs\.embed_dim = 96, model\.kwargs\.patch_size = 8"
+    for resample in (False, True):
+        section = at(path).model_copy(update={"resample_patches": resample})
+        with pytest.raises(ArtifactError, match=words if not resample else "embed_dim 96 .*embed_dim = 96 and"):
+            load_dense(section)
 
 
 @pytest.mark.parametrize(

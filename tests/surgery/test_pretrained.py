@@ -224,10 +224,29 @@ def test_without_positions_another_size_is_told_too(tmp_path):
 
 
 def test_another_patch_size_is_refused_unless_asked_for(folder):
-    with pytest.raises(ModelError, match=r"the pretrained weights has? ?.*patches of 4×4 pixels, the model 8×8"):
+    with pytest.raises(ModelError, match="the pretrained weights have patches of 4×4 pixels, the model 8×8"):
         load_dense(section(folder, patch_size=8))
     model = section(folder, patch_size=8).model_copy(update={"resample_patches": True})
     assert [note for note in notes(load_dense(model)) if "patch embedding" in note]
+
+
+def test_other_widths_are_told_in_the_plural_and_before_the_patches(folder):
+    """Kind: a refusal of one thing that hides another; and one that speaks of weights as of a single thing."""
+    with pytest.raises(ModelError) as caught:
+        load_dense(section(folder, patch_size=8, embed_dim=64))
+    text = str(caught.value)
+    assert text.startswith("the pretrained weights do not fit the model: they have embed_dim 32 (the model: 64)")
+    assert "patch_size = 4" in text
+
+
+def test_a_classifier_beside_a_folders_prefix_is_taken_or_named(folder):
+    plain = state(folder)
+    body = {f"backbone.{name}": tensor for name, tensor in plain.items() if not name.startswith("head.")}
+    (folder / "model.safetensors").unlink()
+    torch.save({**body, "head.weight": plain["head.weight"], "head.bias": plain["head.bias"]}, folder / "model.pth")
+    loaded = load_dense(section(folder))
+    assert torch.equal(loaded.module.head.weight, plain["head.weight"])
+    assert ["beside the prefix 'backbone.' were taken too" in note for note in notes(loaded)] == [True]
 
 
 # Model folders that stand alone

@@ -138,10 +138,13 @@ def differences(stored: Anatomy, model: Anatomy, ignored: Collection[str] = ()) 
         model: of the model that they are to be loaded into.
         ignored: fields of `Anatomy` that do not count.
     """
-    return {
-        name: f"{_WORDS[name]} {_value(one)} (the model: {_value(other)})"
-        for name, (one, other) in _unequal(stored, model, ignored).items()
+    fields = _unequal(stored, model, ignored)
+    texts = {
+        name: f"{_WORDS[name]} {_value(one)} (the model: {_value(other)})" for name, (one, other) in fields.items()
     }
+    if "classes" in texts and not stored.classes:
+        texts["classes"] = f"no classifier (the model: {model.classes} classes)"
+    return texts
 
 
 def _unequal(stored: Anatomy, model: Anatomy, ignored: Collection[str]) -> dict[str, tuple[Any, Any]]:
@@ -162,6 +165,8 @@ def remedy(
         keywords: those that the architecture knows; None for all.
     """
     fields = _unequal(stored, model, ignored)
+    if "attn_pool" in fields and stored.attn_pool:
+        return ""  # no family takes such a model
     kwargs = {_SETTINGS[name]: _toml(one) for name, (one, _) in fields.items() if name in _SETTINGS}
     if "embeds_tokens" in fields:
         kwargs["no_embed_class"] = _toml(not stored.embeds_tokens)
@@ -175,9 +180,6 @@ def remedy(
         kwargs["global_pool"] = '"avg"'
         if stored.norm == "norm":
             kwargs["fc_norm"] = "false"
-    if "attn_pool" in fields and stored.attn_pool:
-        kwargs["global_pool"] = '"map"'
-        kwargs.pop("fc_norm", None)
     if "hidden" in fields and stored.hidden and stored.embed_dim:
         ratio = stored.hidden / stored.embed_dim
         if not model.hidden or not model.embed_dim or ratio != model.hidden / model.embed_dim:
@@ -189,6 +191,8 @@ def remedy(
         settings.append(f"set model.name to {form} {example}")
     if texts := [f"model.kwargs.{k} = {v}" for k, v in kwargs.items() if keywords is None or k in keywords]:
         settings.append("set " + ", ".join(texts))
+    if "embed_dim" in fields:
+        settings.append("model.kwargs.num_heads to that of the training, which no tensor says")
     return " and ".join(settings)
 
 

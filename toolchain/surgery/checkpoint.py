@@ -62,7 +62,7 @@ class Weights:
     @property
     def beside(self) -> str:
         """A clause on what was left out, for a refusal; "" if nothing was."""
-        return f"beside {self.prefix!r} it also holds {_first(self.left_out)}" if self.left_out else ""
+        return f"beside {self.prefix!r} the file also holds {_first(self.left_out)}" if self.left_out else ""
 
     def completed(self, wanted: Collection[str]) -> Weights:
         """The same with those tensors beside the prefix that are parts of the model which it lacks, such as "head".
@@ -74,16 +74,21 @@ class Weights:
         """
         words = self.prefix.split(".")[:-2]  # "model.backbone." may have its classifier under "model." or at the top
         outer = [".".join([*words[:count], ""]) for count in range(len(words), 0, -1)]
-        own = {name: name.removeprefix(next((p for p in outer if name.startswith(p)), "")) for name in self.left_out}
+        own = dict[str, str]()  # the model's name → that in the file
+        for start in (*outer, ""):
+            for name in self.left_out:
+                if name.startswith(start):
+                    own.setdefault(name.removeprefix(start), name)
         lacking = {name for name in wanted if name not in self.tensors}
-        parts = {name.partition(".")[0] for name in own.values() if name in lacking}
-        whole = [part for part in parts if {n for n in wanted if n.partition(".")[0] == part} <= set(own.values())]
-        names = [name for name in own if own[name] in lacking and own[name].partition(".")[0] in whole]
+        parts = {name.partition(".")[0] for name in wanted} - {
+            name.partition(".")[0] for name in wanted if name not in own or name not in lacking
+        }
+        added = {name: old for name, old in own.items() if name in lacking and name.partition(".")[0] in parts}
         return replace(
             self,
-            tensors={**self.tensors, **{own[name]: self.left_out[name] for name in names}},
-            left_out={name: tensor for name, tensor in self.left_out.items() if name not in names},
-            joined=tuple(names),
+            tensors={**self.tensors, **{name: self.left_out[old] for name, old in added.items()}},
+            left_out={name: tensor for name, tensor in self.left_out.items() if name not in added.values()},
+            joined=tuple(added.values()),
         )
 
     def equals(self, other: Weights) -> bool:
@@ -191,7 +196,7 @@ def _instead(raw: Any) -> str:
     """What a file without tensors holds, and what to do."""
     do = "save model.state_dict() with torch.save"
     if not isinstance(raw, Mapping):
-        return f"it is a {'NumPy array or another value' if isinstance(raw, Value) else type(raw).__name__}; {do}"
+        return f"it is a {'value of another library' if isinstance(raw, Value) else type(raw).__name__}; {do}"
     inner = next((value for value in raw.values() if isinstance(value, Mapping) and value), raw)
     if any(isinstance(value, Value) for value in inner.values()):
         do = f"if its arrays are NumPy's, give each to torch.from_numpy; {do}"

@@ -19,6 +19,7 @@ from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_squa
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 CLASSIFIERS = ("head", "head_dist")
+POOLED = "no model with attention pooling is supported"
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,9 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
         texts = list(unequal.values())
         do = remedy(result.anatomy, result.model, ignored, keywords(module))
         if "classes" in unequal and not count:
-            do = " and ".join(filter(None, (f"{it} {has} no classifier: use weights with one", do)))
+            do = " and ".join(filter(None, ("use weights that have a classifier", do)))
+        if "attn_pool" in unequal and result.anatomy.attn_pool:
+            do = POOLED
         raise origin.misfit(f"{it} {has} {', '.join(texts[:4])}" + (", …" if len(texts) > 4 else ""), do)
     shared = len(wanted) - len(missing)
     if shared == 0 or result.anatomy == Anatomy():
@@ -250,16 +253,18 @@ _TOKENS = ("class_token", "distilled", "reg_tokens")
 def _embeds_tokens(stored: Anatomy, model: Anatomy, grid: tuple[int, int], origin: Origin) -> bool | None:
     """Whether the stored table has rows for the tokens before the patches, where the model's has the opposite; else None.
 
-    A table does not say it. It is taken to be like the model's unless its rows are then no known grid, and otherwise are.
+    A table does not say it. It is taken to be like the model's unless its rows are more of a known grid otherwise.
     """
-    if not stored.positions or not model.positions or not stored.prefix_tokens:
+    if not (stored.positions and model.positions and stored.prefix_tokens and model.prefix_tokens):
         return None
-    has_rows = model.positions > math.prod(grid)
-    own, other = stored.positions - (model.positions - math.prod(grid)), stored.positions - stored.prefix_tokens
-    other = stored.positions if has_rows else other
-    if _known_grid(own, stored, grid, origin) is not None or _known_grid(other, stored, grid, origin) is None:
-        return None
-    return not has_rows
+    embeds = model.positions > math.prod(grid)
+    rows = {True: stored.positions - stored.prefix_tokens, False: stored.positions}
+
+    def trust(count: int) -> int:
+        known = _known_grid(count, stored, grid, origin)
+        return 0 if known is None else 3 if not known[1] else 2 if known[0] == grid else 1
+
+    return not embeds if trust(rows[not embeds]) > trust(rows[embeds]) else None
 
 
 def _positions(

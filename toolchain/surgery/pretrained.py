@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted, keywords, left_out, some
+from toolchain.surgery.fit import CLASSIFIERS, POOLED, Fitted, Origin, check_names, fitted, keywords, left_out, some
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
@@ -155,16 +155,19 @@ def _refuse_untrained(
         return
     parts = [f"lack {some(untrained)}"] if untrained else []
     parts += [f"hold {some(unused)}, which the model has not"] if unused else []
-    where, do = "", ""
+    where, way = "", "Take out the keyword argument that changes it, or add [train]."
     for result in results[:1]:
         ignored = {"positions", "in_chans", *result.adapted}
         unequal = differences(result.anatomy, result.model, ignored)
-        do = remedy(result.anatomy, result.model, ignored, keywords(module))
+        if do := remedy(result.anatomy, result.model, ignored, keywords(module)):
+            way = f"To use them, {do}."
+        elif "attn_pool" in unequal and result.anatomy.attn_pool:
+            way = f"{POOLED.capitalize()}."
         where = f" They have {', '.join(unequal.values())}." if unequal else ""
     raise ModelError(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "
         + (f"{origin.beside[0].upper()}{origin.beside[1:]}. " if origin.beside else "")
-        + (f"To use them, {do}." if do else "Take out the keyword argument that changes it, or add [train].")
+        + way
     )
 
 
