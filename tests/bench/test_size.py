@@ -67,3 +67,14 @@ def test_what_is_no_artifact_is_refused(stack, tmp_path):
     truncated.write_bytes(b"")
     with pytest.raises(ArtifactError):
         artifact_size_bytes(truncated)
+
+
+def test_truncated_external_data_is_refused(stack, tmp_path):
+    """Kind: a file that is not whole. Cut off, it is smaller, and would pass a budget of bytes."""
+    split = with_external_data(stack(tmp_path / "plain.onnx"), tmp_path / "split.onnx", "split.data")
+    data = tmp_path / "split.data"
+    whole = data.stat().st_size
+    assert artifact_size_bytes(split) == split.stat().st_size + whole
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=f"has {whole - 1:,} bytes, and split.onnx reads {whole:,} of it"):
+        artifact_size_bytes(split)

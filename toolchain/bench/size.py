@@ -29,7 +29,7 @@ def artifact_files(path: Path) -> list[Path]:
 
     Raises:
         StorageError: the artifact does not exist or cannot be read.
-        ArtifactError: an ONNX file is damaged, or names external data that is missing or lies outside its folder.
+        ArtifactError: an ONNX file is damaged, or names external data that is missing, too short or outside its folder.
     """
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
@@ -37,13 +37,18 @@ def artifact_files(path: Path) -> list[Path]:
         raise StorageError(f"there is no file {path}")
     if path.suffix != ".onnx":
         return [path]
-    tensors = stored_tensors(read_onnx(path))
-    locations = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
+    ends: dict[str, int] = {}
+    for tensor in stored_tensors(read_onnx(path)):
+        if uses_external_data(tensor):
+            stored = ExternalDataInfo(tensor)
+            ends[stored.location] = max(ends.get(stored.location, 0), (stored.offset or 0) + (stored.length or 0))
     files = {path}
-    for location in sorted(locations):
+    for location, end in sorted(ends.items()):
         file = path.parent / location
         if not file.resolve().is_relative_to(path.parent.resolve()) or not file.is_file():
             raise ArtifactError(f"{path} needs its external data {location!r}, which is not in {path.parent}")
+        if (there := file.stat().st_size) < end:
+            raise ArtifactError(f"{file} has {there:,} bytes, and {path.name} reads {end:,} of it: it is truncated")
         files.add(file)
     return sorted(files)
 
