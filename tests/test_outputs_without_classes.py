@@ -101,6 +101,8 @@ def test_the_widths_of_a_regression_follow_from_its_squared_error(folder, tmp_pa
     text = (tmp_path / "solver" / "report.md").read_text()
     assert re.search(r"squared error of the outputs \| 0 \| [0-9.]+ % \| of the dense outputs' variance", text)
     assert "taken for a number" in text
+    assert "half the squared difference over the variance from the dense model" in text
+    assert "KL divergence" not in text
     assert all(rung["top1_agreement"] is None for rung in report["parity"])
 
 

@@ -18,6 +18,11 @@ WORDS: dict[Output, str] = {
 """What they are called in a sentence that begins with "the outputs are"."""
 
 
+def divergence_words(output: Output) -> str:
+    """What the divergence of two models is, to be followed by "from the dense model" and a number of nats."""
+    return "half the squared difference over the variance" if output == "regression" else "KL divergence"
+
+
 def output_of(declared: Output | None, width: int) -> Output:
     """What `width` outputs are, where nobody declared it: one class of many, or, of a single output, a number."""
     return declared or ("logits" if width > 1 else "regression")

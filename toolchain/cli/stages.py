@@ -132,7 +132,7 @@ def finetune(
             save_model(made, out)
     if writes:
         found = made.provenance["finetuned"]
-        _tell(made, out, json_=json_, more={"finetune": found if json_ else finetune_line(found)})
+        _tell(made, out, json_=json_, more={"finetune": found if json_ else finetune_line(found, made.output)})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:

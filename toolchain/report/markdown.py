@@ -57,9 +57,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     found = list(report.get("notes", ()))
     found += [f"Limit of this model: {limit}." for limit in report.get("limits", ())]
     if (reduced := report.get("closed_form")) is not None:  # reports of old say less
-        found.append(closed_form_line(reduced))
+        found.append(closed_form_line(reduced, report.get("output", "logits")))
     if (tuned := report.get("finetune")) is not None and "judged_by" in tuned:
-        found.append(finetune_line(tuned))
+        found.append(finetune_line(tuned, report.get("output", "logits")))
     found += [
         f"Latency budget on {row['target']}, batch {row['batch']}, {row['threads']} thread(s): "
         f"{row['requested']:.3f} of the dense model's time was asked for, {row['measured']:.3f} was measured for "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.bench.environment import describe_machine
+from toolchain.outputs import Output, divergence_words
 
 
 @dataclass(frozen=True)
@@ -205,17 +206,17 @@ def parity_table(report: Mapping[str, Any]) -> Table:
     return Table("Parity", ("rung", "verdict", "max |Δ|", "reason"), rows, text=(0, 1, 3))
 
 
-def closed_form_line(found: Mapping[str, Any]) -> str:
+def closed_form_line(found: Mapping[str, Any], output: Output = "logits") -> str:
     """How the closed form was carried out, and how far it left the model from the dense one."""
     head = "re-fitted" if found["head_refitted"] else "left as it was"
     far = "not a number" if found["kl"] is None else f"{found['kl']:.3g} nats per validation image"
     return (
-        f"Closed form: β = {found['beta']:g}, the classifier {head}; KL divergence from the dense model, before any "
-        f"training, {far}."
+        f"Closed form: β = {found['beta']:g}, the classifier {head}; {divergence_words(output)} from the dense model, "
+        f"before any training, {far}."
     )
 
 
-def finetune_line(found: Mapping[str, Any]) -> str:
+def finetune_line(found: Mapping[str, Any], output: Output = "logits") -> str:
     """What fine-tuning did on validation, and which model it kept, from what `Finetune` found."""
     if found["judged_by"] == "errors":
         before, after = number(found["before"]), number(found["after"])
@@ -223,7 +224,7 @@ def finetune_line(found: Mapping[str, Any]) -> str:
     else:
         before, after = ("not a number" if found[end] is None else f"{found[end]:.3g}" for end in ("before", "after"))
         counted = (
-            f"without labels, KL divergence from the dense model {before} before, {after} after "
+            f"without labels, {divergence_words(output)} from the dense model {before} before, {after} after "
             f"({number(found['images'])} validation images)"
         )
     return f"Fine-tuning: {counted}; the model {found['kept']} it was kept."
