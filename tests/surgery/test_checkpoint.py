@@ -182,8 +182,10 @@ def test_weights_are_looked_for_deeper_where_there_are_none_above(tmp_path, dept
 
 
 def test_a_mapping_that_holds_itself_ends(tmp_path):
-    """Kind: a hostile file. References in circles take no time."""
+    """Kind: a hostile file. References in circles, and many to one mapping, take no time."""
     content: dict[str, object] = {}
+    for _ in range(4):
+        content = {str(index): content for index in range(500)}
     content |= {str(index): content for index in range(20)}
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ArtifactError, match="holds no tensors by name: only 0, 1"):
@@ -280,7 +282,7 @@ def test_values_that_run_something_are_refused_by_name_and_not_run(tmp_path, key
 
 
 def test_constructors_of_harmless_values_are_not_called(tmp_path):
-    """numpy's own would take the bytes of one array for the addresses of another's objects."""
+    """Kind: a hostile file. numpy's own would take numbers of it for sizes and, without a check, for addresses."""
     scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     crash = Hostile(scalar, (Hostile(np.dtype, ([("a", "O")],)), np.full(4, 0x4141414141414141)))
     torch.save({"a": crash, "b": Hostile(rebuild, (np.ndarray, (10**15,), b"b")), **weights()}, tmp_path / "a.pth")
@@ -289,7 +291,7 @@ def test_constructors_of_harmless_values_are_not_called(tmp_path):
 
 def test_arrays_in_place_of_tensors_are_named_as_such(tmp_path):
     torch.save({"model": {name: tensor.numpy() for name, tensor in weights().items()}}, tmp_path / "a.pth")
-    with pytest.raises(ArtifactError, match=r"only model; if its arrays are NumPy's, give each to torch\.from_numpy"):
+    with pytest.raises(ArtifactError, match=r"only model; its arrays are NumPy's: give each to torch\.from_numpy"):
         read_checkpoint(tmp_path / "a.pth")
 
 

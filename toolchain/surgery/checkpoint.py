@@ -20,7 +20,7 @@ from torch import Tensor
 from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.surgery.anatomy import Anatomy, anatomy, others
-from toolchain.surgery.inert import STAND_INS, Value
+from toolchain.surgery.inert import STAND_INS, Array, Value
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +198,8 @@ def _instead(raw: Any) -> str:
     if not isinstance(raw, Mapping):
         return f"it is a {'value of another library' if isinstance(raw, Value) else type(raw).__name__}; {do}"
     inner = next((value for value in raw.values() if isinstance(value, Mapping) and value), raw)
-    if any(isinstance(value, Value) for value in inner.values()):
-        do = f"if its arrays are NumPy's, give each to torch.from_numpy; {do}"
+    if any(isinstance(value, Array) for value in inner.values()):
+        do = "its arrays are NumPy's: give each to torch.from_numpy, and save them with torch.save"
     keys = ", ".join(sorted(map(str, raw))[:5])
     return f"only {keys}; {do}" if keys else f"it is an empty {type(raw).__name__}; {do}"
 
@@ -207,11 +207,14 @@ def _instead(raw: Any) -> str:
 def _mappings(raw: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(key, tensors by name) of each mapping that holds any, from the top down; below `DEPTH` only if none does."""
     level, depth, holds_any = [("", raw)], 0, False
-    seen = set[int]()  # a file may nest a mapping in itself
+    seen = set[int]()  # a file may nest a mapping in itself, and one in another a thousand times
     while level and not (holds_any and depth >= DEPTH):
         below = []
         for key, mapping in level:
-            if not isinstance(mapping, Mapping) or (id(mapping) in seen and depth >= DEPTH):
+            is_new = id(mapping) not in seen
+            if not isinstance(mapping, Mapping) or not (
+                is_new or depth == 1
+            ):  # one mapping may have two names at the top
                 continue
             seen.add(id(mapping))
             names = {name: value for name, value in mapping.items() if isinstance(name, str)}
@@ -221,7 +224,7 @@ def _mappings(raw: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             below += [
                 (f"{key}.{name}" if key else name, value)
                 for name, value in names.items()
-                if isinstance(value, Mapping) and not name.startswith("optim")
+                if is_new and isinstance(value, Mapping) and not name.startswith("optim")
             ]
         level, depth = below, depth + 1
 

@@ -257,6 +257,8 @@ def _embeds_tokens(stored: Anatomy, model: Anatomy, grid: tuple[int, int], origi
     """
     if not (stored.positions and model.positions and stored.prefix_tokens and model.prefix_tokens):
         return None
+    if stored.positions == model.positions:
+        return None
     embeds = model.positions > math.prod(grid)
     rows = {True: stored.positions - stored.prefix_tokens, False: stored.positions}
 

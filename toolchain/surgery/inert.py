@@ -19,6 +19,10 @@ class Value:
         pass
 
 
+class Array(Value):
+    """Stands for an array of NumPy."""
+
+
 class Table:
     """Stands for a mapping, whose items count and whose type does not: weights may lie in one."""
 
@@ -36,7 +40,6 @@ class Row:
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 VALUES = (
     *("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
-    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
     *(
         f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")
     ),  # defaultdict's factories
@@ -46,6 +49,7 @@ VALUES = (
     *("argparse.Namespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
     "mmengine.logging.history_buffer.HistoryBuffer",
 )
+ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 TABLES = (
     *("collections.defaultdict", "addict.addict.Dict", "easydict.EasyDict", "yacs.config.CfgNode"),
     *("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "fvcore.common.config.CfgNode"),
@@ -54,10 +58,11 @@ ROWS = ("collections.deque",)
 
 STAND_INS: list[Any] = [
     *((Value, name) for name in VALUES),
+    *((Array, name) for name in ARRAYS),
     *((Table, name) for name in TABLES),
     *((Row, name) for name in ROWS),
 ]
 """What torch's unpickler takes for each name, as `torch.serialization.safe_globals` wants it.
 
-numpy's own constructors are not among them: given the arguments of a hostile file, they read numbers as addresses.
+numpy's own constructors are not among them: sizes, types and bytes would come from a file that may be hostile.
 """
