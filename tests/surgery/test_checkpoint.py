@@ -325,6 +325,9 @@ def test_double_precision_is_rounded_and_told(tmp_path):
     ("change", "words"),
     [
         (lambda t: t.to(torch.int8), "holds head.weight as int8: it was quantised"),
+        (lambda t: t.to(torch.float8_e4m3fn), "holds head.weight as float8_e4m3fn: it was quantised"),
+        (lambda t: t.to_sparse(), "holds head.weight as a sparse tensor"),
+        (lambda t: t.to("meta"), "holds head.weight as a meta tensor"),
         (lambda t: t * torch.nan, "holds NaN or infinity in head.weight: its training diverged"),
         (lambda t: t.double() * 1e300, "beyond the range of float32"),
     ],

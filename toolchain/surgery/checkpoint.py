@@ -186,10 +186,24 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     best = max(_score(part, wanted) for part in candidates)
     fitting = sorted((part for part in candidates if _score(part, wanted) == best), key=_rank)
     weights = fitting[0]
+    for name, tensor in weights.tensors.items():
+        if (kind := _unusual(tensor)) is not None:
+            raise ArtifactError(
+                f"the checkpoint {path} holds {name} as {kind} tensor; save plain tensors, such as those of state_dict()"
+            )
     rivals = tuple(part for part in fitting[1:] if ANCHOR in weights.tensors and not part.equals(weights))
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
     return Checkpoint(form, weights, rivals, beside)
+
+
+def _unusual(tensor: Tensor) -> str | None:
+    """What kind of tensor this is, with its article, if it is not one of numbers in memory; else None."""
+    if tensor.is_meta:
+        return "a meta"
+    if tensor.is_nested:
+        return "a nested"
+    return None if tensor.layout is torch.strided else "a sparse"
 
 
 def _instead(raw: Any) -> str:

@@ -18,6 +18,8 @@ from toolchain.families import Family
 from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square, others, remedy
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
+HALF_BYTES = 2
+"""Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
 CLASSIFIERS = ("head", "head_dist")
 POOLED = "no model with attention pooling is supported"
 
@@ -340,7 +342,7 @@ def _numbers(state: Mapping[str, Tensor], module: nn.Module, origin: Origin) -> 
     wanted = module.state_dict()
     shared = {name: tensor for name, tensor in state.items() if name in wanted}
     kinds = {name: tensor.dtype for name, tensor in shared.items() if wanted[name].is_floating_point()}
-    whole = [name for name, kind in kinds.items() if not kind.is_floating_point]
+    whole = [name for name, kind in kinds.items() if not kind.is_floating_point or kind.itemsize < HALF_BYTES]
     if whole:
         kind = str(kinds[whole[0]]).removeprefix("torch.")
         raise ArtifactError(
