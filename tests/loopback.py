@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from played.cpus import CPUS, VARIABLE
 
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 SERVER = shutil.which("sshd", path=SBIN)
@@ -42,6 +43,9 @@ class Loopback:
             "PasswordAuthentication": "no",
             "PermitRootLogin": "yes",
         }
+        if VARIABLE in os.environ:  # sessions begin with an environment of their own; they play the same CPU
+            inherited = (VARIABLE, "PYTHONPATH", *CPUS[os.environ[VARIABLE]].environment)
+            lines["SetEnv"] = " ".join(f"{name}={os.environ[name]}" for name in inherited if name in os.environ)
         (root / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
         host_key = (root / "host.pub").read_text().split()[:2]
         (root / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {' '.join(host_key)}\n")
