@@ -13,8 +13,19 @@ import torch
 from toolchain.artifact import ModelRecord, Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Call, Outputs, declared_preprocess, in_parts, opened_outputs, preprocess_in
-from toolchain.export.inputs import FLOATS, ImageInput, folder_input, input_of, resolved, shown
+from toolchain.export.calls import Array, Call, Outputs, in_parts, opened_outputs
+from toolchain.export.inputs import (
+    FLOATS,
+    PREPROCESS,
+    ImageInput,
+    declared_preprocess,
+    fit,
+    folder_input,
+    input_of,
+    no_preprocess,
+    resolved,
+    shown,
+)
 from toolchain.export.onnx_graph import OUTPUT, first_line, read_onnx
 from toolchain.export.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
 from toolchain.export.pixels import representable
@@ -85,11 +96,19 @@ class Form:
         said = []
         if self.precision.reason:
             said.append(f"{self.path.name} is {self.precision}.")
-        if self.input.batch is not None:
+        if self.input.batch is not None and len(self.input.sample) != 3:
+            whole = shown((self.input.batch, *self.input.sample))
+            said.append(f"{self.path.name} takes {whole}, of which the first is taken for a fixed batch.")
+        elif self.input.batch is not None:
             said.append(f"{self.path.name} has a fixed batch and is run at it: {self.input.batch}.")
         if self.input.channels_last and self.preprocess is None:
             said.append(
                 f"{self.path.name} takes {shown(self.input.sample)}, of which the last is taken for the channels."
+            )
+        if self.preprocess is not None and not fit(self.preprocess.input_size, self.input.size):
+            said.append(
+                f"{self.path.name} says that images are {list(self.preprocess.input_size)} and takes "
+                f"{shown(self.input.size)}, channels first; they are given as it takes them."
             )
         if self.input.takes_pixels and self.preprocess is None:
             said.append(f"{self.path.name} takes uint8 and is fed pixels, 0…255.")
@@ -129,8 +148,13 @@ def form_of(path: Path) -> Form:
     outputs = {name: len(kind.shape.dim) if kind.HasField("shape") else None for name, kind in kinds.items()}
     if own_probabilities(model):
         del outputs[PROBABILITIES]
-    preprocess = declared_preprocess(model, path)
-    return Form(path, input_of(model, path), outputs, precision_of(path), preprocess, output_in(model))
+    preprocess, image = declared_preprocess(model, path), input_of(model, path)
+    if preprocess and len(image.size) == 3 and not fit(preprocess.input_size[:1], image.size[:1]):
+        raise ArtifactError(
+            f"{path} says that images are {list(preprocess.input_size)}, channels first, and takes {shown(image.sample)}: its "
+            f"metadata is of another file. Remove {PREPROCESS} and name --mean and --std."
+        )
+    return Form(path, image, outputs, precision_of(path), preprocess, output_in(model))
 
 
 @contextlib.contextmanager
@@ -156,19 +180,19 @@ def opened_form(form: Form, preprocess: Preprocess | None = None) -> Iterator[Ou
         yield run
 
 
-def prepared(form: Form, asked: Preparation, input_shape: tuple[int, ...] | None) -> tuple[Preprocess, list[str]]:
+def prepared(form: Form, asked: Preparation, size: tuple[int, ...]) -> tuple[Preprocess, list[str]]:
     """(how images are prepared for an artifact, one sentence for each thing that was replaced or assumed).
 
     Args:
         form: the artifact.
         asked: what is put in place of what it says, or where it says nothing.
-        input_shape: (C, H, W) for a file that leaves it open.
+        size: of an image, (C, H, W), as `resolved` gives it.
 
     Raises:
         ArtifactError: it says nothing and mean or std are not named.
         RecipeError: its input is no image, or it normalises by itself.
     """
-    size, own = resolved({form.path: form.input}, input_shape), form.preprocess
+    own = form.preprocess
     if len(size) != 3:
         raise RecipeError(f"{form.path} takes {shown(size)} per sample, which is no image [C, H, W]")
     channels, height, width = size
@@ -180,9 +204,7 @@ def prepared(form: Form, asked: Preparation, input_shape: tuple[int, ...] | None
         own, known = raw_pixels((channels, height, width)), False
     elif own is None:
         if asked.mean is None or asked.std is None:
-            preprocess_in(read_onnx(form.path), form.path)  # raises: it names the options
-        assert asked.mean is not None
-        assert asked.std is not None
+            raise no_preprocess(form.path)
         own, known = Preprocess((channels, height, width), asked.mean, asked.std), False
     else:
         own, known = replace(own, input_size=(channels, height, width)), True
@@ -268,7 +290,7 @@ def accuracy_of(
         split: its split.
         classes: a class map, as in `open_source`.
         asked: how images are prepared, in place of what the artifact says or where it says nothing.
-        input_shape: (C, H, W) for a file that leaves it open.
+        input_shape: shape of one image in the file's own layout, where the file leaves it open.
 
     Raises:
         DataError: the source is unknown, has no labels, or does not fit.
@@ -276,7 +298,7 @@ def accuracy_of(
         ArtifactError: it does not say how its input is preprocessed, and that was not asked for either.
     """
     form = form_of(path)
-    preprocess, notes = prepared(form, asked, input_shape)
+    preprocess, notes = prepared(form, asked, resolved({path: form.input}, input_shape))
     with opened_form(form, preprocess=preprocess) as run:
         call = _explained(run, form)
         source = _source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
@@ -330,7 +352,7 @@ def parity_of(
         data: the source; "none" is seeded noise, which needs no preprocessing.
         tolerance: what is allowed; None is what the precisions of both ask for.
         asked: how images are prepared, in place of what A says or where neither says anything.
-        input_shape: (C, H, W) where both leave it open.
+        input_shape: shape of one image in the files' own layout, where both leave it open.
 
     Raises:
         RecipeError: the artifacts take images of different sizes or layouts, or the source does not fit them.

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from toolchain.errors import TargetUnavailable
-from toolchain.export.calls import PREPROCESS, Call
+from toolchain.export.calls import Call
 from toolchain.export.conversion import Conversion
 from toolchain.export.graph_types import graph_precision
 from toolchain.export.half import bf16, fp16
+from toolchain.export.inputs import PREPROCESS
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.parity import TOLERANCES, Tolerance
 from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq
