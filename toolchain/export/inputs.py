@@ -193,8 +193,8 @@ def fit(a: Sample, b: Sample) -> bool:
 
 def fixed_size_hint(a: Sample, b: Sample) -> str:
     """The end of a sentence about two shapes that do not fit: "; …" where they are images of as many channels, else ""."""
-    images = len(a) == len(b) == 3
-    return f"; {FIXED_SIZE}" if images and (fit(a[:1], b[:1]) or fit(a[2:], b[2:])) else ""
+    images = len(a) == len(b) == 3 and None not in a
+    return f"; {FIXED_SIZE}" if images and (a[0] == b[0] or a[2] == b[2]) else ""
 
 
 def shown(sample: Sample) -> str:
