@@ -14,7 +14,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.bench.signature import read_signature
-from toolchain.errors import ArtifactError, RecipeError
+from toolchain.errors import ArtifactError, DataError, RecipeError
 from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
 from toolchain.export.logits import Preparation, accuracy_of, form_of, parity_of
@@ -291,6 +291,24 @@ def test_what_is_asked_for_replaces_what_a_file_says_and_is_told(tmp_path):
         "std is [0.2], as asked for; own.onnx says [1.0].",
     )
     assert evaluation.accuracy.wrong != same.accuracy.wrong
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"mean": (123.675,), "std": (0.2,)},
+        {"mean": (0.5,), "std": (58.4,)},
+        {"mean": (float("nan"),), "std": (0.2,)},
+        {"mean": (0.5,), "std": (float("inf"),)},
+    ],
+)
+def test_statistics_of_pixels_up_to_255_are_refused(asked, tmp_path):
+    """Kind: a number in another unit than it is taken for, and an answer that is wrong and looks right."""
+    own = write_classifier(tmp_path / "own.onnx")
+    with pytest.raises(DataError, match=r"for pixels in 0…1 .* Divide by 255"):
+        accuracy_of(own, "digits", "test", asked=Preparation(**asked))
+    with pytest.raises(DataError, match="Divide by 255"):
+        parity_of(own, own, "digits", asked=Preparation(**asked))
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path):
