@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-from toolchain.export.logits import blobs, parity_of
+from toolchain.export.agreement import blobs, parity_of
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.parity import Tolerance, spread_error
 

@@ -15,12 +15,15 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.bench.signature import read_signature
 from toolchain.errors import ArtifactError, DataError, RecipeError
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
 from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
-from toolchain.export.logits import Preparation, accuracy_of, form_of, parity_of
+from toolchain.export.form import form_of
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.parity import Tolerance
 from toolchain.export.pixels import UINT8
+from toolchain.export.preparation import Preparation
 from toolchain.recipe import EngineSection
 from toolchain.surgery.replay import save_model
 

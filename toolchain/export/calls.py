@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from toolchain.artifact import Preprocess
@@ -66,8 +67,10 @@ def opened_outputs(
     Raises:
         StorageError, ArtifactError, TargetUnavailable, RecipeError: it cannot be opened, or takes no images.
     """
-    feeds = feeding(described_by or path, preprocess)
-    batch = input_of(read_onnx(described_by or path), described_by or path).batch
+    file = described_by or path
+    model = read_onnx(file)
+    feeds, batch = _feeds_of(model, file, preprocess), input_of(model, file).batch
+    del model
     with get_target(target).open(path, threads) as runner:
 
         def call(images: Array) -> dict[str, Array]:
@@ -110,7 +113,10 @@ def feeding(path: Path, preprocess: Preprocess | None = None) -> Callable[[Array
     Raises:
         StorageError, ArtifactError, RecipeError: it cannot be read, or takes no images.
     """
-    model = read_onnx(path)
+    return _feeds_of(read_onnx(path), path, preprocess)
+
+
+def _feeds_of(model: onnx.ModelProto, path: Path, preprocess: Preprocess | None) -> Callable[[Array], dict[str, Array]]:
     image, own = input_of(model, path), declared_preprocess(model, path)
     how = own or preprocess
     if image.takes_pixels and how is None:

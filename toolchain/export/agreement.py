@@ -1,126 +1,36 @@
-"""Any artifact as a function from images to one of its outputs: its accuracy on images, and how far two of them agree."""
+"""How far two artifacts agree on the same images: one rung, by what their precisions allow."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from toolchain.artifact import ModelRecord, Preprocess
-from toolchain.data import DataSource, open_source
-from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Call, Outputs, in_parts, opened_outputs
+from toolchain.artifact import Preprocess
+from toolchain.errors import RecipeError
+from toolchain.export.calls import Array
+from toolchain.export.form import Form, form_of, opened_form
 from toolchain.export.inputs import (
     FLOATS,
-    PREPROCESS,
-    ImageInput,
-    declared_preprocess,
-    fit,
-    folder_input,
-    input_of,
-    no_preprocess,
     resolved,
     shown,
 )
-from toolchain.export.onnx_graph import OUTPUT, first_line, read_onnx
+from toolchain.export.onnx_graph import OUTPUT
 from toolchain.export.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
 from toolchain.export.pixels import representable
-from toolchain.export.precision import COMPARED, EITHER, FP32, Reading, precision_of, reference_target, tolerance_of
-from toolchain.export.probabilities import PROBABILITIES, output_in, own_probabilities
-from toolchain.export.quantise import STEP
-from toolchain.export.stage import stack_images, torch_call
-from toolchain.outputs import Output, label_classes, output_of
-from toolchain.surgery.replay import load_model
-from toolchain.training.evaluate import Accuracy, accuracy
+from toolchain.export.precision import COMPARED, EITHER, FP32, tolerance_of
+from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
+from toolchain.export.stage import stack_images
 
 SYNTHETIC = "none"
 """The data source of seeded noise."""
-SPREAD = 0.5, 0.25
-"""(mean, std) that raw pixels are thought to be normalised by, where a file takes them and says no more of them."""
-ASSUMED = "bicubic"
 BLOBS = 16
 """Images of coarse noise that a rounded file of another tool is compared on besides: fine noise looks the same to a ViT."""
 SPREAD_ERRORS = {"pictures": 0.1, "noise": 0.75}
 """What such a file may have for `spread_error`. Weights that are all 0 have 1 or more, and 2 · (1 − 0.95) is what int8's cosine
 comes to about the mean. An honest static file clips what is unlike the images that it was calibrated on: 0.52 was seen on noise."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How images are to be prepared, in place of what an artifact says or where it says nothing; None leaves it.
-
-    Attributes:
-        mean, std: one value, or one per channel, for pixels in 0…1.
-        crop_pct: share of the resized image that the centre crop keeps.
-        interpolation: timm's name of the resize filter.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-
-    @property
-    def asked(self) -> dict[str, object]:
-        """What is to be replaced, by its name in `Preprocess`."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an artifact takes and gives, read without opening it.
-
-    Attributes:
-        path: a model folder or an ONNX file.
-        input: its one input.
-        outputs: name → rank of its outputs, None where that is not known; without the probabilities that slimvit adds.
-        precision: and where that is known from.
-        preprocess: what it says about its input; None where it says nothing.
-        output: what it says that its outputs are; None where it says nothing.
-    """
-
-    path: Path
-    input: ImageInput
-    outputs: Mapping[str, int | None]
-    precision: Reading
-    preprocess: Preprocess | None
-    output: Output | None
-
-    @property
-    def notes(self) -> list[str]:
-        """One sentence each on what was read from the graph or has to be known of it."""
-        said = []
-        if self.precision.reason:
-            said.append(f"{self.path.name} is {self.precision}.")
-        if self.input.batch is not None and len(self.input.sample) != 3:
-            whole = shown((self.input.batch, *self.input.sample))
-            said.append(f"{self.path.name} takes {whole}, of which the first is taken for a fixed batch.")
-        elif self.input.batch is not None:
-            said.append(f"{self.path.name} has a fixed batch and is run at it: {self.input.batch}.")
-        if self.input.channels_last and self.preprocess is None:
-            said.append(
-                f"{self.path.name} takes {shown(self.input.sample)}, of which the last is taken for the channels."
-            )
-        if self.preprocess is not None and not fit(self.preprocess.input_size, self.input.size):
-            said.append(
-                f"{self.path.name} says that images are {list(self.preprocess.input_size)} and takes "
-                f"{shown(self.input.size)}, channels first; they are given as it takes them."
-            )
-        if self.input.takes_pixels and self.preprocess is None:
-            said.append(f"{self.path.name} takes uint8 and is fed pixels, 0…255.")
-        return said
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The accuracy of an artifact, and one sentence for each thing that was assumed of it or replaced in what it says."""
-
-    accuracy: Accuracy
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -131,212 +41,13 @@ class Agreement:
     notes: tuple[str, ...]
 
 
-def form_of(path: Path) -> Form:
-    """What an artifact takes and gives.
-
-    Raises:
-        StorageError: it cannot be read.
-        ArtifactError: it is damaged.
-        RecipeError: it is no function of images.
-    """
-    if path.is_dir():
-        record = ModelRecord.load(path / "model.json")
-        size = folder_input(record.preprocess)
-        return Form(path, size, {OUTPUT: 2}, precision_of(path), record.preprocess, record.model.output)
-    model = read_onnx(path)
-    kinds = {value.name: value.type.tensor_type for value in model.graph.output}
-    outputs = {name: len(kind.shape.dim) if kind.HasField("shape") else None for name, kind in kinds.items()}
-    if own_probabilities(model):
-        del outputs[PROBABILITIES]
-    preprocess, image = declared_preprocess(model, path), input_of(model, path)
-    if preprocess and len(image.size) == 3 and not fit(preprocess.input_size[:1], image.size[:1]):
-        raise ArtifactError(
-            f"{path} says that images are {list(preprocess.input_size)}, channels first, and takes {shown(image.sample)}: its "
-            f"metadata is of another file. Remove {PREPROCESS} and name --mean and --std."
-        )
-    return Form(path, image, outputs, precision_of(path), preprocess, output_in(model))
-
-
-@contextlib.contextmanager
-def opened_form(form: Form, preprocess: Preprocess | None = None) -> Iterator[Outputs]:
-    """Images [B, C, H, W] → name → output of an artifact, in a block.
-
-    A folder runs in torch, a file in ONNX Runtime on the CPU, or in what can run its precision.
-
-    Args:
-        form: the artifact.
-        preprocess: how the images were prepared, for a file that takes pixels and does not say.
-
-    Raises:
-        TargetUnavailable: nothing here runs the file's precision.
-        StorageError, ArtifactError: it cannot be read.
-    """
-    if form.path.is_dir():
-        logits = torch_call(load_model(form.path).module)
-        yield in_parts(lambda images: {OUTPUT: logits(images)}, STEP)
-        return
-    target, threads = reference_target(form.precision), torch.get_num_threads()
-    with opened_outputs(target, form.path, threads, preprocess=preprocess) as run:
-        yield run
-
-
-def prepared(form: Form, asked: Preparation, size: tuple[int, ...]) -> tuple[Preprocess, list[str]]:
-    """(how images are prepared for an artifact, one sentence for each thing that was replaced or assumed).
-
-    Args:
-        form: the artifact.
-        asked: what is put in place of what it says, or where it says nothing.
-        size: of an image, (C, H, W), as `resolved` gives it.
-
-    Raises:
-        ArtifactError: it says nothing and mean or std are not named.
-        RecipeError: its input is no image, or it normalises by itself.
-    """
-    own = form.preprocess
-    if len(size) != 3:
-        raise RecipeError(f"{form.path} takes {shown(size)} per sample, which is no image [C, H, W]")
-    channels, height, width = size
-    if form.input.takes_pixels and (asked.mean is not None or asked.std is not None):
-        raise RecipeError(
-            f"{form.path} takes pixels and normalises them by itself; --mean and --std (mean and std of [data]) do not apply"
-        )
-    if own is None and form.input.takes_pixels:
-        own, known = raw_pixels((channels, height, width)), False
-    elif own is None:
-        if asked.mean is None or asked.std is None:
-            raise no_preprocess(form.path)
-        own, known = Preprocess((channels, height, width), asked.mean, asked.std), False
-    else:
-        own, known = replace(own, input_size=(channels, height, width)), True
-    return _replaced(form, own, asked, known=known)
-
-
-def _replaced(form: Form, own: Preprocess, asked: Preparation, *, known: bool) -> tuple[Preprocess, list[str]]:
-    """`prepared`, with what is known of the artifact or assumed of it."""
-    channels, notes = own.input_size[0], []
-    values = dict(asked.asked)
-    for name in ("mean", "std"):
-        if isinstance(each := values.get(name), tuple) and len(each) == 1:
-            values[name] = each * channels
-    if not known:
-        left = {"crop_pct": "nothing is cropped", "interpolation": f"pictures are resized by {ASSUMED}"}
-        own = replace(own, interpolation=ASSUMED)
-        if said := [words for name, words in left.items() if name not in values]:
-            notes.append(f"{form.path.name} does not say how images are prepared: {' and '.join(said)}.")
-    for name, value in values.items() if known else ():
-        if (before := getattr(own, name)) != value:
-            notes.append(f"{name} is {_brief(value)}, as asked for; {form.path.name} says {_brief(before)}.")
-    return replace(own, **values), notes  # type: ignore[arg-type]
-
-
-def _brief(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration_images: int = 512) -> DataSource:
-    """The data source of that name, its images prepared as an artifact declares; raises DataError.
-
-    Args:
-        name: of the source.
-        preprocess: of the artifact.
-        classes: a class map, as in `open_source`.
-        calibration_images: 0 where none is needed, so that too few are nobody's concern.
-    """
-    return open_source(
-        name,
-        input_size=preprocess.input_size,
-        data_config={
-            "mean": preprocess.mean,
-            "std": preprocess.std,
-            "interpolation": preprocess.interpolation,
-            "crop_pct": preprocess.crop_pct,
-            "crop_mode": preprocess.crop_mode or "center",
-        },
-        mean=preprocess.mean,
-        std=preprocess.std,
-        crop_pct=preprocess.crop_pct,
-        exif_orientation=preprocess.exif_orientation,
-        classes=classes,
-        calibration_images=calibration_images,
-    )
-
-
-def _source(
-    name: str, preprocess: Preprocess, asked: Preparation, classes: str = "", calibration_images: int = 0
-) -> DataSource:
-    """`source_for`, refused where it does not resize as it was asked to."""
-    source = source_for(name, preprocess, classes, calibration_images)
-    if asked.interpolation is not None and source.interpolation != asked.interpolation:
-        raise RecipeError(
-            f"images of {name!r} are resized by {source.interpolation}, always; remove interpolation = {asked.interpolation!r}"
-        )
-    return source
-
-
-def accuracy_of(
-    path: Path,
-    data: str,
-    split: str,
-    *,
-    classes: str = "",
-    asked: Preparation = Preparation(),
-    input_shape: tuple[int, ...] | None = None,
-) -> Evaluation:
-    """Top-1 predictions of an artifact beside the labels of one split of a data source.
-
-    Args:
-        path: a model folder or an ONNX file.
-        data: the source.
-        split: its split.
-        classes: a class map, as in `open_source`.
-        asked: how images are prepared, in place of what the artifact says or where it says nothing.
-        input_shape: shape of one image in the file's own layout, where the file leaves it open.
-
-    Raises:
-        DataError: the source is unknown, has no labels, or does not fit.
-        ModelError: the artifact has other classes than the source.
-        ArtifactError: it does not say how its input is preprocessed, and that was not asked for either.
-    """
-    form = form_of(path)
-    preprocess, notes = prepared(form, asked, resolved({path: form.input}, input_shape))
-    with opened_form(form, preprocess=preprocess) as run:
-        call = _explained(run, form)
-        source = _source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
-        if not source.labelled:
-            raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
-        images = source.split(split)
-        first = call(stack_images([images[0][0]]))
-        if first.ndim != 2 or len(first) != 1:
-            raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
-        source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
-        result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
-    return Evaluation(result, (*notes, *form.notes))
-
-
-def _explained(run: Outputs, form: Form) -> Call:
-    """Images → the output that names classes: "logits", or the first. What a runtime raises becomes an ArtifactError."""
-    name = OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs))
-
-    def call(images: Array) -> Array:
-        try:
-            return run(images)[name]
-        except SlimvitError:
-            raise
-        except Exception as error:  # every runtime raises its own
-            raise ArtifactError(
-                f"{form.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
-            ) from error
-
-    return call
-
-
 def parity_of(
     a: Path,
     b: Path,
     data: str,
     tolerance: Tolerance | None = None,
     *,
-    asked: Preparation = Preparation(),
+    asked: Preparation = Preparation(),  # noqa: B008 - frozen
     input_shape: tuple[int, ...] | None = None,
 ) -> Agreement:
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
@@ -506,7 +217,7 @@ def _compared_on(
             for form in forms
             if form.preprocess and describing.preprocess and form.preprocess != describing.preprocess
         ]
-        source = _source(data, preprocess, asked)
+        source = resized_source(data, preprocess, asked)
         images = source.split("validation")
         few = source.synthetic or not top1
         count = max(*BATCHES, min(COMPARED if not few else BLOBS if spread else 0, len(images)))
@@ -579,8 +290,3 @@ def _of_noise(a: Form, b: Form, *, size: tuple[int, ...]) -> Preprocess | None:
             "Compare them on pictures: --data, --mean and --std."
         )
     return raw_pixels((size[0], size[1], size[2]))
-
-
-def raw_pixels(size: tuple[int, int, int]) -> Preprocess:
-    """How images are normalised that stand for pixels and nothing else: so that noise covers 0…255."""
-    return Preprocess(size, (SPREAD[0],) * size[0], (SPREAD[1],) * size[0])
