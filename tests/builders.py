@@ -25,7 +25,7 @@ from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
 from toolchain.errors import TargetUnavailable
-from toolchain.export.calls import PREPROCESS
+from toolchain.export.inputs import PREPROCESS
 from toolchain.export.stage import stack_images
 from toolchain.families import family_of
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef

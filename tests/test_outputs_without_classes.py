@@ -18,7 +18,7 @@ from PIL import Image
 
 from toolchain import pipeline
 from toolchain.errors import DataError, ModelError, RecipeError
-from toolchain.export.logits import accuracy_of
+from toolchain.export.accuracy import accuracy_of
 from toolchain.job import prepare
 from toolchain.likelihood import outputs_of
 from toolchain.recipe import Recipe

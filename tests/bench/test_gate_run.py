@@ -24,7 +24,7 @@ from toolchain.bench.gate import (
 )
 from toolchain.bench.size import artifact_sha256, artifact_size_bytes
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
-from toolchain.export import logits
+from toolchain.export import accuracy, agreement
 from toolchain.training.evaluate import Accuracy
 
 TODAY = dt.date(2030, 1, 15)
@@ -133,13 +133,13 @@ def test_parity_bounds_are_each_judged(judge):
 
 def test_top1_is_judged_on_more_images_than_a_batch_of_three(judge, monkeypatch):
     seen = []
-    outputs_of = logits.outputs_of
+    outputs_of = agreement.outputs_of
 
     def counting(name, call, images, batches):
         seen.append(len(images))
         return outputs_of(name, call, images, batches)
 
-    monkeypatch.setattr(logits, "outputs_of", counting)
+    monkeypatch.setattr(agreement, "outputs_of", counting)
     for bounds in ({"max_abs": 1e-3}, {"cosine_min": -1.0, "top1_min": 0.5}):
         assert statuses(judge(relation={"parity": bounds})) == {"relation.parity": "pass"}
     assert seen[0] == 3
@@ -203,7 +203,7 @@ def test_a_cell_is_never_answered_with_what_another_cell_asked_for(tmp_path, mon
     """Kind: a kept answer whose key lacks a part of the question. Here the share of wrong images is that of the image's height."""
 
     def counted(path, *_, input_shape, **__):
-        return logits.Evaluation(Accuracy(torch.arange(100) < input_shape[1], torch.zeros(100, dtype=torch.bool)), ())
+        return accuracy.Evaluation(Accuracy(torch.arange(100) < input_shape[1], torch.zeros(100, dtype=torch.bool)), ())
 
     monkeypatch.setattr(checks, "accuracy_of", counted)
     write_classifier(tmp_path / "m.onnx")

@@ -62,6 +62,11 @@ def test_preprocessing_reaches_worker_processes():
     [
         (lambda: Wanted((3, 8, 8), COLOUR, mean=(0.1, 0.2)).natural(), r"data\.mean has 2 values for 3 channels"),
         (lambda: Wanted((3, 8, 8), COLOUR, std=(0.1, 0.0, 1.0)).natural(), r"data\.std is .* above 0"),
+        (lambda: Wanted((3, 8, 8), COLOUR, mean=(123.675,)).natural(), r"mean is \[123\.675\]; .* Divide by 255"),
+        (
+            lambda: Wanted((1, 8, 8), {}, std=(float("nan"),)).declared(0.0, 1.0),
+            r"std is \[nan\]; it is for pixels in 0…1",
+        ),
         (lambda: Wanted((4, 8, 8), COLOUR).natural(), "4 channels"),
         (lambda: Wanted((1, 8, 8), {}, crop_pct=0.9).declared(0.0, 1.0), "never cropped"),
     ],

@@ -14,8 +14,8 @@ from toolchain.bench.gate import Accepts, GateConfig
 from toolchain.bench.gate.checks import Deterministic
 from toolchain.cli.main import app
 from toolchain.errors import DataError, ModelError
-from toolchain.export.calls import read_preprocess
-from toolchain.export.logits import accuracy_of
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.inputs import read_preprocess
 from toolchain.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import save_model

@@ -134,6 +134,27 @@ CASES = {
             {"w": W},
         ),
     ),
+    "a position table in int8, added to activations": (
+        "fp32",
+        graph(
+            [
+                helper.make_node("DequantizeLinear", ["p", "s"], ["d"]),
+                helper.make_node("Add", ["x", "d"], ["a"]),
+                helper.make_node("MatMul", ["a", "w"], ["y"]),
+            ],
+            {"p": np.ones((1, 48), np.int8), "s": np.float32(0.1), "w": W},
+        ),
+    ),
+    "a bias in int8": (
+        "fp32",
+        graph(
+            [
+                helper.make_node("DequantizeLinear", ["b", "s"], ["d"]),
+                helper.make_node("Gemm", ["x", "w", "d"], ["y"]),
+            ],
+            {"b": np.ones((1, 32), np.int8), "s": np.float32(0.1), "w": W},
+        ),
+    ),
     "no weights": ("", graph([helper.make_node("Relu", ["x"], ["y"])], {})),
 }
 
@@ -144,6 +165,51 @@ def test_the_precision_is_that_of_the_graph(case):
     found, reason = graph_precision(model)
     assert found == name, reason
     assert reason
+
+
+def node(kind, *inputs, **attributes):
+    return helper.make_node(kind, list(inputs), ["made"], **attributes)
+
+
+WAYS = {
+    "sliced": ([node("Slice", "d", "from", "to")], {"from": np.array([0, 0]), "to": np.array([48, 32])}),
+    "split": ([helper.make_node("Split", ["d"], ["made", "rest"], axis=1, num_outputs=2)], {}),
+    "joined": ([node("Concat", "d", "d", axis=1)], {}),
+    "chosen": ([node("Where", "c", "d", "d")], {"c": np.array([True])}),
+    "clipped": ([node("Clip", "d")], {}),
+    "gathered": ([node("Gather", "d", "order", axis=1)], {"order": np.arange(32)}),
+    "a product of two": ([node("MatMul", "d", "turn")], {"turn": np.eye(32, dtype=np.float32)}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("row", [False, True])
+def test_weights_are_known_whatever_is_done_to_them_on_their_way(way, row):
+    """Kind: a reading that knows some operators and takes the rest for something else."""
+    nodes, tensors = WAYS[way]
+    source = "row" if row else "d"
+    dequantised = [helper.make_node("DequantizeLinear", ["q", "s"], [source])]
+    reshaped = [helper.make_node("Reshape", ["row", "shape"], ["d"])] if row else []
+    held = {"q": Q.astype(np.int8).ravel() if row else Q.astype(np.int8), "s": np.float32(0.1), **tensors}
+    held |= {"shape": np.array([48, 32])} if row else {}
+    model = graph([*dequantised, *reshaped, *nodes, product("made")], held)
+    assert graph_precision(model) == ("int8", "1 of 1 linears and convolutions hold int8 weights")
+
+
+def test_a_product_whose_weights_are_of_no_known_type_is_told():
+    nodes = [cast("i", "c", F), product("c"), helper.make_node("MatMul", ["x", "w"], ["z"])]
+    model = graph(nodes, {"i": Q.astype(np.int32), "w": W})
+    assert graph_precision(model) == (
+        "fp32",
+        "1 of 1 linears and convolutions hold fp32 weights; 1 product not recognised",
+    )
+
+
+def test_a_graph_of_many_shared_values_is_read_at_once():
+    """Kind: work that doubles with each node. It would not end."""
+    nodes = [helper.make_node("Mul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(300)]
+    model = graph([*nodes, product("m300")], {"m0": W.astype(np.float16)}, kind=F16)
+    assert graph_precision(model)[0] == "fp16"
 
 
 class Images(CalibrationDataReader):

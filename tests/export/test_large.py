@@ -20,9 +20,10 @@ from toolchain.cli.look import _inspect_onnx
 from toolchain.data import open_source
 from toolchain.errors import ArtifactError
 from toolchain.export import large
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
 from toolchain.export.engine import BuildEngine
 from toolchain.export.large import detached, module_bytes, stored_bytes, with_shapes
-from toolchain.export.logits import accuracy_of, parity_of
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.stage import Export, stack_images
 from toolchain.judge import Judge

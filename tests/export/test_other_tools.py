@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -10,12 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.errors import ArtifactError, RecipeError
+from toolchain.bench.signature import read_signature
+from toolchain.errors import ArtifactError, DataError, RecipeError
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
 from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
-from toolchain.export.logits import Preparation, accuracy_of, form_of, parity_of
+from toolchain.export.form import form_of
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.parity import Tolerance
+from toolchain.export.pixels import UINT8
+from toolchain.export.preparation import Preparation
 from toolchain.recipe import EngineSection
 from toolchain.surgery.replay import save_model
 
@@ -178,7 +186,7 @@ REFUSED = {
     "other sizes": (
         {},
         {"shape": ("batch", 3, 8, 2)},
-        r"a\.onnx takes \[3, 4, 4\]; height and width .* fixed at export",
+        r"a\.onnx takes \[3, 4, 4\], channels first; height and width .* fixed at export",
     ),
     "open shapes": (
         {"shape": OPEN},
@@ -288,6 +296,24 @@ def test_what_is_asked_for_replaces_what_a_file_says_and_is_told(tmp_path):
     assert evaluation.accuracy.wrong != same.accuracy.wrong
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"mean": (123.675,), "std": (0.2,)},
+        {"mean": (0.5,), "std": (58.4,)},
+        {"mean": (float("nan"),), "std": (0.2,)},
+        {"mean": (0.5,), "std": (float("inf"),)},
+    ],
+)
+def test_statistics_of_pixels_up_to_255_are_refused(asked, tmp_path):
+    """Kind: a number in another unit than it is taken for, and an answer that is wrong and looks right."""
+    own = write_classifier(tmp_path / "own.onnx")
+    with pytest.raises(DataError, match=r"for pixels in 0…1 .* Divide by 255"):
+        accuracy_of(own, "digits", "test", asked=Preparation(**asked))
+    with pytest.raises(DataError, match="Divide by 255"):
+        parity_of(own, own, "digits", asked=Preparation(**asked))
+
+
 def test_options_that_would_do_nothing_are_refused(tmp_path):
     own = write_classifier(tmp_path / "own.onnx")
     with pytest.raises(RecipeError, match="seeded noise is fed as it is"):
@@ -363,3 +389,84 @@ def test_an_engine_of_another_tools_file_is_compared_on_noise(form, tmp_path):
                 BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "other", input_shape=(4, 4, 4)),
                 OnnxArtifact(path, ""),
             )
+
+
+# Layouts: where the channels are follows from the file, and an input shape that is named is in the file's own layout.
+
+LAST = ("batch", "height", "width", 3)
+
+
+def marked(path, **metadata):
+    """The file with entries in its metadata."""
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {f"slimvit.{key}": value for key, value in metadata.items()})
+    onnx.save(model, path)
+    return path
+
+
+def said(channels, height, width):
+    size = {"input_size": [channels, height, width], "mean": [0.5] * channels, "std": [0.25] * channels}
+    return json.dumps(size)
+
+
+@pytest.mark.parametrize("form", [{}, {"input": UINT8}])
+def test_pixels_of_a_file_with_metadata_of_another_are_fed_in_the_layout_of_the_file(form, tmp_path):
+    """Kind: metadata that is left over and is believed against the graph. The channels are first here, and stay so."""
+    own = write(tmp_path / "images.onnx")
+    pixels = marked(write(tmp_path / "a.onnx", kind=TensorProto.UINT8), preprocess=said(3, 4, 4), **form)
+    assert not form_of(pixels).input.channels_last
+    asked = Preparation(mean=(0.5,), std=(0.25,))
+    assert parity_of(own, pixels, "digits", asked=asked).rung.verdict == "pass"
+
+
+def test_a_declared_size_that_the_graph_contradicts_is_told_or_refused(tmp_path):
+    path = marked(write(tmp_path / "a.onnx"), preprocess=said(3, 8, 8))
+    note = "a.onnx says that images are [3, 8, 8] and takes [3, 4, 4], channels first; they are given as it takes them."
+    assert note in parity_of(path, path, "none").notes
+    path = marked(write(tmp_path / "b.onnx"), preprocess=said(1, 4, 4))
+    with pytest.raises(ArtifactError, match="its metadata is of another file"):
+        parity_of(path, path, "none")
+
+
+def test_an_input_shape_is_in_the_layout_of_the_file_everywhere(tmp_path):
+    """Kind: one option that means one thing to one verb and another to the next."""
+    path = write(tmp_path / "a.onnx", shape=LAST, weight=np.hstack([WEIGHT, -WEIGHT]))
+    for shape, fits in (((4, 4, 3), True), ((3, 4, 4), False)):
+        with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"\[3, 4, 4\]"):
+            assert read_signature(path, 2, shape).inputs[0].shape == (2, 4, 4, 3)
+        with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"asked for \[3, 4, 4\]$"):
+            assert parity_of(path, path, "none", input_shape=shape).rung.verdict == "pass"
+        with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"asked for \[3, 4, 4\]$"):
+            assert accuracy_of(path, "digits", "test", asked=DIGITS, input_shape=shape).accuracy.total > 100
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
+def test_an_engine_is_compared_at_the_shape_that_it_was_built_for(kind, tmp_path):
+    """Of a file with the channels last, and as `refit` reads the shape from the profile: [H, W, C]."""
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    from toolchain.cli.stages import _engine_rung
+
+    path = write(tmp_path / "a.onnx", shape=LAST, kind=kind)
+    stage = BuildEngine(
+        EngineSection(),
+        "openvino-cpu",
+        tmp_path / "engine",
+        lambda built: _engine_rung(path, built, (1, 1, 8), (4, 4, 3)),
+        input_shape=(4, 4, 3),
+    )
+    assert run_stage(stage, OnnxArtifact(path, "")).facts["parity"]["verdict"] == "pass"
+
+
+def test_a_sample_that_is_no_image_is_told_with_what_is_taken_for_the_batch(tmp_path):
+    model = onnx.load(write(tmp_path / "a.onnx"))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [3, 4, 12]))
+    onnx.save(model, tmp_path / "a.onnx")
+    assert (
+        "a.onnx takes [3, 4, 12], of which the first is taken for a fixed batch." in form_of(tmp_path / "a.onnx").notes
+    )
+
+
+def test_what_two_files_share_is_told_once(tmp_path):
+    path = write(tmp_path / "a.onnx", shape=(4, 3, 4, 4))
+    notes = parity_of(path, path, "none").notes
+    assert len(notes) == len(set(notes)) == 2

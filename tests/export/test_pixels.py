@@ -12,9 +12,9 @@ from builders import dense_model
 from toolchain.artifact import OnnxArtifact, Preprocess, TimmModel, run_stage
 from toolchain.errors import ArtifactError
 from toolchain.export import pixels
+from toolchain.export.agreement import parity_of
 from toolchain.export.calls import opened
 from toolchain.export.convert import Convert
-from toolchain.export.logits import parity_of
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import of_pixels, representable, takes_pixels, to_pixels, with_pixels, without_pixels
 from toolchain.export.stage import onnx_metadata

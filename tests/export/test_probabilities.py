@@ -12,8 +12,8 @@ from builders import dense_model
 from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export import stage
+from toolchain.export.agreement import parity_of
 from toolchain.export.convert import Convert
-from toolchain.export.logits import parity_of
 from toolchain.export.probabilities import (
     gives_probabilities,
     probabilities_rung,

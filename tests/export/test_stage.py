@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from toolchain.artifact import Preprocess, run_stage
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export import stage
-from toolchain.export.calls import PREPROCESS, read_preprocess
+from toolchain.export.inputs import PREPROCESS, read_preprocess
 from toolchain.export.stage import Export, fixed_size_notes
 from toolchain.recipe import ExportSection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -28,7 +29,7 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.probabilities import with_probabilities
 from toolchain.targets import gpu, trt_network, trt_options, trt_runner
 from toolchain.targets import trt as trt_target
-from toolchain.targets.base import BuildOptions
+from toolchain.targets.base import BuildOptions, EngineBuild
 from toolchain.targets.engine_cache import cached_engine, external_files
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.trt import TRT, TRT_RTX, TensorRT
@@ -374,6 +375,42 @@ def test_an_onnx_file_is_built_once_for_a_batch_and_a_gpu(onnx_file, no_gpu, tmp
     assert cached_engine(TRT_RTX, changed, 2, "8.9").parent != first.parent
 
 
+def test_the_engine_of_an_open_file_is_for_the_shape_that_is_fed(tmp_path, monkeypatch):
+    """Kind: an option that is given to a verb and asked for again below it. One engine each, kept apart in the cache."""
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
+    path, built = tmp_path / "m.onnx", []
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", "h", 8)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", io[:1], io[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+
+    class Stand:
+        ahead_of_time, runtime = True, ("stand-in", "1")
+
+        def build(self, onnx, folder, options):
+            built.append(options)
+            (folder / "a.engine").write_bytes(b"engine")
+            return EngineBuild(folder / "a.engine", {})
+
+    class Opened(contextlib.nullcontext):
+        def __enter__(self):
+            return self
+
+        def infer(self, feeds):
+            return {"from": self.enter_result}
+
+    def engine_for(batch, sample):
+        return cached_engine(Stand(), path, batch, "8.9", sample)
+
+    with trt_runner.OnnxTrtRunner(engine_for, Opened) as runner:
+        found = [
+            runner.infer({"x": np.zeros(shape, np.float32)})["from"] for shape in ((2, 4, 8), (2, 6, 8), (2, 4, 8))
+        ]
+        assert [(each.batch, each.input_shape) for each in built] == [((2, 2, 2), (4, 8)), ((2, 2, 2), (6, 8))]
+        assert found[0] == found[2] != found[1]
+        runner.infer({"a": np.zeros((2, 4)), "b": np.zeros((2, 5))})
+        assert built[-1].input_shape is None, "one shape cannot be that of several inputs"
+
+
 def test_weights_beside_the_file_belong_to_the_key_of_an_engine(onnx_file, tmp_path):
     assert external_files(onnx_file) == []
     path = tmp_path / "m.onnx"
@@ -405,7 +442,7 @@ def test_an_onnx_file_gets_an_engine_for_each_batch_that_is_asked_for(tmp_path):
             return [1] * samples
 
     log = []
-    with trt_runner.OnnxTrtRunner(lambda batch: tmp_path / str(batch), Opened) as runner:
+    with trt_runner.OnnxTrtRunner(lambda batch, _: tmp_path / str(batch), Opened) as runner:
         two, three = ({"x": np.zeros((batch, 4))} for batch in (2, 3))
         assert runner.infer(two) == {"y": tmp_path / "2"}
         assert runner.time_ns([two], 4) == [1] * 4

@@ -11,7 +11,7 @@ import onnx
 from toolchain.artifact import read_json
 from toolchain.bench.samples import InputSpec
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.inputs import FIXED_SIZE, shown
+from toolchain.export.inputs import fixed_size_hint, shown
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.targets.eager import INPUT
 
@@ -98,7 +98,8 @@ def _spec(path: Path, value: onnx.ValueInfoProto, batch: int, input_shape: tuple
     asked = list(input_shape) if input_shape is not None else declared[1:]
     fits = len(asked) == len(declared) - 1 and all(d in (None, a) for d, a in zip(declared[1:], asked, strict=False))
     if not fits:
-        raise RecipeError(f"{where} takes {shown(tuple(declared[1:]))} per sample, asked for {asked}; {FIXED_SIZE}")
+        hint = fixed_size_hint(tuple(declared[1:]), tuple(asked))
+        raise RecipeError(f"{where} takes {shown(tuple(declared[1:]))} per sample, asked for {asked}{hint}")
     if None in asked:
         raise RecipeError(
             f"{where} leaves its shape open, {shown(tuple(declared[1:]))} per sample; name it with --input-shape, e.g. "

@@ -72,7 +72,9 @@ def bench_pack(
     targets_file: TargetsOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="If absent, what targets.toml says, else 1.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
-    input_shape: Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")] = "",
+    input_shape: Annotated[
+        str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
+    ] = "",
     sessions: SessionsOption = SESSIONS,
     blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 24,
     tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,

@@ -151,7 +151,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "bytes": artifact_size_bytes(path),
         "sha256": artifact_sha256(path),
-        "precision": str(precision_of(path)) or "not known",
+        "precision": str(precision_of(path)),
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "inputs": signature(model.graph.input),
         "outputs": signature(model.graph.output),

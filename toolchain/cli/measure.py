@@ -10,8 +10,10 @@ import typer
 from toolchain.cli.options import JsonFlag, ShapeOption, numbers
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
-from toolchain.export.logits import Preparation, accuracy_of, parity_of
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
 from toolchain.export.parity import Tolerance, require
+from toolchain.export.preparation import Preparation
 
 
 def register(app: typer.Typer) -> None:

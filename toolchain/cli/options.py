@@ -34,7 +34,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
-ShapeOption = Annotated[str, typer.Option(help="One sample, e.g. 3,224,224, where a file leaves it open.")]
+ShapeOption = Annotated[
+    str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
+]
 AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
 SessionsOption = Annotated[

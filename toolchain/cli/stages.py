@@ -40,13 +40,15 @@ from toolchain.cli.options import (
 from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
+from toolchain.export.agreement import noise
 from toolchain.export.engine import RECORD, BuildEngine
 from toolchain.export.engine_parity import engine_rung
+from toolchain.export.form import form_of
 from toolchain.export.inputs import resolved
-from toolchain.export.logits import form_of, noise, raw_pixels, source_for
 from toolchain.export.onnx_graph import folder_beside
 from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
+from toolchain.export.preparation import raw_pixels, source_for
 from toolchain.export.stage import Export
 from toolchain.job import SYNTHETIC, Start, begin, clocks, compressed, prepare, tool, trained
 from toolchain.judge import Judge

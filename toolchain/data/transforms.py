@@ -183,4 +183,9 @@ class Wanted:
 def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) not in (1, channels):
         raise DataError(f"data.{name} has {len(values)} values for {channels} channels; expected 1 or {channels}")
+    if not all(abs(value) <= 1 for value in values):  # nor where one is not a number
+        raise DataError(
+            f"{name} is {[float(value) for value in values]}; it is for pixels in 0…1 and at most 1. Divide by 255 what is for "
+            "pixels in 0…255 (data.mean and data.std of a recipe or a gate, --mean and --std)."
+        )
     return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)

@@ -1,9 +1,8 @@
-"""A file as a function from images to one of its outputs, whatever its input is; and what it says about that input."""
+"""A file as a function from images to its outputs, whatever its input is."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from toolchain.artifact import Preprocess
-from toolchain.errors import ArtifactError
-from toolchain.export.inputs import input_of
+from toolchain.export.inputs import declared_preprocess, input_of, preprocess_in
 from toolchain.export.onnx_graph import OUTPUT, read_onnx
 from toolchain.export.quantise import STEP
 from toolchain.targets import get_target
@@ -22,39 +20,6 @@ from toolchain.targets import get_target
 Array = NDArray[Any]
 Call = Callable[[Array], Array]
 Outputs = Callable[[Array], dict[str, Array]]
-PREPROCESS = "slimvit.preprocess"
-
-
-def read_preprocess(path: Path) -> Preprocess:
-    """What an ONNX file that `Export` wrote says about its input.
-
-    Raises:
-        StorageError: the file cannot be read.
-        ArtifactError: it is damaged, or was not written by slimvit.
-    """
-    return preprocess_in(read_onnx(path), path)
-
-
-def preprocess_in(model: onnx.ModelProto, path: Path) -> Preprocess:
-    """The same for a file that was read already; `path` is for messages."""
-    preprocess = declared_preprocess(model, path)
-    if preprocess is None:
-        raise ArtifactError(
-            f"{path} does not say how its input is preprocessed: slimvit did not write it. Name --mean and --std, and "
-            "--crop-pct where pictures are cropped; in a gate they are mean, std and crop_pct of [data]."
-        )
-    return preprocess
-
-
-def declared_preprocess(model: onnx.ModelProto, path: Path) -> Preprocess | None:
-    """What a file says about its input, None if nothing; raises ArtifactError if it is damaged."""
-    for entry in model.metadata_props:
-        if entry.key == PREPROCESS:
-            try:
-                return Preprocess.from_dict(json.loads(entry.value))
-            except (json.JSONDecodeError, ArtifactError) as error:
-                raise ArtifactError(f"{path} has damaged metadata: {PREPROCESS}: {error}") from None
-    return None
 
 
 @contextlib.contextmanager
@@ -102,8 +67,10 @@ def opened_outputs(
     Raises:
         StorageError, ArtifactError, TargetUnavailable, RecipeError: it cannot be opened, or takes no images.
     """
-    feeds = feeding(described_by or path, preprocess)
-    batch = input_of(read_onnx(described_by or path), described_by or path).batch
+    file = described_by or path
+    model = read_onnx(file)
+    feeds, batch = _feeds_of(model, file, preprocess), input_of(model, file).batch
+    del model
     with get_target(target).open(path, threads) as runner:
 
         def call(images: Array) -> dict[str, Array]:
@@ -146,7 +113,10 @@ def feeding(path: Path, preprocess: Preprocess | None = None) -> Callable[[Array
     Raises:
         StorageError, ArtifactError, RecipeError: it cannot be read, or takes no images.
     """
-    model = read_onnx(path)
+    return _feeds_of(read_onnx(path), path, preprocess)
+
+
+def _feeds_of(model: onnx.ModelProto, path: Path, preprocess: Preprocess | None) -> Callable[[Array], dict[str, Array]]:
     image, own = input_of(model, path), declared_preprocess(model, path)
     how = own or preprocess
     if image.takes_pixels and how is None:

@@ -14,7 +14,8 @@ from onnx import TensorProto
 
 from toolchain.artifact import OnnxArtifact
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import Call, feeding, opened, preprocess_in
+from toolchain.export.calls import Call, feeding, opened
+from toolchain.export.inputs import preprocess_in
 from toolchain.export.onnx_graph import (
     BATCH,
     INPUT,

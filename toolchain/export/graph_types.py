@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -16,9 +17,12 @@ from onnx import TensorProto
 COARSEST_FIRST = ("int2", "int4", "fp4", "fp6", "int8", "fp8", "int16", "bf16", "fp16", "fp32", "fp64")
 PRODUCT = re.compile(r"MatMul|Gemm|Conv|Attention|Einsum|LSTM|GRU")
 """Operators that multiply by weights, of ONNX itself and of the runtimes' own domains."""
-MOVED = ("Transpose", "Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "DequantizeLinear", "CastLike")
-SCALED = ("Mul", "Div", "Sub", "Add")
-"""A weight that is dequantised by hand goes through these."""
+DATA_FIRST = frozenset(["Reshape", "Expand", "Slice", "Tile", "Pad", "Squeeze", "Unsqueeze", "Split", "CastLike"])
+"""Operators whose first input is the value and whose others only say what becomes of it."""
+RESHAPED = frozenset(["Reshape", "Unsqueeze", "Expand"])
+"""What may make a matrix of a weight that is stored as one row."""
+OPERANDS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2}
+"""How many inputs of a product are multiplied; the rest is a bias."""
 BITS = "bits"
 """The attribute of MatMulNBits and its like, whose packed weights look like uint8."""
 
@@ -39,10 +43,11 @@ def weight_types(model: onnx.ModelProto) -> Counter[str]:
     """Type → number of linears and convolutions whose stored weights are rounded to it on their way, functions inlined.
 
     The type is the coarsest on the way from the stored tensor to the product: weights may be stored in fp32 and rounded by
-    a Cast or a pair of Q/DQ, or stored in int8 and multiplied in fp32. Attention's own products have no stored operand.
+    a Cast or a pair of Q/DQ, or stored in int8 and multiplied in fp32. "" is a product with a stored operand of no type that is
+    known. Attention's own products have no stored operand, and what is added to activations is no weight.
     """
     graph = _Graph(_inlined(model))
-    return Counter(name for node in graph.nodes if (name := graph.product(node)))
+    return Counter(name for node in graph.nodes if (name := graph.product(node)) is not None)
 
 
 def rounded_to(model: onnx.ModelProto) -> set[str]:
@@ -65,12 +70,27 @@ def coarsest(names: set[str]) -> str:
 def graph_precision(model: onnx.ModelProto) -> tuple[str, str]:
     """(the coarsest type that a graph rounds its weights or values to, the words that say where); ("", why) if none is found."""
     weights = weight_types(model)
+    unknown = weights.pop("", 0)
+    rest = f"; {unknown} product{'s' if unknown > 1 else ''} not recognised" if unknown else ""
     if not weights:
-        return "", "it holds no weights of linears or convolutions that slimvit knows"
+        return "", f"it holds no weights of linears or convolutions that slimvit knows{rest}"
     held, elsewhere = coarsest(set(weights)), coarsest(rounded_to(model))
     if elsewhere and COARSEST_FIRST.index(elsewhere) < COARSEST_FIRST.index(held):
-        return elsewhere, f"its weights are {held}, and other values are rounded to {elsewhere}"
-    return held, f"{weights[held]} of {weights.total()} linears and convolutions hold {held} weights"
+        return elsewhere, f"its weights are {held}, and other values are rounded to {elsewhere}{rest}"
+    return held, f"{weights[held]} of {weights.total()} linears and convolutions hold {held} weights{rest}"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A value that follows from stored tensors alone.
+
+    Attributes:
+        kind: the coarsest type on its way; "" where that is of no weight.
+        matrix: whether it has two dimensions or more.
+    """
+
+    kind: str
+    matrix: bool
 
 
 class _Graph:
@@ -85,36 +105,43 @@ class _Graph:
         for node in self.nodes:
             if node.op_type == "Constant":
                 self.stored.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
-        self.producers = {name: node for node in self.nodes for name in node.output}
+        self.values = self._values()
 
-    def product(self, node: onnx.NodeProto) -> str:
-        """The coarsest type of the weights that a node multiplies by; "" if it is no product, or one of activations."""
+    def product(self, node: onnx.NodeProto) -> str | None:
+        """The coarsest type of the weights that a node multiplies by; None if it is no product, or not one of a weight with activations."""
         if not PRODUCT.search(node.op_type):
-            return ""
-        names = {name for each in node.input if (name := self._weight(each, 0))}
-        if names and (bits := _attribute(node, BITS, 4 if "NBits" in node.op_type else 0)):
-            names.add(f"int{bits}")
-        return coarsest(names)
+            return None
+        names = [name for name in node.input[: OPERANDS.get(node.op_type)] if name]
+        weights = [value for name in names if (value := self.values.get(name)) and value.matrix]
+        if not weights or all(name in self.values for name in names):
+            return None
+        kinds = {value.kind for value in weights} - {""}
+        if kinds and (bits := _attribute(node, BITS, 4 if "NBits" in node.op_type else 0)):
+            kinds.add(f"int{bits}")
+        return coarsest(kinds)
 
-    def _weight(self, name: str, depth: int) -> str:
-        """The coarsest type between a stored matrix and where it is used; "" if what is used is none."""
-        if name in self.stored:
-            tensor = self.stored[name]
-            return type_name(tensor.data_type) if len(tensor.dims) >= 2 else ""
-        node = self.producers.get(name)
-        if node is None or depth > 20:
-            return ""
-        if node.op_type in SCALED:
-            return coarsest({self._weight(each, depth + 1) for each in node.input})
-        if node.op_type not in (*MOVED, "Cast", "QuantizeLinear"):
-            return ""
-        before = self._weight(node.input[0], depth + 1)
-        here = ""
-        if node.op_type == "Cast":
-            here = type_name(_attribute(node, "to"))
-        elif node.op_type == "QuantizeLinear":
-            here = self.quantised_to(node)
-        return coarsest({before, here}) if before else ""
+    def _values(self) -> dict[str, _Stored]:
+        """Every value that follows from stored tensors alone; nodes are sorted, so that one pass is enough."""
+        values = {
+            name: _Stored(type_name(tensor.data_type) if max(tensor.dims, default=1) > 1 else "", len(tensor.dims) > 1)
+            for name, tensor in self.stored.items()
+        }
+        for node in self.nodes:
+            names = [name for name in (node.input[:1] if node.op_type in DATA_FIRST else node.input) if name]
+            if names and all(name in values for name in names):
+                value = self._made_of(node, [values[name] for name in names])
+                values.update(dict.fromkeys(node.output, value))
+        return values
+
+    def _made_of(self, node: onnx.NodeProto, given: Sequence[_Stored]) -> _Stored:
+        """What a node makes of stored values."""
+        matrix = any(value.matrix for value in given)
+        kinds = {value.kind for value in given if value.matrix or not matrix} - {""}  # scales of a matrix do not count
+        if kinds and node.op_type == "Cast":
+            kinds.add(type_name(_attribute(node, "to")))
+        elif kinds and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+            kinds.add(self.quantised_to(node))
+        return _Stored(coarsest(kinds), matrix or node.op_type in RESHAPED)
 
     def quantised_to(self, node: onnx.NodeProto) -> str:
         """The type that a QuantizeLinear rounds to: that of its zero point, or what it is told, or uint8."""

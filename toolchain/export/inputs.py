@@ -1,7 +1,8 @@
-"""What a file takes: its one input's name, type and shape, and images as that input."""
+"""What a file takes: its one input's name, type and shape, images as that input, and what it says of their preprocessing."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from toolchain.artifact import Preprocess
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.onnx_graph import INPUT
-from toolchain.export.pixels import to_pixels
+from toolchain.export.onnx_graph import INPUT, read_onnx
+from toolchain.export.pixels import FORM, UINT8, to_pixels
 
 Array = NDArray[Any]
+PREPROCESS = "slimvit.preprocess"
+"""The key of a file's metadata that says how images become its input."""
 Sample = tuple[int | None, ...]
 """The shape of one sample, without the batch; None where the file leaves it open."""
 CHANNELS = (1, 3)
@@ -49,7 +52,11 @@ class ImageInput:
     @property
     def size(self) -> Sample:
         """The shape of one image, channels first: (C, H, W), or of another rank what the file has."""
-        return (self.sample[-1], *self.sample[:-1]) if self.channels_last else self.sample
+        return self.turned(self.sample)
+
+    def turned(self, sample: Sample) -> Sample:
+        """A shape of one image in this input's own layout, with the channels first."""
+        return (sample[-1], *sample[:-1]) if self.channels_last and len(sample) == 3 else sample
 
     def feeds(self, images: Array, preprocess: Preprocess | None = None) -> dict[str, Array]:
         """Images [B, C, H, W], float32, as this input takes them.
@@ -64,6 +71,43 @@ class ImageInput:
             return {self.name: pixels if self.channels_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
         turned = images.transpose(0, 2, 3, 1) if self.channels_last else images
         return {self.name: np.ascontiguousarray(turned, dtype=self.type)}
+
+
+def read_preprocess(path: Path) -> Preprocess:
+    """What an ONNX file that `Export` wrote says about its input.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it is damaged, or was not written by slimvit.
+    """
+    return preprocess_in(read_onnx(path), path)
+
+
+def preprocess_in(model: onnx.ModelProto, path: Path) -> Preprocess:
+    """The same for a file that was read already; `path` is for messages."""
+    preprocess = declared_preprocess(model, path)
+    if preprocess is None:
+        raise no_preprocess(path)
+    return preprocess
+
+
+def no_preprocess(path: Path) -> ArtifactError:
+    """The error of a file that does not say how its input is preprocessed."""
+    return ArtifactError(
+        f"{path} does not say how its input is preprocessed: slimvit did not write it. Name --mean and --std, and "
+        "--crop-pct where pictures are cropped; in a gate they are mean, std and crop_pct of [data]."
+    )
+
+
+def declared_preprocess(model: onnx.ModelProto, path: Path) -> Preprocess | None:
+    """What a file says about its input, None if nothing; raises ArtifactError if it is damaged."""
+    for entry in model.metadata_props:
+        if entry.key == PREPROCESS:
+            try:
+                return Preprocess.from_dict(json.loads(entry.value))
+            except (json.JSONDecodeError, ArtifactError) as error:
+                raise ArtifactError(f"{path} has damaged metadata: {PREPROCESS}: {error}") from None
+    return None
 
 
 def folder_input(preprocess: Preprocess) -> ImageInput:
@@ -104,8 +148,10 @@ def input_of(model: onnx.ModelProto, path: Path) -> ImageInput:
     batch, *sample = dims or [None]
     if not sample:
         raise RecipeError(f"input {values[0].name!r} of {path} says no shape [batch, …]; it takes no batch of images")
-    own = kind == "uint8" and any(entry.key.startswith("slimvit.") for entry in model.metadata_props)
-    last = len(sample) == 3 and (own or (sample[2] in CHANNELS and sample[0] not in CHANNELS))
+    declared = declared_preprocess(model, path)
+    form = next((entry.value for entry in model.metadata_props if entry.key == FORM), "")
+    own = form == UINT8 and declared is not None and sample[-1] == declared.input_size[0]
+    last = len(sample) == 3 and ((kind == "uint8" and own) or (sample[2] in CHANNELS and sample[0] not in CHANNELS))
     return ImageInput(values[0].name, kind, batch, tuple(sample), last)
 
 
@@ -114,21 +160,23 @@ def resolved(inputs: dict[Path, ImageInput], input_shape: tuple[int, ...] | None
 
     Args:
         inputs: artifact → what it takes.
-        input_shape: what was asked for, (C, H, W); None takes it from the artifacts.
+        input_shape: what was asked for, in the layout of each; None takes it from the artifacts.
 
     Raises:
         RecipeError: they take other shapes than each other or than what was asked for, or all leave it open.
     """
-    size: Sample | None = input_shape
+    size: Sample | None = None
     for path, each in inputs.items():
-        if size is not None and (
-            len(size) != len(each.size)
-            or any(None not in pair and pair[0] != pair[1] for pair in zip(size, each.size, strict=True))
-        ):
-            asked = input_shape is not None
-            others = f"asked for {list(size)}" if asked else f"{next(iter(inputs))} takes {shown(size)}"
-            raise RecipeError(f"{path} takes {shown(each.size)} per image, {others}; {FIXED_SIZE}")
-        size = each.size if size is None else tuple(a or b for a, b in zip(size, each.size, strict=True))
+        if input_shape is not None and not fit(each.sample, input_shape):
+            hint = fixed_size_hint(each.sample, input_shape)
+            raise RecipeError(f"{path} takes {shown(each.sample)} per image, asked for {list(input_shape)}{hint}")
+        own = each.size if input_shape is None else each.turned(input_shape)
+        if size is not None and not fit(size, own):
+            hint = fixed_size_hint(own, size)
+            raise RecipeError(
+                f"{path} takes {shown(own)} per image, {next(iter(inputs))} takes {shown(size)}, channels first{hint}"
+            )
+        size = own if size is None else tuple(a or b for a, b in zip(size, own, strict=True))
     assert size is not None
     if None in size:
         raise RecipeError(
@@ -136,6 +184,17 @@ def resolved(inputs: dict[Path, ImageInput], input_shape: tuple[int, ...] | None
             "--input-shape, e.g. --input-shape 3,224,224"
         )
     return tuple(n for n in size if n is not None)
+
+
+def fit(a: Sample, b: Sample) -> bool:
+    """Whether one shape can be both; None fits anything."""
+    return len(a) == len(b) and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+
+
+def fixed_size_hint(a: Sample, b: Sample) -> str:
+    """The end of a sentence about two shapes that do not fit: "; …" where they are images of as many channels, else ""."""
+    images = len(a) == len(b) == 3 and None not in a
+    return f"; {FIXED_SIZE}" if images and (a[0] == b[0] or a[2] == b[2]) else ""
 
 
 def shown(sample: Sample) -> str:

@@ -222,6 +222,18 @@ def _vacuous(outputs: Sequence[Array], noise: float) -> str | None:
     return None
 
 
+def spread_error(y: Array, z: Array) -> float:
+    """Σ‖y−z‖² / Σ‖y−ȳ‖², with ȳ the mean of y over images: 0 for equal outputs, at least 1 for z that are the same for every image.
+
+    Args:
+        y: what is expected, one row per image.
+        z: what is there instead.
+    """
+    y, z = (np.asarray(each, np.float64) for each in (y, z))
+    spread = float(((y - y.mean(axis=0)) ** 2).sum())
+    return float(((y - z) ** 2).sum()) / spread if spread > 0 else float("inf")
+
+
 def _cosines(y: Array, z: Array) -> Array:
     """Cosine of each row of y with that of z; 0 where one of them is a zero vector."""
     norms = np.linalg.norm(y, axis=1) * np.linalg.norm(z, axis=1)

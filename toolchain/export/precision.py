@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from toolchain.errors import TargetUnavailable
-from toolchain.export.calls import PREPROCESS, Call
+from toolchain.export.calls import Call
 from toolchain.export.conversion import Conversion
 from toolchain.export.graph_types import graph_precision
 from toolchain.export.half import bf16, fp16
+from toolchain.export.inputs import PREPROCESS
 from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.parity import TOLERANCES, Tolerance
 from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq
@@ -121,9 +122,11 @@ def precision_of(path: Path) -> Reading:
     Raises:
         StorageError, ArtifactError: the file cannot be read.
     """
-    if path.is_dir():
-        return Reading(FP32)
-    model = read_onnx(path)
+    return Reading(FP32) if path.is_dir() else precision_in(read_onnx(path))
+
+
+def precision_in(model: onnx.ModelProto) -> Reading:
+    """The same for a file that was read already."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     name, reason = graph_precision(model)
     declared = metadata.get(PRECISION, FP32 if PREPROCESS in metadata else "")
@@ -142,8 +145,8 @@ def declared_precision(path: Path) -> str:
     Raises:
         StorageError, ArtifactError: the file cannot be read.
     """
-    metadata = {entry.key for entry in read_onnx(path).metadata_props}
-    reading = precision_of(path)
+    model = read_onnx(path)
+    metadata, reading = {entry.key for entry in model.metadata_props}, precision_in(model)
     return reading.name if PREPROCESS in metadata and not reading.reason else ""
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import PREPROCESS, feeding, opened
-from toolchain.export.inputs import FIXED_SIZE
+from toolchain.export.calls import feeding, opened
+from toolchain.export.inputs import FIXED_SIZE, PREPROCESS
 from toolchain.export.onnx_graph import GraphFacts, export_onnx, replacing
 from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels

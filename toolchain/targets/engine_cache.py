@@ -30,22 +30,31 @@ class Builder(Protocol):
         ...
 
 
-def cached_engine(builder: Builder, onnx: Path, batch: int, capability: str) -> Path:
+def cached_engine(
+    builder: Builder, onnx: Path, batch: int, capability: str, sample: tuple[int, ...] | None = None
+) -> Path:
     """The engine of an ONNX file for one batch and one GPU; what was built before is taken again.
+
+    Args:
+        builder: what builds it.
+        onnx: the file.
+        batch: the only one that it takes.
+        capability: compute capability of the GPU.
+        sample: shape of one sample, which the file may leave open; None for a file of several inputs.
 
     Raises:
         StorageError: the file cannot be read, or the cache not written.
         ArtifactError: the file is damaged, or the runtime refuses it.
     """
     weights = [sha256(file) for file in external_files(onnx)]
-    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sha256(onnx), weights)
+    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sample, sha256(onnx), weights)
     with exclusive(folder):
         kept = sorted(folder.glob("*.engine"))  # written whole or not at all
         if kept:
             return kept[0]
         folder.mkdir(exist_ok=True)
         capabilities = (capability,) if builder.ahead_of_time else ()
-        return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities)).path
+        return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities, input_shape=sample)).path
 
 
 def source_digests(onnx: Path) -> dict[str, Any]:

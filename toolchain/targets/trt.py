@@ -208,7 +208,7 @@ class TensorRT(Refittable):
 
         if path.suffix != ".onnx":
             return opened(path)
-        return OnnxTrtRunner(lambda batch: cached_engine(self, path, batch, local_capability()), opened)
+        return OnnxTrtRunner(lambda batch, sample: cached_engine(self, path, batch, local_capability(), sample), opened)
 
     def _refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
         """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.

@@ -126,11 +126,16 @@ class _TrtLaunch:
 
 
 class OnnxTrtRunner:
-    """An ONNX file on the GPU: for each batch that it is given, the engine that `built` returns for it."""
+    """An ONNX file on the GPU: for each batch and shape that it is given, the engine that `built` returns for it.
 
-    def __init__(self, built: Callable[[int], Path], opened: Callable[[Path], TrtRunner]) -> None:
+    `built` is given the batch, and the shape of one sample where the file has one input.
+    """
+
+    def __init__(
+        self, built: Callable[[int, tuple[int, ...] | None], Path], opened: Callable[[Path], TrtRunner]
+    ) -> None:
         self._built, self._opened = built, opened
-        self._runners: dict[int, TrtRunner] = {}
+        self._runners: dict[tuple[tuple[int, ...], ...], TrtRunner] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -155,10 +160,12 @@ class OnnxTrtRunner:
         return max((runner.device_bytes() or 0 for runner in self._runners.values()), default=0) or None
 
     def _runner(self, feeds: Feeds) -> TrtRunner:
-        batch = next(iter(feeds.values())).shape[0]
-        if batch not in self._runners:
-            self._runners[batch] = self._stack.enter_context(self._opened(self._built(batch)))
-        return self._runners[batch]
+        shapes = tuple(values.shape for values in feeds.values())
+        if shapes not in self._runners:
+            batch, *sample = shapes[0]
+            engine = self._built(batch, tuple(sample) if len(shapes) == 1 else None)
+            self._runners[shapes] = self._stack.enter_context(self._opened(engine))
+        return self._runners[shapes]
 
 
 @functools.cache

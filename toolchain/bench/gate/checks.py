@@ -13,7 +13,8 @@ from toolchain.bench.gate.limits import limit_of
 from toolchain.bench.gate.result import Check, Status, Unit
 from toolchain.bench.size import artifact_size_bytes, stored_params
 from toolchain.errors import RecipeError
-from toolchain.export.logits import accuracy_of, parity_of
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
 from toolchain.export.onnx_graph import read_onnx
 
 

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from toolchain.bench.size import artifact_sha256
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
-from toolchain.export.logits import Preparation
 from toolchain.export.parity import TOLERANCES, Tolerance
+from toolchain.export.preparation import Preparation
 from toolchain.recipe import (
     Counts,
     Fraction,
@@ -141,7 +141,7 @@ class DataSection(Section):
 
     @property
     def preparation(self) -> Preparation:
-        """The same for `export.logits`."""
+        """The same for `export.preparation`."""
         return Preparation(self.mean, self.std, self.crop_pct, self.interpolation)
 
 

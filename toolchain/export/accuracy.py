@@ -1,0 +1,85 @@
+"""The accuracy of an artifact on the images of a data source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
+from toolchain.export.calls import Array, Call, Outputs
+from toolchain.export.form import Form, form_of, opened_form
+from toolchain.export.inputs import (
+    resolved,
+)
+from toolchain.export.onnx_graph import OUTPUT, first_line
+from toolchain.export.preparation import Preparation, prepared, resized_source
+from toolchain.export.stage import stack_images
+from toolchain.outputs import label_classes, output_of
+from toolchain.training.evaluate import Accuracy, accuracy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy of an artifact, and one sentence for each thing that was assumed of it or replaced in what it says."""
+
+    accuracy: Accuracy
+    notes: tuple[str, ...]
+
+
+def accuracy_of(
+    path: Path,
+    data: str,
+    split: str,
+    *,
+    classes: str = "",
+    asked: Preparation = Preparation(),  # noqa: B008 - frozen
+    input_shape: tuple[int, ...] | None = None,
+) -> Evaluation:
+    """Top-1 predictions of an artifact beside the labels of one split of a data source.
+
+    Args:
+        path: a model folder or an ONNX file.
+        data: the source.
+        split: its split.
+        classes: a class map, as in `open_source`.
+        asked: how images are prepared, in place of what the artifact says or where it says nothing.
+        input_shape: shape of one image in the file's own layout, where the file leaves it open.
+
+    Raises:
+        DataError: the source is unknown, has no labels, or does not fit.
+        ModelError: the artifact has other classes than the source.
+        ArtifactError: it does not say how its input is preprocessed, and that was not asked for either.
+    """
+    form = form_of(path)
+    preprocess, notes = prepared(form, asked, resolved({path: form.input}, input_shape))
+    with opened_form(form, preprocess=preprocess) as run:
+        call = _explained(run, form)
+        source = resized_source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
+        if not source.labelled:
+            raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
+        images = source.split(split)
+        first = call(stack_images([images[0][0]]))
+        if first.ndim != 2 or len(first) != 1:
+            raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
+        source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
+        result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
+    return Evaluation(result, (*notes, *form.notes))
+
+
+def _explained(run: Outputs, form: Form) -> Call:
+    """Images → the output that names classes: "logits", or the first. What a runtime raises becomes an ArtifactError."""
+    name = OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs))
+
+    def call(images: Array) -> Array:
+        try:
+            return run(images)[name]
+        except SlimvitError:
+            raise
+        except Exception as error:  # every runtime raises its own
+            raise ArtifactError(
+                f"{form.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    return call

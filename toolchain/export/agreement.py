@@ -1,0 +1,292 @@
+"""How far two artifacts agree on the same images: one rung, by what their precisions allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from toolchain.artifact import Preprocess
+from toolchain.errors import RecipeError
+from toolchain.export.calls import Array
+from toolchain.export.form import Form, form_of, opened_form
+from toolchain.export.inputs import (
+    FLOATS,
+    resolved,
+    shown,
+)
+from toolchain.export.onnx_graph import OUTPUT
+from toolchain.export.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
+from toolchain.export.pixels import representable
+from toolchain.export.precision import COMPARED, EITHER, FP32, tolerance_of
+from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
+from toolchain.export.stage import stack_images
+
+SYNTHETIC = "none"
+"""The data source of seeded noise."""
+BLOBS = 16
+"""Images of coarse noise that a rounded file of another tool is compared on besides: fine noise looks the same to a ViT."""
+SPREAD_ERRORS = {"pictures": 0.1, "noise": 0.75}
+"""What such a file may have for `spread_error`. Weights that are all 0 have 1 or more, and 2 · (1 − 0.95) is what int8's cosine
+comes to about the mean. An honest static file clips what is unlike the images that it was calibrated on: 0.52 was seen on noise."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The rung of two artifacts, and one sentence for each thing that was assumed of them."""
+
+    rung: Rung
+    notes: tuple[str, ...]
+
+
+def parity_of(
+    a: Path,
+    b: Path,
+    data: str,
+    tolerance: Tolerance | None = None,
+    *,
+    asked: Preparation = Preparation(),  # noqa: B008 - frozen
+    input_shape: tuple[int, ...] | None = None,
+) -> Agreement:
+    """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
+
+    Of several outputs every one that both have is compared, and the worst decides; the notes say which are not.
+    A rounded file of another tool, whose weights were never held against another's, must also differ between images as A does.
+    Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
+    has no tolerance and none is given, what they differ by is told and not judged.
+
+    Args:
+        a: what is right: a model folder or an ONNX file.
+        b: what is compared with it.
+        data: the source; "none" is seeded noise, which needs no preprocessing.
+        tolerance: what is allowed; None is what the precisions of both ask for.
+        asked: how images are prepared, in place of what A says or where neither says anything.
+        input_shape: shape of one image in the files' own layout, where both leave it open.
+
+    Raises:
+        RecipeError: the artifacts take images of different sizes or layouts, or the source does not fit them.
+        ArtifactError: neither says how its input is preprocessed, and images were asked for.
+    """
+    forms = form_of(a), form_of(b)
+    _require_one_layout(*forms)
+    allowed = tolerance or tolerance_of(*(form.precision for form in forms))
+    judged = allowed or Tolerance(None, -1.0, None)
+    size = resolved({form.path: form.input for form in forms}, input_shape)
+    pairs = _pairs(*forms)
+    classes = _names_classes(forms, pairs[0])
+    unheld = tolerance is None and any(map(_is_unheld, forms))
+    given = _compared_on(
+        forms, data, asked, size, top1=classes and judged.top1_min is not None, spread=unheld and allowed is not None
+    )
+    batches = sorted({*BATCHES, len(given.images)})
+    outputs = []
+    for form in forms:
+        with opened_form(form, given.preprocess) as run:
+            try:
+                outputs.append(outputs_of(form.path.name, run, given.images, batches))
+            except CannotRun as error:
+                rung = Rung(a.name, b.name, None, None, None, judged, "fail", str(error))
+                return Agreement(rung, (*given.notes, *_notes(forms)))
+    rungs: list[Rung] = []
+    left = []
+    for pair in pairs:
+        sides = [[each[name] for each in side] for name, side in zip(pair, outputs, strict=True)]
+        if not all(_per_image(side, batches) for side in sides):
+            left.append(pair)
+            continue
+        first = pair == pairs[0]
+        bounds = judged if first and classes else replace(judged, top1_min=None)
+        rung = _rung_of(forms, sides, bounds, real=given.real and first and classes)
+        if unheld and allowed is not None and rung.verdict == "pass":
+            rung = _held_by_spread(rung, sides, "pictures" if given.real else "noise")
+        if not rungs or not all(map(np.array_equal, *sides)):  # equal ones agree, also where they are constant
+            reason = f"output {pair[0]!r}: {rung.reason}" if rung.reason and len(pairs) > 1 else rung.reason
+            rungs.append(replace(rung, reason=reason))
+    if len(left) == len(pairs):
+        raise RecipeError(
+            f"{a} and {b} give {', '.join(repr(ours) for ours, _ in left)}, of which none has one row per image: the first "
+            "dimension of an output must be the batch. Nothing can be compared."
+        )
+    rung = min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
+    if allowed is None and rung.verdict == "pass":
+        rung = replace(rung, verdict="not_run", reason=_not_judged(*forms))
+    return Agreement(rung, (*given.notes, *_which(forms, [pair for pair in pairs if pair not in left]), *_notes(forms)))
+
+
+def _per_image(side: Sequence[Array], batches: Sequence[int]) -> bool:
+    """Whether an output has one row for each image, at every batch."""
+    return all(each.ndim > 0 and len(each) == batch for each, batch in zip(side, batches, strict=True))
+
+
+def _rung_of(forms: tuple[Form, Form], sides: Sequence[Sequence[Array]], tolerance: Tolerance, *, real: bool) -> Rung:
+    """The rung of one output of both, one array [B, …] for each batch: each image's output is one row of it."""
+    a, b = (form.path.name for form in forms)
+    shapes = [side[0].shape[1:] for side in sides]
+    expected, got = ([each.reshape(len(each), -1) for each in side] for side in sides)
+    rung = compare_outputs(a, b, expected, got, tolerance=tolerance, real_images=real)
+    if shapes[0] != shapes[1]:
+        shown_shapes = " and ".join(f"{name} {list(shape)}" for name, shape in zip((a, b), shapes, strict=True))
+        rung = replace(rung, verdict="fail", reason=f"outputs have other shapes per image: {shown_shapes}")
+    return rung
+
+
+def _is_unheld(form: Form) -> bool:
+    """Whether it is a rounded file of another tool: slimvit has held the weights of its own against the fp32 file."""
+    return form.precision.name not in (FP32, "fp64") and (form.precision.reason != "" or form.precision.name == EITHER)
+
+
+def _held_by_spread(rung: Rung, sides: Sequence[Sequence[Array]], images: str) -> Rung:
+    """The rung, failed where the outputs do not follow the image: a cosine says nothing of that where all have a large mean."""
+    error = spread_error(*(side[-1].reshape(len(side[-1]), -1) for side in sides))
+    if error <= SPREAD_ERRORS[images]:
+        return rung
+    reason = (
+        f"Σ‖y−z‖² is {error:.3g} of Σ‖y−ȳ‖², at most {SPREAD_ERRORS[images]} on {images}: how the outputs of {rung.from_} "
+        f"differ between images is lost in {rung.to}"
+    )
+    return replace(rung, verdict="fail", reason=reason)
+
+
+def _names_classes(forms: tuple[Form, Form], pair: tuple[str, str]) -> bool:
+    """Whether the largest number of an output names a class."""
+    ranks = [form.outputs[name] for form, name in zip(forms, pair, strict=True)]
+    return all(rank in (2, None) for rank in ranks) and all(form.output in ("logits", None) for form in forms)
+
+
+def _pairs(a: Form, b: Form) -> list[tuple[str, str]]:
+    """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each."""
+    common = sorted((name for name in a.outputs if name in b.outputs), key=lambda name: name != OUTPUT)
+    if common:
+        return [(name, name) for name in common]
+    ours, theirs = (OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs)) for form in (a, b))
+    return [(ours, theirs)]
+
+
+def _which(forms: tuple[Form, Form], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """What was compared where that is a choice, and what was not."""
+    notes = [
+        f"Compared are {ours} of {forms[0].path.name} and {theirs} of {forms[1].path.name}."
+        for ours, theirs in pairs
+        if ours != theirs
+    ]
+    for form, names in zip(forms, zip(*pairs, strict=True), strict=True):
+        if rest := [name for name in form.outputs if name not in names]:
+            notes.append(f"Not compared: {', '.join(rest)} of {form.path.name}.")
+    return list(dict.fromkeys(notes))
+
+
+def _notes(forms: tuple[Form, Form]) -> list[str]:
+    return list(dict.fromkeys(note for form in forms for note in form.notes))
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The images that two artifacts are compared on.
+
+    Attributes:
+        images: [N, C, H, W], float32, such that both can be given them without rounding.
+        real: whether they are pictures.
+        preprocess: how they were prepared; None for noise.
+        notes: one sentence for each thing that was assumed.
+    """
+
+    images: Array
+    real: bool
+    preprocess: Preprocess | None
+    notes: tuple[str, ...] = ()
+
+
+def _compared_on(
+    forms: tuple[Form, Form], data: str, asked: Preparation, size: tuple[int, ...], *, top1: bool, spread: bool
+) -> _Compared:
+    """The images of `parity_of`; many if top-1 is judged, and at least `BLOBS` if the spread over images is."""
+    if data == SYNTHETIC:
+        if asked.asked:
+            raise RecipeError("images are prepared where they come from --data; seeded noise is fed as it is")
+        known = next((form.preprocess for form in forms if form.preprocess), None)
+        fed = noise(size, max(BATCHES))
+        fed = np.concatenate([fed, blobs(size, BLOBS)]) if spread else fed
+        chosen = _Compared(fed, False, known or _of_noise(*forms, size=size))
+    else:
+        describing = _describing(forms, asked)
+        preprocess, notes = prepared(describing, asked, size)
+        notes += [
+            f"Images are prepared as {describing.path.name} says; {form.path.name} says otherwise."
+            for form in forms
+            if form.preprocess and describing.preprocess and form.preprocess != describing.preprocess
+        ]
+        source = resized_source(data, preprocess, asked)
+        images = source.split("validation")
+        few = source.synthetic or not top1
+        count = max(*BATCHES, min(COMPARED if not few else BLOBS if spread else 0, len(images)))
+        batch = stack_images(source.to_compare(count))
+        chosen = _Compared(batch, not source.synthetic, preprocess, tuple(notes))
+    images_, rounded = chosen.images, []
+    for form in forms:
+        if form.input.takes_pixels and (how := form.preprocess or chosen.preprocess) is not None:
+            images_ = representable(images_, how)
+            rounded.append(f"Both are given images that pixels can say, since {form.path.name} takes pixels.")
+        elif form.input.type == "float16":
+            images_ = images_.astype(np.float16).astype(np.float32)
+            rounded.append(f"Both are given images rounded to fp16, which is what {form.path.name} takes.")
+    return replace(chosen, images=images_, notes=(*chosen.notes, *rounded))
+
+
+def _describing(forms: tuple[Form, Form], asked: Preparation) -> Form:
+    """The one of two artifacts that says how images are prepared: A if it does, else B; else what takes no pixels."""
+    saying = [form for form in forms if form.preprocess]
+    floats = [form for form in forms if not form.input.takes_pixels]
+    if asked.mean is not None or asked.std is not None:
+        saying = [form for form in saying if form in floats]
+    return [*saying, *floats, *forms][0]
+
+
+def noise(size: tuple[int, ...], count: int) -> Array:
+    """Seeded normal images [count, C, H, W], float32."""
+    return np.random.default_rng(0).standard_normal((count, *size)).astype(np.float32)
+
+
+def blobs(size: tuple[int, ...], count: int) -> Array:
+    """Seeded normal images [count, C, H, W], float32, of 1, 2, 4 or 8 squares a side; samples of another rank are plain noise."""
+    if len(size) != 3:
+        return noise(size, count)
+    rng, (channels, height, width) = np.random.default_rng(1), size
+    images = []
+    for index in range(count):
+        side = 2 ** (index % 4)
+        coarse = rng.standard_normal((channels, side, side))
+        images.append(coarse[:, np.arange(height) * side // height][:, :, np.arange(width) * side // width])
+    return np.array(images, np.float32)
+
+
+def _not_judged(*forms: Form) -> str:
+    unknown = [form for form in forms if tolerance_of(form.precision) is None]
+    said = [f"{form.path.name} is {form.precision.name or 'of no known precision'}" for form in unknown]
+    return f"{' and '.join(dict.fromkeys(said))}, for which slimvit has no tolerance: not judged; name a bound with --cosine-min"
+
+
+def _require_one_layout(a: Form, b: Form) -> None:
+    """Raises RecipeError where one takes float images with the channels first and the other with the channels last."""
+    floats = [form for form in (a, b) if form.input.type in FLOATS]
+    if len({form.input.channels_last for form in floats}) > 1:
+        said = " and ".join(f"{form.path} takes {shown(form.input.sample)} per image" for form in floats)
+        raise RecipeError(f"{said}; one has its channels first, the other last. Bring them into one layout.")
+
+
+def _of_noise(a: Form, b: Form, *, size: tuple[int, ...]) -> Preprocess | None:
+    """How noise is thought to be normalised where both files take pixels and say no more; None where none does.
+
+    Raises:
+        RecipeError: one takes pixels and the other what is behind an unknown preprocessing.
+    """
+    pixels = [form for form in (a, b) if form.input.takes_pixels]
+    if not pixels:
+        return None
+    if len(pixels) < 2 or len(size) != 3:
+        raise RecipeError(
+            f"{pixels[0].path} takes uint8 pixels and the other preprocessed images; how they are prepared is not known. "
+            "Compare them on pictures: --data, --mean and --std."
+        )
+    return raw_pixels((size[0], size[1], size[2]))
