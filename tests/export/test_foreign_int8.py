@@ -68,7 +68,8 @@ def test_an_honest_file_passes_and_one_whose_weights_are_all_zero_fails(tool, vi
             tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
     onnx.save(model, path)
     rung = parity_of(vit, path, "none").rung
-    assert rung.verdict == "fail"
+    assert rung.verdict == ("not_run" if tool is qdq else "fail"), "fixed scales may be to blame on noise"
+    assert ("name --data" in rung.reason) == (tool is qdq)
     assert "Σ‖y−z‖²" in rung.reason, "the cosine alone lets it pass"
     assert parity_of(vit, path, "none", Tolerance(None, 0.9, None)).rung.verdict == "pass", "asked for so"
 

@@ -10,9 +10,7 @@ import torch
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
 from toolchain.export.calls import Array, Call, Outputs
 from toolchain.export.form import Form, form_of, opened_form
-from toolchain.export.inputs import (
-    resolved,
-)
+from toolchain.export.inputs import resolved
 from toolchain.export.onnx_graph import OUTPUT, first_line
 from toolchain.export.preparation import Preparation, prepared, resized_source
 from toolchain.export.stage import stack_images
@@ -65,6 +63,10 @@ def accuracy_of(
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
         source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
+    if result.without_class:
+        raise ArtifactError(
+            f"{path} gives NaN or infinity for {result.without_class} of {result.total} images, so that it has no accuracy"
+        )
     return Evaluation(result, (*notes, *form.notes))
 
 

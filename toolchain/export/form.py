@@ -12,15 +12,7 @@ import torch
 from toolchain.artifact import ModelRecord, Preprocess
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import Outputs, in_parts, opened_outputs
-from toolchain.export.inputs import (
-    PREPROCESS,
-    ImageInput,
-    declared_preprocess,
-    fit,
-    folder_input,
-    input_of,
-    shown,
-)
+from toolchain.export.inputs import PREPROCESS, ImageInput, declared_preprocess, fit, folder_input, input_of, shown
 from toolchain.export.onnx_graph import OUTPUT, read_onnx
 from toolchain.export.precision import Reading, precision_in, precision_of, reference_target
 from toolchain.export.probabilities import PROBABILITIES, output_in, own_probabilities
@@ -41,6 +33,7 @@ class Form:
         precision: and where that is known from.
         preprocess: what it says about its input; None where it says nothing.
         output: what it says that its outputs are; None where it says nothing.
+        fixed_scales: whether it rounds activations by scales that are stored, those of the images that it was calibrated on.
     """
 
     path: Path
@@ -49,6 +42,7 @@ class Form:
     precision: Reading
     preprocess: Preprocess | None
     output: Output | None
+    fixed_scales: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -98,7 +92,8 @@ def form_of(path: Path) -> Form:
             f"{path} says that images are {list(preprocess.input_size)}, channels first, and takes {shown(image.sample)}: its "
             f"metadata is of another file. Remove {PREPROCESS} and name --mean and --std."
         )
-    return Form(path, image, outputs, precision_in(model), preprocess, output_in(model))
+    fixed = any(node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear") for node in model.graph.node)
+    return Form(path, image, outputs, precision_in(model), preprocess, output_in(model), fixed)
 
 
 @contextlib.contextmanager
