@@ -82,12 +82,7 @@ class ImageFolder:
                 *layout.notes,
                 *notes,
                 *walk.notes(),
-                *headers.notes(
-                    len(files),
-                    wanted.exif_orientation,
-                    turned=preprocessing.exif_orientation,
-                    channels=wanted.input_size[0],
-                ),
+                *header_notes(headers, len(files), wanted, preprocessing),
             ),
         )
 
@@ -128,12 +123,7 @@ class ImageFiles:
             notes=(
                 *notes,
                 *walk.notes(),
-                *headers.notes(
-                    len(files),
-                    wanted.exif_orientation,
-                    turned=preprocessing.exif_orientation,
-                    channels=wanted.input_size[0],
-                ),
+                *header_notes(headers, len(files), wanted, preprocessing),
             ),
         )
 
@@ -169,6 +159,12 @@ def _checked(files: Sequence[Path]) -> Headers:
         except BAD_FILE as error:
             raise unreadable(str(files[position]), error) from error
     return headers
+
+
+def header_notes(headers: Headers, total: int, wanted: Wanted, preprocessing: Preprocessing) -> list[str]:
+    """What headers tell of `total` pictures, as sentences, for this model and these keys of the recipe."""
+    turned, channels = preprocessing.exif_orientation, preprocessing.input_size[0]
+    return headers.notes(total, wanted.exif_orientation, turned=turned, channels=channels)
 
 
 def digest_files(root: Path, files: Iterable[Path]) -> str:

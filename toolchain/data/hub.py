@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolchain.data.base import Content
 from toolchain.data.classes import numbers_of
-from toolchain.data.files import sample, workers
+from toolchain.data.files import header_notes, sample, workers
 from toolchain.data.folders import NAMES_READ, by_split, listed
 from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
@@ -59,12 +59,7 @@ class HuggingFace:
             flip=True,
             notes=(
                 *notes,
-                *headers.notes(
-                    sum(map(len, tables.values())),
-                    wanted.exif_orientation,
-                    turned=preprocessing.exif_orientation,
-                    channels=wanted.input_size[0],
-                ),
+                *header_notes(headers, sum(map(len, tables.values())), wanted, preprocessing),
             ),
         )
 
