@@ -11,7 +11,7 @@ from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
 from toolchain.export.calls import Array, Call, Outputs
 from toolchain.export.form import Form, form_of, opened_form
 from toolchain.export.inputs import resolved
-from toolchain.export.onnx_graph import OUTPUT, first_line
+from toolchain.export.onnx_graph import first_line
 from toolchain.export.preparation import Preparation, prepared, resized_source
 from toolchain.export.stage import stack_images
 from toolchain.outputs import label_classes, output_of
@@ -71,12 +71,11 @@ def accuracy_of(
 
 
 def _explained(run: Outputs, form: Form) -> Call:
-    """Images → the output that names classes: "logits", or the first. What a runtime raises becomes an ArtifactError."""
-    name = OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs))
+    """Images → the output that names classes. What a runtime raises becomes an ArtifactError."""
 
     def call(images: Array) -> Array:
         try:
-            return run(images)[name]
+            return run(images)[form.main_output]
         except SlimvitError:
             raise
         except Exception as error:  # every runtime raises its own

@@ -168,8 +168,7 @@ def _pairs(a: Form, b: Form) -> list[tuple[str, str]]:
     common = sorted((name for name in a.outputs if name in b.outputs), key=lambda name: name != OUTPUT)
     if common:
         return [(name, name) for name in common]
-    ours, theirs = (OUTPUT if OUTPUT in form.outputs else next(iter(form.outputs)) for form in (a, b))
-    return [(ours, theirs)]
+    return [(a.main_output, b.main_output)]
 
 
 def _which(forms: tuple[Form, Form], pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -45,6 +45,12 @@ class Form:
     fixed_scales: bool = False
 
     @property
+    def main_output(self) -> str:
+        """The output that names classes: "logits", or one that is called so with a number behind; else the first."""
+        called = [name for name in self.outputs if name.startswith(OUTPUT)]
+        return OUTPUT if OUTPUT in called else next(iter([*called, *self.outputs]))
+
+    @property
     def notes(self) -> list[str]:
         """One sentence each on what was read from the graph or has to be known of it."""
         said = []
