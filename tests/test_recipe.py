@@ -441,3 +441,11 @@ def test_a_latency_limit_can_be_set_on_the_command_line(tmp_path):
     path.write_text('[model]\nname = "deit_tiny_patch16_224"\n', encoding="utf-8")
     recipe = Recipe.load(path, ["budget.latency.ort-cpu=45%", "budget.latency.eager=8 ms"])
     assert recipe.budget.latency == {"ort-cpu": "45%", "eager": "8 ms"}
+
+
+@pytest.mark.parametrize("written", [0.5, [0.5]])
+def test_one_number_stands_for_all_channels(written):
+    recipe = Recipe.from_dict({"model": {"name": "m"}, "data": {"mean": written}, "compress": {"method": "none"}})
+    assert recipe.data.mean == (0.5,)
+    with pytest.raises(RecipeError, match=r"data\.mean"):
+        Recipe.from_dict({"model": {"name": "m"}, "data": {"mean": True}, "compress": {"method": "none"}})

@@ -47,8 +47,13 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _numbers(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else _tuple(value)
+
+
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
-Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_numbers)]
+"""One number for all channels, or one for each."""
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_tuple)]
 
 
