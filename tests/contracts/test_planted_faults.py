@@ -232,9 +232,10 @@ def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, plant, me
     assert caught.value.exit_code == 3
 
 
+# Half of that bias lies on the bound itself: cosines of 0.99990 and 0.99989 on two processors, and 0.9999 is allowed.
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("head.bias", lambda bias: bias[::-1].copy()), ("blocks.1.mlp.fc1.bias", lambda bias: bias + 0.5)],
+    [("head.bias", lambda bias: bias[::-1].copy()), ("blocks.1.mlp.fc1.bias", lambda bias: 0 * bias)],
 )
 def test_an_engine_of_another_model_is_caught(tmp_path, monkeypatch, name, change):
     pytest.importorskip("openvino")
