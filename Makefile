@@ -6,7 +6,7 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 demo_run := runs/digits_vit
 # What also runs on devices, with whatever Python they have.
-on_devices := $(addprefix toolchain/targets/,device_runner.py device_store.py bundle_run.py)
+on_devices := $(wildcard toolchain/on_device/*.py)
 
 # ONNX Runtime's Linux wheels report usage by default.
 export ORT_DISABLE_TELEMETRY := 1
@@ -26,8 +26,8 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
-	$(bin)/python -m pytest tests/bench
-	$(bin)/python -m pytest --ignore tests/bench --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(bin)/python -m pytest -m "clock and not slow and not gpu"
+	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .

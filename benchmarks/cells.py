@@ -15,17 +15,17 @@ from references import Ready
 from suite import Cell, epochs
 from torch import nn
 
-from toolchain.artifact import MaskedModel, digest_of, read_json, run_stage, sha256, write_json
-from toolchain.bench.latency import latency_of
-from toolchain.cache import exclusive
 from toolchain.compress.method import Allocation
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches
 from toolchain.errors import ArtifactError
-from toolchain.job import Job, clocks, prepare
-from toolchain.job import compressed as compress
+from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import MaskedModel, run_stage
+from toolchain.pipeline.job import Job, clocks, prepare
+from toolchain.pipeline.job import compressed as compress
+from toolchain.pipeline.latency_budget import latency_of
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice

@@ -25,14 +25,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.artifact import sha256
-from toolchain.bench.protocol import VARIANTS, Session
-from toolchain.bench.signature import read_signature
 from toolchain.errors import SlimvitError, TargetUnavailable
-from toolchain.export.parity import TOLERANCES, Tolerance, compare_outputs
+from toolchain.files import sha256
+from toolchain.measure.comparison import VARIANTS, Session
+from toolchain.measure.signature import read_signature
+from toolchain.on_device.runner import PLAN_SCHEMA, block_orders, make_inputs, plan_digest
+from toolchain.on_device.runner import __file__ as runner
+from toolchain.parity import TOLERANCES, Tolerance, compare_outputs
 from toolchain.targets import get_target
-from toolchain.targets.device_runner import PLAN_SCHEMA, block_orders, make_inputs, plan_digest
-from toolchain.targets.device_runner import __file__ as runner
 
 QEMU = "qemu-aarch64-static"
 # Not "max", the default: its int8 kernels give wrong results without a word.
@@ -59,7 +59,7 @@ QUANTISED = Tolerance(max_abs=None, cosine_min=0.99, top1_min=None)
 """For int8: kernels of different processors round differently, so max |Δ| is told and not judged."""
 INFER = """import sys
 import numpy as np
-from device_runner import OrtRunner
+from runner import OrtRunner
 model, inputs, outputs = sys.argv[1:]
 with np.load(inputs) as feeds, OrtRunner(model, 1) as session:
     np.savez(outputs, **session.infer({name: feeds[name] for name in feeds.files}))

@@ -17,12 +17,12 @@ import torch
 from report import markdown
 from speed import HERE, MODELS, Cell, artifact, current
 
-from toolchain.artifact import write_json, write_text
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.floor import measure_floor
-from toolchain.bench.intervals import outward
-from toolchain.bench.realised import Floor
+from toolchain.analysis.floor import measure_floor
+from toolchain.analysis.realised import Floor
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import write_json, write_text
+from toolchain.measure.environment import describe_machine
+from toolchain.measure.intervals import outward
 
 TEXT = """\
 # Against the ideal speedup

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import cells
 
-from toolchain.bench.compare import compare
-from toolchain.bench.plan import artifact_facts
-from toolchain.bench.protocol import Comparison
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.job import prepare, tool
+from toolchain.measure.compare import compare
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.schedule import artifact_facts
+from toolchain.pipeline.job import prepare, tool
 
 if TYPE_CHECKING:
     from run import Runner

@@ -18,10 +18,10 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.cost import trace
 from toolchain.data import DataSource, batches
 from toolchain.errors import BudgetError, RecipeError
+from toolchain.model import MaskedModel, TimmModel
 from toolchain.plan import CompressionPlan
 
 TOLERANCE = 0.01  # of the wanted parameters

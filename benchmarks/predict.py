@@ -13,7 +13,7 @@ import torch
 from records import Record
 from suite import epochs
 
-from toolchain.job import Job
+from toolchain.pipeline.job import Job
 from toolchain.recipe import Recipe
 
 EFFICIENCY = 0.3

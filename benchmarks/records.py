@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from suite import Cell, Suite
 
-from toolchain.artifact import digest_of, read_json, write_json
 from toolchain.compress.closed_form import betas_for
-from toolchain.job import tool
+from toolchain.files import digest_of, read_json, write_json
+from toolchain.on_device.runner import fingerprint
+from toolchain.pipeline.job import tool
 from toolchain.recipe import LOCAL, CompressSection, Recipe, model_source
-from toolchain.targets.device_runner import fingerprint
 from toolchain.training.evaluate import Accuracy
 
 SCHEMA = "slimvit.benchmarks.cell/1"

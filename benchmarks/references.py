@@ -11,10 +11,10 @@ from typing import Any
 from records import sections
 from suite import Suite
 
-from toolchain.artifact import MODEL_FILES, TimmModel, digest_of, read_json, sha256, write_json
-from toolchain.cache import exclusive
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.job import Job, prepare, trained
+from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
+from toolchain.model import MODEL_FILES, TimmModel
+from toolchain.pipeline.job import Job, prepare, trained
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy

@@ -12,11 +12,11 @@ from rows import Table
 from stats import Estimate, mean_sd
 from suite import Suite
 
-from toolchain.artifact import write_text
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.protocol import Comparison
-from toolchain.bench.summary import summary
 from toolchain.errors import SlimvitError
+from toolchain.files import write_text
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.environment import describe_machine
+from toolchain.measure.summary import summary
 
 HERE = Path(__file__).resolve().parent
 SOURCE = (

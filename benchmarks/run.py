@@ -29,7 +29,7 @@ from records import Record, Results, best_try, cell_key, described
 from suite import Cell, Suite
 
 from toolchain.errors import RecipeError, SlimvitError
-from toolchain.job import prepare
+from toolchain.pipeline.job import prepare
 from toolchain.recipe import FinetuneSection, Recipe
 
 HERE = Path(__file__).resolve().parent

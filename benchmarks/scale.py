@@ -18,10 +18,11 @@ from records import machine, versions
 from torch import Tensor
 from torch.nn import functional
 
-from toolchain.artifact import Preprocess, TimmModel, digest_of, run_stage
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
+from toolchain.files import digest_of
+from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.recipe import Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.slice import Slice

@@ -22,20 +22,24 @@ import torch
 from predict import matmul_rate
 from speed_page import page
 
-from toolchain.artifact import OnnxArtifact, run_stage, write_text
-from toolchain.bench.compare import compare
-from toolchain.bench.plan import require_target
-from toolchain.bench.protocol import Comparison
-from toolchain.bench.realised import Floor
-from toolchain.bench.samples import BLOCKS, SESSIONS, WARMUP_S
-from toolchain.bench.size import artifact_size_bytes
+from toolchain.analysis.realised import Floor
+from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.size import artifact_size_bytes
 from toolchain.compress.decide import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.convert import Convert
-from toolchain.export.onnx_graph import export_onnx, read_onnx
-from toolchain.export.parity import BATCHES
-from toolchain.job import compressed, prepare, tool
+from toolchain.export.onnx_graph import (
+    export_onnx,
+)
+from toolchain.files import write_text
+from toolchain.measure.compare import compare
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S
+from toolchain.measure.schedule import require_target
+from toolchain.model import OnnxArtifact, run_stage
+from toolchain.parity import BATCHES
+from toolchain.pipeline.job import compressed, prepare, tool
 from toolchain.recipe import Recipe
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from report import markdown
 
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.intervals import outward
-from toolchain.bench.protocol import Comparison
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.environment import describe_machine
+from toolchain.measure.intervals import outward
 
 if TYPE_CHECKING:
     from speed import Cell

@@ -21,15 +21,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import torch
 from report import markdown
 
-from toolchain.artifact import read_json, write_json, write_text
-from toolchain.bench.cell import cell_facts
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.intervals import outward
-from toolchain.bench.protocol import Comparison
-from toolchain.cache import Done
 from toolchain.export.precision import EITHER
-from toolchain.listener import Silent
-from toolchain.pipeline import run
+from toolchain.files import read_json, write_json, write_text
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.environment import describe_machine
+from toolchain.measure.intervals import outward
+from toolchain.pipeline.cell import cell_facts
+from toolchain.pipeline.folder import Done
+from toolchain.pipeline.listener import Silent
+from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import int8_choices
 from toolchain.report.tables import int8_line

@@ -25,14 +25,14 @@ import numpy as np
 import timm
 from report import markdown
 
-from toolchain.artifact import write_text
-from toolchain.bench.compare import compare
-from toolchain.bench.environment import cores_of_others, describe_machine
-from toolchain.bench.intervals import bootstrap_medians, percentile_interval, slot_medians
-from toolchain.bench.protocol import Comparison, judge
-from toolchain.bench.samples import CONTROL, SESSIONS, VARIANTS, A, B
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.job import tool
+from toolchain.files import write_text
+from toolchain.measure.compare import compare
+from toolchain.measure.comparison import Comparison, judge
+from toolchain.measure.environment import cores_of_others, describe_machine
+from toolchain.measure.intervals import bootstrap_medians, percentile_interval, slot_medians
+from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B
+from toolchain.pipeline.job import tool
 from toolchain.surgery.load import randomise_untrained
 
 HERE = Path(__file__).resolve().parent

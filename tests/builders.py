@@ -16,9 +16,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from toolchain.artifact import Preprocess, TimmModel
-from toolchain.bench import samples as bench_samples
-from toolchain.bench.protocol import Comparison
 from toolchain.compress.allocate import Choices, Costs
 from toolchain.compress.method import choices_for
 from toolchain.compress.solver import Candidate
@@ -28,11 +25,14 @@ from toolchain.errors import TargetUnavailable
 from toolchain.export.inputs import PREPROCESS
 from toolchain.export.stage import stack_images
 from toolchain.families import family_of
+from toolchain.measure import samples as bench_samples
+from toolchain.measure.comparison import Comparison
+from toolchain.model import Preprocess, TimmModel
+from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import CompressSection
 from toolchain.surgery.replay import create_dense
 from toolchain.targets import Profiled, Refittable, TargetInfo
-from toolchain.targets.device_runner import SESSION_SCHEMA, block_orders
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 

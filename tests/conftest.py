@@ -21,7 +21,7 @@ import pytest
 import torch
 from builders import dense_model
 
-from toolchain.artifact import TimmModel
+from toolchain.model import TimmModel
 
 # Processes beside each other (`pytest -n 2`) share the cores; each with threads for all of them would only wait.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

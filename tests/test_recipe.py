@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from toolchain.errors import RecipeError, StorageError
-from toolchain.recipe import PRESETS, Recipe, parse_latency, parse_size, with_paths_from
+from toolchain.recipe import (
+    PRESETS,
+    Recipe,
+    with_paths_from,
+)
+from toolchain.settings import (
+    parse_latency,
+    parse_size,
+)
 
 # Every key that is promised to users, with its default; a change here is a change of the contract.
 CONTRACT = """

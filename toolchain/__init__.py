@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolchain.artifact import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
-    from toolchain.bench.compare import compare
     from toolchain.compress.stage import Compress
     from toolchain.errors import SlimvitError
     from toolchain.export.engine import BuildEngine
     from toolchain.export.stage import Export
-    from toolchain.job import prepare
-    from toolchain.pipeline import run
+    from toolchain.measure.compare import compare
+    from toolchain.model import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
+    from toolchain.pipeline.job import prepare
+    from toolchain.pipeline.run import run
     from toolchain.plan import CompressionPlan
     from toolchain.recipe import Recipe
     from toolchain.surgery.replay import load_model, save_model
@@ -49,14 +49,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "artifact": ("DeployModel", "MaskedModel", "SlicedModel", "TimmModel", "run_stage"),
-    "bench.compare": ("compare",),
+    "model": ("DeployModel", "MaskedModel", "SlicedModel", "TimmModel", "run_stage"),
+    "measure.compare": ("compare",),
     "compress.stage": ("Compress",),
     "errors": ("SlimvitError",),
     "export.engine": ("BuildEngine",),
     "export.stage": ("Export",),
-    "job": ("prepare",),
-    "pipeline": ("run",),
+    "pipeline.job": ("prepare",),
+    "pipeline.run": ("run",),
     "plan": ("CompressionPlan",),
     "recipe": ("Recipe",),
     "surgery.replay": ("load_model", "save_model"),

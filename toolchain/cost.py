@@ -2,7 +2,7 @@
 
 A model is traced once on the meta device (no weights, no arithmetic); after that the cost of any plan is a sum over
 shapes. MACs are those of linears, convolutions, q kᵀ and (softmax) v for one image; norms, activations and additions
-are not counted. Latency is measured elsewhere (`toolchain.bench.latency`); here is only what was measured, as data.
+are not counted. Latency is measured elsewhere (`toolchain.pipeline.latency_budget`); here is only what was measured, as data.
 """
 
 from __future__ import annotations

@@ -6,22 +6,33 @@ judged from the recipe alone (unknown keys, types, ranges) is judged here, befor
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from toolchain.errors import RecipeError, StorageError
+from toolchain.errors import RecipeError
 from toolchain.outputs import Output
+from toolchain.settings import (
+    Counts,
+    Fraction,
+    Names,
+    Numbers,
+    Positive,
+    Section,
+    absolute_path,
+    explain,
+    parse_latency,
+    parse_size,
+    read_toml,
+    tuple_of,
+)
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
 LOCAL = "local-dir"
@@ -41,26 +52,6 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _numbers(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else _tuple(value)
-
-
-Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
-Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_numbers)]
-"""One number for all channels, or one for each."""
-Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_tuple)]
-
-
-class Section(BaseModel):
-    """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -180,7 +171,7 @@ class ExportSection(Section):
     """[export]: the ONNX files; within `accuracy_loss`, a share of the images, the report suggests one of them."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(_tuple)] = ("fp32",)
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(tuple_of)] = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
     softmax: bool = False
@@ -192,7 +183,7 @@ class EngineSection(Section):
 
     targets: Names = ("trt-rtx",)
     compute_capabilities: Names = ("8.6", "8.9", "12.0")
-    batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_tuple)] = (1, 1, 8)
+    batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(tuple_of)] = (1, 1, 8)
     strip: bool = False
     version_compatible: bool = False
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
@@ -270,12 +261,7 @@ class Recipe(Section):
             StorageError: the file cannot be read.
             RecipeError: it is not TOML, has an unknown key, a wrong type or a value out of range.
         """
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise StorageError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not valid TOML: {error}") from None
+        raw = read_toml(path, "the recipe ")
         for override in overrides:
             _override(raw, override)
         return Recipe.from_dict(raw, base=path.parent)
@@ -314,11 +300,6 @@ def model_source(name: str) -> tuple[str, str]:
     return (kind.lower().replace("_", "-"), place) if colon else ("", name)
 
 
-def absolute_path(path: str, base: Path) -> str:
-    """A path that a file names, from that file's folder; `~` is the user's."""
-    return str((base / Path(path).expanduser()).resolve())
-
-
 def absolute_source(source: str, base: Path) -> str:
     """The name of a data source with the path in it, if there is one, made absolute from `base`."""
     kind, colon, rest = source.partition(":")
@@ -328,37 +309,6 @@ def absolute_source(source: str, base: Path) -> str:
 def absolute_classes(classes: str, base: Path) -> str:
     """The name of a class map, or its path made absolute from `base`; "" if there is none."""
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
-
-
-def parse_size(text: str) -> tuple[float, bool]:
-    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    return _share_or(
-        text, {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}, f"size {text!r}", "a size like '12 MB'"
-    )
-
-
-def parse_latency(text: str) -> tuple[float, bool]:
-    """(value, is_share) of "45%" → (0.45, True), "8 ms" → (8.0, False); also "800 us" and "1.2 s", in milliseconds.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    return _share_or(text, {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}, f"latency {text!r}", "a time like '8 ms'")
-
-
-def _share_or(text: str, units: Mapping[str, float], what: str, example: str) -> tuple[float, bool]:
-    """(value, is_share): a share of the dense model's, or an amount in one of the units."""
-    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text)
-    if number is None:
-        raise ValueError(f"{what} is neither a share like '45%' nor {example}")
-    value, unit = float(number.group(1)), number.group(2)
-    if value <= 0 or (unit == "%" and value > 100):
-        raise ValueError(f"{what} must be above 0 and a share at most 100%")
-    return (value / 100, True) if unit == "%" else (value * units[unit], False)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
@@ -378,39 +328,3 @@ def _override(raw: dict[str, Any], text: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"--set {text!r}: {parent} is not a table")
     node[last] = parsed
-
-
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """Field name → the nested section it holds, or None."""
-    nested: dict[str, type[BaseModel] | None] = {}
-    for name, info in model.model_fields.items():
-        options = [info.annotation, *get_args(info.annotation)]
-        nested[name] = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return nested
-
-
-def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
-    """One line for the first fault: where it is, what is wrong, and the nearest known key.
-
-    Args:
-        error: what pydantic found.
-        root: the model that was validated.
-        what: the kind of file, for the message.
-    """
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        section = root
-        for part in path[:-1]:  # an index or the key of a mapping stays in the section that its field holds
-            section = _sections(section).get(part) or section
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown {what} key {where!r}; {hint}"
-    if first["type"] == "missing":
-        return f"the {what} needs {where!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = first.get("input")
-    shown = "" if isinstance(got, dict | BaseModel) or first["type"] == "value_error" else f", got {got!r}"
-    return f"{what} {where or 'file'}: {message}{shown}"

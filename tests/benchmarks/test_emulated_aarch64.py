@@ -12,8 +12,8 @@ import pytest
 from builders import write_stack
 from emulated_aarch64 import QEMU, Emulated, check_model, check_runner
 
-from toolchain.export.parity import TOLERANCES
-from toolchain.targets import device_runner
+from toolchain.on_device import runner as device_runner
+from toolchain.parity import TOLERANCES
 
 
 class NotEmulated(Emulated):

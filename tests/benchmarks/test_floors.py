@@ -8,8 +8,8 @@ from builders import write_stack
 from floors import floor_of, table
 from speed import Cell
 
-from toolchain.bench.floor import measure_floor
-from toolchain.bench.realised import Floor
+from toolchain.analysis.floor import measure_floor
+from toolchain.analysis.realised import Floor
 
 PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 1, 1)
 

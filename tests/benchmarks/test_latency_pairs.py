@@ -12,8 +12,8 @@ import run
 from records import Results
 from suite import Suite
 
-from toolchain.bench.compare import compare
-from toolchain.bench.protocol import Comparison
+from toolchain.measure.compare import compare
+from toolchain.measure.comparison import Comparison
 
 PAIR = "dense--joint.params0.5"
 

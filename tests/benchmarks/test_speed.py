@@ -9,11 +9,11 @@ import speed
 from builders import dense_model, write_stack
 from speed import Cell, cells, result_of, table
 
-from toolchain.bench.compare import compare
-from toolchain.bench.samples import BLOCKS
 from toolchain.errors import TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.precision import precision_of
+from toolchain.measure.compare import compare
+from toolchain.measure.samples import BLOCKS
 
 PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 4, 1)
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import targets
 
-from toolchain import shipping
-from toolchain.bench.compare import compare
+from toolchain.measure.compare import compare
+from toolchain.pipeline import shipping
 
 RECIPE = """
 [model]

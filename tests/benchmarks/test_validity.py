@@ -12,7 +12,7 @@ import pytest
 import validity
 from validity import EXPERIMENTS, Experiment, recorded, share, table, verdicts_of
 
-from toolchain.bench.compare import compare
+from toolchain.measure.compare import compare
 
 SHORT = functools.partial(compare, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
 TINY = Experiment("tiny", (1, 3), 3, wanted="nothing")

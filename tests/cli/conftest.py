@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from toolchain import pipeline, shipping
-from toolchain.bench.compare import compare
 from toolchain.cli.main import main
+from toolchain.measure.compare import compare
+from toolchain.pipeline import run as pipeline
+from toolchain.pipeline import shipping
 
 MODEL = """[model]
 name = "vit_tiny_patch16_224"

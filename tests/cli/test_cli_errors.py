@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from toolchain.cache import Workspace
 from toolchain.errors import MeasurementError
 from toolchain.export.precision import PRECISIONS
+from toolchain.pipeline.folder import Workspace
 from toolchain.surgery import replay
 from toolchain.targets import TARGETS, TargetInfo
 from toolchain.training import checkpoint as training_checkpoint

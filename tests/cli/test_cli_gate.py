@@ -15,10 +15,10 @@ import pytest
 import yaml
 from builders import write_classifier, write_samples
 
-from toolchain.bench.gate import CellResult, Check, GateResult, accepts_path
-from toolchain.bench.gate.together import Case, judge_together
-from toolchain.bench.samples import ArtifactFacts
-from toolchain.bench.size import artifact_sha256
+from toolchain.artifacts.size import artifact_sha256
+from toolchain.gate import CellResult, Check, GateResult, accepts_path
+from toolchain.gate.together import Case, judge_together
+from toolchain.measure.samples import ArtifactFacts
 
 ROOT = Path(__file__).resolve().parents[2]
 FUTURE = (dt.datetime.now(dt.UTC) + dt.timedelta(30)).strftime("%Y-%m-%d")
@@ -93,8 +93,8 @@ def test_a_baseline_that_is_another_file_ends_with_its_own_code(command, gate, t
 
 
 def test_a_gate_that_only_skips_has_failed(command, gate, monkeypatch):
-    from toolchain.bench.gate import timing
     from toolchain.errors import TargetUnavailable
+    from toolchain.gate import timing
 
     def unavailable(*_, **__):
         raise TargetUnavailable("ort-cpu", "there is no GPU")

@@ -9,9 +9,9 @@ from builders import in_two_processes, random_plan
 from safetensors.torch import load_file
 from torch import nn
 
-from toolchain import pipeline
 from toolchain.errors import RecipeError
-from toolchain.job import prepare
+from toolchain.pipeline import run as pipeline
+from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.replay import save_model

@@ -14,17 +14,17 @@ import onnx as onnxlib
 import pytest
 import torch
 
-from toolchain import shipping
-from toolchain.bench import latency, references
-from toolchain.bench.calibrate import calibrate
-from toolchain.bench.floor import measure_floor
-from toolchain.bench.operators import Profile
+from toolchain.analysis.floor import measure_floor
+from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, limits
 from toolchain.cli.look import TEMPLATE
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
 from toolchain.families.blocks import INSTEAD
+from toolchain.measure.calibration import calibrate
+from toolchain.pipeline import latency_budget as latency
+from toolchain.pipeline import shipping
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model
@@ -91,7 +91,6 @@ def test_every_verb_is_in_the_help(command):
         "bench compare",
         "bench floor",
         "bench profile",
-        "bench references",
         "gate accept",
         "gate digest",
         "manifest verify",
@@ -639,22 +638,6 @@ def test_bench_profile(parsed, command, finished, monkeypatch):
     assert lines[0][:6] == ["Costliest", "nodes", "of", "A,", "dense.fp32.onnx", "(ort-cpu,"]
     assert [line[0] for line in lines[3:8]] == ["n6", "n5", "n4", "n3", "n2"], "five, the costliest first"
     assert ["MatMul", "6", "27.000", "ms", "96.4", "%", "1", "2.000", "ms", "66.7", "%"] in lines
-
-
-def test_bench_references(parsed, command, finished, monkeypatch, short_bench):
-    monkeypatch.setattr(references, "compare", short_bench)
-    dense = finished.folder / "onnx/dense.fp32.onnx"
-    monkeypatch.setattr(references, "export_reference", lambda name, path, **_: shutil.copy(dense, path))
-    found = parsed("bench", "references", dense, "--model", "deit_tiny_patch16_224")
-    assert [(row["name"], row["kind"]) for row in found["rows"]] == [
-        ("dense.fp32.onnx", "dense"),
-        ("deit_tiny_patch16_224", "timm, untrained"),
-    ]
-    assert [row["params"] for row in found["rows"]] == [finished.report["dense"]["params"]] * 2
-    text = command("bench", "references", dense, "-m", "deit_tiny_patch16_224").out
-    assert "timm, untrained" in text
-    assert "deit_tiny_patch16_224: " in text
-    assert command("bench", "references", dense).code == 2
 
 
 # inspect, models, targets, doctor

@@ -2,9 +2,9 @@
 
 import pytest
 
-from toolchain.cache import Done
 from toolchain.cli import screen
 from toolchain.cli.screen import Pace, Screen
+from toolchain.pipeline.folder import Done
 
 
 def test_the_time_left_follows_from_the_pace():

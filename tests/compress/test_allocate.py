@@ -10,12 +10,12 @@ from builders import TINY, dense_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Costs, Limits, largest, solve_global, solve_uniform, top_indices
 from toolchain.compress.method import allocate, check_names, choices_for, effective
 from toolchain.cost import BYTES_PER_PARAM, LinearShape, ModelShape, Widths, trace
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.families import Span, UnitGroup
+from toolchain.model import TimmModel
 from toolchain.recipe import BudgetSection, CompressSection
 
 Case = tuple[TimmModel, ModelShape]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from builders import VARIANTS, choices_of, variant
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices
 from toolchain.compress.branches import captured, first_residual, run_branch
 from toolchain.compress.heads import Heads, exact_first_steps
@@ -22,6 +21,7 @@ from toolchain.compress.sequential import reduce_sequentially
 from toolchain.compress.solver import Candidate, Site, interpolate, key_of
 from toolchain.families import UnitGroup
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import TimmModel
 from toolchain.recipe import CompressSection
 
 UNITS = ("head_dim", "mlp_hidden")

@@ -12,7 +12,6 @@ import torch
 from builders import dense_model
 from PIL import Image
 
-from toolchain.artifact import MaskedModel, TimmModel, run_stage
 from toolchain.compress.allocate import top_indices
 from toolchain.compress.gates import learn_gates
 from toolchain.compress.lowrank import factorise
@@ -21,6 +20,7 @@ from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.data import DataSource, Images, open_source
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import MaskedModel, TimmModel, run_stage
 from toolchain.recipe import BudgetSection, CompressSection, VtpSection
 from toolchain.surgery.mask import baked, mask_model
 from toolchain.surgery.slice import Slice

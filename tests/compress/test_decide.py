@@ -15,7 +15,7 @@ from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
 from toolchain.data import open_source
 from toolchain.errors import BudgetError, RecipeError
-from toolchain.job import compressed
+from toolchain.pipeline.job import compressed
 from toolchain.recipe import BudgetSection, CompressSection
 
 

@@ -10,12 +10,12 @@ from builders import TINY, dense_model
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from toolchain.artifact import TimmModel
 from toolchain.compress import gates as gates_module
 from toolchain.compress.gates import add_gates, learn_gates
 from toolchain.compress.lowrank import factorise
 from toolchain.families import UnitGroup
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import TimmModel
 from toolchain.recipe import VtpSection
 from toolchain.surgery.mask import baked
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.calibrate import input_moments, input_taylor
 from toolchain.compress.lowrank import factorise
 from toolchain.compress.neurons import CRITERIA, Evidence
+from toolchain.model import TimmModel
 
 LAYOUTS = {
     "Mlp": {},

@@ -10,7 +10,6 @@ import torch
 from builders import VARIANTS, dense_model, variant
 from test_closed_form import UNITS, Noise, cares, outputs, sites
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.branches import first_residual, fold_scales, run_branch
 from toolchain.compress.damage import follow
 from toolchain.compress.lowrank import principal_outputs
@@ -21,6 +20,7 @@ from toolchain.compress.sequential import reduce_sequentially
 from toolchain.compress.solver import key_of
 from toolchain.families import Factorizable
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import TimmModel
 from toolchain.surgery.factorised import FactorisedLinear
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from builders import VARIANTS, dense_model, variant
 
-from toolchain.artifact import MaskedModel, TimmModel, run_stage
 from toolchain.compress.lowrank import FACTORISATIONS
 from toolchain.compress.method import ALLOCATIONS, DATA_AWARE, check_names
 from toolchain.compress.neurons import CRITERIA
@@ -18,6 +17,7 @@ from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, open_source
 from toolchain.errors import RecipeError
+from toolchain.model import MaskedModel, TimmModel, run_stage
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import BudgetSection, CompressSection, VtpSection
 from toolchain.surgery.mask import baked, mask_model

@@ -8,13 +8,13 @@ import pytest
 import torch
 from builders import dense_model, random_plan
 
-from toolchain.artifact import run_stage
-from toolchain.bench.size import artifact_size_bytes
+from toolchain.artifacts.size import artifact_size_bytes
 from toolchain.compress.lowrank import factorise
 from toolchain.compress.stage import Compress
 from toolchain.data import open_source
-from toolchain.export.parity import TOLERANCES, compare
 from toolchain.export.stage import Export, stack_images, torch_call
+from toolchain.model import run_stage
+from toolchain.parity import TOLERANCES, compare
 from toolchain.recipe import BudgetSection, CompressSection, ExportSection
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.slice import Slice

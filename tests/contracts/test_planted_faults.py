@@ -16,10 +16,11 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from toolchain import pipeline, steps
 from toolchain.errors import ParityError, SlimvitError
 from toolchain.export import onnx_graph
-from toolchain.pipeline import run
+from toolchain.pipeline import run as pipeline
+from toolchain.pipeline import steps
+from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.surgery import mask, replay, split
 from toolchain.surgery import slice as slicing

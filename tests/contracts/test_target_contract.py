@@ -14,14 +14,14 @@ import pytest
 from builders import Refusing, dense_model, write_stack
 from played.cpus import CPUS, VARIABLE, play
 
-from toolchain.bench.transport import LocalTransport
-from toolchain.bench.worker import PRODUCTS
+from toolchain.devices.transport import LocalTransport
+from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.stage import torch_call
+from toolchain.on_device.runner import PLAN_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
 from toolchain.targets import MODES, TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
-from toolchain.targets.device_runner import PLAN_SCHEMA, emulation, fingerprint
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
 TOLERANCE = {"openvino-cpu-bf16": 5e-2, "trt": 2e-2, "trt-rtx": 2e-2}  # bf16; TF32 products

@@ -153,7 +153,7 @@ def test_the_size_gate_holds_and_can_fail(tmp_path):
     import datetime as dt
     import tomllib
 
-    from toolchain.bench.gate import Accepts, GateConfig, run_gate
+    from toolchain.gate import Accepts, GateConfig, run_gate
 
     home = Path(__file__).resolve().parents[2] / "models/digits_vit"
     raw = tomllib.loads((home / "gate.toml").read_text(encoding="utf-8"))

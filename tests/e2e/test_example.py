@@ -18,12 +18,12 @@ from builders import dense_model
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from toolchain.artifact import Preprocess, TimmModel
 from toolchain.data.pictures import eight_bit
 from toolchain.data.transforms import CROP_MODES, INTERPOLATIONS, Preprocessing
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import with_pixels
 from toolchain.export.stage import onnx_metadata
+from toolchain.model import Preprocess, TimmModel
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "infer_onnx.py"
 # torch and timm cannot be imported: the script is run as on a machine that has neither.

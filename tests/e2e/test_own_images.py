@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 import toolchain
-from toolchain.artifact import read_json
-from toolchain.bench.gate import Accepts, GateConfig
-from toolchain.bench.gate.checks import Deterministic
 from toolchain.cli.main import app
 from toolchain.errors import DataError, ModelError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.inputs import read_preprocess
-from toolchain.job import prepare
+from toolchain.files import read_json
+from toolchain.gate import Accepts, GateConfig
+from toolchain.gate.checks import Deterministic
+from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import save_model
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError
 from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
-from toolchain.export.parity import TOLERANCES, Rung
+from toolchain.model import OnnxArtifact, run_stage
+from toolchain.parity import TOLERANCES, Rung
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Target, TargetInfo
 

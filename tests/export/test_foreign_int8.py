@@ -13,7 +13,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from toolchain.export.agreement import blobs, parity_of
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.parity import Tolerance, spread_error
+from toolchain.parity import Tolerance, spread_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (3, 16, 16)

@@ -12,10 +12,8 @@ from builders import dense_model
 from google.protobuf.message import EncodeError
 from onnx.external_data_helper import uses_external_data
 
-from toolchain.artifact import EngineArtifact, Preprocess, run_stage
-from toolchain.bench.bundle import Question, pack
-from toolchain.bench.gate.why import artifact_parts
-from toolchain.bench.size import artifact_files, artifact_sha256, stored_params
+from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.size import artifact_files, artifact_sha256, stored_params
 from toolchain.cli.look import _inspect_onnx
 from toolchain.data import open_source
 from toolchain.errors import ArtifactError
@@ -24,13 +22,15 @@ from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.engine import BuildEngine
 from toolchain.export.large import detached, module_bytes, stored_bytes, with_shapes
-from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.stage import Export, stack_images
-from toolchain.judge import Judge
+from toolchain.gate.why import artifact_parts
+from toolchain.measure.bundle import Question, pack
+from toolchain.model import EngineArtifact, Preprocess, run_stage
+from toolchain.pipeline.judge import Judge
 from toolchain.recipe import EngineSection, ExportSection
 from toolchain.surgery.replay import save_model
-from toolchain.targets import trt_network
 from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.tensorrt import network as trt_network
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 

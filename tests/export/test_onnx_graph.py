@@ -26,7 +26,7 @@ from torch import nn
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export import large, onnx_graph
 from toolchain.export.onnx_graph import export_onnx, linear_shapes
-from toolchain.export.parity import TOLERANCES, compare
+from toolchain.parity import TOLERANCES, compare
 
 SIZE = (3, 32, 32)
 METADATA = {"tool": "slimvit", "model": "tiny", "preprocess": '{"mean": [0.5, 0.5, 0.5]}'}
@@ -145,7 +145,7 @@ def test_the_ir_version_is_the_one_that_the_opset_came_with(opset, version, tmp_
 def test_every_file_that_is_written_has_it(exported, plain, tmp_path):
     for path, _ in (exported, plain):
         assert onnx.load(path).ir_version == 9
-    from toolchain.bench.calibrate import built_in
+    from toolchain.measure.calibration import built_in
 
     assert onnx.load(built_in(tmp_path / "b.onnx")).ir_version == 9, "it is sent to devices as well"
 

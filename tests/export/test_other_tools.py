@@ -12,8 +12,6 @@ from builders import dense_model, write_classifier, write_stack
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.bench.signature import read_signature
 from toolchain.errors import ArtifactError, DataError, RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
@@ -21,9 +19,11 @@ from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
 from toolchain.export.form import form_of
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.parity import Tolerance
 from toolchain.export.pixels import UINT8
 from toolchain.export.preparation import Preparation
+from toolchain.measure.signature import read_signature
+from toolchain.model import OnnxArtifact, run_stage
+from toolchain.parity import Tolerance
 from toolchain.recipe import EngineSection
 from toolchain.surgery.replay import save_model
 

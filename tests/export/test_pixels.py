@@ -9,7 +9,6 @@ import onnx
 import pytest
 from builders import dense_model
 
-from toolchain.artifact import OnnxArtifact, Preprocess, TimmModel, run_stage
 from toolchain.errors import ArtifactError
 from toolchain.export import pixels
 from toolchain.export.agreement import parity_of
@@ -18,6 +17,7 @@ from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import of_pixels, representable, takes_pixels, to_pixels, with_pixels, without_pixels
 from toolchain.export.stage import onnx_metadata
+from toolchain.model import OnnxArtifact, Preprocess, TimmModel, run_stage
 from toolchain.surgery.replay import save_model
 
 HOW = Preprocess((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.9, "center")

@@ -16,8 +16,6 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
-from toolchain.artifact import OnnxArtifact, run_stage
-from toolchain.bench.gate.why import artifact_parts
 from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
 from toolchain.export import precision, smooth
 from toolchain.export.convert import Convert
@@ -26,8 +24,11 @@ from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISION, PRECISIONS, declared_precision
 from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
+from toolchain.gate.why import artifact_parts
+from toolchain.model import OnnxArtifact, run_stage
 from toolchain.recipe import EngineSection
-from toolchain.targets import get_target, trt_network
+from toolchain.targets import get_target
+from toolchain.targets.tensorrt import network as trt_network
 
 SIZE = (3, 32, 32)
 INT8 = ("int8-dynamic", "int8-qdq")

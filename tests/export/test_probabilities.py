@@ -9,7 +9,6 @@ import onnx
 import pytest
 from builders import dense_model
 
-from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export import stage
 from toolchain.export.agreement import parity_of
@@ -21,6 +20,7 @@ from toolchain.export.probabilities import (
     without_probabilities,
 )
 from toolchain.export.stage import Export
+from toolchain.model import OnnxArtifact, run_stage
 from toolchain.recipe import ExportSection
 from toolchain.surgery.replay import save_model
 from toolchain.targets import get_target

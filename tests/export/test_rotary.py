@@ -14,8 +14,8 @@ import pytest
 import torch
 from builders import EVA, VARIANTS, random_plan, variant
 
-from toolchain.artifact import run_stage
 from toolchain.export.onnx_graph import export_onnx, linear_shapes
+from toolchain.model import run_stage
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.replay import factorise_structure
 from toolchain.surgery.slice import Slice

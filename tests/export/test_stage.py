@@ -10,11 +10,11 @@ import pytest
 from builders import TINY, dense_model
 from onnx import TensorProto, helper
 
-from toolchain.artifact import Preprocess, run_stage
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export import stage
 from toolchain.export.inputs import PREPROCESS, read_preprocess
 from toolchain.export.stage import Export, fixed_size_notes
+from toolchain.model import Preprocess, run_stage
 from toolchain.recipe import ExportSection
 
 GOOD = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.25], "crop_pct": None}

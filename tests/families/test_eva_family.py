@@ -8,7 +8,6 @@ import torch
 from builders import EVA, TINY, VARIANTS, dense_model, variant
 from torch import nn
 
-from toolchain.artifact import run_stage
 from toolchain.compress.stage import Compress
 from toolchain.cost import trace
 from toolchain.data import open_source
@@ -16,6 +15,7 @@ from toolchain.errors import ModelError
 from toolchain.families import family_of
 from toolchain.families.blocks import INSTEAD
 from toolchain.families.eva import EvaFamily
+from toolchain.model import run_stage
 from toolchain.plan import ModelRef
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.load import load_checkpoint

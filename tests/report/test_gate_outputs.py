@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ET
 import pytest
 from junitparser import Error, Failure, JUnitXml, Skipped
 
-from toolchain.bench.gate import CellResult, Check, GateResult
-from toolchain.bench.gate.result import Change, Holm, Summary
-from toolchain.bench.samples import ArtifactFacts
+from toolchain.gate import CellResult, Check, GateResult
+from toolchain.gate.result import Change, Holm, Summary
+from toolchain.measure.samples import ArtifactFacts
 from toolchain.report.gate import LAYERS, checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain import pipeline
-from toolchain.artifact import sha256
 from toolchain.families.blocks import INSTEAD
+from toolchain.files import sha256
+from toolchain.pipeline import run as pipeline
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import closed_form, relative_error_increase
 from toolchain.report.files import render

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolchain.artifact import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
 from toolchain.cost import Widths, trace
 from toolchain.errors import ArtifactError, PlanError, StorageError
+from toolchain.model import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.surgery.factorised import FactorisedLinear
 from toolchain.surgery.mask import baked, mask_model

@@ -16,10 +16,10 @@ from builders import randomise
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from toolchain.artifact import Preprocess, TimmModel
 from toolchain.cli.main import main
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
-from toolchain.job import begin, dense_inputs, prepare
+from toolchain.model import Preprocess, TimmModel
+from toolchain.pipeline.job import begin, dense_inputs, prepare
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.load import Loaded, load_dense

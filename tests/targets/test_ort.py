@@ -8,8 +8,8 @@ import pytest
 from builders import write_stack
 from onnx import TensorProto, helper
 
-from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, RecipeError
+from toolchain.files import sha256
 from toolchain.targets import TARGETS, BuildOptions, get_target
 from toolchain.targets.ort import ORT_CPU
 
@@ -54,7 +54,7 @@ def test_threads_rest_between_calls(tmp_path):
     code = f"""
         import time
         import numpy as np
-        from toolchain.targets.device_runner import OrtRunner
+        from toolchain.on_device.runner import OrtRunner
         with OrtRunner({str(write_stack(tmp_path / "stack.onnx", width=256))!r}, 2) as runner:
             (tensor,) = runner._session.get_inputs()
             feeds = [{{tensor.name: np.ones([64, *tensor.shape[1:]], dtype=np.float32)}}]

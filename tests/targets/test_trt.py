@@ -22,20 +22,35 @@ import torch
 from onnx import helper
 from tensorrt_names import RECORD
 
-from toolchain.artifact import OnnxArtifact, run_stage
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.probabilities import with_probabilities
-from toolchain.targets import gpu, trt_network, trt_options, trt_runner
-from toolchain.targets import trt as trt_target
+from toolchain.model import OnnxArtifact, run_stage
+from toolchain.targets import gpu
 from toolchain.targets.base import BuildOptions, EngineBuild
 from toolchain.targets.engine_cache import cached_engine, external_files
 from toolchain.targets.mode import EVERY_MODE, Mode
-from toolchain.targets.trt import TRT, TRT_RTX, TensorRT
-from toolchain.targets.trt_api import API, API_AHEAD_OF_TIME
-from toolchain.targets.trt_network import inspected
-from toolchain.targets.trt_options import opened_runtime, refitted, require_options, set_options, timing_cache
+from toolchain.targets.tensorrt import (
+    network as trt_network,
+)
+from toolchain.targets.tensorrt import (
+    options as trt_options,
+)
+from toolchain.targets.tensorrt import (
+    runner as trt_runner,
+)
+from toolchain.targets.tensorrt import target as trt_target
+from toolchain.targets.tensorrt.api import API, API_AHEAD_OF_TIME
+from toolchain.targets.tensorrt.network import inspected
+from toolchain.targets.tensorrt.options import (
+    opened_runtime,
+    refitted,
+    require_options,
+    set_options,
+    timing_cache,
+)
+from toolchain.targets.tensorrt.target import TRT, TRT_RTX, TensorRT
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")

@@ -12,12 +12,12 @@ from builders import VARIANTS, dense_model, random_plan, variant
 from PIL import Image
 from torch import nn
 
-from toolchain.artifact import run_stage
 from toolchain.data import open_source
 from toolchain.data.splits import Images
 from toolchain.errors import DataError, ModelError, RecipeError
-from toolchain.job import prepare
 from toolchain.likelihood import CATEGORICAL
+from toolchain.model import run_stage
+from toolchain.pipeline.job import prepare
 from toolchain.recipe import FinetuneSection, Recipe, TrainSection
 from toolchain.surgery.mask import mask_model
 from toolchain.training import FitConfig, accuracy, fit, stages

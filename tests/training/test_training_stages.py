@@ -1,8 +1,8 @@
 import torch
 from builders import dense_model
 
-from toolchain.artifact import run_stage
 from toolchain.data import open_source
+from toolchain.model import run_stage
 from toolchain.recipe import TrainSection
 from toolchain.training.stages import Train
 

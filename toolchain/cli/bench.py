@@ -11,22 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from toolchain.artifact import read_json, write_text
-from toolchain.bench.calibrate import Calibration, built_in
-from toolchain.bench.calibrate import calibrate as calibrate_machine
-from toolchain.bench.compare import compare as compare_artifacts
-from toolchain.bench.device import open_device
-from toolchain.bench.environment import BUSY, cores_of_others, describe_machine, slowed
-from toolchain.bench.gate import GateResult
-from toolchain.bench.protocol import Comparison
-from toolchain.bench.realised import Floor
-from toolchain.bench.reference_table import References
-from toolchain.bench.samples import BLOCKS, LOOKS
-from toolchain.bench.single import COLD_STARTS, Measurement
-from toolchain.bench.single import measure as measure_artifact
-from toolchain.bench.summary import summary
-from toolchain.bench.verify import Many, Measured
-from toolchain.bench.verify import verify as verify_file
+from toolchain.analysis.realised import Floor
 from toolchain.cli.options import (
     STDOUT,
     AffinityOption,
@@ -44,6 +29,20 @@ from toolchain.cli.options import (
     workload,
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
+from toolchain.devices.device import open_device
+from toolchain.files import read_json, write_text
+from toolchain.gate import GateResult
+from toolchain.measure.calibration import Calibration, built_in
+from toolchain.measure.calibration import calibrate as calibrate_machine
+from toolchain.measure.compare import compare as compare_artifacts
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.environment import BUSY, cores_of_others, describe_machine, slowed
+from toolchain.measure.samples import BLOCKS, LOOKS
+from toolchain.measure.single import COLD_STARTS, Measurement
+from toolchain.measure.single import measure as measure_artifact
+from toolchain.measure.summary import summary
+from toolchain.pipeline.verify import Measured
+from toolchain.pipeline.verify import verify as verify_file
 from toolchain.report.tables import Table
 
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
@@ -182,7 +181,7 @@ def calibrate(
 def verify(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="Results of bench run, compare, floor, calibrate, references or of gate."),
+        typer.Argument(metavar="FILE", help="Results of bench run, compare, floor, calibrate or of gate."),
     ],
     a: Annotated[
         Path | None, typer.Option("--a", help="The artifact that was A; its bytes must be those timed.")
@@ -233,14 +232,12 @@ def _run_facts(found: Measurement) -> dict[str, str]:
     return facts
 
 
-def _short(found: Measured | Many) -> str:
+def _short(found: Measured | GateResult) -> str:
     """One line about a result that was recomputed."""
     if isinstance(found, Comparison):
         return summary(found)
     if isinstance(found, GateResult):
         return f"{found.headline}; latencies follow from their samples"
-    if isinstance(found, References):
-        return f"{len(found.rows) - 1} models beside {found.rows[0].name}; latencies follow from their samples"
     if isinstance(found, Measurement):
         shown = found.latency.to_ratio()
         said = f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"

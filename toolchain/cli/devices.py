@@ -9,17 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.bench.bundle import Question, pack, unpack
-from toolchain.bench.device import probe
-from toolchain.bench.samples import SESSIONS
-from toolchain.bench.summary import summary
 from toolchain.cli.bench import EXIT, bench
 from toolchain.cli.options import JsonFlag, SessionsOption, TargetsOption, numbers
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
+from toolchain.devices.device import probe
+from toolchain.devices.targets_toml import BundleSettings, load_targets, named_target
 from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
+from toolchain.measure.bundle import Question, pack, unpack
+from toolchain.measure.samples import SESSIONS
+from toolchain.measure.summary import summary
 from toolchain.report.tables import Table
 from toolchain.targets import TARGETS, TargetInfo
-from toolchain.targets.named import BundleSettings, load_targets, named_target
 
 
 def register(app: typer.Typer) -> None:

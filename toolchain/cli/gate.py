@@ -12,9 +12,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from toolchain.artifact import write_json, write_text
-from toolchain.bench.device import Devices
-from toolchain.bench.gate import (
+from toolchain.artifacts.size import artifact_sha256
+from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
+from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
+from toolchain.devices.device import Devices
+from toolchain.errors import RecipeError
+from toolchain.files import write_json, write_text
+from toolchain.gate import (
     Accept,
     Accepts,
     Check,
@@ -24,11 +28,7 @@ from toolchain.bench.gate import (
     load_accepts,
     run_gate,
 )
-from toolchain.bench.size import artifact_sha256
-from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
-from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
-from toolchain.errors import RecipeError
-from toolchain.job import tool
+from toolchain.pipeline.job import tool
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark

@@ -1,4 +1,4 @@
-"""bench floor, bench profile, bench references: what a latency consists of, and what it stands beside."""
+"""bench floor, bench profile: what a latency consists of."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.artifact import write_json
-from toolchain.bench.device import Devices, open_device
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.floor import measure_floor
-from toolchain.bench.intervals import outward
-from toolchain.bench.operators import Profile, profile_operators
-from toolchain.bench.realised import Floor, Limit
-from toolchain.bench.reference_table import References, Row
-from toolchain.bench.references import reference_rows
-from toolchain.bench.summary import summary
+from toolchain.analysis.floor import measure_floor
+from toolchain.analysis.operators import Profile, profile_operators
+from toolchain.analysis.realised import Floor, Limit
 from toolchain.cli.bench import bench
 from toolchain.cli.options import (
     AffinityOption,
@@ -30,11 +23,14 @@ from toolchain.cli.options import (
     TargetOption,
     TargetsOption,
     ThreadsOption,
-    numbers,
     workload,
 )
 from toolchain.cli.screen import Screen, line, print_json, print_lines, print_tables
-from toolchain.report.tables import Table, number, operations, size
+from toolchain.devices.device import Devices
+from toolchain.files import write_json
+from toolchain.measure.environment import describe_machine
+from toolchain.measure.intervals import outward
+from toolchain.report.tables import Table, operations
 
 FirstFile = Annotated[Path, typer.Argument(metavar="A", help="An ONNX file; the dense one where there are two.")]
 SecondFile = Annotated[Path | None, typer.Argument(metavar="[B]", help="The compressed one.")]
@@ -44,7 +40,6 @@ def register(app: typer.Typer) -> None:  # noqa: ARG001 - they belong to `bench`
     """Adds the verbs of this file."""
     bench.command("floor")(bench_floor)
     bench.command("profile")(bench_profile)
-    bench.command("references")(bench_references)
 
 
 def bench_floor(
@@ -116,45 +111,6 @@ def bench_profile(
         _show_profiles(found)
 
 
-def bench_references(
-    a: FirstFile,
-    b: SecondFile = None,
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", metavar="NAME", help="A timm model; may be given several times."),
-    ] = None,
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    affinity: AffinityOption = "",
-    seed: SeedOption = 0,
-    out: OutFile = None,
-    json_: JsonFlag = False,
-) -> None:
-    """Smaller models off the shelf (untrained: for size and latency alone), and B, each timed against A."""
-    with Screen() as screen, open_device(target, targets_file) as device:
-        screen.stage("references")
-        rows = reference_rows(
-            a,
-            b,
-            models or [],
-            target=device.runtime,
-            threads=threads or device.threads,
-            batch=batch,
-            affinity=numbers(affinity, "--affinity") or device.affinity,
-            seed=seed,
-            transport=device.transport,
-            on_progress=lambda text, share: screen.progress(share, text),
-        )
-        facts = References(tuple(rows)).to_dict()
-        _save(facts, out)
-    if json_:
-        print_json(facts)
-    else:
-        _show_references(rows)
-
-
 def _save(facts: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         write_json(out, facts)
@@ -222,24 +178,6 @@ def _operator_cells(times: Sequence[dict[str, Any]], op: str) -> list[str]:
         row = part.get(op)
         cells += ["–"] * 3 if row is None else [str(row.count), f"{row.ms:.3f} ms", f"{100 * row.share:.1f} %"]
     return cells
-
-
-def _show_references(rows: Sequence[Row]) -> None:
-    header = ("model", "", "parameters", "MACs", "size", "latency", "time of the dense")
-    cells = tuple(
-        (
-            row.name,
-            row.kind,
-            number(row.params),
-            operations(row.macs),
-            size(row.size_bytes),
-            "–" if row.latency_ms is None else f"{row.latency_ms:.3f} ms",
-            "1" if row.comparison is None else _interval(row.comparison.ratio.to_ratio()),
-        )
-        for row in rows
-    )
-    print_tables([Table("Beside the dense model", header, cells, text=(0, 1))])
-    print_lines("Verdicts", [f"{row.name}: {summary(row.comparison)}" for row in rows if row.comparison is not None])
 
 
 def _interval(ratio: dict[str, float]) -> str:

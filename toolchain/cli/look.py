@@ -15,17 +15,17 @@ import torch
 import typer
 from pydantic import BaseModel
 
-from toolchain.artifact import read_json, sha256, write_text
-from toolchain.bench.gate import GateConfig, GateResult
-from toolchain.bench.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
-from toolchain.export.onnx_graph import read_onnx
 from toolchain.export.precision import precision_of
 from toolchain.families import FAMILIES, family_of
-from toolchain.job import tool
+from toolchain.files import read_json, sha256, write_text
+from toolchain.gate import GateConfig, GateResult
+from toolchain.pipeline.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA

@@ -12,8 +12,8 @@ from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
-from toolchain.export.parity import Tolerance, require
 from toolchain.export.preparation import Preparation
+from toolchain.parity import Tolerance, require
 
 
 def register(app: typer.Typer) -> None:

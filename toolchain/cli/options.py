@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 
 import typer
 
-from toolchain.bench.device import Device
+from toolchain.devices.device import Device
 from toolchain.errors import RecipeError
 
 STDOUT = "-"

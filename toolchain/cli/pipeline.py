@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.bench.cell import require_speedup
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
 from toolchain.compress.method import Allocation
-from toolchain.job import Job, prepare, preview, unmeasured
-from toolchain.pipeline import run as run_recipe
+from toolchain.pipeline.cell import require_speedup
+from toolchain.pipeline.job import Job, prepare, preview, unmeasured
+from toolchain.pipeline.run import run as run_recipe
 from toolchain.recipe import Recipe
 from toolchain.report.tables import Table, number, size
 

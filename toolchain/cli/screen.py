@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.cache import Done
+from toolchain.pipeline.folder import Done
 from toolchain.report.markdown import cautions, notes
 from toolchain.report.tables import (
     Table,

@@ -10,23 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from toolchain.artifact import (
-    MODEL_FILES,
-    AnyModel,
-    DeployModel,
-    EngineArtifact,
-    MaskedModel,
-    OnnxArtifact,
-    SlicedModel,
-    TimmModel,
-    check_replaceable,
-    read_json,
-    run_stage,
-    sha256,
-    write_json,
-    write_text,
-)
-from toolchain.bench.latency import latency_of
 from toolchain.cli.options import (
     FolderArgument,
     JsonFlag,
@@ -46,13 +29,41 @@ from toolchain.export.engine_parity import engine_rung
 from toolchain.export.form import form_of
 from toolchain.export.inputs import resolved
 from toolchain.export.onnx_graph import folder_beside
-from toolchain.export.parity import TOLERANCES, Rung, not_run
 from toolchain.export.precision import FP32, PRECISIONS, declared_precision
 from toolchain.export.preparation import raw_pixels, source_for
 from toolchain.export.stage import Export
-from toolchain.job import SYNTHETIC, Start, begin, clocks, compressed, prepare, tool, trained
-from toolchain.judge import Judge
-from toolchain.listener import on_epoch
+from toolchain.files import (
+    check_replaceable,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
+from toolchain.model import (
+    MODEL_FILES,
+    AnyModel,
+    DeployModel,
+    EngineArtifact,
+    MaskedModel,
+    OnnxArtifact,
+    SlicedModel,
+    TimmModel,
+    run_stage,
+)
+from toolchain.parity import TOLERANCES, Rung, not_run
+from toolchain.pipeline.job import (
+    SYNTHETIC,
+    Start,
+    begin,
+    clocks,
+    compressed,
+    prepare,
+    tool,
+    trained,
+)
+from toolchain.pipeline.judge import Judge
+from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.listener import on_epoch
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model

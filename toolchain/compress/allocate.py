@@ -13,7 +13,13 @@ from torch import Tensor
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, pair_pays
 from toolchain.errors import BudgetError
 from toolchain.families import UnitGroup
-from toolchain.recipe import BudgetSection, parse_latency, parse_size
+from toolchain.recipe import (
+    BudgetSection,
+)
+from toolchain.settings import (
+    parse_latency,
+    parse_size,
+)
 
 Key = tuple[str, str]
 """(module, unit) of a unit, (linear, "rank") of a linear that is factorised."""

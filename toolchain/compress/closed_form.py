@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Key
 from toolchain.compress.branches import captured
 from toolchain.compress.damage import divergence, measure
@@ -22,6 +21,7 @@ from toolchain.compress.solver import Candidate, Site
 from toolchain.cost import ModelShape
 from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, likelihood_of, outputs_of
+from toolchain.model import TimmModel
 from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Costs, Limits, solve_uniform
 from toolchain.compress.closed_form import SHARES, Told, candidates_for, likelihood_for, what_matters
 from toolchain.compress.method import HIDDEN, Allocation, allocate, choices_for, closed_sites
@@ -20,6 +19,7 @@ from toolchain.compress.solver import Candidate, Damages, choose, interpolate, n
 from toolchain.cost import LatencyTable, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, RecipeError
+from toolchain.model import TimmModel
 from toolchain.recipe import BudgetSection, CompressSection
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Latency:
         if missing := budget.latency.keys() - {table.target for table in self.tables}:
             raise RecipeError(
                 f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
-                "`slimvit run`, `plan` and `compress` measure it (toolchain.bench.latency)"
+                "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"
             )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from toolchain.artifact import TimmModel
 from toolchain.compress.allocate import Choices, Costs, Key, Limits, solve_uniform
 from toolchain.compress.lowrank import FACTORISATIONS
 from toolchain.compress.neurons import CRITERIA
@@ -17,6 +16,7 @@ from toolchain.compress.solver import Site
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, trace
 from toolchain.errors import RecipeError
 from toolchain.families import Factorizable, Family, UnitGroup
+from toolchain.model import TimmModel
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import BudgetSection, CompressSection
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.compress.allocate import Costs, Key, Limits, solve_global, top_indices
 from toolchain.compress.closed_form import damage_share, likelihood_for, reduce_closed_form, what_matters
 from toolchain.compress.decide import Latency, Settled, decide, settle
@@ -22,6 +21,7 @@ from toolchain.compress.solver import Site, key_of
 from toolchain.cost import RANK, Widths, trace
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, DataError, RecipeError
+from toolchain.model import MaskedModel, TimmModel
 from toolchain.outputs import WORDS
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.recipe import BudgetSection, CompressSection

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain.artifact import Preprocess
 from toolchain.errors import RecipeError
 from toolchain.export.calls import Array
 from toolchain.export.form import Form, form_of, opened_form
 from toolchain.export.inputs import FLOATS, resolved, shown
 from toolchain.export.onnx_graph import OUTPUT
-from toolchain.export.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
 from toolchain.export.pixels import representable
 from toolchain.export.precision import COMPARED, EITHER, FP32, tolerance_of
 from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
 from toolchain.export.stage import stack_images
+from toolchain.model import Preprocess
+from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
 
 SYNTHETIC = "none"
 """The data source of seeded noise."""

@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from toolchain.artifact import Preprocess
+from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.export.inputs import declared_preprocess, input_of, preprocess_in
-from toolchain.export.onnx_graph import OUTPUT, read_onnx
+from toolchain.export.onnx_graph import (
+    OUTPUT,
+)
 from toolchain.export.quantise import STEP
+from toolchain.model import Preprocess
 from toolchain.targets import get_target
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from toolchain.artifact import OnnxArtifact
+from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Call, feeding, opened
 from toolchain.export.inputs import preprocess_in
@@ -22,12 +22,10 @@ from toolchain.export.onnx_graph import (
     OUTPUT,
     GraphFacts,
     census,
-    read_onnx,
     replacing,
     strip,
     write_onnx,
 )
-from toolchain.export.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
 from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
 from toolchain.export.probabilities import (
@@ -39,6 +37,8 @@ from toolchain.export.probabilities import (
 )
 from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
+from toolchain.model import OnnxArtifact
+from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 Array = NDArray[Any]
 INT8_MAX = 127

@@ -10,17 +10,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from toolchain.artifact import (
-    ENGINE_FILES,
-    EngineArtifact,
-    OnnxArtifact,
-    atomic_folder,
-    check_replaceable,
-    write_json,
-)
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.parity import Rung, require
 from toolchain.export.weights import each_linear
+from toolchain.files import atomic_folder, check_replaceable, write_json
+from toolchain.model import ENGINE_FILES, EngineArtifact, OnnxArtifact
+from toolchain.parity import Rung, require
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 

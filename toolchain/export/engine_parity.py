@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from toolchain.artifact import EngineArtifact, Preprocess
 from toolchain.export.calls import Array, opened
-from toolchain.export.parity import BATCHES, Rung, Tolerance, compare, not_run
 from toolchain.export.precision import (
     COMPARED,
     FP32,
@@ -17,6 +15,8 @@ from toolchain.export.precision import (
     reference_target,
     tolerance_of,
 )
+from toolchain.model import EngineArtifact, Preprocess
+from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
 
 # A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
 TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
-from toolchain.artifact import ModelRecord, Preprocess
+from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.errors import ArtifactError
 from toolchain.export.calls import Outputs, in_parts, opened_outputs
 from toolchain.export.inputs import PREPROCESS, ImageInput, declared_preprocess, fit, folder_input, input_of, shown
-from toolchain.export.onnx_graph import OUTPUT, read_onnx
+from toolchain.export.onnx_graph import (
+    OUTPUT,
+)
 from toolchain.export.precision import Reading, precision_in, precision_of, reference_target
 from toolchain.export.probabilities import PROBABILITIES, output_in, own_probabilities
 from toolchain.export.quantise import STEP
 from toolchain.export.stage import torch_call
+from toolchain.model import ModelRecord, Preprocess
 from toolchain.outputs import Output
 from toolchain.surgery.replay import load_model
 

@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from toolchain.artifact import Preprocess
+from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.onnx_graph import INPUT, read_onnx
+from toolchain.export.onnx_graph import (
+    INPUT,
+)
 from toolchain.export.pixels import FORM, UINT8, to_pixels
+from toolchain.model import Preprocess
 
 Array = NDArray[Any]
 PREPROCESS = "slimvit.preprocess"

@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import uses_external_data
 from torch import nn
 
@@ -127,24 +126,6 @@ def folder_beside(path: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     with folder as name:
         yield Path(name)
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model of an ONNX file; weights that lie in other files are not read.
-
-    Raises:
-        StorageError: the file cannot be read.
-        ArtifactError: it is no ONNX file, or truncated.
-    """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
-    if not model.graph.output:
-        raise ArtifactError(f"{path} is not an ONNX file: its graph has no output")
-    return model
 
 
 def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

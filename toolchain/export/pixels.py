@@ -13,9 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.artifact import Preprocess
 from toolchain.errors import ArtifactError
 from toolchain.export.onnx_graph import BATCH, INPUT
+from toolchain.model import Preprocess
 
 Array = NDArray[Any]
 FORM = "slimvit.input"

@@ -16,15 +16,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import Call
 from toolchain.export.conversion import Conversion
 from toolchain.export.graph_types import graph_precision
 from toolchain.export.half import bf16, fp16
 from toolchain.export.inputs import PREPROCESS
-from toolchain.export.onnx_graph import read_onnx
-from toolchain.export.parity import TOLERANCES, Tolerance
 from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq
+from toolchain.parity import TOLERANCES, Tolerance
 from toolchain.targets import get_target
 
 Array = NDArray[Any]

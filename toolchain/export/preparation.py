@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from toolchain.artifact import Preprocess
 from toolchain.data import DataSource, open_source
 from toolchain.errors import RecipeError
 from toolchain.export.form import Form
@@ -12,6 +11,7 @@ from toolchain.export.inputs import (
     no_preprocess,
     shown,
 )
+from toolchain.model import Preprocess
 
 SPREAD = 0.5, 0.25
 """(mean, std) that raw pixels are thought to be normalised by, where a file takes them and says no more of them."""

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import OUTPUT
-from toolchain.export.parity import Rung, Tolerance
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
 from toolchain.outputs import WORDS, Output
+from toolchain.parity import Rung, Tolerance
 from toolchain.targets import get_target
 
 Array = NDArray[Any]

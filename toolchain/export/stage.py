@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolchain.artifact import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import feeding, opened
 from toolchain.export.inputs import FIXED_SIZE, PREPROCESS
 from toolchain.export.onnx_graph import GraphFacts, export_onnx, replacing
-from toolchain.export.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.probabilities import probabilities_rung, require_probabilities, with_probabilities
+from toolchain.model import DeployModel, OnnxArtifact, Preprocess, TimmModel
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
+from toolchain.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
 
 Array = NDArray[Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from toolchain.artifact import sha256
 from toolchain.data import DataSource
+from toolchain.files import sha256
 from toolchain.outputs import WORDS, Output
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifact import write_json, write_text
+from toolchain.files import write_json, write_text
 from toolchain.report.assemble import listing
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html

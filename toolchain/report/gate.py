@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.bench.environment import describe_machine
-from toolchain.bench.gate import CellResult, GateResult
-from toolchain.bench.gate.why import by_layer
+from toolchain.gate import CellResult, GateResult
+from toolchain.gate.why import by_layer
+from toolchain.measure.environment import describe_machine
 from toolchain.report.markdown import table_lines
 from toolchain.report.tables import Table, number
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from toolchain.bench.gate import CellResult, Check, GateResult
+from toolchain.gate import CellResult, Check, GateResult
 
 # What XML 1.0 cannot hold in any form; a path or an error message may have it.
 ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

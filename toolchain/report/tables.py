@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.bench.environment import describe_machine
+from toolchain.measure.environment import describe_machine
 from toolchain.outputs import Output, divergence_words
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.bench.gate import CellResult, GateResult
+from toolchain.gate import CellResult, GateResult
 
 NS_PER_MS = 1e6
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import sha256
 from toolchain.surgery.anatomy import Anatomy, anatomy, others
 from toolchain.surgery.inert import STAND_INS, Array, Value
 

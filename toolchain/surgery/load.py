@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolchain.artifact import sha256
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
+from toolchain.files import sha256
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by

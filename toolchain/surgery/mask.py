@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.families import UnitGroup
+from toolchain.model import MaskedModel, TimmModel
 from toolchain.plan import CompressionPlan, Keep
 from toolchain.surgery.check import check_plan
 from toolchain.surgery.factorised import replace_module, side

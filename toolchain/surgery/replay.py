@@ -13,7 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolchain.artifact import (
+from toolchain.errors import ArtifactError, ModelError, StorageError
+from toolchain.families import adapt, family_of
+from toolchain.files import atomic_folder, sha256
+from toolchain.model import (
     MODEL_FILES,
     AnyModel,
     DeployModel,
@@ -22,12 +25,8 @@ from toolchain.artifact import (
     Preprocess,
     SlicedModel,
     TimmModel,
-    atomic_folder,
     describe,
-    sha256,
 )
-from toolchain.errors import ArtifactError, ModelError, StorageError
-from toolchain.families import adapt, family_of
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.surgery.check import check_plan
 from toolchain.surgery.factorised import FactorisedLinear, replace_module

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from toolchain.artifact import MaskedModel, SlicedModel
 from toolchain.errors import PlanError
 from toolchain.families import UnitGroup
+from toolchain.model import MaskedModel, SlicedModel
 from toolchain.plan import CompressionPlan
 from toolchain.surgery.factorised import side
 from toolchain.surgery.mask import baked, decisions, kept_positions

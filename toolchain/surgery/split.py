@@ -11,10 +11,10 @@ from collections import OrderedDict
 
 from torch import nn
 
-from toolchain.artifact import DeployModel, SlicedModel
 from toolchain.cost import pair_pays
 from toolchain.errors import ArtifactError, PlanError
 from toolchain.families import Family
+from toolchain.model import DeployModel, SlicedModel
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 from toolchain.surgery.scales import fold_scale, remove_scale
 

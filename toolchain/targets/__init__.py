@@ -31,8 +31,8 @@ WHERE: Mapping[str, tuple[str, str]] = {
     "openvino-cpu": ("openvino_cpu", "OPENVINO_CPU"),
     "openvino-cpu-bf16": ("openvino_cpu", "OPENVINO_CPU_BF16"),
     "ort-cuda": ("ort_cuda", "ORT_CUDA"),
-    "trt": ("trt", "TRT"),
-    "trt-rtx": ("trt", "TRT_RTX"),
+    "trt": ("tensorrt.target", "TRT"),
+    "trt-rtx": ("tensorrt.target", "TRT_RTX"),
 }
 """Name → file here and what the target is called in it."""
 ON_GPU = ("ort-cuda", "trt", "trt-rtx")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
+from toolchain.on_device.runner import cpu_model, time_calls_ns
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
-from toolchain.targets.device_runner import cpu_model, time_calls_ns
 
 INPUT, OUTPUT = "image", "logits"
 

@@ -9,9 +9,8 @@ import onnx as onnxlib
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from toolchain.artifact import digest_of, sha256
-from toolchain.cache import exclusive, user_cache
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import digest_of, exclusive, sha256, user_cache
 from toolchain.targets.base import BuildOptions, EngineBuild
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from toolchain.on_device.runner import time_calls_ns
 from toolchain.targets.base import Feeds
-from toolchain.targets.device_runner import time_calls_ns
 from toolchain.targets.mode import Mode
 
 NS_PER_MS = 1e6

@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.files import sha256
+from toolchain.on_device.runner import cpu_model, time_calls_ns
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
     BuildOptions,
@@ -26,7 +27,6 @@ from toolchain.targets.base import (
     TargetInfo,
     TargetProfile,
 )
-from toolchain.targets.device_runner import cpu_model, time_calls_ns
 
 INSTALL = "pip install 'slimvit[openvino]'"
 DEVICE = "CPU"

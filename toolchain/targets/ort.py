@@ -12,8 +12,9 @@ from typing import Self
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
 import onnxruntime as ort
 
-from toolchain.artifact import read_json, sha256
 from toolchain.errors import ArtifactError
+from toolchain.files import read_json, sha256
+from toolchain.on_device.runner import OrtRunner, cpu_model, ort_options
 from toolchain.targets.base import (
     BuildOptions,
     EngineBuild,
@@ -24,7 +25,6 @@ from toolchain.targets.base import (
     TargetInfo,
     TargetProfile,
 )
-from toolchain.targets.device_runner import OrtRunner, cpu_model, ort_options
 
 KERNEL = "_kernel_time"
 """Ends the name of a profile's event that is a node's work; others are its synchronisation."""

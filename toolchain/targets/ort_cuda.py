@@ -13,10 +13,10 @@ import onnx as onnxlib
 import onnxruntime as ort
 import torch
 
-from toolchain.artifact import sha256
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.files import sha256
+from toolchain.on_device.runner import ort_options
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
-from toolchain.targets.device_runner import ort_options
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import Mode
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolchain.artifact import atomic_path
 from toolchain.errors import StorageError
+from toolchain.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

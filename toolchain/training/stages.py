@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from toolchain.artifact import MaskedModel, TimmModel
 from toolchain.data import DataSource, Images
 from toolchain.errors import DataError, PlanError
 from toolchain.likelihood import Likelihood, likelihood_of
+from toolchain.model import MaskedModel, TimmModel
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
 from toolchain.training.distill import distillation, imitation, supervision

@@ -1,0 +1,5 @@
+"""The fixtures of `measuring`, for all tests here."""
+
+from measuring import made_up, own_cache, stack
+
+__all__ = ["made_up", "own_cache", "stack"]

@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from toolchain.devices import transport
+from toolchain.devices.transport import LocalTransport
+from toolchain.errors import ArtifactError, MeasurementError
+from toolchain.on_device.runner import PLAN_SCHEMA
+
+pytestmark = pytest.mark.clock
+
+POPEN = subprocess.Popen
+
+
+def plan(path, **changes):
+    variants = [{"name": n, "path": str(path), "runtime": "ort-cpu", "inputs": ["image"]} for n in ("A", "B", "A'")]
+    tensors = [{"shape": [1, 96], "dtype": "float32"}]
+    return {
+        "schema": PLAN_SCHEMA,
+        "seed": 0,
+        "session": 0,
+        "blocks": 2,
+        "slot_ms": 0.1,
+        "threads": 1,
+        "warmup": {"calls": 2, "seconds": 0.0},
+        "inputs": {"count": 8, "seed": 0, "tensors": tensors},
+        "variants": variants,
+        **changes,
+    }
+
+
+def run(script, monkeypatch):
+    """What a session gives whose process runs `script`."""
+    monkeypatch.setattr(
+        transport.subprocess, "Popen", lambda command, **kw: POPEN([sys.executable, "-c", script], **kw)
+    )
+    return LocalTransport().run(plan("x"), lambda *_: None)
+
+
+def test_a_session_runs_in_a_process_of_its_own_and_reports_progress(stack, tmp_path):
+    seen = []
+    result = LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda share, text: seen.append((share, text)))
+    assert [len(result["blocks"]), "plan_sha256" in result] == [2, False]
+    assert seen[-2:] == [(0.5, "block 1/2"), (1.0, "block 2/2")]
+    # torch is loaded here, and is not where only ONNX Runtime is timed
+    assert set(result["fingerprint"]["after"]["machine"]["runtimes"]) == {"numpy", "onnxruntime"}
+
+
+def test_a_variant_that_cannot_be_opened_is_a_bad_artifact(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(ArtifactError, match=r"A \(.*m\.onnx\) does not run on ort-cpu"):
+        LocalTransport().run(plan(tmp_path / "m.onnx"), lambda *_: None)
+
+
+def test_a_process_that_dies_is_reported_with_its_last_lines(monkeypatch):
+    with pytest.raises(MeasurementError, match=r"exit code 1(?s:.*)the reason"):
+        run("raise SystemExit('the reason')", monkeypatch)
+    with pytest.raises(MeasurementError, match=f"exit code -{int(signal.SIGKILL)}"):
+        run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
+
+
+def test_samples_of_another_plan_are_refused(monkeypatch, stack, tmp_path):
+    digest = transport.device_runner.plan_digest
+    monkeypatch.setattr(transport.device_runner, "plan_digest", lambda p: digest({**p, "seed": 1}))
+    with pytest.raises(MeasurementError, match="another plan"):
+        LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)
+
+
+def test_a_session_loads_no_other_runtime_than_its_own():
+    """Else their memory and the time to load them would be the artifact's."""
+    code = (
+        "import contextlib, sys, toolchain.devices.worker as w\n"
+        "from toolchain.errors import SlimvitError\n"
+        "others = ('torch', 'timm', 'onnx', 'onnxruntime', 'scipy', 'openvino')\n"
+        "assert not set(others) & set(sys.modules), sorted(set(others) & set(sys.modules))\n"
+        "with contextlib.suppress(SlimvitError):\n"
+        "    w.OPENERS['openvino-cpu']('absent.onnx', 1).__enter__()\n"
+        "assert not set(others[:-1]) & set(sys.modules), sorted(set(others) & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_left_running_after_an_interruption(stack, tmp_path, monkeypatch):
+    started = []
+
+    def remember(*args, **kwargs):
+        started.append(POPEN(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(transport.subprocess, "Popen", remember)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalTransport().run(plan(stack(tmp_path / "m.onnx"), blocks=10**6), interrupt)
+    assert started[0].poll() is not None
+
+
+def test_a_session_ends_when_its_parent_is_gone(stack, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(stack(tmp_path / "m.onnx"), blocks=10**6)))
+    command = [
+        sys.executable,
+        "-P",
+        transport.device_runner.__file__,
+        str(tmp_path / "plan.json"),
+        str(tmp_path / "out"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"}) as process:
+        process.stderr.readline()
+        process.stderr.close()
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ended = process.poll()
+        process.kill()
+    assert ended not in (None, 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_session_runs_at_a_time_on_a_machine(stack, tmp_path):
+    seen, path = [], stack(tmp_path / "m.onnx")
+    with transport.exclusive(transport.user_cache() / "measuring"):
+        other = threading.Thread(target=LocalTransport().run, args=(plan(path), lambda *told: seen.append(told)))
+        other.start()
+        deadline = time.monotonic() + 20
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [text for _, text in seen] == ["waiting for another measurement on this machine"]
+    other.join(60)
+    assert seen[-1] == (1.0, "block 2/2")
+
+
+def test_a_cache_that_cannot_be_written_stops_no_measurement(stack, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)["blocks"]
+    assert "may run beside this one" in caplog.text

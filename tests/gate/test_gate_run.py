@@ -1,0 +1,320 @@
+"""The exact checks of a gate: each can fail, each only for its own reason; accepts; nothing evaluated."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import onnx
+import pytest
+import torch
+from builders import write_classifier
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
+from toolchain.export import accuracy, agreement
+from toolchain.gate import (
+    Accept,
+    Accepts,
+    GateConfig,
+    GateResult,
+    accepts_path,
+    add_accepts,
+    checks,
+    load_accepts,
+    run_gate,
+    timing,
+)
+from toolchain.training.evaluate import Accuracy
+
+pytestmark = pytest.mark.clock
+
+TODAY = dt.date(2030, 1, 15)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """Judges one cell against a baseline; keywords change the artifact, budgets and relations."""
+    old = write_classifier(tmp_path / "old.onnx")
+
+    def call(budget=None, relation=None, accepts=(), why=False, **changes):
+        write_classifier(tmp_path / "new.onnx", **changes)
+        raw = {
+            "data": {"source": "digits"},
+            "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+            "cell": [
+                {
+                    "name": "digits",
+                    "artifact": "new.onnx",
+                    "baseline": "old",
+                    "budget": budget or {},
+                    "relation": relation or {},
+                }
+            ],
+        }
+        return run_gate(GateConfig.from_dict(raw, tmp_path), Accepts(accepts, TODAY), tool="test", why=why)
+
+    return call
+
+
+@pytest.fixture
+def size(tmp_path):
+    return artifact_size_bytes(write_classifier(tmp_path / "sized.onnx"))
+
+
+def statuses(result):
+    return {check.name: check.status for _, check in result.checks}
+
+
+def test_equal_artifacts_hold_every_relation(judge):
+    relation = {"size": 0.0, "params": 0.0, "nodes": 0.0, "accuracy": 0.0, "parity": "fp32"}
+    result = judge(relation=relation, why=True)
+    assert statuses(result) == {f"relation.{name}": "pass" for name in relation}
+    assert (result.verdict, result.exit_code) == ("pass", 0)
+    assert result.cells[0].why == ()
+
+
+@pytest.mark.parametrize(
+    ("fault", "fails"),
+    [
+        ({"padding": 100}, {"size", "params"}),
+        ({"swap": 3}, {"accuracy", "parity"}),
+        ({"noise": 1e-3}, {"parity"}),
+    ],
+)
+def test_a_planted_fault_breaks_its_relations_and_no_other(judge, fault, fails):
+    relation = {"size": 0.01, "params": 0.01, "nodes": 0.0, "accuracy": 0.01, "parity": "fp32"}
+    result = judge(relation=relation, **fault)
+    assert {name for name, status in statuses(result).items() if status == "fail"} == {f"relation.{n}" for n in fails}
+    assert (result.verdict, result.exit_code) == ("fail", 1)
+
+
+def test_a_budget_is_exact_to_the_byte(judge, size):
+    assert statuses(judge({"size": size})) == {"budget.size": "pass"}
+    assert statuses(judge({"size": size - 1})) == {"budget.size": "fail"}
+    assert statuses(judge({"params": 650, "nodes": 2})) == {"budget.params": "pass", "budget.nodes": "pass"}
+    assert statuses(judge({"params": 649, "nodes": 1})) == {"budget.params": "fail", "budget.nodes": "fail"}
+
+
+def test_a_relation_is_exact_to_the_byte(judge, size):
+    grown = judge(relation={"size": 0.0}, padding=1).cells[0]
+    gained = grown.artifact.size_bytes - size
+    assert gained > 0
+    share = gained / size
+    assert statuses(judge(relation={"size": share * 1.0001}, padding=1)) == {"relation.size": "pass"}
+    assert statuses(judge(relation={"size": share * 0.9999}, padding=1)) == {"relation.size": "fail"}
+
+
+def test_accuracy_is_compared_in_images(judge):
+    (check,) = judge(relation={"accuracy": 0.0}, swap=3).cells[0].checks
+    lost, total = check.value - check.baseline, 359
+    assert lost > 50
+    assert f"of {total}" in check.reason
+    assert statuses(judge(relation={"accuracy": lost / total + 1e-9}, swap=3)) == {"relation.accuracy": "pass"}
+    assert statuses(judge(relation={"accuracy": lost / total - 1e-9}, swap=3)) == {"relation.accuracy": "fail"}
+    right = (total - check.value) / total
+    assert statuses(judge({"accuracy": round(right - 1e-6, 6)}, swap=3)) == {"budget.accuracy": "pass"}
+    assert statuses(judge({"accuracy": round(right + 1e-5, 6)}, swap=3)) == {"budget.accuracy": "fail"}
+
+
+def test_a_better_artifact_passes(judge):
+    relation = {"size": 0.0, "params": 0.0, "accuracy": 0.0}
+    better = judge(relation=relation)
+    assert set(statuses(better).values()) == {"pass"}
+    assert "equal to the baseline's" in better.cells[0].checks[0].reason
+
+
+def test_parity_bounds_are_each_judged(judge):
+    assert statuses(judge(relation={"parity": {"cosine_min": 0.9}}, noise=1e-3)) == {"relation.parity": "pass"}
+    for bounds in ({"max_abs": 1e-6}, {"cosine_min": 1.0}):
+        assert statuses(judge(relation={"parity": bounds}, noise=1e-3)) == {"relation.parity": "fail"}
+    result = judge(relation={"parity": {"cosine_min": -1.0, "top1_min": 1.0}}, swap=10)
+    assert statuses(result) == {"relation.parity": "fail"}
+    assert "top-1" in result.cells[0].checks[0].reason
+
+
+def test_top1_is_judged_on_more_images_than_a_batch_of_three(judge, monkeypatch):
+    seen = []
+    outputs_of = agreement.outputs_of
+
+    def counting(name, call, images, batches):
+        seen.append(len(images))
+        return outputs_of(name, call, images, batches)
+
+    monkeypatch.setattr(agreement, "outputs_of", counting)
+    for bounds in ({"max_abs": 1e-3}, {"cosine_min": -1.0, "top1_min": 0.5}):
+        assert statuses(judge(relation={"parity": bounds})) == {"relation.parity": "pass"}
+    assert seen[0] == 3
+    assert seen[2] > 100
+
+
+def test_a_replaced_baseline_stops_everything(judge, tmp_path):
+    config = GateConfig.from_dict(
+        {
+            "baseline": {"old": {"path": "old.onnx", "sha256": "0" * 64}},
+            "cell": [{"name": "a", "artifact": "none", "baseline": "old", "relation": {"size": 0.0}}],
+        },
+        tmp_path,
+    )
+    with pytest.raises(BaselineError):
+        run_gate(config, Accepts((), TODAY), tool="test")
+
+
+def test_an_artifact_of_another_origin_has_exact_checks_and_no_accuracy(stack, tmp_path):
+    stack(tmp_path / "m.onnx", layers=3)
+    raw = {"data": {"source": "digits"}, "cell": [{"name": "m", "artifact": "m.onnx", "budget": {"nodes": 3}}]}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert statuses(result) == {"budget.nodes": "pass"}
+    raw["cell"][0]["budget"] = {"accuracy": 0.5}
+    with pytest.raises(RecipeError, match=r"takes \[96\] per sample, which is no image"):
+        run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+
+
+def test_a_file_of_another_origin_is_judged_where_data_says_how_images_are_prepared(tmp_path):
+    """Kind: a gate on files that slimvit did not write. What was assumed of them is in the reason of the check."""
+    for name in ("a", "b"):
+        model = onnx.load(write_classifier(tmp_path / f"{name}.onnx"))
+        del model.metadata_props[:]
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(tmp_path / "b.onnx")), tmp_path / "b.onnx")
+    data = {"source": "digits", "mean": [0.0], "std": [1.0]}
+    raw = {
+        "data": data,
+        "baseline": {"a": {"path": "a.onnx", "sha256": artifact_sha256(tmp_path / "a.onnx")}},
+        "cell": [
+            {
+                "name": "b",
+                "artifact": "b.onnx",
+                "baseline": "a",
+                "budget": {"accuracy": 0.7},
+                "relation": {"accuracy": 0.01, "parity": {"cosine_min": 0.999}},
+            }
+        ],
+    }
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert set(statuses(result).values()) == {"pass"}
+    for check in result.cells[0].checks:
+        assert "b.onnx is fp16 (1 of 1 linears and convolutions hold fp16 weights)" in check.reason
+    assert "a.onnx does not say how images are prepared: nothing is cropped" in result.cells[0].checks[-1].reason
+    del data["std"]
+    with pytest.raises(ArtifactError, match=r"mean, std and crop_pct of \[data\]"):
+        run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+
+
+def test_a_cell_is_never_answered_with_what_another_cell_asked_for(tmp_path, monkeypatch):
+    """Kind: a kept answer whose key lacks a part of the question. Here the share of wrong images is that of the image's height."""
+
+    def counted(path, *_, input_shape, **__):
+        return accuracy.Evaluation(Accuracy(torch.arange(100) < input_shape[1], torch.zeros(100, dtype=torch.bool)), ())
+
+    monkeypatch.setattr(checks, "accuracy_of", counted)
+    write_classifier(tmp_path / "m.onnx")
+    cells = [
+        {"name": str(size), "artifact": "m.onnx", "budget": {"accuracy": 0.85}, "input_shape": [1, size, size]}
+        for size in (8, 16, 8)
+    ]
+    cells[-1]["name"] = "8 again"
+    raw = {"data": {"source": "digits"}, "cell": cells}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test")
+    assert [check.value for _, check in result.checks] == [8, 16, 8]
+
+
+def unavailable(*_, **__):
+    raise TargetUnavailable("ort-cpu", "there is no GPU", "buy one")
+
+
+def test_what_is_skipped_is_counted_and_only_skipping_fails(judge, monkeypatch):
+    monkeypatch.setattr(timing, "compare", unavailable)
+    result = judge({"size": "1 MB"}, {"latency": 0.05})
+    assert statuses(result) == {"budget.size": "pass", "relation.latency": "skipped"}
+    assert (result.verdict, result.skipped_cells) == ("pass", 1)
+    assert "1 of 1 cells skipped" in result.headline
+    assert "there is no GPU" in result.cells[0].checks[1].reason
+    nothing = judge(relation={"latency": 0.05})
+    assert (nothing.verdict, nothing.exit_code) == ("fail", 1)
+    assert "nothing was evaluated" in nothing.headline
+
+
+def accept(check, at_most, *, cell="digits", expires=TODAY):
+    return Accept(
+        cell=cell, check=check, at_most=at_most, reason="known", accepted=TODAY - dt.timedelta(30), expires=expires
+    )
+
+
+def states(result):
+    return [use.state for use in result.accepts]
+
+
+def test_an_accept_covers_one_check_up_to_one_value(judge, size):
+    grown = judge({"size": size}, padding=10).cells[0].artifact.size_bytes
+    result = judge({"size": size}, accepts=[accept("budget.size", grown)], padding=10)
+    assert (statuses(result), states(result)) == ({"budget.size": "accepted"}, ["used"])
+    assert result.exit_code == 0
+    result = judge({"size": size}, accepts=[accept("budget.size", grown)], padding=11)
+    assert (statuses(result), states(result)) == ({"budget.size": "fail"}, ["exceeded"])
+    result = judge({"size": size, "params": 650}, accepts=[accept("budget.size", grown)], padding=10)
+    assert statuses(result) == {"budget.size": "accepted", "budget.params": "fail"}
+
+
+def test_an_accept_ends_and_is_reported_when_it_is_of_no_use(judge, size):
+    day = dt.timedelta(1)
+    result = judge({"size": size}, accepts=[accept("budget.size", 10**6, expires=TODAY - day)], padding=10)
+    assert (statuses(result), states(result)) == ({"budget.size": "fail"}, ["expired"])
+    others = [
+        accept("budget.size", 10**6),
+        accept("budget.size", 10**6, cell="gone"),
+        accept("relation.size", 10**6),
+    ]
+    assert states(judge({"size": size}, accepts=others)) == ["unused", "unknown", "unknown"]
+
+
+def test_of_several_accepts_the_last_one_counts(judge, size):
+    result = judge({"size": size}, accepts=[accept("budget.size", 10**6), accept("budget.size", 1)], padding=10)
+    assert (statuses(result), states(result)) == ({"budget.size": "fail"}, ["exceeded"])
+
+
+def test_the_file_of_accepts_is_a_log_for_people(tmp_path):
+    gate = tmp_path / "gate.toml"
+    assert load_accepts(gate) == ()
+    first = accept("budget.size", 12)
+    tricky = first.model_copy(update={"reason": 'a "quote"\\ \x7f\n🙂 [[accept]]', "at_most": 1.25, "cell": "über"})
+    assert add_accepts(gate, [first]) == accepts_path(gate)
+    written = accepts_path(gate).read_text().replace("# An entry", "# a note of mine\n# An entry")
+    accepts_path(gate).write_text(written)
+    add_accepts(gate, [tricky])
+    assert load_accepts(gate) == (first, tricky)
+    assert accepts_path(gate).read_text().startswith(written), "what stood there stays"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('reason = " "', "gives no reason"),
+        ('check = "relation.parity"', "cannot be accepted"),
+        ('check = "size"', "pattern"),
+        ("expires = 2020-01-01", "expires before"),
+        ("until = 2040-01-01", "unknown accepts key"),
+    ],
+)
+def test_accepts_that_mean_nothing_are_refused(tmp_path, line, words):
+    gate = tmp_path / "gate.toml"
+    key = line.partition(" ")[0]
+    lines = [row for row in accept("budget.size", 1).to_toml().splitlines() if not row.startswith(f"{key} ")]
+    accepts_path(gate).write_text("\n".join([*lines, line]))
+    with pytest.raises(RecipeError) as refused:
+        load_accepts(gate)
+    assert words in str(refused.value)
+
+
+def test_a_result_is_read_back_as_it_was(judge, tmp_path):
+    import json
+
+    result = judge({"size": 1}, accepts=[accept("budget.size", 10**6)], why=True)
+    (tmp_path / "gate.json").write_text(json.dumps(result.to_dict()))
+    again = GateResult.load(tmp_path / "gate.json")
+    assert again == result
+    assert result.to_dict()["schema"] == "slimvit.gate/1"
+    assert {"verdict", "exit_code", "counts", "skipped_cells"} <= result.to_dict().keys()
+    (tmp_path / "gate.json").write_text(json.dumps({**result.to_dict(), "schema": "slimvit.gate/2"}))
+    with pytest.raises(ArtifactError, match=r"slimvit\.gate/1"):
+        GateResult.load(tmp_path / "gate.json")

@@ -1,0 +1,300 @@
+import ast
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolchain.errors import TargetUnavailable
+from toolchain.measure.environment import describe_machine
+from toolchain.on_device import runner as device_runner
+from toolchain.on_device.runner import (
+    PLAN_SCHEMA,
+    Unavailable,
+    VariantError,
+    block_orders,
+    calls_per_slot,
+    fingerprint,
+    main,
+    make_inputs,
+    opening_order,
+    plan_digest,
+    run_plan,
+    time_calls_ns,
+)
+
+SOURCE = Path(device_runner.__file__).read_text(encoding="utf-8")
+
+
+class Clockwork:
+    """A runner of exactly known times that records every feed it is given."""
+
+    def __init__(self, call_ns, log, name, output=0.0):
+        self.call_ns, self.log, self.name, self.output = call_ns, log, name, output
+
+    def __enter__(self):
+        self.log.append((self.name, "open"))
+        return self
+
+    def __exit__(self, *_):
+        self.log.append((self.name, "close"))
+
+    def infer(self, feeds):
+        return {"logits": np.full((2, 3), self.output)}
+
+    def time_ns(self, feeds, samples):
+        self.log.append((self.name, samples, tuple(float(next(iter(feed.values())).flat[0]) for feed in feeds)))
+        return [self.call_ns + i for i in range(samples)]
+
+
+def plan(**changes):
+    return {
+        "schema": PLAN_SCHEMA,
+        "seed": 7,
+        "session": 1,
+        "blocks": 10,
+        "slot_ms": 50.0,
+        "threads": 1,
+        "warmup": {"calls": 10, "seconds": 1.0},
+        "inputs": {"count": 8, "seed": 3, "tensors": [{"shape": [2, 4], "dtype": "float32"}]},
+        "variants": [
+            {"name": "A", "path": "a", "runtime": "clockwork", "inputs": ["x"]},
+            {"name": "B", "path": "b", "runtime": "clockwork", "inputs": ["y"]},
+            {"name": "A'", "path": "a", "runtime": "clockwork", "inputs": ["x"]},
+        ],
+        **changes,
+    }
+
+
+def opener(log, times, output=0.0):
+    return {"clockwork": lambda path, threads: Clockwork(times[path], log, path, output)}
+
+
+def test_the_file_is_python_3_8_and_needs_only_numpy_and_onnxruntime():
+    tree = ast.parse(SOURCE, feature_version=(3, 8))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(node.module.partition(".")[0])
+    assert imported <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    top_level = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert "onnxruntime" not in top_level
+    assert "tomllib" not in imported  # stdlib only since 3.11
+
+
+def test_it_is_the_only_timing_loop():
+    package = Path(device_runner.__file__).parents[1]
+    others = [
+        path.name
+        for path in package.rglob("*.py")
+        if path.name != "device_runner.py" and "perf_counter_ns" in path.read_text(encoding="utf-8")
+    ]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "calls", "discarded"),
+    [
+        (0.01, 5000, 1),
+        (1, 50, 1),
+        (9, 6, 1),
+        (19.9, 5, 1),
+        (20, 3, 1),
+        (100, 3, 1),
+        (100.1, 2, 1),
+        (1000, 2, 1),
+        (1000.1, 1, 0),
+    ],
+)
+def test_a_slot_is_long_enough_and_has_enough_calls(call_ms, calls, discarded):
+    assert calls_per_slot(call_ms * 1e6, 50.0) == (calls, discarded)
+    assert calls * call_ms >= 50
+
+
+def test_orders_are_seeded_permutations_and_stay_what_they_are():
+    names = ["A", "B", "A'"]
+    orders = block_orders(names, 600, seed=0, session=0)
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert orders == block_orders(names, 600, seed=0, session=0)
+    assert orders != block_orders(names, 600, seed=0, session=1)
+    assert orders != block_orders(names, 600, seed=1, session=0)
+    counts = {tuple(order): orders.count(order) for order in orders}
+    assert len(counts) == 6
+    assert min(counts.values()) > 65
+    # Stored measurements are checked against this draw: it must never change.
+    assert [" ".join(order) for order in orders[:4]] == ["A B A'", "A B A'", "A' B A", "A B A'"]
+
+
+def test_inputs_are_the_same_for_a_seed_and_of_the_asked_types():
+    spec = {"count": 8, "seed": 1, "tensors": [{"shape": [2, 3], "dtype": d} for d in ("float16", "uint8", "bool")]}
+    sets = make_inputs(spec)
+    assert len(sets) == 8
+    assert [array.dtype.name for array in sets[0]] == ["float16", "uint8", "bool"]
+    assert all(np.array_equal(x, y) for x, y in zip(sets[3], make_inputs(spec)[3], strict=True))
+    assert not np.array_equal(sets[0][0], sets[1][0])
+    assert sets[0][1].max() < 128
+
+
+def test_calls_are_timed_one_by_one_over_rotating_feeds():
+    seen = []
+    times = time_calls_ns(seen.append, [{"x": 0}, {"x": 1}, {"x": 2}], 5)
+    assert [feed["x"] for feed in seen] == [0, 1, 2, 0, 1]
+    assert len(times) == 5
+    assert all(isinstance(t, int) and t >= 0 for t in times)
+
+
+def test_a_session_follows_its_plan():
+    log = []
+    result = run_plan(plan(), opener(log, {"a": 2_000_000, "b": 30_000_000}))
+    assert result["plan_sha256"] == plan_digest(plan())
+    assert result["session"] == 1
+    assert [block["order"] for block in result["blocks"]] == block_orders(["A", "B", "A'"], 10, 7, 1)
+    assert {n: f["calls_per_slot"] for n, f in result["variants"].items()} == {"A": 25, "B": 3, "A'": 25}
+    for block in result["blocks"]:
+        assert block["samples_ns"]["A"] == [2_000_000 + i for i in range(1, 25)]  # the first is discarded
+        assert block["samples_ns"]["B"] == [30_000_001, 30_000_002]
+    json.dumps(result, allow_nan=False)
+    # Session 1 begins with B; one more is opened last, and never timed.
+    assert [entry[0] for entry in log[:4]] == ["b", "a", "a", "b"]
+    assert [entry[1] for entry in log[-4:]] == ["close"] * 4
+
+
+def test_every_variant_is_opened_first_in_some_session_and_last_in_none():
+    variants = [{"name": name} for name in ("A", "B", "A'")]
+    orders = [[variant["name"] for variant in opening_order(variants, session)] for session in range(4)]
+    assert orders == [["A", "B", "A'", "A"], ["B", "A'", "A", "B"], ["A'", "A", "B", "A'"], ["A", "B", "A'", "A"]]
+    assert opening_order(variants[:1], 2) == variants[:1]
+
+
+def test_what_is_opened_to_be_the_last_is_never_timed():
+    timed = []
+
+    class Counted:
+        def __init__(self, path, threads):
+            self.calls = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            timed.append(self.calls)
+
+        def infer(self, feeds):
+            return {"logits": np.zeros(1)}
+
+        def time_ns(self, feeds, samples):
+            self.calls += samples
+            return [1_000_000] * samples
+
+    run_plan(plan(warmup={"calls": 1, "seconds": 0.0}), {"clockwork": Counted})
+    assert timed[0] == 0, "closed first: opened last"
+    assert len(timed) == 4
+    assert min(timed[1:]) > 0
+
+
+def test_warm_up_meets_both_minima():
+    for call_ns, calls in ((2_000_000, 500), (400_000_000, 10)):
+        facts = run_plan(plan(blocks=1), opener([], {"a": call_ns, "b": call_ns}))["variants"]["A"]
+        assert facts["warmup_calls"] == calls
+        assert facts["warmup_seconds"] >= 1.0
+        assert facts["call_ns"] == pytest.approx(call_ns, rel=1e-3)
+
+
+def test_all_variants_of_a_block_see_the_same_inputs_in_the_same_order_and_blocks_rotate():
+    log = []
+    run_plan(plan(warmup={"calls": 1, "seconds": 0.0}), opener(log, {"a": 10_000_000, "b": 10_000_000}))
+    slots = [entry[2] for entry in log if len(entry) == 3][3:]
+    blocks = [slots[i : i + 3] for i in range(0, 30, 3)]
+    assert all(len(set(block)) == 1 for block in blocks)
+    assert blocks[1][0] == blocks[0][0][1:] + blocks[0][0][:1]
+    assert blocks[8] == blocks[0]
+
+
+def test_a_variant_that_fails_or_overflows_is_named():
+    for bad in (np.nan, np.inf):
+        with pytest.raises(VariantError, match=r"A \(a\).*'logits'.*not finite"):
+            run_plan(plan(session=0), opener([], {"a": 1, "b": 1}, output=bad))
+    with pytest.raises(VariantError, match=r"B \(b\) does not run on clockwork"):
+        run_plan(plan(), opener([], {"a": 1}))
+
+
+def test_a_plan_that_cannot_be_followed_is_refused():
+    with pytest.raises(ValueError, match="schema"):
+        run_plan(plan(schema="slimvit.bench.plan/9"), {})
+    with pytest.raises(ValueError, match="clockwork"):
+        run_plan(plan())
+
+
+def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
+    """The file is good; so this is no reason to fail whoever made it."""
+
+    def refuses(path, threads):
+        raise TargetUnavailable("clockwork", "was asked for 2 threads and runs with 1")
+
+    with pytest.raises(Unavailable, match="runs with 1"):
+        run_plan(plan(), {"clockwork": refuses})
+    with pytest.raises(Unavailable, match="4096 threads are more than the"):
+        run_plan(plan(threads=4096), opener([], {"a": 1, "b": 1}))
+
+
+def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    argv = [str(tmp_path / "plan.json"), str(tmp_path / "out.json")]
+    assert main(argv, opener([], {"a": 1000, "b": 1000}, output=np.nan)) == 3
+    assert "not finite" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json"]
+    assert main(argv, opener([], {"a": 10**7, "b": 10**7})) == 0
+    assert "progress 1.000 block 2/2" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out.json").read_text())["blocks"]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "plan.json"]
+
+
+def test_a_result_that_cannot_be_written_is_a_matter_of_storage(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    argv = [str(tmp_path / "plan.json"), str(tmp_path / "absent" / "out.json")]
+    assert main(argv, opener([], {"a": 10**7, "b": 10**7})) == device_runner.EXIT_STORAGE
+    assert capsys.readouterr().err.splitlines()[-1] == f"cannot write {argv[1]}: No such file or directory"
+
+
+def test_a_runtime_that_cannot_be_imported_is_not_the_files_fault(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    runners = {"clockwork": device_runner.OrtRunner}
+    assert main([str(tmp_path / "plan.json"), str(tmp_path / "out.json")], runners) == device_runner.EXIT_UNAVAILABLE
+    assert "-m pip install numpy onnxruntime" in capsys.readouterr().err
+
+
+def test_gpus_are_in_the_fingerprint_where_nvidia_smi_answers(tmp_path, monkeypatch):
+    assert not {"gpus", "visible_gpus"} & fingerprint(1)["machine"].keys() or shutil.which("nvidia-smi")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\ncase $1 in *driver*) echo 'GPU A, 570.1, 350.00 W'; echo 'GPU B, 570.1, 300.00 W';; "
+        "*) echo '1980 MHz, 2619 MHz, 34, 71.26 W, 0x0000000000000000'; echo; esac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = fingerprint(1)
+    assert [gpu["name"] for gpu in found["machine"]["gpus"]] == ["GPU A", "GPU B"]
+    assert found["machine"]["gpus"][1]["power.limit"] == "300.00 W"
+    assert found["machine"]["visible_gpus"] == "1"
+    assert found["state"]["gpus"][0]["clocks.sm"] == "1980 MHz"
+    assert "GPU A (driver 570.1)" in describe_machine(found["machine"])
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "gpus" not in fingerprint(1)["machine"]
+
+
+def test_the_fingerprint_separates_what_must_not_change():
+    one, two = fingerprint(2), fingerprint(2)
+    assert one["machine"] == two["machine"]
+    assert one["machine"]["threads"] == 2
+    assert one["machine"]["cpu"]
+    assert one["machine"]["runtimes"]["numpy"] == np.__version__
+    known = {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}
+    assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}

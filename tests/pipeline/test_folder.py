@@ -1,0 +1,388 @@
+"""A run's folder: a stage is done again exactly if something that it depends on, or that it wrote, changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolchain.errors import ModelError, StorageError
+from toolchain.files import exclusive, files_below, read_json, user_cache, write_text
+from toolchain.pipeline.folder import OUTPUTS, Workspace
+
+
+class Work:
+    """A stage that counts how often it is carried out, and writes one file and one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.times = root, 0
+
+    def __call__(self) -> tuple[list[Path], dict[str, Any]]:
+        self.times += 1
+        write_text(self.root / "a.txt", "content")
+        write_text(self.root / "b" / "c" / "d.txt", "deep")
+        return [self.root / "a.txt", self.root / "b"], {"times": self.times, "nested": [1, None]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def work(root: Path) -> Work:
+    return Work(root)
+
+
+@contextmanager
+def other_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that has printed its first line, and is killed at the end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# Records
+
+
+def test_a_stage_is_done_once(root, work):
+    with Workspace(root).open() as space:
+        first = space.step("stage", "key", work)
+        again = space.step("stage", "key", work)
+    assert (first.reused, again.reused, work.times) == (False, True, 1)
+    assert (again.facts, again.seconds) == (first.facts, first.seconds)
+    with Workspace(root).open() as space:
+        later = space.step("stage", "key", work)
+    assert later.reused
+    assert later.facts == {"times": 1, "nested": [1, None]}
+
+
+def test_stages_do_not_share_a_record(root, work):
+    with Workspace(root).open() as space:
+        space.step("one", "key", work)
+        assert not space.step("two", "key", work).reused
+        assert space.step("one", "key", work).reused
+
+
+def test_another_key_does_the_work_again(root, work):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", work)
+        assert not space.step("stage", "other", work).reused
+        assert not space.step("stage", "key", work).reused  # one record per stage: the newest
+    assert work.times == 3
+
+
+def test_without_resume_every_stage_is_done_again(root, work):
+    for resume in (True, False, False):
+        with Workspace(root, resume=resume).open() as space:
+            assert not space.step("stage", "key", work).reused
+    with Workspace(root).open() as space:
+        assert space.step("stage", "key", work).reused
+
+
+def test_without_resume_no_checkpoint_is_taken_up(root, work):
+    for resume in (True, False):
+        with Workspace(root, resume=resume).open() as space:
+            scratch = space.scratch("stage")
+            scratch.write_text("epoch 1")
+            found = []
+            space.step("stage", f"key {resume}", lambda at=scratch, to=found: (to.append(at.exists()), work())[1])
+            assert found == [resume]
+
+
+def test_facts_that_settle_nothing_are_found_out_again(root, work):
+    def settled(facts):
+        return facts["times"] >= 2
+
+    with Workspace(root).open() as space:
+        assert [space.step("stage", "key", work, settled=settled).reused for _ in range(3)] == [False, False, True]
+
+
+def test_facts_that_settle_nothing_stay_until_others_are_found(root, work):
+    def fails() -> tuple[list[Path], dict[str, Any]]:
+        raise ModelError("no")
+
+    with Workspace(root).open() as space:
+        found = space.step("stage", "key", work)
+        with pytest.raises(ModelError):
+            space.step("stage", "key", fails, settled=lambda _: False)
+        kept = space.recorded("stage", "key")
+        assert (kept.facts, kept.outputs, kept.reused) == (found.facts, found.outputs, True)
+        assert space.recorded("stage", "another key") is None
+
+
+def test_a_stage_that_is_recorded_is_found_by_its_beginning(root, work):
+    with Workspace(root).open() as space:
+        space.step("bench-board.b1", "key", work)
+        found = [space.has(prefix) for prefix in ("bench-board.b", "bench-boar.b", "bench-b*")]
+    assert found == [True, False, False]
+    assert not Workspace(root, resume=False).has("bench-board.b")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b/c/d.txt"])
+@pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
+def test_an_altered_output_does_the_work_again(root, work, name, damage):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", work)
+        path = root / name
+        before = path.read_text()
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_text(before[:-1] if damage == "truncated" else before.upper())
+        assert not space.step("stage", "key", work).reused
+        assert path.read_text() == before
+        assert space.step("stage", "key", work).reused
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"key": "key"}', b"\xff", b'{"key": "key", "outputs": 3}']
+)
+def test_a_damaged_record_does_the_work_again(root, work, content):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", work)
+        (space.private / "stage.json").write_bytes(content)
+        assert not space.step("stage", "key", work).reused
+        assert space.step("stage", "key", work).reused
+
+
+def test_a_record_without_facts_does_the_work_again(root, work):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", work)
+        record = space.private / "stage.json"
+        kept = {name: value for name, value in read_json(record).items() if name != "facts"}
+        record.write_text(json.dumps(kept))
+        assert not space.step("stage", "key", work).reused
+
+
+def test_a_stage_that_fails_leaves_no_record_of_an_earlier_success(root, work):
+    """What it wrote before it failed is no longer what the old record describes."""
+
+    def fails() -> tuple[list[Path], dict[str, Any]]:
+        write_text(root / "a.txt", "half")
+        raise ModelError("no")
+
+    with Workspace(root).open() as space:
+        space.step("stage", "old", work)
+        with pytest.raises(ModelError):
+            space.step("stage", "new", fails)
+        assert not (space.private / "stage.json").exists()
+        assert not space.step("stage", "old", work).reused
+
+
+def test_scratch_is_removed_when_the_stage_is_done_and_kept_when_it_is_not(root, work):
+    with Workspace(root).open() as space:
+        scratch = space.scratch("stage")
+
+        def fails() -> tuple[list[Path], dict[str, Any]]:
+            scratch.write_text("epoch 1")
+            raise ModelError("no")
+
+        with pytest.raises(ModelError):
+            space.step("stage", "key", fails)
+        assert scratch.read_text() == "epoch 1"
+        space.step("stage", "key", work)
+        assert not scratch.exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from toolchain.model import atomic_folder, write_text
+from toolchain.pipeline.folder import Workspace
+root = Path(sys.argv[1])
+with Workspace(root).open() as space:
+    def done():
+        write_text(root / "first.txt", "1")
+        return [root / "first.txt"], {}
+    def half():
+        with atomic_folder(root / "dense") as partial:
+            (partial / "weights").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    space.step("first", "key", done)
+    space.step("second", "key", half)
+"""
+
+
+def test_a_run_killed_half_way_goes_on_where_it_stopped(root):
+    made = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
+    assert made.returncode == -signal.SIGKILL
+    assert list(root.glob(".dense.*.partial")), "the kill came too early to test anything"
+    with Workspace(root).open() as space:
+        assert sorted(path.name for path in root.iterdir()) == [".slimvit", "first.txt"]
+        assert space.step("first", "key", lambda: pytest.fail("done before the kill")).reused
+
+        def second() -> tuple[list[Path], dict[str, Any]]:
+            write_text(root / "dense" / "weights", "whole")
+            return [root / "dense"], {}
+
+        assert not space.step("second", "key", second).reused
+
+
+# Sweep and lock
+
+
+def test_sweep_removes_half_written_things_and_nothing_else(root):
+    """It looks only where a run writes: the folder may hold other things, too."""
+    keep = [
+        "a.partial", ".other.x0.partial", "data/.b.x0.partial", "onnx/.hidden", "dense/model.safetensors", "bench/partial",
+        ".slimvit/stage.json",
+    ]  # fmt: skip
+    half = [f"{name}/.c.x1.partial" for name in OUTPUTS if "." not in name]
+    half += [f".{name}.x2.partial" for name in OUTPUTS]
+    half += [".slimvit/.stage.json.x3.partial", "engines/trt-rtx/.e.x4.partial"]
+    half += [".dense.x5.partial/new/model.safetensors", ".masked.x6.partial/new/.n.partial"]
+    for name in (*keep, *half):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    with Workspace(root).open():
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert found == {*keep, ".slimvit/lock"}
+
+
+def test_what_a_changed_recipe_no_longer_writes_is_removed_unless_it_was_altered(root, work):
+    def other() -> tuple[list[Path], dict[str, Any]]:
+        for name in ("onnx/old.onnx", "onnx/edited.onnx", "only/one.txt", "a.txt"):
+            write_text(root / name, "other" if name != "a.txt" else "content")
+        return [root / "onnx", root / "only", root / "a.txt"], {}
+
+    with Workspace(root).open() as space:
+        space.step("old", "key", other)
+        kept = space.step("stage", "key", work)
+        assert kept.outputs == ("a.txt", "b/c/d.txt")
+        write_text(root / "onnx" / "edited.onnx", "mine")
+        space.forget_all_but(["stage"])
+        assert {str(p.relative_to(root)) for p in files_below(root) if ".slimvit" not in p.parts} == {
+            "a.txt",
+            "b/c/d.txt",
+            "onnx/edited.onnx",
+        }
+        assert not (root / "only").exists()
+        assert space.step("stage", "key", work).reused
+        assert not (space.private / "old.json").exists()
+
+
+LOCK = """
+import sys, time
+from pathlib import Path
+from toolchain.pipeline.folder import Workspace
+with Workspace(Path(sys.argv[1])).open():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_by_another_run_is_refused_until_that_run_ends(root):
+    with other_process(LOCK, root) as holder:
+        (root / ".dense.x.partial").write_text("of the other run")
+        wanted = pytest.raises(StorageError, match=r"another run is writing to .*choose another --out")
+        with wanted as caught, Workspace(root).open():
+            pytest.fail("the block must not start")
+        assert caught.value.exit_code == 74
+        assert (root / ".dense.x.partial").exists(), "swept away what another run is writing"
+        holder.kill()
+        holder.wait()
+        with Workspace(root).open():
+            pass
+
+
+def test_other_folders_are_not_held(tmp_path):
+    with Workspace(tmp_path / "one").open(), Workspace(tmp_path / "two").open():
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"cannot write to .*file") as caught, Workspace(tmp_path / "file").open():
+        pytest.fail("the block must not start")
+    assert caught.value.exit_code == 74
+    with pytest.raises(StorageError, match="is not a folder"):
+        Workspace(tmp_path / "file" / "run").check()
+    Workspace(tmp_path / "not" / "there").check()
+    assert not (tmp_path / "not").exists()
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match="Permission denied"), Workspace(tmp_path / "new").open():
+        pytest.fail("the block must not start")
+
+
+# The shared cache
+
+
+EXCLUSIVE = """
+import sys, time
+from pathlib import Path
+from toolchain.pipeline.folder import exclusive
+path = Path(sys.argv[1])
+with exclusive(path):
+    print("ready", flush=True)
+    time.sleep(1.0)
+    path.write_text("first")
+"""
+
+
+def test_a_cache_entry_is_made_by_one_process_at_a_time(tmp_path):
+    path = tmp_path / "dense" / "key"
+    with other_process(EXCLUSIVE, path) as holder:
+        half = path.with_name(".key.x.partial")
+        half.mkdir()
+        with exclusive(path):
+            assert path.read_text() == "first", "did not wait for the other process"
+            assert not half.exists()
+        holder.wait()
+
+
+def test_a_killed_process_does_not_block_the_cache(tmp_path):
+    path = tmp_path / "key"
+    with other_process(EXCLUSIVE, path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with exclusive(path):
+            assert not path.exists()
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(StorageError, match=r"cannot write to the cache .*SLIMVIT_CACHE_DIR"),
+        exclusive(tmp_path / "file" / "a"),
+    ):
+        pytest.fail("the block must not start")
+
+
+# Folders
+
+
+def test_files_below(tmp_path):
+    for name in ("b", "a/z", "a/y/x"):
+        write_text(tmp_path / name, "")
+    assert [str(path.relative_to(tmp_path)) for path in files_below(tmp_path)] == ["a/y/x", "a/z", "b"]
+    assert files_below(tmp_path / "b") == [tmp_path / "b"]
+
+
+def test_user_cache_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SLIMVIT_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert user_cache() == tmp_path / ".cache" / "slimvit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert user_cache() == tmp_path / "xdg" / "slimvit"
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "own"))
+    assert user_cache() == tmp_path / "own"

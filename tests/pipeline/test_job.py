@@ -1,0 +1,77 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from toolchain.errors import RecipeError
+from toolchain.pipeline.job import prepare
+from toolchain.plan import ModelRef
+from toolchain.recipe import Recipe
+from toolchain.surgery.replay import create_dense
+
+DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+
+
+@pytest.mark.parametrize("source", ["digits", "none"])
+def test_every_seed_sees_the_same_splits(source):
+    jobs = [
+        prepare(
+            Recipe.from_dict(
+                {
+                    "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+                    "data": {"source": source},
+                    "train": {},
+                    "compress": {"method": "hybrid", "seed": seed},
+                    "budget": {"params": 0.6},
+                }
+            )
+        )
+        for seed in (0, 1)
+    ]
+    first, second = (job.source for job in jobs)
+    assert first.digest == second.digest
+    for name in first.splits:
+        assert first.split(name).positions.equal(second.split(name).positions)
+        assert first.split(name)[0][0].equal(second.split(name)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "precisions", "error", "words"),
+    [
+        ({"targets": ["ort-cpu"]}, ["fp32"], RecipeError, "ort-cpu runs files as they are and has no engines"),
+        ({"compute_capabilities": ["9.9"]}, ["fp32"], RecipeError, r"compute capability 9\.9"),
+        ({"compute_capabilities": ["7.5", "8.9"]}, ["fp16", "fp32"], RecipeError, "engines in fp32 are asked for"),
+        ({"strip": True}, ["fp32"], RecipeError, "one compute capability, and 3 are asked for"),
+        ({"hardware_compatible": "ampere_plus"}, ["fp32"], RecipeError, "engines of trt-rtx name their GPUs"),
+        ({"compute_capabilities": ["7.5", "8.9"]}, ["fp16"], None, ""),
+    ],
+)
+def test_engines_that_cannot_be_built_are_refused_before_any_work(engine, precisions, error, words):
+    if "targets" not in engine:
+        pytest.importorskip("tensorrt_rtx")
+    recipe = Recipe.from_dict(
+        {
+            "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+            "data": {"source": "none"},
+            "compress": {"method": "none"},
+            "export": {"precisions": precisions},
+            "engine": engine,
+        }
+    )
+    with nullcontext() if error is None else pytest.raises(error, match=words):
+        prepare(recipe, shapes_only=True)
+
+
+def test_a_section_that_is_not_carried_out_is_told(tmp_path):
+    """Kind: something asked for and left out. Beside a checkpoint nothing is trained, and the report says so."""
+    torch.save(create_dense(ModelRef(name="vit_tiny_patch16_224", kwargs=DIGITS)).state_dict(), tmp_path / "m.pth")
+    raw = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "checkpoint": "m.pth"},
+        "data": {"source": "digits"},
+        "train": {},
+        "compress": {"method": "none"},
+    }
+    notes = prepare(Recipe.from_dict(raw, tmp_path)).dense.provenance["notes"]
+    assert notes == ["[train] is not carried out: model.checkpoint has the weights."]
+    del raw["train"]
+    assert "notes" not in prepare(Recipe.from_dict(raw, tmp_path)).dense.provenance

@@ -1,0 +1,85 @@
+"""Figures and rungs: what passes is the same model, and nothing passes because it merely loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import TINY, dense_model, random_plan
+
+from toolchain.cost import Widths, trace
+from toolchain.data import open_source
+from toolchain.errors import ArtifactError
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.model import EngineArtifact, run_stage
+from toolchain.pipeline.judge import Judge, relative_error, require_cost
+from toolchain.surgery.mask import mask_model
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+SIZE = (3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    config = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
+    return Judge(open_source("none", input_size=SIZE, data_config=config))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same model twice, and another one."""
+    folder = tmp_path_factory.mktemp("onnx")
+    for name, seed in (("a", 0), ("b", 0), ("other", 1)):
+        module = dense_model(seed=seed, **{"name": "vit_tiny_patch16_224", **TINY}).module
+        export_onnx(module, folder / f"{name}.onnx", input_size=SIZE, opset=20, metadata={}, simplify=False)
+    return folder
+
+
+def engine(path, loaded="pass"):
+    """An "engine" that ONNX Runtime runs, so that this needs no GPU."""
+    return EngineArtifact("ort-cpu", path, {"loaded": loaded, "loaded_reason": "" if loaded == "pass" else "no GPU"})
+
+
+@pytest.mark.parametrize("profile", [(1, 1, 8), (1, 1, 1), (2, 2, 2), (5, 5, 8)])
+def test_an_engine_is_compared_within_its_profile(judge, files, profile):
+    rung = judge.engine(files / "a.onnx", engine(files / "b.onnx"), profile)
+    assert (rung.from_, rung.to, rung.verdict) == ("a.onnx", "b.onnx", "pass")
+    assert rung.cosine_min > 0.9999
+    assert rung.tolerance.max_abs is None
+
+
+def test_an_engine_that_loads_but_computes_something_else_fails(judge, files):
+    rung = judge.engine(files / "a.onnx", engine(files / "other.onnx"), (1, 1, 8))
+    assert rung.verdict == "fail"
+    assert "cosine" in rung.reason
+
+
+def test_an_engine_that_cannot_be_run_is_not_judged(judge, files):
+    rung = judge.engine(files / "a.onnx", engine(files / "b.onnx", "not_run"), (1, 1, 8))
+    assert (rung.verdict, rung.reason, rung.max_abs) == ("not_run", "no GPU", None)
+
+
+def test_three_images_are_enough(judge):
+    assert judge.images().shape == (3, *SIZE)
+
+
+def test_the_deploy_model_must_cost_what_its_widths_predict(tiny):
+    plan = random_plan(tiny, low_rank=False)
+    deploy = run_stage(Split(), run_stage(Slice(), mask_model(tiny, tiny.module, plan)))
+    dense = trace(tiny.module, tiny.family, tiny.preprocess.input_size)
+    predicted = dense.shrunk(Widths.of(plan), tiny.groups)
+    require_cost(deploy, predicted)
+    for wrong in (replace(predicted, other_params=1), replace(predicted, other_macs=1), dense):
+        with pytest.raises(ArtifactError, match="its plan's widths give"):
+            require_cost(deploy, wrong)
+
+
+def test_an_error_relative_to_outputs_that_do_not_vary_is_no_number():
+    """Kind: outputs without classes, and few images. A division by nothing must not reach report.json."""
+    y = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    assert relative_error(y, y) == 0
+    assert relative_error(y.mean(0).expand(2, -1), y) == pytest.approx(1)
+    assert relative_error(y[:1] + 1, y[:1]) is None
+    assert relative_error(y, y[:1].expand(2, -1)) is None

@@ -1,0 +1,250 @@
+"""A rung passes for equal models and for nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain.errors import ParityError, TargetUnavailable
+from toolchain.parity import TOLERANCES, Rung, compare, compare_outputs, ladder_verdict, not_run, require
+
+FP32 = TOLERANCES["fp32"]
+
+
+def logits(seed=0, classes=7, scale=3.0):
+    rng = np.random.default_rng(seed)
+    return [scale * rng.standard_normal((batch, classes)).astype(np.float32) for batch in (1, 3)]
+
+
+def rung(expected, got, *, tolerance=FP32, real_images=True):
+    return compare_outputs("a", "b", expected, got, tolerance=tolerance, real_images=real_images)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 4), st.floats(0.1, 100))
+def test_the_bound_is_exact_and_relative_to_the_largest_logit(seed, error, scale):
+    expected = logits(seed, scale=scale)
+    bound = FP32.max_abs * max(1.0, *(float(np.abs(y).max()) for y in expected))
+    got = [y.astype(np.float64) for y in expected]
+    got[1][2, 3] += error * bound
+    result = rung(expected, got)
+    if abs(error - 1) > 1e-6:
+        assert result.verdict == ("fail" if error > 1 else "pass"), result
+    assert result.max_abs == pytest.approx(error * bound, rel=1e-6, abs=1e-12)
+
+
+def test_a_pass_says_what_was_measured():
+    result = rung(logits(), logits())
+    assert (result.verdict, result.reason, result.max_abs, result.top1_agreement) == ("pass", "", 0.0, 1.0)
+    assert result.cosine_min == pytest.approx(1.0)
+    assert rung(logits(), logits(), real_images=False).top1_agreement is None
+
+
+def set_to(value):
+    def change(arrays):
+        arrays[1][1, 2] = value
+
+    return change
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_anything_non_finite_fails_on_either_side_or_on_both(value, side):
+    sides = [logits(), logits()]
+    set_to(value)(sides[side])
+    assert "non-finite" in rung(*sides).reason
+    assert rung(sides[side], sides[side]).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "got", [[], logits()[:1], [y[:, :-1] for y in logits()], [y[None] for y in logits()], logits()[::-1]]
+)
+def test_shapes_must_agree_and_both_are_shown(got):
+    result = rung(logits(), got)
+    assert result.verdict == "fail"
+    assert str([y.shape for y in logits()]) in result.reason
+    assert str([y.shape for y in got]) in result.reason
+
+
+@pytest.mark.parametrize(
+    ("vacuous", "said"),
+    [
+        ([np.zeros((1, 7)), np.zeros((3, 7))], "all zero"),
+        ([np.full((1, 7), 2.0), np.full((3, 7), 2.0)], "constant"),
+        ([np.arange(7.0)[None], np.tile(np.arange(7.0), (3, 1))], "same for every image"),
+        ([np.arange(7.0)[None], np.arange(7.0) + 1e-9 * np.arange(3.0)[:, None]], "same for every image"),
+        ([], "shapes"),
+    ],
+)
+def test_outputs_that_say_nothing_cannot_pass(vacuous, said):
+    result = rung(vacuous, vacuous)
+    assert result.verdict == "fail"
+    assert said in result.reason
+
+
+def test_a_zero_row_has_cosine_zero_and_not_nan():
+    got = logits()
+    got[1][0] = 0.0
+    assert rung(logits(), got).cosine_min == 0.0
+
+
+def test_each_bound_of_a_tolerance_is_judged_alone():
+    expected = logits()
+    loose = replace(FP32, max_abs=None, cosine_min=-1.0)
+    turned = [-y for y in expected]
+    assert rung(expected, turned, tolerance=loose).verdict == "pass"
+    assert "cosine" in rung(expected, turned, tolerance=replace(loose, cosine_min=0.0)).reason
+    strict = replace(loose, top1_min=0.99)
+    assert "top-1" in rung(expected, turned, tolerance=strict).reason
+    assert rung(expected, turned, tolerance=strict, real_images=False).verdict == "pass"
+
+
+# Mutations of a real model: what a wrong slice, split or export would do.
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=64, depth=2, num_heads=2, num_classes=10)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return vit.eval()
+
+
+def drop_bias(vit):
+    vit.blocks[1].attn.proj.bias.zero_()
+
+
+def swap_heads(vit):
+    vit.blocks[0].attn.proj.weight.copy_(vit.blocks[0].attn.proj.weight.roll(32, dims=1))
+
+
+def wrong_scale(vit):
+    vit.blocks[0].attn.fused_attn = False
+    vit.blocks[0].attn.scale *= 2**0.5
+
+
+def scale_output(vit):
+    vit.head.weight.mul_(1.0001)
+    vit.head.bias.mul_(1.0001)
+
+
+def poison(vit):
+    vit.norm.bias[0] = float("nan")
+
+
+def nothing(vit):
+    vit.blocks[0].attn.fused_attn = False
+
+
+@pytest.mark.parametrize(
+    ("mutate", "verdict"),
+    [
+        (nothing, "pass"),
+        (drop_bias, "fail"),
+        (swap_heads, "fail"),
+        (wrong_scale, "fail"),
+        (scale_output, "fail"),
+        (poison, "fail"),
+    ],
+)
+def test_a_mutated_model_fails_and_an_equal_one_passes(model, mutate, verdict):
+    mutant = copy.deepcopy(model)
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+
+    def call(module):
+        def run(batch):
+            with torch.no_grad():
+                return module(torch.from_numpy(batch)).numpy()
+
+        return run
+
+    with torch.no_grad():
+        mutate(mutant)
+    result = compare("dense", "mutant", call(model), call(mutant), images, tolerance=FP32, real_images=False)
+    assert result.verdict == verdict, result
+    assert bool(result.reason) == (verdict == "fail")
+
+
+def test_every_batch_size_is_called_and_a_form_that_cannot_run_one_fails():
+    images = np.arange(3 * 4, dtype=np.float32).reshape(3, 4)
+    seen = []
+
+    def whole(batch):
+        seen.append(len(batch))
+        return batch
+
+    def frozen(batch):
+        if len(batch) != 1:
+            raise RuntimeError("got 3, expected 1\nand a long trace")
+        return batch
+
+    options = {"tolerance": FP32, "real_images": False}
+    assert compare("a", "b", whole, whole, images, **options).verdict == "pass"
+    assert seen == [1, 3, 1, 3]
+    result = compare("a", "b", whole, frozen, images, **options)
+    assert (result.verdict, result.reason) == ("fail", "b cannot run at batch 3: RuntimeError: got 3, expected 1")
+    with pytest.raises(ValueError, match="needs as many images"):
+        compare("a", "b", whole, whole, images[:2], **options)
+
+    def absent(batch):
+        raise TargetUnavailable("trt", "no GPU")
+
+    with pytest.raises(TargetUnavailable):
+        compare("a", "b", whole, absent, images, **options)
+
+
+def test_the_ladder_names_the_first_rung_that_broke():
+    good = rung(logits(), logits())
+    broken = replace(rung(logits(0), logits(1)), from_="mask", to="slice")
+    later = replace(broken, from_="slice", to="split")
+    skipped = not_run("fp32", "engine", tolerance=FP32, reason="no driver")
+    ladder = ladder_verdict([good, skipped, broken, later])
+    assert (ladder.verdict, ladder.broken, ladder.not_run) == ("fail", broken, (skipped,))
+    with pytest.raises(ParityError, match=r"mask and slice must be the same model.*max"):
+        require([good, skipped, broken, later])
+
+    assert ladder_verdict([good, skipped]).verdict == "pass"
+    require([good, skipped])
+
+
+@pytest.mark.parametrize("rungs", [[], [not_run("a", "b", tolerance=FP32, reason="no driver")]])
+def test_a_ladder_on_which_nothing_was_compared_is_not_green(rungs):
+    assert ladder_verdict(rungs).verdict == "not_run"
+    with pytest.raises(ParityError, match="nothing is known"):
+        require(rungs)
+
+
+def test_the_json_has_the_promised_names():
+    record = json.loads(json.dumps(rung(logits(), logits()).to_dict(), allow_nan=False))
+    assert list(record) == ["from", "to", "max_abs", "cosine_min", "top1_agreement", "tolerance", "verdict", "reason"]
+    assert record["tolerance"] == {"max_abs": 1e-5, "cosine_min": 0.99999, "top1_min": None}
+    assert isinstance(rung(logits(), logits()), Rung)
+
+
+# One output
+
+
+def single(seed=0, spread=1.0):
+    rng = np.random.default_rng(seed)
+    return [5 + spread * rng.standard_normal((batch, 1)) for batch in (1, 8)]
+
+
+def test_a_single_output_is_compared_over_images():
+    """Kind: outputs without classes. Two single numbers of one sign have the cosine 1, and always name the same class."""
+    loose = replace(FP32, max_abs=None, cosine_min=0.95, top1_min=0.97)
+    same = [y * (1 + 1e-3) for y in single()]
+    assert rung(single(), same, tolerance=loose).verdict == "pass"
+    assert rung(single(), same, tolerance=loose).top1_agreement is None
+    for other in (single(seed=1), [y + 3 for y in single()], [5 - (y - 5) for y in single()]):
+        result = rung(single(), other, tolerance=loose)
+        assert (result.verdict, "cosine" in result.reason) == ("fail", True)
+    assert rung(single(), [np.full_like(y, 5.0) for y in single()], tolerance=loose).verdict == "fail"

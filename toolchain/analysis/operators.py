@@ -1,0 +1,207 @@
+"""Where the time of a file goes: what each node costs, by the runtime's own profiler, in a fresh process.
+
+A profiler slows down what it looks at: its times are for comparing nodes of one file, and never stand for a latency.
+
+Usage of the process: `python -m toolchain.analysis.operators REQUEST OUT`; exit codes are the device runner's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.devices.transport import alone
+from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
+from toolchain.files import read_json, write_json
+from toolchain.measure.schedule import INPUT_SETS
+from toolchain.measure.signature import read_signature
+from toolchain.on_device.runner import (
+    EXIT_PLAN,
+    EXIT_UNAVAILABLE,
+    EXIT_VARIANT,
+    Unavailable,
+    emulation,
+    make_inputs,
+    pin,
+)
+from toolchain.targets import NodeTime, Profiled, get_target
+
+log = logging.getLogger(__name__)
+COSTLIEST = 5
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """All nodes of one operator: how many, their time in a call, and its share of all nodes' time."""
+
+    op: str
+    count: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the nodes of one file cost on a target, as means over the calls that were profiled."""
+
+    name: str
+    target: str
+    threads: int
+    batch: int
+    calls: int
+    nodes: tuple[NodeTime, ...]
+
+    @property
+    def total_ms(self) -> float:
+        """The time of all nodes in a call."""
+        return sum(node.ns for node in self.nodes) / 1e6
+
+    def costliest(self, count: int = COSTLIEST) -> list[NodeTime]:
+        """The nodes that cost most, the costliest first."""
+        return sorted(self.nodes, key=lambda node: (-node.ns, node.name))[:count]
+
+    def by_operator(self) -> list[OperatorTime]:
+        """All operators, the costliest first."""
+        found: dict[str, list[float]] = {}
+        for node in self.nodes:
+            found.setdefault(node.op, []).append(node.ns)
+        total = sum(node.ns for node in self.nodes) or 1.0
+        rows = [OperatorTime(op, len(times), sum(times) / 1e6, sum(times) / total) for op, times in found.items()]
+        return sorted(rows, key=lambda row: (-row.ms, row.op))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of one file in `bench profile --json`."""
+        total = sum(node.ns for node in self.nodes) or 1.0
+        return {
+            "name": self.name,
+            "target": self.target,
+            "threads": self.threads,
+            "batch": self.batch,
+            "calls": self.calls,
+            "total_ms": self.total_ms,
+            "operators": [asdict(row) for row in self.by_operator()],
+            "nodes": [
+                {"name": node.name, "op": node.op, "ms": node.ns / 1e6, "share": node.ns / total}
+                for node in self.costliest(len(self.nodes))
+            ],
+        }
+
+
+def profile_operators(
+    path: Path,
+    *,
+    target: str = "ort-cpu",
+    threads: int = 1,
+    batch: int = 1,
+    input_shape: tuple[int, ...] | None = None,
+    affinity: tuple[int, ...] | None = None,
+    warm_up: int = 10,
+    calls: int = 30,
+    seed: int = 0,
+) -> Profile:
+    """What each node of an ONNX file costs.
+
+    Args:
+        path: the file.
+        target: one that can profile, such as "ort-cpu" or "openvino-cpu".
+        threads: intra-op threads.
+        batch: first dimension of the inputs.
+        input_shape: shape of one sample; only needed where the file leaves it open.
+        affinity: the cores to run on; None is all that the process may use.
+        warm_up: calls before those that count.
+        calls: that are averaged.
+        seed: of the inputs.
+
+    Raises:
+        RecipeError: an option is out of range or does not fit the file.
+        StorageError: the file cannot be read.
+        ArtifactError: it is damaged, or cannot be run.
+        TargetUnavailable: the target is not there, or cannot profile.
+        MeasurementError: the process failed in another way.
+    """
+    where = get_target(target)
+    if not isinstance(where, Profiled):
+        raise TargetUnavailable(target, "its nodes cannot be profiled here; those of ort-cpu and openvino-cpu can")
+    where.require_run()
+    if warm_up < 1 or calls < 1:
+        raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder; only ONNX files are profiled")
+    signature = read_signature(path, batch, input_shape)
+    tensors = [spec.model_dump(mode="json") for spec in signature.inputs]
+    request = {
+        "path": str(path.resolve()),
+        "target": target,
+        "threads": threads,
+        "affinity": affinity,
+        "warm_up": warm_up,
+        "calls": calls,
+        "names": list(signature.names),
+        "inputs": {"count": INPUT_SETS, "seed": seed, "tensors": tensors},
+    }
+    nodes = _in_a_process(request)
+    if not nodes:
+        raise MeasurementError(f"{target} told no node's time for {path}")
+    return Profile(path.name, target, threads, batch, calls, tuple(nodes))
+
+
+def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
+    root = str(Path(__file__).parents[2])
+    search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": search}
+    with tempfile.TemporaryDirectory(prefix="slimvit-profile-") as folder:
+        asked, told = Path(folder, "request.json"), Path(folder, "nodes.json")
+        write_json(asked, request)
+        command = [sys.executable, "-P", "-m", __name__, str(asked), str(told)]
+        with alone(lambda _, text: log.info("%s", text)):
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", check=False
+            )
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        if done.returncode == EXIT_VARIANT:
+            raise ArtifactError(last)
+        if done.returncode == EXIT_UNAVAILABLE:
+            raise TargetUnavailable(request["target"], last)
+        if done.returncode == EXIT_PLAN:
+            raise RecipeError(f"this cannot be profiled here: {last}")
+        if done.returncode != 0:
+            raise MeasurementError(f"a profiling process ended with exit code {done.returncode}: {last}")
+        return [NodeTime(*row) for row in read_json(told)]
+
+
+def main(argv: list[str]) -> int:
+    """The exit code of one profiling process."""
+    request = read_json(Path(argv[0]))
+    target = get_target(request["target"])
+    assert isinstance(target, Profiled)
+    if why := emulation():
+        return _refuse(why, EXIT_UNAVAILABLE)
+    feeds = [dict(zip(request["names"], arrays, strict=True)) for arrays in make_inputs(request["inputs"])]
+    try:
+        pin(request["affinity"], request["threads"])
+        nodes = target.node_times(
+            Path(request["path"]), request["threads"], feeds, request["warm_up"], request["calls"]
+        )
+    except TargetUnavailable as error:
+        return _refuse(error.reason, EXIT_UNAVAILABLE)
+    except SlimvitError as error:
+        return _refuse(str(error), EXIT_VARIANT)
+    except (Unavailable, ValueError) as error:  # of `pin`
+        return _refuse(str(error), EXIT_PLAN)
+    write_json(Path(argv[1]), [[node.name, node.op, node.ns] for node in nodes])
+    return 0
+
+
+def _refuse(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,273 @@
+"""How close latencies come to the time of their matrix products, and how much of an ideal speedup is real.
+
+Raw samples, and what follows from them; they are taken in `toolchain.analysis.floor`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import model_validator
+
+from toolchain.analysis.products import Product
+from toolchain.measure import stored
+from toolchain.measure.comparison import require_sessions
+from toolchain.measure.intervals import (
+    Floats,
+    Interval,
+    block_log_ratios,
+    median_interval,
+    slot_medians,
+)
+from toolchain.measure.samples import (
+    CONTROL,
+    A,
+    ArtifactFacts,
+    B,
+    Design,
+    Scenario,
+    Session,
+    Strict,
+)
+
+SCHEMA = "slimvit.floor/2"
+Letter = Literal["A", "B"]
+
+
+def alone(letter: str) -> str:
+    """The variant of a session that holds all products of a model, and nothing else."""
+    return f"{letter} alone"
+
+
+def product_variants(letter: str, products: Sequence[Product]) -> tuple[str, ...]:
+    """For each shape of product of a model, the variant of a session that holds the products of that shape."""
+    return tuple(f"{letter}{index}: {product}" for index, product in enumerate(products))
+
+
+def variants_of(models: Mapping[Letter, Counted]) -> list[str]:
+    """Every variant of a session, in the order of its plan: the models, A once more, and what each consists of."""
+    parts = [part for x, model in models.items() for part in (alone(x), *product_variants(x, model.products))]
+    return [*models, CONTROL, *parts]
+
+
+class Counted(Strict):
+    """A model, and its products by shape, the costliest first."""
+
+    artifact: ArtifactFacts
+    products: tuple[Product, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a call."""
+        return sum(product.total_macs for product in self.products)
+
+
+class Limit:
+    """One model beside its products, as properties all that follows from a floor's samples.
+
+    Args:
+        letter: of the model.
+        counted: the model.
+        sessions: raw samples.
+        design: how they were taken.
+    """
+
+    def __init__(self, letter: Letter, counted: Counted, sessions: Sequence[Session], design: Design) -> None:
+        self.letter, self.counted, self._sessions, self._design = letter, counted, sessions, design
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.counted.artifact.name
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a call."""
+        return self.counted.macs
+
+    @property
+    def latency_ms(self) -> float:
+        """The model's median time."""
+        return _median_ms(self._sessions, self.letter)
+
+    @property
+    def floor_ms(self) -> float:
+        """The median time of all its products in one file, alone."""
+        return _median_ms(self._sessions, alone(self.letter))
+
+    @cached_property
+    def share(self) -> Interval:
+        """ln(time of the products / latency) with its interval: how much of the limit is reached."""
+        return _log_ratio(self._sessions, alone(self.letter), self.letter, self._design)
+
+    @property
+    def product_ms(self) -> list[float]:
+        """For each shape, the median time of its products in a file of their own; to tell which shapes run badly.
+
+        Each file pays for a call of the runtime, so their sum is above the floor where a call takes microseconds.
+        """
+        return [_median_ms(self._sessions, name) for name in product_variants(self.letter, self.counted.products)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a reader wants; the samples are not in it."""
+        rows = [
+            {
+                "product": str(product),
+                "dtype": product.dtype,
+                "count": product.count,
+                "macs": product.total_macs,
+                "ms": ms,
+                "gmacs_per_s": product.total_macs / ms / 1e6,
+            }
+            for product, ms in zip(self.counted.products, self.product_ms, strict=True)
+        ]
+        return {
+            "name": self.name,
+            "sha256": self.counted.artifact.sha256,
+            "macs": self.macs,
+            "latency_ms": self.latency_ms,
+            "floor_ms": self.floor_ms,
+            "gmacs_per_s": self.macs / self.floor_ms / 1e6,
+            "share_of_floor": self.share.to_ratio(),
+            "products": rows,
+        }
+
+
+class Floor(Strict):
+    """The limits of one or two models, measured side by side, with A loaded a second time as control.
+
+    Raises:
+        ValidationError: the samples are not those that the design asks for, or come from different machines.
+    """
+
+    scenario: Scenario
+    design: Design
+    models: dict[Letter, Counted]
+    sessions: tuple[Session, ...]
+
+    @model_validator(mode="after")
+    def _samples_fit_the_design(self) -> Floor:
+        if list(self.models) not in ([A], [A, B]):
+            raise ValueError(f"expected the models A, or A and B; got {list(self.models)}")
+        if [session.session for session in self.sessions] != list(range(self.design.sessions)):
+            raise ValueError(f"expected sessions 0…{self.design.sessions - 1}")
+        require_sessions(self.sessions, self.design, self.scenario, variants_of(self.models))
+        return self
+
+    def limit(self, letter: Letter) -> Limit:
+        """One of the models beside its products."""
+        return Limit(letter, self.models[letter], self.sessions, self.design)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Of A, and of B if there is one."""
+        return tuple(self.limit(letter) for letter in self.models)
+
+    @cached_property
+    def control(self) -> Interval:
+        """ln(A'/A), the same file twice: what the run sees where there is nothing to see."""
+        return _log_ratio(self.sessions, CONTROL, A, self.design)
+
+    @property
+    def tau_min(self) -> float:
+        """The smallest tolerance at which a comparison with this control would have been valid."""
+        return max(3 * abs(self.control.point), 2 * self.control.half_width)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the control allows to speak of shares at the design's tolerance."""
+        return self.tau_min <= self.design.tau
+
+    @cached_property
+    def ratio(self) -> Interval | None:
+        """ln(time of B / time of A), or None without a B."""
+        return _log_ratio(self.sessions, B, A, self.design) if B in self.models else None
+
+    @property
+    def realised(self) -> Realised | None:
+        """How much of the ideal speedup of B is real, or None without a B."""
+        return None if self.ratio is None else realised_share(self.ratio, self.models[A].macs, self.models[B].macs)
+
+    @property
+    def artifacts(self) -> dict[Letter, ArtifactFacts]:
+        """Which bytes were timed."""
+        return {letter: counted.artifact for letter, counted in self.models.items()}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, the same before and after all sessions."""
+        return self.sessions[0].fingerprint.before.machine
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `bench floor --json`: what follows from the samples and, under `raw`, they themselves."""
+        realised = self.realised
+        return {
+            "schema": SCHEMA,
+            "target": self.scenario.target,
+            "threads": self.scenario.threads,
+            "batch": self.scenario.batch,
+            **{letter: self.limit(letter).to_dict() for letter in self.models},
+            "realised": None if realised is None else realised.to_dict(),
+            "control": self.control.to_ratio(),
+            "tau_min": self.tau_min,
+            "valid": self.is_valid,
+            "sessions": len(self.sessions),
+            "blocks": sum(len(session.blocks) for session in self.sessions),
+            "environment": self.environment,
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+        }
+
+    @staticmethod
+    def load(path: Path) -> Floor:
+        """The floor in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, Floor.model_validate_json)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """Speedup beside the ideal one, which is what the saved multiply-accumulates would give at an unchanged rate.
+
+    Attributes:
+        ideal: MACs of the dense model over those of the compressed one.
+        speedup: measured, as logarithm.
+    """
+
+    ideal: float
+    speedup: Interval
+
+    @property
+    def share(self) -> Interval:
+        """ln(speedup / ideal), with the interval of the speedup."""
+        gone = math.log(self.ideal)
+        return Interval(self.speedup.point - gone, self.speedup.lo - gone, self.speedup.hi - gone)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`ideal`, `speedup` and `share` as plain ratios."""
+        return {"ideal": self.ideal, "speedup": self.speedup.to_ratio(), "share": self.share.to_ratio()}
+
+
+def realised_share(ratio: Interval, macs_a: int, macs_b: int) -> Realised:
+    """How much of the ideal speedup was realised: speedup / (MACs of A / MACs of B).
+
+    Args:
+        ratio: ln(time of B / time of A), for instance of a `Comparison`; its interval is carried over.
+        macs_a: multiply-accumulates of the dense model.
+        macs_b: of the compressed one.
+    """
+    return Realised(macs_a / macs_b, Interval(-ratio.point, -ratio.hi, -ratio.lo))
+
+
+def _median_ms(sessions: Sequence[Session], variant: str) -> float:
+    slots: list[Floats] = [slot_medians(session.slots_ns(variant)) for session in sessions]
+    return float(np.median(np.concatenate(slots))) / 1e6
+
+
+def _log_ratio(sessions: Sequence[Session], above: str, below: str, design: Design) -> Interval:
+    ratios = [block_log_ratios(session.slots_ns(above), session.slots_ns(below)) for session in sessions]
+    return median_interval(ratios, alpha=design.alpha, seed=design.seed)

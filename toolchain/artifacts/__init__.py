@@ -1,0 +1,1 @@
+"""What ships: one file for each kind of artifact."""

@@ -1,1 +1,0 @@
-"""Paired, interleaved measurement: what may be said about the latency of two artifacts, and their exact size."""

@@ -1,0 +1,142 @@
+"""A target by its name, built in or of targets.toml, ready to be measured on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from toolchain.devices.kept import KeptSessions
+from toolchain.devices.ssh import SshTransport
+from toolchain.devices.targets_toml import (
+    BundleSettings,
+    LocalSettings,
+    NamedTarget,
+    SshSettings,
+    named_target,
+)
+from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.errors import TargetUnavailable
+from toolchain.targets import TargetInfo, get_target
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where `compare` is to measure.
+
+    Attributes:
+        name: as the user says.
+        runtime: what `compare` calls its target.
+        threads, affinity: what is taken if no option says otherwise.
+        transport: for `compare`; takes up sessions that an earlier run left.
+        fresh: the same, measuring everything itself.
+        is_here: whether that leads to this machine.
+    """
+
+    name: str
+    runtime: str
+    threads: int
+    affinity: tuple[int, ...] | None
+    transport: Transport
+    fresh: Transport
+    is_here: bool
+
+
+class Devices:
+    """The targets that one command measures on, by name; a context manager.
+
+    Sessions finished in its block outlive it if it is cut off, see `KeptSessions`: so a command enters it once, around
+    all that it measures and writes.
+
+    Args:
+        file: targets.toml, if it is not where it is looked for.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._stack = ExitStack()
+        self._open: dict[str, Device] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.clear()
+        self._stack.__exit__(kind, value, trace)
+
+    def settings(self, name: str) -> NamedTarget:
+        """What targets.toml says of a name, or what holds for a built-in target.
+
+        Raises:
+            StorageError: targets.toml cannot be read.
+            RecipeError: it is wrong, or there is no such target.
+        """
+        return named_target(name, self._file)
+
+    def get(self, name: str) -> Device:
+        """The device of a name, the same one each time.
+
+        Raises:
+            TargetUnavailable: the target is reached by bundles alone.
+            StorageError, RecipeError: as `settings`.
+        """
+        if name not in self._open:
+            settings = self.settings(name)
+            require_direct(name, settings)
+            transport, where = _transport(name, settings)
+            kept = self._stack.enter_context(KeptSessions(transport, where))
+            is_here = isinstance(settings, LocalSettings)
+            self._open[name] = Device(
+                name, settings.runtime, settings.threads, settings.affinity, kept, transport, is_here
+            )
+        return self._open[name]
+
+    def here(self, name: str, what: str) -> Device:
+        """The device of a name if it is this machine; raises TargetUnavailable for another one, and as `get`.
+
+        Args:
+            name: of the target.
+            what: is asked for, for the message: "a floor".
+        """
+        device = self.get(name)
+        if not device.is_here:
+            raise TargetUnavailable(name, f"{what} is only measured on the machine that slimvit runs on.")
+        return device
+
+
+@contextmanager
+def open_device(name: str, file: Path | None = None) -> Iterator[Device]:
+    """The one device of a command; arguments and errors as `Devices`."""
+    with Devices(file) as devices:
+        yield devices.get(name)
+
+
+def require_direct(name: str, settings: NamedTarget) -> None:
+    """Raises TargetUnavailable for a target that is only reached by bundles."""
+    if isinstance(settings, BundleSettings):
+        fix = f"slimvit bench pack A B --target {name} -o bundle.tar"
+        raise TargetUnavailable(name, "it is reached by bundle, not directly.", fix)
+
+
+def _transport(name: str, settings: NamedTarget) -> tuple[Transport, str]:
+    """(the transport, a text that is the same for the same device)."""
+    if isinstance(settings, SshSettings):
+        keys = ("host", "user", "port", "ssh_config", "python")
+        return SshTransport(name, settings), f"ssh {settings.model_dump_json(include=set(keys))}"
+    return LocalTransport(), f"local {platform.node()}"
+
+
+def probe(name: str, settings: NamedTarget) -> TargetInfo:
+    """What answers under a name of targets.toml; raises TargetUnavailable with what is missing."""
+    if isinstance(settings, SshSettings):
+        return SshTransport(name, settings).probe()
+    if isinstance(settings, BundleSettings):
+        return TargetInfo(name, settings.runtime, "", "whatever runs the bundle", {"transport": "bundle"})
+    info = get_target(settings.runtime).probe()
+    return TargetInfo(name, info.runtime, info.version, info.device, {**info.details, "transport": "local"})

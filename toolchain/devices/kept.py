@@ -1,0 +1,132 @@
+"""Sessions that were finished before a comparison was cut off, taken up by the next run of the same comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from toolchain.devices.portable import Portable
+from toolchain.devices.transport import Transport
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import digest_of, read_json, user_cache, write_text
+from toolchain.on_device.runner import plan_digest
+
+log = logging.getLogger(__name__)
+FOLDER = "sessions"
+OPEN: set[str] = set()
+"""Tokens of what is open in this process: none of them takes up what another has just measured."""
+SAME_PROCESS_S = 5.0
+"""By how much a process's beginning may seem to move while the system's clock is set."""
+MAX_AGE_S = 24 * 3600
+"""A machine of yesterday is another one; an older session is measured again."""
+
+
+class KeptSessions:
+    """A transport that stores every finished session until its comparison is complete; a context manager.
+
+    A session counts for one plan, the very artifacts (by content) and one device. Sessions are only taken up where they
+    were cut off: by an interruption or a full disk all of the block's, by a session that failed those that belong to it.
+    What ends well, or ends in a judgement, is forgotten, and the next run measures afresh.
+
+    Args:
+        transport: where the sessions run.
+        device: what the transport leads to; sessions of one device never count for another.
+    """
+
+    def __init__(self, transport: Transport, device: str) -> None:
+        self.transport, self.device = transport, device
+        self._portable = Portable()
+        self._used: dict[Path, str] = {}
+        self._failed: set[str] = set()
+        self._token = secrets.token_hex(8)
+
+    def __enter__(self) -> Self:
+        _forget_old()
+        OPEN.add(self._token)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        OPEN.discard(self._token)
+        lost = kind is not None and (issubclass(kind, StorageError) or not issubclass(kind, Exception))
+        if lost:  # a result that could not be written counts as none
+            return
+        for path, of in self._used.items():
+            if of not in self._failed:
+                path.unlink(missing_ok=True)
+
+    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+        """The session's result, from an earlier run if that was cut off; raises as `Transport.run` does."""
+        if "session" not in plan:  # a cold start: each counts by itself
+            return self.transport.run(plan, on_progress)
+        portable = self._portable.of(plan).plan
+        of = plan_digest({key: value for key, value in portable.items() if key not in ("session", "blocks")})
+        path = user_cache() / FOLDER / f"{digest_of(self.device, plan_digest(portable))}.json"
+        if path not in self._used and (found := _take_up(path)) is not None:
+            self._used[path] = of
+            log.info("session %s on %s was finished by an earlier run", plan["session"], self.device)
+            on_progress(1.0, "finished by an earlier run")
+            return found
+        try:
+            result = self.transport.run(plan, on_progress)
+        except BaseException:
+            self._failed.add(of)
+            raise
+        try:
+            write_text(
+                path,
+                json.dumps(
+                    {"writer": os.getpid(), "began": _began(os.getpid()), "token": self._token, "result": result},
+                    separators=(",", ":"),
+                )
+                + "\n",
+            )
+        except StorageError as error:  # the measurement itself goes on
+            log.warning("%s; were this comparison cut off, session %s would be measured again", error, plan["session"])
+        else:
+            self._used[path] = of
+        return result
+
+
+def _forget_old() -> None:
+    """Removes sessions that no run can take up any more."""
+    with contextlib.suppress(OSError):
+        for path in (user_cache() / FOLDER).glob("*.json"):
+            if time.time() - path.stat().st_mtime > MAX_AGE_S:
+                path.unlink(missing_ok=True)
+
+
+def _take_up(path: Path) -> dict[str, Any] | None:
+    """A kept session; None if there is none, it is too old, damaged, or of a run that is still under way."""
+    try:
+        if time.time() - path.stat().st_mtime > MAX_AGE_S:
+            return None
+        stored = read_json(path)
+        result, writer, token = stored["result"], int(stored["writer"]), stored["token"]
+    except (OSError, ArtifactError, StorageError, KeyError, TypeError, ValueError):
+        return None
+    if writer == os.getpid():
+        running = token in OPEN
+    else:  # numbers of processes come again
+        began = _began(writer)
+        running = began is not None and abs(began - float(stored.get("began") or 0.0)) < SAME_PROCESS_S
+    return result if isinstance(result, dict) and not running else None
+
+
+def _began(process: int) -> float | None:
+    """When a process began, in seconds; None if there is none of that number."""
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.Error:
+        return None

@@ -1,0 +1,185 @@
+"""Files: written whole or not at all, read as JSON, known by their digests, held by one process at a time, cached per user."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from toolchain.errors import ArtifactError, StorageError
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes; raises StorageError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def digest_of(*parts: Any) -> str:
+    """sha256 of the canonical JSON of the parts: the key of a cache entry."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well and is removed when it does not.
+
+    Raises:
+        StorageError: the folder is missing, read-only or full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically; raises StorageError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically; raises StorageError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed JSON of a file; raises StorageError if unreadable and ArtifactError if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from None
+
+
+def check_replaceable(folder: Path, files: Sequence[str]) -> None:
+    """Raises StorageError if replacing `folder` would delete what slimvit did not write.
+
+    Args:
+        folder: what is to be replaced; absent, empty, or an earlier outcome of the same kind.
+        files: names and wildcards of such an outcome, its record first.
+    """
+    try:
+        there = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+    known = (*files, ".*.partial")  # the latter is what a killed process left
+    foreign = [name for name in there if not any(fnmatch.fnmatchcase(name, each) for each in known)]
+    if foreign or (there and files[0] not in there):
+        why = f"holds {foreign[0]}, which slimvit did not write" if foreign else f"has no {files[0]}"
+        raise StorageError(f"{folder} is not replaced: it {why}; choose another folder or empty this one")
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[Path]:
+    """A temporary folder beside `folder` that replaces it, whole, when the block ends well.
+
+    Each call has one of its own, so that two runs can fill the same entry of a shared cache.
+
+    Args:
+        folder: what is written.
+        files: what may be in the folder that is replaced, as in `check_replaceable`; None for anything.
+
+    Raises:
+        StorageError: the parent is read-only or full, or the folder holds something else.
+    """
+    if files is not None:
+        check_replaceable(folder, files)
+    holder: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        new, old = holder / "new", holder / "old"
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(old)
+        try:
+            new.replace(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                old.replace(folder)
+            raise
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def files_below(path: Path) -> list[Path]:
+    """A file itself, or every file of a folder, sorted."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def user_cache() -> Path:
+    """The folder that recipes share: SLIMVIT_CACHE_DIR, else slimvit below the user's cache folder."""
+    if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
+        return Path(custom)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimvit"
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """A block that one process at a time enters for `path`; the others wait, and the lock ends with its process.
+
+    What a killed process left half-written beside `path` is removed.
+
+    Args:
+        path: what is held; it need not exist.
+        waiting: called once if another process holds it.
+
+    Raises:
+        StorageError: the folder of `path` cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            try:
+                stack.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                waiting()
+                stack.enter_context(lock.acquire())
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to the cache {path.parent}: {error.strerror or error}. SLIMVIT_CACHE_DIR names another folder"
+            ) from error
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        yield

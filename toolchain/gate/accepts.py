@@ -1,0 +1,155 @@
+"""Accepted regressions: a dated log beside gate.toml, each entry for one check, up to one value, until one day."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from toolchain.errors import RecipeError
+from toolchain.files import write_text
+from toolchain.settings import (
+    Section,
+    explain,
+    read_toml,
+    tuple_of,
+)
+
+HEADER = """# Regressions that were accepted, written by `slimvit gate accept` and reviewed like code.
+# An entry covers one check of one cell up to `at_most`, through the day `expires`; of several, the last one counts.
+"""
+
+
+class Accept(Section):
+    """[[accept]]: which check, up to which value (in the check's unit), why, since when, through which day."""
+
+    cell: str
+    check: Annotated[str, Field(pattern=r"^(budget|relation)\.[a-z]+$")]
+    at_most: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
+    reason: str
+    accepted: dt.date
+    expires: dt.date
+
+    @model_validator(mode="after")
+    def _is_reasoned_and_ends(self) -> Accept:
+        if not self.reason.strip():
+            raise ValueError(f"the accept of {self.check} in cell {self.cell!r} gives no reason")
+        if self.check == "relation.parity":
+            raise ValueError("a parity failure cannot be accepted; change relation.parity if the models may differ")
+        if self.expires < self.accepted:
+            raise ValueError(f"the accept of {self.check} in cell {self.cell!r} expires before it was accepted")
+        return self
+
+    @staticmethod
+    def create(**values: Any) -> Accept:
+        """The entry of these values; raises RecipeError for one that is not valid."""
+        try:
+            return Accept.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(explain(error, Accept, "accept")) from None
+
+    def to_toml(self) -> str:
+        """The entry as it stands in the file."""
+        lines = ["[[accept]]", f"cell = {_string(self.cell)}", f"check = {_string(self.check)}"]
+        lines += [f"at_most = {self.at_most!r}", f"reason = {_string(self.reason)}"]
+        lines += [f"accepted = {self.accepted.isoformat()}", f"expires = {self.expires.isoformat()}"]
+        return "\n".join(lines) + "\n"
+
+
+class AcceptUse(Section):
+    """What came of an entry in one run of the gate."""
+
+    cell: str
+    check: str
+    at_most: float | int
+    reason: str
+    expires: dt.date
+    state: Literal["used", "unused", "exceeded", "expired", "unknown"]
+
+
+class _AcceptFile(Section):
+    accept: Annotated[tuple[Accept, ...], BeforeValidator(tuple_of)] = ()
+
+
+class Accepts:
+    """The entries that count on a day, and which of them were of use; one object per run of a gate."""
+
+    def __init__(self, entries: Iterable[Accept], today: dt.date) -> None:
+        self._entries = {(entry.cell, entry.check): entry for entry in entries}  # the last one counts
+        self._today = today
+        self._states: dict[tuple[str, str], Literal["used", "exceeded"]] = {}
+
+    def limit(self, cell: str, check: str) -> float | int | None:
+        """The value up to which a check is accepted today, or None."""
+        entry = self._entries.get((cell, check))
+        return entry.at_most if entry is not None and entry.expires >= self._today else None
+
+    def note(self, cell: str, check: str, state: Literal["used", "exceeded"]) -> None:
+        """Records that an entry let a check pass, or did not reach far enough."""
+        self._states[cell, check] = state
+
+    def uses(self, checks: Sequence[tuple[str, str]]) -> tuple[AcceptUse, ...]:
+        """What came of every entry.
+
+        Args:
+            checks: (cell, check) of all that the gate asks for; an entry for anything else is unknown.
+        """
+        found = []
+        for key, entry in self._entries.items():
+            state: Literal["used", "unused", "exceeded", "expired", "unknown"]
+            if key not in checks:
+                state = "unknown"
+            elif entry.expires < self._today:
+                state = "expired"
+            else:
+                state = self._states.get(key, "unused")
+            facts = {name: getattr(entry, name) for name in ("cell", "check", "at_most", "reason", "expires")}
+            found.append(AcceptUse(**facts, state=state))
+        return tuple(found)
+
+
+def accepts_path(gate: Path) -> Path:
+    """gate.toml → gate.accepts.toml, beside it."""
+    return gate.with_name(f"{gate.stem}.accepts.toml")
+
+
+def load_accepts(gate: Path) -> tuple[Accept, ...]:
+    """Every entry in the file beside a gate.toml, in the order written; none if there is no such file.
+
+    Raises:
+        StorageError: the file cannot be read.
+        RecipeError: it is not TOML, or an entry is not valid.
+    """
+    return _parse(accepts_path(gate))
+
+
+def add_accepts(gate: Path, entries: Sequence[Accept]) -> Path:
+    """The file beside a gate.toml, after entries were appended to it; what stands in it already stays as it is.
+
+    Raises:
+        StorageError: the file cannot be read or written.
+        RecipeError: what stands in it is not valid.
+    """
+    path = accepts_path(gate)
+    _parse(path)
+    before = path.read_text(encoding="utf-8") if path.exists() else HEADER
+    write_text(path, "\n".join([before.rstrip("\n") + "\n", *(entry.to_toml() for entry in entries)]))
+    return path
+
+
+def _parse(path: Path) -> tuple[Accept, ...]:
+    if not path.exists():
+        return ()
+    try:
+        return _AcceptFile.model_validate(read_toml(path)).accept
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {explain(error, _AcceptFile, 'accepts')}") from None
+
+
+def _string(text: str) -> str:
+    """A TOML basic string: JSON's, but for the one control character that JSON lets through."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,309 @@
+"""gate.toml ⇄ typed, strict, frozen models: which artifacts are judged, where, by which budgets and relations."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from toolchain.artifacts.size import artifact_sha256
+from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
+from toolchain.export.preparation import Preparation
+from toolchain.parity import TOLERANCES, Tolerance
+from toolchain.recipe import (
+    absolute_classes,
+    absolute_source,
+)
+from toolchain.settings import (
+    Counts,
+    Fraction,
+    Numbers,
+    Positive,
+    Section,
+    absolute_path,
+    explain,
+    parse_latency,
+    parse_size,
+    read_toml,
+    tuple_of,
+)
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _bytes(value: Any) -> Any:
+    """12_000_000 of "12 MB"; a whole number is bytes already."""
+    if not isinstance(value, str):
+        return value
+    amount, is_share = parse_size(value)
+    if is_share:
+        raise ValueError(
+            f"size {value!r} is a share; a budget is an amount like '12 MB', a share belongs in a relation"
+        )
+    return int(amount)
+
+
+def _milliseconds(value: Any) -> Any:
+    """8.0 of "8 ms"; a bare number has no unit and is refused."""
+    if not isinstance(value, str):
+        raise ValueError(f"latency {value!r} has no unit; write a time like '8 ms'")  # noqa: TRY004 - pydantic's rule
+    amount, is_share = parse_latency(value)
+    if is_share:
+        raise ValueError(
+            f"latency {value!r} is a share; a budget is a time like '8 ms', a tolerance belongs in a relation"
+        )
+    return amount
+
+
+class ParityBounds(Section):
+    """What the artifact's logits y may differ from the baseline's by; a bound that is absent is not judged.
+
+    `max_abs` is held against the largest difference over max(1, max |y|) of the baseline, `cosine_min` against the worst
+    image, `top1_min` against the share of real images for which both name the same class.
+    """
+
+    max_abs: Annotated[float, Field(gt=0)] | None = None
+    cosine_min: Annotated[float, Field(ge=-1, le=1)] = 0.99
+    top1_min: Fraction | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The same for `parity`."""
+        return Tolerance(self.max_abs, self.cosine_min, self.top1_min)
+
+
+def _named_tolerance(value: Any) -> Any:
+    """The bounds that a name stands for: "fp32"."""
+    if not isinstance(value, str):
+        return value
+    if value not in TOLERANCES:
+        raise ValueError(f"unknown parity tolerance {value!r}; known: {', '.join(TOLERANCES)}, or a table of bounds")
+    return asdict(TOLERANCES[value])
+
+
+class BudgetSection(Section):
+    """[cell.budget]: limits that hold by themselves. All are at most, accuracy is at least."""
+
+    size: Annotated[Positive, BeforeValidator(_bytes)] | None = None
+    params: Positive | None = None
+    nodes: Positive | None = None
+    accuracy: Fraction | None = None
+    latency: Annotated[float, Field(gt=0), BeforeValidator(_milliseconds)] | None = None
+
+
+class RelationSection(Section):
+    """[cell.relation]: by how much the artifact may be worse than its baseline.
+
+    Size, params, nodes and latency may grow by a share of the baseline's; accuracy may fall by a share of the images.
+    """
+
+    size: Share | None = None
+    params: Share | None = None
+    nodes: Share | None = None
+    accuracy: Share | None = None
+    parity: Annotated[ParityBounds, BeforeValidator(_named_tolerance)] | None = None
+    latency: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+
+
+class BaselineSection(Section):
+    """[baseline.NAME]: an artifact and the digest that it must have."""
+
+    path: str
+    sha256: str
+
+    @model_validator(mode="after")
+    def _is_a_digest(self) -> BaselineSection:
+        object.__setattr__(self, "sha256", self.sha256.lower())
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(
+                f"sha256 {self.sha256!r} is no digest of 64 hex digits; `slimvit gate digest {self.path}` prints it"
+            )
+        return self
+
+
+class DataSection(Section):
+    """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise.
+
+    `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
+    `classes` maps class folders to the model's outputs, as in a recipe.
+    """
+
+    source: str = "none"
+    split: str = "test"
+    classes: str = ""
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    crop_pct: Fraction | None = None
+    interpolation: str | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """The same for `export.preparation`."""
+        return Preparation(self.mean, self.std, self.crop_pct, self.interpolation)
+
+
+class Cell(Section):
+    """[[cell]]: an artifact, a target, a workload, and what must hold there.
+
+    Threads and cores that are not given are those that targets.toml names for the target; without it one thread, and all
+    cores that are allowed. Where the target is not there, latency is skipped, or fails if the cell is `required`.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
+    artifact: str
+    baseline: str = ""
+    target: str = "ort-cpu"
+    batch: Positive = 1
+    threads: Positive | None = None
+    affinity: Cores | None = None
+    input_shape: Counts | None = None
+    required: bool = False
+    budget: BudgetSection = BudgetSection()
+    relation: RelationSection = RelationSection()
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The names of what is asked: "budget.size", "relation.latency"."""
+        sections: tuple[tuple[str, Section], ...] = (("budget", self.budget), ("relation", self.relation))
+        return tuple(
+            f"{kind}.{name}"
+            for kind, section in sections
+            for name in type(section).model_fields
+            if getattr(section, name) is not None
+        )
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Cell:
+        if not self.checks:
+            raise ValueError(f"cell {self.name!r} has no budget and no relation: it checks nothing")
+        if not self.baseline and (related := [name for name in self.checks if name.startswith("relation.")]):
+            raise ValueError(f"cell {self.name!r} asks for {', '.join(related)} but names no baseline")
+        return self
+
+
+class GateConfig(Section):
+    """A whole gate.toml."""
+
+    data: DataSection = DataSection()
+    baseline: dict[str, BaselineSection] = Field(default_factory=dict)
+    cell: Annotated[tuple[Cell, ...], BeforeValidator(tuple_of)] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> GateConfig:
+        if not self.cell:
+            raise ValueError("there is no [[cell]]; a gate that checks nothing would always be green")
+        names = [cell.name for cell in self.cell]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two cells have the name {twice[0]!r}")
+        for cell in self.cell:
+            if cell.baseline and cell.baseline not in self.baseline:
+                near = difflib.get_close_matches(cell.baseline, self.baseline, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.baseline) or 'none'}"
+                raise ValueError(f"cell {cell.name!r} names the unknown baseline {cell.baseline!r}; {hint}")
+            if any(name.endswith(".accuracy") for name in cell.checks) and self.data.source == "none":
+                raise ValueError(f"cell {cell.name!r} asks for accuracy; set data.source to images with labels")
+            bounds = cell.relation.parity
+            if bounds is not None and bounds.top1_min is not None and self.data.source == "none":
+                raise ValueError(f"cell {cell.name!r} asks for top1_min, and noise has no classes; set data.source")
+        return self
+
+    @staticmethod
+    def load(path: Path, targets: Path | None = None) -> GateConfig:
+        """The gate in a TOML file; relative paths are relative to it.
+
+        Args:
+            path: the file.
+            targets: targets.toml, if it is not where it is looked for.
+
+        Raises:
+            StorageError: the file cannot be read.
+            RecipeError: it is not TOML, lists no cell, has an unknown key or target, a wrong type or value.
+        """
+        return GateConfig.from_dict(read_toml(path, "the gate "), path.parent, targets)
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any], base: Path, targets: Path | None = None) -> GateConfig:
+        """The gate from nested mappings, its paths made absolute from `base`; raises RecipeError as `load` does."""
+        try:
+            config = GateConfig.model_validate(dict(raw))
+        except ValidationError as error:
+            raise RecipeError(explain(error, GateConfig, "gate")) from None
+        for cell in config.cell:
+            settings = named_target(cell.target, targets)
+            if isinstance(settings, BundleSettings) and any(name.endswith(".latency") for name in cell.checks):
+                raise RecipeError(
+                    f"cell {cell.name!r} asks for latency on {cell.target!r}, which is reached by bundles alone; a gate "
+                    "measures while it runs. `slimvit bench pack` and `unpack` compare there."
+                )
+        return config.model_copy(
+            update={
+                "data": config.data.model_copy(
+                    update={
+                        "source": absolute_source(config.data.source, base),
+                        "classes": absolute_classes(config.data.classes, base),
+                    }
+                ),
+                "baseline": {
+                    name: each.model_copy(update={"path": absolute_path(each.path, base)})
+                    for name, each in config.baseline.items()
+                },
+                "cell": tuple(
+                    cell.model_copy(update={"artifact": absolute_path(cell.artifact, base)}) for cell in config.cell
+                ),
+            }
+        )
+
+    def only(self, name: str, check: str = "") -> GateConfig:
+        """The same gate with one of its cells, and if a check is named with that one alone.
+
+        Raises:
+            RecipeError: there is no such cell or check.
+        """
+        found = tuple(cell for cell in self.cell if cell.name == name)
+        if not found:
+            known = [cell.name for cell in self.cell]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise RecipeError(f"the gate has no cell {name!r}; {hint}")
+        return self.model_copy(update={"cell": tuple(_only(cell, check) if check else cell for cell in found)})
+
+
+def _only(cell: Cell, check: str) -> Cell:
+    if check not in cell.checks:
+        raise RecipeError(f"cell {cell.name!r} has no check {check!r}; it has {', '.join(cell.checks)}")
+    kind, _, metric = check.partition(".")
+    section = getattr(cell, kind)
+    kept = {"budget": BudgetSection(), "relation": RelationSection()}
+    kept[kind] = kept[kind].model_copy(update={metric: getattr(section, metric)})
+    return cell.model_copy(update=kept)
+
+
+def require_baselines(config: GateConfig) -> None:
+    """Nothing, if every baseline that a cell names is there and is the one that was meant.
+
+    Raises:
+        BaselineError: one is missing, damaged, or has another digest.
+    """
+    for name in dict.fromkeys(cell.baseline for cell in config.cell if cell.baseline):
+        wanted = config.baseline[name]
+        path = Path(wanted.path)
+        if not path.exists():
+            raise BaselineError(
+                f"the baseline {name!r} is not at {path}; fetch it before the gate runs. It is never replaced by "
+                "numbers of an earlier run."
+            )
+        try:
+            found = artifact_sha256(path)
+        except (ArtifactError, StorageError) as error:
+            raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
+        if found != wanted.sha256:
+            raise BaselineError(
+                f"the baseline {name!r} at {path} has sha256 {found}, the gate names {wanted.sha256}; fetch that "
+                "artifact, or review the new one and name its digest."
+            )

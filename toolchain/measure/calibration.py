@@ -1,0 +1,148 @@
+"""How small a difference this machine can support now, and how long that takes: one artifact against itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import model_validator
+
+from toolchain.devices.transport import Transport
+from toolchain.measure import stored
+from toolchain.measure.compare import compare
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import BLOCKS, A, ArtifactFacts, Scenario, Strict
+
+SCHEMA = "slimvit.bench.calibration/3"
+WIDTH, LAYERS, TOKENS = 384, 8, 197
+"""The built-in artifact: the two feed-forward matmuls of a DeiT-S block, four times."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One look of a comparison: the data that it has, the smallest τ that this supports, and the seconds until then."""
+
+    look: int
+    sessions: int
+    blocks: int
+    tau_min: float
+    seconds: float
+
+
+class Calibration(Strict):
+    """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
+
+    comparison: Comparison
+    seconds: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _took_all_its_looks(self) -> Calibration:
+        found = self.comparison
+        if found.artifacts["A"] != found.artifacts["B"]:
+            raise ValueError("a calibration compares an artifact with itself")
+        found.require_looks(_always)
+        if len(self.seconds) != found.looks or list(self.seconds) != sorted(self.seconds) or self.seconds[0] <= 0:
+            raise ValueError(f"expected ascending seconds of {found.looks} looks, got {list(self.seconds)}")
+        return self
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each look of a comparison: what is said there follows from the control, A' against A."""
+        looks = [self.comparison.at_look(look) for look in range(1, self.comparison.looks + 1)]
+        return tuple(
+            Row(at.looks, len(at.sessions), at.blocks, at.tau_min, seconds)
+            for at, seconds in zip(looks, self.seconds, strict=True)
+        )
+
+    @property
+    def scenario(self) -> Scenario:
+        """What was timed."""
+        return self.comparison.scenario
+
+    @property
+    def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
+        """Which bytes were timed."""
+        return {A: self.comparison.artifacts["A"]}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, the same before and after all sessions."""
+        return self.comparison.environment
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `bench calibrate --json`: the rows and, under `raw`, what they follow from."""
+        return {
+            "schema": SCHEMA,
+            "artifact": self.comparison.artifacts["A"].name,
+            "latency_ms": self.comparison.latency_ms(A),
+            "rows": [asdict(row) for row in self.rows],
+            "environment": self.environment,
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+        }
+
+    @staticmethod
+    def load(path: Path) -> Calibration:
+        """The calibration in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, Calibration.model_validate_json)
+
+
+def _always(found: Comparison) -> bool:  # noqa: ARG001 - whatever was found
+    """A calibration takes every look."""
+    return True
+
+
+def calibrate(
+    artifact: Path,
+    *,
+    target: str,
+    threads: int = 1,
+    batch: int = 1,
+    input_shape: tuple[int, ...] | None = None,
+    affinity: tuple[int, ...] | None = None,
+    blocks: int = BLOCKS,
+    transport: Transport | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Calibration:
+    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`."""
+    begun, seconds = time.monotonic(), list[float]()
+
+    def go_on(found: Comparison) -> bool:
+        seconds.append(time.monotonic() - begun)
+        return _always(found)
+
+    found = compare(
+        artifact,
+        artifact,
+        target=target,
+        threads=threads,
+        batch=batch,
+        input_shape=input_shape,
+        affinity=affinity,
+        blocks=blocks,
+        undecided=go_on,
+        transport=transport,
+        on_progress=on_progress,
+    )
+    return Calibration(comparison=found, seconds=(*seconds, time.monotonic() - begun))
+
+
+def built_in(path: Path) -> Path:
+    """Writes the artifact that is timed where the user names none: matmuls of a ViT's shapes, seeded."""
+    rng, shapes = np.random.default_rng(0), [(WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)] * (LAYERS // 2)
+    names = ["tokens", *(f"hidden{index}" for index in range(LAYERS - 1)), "out"]
+    weights = [(rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32) for shape in shapes]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [names[i], f"weight{i}"], [names[i + 1]]) for i in range(LAYERS)],
+        "calibration",
+        [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["batch", TOKENS, WIDTH])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", TOKENS, WIDTH])],
+        [numpy_helper.from_array(weight, f"weight{index}") for index, weight in enumerate(weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path

@@ -1,0 +1,219 @@
+"""One artifact on one target: latency with its interval, tails, throughput, cold start and memory."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError, model_validator
+
+from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.errors import MeasurementError
+from toolchain.measure import stored
+from toolchain.measure.comparison import require_sessions
+from toolchain.measure.environment import machine_changes
+from toolchain.measure.intervals import (
+    Interval,
+    block_log_ratios,
+    median_interval,
+    slot_medians,
+    tail,
+)
+from toolchain.measure.samples import (
+    BLOCKS,
+    CONTROL,
+    LOOKS,
+    SESSIONS,
+    WARMUP_S,
+    A,
+    ArtifactFacts,
+    ColdStart,
+    Design,
+    Scenario,
+    Session,
+    Strict,
+    explain,
+)
+from toolchain.measure.schedule import (
+    artifact_facts,
+    cold_plan,
+    require_target,
+    run_session,
+    session_plan,
+    set_up,
+)
+
+SCHEMA = "slimvit.bench.run/1"
+PAIR = (A, CONTROL)
+"""The artifact, and the same loaded a second time: what the two differ by is noise."""
+COLD_STARTS = 5
+
+
+class Measurement(Strict):
+    """One artifact: the design, the raw samples, and as properties all that follows from them.
+
+    Latency is of this machine in its state of that hour; only ratios that were measured side by side compare artifacts.
+
+    Raises:
+        ValidationError: the samples are not those that the design asks for, or come from different machines.
+    """
+
+    scenario: Scenario
+    design: Design
+    artifact: ArtifactFacts
+    sessions: tuple[Session, ...]
+    cold: tuple[ColdStart, ...]
+
+    @model_validator(mode="after")
+    def _samples_fit_the_design(self) -> Measurement:
+        numbers = [session.session for session in self.sessions]
+        if numbers != list(range(self.design.sessions)):
+            raise ValueError(f"expected sessions 0…{self.design.sessions - 1}, got {numbers}")
+        require_sessions(self.sessions, self.design, self.scenario, PAIR)
+        here = self.sessions[0].fingerprint.before
+        if changes := machine_changes([here, *(start.fingerprint for start in self.cold)]):
+            raise ValueError(f"the machine changed while it was measured: {'; '.join(changes)}")
+        return self
+
+    @cached_property
+    def latency(self) -> Interval:
+        """ln(milliseconds) of a call: the median of slot medians, with its bootstrap interval."""
+        slots = [np.log(slot_medians(session.slots_ns(A)) / 1e6) for session in self.sessions]
+        return median_interval(slots, alpha=self.design.alpha, seed=self.design.seed)
+
+    @property
+    def control(self) -> Interval:
+        """ln(A'/A) with its interval at the first look of a comparison."""
+        pairs = [block_log_ratios(session.slots_ns(CONTROL), session.slots_ns(A)) for session in self.sessions]
+        return median_interval(pairs, alpha=self.design.alpha, looks=LOOKS, seed=self.design.seed)
+
+    @property
+    def tau_min(self) -> float:
+        """The smallest tolerance that the first look of a comparison with so many blocks a session would support."""
+        return max(3 * abs(self.control.point), 2 * self.control.half_width)
+
+    def tail_ms(self, share: float) -> float | None:
+        """A quantile (0.9, 0.99) of single calls; None where there are too few."""
+        found = tail([each for s in self.sessions for slot in s.slots_ns(A) for each in slot], share)
+        return None if found is None else found / 1e6
+
+    @property
+    def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
+        """Which bytes were timed."""
+        return {A: self.artifact}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, the same before and after all sessions."""
+        return self.sessions[0].fingerprint.before.machine
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `bench run --json`: the statistics and, under `raw`, what they follow from."""
+        latency = self.latency.to_ratio()
+        return {
+            "schema": SCHEMA,
+            "artifact": self.artifact.name,
+            "size_bytes": self.artifact.size_bytes,
+            "latency_ms": latency,
+            "p90_ms": self.tail_ms(0.9),
+            "p99_ms": self.tail_ms(0.99),
+            "samples_per_second": 1e3 * self.scenario.batch / latency["point"],
+            "cold_start": self._cold() if self.cold else None,
+            "tau_min": self.tau_min,
+            "sessions": len(self.sessions),
+            "blocks": sum(len(session.blocks) for session in self.sessions),
+            "environment": self.environment,
+            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+        }
+
+    def _cold(self) -> dict[str, Any]:
+        def middle(field: str) -> float | None:
+            values = [getattr(start, field) for start in self.cold]
+            return None if None in values else float(statistics.median(values))
+
+        opened, first = (
+            statistics.median(getattr(s, f"{name}_ns") for s in self.cold) / 1e6 for name in ("open", "first")
+        )
+        memory = {name: middle(name) for name in ("rss_before_bytes", "peak_rss_bytes", "device_bytes")}
+        return {"processes": len(self.cold), "open_ms": opened, "first_ms": first, **memory}
+
+    def save(self, path: Path) -> None:
+        """Writes `to_dict` atomically; raises StorageError."""
+        stored.save(self, path)
+
+    @staticmethod
+    def load(path: Path) -> Measurement:
+        """The measurement in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, Measurement.model_validate_json)
+
+
+def measure(
+    artifact: Path,
+    *,
+    target: str,
+    threads: int = 1,
+    batch: int = 1,
+    input_shape: tuple[int, ...] | None = None,
+    affinity: tuple[int, ...] | None = None,
+    sessions: int = SESSIONS,
+    blocks: int = BLOCKS,
+    cold_starts: int = COLD_STARTS,
+    seed: int = 0,
+    slot_ms: float = 50.0,
+    warmup_s: float = WARMUP_S,
+    transport: Transport | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Measurement:
+    """What one artifact costs on a target; the arguments and errors are those of `compare`.
+
+    Args:
+        artifact: an ONNX file, or for "eager" a model folder.
+        target: name of the target.
+        threads: intra-op threads.
+        batch: first dimension of the inputs.
+        input_shape: shape of one sample; only needed where the file leaves it open.
+        affinity: the cores to run on; None is all that the process may use.
+        sessions: fresh processes.
+        blocks: per session; each holds two slots.
+        cold_starts: fresh processes that open the artifact and call it once, before the sessions.
+        seed: of the inputs, the order within blocks and the bootstrap.
+        slot_ms: shortest slot.
+        warmup_s: shortest warm-up.
+        transport: where the sessions run; None is this machine.
+        on_progress: receives (what was done, share done).
+    """
+    require_target(target, (artifact,))
+    chosen = {"sessions": sessions, "blocks": blocks, "slot_ms": slot_ms, "warmup_s": warmup_s, "seed": seed}
+    scenario, design, signature = set_up(
+        artifact,
+        target=target,
+        threads=threads,
+        batch=batch,
+        input_shape=input_shape,
+        affinity=affinity,
+        design=chosen,
+    )
+    transport, facts = transport or LocalTransport(), artifact_facts(artifact)
+    done, starts = list[Session](), list[ColdStart]()
+
+    def report(share: float, text: str) -> None:
+        if on_progress is not None:
+            on_progress(text, (len(done) + share) / design.sessions)
+
+    try:
+        for index in range(cold_starts):
+            report(0.0, f"cold start {index + 1}/{cold_starts}")
+            result = transport.run(cold_plan(design, scenario, artifact, signature), lambda *_: None)
+            starts.append(ColdStart.model_validate_json(json.dumps(result)))
+        while len(done) < design.sessions:
+            plan = session_plan(design, scenario, dict.fromkeys(PAIR, (artifact, signature)), len(done))
+            done.append(run_session(transport, plan, report))
+        found = Measurement(scenario=scenario, design=design, artifact=facts, sessions=tuple(done), cold=tuple(starts))
+    except ValidationError as error:
+        raise MeasurementError(f"{artifact} on {target}: {explain(error)}") from None
+    return found

@@ -1,0 +1,235 @@
+"""The forms of a model that flow between the stages, and the record that rebuilds one.
+
+The model types differ on purpose: slicing takes a `MaskedModel` and nothing else, export takes a `DeployModel`, so a
+step that is left out or done twice is a type error and not a wrong file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from toolchain.errors import ArtifactError
+from toolchain.files import read_json
+from toolchain.outputs import Output, label_classes, output_of
+from toolchain.plan import CompressionPlan, ModelRef
+
+if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
+    from torch import nn
+
+    from toolchain.families import Family, UnitGroup
+
+MODEL_SCHEMA = "slimvit.model/1"
+# What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
+MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
+ENGINE_FILES = ("engine.json", "*.engine", "*.xml", "*.bin")
+In_contra = TypeVar("In_contra", contravariant=True)
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the input tensor; written into every artifact so that none depends on a recipe.
+
+    Attributes:
+        input_size: (C, H, W).
+        mean: per channel, for values in 0…1.
+        std: per channel.
+        interpolation: timm's name of the resize filter.
+        crop_pct: share of the resized image that the centre crop keeps; None for no crop.
+        crop_mode: timm's crop mode; None for no crop.
+        exif_orientation: whether a picture is turned first as its EXIF orientation says.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    exif_orientation: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; pictures that are read as they are stored need no word."""
+        return {name: value for name, value in asdict(self).items() if name != "exif_orientation" or value}
+
+    @staticmethod
+    def from_dict(raw: Any) -> Preprocess:
+        """The inverse of `to_dict` after JSON; raises ArtifactError if `raw` is anything else."""
+        try:
+            return TypeAdapter(Preprocess).validate_python(raw)
+        except ValidationError as error:
+            raise ArtifactError(f"the preprocessing is invalid at {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What every model has.
+
+    Attributes:
+        ref: timm name and kwargs.
+        module: the model, in eval mode.
+        family: what declares its units.
+        groups: its units, as declared on the dense model.
+        preprocess: what its input is.
+        provenance: where the weights come from (digest, source, synthetic or not), as data.
+    """
+
+    stage: ClassVar[str]
+    ref: ModelRef
+    module: nn.Module
+    family: Family
+    groups: tuple[UnitGroup, ...]
+    preprocess: Preprocess
+    provenance: Mapping[str, Any]
+
+    @property
+    def output(self) -> Output:
+        """What its outputs are."""
+        return output_of(self.ref.output, int(self.module.num_classes))  # type: ignore[arg-type]
+
+    @property
+    def label_classes(self) -> int | None:
+        """How many classes the labels that judge it may have; None if class labels cannot."""
+        return label_classes(self.output, int(self.module.num_classes))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TimmModel(_Model):
+    """A dense timm model."""
+
+    stage: ClassVar[str] = "dense"
+
+
+@dataclass(frozen=True)
+class _Planned(_Model):
+    """A model that a plan was applied to."""
+
+    plan: CompressionPlan
+
+
+@dataclass(frozen=True)
+class MaskedModel(_Planned):
+    """A model of dense shapes in which a plan's removed positions are held at zero by parametrizations.
+
+    Linears of the plan's `low_ranks` are `FactorisedLinear`.
+    """
+
+    stage: ClassVar[str] = "masked"
+
+
+@dataclass(frozen=True)
+class SlicedModel(_Planned):
+    """A model in which the sliceable positions are physically gone."""
+
+    stage: ClassVar[str] = "sliced"
+
+
+@dataclass(frozen=True)
+class DeployModel(_Planned):
+    """A sliced model of stock modules only: each factorised linear is two `nn.Linear`, or one where that is cheaper."""
+
+    stage: ClassVar[str] = "deploy"
+
+
+AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An ONNX file; its preprocessing is None and its precision "" where it does not say, as others' files do not."""
+
+    path: Path
+    precision: str
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True)
+class EngineArtifact:
+    """A built engine, and the facts written beside it in engine.json."""
+
+    target: str
+    path: Path
+    facts: Mapping[str, Any]
+
+
+class Stage(Protocol[In_contra, Out]):
+    """One step of the pipeline: a check of what it is given, the work, and a check of what it made."""
+
+    @property
+    def name(self) -> str:
+        """What the step is called in messages and reports."""
+        ...
+
+    def requires(self, given: In_contra) -> None:
+        """Raises if the step cannot work on `given`."""
+        ...
+
+    def __call__(self, given: In_contra) -> Out:
+        """The result of the step."""
+        ...
+
+    def ensures(self, given: In_contra, made: Out) -> None:
+        """Raises if `made` is not what the step promises for `given`."""
+        ...
+
+
+def run_stage(stage: Stage[In, Out], given: In) -> Out:
+    """The result of a stage, checked before and after."""
+    stage.requires(given)
+    made = stage(given)
+    stage.ensures(given, made)
+    return made
+
+
+class ModelRecord(BaseModel):
+    """The content of model.json that a model is rebuilt from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Literal["dense", "masked", "sliced", "deploy"]
+    model: ModelRef
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+    weights_sha256: str
+    structure: list[dict[str, Any]]
+    plan: dict[str, Any] | None
+
+    @staticmethod
+    def load(path: Path) -> ModelRecord:
+        """The record in a file; raises StorageError if it cannot be read and ArtifactError if it is no such record."""
+        raw = read_json(path)
+        if not isinstance(raw, dict) or raw.get("schema") != MODEL_SCHEMA:
+            raise ArtifactError(f"{path} is not a {MODEL_SCHEMA} record")
+        try:
+            return ModelRecord.model_validate(raw)
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is invalid at {_first(error)}") from None
+
+
+def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, Any]]) -> str:
+    """The text of model.json: everything but the weights that rebuilds the model."""
+    plan = json.loads(model.plan.to_json()) if isinstance(model, _Planned) else None
+    record = {
+        "schema": MODEL_SCHEMA,
+        "stage": model.stage,
+        "model": model.ref.model_dump(mode="json"),
+        "input_size": list(model.preprocess.input_size),
+        "preprocess": model.preprocess.to_dict(),
+        "provenance": dict(model.provenance),
+        "weights_sha256": weights_sha256,
+        "structure": list(structure),
+        "plan": plan,
+    }
+    return json.dumps(record, indent=2) + "\n"

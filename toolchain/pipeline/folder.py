@@ -1,0 +1,171 @@
+"""A run's folder: what is done is recorded by content, so a run that was killed goes on where it stopped.
+
+A stage's record holds the digest of everything it depended on and of everything it wrote. It counts only if both still
+hold; a half-written or altered file makes its stage run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import files_below, read_json, sha256, write_json
+
+PRIVATE = ".slimvit"
+OUTPUTS = (
+    "allocation.json",
+    "latency.",
+    "plan.json",
+    "dense",
+    "masked",
+    "finetuned",
+    "deploy",
+    "onnx",
+    "engines",
+    "bench",
+    "report.json",
+    "report.md",
+    "report.html",
+    "manifest.json",
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage: what it found out and wrote, how long it took, and whether that was in an earlier run."""
+
+    facts: dict[str, Any]
+    seconds: float
+    reused: bool
+    outputs: tuple[str, ...] = ()
+
+
+class Workspace:
+    """The folder of one run."""
+
+    def __init__(self, root: Path, *, resume: bool = True) -> None:
+        self.root, self.resume = root, resume
+        self.private = root / PRIVATE
+
+    def check(self) -> None:
+        """Raises StorageError if the folder plainly cannot be written; creates nothing."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        if not there.is_dir():
+            raise StorageError(f"cannot write to {self.root}: {there} is not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"cannot write to {self.root}: {there} is read-only or belongs to another user")
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Workspace]:
+        """This workspace, writable and held against other runs until the block ends.
+
+        Raises:
+            StorageError: the folder cannot be written, another run holds it, or reading or writing failed in the block.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.private.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.private / "lock").acquire(blocking=False))
+            except Timeout:
+                raise StorageError(
+                    f"another run is writing to {self.root}; wait for it or choose another --out"
+                ) from None
+            except OSError as error:
+                raise StorageError(f"cannot write to {self.root}: {error.strerror or error}") from error
+            try:
+                self._sweep()
+                yield self
+            except OSError as error:
+                raise StorageError(f"{error.filename or self.root}: {error.strerror or error}") from error
+
+    def _sweep(self) -> None:
+        """Removes what a killed run left half-written; looks only where a run writes."""
+        partials = [path for name in OUTPUTS for path in self.root.glob(f".{name}*.partial")]
+        folders = [self.private, *(self.root / name for name in OUTPUTS if (self.root / name).is_dir())]
+        for path in (*partials, *(path for folder in folders for path in folder.rglob(".*.partial"))):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def forget_all_but(self, stages: Collection[str]) -> None:
+        """Removes what other stages of an earlier recipe wrote here, unless it was altered since, and their records."""
+        used = {name for stage in stages for name in self._outputs(self.private / f"{stage}.json")}
+        for record in self.private.glob("*.json"):
+            if record.stem in stages:
+                continue
+            for name, digest in self._outputs(record).items():
+                path = self.root / name
+                if name not in used and path.is_file() and sha256(path) == digest:
+                    path.unlink()
+                    with contextlib.suppress(OSError):  # a folder that still holds something stays
+                        path.parent.rmdir()
+            record.unlink()
+
+    @staticmethod
+    def _outputs(record: Path) -> dict[str, str]:
+        try:
+            return dict(read_json(record)["outputs"])
+        except (ArtifactError, StorageError, KeyError, TypeError, ValueError):
+            return {}
+
+    def has(self, prefix: str) -> bool:
+        """Whether a stage whose name begins so is recorded, and may be reused."""
+        return self.resume and any(record.name.startswith(prefix) for record in self.private.glob("*.json"))
+
+    def scratch(self, stage: str) -> Path:
+        """Where a stage keeps what it needs to resume itself; removed when the stage is done."""
+        return self.private / f"{stage}.safetensors"
+
+    def step(
+        self,
+        stage: str,
+        key: str,
+        work: Callable[[], tuple[Iterable[Path], dict[str, Any]]],
+        *,
+        settled: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> Done:
+        """What a stage found out: from its record if that still holds, else by doing the work.
+
+        Args:
+            stage: name of the record.
+            key: digest of everything that the outcome depends on.
+            work: returns (files and folders written below the root, facts as JSON values).
+            settled: whether recorded facts answer the question; if not, the work is done again.
+        """
+        record = self.private / f"{stage}.json"
+        known = self.recorded(stage, key)
+        if known is not None and settled(known.facts):
+            return known
+        if known is None:  # else it holds until the work is done
+            record.unlink(missing_ok=True)
+        if not self.resume:
+            self.scratch(stage).unlink(missing_ok=True)
+        start = time.monotonic()
+        paths, facts = work()
+        seconds = time.monotonic() - start
+        outputs = {str(file.relative_to(self.root)): sha256(file) for path in paths for file in files_below(path)}
+        write_json(record, {"key": key, "seconds": seconds, "facts": facts, "outputs": outputs})
+        self.scratch(stage).unlink(missing_ok=True)
+        return Done(facts, seconds, reused=False, outputs=tuple(outputs))
+
+    def recorded(self, stage: str, key: str) -> Done | None:
+        """What is recorded of a stage, if that still holds and may be reused."""
+        record = self.private / f"{stage}.json"
+        if not (self.resume and record.exists()):
+            return None
+        try:
+            known = read_json(record)
+            if known["key"] != key:
+                return None
+            if any(sha256(self.root / name) != digest for name, digest in known["outputs"].items()):
+                return None
+            return Done(dict(known["facts"]), float(known["seconds"]), reused=True, outputs=tuple(known["outputs"]))
+        except (ArtifactError, StorageError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # a damaged record is no record

@@ -1,0 +1,143 @@
+"""What is known of the forms of a model: figures, accuracy on the test split, and parity with the form before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolchain.cost import ModelShape, trace
+from toolchain.data import DataSource
+from toolchain.errors import ArtifactError
+from toolchain.export.calls import opened
+from toolchain.export.convert import Convert
+from toolchain.export.engine_parity import engine_rung
+from toolchain.export.precision import COMPARED, PRECISIONS
+from toolchain.export.stage import stack_images, torch_call
+from toolchain.likelihood import outputs_of
+from toolchain.model import AnyModel, DeployModel, EngineArtifact
+from toolchain.outputs import Output
+from toolchain.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
+from toolchain.training.evaluate import accuracy
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Every form of a run's model, judged on the images of one source.
+
+    Attributes:
+        source: the images.
+        output: what the model's outputs are.
+        dense: the model before compression; outputs that labels cannot judge are held against its own. None for no such figure.
+    """
+
+    source: DataSource
+    output: Output = "logits"
+    dense: nn.Module | None = None
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether the largest output names the class of a real image, so that agreement on it means something."""
+        return self.output == "logits" and not self.source.synthetic
+
+    def figures(self, model: AnyModel, folder: Path | None = None) -> dict[str, Any]:
+        """Parameters, MACs, bytes (on disk, if the model lies in a folder) and accuracy on the test split."""
+        shape = _shape(model)
+        size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
+        return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
+
+    def graph(self, path: Path, target: str = "ort-cpu") -> dict[str, Any]:
+        """Accuracy of an ONNX file on the test split, run by a target on this machine."""
+        with opened(target, path, threads=torch.get_num_threads()) as logits:
+            return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
+
+    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Accuracy with counts where labels judge the outputs; of other outputs their error against the dense model's."""
+        test = self.source.split("test")
+        if self.source.labelled:
+            found = accuracy(model, test)
+            return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total, "error": None}
+        unknown = {"accuracy": None, "wrong": None, "total": None, "error": None}
+        if self._reference is None:
+            return unknown
+        return {**unknown, "error": relative_error(outputs_of(model, test), self._reference)}
+
+    @cached_property
+    def _reference(self) -> Tensor | None:
+        """The dense outputs [N, K] on the test split, where they are what other forms are judged by."""
+        if self.dense is None or self.output == "logits" or self.source.synthetic:
+            return None
+        return outputs_of(self.dense, self.source.split("test"))
+
+    def images(self, count: int = max(BATCHES)) -> Array:
+        """As many images to compare on; validation first, and repeated where the whole source has fewer."""
+        images = self.source.to_compare(count)
+        return stack_images([images[index % len(images)] for index in range(count)])
+
+    def calibration(self) -> Array:
+        """All calibration images."""
+        images = self.source.split("calibration")
+        return stack_images([images[index][0] for index in range(len(images))])
+
+    def convert(self, precision: str, path: Path) -> Convert:
+        """The stage that makes a file of another precision, with the images that it calibrates and compares on."""
+        calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
+        images = stack_images(self.source.to_compare(max(BATCHES) if self.source.synthetic else COMPARED))
+        observed = self.calibration() if calibrated else images
+        return Convert(precision, path, observed, images, real_images=self.names_classes)
+
+    def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
+        """The rung of two forms that are both PyTorch modules."""
+        return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
+
+    def engine(self, onnx: Path, made: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
+        """The rung of an engine against the file that it was built from, run on the CPU.
+
+        Args:
+            onnx: the file.
+            made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
+            profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
+        """
+        available = len(self.source.split("validation")) if self.names_classes else None
+        return engine_rung(onnx, made, profile, self.images, available)
+
+    def _rung(
+        self,
+        from_: str,
+        expected: Callable[[Array], Array],
+        to: str,
+        got: Callable[[Array], Array],
+        tolerance: Tolerance,
+        batches: Sequence[int],
+    ) -> Rung:
+        images, top1 = self.images(max(batches)), self.names_classes
+        return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=top1, batches=batches)
+
+
+def relative_error(outputs: Tensor, reference: Tensor) -> float | None:
+    """Σ‖y − y_dense‖² / Σ‖y_dense − mean‖² of outputs [N, K]: 0 for the dense model, 1 for one that always gives its mean.
+
+    None where the dense outputs do not vary, as those of a single image.
+    """
+    ours, theirs = outputs.double(), reference.double()
+    spread = float((theirs - theirs.mean(0)).square().sum())
+    return float((ours - theirs).square().sum()) / spread if spread > 0 else None
+
+
+def require_cost(made: DeployModel, predicted: ModelShape) -> None:
+    """Nothing, if a model has exactly the parameters and MACs that its plan's widths predict; else ArtifactError."""
+    shape = _shape(made)
+    if (shape.params, shape.macs) != (predicted.params, predicted.macs):
+        raise ArtifactError(
+            f"the deploy model has {shape.params:,} parameters and {shape.macs:,} MACs, but its plan's widths give "
+            f"{predicted.params:,} and {predicted.macs:,}"
+        )
+
+
+def _shape(model: AnyModel) -> ModelShape:
+    return trace(model.module, model.family, model.preprocess.input_size)

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: networks, builds, engines and their runs."""

@@ -1,0 +1,140 @@
+"""Options of a TensorRT build, its timing cache, and the weights of an engine that was built without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.files import atomic_path, exclusive, user_cache
+from toolchain.targets.base import BuildOptions
+from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.gpu import no_gpu
+from toolchain.targets.tensorrt.network import bytes_of, with_float_biases
+
+TURING = "7.5"
+
+
+def require_options(target: str, options: BuildOptions) -> None:
+    """Nothing, if TensorRT for RTX can build what is asked for.
+
+    Raises:
+        RecipeError: it has no such engines.
+        TargetUnavailable: it has, where there is a driver.
+    """
+    if options.hardware_compatible != "none":
+        raise RecipeError(
+            f"engines of {target} name their GPUs: set engine.compute_capabilities; engine.hardware_compatible is for trt"
+        )
+    if options.version_compatible:
+        raise RecipeError(
+            f"engines of {target} are for the version that built them; engine.version_compatible is for trt"
+        )
+    if options.strip and len(options.compute_capabilities) != 1:
+        raise RecipeError(
+            f"{target} builds an engine without weights for one compute capability, and "
+            f"{len(options.compute_capabilities)} are asked for; set engine.compute_capabilities to one, or engine.strip to false"
+        )
+    if options.strip and (missing := no_gpu()) is not None:
+        raise TargetUnavailable(target, f"{missing}; engines without weights are compiled by the driver")
+
+
+def require_products(target: str, capabilities: Sequence[str], others: Sequence[str]) -> None:
+    """Nothing, if TensorRT for RTX multiplies matrices on these GPUs in other types than fp16, or need not.
+
+    Raises:
+        RecipeError: it would end in the middle of a build for a Turing GPU.
+    """
+    if TURING in capabilities and others:
+        raise RecipeError(
+            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and engines in "
+            f"{', '.join(others)} are asked for: take {TURING} out of engine.compute_capabilities, or export fp16 alone"
+        )
+
+
+def set_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+    """Sets the options on a builder's config."""
+    flags = trt.BuilderFlag
+    if options.strip:
+        config.set_flag(flags.STRIP_PLAN)
+        config.set_flag(flags.REFIT_IDENTICAL)  # the weights that it was built with: nothing is given up for others
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if options.hardware_compatible != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatible.upper())
+        config.hardware_compatibility_level = level
+
+
+@contextmanager
+def timing_cache(trt: ModuleType, config: Any, capability: str | None) -> Iterator[None]:
+    """Lets a build in the block use and extend the timings of earlier builds, kept in the user's cache.
+
+    Args:
+        trt: the module.
+        config: of the builder.
+        capability: of the GPU that tactics are timed on; None where none are timed, as in TensorRT for RTX.
+    """
+    if capability is None:
+        yield
+        return
+    path = user_cache() / "timing" / f"{trt.__name__}-{trt.__version__}-sm{capability.replace('.', '')}.cache"
+    with exclusive(path):
+        kept = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(kept)
+        if cache is None or not config.set_timing_cache(cache, False):  # damaged, of another driver or GPU: begun anew
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        yield
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def opened_runtime(trt: ModuleType, logger: Any, record: Mapping[str, Any]) -> Any:
+    """A runtime for the engine of an engine.json.
+
+    One that later versions load brings code of its own, which is carried out when it is loaded: a runtime allows that for
+    no other engine.
+    """
+    runtime = trt.Runtime(logger)
+    if record.get("options", {}).get("version_compatible"):
+        runtime.engine_host_code_allowed = True
+    return runtime
+
+
+def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: Mapping[str, Any]) -> bytes:
+    """A stripped engine with the weights of the ONNX file that it was built from.
+
+    Args:
+        trt: the module.
+        logger: its logger.
+        stripped: the engine.
+        onnx: the file.
+        record: the engine's engine.json.
+
+    Raises:
+        StorageError: the engine cannot be read.
+        ArtifactError: it cannot be loaded, or was built from another file.
+    """
+    try:
+        serialized = stripped.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
+    # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
+    digests = source_digests(onnx)
+    if any(record.get(name) != digests.get(name) for name in ("onnx_sha256", "onnx_data_sha256")):
+        raise ArtifactError(f"{stripped} was not built from {onnx}: engine.json beside it names another digest")
+    runtime = opened_runtime(trt, logger, record)
+    loaded = runtime.deserialize_cuda_engine(serialized)
+    if loaded is None:
+        raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot load {stripped}: {logger.last_error()}")
+    refitter = trt.Refitter(loaded, logger)
+    reader = trt.OnnxParserRefitter(refitter, logger)
+    changed = with_float_biases(onnx)
+    taken = reader.refit_from_file(str(onnx)) if changed is None else reader.refit_from_bytes(bytes_of(changed, onnx))
+    if not taken or not refitter.refit_cuda_engine():
+        raise ArtifactError(f"{stripped} does not take the weights of {onnx}: {logger.last_error()}")
+    form = loaded.create_serialization_config()
+    form.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    return bytes(loaded.serialize_with_config(form))
