@@ -23,8 +23,8 @@ from predict import matmul_rate
 from speed_page import page
 
 from toolchain.analysis.realised import Floor
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_size_bytes
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.compress.decide import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
@@ -37,7 +37,7 @@ from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S
 from toolchain.measure.schedule import require_target
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.parity import BATCHES
 from toolchain.pipeline.job import compressed, prepare, tool
 from toolchain.recipe import Recipe
@@ -140,9 +140,9 @@ def artifact(model: str, form: str, precision: str, work: Path) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     if precision != "fp32":
         whole = artifact(model, form, "fp32", work)
-        size = tuple(axis.dim_value for axis in read_onnx(whole).graph.input[0].type.tensor_type.shape.dim[1:])
+        size = tuple(axis.dim_value for axis in OnnxFile(whole).model.graph.input[0].type.tensor_type.shape.dim[1:])
         images = np.random.default_rng(0).standard_normal((max(BATCHES), *size), dtype=np.float32)
-        run_stage(Convert(precision, path, images, images, real_images=False), OnnxArtifact(whole, "fp32"))
+        run_stage(Convert(precision, path, images, images, real_images=False), OnnxFile(whole))
         return path
     raw = {"model": {"name": MODELS[model], "pretrained": False}, "data": {"source": "none", "calibration_images": 32}}
     job = prepare(Recipe.from_dict({**raw, **(FORMS[form] or {"compress": {"method": "none"}})}))
@@ -171,7 +171,7 @@ def current(cell: Cell, found: Comparison | Floor, work: Path) -> bool:
     Their bytes are counted and not compared: compressed weights differ in their last bits from processor to processor, and
     latency does not depend on them.
     """
-    sizes = [artifact_size_bytes(artifact(cell.model, *each, work)) for each in (cell.a, cell.b)]
+    sizes = [open_artifact(artifact(cell.model, *each, work)).size_bytes for each in (cell.a, cell.b)]
     return sizes == [found.artifacts[name].size_bytes for name in ("A", "B")]
 
 

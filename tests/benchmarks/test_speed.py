@@ -9,9 +9,9 @@ import speed
 from builders import dense_model, write_stack
 from speed import Cell, cells, result_of, table
 
+from toolchain.artifacts import open_artifact
 from toolchain.errors import TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.precision import precision_of
 from toolchain.measure.compare import compare
 from toolchain.measure.samples import BLOCKS
 
@@ -149,7 +149,7 @@ def test_int8_files_are_made_from_the_fp32_ones(tmp_path):
     module = dense_model(num_classes=7, img_size=32, patch_size=16, embed_dim=48, depth=2).module
     export_onnx(module, whole, input_size=size, opset=20, metadata={}, simplify=True)
     path = speed.artifact("tiny", "dense", "int8-dynamic", tmp_path)
-    assert precision_of(path).name == "int8-dynamic"
+    assert open_artifact(path).precision.name == "int8-dynamic"
     assert path.stat().st_size < 0.7 * whole.stat().st_size
     assert {each.name for each in tmp_path.iterdir()} == {whole.name, path.name}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builders import write_classifier
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.gate import Accept, Accepts, GateConfig, run_gate, timing
 from toolchain.report.gate import why_table
 
@@ -32,7 +32,7 @@ def example(tmp_path, monkeypatch, made_up):
     def call(accepts=(), **changes):
         write_classifier(tmp_path / "model.onnx", **changes)
         gate = tmp_path / "gate.toml"
-        gate.write_text(text.replace("0" * 64, artifact_sha256(release)))
+        gate.write_text(text.replace("0" * 64, open_artifact(release).sha256))
         return run_gate(GateConfig.load(gate), Accepts(accepts, TODAY), tool="test", why=True)
 
     return call

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from builders import few_sessions, write_classifier
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.devices.transport import LocalTransport
 from toolchain.errors import (
@@ -60,7 +60,7 @@ def judge(tmp_path, monkeypatch):
         relation = {"latency": 0.05} if relation is None else relation
         cell = {"artifact": "new.onnx", "baseline": "old", "budget": budget or {}, "relation": relation, **more}
         raw = {
-            "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+            "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
             "cell": [{"name": f"cell{i}", **cell} for i in range(cells or len(script))],
         }
         config = GateConfig.from_dict(raw, tmp_path)
@@ -322,7 +322,7 @@ def test_real_measurements_reach_the_result(tmp_path, stack, monkeypatch):
     monkeypatch.setattr(timing, "compare", short)
     old, _ = stack(tmp_path / "old.onnx", layers=2), stack(tmp_path / "new.onnx", layers=40)
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [{"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"latency": 0.05}}],
     }
     seen = []
@@ -351,7 +351,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path, monkeypatch, made_up
     monkeypatch.setattr(timing, "compare", harness)
     cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {"name": "as named", "target": "quiet", **cell},
             {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1], **cell},
@@ -373,7 +373,7 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
     old = write_classifier(tmp_path / "old.onnx")
     cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
     }
     config, ran, stop = GateConfig.from_dict(raw, tmp_path), [], [4]

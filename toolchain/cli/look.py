@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,10 @@ import torch
 import typer
 from pydantic import BaseModel
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts import PlainFile, open_artifact
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
-from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
-from toolchain.export.precision import precision_of
 from toolchain.families import FAMILIES, family_of
 from toolchain.files import read_json, sha256, write_text
 from toolchain.gate import GateConfig, GateResult
@@ -32,7 +30,7 @@ from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
 from toolchain.report.files import render
 from toolchain.report.tables import Table, number
 from toolchain.surgery.checkpoint import checkpoint_facts
-from toolchain.surgery.replay import create_dense, load_model
+from toolchain.surgery.replay import create_dense
 from toolchain.targets import TARGETS
 
 log = logging.getLogger(__name__)
@@ -48,7 +46,6 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "openvino",
 )
-ENGINES = (".engine", ".xml")
 CLASSES = 1000
 """Of a model that has no classifier of its own, to see what else it is."""
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -96,19 +93,16 @@ def inspect(
     print_json(facts) if json_ else print_facts(facts)
 
 
-def _inspect(path: Path) -> dict[str, Any]:
-    if (path / "model.json").is_file():
-        return _inspect_model(path)
+def _inspect(path: Path) -> Mapping[str, Any]:
     if (path / "report.json").is_file():
         found = _read_report(path)
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **{key: found[key] for key in keys}}
-    if path.suffix == ".onnx":
-        return _inspect_onnx(path)
+    artifact = open_artifact(path)
+    if not isinstance(artifact, PlainFile):
+        return artifact.facts()
     if not path.is_file():
         raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
-    if path.suffix in ENGINES:
-        raise ArtifactError(f"{path} is described by the engine.json beside it")
     if path.suffix != ".json":
         return checkpoint_facts(path)
     found = read_json(path)
@@ -121,42 +115,6 @@ def _inspect(path: Path) -> dict[str, Any]:
     return {
         "kind": kind.split(".")[1].split("/")[0],
         **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
-    }
-
-
-def _inspect_model(path: Path) -> dict[str, Any]:
-    model = load_model(path)
-    shape = trace(model.module, model.family, model.preprocess.input_size)
-    record = read_json(path / "model.json")
-    facts: dict[str, Any] = {"kind": f"{model.stage} model", "model": model.ref.name, "kwargs": model.ref.kwargs}
-    facts |= {"params": shape.params, "macs": shape.macs, "input_size": list(model.preprocess.input_size)}
-    facts["provenance"] = dict(model.provenance)
-    facts["limits"] = model.family.limits(create_dense(model.ref))
-    facts["structure"] = record["structure"]
-    if record["plan"] is not None:
-        facts["plan"] = CompressionPlan.from_dict(record["plan"]).summary()
-    return facts
-
-
-def _inspect_onnx(path: Path) -> dict[str, Any]:
-    model = read_onnx(path)
-    census: dict[str, int] = {}
-    for node in model.graph.node:
-        census[node.op_type] = census.get(node.op_type, 0) + 1
-
-    def signature(values: Any) -> dict[str, list[Any]]:
-        return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-
-    return {
-        "kind": "onnx",
-        "bytes": artifact_size_bytes(path),
-        "sha256": artifact_sha256(path),
-        "precision": str(precision_of(path)),
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": signature(model.graph.input),
-        "outputs": signature(model.graph.output),
-        "nodes": dict(sorted(census.items(), key=lambda item: -item[1])),
-        "metadata": {entry.key: entry.value for entry in model.metadata_props},
     }
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import onnx
-
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_size_bytes, stored_params
+from toolchain.artifacts import Artifact, open_artifact
 from toolchain.errors import RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
@@ -17,27 +14,10 @@ from toolchain.gate.config import Cell, DataSection
 from toolchain.gate.limits import limit_of
 from toolchain.gate.result import Check, Status, Unit
 
-
-def node_count(path: Path) -> int:
-    """The nodes of an ONNX file, those in subgraphs and functions included; raises RecipeError for another artifact."""
-    if path.suffix != ".onnx" or not path.is_file():
-        raise RecipeError(f"{path} has no ONNX nodes; judge an ONNX file by nodes")
-    model = read_onnx(path)
-    return _nodes(model.graph.node) + sum(_nodes(function.node) for function in model.functions)
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> int:
-    count = 0
-    for node in nodes:
-        graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-        count += 1 + sum(_nodes(graph.node) for graph in graphs)
-    return count
-
-
-EXACT: dict[str, tuple[Unit, Callable[[Path], int]]] = {
-    "size": ("bytes", artifact_size_bytes),
-    "params": ("parameters", stored_params),
-    "nodes": ("nodes", node_count),
+EXACT: dict[str, tuple[Unit, Callable[[Artifact], int]]] = {
+    "size": ("bytes", lambda artifact: artifact.size_bytes),
+    "params": ("parameters", lambda artifact: artifact.params),
+    "nodes": ("nodes", lambda artifact: artifact.nodes),
 }
 
 
@@ -57,11 +37,12 @@ class Deterministic:
             ArtifactError: it is damaged, or accuracy or parity is asked of a file that slimvit did not export.
         """
         found = []
+        ours, theirs = open_artifact(artifact), None if baseline is None else open_artifact(baseline)
         for metric, (unit, count) in EXACT.items():
             if (limit := getattr(cell.budget, metric)) is not None:
-                found.append(self._bounded(cell, f"budget.{metric}", unit, count(artifact), limit))
-            if (share := getattr(cell.relation, metric)) is not None and baseline is not None:
-                found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), share, count(baseline)))
+                found.append(self._bounded(cell, f"budget.{metric}", unit, count(ours), limit))
+            if (share := getattr(cell.relation, metric)) is not None and theirs is not None:
+                found.append(self._bounded(cell, f"relation.{metric}", unit, count(ours), share, count(theirs)))
         if cell.budget.accuracy is not None:
             wrong, total, notes = self._counts(cell, artifact)
             check = self._bounded(cell, "budget.accuracy", "wrong images", wrong, cell.budget.accuracy, None, total)

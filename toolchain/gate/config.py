@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
 from toolchain.export.preparation import Preparation
@@ -299,7 +299,7 @@ def require_baselines(config: GateConfig) -> None:
                 "numbers of an earlier run."
             )
         try:
-            found = artifact_sha256(path)
+            found = open_artifact(path).sha256
         except (ArtifactError, StorageError) as error:
             raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
         if found != wanted.sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.gate.accepts import Accepts
 from toolchain.gate.checks import Deterministic
@@ -93,6 +94,8 @@ def _result(
         artifact=artifact_facts(artifact),
         baseline=None if baseline is None else artifact_facts(baseline),
         checks=(*checks, *timed.checks),
-        why=size_changes(artifact, baseline) if why else None,
+        why=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))
+        if why
+        else None,
         comparisons=tuple(comparison.to_dict() for comparison in timed.comparisons),
     )

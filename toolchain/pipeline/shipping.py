@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,18 +10,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifacts.size import artifact_sha256, download_bytes
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device, Devices
 from toolchain.errors import ArtifactError, DeviceLost, ParityError, TargetUnavailable
 from toolchain.export.engine import BuildEngine, builds
 from toolchain.export.onnx_graph import data_beside
-from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS, expanded, runs_on
+from toolchain.export.precision import EITHER, EITHER_OF, PRECISIONS, expanded, runs_on
 from toolchain.export.stage import Export, graph_dict
 from toolchain.files import sha256
-from toolchain.gate.why import artifact_parts
 from toolchain.measure.compare import compare as bench_compare
 from toolchain.measure.samples import Parity
-from toolchain.model import DeployModel, OnnxArtifact, TimmModel, run_stage
+from toolchain.model import DeployModel, TimmModel, run_stage
 from toolchain.pipeline.cell import cell_facts, conclusive, conditions_of, runtime
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import tool
@@ -96,13 +95,12 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
     root, source = steps.root, steps.job.source
     before, path = onnx_path(root, FP32), onnx_path(root, name)
     judging = runtime(runs_on(PRECISIONS[name]))
-    inputs = [artifact_sha256(before), name, source.digest, [version(t) for t in GRAPH_TOOLS], required, judging]
+    inputs = [open_artifact(before).sha256, name, source.digest, [version(t) for t in GRAPH_TOOLS], required, judging]
 
     def work(_: str) -> Found:
         judge, stage = steps.judge, steps.judge.convert(name, path)
-        given = OnnxArtifact(before, FP32, steps.job.dense.preprocess)
         try:
-            made = run_stage(stage, given)
+            made = run_stage(stage, OnnxFile(before))
         except (ParityError, ArtifactError) as error:
             if required:
                 raise
@@ -124,10 +122,8 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
 
 def sizes(path: Path) -> dict[str, Any]:
     """What a file weighs when it is sent, and where its bytes are, by layer."""
-    layers: Counter[str] = Counter()
-    for (layer, _), count in artifact_parts(path).items():
-        layers[layer] += count
-    return {"download_bytes": download_bytes(path), "layers": dict(layers)}
+    artifact = open_artifact(path)
+    return {"download_bytes": artifact.download_bytes, "layers": artifact.layers}
 
 
 def engine(steps: Steps, target: str, precision: str) -> None:
@@ -141,22 +137,23 @@ def engine(steps: Steps, target: str, precision: str) -> None:
     path, folder = onnx_path(root, precision), root / "engines" / f"{target}{suffix}"
 
     def work(_: str) -> Found:
-        stage = BuildEngine(section, target, folder, lambda built: steps.judge.engine(path, built, section.batch))
-        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess))
-        files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json"]
+        source = OnnxFile(path)
+        stage = BuildEngine(section, target, folder, lambda built: steps.judge.engine(source, built, section.batch))
+        made = run_stage(stage, source)
+        artifact = open_artifact(made.path)
         facts = {
             "target": target,
             "precision": precision,
             "file": made.path.name,
             "path": str(made.path.relative_to(root)),
             "parity": [made.facts["parity"]],
-            "bytes": sum(file.stat().st_size for file in files),
-            "download_bytes": sum(download_bytes(file) for file in files),
+            "bytes": artifact.size_bytes,
+            "download_bytes": artifact.download_bytes,
         }
         return [folder], facts | {name: made.facts.get(name) for name in SHOWN}
 
     steps.step(
-        f"engine-{target}{suffix}", [artifact_sha256(path), section.model_dump(mode="json"), runtime(target)], work
+        f"engine-{target}{suffix}", [open_artifact(path).sha256, section.model_dump(mode="json"), runtime(target)], work
     )
 
 
@@ -219,7 +216,7 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
         found.save(path)
         return [path], {"precision": what, **cell_facts(device.name, found)}
 
-    digests = [artifact_sha256(artifact) for artifact in pair]
+    digests = [open_artifact(path).sha256 for path in pair]
     inputs = [digests, device.name, batch, threads, parity, conditions_of(device.name, threads)]
     try:
         steps.step(step, inputs, work, settled=conclusive)
