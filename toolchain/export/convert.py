@@ -31,7 +31,7 @@ from toolchain.export.probabilities import (
 )
 from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
-from toolchain.model import BATCH, IMAGE, LOGITS, Preprocess
+from toolchain.model import BATCH, IMAGE, LOGITS, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 INT8_MAX = 127
@@ -53,12 +53,10 @@ SCALE_ERROR = 0.01
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A file of another precision, what is in it, how it compares with the fp32 file, and on which target."""
+class Conversion:
+    """What is in a file of another precision, and on which target it was held against the fp32 file."""
 
-    artifact: OnnxFile
     graph: GraphFacts
-    rungs: tuple[Rung, ...]
     target: str
 
 
@@ -89,14 +87,14 @@ class Convert:
             raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
         runs_on(PRECISIONS[self.precision])
 
-    def __call__(self, given: OnnxFile) -> Converted:
+    def __call__(self, given: OnnxFile) -> Made[OnnxFile, Conversion]:
         """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
         with replacing(self.path) as partial:
             graph, rungs, target = self._written(given, partial)  # the graphs that it holds are gone when files are run
             rungs += self._run(given, partial, target)
             require(rungs)
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
-        return Converted(OnnxFile(self.path), graph, tuple(rungs), target)
+        return Made(OnnxFile(self.path), Conversion(graph, target), tuple(rungs))
 
     def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], str]:
         """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
@@ -167,9 +165,9 @@ class Convert:
             batches=sorted({*BATCHES, len(images)}),
         )
 
-    def ensures(self, given: OnnxFile, made: Converted) -> None:  # noqa: ARG002
+    def ensures(self, given: OnnxFile, made: OnnxFile) -> None:  # noqa: ARG002
         """Raises ArtifactError if no file was written."""
-        if not made.artifact.path.is_file():
+        if not made.path.is_file():
             raise ArtifactError(f"no {self.precision} file was written to {self.path}")
 
 

@@ -17,6 +17,7 @@ from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
+from toolchain.model import Made
 from toolchain.parity import Rung, require
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
@@ -95,7 +96,7 @@ class BuildEngine:
         check_replaceable(self.folder, engine_files())
         get_target(self.target).probe()
 
-    def __call__(self, given: OnnxFile) -> EngineBuild:
+    def __call__(self, given: OnnxFile) -> Made[EngineBuild, None]:
         """The engine and its facts."""
         with atomic_folder(self.folder, engine_files()) as partial:  # what is refused in the block replaces nothing
             built = self._built(given.path, partial)
@@ -105,7 +106,7 @@ class BuildEngine:
                 require([rung])
             facts = {**built.facts, "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
-        return EngineBuild(self.folder / built.path.name, facts)
+        return Made(EngineBuild(self.folder / built.path.name, facts), None, (rung,) if rung else ())
 
     def _built(self, onnx_file: Path, folder: Path) -> EngineBuild:
         target = get_target(self.target)
