@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +36,8 @@ class Engine(Artifact):
         if not isinstance(products, dict) or not products:
             return Reading("", f"no {RECORD} beside it tells its matrix products")
         name = next((precision for kind, precision in PRODUCTS.items() if kind in products), "")
-        return Reading(name, f"its matrix products are {dict(Counter(products))}, as {RECORD} says")
+        counts = ", ".join(f"{kind} {count}" for kind, count in products.items())
+        return Reading(name, f"its matrix products are {counts}, as {RECORD} says")
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows; of what the engine inspector said, the summary alone."""

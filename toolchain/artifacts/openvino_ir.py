@@ -11,14 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from toolchain.artifacts.base import Fact, Part, layer_and_part, port_facts
+from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
 from toolchain.errors import ArtifactError, StorageError
 
-FLOATS = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
-"""OpenVINO's names of floating types, and numpy's."""
-OTHERS = {"boolean": "bool", **{f"{s}{b}": f"{'u' if s == 'u' else ''}int{b}" for s in "iu" for b in (8, 16, 32, 64)}}
+FLOATS = {
+    "bf16": ("bfloat16", "bf16"),
+    "f16": ("float16", "fp16"),
+    "f32": ("float32", "fp32"),
+    "f64": ("float64", "fp64"),
+}
+"""OpenVINO's floating types, coarsest first: their names in numpy, and of the precisions that they make."""
+TYPES = {
+    "boolean": "bool",
+    **{kind: name for kind, (name, _) in FLOATS.items()},
+    **{f"{sign}{bits}": f"{'u' if sign == 'u' else ''}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)},
+}
+"""OpenVINO's names of types, and numpy's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,13 @@ class OpenVinoIr(Engine):
         return (layer for layer in self.graph.iter("layer") if kind in ("", layer.get("type")))
 
     @property
+    def precision(self) -> Reading:
+        """The coarsest type that its weights are stored in: what it computes in is for the target to say."""
+        held = Counter(data.get("element_type", "") for data in self._constants().values() if len(_shape(data)) > 1)
+        name = next((FLOATS[kind][1] for kind in FLOATS if kind in held), "")
+        return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
+
+    @property
     def params(self) -> int:
         """The floating numbers stored in its constants, without scalars."""
         shapes = ((_shape(data), data.get("element_type")) for data in self._constants().values())
@@ -74,7 +91,7 @@ class OpenVinoIr(Engine):
             data = layer.find("data")
             if data is None:
                 raise ArtifactError(f"{self.path} is damaged: input {layer.get('name')!r} says no shape")
-            kind = {**FLOATS, **OTHERS}.get(data.get("element_type", ""), "")
+            kind = TYPES.get(data.get("element_type", ""), "")
             ports.append(Port(layer.get("name", ""), kind, tuple(n if n >= 0 else None for n in _shape(data))))
         return tuple(ports)
 
@@ -104,8 +121,14 @@ class OpenVinoIr(Engine):
         return parts
 
     def _constants(self) -> dict[str, ET.Element]:
-        found = {layer.get("name", ""): layer.find("data") for layer in self._layers("Const")}
-        return {name: data for name, data in found.items() if data is not None}
+        """Constant → where it lies and what it is, by the name that its output had in the model that it was made from."""
+        constants = {}
+        for layer in self._layers("Const"):
+            port, data = layer.find("output/port"), layer.find("data")
+            if data is not None:
+                names = "" if port is None else port.get("names", "")
+                constants[names.partition(",")[0] or layer.get("name", "")] = data
+        return constants
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows."""
@@ -120,4 +143,6 @@ class OpenVinoIr(Engine):
 
 
 def _shape(data: ET.Element) -> tuple[int, ...]:
-    return tuple(int(size) for size in filter(None, data.get("shape", "").replace("..", "-1").split(",")))
+    """A shape as it is written, -1 for "?" and for ranges."""
+    sizes = filter(None, data.get("shape", "").replace(" ", "").split(","))
+    return tuple(int(size) if size.isdigit() else -1 for size in sizes)

@@ -1,53 +1,25 @@
-"""inspect, models, doctor, report, manifest, schema, init: they read, and change nothing but what is named."""
+"""report, manifest, schema, init: they read, and change nothing but what is named."""
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
-import timm
-import torch
 import typer
 from pydantic import BaseModel
 
-from toolchain.artifacts import PlainFile, open_artifact
 from toolchain.cli.options import JsonFlag
-from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
-from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
-from toolchain.families import FAMILIES, family_of
+from toolchain.cli.screen import line, print_json, print_report
+from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.files import read_json, sha256, write_text
 from toolchain.gate import GateConfig, GateResult
-from toolchain.pipeline.job import tool
-from toolchain.plan import CompressionPlan, ModelRef
+from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
 from toolchain.report.files import render
-from toolchain.report.tables import Table, number
-from toolchain.surgery.checkpoint import checkpoint_facts
-from toolchain.surgery.replay import create_dense
-from toolchain.targets import TARGETS
 
 log = logging.getLogger(__name__)
-PACKAGES = (
-    "torch",
-    "timm",
-    "onnx",
-    "onnxruntime",
-    "onnxsim",
-    "onnxscript",
-    "accelerate",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "openvino",
-)
-CLASSES = 1000
-"""Of a model that has no classifier of its own, to see what else it is."""
 SCHEMAS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "plan": CompressionPlan,
@@ -74,115 +46,11 @@ manifest = typer.Typer(help="Check the files of a run against its manifest.", no
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb in (inspect, models, doctor, report, schema, init):
+    for verb in (report, schema, init):
         app.command()(verb)
     manifest.command("verify")(manifest_verify)
     manifest.callback()(lambda: None)
     app.add_typer(manifest, name="manifest")
-
-
-def inspect(
-    path: Annotated[
-        Path,
-        typer.Argument(help="A model folder, plan.json, engine.json, an ONNX file, a checkpoint or a run's folder."),
-    ],
-    json_: JsonFlag = False,
-) -> None:
-    """What a file or folder is, and what is in it."""
-    facts = _inspect(path)
-    print_json(facts) if json_ else print_facts(facts)
-
-
-def _inspect(path: Path) -> Mapping[str, Any]:
-    if (path / "report.json").is_file():
-        found = _read_report(path)
-        keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
-        return {"kind": "run", **{key: found[key] for key in keys}}
-    artifact = open_artifact(path)
-    if not isinstance(artifact, PlainFile):
-        return artifact.facts()
-    if not path.is_file():
-        raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
-    if path.suffix != ".json":
-        return checkpoint_facts(path)
-    found = read_json(path)
-    kind = found.get("schema", "") if isinstance(found, dict) else ""
-    if kind.startswith("slimvit.plan/"):
-        plan = CompressionPlan.load(path)
-        return {"kind": "plan", "sha256": plan.digest, "summary": plan.summary(), **plan.provenance}
-    if not kind.startswith("slimvit."):
-        raise ArtifactError(f"{path} was not written by slimvit: schema {kind!r}")
-    return {
-        "kind": kind.split(".")[1].split("/")[0],
-        **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
-    }
-
-
-def models(
-    pattern: Annotated[str, typer.Argument(help="Wildcard over timm's names, e.g. 'deit*'.")] = "*",
-    json_: JsonFlag = False,
-) -> None:
-    """Which timm models are supported: full, partial (with the limit), or refused (with the reason)."""
-    names = [name for name in timm.list_models() if fnmatch.fnmatchcase(name, pattern)]
-    if not names:
-        raise RecipeError(f"no timm model matches {pattern!r}; try 'deit*' or '*vit*'")
-    rows = [_support(name) for name in names]
-    if json_:
-        print_json(rows)
-        return
-    rows = [row for row in rows if row["params"] is not None] or rows
-    cells = tuple((r["name"], r["support"], number(r["params"]), r["reason"]) for r in rows)
-    print_tables([Table("timm models", ("name", "support", "parameters", "reason"), cells, text=(0, 1, 3))])
-    if len(rows) < len(names):
-        line(f"{len(names) - len(rows)} more belong to no supported family; --json lists them.")
-
-
-def _support(name: str) -> dict[str, Any]:
-    home = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
-    row: dict[str, Any] = {"name": name, "module": home, "support": "refused", "reason": "", "params": None}
-    if not any(home in family.timm_modules for family in FAMILIES):
-        return {**row, "reason": f"timm's {home} is no supported family"}
-    try:
-        with torch.device("meta"):
-            module = create_dense(ModelRef(name=name))
-            if headless := not module.num_classes:
-                module = create_dense(ModelRef(name=name, kwargs={"num_classes": CLASSES}))
-        row["params"] = sum(p.numel() for p in module.parameters())
-        limits = family_of(module, name).limits(module)
-    except SlimvitError as error:
-        return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
-    reasons = [
-        *limits,
-        *(
-            ["its pretrained weights have no classifier: it needs a model.checkpoint with one, or [train]"]
-            if headless
-            else []
-        ),
-    ]
-    return {**row, "support": "partial" if limits else "full", "reason": "; ".join(reasons)}
-
-
-def doctor(json_: JsonFlag = False) -> None:
-    """What a bug report needs: versions, machine, targets."""
-    facts: dict[str, Any] = {"slimvit": tool(), "python": platform.python_version(), "system": platform.platform()}
-    for name in PACKAGES:
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:
-            facts[name] = "not installed"
-    memory = psutil.virtual_memory()
-    facts |= {"cores": psutil.cpu_count(logical=False), "threads": torch.get_num_threads()}
-    facts |= {
-        "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
-        "cuda": torch.cuda.is_available(),
-    }
-    for name, target in TARGETS.items():
-        try:
-            details = "; ".join(f"{key}: {value}" for key, value in target.probe().details.items())
-            facts[f"target {name}"] = details or "ready"
-        except TargetUnavailable as error:
-            facts[f"target {name}"] = f"unavailable: {error.reason}"
-    print_json(facts) if json_ else print_facts(facts)
 
 
 def report(

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from toolchain.cli import bench, devices, gate, limits, look, measure, pipeline, stages
+from toolchain.cli import bench, devices, doctor, gate, inspect, limits, look, measure, models, pipeline, stages
 from toolchain.errors import SlimvitError
 
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, stages, measure, bench, devices, limits, gate, look):
+for module in (pipeline, stages, measure, bench, devices, limits, gate, inspect, models, doctor, look):
     module.register(app)
 
 
