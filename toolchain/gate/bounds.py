@@ -1,4 +1,4 @@
-"""What a check may be at most, from the number that gate.toml asks for."""
+"""What a check may be at most, from what gate.toml asks for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fractions import Fraction
 Number = float | int
 
 
-def limit_of(check: str, asked: Number, *, baseline: Number | None = None, total: int | None = None) -> Number:
-    """The limit of a check, in its unit; a cosine's is the least that it may be.
+def bound_of(check: str, asked: Number, *, baseline: Number | None = None, total: int | None = None) -> Number:
+    """The bound of a check, in its unit; a cosine's is the least that it may be.
 
     Args:
         check: its name, "budget.size" or "relation.latency".
