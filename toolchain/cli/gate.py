@@ -28,7 +28,7 @@ from toolchain.gate import (
     run_gate,
 )
 from toolchain.pipeline.job import tool
-from toolchain.progress import Nobody, Progress
+from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
@@ -166,22 +166,11 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
     return pairs
 
 
-class _Bar(Nobody):
-    """The screen as a watcher."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-
-    def at(self, share: float, text: str) -> None:
-        self._screen.progress(share, text)
-
-
 def _judge(
     config: GateConfig, accepts: Sequence[Accept], devices: Devices, screen: Screen, *, why: bool = False
 ) -> GateResult:
     screen.stage("gate")
-    progress = Progress(_Bar(screen))
-    return run_gate(config, accepts, tool=tool(), day=_today(), devices=devices, why=why, progress=progress)
+    return run_gate(config, accepts, tool=tool(), day=_today(), devices=devices, why=why, progress=Progress(screen))
 
 
 def _print(result: GateResult) -> None:
