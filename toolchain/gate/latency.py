@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolchain.gate.accepts import Key
-from toolchain.gate.bounds import Number, bound_of
-from toolchain.gate.checks import ACCEPT, Check, Status, asked_of
+from toolchain.gate.checks import ACCEPT, Check, Number, Status
+from toolchain.gate.config import Cell
 from toolchain.gate.evidence import RATIO, TIME, Evidence, Missing
 from toolchain.measure.comparison import UNDECIDED, Comparison, Undecided
 from toolchain.measure.intervals import (
@@ -62,11 +62,15 @@ class Allowance:
 
 def allowances(evidence: Evidence, accepted: Mapping[Key, Number]) -> dict[str, Allowance]:
     """Check → what it allows, for the latency checks of a cell."""
-    cell = evidence.cell
     return {
-        name: Allowance(bound_of(name, asked_of(cell, name)), accepted.get((cell.name, name)))
+        name: Allowance(_bound(name, evidence.cell), accepted.get((evidence.cell.name, name)))
         for name in evidence.latency_checks
     }
+
+
+def _bound(check: str, cell: Cell) -> float:
+    """What a latency may be at most: milliseconds, or a ratio of times."""
+    return (cell.budget.latency or 0.0) if check == TIME else 1 + (cell.relation.latency or 0.0)
 
 
 def logs_of(check: str, comparison: Comparison) -> list[Floats]:
@@ -260,5 +264,4 @@ def untimed_check(name: str, evidence: Evidence) -> Check:
             status, reason = "fail", f"{reason} Mend the artifact."
         elif missing.why == "failed":
             status, reason = "invalid", f"{reason} Run the gate again."
-    bound = bound_of(name, asked_of(evidence.cell, name))
-    return Check(name=name, status=status, unit=UNITS[name], bound=bound, reason=reason)
+    return Check(name=name, status=status, unit=UNITS[name], bound=_bound(name, evidence.cell), reason=reason)

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, WithJsonSchema, model_validator
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
-from toolchain.gate.bounds import Number
-from toolchain.gate.checks import Check, Status, count_check, parity_check
+from toolchain.gate.checks import Check, Number, Status, count_check, parity_check
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
     Case,
@@ -104,8 +103,7 @@ class GateResult(Strict):
     @cached_property
     def _at_first(self) -> tuple[dict[Key, Judged], Holm | None]:
         """What the first measurements say."""
-        judged, together = judge_together(self._cases)
-        return judged, together
+        return judge_together(self._cases)
 
     @property
     def too_slow_at_first(self) -> tuple[str, ...]:
