@@ -21,8 +21,27 @@ from suite import Suite
 from toolchain.analysis.floor import measure_floor
 from toolchain.measure.compare import compare
 from toolchain.pipeline.run import run
+from toolchain.progress import Nobody, Progress
 
 WAIT_S = 5.0
+
+
+class Percents(Nobody):
+    """Prints each new percent of what has a name."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._last = name, -1
+
+    def at(self, share: float, text: str) -> None:
+        """Says a share that is another percent than the last one was."""
+        if int(100 * share) != self._last:
+            self._last = int(100 * share)
+            print(f"  {self._name}: {share:4.0%} {text}", flush=True)
+
+
+def said(name: str) -> Progress:
+    """Progress that is printed, percent by percent."""
+    return Progress(Percents(name))
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Bench:
         twin = self.results.with_key(cell.kind, key) if kind.shared else None
         if twin is not None and (twin.suite, twin.cell) != (suite, cell.name):
             return self.results.save(same(twin, suite, cell, kind.definition(cell, twin.definition)))
-        outcome = kind.measure(cell, self, lambda text: print(f"  {cell.name}: {text}", flush=True))
+        outcome = kind.measure(cell, self, said(cell.name))
         for (name, beside), other in outcome.beside.items():
             self.results.save(self._made(f"{cell.name}.{name}", beside, key, other))
         return self.results.save(self._made(cell.name, cell.kind, key, outcome))
@@ -96,10 +115,10 @@ class Bench:
             self._references[at] = ready
         return self._references.get(at)
 
-    def reference(self, reference: str, seed: int, say: Callable[[str], None]) -> references.Ready:
+    def reference(self, reference: str, seed: int) -> references.Ready:
         """A dense model of the suite, trained now if it is not there."""
         if (ready := self.found(reference, seed)) is None:
-            ready = references.get(self.suite, reference, seed, self.work, say)
+            ready = references.get(self.suite, reference, seed, self.work, said(f"{reference}_s{seed}"))
             self._references[reference, seed] = ready
         return ready
 

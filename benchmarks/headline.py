@@ -196,7 +196,8 @@ def within(page: str, fragment: str) -> str:
 
 
 def drawn(results: Results) -> dict[Path, str]:
-    """File → text: the picture, the table alone, and the README, which has the table between two marks or not at all."""
-    readme, rows = ROOT / "README.md", table(results)
-    outputs = {ROOT / "docs" / "results.svg": picture(results), ROOT / "docs" / "results.md": rows}
-    return {**outputs, readme: within(readme.read_text(encoding="utf-8"), rows)}
+    """File → text: the picture, and the pages that have the table between its two marks."""
+    pages = [page for page in (ROOT / "README.md", ROOT / "docs" / "results.md") if page.is_file()]
+    fragment = table(results)
+    written = {page: within(page.read_text(encoding="utf-8"), fragment) for page in pages}
+    return {ROOT / "docs" / "results.svg": picture(results), **written}

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinds.base import Say
-from kinds.compression import steps
 from records import recipe_digest
 
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
+from toolchain.files import exclusive, read_json, sha256, write_json
 from toolchain.model import MODEL_FILES, TimmModel
 from toolchain.pipeline.job import Job, prepare, trained
+from toolchain.progress import SILENT, Progress
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy
 
@@ -68,7 +67,7 @@ def find(suite: Suite, reference: str, seed: int, work: Path) -> Ready | None:
     return ready
 
 
-def get(suite: Suite, reference: str, seed: int, work: Path, say: Say) -> Ready:
+def get(suite: Suite, reference: str, seed: int, work: Path, progress: Progress = SILENT) -> Ready:
     """A reference, trained now if it is not there; an interrupted training goes on after its last epoch."""
     folder = _folder(work, reference, seed)
     with exclusive(folder):
@@ -77,7 +76,7 @@ def get(suite: Suite, reference: str, seed: int, work: Path, say: Say) -> Ready:
         recipe = suite.reference_recipe(reference, seed)
         job, start = prepare(recipe), time.monotonic()
         checkpoint = folder.with_name(f"{folder.name}.training.safetensors")
-        model = trained(job, checkpoint, recipe_digest(recipe), steps(say))
+        model = trained(job, checkpoint, recipe_digest(recipe), progress)
         save_model(model, folder)
         assert recipe.train is not None
         how = {"trained": "here", "epochs": recipe.train.epochs, "seconds": time.monotonic() - start}

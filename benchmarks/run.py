@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None, harness: Harness | None = None)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", type=Path, help="a name in suites/, or a TOML file")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and how long it would take")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="cells whose name matches, and what they wait for")
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help="cells whose name matches, and what they wait for"
+    )
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where models and checkpoints are kept")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where cells are recorded")
     parser.add_argument("--adopt", action="append", default=[], metavar="NAME=FOLDER", help="a dense model to reuse")

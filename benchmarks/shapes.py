@@ -59,7 +59,7 @@ class Shape:
         module, size = job.dense.module, job.dense.preprocess.input_size
         if self.sections:
             masked, _ = compressed(job, job.dense, Latency())
-            module = run_stage(Split(), run_stage(Slice(), masked)).module
+            module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
         shape = trace(module, job.dense.family, size)
         about = {"slimvit.tool": tool(), "benchmark": path.stem}
         about |= {"params": str(shape.params), "macs": str(shape.macs)}

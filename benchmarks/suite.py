@@ -63,10 +63,10 @@ class File(Table):
     text: str = ""
     kind: str = "compression"
     page: str = "accuracy"
-    references: dict[str, Reference] = {}
-    recovery: dict[str, Any] = {}
-    models: dict[str, Model] = {}
-    forms: dict[str, dict[str, Any]] = {}
+    references: dict[str, Reference] = Field(default_factory=dict)
+    recovery: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, Model] = Field(default_factory=dict)
+    forms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     compare: tuple[tuple[str, str], ...] = ()
     cells: tuple[dict[str, Any], ...] = Field(min_length=1)
 

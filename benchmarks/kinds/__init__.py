@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from kinds.base import Kind
-
 from toolchain.registry import Registry
 
 KINDS: Registry[Kind[Any, Any]] = Registry(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import ConfigDict
 
 from toolchain.errors import SlimvitError
+from toolchain.progress import Progress
 from toolchain.settings import Section
 
 if TYPE_CHECKING:
     from engine import Bench
     from records import Record
     from suite import File, Suite
-
-Say = Callable[[str], None]
 
 
 class NotReady(SlimvitError):
@@ -115,7 +114,7 @@ class Kind(Generic[C, G]):
         """
         raise NotImplementedError
 
-    def measure(self, cell: C, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: C, bench: Bench, progress: Progress) -> Outcome:
         """Carries a cell out."""
         raise NotImplementedError
 

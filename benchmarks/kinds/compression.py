@@ -8,7 +8,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import predict
 import torch
-from kinds.base import Cell, Kind, NotReady, Outcome, Say, Table
 from numpy.typing import NDArray
 from pydantic import Field
 from records import Record, described, here, versions
 from torch import nn
 
+from kinds.base import Cell, Kind, NotReady, Outcome, Table
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches
@@ -32,12 +32,12 @@ from toolchain.model import MaskedModel, run_stage
 from toolchain.pipeline.job import Job, clocks, prepare
 from toolchain.pipeline.job import compressed as compress
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.progress import Progress
 from toolchain.recipe import FinetuneSection, Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import Accuracy, accuracy
-from toolchain.training.loop import Progress
 from toolchain.training.stages import Finetune
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Group(Table):
     reference: str = ""
     seeds: tuple[int, ...] | None = None
     training: tuple[Training, ...] = ("zero",)
-    settings: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = Field(default={})
+    settings: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
     sweep: str = ""
     best: tuple[str, ...] = ()
 
@@ -207,7 +207,7 @@ class Compression(Kind[CompressionCell, Group]):
         if cell.reference:
             ready = bench.found(cell.reference, cell.seed)
             if ready is None and record is None:
-                ready = bench.reference(cell.reference, cell.seed, lambda text: print(f"  {cell.model}: {text}"))
+                ready = bench.reference(cell.reference, cell.seed)
             weights = ready.weights_sha256 if ready else record.result["weights_sha256"] if record else ""
         recipe = self.recipe(cell, bench.suite, chosen, "elsewhere" if cell.reference else "")
         raw, extra = described(recipe), {**versions(), **self.other_versions(), "kind": self.measures}
@@ -218,14 +218,14 @@ class Compression(Kind[CompressionCell, Group]):
         """The other's recipe at this cell's place."""
         return {**other, **cell.about}
 
-    def measure(self, cell: CompressionCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: CompressionCell, bench: Bench, progress: Progress) -> Outcome:
         """Compresses, recovers, slices and evaluates."""
         chosen, key = self.chosen(cell, bench), self.key(cell, bench)
-        ready = bench.reference(cell.reference, cell.seed, say)
+        ready = bench.reference(cell.reference, cell.seed)
         recipe = self.recipe(cell, bench.suite, chosen, str(ready.weights))
         clock, job = Clock(), prepare(recipe)
         clock.lap("prepare")
-        masked, facts, seconds = self.compressed(job, self.other_settings(cell, chosen), ready, bench.work, say)
+        masked, facts, seconds = self.compressed(job, self.other_settings(cell, chosen), ready, bench.work, progress)
         clock.seconds |= seconds
         clock.skip()
         kept: str | None = None
@@ -233,8 +233,8 @@ class Compression(Kind[CompressionCell, Group]):
             scratch = bench.work / "scratch" / f"{key}.safetensors"
             seed = recipe.compress.seed
             dense = (job.source, job.dense, seed)
-            stage = Finetune(recipe.finetune, *dense, checkpoint=scratch, key=key, progress=steps(say))
-            after = run_stage(stage, masked)
+            stage = Finetune(recipe.finetune, *dense, checkpoint=scratch, key=key, progress=progress)
+            after = run_stage(stage, masked).artifact
             masked, kept = after, "before" if after.module is masked.module else "after"
             clock.lap("recovery")
             scratch.unlink(missing_ok=True)
@@ -262,7 +262,7 @@ class Compression(Kind[CompressionCell, Group]):
         return recipe.compress.neurons in ("vtp", "taylor") or recovered
 
     def compressed(
-        self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, say: Say
+        self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, progress: Progress
     ) -> tuple[MaskedModel, dict[str, Any], dict[str, float]]:
         """(the model before recovery, facts, the seconds that it took): shared by all cells that begin alike."""
         raw = job.recipe.model_dump(mode="json")
@@ -278,14 +278,8 @@ class Compression(Kind[CompressionCell, Group]):
                     return model, known["facts"], known["seconds"]
             clock = Clock()
             dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-
-            def report(share: float, text: str) -> None:
-                say(f"{share:4.0%} {text}")
-
-            latency = latency_of(clocks(job, dense, report))
-            masked, allocation = compress(
-                job, dense, latency, checkpoint=scratch, key=key, progress=steps(say), report=report
-            )
+            latency = latency_of(clocks(job, dense, progress.at))
+            masked, allocation = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
             clock.lap("compress")
             times = allocation.to_dict()["latency"]
             about = {**_plan_facts(masked), **({"latency": times} if times else {})}
@@ -297,7 +291,7 @@ class Compression(Kind[CompressionCell, Group]):
 
     def final(self, job: Job, masked: MaskedModel) -> tuple[nn.Module, ModelShape]:
         """(the module that would be shipped, its shapes)."""
-        module, shape = shaped(run_stage(Split(), run_stage(Slice(), masked)).module, masked)
+        module, shape = shaped(run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module, masked)
         if shape.params > job.allocation.dense.params:
             raise ArtifactError(f"the compressed model has {shape.params:,} parameters, more than the dense one")
         return module, shape
@@ -458,17 +452,6 @@ def evaluated(module: nn.Module, dense: nn.Module, source: DataSource) -> dict[s
             count += len(batch)
     validation = pack(accuracy(module, source.split("validation")))
     return {"validation": {**validation, "kl": total / count}, "test": pack(accuracy(module, source.split("test")))}
-
-
-def steps(say: Say) -> Callable[[Progress], None]:
-    """A training callback that says every hundredth step, and the last of each epoch."""
-
-    def step(progress: Progress) -> None:
-        if progress.step % 100 == 0 or progress.step == progress.steps:
-            place = f"epoch {progress.epoch}/{progress.epochs} step {progress.step}/{progress.steps}"
-            say(f"{place} loss {progress.loss:.3f}, {progress.eta_s:.0f} s left")
-
-    return step
 
 
 def _plan_facts(masked: MaskedModel) -> dict[str, Any]:

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from kinds.base import Outcome, Say
-from kinds.compression import Compression, CompressionCell, cost
 from records import Record, described, here, versions
 from torch import Tensor
 from torch.nn import functional
 
+from kinds.base import Outcome
+from kinds.compression import Compression, CompressionCell, cost
 from toolchain.compress.closed_form import betas_for
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
 from toolchain.files import digest_of
 from toolchain.model import Preprocess, TimmModel, run_stage
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import CompressSection, Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.slice import Slice
@@ -47,7 +48,7 @@ class Cost(Compression):
     name = "cost"
     measures = "scale"
 
-    def measure(self, cell: CompressionCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: CompressionCell, bench: Bench, progress: Progress) -> Outcome:
         """Raises RuntimeError with the last lines of the process if it fails."""
         recipe = self.recipe(cell, bench.suite)
         command = [sys.executable, "-m", "kinds.cost", json.dumps(recipe.model_dump(mode="json"))]
@@ -135,12 +136,14 @@ def measured(recipe: Recipe) -> dict[str, Any]:
         seconds[phase] = seconds.get(phase, 0.0) + now - since[0]
         since[0] = now
 
-    def told(_share: float, text: str) -> None:  # reports come after the work that they name
-        spent("damage" if text.startswith("damage") else "closed form")
+    class Clock(Nobody):
+        def at(self, share: float, text: str) -> None:
+            spent("damage" if text.startswith("damage") else "closed form")
 
-    masked = run_stage(Compress(recipe.compress, recipe.budget, source, {}, report=told), dense)
+    stage = Compress(recipe.compress, recipe.budget, source, {}, progress=Progress(Clock()))
+    masked = run_stage(stage, dense).artifact
     spent("rest")
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     spent("slice")
     after = trace(deploy.module, family, size)
     result = {

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import predict
-from kinds.base import Cell, Kind, Outcome, Say, Table
-from kinds.pair import outcome_of
 from pydantic import Field
 from records import Record, described, here, versions
 
+from kinds.base import Cell, Kind, Outcome, Table
+from kinds.pair import outcome_of
 from toolchain.files import digest_of
 from toolchain.measure.comparison import Comparison
-from toolchain.pipeline.folder import Done
-from toolchain.pipeline.listener import Silent
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -63,10 +61,10 @@ class Files(Kind[FilesCell, Group]):
         before = {cell.name: bench.results.read(bench.suite.name, cell.name) for cell in todo}
         return {name: sum(record.seconds.values()) if record else SECONDS for name, record in before.items()}
 
-    def measure(self, cell: FilesCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: FilesCell, bench: Bench, progress: Progress) -> Outcome:
         """Carries the recipe out."""
-        recipe, folder, watch = Recipe.load(cell.recipe), bench.work / "runs" / cell.name, Stopwatch(say)
-        report = bench.harness.run(recipe, folder, listener=watch)
+        recipe, folder, watch = Recipe.load(cell.recipe), bench.work / "runs" / cell.name, Stopwatch()
+        report = bench.harness.run(recipe, folder, progress=Progress(watch))
         definition, beside = {"recipe": described(recipe)}, {}
         for path in sorted((folder / "bench").glob("*.json")):
             comparison = Comparison.load(path)
@@ -89,17 +87,16 @@ def definition_of(name: str) -> dict[str, str]:
     return {"a": "dense fp32", "b": f"compressed {precision}"}
 
 
-class Stopwatch(Silent):
+class Stopwatch(Nobody):
     """How long every step of a run took, in seconds."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._say = say
 
-    def done(self, name: str, done: Done) -> None:
+    def done(self, name: str, seconds: float, *, reused: bool) -> None:
         """A step ended: what it took when it was carried out, now or in the run that was taken up again."""
-        self.seconds[name] = done.seconds
-        self._say(f"{time.strftime('%H:%M:%S')} {name}: {done.seconds:.1f} s")
+        self.seconds[name] = seconds
+        print(f"{time.strftime('%H:%M:%S')} {name}: {seconds:.1f} s", flush=True)
 
 
 KIND = Files()

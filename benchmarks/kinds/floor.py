@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kinds.base import Outcome, Say
-from kinds.pair import Pair, PairCell, same_sizes
 from records import Record, versions
 
+from kinds.base import Outcome
+from kinds.pair import Pair, PairCell, same_sizes
 from toolchain.analysis.realised import SCHEMA, Floor
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.measure import stored
+from toolchain.progress import Progress
 
 if TYPE_CHECKING:
     from engine import Bench
@@ -30,7 +31,7 @@ class FloorKind(Pair):
             return False
         return floor.is_valid and same_sizes(floor.artifacts, self.files(cell, bench))
 
-    def measure(self, cell: PairCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: PairCell, bench: Bench, progress: Progress) -> Outcome:
         """Times the two files and their products."""
         floor: Floor = bench.harness.floor(*self.files(cell, bench), **self.design_of(cell))
         return Outcome(self.definition_of(cell), floor.to_dict(), floor.environment, versions())

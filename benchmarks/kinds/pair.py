@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import predict
-from kinds import KINDS
-from kinds.base import Cell, Kind, NotReady, Outcome, Say, Table
-from kinds.compression import Compression, CompressionCell
 from pydantic import Field
 from records import Record, versions
 from shapes import DENSE, Shape
 
+from kinds import KINDS
+from kinds.base import Cell, Kind, NotReady, Outcome, Table
+from kinds.compression import Compression, CompressionCell
 from toolchain.artifacts.size import artifact_size_bytes
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
@@ -24,6 +24,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import BLOCKS
 from toolchain.measure.schedule import require_target
 from toolchain.pipeline.job import prepare, tool
+from toolchain.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from engine import Bench
@@ -164,11 +165,9 @@ class Pair(Kind[PairCell, Group]):
 
     def predict(self, todo: Sequence[PairCell], bench: Bench, rate: float) -> dict[str, float]:
         """From the MACs of the dense model."""
-        return {
-            cell.name: predict.comparison_seconds(cell.macs / (rate * cell.threads), cell.blocks) for cell in todo
-        }
+        return {cell.name: predict.comparison_seconds(cell.macs / (rate * cell.threads), cell.blocks) for cell in todo}
 
-    def measure(self, cell: PairCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: PairCell, bench: Bench, progress: Progress) -> Outcome:
         """Times the two files."""
         comparison = bench.harness.compare(*self.files(cell, bench), **self.design_of(cell))
         return outcome_of(comparison, self.definition_of(cell))
@@ -214,9 +213,9 @@ def exported(cell: CompressionCell, bench: Bench) -> Path:
     chosen, key = kind.chosen(cell, bench), kind.key(cell, bench)
     path = bench.work / "onnx" / key[:16] / f"{cell.row}.onnx"
     if not path.exists():
-        ready = bench.reference(cell.reference, cell.seed, print)
+        ready = bench.reference(cell.reference, cell.seed)
         job = prepare(kind.recipe(cell, bench.suite, chosen, str(ready.weights)))
-        masked, *_ = kind.compressed(job, kind.other_settings(cell, chosen), ready, bench.work, print)
+        masked, *_ = kind.compressed(job, kind.other_settings(cell, chosen), ready, bench.work, SILENT)
         module, _ = kind.final(job, masked)
         export_onnx(
             module,

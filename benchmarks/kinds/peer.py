@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinds import torch_pruning
-from kinds.base import Say
-from kinds.compression import Clock, Compression, CompressionCell, shaped
 from torch import nn
 
+from kinds import torch_pruning
+from kinds.compression import Clock, Compression, CompressionCell, shaped
 from toolchain.cost import ModelShape
 from toolchain.model import MaskedModel
 from toolchain.pipeline.job import Job
+from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Peer(Compression):
         return True
 
     def compressed(
-        self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, say: Say
+        self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, progress: Progress
     ) -> tuple[MaskedModel, dict[str, Any], dict[str, float]]:
         """Shapes of a peer have no plan to be rebuilt from, so nothing is kept: pruning again takes seconds."""
         clock = Clock()

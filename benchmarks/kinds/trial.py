@@ -14,14 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import timm
-from kinds.base import Cell, Kind, Outcome, Say, Table
 from pydantic import Field
 from records import Record, versions
 
+from kinds.base import Cell, Kind, Outcome, Table
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of
 from toolchain.measure.comparison import judge
@@ -29,6 +29,7 @@ from toolchain.measure.environment import cores_of_others
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval, slot_medians
 from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B
 from toolchain.pipeline.job import tool
+from toolchain.progress import Progress
 from toolchain.surgery.load import randomise_untrained
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Trial(Kind[TrialCell, Group]):
         known = [record.seconds["compare"] for record in every if record is not None and record.kind == self.name]
         return dict.fromkeys((cell.name for cell in todo), statistics.mean(known) if known else SECONDS)
 
-    def measure(self, cell: TrialCell, bench: Bench, say: Say) -> Outcome:
+    def measure(self, cell: TrialCell, bench: Bench, progress: Progress) -> Outcome:
         """Compares the two stacks; what is kept are the medians of every slot, from which all statistics follow."""
         pair = [stack(depth, bench.work / "stacks") for depth in cell.depths]
         begun = time.monotonic()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from kinds.compression import CompressionCell, best_try, tries_of
 from kinds.pair import PairCell, comparison_of
+from records import Record, Results
+from suite import Suite
+
 from pages import plots
 from pages.rows import Table
 from pages.stats import Estimate, mean_sd
 from pages.text import hardware, markdown, missing, percent, whole
-from records import Record, Results
-from suite import Suite
-
 from toolchain.measure.summary import summary
 
 NOTE = """\
@@ -64,7 +64,9 @@ def comparison_table(table: Table) -> str:
                 pair = [table.row(reference, training, name) for name in (first, second)]
                 if pair[0] is None or pair[1] is None or (difference := table.difference(pair[0], pair[1])) is None:
                     continue
-                said = "no difference shown" if not difference.excludes_zero else "fewer" if difference.hi < 0 else "more"
+                said = (
+                    "no difference shown" if not difference.excludes_zero else "fewer" if difference.hi < 0 else "more"
+                )
                 point = percent(difference.point, signed=True)
                 body.append([reference, training, f"`{first}`", f"`{second}`", point, interval(difference), said])
     head = ["Reference", "Training", "First", "Second", "Difference of error increases", "95 % interval"]
@@ -146,9 +148,8 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
     table = Table(suite, tuple(records))
     drawn = plots.draw(table)
     parts = [gap, *(f"![{caption}]({name})" for name, (caption, _) in drawn.items()), NOTE]
-    for reference in suite.file.references:
-        if any(row.reference == reference for row in table.rows):
-            parts.append(f"## From the dense model `{reference}`\n\n{accuracy_table(table, reference)}")
+    shown = [name for name in suite.file.references if any(row.reference == name for row in table.rows)]
+    parts += [f"## From the dense model `{name}`\n\n{accuracy_table(table, name)}" for name in shown]
     sections = {
         "Side by side": comparison_table(table),
         "Latency": latency_table(suite, results),

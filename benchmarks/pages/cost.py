@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kinds.cost import pass_seconds
+from records import Record, Results
+from suite import Suite
+
 from pages import plots
 from pages.accuracy import recorded
 from pages.text import hardware, markdown, percent, whole
-from records import Record, Results
-from suite import Suite
 
 
 def table(records: Sequence[Record]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from kinds.files import FilesCell
 from kinds.pair import comparison_of
-from pages.text import hardware, markdown, missing, speedup, verified, whole
 from records import Record, Results
 from suite import Suite
 
+from pages.text import hardware, markdown, missing, speedup, verified, whole
 from toolchain.measure.comparison import Comparison
 
 MEASURED = ("bench-", "duel-")
@@ -64,10 +64,12 @@ def part(record: Record, results: Results) -> str:
     silent = [rung for rung in run["parity"] if rung["verdict"] == "not_run"]
     said = f" ({'; '.join(sorted({rung['reason'] for rung in silent}))})" if silent else ""
     machines = [comparison.environment for comparison in (*pairs.values(), *filter(None, [duel]))]
+    later = sum(seconds[name] for name in _later(seconds))
+    took = f"{after_compression(seconds):.0f} s, with the measurements {later:.0f} s; "
+    took += f"compressing took {seconds['compress']:.0f} s."
     lines = [
         f"Parity: {verdicts.count('pass')} rungs pass, {verdicts.count('fail')} fail, {len(silent)} not run{said}.",
-        f"From the deploy model to all files and engines: {after_compression(seconds):.0f} s, with the measurements "
-        f"{sum(seconds[name] for name in _later(seconds)):.0f} s; compressing took {seconds['compress']:.0f} s.",
+        f"From the deploy model to all files and engines: {took}",
         "" if duel is None else int8_line(duel, pairs),
         *sorted({f"Measured on: {hardware(machine)}." for machine in machines}),
         "The int8 speedups are of a processor with AMX-INT8."
@@ -99,5 +101,3 @@ def after_compression(seconds: Mapping[str, float]) -> float:
 def _later(seconds: Mapping[str, float]) -> list[str]:
     names = list(seconds)
     return names[names.index("deploy") + 1 :]
-
-

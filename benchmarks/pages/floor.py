@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kinds.floor import floor_of
 from kinds.pair import PairCell
-from pages.text import Machines, markdown, missing, whole
 from records import Results
 from suite import Suite
 
+from pages.text import Machines, markdown, missing, whole
 from toolchain.measure.intervals import outward
 
 HEAD = "Model | Limit reached, dense | joint50 | Ideal | Speedup | Realised share | Valid | Machine"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from kinds.cost import pass_seconds
+from records import Record
+
 from pages import panels
 from pages.panels import Bars, Cells, Lines, Point, Series
 from pages.rows import Row, Table
 from pages.stats import Estimate
-from records import Record
 
 IMAGES = "data.calibration_images"
 TRAINING = {"zero": "without training", "recovered": "after recovery"}
@@ -59,7 +60,11 @@ def drawings(table: Table) -> dict[str, Drawing]:
     for reference, models in table.suite.file.references.items():
         rows = [row for row in table.rows if row.reference == reference and _base(row) != "dense"]
         rows = [row for row in rows if not set(row.seeds).isdisjoint(models.seeds)]  # the others stand in the tables
-        rows = [row for row in rows if IMAGES not in row.cells[0].definition["tried"] and table.against_dense(row) is not None]
+        rows = [
+            row
+            for row in rows
+            if IMAGES not in row.cells[0].definition["tried"] and table.against_dense(row) is not None
+        ]
         budgets = _by_budget(rows)
         if any(len({row.name for row in found}) >= PARTS for found in budgets.values()):
             caption = f"Error increase of each variant with its 95 % interval, {reference}"

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 from kinds.compression import CompressionCell, unpack
-from pages.stats import Estimate, Wrong, paired_difference, relative_increase
 from records import Record
 from suite import Suite
 
+from pages.stats import Estimate, Wrong, paired_difference, relative_increase
 from toolchain.errors import ArtifactError
 
 

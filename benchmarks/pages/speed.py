@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kinds.pair import PairCell, comparison_of
-from pages.text import Machines, markdown, missing, speedup, verified, whole
 from records import Results
 from suite import Suite
 
+from pages.text import Machines, markdown, missing, speedup, verified, whole
 from toolchain.measure.comparison import Comparison
 
 AMX = "amx_int8"

@@ -7,10 +7,10 @@ from collections import Counter
 
 import numpy as np
 from kinds.trial import TrialCell, verdicts_of
-from pages.text import hardware, markdown, whole
 from records import Results
 from suite import Suite
 
+from pages.text import hardware, markdown, whole
 from toolchain.measure.samples import SESSIONS, A
 
 VERDICTS = ("pass", "improved", "regressed", "inconclusive", "invalid")
