@@ -35,9 +35,15 @@ def sealed(raw: dict[str, Any]) -> dict[str, Any]:
     return {"raw_sha256": digest_of(raw), "raw": raw}
 
 
+def read(path: Path) -> Any:
+    """The JSON of a result's file, which may be gzipped, or a record of benchmarks with the result under `result`."""
+    stored = read_json(path)
+    return stored.get("result", stored) if isinstance(stored, dict) else stored
+
+
 def schema_of(path: Path) -> str:
     """The schema that a file says it has, or "" ; raises StorageError if it cannot be read as JSON."""
-    stored = read_json(path)
+    stored = read(path)
     return str(stored.get("schema", "")) if isinstance(stored, dict) else ""
 
 
@@ -59,7 +65,7 @@ def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
         ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
             does not follow from its samples, or these have another digest than it says.
     """
-    return recomputed(read_json(path), str(path), schema, parse)
+    return recomputed(read(path), str(path), schema, parse)
 
 
 def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) -> R:
