@@ -13,7 +13,7 @@ from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json, print_report
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.files import read_json, sha256, write_text
-from toolchain.gate import GateConfig, GateResult
+from toolchain.gate import GateConfig, GateFile
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
@@ -24,7 +24,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "plan": CompressionPlan,
     "gate": GateConfig,
-    "gate-result": GateResult,
+    "gate-result": GateFile,
 }
 TEMPLATE = """[model]
 name = "deit_small_patch16_224"

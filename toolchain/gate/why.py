@@ -6,7 +6,7 @@ from collections import Counter
 
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.base import Part
-from toolchain.gate.result import Change
+from toolchain.gate.evidence import Change
 
 
 def size_changes(after: Artifact, before: Artifact | None) -> tuple[Change, ...]:
