@@ -1,0 +1,163 @@
+"""What a gate knows of a cell: what was asked there, what was read and counted, and what was timed. Nothing is judged here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable
+from toolchain.export.agreement import Agreement
+from toolchain.gate.config import Cell
+from toolchain.gate.metrics import METRICS
+from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import A, ArtifactFacts, B, Parity, Strict
+
+RATIO, TIME = "relation.latency", "budget.latency"
+DEFAULT_TAU = 0.05
+Count = Annotated[int, Field(ge=0)]
+
+
+class Facts(Strict):
+    """What was read of an artifact.
+
+    Attributes:
+        file: which artifact it is.
+        counts: metric → its number, for what its cell asks for.
+        images: that accuracy was counted on.
+        notes: one sentence for each thing that was assumed to count it.
+    """
+
+    file: ArtifactFacts
+    counts: dict[str, Count] = Field(default_factory=dict)
+    images: Count | None = None
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Facts:
+        if self.counts.get("size", self.file.size_bytes) != self.file.size_bytes:
+            raise ValueError(f"{self.file.name} has two sizes")
+        if self.counts.get("accuracy", 0) > (self.images or 0):
+            raise ValueError(f"{self.file.name} has more wrong images than images")
+        return self
+
+
+class Change(Strict):
+    """A part of an artifact, in bytes before and after; before is 0 for what is new, or without a baseline."""
+
+    layer: str
+    part: str
+    before: Count
+    after: Count
+
+    @property
+    def change(self) -> int:
+        """Bytes gained."""
+        return self.after - self.before
+
+
+class Missing(Strict):
+    """Why there is no comparison: the target is not there, the artifacts cannot be compared, or measuring failed."""
+
+    why: Literal["unavailable", "unfit", "failed"]
+    reason: str
+
+    @staticmethod
+    def of(error: SlimvitError) -> Missing:
+        """What an error of a measurement means."""
+        if isinstance(error, TargetUnavailable) and not isinstance(error, DeviceLost):
+            return Missing(why="unavailable", reason=str(error))
+        return Missing(why="unfit" if isinstance(error, ParityError | ArtifactError) else "failed", reason=str(error))
+
+
+class Evidence(Strict):
+    """One cell.
+
+    Attributes:
+        cell: what gate.toml asks, with the name of the artifact for its path, and with the threads and cores that
+            targets.toml names where the cell names none.
+        artifact: what was read of the artifact.
+        baseline: of its baseline, if it names one.
+        agreement: of the outputs of both, if parity is asked for.
+        changes: which parts of the artifact changed their size, if that was asked for.
+        attempts: the comparison, or why there is none; a second one where the first said that the artifact is too slow.
+    """
+
+    cell: Cell
+    artifact: Facts
+    baseline: Facts | None = None
+    agreement: Agreement | None = None
+    changes: tuple[Change, ...] | None = None
+    attempts: tuple[Comparison | Missing, ...] = ()
+
+    @property
+    def latency_checks(self) -> tuple[str, ...]:
+        """Those of TIME and RATIO that the cell asks for."""
+        return tuple(name for name in (TIME, RATIO) if name in self.cell.checks)
+
+    @property
+    def parity(self) -> Parity | Literal["fail"]:
+        """What is proven about the artifact and its baseline."""
+        bounds, agreement = self.cell.relation.parity, self.agreement
+        if bounds is None or agreement is None:
+            return "not claimed"
+        rung = agreement.rung
+        held = rung.verdict == "pass" and (rung.cosine_min is None or rung.cosine_min >= bounds.cosine_min)
+        return "pass" if held else "fail"
+
+    @property
+    def to_time(self) -> bool:
+        """Whether latency is asked for, and of an artifact whose parity did not fail."""
+        return bool(self.latency_checks) and self.parity != "fail"
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Those of the attempts that gave one."""
+        return tuple(each for each in self.attempts if isinstance(each, Comparison))
+
+    @property
+    def tau(self) -> float:
+        """The tolerance that the cell is measured at."""
+        return self.cell.relation.latency or DEFAULT_TAU
+
+    @model_validator(mode="after")
+    def _is_of_the_cell(self) -> Evidence:
+        if (fault := next(self._faults(), None)) is not None:
+            raise ValueError(f"cell {self.cell.name!r}: {fault}")
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """What does not fit together."""
+        cell, ours, theirs = self.cell, self.artifact, self.baseline
+        if bool(cell.baseline) != (theirs is not None):
+            yield "a baseline is named or was read, and not both"
+        for kind, metric in (name.split(".") for name in cell.checks):
+            sides = (ours, theirs) if kind == "relation" else (ours,)
+            if metric in METRICS and not all(side and metric in side.counts for side in sides):
+                yield f"{metric} was not counted"
+        if cell.relation.accuracy is not None and theirs and ours.images != theirs.images:
+            yield f"{ours.images} images for the artifact, {theirs.images} for its baseline"
+        bounds, rung = cell.relation.parity, self.agreement and self.agreement.rung
+        if (bounds and bounds.tolerance) != (rung and rung.tolerance):
+            yield "parity was not judged by what gate.toml allows"
+        gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
+        if self.changes is not None and sum(row.change for row in self.changes) != gained:
+            yield f"the sizes of its parts do not sum to {gained:,} bytes"
+        if any(isinstance(each, Missing) for each in self.attempts[:-1]):
+            yield "nothing was measured, and yet confirmed"
+        for seed, attempt in enumerate(self.attempts):
+            if isinstance(attempt, Comparison):
+                workload, design = attempt.scenario, attempt.design
+                for what, measured, wanted in (
+                    ("artifact", attempt.artifacts[B], ours.file),
+                    ("baseline", attempt.artifacts[A], (theirs or ours).file),
+                    ("batch", workload.batch, cell.batch),
+                    ("number of threads", workload.threads, cell.threads),
+                    ("set of cores", workload.affinity, cell.affinity),
+                    ("tolerance", design.tau, self.tau),
+                    ("seed", design.seed, seed),
+                    ("parity", attempt.parity, self.parity),
+                ):
+                    if measured != wanted:
+                        yield f"it was measured with another {what}, {measured} instead of {wanted}"
