@@ -13,9 +13,10 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
-from toolchain.compress.decide import Latency, Settled, decide
-from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
-from toolchain.compress.stage import Compress
+from toolchain.compress.allocation import Allocation
+from toolchain.compress.method import Method
+from toolchain.compress.problem import Problem
+from toolchain.compress.stage import Compress, Compressed
 from toolchain.data import DataSource, open_source
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
@@ -56,18 +57,16 @@ class Start:
     source: DataSource
     dense: TimmModel
 
-    @property
-    def method(self) -> CompressSection:
-        """[compress] as it is carried out on the recipe's data."""
-        return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
-
 
 @dataclass(frozen=True)
 class Job(Start):
     """A recipe that was looked at whole: everything that can be refused before any work has been."""
 
-    allocation: Allocation
-    multiples: Mapping[str, int]
+    problem: Problem
+
+    def on(self, dense: TimmModel, tables: Sequence[LatencyTable] = ()) -> Problem:
+        """The same problem with the weights that were trained since, and latency as it was measured."""
+        return replace(self.problem, dense=dense).timed(tables)
 
 
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
@@ -86,7 +85,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     """
     section = recipe.compress
     recipe.require_budget()
-    check_names(section)
+    Method.of(section)  # its names, before anything is read
     check_section(recipe.export)
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
@@ -96,10 +95,11 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_teacher(recipe.finetune, start.source)
     if recipe.export.softmax:
         require_probabilities(start.dense.output)
-    allocation = allocate(start.dense, start.method, recipe.budget, multiples)
+    synthetic = recipe.data.source == SYNTHETIC
+    problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
     if section.method != "none":
-        Compress(section, recipe.budget, start.source, multiples).requires(start.dense)
-    return Job(start.recipe, start.source, start.dense, allocation, multiples)
+        Compress(start.source).requires(problem)
+    return Job(start.recipe, start.source, start.dense, problem)
 
 
 def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:
@@ -289,9 +289,8 @@ def clocks(job: Job, dense: TimmModel, told: Callable[[float, str], None]) -> li
     """
     recipe = job.recipe
     batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
-    choices = choices_for(dense.module, dense.family, dense.groups, job.method, job.multiples)
     return [
-        Clock(dense, choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
+        Clock(dense, job.problem.choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
         for target in recipe.budget.latency
     ]
 
