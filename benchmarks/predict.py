@@ -13,6 +13,7 @@ import torch
 from records import Record
 from suite import epochs
 
+from toolchain.compress.method import Method
 from toolchain.pipeline.job import Job
 from toolchain.recipe import Recipe
 
@@ -38,7 +39,7 @@ class Sizes:
     def of(job: Job) -> Sizes:
         """The sizes of a job's model and data."""
         counts = (len(job.source.split(name)) for name in ("train", "validation", "test"))
-        return Sizes(job.allocation.dense.macs, *counts)
+        return Sizes(job.problem.shape.macs, *counts)
 
 
 def matmul_rate(seconds: float = 1.0, size: int = 512) -> float:
@@ -60,7 +61,8 @@ def passes(recipe: Recipe, sizes: Sizes, *, compressed: bool = False) -> float:
     if compressed:
         return images
     images += used["gates"] * sizes.train * FORWARD_AND_BACKWARD
-    if section.attention in ("joint", "data_aware") or section.neurons == "obs":
+    method = Method.of(section)
+    if method.closed_attention or method.closed_neurons:
         images += min(PROBES, PROBE_MACS / sizes.macs) if section.allocation == "solver" else 0
         images += 15 * recipe.data.calibration_images
     return images

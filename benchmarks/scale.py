@@ -18,11 +18,13 @@ from records import machine, versions
 from torch import Tensor
 from torch.nn import functional
 
+from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
 from toolchain.files import digest_of
 from toolchain.model import Preprocess, TimmModel, run_stage
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.slice import Slice
@@ -95,16 +97,18 @@ def measure(recipe: Recipe) -> dict[str, object]:
         seconds[phase] = seconds.get(phase, 0.0) + now - since[0]
         since[0] = now
 
-    def told(_share: float, text: str) -> None:  # reports come after the work that they name
-        spent("damage" if text.startswith("damage") else "closed form")
+    class Clock(Nobody):
+        def at(self, share: float, text: str) -> None:  # noqa: ARG002 - reports come after the work that they name
+            spent("damage" if text.startswith("damage") else "closed form")
 
-    masked = run_stage(Compress(recipe.compress, recipe.budget, source, {}, report=told), dense)
+    problem = Problem.of(dense, recipe.compress, recipe.budget, {})
+    masked = run_stage(Compress(source, progress=Progress(Clock())), problem).artifact
     spent("rest")
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     spent("slice")
     after = trace(deploy.module, family, size)
     return {
-        "blocks": len(family.branches(module)),
+        "blocks": len(family.blocks(module)),
         "params": after.params,
         "macs": after.macs,
         "bytes": after.size_bytes,

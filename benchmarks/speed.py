@@ -25,7 +25,7 @@ from speed_page import page
 from toolchain.analysis.realised import Floor
 from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.artifacts.size import artifact_size_bytes
-from toolchain.compress.decide import Latency
+from toolchain.compress.allocation import Latency
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.convert import Convert
@@ -149,7 +149,7 @@ def artifact(model: str, form: str, precision: str, work: Path) -> Path:
     module = job.dense.module
     if form != "dense":
         masked, _ = compressed(job, job.dense, Latency())
-        module = run_stage(Split(), run_stage(Slice(), masked)).module
+        module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
     shape = trace(module, job.dense.family, job.dense.preprocess.input_size)
     metadata = {"slimvit.tool": tool(), "benchmark": path.stem, "params": str(shape.params), "macs": str(shape.macs)}
     size = job.dense.preprocess.input_size

@@ -7,7 +7,7 @@ from peers import Settings
 from records import Results, best_try
 from suite import Suite, epochs
 
-from toolchain.compress.method import check_names
+from toolchain.compress.method import Method
 from toolchain.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def test_every_recipe_that_a_suite_implies_is_valid(path):
         tried = {key: value for sweep in cell.best for key, value in suite.sweeps[sweep][0].tried.items()}
         for chosen in (None, tried):
             recipe = suite.recipe(cell, chosen)
-            check_names(recipe.compress)
+            Method.of(recipe.compress)
             assert recipe.compress.seed == cell.seed
             assert (recipe.finetune.epochs > 0) == (cell.training == "recovered")
         if peer := suite.peer(cell, tried):

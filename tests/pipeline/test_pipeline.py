@@ -17,6 +17,7 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json, sha256
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.model import Made
 from toolchain.pipeline import latency_budget as latency
 from toolchain.pipeline import run as pipeline
 from toolchain.pipeline import shipping
@@ -24,6 +25,7 @@ from toolchain.pipeline.job import preview
 from toolchain.pipeline.latency_budget import Timing
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
+from toolchain.training.stages import FinetuneFacts
 
 MODEL = {
     "name": "vit_tiny_patch16_224",
@@ -41,7 +43,15 @@ TRAINED = {
 }
 TIMED = {"model": MODEL, "data": {"source": "none"}, "budget": {"params": 0.6}, "bench": {"targets": ["ort-cpu"]}}
 
-THROWN_AWAY = {"judged_by": "errors", "images": 180, "before": 20, "after": 21, "kept": "before"}
+THROWN_AWAY = {
+    "data": {"source": "digits", "digest": "d"},
+    "loss": "distillation",
+    "judged_by": "errors",
+    "images": 180,
+    "before": 20,
+    "after": 21,
+    "kept": "before",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +72,7 @@ class Kept:
         pass
 
     def __call__(self, given):
-        return replace(given, provenance={**given.provenance, "finetuned": THROWN_AWAY})
+        return Made(given, FinetuneFacts(**THROWN_AWAY))
 
     def ensures(self, given, made):
         pass

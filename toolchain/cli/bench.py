@@ -94,7 +94,7 @@ def run(
             blocks=blocks,
             cold_starts=cold_starts,
             seed=seed,
-            on_progress=lambda text, share: screen.progress(share, text),
+            on_progress=lambda text, share: screen.at(share, text),
         )
         _save(found.to_dict(), out, json_)
     print_json(found.to_dict()) if json_ == STDOUT else print_facts(_run_facts(found))
@@ -133,7 +133,7 @@ def compare(
             looks=looks,
             tau=tau,
             seed=seed,
-            on_progress=lambda text, share: screen.progress(share, text),
+            on_progress=lambda text, share: screen.at(share, text),
         )
         _save(found.to_dict(), out, json_)
     if json_ == STDOUT:
@@ -172,7 +172,7 @@ def calibrate(
             **workload(device, threads, batch, input_shape, affinity),
             transport=device.fresh,  # how long it takes is part of the answer
             blocks=blocks,
-            on_progress=lambda text, share: screen.progress(share, text),
+            on_progress=lambda text, share: screen.at(share, text),
         )
         _save(found.to_dict(), out, json_)
     print_json(found.to_dict()) if json_ == STDOUT else _print_calibration(found)

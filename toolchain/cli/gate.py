@@ -170,7 +170,7 @@ def _judge(config: GateConfig, accepts: Accepts, devices: Devices, screen: Scree
     screen.stage("gate")
 
     def told(text: str, share: float) -> None:
-        screen.progress(share, text)
+        screen.at(share, text)
 
     return run_gate(config, accepts, tool=tool(), devices=devices, why=why, told=told)
 

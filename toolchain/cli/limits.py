@@ -69,7 +69,7 @@ def bench_floor(
             blocks=blocks,
             seed=seed,
             transport=device.transport,
-            on_progress=lambda text, share: screen.progress(share, text),
+            on_progress=lambda text, share: screen.at(share, text),
         )
         _save(found.to_dict(), out)
     if json_:

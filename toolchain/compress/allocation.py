@@ -29,6 +29,14 @@ Check = Callable[[Widths], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What is known of latency on the targets of a budget, one table for each, and how any widths are timed."""
+
+    tables: tuple[LatencyTable, ...] = ()
+    check: Check | None = None
+
+
+@dataclass(frozen=True)
 class Settled:
     """Widths, the costs that they were chosen by, and their measured latency: target → ratio to dense."""
 
@@ -162,13 +170,14 @@ class Allocation:
             "learned": self.learned,
             "dense": dense,
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
-            **self._outcome(),
+            **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
             "latency": [self._latency(table) for table in self.settled.costs.tables],
-            **({} if self.planned is None else {"planned": self.planned._outcome()}),
+            **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
 
-    def _outcome(self) -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
+        """What was decided, and what that is predicted to cost, as in allocation.json."""
         costs, dense = _cost(self.predicted), _cost(self.problem.shape)
 
         def row(names: dict[str, str], key: Key, what: str, count: int) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def teacher_for(problem: Problem, source: DataSource) -> Teacher:
     return Teacher(dense.module, dense.family, likelihood, cares)
 
 
-def weigh(
-    problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT
-) -> list[Candidate]:
+def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT) -> list[Candidate]:
     """Every site at a fine ladder of widths, and what each does to the outputs on held-out images.
 
     Args:

@@ -16,10 +16,10 @@ from toolchain.compress.needs import Needs
 from toolchain.data import batches
 from toolchain.families import UnitGroup
 from toolchain.likelihood import Likelihood
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection
 from toolchain.registry import Registry
 from toolchain.surgery.factorised import side
-from toolchain.training.stages import OnProgress
 
 BATCH = 64
 Scores = dict[tuple[str, str], Tensor]
@@ -43,7 +43,7 @@ class Lessons:
     flip: bool = False
     checkpoint: Path | None = None
     key: str = ""
-    progress: OnProgress | None = None
+    progress: Progress = SILENT
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def learn_gates(known: Evidence) -> tuple[Scores, FitResult]:
         param_groups=param_groups,
         checkpoint=lessons.checkpoint,
         key=lessons.key,
-        progress=lessons.progress,
+        on_step=lambda step: step.tell(lessons.progress),
     )
     return {name: gate.detach().abs().double() for name, gate in gates.items()}, result
 

@@ -72,17 +72,20 @@ class Problem:
         return Problem(dense, method, asked, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
 
     def timed(self, tables: Sequence[LatencyTable]) -> Problem:
-        """The same problem with measured latency; raises RecipeError if the budget names a target without a table."""
-        if missing := self.asked.latency.keys() - {table.target for table in tables}:
-            raise RecipeError(
-                f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
-                "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"
-            )
+        """The same problem with measured latency; raises BudgetError as `of`."""
         if not tables:
             return self
         costs = replace(self.costs, tables=tuple(tables))
         budget = Budget.of(self.asked, costs)
         return replace(self, costs=costs, budget=budget, uniform=solve_uniform(self.choices, costs, budget))
+
+    def require_latency(self) -> None:
+        """Raises RecipeError if the budget names a target that has no table."""
+        if missing := self.asked.latency.keys() - {table.target for table in self.costs.tables}:
+            raise RecipeError(
+                f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
+                "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"
+            )
 
     def uniform_at(self, costs: Costs) -> Widths:
         """The uniform widths by these costs, which may have corrected latency tables; raises BudgetError."""

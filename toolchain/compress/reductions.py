@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.compress.branches import captured, input_of
+from toolchain.compress.choices import Site, key_of
+from toolchain.compress.factorisations import principal_outputs
 from toolchain.compress.heads import Heads, HeadStatistics, exact_first_steps, rotate_query_key, rotate_value_output
-from toolchain.compress.lowrank import principal_outputs
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import eliminate, predict_removed
 from toolchain.compress.sensitivity import Sensitivity
-from toolchain.compress.choices import Site, key_of
 from toolchain.cost import RANK
 from toolchain.families import Branch, Factorizable, UnitGroup
 from toolchain.surgery.factorised import FactorisedLinear, replace_module

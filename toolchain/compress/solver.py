@@ -220,9 +220,7 @@ def narrowest(candidates: Sequence[Candidate], choices: Choices) -> Widths:
     return choices.widths({c.key: c.kept for c in widest_first})
 
 
-def choose(
-    candidates: Sequence[Candidate], choices: Choices, costs: Costs, budget: Budget, uniform: Widths
-) -> Widths:
+def choose(candidates: Sequence[Candidate], choices: Choices, costs: Costs, budget: Budget, uniform: Widths) -> Widths:
     """The widths of least total damage within the budget: one candidate per unit (multiple-choice knapsack).
 
     Every cost is a sum over units, so a budget is one linear row. HiGHS stops on its gap, never on time. What the ladder

@@ -30,38 +30,29 @@ from toolchain.cost import RANK, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError
 from toolchain.families import UnitGroup
-from toolchain.model import MaskedModel
+from toolchain.model import Made, MaskedModel
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.mask import add_masks, baked, mask_model
-from toolchain.training.stages import OnProgress, light_augmentation
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """The masked model, and how wide each layer stays and what that costs."""
-
-    model: MaskedModel
-    allocation: Allocation
+from toolchain.training.stages import light_augmentation
 
 
 @dataclass(frozen=True)
 class Compress:
-    """Problem → Compressed, whose plan is the outcome.
+    """Problem → MaskedModel, whose plan is the outcome; its facts are the allocation: what is kept, and what that costs.
 
     Attributes:
         source: calibration and training images.
         check: measures latency, where the budget names any; None leaves the tables' word for it.
-        progress: of what does not train.
-        checkpoint, key, on_step: of training, as in `fit`, where the method trains.
+        checkpoint, key: of training, as in `fit`, where the method trains.
+        progress: told how far it is.
     """
 
     source: DataSource
     check: Check | None = None
-    progress: Progress = SILENT
     checkpoint: Path | None = None
     key: str = ""
-    on_step: OnProgress | None = None
+    progress: Progress = SILENT
     name: str = "compress"
 
     def requires(self, problem: Problem) -> None:
@@ -69,16 +60,20 @@ class Compress:
         problem.method.require(self.source, problem.dense)
 
     def decide(self, problem: Problem) -> tuple[Allocation, Teacher | None]:
-        """(the widths, their predicted cost and damage, what damage was weighed with) before anything is reduced."""
+        """(the widths, their predicted cost and damage, what damage was weighed with) before anything is reduced.
+
+        Raises:
+            RecipeError, BudgetError: as `Problem.require_latency` and `allocate`.
+        """
+        problem.require_latency()
         if problem.method.section.allocation != "solver" or not problem.sites:
             return allocate(problem, (), self.check), None
         teacher = teacher_for(problem, self.source)
         progress = self.progress.part(0.0, self._damage_share(problem) or 1.0)
         return allocate(problem, weigh(problem, teacher, self.source, progress), self.check), teacher
 
-    def __call__(self, problem: Problem) -> Compressed:
+    def __call__(self, problem: Problem) -> Made[MaskedModel, Allocation]:
         """The masked model."""
-        problem = problem.timed(problem.costs.tables)  # refuses a budget in latency that nobody has measured
         planned, teacher = self.decide(problem)
         dense, method, widths = problem.dense, problem.method, planned.widths
         module = copy.deepcopy(dense.module)
@@ -88,7 +83,7 @@ class Compress:
         plan = _plan(problem, self.source, _keeps(dense.groups, closed), widths, facts)
         hidden = [group for group in problem.choices.groups if group.unit == HIDDEN and method.scored]
         if not hidden:
-            return Compressed(mask_model(dense, module, plan), planned.decided(plan))
+            return Made(mask_model(dense, module, plan), planned.decided(plan))
         add_masks(module, plan, dense.groups)
         scores = self._scores(problem, module)
         module, threshold, settled = baked(module), 0.0, None
@@ -97,7 +92,7 @@ class Compress:
             widths = settled.widths
         kept = {**closed, **_highest(problem, scores, widths, threshold)}
         plan = _plan(problem, self.source, _keeps(dense.groups, kept), widths, facts)
-        return Compressed(mask_model(dense, module, plan), planned.decided(plan, settled))
+        return Made(mask_model(dense, module, plan), planned.decided(plan, settled))
 
     def _redistributed(
         self, problem: Problem, hidden: Sequence[UnitGroup], scores: Scores, widths: Widths
@@ -141,15 +136,15 @@ class Compress:
                 **light_augmentation(self.source, dense),
                 checkpoint=self.checkpoint,
                 key=self.key,
-                progress=self.on_step,
+                progress=self.progress,
             )
         calibration = self.source.split("calibration")
         return criterion.score(Evidence(module, groups, calibration, problem.method.section, lessons))
 
-    def ensures(self, problem: Problem, compressed: Compressed) -> None:  # noqa: PLR6301
+    def ensures(self, problem: Problem, masked: MaskedModel) -> None:
         """Raises BudgetError if the plan, once sliced and split, would not stay within the budget."""
         untimed = replace(problem.costs, tables=())  # latency is measured, not predicted
-        cost = untimed.of(Widths.of(compressed.model.plan))
+        cost = untimed.of(Widths.of(masked.plan))
         if not Budget.of(problem.asked, untimed).met_by(cost):
             raise BudgetError(f"the plan misses the budget: {cost['params']:,} parameters, {cost['macs']:,} MACs")
 
@@ -186,9 +181,9 @@ def _plan(
     dense, section = problem.dense, problem.method.section
     shapes = {name: dense.module.get_submodule(name).weight.shape for name in widths.ranks}
     lows = [
-        LowRank(module=name, shape=(int(shapes[name][0]), int(shapes[name][1])), rank=rank)  # type: ignore[index, arg-type]
+        LowRank(module=name, shape=(int(shapes[name][0]), int(shapes[name][1])), rank=rank)  # type: ignore[index]
         for name, rank in widths.ranks.items()
-        if rank < min(shapes[name])  # type: ignore[type-var, arg-type]
+        if rank < min(shapes[name])  # type: ignore[arg-type]
     ]
     provenance = {
         "method": section.model_dump(mode="json"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 
-from toolchain.families.base import AttentionSite, Block, Branch, Factorizable, Family, Span, UnitGroup, pre_norm
+from toolchain.families.base import AttentionSite, Block, Branch, Factorizable, Family, Span, UnitGroup
 
 INSTEAD = "; attention can shrink by low rank"
 """What follows where head dims stay as they are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,10 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
-from toolchain.compress.allocation import Allocation
+from toolchain.compress.allocation import Allocation, Latency, allocate
 from toolchain.compress.method import Method
 from toolchain.compress.problem import Problem
-from toolchain.compress.stage import Compress, Compressed
+from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
@@ -30,11 +30,11 @@ from toolchain.measure.schedule import require_threads
 from toolchain.model import MaskedModel, Preprocess, TimmModel, run_stage
 from toolchain.outputs import WORDS
 from toolchain.pipeline.latency_budget import Clock, Setting, latency_of
-from toolchain.recipe import CompressSection, DataSection, Recipe
+from toolchain.progress import SILENT, Progress
+from toolchain.recipe import DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
-from toolchain.training.loop import Progress
 from toolchain.training.stages import Train, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
@@ -64,10 +64,6 @@ class Job(Start):
 
     problem: Problem
 
-    def on(self, dense: TimmModel, tables: Sequence[LatencyTable] = ()) -> Problem:
-        """The same problem with the weights that were trained since, and latency as it was measured."""
-        return replace(self.problem, dense=dense).timed(tables)
-
 
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
     """The recipe with its model, data and allocation.
@@ -85,7 +81,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     """
     section = recipe.compress
     recipe.require_budget()
-    Method.of(section)  # its names, before anything is read
+    Method.of(section)  # refuses names before anything is read
     check_section(recipe.export)
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
@@ -97,8 +93,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_probabilities(start.dense.output)
     synthetic = recipe.data.source == SYNTHETIC
     problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
-    if section.method != "none":
-        Compress(start.source).requires(problem)
+    problem.method.require(start.source, start.dense)
     return Job(start.recipe, start.source, start.dense, problem)
 
 
@@ -254,22 +249,20 @@ def dense_inputs(job: Start) -> list[Any]:
     ]
 
 
-def trained(
-    job: Start, checkpoint: Path | None = None, key: str = "", progress: Callable[[Progress], None] | None = None
-) -> TimmModel:
+def trained(job: Start, checkpoint: Path | None = None, key: str = "", progress: Progress = SILENT) -> TimmModel:
     """The dense model of a job, trained if the recipe asks for it.
 
     Args:
         job: the recipe.
         checkpoint: resumed from if it was written under the same `key`, and written to.
         key: digest of everything that the training depends on.
-        progress: told about every step.
+        progress: told how far the training is.
     """
     if not trains(job):
         return job.dense
     assert job.recipe.train is not None
     stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, key, progress)
-    return run_stage(stage, job.dense)
+    return run_stage(stage, job.dense).artifact
 
 
 def baseline_folder(job: Start) -> Path:
@@ -289,8 +282,9 @@ def clocks(job: Job, dense: TimmModel, told: Callable[[float, str], None]) -> li
     """
     recipe = job.recipe
     batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
+    choices, export = job.problem.choices, recipe.export
     return [
-        Clock(dense, job.problem.choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
+        Clock(dense, choices, Setting(target, batch, threads, export.opset, export.simplify), told)
         for target in recipe.budget.latency
     ]
 
@@ -302,8 +296,7 @@ def compressed(
     *,
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Progress], None] | None = None,
-    report: Callable[[float, str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[MaskedModel, Allocation]:
     """(the masked model, how wide each layer stays and what that costs) of a job's dense model.
 
@@ -311,22 +304,15 @@ def compressed(
         job: the recipe.
         dense: its dense model, with "weights_sha256" in the provenance.
         latency: tables of the targets of the budget, and how widths are timed.
-        checkpoint, key, progress: of training, where the method trains.
-        report: receives (share done, text) of what does not train.
+        checkpoint, key: of training, where the method trains.
+        progress: told how far compression is.
     """
-    settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
-    stage = Compress(*settings, checkpoint, key, progress, report, latency)
-    planned, by_scores = stage.decide(dense), list[Settled]()
-    masked = run_stage(replace(stage, allocation=planned, settled=by_scores.append), dense)
-    made = planned.decided(masked.plan, masked.groups)
-    for settled in by_scores:
-        made = replace(made, costs=settled.costs, measured=settled.measured)
-    return masked, made
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
+    made = run_stage(Compress(job.source, latency.check, checkpoint, key, progress), problem)
+    return made.artifact, made.facts
 
 
-def preview(
-    recipe: Recipe, *, measure: bool = True, told: Callable[[float, str], None] = lambda *_: None
-) -> tuple[Job, Allocation, str]:
+def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> tuple[Job, Allocation, str]:
     """(the job, the allocation that a run will write, why the run's widths may still differ or "").
 
     Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
@@ -335,36 +321,37 @@ def preview(
     Args:
         recipe: what to do.
         measure: False stays with what shapes alone tell.
-        told: receives (share done, text).
+        progress: told how far it is.
 
     Raises:
         SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
     """
-    job = prepare(recipe, shapes_only=True)
+    job, why = prepare(recipe, shapes_only=True), ""
     if not measure:
-        return job, job.allocation, unmeasured(job)
-    given, method, source, why = job.dense, job.method, job.source, ""
-    if method.allocation == "solver":
+        return job, Allocation.uniform(job.problem), unmeasured(job)
+    allocation, dense = job.problem.method.section.allocation, job.dense
+    if allocation == "solver":
         try:
             full = prepare(recipe)
-            given, source = _baseline(full), full.source
-            job = full
+            dense, job = _baseline(full), full
         except (DataError, ModelError, StorageError) as error:
-            method, why = method.model_copy(update={"allocation": "uniform"}), str(error)
-    latency = latency_of(clocks(job, given, told))
-    found = decide(given, method, recipe.budget, job.multiples, source, latency, told)
+            why = f"uniform widths; those by measured damage come later: {error}"
+    latency = latency_of(clocks(job, dense, progress.at))
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
     if why:
-        return job, replace(found, learned=True), f"uniform widths; those by measured damage come later: {why}"
-    return job, found, "" if job.method.allocation != "global" else LEARNED
+        return job, allocate(problem, (), latency.check), why
+    decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
+    return job, decided, LEARNED if allocation == "global" else ""
 
 
 def unmeasured(job: Job) -> str:
     """What shapes alone do not tell about a job's widths; "" if they tell all."""
     if job.recipe.budget.latency:
         return "latency limits were left out: `slimvit plan` and `slimvit run` measure what they mean"
-    if job.method.allocation == "solver":
+    allocation = job.problem.method.section.allocation
+    if allocation == "solver":
         return "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
-    return LEARNED if job.allocation.learned else ""
+    return LEARNED if allocation == "global" else ""
 
 
 def _baseline(job: Job) -> TimmModel:

@@ -27,9 +27,9 @@ from toolchain.pipeline.job import (
 )
 from toolchain.pipeline.judge import require_cost
 from toolchain.pipeline.latency_budget import Clock, latency_of
-from toolchain.pipeline.listener import Listener, Silent, on_epoch
 from toolchain.pipeline.shipping import measured_on, ship
 from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import assemble
 from toolchain.report.files import write_report
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Listener | None = None
+    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """The content of report.json, after carrying out a recipe in the folder `out`.
 
@@ -51,7 +51,7 @@ def run(
         recipe: a recipe, or the path of a recipe.toml.
         out: the folder; it is created, and a run that was interrupted there is taken up again.
         resume: False does every stage anew.
-        listener: told about progress.
+        progress: told how far the run is.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -65,7 +65,7 @@ def run(
     workspace.check()
     job = prepare(recipe, met=measured_on(workspace, recipe))
     with workspace.open() as space:
-        return _Run(job, space, listener or Silent()).all()
+        return _Run(job, space, progress).all()
 
 
 @dataclass
@@ -111,21 +111,21 @@ class _Run(Steps):
                     model = open_as(cached, TimmModel)
                     log.info("the baseline was trained before; taken from %s", cached)
                     return model
-            model = trained(self.job, self.space.scratch("dense"), key, on_epoch(self.listener))
+            model = trained(self.job, self.space.scratch("dense"), key, self.progress)
             save_model(model, cached)
             return model
 
     def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
         folder = root / "masked"
-        timers = clocks(job, dense, self.listener.progress)
+        timers = clocks(job, dense, self.progress.at)
         tables = [self._table(timer) for timer in timers]
         inputs = [
             sha256(root / "dense" / "model.safetensors"),
             sha256(root / "dense" / "model.json"),
             job.recipe.compress.model_dump(mode="json"),
             job.recipe.budget.model_dump(mode="json"),
-            dict(job.multiples),
+            dict(job.problem.choices.multiples),
             job.source.digest,
             [table.model_dump(mode="json") for table in tables],
         ]
@@ -137,8 +137,7 @@ class _Run(Steps):
                 latency_of(timers, tables),
                 checkpoint=self.space.scratch("compress"),
                 key=key,
-                progress=on_epoch(self.listener),
-                report=self.listener.progress,
+                progress=self.progress,
             )
             found = allocation.to_dict()
             write_json(root / "allocation.json", found)
@@ -147,7 +146,7 @@ class _Run(Steps):
                 **self.saved("masked", masked, folder),
                 "pruned_shares": pruned_shares(masked),
                 "latency": found["latency"],
-                "limits": dense.family.limits(dense.module),
+                "limits": dense.family.restrictions(dense.module),
             }
             return [root / "allocation.json", root / "plan.json", folder], facts
 
@@ -175,9 +174,12 @@ class _Run(Steps):
 
         def work(key: str) -> Found:
             scratch, seed = self.space.scratch("finetune"), job.recipe.compress.seed
-            stage = Finetune(section, job.source, dense, seed, scratch, key, on_epoch(self.listener))
+            stage = Finetune(section, job.source, dense, seed, scratch, key, self.progress)
             made = run_stage(stage, masked)
-            return [folder], {**self.saved("finetuned", made, folder), "found": made.provenance["finetuned"]}
+            return [folder], {
+                **self.saved("finetuned", made.artifact, folder),
+                "found": made.facts.model_dump(mode="json"),
+            }
 
         self.step("finetune", inputs, work)
         return open_as(folder, MaskedModel), folder
@@ -186,9 +188,9 @@ class _Run(Steps):
         folder = self.space.root / "deploy"
 
         def work(_: str) -> Found:
-            sliced = run_stage(Slice(), masked)
-            deploy = run_stage(Split(), sliced)
-            require_cost(deploy, self.job.allocation.dense.shrunk(Widths.of(masked.plan), masked.groups))
+            sliced = run_stage(Slice(), masked).artifact
+            deploy = run_stage(Split(), sliced).artifact
+            require_cost(deploy, self.job.problem.costs.shape(Widths.of(masked.plan)))
             again = load_model(save_model(deploy, folder))
             rungs = [
                 self.judge.modules("masked", masked.module, "sliced", sliced.module),

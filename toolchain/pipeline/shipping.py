@@ -79,10 +79,10 @@ def export(steps: Steps, which: str) -> None:
         made = run_stage(stage, model)
         facts = {
             "parity": [rung.to_dict() for rung in made.rungs],
-            "graph": graph_dict(made.graph),
-            "bytes": made.graph.size_bytes,
+            "graph": graph_dict(made.facts),
+            "bytes": made.facts.size_bytes,
         }
-        return made.graph.files, {**facts, **sizes(path), **steps.judge.graph(path)}
+        return made.facts.files, {**facts, **sizes(path), **steps.judge.graph(path)}
 
     steps.step(f"onnx-{which}", inputs, work)
 
@@ -112,12 +112,12 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
         facts = {
             "precision": name,
             "refused": None,
-            "judged_on": made.target,
+            "judged_on": made.facts.target,
             "parity": [rung.to_dict() for rung in made.rungs],
-            "graph": graph_dict(made.graph),
-            "bytes": made.graph.size_bytes,
+            "graph": graph_dict(made.facts.graph),
+            "bytes": made.facts.graph.size_bytes,
         }
-        return made.graph.files, {**facts, **sizes(path), **judge.graph(path, made.target)}
+        return made.facts.graph.files, {**facts, **sizes(path), **judge.graph(path, made.facts.target)}
 
     return steps.step(f"onnx-{name}", inputs, work).facts["refused"] is None
 
@@ -142,7 +142,7 @@ def engine(steps: Steps, target: str, precision: str) -> None:
 
     def work(_: str) -> Found:
         stage = BuildEngine(section, target, folder, lambda built: steps.judge.engine(path, built, section.batch))
-        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess))
+        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess)).artifact
         files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json"]
         facts = {
             "target": target,
@@ -213,7 +213,7 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
             affinity=device.affinity,
             transport=device.transport,
             parity=parity,
-            on_progress=lambda text, share: steps.listener.progress(share, text),
+            on_progress=lambda text, share: steps.progress.at(share, text),
         )
         path = steps.root / "bench" / f"{device.name}.{what}.b{batch}.t{threads}.json"
         found.save(path)
