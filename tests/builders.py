@@ -91,8 +91,7 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
     torch.manual_seed(seed)
     module = randomise(create_dense(ref), seed)
     family = family_of(module, name)
-    size = module.patch_embed.img_size
-    shape = (module.in_chans, size[0], size[1])
+    shape = family.input_size(module)
     preprocess = Preprocess(shape, (0.5,) * shape[0], (0.5,) * shape[0])
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "random"})
 

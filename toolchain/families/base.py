@@ -182,6 +182,10 @@ class Family(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
         """(C, H, W) of the image that the model was built for."""
 
+    def patch_size(self, model: nn.Module) -> tuple[int, int] | None:  # noqa: ARG002
+        """(rows, columns) of the patches that an image is cut into, where what they leave over is not seen; else None."""
+        return None
+
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
         """A published checkpoint under timm's names, positions and patches resampled to the model's input size."""
         return dict(state)

@@ -135,6 +135,11 @@ class PreNormFamily(Family):
         height, width = model.get_submodule("patch_embed").img_size  # type: ignore[misc]
         return int(model.in_chans), int(height), int(width)  # type: ignore[arg-type]
 
+    def patch_size(self, model: nn.Module) -> tuple[int, int] | None:
+        patches = model.get_submodule("patch_embed")
+        rows, columns = patches.patch_size  # type: ignore[misc]
+        return None if getattr(patches, "dynamic_img_pad", False) else (int(rows), int(columns))
+
     def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
         groups: list[UnitGroup] = []
         for path, block in blocks(model):
