@@ -18,7 +18,7 @@ import predict
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from records import Record, described, here, versions
+from records import UNALIGNED, Record, described, here, versions
 from torch import nn
 
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
@@ -173,6 +173,8 @@ class Compression(Kind[CompressionCell, Group]):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
+        if "latency" not in raw.get("budget", {}):  # no target says otherwise
+            raw.setdefault("compress", {}).setdefault("align", UNALIGNED)
         return Recipe.from_dict(raw)
 
     def recipe_keys(self, settings: dict[str, Any]) -> dict[str, Any]:

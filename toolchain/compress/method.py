@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toolchain.compress.criteria import CRITERIA, Criterion
 from toolchain.compress.factorisations import FACTORISATIONS, Factorisation
+from toolchain.cost import RANK
 from toolchain.data import DataSource
 from toolchain.errors import RecipeError
 from toolchain.model import TimmModel
@@ -15,6 +16,8 @@ from toolchain.recipe import CompressSection
 ALLOCATIONS = ("uniform", "global", "solver")
 NONE = "none"
 HIDDEN, HEAD_DIM = "mlp_hidden", "head_dim"
+UNITS = (HIDDEN, HEAD_DIM, RANK)
+"""What can be physically fewer."""
 SWITCHES = ("refit", "sequential", "sensitivity")
 """Keys that speak of the closed form alone."""
 IN_PLACE_ON_NOISE = "magnitude"

@@ -14,7 +14,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 
 from toolchain.compress.allocation import Allocation, Latency, allocate
-from toolchain.compress.method import Method
+from toolchain.compress.method import UNITS, Method
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
@@ -31,7 +31,7 @@ from toolchain.model import MaskedModel, Preprocess, TimmModel, run_stage
 from toolchain.outputs import WORDS
 from toolchain.pipeline.latency_budget import Clock, Setting, latency_of
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import DataSection, Recipe
+from toolchain.recipe import ALIGN, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
@@ -193,8 +193,8 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
 
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
-    """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    found: dict[str, int] = {}
+    """Unit → the multiple that [compress] asks for, else the least common one of the recipe's targets; raises TargetUnavailable."""
+    found = {} if _targets(recipe) else dict.fromkeys(UNITS, ALIGN)
     for name, section in _targets(recipe).items():
         settings = named_target(name)
         if section != BENCH and settings.runtime != name:
@@ -212,7 +212,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             )
         for unit, multiple in target.profile.multiples.items():
             found[unit] = math.lcm(found.get(unit, 1), multiple)
-    return found
+    return found if recipe.compress.align is None else dict.fromkeys(UNITS, recipe.compress.align)
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:
