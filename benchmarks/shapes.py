@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import UNALIGNED
 
 from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.compress.decide import Latency
+from toolchain.compress.allocation import Latency
 from toolchain.cost import trace
 from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
@@ -55,7 +56,9 @@ class Shape:
             return path
         raw = {"model": {"name": self.timm_name, "pretrained": False}}
         raw["data"] = {"source": "none", "calibration_images": 32}
-        job = prepare(Recipe.from_dict({**raw, **(self.sections or {"compress": {"method": "none"}})}))
+        sections = self.sections or {"compress": {"method": "none"}}
+        raw |= {**sections, "compress": {"align": UNALIGNED, **sections["compress"]}}
+        job = prepare(Recipe.from_dict(raw))
         module, size = job.dense.module, job.dense.preprocess.input_size
         if self.sections:
             masked, _ = compressed(job, job.dense, Latency())

@@ -18,10 +18,11 @@ import predict
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from records import Record, described, here, versions
+from records import UNALIGNED, Record, described, here, versions
 from torch import nn
 
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
+from toolchain.compress.method import Method
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches
@@ -172,6 +173,8 @@ class Compression(Kind[CompressionCell, Group]):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
+        if "latency" not in raw.get("budget", {}):  # no target says otherwise
+            raw.setdefault("compress", {}).setdefault("align", UNALIGNED)
         return Recipe.from_dict(raw)
 
     def recipe_keys(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +252,7 @@ class Compression(Kind[CompressionCell, Group]):
             "labels": self.reads_labels(cell, recipe),
             "recovery_kept": kept,
             **cost(shape),
-            "dense": cost(job.allocation.dense),
+            "dense": cost(job.problem.shape),
             **figures,
             **facts,
         }
@@ -259,7 +262,7 @@ class Compression(Kind[CompressionCell, Group]):
     def reads_labels(self, cell: CompressionCell, recipe: Recipe) -> bool:
         """Whether any labels were read after the dense model was trained."""
         recovered = cell.training == "recovered" and recipe.finetune.labels
-        return recipe.compress.neurons in ("vtp", "taylor") or recovered
+        return Method.of(recipe.compress).reads_labels or recovered
 
     def compressed(
         self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, progress: Progress
@@ -292,7 +295,7 @@ class Compression(Kind[CompressionCell, Group]):
     def final(self, job: Job, masked: MaskedModel) -> tuple[nn.Module, ModelShape]:
         """(the module that would be shipped, its shapes)."""
         module, shape = shaped(run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module, masked)
-        if shape.params > job.allocation.dense.params:
+        if shape.params > job.problem.shape.params:
             raise ArtifactError(f"the compressed model has {shape.params:,} parameters, more than the dense one")
         return module, shape
 

@@ -131,7 +131,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": f"{model.stage} model", "model": model.ref.name, "kwargs": model.ref.kwargs}
     facts |= {"params": shape.params, "macs": shape.macs, "input_size": list(model.preprocess.input_size)}
     facts["provenance"] = dict(model.provenance)
-    facts["limits"] = model.family.limits(create_dense(model.ref))
+    facts["limits"] = model.family.restrictions(create_dense(model.ref))
     facts["structure"] = record["structure"]
     if record["plan"] is not None:
         facts["plan"] = CompressionPlan.from_dict(record["plan"]).summary()
@@ -182,7 +182,7 @@ def models(
 def _support(name: str) -> dict[str, Any]:
     home = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
     row: dict[str, Any] = {"name": name, "module": home, "support": "refused", "reason": "", "params": None}
-    if not any(home in family.timm_modules for family in FAMILIES):
+    if not any(home in family.timm_modules for family in FAMILIES.values()):
         return {**row, "reason": f"timm's {home} is no supported family"}
     try:
         with torch.device("meta"):
@@ -190,7 +190,7 @@ def _support(name: str) -> dict[str, Any]:
             if headless := not module.num_classes:
                 module = create_dense(ModelRef(name=name, kwargs={"num_classes": CLASSES}))
         row["params"] = sum(p.numel() for p in module.parameters())
-        limits = family_of(module, name).limits(module)
+        limits = family_of(module, name).restrictions(module)
     except SlimvitError as error:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
     reasons = [

@@ -9,7 +9,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
-from toolchain.compress.method import Allocation
+from toolchain.compress.allocation import Allocation
 from toolchain.pipeline.cell import require_speedup
 from toolchain.pipeline.job import Job, prepare, preview, unmeasured
 from toolchain.pipeline.run import run as run_recipe
@@ -41,7 +41,7 @@ def run(
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
         job = prepare(loaded, fetch=False)
-        _show(job, job.allocation, unmeasured(job), json_=json_)
+        _show(job, Allocation.uniform(job.problem), unmeasured(job), json_=json_)
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
@@ -75,7 +75,7 @@ def plan(
     loaded = Recipe.load(recipe, set_ or ())
     with Screen() as screen:
         screen.stage("plan")
-        job, allocation, note = preview(loaded, measure=not shapes_only, told=screen.at)
+        job, allocation, note = preview(loaded, measure=not shapes_only, progress=Progress(screen))
     _show(job, allocation, note, json_=json_)
 
 
@@ -84,7 +84,7 @@ def _show(job: Job, allocation: Allocation, note: str, *, json_: bool) -> None:
         print_json(allocation.to_dict())
         return
     print_tables(_tables(job, allocation.to_dict()))
-    print_wrapped(f"limit: {limit}" for limit in job.dense.family.limits(job.dense.module))
+    print_wrapped(f"limit: {limit}" for limit in job.dense.family.restrictions(job.dense.module))
     print_wrapped([f"note: {note}"] if note else [])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,9 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
-from toolchain.compress.decide import Latency, decide
-from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
+from toolchain.compress.allocation import Allocation, Latency, allocate
+from toolchain.compress.method import UNITS, Method
+from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
 from toolchain.devices.device import probe, require_direct
@@ -30,7 +31,7 @@ from toolchain.model import MaskedModel, Preprocess, TimmModel, run_stage
 from toolchain.outputs import WORDS
 from toolchain.pipeline.latency_budget import Clock, Setting, latency_of
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import CompressSection, DataSection, Recipe
+from toolchain.recipe import ALIGN, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
@@ -56,18 +57,12 @@ class Start:
     source: DataSource
     dense: TimmModel
 
-    @property
-    def method(self) -> CompressSection:
-        """[compress] as it is carried out on the recipe's data."""
-        return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
-
 
 @dataclass(frozen=True)
 class Job(Start):
     """A recipe that was looked at whole: everything that can be refused before any work has been."""
 
-    allocation: Allocation
-    multiples: Mapping[str, int]
+    problem: Problem
 
 
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
@@ -86,7 +81,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     """
     section = recipe.compress
     recipe.require_budget()
-    check_names(section)
+    Method.of(section)  # refuses names before anything is read
     check_section(recipe.export)
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
@@ -96,10 +91,10 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_teacher(recipe.finetune, start.source)
     if recipe.export.softmax:
         require_probabilities(start.dense.output)
-    allocation = allocate(start.dense, start.method, recipe.budget, multiples)
-    if section.method != "none":
-        Compress(section, recipe.budget, start.source, multiples).requires(start.dense)
-    return Job(start.recipe, start.source, start.dense, allocation, multiples)
+    synthetic = recipe.data.source == SYNTHETIC
+    problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
+    problem.method.require(start.source, start.dense)
+    return Job(start.recipe, start.source, start.dense, problem)
 
 
 def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:
@@ -198,8 +193,8 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
 
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
-    """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    found: dict[str, int] = {}
+    """Unit → the multiple that [compress] asks for, else the least common one of the recipe's targets; raises TargetUnavailable."""
+    found = {} if _targets(recipe) else dict.fromkeys(UNITS, ALIGN)
     for name, section in _targets(recipe).items():
         settings = named_target(name)
         if section != BENCH and settings.runtime != name:
@@ -217,7 +212,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             )
         for unit, multiple in target.profile.multiples.items():
             found[unit] = math.lcm(found.get(unit, 1), multiple)
-    return found
+    return found if recipe.compress.align is None else dict.fromkeys(UNITS, recipe.compress.align)
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:
@@ -287,9 +282,9 @@ def clocks(job: Job, dense: TimmModel, told: Callable[[float, str], None]) -> li
     """
     recipe = job.recipe
     batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
-    choices = choices_for(dense.module, dense.family, dense.groups, job.method, job.multiples)
+    choices, export = job.problem.choices, recipe.export
     return [
-        Clock(dense, choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
+        Clock(dense, choices, Setting(target, batch, threads, export.opset, export.simplify), told)
         for target in recipe.budget.latency
     ]
 
@@ -312,14 +307,12 @@ def compressed(
         checkpoint, key: of training, where the method trains.
         progress: told how far compression is.
     """
-    settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
-    made = run_stage(Compress(*settings, checkpoint, key, progress, latency), dense)
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
+    made = run_stage(Compress(job.source, latency.check, checkpoint, key, progress), problem)
     return made.artifact, made.facts
 
 
-def preview(
-    recipe: Recipe, *, measure: bool = True, told: Callable[[float, str], None] = lambda *_: None
-) -> tuple[Job, Allocation, str]:
+def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> tuple[Job, Allocation, str]:
     """(the job, the allocation that a run will write, why the run's widths may still differ or "").
 
     Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
@@ -328,36 +321,37 @@ def preview(
     Args:
         recipe: what to do.
         measure: False stays with what shapes alone tell.
-        told: receives (share done, text).
+        progress: told how far it is.
 
     Raises:
         SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
     """
-    job = prepare(recipe, shapes_only=True)
+    job, why = prepare(recipe, shapes_only=True), ""
     if not measure:
-        return job, job.allocation, unmeasured(job)
-    given, method, source, why = job.dense, job.method, job.source, ""
-    if method.allocation == "solver":
+        return job, Allocation.uniform(job.problem), unmeasured(job)
+    allocation, dense = job.problem.method.section.allocation, job.dense
+    if allocation == "solver":
         try:
             full = prepare(recipe)
-            given, source = _baseline(full), full.source
-            job = full
+            dense, job = _baseline(full), full
         except (DataError, ModelError, StorageError) as error:
-            method, why = method.model_copy(update={"allocation": "uniform"}), str(error)
-    latency = latency_of(clocks(job, given, told))
-    found = decide(given, method, recipe.budget, job.multiples, source, latency, told)
+            why = f"uniform widths; those by measured damage come later: {error}"
+    latency = latency_of(clocks(job, dense, progress.at))
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
     if why:
-        return job, replace(found, learned=True), f"uniform widths; those by measured damage come later: {why}"
-    return job, found, "" if job.method.allocation != "global" else LEARNED
+        return job, allocate(problem, (), latency.check), why
+    decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
+    return job, decided, LEARNED if allocation == "global" else ""
 
 
 def unmeasured(job: Job) -> str:
     """What shapes alone do not tell about a job's widths; "" if they tell all."""
     if job.recipe.budget.latency:
         return "latency limits were left out: `slimvit plan` and `slimvit run` measure what they mean"
-    if job.method.allocation == "solver":
+    allocation = job.problem.method.section.allocation
+    if allocation == "solver":
         return "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
-    return LEARNED if job.allocation.learned else ""
+    return LEARNED if allocation == "global" else ""
 
 
 def _baseline(job: Job) -> TimmModel:

@@ -125,7 +125,7 @@ class _Run(Steps):
             sha256(root / "dense" / "model.json"),
             job.recipe.compress.model_dump(mode="json"),
             job.recipe.budget.model_dump(mode="json"),
-            dict(job.multiples),
+            dict(job.problem.choices.multiples),
             job.source.digest,
             [table.model_dump(mode="json") for table in tables],
         ]
@@ -146,7 +146,7 @@ class _Run(Steps):
                 **self.saved("masked", masked, folder),
                 "pruned_shares": pruned_shares(masked),
                 "latency": found["latency"],
-                "limits": dense.family.limits(dense.module),
+                "limits": dense.family.restrictions(dense.module),
             }
             return [root / "allocation.json", root / "plan.json", folder], facts
 
@@ -190,7 +190,7 @@ class _Run(Steps):
         def work(_: str) -> Found:
             sliced = run_stage(Slice(), masked).artifact
             deploy = run_stage(Split(), sliced).artifact
-            require_cost(deploy, self.job.allocation.dense.shrunk(Widths.of(masked.plan), masked.groups))
+            require_cost(deploy, self.job.problem.costs.shape(Widths.of(masked.plan)))
             again = load_model(save_model(deploy, folder))
             rungs = [
                 self.judge.modules("masked", masked.module, "sliced", sliced.module),
