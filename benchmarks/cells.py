@@ -23,9 +23,10 @@ from toolchain.errors import ArtifactError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import MaskedModel, run_stage
-from toolchain.pipeline.job import Job, clocks, prepare
-from toolchain.pipeline.job import compressed as compress
+from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.compress import compress
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
@@ -138,8 +139,9 @@ def compressed(
 
 def _compress(job: Job, reference: Ready, scratch: Path, key: str, told: Told) -> tuple[MaskedModel, Allocation]:
     dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-    latency = latency_of(clocks(job, dense, steps(told).at))
-    return compress(job, dense, latency, checkpoint=scratch, key=key, progress=steps(told))
+    latency = latency_of(clocks(job, dense, steps(told)))
+    made = compress(job, dense, latency, checkpoint=scratch, key=key, progress=steps(told))
+    return made.artifact, made.facts
 
 
 def _plan_facts(made: MaskedModel) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from suite import Suite
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.model import MODEL_FILES, TimmModel
-from toolchain.pipeline.job import Job, prepare, trained
+from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.stages.dense import trained
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model

@@ -39,7 +39,8 @@ from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S
 from toolchain.measure.schedule import require_target
 from toolchain.model import OnnxArtifact, run_stage
 from toolchain.parity import BATCHES
-from toolchain.pipeline.job import compressed, prepare, tool
+from toolchain.pipeline.job import prepare, tool
+from toolchain.pipeline.stages.compress import compress
 from toolchain.recipe import Recipe
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -148,7 +149,7 @@ def artifact(model: str, form: str, precision: str, work: Path) -> Path:
     job = prepare(Recipe.from_dict({**raw, **(FORMS[form] or {"compress": {"method": "none"}})}))
     module = job.dense.module
     if form != "dense":
-        masked, _ = compressed(job, job.dense, Latency())
+        masked = compress(job, job.dense, Latency()).artifact
         module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
     shape = trace(module, job.dense.family, job.dense.preprocess.input_size)
     metadata = {"slimvit.tool": tool(), "benchmark": path.stem, "params": str(shape.params), "macs": str(shape.macs)}

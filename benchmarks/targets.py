@@ -7,6 +7,7 @@ recorded, and the page follows from them. On a quiet machine.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -26,12 +27,13 @@ from toolchain.files import read_json, write_json, write_text
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.environment import describe_machine
 from toolchain.measure.intervals import outward
-from toolchain.pipeline.cell import cell_facts
+from toolchain.pipeline.cell import bench_row
 from toolchain.pipeline.run import run
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
-from toolchain.report.artifacts import int8_choices
-from toolchain.report.tables import int8_line
+from toolchain.report.choice import int8_choices
+from toolchain.report.record import BenchRow, Int8Choice
+from toolchain.report.sections.suggestion import int8_line
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = "slimvit.benchmarks.targets/1"
@@ -58,7 +60,7 @@ class Stopwatch(Nobody):
 def carry_out(recipe: Path, work: Path, results: Path, overrides: Sequence[str]) -> None:
     """One recipe, in `work/<name>`; what it found is in `results/<name>.json` and `results/<name>.bench/` afterwards."""
     name, watch = recipe.stem, Stopwatch()
-    report = run(Recipe.load(recipe, overrides), work / name, progress=Progress(watch))
+    report = run(Recipe.load(recipe, overrides), work / name, progress=Progress(watch)).to_dict()
     samples = results / f"{name}.bench"
     shutil.rmtree(samples, ignore_errors=True)
     shutil.copytree(work / name / "bench", samples)
@@ -132,9 +134,14 @@ def _part(name: str, record: Mapping[str, Any], results: Path) -> list[str]:
             f"From the deploy model to all files and engines: {after_compression(seconds):.0f} s, with the measurements "
             f"{sum(seconds[name] for name in _later(seconds)):.0f} s; compressing took {seconds['compress']:.0f} s."
         ),
-        *(int8_line(row) for row in int8_choices([cell_facts("ort-cpu", duel)] if duel else [], report["bench"])),
+        *(int8_line(row) for row in _int8(duel, report["bench"])),
         *(f"Measured on: {machine}." for machine in sorted(machines)),
     ]
+
+
+def _int8(duel: Comparison | None, bench: Sequence[Mapping[str, Any]]) -> Sequence[Int8Choice]:
+    rows = [BenchRow.model_validate_json(json.dumps({"path": "", **row})) for row in bench]
+    return int8_choices([bench_row("ort-cpu", EITHER, "", duel)] if duel else [], rows)
 
 
 def _speedup(found: Comparison) -> str:
