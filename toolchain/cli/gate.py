@@ -20,7 +20,6 @@ from toolchain.errors import RecipeError
 from toolchain.files import write_json, write_text
 from toolchain.gate import (
     Accept,
-    Accepts,
     Check,
     GateConfig,
     GateResult,
@@ -29,6 +28,7 @@ from toolchain.gate import (
     run_gate,
 )
 from toolchain.pipeline.job import tool
+from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
@@ -75,13 +75,13 @@ def run(
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
     if context.invoked_subcommand is not None:
-        given = config != DEFAULT or why or any((json_, targets, markdown, junit, github_benchmark, bencher))
-        if given:  # a flag must not be ignored without a word
+        if config != DEFAULT or why or any((json_, targets, markdown, junit, github_benchmark, bencher)):
+            # a flag must not be ignored without a word
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
         return
     loaded = GateConfig.load(config, targets)
-    accepts = Accepts(load_accepts(config), _today())
+    accepts = load_accepts(config)
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
         result = _judge(loaded, accepts, devices, screen, why=why)
         if json_ not in (None, STDOUT):
@@ -108,7 +108,7 @@ def accept(
     expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
     config: ConfigOption = DEFAULT,
     check: Annotated[str, typer.Option(metavar="NAME", help="Only this check, e.g. relation.size.")] = "",
-    found: Annotated[
+    result: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="A result of `gate --json FILE`, instead of judging now."),
     ] = None,
@@ -123,7 +123,7 @@ def accept(
         raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config, targets).only(cell, check)
     with Screen() as screen, Devices(targets) as devices:
-        judged = _judge(loaded, Accepts((), today), devices, screen) if found is None else GateResult.load(found)
+        judged = GateResult.load(result) if result is not None else _judge(loaded, (), devices, screen)
         entries = [
             Accept.create(
                 cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
@@ -166,13 +166,11 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
     return pairs
 
 
-def _judge(config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False) -> GateResult:
+def _judge(
+    config: GateConfig, accepts: Sequence[Accept], devices: Devices, screen: Screen, *, why: bool = False
+) -> GateResult:
     screen.stage("gate")
-
-    def told(text: str, share: float) -> None:
-        screen.at(share, text)
-
-    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, told=told)
+    return run_gate(config, accepts, tool=tool(), day=_today(), devices=devices, why=why, progress=Progress(screen))
 
 
 def _print(result: GateResult) -> None:

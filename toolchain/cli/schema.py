@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json
 from toolchain.errors import RecipeError
-from toolchain.gate import GateConfig, GateResult
+from toolchain.gate import GateConfig, GateFile
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
@@ -20,7 +20,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "plan": CompressionPlan,
     "report": Report,
     "gate": GateConfig,
-    "gate-result": GateResult,
+    "gate-result": GateFile,
 }
 
 
