@@ -55,17 +55,17 @@ from toolchain.pipeline.job import (
     SYNTHETIC,
     Start,
     begin,
-    clocks,
-    compressed,
     prepare,
     tool,
-    trained,
 )
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.compress import compress as compress_model
+from toolchain.pipeline.stages.dense import trained
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
-from toolchain.report.tables import finetune_line
+from toolchain.report.sections.notes import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -103,9 +103,11 @@ def compress(
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
-        latency = latency_of(clocks(job, dense, screen.at))
+        progress = Progress(screen)
+        latency = latency_of(clocks(job, dense, progress))
         given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        masked, allocation = compressed(job, given, latency, progress=Progress(screen))
+        made = compress_model(job, given, latency, progress=progress)
+    masked, allocation = made.artifact, made.facts
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
@@ -142,11 +144,12 @@ def finetune(
             progress = Progress(screen)
         stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=progress)
         made = run_stage(stage, masked)
-        model, facts = made.artifact, made.facts.model_dump(mode="json")
+        model = made.artifact
         if writes:
             save_model(model, out)
     if writes:
-        _tell(model, out, json_=json_, more={"finetune": facts if json_ else finetune_line(facts, model.output)})
+        facts = made.facts.model_dump(mode="json") if json_ else finetune_line(made.facts, model.output)
+        _tell(model, out, json_=json_, more={"finetune": facts})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
