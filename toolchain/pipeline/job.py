@@ -190,7 +190,7 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    found: dict[str, int] = {}
+    multiples: dict[str, int] = {}
     for name, section in _targets(recipe).items():
         settings = named_target(name)
         if section != BENCH and settings.runtime != name:
@@ -207,8 +207,8 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
         for unit, multiple in target.profile.multiples.items():
-            found[unit] = math.lcm(found.get(unit, 1), multiple)
-    return found
+            multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)
+    return multiples
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:
