@@ -78,7 +78,10 @@ def _code(arguments: list[str] | None) -> int:
         _discard_stdout()
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", STORAGE)
     except Exception as error:  # noqa: BLE001 - the last boundary: a fault of slimvit, told as such
-        return _fail(f"internal error: {type(error).__name__}: {error}; SLIMVIT_DEBUG=1 shows where", INTERNAL)
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}. Run it again with SLIMVIT_DEBUG=1 to see where, and report it.",
+            INTERNAL,
+        )
     return 0
 
 

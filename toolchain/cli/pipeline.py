@@ -105,9 +105,9 @@ def _tables(job: Job, record: dict[str, Any]) -> list[Table]:
         name = f"{row['target']}, batch {row['batch']}, {row['threads']} thread(s)"
         cost.append((name, *times, f"{row['predicted']:.4f}", f"{row['reachable'][0]:.3f} … 1"))
         if row["measured"] is not None:
-            found = f"{row['measured'] * row['dense_ms']:.3f} ms"
-            asked = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
-            cost.append(("  measured, these shapes", times[0], found, f"{row['measured']:.4f}", asked))
+            time = f"{row['measured'] * row['dense_ms']:.3f} ms"
+            missed = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
+            cost.append(("  measured, these shapes", times[0], time, f"{row['measured']:.4f}", missed))
     widths = [(row["module"], row["unit"], str(row["kept"]), _damage(row)) for row in record["widths"]]
     ranks = [(row["linear"], "rank", str(row["rank"]), _damage(row)) for row in record["ranks"]]
     rows = [*widths, *ranks]

@@ -181,15 +181,15 @@ class Workspace:
         if not self.resume:
             self.scratch(stage).unlink(missing_ok=True)
         start = time.monotonic()
-        made = work()
+        outcome = work()
         seconds = time.monotonic() - start
         outputs = {
-            str(file.relative_to(self.root)): sha256(file) for path in made.artifact for file in files_below(path)
+            str(file.relative_to(self.root)): sha256(file) for path in outcome.artifact for file in files_below(path)
         }
-        content = _Recorded[kind](key=key, seconds=seconds, facts=made.facts, rungs=made.rungs, outputs=outputs)  # type: ignore[valid-type]
+        content = _Recorded[kind](key=key, seconds=seconds, facts=outcome.facts, rungs=outcome.rungs, outputs=outputs)  # type: ignore[valid-type]
         write_json(record, content.model_dump(mode="json", by_alias=True))
         self.scratch(stage).unlink(missing_ok=True)
-        return Done(made.facts, made.rungs, seconds, reused=False, outputs=tuple(outputs))
+        return Done(outcome.facts, outcome.rungs, seconds, reused=False, outputs=tuple(outputs))
 
     def recorded(self, stage: str, key: str, kind: type[Facts]) -> Done[Facts] | None:
         """What is recorded of a stage, if that still holds and may be reused."""

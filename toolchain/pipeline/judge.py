@@ -95,16 +95,16 @@ class Judge:
         """The rung of two forms that are both PyTorch modules."""
         return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
 
-    def engine(self, onnx: Path, made: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
+    def engine(self, onnx: Path, engine: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
         """The rung of an engine against the file that it was built from, run on the CPU.
 
         Args:
             onnx: the file.
-            made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
-            profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
+            engine: the rung is not run where it cannot be loaded, and gives the reason.
+            profile: (min, opt, max) batch of the engine; batches outside it are not tried.
         """
         available = len(self.source.split("validation")) if self.names_classes else None
-        return engine_rung(onnx, made, profile, self.images, available)
+        return engine_rung(onnx, engine, profile, self.images, available)
 
     def _rung(
         self,
@@ -129,9 +129,9 @@ def relative_error(outputs: Tensor, reference: Tensor) -> float | None:
     return float((ours - theirs).square().sum()) / spread if spread > 0 else None
 
 
-def require_cost(made: DeployModel, predicted: ModelShape) -> None:
+def require_cost(model: DeployModel, predicted: ModelShape) -> None:
     """Nothing, if a model has exactly the parameters and MACs that its plan's widths predict; else ArtifactError."""
-    shape = _shape(made)
+    shape = _shape(model)
     if (shape.params, shape.macs) != (predicted.params, predicted.macs):
         raise ArtifactError(
             f"the deploy model has {shape.params:,} parameters and {shape.macs:,} MACs, but its plan's widths give "

@@ -94,20 +94,20 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     files = [run.do(Exported(run, "dense")), run.do(Exported(run, "compressed"))]
     proven = [rung for done in run.done.values() for rung in done.rungs]
     parity = {FP32: bench.claim(proven)}  # precision of a file that ships → what its rungs prove
-    asked = expanded(recipe.export.precisions)
-    for precision in (name for name in asked if name != FP32):
-        file = run.do(Converted(run, precision, asked[precision]))
+    precisions = expanded(recipe.export.precisions)
+    for precision in (name for name in precisions if name != FP32):
+        file = run.do(Converted(run, precision, precisions[precision]))
         files.append(file)
         if file.facts.row.refused is None:
             parity[precision] = bench.claim([*proven, *file.rungs])
-    either = [name for name in EITHER_OF if name in asked]
+    either = [name for name in EITHER_OF if name in precisions]
     if either and not set(either) & set(parity):
         raise ParityError(f"no int8 file is the model: {files[2].facts.row.refused}")
 
     engines = [
         run.do(Engine(run, recipe.engine, target, precision))
         for target, precision in product(recipe.engine.targets if recipe.engine else (), parity)
-        if recipe.engine is not None and precision in asked and builds(target, precision)
+        if recipe.engine is not None and precision in precisions and builds(target, precision)
     ]
 
     cells, duels = [], []
@@ -119,7 +119,7 @@ def _carry_out(run: Run, job: Job) -> Outcome:
                     bench.measured(run, bench.cell(run, where, precision, claim))
                     for precision, claim in parity.items()
                     # int8 is held against fp32 as well, whether or not that is asked for
-                    if (precision in asked or either) and bench.runs(where.device, precision)
+                    if (precision in precisions or either) and bench.runs(where.device, precision)
                 ]
                 if set(EITHER_OF) <= set(parity) and all(bench.runs(where.device, name) for name in EITHER_OF):
                     duels.append(bench.measured(run, bench.duel(run, where, [parity[name] for name in EITHER_OF])))

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.measure.comparison import Comparison
-from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, TimmModel
+from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
 from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
 from toolchain.pipeline.job import Job, tool
@@ -22,7 +22,7 @@ from toolchain.surgery.replay import load_model, save_model
 
 Compare = Callable[..., Comparison]
 """Times two artifacts, as `toolchain.compare` does."""
-M = TypeVar("M", TimmModel, MaskedModel, DeployModel)
+M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
 
 @dataclass
@@ -107,5 +107,5 @@ def open_as(folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises ArtifactError if it is one of another stage."""
     model = load_model(folder)
     if not isinstance(model, kind):
-        raise ArtifactError(f"{folder} holds a {model.stage} model, expected a {kind.stage} one")
+        raise ArtifactError(f"{folder} holds a {model.stage} model; this stage takes a {kind.stage} one")
     return model
