@@ -105,7 +105,7 @@ class ModelFolder(Artifact):
             "macs": shape.macs,
             "input_size": list(record.preprocess.input_size),
             "provenance": record.provenance,
-            "restrictions": model.family.limits(create_dense(record.model)),
+            "restrictions": model.family.restrictions(create_dense(record.model)),
             "structure": record.structure,
             **({} if record.plan is None else {"plan": CompressionPlan.from_dict(record.plan).summary()}),
         }

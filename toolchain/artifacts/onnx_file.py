@@ -217,8 +217,3 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for node in all_nodes(model):
         for attribute in node.attribute:
             yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """On its way out: `OnnxFile(path).model`."""
-    return OnnxFile(path).model

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.artifacts import PlainFile, open_artifact
-from toolchain.cli.look import _read_report
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import read_json
 from toolchain.plan import CompressionPlan
+from toolchain.report.record import Report
 from toolchain.surgery.checkpoint import checkpoint_facts
 
 
@@ -37,9 +37,8 @@ def inspect(
 
 def _inspect(path: Path) -> Mapping[str, Any]:
     if (path / "report.json").is_file():
-        found = _read_report(path)
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
-        return {"kind": "run", **{key: found[key] for key in keys}}
+        return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
     artifact = open_artifact(path)
     if not isinstance(artifact, PlainFile):
         return artifact.facts()

@@ -48,7 +48,7 @@ def models(
 def _support(name: str) -> dict[str, Any]:
     home = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
     row: dict[str, Any] = {"name": name, "module": home, "support": "refused", "reason": "", "params": None}
-    if not any(home in family.timm_modules for family in FAMILIES):
+    if not any(home in family.timm_modules for family in FAMILIES.values()):
         return {**row, "reason": f"timm's {home} is no supported family"}
     try:
         with torch.device("meta"):
@@ -56,7 +56,7 @@ def _support(name: str) -> dict[str, Any]:
             if headless := not module.num_classes:
                 module = create_dense(ModelRef(name=name, kwargs={"num_classes": CLASSES}))
         row["params"] = sum(p.numel() for p in module.parameters())
-        limits = family_of(module, name).limits(module)
+        limits = family_of(module, name).restrictions(module)
     except SlimvitError as error:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
     reasons = [
