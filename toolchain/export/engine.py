@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.precision import FP32, PRECISIONS
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import ENGINE_FILES, EngineArtifact, Made, OnnxArtifact
@@ -20,9 +21,7 @@ from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, 
 
 log = logging.getLogger(__name__)
 RECORD = "engine.json"
-INT8 = "int8-qdq"
-PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", INT8: "INT8"}
-"""Precision of a file → the type that a runtime must see in all its matrix products; in int8, in its int8 linears."""
+INT8 = "INT8"
 
 
 def builds(target: str, precision: str) -> bool:
@@ -115,10 +114,10 @@ class BuildEngine:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
         if not given.precision:
             return
-        wanted = PRODUCTS[given.precision]
+        wanted = PRECISIONS[given.precision].product if given.precision != FP32 else "FLOAT"
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
-        if given.precision == INT8:  # attention and what gives the logits stay in floating point
+        if wanted == INT8:  # attention and what gives the logits stay in floating point
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
         if not right:
@@ -129,7 +128,7 @@ class BuildEngine:
         if built.facts.get("inspector") is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
-        if chosen and given.precision != "fp32" and (fewer or (wanted != "INT8" and "FLOAT" in chosen)):
+        if chosen and given.precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):
             raise ArtifactError(
                 f"{built.path.name} is no {given.precision} engine: by the engine inspector its matrix products read {chosen}"
             )
