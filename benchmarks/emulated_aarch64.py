@@ -75,17 +75,17 @@ class Emulated:
         self.root, self.site = self.work / "root", self.work / "site"
         self.python = Path()
 
-    def set_up(self, told: Callable[[str], None]) -> None:
+    def set_up(self, say: Callable[[str], None]) -> None:
         """Raises TargetUnavailable if a program is missing, CalledProcessError if a download fails."""
         for program, install in ((QEMU, "qemu-user-static"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")):
             if shutil.which(program) is None:
                 raise TargetUnavailable("aarch64", f"there is no {program}", f"apt-get install {install}")
         if not self.root.exists():
-            told("fetching Debian's arm64 packages")
+            say("fetching Debian's arm64 packages")
             self._debian()
         (self.python,) = [path for path in self.root.glob("usr/bin/python3.*") if path.name[8:].isdigit()]
         if not self.site.exists():
-            told("fetching aarch64 wheels")
+            say("fetching aarch64 wheels")
             self._wheels(self.python.name.removeprefix("python"))
 
     def _debian(self) -> None:
@@ -162,8 +162,8 @@ def _infer(emulated: Emulated, model: Path, feeds: Mapping[str, Array]) -> dict[
     outputs.unlink(missing_ok=True)
     np.savez(inputs, allow_pickle=False, **feeds)
     emulated.run("-c", INFER, model.absolute(), inputs, outputs, folder=emulated.work)
-    with np.load(outputs) as found:
-        return {name: found[name] for name in found.files}
+    with np.load(outputs) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def check_runner(emulated: Emulated) -> bool:
@@ -208,14 +208,14 @@ def _small_model(path: Path) -> Path:
     return path
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """0 if all is right there, 3 if not, 5 if there is no emulator."""
     parser = argparse.ArgumentParser(description="Check exported models on emulated aarch64; nothing is timed.")
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--work", type=Path, default=Path("build/aarch64"), help="what is fetched stays here")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--quantised", action="store_true", help="judge by cosine ≥ 0.99 alone, for int8")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     tolerance = QUANTISED if options.quantised else TOLERANCES["fp32"]
     emulated = Emulated(options.work)
     emulated.work.mkdir(parents=True, exist_ok=True)

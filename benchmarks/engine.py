@@ -15,6 +15,7 @@ import references
 from filelock import FileLock, Timeout
 from kinds import KINDS
 from kinds.base import Cell, Kind, NotReady, Outcome
+from predict import matmul_rate
 from records import Record, Results, same, today
 from suite import Suite
 
@@ -51,6 +52,7 @@ class Harness:
     compare: Callable[..., Any] = compare
     floor: Callable[..., Any] = measure_floor
     run: Callable[..., Any] = run
+    rate: Callable[[], float] = matmul_rate
     wait: Callable[[float], None] = time.sleep
 
 

@@ -16,7 +16,8 @@ from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.model import OnnxArtifact, run_stage
 from toolchain.parity import BATCHES
-from toolchain.pipeline.job import compressed, prepare, tool
+from toolchain.pipeline.job import prepare, tool
+from toolchain.pipeline.stages.compress import compress
 from toolchain.recipe import Recipe
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -61,7 +62,7 @@ class Shape:
         job = prepare(Recipe.from_dict(raw))
         module, size = job.dense.module, job.dense.preprocess.input_size
         if self.sections:
-            masked, _ = compressed(job, job.dense, Latency())
+            masked = compress(job, job.dense, Latency()).artifact
             module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
         shape = trace(module, job.dense.family, size)
         about = {"slimvit.tool": tool(), "benchmark": path.stem}

@@ -193,10 +193,14 @@ class ExportSection(Section):
     accuracy_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
 
 
+Targets = Annotated[tuple[str, ...], BeforeValidator(tuple_of)]
+"""Names of targets; none of them means that nothing is built or measured."""
+
+
 class EngineSection(Section):
     """[engine]: which engines to build from them."""
 
-    targets: Names = ("trt-rtx",)
+    targets: Targets = ("trt-rtx",)
     compute_capabilities: Names = ("8.6", "8.9", "12.0")
     batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(tuple_of)] = (1, 1, 8)
     strip: bool = False
@@ -216,7 +220,7 @@ class EngineSection(Section):
 class BenchSection(Section):
     """[bench]: where latency is compared."""
 
-    targets: Names = ("ort-cpu",)
+    targets: Targets = ("ort-cpu",)
     batch: Counts = (1,)
     threads: Counts = (1,)
 

@@ -30,9 +30,10 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import MaskedModel, run_stage
-from toolchain.pipeline.job import Job, clocks, prepare
-from toolchain.pipeline.job import compressed as compress
+from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.compress import compress
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import Progress
 from toolchain.recipe import FinetuneSection, Recipe
 from toolchain.surgery.replay import load_model, save_model
@@ -281,8 +282,9 @@ class Compression(Kind[CompressionCell, Group]):
                     return model, known["facts"], known["seconds"]
             clock = Clock()
             dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-            latency = latency_of(clocks(job, dense, progress.at))
-            masked, allocation = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
+            latency = latency_of(clocks(job, dense, progress))
+            made = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
+            masked, allocation = made.artifact, made.facts
             clock.lap("compress")
             times = allocation.to_dict()["latency"]
             about = {**_plan_facts(masked), **({"latency": times} if times else {})}

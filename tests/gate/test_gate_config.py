@@ -10,7 +10,8 @@ from builders import write_classifier
 
 from toolchain.artifacts.size import artifact_sha256
 from toolchain.errors import BaselineError, RecipeError, StorageError
-from toolchain.gate.config import GateConfig, require_baselines
+from toolchain.gate.config import BudgetSection, GateConfig, RelationSection, require_baselines
+from toolchain.gate.metrics import METRICS
 
 CELL = {"name": "digits", "artifact": "new.onnx", "budget": {"size": "1 MB"}}
 
@@ -152,3 +153,9 @@ def test_one_cell_and_one_check_can_be_taken_out(tmp_path):
         config.only("othr")
     with pytest.raises(RecipeError, match=r"has no check 'budget\.params'"):
         config.only("other", "budget.params")
+
+
+def test_every_key_of_a_budget_or_relation_is_a_check():
+    """Kind: a key that is read and judged by nothing."""
+    keys = {*BudgetSection.model_fields, *RelationSection.model_fields}
+    assert keys == {*METRICS, "parity", "latency"}

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 from builders import few_sessions, write_classifier
-from measuring import Scripted
+from measuring import Scripted, as_measured
 
 from toolchain.artifacts.size import artifact_sha256
 from toolchain.devices.device import Devices
@@ -37,7 +37,7 @@ def judge(tmp_path):
     write_classifier(tmp_path / "new.onnx")
 
     def call(script, *, cells=None, budget=None, relation=None, accepts=(), **more):
-        measurer = Scripted(*script)
+        measurer = script if callable(script) else Scripted(*script)
         relation = {"latency": 0.05} if relation is None else relation
         cell = {"artifact": "new.onnx", "baseline": "old", "budget": budget or {}, "relation": relation, **more}
         raw = {
@@ -269,6 +269,15 @@ def test_an_accepted_time(judge):
     assert statuses(result) == ["accepted"]
     result, _ = judge([SAME] * 2, accepts=[accept(9.8, "budget.latency")], **options)
     assert statuses(result) == ["fail"]
+
+
+def test_an_artifact_that_is_replaced_while_it_is_timed_ends_the_gate(judge, tmp_path):
+    def replacing(pair, *_):
+        write_classifier(tmp_path / "new.onnx", padding=1)
+        return as_measured(pair)
+
+    with pytest.raises(ArtifactError, match=r"cell 'cell0': it was measured with another artifact.*Run the gate again"):
+        judge(replacing, cells=1)
 
 
 TARGETS = """
