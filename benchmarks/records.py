@@ -26,6 +26,8 @@ from toolchain.recipe import LOCAL, Recipe, model_source
 
 SCHEMA = "slimvit.benchmarks/1"
 SUFFIX = ".json.gz"
+UNALIGNED = 1
+"""`compress.align` of all that is recorded and names no target: 8 became its default afterwards."""
 YOUNGER = {"model": ("output", "resample_patches"), "data": ("classes", "exif_orientation", "workers")}
 """Section → keys that came after cells were recorded and references shipped."""
 
@@ -138,6 +140,8 @@ def sections(recipe: Recipe) -> dict[str, Any]:
         for name in names:
             if raw[section][name] == type(known).model_fields[name].default:
                 del raw[section][name]
+    if recipe.compress.align == UNALIGNED and not recipe.budget.latency:
+        del raw["compress"]["align"]
     return raw
 
 

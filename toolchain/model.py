@@ -189,15 +189,15 @@ class Stage(Protocol[In_contra, Out, Facts_co]):
         """What the step is called in messages and reports."""
         ...
 
-    def requires(self, given: In_contra) -> None:
+    def requires(self, given: In_contra, /) -> None:
         """Raises if the step cannot work on `given`."""
         ...
 
-    def __call__(self, given: In_contra) -> Made[Out, Facts_co]:
+    def __call__(self, given: In_contra, /) -> Made[Out, Facts_co]:
         """The result of the step."""
         ...
 
-    def ensures(self, given: In_contra, made: Out) -> None:
+    def ensures(self, given: In_contra, made: Out, /) -> None:
         """Raises if `made`, the artifact, is not what the step promises for `given`."""
         ...
 

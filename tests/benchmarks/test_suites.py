@@ -10,7 +10,7 @@ from pages import PAGES
 from records import Results
 from suite import Suite
 
-from toolchain.compress.method import check_names
+from toolchain.compress.method import Method
 from toolchain.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def test_every_recipe_that_a_suite_implies_is_valid(path):
         tried = {key: value for sweep in cell.best for key, value in suite.sweeps[sweep][0].tried.items()}
         for chosen in (None, tried):
             recipe = recipe_of(suite, cell, chosen)
-            check_names(recipe.compress)
+            Method.of(recipe.compress)
             assert recipe.compress.seed == cell.seed
             assert (recipe.finetune.epochs > 0) == (cell.training == "recovered")
         if peer := KINDS[cell.kind].other_settings(cell, tried):

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import Stopwatch
 
 from toolchain.cli.main import main
 from toolchain.measure.compare import compare
-from toolchain.pipeline import run as pipeline
-from toolchain.pipeline import shipping
+from toolchain.pipeline.run import run
 
 MODEL = """[model]
 name = "vit_tiny_patch16_224"
@@ -101,7 +101,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that was carried out once, with a short measurement; tests read it and write elsewhere."""
+    """A run that was carried out once, with made-up latency; tests read it and write elsewhere."""
 
     recipe: Path
     folder: Path
@@ -109,14 +109,13 @@ class Finished:
 
 
 @pytest.fixture(scope="package")
-def finished(one_thread: None, short_bench: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("finished")
     path = root / "recipe.toml"
     path.write_text(RECIPE + '\n[bench]\ntargets = ["ort-cpu"]\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        patch.setattr(shipping, "bench_compare", short_bench)
-        report = pipeline.run(path, root / "run")
+        report = run(path, root / "run", compare=Stopwatch()).to_dict()
     return Finished(path, root / "run", report)
 
 

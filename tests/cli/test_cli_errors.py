@@ -562,7 +562,7 @@ def test_ctrl_c(recipe, tmp_path, moment):
         assert "Traceback" not in stderr
         errors = [line for line in stderr.splitlines() if line.startswith("slimvit: error: ")]
         assert errors == [stderr.splitlines()[-1]]
-        assert "interrupted" in errors[0]
+        assert "Interrupted. Run the same command to resume." in errors[0]
         while processes_of_group(process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not processes_of_group(process.pid)

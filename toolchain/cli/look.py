@@ -1,4 +1,4 @@
-"""inspect, models, doctor, report, manifest, schema, init: they read, and change nothing but what is named."""
+"""inspect, models, doctor: they read, and change nothing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ import psutil
 import timm
 import torch
 import typer
-from pydantic import BaseModel
 
 from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
 from toolchain.cli.options import JsonFlag
-from toolchain.cli.screen import line, print_facts, print_json, print_report, print_tables
+from toolchain.cli.screen import line, print_facts, print_json, print_tables
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageError, TargetUnavailable
 from toolchain.export.precision import precision_of
 from toolchain.families import FAMILIES, family_of
-from toolchain.files import read_json, sha256, write_text
-from toolchain.gate import GateConfig, GateFile
+from toolchain.files import read_json
 from toolchain.pipeline.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
-from toolchain.recipe import Recipe
-from toolchain.report.assemble import SCHEMA as REPORT_SCHEMA
-from toolchain.report.files import render
+from toolchain.report.record import Report
 from toolchain.report.tables import Table, number
 from toolchain.surgery.checkpoint import checkpoint_facts
 from toolchain.surgery.replay import create_dense, load_model
@@ -51,37 +47,12 @@ PACKAGES = (
 ENGINES = (".engine", ".xml")
 CLASSES = 1000
 """Of a model that has no classifier of its own, to see what else it is."""
-SCHEMAS: dict[str, type[BaseModel]] = {
-    "recipe": Recipe,
-    "plan": CompressionPlan,
-    "gate": GateConfig,
-    "gate-result": GateFile,
-}
-TEMPLATE = """[model]
-name = "deit_small_patch16_224"
-
-[data]
-source = "imagefolder:path/to/images"   # digits | fashion-mnist | imagefolder:PATH | images:PATH | hf:NAME | none
-
-[compress]
-method = "joint"                        # joint (no labels, no training) | hybrid | vtp | none
-
-[budget]
-params = 0.5                            # the share that is LEFT
-
-[bench]
-targets = ["ort-cpu"]
-"""
-manifest = typer.Typer(help="Check the files of a run against its manifest.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb in (inspect, models, doctor, report, schema, init):
+    for verb in (inspect, models, doctor):
         app.command()(verb)
-    manifest.command("verify")(manifest_verify)
-    manifest.callback()(lambda: None)
-    app.add_typer(manifest, name="manifest")
 
 
 def inspect(
@@ -100,9 +71,8 @@ def _inspect(path: Path) -> dict[str, Any]:
     if (path / "model.json").is_file():
         return _inspect_model(path)
     if (path / "report.json").is_file():
-        found = _read_report(path)
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
-        return {"kind": "run", **{key: found[key] for key in keys}}
+        return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
     if path.suffix == ".onnx":
         return _inspect_onnx(path)
     if not path.is_file():
@@ -131,7 +101,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": f"{model.stage} model", "model": model.ref.name, "kwargs": model.ref.kwargs}
     facts |= {"params": shape.params, "macs": shape.macs, "input_size": list(model.preprocess.input_size)}
     facts["provenance"] = dict(model.provenance)
-    facts["limits"] = model.family.limits(create_dense(model.ref))
+    facts["limits"] = model.family.restrictions(create_dense(model.ref))
     facts["structure"] = record["structure"]
     if record["plan"] is not None:
         facts["plan"] = CompressionPlan.from_dict(record["plan"]).summary()
@@ -182,7 +152,7 @@ def models(
 def _support(name: str) -> dict[str, Any]:
     home = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
     row: dict[str, Any] = {"name": name, "module": home, "support": "refused", "reason": "", "params": None}
-    if not any(home in family.timm_modules for family in FAMILIES):
+    if not any(home in family.timm_modules for family in FAMILIES.values()):
         return {**row, "reason": f"timm's {home} is no supported family"}
     try:
         with torch.device("meta"):
@@ -190,7 +160,7 @@ def _support(name: str) -> dict[str, Any]:
             if headless := not module.num_classes:
                 module = create_dense(ModelRef(name=name, kwargs={"num_classes": CLASSES}))
         row["params"] = sum(p.numel() for p in module.parameters())
-        limits = family_of(module, name).limits(module)
+        limits = family_of(module, name).restrictions(module)
     except SlimvitError as error:
         return {**row, "reason": str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")}
     reasons = [
@@ -225,63 +195,3 @@ def doctor(json_: JsonFlag = False) -> None:
         except TargetUnavailable as error:
             facts[f"target {name}"] = f"unavailable: {error.reason}"
     print_json(facts) if json_ else print_facts(facts)
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
-) -> None:
-    """Print a run's report again, and rewrite report.md and report.html from report.json."""
-    found = _read_report(folder)
-    try:
-        render(found, folder)
-    except StorageError as error:  # an archive may be read-only; what was asked for is to see it
-        log.warning("%s", error)
-    print_json(found) if json_ else print_report(found, folder)
-
-
-def _read_report(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / "report.json")
-    if not isinstance(found, dict) or found.get("schema") != REPORT_SCHEMA:
-        raise ArtifactError(f"{folder / 'report.json'} is not a {REPORT_SCHEMA} report")
-    return found
-
-
-def manifest_verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
-) -> None:
-    """Whether every file of a run is the one that its manifest lists; exit 3 if not."""
-    record = read_json(folder / "manifest.json")
-    if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("slimvit.manifest/"):
-        raise ArtifactError(f"{folder / 'manifest.json'} is not a manifest that slimvit wrote")
-    listed = record["files"]
-    wrong = [
-        entry["path"]
-        for entry in listed
-        if not (folder / entry["path"]).is_file() or sha256(folder / entry["path"]) != entry["sha256"]
-    ]
-    if json_:
-        print_json({"files": len(listed), "wrong": wrong})
-    if wrong:
-        raise ArtifactError(f"{len(wrong)} of {len(listed)} files are missing or altered: {', '.join(wrong[:5])}")
-    if not json_:
-        line(f"{len(listed)} files, all as listed")
-
-
-def schema(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.")],
-    json_: JsonFlag = False,  # noqa: ARG001 - every verb takes it; here there is nothing else to print
-) -> None:
-    """Print a JSON schema."""
-    if name not in SCHEMAS:
-        raise RecipeError(f"unknown schema {name!r}; known: {', '.join(SCHEMAS)}")
-    print_json(SCHEMAS[name].model_json_schema())
-
-
-def init(
-    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.toml"), json_: JsonFlag = False
-) -> None:
-    """Write a recipe to start from; an existing file is left alone."""
-    if path.exists():
-        raise StorageError(f"{path} exists; choose another name")
-    write_text(path, TEMPLATE)
-    print_json({"path": str(path)}) if json_ else line(f"wrote {path}")

@@ -18,17 +18,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.report.markdown import cautions, notes
-from toolchain.report.tables import (
-    Table,
-    engine_lines,
-    hardware,
-    headline,
-    parity_lines,
-    shares_table,
-    stage_table,
-    verdicts,
-)
+from toolchain.report.record import Report
+from toolchain.report.sections import parts
+from toolchain.report.tables import Table
 
 WIDE = 160
 
@@ -88,17 +80,20 @@ def print_wrapped(lines: Iterable[str], *, indent: int = 0) -> None:
             line(" " * indent + text)
 
 
-def print_report(report: Mapping[str, Any], folder: Path) -> None:
-    """A run in the order that a hurried reader wants: what came out, the verdict, where to read on; then details."""
-    print_wrapped(f"note: {caution}" for caution in cautions(report))
-    print_tables([headline(report)])
-    print_lines("Latency", [*verdicts(report), *([f"measured on {hardware(report)}"] if report["bench"] else [])])
+def print_report(report: Report, folder: Path) -> None:
+    """A run, section by section: cautions first, then what came out, and at last where to read on."""
+    drawn = list(parts(report))
+    print_wrapped(f"note: {caution}" for part in drawn for caution in part.cautions)
+    for part in drawn:
+        if part.is_empty or part.brief == ():
+            continue
+        if part.table and part.table.rows and part.brief is None:
+            print_tables([part.table])
+            print_wrapped(part.lines)
+        else:
+            print_lines(part.title, part.lines if part.brief is None else part.brief)
+            line("")
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
-    print_lines("Notes", notes(report))
-    line("")
-    print_tables(table for table in (stage_table(report), shares_table(report)) if table.rows)
-    print_lines("Parity", parity_lines(report))
-    print_lines("Engines", engine_lines(report))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -55,24 +55,23 @@ from toolchain.pipeline.job import (
     SYNTHETIC,
     Start,
     begin,
-    clocks,
-    compressed,
     prepare,
     tool,
-    trained,
 )
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.base import M, open_as
+from toolchain.pipeline.stages.compress import compress as compress_model
+from toolchain.pipeline.stages.dense import trained
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
-from toolchain.report.tables import finetune_line
+from toolchain.report.sections.notes import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune, require_teacher
-
-M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
 
 def register(app: typer.Typer) -> None:
@@ -103,9 +102,11 @@ def compress(
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
-        latency = latency_of(clocks(job, dense, screen.at))
-        given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        masked, allocation = compressed(job, given, latency, progress=Progress(screen))
+        progress = Progress(screen)
+        latency = latency_of(clocks(job, dense, progress))
+        dense = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
+        compressed = compress_model(job, dense, latency, progress=progress)
+    masked, allocation = compressed.artifact, compressed.facts
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
@@ -141,22 +142,23 @@ def finetune(
             screen.stage("finetune")
             progress = Progress(screen)
         stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=progress)
-        made = run_stage(stage, masked)
-        model, facts = made.artifact, made.facts.model_dump(mode="json")
+        tuned = run_stage(stage, masked)
+        model = tuned.artifact
         if writes:
             save_model(model, out)
     if writes:
-        _tell(model, out, json_=json_, more={"finetune": facts if json_ else finetune_line(facts, model.output)})
+        facts = tuned.facts.model_dump(mode="json") if json_ else finetune_line(tuned.facts, model.output)
+        _tell(model, out, json_=json_, more={"finetune": facts})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Masked model folder → sliced model folder: removed positions are physically gone."""
-    _save(run_stage(Slice(), _open(folder, MaskedModel)).artifact, out, json_=json_)
+    _save(run_stage(Slice(), open_as(folder, MaskedModel)).artifact, out, json_=json_)
 
 
 def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Sliced model folder → deploy model folder: stock modules only, two linears per low-rank pair that pays."""
-    _save(run_stage(Split(), _open(folder, SlicedModel)).artifact, out, json_=json_)
+    _save(run_stage(Split(), open_as(folder, SlicedModel)).artifact, out, json_=json_)
 
 
 def export(
@@ -184,13 +186,13 @@ def export(
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small
         whole = out if scratch is None else scratch / f"{folder.name}.{FP32}.onnx"
-        made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
-        graph, rungs = made.facts, list(made.rungs)
+        exported = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
+        graph, rungs = exported.facts, list(exported.rungs)
         del model  # converting a large one takes the memory
         if precision != FP32:
-            converted = run_stage(judge.convert(precision, out), made.artifact)
+            converted = run_stage(judge.convert(precision, out), exported.artifact)
             graph, rungs = converted.facts.graph, [*rungs, *converted.rungs]
-    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(made.facts.notes)}
+    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(exported.facts.notes)}
     held = [str(rung) for rung in rungs]
     print_json({**facts, "parity": held}) if json_ else print_facts({**facts, "parity": "; ".join(held)})
 
@@ -214,7 +216,7 @@ def engine(
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
-    given: dict[str, object] = {
+    options: dict[str, object] = {
         "targets": [target],
         "batch": list(batch),
         "strip": strip,
@@ -222,15 +224,14 @@ def engine(
         "hardware_compatible": hardware_compatible,
     }
     if compute_capability:
-        given["compute_capabilities"] = compute_capability
-    section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
+        options["compute_capabilities"] = compute_capability
+    section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": options}).engine
     assert isinstance(section, EngineSection)
     sample = numbers(input_shape, "--input-shape")
     stage = BuildEngine(
         section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
-    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+    _tell_engine(run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact, json_=json_)
 
 
 def _engine_rung(
@@ -267,26 +268,22 @@ def refit(
         lambda built: _engine_rung(onnx, built, sizes[0], sample),
         engine_,
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
-    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+    _tell_engine(run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact, json_=json_)
 
 
-def _open(folder: Path, kind: type[M]) -> M:
-    model = load_model(folder)
-    if not isinstance(model, kind):
-        raise ArtifactError(f"{folder} holds a {model.stage} model; this stage takes a {kind.stage} one")
-    return model
+def _tell_engine(built: EngineArtifact, *, json_: bool) -> None:
+    print_json(built.facts) if json_ else print_facts({"file": str(built.path), **built.facts})
 
 
 def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
-    model = _open(folder, kind)
-    for what, found, wanted in (
+    model = open_as(folder, kind)
+    for what, ours, theirs in (
         ("model", model.ref, job.dense.ref),
         ("preprocessing", model.preprocess, job.dense.preprocess),
     ):
-        if found != wanted:
-            raise RecipeError(f"{folder} and the recipe differ in the {what}: {found!r} and {wanted!r}")
+        if ours != theirs:
+            raise RecipeError(f"{folder} and the recipe differ in the {what}: {ours!r} and {theirs!r}")
     return model
 
 

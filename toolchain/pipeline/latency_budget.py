@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain.compress.allocate import Choices, Key
-from toolchain.compress.decide import Latency
+from toolchain.compress.allocation import Latency
+from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.devices.transport import LocalTransport, Transport
 from toolchain.errors import ArtifactError, StorageError

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
-from builders import TINY, candidates_of, choices_of, costs_of, dense_model, table_of
+from dataclasses import replace
 
-from toolchain.compress import decide as module
-from toolchain.compress.allocate import Limits, solve_uniform
-from toolchain.compress.decide import CLOSE, ROUNDS, Latency, decide, settle
+import pytest
+import torch
+from builders import TINY, candidates_of, choices_of, costs_of, dense_model, problem_of, table_of
+
+from toolchain.compress.allocation import CLOSE, ROUNDS, allocate, settle
+from toolchain.compress.choices import Budget
+from toolchain.compress.solver import solve_uniform
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
 from toolchain.data import open_source
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.model import run_stage
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import BudgetSection, CompressSection
 
 
@@ -36,8 +40,8 @@ class Device:
 def settled(model, device, wanted, **others):
     choices, table = choices_of(model), device.table
     costs = costs_of(model, (table,))
-    limits = Limits({f"latency.{table.target}": wanted * table.dense_ms, **others})
-    return settle(lambda known: solve_uniform(choices, known, limits), costs, limits, Latency((table,), device))
+    budget = Budget({f"latency.{table.target}": wanted * table.dense_ms, **others})
+    return settle(lambda known: solve_uniform(choices, known, budget), costs, budget, device)
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.1, 0.75, 1.0])
@@ -69,13 +73,13 @@ def test_a_target_that_is_far_below_its_limit_does_not_speak_for_the_other(model
     choices = choices_of(model)
     devices = [Device(table_of(choices), 0.8), Device(table_of(choices, 3, "eager"), 1.0)]
     tables = tuple(device.table for device in devices)
-    limits = Limits({"latency.ort-cpu": 0.7 * 4.0, "latency.eager": 0.99 * 4.0})
+    budget = Budget({"latency.ort-cpu": 0.7 * 4.0, "latency.eager": 0.99 * 4.0})
 
     def check(widths):
         return {**devices[0](widths), **devices[1](widths)}
 
     costs = costs_of(model, tables)
-    found = settle(lambda known: solve_uniform(choices, known, limits), costs, limits, Latency(tables, check))
+    found = settle(lambda known: solve_uniform(choices, known, budget), costs, budget, check)
     assert found.measured["ort-cpu"] == pytest.approx(0.7, rel=CLOSE)
     assert found.measured["eager"] < 0.9
 
@@ -107,8 +111,8 @@ def test_a_limit_that_is_missed_after_all_rounds_is_a_warning(model, caplog, mea
 
 def settled_with(model, table, check, wanted):
     choices, costs = choices_of(model), costs_of(model, (table,))
-    limits = Limits({"latency.ort-cpu": wanted * table.dense_ms})
-    return settle(lambda known: solve_uniform(choices, known, limits), costs, limits, Latency((table,), check))
+    budget = Budget({"latency.ort-cpu": wanted * table.dense_ms})
+    return settle(lambda known: solve_uniform(choices, known, budget), costs, budget, check)
 
 
 def test_a_limit_that_turns_out_of_reach_is_an_error_with_the_true_range(model):
@@ -122,8 +126,8 @@ def test_a_limit_that_turns_out_of_reach_is_an_error_with_the_true_range(model):
 def test_without_a_check_the_table_is_believed(model):
     table = table_of(choices_of(model))
     choices, costs = choices_of(model), costs_of(model, (table,))
-    limits = Limits({"latency.ort-cpu": 0.7 * table.dense_ms})
-    found = settle(lambda known: solve_uniform(choices, known, limits), costs, limits, Latency((table,)))
+    budget = Budget({"latency.ort-cpu": 0.7 * table.dense_ms})
+    found = settle(lambda known: solve_uniform(choices, known, budget), costs, budget, None)
     assert found.measured == {}
     assert found.costs.of(found.widths)["latency.ort-cpu"] <= 0.7 * table.dense_ms
 
@@ -131,67 +135,57 @@ def test_without_a_check_the_table_is_believed(model):
 # The whole decision
 
 
-def digits():
+def digits(images=32, held_out=None):
     config = {"mean": (0.5,), "std": (0.5,)}
-    return open_source("digits", input_size=(1, 8, 8), data_config=config, calibration_images=32)
+    source = open_source("digits", input_size=(1, 8, 8), data_config=config, calibration_images=images)
+    if held_out is None:
+        return source
+    return replace(
+        source, splits={**source.splits, "validation": source.split("validation").take(torch.arange(held_out))}
+    )
 
 
-def run(model, section, budget, latency):
-    return decide(model, section, budget, {}, digits(), latency, lambda *_: None)
+SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
 
-@pytest.fixture
-def weighed(monkeypatch):
-    """Candidates without measuring any; counts how often they are asked for."""
-    calls = []
-
-    def made_up(given, sites, choices, dense, source, section, cares, likelihood, told):
-        calls.append(len(sites))
-        return candidates_of(choices)
-
-    monkeypatch.setattr(module, "candidates_for", made_up)
-    monkeypatch.setattr(module, "what_matters", lambda *_: {})
-    return calls
+def run(model, budget, table=None, check=None, section=None):
+    """The allocation by made-up damage."""
+    problem = problem_of(model, section, budget, tables=() if table is None else (table,))
+    return allocate(problem, candidates_of(problem.choices), check)
 
 
-def test_damage_is_measured_once_however_often_widths_are_chosen(model, weighed):
-    section = CompressSection()
+def test_a_latency_that_does_not_add_up_is_recorded_with_its_correction(model):
     device = Device(table_of(choices_of(model)), 0.8, 0.3)
-    found = run(model, section, BudgetSection(latency={"ort-cpu": "70%"}), Latency((device.table,), device))
+    found = run(model, BudgetSection(latency={"ort-cpu": "70%"}), device.table, device)
     assert len(device.asked) >= 2
-    assert weighed == [4]
-    (row,) = found.to_dict()["latency"]
+    record = found.to_dict()
+    (row,) = record["latency"]
     assert row["requested"] == pytest.approx(0.7)
     assert row["measured"] == pytest.approx(0.7, rel=0.05)
     assert row["predicted"] <= 0.7
     assert row["correction"] != 1.0
     assert row["met"] is True
-    record = found.to_dict()
     assert record["damage"] == pytest.approx(sum(r["damage"] for r in record["widths"]))
 
 
-def test_a_missed_limit_is_recorded_as_such(model, weighed):
+def test_a_missed_limit_is_recorded_as_such(model):
     table, budget = table_of(choices_of(model)), BudgetSection(latency={"ort-cpu": "70%"})
     for check, met in ((lambda _: {"ort-cpu": 0.74}, False), (None, None)):
-        (row,) = run(model, CompressSection(), budget, Latency((table,), check)).to_dict()["latency"]
+        (row,) = run(model, budget, table, check).to_dict()["latency"]
         assert (row["measured"], row["met"]) == (0.74 if check else None, met)
 
 
-def test_an_absolute_limit_is_a_share_of_the_measured_dense_latency(model, weighed):
+def test_an_absolute_limit_is_a_share_of_the_measured_dense_latency(model):
     table = table_of(choices_of(model))  # 4 ms
-    times = [
-        run(model, CompressSection(), BudgetSection(latency={"ort-cpu": text}), Latency((table,)))
-        for text in ("3 ms", "75%", "3000 us")
-    ]
+    times = [run(model, BudgetSection(latency={"ort-cpu": text}), table) for text in ("3 ms", "75%", "3000 us")]
     assert times[0].widths == times[1].widths == times[2].widths
-    assert times[0].limits.most == {"latency.ort-cpu": 3.0}
+    assert times[0].problem.budget.most == {"latency.ort-cpu": 3.0}
 
 
-def test_a_budget_below_the_measured_widths_shrinks_all_layers_alike(model, weighed):
+def test_a_budget_below_the_measured_widths_shrinks_all_layers_alike(model):
     costs = costs_of(model)
-    choices = choices_of(model)
-    smallest = costs.of(choices.uniform(0.0))["params"]
-    found = run(model, CompressSection(), BudgetSection(size=f"{4 * smallest + 4000} B"), Latency())
+    smallest = costs.of(choices_of(model).uniform(0.0))["params"]
+    found = run(model, BudgetSection(size=f"{4 * smallest + 4000} B"))
     for unit in ("head_dim", "mlp_hidden"):
         kept = [count for key, count in found.widths.kept.items() if key[1] == unit]
         assert max(kept) - min(kept) <= 1
@@ -199,38 +193,26 @@ def test_a_budget_below_the_measured_widths_shrinks_all_layers_alike(model, weig
 
 def test_latency_without_a_table_is_refused_rather_than_ignored(model):
     budget = BudgetSection(params=0.8, latency={"ort-cpu": "45%"})
-    with pytest.raises(RecipeError, match=r"budget\.latency\.ort-cpu needs a latency table"):
-        run(model, CompressSection(neurons="magnitude", allocation="uniform"), budget, Latency())
-    with pytest.raises(RecipeError, match="needs a latency table"):
-        Compress(CompressSection(), budget, digits(), {})(model)
+    for section in (CompressSection(neurons="magnitude", allocation="uniform"), CompressSection()):
+        with pytest.raises(RecipeError, match=r"budget\.latency\.ort-cpu needs a latency table"):
+            Compress(digits())(problem_of(model, section, budget))
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_scored_methods_hold_a_latency_budget_too(allocation):
-    small = dense_model(img_size=8, patch_size=4, in_chans=1, embed_dim=48, depth=2, num_heads=3, num_classes=10)
-    section = CompressSection(method="vtp", neurons="variance", allocation=allocation)
-    device = Device(table_of(choices_of(small, section)), 0.9)
-    budget = BudgetSection(latency={"ort-cpu": "70%"})
-    made = Compress(section, budget, digits(), {}, latency=Latency((device.table,), device))(small).artifact
-    assert device(Widths.of(made.plan))["ort-cpu"] == pytest.approx(0.7, rel=0.05)
-
-
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_a_scored_allocation_records_the_prediction_that_it_was_made_by(allocation):
+def test_scored_methods_hold_a_latency_budget_and_record_the_prediction_that_they_were_made_by(allocation):
     """The corrected table and the measured latency of the widths that were chosen, not those of the uniform start."""
-    small = dense_model(img_size=8, patch_size=4, in_chans=1, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+    small = dense_model(**SMALL)
     section = CompressSection(method="vtp", neurons="variance", allocation=allocation)
     device = Device(table_of(choices_of(small, section)), 0.7, 0.3)
-    budget = BudgetSection(latency={"ort-cpu": "70%"})
-    stage = Compress(section, budget, digits(), {}, latency=Latency((device.table,), device))
-    outcome = run_stage(stage, small)
-    masked, made = outcome.artifact, outcome.facts
-    (row,) = made.to_dict()["latency"]
-    assert Widths.of(masked.plan).kept.items() <= made.widths.kept.items()
-    assert row["measured"] == device(made.widths)["ort-cpu"]
+    problem = problem_of(small, section, BudgetSection(latency={"ort-cpu": "70%"}), tables=(device.table,))
+    outcome = run_stage(Compress(digits(), device), problem)
+    masked, allocated = outcome.artifact, outcome.facts
+    (row,) = allocated.to_dict()["latency"]
+    assert Widths.of(masked.plan).kept.items() <= allocated.widths.kept.items()
+    assert row["measured"] == device(allocated.widths)["ort-cpu"] == pytest.approx(0.7, rel=0.05)
     assert row["correction"] != 1.0
     assert row["predicted"] == pytest.approx(row["measured"], rel=CLOSE)
-    assert row["predicted"] != pytest.approx(device.table.ratio(made.widths), rel=CLOSE), "uncorrected"
+    assert row["predicted"] != pytest.approx(device.table.ratio(allocated.widths), rel=CLOSE), "uncorrected"
     assert row["met"] is True
 
 
@@ -238,13 +220,39 @@ def test_global_with_nothing_to_score_holds_its_latency_too(model):
     section = CompressSection(method="hybrid", neurons="none")
     assert section.allocation == "global"
     device = Device(table_of(choices_of(model, section)), 0.8)
-    found = run(model, section, BudgetSection(latency={"ort-cpu": "85%"}), Latency((device.table,), device))
+    problem = problem_of(model, section, BudgetSection(latency={"ort-cpu": "85%"}), tables=(device.table,))
+    found = allocate(problem, (), device).settled
     assert found.measured["ort-cpu"] == device(found.widths)["ort-cpu"] == pytest.approx(0.85, rel=0.05)
 
 
-def test_a_stage_decides_once(weighed):
-    model = dense_model(img_size=8, patch_size=4, in_chans=1, embed_dim=48, depth=2, num_heads=3, num_classes=10)
-    stage = Compress(CompressSection(), BudgetSection(params=0.8), digits(), {})
-    allocation = run_stage(stage, model).facts
-    assert len(weighed) == 1
-    assert allocation.predicted.params <= 0.8 * allocation.dense.params
+class Texts(Nobody):
+    """What was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def at(self, share, text):
+        self.told.append((share, text))
+
+
+def test_a_stage_measures_damage_once_however_often_widths_are_chosen():
+    small, texts = dense_model(**SMALL), Texts()
+    device = Device(table_of(choices_of(small)), 0.8, 0.3)
+    problem = problem_of(small, budget=BudgetSection(params=0.9, latency={"ort-cpu": "70%"}), tables=(device.table,))
+    allocated = run_stage(Compress(digits(32, 16), device, progress=Progress(texts)), problem).facts
+    assert len(device.asked) >= 2, "widths are chosen again"
+    weighed = [text for _, text in texts.told if text.startswith("damage of")]
+    assert weighed == [f"damage of blocks.{block}.{part}" for block in (0, 1) for part in ("attn", "mlp")]
+    shares = [share for share, _ in texts.told]
+    assert shares == sorted(shares)
+    assert allocated.predicted.params <= 0.9 * problem.shape.params
+
+
+def test_no_identical_problem_is_solved_twice(model):
+    problem = problem_of(model, budget=BudgetSection(params=0.6))
+    assert problem.uniform_at(problem.costs) is problem.uniform
+    assert problem.timed(()) is problem
+    device = Device(table_of(choices_of(model)), 1.0)
+    timed = problem_of(model, budget=BudgetSection(latency={"ort-cpu": "70%"}), tables=(device.table,))
+    assert timed.uniform != problem_of(model).uniform
+    assert allocate(timed, (), device).widths is timed.uniform

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from toolchain.compress.calibrate import input_moments, input_taylor
-from toolchain.compress.lowrank import factorise
-from toolchain.compress.neurons import CRITERIA, Evidence
+from toolchain.compress.criteria import CRITERIA, Evidence, input_moments, input_taylor
+from toolchain.compress.factorisations import factorise, truncated_svd
 from toolchain.model import TimmModel
+from toolchain.recipe import CompressSection
 
+SECTION = CompressSection()
+SCORES = [name for name, criterion in CRITERIA.items() if criterion.score and not criterion.needs.training]
 LAYOUTS = {
     "Mlp": {},
     "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
@@ -39,9 +41,8 @@ def images(model: TimmModel, count: int = COUNT, seed: int = 0) -> TensorDataset
 
 def evidence(model: TimmModel, module: nn.Module | None = None, **change: object) -> Evidence:
     groups = [group for group in model.groups if group.unit == "mlp_hidden"]
-    return Evidence(
-        **{"module": module or model.module, "groups": groups, "images": images(model), "seed": 0, **change}
-    )
+    known = {"module": module or model.module, "groups": groups, "images": images(model), "section": SECTION}
+    return Evidence(**{**known, **change})
 
 
 def hidden(model: TimmModel, x: Tensor, block: int = 0) -> Tensor:
@@ -63,13 +64,13 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", SCORES)
 def test_every_criterion_scores_every_neuron_and_changes_nothing(criterion, layout):
     model = build(layout)
     given = evidence(model)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     state = torch.random.get_rng_state()
-    scores = CRITERIA[criterion](given)
+    scores = CRITERIA[criterion].score(given)
     assert list(scores) == [(group.module, group.unit) for group in given.groups]
     for group in given.groups:
         found = scores[group.module, group.unit]
@@ -85,20 +86,20 @@ def test_every_criterion_scores_every_neuron_and_changes_nothing(criterion, layo
     assert not any(module._forward_pre_hooks for module in model.module.modules())
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", SCORES)
 def test_every_criterion_gives_the_same_scores_again(criterion):
     model = build()
     torch.manual_seed(1)
-    one = CRITERIA[criterion](evidence(model))
+    one = CRITERIA[criterion].score(evidence(model))
     torch.manual_seed(2)
-    two = CRITERIA[criterion](evidence(model))
+    two = CRITERIA[criterion].score(evidence(model))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_magnitude_is_the_product_of_the_norms(layout):
     model = build(layout)
-    scores = CRITERIA["magnitude"](evidence(model))
+    scores = CRITERIA["magnitude"].score(evidence(model))
     mlp = model.module.blocks[1].mlp
     total = mlp.fc2.in_features
     for j in range(0, total, 17):
@@ -111,17 +112,17 @@ def test_magnitude_is_the_product_of_the_norms(layout):
 def test_magnitude_is_blind_to_how_a_neuron_shares_its_scale():
     """w_in·c and w_out/c is the same neuron to a positively homogeneous activation, so the same score."""
     model = build()
-    before = CRITERIA["magnitude"](evidence(model))
+    before = CRITERIA["magnitude"].score(evidence(model))
     mlp = model.module.blocks[0].mlp
     factors = torch.exp(torch.randn(mlp.fc1.out_features, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         mlp.fc1.weight.mul_(factors[:, None])
         mlp.fc2.weight.div_(factors)
-    after = CRITERIA["magnitude"](evidence(model))
+    after = CRITERIA["magnitude"].score(evidence(model))
     assert all(torch.allclose(before[key], after[key], rtol=1e-5) for key in before)
     with torch.no_grad():
         mlp.fc2.weight[:, 3] *= 10
-    assert not torch.allclose(CRITERIA["magnitude"](evidence(model))["blocks.0.mlp", "mlp_hidden"][3],
+    assert not torch.allclose(CRITERIA["magnitude"].score(evidence(model))["blocks.0.mlp", "mlp_hidden"][3],
                               after["blocks.0.mlp", "mlp_hidden"][3])  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def test_magnitude_is_blind_to_how_a_neuron_shares_its_scale():
 def test_variance_is_the_energy_lost_when_a_neuron_becomes_its_mean(layout):
     model = build(layout)
     data = images(model)
-    found = CRITERIA["variance"](evidence(model, images=data))
+    found = CRITERIA["variance"].score(evidence(model, images=data))
     for block in range(2):
         h = hidden(model, data.tensors[0], block).flatten(0, 1).double()  # [B·N, M]
         w = model.module.blocks[block].mlp.fc2.weight.detach().double()  # [D, M]
@@ -143,8 +144,8 @@ def test_moments_are_those_of_all_tokens_whatever_the_batches():
     data = images(model)
     found = input_moments(model.module, ["blocks.0.mlp.fc2", "blocks.1.attn.proj"], data)
     h = hidden(model, data.tensors[0]).flatten(0, 1).double()
-    assert torch.allclose(found["blocks.0.mlp.fc2"].mean, h.mean(0), atol=1e-6)
-    assert torch.allclose(found["blocks.0.mlp.fc2"].variance, h.var(0, correction=0), atol=1e-6)
+    assert torch.allclose(found["blocks.0.mlp.fc2"][0], h.mean(0), atol=1e-6)
+    assert torch.allclose(found["blocks.0.mlp.fc2"][1], h.var(0, correction=0), atol=1e-6)
     assert set(found) == {"blocks.0.mlp.fc2", "blocks.1.attn.proj"}
     assert not any(m._forward_pre_hooks for m in model.module.modules())
 
@@ -155,7 +156,7 @@ def test_variance_is_never_negative_where_a_neuron_is_constant():
     with torch.no_grad():
         mlp.fc1.weight[5].zero_()
         mlp.fc1.bias[5] = 1000.0
-    found = CRITERIA["variance"](evidence(model))["blocks.0.mlp", "mlp_hidden"]
+    found = CRITERIA["variance"].score(evidence(model))["blocks.0.mlp", "mlp_hidden"]
     assert 0 <= float(found[5]) <= 1e-6
     assert order(found)[-1] == 5
 
@@ -185,7 +186,7 @@ def test_taylor_is_the_slope_of_the_loss_as_a_neuron_fades():
     model.module.double()
     x, y = images(model, 8).tensors
     data = TensorDataset(x.double(), y)
-    found = CRITERIA["taylor"](evidence(model, images=data))["blocks.0.mlp", "mlp_hidden"]
+    found = CRITERIA["taylor"].score(evidence(model, images=data))["blocks.0.mlp", "mlp_hidden"]
     step, mixed = 1e-5, 0
     for j in range(0, len(found), 23):
         ahead, behind = (loss_without(model, x.double(), y, j, share) for share in (step, -step))
@@ -200,7 +201,7 @@ def test_taylor_ranks_as_the_true_change_of_the_loss_does():
     model.module.double()
     x, y = images(model, 16).tensors
     x = x.double()
-    found = CRITERIA["taylor"](evidence(model, images=TensorDataset(x, y)))["blocks.0.mlp", "mlp_hidden"][::4]
+    found = CRITERIA["taylor"].score(evidence(model, images=TensorDataset(x, y)))["blocks.0.mlp", "mlp_hidden"][::4]
     base = functional.cross_entropy(model.module(x), y, reduction="none").detach()
     true = torch.stack([(loss_without(model, x, y, 4 * j) - base).abs().sum() for j in range(len(found))])
     assert spearman(found, true) > 0.9
@@ -234,7 +235,7 @@ def test_a_dead_neuron_is_the_least_important():
         model = build()
         with torch.no_grad():
             model.module.blocks[0].mlp.fc2.weight[:, 11] = 0
-        found = CRITERIA[criterion](evidence(model))["blocks.0.mlp", "mlp_hidden"]
+        found = CRITERIA[criterion].score(evidence(model))["blocks.0.mlp", "mlp_hidden"]
         assert float(found[11]) == 0, criterion
         assert order(found)[-1] == 11, criterion
 
@@ -244,19 +245,22 @@ def test_a_dead_neuron_is_the_least_important():
 
 def test_random_follows_the_seed_and_differs_between_layers():
     model = build()
-    one, other = CRITERIA["random"](evidence(model)), CRITERIA["random"](evidence(model, seed=1))
+    one, other = (
+        CRITERIA["random"].score(evidence(model)),
+        CRITERIA["random"].score(evidence(model, section=CompressSection(seed=1))),
+    )
     first, second = one.values()
     assert not torch.equal(first, second)
     assert not torch.equal(first, other["blocks.0.mlp", "mlp_hidden"])
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", SCORES)
 def test_a_factorised_mlp_is_scored_through_its_factors(criterion):
     """`up` holds the rows, `down` the columns: at full rank the measured criteria see the same function."""
     model = build()
     module = copy.deepcopy(model.module)
-    factorise(module, {"blocks.0.mlp.fc1": 48, "blocks.0.mlp.fc2": 48}, "svd")
-    dense, pair = CRITERIA[criterion](evidence(model)), CRITERIA[criterion](evidence(model, module))
+    factorise(module, {"blocks.0.mlp.fc1": 48, "blocks.0.mlp.fc2": 48}, truncated_svd)
+    dense, pair = CRITERIA[criterion].score(evidence(model)), CRITERIA[criterion].score(evidence(model, module))
     key = ("blocks.0.mlp", "mlp_hidden")
     assert pair[key].shape == dense[key].shape
     if criterion in ("taylor", "random"):

@@ -1,37 +1,33 @@
-"""A budget → how wide each layer stays: limits, the reachable range, uniform widths and a global threshold."""
+"""What may be reduced, what any widths cost, and what they may cost at most."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, pair_pays
 from toolchain.errors import BudgetError
-from toolchain.families import UnitGroup
-from toolchain.recipe import (
-    BudgetSection,
-)
-from toolchain.settings import (
-    parse_latency,
-    parse_size,
-)
+from toolchain.families import Factorizable, UnitGroup
+from toolchain.recipe import BudgetSection
+from toolchain.settings import parse_latency, parse_size
 
 Key = tuple[str, str]
 """(module, unit) of a unit, (linear, "rank") of a linear that is factorised."""
-Worth = Callable[[Key, int, int], float]
-"""What widening a unit from one width to another is worth; more is done first."""
+Site = UnitGroup | Factorizable
+"""What is reduced: a unit's positions, or a linear's rank."""
 TOLERANCE = 0.05
-"""By how much, as a share of a latency limit, the measured latency may lie above it; all other limits are exact."""
+"""By how much, as a share of a latency budget, the measured latency may lie above it; all other budgets are exact."""
+
+
+def key_of(site: Site) -> Key:
+    """(module, unit) of a group, (linear, "rank") of a linear."""
+    return (site.linear, RANK) if isinstance(site, Factorizable) else (site.module, site.unit)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What widths cost, in everything that a budget can limit; each is a sum over units.
+    """What widths cost, in everything that a budget can name; each is a sum over units.
 
     Attributes:
         dense: the dense shape.
@@ -57,7 +53,7 @@ class Costs:
         return self.dense.shrunk(widths, self.groups)
 
     def of(self, widths: Widths) -> dict[str, float]:
-        """Name of a limit → cost: "params", "macs", "size" in bytes, "latency.<target>" in ms."""
+        """Name of a budget → cost: "params", "macs", "size" in bytes, "latency.<target>" in ms."""
         shape = self.shape(widths)
         times = {f"latency.{table.target}": table.dense_ms * table.ratio(widths) for table in self.tables}
         return {"params": shape.params, "macs": shape.macs, "size": shape.size_bytes, **times}
@@ -72,14 +68,14 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most that a compressed model may cost: name of a cost, as in `Costs.of`, → limit. No entry is no limit."""
+class Budget:
+    """The most that a compressed model may cost: name of a cost, as in `Costs.of`, → amount. What has no entry is free."""
 
     most: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(budget: BudgetSection, costs: Costs) -> Limits:
-        """The limits that a budget means for a dense model; latency is limited on the targets that costs have tables of."""
+    def of(budget: BudgetSection, costs: Costs) -> Budget:
+        """What a recipe's [budget] means for a dense model; of latency, on the targets that costs have tables of."""
         whole: Mapping[str, float] = costs.whole
         most: dict[str, float] = {}
         for name, share in (("params", budget.params), ("macs", budget.macs)):
@@ -92,10 +88,10 @@ class Limits:
             if (name := f"latency.{target}") in whole:
                 value, is_share = parse_latency(text)
                 most[name] = value * whole[name] if is_share else value
-        return Limits(most)
+        return Budget(most)
 
     def met_by(self, cost: Mapping[str, float]) -> bool:
-        """Whether a cost stays within every limit."""
+        """Whether a cost stays within it."""
         return all(cost[name] <= limit for name, limit in self.most.items())
 
     def latency_share(self, table: LatencyTable) -> float:
@@ -103,11 +99,11 @@ class Limits:
         return self.most[f"latency.{table.target}"] / table.dense_ms
 
     def latency_met(self, table: LatencyTable, measured: float) -> bool:
-        """Whether a measured share of the dense model's latency keeps the limit, up to `TOLERANCE`."""
+        """Whether a measured share of the dense model's latency keeps it, up to `TOLERANCE`."""
         return measured <= self.latency_share(table) * (1 + TOLERANCE)
 
     def require(self, narrowest: Widths, costs: Costs) -> None:
-        """Raises BudgetError if even the narrowest widths miss a limit; the message names the reachable range."""
+        """Raises BudgetError if even the narrowest widths miss it; the message names the reachable range."""
         least, whole = costs.of(narrowest), costs.whole
         parts = []
         for name, limit in self.most.items():
@@ -184,125 +180,3 @@ class Choices:
             return rank if pair_pays(rank, out, into) else None if count >= min(out, into) else min(out, into)
         total = next(group.total for group in self.groups if (group.module, group.unit) == key)
         return min(total, count + self.multiples.get(key[1], 1)) if count < total else None
-
-
-def largest(low: float, high: float, fits: Callable[[float], bool]) -> float | None:
-    """The largest x in [low, high] that fits, by bisection, where fitting is monotone; None if not even `low` fits."""
-    if fits(high):
-        return high
-    if not fits(low):
-        return None
-    while high - low > 1e-6 * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def solve_uniform(choices: Choices, costs: Costs, limits: Limits) -> Widths:
-    """The widest uniform widths within the limits, alike in all layers up to one multiple.
-
-    Raises:
-        BudgetError: even the narrowest do not fit; the message names the reachable range.
-    """
-    share = largest(0.0, 1.0, lambda x: limits.met_by(costs.of(choices.uniform(x))))
-    if share is None:
-        limits.require(choices.uniform(0.0), costs)
-        raise AssertionError("the narrowest widths meet every limit")
-    # Ranks step coarsely where a target wants multiples: what that leaves of the budget widens the units.
-    rank_share = share if choices.attention_share is None else choices.attention_share
-    units = largest(share, 1.0, lambda x: limits.met_by(costs.of(choices.uniform(x, rank_share))))
-    widths = choices.uniform(share if units is None else units, rank_share)
-    chosen = choices.chosen(widths)
-    wholes = choices.chosen(Widths())
-    free = [key for key in chosen if choices.attention_share is None or key[1] not in ("head_dim", RANK)]
-    return fill(choices, costs, limits, chosen, free, lambda key, kept, _: -kept / wholes[key])
-
-
-def fill(
-    choices: Choices, costs: Costs, limits: Limits, chosen: Mapping[Key, int], free: Sequence[Key], worth: Worth
-) -> Widths:
-    """Widths with the slack that rounding left handed out, one multiple at a time, most worth first.
-
-    Args:
-        choices: what may be reduced, and the multiples.
-        costs: a sum over units; only what one unit's widening adds is computed in each step.
-        limits: what must hold.
-        chosen: the width of every unit and linear.
-        free: those that may be widened.
-        worth: of a widening, from one width to the next.
-    """
-    chosen, names = dict(chosen), list(limits.most)
-    most = np.array([limits.most[name] for name in names])
-    known: dict[tuple[Key, int], np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
-
-    def total(widths: Widths) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        cost = costs.of(widths)
-        return np.array([cost[name] for name in names], dtype=np.float64)
-
-    def alone(key: Key, kept: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        if (key, kept) not in known:
-            known[key, kept] = total(choices.widths({key: kept}))
-        return known[key, kept]
-
-    while True:
-        used, best = total(choices.widths(chosen)), None
-        for key in free:
-            if (wider := choices.wider(key, chosen[key])) is None:
-                continue
-            if (used + alone(key, wider) - alone(key, chosen[key]) <= most).all():
-                value = worth(key, chosen[key], wider)
-                if best is None or value > best[0]:
-                    best = value, key, wider
-        if best is None:
-            return choices.widths(chosen)
-        before = chosen[best[1]]
-        chosen[best[1]] = best[2]
-        if not limits.met_by(costs.of(choices.widths(chosen))):  # the last bit of a sum of floats
-            chosen[best[1]] = before
-            free = [key for key in free if key != best[1]]
-
-
-def solve_global(
-    choices: Choices, costs: Costs, limits: Limits, scores: Mapping[Key, Tensor], fixed: Widths
-) -> tuple[Widths, float]:
-    """(widths that keep the highest scores over all layers within the limits, the score threshold that they mean).
-
-    Args:
-        choices: what may be reduced.
-        costs: what widths cost.
-        limits: the budget.
-        scores: (module, unit) → importance [total] for each of `choices.groups`; higher is kept.
-        fixed: what is already decided, of units and ranks that are not scored.
-    """
-    values = torch.cat([scores[g.module, g.unit].double() for g in choices.groups])
-    ordered, order = values.sort(descending=True, stable=True)
-    owners = torch.repeat_interleave(torch.tensor([g.total for g in choices.groups]))[order]
-    before = {**fixed.kept, **{(name, RANK): rank for name, rank in fixed.ranks.items()}}
-
-    def chosen(count: float) -> dict[Key, int]:
-        # Counted by rank and not by value: neurons of equal score, dead ones above all, can be told apart.
-        numbers = torch.bincount(owners[: int(count)], minlength=len(choices.groups)).tolist()
-        kept = {(g.module, g.unit): choices.kept(g, n) for g, n in zip(choices.groups, numbers, strict=True)}
-        return {**before, **kept}
-
-    count = largest(1, len(ordered), lambda x: limits.met_by(costs.of(choices.widths(chosen(x)))))
-    if count is None:
-        limits.require(choices.widths(chosen(1)), costs)
-        raise AssertionError("the narrowest widths meet every limit")
-    sums = {key: torch.cat([torch.zeros(1).double(), _best_first(scores[key]).cumsum(0)]) for key in scores}
-
-    def worth(key: Key, kept: int, wider: int) -> float:
-        return float(sums[key][wider] - sums[key][kept])
-
-    free = [(g.module, g.unit) for g in choices.groups]
-    return fill(choices, costs, limits, chosen(count), free, worth), float(ordered[int(count) - 1])
-
-
-def _best_first(scores: Tensor) -> Tensor:
-    return scores.double().sort(descending=True, stable=True).values
-
-
-def top_indices(scores: Tensor, count: int) -> tuple[int, ...]:
-    """Positions of the `count` highest scores, ascending; equal scores keep the lower position."""
-    order = scores.double().sort(descending=True, stable=True).indices[:count]
-    return tuple(sorted(order.tolist()))

@@ -1,13 +1,36 @@
-"""Low-rank replacements of one linear; a new factorisation is one function and one line in `FACTORISATIONS`."""
+"""How attention shrinks: a new factorisation is one `Factorisation` and its registration in `FACTORISATIONS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from toolchain.compress.needs import Needs
+from toolchain.registry import Registry
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
+
+
+@dataclass(frozen=True)
+class Factorisation:
+    """A way to make attention smaller.
+
+    Attributes:
+        name: in recipes, as `compress.attention`.
+        factorise: (linear, rank) → the low-rank product in its place; None where the closed form makes it from images.
+        rotates: head dims shrink where they can be rotated, and only the linears of other attentions become products.
+    """
+
+    name: str
+    factorise: Callable[[nn.Linear, int], FactorisedLinear] | None
+    rotates: bool = False
+
+    @property
+    def needs(self) -> Needs:
+        """What must be there."""
+        return Needs(images=self.factorise is None)
 
 
 @torch.no_grad()
@@ -59,12 +82,22 @@ def principal_outputs(
     return (vectors if roots is None else roots[1] @ vectors), vectors.T @ weight
 
 
-FACTORISATIONS: Mapping[str, Callable[[nn.Linear, int], FactorisedLinear]] = {"svd": truncated_svd}
+FACTORISATIONS: Registry[Factorisation] = Registry(
+    "factorisation",
+    "slimvit.factorisations",
+    {
+        "joint": Factorisation("joint", None, rotates=True),
+        "data_aware": Factorisation("data_aware", None),
+        "svd": Factorisation("svd", truncated_svd),
+    },
+)
 
 
-def factorise(module: nn.Module, ranks: Mapping[str, int], method: str) -> None:
+def factorise(
+    module: nn.Module, ranks: Mapping[str, int], method: Callable[[nn.Linear, int], FactorisedLinear]
+) -> None:
     """Replaces the named linears by low-rank products, in place; a rank that is absent leaves the linear alone."""
     for name, rank in ranks.items():
         linear = module.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        replace_module(module, name, FACTORISATIONS[method](linear, rank))
+        replace_module(module, name, method(linear, rank))

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import TINY, dense_model
+from builders import TINY, choices_of, dense_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolchain.compress.allocate import Choices, Costs, Limits, largest, solve_global, solve_uniform, top_indices
-from toolchain.compress.method import allocate, check_names, choices_for, effective
+from toolchain.compress.allocation import Allocation
+from toolchain.compress.choices import Budget, Choices, Costs
+from toolchain.compress.method import Method
+from toolchain.compress.problem import Problem
+from toolchain.compress.solver import largest, solve_global, solve_uniform, top_indices
 from toolchain.cost import BYTES_PER_PARAM, LinearShape, ModelShape, Widths, trace
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.families import Span, UnitGroup
@@ -37,8 +40,9 @@ def small() -> Case:
     return model, trace(model.module, model.family, model.preprocess.input_size)
 
 
-def choices(model: TimmModel, section: CompressSection, multiples: dict[str, int] | None = None) -> Choices:
-    return choices_for(model.module, model.family, model.groups, section, multiples or {})
+def allocate(*problem: object) -> Allocation:
+    """As shapes alone tell."""
+    return Allocation.uniform(Problem.of(*problem))
 
 
 def noise(chosen: Choices, seed: int = 0) -> dict[tuple[str, str], torch.Tensor]:
@@ -57,7 +61,7 @@ def test_a_share_is_of_the_dense_model_with_its_layer_scales():
     assert dense.params == sum(p.numel() for p in model.module.parameters())
     costs = Costs(dense, model.groups)
     for share in (0.5, 1.0):
-        limits = Limits.of(BudgetSection(params=share, size=f"{100 * share:g}%"), costs)
+        limits = Budget.of(BudgetSection(params=share, size=f"{100 * share:g}%"), costs)
         assert limits.most == {"params": int(share * dense.params), "size": int(share * dense.size_bytes)}
     whole = allocate(model, NEURONS, BudgetSection(params=1.0, macs=1.0, size="100%"), {}).widths
     assert all(kept == 192 for kept in whole.kept.values())
@@ -134,10 +138,10 @@ def test_two_impossible_budgets_are_both_named(small):
 
 def test_the_floor_of_vtp_is_held(deit):
     section = NEURONS.model_copy(update={"neurons": "vtp"})
-    chosen = choices(deit[0], section)
+    chosen = choices_of(deit[0], section)
     widths = chosen.uniform(0.0)
     assert set(widths.kept.values()) == {77}  # ⌈(1 − 0.9)·768⌉
-    assert set(choices(deit[0], NEURONS).uniform(0.0).kept.values()) == {1}
+    assert set(choices_of(deit[0], NEURONS).uniform(0.0).kept.values()) == {1}
 
 
 @pytest.mark.parametrize("section", [BOTH, NEURONS], ids=["attention and neurons", "neurons"])
@@ -162,13 +166,15 @@ def test_attention_share_fixes_the_ranks(deit):
         for name, rank in found.widths.ranks.items():
             out, into = deit[0].module.get_submodule(name).weight.shape
             assert rank == int(0.4 * out * into / (out + into))
-    assert allocate(deit[0], section, BudgetSection(params=0.5), {}).predicted.params <= 0.5 * found.dense.params
+    assert (
+        allocate(deit[0], section, BudgetSection(params=0.5), {}).predicted.params <= 0.5 * found.problem.shape.params
+    )
 
 
 def test_nothing_is_factorised_at_a_full_budget(deit):
     found = allocate(deit[0], BOTH, BudgetSection(params=1.0), {})
     assert found.widths.ranks == {}
-    assert found.predicted == found.dense
+    assert found.predicted == found.problem.shape
     assert found.to_dict()["ratio"] == {"params": 1.0, "macs": 1.0, "bytes": 1.0}
 
 
@@ -200,11 +206,11 @@ def test_uniform_is_monotone_in_the_budget(small, params, multiple, attention):
 def test_global_meets_the_budget_and_is_monotone(small, seed, params, multiple):
     model, dense = small
     costs = Costs(dense, model.groups)
-    chosen = choices(model, NEURONS, {"mlp_hidden": multiple})
+    chosen = choices_of(model, NEURONS, {"mlp_hidden": multiple})
     scores = noise(chosen, seed)
     found = []
     for share in params:
-        limits = Limits.of(BudgetSection(params=share), costs)
+        limits = Budget.of(BudgetSection(params=share), costs)
         widths, _ = solve_global(chosen, costs, limits, scores, Widths())
         shape = dense.shrunk(widths, model.groups)
         assert limits.met_by(costs.of(widths))
@@ -219,10 +225,10 @@ def test_global_keeps_the_highest_scores(deit):
     """Without rounding, what is kept scores at least as high as all that is removed, over all layers."""
     model, dense = deit
     costs = Costs(dense, model.groups)
-    chosen = choices(model, NEURONS)
+    chosen = choices_of(model, NEURONS)
     scores = noise(chosen)
     scores = {key: value * (1 + index) for index, (key, value) in enumerate(scores.items())}  # layers differ
-    limits = Limits.of(BudgetSection(params=0.6), costs)
+    limits = Budget.of(BudgetSection(params=0.6), costs)
     widths, threshold = solve_global(chosen, costs, limits, scores, Widths())
     ordered = {key: value.sort(descending=True).values for key, value in scores.items()}
     kept = min(float(ordered[key][count - 1]) for key, count in widths.kept.items() if count > 1)
@@ -236,20 +242,20 @@ def test_global_keeps_the_highest_scores(deit):
 def test_global_respects_the_cap_on_pruning(deit):
     model, dense = deit
     costs = Costs(dense, model.groups)
-    chosen = choices(model, NEURONS.model_copy(update={"neurons": "vtp"}))
+    chosen = choices_of(model, NEURONS.model_copy(update={"neurons": "vtp"}))
     scores = noise(chosen)
     worthless = (chosen.groups[3].module, chosen.groups[3].unit)
     scores[worthless] = scores[worthless] * 1e-6
-    widths, _ = solve_global(chosen, costs, Limits.of(BudgetSection(params=0.6), costs), scores, Widths())
+    widths, _ = solve_global(chosen, costs, Budget.of(BudgetSection(params=0.6), costs), scores, Widths())
     assert widths.kept[worthless] == 77
 
 
 def test_global_with_equal_scores_still_meets_the_budget(small):
     model, dense = small
     costs = Costs(dense, model.groups)
-    chosen = choices(model, NEURONS)
+    chosen = choices_of(model, NEURONS)
     scores = {key: torch.ones_like(value) for key, value in noise(chosen).items()}
-    limits = Limits.of(BudgetSection(params=0.7), costs)
+    limits = Budget.of(BudgetSection(params=0.7), costs)
     widths, _ = solve_global(chosen, costs, limits, scores, Widths())
     found = dense.shrunk(widths, model.groups).params
     assert 0.99 * limits.most["params"] <= found <= limits.most["params"]
@@ -258,9 +264,9 @@ def test_global_with_equal_scores_still_meets_the_budget(small):
 def test_global_takes_the_given_ranks_into_account(deit):
     model, dense = deit
     costs = Costs(dense, model.groups)
-    chosen = choices(model, BOTH)
+    chosen = choices_of(model, BOTH)
     ranks = chosen.ranks(0.5)
-    limits = Limits.of(BudgetSection(params=0.5), costs)
+    limits = Budget.of(BudgetSection(params=0.5), costs)
     widths, _ = solve_global(chosen, costs, limits, noise(chosen), Widths(ranks=ranks))
     assert widths.ranks == ranks
     assert 0.49 * dense.params <= dense.shrunk(widths, model.groups).params <= 0.5 * dense.params
@@ -275,7 +281,7 @@ def test_global_hands_what_is_left_to_a_cheaper_layer():
         groups.append(UnitGroup(name, "mlp_hidden", 16, (Span(f"{name}.fc1", 0, 0, 16), Span(f"{name}.fc2", 1, 0, 16))))
     dense = ModelShape(linears, {}, 0, 0)
     scores = {("wide", "mlp_hidden"): torch.arange(16) + 100, ("thin", "mlp_hidden"): torch.arange(16)}
-    limits = Limits({"params": 200 * 5 + 20 * 1 + 70})
+    limits = Budget({"params": 200 * 5 + 20 * 1 + 70})
     widths, threshold = solve_global(Choices(groups, {}, {}), Costs(dense, tuple(groups)), limits, scores, Widths())
     assert widths.kept == {("wide", "mlp_hidden"): 5, ("thin", "mlp_hidden"): 4}
     assert threshold == 111
@@ -284,8 +290,8 @@ def test_global_hands_what_is_left_to_a_cheaper_layer():
 def test_global_names_the_range_too(small):
     model, dense = small
     costs = Costs(dense, model.groups)
-    chosen = choices(model, NEURONS)
-    limits = Limits.of(BudgetSection(params=0.01), costs)
+    chosen = choices_of(model, NEURONS)
+    limits = Budget.of(BudgetSection(params=0.01), costs)
     with pytest.raises(BudgetError, match=r"reachable is [0-9,]+ … [0-9,]+"):
         solve_global(chosen, costs, limits, noise(chosen), Widths())
 
@@ -295,11 +301,11 @@ def test_global_names_the_range_too(small):
 
 def test_solve_uniform_follows_the_limits_it_is_given(small):
     model, dense = small
-    chosen = choices(model, NEURONS)
+    chosen = choices_of(model, NEURONS)
     costs = Costs(dense, model.groups)
-    widths = solve_uniform(chosen, costs, Limits({"params": dense.params - 1}))
+    widths = solve_uniform(chosen, costs, Budget({"params": dense.params - 1}))
     assert list(widths.kept.values()) == [192, 191], "what rounding leaves goes to one layer"
-    assert solve_uniform(chosen, costs, Limits()) == Widths({(g.module, g.unit): g.total for g in chosen.groups})
+    assert solve_uniform(chosen, costs, Budget()) == Widths({(g.module, g.unit): g.total for g in chosen.groups})
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -336,10 +342,10 @@ def test_top_indices_keep_the_highest_and_break_ties_downwards(scores, data):
 def test_a_method_that_is_not_there_is_named_with_those_that_are(small, change, words):
     section = BOTH.model_copy(update=change)
     with pytest.raises(RecipeError, match=words):
-        check_names(section)
+        Method.of(section)
     with pytest.raises(RecipeError):
         allocate(small[0], section, BudgetSection(params=0.9), {})
-    check_names(BOTH)
+    Method.of(BOTH)
 
 
 def test_reducing_nothing_is_refused(small):
@@ -350,13 +356,16 @@ def test_reducing_nothing_is_refused(small):
 
 def test_a_synthetic_source_turns_learning_off():
     section = CompressSection(method="hybrid")
-    assert effective(section, synthetic=False) == section
-    turned = effective(section, synthetic=True)
+    assert Method.of(section).section == section
+    turned = Method.of(section, synthetic=True).section
     assert (turned.attention, turned.neurons, turned.allocation) == ("svd", "magnitude", "uniform")
     none = CompressSection(method="none")
-    assert effective(none, synthetic=True) == none
+    assert Method.of(none, synthetic=True).section == none
     only = section.model_copy(update={"neurons": "none"})
-    assert effective(only, synthetic=True).neurons == "none"
+    assert Method.of(only, synthetic=True).section.neurons == "none"
+    for neurons, there in (("vtp", "magnitude"), ("taylor", "magnitude"), ("random", "random"), ("obs", "obs")):
+        kept = Method.of(section.model_copy(update={"neurons": neurons, "allocation": "uniform"}), synthetic=True)
+        assert (kept.section.neurons, kept.criterion.name) == (there, there)
 
 
 def test_allocation_as_json_adds_up(deit):
@@ -371,7 +380,7 @@ def test_allocation_as_json_adds_up(deit):
 
 
 def test_only_sliceable_neurons_and_attention_linears_are_chosen(small):
-    chosen = choices(small[0], BOTH)
+    chosen = choices_of(small[0], BOTH)
     assert [(g.module, g.unit) for g in chosen.groups] == [(f"blocks.{b}.mlp", "mlp_hidden") for b in range(2)]
     assert all(isinstance(g, UnitGroup) and g.sliceable for g in chosen.groups)
     assert list(chosen.linears) == [f"blocks.{b}.attn.{n}" for b in range(2) for n in ("qkv", "proj")]
@@ -389,4 +398,4 @@ def test_reducing_nothing_is_judged_by_the_budget_like_everything_else(small):
 def test_a_preset_is_only_a_default(small):
     section = CompressSection(method="none", neurons="magnitude", allocation="uniform")
     found = allocate(small[0], section, BudgetSection(params=0.8), {})
-    assert found.predicted.params <= 0.8 * found.dense.params
+    assert found.predicted.params <= 0.8 * found.problem.shape.params

@@ -1,0 +1,63 @@
+"""`latency.<target>.json`: what the widths of the dense model cost on a target of the budget, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.cost import LatencyTable
+from toolchain.files import write_text
+from toolchain.model import Made, TimmModel
+from toolchain.pipeline.folder import Nothing, Written
+from toolchain.pipeline.job import Job
+from toolchain.pipeline.latency_budget import Clock, Setting
+from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.progress import Progress
+
+
+@dataclass(frozen=True)
+class Table(RunStage[Nothing]):
+    """The table of one clock: from the run's folder or the user's cache, or measured."""
+
+    run: Run
+    clock: Clock
+    facts = Nothing
+
+    @property
+    def name(self) -> str:
+        return f"latency-{self.clock.setting.target}"
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        return [self.clock.key]
+
+    def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
+        if not self.run.space.resume:
+            self.clock.forget()
+        write_text(self.path, self.clock.table().to_json())
+        return Made((self.path,), Nothing())
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.run.root / f"latency.{self.clock.setting.target}.json"
+
+    def table(self) -> LatencyTable:
+        """The table that lies there."""
+        return LatencyTable.from_json(self.path.read_text(encoding="utf-8"))
+
+
+def clocks(job: Job, dense: TimmModel, progress: Progress) -> list[Clock]:
+    """What times the widths of a dense model: one clock for each target on which the budget limits latency.
+
+    Batch and threads are the first of [bench], or 1.
+    """
+    recipe = job.recipe
+    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
+    choices, export = job.problem.choices, recipe.export
+    return [
+        Clock(dense, choices, Setting(target, batch, threads, export.opset, export.simplify), progress.at)
+        for target in recipe.budget.latency
+    ]
