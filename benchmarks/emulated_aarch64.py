@@ -25,10 +25,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.artifacts import open_artifact
 from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.measure.comparison import VARIANTS, Session
-from toolchain.measure.signature import read_signature
 from toolchain.on_device.runner import PLAN_SCHEMA, block_orders, make_inputs, plan_digest
 from toolchain.on_device.runner import __file__ as runner
 from toolchain.parity import TOLERANCES, Tolerance, compare_outputs
@@ -139,7 +139,7 @@ def check_model(emulated: Emulated, model: Path, batches: Sequence[int], toleran
     """Whether the model's first output there is that of this machine, printed for each batch."""
     good = True
     for batch in batches:
-        signature = read_signature(model, batch)
+        signature = open_artifact(model).signature(batch)
         tensors = [spec.model_dump(mode="json") for spec in signature.inputs]
         (arrays,) = make_inputs({"count": 1, "seed": batch, "tensors": tensors})
         feeds = dict(zip(signature.names, arrays, strict=True))

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from toolchain.artifacts.onnx_file import PREPROCESS
 from toolchain.compress.choices import Choices, Costs
 from toolchain.compress.method import Method
 from toolchain.compress.problem import Problem, choices_for
@@ -23,8 +24,7 @@ from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
 from toolchain.errors import TargetUnavailable
-from toolchain.export.inputs import PREPROCESS
-from toolchain.export.stage import stack_images
+from toolchain.export.calls import stack_images
 from toolchain.families import family_of
 from toolchain.measure import samples as bench_samples
 from toolchain.measure.comparison import Comparison

@@ -25,10 +25,11 @@ if TYPE_CHECKING:  # a process that only measures reads and writes files, and ha
 
     from toolchain.families import Family, UnitGroup
 
+IMAGE, LOGITS, BATCH = "image", "logits", "batch"
+"""What input, output and open dimension of every form are called."""
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
-ENGINE_FILES = ("engine.json", "*.engine", "*.xml", "*.bin")
 In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -146,24 +147,6 @@ class DeployModel(_Planned):
 
 
 AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
-
-
-@dataclass(frozen=True)
-class OnnxArtifact:
-    """An ONNX file; its preprocessing is None and its precision "" where it does not say, as others' files do not."""
-
-    path: Path
-    precision: str
-    preprocess: Preprocess | None = None
-
-
-@dataclass(frozen=True)
-class EngineArtifact:
-    """A built engine, and the facts written beside it in engine.json."""
-
-    target: str
-    path: Path
-    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

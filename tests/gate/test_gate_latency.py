@@ -10,7 +10,7 @@ import pytest
 from builders import few_sessions, write_classifier
 from measuring import Scripted, as_measured
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.errors import (
     ArtifactError,
@@ -41,7 +41,7 @@ def judge(tmp_path):
         relation = {"latency": 0.05} if relation is None else relation
         cell = {"artifact": "new.onnx", "baseline": "old", "budget": budget or {}, "relation": relation, **more}
         raw = {
-            "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+            "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
             "cell": [{"name": f"cell{i}", **cell} for i in range(cells or len(script))],
         }
         config = GateConfig.from_dict(raw, tmp_path)
@@ -293,7 +293,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     (tmp_path / "targets.toml").write_text(TARGETS)
     cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {"name": "as named", "target": "quiet", **cell},
             {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1], **cell},

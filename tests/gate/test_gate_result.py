@@ -12,7 +12,7 @@ import pytest
 from builders import few_sessions, write_classifier
 from measuring import Scripted
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, GateFile, GateResult, run_gate
 from toolchain.measure.stored import sealed
@@ -42,7 +42,7 @@ def result(tmp_path_factory):
     names = ("noisy", "c1", "c2", "c3", "c4")
     raw = {
         "data": {"source": "digits"},
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {**cell, **ALL, "name": "slow"},
             *({**cell, "name": name} for name in names),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from onnx import numpy_helper
 
-from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.cost import LatencyTable, Widths, trace
 from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavailable
 from toolchain.export.pixels import takes_pixels
@@ -250,7 +250,7 @@ def test_files_and_engines_may_take_pixels(tmp_path):
     assert {rung["verdict"] for rung in report["parity"]} == {"pass"}
     assert len(report["artifacts"]) == 4
     for row in report["artifacts"]:
-        assert takes_pixels(read_onnx(tmp_path / "run" / row["path"]))
+        assert takes_pixels(OnnxFile(tmp_path / "run" / row["path"]).model)
 
 
 def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, register):

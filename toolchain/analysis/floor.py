@@ -24,12 +24,12 @@ from toolchain.analysis.realised import (
     product_variants,
     variants_of,
 )
+from toolchain.artifacts import Signature, open_artifact
 from toolchain.devices.transport import LocalTransport, Transport
 from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.measure.samples import CONTROL, A, B, Session, explain
 from toolchain.measure.schedule import artifact_facts, run_session, session_plan, set_up
-from toolchain.measure.signature import Signature, read_signature
 from toolchain.targets import get_target
 
 
@@ -90,7 +90,7 @@ def measure_floor(
         design={"sessions": sessions, "blocks": blocks, "slot_ms": slot_ms, "warmup_s": warmup_s, "seed": seed},
     )
     paths: dict[Letter, Path] = {A: a} if b is None else {A: a, B: b}
-    signatures = {letter: read_signature(path, batch, input_shape) for letter, path in paths.items()}
+    signatures = {letter: open_artifact(path).signature(batch, input_shape) for letter, path in paths.items()}
     if b is not None and signatures[A].inputs != signatures[B].inputs:
         raise ParityError(f"{a} and {b} cannot be measured side by side: their inputs differ")
     graphs = {letter: read_graph(path, batch, input_shape) for letter, path in paths.items()}

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from toolchain.artifacts import open_artifact
 from toolchain.devices.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.files import read_json, write_json
 from toolchain.measure.schedule import INPUT_SETS
-from toolchain.measure.signature import read_signature
 from toolchain.on_device.runner import (
     EXIT_PLAN,
     EXIT_UNAVAILABLE,
@@ -131,9 +131,10 @@ def profile_operators(
     where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
-    if path.is_dir():
-        raise RecipeError(f"{path} is a folder; only ONNX files are profiled")
-    signature = read_signature(path, batch, input_shape)
+    artifact = open_artifact(path)
+    if artifact.name not in where.takes:
+        raise RecipeError(f"{target} profiles what it runs, and {path} is no such file")
+    signature = artifact.signature(batch, input_shape)
     tensors = [spec.model_dump(mode="json") for spec in signature.inputs]
     request = {
         "path": str(path.resolve()),

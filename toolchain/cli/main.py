@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from toolchain.cli import bench, devices, gate, init, limits, look, manifest, measure, pipeline, report, schema, stages
+from toolchain.cli import (
+    bench,
+    devices,
+    doctor,
+    gate,
+    init,
+    inspect,
+    limits,
+    manifest,
+    measure,
+    models,
+    pipeline,
+    report,
+    schema,
+    stages,
+)
 from toolchain.errors import SlimvitError
 
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
@@ -25,7 +40,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, stages, measure, bench, devices, limits, gate, look, report, manifest, schema, init):
+for module in (
+    pipeline,
+    stages,
+    measure,
+    bench,
+    devices,
+    limits,
+    gate,
+    inspect,
+    models,
+    doctor,
+    report,
+    manifest,
+    schema,
+    init,
+):
     module.register(app)
 
 

@@ -10,6 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from toolchain.artifacts import Artifact
+from toolchain.artifacts.engine import RECORD
+from toolchain.artifacts.inputs import resolved
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.cli.options import (
     FolderArgument,
     JsonFlag,
@@ -24,12 +28,10 @@ from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.agreement import noise
-from toolchain.export.engine import RECORD, BuildEngine
+from toolchain.export.engine import BuildEngine
 from toolchain.export.engine_parity import engine_rung
-from toolchain.export.form import form_of
-from toolchain.export.inputs import resolved
 from toolchain.export.onnx_graph import folder_beside
-from toolchain.export.precision import FP32, PRECISIONS, declared_precision
+from toolchain.export.precision import PRECISIONS
 from toolchain.export.preparation import raw_pixels, source_for
 from toolchain.export.stage import Export
 from toolchain.files import (
@@ -43,9 +45,7 @@ from toolchain.model import (
     MODEL_FILES,
     AnyModel,
     DeployModel,
-    EngineArtifact,
     MaskedModel,
-    OnnxArtifact,
     SlicedModel,
     TimmModel,
     run_stage,
@@ -70,6 +70,7 @@ from toolchain.report.sections.notes import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.targets import EngineBuild
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune, require_teacher
 
@@ -228,23 +229,24 @@ def engine(
     section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": options}).engine
     assert isinstance(section, EngineSection)
     sample = numbers(input_shape, "--input-shape")
+    source = OnnxFile(onnx)
     stage = BuildEngine(
-        section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
+        section, target, out, lambda built: _engine_rung(source, built, batch, sample), input_shape=sample
     )
-    _tell_engine(run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact, json_=json_)
+    _tell_engine(run_stage(stage, source).artifact, json_=json_)
 
 
 def _engine_rung(
-    onnx: Path, built: EngineArtifact, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
+    source: Artifact, built: EngineBuild, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
 ) -> Rung:
     """The engine against its file on seeded noise; not run where it cannot be, and for a file that takes no images."""
     try:
-        form = form_of(onnx)
-        size = resolved({onnx: form.input}, input_shape)
+        image = source.image
+        size = resolved({source.path: image}, input_shape)
     except RecipeError as error:
-        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
-    preprocess = raw_pixels((size[0], size[1], size[2])) if form.input.takes_pixels and len(size) == 3 else None
-    return engine_rung(onnx, built, batch, lambda count: noise(size, count), None, preprocess)
+        return not_run(source.path.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
+    preprocess = raw_pixels((size[0], size[1], size[2])) if image.takes_pixels and len(size) == 3 else None
+    return engine_rung(source, built, batch, lambda count: noise(size, count), None, preprocess)
 
 
 def refit(
@@ -261,17 +263,18 @@ def refit(
     profile = list(record.get("profile", {}).values())
     sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
     sample = tuple(profile[0]["opt"][1:]) if profile else None
+    source = OnnxFile(onnx)
     stage = BuildEngine(
         EngineSection(targets=(target,)),
         target,
         out,
-        lambda built: _engine_rung(onnx, built, sizes[0], sample),
+        lambda built: _engine_rung(source, built, sizes[0], sample),
         engine_,
     )
-    _tell_engine(run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact, json_=json_)
+    _tell_engine(run_stage(stage, source).artifact, json_=json_)
 
 
-def _tell_engine(built: EngineArtifact, *, json_: bool) -> None:
+def _tell_engine(built: EngineBuild, *, json_: bool) -> None:
     print_json(built.facts) if json_ else print_facts({"file": str(built.path), **built.facts})
 
 

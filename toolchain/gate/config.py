@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
 from toolchain.export.preparation import Preparation
@@ -301,7 +301,7 @@ def require_baselines(config: GateConfig) -> None:
                 "numbers of an earlier run."
             )
         try:
-            digest = artifact_sha256(path)
+            digest = open_artifact(path).sha256
         except (ArtifactError, StorageError) as error:
             raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
         if digest != wanted.sha256:

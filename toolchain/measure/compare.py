@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from toolchain.artifacts import Signature, open_artifact
 from toolchain.devices.transport import LocalTransport, Transport
 from toolchain.errors import MeasurementError, ParityError
 from toolchain.measure.comparison import Comparison, Undecided, without_verdict
@@ -32,7 +33,6 @@ from toolchain.measure.schedule import (
     session_plan,
     set_up,
 )
-from toolchain.measure.signature import Signature, read_signature
 
 
 def compare(
@@ -108,7 +108,7 @@ def compare(
             "seed": seed,
         },
     )
-    theirs = read_signature(b, batch, input_shape)
+    theirs = open_artifact(b).signature(batch, input_shape)
     if not ours.fits(theirs):
         raise ParityError(f"{a} and {b} cannot be compared: their inputs are {_show(ours)} and {_show(theirs)}")
     artifacts: dict[Literal["A", "B"], ArtifactFacts] = {A: artifact_facts(a), B: artifact_facts(b)}

@@ -9,11 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts import ARTIFACTS, Signature, open_artifact
 from toolchain.devices.transport import Transport
 from toolchain.errors import MeasurementError, RecipeError, TargetUnavailable
 from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Session, explain
-from toolchain.measure.signature import Signature, read_signature
 from toolchain.on_device.runner import COLD_PLAN_SCHEMA, PLAN_SCHEMA
 from toolchain.targets import MODES, get_target
 
@@ -27,11 +26,10 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
     if not where.measures:
         raise TargetUnavailable(target, "it builds engines but latency cannot be measured on it")
     where.require_run()
-    for path in paths:
-        if path.is_dir() != (target == "eager"):
-            raise RecipeError(
-                f"target {target!r} takes {'model folders' if target == 'eager' else 'files'}, got {path}"
-            )
+    words = " and ".join(f"{ARTIFACTS[kind].word}s" for kind in where.takes)
+    for artifact in map(open_artifact, paths):
+        if artifact.name not in where.takes:
+            raise RecipeError(f"target {target!r} takes {words}, got {artifact.path}")
 
 
 def require_threads(target: str, threads: Sequence[int]) -> None:
@@ -50,10 +48,10 @@ def set_up(
     affinity: tuple[int, ...] | None,
     design: Mapping[str, Any],
 ) -> tuple[Scenario, Design, Signature]:
-    """(what is timed, how, the inputs of A); raises RecipeError for what is out of range, and as `read_signature`."""
+    """(what is timed, how, the inputs of A); raises RecipeError for what is out of range, and as `Artifact.signature`."""
     require_threads(target, (threads,))
     try:
-        made, signature = Design(**design), read_signature(a, batch, input_shape)
+        made, signature = Design(**design), open_artifact(a).signature(batch, input_shape)
         scenario = Scenario(target=target, threads=threads, batch=batch, inputs=signature.inputs, affinity=affinity)
     except ValidationError as error:
         raise RecipeError(f"cannot measure: {explain(error)}") from None
@@ -62,7 +60,8 @@ def set_up(
 
 def artifact_facts(path: Path) -> ArtifactFacts:
     """Name, bytes and digest of an artifact."""
-    return ArtifactFacts(name=path.name, size_bytes=artifact_size_bytes(path), sha256=artifact_sha256(path))
+    artifact = open_artifact(path)
+    return ArtifactFacts(name=path.name, size_bytes=artifact.size_bytes, sha256=artifact.sha256)
 
 
 def session_plan(

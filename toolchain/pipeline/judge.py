@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from toolchain.artifacts import Artifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
-from toolchain.export.calls import opened
+from toolchain.export.calls import opened, stack_images, torch_call
 from toolchain.export.convert import Convert
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.precision import COMPARED, PRECISIONS
-from toolchain.export.stage import stack_images, torch_call
 from toolchain.likelihood import outputs_of
-from toolchain.model import AnyModel, DeployModel, EngineArtifact
+from toolchain.model import AnyModel, DeployModel
 from toolchain.outputs import Output
 from toolchain.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
 from toolchain.report.record import Counts, Figures
+from toolchain.targets import EngineBuild
 from toolchain.training.evaluate import accuracy
 
 
@@ -95,16 +96,16 @@ class Judge:
         """The rung of two forms that are both PyTorch modules."""
         return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
 
-    def engine(self, onnx: Path, engine: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
+    def engine(self, source: Artifact, engine: EngineBuild, profile: tuple[int, int, int]) -> Rung:
         """The rung of an engine against the file that it was built from, run on the CPU.
 
         Args:
-            onnx: the file.
+            source: the file.
             engine: the rung is not run where it cannot be loaded, and gives the reason.
             profile: (min, opt, max) batch of the engine; batches outside it are not tried.
         """
         available = len(self.source.split("validation")) if self.names_classes else None
-        return engine_rung(onnx, engine, profile, self.images, available)
+        return engine_rung(source, engine, profile, self.images, available)
 
     def _rung(
         self,

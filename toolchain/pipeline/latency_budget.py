@@ -24,11 +24,11 @@ from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.devices.transport import LocalTransport, Transport
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.export.onnx_graph import INPUT, export_onnx
+from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
 from toolchain.measure.intervals import block_log_ratios, slot_medians
 from toolchain.measure.schedule import INPUT_SETS
-from toolchain.model import DeployModel, TimmModel
+from toolchain.model import IMAGE, DeployModel, TimmModel
 from toolchain.on_device.runner import PLAN_SCHEMA, calls_per_slot
 from toolchain.pipeline.cell import conditions
 from toolchain.plan import CompressionPlan, Keep, LowRank
@@ -161,7 +161,7 @@ def _plan(setting: Setting, input_size: tuple[int, int, int], paths: Mapping[str
         "warmup": {"calls": 10, "seconds": WARM_UP_S},
         "inputs": {"count": INPUT_SETS, "seed": 0, "tensors": [tensor]},
         "variants": [
-            {"name": name, "path": str(path), "runtime": setting.target, "inputs": [INPUT]}
+            {"name": name, "path": str(path), "runtime": setting.target, "inputs": [IMAGE]}
             for name, path in paths.items()
         ],
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.devices.device import Devices
 from toolchain.errors import ParityError
 from toolchain.export.engine import builds
-from toolchain.export.precision import EITHER_OF, FP32, expanded
+from toolchain.export.precision import EITHER_OF, expanded
 from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace

@@ -109,6 +109,8 @@ class Target(ABC):
 
     name: str
     profile: TargetProfile
+    takes: tuple[str, ...]
+    """Kinds of artifacts that it opens: names of `ARTIFACTS`. The first is what a run times on it."""
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
     engines: tuple[str, ...]

@@ -208,6 +208,7 @@ class OrtCuda(Target):
     """Target "ort-cuda", in one of the modes of `gpu`; multiples of 8 are what fp16 tensor cores take."""
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})
+    takes = ("onnx",)
     measures = True
     engines: tuple[str, ...] = ()
 

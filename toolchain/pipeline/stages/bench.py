@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.model_folder import ModelFolder
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
-from toolchain.errors import DeviceLost, TargetUnavailable
-from toolchain.export.precision import EITHER, EITHER_OF, FP32, PRECISIONS
+from toolchain.errors import DeviceLost, RecipeError, TargetUnavailable
+from toolchain.export.precision import EITHER, EITHER_OF, PRECISIONS
 from toolchain.measure.samples import Parity
 from toolchain.model import Made
 from toolchain.parity import Rung
@@ -22,6 +24,7 @@ from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import Recipe
 from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow
+from toolchain.targets import get_target
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Bench(RunStage[BenchRow]):
     @property
     def inputs(self) -> Sequence[Any]:
         device, batch, threads = self.where.device, self.where.batch, self.where.threads
-        digests = [artifact_sha256(artifact) for artifact in self.pair]
+        digests = [open_artifact(path).sha256 for path in self.pair]
         return [digests, device.name, batch, threads, self.parity, conditions_of(device.name, threads)]
 
     def work(self, key: str) -> Made[Written, BenchRow]:  # noqa: ARG002
@@ -113,11 +116,21 @@ def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
 
 
 def cell(run: Run, where: Where, precision: str, parity: Parity) -> Bench:
-    """The compressed file of a precision against the dense fp32 one; model folders where these are what is run."""
-    if where.device.runtime == "eager":
-        pair = (run.root / "dense", run.root / "deploy")
-    else:
-        pair = (onnx_path(run.root, FP32, "dense"), onnx_path(run.root, precision))
+    """The compressed file of a precision against the dense fp32 one; model folders where these are what is run.
+
+    Raises:
+        RecipeError: the runtime of the device opens neither.
+    """
+    pairs = {
+        OnnxFile.name: (onnx_path(run.root, FP32, "dense"), onnx_path(run.root, precision)),
+        ModelFolder.name: (run.root / "dense", run.root / "deploy"),
+    }
+    takes = get_target(where.device.runtime).takes
+    pair = next((pairs[kind] for kind in takes if kind in pairs), None)
+    if pair is None:
+        raise RecipeError(
+            f"{where.device.name} opens neither ONNX files nor model folders; take it out of bench.targets"
+        )
     return Bench(run, where, "bench", precision, pair, parity)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export.onnx_graph import data_beside
-from toolchain.export.precision import FP32, PRECISIONS, runs_on
-from toolchain.model import Made, OnnxArtifact, run_stage
+from toolchain.export.precision import PRECISIONS, runs_on
+from toolchain.model import Made, run_stage
 from toolchain.pipeline.cell import runtime
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
@@ -35,14 +35,13 @@ class Converted(RunStage[FileFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         judging = runtime(runs_on(PRECISIONS[self.precision]))
-        digest = artifact_sha256(self._whole)
+        digest = OnnxFile(self._whole).sha256
         return [digest, self.precision, self.run.job.source.digest, tool_versions(), self.required, judging]
 
     def work(self, key: str) -> Made[Written, FileFacts]:  # noqa: ARG002
         run, path = self.run, onnx_path(self.run.root, self.precision)
         try:
-            whole = OnnxArtifact(self._whole, FP32, run.job.dense.preprocess)
-            file = run_stage(run.judge.convert(self.precision, path), whole)
+            file = run_stage(run.judge.convert(self.precision, path), OnnxFile(self._whole))
         except (ParityError, ArtifactError) as error:
             if self.required:
                 raise

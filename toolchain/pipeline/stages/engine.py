@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.artifacts.size import artifact_sha256, download_bytes
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.export.engine import BuildEngine
-from toolchain.export.precision import FP32
-from toolchain.model import Made, OnnxArtifact, run_stage
+from toolchain.model import Made, run_stage
 from toolchain.pipeline.cell import runtime
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
@@ -34,24 +34,24 @@ class Engine(RunStage[EngineFacts]):
 
     @property
     def inputs(self) -> Sequence[Any]:
-        digest = artifact_sha256(onnx_path(self.run.root, self.precision))
+        digest = open_artifact(onnx_path(self.run.root, self.precision)).sha256
         return [digest, self.section.model_dump(mode="json"), runtime(self.target)]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section
-        path, folder = onnx_path(run.root, self.precision), run.root / "engines" / self._label
-        stage = BuildEngine(section, self.target, folder, lambda built: run.judge.engine(path, built, section.batch))
-        engine = run_stage(stage, OnnxArtifact(path, self.precision, run.job.dense.preprocess))
+        source, folder = OnnxFile(onnx_path(run.root, self.precision)), run.root / "engines" / self._label
+        stage = BuildEngine(section, self.target, folder, lambda built: run.judge.engine(source, built, section.batch))
+        engine = run_stage(stage, source)
         built = engine.artifact
-        files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json"]
+        artifact = open_artifact(built.path)
         capabilities = built.facts.get("compute_capabilities")
         facts = EngineFacts(
             target=self.target,
             precision=self.precision,
             file=built.path.name,
             path=built.path.relative_to(run.root).as_posix(),
-            bytes=sum(file.stat().st_size for file in files),
-            download_bytes=sum(download_bytes(file) for file in files),
+            bytes=artifact.size_bytes,
+            download_bytes=artifact.download_bytes,
             compute_capabilities=None if capabilities is None else tuple(capabilities),
             matmul_dtypes=built.facts.get("matmul_dtypes"),
             attention_layers=built.facts.get("attention_layers"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,12 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolchain.artifacts.size import download_bytes
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.onnx_graph import GraphFacts
-from toolchain.export.precision import FP32
 from toolchain.export.stage import Export
 from toolchain.files import sha256
-from toolchain.gate.why import artifact_parts
 from toolchain.model import DeployModel, Made, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.job import tool
@@ -76,15 +74,13 @@ def file_facts(
     run: Run, path: Path, which: Which, precision: str, graph: GraphFacts, counts: Counts, judged_on: str
 ) -> FileFacts:
     """The facts of a file that is there."""
-    layers: Counter[str] = Counter()
-    for (layer, _), count in artifact_parts(path).items():
-        layers[layer] += count
+    artifact = open_artifact(path)
     row = FileRow(
         path=path.relative_to(run.root).as_posix(),
         model=which,
         precision=precision,
         bytes=graph.size_bytes,
-        download_bytes=download_bytes(path),
+        download_bytes=artifact.download_bytes,
         judged_on=judged_on,
         **counts.model_dump(),
     )
@@ -96,7 +92,7 @@ def file_facts(
         simplified=graph.simplified,
         notes=graph.notes,
     )
-    return FileFacts(row=row, graph=census, layers=dict(layers))
+    return FileFacts(row=row, graph=census, layers=artifact.layers)
 
 
 def tool_versions() -> list[str]:

@@ -62,6 +62,7 @@ class TensorRT(Refittable):
     """
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
+    takes = ("onnx", "tensorrt-engine")
     measures = True
     engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
 

@@ -12,11 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import nn
 
-from toolchain.artifacts.size import artifact_size_bytes, stored_params
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.gate.metrics import node_count
-from toolchain.gate.why import artifact_parts, by_layer, size_changes
+from toolchain.gate.why import by_layer, size_changes
 from toolchain.model import DeployModel, run_stage
 from toolchain.surgery.factorised import FactorisedLinear
 from toolchain.surgery.mask import mask_model
@@ -27,8 +26,8 @@ from toolchain.surgery.split import Split
 
 def exact(after, before=None):
     """The changes, after checking that they sum to the difference."""
-    changes = size_changes(after, before)
-    wanted = artifact_size_bytes(after) - (artifact_size_bytes(before) if before is not None else 0)
+    changes = size_changes(open_artifact(after), None if before is None else open_artifact(before))
+    wanted = open_artifact(after).size_bytes - (open_artifact(before).size_bytes if before is not None else 0)
     assert sum(row.change for row in changes) == wanted
     assert sum(row.change for row in by_layer(changes)) == wanted
     return changes
@@ -46,8 +45,8 @@ def test_planted_growth_is_found_and_nothing_else(tmp_path):
 
 def test_external_data_is_attributed_to_its_tensors(tmp_path):
     path = write_classifier(tmp_path / "m.onnx", padding=100, external=True)
-    parts = artifact_parts(path)
-    assert sum(parts.values()) == artifact_size_bytes(path) == sum(f.stat().st_size for f in tmp_path.iterdir())
+    parts = open_artifact(path).parts
+    assert sum(parts.values()) == open_artifact(path).size_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
     assert parts["head", "weight"] == 64 * 10 * 4
     assert parts["blocks.9.extra", "weight"] == 400
     exact(write_classifier(tmp_path / "inline" / "m.onnx"), path)
@@ -56,8 +55,8 @@ def test_external_data_is_attributed_to_its_tensors(tmp_path):
         next(entry for entry in tensor.external_data if entry.key == "location").value = "./m.onnx.data"
     onnx.save(model, path)
     assert (
-        sum(artifact_parts(path).values())
-        == artifact_size_bytes(path)
+        sum(open_artifact(path).parts.values())
+        == open_artifact(path).size_bytes
         == sum(f.stat().st_size for f in path.parent.glob("m.*"))
     )
 
@@ -87,7 +86,7 @@ def exported(tmp_path_factory):
 def test_weights_without_a_name_are_attributed_by_the_bias_behind_them(exported):
     root, dense, deploy = exported
     for name, model in (("dense", dense), ("deploy", deploy)):
-        layers = {layer for layer, part in artifact_parts(root / f"{name}.onnx") if part == "weight"}
+        layers = {layer for layer, part in open_artifact(root / f"{name}.onnx").parts if part == "weight"}
         wanted = {
             module for module, child in model.module.named_modules() if getattr(child, "weight", None) is not None
         }
@@ -102,7 +101,7 @@ def test_folders_are_attributed_by_file_and_tensor(exported):
     root, dense, _ = exported
     rows = exact(root / "deploy", root / "dense")
     assert {"(file model.json)", "blocks.0.mlp.fc1"} <= {row.layer for row in rows}
-    parts = artifact_parts(root / "dense")
+    parts = open_artifact(root / "dense").parts
     assert parts["head", "weight"] == dense.module.head.weight.numel() * 4
     assert parts["(file model.safetensors)", "header"] > 8
     exact(root / "dense")
@@ -113,12 +112,12 @@ def test_parameters_are_counted_from_the_file(exported):
     root, dense, deploy = exported
     for name, model in (("dense", dense), ("deploy", deploy)):
         count = sum(parameter.numel() for parameter in model.module.parameters())
-        assert stored_params(root / name) == stored_params(root / f"{name}.onnx") == count
+        assert open_artifact(root / name).params == open_artifact(root / f"{name}.onnx").params == count
     assert isinstance(deploy, DeployModel)
     (root / "x.engine").write_bytes(b"engine")
-    for count in (stored_params, node_count):
+    for what in ("params", "nodes", "inputs"):
         with pytest.raises(RecipeError, match=r"x\.engine"):
-            count(root / "x.engine")
+            getattr(open_artifact(root / "x.engine"), what)
     exact(root / "x.engine")
 
 
@@ -131,7 +130,7 @@ def test_nodes_of_subgraphs_and_functions_count(tmp_path):
     node = helper.make_node("If", ["flag"], ["logits"], then_branch=branch("a"), else_branch=branch("b"))
     image, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "logits"))
     onnx.save(helper.make_model(helper.make_graph([node], "g", [image], [logits], [flag])), tmp_path / "m.onnx")
-    assert node_count(tmp_path / "m.onnx") == 3
+    assert open_artifact(tmp_path / "m.onnx").nodes == 3
     exact(tmp_path / "m.onnx")
 
 
@@ -139,9 +138,9 @@ def test_what_is_no_safetensors_file_is_told(tmp_path):
     for content in (b"", b"\xff" * 20, (8).to_bytes(8, "little") + b"[1, 2] ", (2).to_bytes(8, "little") + b"{}"):
         (tmp_path / "w.safetensors").write_bytes(content)
         if content.endswith(b"{}"):
-            assert artifact_parts(tmp_path) == {("(file w.safetensors)", "header"): 10}
+            assert open_artifact(tmp_path).parts == {("(file w.safetensors)", "header"): 10}
             continue
         with pytest.raises(ArtifactError, match=r"w\.safetensors"):
-            artifact_parts(tmp_path)
+            _ = open_artifact(tmp_path).parts
     save_file({"a.weight": np.ones((2, 3), np.float16)}, tmp_path / "w.safetensors")
-    assert artifact_parts(tmp_path)["a", "weight"] == 12
+    assert open_artifact(tmp_path).parts["a", "weight"] == 12

@@ -13,8 +13,9 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from toolchain.export.graph_types import graph_precision, weight_types
-from toolchain.export.precision import FP32, PRECISION, PRECISIONS, declared_precision, precision_of, tolerance_of
+from toolchain.artifacts.onnx_file import FP32, PRECISION, OnnxFile
+from toolchain.artifacts.onnx_types import graph_precision, weight_types
+from toolchain.export.precision import PRECISIONS, tolerance_of
 
 F, F16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 W = np.random.default_rng(0).standard_normal((48, 32)).astype(np.float32)
@@ -255,19 +256,19 @@ def test_what_onnxruntimes_own_tools_make_is_known(tool, name, tmp_path):
     model.graph.initializer.remove(next(each for each in model.graph.initializer if each.name == bias))
     onnx.save(model, source)
     tool(source, tmp_path / "made.onnx")
-    found = precision_of(tmp_path / "made.onnx")
+    found = OnnxFile(tmp_path / "made.onnx").precision
     assert found.name == name
-    assert declared_precision(source) == FP32
-    assert declared_precision(tmp_path / "made.onnx") == "", "its metadata is left over from the fp32 file"
+    assert OnnxFile(source).own_precision == FP32
+    assert OnnxFile(tmp_path / "made.onnx").own_precision == "", "its metadata is left over from the fp32 file"
 
 
 def test_metadata_that_contradicts_the_graph_is_told_and_not_believed(tmp_path):
     path = write_classifier(tmp_path / "a.onnx")
-    assert (precision_of(path).name, precision_of(path).reason) == ("fp32", "")
+    assert (OnnxFile(path).precision.name, OnnxFile(path).precision.reason) == ("fp32", "")
     model = onnx.load(path)
     model.metadata_props.add(key=PRECISION, value="int8-qdq")
     onnx.save(model, path)
-    found = precision_of(path)
+    found = OnnxFile(path).precision
     assert found.name == "fp32", "so that int8's loose bound is not had by an entry of the metadata"
     assert "1 of 1 linears" in found.reason
     assert "its metadata says int8-qdq" in found.reason
@@ -292,7 +293,7 @@ def test_what_was_never_measured_has_no_tolerance(tmp_path):
     tolerances = {}
     for case, (name, model) in CASES.items():
         onnx.save(model, tmp_path / "a.onnx")
-        tolerances[name, case] = tolerance_of(precision_of(tmp_path / "a.onnx"))
+        tolerances[name, case] = tolerance_of(OnnxFile(tmp_path / "a.onnx").precision)
     for (name, _), tolerance in tolerances.items():
         if name in ("int4", "fp8", ""):
             assert tolerance is None
