@@ -181,6 +181,7 @@ epochs = 1
 attention = "cut"
 neurons = "first"
 allocation = "global"
+align = 1
 
 [budget]
 params = 0.75
