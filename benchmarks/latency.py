@@ -12,8 +12,9 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.schedule import artifact_facts
+from toolchain.measure.experiment import artifact_facts
 from toolchain.pipeline.job import prepare, tool
+from toolchain.progress import Nobody, Progress
 
 if TYPE_CHECKING:
     from run import Runner
@@ -34,11 +35,18 @@ def measure_pairs(runner: Runner) -> int:
         path = runner.results.root / suite.name / "latency" / f"{first}--{second}.json"
         if timed(path, files):
             continue
-        told = lambda text, share: print(f"  {share:4.0%} {text}", flush=True)  # noqa: E731
-        found = compare(files[0], files[1], target=TARGET, on_progress=told)
+        found = compare(files[0], files[1], TARGET, progress=Progress(Lines()))
         found.save(path)
         print(f"{first} → {second}: {found.verdict}")
     return 0
+
+
+class Lines(Nobody):
+    """A line for every report."""
+
+    def at(self, share: float, text: str) -> None:
+        """Prints it."""
+        print(f"  {share:4.0%} {text}", flush=True)
 
 
 def timed(path: Path, files: Sequence[Path]) -> bool:

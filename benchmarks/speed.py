@@ -35,8 +35,8 @@ from toolchain.export.onnx_graph import (
 from toolchain.files import write_text
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S
-from toolchain.measure.schedule import require_target
+from toolchain.measure.experiment import require_target
+from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S, Design, Workload
 from toolchain.model import OnnxArtifact, run_stage
 from toolchain.parity import BATCHES
 from toolchain.pipeline.job import compressed, prepare, tool
@@ -220,9 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if found is not None and current(cell, found, options.work):
                 continue
             pair = [artifact(cell.model, *each, options.work) for each in (cell.a, cell.b)]
-            found = compare(
-                *pair, target=cell.target, batch=cell.batch, threads=cell.threads, blocks=cell.blocks, looks=2
-            )
+            workload, design = Workload(cell.batch, cell.threads), Design(blocks=cell.blocks, looks=2)
+            found = compare(*pair, cell.target, workload, design)
             found.save(options.results / f"{cell.name}.json")
             print(f"{cell.name}: {found.verdict}, {1 / found.ratio.to_ratio()['point']:.2f}×", flush=True)
     write_text(options.results / "README.md", table(options.results, cells()))

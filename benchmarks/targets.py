@@ -27,9 +27,8 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.environment import describe_machine
 from toolchain.measure.intervals import outward
 from toolchain.pipeline.cell import cell_facts
-from toolchain.pipeline.folder import Done
-from toolchain.pipeline.listener import Silent
 from toolchain.pipeline.run import run
+from toolchain.progress import Nobody
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import int8_choices
 from toolchain.report.tables import int8_line
@@ -44,16 +43,16 @@ EIGHT_BITS = (
 MEASURED = ("bench-", "duel-")
 
 
-class Stopwatch(Silent):
+class Stopwatch(Nobody):
     """How long every step of a run took, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def done(self, name: str, done: Done) -> None:
+    def done(self, name: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002
         """A step ended: what it took when it was carried out, now or in the run that was taken up again."""
-        self.seconds[name] = done.seconds
-        print(f"{time.strftime('%H:%M:%S')} {name}: {done.seconds:.1f} s", flush=True)
+        self.seconds[name] = seconds
+        print(f"{time.strftime('%H:%M:%S')} {name}: {seconds:.1f} s", flush=True)
 
 
 def carry_out(recipe: Path, work: Path, results: Path, overrides: Sequence[str]) -> None:

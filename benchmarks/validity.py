@@ -31,7 +31,7 @@ from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison, judge
 from toolchain.measure.environment import cores_of_others, describe_machine
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval, slot_medians
-from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B
+from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B, Design
 from toolchain.pipeline.job import tool
 from toolchain.surgery.load import randomise_untrained
 
@@ -191,7 +191,7 @@ def measure(experiments: Sequence[Experiment], results: Path, work: Path, told: 
         pair = [model(depth, work) for depth in experiment.depths]
         begun = time.monotonic()
         with load(index, wanted=experiment.loaded):
-            found = compare(*pair, target="ort-cpu", tau=TAU, seed=index)
+            found = compare(*pair, design=Design(tau=TAU, seed=index))
         line = record(experiment, index, found, time.monotonic() - begun)
         with path_of(results, experiment).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")

@@ -101,7 +101,7 @@ def test_names_are_built_in_or_of_the_file_or_refused():
         ('["-x"]\ntransport = "local"\n', "'-x' is no name"),
         ('[ort-cpu]\ntransport = "local"\n', "built-in"),
         ("pi = 3\n", "expected a table"),
-        ("[pi\n", "not TOML"),
+        ("[pi\n", "not valid TOML"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(text, words):

@@ -37,12 +37,13 @@ from toolchain.measure.calibration import calibrate as calibrate_machine
 from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.environment import BUSY, cores_of_others, describe_machine, slowed
-from toolchain.measure.samples import BLOCKS, LOOKS
+from toolchain.measure.samples import BLOCKS, LOOKS, Design
 from toolchain.measure.single import COLD_STARTS, Measurement
 from toolchain.measure.single import measure as measure_artifact
 from toolchain.measure.summary import summary
 from toolchain.pipeline.verify import Measured
 from toolchain.pipeline.verify import verify as verify_file
+from toolchain.progress import Progress
 from toolchain.report.tables import Table
 
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
@@ -89,12 +90,11 @@ def run(
         screen.stage("bench")
         found = measure_artifact(
             artifact,
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.transport,
-            blocks=blocks,
+            device,
+            workload(device, threads, batch, input_shape, affinity),
+            Design(blocks=blocks, seed=seed),
             cold_starts=cold_starts,
-            seed=seed,
-            on_progress=lambda text, share: screen.progress(share, text),
+            progress=Progress(screen),
         )
         _save(found.to_dict(), out, json_)
     print_json(found.to_dict()) if json_ == STDOUT else print_facts(_run_facts(found))
@@ -127,13 +127,10 @@ def compare(
         found = compare_artifacts(
             a,
             b,
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.transport,
-            blocks=blocks,
-            looks=looks,
-            tau=tau,
-            seed=seed,
-            on_progress=lambda text, share: screen.progress(share, text),
+            device,
+            workload(device, threads, batch, input_shape, affinity),
+            Design(blocks=blocks, looks=looks, tau=tau, seed=seed),
+            progress=Progress(screen),
         )
         _save(found.to_dict(), out, json_)
     if json_ == STDOUT:
@@ -169,10 +166,10 @@ def calibrate(
         screen.stage("bench")
         found = calibrate_machine(
             artifact or built_in(Path(folder) / "built-in.onnx"),
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.fresh,  # how long it takes is part of the answer
-            blocks=blocks,
-            on_progress=lambda text, share: screen.progress(share, text),
+            device,
+            workload(device, threads, batch, input_shape, affinity),
+            Design(blocks=blocks),
+            progress=Progress(screen),
         )
         _save(found.to_dict(), out, json_)
     print_json(found.to_dict()) if json_ == STDOUT else _print_calibration(found)

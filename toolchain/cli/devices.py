@@ -16,7 +16,7 @@ from toolchain.devices.device import probe
 from toolchain.devices.targets_toml import BundleSettings, load_targets, named_target
 from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
 from toolchain.measure.bundle import Question, pack, unpack
-from toolchain.measure.samples import SESSIONS
+from toolchain.measure.samples import SESSIONS, Design, Workload
 from toolchain.measure.summary import summary
 from toolchain.report.tables import Table
 from toolchain.targets import TARGETS, TargetInfo
@@ -91,18 +91,12 @@ def bench_pack(
         except ValueError:
             raise RecipeError(f"target {target!r} runs on {settings.runtime}, which bundles do not have") from None
     question = Question(
-        target=settings.runtime,
-        threads=threads or settings.threads,
-        batch=batch,
-        input_shape=numbers(input_shape, "--input-shape"),
-        affinity=settings.affinity,
-        sessions=sessions,
-        blocks=blocks,
-        tau=tau,
-        seed=seed,
+        settings.runtime,
+        Workload(batch, threads or settings.threads, settings.affinity, numbers(input_shape, "--input-shape")),
+        Design(sessions=sessions, blocks=blocks, tau=tau, seed=seed),
     )
-    bundle = pack(a, b, out, question)
-    facts = {"bundle": str(out), "bytes": out.stat().st_size, "files": len(bundle["files"]), "sessions": sessions}
+    files = pack(a, b, out, question)
+    facts = {"bundle": str(out), "bytes": out.stat().st_size, "files": files, "sessions": sessions}
     if json_:
         print_json(facts)
     else:

@@ -29,6 +29,7 @@ from toolchain.gate import (
     run_gate,
 )
 from toolchain.pipeline.job import tool
+from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
@@ -168,11 +169,7 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
 
 def _judge(config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False) -> GateResult:
     screen.stage("gate")
-
-    def told(text: str, share: float) -> None:
-        screen.progress(share, text)
-
-    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, told=told)
+    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, progress=Progress(screen))
 
 
 def _print(result: GateResult) -> None:

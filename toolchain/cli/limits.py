@@ -30,6 +30,8 @@ from toolchain.devices.device import Devices
 from toolchain.files import write_json
 from toolchain.measure.environment import describe_machine
 from toolchain.measure.intervals import outward
+from toolchain.measure.samples import Design
+from toolchain.progress import Progress
 from toolchain.report.tables import Table, operations
 
 FirstFile = Annotated[Path, typer.Argument(metavar="A", help="An ONNX file; the dense one where there are two.")]
@@ -64,12 +66,10 @@ def bench_floor(
         found = measure_floor(
             a,
             b,
-            **workload(device, threads, batch, input_shape, affinity),
-            sessions=sessions,
-            blocks=blocks,
-            seed=seed,
-            transport=device.transport,
-            on_progress=lambda text, share: screen.progress(share, text),
+            device,
+            workload(device, threads, batch, input_shape, affinity),
+            Design(sessions=sessions, blocks=blocks, seed=seed),
+            progress=Progress(screen),
         )
         _save(found.to_dict(), out)
     if json_:
@@ -95,11 +95,7 @@ def bench_profile(
     with Devices(targets_file) as devices:
         device = devices.here(target, "a profile")
     found = [
-        profile_operators(
-            path,
-            **workload(device, threads, batch, input_shape, affinity),
-            calls=calls,
-        )
+        profile_operators(path, device, workload(device, threads, batch, input_shape, affinity), calls=calls)
         for path in (a, b)
         if path is not None
     ]

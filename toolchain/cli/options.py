@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated
 
 import typer
 
 from toolchain.devices.device import Device
 from toolchain.errors import RecipeError
+from toolchain.measure.experiment import workload_on
+from toolchain.measure.samples import Workload
 
 STDOUT = "-"
 """What --json stands for where it takes a file and is given none."""
@@ -54,25 +56,15 @@ JsonFile = Annotated[
 ]
 
 
-class Workload(TypedDict):
-    """What every measurement is told of its target and inputs, under the names of its arguments."""
-
-    target: str
-    threads: int
-    batch: int
-    input_shape: tuple[int, ...] | None
-    affinity: tuple[int, ...] | None
-
-
 def workload(device: Device, threads: int | None, batch: int, input_shape: str, affinity: str) -> Workload:
     """The options as they were given, and what targets.toml says where they were not; raises as `numbers`."""
-    return {
-        "target": device.runtime,
-        "threads": threads or device.threads,
-        "batch": batch,
-        "input_shape": numbers(input_shape, "--input-shape"),
-        "affinity": numbers(affinity, "--affinity") or device.affinity,
-    }
+    return workload_on(
+        device,
+        batch=batch,
+        threads=threads,
+        affinity=numbers(affinity, "--affinity"),
+        input_shape=numbers(input_shape, "--input-shape"),
+    )
 
 
 def with_lone_json(args: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from toolchain.compress.method import Allocation
 from toolchain.pipeline.cell import require_speedup
 from toolchain.pipeline.job import Job, prepare, preview, unmeasured
 from toolchain.pipeline.run import run as run_recipe
+from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 from toolchain.report.tables import Table, number, size
 
@@ -74,7 +75,7 @@ def plan(
     loaded = Recipe.load(recipe, set_ or ())
     with Screen() as screen:
         screen.stage("plan")
-        job, allocation, note = preview(loaded, measure=not shapes_only, told=screen.progress)
+        job, allocation, note = preview(loaded, measure=not shapes_only, progress=Progress(screen))
     _show(job, allocation, note, json_=json_)
 
 

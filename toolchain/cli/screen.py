@@ -18,7 +18,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.pipeline.folder import Done
 from toolchain.report.markdown import cautions, notes
 from toolchain.report.tables import (
     Table,
@@ -131,7 +130,7 @@ class Pace:
 
 
 class Screen:
-    """A pipeline listener that draws a bar per stage on a terminal, and plain lines elsewhere; a context manager."""
+    """A watcher that draws a bar per stage on a terminal, and plain lines elsewhere; a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -161,7 +160,7 @@ class Screen:
         if self._progress is not None:
             self._task = self._progress.add_task(name, total=1.0, text="", left="")
 
-    def progress(self, share: float, text: str) -> None:
+    def at(self, share: float, text: str) -> None:
         """Moves the bar; without a terminal, a line every ten seconds."""
         soon = self._pace.left(share, time.monotonic())
         left = f"{soon} left" if soon else ""
@@ -171,9 +170,9 @@ class Screen:
             self._told = time.monotonic()
             self._console.print(f"  {share:4.0%} {', '.join(filter(None, [text, left]))}", markup=False, soft_wrap=True)
 
-    def done(self, name: str, done: Done) -> None:
+    def done(self, name: str, seconds: float, *, reused: bool) -> None:
         """Replaces the bar by a line."""
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
-        how = "kept from an earlier run" if done.reused else f"{done.seconds:.1f} s"
+        how = "kept from an earlier run" if reused else f"{seconds:.1f} s"
         self._console.print(f"{name:<28} {how}", markup=False, soft_wrap=True)

@@ -64,6 +64,7 @@ from toolchain.pipeline.job import (
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.latency_budget import latency_of
 from toolchain.pipeline.listener import on_epoch
+from toolchain.progress import Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
@@ -103,9 +104,9 @@ def compress(
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
-        latency = latency_of(clocks(job, dense, screen.progress))
+        latency = latency_of(clocks(job, dense, Progress(screen)))
         given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        masked, allocation = compressed(job, given, latency, progress=on_epoch(screen), report=screen.progress)
+        masked, allocation = compressed(job, given, latency, progress=on_epoch(screen), report=screen.at)
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())

@@ -11,10 +11,11 @@ from toolchain.gate.checks import Deterministic
 from toolchain.gate.config import Cell, GateConfig, require_baselines
 from toolchain.gate.judgement import RATIO, TIME
 from toolchain.gate.result import CellResult, Check, GateResult
-from toolchain.gate.timing import Timeable, Timed, Told, time_cells
+from toolchain.gate.timing import Timeable, Timed, time_cells
 from toolchain.gate.why import size_changes
+from toolchain.measure.experiment import artifact_facts
 from toolchain.measure.samples import Parity
-from toolchain.measure.schedule import artifact_facts
+from toolchain.progress import SILENT, Progress
 
 
 def run_gate(
@@ -24,7 +25,7 @@ def run_gate(
     tool: str,
     devices: Devices | None = None,
     why: bool = False,
-    told: Told | None = None,
+    progress: Progress = SILENT,
 ) -> GateResult:
     """What came of every cell.
 
@@ -34,7 +35,7 @@ def run_gate(
         tool: name and version, for the record.
         devices: where cells are timed, to be left open until the result is stored; None opens some of its own.
         why: also attribute the size of every cell's artifact, or its change, to layers.
-        told: receives (what is done, share done of the timing).
+        progress: who is told how far the timing is.
 
     Raises:
         BaselineError: a baseline is missing or is another artifact; nothing is judged.
@@ -44,7 +45,7 @@ def run_gate(
     """
     if devices is None:
         with Devices() as own:
-            return run_gate(config, accepts, tool=tool, devices=own, why=why, told=told)
+            return run_gate(config, accepts, tool=tool, devices=own, why=why, progress=progress)
     require_baselines(config)
     exact = Deterministic(config.data, accepts)
     checks: dict[str, list[Check]] = {}
@@ -54,7 +55,7 @@ def run_gate(
         checks[cell.name] = exact.checks(cell, artifact, baseline)
         if {RATIO, TIME} & set(cell.checks):
             timeables.append(Timeable(cell, artifact, baseline or artifact, _parity(checks[cell.name])))
-    timed, summary, holm = time_cells(timeables, accepts, devices, told or _nobody)
+    timed, summary, holm = time_cells(timeables, accepts, devices, progress)
     return GateResult(
         tool=tool,
         cells=tuple(
@@ -65,10 +66,6 @@ def run_gate(
         summary=summary,
         holm=holm,
     )
-
-
-def _nobody(text: str, share: float) -> None:
-    """Told how far the gate is, and does nothing."""
 
 
 def _paths(config: GateConfig, cell: Cell) -> tuple[Path, Path | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,11 +35,12 @@ from toolchain.gate.together import (
 )
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import Parity
+from toolchain.measure.experiment import workload_on
+from toolchain.measure.samples import Design, Parity
+from toolchain.progress import Progress
 
 UNITS: dict[str, Unit] = {RATIO: "ratio", TIME: "ms"}
 DEFAULT_TAU = 0.05
-Told = Callable[[str, float], None]
 Outcome = Comparison | tuple[Status, str]
 """A comparison, or why there is none."""
 
@@ -83,7 +84,7 @@ class Timed:
 
 
 def time_cells(
-    timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, told: Told
+    timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, progress: Progress
 ) -> tuple[dict[str, Timed], Summary | None, Holm | None]:
     """Cell → its latency checks; the mean ratio over cells; how the checks were judged together.
 
@@ -94,7 +95,7 @@ def time_cells(
     cases: list[Case] = []
     for index, each in enumerate(timeables):
         name = each.cell.name
-        outcome = _measure(each, accepts, devices, 0, _part(told, name, index, len(timeables)))
+        outcome = _measure(each, accepts, devices, 0, progress.step(index, len(timeables), name))
         if isinstance(outcome, Comparison):
             cases += [Case(name, c, each.limit(c), accepts.limit(name, c), outcome) for c in each.checks]
         else:
@@ -105,7 +106,7 @@ def time_cells(
         if judged.judgement == "regressed":
             if case.cell not in again:
                 each = next(each for each in timeables if each.cell.name == case.cell)
-                again[case.cell] = _measure(each, accepts, devices, 1, _part(told, f"{case.cell}, once more", 0, 1))
+                again[case.cell] = _measure(each, accepts, devices, 1, progress.part(0, 1, f"{case.cell}, once more"))
             second = again[case.cell]
             found[index] = confirmed(case, judged, second if isinstance(second, Comparison) else second[1])
     for case in cases:
@@ -119,7 +120,7 @@ def time_cells(
     return done, summary_of(cases), together
 
 
-def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, told: Told) -> Outcome:
+def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, progress: Progress) -> Outcome:
     """The comparison of a cell, or why there is none."""
     if each.parity == "fail":
         return "skipped", "not timed: parity with the baseline failed"
@@ -129,17 +130,18 @@ def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, told
         return compare(
             each.baseline,
             each.artifact,
-            target=device.runtime,
-            threads=cell.threads or device.threads,
-            affinity=cell.affinity or device.affinity,
-            transport=device.transport,
-            batch=cell.batch,
-            input_shape=cell.input_shape,
-            tau=cell.relation.latency or DEFAULT_TAU,
-            seed=seed,
+            device,
+            workload_on(
+                device,
+                batch=cell.batch,
+                threads=cell.threads,
+                affinity=cell.affinity,
+                input_shape=cell.input_shape,
+            ),
+            Design(tau=cell.relation.latency or DEFAULT_TAU, seed=seed),
             parity=each.parity,
             undecided=undecided_by({c: (each.limit(c), accepts.limit(cell.name, c)) for c in each.checks}),
-            on_progress=told,
+            progress=progress,
         )
     except DeviceLost as error:
         return "invalid", str(error)
@@ -149,11 +151,6 @@ def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, told
         return "fail", str(error)
     except (MeasurementError, StorageError) as error:
         return "invalid", str(error)
-
-
-def _part(told: Told, name: str, index: int, of: int) -> Told:
-    """Who is told of one comparison, the `index`-th of several."""
-    return lambda text, share: told(f"{name}: {text}", (index + share) / of)
 
 
 def _check(case: Case, judged: Judged, each: Timeable, accepts: Accepts) -> Check:

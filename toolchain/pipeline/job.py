@@ -17,7 +17,7 @@ from toolchain.compress.decide import Latency, Settled, decide
 from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
-from toolchain.devices.device import probe, require_direct
+from toolchain.devices.device import connect, probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import require_engines
@@ -25,15 +25,16 @@ from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.files import digest_of, user_cache
-from toolchain.measure.schedule import require_threads
+from toolchain.measure.experiment import require_threads, workload_on
 from toolchain.model import MaskedModel, Preprocess, TimmModel, run_stage
 from toolchain.outputs import WORDS
 from toolchain.pipeline.latency_budget import Clock, Setting, latency_of
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
-from toolchain.training.loop import Progress
+from toolchain.training.loop import Progress as Step
 from toolchain.training.stages import Train, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
@@ -45,7 +46,7 @@ def tool() -> str:
     return f"slimvit {version('slimvit')}"
 
 
-BENCH = "bench.targets"
+BENCH, ENGINE = "bench.targets", "engine.targets"
 
 
 @dataclass(frozen=True)
@@ -202,15 +203,15 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, section in _targets(recipe).items():
         settings = named_target(name)
-        if section != BENCH and settings.runtime != name:
-            raise TargetUnavailable(name, f"{section} takes built-in targets; one of targets.toml can be in {BENCH}.")
+        if section == ENGINE and settings.runtime != name:
+            raise TargetUnavailable(name, f"{ENGINE} takes built-in targets; one of targets.toml can be in {BENCH}.")
         require_direct(name, settings)
         if section == BENCH and recipe.bench is not None:
             require_threads(settings.runtime, recipe.bench.threads)
         known = name in met and not isinstance(settings, LocalSettings)
         missing = "" if known else probe(name, settings).cannot_run
         target = get_target(settings.runtime)
-        if section != "engine.targets" and (missing or not target.measures):
+        if section != ENGINE and (missing or not target.measures):
             why = f" ({missing})" if missing else ""
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
@@ -223,7 +224,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
 def _targets(recipe: Recipe) -> dict[str, str]:
     """Every target of a recipe, and the key that names it; of several, one that measures."""
     sections = {
-        "engine.targets": recipe.engine.targets if recipe.engine else (),
+        ENGINE: recipe.engine.targets if recipe.engine else (),
         "budget.latency": tuple(recipe.budget.latency),
         BENCH: recipe.bench.targets if recipe.bench else (),
     }
@@ -255,7 +256,7 @@ def dense_inputs(job: Start) -> list[Any]:
 
 
 def trained(
-    job: Start, checkpoint: Path | None = None, key: str = "", progress: Callable[[Progress], None] | None = None
+    job: Start, checkpoint: Path | None = None, key: str = "", progress: Callable[[Step], None] | None = None
 ) -> TimmModel:
     """The dense model of a job, trained if the recipe asks for it.
 
@@ -277,23 +278,26 @@ def baseline_folder(job: Start) -> Path:
     return user_cache() / "dense" / step_key("dense", dense_inputs(job))
 
 
-def clocks(job: Job, dense: TimmModel, told: Callable[[float, str], None]) -> list[Clock]:
-    """What times the widths of a dense model: one clock for each target on which the budget limits latency.
+def clocks(job: Job, dense: TimmModel, progress: Progress) -> list[Clock]:
+    """What times the widths of a dense model: one clock for each target or device on which the budget limits latency.
 
-    Batch and threads are the first of [bench], or 1.
+    Batch and threads are the first of [bench]; without one, 1 and what targets.toml says of the device.
 
     Args:
         job: the recipe.
         dense: its dense model; only shapes matter.
-        told: receives (share done, text) while something is measured.
+        progress: who is told while something is measured.
     """
     recipe = job.recipe
-    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
+    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, None)
     choices = choices_for(dense.module, dense.family, dense.groups, job.method, job.multiples)
-    return [
-        Clock(dense, choices, Setting(target, batch, threads, recipe.export.opset, recipe.export.simplify), told)
-        for target in recipe.budget.latency
-    ]
+    timers = []
+    for target in recipe.budget.latency:
+        device = connect(target, named_target(target))
+        workload = workload_on(device, batch=batch, threads=threads)
+        setting = Setting(device, workload, recipe.export.opset, recipe.export.simplify)
+        timers.append(Clock(dense, choices, setting, progress))
+    return timers
 
 
 def compressed(
@@ -303,7 +307,7 @@ def compressed(
     *,
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Step], None] | None = None,
     report: Callable[[float, str], None] | None = None,
 ) -> tuple[MaskedModel, Allocation]:
     """(the masked model, how wide each layer stays and what that costs) of a job's dense model.
@@ -325,9 +329,7 @@ def compressed(
     return masked, made
 
 
-def preview(
-    recipe: Recipe, *, measure: bool = True, told: Callable[[float, str], None] = lambda *_: None
-) -> tuple[Job, Allocation, str]:
+def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> tuple[Job, Allocation, str]:
     """(the job, the allocation that a run will write, why the run's widths may still differ or "").
 
     Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
@@ -336,7 +338,7 @@ def preview(
     Args:
         recipe: what to do.
         measure: False stays with what shapes alone tell.
-        told: receives (share done, text).
+        progress: who is told.
 
     Raises:
         SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
@@ -352,8 +354,8 @@ def preview(
             job = full
         except (DataError, ModelError, StorageError) as error:
             method, why = method.model_copy(update={"allocation": "uniform"}), str(error)
-    latency = latency_of(clocks(job, given, told))
-    found = decide(given, method, recipe.budget, job.multiples, source, latency, told)
+    latency = latency_of(clocks(job, given, progress))
+    found = decide(given, method, recipe.budget, job.multiples, source, latency, progress.at)
     if why:
         return job, replace(found, learned=True), f"uniform widths; those by measured damage come later: {why}"
     return job, found, "" if job.method.allocation != "global" else LEARNED

@@ -1,45 +1,18 @@
-"""Who is told how far a run is."""
+"""How far training is, for whoever watches a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
-from toolchain.pipeline.folder import Done
+from toolchain.progress import Watcher
 from toolchain.training.loop import Progress
 
 
-class Listener(Protocol):
-    """Who is told how far a run is."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-        ...
-
-    def progress(self, share: float, text: str) -> None:
-        """`share` of the stage is done."""
-        ...
-
-    def done(self, name: str, done: Done) -> None:
-        """A stage ended."""
-        ...
-
-
-class Silent:
-    """A listener that does nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def progress(self, share: float, text: str) -> None: ...
-
-    def done(self, name: str, done: Done) -> None: ...
-
-
-def on_epoch(listener: Listener) -> Callable[[Progress], None]:
-    """A training callback that tells a listener."""
+def on_epoch(listener: Watcher) -> Callable[[Progress], None]:
+    """A training callback that tells a watcher."""
 
     def told(progress: Progress) -> None:
         share = ((progress.epoch - 1) + progress.step / progress.steps) / progress.epochs
-        listener.progress(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
+        listener.at(share, f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}")
 
     return told

@@ -27,9 +27,10 @@ from toolchain.pipeline.job import (
 )
 from toolchain.pipeline.judge import require_cost
 from toolchain.pipeline.latency_budget import Clock, latency_of
-from toolchain.pipeline.listener import Listener, Silent, on_epoch
+from toolchain.pipeline.listener import on_epoch
 from toolchain.pipeline.shipping import measured_on, ship
 from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
+from toolchain.progress import Nobody, Progress, Watcher
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import assemble
 from toolchain.report.files import write_report
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Listener | None = None
+    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Watcher | None = None
 ) -> dict[str, Any]:
     """The content of report.json, after carrying out a recipe in the folder `out`.
 
@@ -65,7 +66,7 @@ def run(
     workspace.check()
     job = prepare(recipe, met=measured_on(workspace, recipe))
     with workspace.open() as space:
-        return _Run(job, space, listener or Silent()).all()
+        return _Run(job, space, listener or Nobody()).all()
 
 
 @dataclass
@@ -118,7 +119,7 @@ class _Run(Steps):
     def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
         folder = root / "masked"
-        timers = clocks(job, dense, self.listener.progress)
+        timers = clocks(job, dense, Progress(self.listener))
         tables = [self._table(timer) for timer in timers]
         inputs = [
             sha256(root / "dense" / "model.safetensors"),
@@ -138,7 +139,7 @@ class _Run(Steps):
                 checkpoint=self.space.scratch("compress"),
                 key=key,
                 progress=on_epoch(self.listener),
-                report=self.listener.progress,
+                report=self.listener.at,
             )
             found = allocation.to_dict()
             write_json(root / "allocation.json", found)

@@ -21,12 +21,14 @@ from toolchain.export.stage import Export, graph_dict
 from toolchain.files import sha256
 from toolchain.gate.why import artifact_parts
 from toolchain.measure.compare import compare as bench_compare
+from toolchain.measure.experiment import workload_on
 from toolchain.measure.samples import Parity
 from toolchain.model import DeployModel, OnnxArtifact, TimmModel, run_stage
 from toolchain.pipeline.cell import cell_facts, conclusive, conditions_of, runtime
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import tool
 from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
+from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -207,13 +209,10 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
             raise steps.lost[device.name]
         found = bench_compare(
             *pair,
-            target=device.runtime,
-            batch=batch,
-            threads=threads,
-            affinity=device.affinity,
-            transport=device.transport,
+            device,
+            workload_on(device, batch=batch, threads=threads),
             parity=parity,
-            on_progress=lambda text, share: steps.listener.progress(share, text),
+            progress=Progress(steps.listener),
         )
         path = steps.root / "bench" / f"{device.name}.{what}.b{batch}.t{threads}.json"
         found.save(path)

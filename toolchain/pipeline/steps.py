@@ -14,7 +14,7 @@ from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Workspace
 from toolchain.pipeline.job import Job, step_key
 from toolchain.pipeline.judge import Judge
-from toolchain.pipeline.listener import Listener
+from toolchain.progress import Watcher
 from toolchain.surgery.replay import load_model, save_model
 
 MODEL_FILES = ("model.safetensors", "model.json")
@@ -37,7 +37,7 @@ class Steps:
 
     job: Job
     space: Workspace
-    listener: Listener
+    listener: Watcher
     stages: dict[str, Done] = field(default_factory=dict)
     lost: dict[str, TargetUnavailable] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class Steps:
         key = step_key(name, inputs)
         done = self.space.step(name, key, lambda: work(key), settled=settled)
         self.stages[name] = done
-        self.listener.done(name, done)
+        self.listener.done(name, done.seconds, reused=done.reused)
         return done
 
     def keep(self, name: str, inputs: Any) -> None:

@@ -111,6 +111,8 @@ class Target(ABC):
     profile: TargetProfile
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
+    takes_folders: bool = False
+    """Whether it runs model folders; others run files."""
     engines: tuple[str, ...]
     """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
 

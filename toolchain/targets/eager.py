@@ -65,6 +65,7 @@ class Eager(Target):
     name = "eager"
     profile = TargetProfile()
     measures = True
+    takes_folders = True
     engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
