@@ -26,12 +26,12 @@ from toolchain.model import MaskedModel, run_stage
 from toolchain.pipeline.job import Job, clocks, prepare
 from toolchain.pipeline.job import compressed as compress
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import accuracy
-from toolchain.training.loop import Progress
 from toolchain.training.stages import Finetune
 
 Told = Callable[[str], None]
@@ -137,12 +137,9 @@ def compressed(
 
 
 def _compress(job: Job, reference: Ready, scratch: Path, key: str, told: Told) -> tuple[MaskedModel, Allocation]:
-    def report(share: float, text: str) -> None:
-        told(f"{share:4.0%} {text}")
-
     dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-    latency = latency_of(clocks(job, dense, report))
-    return compress(job, dense, latency, checkpoint=scratch, key=key, progress=steps(told), report=report)
+    latency = latency_of(clocks(job, dense, steps(told).at))
+    return compress(job, dense, latency, checkpoint=scratch, key=key, progress=steps(told))
 
 
 def _plan_facts(made: MaskedModel) -> dict[str, Any]:
@@ -170,12 +167,12 @@ def recovered(job: Job, masked: MaskedModel, scratch: Path, key: str, told: Told
         key=key,
         progress=steps(told),
     )
-    return run_stage(stage, masked)
+    return run_stage(stage, masked).artifact
 
 
 def final(job: Job, masked: MaskedModel, peer: Mapping[str, Any]) -> tuple[nn.Module, ModelShape]:
     """(the module that would be shipped, its shapes): sliced and split, unless a peer has cut it already."""
-    module = masked.module.eval() if peer else run_stage(Split(), run_stage(Slice(), masked)).module
+    module = masked.module.eval() if peer else run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
     shape = trace(module, masked.family, masked.preprocess.input_size)
     left = sum(parameter.numel() for parameter in module.parameters())
     if shape.params != left:
@@ -201,12 +198,17 @@ def evaluated(module: nn.Module, dense: nn.Module, source: DataSource) -> dict[s
     return {"validation": {**validation, "kl": total / count}, "test": pack(accuracy(module, source.split("test")))}
 
 
-def steps(told: Told) -> Callable[[Progress], None]:
-    """A training callback that says every hundredth step, and the last of each epoch."""
+def steps(told: Told) -> Progress:
+    """Progress that says each new percent."""
+    return Progress(_Percents(told))
 
-    def step(progress: Progress) -> None:
-        if progress.step % 100 == 0 or progress.step == progress.steps:
-            place = f"epoch {progress.epoch}/{progress.epochs} step {progress.step}/{progress.steps}"
-            told(f"{place} loss {progress.loss:.3f}, {progress.eta_s:.0f} s left")
 
-    return step
+class _Percents(Nobody):
+    def __init__(self, told: Told) -> None:
+        self._told, self._last = told, -1
+
+    def at(self, share: float, text: str) -> None:
+        """Says a share that is another percent than the last one was."""
+        if int(100 * share) != self._last:
+            self._last = int(100 * share)
+            self._told(f"{share:4.0%} {text}")

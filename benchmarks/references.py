@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.model import MODEL_FILES, TimmModel
 from toolchain.pipeline.job import Job, prepare, trained
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy
-from toolchain.training.loop import Progress
 
 RECORD = "reference.json"
 SHIPPED = Path(__file__).resolve().parent / "references"
@@ -67,9 +66,7 @@ def find(suite: Suite, reference: str, seed: int, work: Path) -> Ready | None:
     return ready
 
 
-def get(
-    suite: Suite, reference: str, seed: int, work: Path, progress: Callable[[Progress], None] | None = None
-) -> Ready:
+def get(suite: Suite, reference: str, seed: int, work: Path, progress: Progress = SILENT) -> Ready:
     """A reference, trained now if it is not there; an interrupted training goes on after its last epoch."""
     folder = _folder(work, reference, seed)
     with exclusive(folder):

@@ -23,6 +23,7 @@ from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
 from toolchain.files import digest_of
 from toolchain.model import Preprocess, TimmModel, run_stage
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.surgery.load import load_dense, randomise_untrained
 from toolchain.surgery.slice import Slice
@@ -95,12 +96,14 @@ def measure(recipe: Recipe) -> dict[str, object]:
         seconds[phase] = seconds.get(phase, 0.0) + now - since[0]
         since[0] = now
 
-    def told(_share: float, text: str) -> None:  # reports come after the work that they name
-        spent("damage" if text.startswith("damage") else "closed form")
+    class Clock(Nobody):
+        def at(self, share: float, text: str) -> None:  # noqa: ARG002 - reports come after the work that they name
+            spent("damage" if text.startswith("damage") else "closed form")
 
-    masked = run_stage(Compress(recipe.compress, recipe.budget, source, {}, report=told), dense)
+    stage = Compress(recipe.compress, recipe.budget, source, {}, progress=Progress(Clock()))
+    masked = run_stage(stage, dense).artifact
     spent("rest")
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     spent("slice")
     after = trace(deploy.module, family, size)
     return {

@@ -149,7 +149,7 @@ def artifact(model: str, form: str, precision: str, work: Path) -> Path:
     module = job.dense.module
     if form != "dense":
         masked, _ = compressed(job, job.dense, Latency())
-        module = run_stage(Split(), run_stage(Slice(), masked)).module
+        module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
     shape = trace(module, job.dense.family, job.dense.preprocess.input_size)
     metadata = {"slimvit.tool": tool(), "benchmark": path.stem, "params": str(shape.params), "macs": str(shape.macs)}
     size = job.dense.preprocess.input_size

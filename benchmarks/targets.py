@@ -28,7 +28,7 @@ from toolchain.measure.environment import describe_machine
 from toolchain.measure.intervals import outward
 from toolchain.pipeline.cell import cell_facts
 from toolchain.pipeline.run import run
-from toolchain.progress import Nobody
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.artifacts import int8_choices
 from toolchain.report.tables import int8_line
@@ -58,7 +58,7 @@ class Stopwatch(Nobody):
 def carry_out(recipe: Path, work: Path, results: Path, overrides: Sequence[str]) -> None:
     """One recipe, in `work/<name>`; what it found is in `results/<name>.json` and `results/<name>.bench/` afterwards."""
     name, watch = recipe.stem, Stopwatch()
-    report = run(Recipe.load(recipe, overrides), work / name, listener=watch)
+    report = run(Recipe.load(recipe, overrides), work / name, progress=Progress(watch))
     samples = results / f"{name}.bench"
     shutil.rmtree(samples, ignore_errors=True)
     shutil.copytree(work / name / "bench", samples)

@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
 from toolchain.outputs import Output, label_classes, output_of
+from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
 
 if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
@@ -31,6 +32,7 @@ ENGINE_FILES = ("engine.json", "*.engine", "*.xml", "*.bin")
 In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")
+Facts_co = TypeVar("Facts_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,23 @@ class EngineArtifact:
     facts: Mapping[str, Any]
 
 
-class Stage(Protocol[In_contra, Out]):
-    """One step of the pipeline: a check of what it is given, the work, and a check of what it made."""
+@dataclass(frozen=True)
+class Made(Generic[Out, Facts_co]):
+    """What a stage hands back.
+
+    Attributes:
+        artifact: a model, a file, a table: what the next stage takes.
+        facts: what the stage found out besides.
+        rungs: how the artifact compares with what it was made from; empty where nothing was compared.
+    """
+
+    artifact: Out
+    facts: Facts_co
+    rungs: tuple[Rung, ...] = ()
+
+
+class Stage(Protocol[In_contra, Out, Facts_co]):
+    """One step of the pipeline: a check of its input, the work, and a check of its outcome."""
 
     @property
     def name(self) -> str:
@@ -176,20 +193,20 @@ class Stage(Protocol[In_contra, Out]):
         """Raises if the step cannot work on `given`."""
         ...
 
-    def __call__(self, given: In_contra) -> Out:
+    def __call__(self, given: In_contra) -> Made[Out, Facts_co]:
         """The result of the step."""
         ...
 
     def ensures(self, given: In_contra, made: Out) -> None:
-        """Raises if `made` is not what the step promises for `given`."""
+        """Raises if `made`, the artifact, is not what the step promises for `given`."""
         ...
 
 
-def run_stage(stage: Stage[In, Out], given: In) -> Out:
+def run_stage(stage: Stage[In, Out, Facts_co], given: In) -> Made[Out, Facts_co]:
     """The result of a stage, checked before and after."""
     stage.requires(given)
     made = stage(given)
-    stage.ensures(given, made)
+    stage.ensures(given, made.artifact)
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 from toolchain.cli.main import main
-from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design
 from toolchain.pipeline import run as pipeline
-from toolchain.pipeline import shipping
 
 MODEL = """[model]
 name = "vit_tiny_patch16_224"
@@ -53,6 +51,7 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+SHORT = Design(sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
 
 
 @pytest.fixture(scope="package")
@@ -68,7 +67,7 @@ def one_thread() -> Iterator[None]:
 def command(
     one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
-    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own."""
+    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own; what it times, it times shortly."""
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("SLIMVIT_DEBUG", raising=False)
     (tmp_path / "work").mkdir()
@@ -80,7 +79,7 @@ def command(
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments], SHORT)
         streams = capsys.readouterr()
         return Outcome(int(ended.value.code or 0), streams.out, streams.err)
 
@@ -109,18 +108,11 @@ class Finished:
 
 
 @pytest.fixture(scope="package")
-def finished(one_thread: None, short_bench: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("finished")
     path = root / "recipe.toml"
     path.write_text(RECIPE + '\n[bench]\ntargets = ["ort-cpu"]\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        patch.setattr(shipping, "bench_compare", short_bench)
-        report = pipeline.run(path, root / "run")
+        report = pipeline.run(path, root / "run", design=SHORT)
     return Finished(path, root / "run", report)
-
-
-@pytest.fixture(scope="session")
-def short_bench() -> Callable[..., object]:
-    """The real harness with little to do: it still starts processes, opens files and takes samples."""
-    return functools.partial(compare, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)

@@ -49,12 +49,12 @@ def test_a_gate_passes_and_prints_what_it_judged(command, gate):
 
 
 def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
-    names = ("json", "markdown", "junit", "github-benchmark", "bencher")
+    names = ("out", "markdown", "junit", "github-benchmark", "bencher")
     files = [part for name in names for part in (f"--{name}", tmp_path / f"out.{name}")]
     outcome = command("gate", "-c", gate(relation="size = 0.0", padding=100), "--why", *files)
     assert (outcome.code, outcome.err) == (1, "")
     assert "blocks.9.extra" in outcome.out
-    result = GateResult.load(tmp_path / "out.json")
+    result = GateResult.load(tmp_path / "out.out")
     assert (result.verdict, result.cells[0].why[0].layer) == ("fail", "blocks.9.extra")
     assert "blocks.9.extra" in (tmp_path / "out.markdown").read_text()
     assert "<failure" in (tmp_path / "out.junit").read_text()
@@ -86,7 +86,7 @@ def test_a_gate_that_cannot_judge_is_no_green_one(command, gate, text, code, wor
 
 
 def test_a_baseline_that_is_another_file_ends_with_its_own_code(command, gate, tmp_path):
-    outcome = command("gate", "-c", gate(relation="size = 0.0", digest="0" * 64), "--json", tmp_path / "out.json")
+    outcome = command("gate", "-c", gate(relation="size = 0.0", digest="0" * 64), "--out", tmp_path / "out.json")
     assert outcome.code == 6
     assert "has sha256" in outcome.err
     assert not (tmp_path / "out.json").exists()

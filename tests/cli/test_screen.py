@@ -4,7 +4,6 @@ import pytest
 
 from toolchain.cli import screen
 from toolchain.cli.screen import Pace, Screen
-from toolchain.pipeline.folder import Done
 
 
 def test_the_time_left_follows_from_the_pace():
@@ -33,12 +32,12 @@ def test_without_a_terminal_a_line_tells_share_work_and_time_left(clock, capsys)
     with Screen() as shown:
         shown.stage("compress")
         for share, text in ((0.0, "measuring"), (0.25, "reducing blocks.0"), (0.5, "reducing blocks.3")):
-            shown.progress(share, text)
+            shown.at(share, text)
             clock[0] += 40
         shown.stage("finetune")
         clock[0] += 40
-        shown.progress(0.5, "epoch 1/2, loss 0.100")
-        shown.done("finetune", Done(seconds=81.0, reused=False, facts={}))
+        shown.at(0.5, "epoch 1/2, loss 0.100")
+        shown.done("finetune", 81.0, reused=False)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "   25% reducing blocks.0, 0:02:00 left"
     assert lines[1] == "   50% reducing blocks.3, 0:01:20 left"

@@ -62,7 +62,7 @@ def model(**kwargs: object) -> TimmModel:
 def compress(
     given: TimmModel, section: CompressSection, images: DataSource, budget: BudgetSection = BUDGET, **multiples
 ):
-    return run_stage(Compress(section, budget, images, multiples), given)
+    return run_stage(Compress(section, budget, images, multiples), given).artifact
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -100,7 +100,7 @@ def test_the_given_model_is_left_alone(digits, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_budget_is_met_by_what_is_physically_left(digits, method):
     given = model()
-    deploy = run_stage(Split(), run_stage(Slice(), compress(given, METHODS[method], digits)))
+    deploy = run_stage(Split(), run_stage(Slice(), compress(given, METHODS[method], digits)).artifact).artifact
     left = sum(p.numel() for p in deploy.module.parameters()) / sum(p.numel() for p in given.module.parameters())
     assert 0.68 <= left <= 0.7
     assert 0.05 < accuracy(deploy.module, digits.split("test")).accuracy <= 1.0
@@ -210,7 +210,7 @@ def test_method_none_changes_nothing(digits):
     assert (made.plan.keeps, made.plan.low_ranks) == ((), ())
     assert pruned_shares(made) == []
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    deploy = run_stage(Split(), run_stage(Slice(), made))
+    deploy = run_stage(Split(), run_stage(Slice(), made).artifact).artifact
     with torch.no_grad():
         assert torch.equal(made.module(x), given.module(x))
         assert torch.equal(deploy.module(x), given.module(x))
@@ -259,7 +259,7 @@ def test_a_plan_that_misses_the_budget_is_caught(digits):
     whole = compress(given, CompressSection(method="none"), digits, BudgetSection())
     with pytest.raises(BudgetError, match=r"misses the budget: [0-9,]+ parameters"):
         stage.ensures(given, whole)
-    stage.ensures(given, stage(given))
+    stage.ensures(given, stage(given).artifact)
 
 
 def test_pruned_shares_add_up(digits):

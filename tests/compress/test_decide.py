@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 from builders import TINY, candidates_of, choices_of, costs_of, dense_model, table_of
 
@@ -15,7 +12,7 @@ from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
 from toolchain.data import open_source
 from toolchain.errors import BudgetError, RecipeError
-from toolchain.pipeline.job import compressed
+from toolchain.model import run_stage
 from toolchain.recipe import BudgetSection, CompressSection
 
 
@@ -214,7 +211,7 @@ def test_scored_methods_hold_a_latency_budget_too(allocation):
     section = CompressSection(method="vtp", neurons="variance", allocation=allocation)
     device = Device(table_of(choices_of(small, section)), 0.9)
     budget = BudgetSection(latency={"ort-cpu": "70%"})
-    made = Compress(section, budget, digits(), {}, latency=Latency((device.table,), device))(small)
+    made = Compress(section, budget, digits(), {}, latency=Latency((device.table,), device))(small).artifact
     assert device(Widths.of(made.plan))["ort-cpu"] == pytest.approx(0.7, rel=0.05)
 
 
@@ -224,9 +221,10 @@ def test_a_scored_allocation_records_the_prediction_that_it_was_made_by(allocati
     small = dense_model(img_size=8, patch_size=4, in_chans=1, embed_dim=48, depth=2, num_heads=3, num_classes=10)
     section = CompressSection(method="vtp", neurons="variance", allocation=allocation)
     device = Device(table_of(choices_of(small, section)), 0.7, 0.3)
-    recipe = SimpleNamespace(compress=section, budget=BudgetSection(latency={"ort-cpu": "70%"}))
-    job = SimpleNamespace(recipe=recipe, source=digits(), multiples={})
-    masked, made = compressed(job, small, Latency((device.table,), device))
+    budget = BudgetSection(latency={"ort-cpu": "70%"})
+    stage = Compress(section, budget, digits(), {}, latency=Latency((device.table,), device))
+    outcome = run_stage(stage, small)
+    masked, made = outcome.artifact, outcome.facts
     (row,) = made.to_dict()["latency"]
     assert Widths.of(masked.plan).kept.items() <= made.widths.kept.items()
     assert row["measured"] == device(made.widths)["ort-cpu"]
@@ -244,9 +242,9 @@ def test_global_with_nothing_to_score_holds_its_latency_too(model):
     assert found.measured["ort-cpu"] == device(found.widths)["ort-cpu"] == pytest.approx(0.85, rel=0.05)
 
 
-def test_what_was_decided_is_not_decided_again(model, weighed):
+def test_a_stage_decides_once(weighed):
+    model = dense_model(img_size=8, patch_size=4, in_chans=1, embed_dim=48, depth=2, num_heads=3, num_classes=10)
     stage = Compress(CompressSection(), BudgetSection(params=0.8), digits(), {})
-    found = stage.decide(model)
+    allocation = run_stage(stage, model).facts
     assert len(weighed) == 1
-    assert replace(stage, allocation=found).allocation is found
-    assert found.predicted.params <= 0.8 * found.dense.params
+    assert allocation.predicted.params <= 0.8 * allocation.dense.params

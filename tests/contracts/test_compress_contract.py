@@ -75,7 +75,7 @@ def compressed(way: tuple[str, str, str]) -> MaskedModel:
         vtp=VtpSection(epochs=1, gate_lr=0.05, batch_size=32),
     )
     check_names(section)
-    return run_stage(Compress(section, BudgetSection(params=share(way)), digits(), {}), dense())
+    return run_stage(Compress(section, BudgetSection(params=share(way)), digits(), {}), dense()).artifact
 
 
 def share(way: tuple[str, str, str]) -> float:
@@ -90,7 +90,7 @@ def images(count: int = 5) -> torch.Tensor:
 @EVERY_WAY
 def test_the_budget_is_met_and_used(way):
     masked = compressed(way)
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     left = sum(p.numel() for p in deploy.module.parameters())
     whole = sum(p.numel() for p in dense().module.parameters())
     assert 0.99 * share(way) * whole <= left <= share(way) * whole
@@ -102,8 +102,8 @@ def reproduced(model: TimmModel, section: CompressSection, source: DataSource) -
     """Asserts that the whole stage, asked to leave everything, gives the dense model; little is measured, it decides nothing."""
     held_out = source.split("validation").take(torch.arange(16))
     source = replace(source, splits={**source.splits, "validation": held_out})
-    whole = run_stage(Compress(section, BudgetSection(params=1.0), source, {}), model)
-    deploy = run_stage(Split(), run_stage(Slice(), whole))
+    whole = run_stage(Compress(section, BudgetSection(params=1.0), source, {}), model).artifact
+    deploy = run_stage(Split(), run_stage(Slice(), whole).artifact).artifact
     left, before = (sum(p.numel() for p in each.module.parameters()) for each in (deploy, model))
     assert left >= 0.97 * before, "biases and scales that are folded away are all that may go"
     x = torch.stack([source.split("test")[index][0] for index in range(5)])
@@ -133,8 +133,8 @@ def test_leaving_everything_reproduces_every_form_of_the_family(case):
 @EVERY_WAY
 def test_masked_sliced_and_split_agree(way):
     masked = compressed(way)
-    sliced = run_stage(Slice(), masked)
-    deploy = run_stage(Split(), sliced)
+    sliced = run_stage(Slice(), masked).artifact
+    deploy = run_stage(Split(), sliced).artifact
     x = images()
     with torch.no_grad():
         before, m, s, d = (part.module(x) for part in (dense(), masked, sliced, deploy))

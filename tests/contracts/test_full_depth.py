@@ -37,8 +37,8 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
     module = copy.deepcopy(model.module)
     factorise(module, {low.module: low.rank for low in plan.low_ranks}, "svd")
     masked = mask_model(model, module, plan)
-    sliced = run_stage(Slice(), masked)
-    deploy = run_stage(Split(), sliced)
+    sliced = run_stage(Slice(), masked).artifact
+    deploy = run_stage(Split(), sliced).artifact
     generator = torch.Generator().manual_seed(1)
     images = stack_images([torch.randn(model.preprocess.input_size, generator=generator) for _ in range(3)])
     fp32 = {"tolerance": TOLERANCES["fp32"], "real_images": False}
@@ -46,7 +46,9 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
         compare("masked", "sliced", torch_call(masked.module), torch_call(sliced.module), images, **fp32),
         compare("sliced", "split", torch_call(sliced.module), torch_call(deploy.module), images, **fp32),
     ]
-    made = run_stage(Export(ExportSection(), tmp_path / "model.onnx", images, real_images=False, tool="test"), deploy)
+    made = run_stage(
+        Export(ExportSection(), tmp_path / "model.onnx", images, real_images=False, tool="test"), deploy
+    ).artifact
     for rung in (*rungs, *made.rungs):
         assert rung.verdict == "pass", str(rung)
     assert made.rungs[0].tolerance.max_abs == 1e-5
@@ -61,8 +63,8 @@ def test_a_size_budget_is_that_of_the_file(tmp_path):
     size = model.preprocess.input_size
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     source = open_source("none", input_size=size, data_config=half, calibration_images=8)
-    masked = run_stage(Compress(section, BudgetSection(size="12 MB"), source, {}), model)
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    masked = run_stage(Compress(section, BudgetSection(size="12 MB"), source, {}), model).artifact
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     images = stack_images([source.split("test")[index][0] for index in range(3)])
     path = tmp_path / "model.onnx"
     run_stage(Export(ExportSection(), path, images, real_images=False, tool="test"), deploy)

@@ -73,7 +73,7 @@ def onnx(tmp_path):
 
 
 def build(onnx, folder):
-    return run_stage(BuildEngine(EngineSection(), "copier", folder), OnnxArtifact(onnx, "fp32"))
+    return run_stage(BuildEngine(EngineSection(), "copier", folder), OnnxArtifact(onnx, "fp32")).artifact
 
 
 def test_an_engine_replaces_the_earlier_one_whole(target, onnx, tmp_path):
@@ -106,7 +106,7 @@ def test_an_engine_that_is_not_the_model_replaces_nothing(target, onnx, tmp_path
 
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", compare)
     with pytest.raises(ParityError, match="planted") if verdict == "fail" else nullcontext():
-        made = run_stage(stage, OnnxArtifact(onnx, "fp32"))
+        made = run_stage(stage, OnnxArtifact(onnx, "fp32")).artifact
         assert made.facts["parity"]["verdict"] == verdict
         assert json.loads((tmp_path / "engine" / "engine.json").read_text()) == made.facts
     assert seen == [b"another engine"]
@@ -123,7 +123,7 @@ def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(
     with pytest.raises(RecipeError, match="engines of copier have their weights"):
         run_stage(stage, OnnxArtifact(onnx, "fp32"))
     monkeypatch.setattr(engine, "get_target", lambda _: refitter)
-    assert run_stage(stage, OnnxArtifact(onnx, "fp32")).path.read_bytes() == b"engine"
+    assert run_stage(stage, OnnxArtifact(onnx, "fp32")).artifact.path.read_bytes() == b"engine"
     assert refitter.asked == [(stripped, onnx)]
     refitter.content = b"another"
     with pytest.raises(ParityError, match="planted"):

@@ -64,7 +64,7 @@ def exported(limit, source, tmp_path_factory):
     save_model(model, root / "m")
     images = stack_images([source.split("validation")[index][0] for index in range(3)])
     made = run_stage(Export(ExportSection(softmax=True), root / "fp32.onnx", images, True, "test"), model)
-    return root / "m", made.artifact, made.graph
+    return root / "m", made.artifact, made.facts
 
 
 def test_the_weights_go_beside_the_graph_and_never_through_it(exported):
@@ -91,7 +91,7 @@ def test_every_precision_is_made_of_it_and_used_like_any_other(converted, export
     folder = exported[0]
     name, made = converted
     assert {rung.verdict for rung in made.rungs} == {"pass"}
-    assert [file.name for file in made.graph.files] == [f"{name}.onnx", f"{name}.onnx.data"]
+    assert [file.name for file in made.facts.graph.files] == [f"{name}.onnx", f"{name}.onnx.data"]
     assert parity_of(folder, made.artifact.path, "digits").rung.verdict == "pass"
     assert accuracy_of(made.artifact.path, "digits", "test").accuracy.total == 359
 
@@ -116,7 +116,7 @@ def test_a_bundle_carries_both(exported, tmp_path):
 def test_an_engine_is_built_from_it_and_says_which_weights(exported, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     path = exported[1].path
-    made = run_stage(BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine"), exported[1])
+    made = run_stage(BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine"), exported[1]).artifact
     assert isinstance(made, EngineArtifact)
     assert list(made.facts["onnx_data_sha256"]) == ["fp32.onnx.data"]
     assert (

@@ -383,7 +383,7 @@ def test_an_engine_of_another_tools_file_is_compared_on_noise(form, tmp_path):
         lambda built: _engine_rung(path, built, (1, 1, 8), sample),
         input_shape=sample,
     )
-    assert run_stage(stage, OnnxArtifact(path, "")).facts["parity"]["verdict"] == "pass"
+    assert run_stage(stage, OnnxArtifact(path, "")).artifact.facts["parity"]["verdict"] == "pass"
     if sample:
         with pytest.raises(RecipeError, match="what is fixed stays as it is"):
             run_stage(
@@ -455,7 +455,7 @@ def test_an_engine_is_compared_at_the_shape_that_it_was_built_for(kind, tmp_path
         lambda built: _engine_rung(path, built, (1, 1, 8), (4, 4, 3)),
         input_shape=(4, 4, 3),
     )
-    assert run_stage(stage, OnnxArtifact(path, "")).facts["parity"]["verdict"] == "pass"
+    assert run_stage(stage, OnnxArtifact(path, "")).artifact.facts["parity"]["verdict"] == "pass"
 
 
 def test_a_sample_that_is_no_image_is_told_with_what_is_taken_for_the_batch(tmp_path):

@@ -82,8 +82,8 @@ def test_a_file_of_another_precision_is_the_model(convert, source, name):
     assert [rung.verdict for rung in made.rungs] == ["pass"] * len(made.rungs)
     model = onnx.load(made.artifact.path)
     assert {entry.key: entry.value for entry in model.metadata_props} == {"slimvit.model": "tiny", PRECISION: name}
-    assert made.graph.size_bytes < 0.7 * source.path.stat().st_size, "the patch embedding may stay in fp32"
-    with get_target(made.target).open(made.artifact.path, 1) as runner:
+    assert made.facts.graph.size_bytes < 0.7 * source.path.stat().st_size, "the patch embedding may stay in fp32"
+    with get_target(made.facts.target).open(made.artifact.path, 1) as runner:
         for batch in (1, 2, 5):
             assert runner.infer({"image": images(batch, 3)})["logits"].shape == (batch, 10)
     kinds = [linear.kind for linear in linears(model)]
@@ -154,11 +154,11 @@ def test_no_two_products_of_an_int8_file_overflow_16_bits(convert, name):
 
 
 def test_only_linears_with_weights_are_quantised(convert):
-    census = convert("int8-qdq").graph
+    census = convert("int8-qdq").facts.graph
     assert census.nodes_after["QuantizeLinear"] == 9
     products = census.nodes_after["MatMul"] + census.nodes_after.get("Gemm", 0)
     assert products == census.nodes_before["MatMul"] + census.nodes_before.get("Gemm", 0)
-    census = convert("int8-dynamic").graph
+    census = convert("int8-dynamic").facts.graph
     assert census.nodes_after["MatMulInteger"] == 9
 
 
@@ -362,7 +362,7 @@ def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path,
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
     skip_unless_it_runs(name)
     section = EngineSection(compute_capabilities=("8.9",))
-    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), convert(name).artifact)
+    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), convert(name).artifact).artifact
     assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
     with pytest.raises(ArtifactError, match=f"no {name} engine"):
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision=name))
@@ -371,7 +371,7 @@ def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path,
 def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
     section, given = EngineSection(compute_capabilities=("8.9",)), convert("int8-qdq").artifact
-    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given)
+    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given).artifact
     assert made.facts["matmul_dtypes"] == {"FLOAT": made.facts["matmul_layers"] - 9, "INT8": 9}
     assert made.facts["attention_layers"] == 2
     with pytest.raises(ArtifactError, match="no int8-qdq engine"):
@@ -498,7 +498,7 @@ def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, t
         with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
             convert("fp16")
     assert (path.read_bytes(), data.read_bytes()) == (b"an earlier file", b"its weights")
-    assert convert("fp16").graph.files == (path,)
+    assert convert("fp16").facts.graph.files == (path,)
     assert [file.name for file in tmp_path.iterdir()] == ["fp16.onnx"], "the weights of the earlier file are no part"
 
 
@@ -509,5 +509,7 @@ def test_an_engine_of_a_foreign_file_may_have_any_type(convert, tmp_path):
     onnx.save(model, tmp_path / "foreign.onnx")
     assert declared_precision(tmp_path / "foreign.onnx") == ""
     stage = BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine")
-    made = run_stage(stage, OnnxArtifact(tmp_path / "foreign.onnx", declared_precision(tmp_path / "foreign.onnx")))
+    made = run_stage(
+        stage, OnnxArtifact(tmp_path / "foreign.onnx", declared_precision(tmp_path / "foreign.onnx"))
+    ).artifact
     assert set(made.facts["matmul_dtypes"]) == {"HALF"}

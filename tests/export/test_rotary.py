@@ -34,7 +34,7 @@ def test_a_compressed_model_with_rotations_is_exported_as_it_is(case, tmp_path):
             module.get_submodule(low.module).up.weight.normal_(0, 0.1)
             if (bias := module.get_submodule(low.module).up.bias) is not None:
                 bias.normal_(0, 0.1)
-    deploy = run_stage(Split(), run_stage(Slice(), mask_model(model, module, plan)))
+    deploy = run_stage(Split(), run_stage(Slice(), mask_model(model, module, plan)).artifact).artifact
     path = tmp_path / "model.onnx"
     export_onnx(deploy.module, path, input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])

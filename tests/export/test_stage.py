@@ -72,7 +72,7 @@ def test_the_note_is_in_what_export_tells(tmp_path):
     model = dense_model(**{**TINY, "dynamic_img_size": True})
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
     export = Export(ExportSection(simplify=False), tmp_path / "a.onnx", images, False, "test")
-    (note,) = run_stage(export, model).graph.notes
+    (note,) = run_stage(export, model).facts.notes
     assert "fixed at export, here at 32×32" in note
 
 
@@ -86,4 +86,4 @@ def test_an_export_that_is_not_the_model_replaces_nothing(tmp_path, monkeypatch)
         with pytest.raises(ParityError):
             run_stage(export, dense_model(**TINY))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"an earlier file"]
-    assert run_stage(export, dense_model(**TINY)).graph.files == (tmp_path / "a.onnx",)
+    assert run_stage(export, dense_model(**TINY)).facts.files == (tmp_path / "a.onnx",)

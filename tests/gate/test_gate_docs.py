@@ -14,8 +14,6 @@ from toolchain.artifacts.size import artifact_sha256
 from toolchain.gate import Accept, Accepts, GateConfig, run_gate, timing
 from toolchain.report.gate import why_table
 
-pytestmark = pytest.mark.clock
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

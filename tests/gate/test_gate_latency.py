@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 from builders import few_sessions, write_classifier
+from measuring import progress_to
 
 from toolchain.artifacts.size import artifact_sha256
 from toolchain.devices.device import Devices
@@ -25,10 +26,9 @@ from toolchain.gate import Accept, Accepts, GateConfig, GateResult, run_gate, ti
 from toolchain.gate.judgement import RATIO, TIME, logs_of, undecided_by
 from toolchain.measure.compare import compare
 from toolchain.measure.multiplicity import p_value_above
+from toolchain.measure.samples import Design, Workload
 from toolchain.measure.stored import sealed
 from toolchain.pipeline.verify import verify
-
-pytestmark = pytest.mark.clock
 
 TODAY = dt.date(2030, 1, 15)
 SLOWER = math.log(1.2)
@@ -40,8 +40,8 @@ class Harness:
     def __init__(self, script):
         self.script, self.calls = list(script), []
 
-    def __call__(self, a, b, **options):
-        self.calls.append((a.name, b.name, options))
+    def __call__(self, a, b, device, workload, design, **options):
+        self.calls.append((a.name, b.name, device, workload, design, options))
         found = self.script.pop(0)
         if isinstance(found, Exception):
             raise found
@@ -77,41 +77,22 @@ def test_what_is_not_slower_passes(judge, made_up):
     result, harness = judge([made_up(), made_up(b=-0.5), made_up(b=0.03)])
     assert statuses(result) == ["pass"] * 3
     assert result.exit_code == 0
-    assert harness.calls[0] == (
-        "old.onnx",
-        "new.onnx",
-        {
-            "target": "ort-cpu",
-            "threads": 1,
-            "affinity": None,
-            "batch": 1,
-            "input_shape": None,
-            "tau": 0.05,
-            "seed": 0,
-            "parity": "not claimed",
-            "undecided": harness.calls[0][2]["undecided"],
-            "transport": harness.calls[0][2]["transport"],
-            "on_progress": harness.calls[0][2]["on_progress"],
-        },
-    )
+    a, b, device, workload, design, options = harness.calls[0]
+    assert (a, b, device.runtime, workload, design) == ("old.onnx", "new.onnx", "ort-cpu", Workload(), Design())
+    assert options["parity"] == "not claimed"
 
 
 def test_the_workload_and_the_tolerance_reach_the_harness(judge, made_up):
     _, harness = judge([made_up()], relation={"latency": 0.2}, batch=8, threads=2, input_shape=[1, 8, 8])
-    options = harness.calls[0][2]
-    assert {name: options[name] for name in ("batch", "threads", "input_shape", "tau")} == {
-        "batch": 8,
-        "threads": 2,
-        "input_shape": (1, 8, 8),
-        "tau": 0.2,
-    }
+    _, _, _, workload, design, _ = harness.calls[0]
+    assert (workload, design.tau) == (Workload(batch=8, threads=2, input_shape=(1, 8, 8)), 0.2)
 
 
 def test_a_planted_slowdown_fails_after_it_was_confirmed(judge, made_up):
     result, harness = judge([made_up(b=SLOWER), made_up(b=SLOWER, seed=2)], cells=1)
     assert statuses(result) == ["fail"]
     assert result.exit_code == 1
-    assert [options["seed"] for *_, options in harness.calls] == [0, 1], "the second measurement is a fresh one"
+    assert [call[4].seed for call in harness.calls] == [0, 1], "the second measurement is a fresh one"
     assert len(result.cells[0].comparisons) == 2
     assert result.cells[0].comparisons[1]["raw"]["sessions"], "raw samples of both are kept"
     (check,) = result.cells[0].checks
@@ -189,7 +170,7 @@ def test_no_latency_of_what_failed_parity(judge, made_up, tmp_path):
     write_classifier(tmp_path / "new.onnx")
     result, harness = judge([made_up()], relation={"latency": 0.05, "parity": "fp32"})
     assert statuses(result) == ["pass", "pass"]
-    assert harness.calls[0][2]["parity"] == "pass"
+    assert harness.calls[0][-1]["parity"] == "pass"
 
 
 def test_a_budget_in_milliseconds(judge, made_up):
@@ -312,14 +293,13 @@ def test_an_accepted_time(judge, made_up):
     assert statuses(result) == ["fail"]
 
 
+@pytest.mark.clock
 def test_real_measurements_reach_the_result(tmp_path, stack, monkeypatch):
     """The real harness on real files, as short as it goes: no verdict is asserted, the machine may be busy."""
-    import functools
-
-    from toolchain.measure.compare import compare
-
-    short = functools.partial(compare, sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01)
-    monkeypatch.setattr(timing, "compare", short)
+    short = Design(sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01)
+    monkeypatch.setattr(
+        timing, "compare", lambda a, b, device, workload, _, **o: compare(a, b, device, workload, short, **o)
+    )
     old, _ = stack(tmp_path / "old.onnx", layers=2), stack(tmp_path / "new.onnx", layers=40)
     raw = {
         "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
@@ -327,13 +307,16 @@ def test_real_measurements_reach_the_result(tmp_path, stack, monkeypatch):
     }
     seen = []
     result = run_gate(
-        GateConfig.from_dict(raw, tmp_path), Accepts((), TODAY), tool="test", told=lambda *told: seen.append(told)
+        GateConfig.from_dict(raw, tmp_path),
+        Accepts((), TODAY),
+        tool="test",
+        progress=progress_to(lambda *report: seen.append(report)),
     )
     (check,) = result.cells[0].checks
     assert check.value > 1.5, "forty matmuls take longer than two"
     assert check.status in ("fail", "invalid", "inconclusive")
     assert result.cells[0].comparisons[0]["raw"]["design"]["blocks"] == few_sessions(blocks=4).blocks
-    assert seen[0][0].startswith("a: session 1")
+    assert seen[0][1].startswith("a, session 1: ")
 
 
 TARGETS = """
@@ -362,12 +345,13 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path, monkeypatch, made_up
     config = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml")
     with Devices(tmp_path / "targets.toml") as devices:
         result = run_gate(config, Accepts((), TODAY), tool="test", devices=devices)
-    asked = [(o["target"], o["threads"], o["affinity"]) for *_, o in harness.calls]
+    asked = [(c[2].runtime, c[3].threads, c[3].affinity) for c in harness.calls]
     assert asked == [("ort-cpu", 2, (0,)), ("ort-cpu", 1, (1,))]
     assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1)]
     assert statuses(result) == ["pass", "pass"]
 
 
+@pytest.mark.clock
 def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     old = write_classifier(tmp_path / "old.onnx")
@@ -377,14 +361,16 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
         "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
     }
     config, ran, stop = GateConfig.from_dict(raw, tmp_path), [], [4]
-    local, short = LocalTransport.run, {"slot_ms": 1.0, "warmup_s": 0.01, "looks": 1, "sessions": 3, "blocks": 4}
-    monkeypatch.setattr(timing, "compare", lambda *files, **options: compare(*files, **{**options, **short}))
+    local, short = LocalTransport.run, Design(slot_ms=1.0, warmup_s=0.01, looks=1, sessions=3, blocks=4)
+    monkeypatch.setattr(
+        timing, "compare", lambda a, b, device, workload, _, **o: compare(a, b, device, workload, short, **o)
+    )
 
-    def run(self, plan, on_progress):
+    def run(self, schedule, progress):
         if len(ran) == stop[0]:
             raise KeyboardInterrupt
-        ran.append((plan["inputs"]["tensors"][0]["shape"][0], plan["session"]))
-        return local(self, plan, on_progress)
+        ran.append((schedule["inputs"]["tensors"][0]["shape"][0], schedule["session"]))
+        return local(self, schedule, progress)
 
     monkeypatch.setattr(LocalTransport, "run", run)
     with pytest.raises(KeyboardInterrupt), Devices() as devices:

@@ -27,8 +27,6 @@ from toolchain.gate import (
 )
 from toolchain.training.evaluate import Accuracy
 
-pytestmark = pytest.mark.clock
-
 TODAY = dt.date(2030, 1, 15)
 
 

@@ -76,7 +76,7 @@ def exported(tmp_path_factory):
             nn.init.normal_(child.down.weight)
             nn.init.normal_(child.up.weight)
     masked = mask_model(dense, module, plan)
-    deploy = run_stage(Split(), run_stage(Slice(), masked))
+    deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     for name, model in (("dense", dense), ("deploy", deploy)):
         save_model(model, root / name)
         size = model.preprocess.input_size

@@ -201,7 +201,7 @@ def test_scratch_is_removed_when_the_stage_is_done_and_kept_when_it_is_not(root,
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from toolchain.model import atomic_folder, write_text
+from toolchain.files import atomic_folder, write_text
 from toolchain.pipeline.folder import Workspace
 root = Path(sys.argv[1])
 with Workspace(root).open() as space:
@@ -329,7 +329,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 EXCLUSIVE = """
 import sys, time
 from pathlib import Path
-from toolchain.pipeline.folder import exclusive
+from toolchain.files import exclusive
 path = Path(sys.argv[1])
 with exclusive(path):
     print("ready", flush=True)

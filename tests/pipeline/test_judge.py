@@ -67,7 +67,7 @@ def test_three_images_are_enough(judge):
 
 def test_the_deploy_model_must_cost_what_its_widths_predict(tiny):
     plan = random_plan(tiny, low_rank=False)
-    deploy = run_stage(Split(), run_stage(Slice(), mask_model(tiny, tiny.module, plan)))
+    deploy = run_stage(Split(), run_stage(Slice(), mask_model(tiny, tiny.module, plan)).artifact).artifact
     dense = trace(tiny.module, tiny.family, tiny.preprocess.input_size)
     predicted = dense.shrunk(Widths.of(plan), tiny.groups)
     require_cost(deploy, predicted)

@@ -17,6 +17,8 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json, sha256
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design
+from toolchain.model import Made
 from toolchain.pipeline import latency_budget as latency
 from toolchain.pipeline import run as pipeline
 from toolchain.pipeline import shipping
@@ -24,6 +26,7 @@ from toolchain.pipeline.job import preview
 from toolchain.pipeline.latency_budget import Timing
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
+from toolchain.training.stages import FinetuneFacts
 
 MODEL = {
     "name": "vit_tiny_patch16_224",
@@ -41,7 +44,17 @@ TRAINED = {
 }
 TIMED = {"model": MODEL, "data": {"source": "none"}, "budget": {"params": 0.6}, "bench": {"targets": ["ort-cpu"]}}
 
-THROWN_AWAY = {"judged_by": "errors", "images": 180, "before": 20, "after": 21, "kept": "before"}
+THROWN_AWAY = {
+    "data": {"source": "digits", "digest": "d"},
+    "loss": "distillation",
+    "judged_by": "errors",
+    "images": 180,
+    "before": 20,
+    "after": 21,
+    "kept": "before",
+}
+
+SHORT = Design(sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +75,7 @@ class Kept:
         pass
 
     def __call__(self, given):
-        return replace(given, provenance={**given.provenance, "finetuned": THROWN_AWAY})
+        return Made(given, FinetuneFacts(**THROWN_AWAY))
 
     def ensures(self, given, made):
         pass
@@ -115,7 +128,7 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, monkeypatch)
     def measure(*pair, **options):
         calls.append(options["parity"])
         if not found:
-            found.append(compare(*pair, **options, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01))
+            found.append(compare(*pair[:4], SHORT, **options))
         return found[0]
 
     monkeypatch.setattr(shipping, "bench_compare", measure)
@@ -143,10 +156,10 @@ def test_a_run_goes_on_without_a_device_that_drops_off(tmp_path, monkeypatch):
     asked, gone = [], True
 
     def measure(*pair, **options):
-        asked.append(options["batch"])
-        if gone and options["batch"] == 2:
+        asked.append(pair[3].batch)
+        if gone and pair[3].batch == 2:
             raise DeviceLost("ort-cpu", "the connection failed.")
-        return compare(*pair, **options, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
+        return compare(*pair[:4], SHORT, **options)
 
     monkeypatch.setattr(shipping, "bench_compare", measure)
     monkeypatch.setattr(shipping, "conclusive", lambda facts: True)
@@ -174,28 +187,24 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
         '[pinned]\ntransport = "local"\naffinity = [0]\n[away]\ntransport = "bundle"\n'
     )
     monkeypatch.chdir(tmp_path)
-    short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
-    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
-    report = pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}}), tmp_path / "run")
+    report = pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}}), tmp_path / "run", design=SHORT)
     (row,) = report["bench"]
     assert (row["target"], row["environment"]["affinity"]) == ("pinned", [0])
     found = Comparison.load(tmp_path / "run" / "bench" / "pinned.fp32.b1.t1.json")
     assert (found.scenario.target, found.scenario.affinity) == ("ort-cpu", (0,))
     with pytest.raises(TargetUnavailable, match="bench pack"):
         pipeline.run(Recipe.from_dict({**TIMED, "bench": {"targets": ["away"]}}), tmp_path / "other")
-    limited = {**TIMED, "budget": {"latency": {"pinned": "50%"}}}
-    with pytest.raises(TargetUnavailable, match=r"budget\.latency takes built-in targets"):
-        pipeline.run(Recipe.from_dict(limited), tmp_path / "other")
+    built = {**TIMED, "engine": {"targets": ["pinned"]}}
+    with pytest.raises(TargetUnavailable, match=r"engine\.targets takes built-in targets"):
+        pipeline.run(Recipe.from_dict(built), tmp_path / "other")
 
 
 PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8"]}}
 
 
 def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypatch):
-    short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
-    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
     monkeypatch.setattr(shipping, "conclusive", lambda facts: True)
-    report = pipeline.run(Recipe.from_dict(PRECISE), tmp_path / "run")
+    report = pipeline.run(Recipe.from_dict(PRECISE), tmp_path / "run", design=SHORT)
     made = ["fp32", "fp16", "int8-dynamic", "int8-qdq"]
     rows = {row["precision"]: row for row in report["artifacts"] if row["model"] == "compressed"}
     assert list(rows) == made
@@ -220,7 +229,7 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypa
 
     # Another run does only what is new.
     fewer = {**PRECISE, "export": {"precisions": ["fp16"]}}
-    again = pipeline.run(Recipe.from_dict(fewer), tmp_path / "run")
+    again = pipeline.run(Recipe.from_dict(fewer), tmp_path / "run", design=SHORT)
     assert [row["precision"] for row in again["bench"]] == ["fp16"]
     assert sorted(path.name for path in (tmp_path / "run" / "onnx").iterdir()) == [
         "compressed.fp16.onnx",
@@ -232,7 +241,9 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, monkeypa
 def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     recipe = {name: part for name, part in TIMED.items() if name != "bench"}
-    report = pipeline.run(Recipe.from_dict({**recipe, "engine": {"targets": ["openvino-cpu"]}}), tmp_path / "run")
+    report = pipeline.run(
+        Recipe.from_dict({**recipe, "engine": {"targets": ["openvino-cpu"]}}), tmp_path / "run", design=SHORT
+    )
     folder = tmp_path / "run" / "engines" / "openvino-cpu"
     facts = read_json(folder / "engine.json")
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -295,11 +306,11 @@ def device(monkeypatch):
     """Time in proportion to MACs, of which a whole model saves 10 % less; lists what was timed."""
     timed = []
 
-    def measure(dense, variants, setting, *, sessions=1, told=None, transport=None):
+    def measure(dense, variants, setting, design, progress):
         timed.append(len(variants))
         shape = trace(dense.module, dense.family, dense.preprocess.input_size)
         shares = [shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants]
-        scale = 0.9 if sessions > 1 else 1.0
+        scale = 0.9 if design.sessions > 1 else 1.0
         return Timing(2.0, tuple(1 - scale * (1 - share) for share in shares), {"cpu": "made up"})
 
     monkeypatch.setattr(latency, "time_widths", measure)

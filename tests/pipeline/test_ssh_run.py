@@ -5,14 +5,14 @@ from loopback import loopback
 
 from toolchain.errors import TargetUnavailable
 from toolchain.files import read_json
-from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design
 from toolchain.pipeline import run as pipeline
 from toolchain.pipeline import shipping
 from toolchain.recipe import Recipe
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6, "looks": 1, "sessions": 2, "blocks": 4}
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
 SHAPE = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ASKED = {
     "model": {"name": "vit_tiny_patch16_224", "kwargs": SHAPE, "pretrained": False},
@@ -27,7 +27,6 @@ def server(tmp_path, monkeypatch):
     started = loopback(tmp_path)
     started.targets_toml(tmp_path / "targets.toml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **SHORT}))
     yield started
     started.kill()
 
@@ -42,30 +41,30 @@ def doubted(monkeypatch):
 
 def test_what_was_measured_counts_while_the_board_is_off(server, doubted, tmp_path):
     recipe, root = Recipe.from_dict({**ASKED, "bench": {"targets": ["board"], "batch": [1, 2]}}), tmp_path / "run"
-    report = pipeline.run(recipe, root)
+    report = pipeline.run(recipe, root, design=SHORT)
     server.kill()
-    again = pipeline.run(recipe, root)
+    again = pipeline.run(recipe, root, design=SHORT)
     assert (again["bench"], again["not_measured"]) == (report["bench"], [])
 
     doubted.add(1)  # to be measured again, which cannot be: what is known of it stays
     with pytest.raises(TargetUnavailable, match="board"):
-        pipeline.run(recipe, root)
+        pipeline.run(recipe, root, design=SHORT)
     left = read_json(root / "report.json")
     assert left["bench"] == report["bench"]
     assert [row["target"] for row in left["not_measured"]] == ["board"]
 
     (root / "bench" / "board.fp32.b2.t1.json").unlink()
     with pytest.raises(TargetUnavailable, match="board"):
-        pipeline.run(recipe, root)
+        pipeline.run(recipe, root, design=SHORT)
     assert read_json(root / "report.json")["bench"] == report["bench"][:1]
     server.start()
     doubted.clear()
-    assert [row["batch"] for row in pipeline.run(recipe, root)["bench"]] == [1, 2]
+    assert [row["batch"] for row in pipeline.run(recipe, root, design=SHORT)["bench"]] == [1, 2]
 
 
 def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, doubted, tmp_path):
     here = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"]}})
-    pipeline.run(here, tmp_path / "run")
+    pipeline.run(here, tmp_path / "run", design=SHORT)
     server.kill()
     there = Recipe.from_dict({**ASKED, "budget": {"params": 0.6}, "bench": {"targets": ["board"]}})
     before = (tmp_path / "run" / "plan.json").read_bytes()
@@ -79,8 +78,8 @@ def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, dou
 def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path, monkeypatch):
     asked = []
 
-    def refuse(*_, batch, **__):
-        asked.append(batch)
+    def refuse(a, b, device, workload, *_, **__):
+        asked.append(workload.batch)
         raise TargetUnavailable("ort-cpu", "the runtime chose another precision.")
 
     monkeypatch.setattr(shipping, "bench_compare", refuse)

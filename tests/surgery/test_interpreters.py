@@ -60,8 +60,8 @@ def fused(module: nn.Module, flag: bool) -> nn.Module:
 def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
     model = variant(case)
     masked = masked_from(model, random_plan(model))
-    sliced: SlicedModel = run_stage(Slice(), masked)
-    deploy: DeployModel = run_stage(Split(), sliced)
+    sliced: SlicedModel = run_stage(Slice(), masked).artifact
+    deploy: DeployModel = run_stage(Split(), sliced).artifact
     with torch.no_grad():
         x = images(model)
         dense, m, s, d = (fused(part.module, fused_attention)(x) for part in (model, masked, sliced, deploy))
@@ -89,8 +89,8 @@ def test_any_plan_means_the_same_masked_and_sliced(data: st.DataObject) -> None:
             lows.append(LowRank(module=item.linear, shape=(out, into), rank=rank))
     plan = CompressionPlan(model=model.ref, keeps=tuple(keeps), low_ranks=tuple(lows))
     masked = masked_from(model, plan)
-    sliced = run_stage(Slice(), masked)
-    deploy = run_stage(Split(), sliced)
+    sliced = run_stage(Slice(), masked).artifact
+    deploy = run_stage(Split(), sliced).artifact
     with torch.no_grad():
         x = images(model, batch=2)
         m, s, d = masked.module(x), sliced.module(x), deploy.module(x)
@@ -117,7 +117,7 @@ def check_cost(model: TimmModel, plan: CompressionPlan, deploy: DeployModel) -> 
 def test_dense_cost_is_what_torch_counts(case: str) -> None:
     model = variant(case)
     nothing = CompressionPlan(model=model.ref)
-    check_cost(model, nothing, run_stage(Split(), run_stage(Slice(), masked_from(model, nothing))))
+    check_cost(model, nothing, run_stage(Split(), run_stage(Slice(), masked_from(model, nothing)).artifact).artifact)
 
 
 @pytest.mark.parametrize("case", VARIANTS)
@@ -131,7 +131,7 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
             )
         }
     )
-    sliced = run_stage(Slice(), masked_from(model, plan))
+    sliced = run_stage(Slice(), masked_from(model, plan)).artifact
     with torch.no_grad():
         x = images(model)
         assert torch.equal(model.module(x), sliced.module(x))
@@ -142,8 +142,8 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
 def test_replay_is_bit_equal(case: str, stage: str, tmp_path) -> None:
     model = variant(case)
     masked = masked_from(model, random_plan(model))
-    sliced = run_stage(Slice(), masked)
-    forms = {"dense": model, "masked": masked, "sliced": sliced, "deploy": run_stage(Split(), sliced)}
+    sliced = run_stage(Slice(), masked).artifact
+    forms = {"dense": model, "masked": masked, "sliced": sliced, "deploy": run_stage(Split(), sliced).artifact}
     again = load_model(save_model(forms[stage], tmp_path / stage))
     assert type(again) is type(forms[stage])
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_masks_hold_while_weights_train(tiny: TimmModel) -> None:
 def test_forgetting_the_query_scale_is_caught(tiny: TimmModel) -> None:
     groups = tuple(g if g.unit != "head_dim" else type(g)(**{**vars(g), "rescale_on_slice": ()}) for g in tiny.groups)
     masked = masked_from(tiny, random_plan(tiny, low_rank=False))
-    wrong = run_stage(Slice(), type(masked)(**{**vars(masked), "groups": groups}))
+    wrong = run_stage(Slice(), type(masked)(**{**vars(masked), "groups": groups})).artifact
     with torch.no_grad():
         x = images(tiny)
         assert not agree(masked.module(x), wrong.module(x))
@@ -259,7 +259,7 @@ def test_a_folder_of_the_users_is_not_replaced(tiny: TimmModel, tmp_path) -> Non
 @pytest.mark.parametrize("other", [0.25, 0.75])
 def test_a_sliced_model_of_another_width_is_refused(tiny: TimmModel, other: float) -> None:
     masked = masked_from(tiny, random_plan(tiny, low_rank=False))
-    wrong = Slice()(masked_from(tiny, random_plan(tiny, low_rank=False, share=other)))
+    wrong = Slice()(masked_from(tiny, random_plan(tiny, low_rank=False, share=other))).artifact
     with pytest.raises(PlanError, match="the plan asks for"):
         Slice().ensures(masked, wrong)
-    Slice().ensures(masked, Slice()(masked))
+    Slice().ensures(masked, Slice()(masked).artifact)

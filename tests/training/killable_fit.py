@@ -71,7 +71,7 @@ def train(checkpoint, pause_s=0.0, **options):
     """(digest of the weights, result) of the training, with a pause after every step."""
     torch.manual_seed(time.time_ns() % 2**31)  # nothing may depend on the global random state
     model = make_model()
-    options = {"config": replace(CONFIG), "key": "data", "progress": lambda _: time.sleep(pause_s)} | options
+    options = {"config": replace(CONFIG), "key": "data", "on_step": lambda _: time.sleep(pause_s)} | options
     result = fit(model, make_data(), checkpoint=checkpoint, **options)
     return digest(model), result
 

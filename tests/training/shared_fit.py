@@ -37,7 +37,7 @@ def train(mode):
     }[mode]
     seen = []
     config = replace(CONFIG, epochs=2, lr=1e-3, drop=False)
-    result = fit(model, make_data(SIZES[mode]), config=config, loss=loss, progress=seen.append)
+    result = fit(model, make_data(SIZES[mode]), config=config, loss=loss, on_step=seen.append)
     return {
         "steps": torch.tensor([step.batch_loss for step in seen], dtype=torch.float64),
         "running": torch.tensor([step.loss for step in seen], dtype=torch.float64),

@@ -18,6 +18,7 @@ from toolchain.errors import DataError, ModelError, RecipeError
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import run_stage
 from toolchain.pipeline.job import prepare
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import FinetuneSection, Recipe, TrainSection
 from toolchain.surgery.mask import mask_model
 from toolchain.training import FitConfig, accuracy, fit, stages
@@ -45,10 +46,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+class Heard(Nobody):
+    """Who keeps every share that is reported."""
+
+    def __init__(self):
+        self.shares = []
+
+    def at(self, share, text):
+        self.shares.append(share)
+
+
 @pytest.fixture(scope="module")
 def dense():
     """A model that knows the digits a little."""
-    return run_stage(Train(TrainSection(epochs=4, lr=3e-3, batch_size=64), digits(1600)), dense_model(**DIGITS))
+    return run_stage(
+        Train(TrainSection(epochs=4, lr=3e-3, batch_size=64), digits(1600)), dense_model(**DIGITS)
+    ).artifact
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +116,7 @@ def with_labels(source, relabel):
 
 def test_without_labels_the_student_nears_its_teacher(dense, masked):
     source = digits()
-    made = run_stage(Finetune(without_labels(GENTLE), source, dense), masked)
+    made = run_stage(Finetune(without_labels(GENTLE), source, dense), masked).artifact
     found = made.provenance["finetuned"]
     validation = source.split("validation")
     assert found == {
@@ -123,7 +136,7 @@ def test_without_labels_the_student_nears_its_teacher(dense, masked):
 @pytest.mark.parametrize("how", ["garbage", "unreadable"])
 def test_without_labels_no_label_is_read(dense, masked, how):
     source = digits(200)
-    plain = run_stage(Finetune(without_labels(GENTLE), source, dense), masked)
+    plain = run_stage(Finetune(without_labels(GENTLE), source, dense), masked).artifact
     if how == "garbage":
         changed = with_labels(source, lambda labels: (labels * 7 + 3) % 10)
     else:
@@ -136,7 +149,7 @@ def test_without_labels_no_label_is_read(dense, masked, how):
         changed = replace(source, splits=splits)
         with pytest.raises(AssertionError, match="a label was read"):
             run_stage(Finetune(GENTLE, changed, dense), masked)
-    other = run_stage(Finetune(without_labels(GENTLE), changed, dense), masked)
+    other = run_stage(Finetune(without_labels(GENTLE), changed, dense), masked).artifact
     assert same(plain.module, other.module)
     assert plain.provenance == other.provenance
 
@@ -144,7 +157,7 @@ def test_without_labels_no_label_is_read(dense, masked, how):
 def test_with_labels_they_matter(dense, masked):
     source = digits(200)
     made = [
-        run_stage(Finetune(GENTLE, with_labels(source, relabel), dense), masked)
+        run_stage(Finetune(GENTLE, with_labels(source, relabel), dense), masked).artifact
         for relabel in (lambda labels: labels, lambda labels: (labels * 7 + 3) % 10)
     ]
     assert not same(made[0].module, made[1].module)
@@ -158,10 +171,10 @@ def test_images_without_labels_are_enough(tmp_path, dense, masked):
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{index}.png")
     source = open_source(f"images:{tmp_path}", input_size=(1, 8, 8), data_config={"mean": (0.5,), "std": (0.5,)})
     assert (len(source.split("train")), len(source.split("validation"))) == (42, 6)
-    seen = []
+    watcher = Heard()
     section = GENTLE.model_copy(update={"epochs": 3, "batch_size": 16})
-    made = run_stage(Finetune(section, source, dense, progress=seen.append), masked)
-    assert [step.steps for step in seen] == [3] * 9, "the training images are used, not the calibration ones"
+    made = run_stage(Finetune(section, source, dense, progress=Progress(watcher)), masked).artifact
+    assert watcher.shares == pytest.approx([step / 9 for step in range(1, 10)]), "42 images in batches of 16: 3 steps"
     found = made.provenance["finetuned"]
     assert (found["loss"], found["judged_by"], found["images"]) == ("imitation", "divergence", 6)
     assert found["kept"] == "after"
@@ -204,7 +217,7 @@ def test_classes_must_match_only_where_labels_are_read(dense, masked):
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_harmful_training_is_thrown_away(dense, masked, labels, caplog):
     section = HARMFUL if labels else without_labels(HARMFUL)
-    made = run_stage(Finetune(section, digits(), dense), masked)
+    made = run_stage(Finetune(section, digits(), dense), masked).artifact
     found = made.provenance["finetuned"]
     assert found["kept"] == "before"
     assert found["after"] > found["before"]
@@ -218,7 +231,7 @@ def test_a_harmful_training_is_thrown_away(dense, masked, labels, caplog):
 def test_a_model_that_is_not_a_number_is_thrown_away(dense, masked, monkeypatch):
     values = iter([0.5, math.nan])
     monkeypatch.setattr(stages, "divergence", lambda *_: next(values))
-    made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked)
+    made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked).artifact
     found = made.provenance["finetuned"]
     assert (found["before"], found["after"], found["kept"]) == (0.5, None, "before")
     assert same(made.module, masked.module)
@@ -226,7 +239,7 @@ def test_a_model_that_is_not_a_number_is_thrown_away(dense, masked, monkeypatch)
 
 def test_of_two_that_are_as_good_the_trained_one_is_kept(dense, masked, monkeypatch):
     monkeypatch.setattr(stages, "divergence", lambda *_: 0.5)
-    made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked)
+    made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked).artifact
     assert made.provenance["finetuned"]["kept"] == "after"
     assert not same(made.module, masked.module)
 
@@ -237,7 +250,7 @@ def test_of_two_that_are_as_good_the_trained_one_is_kept(dense, masked, monkeypa
 def test_it_trains_to_the_average_with_warm_up_and_clipping(dense, masked):
     source = digits(300)
     section = GENTLE.model_copy(update={"epochs": 2})
-    made = run_stage(Finetune(section, source, dense, seed=4), masked)
+    made = run_stage(Finetune(section, source, dense, seed=4), masked).artifact
     steps = 2 * math.ceil(300 / 64)
     config = FitConfig(2, 1e-3, 64, warmup_epochs=0.2, ema_decay=1 - 4 / steps, grad_clip=1.0, drop=False, seed=4)
     for change, equal in (({}, True), ({"ema_decay": None}, False), ({"warmup_epochs": 0.0}, False)):
@@ -255,7 +268,7 @@ def test_neither_dropout_nor_drop_path_acts(dense, labels):
         model = dense_model(**kwargs)
         model.module.load_state_dict(dense.module.state_dict())
         masked = mask_model(model, copy.deepcopy(model.module), random_plan(model, low_rank=False))
-        made = run_stage(Finetune(section, digits(200), model), masked)
+        made = run_stage(Finetune(section, digits(200), model), masked).artifact
         assert made.provenance["finetuned"]["kept"] == "after"
         outcomes.append(made.module)
     rates = [getattr(module, "drop_prob", getattr(module, "p", 0)) for module in outcomes[1].modules()]

@@ -76,9 +76,9 @@ def test_an_interrupted_training_ends_bit_identical(undisturbed, tmp_path, stops
     path = tmp_path / "fit.safetensors"
     for epoch, step in stops:
         with pytest.raises(Killed):
-            train(path, progress=stop_at(epoch, step))
+            train(path, on_step=stop_at(epoch, step))
     begun = []
-    weights, result = train(path, progress=begun.append)
+    weights, result = train(path, on_step=begun.append)
     assert begun[0].epoch == stops[-1][0], "the last epoch that was complete is not trained again"
     assert weights == undisturbed[0]
     assert result.losses == undisturbed[1].losses
@@ -110,7 +110,7 @@ def test_a_finished_training_is_only_loaded(undisturbed, tmp_path):
     def forbidden(progress):
         raise AssertionError(progress)
 
-    weights, second = train(path, progress=forbidden)
+    weights, second = train(path, on_step=forbidden)
     assert weights == undisturbed[0]
     assert second.losses == first.losses
     assert second.seconds == pytest.approx(first.seconds, abs=1.0)
@@ -121,14 +121,14 @@ def test_a_checkpoint_of_another_training_is_ignored(undisturbed, tmp_path, fore
     path = tmp_path / "fit.safetensors"
     train(path, **foreign)
     begun = []
-    weights, _ = train(path, progress=begun.append)
+    weights, _ = train(path, on_step=begun.append)
     assert (begun[0].epoch, weights) == (1, undisturbed[0])
 
 
 def test_a_damaged_checkpoint_is_ignored(undisturbed, tmp_path, caplog):
     path = tmp_path / "fit.safetensors"
     with pytest.raises(Killed):
-        train(path, progress=stop_at(3, 1))
+        train(path, on_step=stop_at(3, 1))
     path.write_bytes(path.read_bytes()[:-100])
     assert train(path)[0] == undisturbed[0]
     assert "cannot be read" in caplog.text
@@ -161,9 +161,9 @@ def test_it_learns_and_a_second_training_goes_on():
 
 def test_without_an_average_the_model_stays_what_it_was_trained_to():
     average, plain, trained = make_model(), make_model(), []
-    fit(average, make_data(), config=CONFIG, progress=lambda _: trained.append(digest(average)))
+    fit(average, make_data(), config=CONFIG, on_step=lambda _: trained.append(digest(average)))
     last = trained[-1]
-    fit(plain, make_data(), config=replace(CONFIG, ema_decay=None), progress=lambda _: trained.append(digest(plain)))
+    fit(plain, make_data(), config=replace(CONFIG, ema_decay=None), on_step=lambda _: trained.append(digest(plain)))
     assert trained[-1] == digest(plain) == last
     assert digest(average) != last
 
@@ -178,7 +178,7 @@ def test_the_average_is_timms_warmed_up_one():
         for name, parameter in model.named_parameters():
             average[name].lerp_(parameter.detach(), 1 - min(warm, CONFIG.ema_decay))
 
-    fit(model, make_data(), config=CONFIG, progress=follow)
+    fit(model, make_data(), config=CONFIG, on_step=follow)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), average[name])
 
@@ -199,7 +199,7 @@ def test_every_epoch_sees_all_images_in_another_order():
 
 def test_progress_counts_every_step():
     seen = []
-    train(None, progress=seen.append)
+    train(None, on_step=seen.append)
     assert [(it.epoch, it.step) for it in seen] == list(itertools.product(range(1, EPOCHS + 1), range(1, 9)))
     assert {(it.epochs, it.steps) for it in seen} == {(EPOCHS, 8)}
     assert seen[-1].eta_s == 0
@@ -228,7 +228,7 @@ def test_training_follows_the_schedule():
     states = []
     config = FitConfig(20, 1e-2, 60, weight_decay=0.0)
     model = make_model()
-    fit(model, make_data(), config=config, progress=lambda _: states.append(model.head.weight.detach().clone()))
+    fit(model, make_data(), config=config, on_step=lambda _: states.append(model.head.weight.detach().clone()))
     moves = [(after - before).abs().max().item() for before, after in itertools.pairwise(states)]
     assert moves[-1] < 0.02 * max(moves)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from toolchain.artifacts.size import artifact_sha256
-from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
+from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.devices.device import Devices
 from toolchain.errors import RecipeError
@@ -34,18 +32,7 @@ from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_t
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
 
-
-class _Group(TyperGroup):
-    """The verb `gate`, whose --json takes a file or stands alone; what follows a sub-command is that command's."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = next((index for index, part in enumerate(args) if part in self.commands), len(args))
-        return super().parse_args(ctx, [*with_lone_json(args[:own]), *args[own:]])
-
-
-gate = typer.Typer(
-    help="Hold artifacts against budgets and against a baseline that is measured beside them.", cls=_Group
-)
+gate = typer.Typer(help="Hold artifacts against budgets and against a baseline that is measured beside them.")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="GATE", help="A gate.toml.")]
 DEFAULT = Path("gate.toml")
 
@@ -62,21 +49,19 @@ def run(
     context: typer.Context,
     config: ConfigOption = DEFAULT,
     why: Annotated[bool, typer.Option("--why", help="Attribute sizes, or their change, to layers.")] = False,
-    json_: Annotated[
-        str | None,
-        typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE."),
-    ] = None,
     targets: TargetsOption = None,
+    out: OutFile = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     github_benchmark: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write JSON for github-action-benchmark.")
     ] = None,
     bencher: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Bencher's JSON.")] = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
     if context.invoked_subcommand is not None:
-        given = config != DEFAULT or why or any((json_, targets, markdown, junit, github_benchmark, bencher))
+        given = config != DEFAULT or why or any((json_, targets, out, markdown, junit, github_benchmark, bencher))
         if given:  # a flag must not be ignored without a word
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
@@ -84,9 +69,8 @@ def run(
     loaded = GateConfig.load(config, targets)
     accepts = Accepts(load_accepts(config), _today())
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
-        result = _judge(loaded, accepts, devices, screen, why=why)
-        if json_ not in (None, STDOUT):
-            write_text(Path(json_), json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+        result = _judge(context, loaded, accepts, devices, screen, why=why)
+        write_result(result.to_dict(), out)
         if markdown is not None:
             write_text(markdown, gate_markdown(result))
         if junit is not None:
@@ -95,23 +79,21 @@ def run(
             write_json(github_benchmark, to_github_benchmark(result))
         if bencher is not None:
             write_json(bencher, to_bencher(result))
-    if json_ == STDOUT:
-        print_json(result.to_dict())
-    else:
-        _print(result)
+    print_json(result.to_dict()) if json_ else _print(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
 def accept(
+    context: typer.Context,
     cell: Annotated[str, typer.Argument(metavar="CELL", help="The name of a cell.")],
     reason: Annotated[str, typer.Option(help="Why this is acceptable; it is read by whoever reviews the file.")],
     expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
     config: ConfigOption = DEFAULT,
     check: Annotated[str, typer.Option(metavar="NAME", help="Only this check, e.g. relation.size.")] = "",
-    found: Annotated[
+    from_: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="A result of `gate --json FILE`, instead of judging now."),
+        typer.Option("--from", metavar="FILE", help="A result of `gate --out FILE`, instead of judging now."),
     ] = None,
     targets: TargetsOption = None,
     json_: JsonFlag = False,
@@ -124,7 +106,10 @@ def accept(
         raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config, targets).only(cell, check)
     with Screen() as screen, Devices(targets) as devices:
-        judged = _judge(loaded, Accepts((), today), devices, screen) if found is None else GateResult.load(found)
+        if from_ is None:
+            judged = _judge(context, loaded, Accepts((), today), devices, screen)
+        else:
+            judged = GateResult.load(from_)
         entries = [
             Accept.create(
                 cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
@@ -167,9 +152,12 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
     return pairs
 
 
-def _judge(config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False) -> GateResult:
+def _judge(
+    context: typer.Context, config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False
+) -> GateResult:
     screen.stage("gate")
-    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, progress=Progress(screen))
+    design, progress = design_of(context), Progress(screen)
+    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, design=design, progress=progress)
 
 
 def _print(result: GateResult) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
+from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
 from toolchain.compress.method import Allocation
 from toolchain.pipeline.cell import require_speedup
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
@@ -45,7 +46,7 @@ def run(
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
-        report = run_recipe(loaded, folder, resume=not no_resume, listener=screen)
+        report = run_recipe(loaded, folder, resume=not no_resume, design=design_of(context), progress=Progress(screen))
     if json_:
         print_json(report)
     else:

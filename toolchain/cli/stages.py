@@ -63,8 +63,7 @@ from toolchain.pipeline.job import (
 )
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.latency_budget import latency_of
-from toolchain.pipeline.listener import on_epoch
-from toolchain.progress import Progress
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
@@ -91,7 +90,7 @@ def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: 
     start = begin(Recipe.load(recipe, set_ or ()))
     with Screen() as screen:
         screen.stage("load")
-        _save(trained(start, progress=on_epoch(screen)), out, json_=json_)
+        _save(trained(start, progress=Progress(screen)), out, json_=json_)
 
 
 def compress(
@@ -106,7 +105,7 @@ def compress(
         screen.stage("compress")
         latency = latency_of(clocks(job, dense, Progress(screen)))
         given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        masked, allocation = compressed(job, given, latency, progress=on_epoch(screen), report=screen.at)
+        masked, allocation = compressed(job, given, latency, progress=Progress(screen))
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
@@ -137,26 +136,27 @@ def finetune(
     require_teacher(section, job.source)
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
-        told = None
+        progress = SILENT
         if screen is not None:
             screen.stage("finetune")
-            told = on_epoch(screen)
-        made = run_stage(Finetune(section, job.source, parent, job.recipe.compress.seed, progress=told), masked)
+            progress = Progress(screen)
+        stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=progress)
+        made = run_stage(stage, masked)
+        model, facts = made.artifact, made.facts.model_dump(mode="json")
         if writes:
-            save_model(made, out)
+            save_model(model, out)
     if writes:
-        found = made.provenance["finetuned"]
-        _tell(made, out, json_=json_, more={"finetune": found if json_ else finetune_line(found, made.output)})
+        _tell(model, out, json_=json_, more={"finetune": facts if json_ else finetune_line(facts, model.output)})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Masked model folder → sliced model folder: removed positions are physically gone."""
-    _save(run_stage(Slice(), _open(folder, MaskedModel)), out, json_=json_)
+    _save(run_stage(Slice(), _open(folder, MaskedModel)).artifact, out, json_=json_)
 
 
 def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Sliced model folder → deploy model folder: stock modules only, two linears per low-rank pair that pays."""
-    _save(run_stage(Split(), _open(folder, SlicedModel)), out, json_=json_)
+    _save(run_stage(Split(), _open(folder, SlicedModel)).artifact, out, json_=json_)
 
 
 def export(
@@ -185,12 +185,12 @@ def export(
     with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small
         whole = out if scratch is None else scratch / f"{folder.name}.{FP32}.onnx"
         made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
-        graph, rungs = made.graph, list(made.rungs)
+        graph, rungs = made.facts, list(made.rungs)
         del model  # converting a large one takes the memory
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), made.artifact)
-            graph, rungs = converted.graph, [*rungs, *converted.rungs]
-    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(made.graph.notes)}
+            graph, rungs = converted.facts.graph, [*rungs, *converted.rungs]
+    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(made.facts.notes)}
     held = [str(rung) for rung in rungs]
     print_json({**facts, "parity": held}) if json_ else print_facts({**facts, "parity": "; ".join(held)})
 
@@ -229,7 +229,7 @@ def engine(
     stage = BuildEngine(
         section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
+    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 
@@ -267,7 +267,7 @@ def refit(
         lambda built: _engine_rung(onnx, built, sizes[0], sample),
         engine_,
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx)))
+    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
     print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
 
 

@@ -6,7 +6,7 @@ positions, W·diag(a), which is the same function as gating the activations, tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from toolchain.compress.neurons import Scores
 from toolchain.families import UnitGroup
 from toolchain.likelihood import Likelihood
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import VtpSection
 from toolchain.surgery.factorised import side
-from toolchain.training.loop import FitConfig, FitResult, Progress, default_param_groups, fit
+from toolchain.training.loop import FitConfig, FitResult, default_param_groups, fit
 
 
 class Gate(nn.Module):
@@ -61,7 +62,7 @@ def learn_gates(
     augment: dict[str, Any],
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Scores, FitResult]:
     """(|a| of every unit, what training did), after training gates and weights together on CE + λ·Σ|a|.
 
@@ -78,7 +79,7 @@ def learn_gates(
         augment: augmentation fields of `FitConfig`.
         checkpoint: resumed from and written to.
         key: digest of what else the outcome depends on.
-        progress: called after every step with a `Progress`.
+        progress: told after every step.
     """
     gates = add_gates(module, groups)
     own = {id(gate) for gate in gates.values()}
@@ -103,6 +104,6 @@ def learn_gates(
         param_groups=param_groups,
         checkpoint=checkpoint,
         key=key,
-        progress=progress,
+        on_step=lambda step: step.tell(progress),
     )
     return {name: gate.detach().abs().double() for name, gate in gates.items()}, result

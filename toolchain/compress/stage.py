@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from toolchain.compress.allocate import Costs, Key, Limits, solve_global, top_indices
 from toolchain.compress.closed_form import damage_share, likelihood_for, reduce_closed_form, what_matters
-from toolchain.compress.decide import Latency, Settled, decide, settle
+from toolchain.compress.decide import Latency, decide, settle
 from toolchain.compress.gates import learn_gates
 from toolchain.compress.lowrank import FACTORISATIONS, factorise
 from toolchain.compress.method import DATA_AWARE, HIDDEN, Allocation, allocate, choices_for, closed_sites, effective
@@ -21,27 +21,26 @@ from toolchain.compress.solver import Site, key_of
 from toolchain.cost import RANK, Widths, trace
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError, DataError, RecipeError
-from toolchain.model import MaskedModel, TimmModel
+from toolchain.model import Made, MaskedModel, TimmModel
 from toolchain.outputs import WORDS
 from toolchain.plan import CompressionPlan, Keep, LowRank
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.mask import add_masks, baked, mask_model
-from toolchain.training.stages import OnProgress, light_augmentation, require_labels
+from toolchain.training.stages import light_augmentation, require_labels
 
 
 @dataclass(frozen=True)
 class Compress:
-    """TimmModel → MaskedModel, whose plan is the outcome.
+    """TimmModel → MaskedModel, whose plan is the outcome; its facts are the allocation: what is kept, and what that costs.
 
     Attributes:
         section, budget: of the recipe; a synthetic source turns the section into its `effective` form.
         source: calibration and training images.
         multiples: unit → multiple, the strictest of the recipe's targets.
-        checkpoint, key, progress: of training, where the method trains.
-        report: receives (share done, text) of the closed form.
+        checkpoint, key: of training, where the method trains.
+        progress: told how far the stage is.
         latency: tables of the targets on which the budget limits latency, and how widths are timed.
-        allocation: what `decide` found on the same model; None decides anew.
-        settled: receives widths that follow from scores over all layers, their costs and their measured latency.
     """
 
     section: CompressSection
@@ -50,11 +49,8 @@ class Compress:
     multiples: Mapping[str, int]
     checkpoint: Path | None = None
     key: str = ""
-    progress: OnProgress | None = None
-    report: Callable[[float, str], None] | None = None
+    progress: Progress = SILENT
     latency: Latency = field(default_factory=Latency)
-    allocation: Allocation | None = None
-    settled: Callable[[Settled], None] | None = None
     name: str = "compress"
 
     @property
@@ -84,13 +80,13 @@ class Compress:
     def decide(self, given: TimmModel) -> Allocation:
         """The widths, their predicted cost and damage, before anything is reduced."""
         method, share = self.method, self._damage_share(given)
-        told = self._part(0.0, share or 1.0)
-        return decide(given, method, self.budget, self.multiples, self.source, self.latency, told)
+        part = self.progress.part(0.0, share or 1.0)
+        return decide(given, method, self.budget, self.multiples, self.source, self.latency, part.at)
 
-    def __call__(self, given: TimmModel) -> MaskedModel:
+    def __call__(self, given: TimmModel) -> Made[MaskedModel, Allocation]:
         """The masked model."""
         section = self.method
-        allocation = self.decide(given) if self.allocation is None else self.allocation
+        allocation = self.decide(given)
         choices = choices_for(given.module, given.family, given.groups, section, self.multiples)
         sites = closed_sites(choices, given.family, given.module, section)
         widths = allocation.widths
@@ -100,10 +96,11 @@ class Compress:
         closed, facts = self._closed_form(given, module, sites, allocation)
         scored = [group for group in choices.groups if group.unit == HIDDEN and section.neurons != "obs"]
         if not scored:
-            return mask_model(given, module, self._plan(given, widths, closed, {}, 0.0, facts))
+            masked = mask_model(given, module, self._plan(given, widths, closed, {}, 0.0, facts))
+            return Made(masked, allocation.decided(masked.plan, masked.groups))
         add_masks(module, self._plan(given, widths, closed, {}, 0.0, facts), given.groups)
         scores = self._scores(given, module)
-        module, threshold = baked(module), 0.0
+        module, threshold, outcome = baked(module), 0.0, None
         if section.allocation == "global":
             fixed = Widths({key: kept for key, kept in widths.kept.items() if key[1] != HIDDEN}, widths.ranks)
             part = replace(choices, groups=scored)
@@ -114,11 +111,13 @@ class Compress:
                 return found[-1][0]
 
             outcome = settle(pick, costs, limits, self.latency)
-            if self.settled is not None:
-                self.settled(outcome)
             widths = outcome.widths
             threshold = next(score for kept, score in found if kept == widths)
-        return mask_model(given, module, self._plan(given, widths, closed, scores, threshold, facts))
+        masked = mask_model(given, module, self._plan(given, widths, closed, scores, threshold, facts))
+        decided = allocation.decided(masked.plan, masked.groups)
+        if outcome is not None:  # of the widths that the scores gave
+            decided = replace(decided, costs=outcome.costs, measured=outcome.measured)
+        return Made(masked, decided)
 
     def _closed_form(
         self, given: TimmModel, module: nn.Module, sites: Sequence[Site], allocation: Allocation
@@ -130,21 +129,12 @@ class Compress:
         if not touched:
             return {}, {}
         keys = {key_of(site): wanted[key_of(site)] for site in touched}
-        told = self._part(self._damage_share(given), 1.0)
+        part = self.progress.part(self._damage_share(given), 1.0)
         likelihood = likelihood_for(given, self.source)
         cares = allocation.cares or what_matters(given, dense, self.source, self.method, likelihood)
         return reduce_closed_form(
-            given, module, touched, keys, dense, self.source, self.method, cares, likelihood, told
+            given, module, touched, keys, dense, self.source, self.method, cares, likelihood, part.at
         )
-
-    def _part(self, start: float, end: float) -> Callable[[float, str], None]:
-        """What receives the progress of one part of the stage."""
-
-        def told(share: float, text: str) -> None:
-            if self.report is not None:
-                self.report(start + share * (end - start), text)
-
-        return told
 
     def _damage_share(self, given: TimmModel) -> float:
         shape = trace(given.module, given.family, given.preprocess.input_size)

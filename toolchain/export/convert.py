@@ -37,7 +37,7 @@ from toolchain.export.probabilities import (
 )
 from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
-from toolchain.model import OnnxArtifact
+from toolchain.model import Made, OnnxArtifact
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 Array = NDArray[Any]
@@ -60,12 +60,10 @@ SCALE_ERROR = 0.01
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A file of another precision, what is in it, how it compares with the fp32 file, and on which target."""
+class Conversion:
+    """What is in a file of another precision, and on which target it was held against the fp32 file."""
 
-    artifact: OnnxArtifact
     graph: GraphFacts
-    rungs: tuple[Rung, ...]
     target: str
 
 
@@ -96,14 +94,15 @@ class Convert:
             raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
         runs_on(PRECISIONS[self.precision])
 
-    def __call__(self, given: OnnxArtifact) -> Converted:
+    def __call__(self, given: OnnxArtifact) -> Made[OnnxArtifact, Conversion]:
         """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
         with replacing(self.path) as partial:
             graph, rungs, target = self._written(given, partial)  # the graphs that it holds are gone when files are run
             rungs += self._run(given, partial, target)
             require(rungs)
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
-        return Converted(OnnxArtifact(self.path, self.precision, given.preprocess), graph, tuple(rungs), target)
+        file = OnnxArtifact(self.path, self.precision, given.preprocess)
+        return Made(file, Conversion(graph, target), tuple(rungs))
 
     def _written(self, given: OnnxArtifact, path: Path) -> tuple[GraphFacts, list[Rung], str]:
         """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
@@ -172,9 +171,9 @@ class Convert:
             batches=sorted({*BATCHES, len(images)}),
         )
 
-    def ensures(self, given: OnnxArtifact, made: Converted) -> None:  # noqa: ARG002
+    def ensures(self, given: OnnxArtifact, made: OnnxArtifact) -> None:  # noqa: ARG002
         """Raises ArtifactError if no file was written."""
-        if not made.artifact.path.is_file():
+        if not made.path.is_file():
             raise ArtifactError(f"no {self.precision} file was written to {self.path}")
 
 

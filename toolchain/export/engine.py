@@ -13,7 +13,7 @@ from onnx import TensorProto
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
-from toolchain.model import ENGINE_FILES, EngineArtifact, OnnxArtifact
+from toolchain.model import ENGINE_FILES, EngineArtifact, Made, OnnxArtifact
 from toolchain.parity import Rung, require
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
@@ -88,7 +88,7 @@ class BuildEngine:
         check_replaceable(self.folder, ENGINE_FILES)
         get_target(self.target).probe()
 
-    def __call__(self, given: OnnxArtifact) -> EngineArtifact:
+    def __call__(self, given: OnnxArtifact) -> Made[EngineArtifact, None]:
         """The engine and its facts."""
         with atomic_folder(self.folder, ENGINE_FILES) as partial:  # what is refused in the block replaces nothing
             built = self._built(given.path, partial)
@@ -98,7 +98,7 @@ class BuildEngine:
                 require([rung])
             facts = {**built.facts, "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
-        return EngineArtifact(self.target, self.folder / built.path.name, facts)
+        return Made(EngineArtifact(self.target, self.folder / built.path.name, facts), None, (rung,) if rung else ())
 
     def _built(self, onnx_file: Path, folder: Path) -> EngineBuild:
         target = get_target(self.target)

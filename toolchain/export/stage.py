@@ -21,21 +21,12 @@ from toolchain.export.onnx_graph import GraphFacts, export_onnx, replacing
 from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
 from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
 from toolchain.export.probabilities import probabilities_rung, require_probabilities, with_probabilities
-from toolchain.model import DeployModel, OnnxArtifact, Preprocess, TimmModel
+from toolchain.model import DeployModel, Made, OnnxArtifact, Preprocess, TimmModel
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
 from toolchain.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An ONNX file, what is in it, and how it compares with the model that it came from."""
-
-    artifact: OnnxArtifact
-    graph: GraphFacts
-    rungs: tuple[Rung, ...]
 
 
 def torch_call(module: nn.Module) -> Callable[[Array], Array]:
@@ -93,7 +84,7 @@ class Export:
                 f"parity images have shape {self.images.shape[1:]}, the model {given.preprocess.input_size}"
             )
 
-    def __call__(self, given: TimmModel | DeployModel) -> Exported:
+    def __call__(self, given: TimmModel | DeployModel) -> Made[OnnxArtifact, GraphFacts]:
         """The exported file; raises ParityError if it is not the model."""
         how = given.preprocess
         with replacing(self.path) as partial:  # what is not the model replaces nothing
@@ -110,7 +101,7 @@ class Export:
             require(rungs)
         files = tuple(self.path.with_name(file.name) for file in graph.files)
         graph = replace(graph, files=files, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
-        return Exported(OnnxArtifact(self.path, "fp32", how), graph, tuple(rungs))
+        return Made(OnnxArtifact(self.path, "fp32", how), graph, tuple(rungs))
 
     def _rungs(self, given: TimmModel | DeployModel, path: Path) -> list[Rung]:
         """The file that is now at a path against the model, and its probabilities against its logits."""
@@ -139,9 +130,9 @@ class Export:
 
         return finish
 
-    def ensures(self, given: TimmModel | DeployModel, made: Exported) -> None:  # noqa: ARG002
+    def ensures(self, given: TimmModel | DeployModel, made: OnnxArtifact) -> None:  # noqa: ARG002
         """Raises ArtifactError if no file was written."""
-        if not made.artifact.path.is_file():
+        if not made.path.is_file():
             raise ArtifactError(f"no file was written to {self.path}")
 
 

@@ -14,7 +14,7 @@ from toolchain.gate.result import CellResult, Check, GateResult
 from toolchain.gate.timing import Timeable, Timed, time_cells
 from toolchain.gate.why import size_changes
 from toolchain.measure.experiment import artifact_facts
-from toolchain.measure.samples import Parity
+from toolchain.measure.samples import Design, Parity
 from toolchain.progress import SILENT, Progress
 
 
@@ -25,6 +25,7 @@ def run_gate(
     tool: str,
     devices: Devices | None = None,
     why: bool = False,
+    design: Design = Design(),
     progress: Progress = SILENT,
 ) -> GateResult:
     """What came of every cell.
@@ -35,6 +36,7 @@ def run_gate(
         tool: name and version, for the record.
         devices: where cells are timed, to be left open until the result is stored; None opens some of its own.
         why: also attribute the size of every cell's artifact, or its change, to layers.
+        design: how latency is timed; the tolerance is each cell's own.
         progress: who is told how far the timing is.
 
     Raises:
@@ -45,7 +47,7 @@ def run_gate(
     """
     if devices is None:
         with Devices() as own:
-            return run_gate(config, accepts, tool=tool, devices=own, why=why, progress=progress)
+            return run_gate(config, accepts, tool=tool, devices=own, why=why, design=design, progress=progress)
     require_baselines(config)
     exact = Deterministic(config.data, accepts)
     checks: dict[str, list[Check]] = {}
@@ -55,7 +57,7 @@ def run_gate(
         checks[cell.name] = exact.checks(cell, artifact, baseline)
         if {RATIO, TIME} & set(cell.checks):
             timeables.append(Timeable(cell, artifact, baseline or artifact, _parity(checks[cell.name])))
-    timed, summary, holm = time_cells(timeables, accepts, devices, progress)
+    timed, summary, holm = time_cells(timeables, accepts, devices, design, progress)
     return GateResult(
         tool=tool,
         cells=tuple(

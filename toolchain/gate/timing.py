@@ -40,7 +40,6 @@ from toolchain.measure.samples import Design, Parity
 from toolchain.progress import Progress
 
 UNITS: dict[str, Unit] = {RATIO: "ratio", TIME: "ms"}
-DEFAULT_TAU = 0.05
 Outcome = Comparison | tuple[Status, str]
 """A comparison, or why there is none."""
 
@@ -84,7 +83,7 @@ class Timed:
 
 
 def time_cells(
-    timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, progress: Progress
+    timeables: Sequence[Timeable], accepts: Accepts, devices: Devices, design: Design, progress: Progress
 ) -> tuple[dict[str, Timed], Summary | None, Holm | None]:
     """Cell → its latency checks; the mean ratio over cells; how the checks were judged together.
 
@@ -95,18 +94,21 @@ def time_cells(
     cases: list[Case] = []
     for index, each in enumerate(timeables):
         name = each.cell.name
-        outcome = _measure(each, accepts, devices, 0, progress.step(index, len(timeables), name))
+        outcome = _measure(each, accepts, devices, design, progress.step(index, len(timeables), name))
         if isinstance(outcome, Comparison):
             cases += [Case(name, c, each.limit(c), accepts.limit(name, c), outcome) for c in each.checks]
         else:
             done[name] = Timed(tuple(_unmeasured(each, check, *outcome) for check in each.checks))
     found, together = judge_together(cases)
     again: dict[str, Outcome] = {}
+    fresh = design.model_copy(update={"seed": design.seed + 1})
     for index, (case, judged) in enumerate(zip(cases, found, strict=True)):
         if judged.judgement == "regressed":
             if case.cell not in again:
                 each = next(each for each in timeables if each.cell.name == case.cell)
-                again[case.cell] = _measure(each, accepts, devices, 1, progress.part(0, 1, f"{case.cell}, once more"))
+                again[case.cell] = _measure(
+                    each, accepts, devices, fresh, progress.part(0, 1, f"{case.cell}, once more")
+                )
             second = again[case.cell]
             found[index] = confirmed(case, judged, second if isinstance(second, Comparison) else second[1])
     for case in cases:
@@ -120,7 +122,7 @@ def time_cells(
     return done, summary_of(cases), together
 
 
-def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, progress: Progress) -> Outcome:
+def _measure(each: Timeable, accepts: Accepts, devices: Devices, design: Design, progress: Progress) -> Outcome:
     """The comparison of a cell, or why there is none."""
     if each.parity == "fail":
         return "skipped", "not timed: parity with the baseline failed"
@@ -138,7 +140,7 @@ def _measure(each: Timeable, accepts: Accepts, devices: Devices, seed: int, prog
                 affinity=cell.affinity,
                 input_shape=cell.input_shape,
             ),
-            Design(tau=cell.relation.latency or DEFAULT_TAU, seed=seed),
+            design.model_copy(update={"tau": cell.relation.latency or design.tau}),
             parity=each.parity,
             undecided=undecided_by({c: (each.limit(c), accepts.limit(cell.name, c)) for c in each.checks}),
             progress=progress,

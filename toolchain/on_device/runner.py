@@ -1,6 +1,6 @@
 """The timing loop of slimvit and all else that runs on a device: one file that imports nothing of the project.
 
-Usage: `python device_runner.py SCHEDULE OUT`. SCHEDULE is JSON (schema `slimvit.bench.schedule/1`) that describes one session: which
+Usage: `python runner.py SCHEDULE OUT`. SCHEDULE is JSON (schema `slimvit.bench.schedule/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
 OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
 are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
-from toolchain.compress.decide import Latency, Settled, decide
+from toolchain.compress.decide import Latency, decide
 from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
 from toolchain.compress.stage import Compress
 from toolchain.data import DataSource, open_source
@@ -34,7 +34,6 @@ from toolchain.recipe import CompressSection, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
-from toolchain.training.loop import Progress as Step
 from toolchain.training.stages import Train, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
@@ -255,22 +254,20 @@ def dense_inputs(job: Start) -> list[Any]:
     ]
 
 
-def trained(
-    job: Start, checkpoint: Path | None = None, key: str = "", progress: Callable[[Step], None] | None = None
-) -> TimmModel:
+def trained(job: Start, checkpoint: Path | None = None, key: str = "", progress: Progress = SILENT) -> TimmModel:
     """The dense model of a job, trained if the recipe asks for it.
 
     Args:
         job: the recipe.
         checkpoint: resumed from if it was written under the same `key`, and written to.
         key: digest of everything that the training depends on.
-        progress: told about every step.
+        progress: told how far the training is.
     """
     if not trains(job):
         return job.dense
     assert job.recipe.train is not None
     stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, key, progress)
-    return run_stage(stage, job.dense)
+    return run_stage(stage, job.dense).artifact
 
 
 def baseline_folder(job: Start) -> Path:
@@ -307,8 +304,7 @@ def compressed(
     *,
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Step], None] | None = None,
-    report: Callable[[float, str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[MaskedModel, Allocation]:
     """(the masked model, how wide each layer stays and what that costs) of a job's dense model.
 
@@ -316,17 +312,12 @@ def compressed(
         job: the recipe.
         dense: its dense model, with "weights_sha256" in the provenance.
         latency: tables of the targets of the budget, and how widths are timed.
-        checkpoint, key, progress: of training, where the method trains.
-        report: receives (share done, text) of what does not train.
+        checkpoint, key: of training, where the method trains.
+        progress: told how far compression is.
     """
     settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
-    stage = Compress(*settings, checkpoint, key, progress, report, latency)
-    planned, by_scores = stage.decide(dense), list[Settled]()
-    masked = run_stage(replace(stage, allocation=planned, settled=by_scores.append), dense)
-    made = planned.decided(masked.plan, masked.groups)
-    for settled in by_scores:
-        made = replace(made, costs=settled.costs, measured=settled.measured)
-    return masked, made
+    made = run_stage(Compress(*settings, checkpoint, key, progress, latency), dense)
+    return made.artifact, made.facts
 
 
 def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> tuple[Job, Allocation, str]:

@@ -12,6 +12,7 @@ from toolchain.compress.stage import pruned_shares
 from toolchain.cost import LatencyTable, Widths
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import exclusive, sha256, write_json, write_text
+from toolchain.measure.samples import Design
 from toolchain.model import MaskedModel, TimmModel, run_stage
 from toolchain.parity import require
 from toolchain.pipeline.folder import Workspace
@@ -27,10 +28,9 @@ from toolchain.pipeline.job import (
 )
 from toolchain.pipeline.judge import require_cost
 from toolchain.pipeline.latency_budget import Clock, latency_of
-from toolchain.pipeline.listener import on_epoch
 from toolchain.pipeline.shipping import measured_on, ship
 from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
-from toolchain.progress import Nobody, Progress, Watcher
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.assemble import assemble
 from toolchain.report.files import write_report
@@ -44,7 +44,12 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = True, listener: Watcher | None = None
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    resume: bool = True,
+    design: Design = Design(),
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """The content of report.json, after carrying out a recipe in the folder `out`.
 
@@ -52,7 +57,8 @@ def run(
         recipe: a recipe, or the path of a recipe.toml.
         out: the folder; it is created, and a run that was interrupted there is taken up again.
         resume: False does every stage anew.
-        listener: told about progress.
+        design: how the latencies of [bench] are timed.
+        progress: told how far the run is.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -66,7 +72,7 @@ def run(
     workspace.check()
     job = prepare(recipe, met=measured_on(workspace, recipe))
     with workspace.open() as space:
-        return _Run(job, space, listener or Nobody()).all()
+        return _Run(job, space, progress, design).all()
 
 
 @dataclass
@@ -112,14 +118,14 @@ class _Run(Steps):
                     model = open_as(cached, TimmModel)
                     log.info("the baseline was trained before; taken from %s", cached)
                     return model
-            model = trained(self.job, self.space.scratch("dense"), key, on_epoch(self.listener))
+            model = trained(self.job, self.space.scratch("dense"), key, self.progress)
             save_model(model, cached)
             return model
 
     def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
         job, root = self.job, self.space.root
         folder = root / "masked"
-        timers = clocks(job, dense, Progress(self.listener))
+        timers = clocks(job, dense, self.progress)
         tables = [self._table(timer) for timer in timers]
         inputs = [
             sha256(root / "dense" / "model.safetensors"),
@@ -138,8 +144,7 @@ class _Run(Steps):
                 latency_of(timers, tables),
                 checkpoint=self.space.scratch("compress"),
                 key=key,
-                progress=on_epoch(self.listener),
-                report=self.listener.at,
+                progress=self.progress,
             )
             found = allocation.to_dict()
             write_json(root / "allocation.json", found)
@@ -176,9 +181,12 @@ class _Run(Steps):
 
         def work(key: str) -> Found:
             scratch, seed = self.space.scratch("finetune"), job.recipe.compress.seed
-            stage = Finetune(section, job.source, dense, seed, scratch, key, on_epoch(self.listener))
+            stage = Finetune(section, job.source, dense, seed, scratch, key, self.progress)
             made = run_stage(stage, masked)
-            return [folder], {**self.saved("finetuned", made, folder), "found": made.provenance["finetuned"]}
+            return [folder], {
+                **self.saved("finetuned", made.artifact, folder),
+                "found": made.facts.model_dump(mode="json"),
+            }
 
         self.step("finetune", inputs, work)
         return open_as(folder, MaskedModel), folder
@@ -187,8 +195,8 @@ class _Run(Steps):
         folder = self.space.root / "deploy"
 
         def work(_: str) -> Found:
-            sliced = run_stage(Slice(), masked)
-            deploy = run_stage(Split(), sliced)
+            sliced = run_stage(Slice(), masked).artifact
+            deploy = run_stage(Split(), sliced).artifact
             require_cost(deploy, self.job.allocation.dense.shrunk(Widths.of(masked.plan), masked.groups))
             again = load_model(save_model(deploy, folder))
             rungs = [

@@ -28,7 +28,6 @@ from toolchain.pipeline.cell import cell_facts, conclusive, conditions_of, runti
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import tool
 from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
-from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -81,10 +80,10 @@ def export(steps: Steps, which: str) -> None:
         made = run_stage(stage, model)
         facts = {
             "parity": [rung.to_dict() for rung in made.rungs],
-            "graph": graph_dict(made.graph),
-            "bytes": made.graph.size_bytes,
+            "graph": graph_dict(made.facts),
+            "bytes": made.facts.size_bytes,
         }
-        return made.graph.files, {**facts, **sizes(path), **steps.judge.graph(path)}
+        return made.facts.files, {**facts, **sizes(path), **steps.judge.graph(path)}
 
     steps.step(f"onnx-{which}", inputs, work)
 
@@ -114,12 +113,12 @@ def convert(steps: Steps, name: str, required: bool) -> bool:
         facts = {
             "precision": name,
             "refused": None,
-            "judged_on": made.target,
+            "judged_on": made.facts.target,
             "parity": [rung.to_dict() for rung in made.rungs],
-            "graph": graph_dict(made.graph),
-            "bytes": made.graph.size_bytes,
+            "graph": graph_dict(made.facts.graph),
+            "bytes": made.facts.graph.size_bytes,
         }
-        return made.graph.files, {**facts, **sizes(path), **judge.graph(path, made.target)}
+        return made.facts.graph.files, {**facts, **sizes(path), **judge.graph(path, made.facts.target)}
 
     return steps.step(f"onnx-{name}", inputs, work).facts["refused"] is None
 
@@ -144,7 +143,7 @@ def engine(steps: Steps, target: str, precision: str) -> None:
 
     def work(_: str) -> Found:
         stage = BuildEngine(section, target, folder, lambda built: steps.judge.engine(path, built, section.batch))
-        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess))
+        made = run_stage(stage, OnnxArtifact(path, precision, steps.job.dense.preprocess)).artifact
         files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json"]
         facts = {
             "target": target,
@@ -211,8 +210,9 @@ def _timed(steps: Steps, where: Where, pair: tuple[Path, Path], step: str, what:
             *pair,
             device,
             workload_on(device, batch=batch, threads=threads),
+            steps.design,
             parity=parity,
-            progress=Progress(steps.listener),
+            progress=steps.progress,
         )
         path = steps.root / "bench" / f"{device.name}.{what}.b{batch}.t{threads}.json"
         found.save(path)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.measure.samples import Design
 from toolchain.model import AnyModel, DeployModel, MaskedModel, TimmModel
 from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Workspace
 from toolchain.pipeline.job import Job, step_key
 from toolchain.pipeline.judge import Judge
-from toolchain.progress import Watcher
+from toolchain.progress import Progress
 from toolchain.surgery.replay import load_model, save_model
 
 MODEL_FILES = ("model.safetensors", "model.json")
@@ -30,14 +31,16 @@ class Steps:
     Attributes:
         job: the recipe, looked at whole.
         space: the run's folder.
-        listener: who is told.
+        progress: who is told.
+        design: how latency is timed.
         stages: name → what was done, in order.
         lost: devices that could not be measured on, and why.
     """
 
     job: Job
     space: Workspace
-    listener: Watcher
+    progress: Progress
+    design: Design = Design()
     stages: dict[str, Done] = field(default_factory=dict)
     lost: dict[str, TargetUnavailable] = field(default_factory=dict)
 
@@ -59,11 +62,11 @@ class Steps:
         settled: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     ) -> Done:
         """A step, reused or carried out; `work` receives its key, under which it may keep what it resumes from."""
-        self.listener.stage(name)
+        self.progress.watcher.stage(name)
         key = step_key(name, inputs)
         done = self.space.step(name, key, lambda: work(key), settled=settled)
         self.stages[name] = done
-        self.listener.done(name, done.seconds, reused=done.reused)
+        self.progress.watcher.done(name, done.seconds, reused=done.reused)
         return done
 
     def keep(self, name: str, inputs: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from toolchain.errors import PlanError
 from toolchain.families import UnitGroup
-from toolchain.model import MaskedModel, SlicedModel
+from toolchain.model import Made, MaskedModel, SlicedModel
 from toolchain.plan import CompressionPlan
 from toolchain.surgery.factorised import side
 from toolchain.surgery.mask import baked, decisions, kept_positions
@@ -59,13 +59,12 @@ class Slice:
             if keep.kept < 1:
                 raise PlanError(f"{group.module}.{group.unit} keeps nothing")
 
-    def __call__(self, given: MaskedModel) -> SlicedModel:
+    def __call__(self, given: MaskedModel) -> Made[SlicedModel, None]:
         """The model with its removed positions gone."""
         module = baked(given.module)
         slice_module(module, given.plan, given.groups)
-        return SlicedModel(
-            given.ref, module, given.family, given.groups, given.preprocess, given.provenance, plan=given.plan
-        )
+        form = given.ref, module, given.family, given.groups, given.preprocess, given.provenance
+        return Made(SlicedModel(*form, plan=given.plan), None)
 
     def ensures(self, given: MaskedModel, made: SlicedModel) -> None:
         """Raises PlanError if a module does not have the width that the plan asks for."""

@@ -14,7 +14,7 @@ from torch import nn
 from toolchain.cost import pair_pays
 from toolchain.errors import ArtifactError, PlanError
 from toolchain.families import Family
-from toolchain.model import DeployModel, SlicedModel
+from toolchain.model import DeployModel, Made, SlicedModel
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 from toolchain.surgery.scales import fold_scale, remove_scale
 
@@ -43,13 +43,12 @@ class Split:
             if not isinstance(given.module.get_submodule(low.module), FactorisedLinear):
                 raise PlanError(f"{low.module} has rank {low.rank} in the plan but is not factorised in the model")
 
-    def __call__(self, given: SlicedModel) -> DeployModel:
+    def __call__(self, given: SlicedModel) -> Made[DeployModel, None]:
         """The model of stock modules only."""
         module = copy.deepcopy(given.module)
         split_module(module, given.family)
-        return DeployModel(
-            given.ref, module, given.family, given.groups, given.preprocess, given.provenance, plan=given.plan
-        )
+        form = given.ref, module, given.family, given.groups, given.preprocess, given.provenance
+        return Made(DeployModel(*form, plan=given.plan), None)
 
     def ensures(self, given: SlicedModel, made: DeployModel) -> None:
         """Raises ArtifactError if a factorised linear is left, or parameters were added."""

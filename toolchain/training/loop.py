@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from toolchain.data import batches
 from toolchain.errors import DataError, RecipeError, StorageError
+from toolchain.progress import Progress
 from toolchain.training import checkpoint as checkpoints
 from toolchain.training.processes import accelerator
 from toolchain.training.shares import EpochOrder, augment, seed_of
@@ -65,7 +66,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Step:
     """Where training stands after a step; counts start at 1.
 
     `loss` is the mean of the epoch so far, `batch_loss` that of this step, each over the images of all processes.
@@ -78,6 +79,11 @@ class Progress:
     loss: float
     eta_s: float
     batch_loss: float
+
+    def tell(self, progress: Progress) -> None:
+        """Says how far training is."""
+        share = ((self.epoch - 1) + self.step / self.steps) / self.epochs
+        progress.at(share, f"epoch {self.epoch}/{self.epochs}, loss {self.loss:.3f}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def fit(
     param_groups: Callable[[nn.Module, FitConfig], list[dict[str, Any]]] | None = None,
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> FitResult:
     """Losses of training `model` in place.
 
@@ -120,7 +126,7 @@ def fit(
         param_groups: AdamW's groups; by default timm's, where only matrices decay.
         checkpoint: written after every epoch and resumed from; None for none.
         key: what else the outcome depends on (data, initial weights); a checkpoint of another key or config is ignored.
-        progress: called after every step.
+        on_step: called after every step.
 
     Raises:
         DataError: there are no images.
@@ -138,7 +144,7 @@ def fit(
         logger.info("training resumes after epoch %d of %d", len(losses), config.epochs)
     for epoch in range(len(losses), config.epochs):
         with _own_randomness(config.seed, epoch, run.accelerator) as draws:
-            mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, start, progress)
+            mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, start, on_step)
             if not math.isfinite(mean):
                 raise RecipeError(
                     f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower the lr (now {config.lr:g})"
@@ -187,7 +193,7 @@ class _Run:
         loss: Loss,
         draws: torch.Generator,
         start: float,
-        progress: Callable[[Progress], None] | None,
+        on_step: Callable[[Step], None] | None,
     ) -> float:
         """The mean loss per image of one pass over the data, over all processes."""
         self.model.train(self.config.drop)
@@ -209,10 +215,10 @@ class _Run:
             batch_loss = self.accelerator.reduce(value.detach(), "sum")
             total += batch_loss * share.total
             images_seen += share.total
-            if progress is not None:
+            if on_step is not None:
                 eta_s = (time.monotonic() - start) / (step + 1) * (epochs * steps - step - 1)
                 mean, done = float(total / images_seen), step - epoch * steps + 1
-                progress(Progress(epoch + 1, epochs, done, steps, mean, eta_s, float(batch_loss)))
+                on_step(Step(epoch + 1, epochs, done, steps, mean, eta_s, float(batch_loss)))
         return float(total / images_seen)
 
     def require_same_epoch(self, epochs: int, checkpoint: Path | None) -> None:

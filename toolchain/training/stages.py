@@ -5,26 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from toolchain.data import DataSource, Images
 from toolchain.errors import DataError, PlanError
 from toolchain.likelihood import Likelihood, likelihood_of
-from toolchain.model import MaskedModel, TimmModel
+from toolchain.model import Made, MaskedModel, TimmModel
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
 from toolchain.training.distill import distillation, imitation, supervision
 from toolchain.training.evaluate import accuracy, divergence
-from toolchain.training.loop import FitConfig, Loss, Progress, fit
+from toolchain.training.loop import FitConfig, Loss, fit
 from toolchain.training.processes import accelerator
 
 log = logging.getLogger(__name__)
-OnProgress = Callable[[Progress], None]
 
 
 def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> dict[str, int | bool]:
@@ -69,7 +69,7 @@ class Train:
     seed: int = 0
     checkpoint: Path | None = None
     key: str = ""
-    progress: OnProgress | None = None
+    progress: Progress = SILENT
     name: str = "train"
 
     def requires(self, given: TimmModel) -> None:
@@ -77,7 +77,7 @@ class Train:
         require_labels(self.source, "[train]")
         self.source.check_classes(given.label_classes)
 
-    def __call__(self, given: TimmModel) -> TimmModel:
+    def __call__(self, given: TimmModel) -> Made[TimmModel, None]:
         """The model, trained."""
         module = copy.deepcopy(given.module)
         section, images = self.section, self.source.split("train")
@@ -93,14 +93,46 @@ class Train:
         )
         # `fit`'s own loss smooths the labels of classes
         loss = None if given.output == "logits" else supervision(likelihood_of(given.output, module, images))
-        fit(module, images, config=config, loss=loss, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
-        return replace(given, module=module.eval(), provenance={**given.provenance, "trained_on": self.source.identity})
+        fit(
+            module,
+            images,
+            config=config,
+            loss=loss,
+            checkpoint=self.checkpoint,
+            key=self.key,
+            on_step=lambda step: step.tell(self.progress),
+        )
+        provenance = {**given.provenance, "trained_on": self.source.identity}
+        return Made(replace(given, module=module.eval(), provenance=provenance), None)
 
     def ensures(self, given: TimmModel, made: TimmModel) -> None:
         """Raises DataError if training left the weights unchanged."""
         before, after = given.module.state_dict(), made.module.state_dict()
         if all(before[name].equal(after[name]) for name in before):
             raise DataError("training did not change the model")
+
+
+class FinetuneFacts(BaseModel):
+    """What fine-tuning learned from, how validation judged it, and which model it kept.
+
+    Attributes:
+        data: what it trained on.
+        loss: name of the loss.
+        judged_by: what `before` and `after` count: wrong validation images, or the divergence from the teacher.
+        images: of validation.
+        before, after: of the model that was given and of the trained one; None where it is not a number.
+        kept: which of the two is the outcome.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    data: dict[str, str]
+    loss: str
+    judged_by: Literal["errors", "divergence"]
+    images: int
+    before: float | int | None
+    after: float | int | None
+    kept: Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +145,8 @@ class Finetune:
     average, and neither dropout nor drop path acts.
 
     Recovery never makes a model worse: of the given and the trained one the better on validation is returned, by
-    errors where labels are read, else by the divergence from the teacher. What was found is in the provenance of
-    the model that is returned, as "finetuned": `data`, `loss`, `judged_by` ("errors" or "divergence"), `images` (of
-    validation), `before`, `after` (None where it is not a number), `kept` ("before" or "after").
+    errors where labels are read, else by the divergence from the teacher. What was found is also in the provenance of
+    the model that is returned, as "finetuned".
     """
 
     section: FinetuneSection
@@ -124,7 +155,7 @@ class Finetune:
     seed: int = 0
     checkpoint: Path | None = None
     key: str = ""
-    progress: OnProgress | None = None
+    progress: Progress = SILENT
     name: str = "finetune"
 
     @property
@@ -138,7 +169,7 @@ class Finetune:
         if self.reads_labels:
             self.source.check_classes(given.label_classes)
 
-    def __call__(self, given: MaskedModel) -> MaskedModel:
+    def __call__(self, given: MaskedModel) -> Made[MaskedModel, FinetuneFacts]:
         """The model, fine-tuned, or the given one if that is better on validation."""
         train, validation = self.source.split("train"), self.source.split("validation")
         if not self.reads_labels:
@@ -156,26 +187,32 @@ class Finetune:
         )
         likelihood = likelihood_of(given.output, self.teacher.module, self.source.split("calibration"))
         name, loss = self._loss(given, likelihood)
-        fit(module, train, config=config, loss=loss, checkpoint=self.checkpoint, key=self.key, progress=self.progress)
+        fit(
+            module,
+            train,
+            config=config,
+            loss=loss,
+            checkpoint=self.checkpoint,
+            key=self.key,
+            on_step=lambda step: step.tell(self.progress),
+        )
         before, after = (self._judge(model, validation, likelihood) for model in (given.module, module))
         better = after <= before  # not where it is not a number
-        found: dict[str, Any] = {
-            "data": self.source.identity,
-            "loss": name,
-            "judged_by": "errors" if self.reads_labels else "divergence",
-            "images": len(validation),
-            "before": before if math.isfinite(before) else None,
-            "after": after if math.isfinite(after) else None,
-            "kept": "after" if better else "before",
-        }
-        if not better and accelerator().is_main_process:
-            how = (found["judged_by"], after, before)
-            log.warning("fine-tuning made validation worse (%s %g, before %g); the model before it is kept", *how)
-        return replace(
-            given,
-            module=module.eval() if better else given.module,
-            provenance={**given.provenance, "finetuned": found},
+        facts = FinetuneFacts(
+            data=self.source.identity,
+            loss=name,
+            judged_by="errors" if self.reads_labels else "divergence",
+            images=len(validation),
+            before=before if math.isfinite(before) else None,
+            after=after if math.isfinite(after) else None,
+            kept="after" if better else "before",
         )
+        if not better and accelerator().is_main_process:
+            how = (facts.judged_by, after, before)
+            log.warning("fine-tuning made validation worse (%s %g, before %g); the model before it is kept", *how)
+        provenance = {**given.provenance, "finetuned": facts.model_dump(mode="json")}
+        kept = replace(given, module=module.eval() if better else given.module, provenance=provenance)
+        return Made(kept, facts)
 
     def _judge(self, module: nn.Module, validation: Images, likelihood: Likelihood) -> float:
         """How bad a model is: the number of its errors, or its mean divergence from the teacher."""
