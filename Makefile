@@ -13,7 +13,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
-	bench-scale bench-validity bench-speed bench-targets
+	bench-scale bench-validity bench-speed bench-floor bench-targets bench-report
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -42,7 +42,7 @@ docs: $(VENV)/.installed-dev  ## write the map of toolchain/ into docs/architect
 
 # A suite goes on from the cells that are recorded; one thread, unless OMP_NUM_THREADS says otherwise.
 define suite
-OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)/python benchmarks/run.py benchmarks/suites/$(1).toml
+OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)/python benchmarks/run.py $(1)
 $(bin)/python benchmarks/report.py $(1)
 endef
 
@@ -57,21 +57,25 @@ bench-peers: $(VENV)/.installed-bench  ## the same model and size by Torch-Pruni
 
 bench-latency: $(VENV)/.installed-bench  ## a latency budget, two forms of attention and a peer, timed (on a quiet machine)
 	$(call suite,latency)
-	OMP_NUM_THREADS=1 $(bin)/python benchmarks/run.py benchmarks/suites/latency.toml --latency
-	$(bin)/python benchmarks/report.py latency
 
 bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T, -S and -B
 	$(call suite,scale)
 
 bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says what is true (hours, on a quiet machine)
-	$(bin)/python benchmarks/validity.py
+	$(call suite,validity)
 
 bench-speed: $(VENV)/.installed-bench  ## latency of DeiT shapes, dense and compressed (hours, on a quiet machine)
-	$(bin)/python benchmarks/speed.py
-	$(bin)/python benchmarks/floors.py
+	$(call suite,speed)
 
+bench-floor: $(VENV)/.installed-bench  ## how much of the ideal speedup of DeiT shapes is real (on a quiet machine)
+	$(call suite,floor)
+
+bench-targets: export OMP_NUM_THREADS ?= 2
 bench-targets: $(VENV)/.installed-bench  ## two models as every file that ships: bytes, parity, latency (on a quiet machine)
-	$(bin)/python benchmarks/targets.py
+	$(call suite,targets)
+
+bench-report: $(VENV)/.installed-bench  ## write all pages, the picture and the table of docs/ anew, from the records alone
+	$(bin)/python benchmarks/report.py
 
 clean:  ## remove caches, build folders and the demo's results
 	rm -rf $(demo_run) build dist htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from records import Record
-from suite import epochs
 
+from toolchain.measure.samples import SESSIONS, WARMUP_S
 from toolchain.pipeline.job import Job
 from toolchain.recipe import Recipe
 
@@ -51,49 +47,41 @@ def matmul_rate(seconds: float = 1.0, size: int = 512) -> float:
     return count * size**3 / (time.perf_counter() - start)
 
 
-def passes(recipe: Recipe, sizes: Sizes, *, compressed: bool = False) -> float:
-    """Images × forward passes of the dense model that a cell is about; `compressed` where another cell did that part."""
-    used, section = epochs(recipe), recipe.compress
+def passes(recipe: Recipe, epochs: Mapping[str, int], sizes: Sizes, *, compressed: bool = False) -> float:
+    """Images × forward passes of the dense model that a compression run is about.
+
+    Args:
+        recipe: of the run.
+        epochs: in which gates are learned, and of recovery.
+        sizes: of its model and data.
+        compressed: whether another run did that part.
+    """
+    section = recipe.compress
     images = float(2 * sizes.validation + sizes.test)
     teacher = TEACHER if recipe.finetune.distill else 0
-    images += used["recovery"] * sizes.train * (FORWARD_AND_BACKWARD + teacher)
+    images += epochs["recovery"] * sizes.train * (FORWARD_AND_BACKWARD + teacher)
     if compressed:
         return images
-    images += used["gates"] * sizes.train * FORWARD_AND_BACKWARD
+    images += epochs["gates"] * sizes.train * FORWARD_AND_BACKWARD
     if section.attention in ("joint", "data_aware") or section.neurons == "obs":
         images += min(PROBES, PROBE_MACS / sizes.macs) if section.allocation == "solver" else 0
         images += 15 * recipe.data.calibration_images
     return images
 
 
-def kind(recipe: Mapping[str, Any], peer: Mapping[str, Any], training: str) -> str:
-    """What cells that take about as long as each other have in common, as text."""
-    section, model = recipe["compress"], recipe["model"]
-    method = "peer" if peer else [section[name] for name in ("attention", "neurons", "allocation")]
-    gates = section["vtp"]["epochs"] if section["neurons"] == "vtp" else 0
-    after = recipe["finetune"]["epochs"] if training == "recovered" else 0
-    data = [recipe["data"][name] for name in ("source", "calibration_images")]
-    return json.dumps([model["name"], model["kwargs"], data, method, gates, after], sort_keys=True)
-
-
-def recorded_seconds(records: Sequence[Record]) -> dict[str, float]:
-    """Kind → mean seconds of the recorded cells of that kind."""
-    seen: dict[str, list[float]] = {}
-    for record in records:
-        key = kind(record["definition"]["recipe"], record["definition"]["peer"], record["training"])
-        # "load", which older records have, holds "compress" once more
-        seconds = sum(spent for phase, spent in record["seconds"].items() if phase != "load")
-        seen.setdefault(key, []).append(seconds)
-    return {key: statistics.mean(values) for key, values in seen.items()}
-
-
-def training_seconds(recipe: Recipe, sizes: Sizes, rate: float) -> float:
-    """Seconds that training a reference is predicted to take."""
-    assert recipe.train is not None
-    images = recipe.train.epochs * sizes.train * FORWARD_AND_BACKWARD + sizes.validation + sizes.test
+def seconds(images: float, sizes: Sizes, rate: float) -> float:
+    """Seconds that so many passes of the dense model are predicted to take, from its MACs."""
     return images * sizes.macs / (rate * EFFICIENCY)
 
 
-def cell_seconds(recipe: Recipe, sizes: Sizes, rate: float, *, compressed: bool = False) -> float:
-    """Seconds that a cell is predicted to take, from its MACs."""
-    return passes(recipe, sizes, compressed=compressed) * sizes.macs / (rate * EFFICIENCY)
+def training_seconds(recipe: Recipe, sizes: Sizes, rate: float) -> float:
+    """Seconds that training a dense model is predicted to take."""
+    assert recipe.train is not None
+    images = recipe.train.epochs * sizes.train * FORWARD_AND_BACKWARD + sizes.validation + sizes.test
+    return seconds(images, sizes, rate)
+
+
+def comparison_seconds(dense_s: float, blocks: int) -> float:
+    """Of a comparison that has one look, of which a call of the dense model takes `dense_s` seconds."""
+    slot_s = max(0.05, (3 if dense_s < 0.1 else 2) * dense_s)
+    return SESSIONS * (2 + 3 * max(WARMUP_S, 10 * dense_s) * 0.75 + blocks * 2.2 * slot_s)

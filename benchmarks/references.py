@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from records import sections
-from suite import Suite
+from records import recipe_digest
 
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
+from toolchain.files import exclusive, read_json, sha256, write_json
 from toolchain.model import MODEL_FILES, TimmModel
 from toolchain.pipeline.job import Job, prepare, trained
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy
+
+if TYPE_CHECKING:
+    from suite import Suite
 
 RECORD = "reference.json"
 SHIPPED = Path(__file__).resolve().parent / "references"
@@ -57,12 +58,12 @@ def find(suite: Suite, reference: str, seed: int, work: Path) -> Ready | None:
     if folder is None:
         return None
     facts = read_json(folder / RECORD)
-    wanted = _recipe_digest(suite.reference_recipe(reference, seed))
+    wanted = recipe_digest(suite.reference_recipe(reference, seed))
     if facts.get("recipe_sha256") != wanted:
         raise ArtifactError(f"{folder} was made for another recipe of {reference!r}; move it away to train it anew")
     ready = Ready(folder, facts)
-    if (found := sha256(ready.weights)) != ready.weights_sha256:
-        raise ArtifactError(f"{ready.weights} has sha256 {found[:12]}…, its record says {ready.weights_sha256[:12]}…")
+    if (digest := sha256(ready.weights)) != ready.weights_sha256:
+        raise ArtifactError(f"{ready.weights} has sha256 {digest[:12]}…, its record says {ready.weights_sha256[:12]}…")
     return ready
 
 
@@ -75,7 +76,7 @@ def get(suite: Suite, reference: str, seed: int, work: Path, progress: Progress 
         recipe = suite.reference_recipe(reference, seed)
         job, start = prepare(recipe), time.monotonic()
         checkpoint = folder.with_name(f"{folder.name}.training.safetensors")
-        model = trained(job, checkpoint, _recipe_digest(recipe), progress)
+        model = trained(job, checkpoint, recipe_digest(recipe), progress)
         save_model(model, folder)
         assert recipe.train is not None
         how = {"trained": "here", "epochs": recipe.train.epochs, "seconds": time.monotonic() - start}
@@ -96,11 +97,11 @@ def adopt(suite: Suite, name: str, folder: Path, work: Path) -> Ready:
     """
     reference, _, seed = name.rpartition("_s")
     if (
-        reference not in suite.references
+        reference not in suite.file.references
         or not seed.isdigit()
-        or int(seed) not in suite.references[reference].all_seeds
+        or int(seed) not in suite.file.references[reference].all_seeds
     ):
-        known = [f"{each}_s{seed}" for each, reference in suite.references.items() for seed in reference.all_seeds]
+        known = [f"{each}_s{seed}" for each, reference in suite.file.references.items() for seed in reference.all_seeds]
         raise RecipeError(f"--adopt: {suite.name} has no reference {name!r}; known: {', '.join(known)}")
     job, model = prepare(suite.reference_recipe(reference, int(seed))), load_model(folder)
     facts: dict[str, tuple[Any, Any]] = {
@@ -122,22 +123,16 @@ def adopt(suite: Suite, name: str, folder: Path, work: Path) -> Ready:
 
 
 def _record(folder: Path, job: Job, model: TimmModel, how: dict[str, Any]) -> Ready:
-    found = {name: accuracy(model.module, job.source.split(name)) for name in ("validation", "test")}
+    counted = {name: accuracy(model.module, job.source.split(name)) for name in ("validation", "test")}
     facts = {
-        "recipe_sha256": _recipe_digest(job.recipe),
+        "recipe_sha256": recipe_digest(job.recipe),
         "weights_sha256": sha256(folder / MODEL_FILES[1]),
         "data_sha256": job.source.digest,
-        **{name: {"wrong": each.wrong, "total": each.total} for name, each in found.items()},
+        **{name: {"wrong": each.wrong, "total": each.total} for name, each in counted.items()},
         **how,
     }
     write_json(folder / RECORD, facts)
     return Ready(folder, facts)
-
-
-def _recipe_digest(recipe: Recipe) -> str:
-    """What a reference depends on: the model, the data, its training and the seed."""
-    raw = sections(recipe)
-    return digest_of({name: raw[name] for name in ("model", "data", "train")}, recipe.compress.seed)
 
 
 def _name(reference: str, seed: int) -> str:

@@ -302,11 +302,13 @@ def write_samples(
     design: bench_samples.Design | None = None,
     looks: int = 1,
     seed: int = 1,
+    threads: int = 1,
+    affinity: tuple[int, ...] = (0,),
 ) -> Comparison:
     """A comparison of `looks` looks whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
     design = design or few_sessions()
     rng = np.random.default_rng(seed)
-    machine = {"cpu": "test", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
+    machine = {"cpu": "test", "threads": threads, "affinity": affinity, "runtimes": {"onnxruntime": "1"}}
     fingerprint = {"machine": machine, "state": {}}
     facts = {"outputs": [[1, 8]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
     sessions = []
@@ -332,7 +334,9 @@ def write_samples(
             }
         )
     raw = {
-        "scenario": bench_samples.Scenario(target="ort-cpu", threads=1, batch=1, inputs=()).model_dump(mode="json"),
+        "scenario": bench_samples.Scenario(target="ort-cpu", threads=threads, batch=1, inputs=()).model_dump(
+            mode="json"
+        ),
         "design": design.model_dump(mode="json"),
         "parity": "pass",
         "artifacts": {name: {"name": f"{name}.onnx", "size_bytes": 1, "sha256": "0"} for name in "AB"},

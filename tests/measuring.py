@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import write_samples, write_stack
+from builders import few_sessions, write_samples, write_stack
 
 from toolchain.devices.device import Device
+from toolchain.gate.timing import Pair
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.experiment import artifact_facts
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.progress import Nobody, Progress
 
@@ -79,3 +81,35 @@ class Scripted:
 
 def device_of(measurer, runtime="ort-cpu"):
     return Device(runtime, runtime, measurer)
+
+
+def as_measured(pair: Pair, **truth: object) -> Comparison:
+    """Made-up samples, as if a pair of a gate had been timed; keywords as of `builders.write_samples`."""
+    design = truth.pop("design", None) or few_sessions()
+    design, cell = design.model_copy(update={"tau": pair.tau, "seed": pair.seed}), pair.cell
+    made_up = write_samples(**truth, design=design, threads=cell.threads or 1, affinity=cell.affinity or (0,))
+    scenario = {"batch": cell.batch, "affinity": cell.affinity}
+    artifacts = {"A": artifact_facts(pair.baseline), "B": artifact_facts(pair.artifact)}
+    update = {
+        "scenario": made_up.scenario.model_copy(update=scenario),
+        "artifacts": artifacts,
+        "parity": pair.parity,
+    }
+    return made_up.model_copy(update=update)
+
+
+class GateScript:
+    """Measures for a gate by a script: each entry is the truth of made-up samples, or an error; keeps what it was asked."""
+
+    def __init__(self, *script: dict | Exception) -> None:
+        self.script = list(script)
+        self.pairs: list[Pair] = []
+        self.devices: list[Device] = []
+
+    def __call__(self, pair: Pair, device: Device, progress: Progress) -> Comparison:
+        self.pairs.append(pair)
+        self.devices.append(device)
+        entry = self.script.pop(0)
+        if isinstance(entry, Exception):
+            raise entry
+        return as_measured(pair, **entry)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolchain.errors import ArtifactError, StorageError
+
+GZIP = b"\x1f\x8b"
+"""How a gzipped file begins."""
 
 
 def sha256(path: Path) -> str:
@@ -72,12 +77,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed JSON of a file; raises StorageError if unreadable and ArtifactError if it is no JSON."""
+    """The parsed JSON of a file, gzipped or not; raises StorageError if unreadable and ArtifactError if it is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = path.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    try:
+        text = gzip.decompress(stored) if stored.startswith(GZIP) else stored
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # ValueError: of JSON, and of UTF-8
         raise ArtifactError(f"{path} is not JSON: {error}") from None
 
 

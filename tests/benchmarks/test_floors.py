@@ -10,7 +10,6 @@ from speed import Cell
 
 from toolchain.analysis.floor import measure_floor
 from toolchain.analysis.realised import Floor
-from toolchain.measure.samples import Design
 
 PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 1, 1)
 
@@ -25,7 +24,7 @@ def short(monkeypatch, tmp_path):
 
     def counted(*pair):
         timed.append([path.name for path in pair])
-        return measure_floor(*pair, design=Design(sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01))
+        return measure_floor(*pair, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
 
     monkeypatch.setattr(floors, "artifact", made)
     monkeypatch.setattr("speed.artifact", made)

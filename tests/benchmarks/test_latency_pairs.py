@@ -14,7 +14,6 @@ from suite import Suite
 
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import Design
 
 PAIR = "dense--joint.params0.5"
 
@@ -27,10 +26,11 @@ def timed(measured, tmp_path, monkeypatch):
     (root / "tiny.toml").write_text(text.replace("compare =", 'latency = [["dense", "joint.params0.5"]]\ncompare =', 1))
     calls = []
 
-    def short(a, b, target, progress):
-        calls.append([a.name, b.name])
-        design = Design(looks=1, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
-        return compare(a, b, target, design=design, progress=progress)
+    def short(*pair, target, on_progress):
+        calls.append([path.name for path in pair])
+        return compare(
+            *pair, target=target, on_progress=on_progress, looks=1, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01
+        )
 
     monkeypatch.setattr(latency, "compare", short)
     return root, calls

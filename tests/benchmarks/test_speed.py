@@ -13,7 +13,7 @@ from toolchain.errors import TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.precision import precision_of
 from toolchain.measure.compare import compare
-from toolchain.measure.samples import BLOCKS, Design
+from toolchain.measure.samples import BLOCKS
 
 PAIR = Cell("tiny", ("dense", "fp32"), ("joint50", "fp32"), "ort-cpu", 4, 1)
 
@@ -26,9 +26,9 @@ def short(monkeypatch, tmp_path):
     def made(model, form, precision, work):
         return write_stack(tmp_path / f"{model}.{form}.{precision}.onnx", layers=6 if form == "dense" else 2)
 
-    def counted(a, b, target, workload, _):
-        timed.append([a.name, b.name])
-        return compare(a, b, target, workload, Design(looks=1, blocks=4, sessions=2, slot_ms=1.0, warmup_s=0.01))
+    def counted(*pair, **options):
+        timed.append([path.name for path in pair])
+        return compare(*pair, **{**options, "looks": 1, "blocks": 4}, sessions=2, slot_ms=1.0, warmup_s=0.01)
 
     monkeypatch.setattr(speed, "artifact", made)
     monkeypatch.setattr(speed, "compare", counted)

@@ -1,5 +1,6 @@
 """The experiments on the latency protocol itself: resumable, and their table follows from their slots."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from validity import EXPERIMENTS, Experiment, recorded, share, table, verdicts_o
 
 from toolchain.measure.compare import compare
 
-SHORT = {"sessions": 2, "blocks": 4, "slot_ms": 1.0, "warmup_s": 0.01}
+SHORT = functools.partial(compare, sessions=2, blocks=4, slot_ms=1.0, warmup_s=0.01)
 TINY = Experiment("tiny", (1, 3), 3, wanted="nothing")
 
 
@@ -26,9 +27,9 @@ def work(tmp_path_factory):
 def short(monkeypatch):
     asked = []
 
-    def counted(*pair, design):
-        asked.append(design.seed)
-        return compare(*pair, design=design.model_copy(update=SHORT))
+    def counted(*pair, **options):
+        asked.append(options["seed"])
+        return SHORT(*pair, **options)
 
     monkeypatch.setattr(validity, "compare", counted)
     monkeypatch.setattr(validity, "EXPERIMENTS", (TINY,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import write_classifier, write_samples
+from builders import write_classifier
+from measuring import GateScript
 
 from toolchain.artifacts.size import artifact_sha256
-from toolchain.gate import CellResult, Check, GateResult, accepts_path
-from toolchain.gate.together import Case, judge_together
-from toolchain.measure.samples import ArtifactFacts
+from toolchain.errors import ParityError
+from toolchain.gate import GateConfig, GateResult, accepts_path, run_gate
 
 ROOT = Path(__file__).resolve().parents[2]
 FUTURE = (dt.datetime.now(dt.UTC) + dt.timedelta(30)).strftime("%Y-%m-%d")
@@ -45,7 +44,7 @@ def gate(tmp_path):
 def test_a_gate_passes_and_prints_what_it_judged(command, gate):
     outcome = command("gate", "-c", gate('size = "1 MB"', "size = 0.0, accuracy = 0.0"))
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.splitlines()[-1] == "pass: 3 checks in 1 cells (3 pass)"
+    assert outcome.out.splitlines()[-1] == "pass: 3 checks in 1 cell (3 pass)"
 
 
 def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
@@ -55,7 +54,7 @@ def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
     assert (outcome.code, outcome.err) == (1, "")
     assert "blocks.9.extra" in outcome.out
     result = GateResult.load(tmp_path / "out.out")
-    assert (result.verdict, result.cells[0].why[0].layer) == ("fail", "blocks.9.extra")
+    assert (result.verdict, result.cells[0].layers[0].layer) == ("fail", "blocks.9.extra")
     assert "blocks.9.extra" in (tmp_path / "out.markdown").read_text()
     assert "<failure" in (tmp_path / "out.junit").read_text()
     for name in ("github-benchmark", "bencher"):
@@ -92,15 +91,11 @@ def test_a_baseline_that_is_another_file_ends_with_its_own_code(command, gate, t
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_gate_that_only_skips_has_failed(command, gate, monkeypatch):
-    from toolchain.errors import TargetUnavailable
-    from toolchain.gate import timing
-
-    def unavailable(*_, **__):
-        raise TargetUnavailable("ort-cpu", "there is no GPU")
-
-    monkeypatch.setattr(timing, "compare", unavailable)
-    outcome = command("gate", "-c", gate(relation="latency = 0.05"))
+def test_a_gate_that_only_skips_has_failed(command, gate):
+    path = gate(relation="latency = 0.05")
+    path.write_text(path.read_text().replace("[[cell]]", '[[cell]]\ntarget = "nowhere"'))
+    (path.parent / "targets.toml").write_text('[nowhere]\ntransport = "ssh"\nhost = "127.0.0.1"\nport = 1\n')
+    outcome = command("gate", "-c", path, "--targets", path.parent / "targets.toml")
     assert outcome.code == 1
     assert "skipped" in outcome.out
     assert outcome.out.splitlines()[-1].startswith("fail: nothing was evaluated")
@@ -168,43 +163,27 @@ def test_what_cannot_be_accepted(command, gate, options, words):
 
 
 def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
-    facts = ArtifactFacts(name="new.onnx", size_bytes=1, sha256="0" * 64)
-    measured, again = (
-        write_samples(b=math.log(1.2), seed=seed).model_copy(update={"artifacts": {"A": facts, "B": facts}})
-        for seed in (1, 2)
-    )
-    bounds = measured.ratio.to_ratio()
-    (judged,), _ = judge_together([Case("digits", "relation.latency", 1.05, None, measured)])
-    interval = {"value": bounds["point"], "lo": bounds["lo"], "hi": bounds["hi"], "p_value": judged.p_value}
-    interval["baseline"] = measured.latency_ms("A")
-    slow = Check(name="relation.latency", status="fail", unit="ratio", limit=1.05, asked=0.05, **interval)
-    broken = Check(name="budget.latency", status="fail", unit="ms", limit=1.0, asked=1.0, reason="not finite")
-    cells = [
-        CellResult(
-            name="digits",
-            target="ort-cpu",
-            batch=1,
-            threads=1,
-            artifact=facts,
-            baseline=None,
-            checks=checks,
-            comparisons=comparisons,
-        )
-        for checks, comparisons in (((slow,), (measured.to_dict(), again.to_dict())), ((broken,), ()))
-    ]
-    path = gate(relation="latency = 0.05", budget='latency = "1 ms"')
-    for name, one in zip(("slow", "broken"), cells, strict=True):
-        found = GateResult(tool="t", cells=(one,)).to_dict()
-        (tmp_path / f"{name}.json").write_text(json.dumps(found))
-    assert accept(command, path, "--from", tmp_path / "slow.json").code == 0
+    path = gate(relation="latency = 0.05", budget='latency = "1 s"')
+    slower, today = {"b": 0.2}, dt.date(2030, 1, 15)
+    for name, script in (("slow", [slower, slower]), ("broken", [ParityError("they have other inputs")])):
+        result = run_gate(GateConfig.load(path), tool="t", day=today, measure=GateScript(*script))
+        (tmp_path / f"{name}.json").write_text(json.dumps(result.to_dict()))
+        if name == "slow":
+            bound = result.cells[0].checks[1].hi
+    outcome = accept(command, path, "--from", tmp_path / "slow.json")
+    assert outcome.code == 0, outcome.err
     (entry,) = tomllib.loads(accepts_path(path).read_text())["accept"]
-    assert (entry["check"], entry["at_most"]) == ("relation.latency", math.ceil(bounds["hi"] * 1e4) / 1e4)
+    assert entry["check"] == "relation.latency"
+    assert bound <= entry["at_most"] < bound + 1e-4
     edited = json.loads((tmp_path / "slow.json").read_text())
-    edited["cells"][0]["checks"][0]["hi"] = 2.0
+    edited["cells"][0]["checks"][1]["hi"] = 2.0
     (tmp_path / "edited.json").write_text(json.dumps(edited))
     assert accept(command, path, "--from", tmp_path / "edited.json").code == 3
     outcome = accept(command, path, "--from", tmp_path / "broken.json")
-    assert (outcome.code, "failed without a value: not finite" in outcome.err) == (2, True)
+    assert (outcome.code, "failed without a value: It was not timed: they have other inputs" in outcome.err) == (
+        2,
+        True,
+    )
 
 
 def test_options_before_a_sub_command_are_not_ignored(command, gate):

@@ -153,7 +153,7 @@ def test_the_size_gate_holds_and_can_fail(tmp_path):
     import datetime as dt
     import tomllib
 
-    from toolchain.gate import Accepts, GateConfig, run_gate
+    from toolchain.gate import GateConfig, run_gate
 
     home = Path(__file__).resolve().parents[2] / "models/digits_vit"
     raw = tomllib.loads((home / "gate.toml").read_text(encoding="utf-8"))
@@ -161,12 +161,12 @@ def test_the_size_gate_holds_and_can_fail(tmp_path):
         artifact = str(cell["artifact"])
         assert artifact.startswith("../../runs/"), "what `make demo` writes"
         cell["artifact"] = str(Path(RUNS).resolve() / artifact.removeprefix("../../runs/"))
-    nobody = Accepts((), dt.date(2030, 1, 1))
-    result = run_gate(GateConfig.from_dict(raw, home), nobody, tool="test")
+    day = dt.date(2030, 1, 1)
+    result = run_gate(GateConfig.from_dict(raw, home), tool="test", day=day)
     assert result.verdict == "pass", result.headline
     for cell, found in zip(raw["cell"], result.cells, strict=True):
         cell["budget"] = {"size": int(found.artifact.size_bytes * 0.99)}
-    tight = run_gate(GateConfig.from_dict(raw, tmp_path), nobody, tool="test", why=True)
+    tight = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=day, why=True)
     assert tight.exit_code == 1
     assert {check.status for _, check in tight.checks} == {"fail"}
-    assert all(sum(row.change for row in cell.why) == cell.artifact.size_bytes for cell in tight.cells)
+    assert all(sum(row.change for row in cell.layers) == cell.artifact.size_bytes for cell in tight.cells)

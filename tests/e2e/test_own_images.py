@@ -14,8 +14,7 @@ from toolchain.errors import DataError, ModelError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.inputs import read_preprocess
 from toolchain.files import read_json
-from toolchain.gate import Accepts, GateConfig
-from toolchain.gate.checks import Deterministic
+from toolchain.gate import GateConfig, run_gate
 from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import save_model
@@ -98,7 +97,7 @@ def test_a_subset_of_the_classes_is_evaluated_over_all_outputs(recipe, tmp_path,
     assert (right.wrong, right.total) == (4, 8)
     assert other.wrong == 8  # the answer is of neither class
     config = GateConfig.from_dict({"data": data, "cell": [{**CELL, "artifact": str(folder)}]}, tmp_path)
-    (check,) = Deterministic(config.data, Accepts((), dt.date(2026, 1, 1))).checks(config.cell[0], folder, None)
+    ((_, check),) = run_gate(config, tool="test", day=dt.date(2026, 1, 1)).checks
     assert (check.value, check.status) == (4, "pass")
     with pytest.raises(ModelError, match="num_classes"):
         accuracy_of(folder, source, "test")

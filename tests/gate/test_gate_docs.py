@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from builders import write_classifier
+from measuring import GateScript
 
 from toolchain.artifacts.size import artifact_sha256
-from toolchain.gate import Accept, Accepts, GateConfig, run_gate, timing
+from toolchain.gate import Accept, GateConfig, run_gate
 from toolchain.report.gate import why_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,9 +22,8 @@ TODAY = dt.date(2027, 1, 1)
 
 
 @pytest.fixture
-def example(tmp_path, monkeypatch, made_up):
+def example(tmp_path):
     """Runs the page's gate.toml on files at the places that it names; keywords change the new model."""
-    monkeypatch.setattr(timing, "compare", lambda *_, **__: made_up(b=0.01))
     (text,) = [block for block in BLOCKS if "[[cell]]" in block]
     release = write_classifier(tmp_path / "baseline/model.onnx")
 
@@ -31,7 +31,8 @@ def example(tmp_path, monkeypatch, made_up):
         write_classifier(tmp_path / "model.onnx", **changes)
         gate = tmp_path / "gate.toml"
         gate.write_text(text.replace("0" * 64, artifact_sha256(release)))
-        return run_gate(GateConfig.load(gate), Accepts(accepts, TODAY), tool="test", why=True)
+        measure = GateScript({"b": 0.01})
+        return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, measure=measure)
 
     return call
 
@@ -55,7 +56,7 @@ def test_the_accept_on_the_page_is_what_the_example_needs(example):
     assert grown.cells[0].artifact.size_bytes == accepts[0].at_most
     covered = example(accepts, padding=5000)
     assert {check.name for _, check in covered.checks if check.status == "fail"} == failing - {accepts[0].check}
-    assert [use.state for use in covered.accepts] == ["used"]
+    assert [use.state for use in covered.accept_uses] == ["used"]
 
 
 def test_every_check_and_option_is_on_the_page():

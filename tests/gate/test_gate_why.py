@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import nn
 
-from toolchain.artifacts.size import artifact_size_bytes
+from toolchain.artifacts.size import artifact_size_bytes, stored_params
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.gate.checks import node_count, stored_params
+from toolchain.gate.metrics import node_count
 from toolchain.gate.why import artifact_parts, by_layer, size_changes
 from toolchain.model import DeployModel, run_stage
 from toolchain.surgery.factorised import FactorisedLinear

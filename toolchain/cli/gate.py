@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,6 @@ from toolchain.errors import RecipeError
 from toolchain.files import write_json, write_text
 from toolchain.gate import (
     Accept,
-    Accepts,
     Check,
     GateConfig,
     GateResult,
@@ -26,6 +26,7 @@ from toolchain.gate import (
     load_accepts,
     run_gate,
 )
+from toolchain.gate.timing import timed
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
@@ -61,13 +62,13 @@ def run(
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
     if context.invoked_subcommand is not None:
-        given = config != DEFAULT or why or any((json_, targets, out, markdown, junit, github_benchmark, bencher))
-        if given:  # a flag must not be ignored without a word
+        if config != DEFAULT or why or any((json_, targets, out, markdown, junit, github_benchmark, bencher)):
+            # a flag must not be ignored without a word
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
         return
     loaded = GateConfig.load(config, targets)
-    accepts = Accepts(load_accepts(config), _today())
+    accepts = load_accepts(config)
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
         result = _judge(context, loaded, accepts, devices, screen, why=why)
         write_result(result.to_dict(), out)
@@ -91,7 +92,7 @@ def accept(
     expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
     config: ConfigOption = DEFAULT,
     check: Annotated[str, typer.Option(metavar="NAME", help="Only this check, e.g. relation.size.")] = "",
-    from_: Annotated[
+    result: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="A result of `gate --out FILE`, instead of judging now."),
     ] = None,
@@ -106,10 +107,7 @@ def accept(
         raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config, targets).only(cell, check)
     with Screen() as screen, Devices(targets) as devices:
-        if from_ is None:
-            judged = _judge(context, loaded, Accepts((), today), devices, screen)
-        else:
-            judged = GateResult.load(from_)
+        judged = GateResult.load(result) if result is not None else _judge(context, loaded, (), devices, screen)
         entries = [
             Accept.create(
                 cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
@@ -153,11 +151,19 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
 
 
 def _judge(
-    context: typer.Context, config: GateConfig, accepts: Accepts, devices: Devices, screen: Screen, *, why: bool = False
+    context: typer.Context,
+    config: GateConfig,
+    accepts: Sequence[Accept],
+    devices: Devices,
+    screen: Screen,
+    *,
+    why: bool = False,
 ) -> GateResult:
     screen.stage("gate")
-    design, progress = design_of(context), Progress(screen)
-    return run_gate(config, accepts, tool=tool(), devices=devices, why=why, design=design, progress=progress)
+    measure, progress = partial(timed, design=design_of(context)), Progress(screen)
+    return run_gate(
+        config, accepts, tool=tool(), day=_today(), devices=devices, why=why, measure=measure, progress=progress
+    )
 
 
 def _print(result: GateResult) -> None:

@@ -24,7 +24,7 @@ from toolchain.errors import ArtifactError, RecipeError, SlimvitError, StorageEr
 from toolchain.export.precision import precision_of
 from toolchain.families import FAMILIES, family_of
 from toolchain.files import read_json, sha256, write_text
-from toolchain.gate import GateConfig, GateResult
+from toolchain.gate import GateConfig, GateFile
 from toolchain.pipeline.job import tool
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.recipe import Recipe
@@ -55,7 +55,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "plan": CompressionPlan,
     "gate": GateConfig,
-    "gate-result": GateResult,
+    "gate-result": GateFile,
 }
 TEMPLATE = """[model]
 name = "deit_small_patch16_224"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from toolchain.gate.accepts import Accept, Accepts, accepts_path, add_accepts, load_accepts
+from toolchain.gate.accepts import Accept, accepts_path, add_accepts, load_accepts
+from toolchain.gate.checks import Check
 from toolchain.gate.config import GateConfig
-from toolchain.gate.result import CellResult, Check, GateResult
+from toolchain.gate.result import CellResult, GateFile, GateResult
 from toolchain.gate.run import run_gate
 
 __all__ = [
     "Accept",
-    "Accepts",
     "CellResult",
     "Check",
     "GateConfig",
+    "GateFile",
     "GateResult",
     "accepts_path",
     "add_accepts",

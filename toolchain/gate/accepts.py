@@ -12,16 +12,15 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from toolchain.errors import RecipeError
 from toolchain.files import write_text
-from toolchain.settings import (
-    Section,
-    explain,
-    read_toml,
-    tuple_of,
-)
+from toolchain.settings import Section, explain, read_toml, tuple_of
 
 HEADER = """# Regressions that were accepted, written by `slimvit gate accept` and reviewed like code.
 # An entry covers one check of one cell up to `at_most`, through the day `expires`; of several, the last one counts.
 """
+
+
+Key = tuple[str, str]
+"""The names of a cell and of one of its checks."""
 
 
 class Accept(Section):
@@ -60,14 +59,9 @@ class Accept(Section):
         return "\n".join(lines) + "\n"
 
 
-class AcceptUse(Section):
+class AcceptUse(Accept):
     """What came of an entry in one run of the gate."""
 
-    cell: str
-    check: str
-    at_most: float | int
-    reason: str
-    expires: dt.date
     state: Literal["used", "unused", "exceeded", "expired", "unknown"]
 
 
@@ -75,41 +69,14 @@ class _AcceptFile(Section):
     accept: Annotated[tuple[Accept, ...], BeforeValidator(tuple_of)] = ()
 
 
-class Accepts:
-    """The entries that count on a day, and which of them were of use; one object per run of a gate."""
+def last_of_each(entries: Iterable[Accept]) -> dict[Key, Accept]:
+    """(cell, check) → the entry that counts, which is the last one."""
+    return {(entry.cell, entry.check): entry for entry in entries}
 
-    def __init__(self, entries: Iterable[Accept], today: dt.date) -> None:
-        self._entries = {(entry.cell, entry.check): entry for entry in entries}  # the last one counts
-        self._today = today
-        self._states: dict[tuple[str, str], Literal["used", "exceeded"]] = {}
 
-    def limit(self, cell: str, check: str) -> float | int | None:
-        """The value up to which a check is accepted today, or None."""
-        entry = self._entries.get((cell, check))
-        return entry.at_most if entry is not None and entry.expires >= self._today else None
-
-    def note(self, cell: str, check: str, state: Literal["used", "exceeded"]) -> None:
-        """Records that an entry let a check pass, or did not reach far enough."""
-        self._states[cell, check] = state
-
-    def uses(self, checks: Sequence[tuple[str, str]]) -> tuple[AcceptUse, ...]:
-        """What came of every entry.
-
-        Args:
-            checks: (cell, check) of all that the gate asks for; an entry for anything else is unknown.
-        """
-        found = []
-        for key, entry in self._entries.items():
-            state: Literal["used", "unused", "exceeded", "expired", "unknown"]
-            if key not in checks:
-                state = "unknown"
-            elif entry.expires < self._today:
-                state = "expired"
-            else:
-                state = self._states.get(key, "unused")
-            facts = {name: getattr(entry, name) for name in ("cell", "check", "at_most", "reason", "expires")}
-            found.append(AcceptUse(**facts, state=state))
-        return tuple(found)
+def accepted_values(entries: Iterable[Accept], day: dt.date) -> dict[Key, float | int]:
+    """(cell, check) → the value up to which it is accepted on a day."""
+    return {key: entry.at_most for key, entry in last_of_each(entries).items() if entry.expires >= day}
 
 
 def accepts_path(gate: Path) -> Path:

@@ -1,154 +1,90 @@
-"""The checks that need no clock: size, parameters and nodes, exactly; accuracy by counts; parity on the same images."""
+"""A check of one budget or relation, and those that need no clock: counts that may be at most a bound, and parity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from typing import Literal
 
-import onnx
+from toolchain.gate.bounds import Number, bound_of
+from toolchain.gate.config import Cell, ParityBounds
+from toolchain.gate.evidence import Evidence
+from toolchain.gate.metrics import METRICS
+from toolchain.measure.samples import Strict
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_size_bytes, stored_params
-from toolchain.errors import RecipeError
-from toolchain.export.accuracy import accuracy_of
-from toolchain.export.agreement import parity_of
-from toolchain.gate.accepts import Accepts
-from toolchain.gate.config import Cell, DataSection
-from toolchain.gate.limits import limit_of
-from toolchain.gate.result import Check, Status, Unit
+Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
+ACCEPT = "or accept this value with `slimvit gate accept`"
 
 
-def node_count(path: Path) -> int:
-    """The nodes of an ONNX file, those in subgraphs and functions included; raises RecipeError for another artifact."""
-    if path.suffix != ".onnx" or not path.is_file():
-        raise RecipeError(f"{path} has no ONNX nodes; judge an ONNX file by nodes")
-    model = read_onnx(path)
-    return _nodes(model.graph.node) + sum(_nodes(function.node) for function in model.functions)
+class Check(Strict):
+    """One budget or relation of one cell. All but a cosine are better lower.
+
+    Attributes:
+        name: "budget.size", "relation.latency".
+        status: what came of it.
+        unit: of the numbers: "bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine".
+        value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
+        bound: what the value may be at most (a cosine: at least); None where it follows from what could not be read.
+        baseline: of the baseline; None for a budget.
+        total: images that were counted; None but for accuracy.
+        lo, hi: confidence bounds of a measured value.
+        p_value: of a latency check, one-sided: how likely samples like these are if the bound is kept.
+        reason: for a reader: what was found, and what to do where that is not well.
+    """
+
+    name: str
+    status: Status
+    unit: str
+    value: Number | None = None
+    bound: Number | None = None
+    baseline: Number | None = None
+    total: int | None = None
+    lo: float | None = None
+    hi: float | None = None
+    p_value: float | None = None
+    reason: str = ""
+
+    @property
+    def acceptable_up_to(self) -> Number | None:
+        """The value that an accept of this check would cover: the upper bound where there is one."""
+        return self.value if self.hi is None else self.hi
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> int:
-    count = 0
-    for node in nodes:
-        graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-        count += 1 + sum(_nodes(graph.node) for graph in graphs)
-    return count
+def asked_of(cell: Cell, name: str) -> Number:
+    """The number that gate.toml asks for in a check: for parity the cosine."""
+    kind, _, metric = name.partition(".")
+    asked: Number | ParityBounds = getattr(getattr(cell, kind), metric)
+    return asked.cosine_min if isinstance(asked, ParityBounds) else asked
 
 
-EXACT: dict[str, tuple[Unit, Callable[[Path], int]]] = {
-    "size": ("bytes", artifact_size_bytes),
-    "params": ("parameters", stored_params),
-    "nodes": ("nodes", node_count),
-}
-
-
-class Deterministic:
-    """Judges cells by everything but time; what was read or evaluated once is kept."""
-
-    def __init__(self, data: DataSection, accepts: Accepts) -> None:
-        self._data, self._accepts = data, accepts
-        self._counted: dict[tuple[Path, tuple[int, ...] | None], tuple[int, int, tuple[str, ...]]] = {}
-
-    def checks(self, cell: Cell, artifact: Path, baseline: Path | None) -> list[Check]:
-        """The checks of one cell, in the order of its budget and relation.
-
-        Raises:
-            RecipeError: a check does not suit the artifact or the data.
-            StorageError: the artifact cannot be read.
-            ArtifactError: it is damaged, or accuracy or parity is asked of a file that slimvit did not export.
-        """
-        found = []
-        for metric, (unit, count) in EXACT.items():
-            if (limit := getattr(cell.budget, metric)) is not None:
-                found.append(self._bounded(cell, f"budget.{metric}", unit, count(artifact), limit))
-            if (share := getattr(cell.relation, metric)) is not None and baseline is not None:
-                found.append(self._bounded(cell, f"relation.{metric}", unit, count(artifact), share, count(baseline)))
-        if cell.budget.accuracy is not None:
-            wrong, total, notes = self._counts(cell, artifact)
-            check = self._bounded(cell, "budget.accuracy", "wrong images", wrong, cell.budget.accuracy, None, total)
-            found.append(_noted(check, notes))
-        if cell.relation.accuracy is not None and baseline is not None:
-            (wrong, total, notes), (before, images, others) = (
-                self._counts(cell, each) for each in (artifact, baseline)
-            )
-            if total != images:
-                raise RecipeError(f"cell {cell.name!r}: {total} images for the artifact, {images} for its baseline")
-            asked = cell.relation.accuracy
-            check = self._bounded(cell, "relation.accuracy", "wrong images", wrong, asked, before, total)
-            found.append(_noted(check, tuple(dict.fromkeys((*notes, *others)))))
-        if cell.relation.parity is not None and baseline is not None:
-            found.append(self._parity(cell, artifact, baseline))
-        return found
-
-    def _counts(self, cell: Cell, path: Path) -> tuple[int, int, tuple[str, ...]]:
-        """(wrong, total, what was assumed) of an artifact on the gate's images."""
-        data, shape = self._data, cell.input_shape
-        if (path, shape) not in self._counted:
-            evaluation = accuracy_of(
-                path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
-            )
-            self._counted[path, shape] = (evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes)
-        return self._counted[path, shape]
-
-    def _parity(self, cell: Cell, artifact: Path, baseline: Path) -> Check:
-        assert cell.relation.parity is not None
-        bounds = cell.relation.parity
-        data, shape = self._data, cell.input_shape
-        agreement = parity_of(
-            baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=shape
-        )
-        rung = agreement.rung
-        shown = "" if rung.max_abs is None else f"max |Δ| {rung.max_abs:.2g}, cosine ≥ {rung.cosine_min:.6f}"
-        top1 = "" if rung.top1_agreement is None else f", top-1 agreement {rung.top1_agreement:.4f}"
-        check = Check(
-            name="relation.parity",
-            status="pass" if rung.verdict == "pass" else "fail",
-            unit="cosine",
-            value=rung.cosine_min,
-            limit=bounds.cosine_min,
-            asked=bounds.cosine_min,
-            reason="; ".join(filter(None, [rung.reason, f"{shown}{top1}"])),
-        )
-        return _noted(check, agreement.notes)
-
-    def _bounded(
-        self,
-        cell: Cell,
-        name: str,
-        unit: Unit,
-        value: int,
-        asked: float,
-        baseline: int | None = None,
-        total: int | None = None,
-    ) -> Check:
-        """The check of a whole number that may be at most what is asked for, or what was accepted."""
-        limit = limit_of(name, asked, baseline=baseline, total=total)
-        accepted = self._accepts.limit(cell.name, name)
-        held = value <= limit
-        covered = not held and accepted is not None and value <= accepted
-        if not held and accepted is not None:
-            self._accepts.note(cell.name, name, "used" if covered else "exceeded")
-        of = "" if total is None else f" of {total:,}"
-        against = "" if baseline is None else f", {_change(value - baseline, baseline)} the baseline's {baseline:,}"
-        said = f"{value:,} {unit}{of}{against}; at most {limit:,}"
-        if accepted is not None and not held:
-            said += f"; accepted up to {accepted:,}"
-        status: Status = "pass" if held else "accepted" if covered else "fail"
-        return Check(
-            name=name,
-            status=status,
-            unit=unit,
-            value=value,
-            limit=limit,
-            asked=asked,
-            baseline=baseline,
-            total=total,
-            reason=said,
-        )
-
-
-def _noted(check: Check, notes: tuple[str, ...]) -> Check:
-    """The check, its reason followed by what was assumed."""
-    return check.model_copy(update={"reason": ". ".join(filter(None, [check.reason, " ".join(notes)]))})
+def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check:
+    """The check of a whole number that may be at most its bound, or what was accepted."""
+    kind, _, metric = name.partition(".")
+    facts, other = evidence.artifact, evidence.baseline if kind == "relation" else None
+    value, baseline = facts.counts[metric], other.counts[metric] if other else None
+    total = facts.images if metric == "accuracy" else None
+    bound = bound_of(name, asked_of(evidence.cell, name), baseline=baseline, total=total)
+    unit = METRICS[metric].unit
+    of = "" if total is None else f" of {total:,}"
+    against = "" if baseline is None else f", {_change(value - baseline, baseline)} the baseline's {baseline:,}"
+    said = [f"There are {value:,} {unit}{of}{against}; at most {bound:,} are allowed."]
+    status: Status = "pass"
+    if value > bound:
+        status = "accepted" if accepted is not None and value <= accepted else "fail"
+        if accepted is not None:
+            said.append(f"Up to {accepted:,} are accepted.")
+        if status == "fail":
+            said.append(f"{METRICS[metric].advice}, {ACCEPT}.")
+    if metric == "accuracy":
+        said += dict.fromkeys((*facts.notes, *(other.notes if other else ())))
+    return Check(
+        name=name,
+        status=status,
+        unit=unit,
+        value=value,
+        bound=bound,
+        baseline=baseline,
+        total=total,
+        reason=" ".join(said),
+    )
 
 
 def _change(change: int, before: int) -> str:
@@ -156,3 +92,31 @@ def _change(change: int, before: int) -> str:
         return "equal to"
     share = f" ({100 * change / before:+.2f} %)" if before else ""
     return f"{change:+,}{share} on"
+
+
+def parity_check(name: str, evidence: Evidence) -> Check:
+    """The check of the outputs of an artifact against those of its baseline."""
+    assert evidence.agreement is not None
+    rung, bound = evidence.agreement.rung, asked_of(evidence.cell, name)
+    numbers = []
+    if rung.max_abs is not None:
+        numbers += [f"max |Δ| {rung.max_abs:.2g}", f"cosine ≥ {rung.cosine_min:.6f}"]
+    if rung.top1_agreement is not None:
+        numbers.append(f"top-1 agreement {rung.top1_agreement:.4f}")
+    shown = f" ({', '.join(numbers)})" if numbers else ""
+    if evidence.parity == "pass":
+        said = f"The outputs agree with the baseline's{shown}."
+    else:
+        why = f": {rung.reason}" if rung.reason else ""
+        said = (
+            f"The outputs are not the baseline's{shown}{why}. Mend the artifact, or loosen relation.parity if the models "
+            "may differ."
+        )
+    return Check(
+        name=name,
+        status="pass" if evidence.parity == "pass" else "fail",
+        unit="cosine",
+        value=rung.cosine_min,
+        bound=bound,
+        reason=" ".join([said, *evidence.agreement.notes]),
+    )

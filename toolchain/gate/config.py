@@ -6,20 +6,18 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from toolchain.artifacts.size import artifact_sha256
 from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.recipe import (
-    absolute_classes,
-    absolute_source,
-)
+from toolchain.recipe import absolute_classes, absolute_source
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -61,6 +59,15 @@ def _milliseconds(value: Any) -> Any:
     return amount
 
 
+Milliseconds = Annotated[
+    float,
+    Field(gt=0),
+    BeforeValidator(_milliseconds),
+    PlainSerializer(lambda ms: f"{Decimal(repr(ms)):f} ms", when_used="json"),
+]
+"""A time that is written with its unit, in gate.toml and in a result."""
+
+
 class ParityBounds(Section):
     """What the artifact's logits y may differ from the baseline's by; a bound that is absent is not judged.
 
@@ -88,13 +95,13 @@ def _named_tolerance(value: Any) -> Any:
 
 
 class BudgetSection(Section):
-    """[cell.budget]: limits that hold by themselves. All are at most, accuracy is at least."""
+    """[cell.budget]: what holds by itself. All are at most, accuracy is at least."""
 
     size: Annotated[Positive, BeforeValidator(_bytes)] | None = None
     params: Positive | None = None
     nodes: Positive | None = None
     accuracy: Fraction | None = None
-    latency: Annotated[float, Field(gt=0), BeforeValidator(_milliseconds)] | None = None
+    latency: Milliseconds | None = None
 
 
 class RelationSection(Section):
@@ -258,6 +265,10 @@ class GateConfig(Section):
                 ),
             }
         )
+
+    def paths(self, cell: Cell) -> tuple[Path, Path | None]:
+        """Where the artifact of a cell is, and its baseline, if it names one."""
+        return Path(cell.artifact), Path(self.baseline[cell.baseline].path) if cell.baseline else None
 
     def only(self, name: str, check: str = "") -> GateConfig:
         """The same gate with one of its cells, and if a check is named with that one alone.

@@ -1,139 +1,220 @@
-"""What a gate found: checks, cells, the verdict over all of them, and the exit code that follows."""
+"""What a gate holds against its cells: the evidence, and as properties every check, the verdict and the exit code.
+
+Nothing of what is said is stored. The file that is written shows it too, and is refused on loading if it does not follow
+from the evidence in it.
+"""
 
 from __future__ import annotations
 
-import json
-import math
+import datetime as dt
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from toolchain.errors import ArtifactError
-from toolchain.files import read_json
-from toolchain.gate.accepts import AcceptUse
-from toolchain.gate.judgement import RATIO, TIME, Judgement, estimate_of, undecided_by
-from toolchain.gate.limits import limit_of
-from toolchain.gate.together import Case, Holm, Summary, confirmed, judge_together, summary_of
-from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import ArtifactFacts, explain
+from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
+from toolchain.gate.bounds import Number
+from toolchain.gate.checks import Check, Status, count_check, parity_check
+from toolchain.gate.evidence import Change, Evidence
+from toolchain.gate.latency import (
+    Case,
+    Holm,
+    Judged,
+    Summary,
+    allowances,
+    confirmed,
+    judge_together,
+    latency_check,
+    summary_of,
+    undecided_by,
+    untimed_check,
+)
+from toolchain.gate.why import by_layer
+from toolchain.measure import stored
+from toolchain.measure.comparison import Comparison, Undecided
+from toolchain.measure.samples import ArtifactFacts, Strict
 
-SCHEMA: Literal["slimvit.gate/1"] = "slimvit.gate/1"
-Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
+SCHEMA: Literal["slimvit.gate/2"] = "slimvit.gate/2"
 GateVerdict = Literal["pass", "fail", "inconclusive"]
-Unit = Literal["bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine"]
-EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
-STATUS: Mapping[Judgement, Status] = {
-    "pass": "pass",
-    "regressed": "fail",
-    "accepted": "accepted",
-    "inconclusive": "inconclusive",
-    "invalid": "invalid",
-}
-"""What a gate makes of what is said of a latency."""
+EXIT_CODES: Mapping[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)  # a file holds computed fields too
+@dataclass(frozen=True)
+class CellResult:
+    """One cell: its evidence, and the checks that follow from it, in the order in which gate.toml may ask for them."""
 
-
-class Check(_Strict):
-    """One budget or relation of one cell. All but a cosine are better lower.
-
-    Attributes:
-        name: "budget.size", "relation.latency".
-        status: what came of it.
-        unit: of the numbers.
-        value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
-        limit: what the value may be at most (a cosine: at least).
-        asked: what gate.toml asks for, from which the limit follows (`limits.limit_of`).
-        baseline: of the baseline; None for a budget.
-        total: images that were counted; None but for accuracy.
-        lo: lower confidence bound of a measured value.
-        hi: upper confidence bound of a measured value.
-        p_value: of a latency check, one-sided: how likely samples like these are if the limit is kept.
-        reason: one sentence for a reader.
-    """
-
-    name: str
-    status: Status
-    unit: Unit
-    value: float | int | None = None
-    limit: float | int | None = None
-    asked: float | int | None = None
-    baseline: float | int | None = None
-    total: int | None = None
-    lo: float | None = None
-    hi: float | None = None
-    p_value: float | None = None
-    reason: str = ""
-
-    @property
-    def acceptable_up_to(self) -> float | int | None:
-        """The value that an accept of this check would cover: the upper bound where there is one."""
-        return self.value if self.hi is None else self.hi
-
-
-class Change(_Strict):
-    """A part of an artifact, in bytes before and after; before is 0 for what is new, or without a baseline."""
-
-    layer: str
-    part: str
-    before: int
-    after: int
-
-    @property
-    def change(self) -> int:
-        """Bytes gained."""
-        return self.after - self.before
-
-
-class CellResult(_Strict):
-    """One cell: what was judged, the checks, what the size is made of, and the measurements with raw samples."""
-
-    name: str
-    target: str
-    batch: int
-    threads: int
-    artifact: ArtifactFacts
-    baseline: ArtifactFacts | None
+    evidence: Evidence
     checks: tuple[Check, ...]
-    why: tuple[Change, ...] | None = None
-    comparisons: tuple[dict[str, Any], ...] = ()
 
-    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def name(self) -> str:
+        """Of the cell."""
+        return self.evidence.cell.name
+
+    @property
+    def target(self) -> str:
+        """Where it is timed."""
+        return self.evidence.cell.target
+
+    @property
+    def batch(self) -> int:
+        """First dimension of the inputs."""
+        return self.evidence.cell.batch
+
+    @property
+    def threads(self) -> int:
+        """Of the CPU."""
+        return self.evidence.cell.threads or 1
+
+    @property
+    def artifact(self) -> ArtifactFacts:
+        """What was judged."""
+        return self.evidence.artifact.file
+
+    @property
+    def baseline(self) -> ArtifactFacts | None:
+        """What it was compared with."""
+        return self.evidence.baseline.file if self.evidence.baseline else None
+
     @property
     def skipped(self) -> bool:
         """Whether something of the cell could not be looked at."""
         return any(check.status == "skipped" for check in self.checks)
 
+    @property
+    def layers(self) -> tuple[Change, ...] | None:
+        """What the size, or its change, is made of by layer; None if that was not asked for."""
+        return None if self.evidence.changes is None else by_layer(self.evidence.changes)
 
-class GateResult(_Strict):
-    """Everything that a gate found; the JSON file is this, and all other outputs are drawn from it."""
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The measurements."""
+        return self.evidence.comparisons
 
-    schema_: Annotated[Literal["slimvit.gate/1"], Field(alias="schema")] = SCHEMA
+
+class GateResult(Strict):
+    """What a gate was asked, when, what had been accepted, and what is known of every cell; the rest follows from it.
+
+    Raises:
+        ValidationError: two cells have one name.
+    """
+
     tool: str
-    cells: tuple[CellResult, ...]
-    accepts: tuple[AcceptUse, ...] = ()
-    summary: Summary | None = None
-    holm: Holm | None = None
+    day: dt.date
+    accepts: tuple[Accept, ...] = ()
+    evidence: tuple[Evidence, ...]
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, populate_by_name=True)
+    @model_validator(mode="after")
+    def _has_every_cell_once(self) -> GateResult:
+        if len({each.cell.name for each in self.evidence}) < len(self.evidence):
+            raise ValueError("two cells have the same name")
+        return self
+
+    @cached_property
+    def _accepted(self) -> dict[Key, Number]:
+        return accepted_values(self.accepts, self.day)
+
+    def undecided(self, evidence: Evidence) -> Undecided:
+        """What the comparison of a cell grows by: whether one of its checks is open."""
+        return undecided_by(allowances(evidence, self._accepted))
+
+    @cached_property
+    def _cases(self) -> dict[Key, Case]:
+        return {
+            (each.cell.name, name): Case(each.cell.name, name, allowance, each.comparisons[0])
+            for each in self.evidence
+            if each.comparisons
+            for name, allowance in allowances(each, self._accepted).items()
+        }
+
+    @cached_property
+    def _at_first(self) -> tuple[dict[Key, Judged], Holm | None]:
+        """What the first measurements say."""
+        judged, together = judge_together(list(self._cases.values()))
+        return dict(zip(self._cases, judged, strict=True)), together
+
+    @property
+    def _failed_at_first(self) -> frozenset[str]:
+        return frozenset(cell for (cell, _), judged in self._at_first[0].items() if judged.status == "fail")
+
+    @property
+    def to_confirm(self) -> tuple[str, ...]:
+        """The cells that are too slow by their only measurement: a gate takes a second one."""
+        once = (each.cell.name for each in self.evidence if len(each.attempts) == 1)
+        return tuple(name for name in once if name in self._failed_at_first)
+
+    def require_protocol(self) -> None:
+        """Raises ValueError unless every measurement was taken that decides a check, and none besides."""
+        for each in self.evidence:
+            for comparison in each.comparisons:
+                comparison.require_looks(self.undecided(each))
+            wanted = 0 if not each.to_time else 2 if each.cell.name in self._failed_at_first else 1
+            if len(each.attempts) != wanted:
+                raise ValueError(f"cell {each.cell.name!r} has {len(each.attempts)} measurements, and {wanted} are due")
+
+    def _check(self, name: str, evidence: Evidence) -> Check:
+        key = evidence.cell.name, name
+        if key in self._cases:
+            case, judged = self._cases[key], self._at_first[0][key]
+            if judged.status == "fail" and len(evidence.attempts) > 1:
+                judged = confirmed(case, judged, evidence.attempts[1])
+            return latency_check(case, judged)
+        if name in evidence.latency_checks:
+            return untimed_check(name, evidence)
+        if name == "relation.parity":
+            return parity_check(name, evidence)
+        return count_check(name, evidence, self._accepted.get(key))
+
+    @cached_property
+    def cells(self) -> tuple[CellResult, ...]:
+        """Every cell with its checks."""
+        return tuple(
+            CellResult(evidence=each, checks=tuple(self._check(name, each) for name in each.cell.checks))
+            for each in self.evidence
+        )
 
     @property
     def checks(self) -> tuple[tuple[CellResult, Check], ...]:
         """Every check beside its cell."""
         return tuple((cell, check) for cell in self.cells for check in cell.checks)
 
-    @computed_field  # type: ignore[prop-decorator]
     @property
-    def counts(self) -> dict[str, int]:
+    def accept_uses(self) -> tuple[AcceptUse, ...]:
+        """What came of every entry that counts."""
+        checks = {(cell.name, check.name): check for cell, check in self.checks}
+        return tuple(
+            AcceptUse(**dict(entry), state=self._state(entry, checks.get(key)))
+            for key, entry in last_of_each(self.accepts).items()
+        )
+
+    def _state(self, entry: Accept, check: Check | None) -> Literal["used", "unused", "exceeded", "expired", "unknown"]:
+        if check is None:
+            return "unknown"
+        if entry.expires < self.day:
+            return "expired"
+        if check.status == "accepted":
+            return "used"
+        return "exceeded" if check.status == "fail" and check.value is not None else "unused"
+
+    @property
+    def summary(self) -> Summary | None:
+        """The mean ratio of times over cells; nothing is judged by it."""
+        return summary_of(list(self._cases.values()))
+
+    @property
+    def holm(self) -> Holm | None:
+        """How the latency checks were judged together, if there are many."""
+        return self._at_first[1]
+
+    @property
+    def counts(self) -> dict[Status, int]:
         """Status → number of checks, those that occur."""
         return dict(sorted(Counter(check.status for _, check in self.checks).items()))
 
-    @computed_field  # type: ignore[prop-decorator]
     @property
     def skipped_cells(self) -> int:
         """How many cells were skipped, wholly or in part."""
@@ -144,16 +225,13 @@ class GateResult(_Strict):
         """Whether every check was skipped."""
         return all(check.status == "skipped" for _, check in self.checks)
 
-    @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> GateVerdict:
         """A failure wins over doubt; a gate that evaluated nothing has failed."""
-        statuses = {check.status for _, check in self.checks}
-        if "fail" in statuses or self.evaluated_nothing:
+        if "fail" in self.counts or self.evaluated_nothing:
             return "fail"
-        return "inconclusive" if statuses & {"inconclusive", "invalid"} else "pass"
+        return "inconclusive" if self.counts.keys() & {"inconclusive", "invalid"} else "pass"
 
-    @computed_field  # type: ignore[prop-decorator]
     @property
     def exit_code(self) -> int:
         """0, 1 or 4."""
@@ -162,131 +240,77 @@ class GateResult(_Strict):
     @property
     def headline(self) -> str:
         """One line: the verdict and the counts."""
+        checks, cells = _many(len(self.checks), "check"), _many(len(self.cells), "cell")
         if self.evaluated_nothing:
-            return f"fail: nothing was evaluated; all {len(self.checks)} checks were skipped"
+            return f"fail: nothing was evaluated, because all of {checks} were skipped. Run the gate where its targets are."
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        skipped = f"; {self.skipped_cells} of {len(self.cells)} cells skipped" if self.skipped_cells else ""
-        return f"{self.verdict}: {len(self.checks)} checks in {len(self.cells)} cells ({counts}{skipped})"
+        skipped = f"; {self.skipped_cells} of {cells} skipped" if self.skipped_cells else ""
+        return f"{self.verdict}: {checks} in {cells} ({counts}{skipped})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of `gate --json`."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The JSON object of `gate --json`: what follows, and under `raw` what it follows from."""
+        sealed = stored.sealed(self.model_dump(mode="json", by_alias=True))
+        return Shown.model_validate(self).model_dump(mode="json", by_alias=True) | sealed
 
     @staticmethod
     def load(path: Path) -> GateResult:
-        """The result in a file, as far as it can be recomputed without the artifacts.
-
-        Raises:
-            StorageError: the file cannot be read.
-            ArtifactError: it is none of this schema; the verdict does not follow from the checks, a check not from its
-                numbers and the accepts, a size not from the artifact's facts, or what is said of latency, check by
-                check and of all together, not from the raw samples.
-        """
-        stored = read_json(path)
-        try:
-            found = GateResult.model_validate_json(json.dumps(stored))
-        except ValidationError as error:
-            raise ArtifactError(f"{path} is no gate result of schema {SCHEMA!r}: {explain(error)}") from None
-        recomputed = found.to_dict()
-        for key in ("counts", "skipped_cells", "verdict", "exit_code"):
-            _require_equal(path, key, stored.get(key), recomputed[key])
-        _require_follows(path, found)
-        return found
+        """The result in a file; raises as `stored.load`."""
+        return stored.load(path, SCHEMA, _parse)
 
 
-def _require_follows(path: Path, result: GateResult) -> None:
-    accepted = {(use.cell, use.check): use.at_most for use in result.accepts if use.state not in ("expired", "unknown")}
-    cases, checks, seconds = list[Case](), list[Check](), dict[str, Comparison]()
-    for cell in result.cells:
-        limits = {check.name: (check.limit, accepted.get((cell.name, check.name))) for check in cell.checks}
-        comparisons = _comparisons(path, cell, limits)
-        if len(comparisons) > 1:
-            seconds[cell.name] = comparisons[1]
-        for check in cell.checks:
-            what = f"{check.name} of cell {cell.name!r}"
-            _require_limit(path, what, check, cell)
-            limit, up_to = limits[check.name]
-            if check.value is None or limit is None:
-                if check.status in ("pass", "accepted"):
-                    raise ArtifactError(
-                        f"{path} says {check.status} of {what}, without a value or a limit; it was altered"
-                    )
-            elif check.name not in (RATIO, TIME):
-                _require_exact(path, what, check, cell, up_to)
-            elif comparisons:
-                cases.append(Case(cell.name, check.name, float(limit), up_to, comparisons[0]))
-                checks.append(check)
-            else:
-                raise ArtifactError(f"{path} holds no samples for {what}")
-    judged, together = judge_together(cases)
-    for case, check, first in zip(cases, checks, judged, strict=True):
-        what = f"{check.name} of cell {case.cell!r}"
-        again: Comparison | str = seconds.get(case.cell, "no second measurement")
-        found = confirmed(case, first, again) if first.judgement == "regressed" else first
-        interval = estimate_of(check.name, case.comparison).to_ratio()
-        ours = case.comparison.latency_ms("A") if check.name == RATIO else None
-        said = (check.status, check.value, check.lo, check.hi, check.p_value, check.baseline)
-        follows = (STATUS[found.judgement], *(interval[k] for k in ("point", "lo", "hi")), found.p_value, ours)
-        for key, left, right in zip(("status", "point", "lo", "hi", "p_value", "baseline"), said, follows, strict=True):
-            _require_equal(path, f"{key} of {what}", left, right)
-    _require_equal(path, "holm", result.holm, together)
-    mean = summary_of(cases)
-    for key in Summary.model_fields:
-        _require_equal(path, f"{key} of the summary", getattr(result.summary, key, None), getattr(mean, key, None))
+def _parse(text: str) -> GateResult:
+    result = GateResult.model_validate_json(text)
+    result.require_protocol()
+    return result
 
 
-def _comparisons(
-    path: Path, cell: CellResult, limits: Mapping[str, tuple[float | None, float | None]]
-) -> list[Comparison]:
-    """The measurements of a cell, recomputed, and of its artifacts."""
-    bounds = {
-        name: (float(limit), up_to)
-        for name, (limit, up_to) in limits.items()
-        if name in (RATIO, TIME) and limit is not None
-    }
-    found = [
-        Comparison.recomputed(each, f"{path}, cell {cell.name!r}", undecided_by(bounds)) for each in cell.comparisons
-    ]
-    for each in found:
-        where = f"the comparison in cell {cell.name!r}"
-        _require_equal(path, f"B of {where}", each.artifacts["B"], cell.artifact)
-        _require_equal(path, f"A of {where}", each.artifacts["A"], cell.baseline or cell.artifact)
-        workload = (each.scenario.batch, each.scenario.threads)
-        _require_equal(path, f"batch and threads of {where}", workload, (cell.batch, cell.threads))
-    return found
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _require_limit(path: Path, what: str, check: Check, cell: CellResult) -> None:
-    """A limit follows from what was asked for, and that of a relation from the baseline."""
-    if check.limit is None:
-        return
-    if check.asked is None:
-        raise ArtifactError(f"{path} does not say what was asked for {what}; it was altered, or is of an older slimvit")
-    if check.name == "relation.size":
-        _require_equal(path, f"the baseline of {what}", check.baseline, cell.baseline and cell.baseline.size_bytes)
-    try:
-        follows = limit_of(check.name, check.asked, baseline=check.baseline, total=check.total)
-    except ValueError as error:
-        raise ArtifactError(f"{path}, {what}: {error}; it was altered") from None
-    _require_equal(path, f"the limit of {what}", check.limit, follows)
+def _statistics(comparison: Comparison) -> dict[str, JsonValue]:
+    """What a comparison says, without the samples that it follows from."""
+    return {key: value for key, value in comparison.to_dict().items() if key not in stored.SEALED}
 
 
-def _require_exact(path: Path, what: str, check: Check, cell: CellResult, accepted: float | None) -> None:
-    """The status of a check without a clock follows from its numbers; of parity they are not all there."""
-    assert check.value is not None
-    assert check.limit is not None
-    if check.name.endswith(".size"):
-        _require_equal(path, what, check.value, cell.artifact.size_bytes)
-    if check.unit == "cosine":
-        follows = "pass" if check.status == "pass" and check.value >= check.limit else "fail"
-    elif check.value <= check.limit:
-        follows = "pass"
-    else:
-        follows = "accepted" if accepted is not None and check.value <= accepted else "fail"
-    _require_equal(path, f"the status of {what}", check.status, follows)
+class ShownCell(BaseModel):
+    """A cell as the JSON file shows it; sizes by layer, comparisons without their samples."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    target: str
+    batch: int
+    threads: int
+    skipped: bool
+    artifact: ArtifactFacts
+    baseline: ArtifactFacts | None
+    checks: tuple[Check, ...]
+    layers: tuple[Change, ...] | None
+    comparisons: tuple[Annotated[dict[str, JsonValue], BeforeValidator(_statistics)], ...]
 
 
-def _require_equal(path: Path, what: str, said: Any, follows: Any) -> None:
-    close = isinstance(said, float) and isinstance(follows, float) and math.isclose(said, follows, rel_tol=1e-9)
-    if not close and said != follows:
-        raise ArtifactError(f"{path} says {what} is {said!r}, but what it holds gives {follows!r}; it was altered")
+class Shown(BaseModel):
+    """What the JSON file says of a result, before `raw`."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    schema_: Literal["slimvit.gate/2"] = Field(SCHEMA, serialization_alias="schema")
+    tool: str
+    day: dt.date
+    verdict: GateVerdict
+    exit_code: int
+    headline: str
+    counts: dict[Status, int]
+    skipped_cells: int
+    summary: Summary | None
+    holm: Holm | None
+    accept_uses: tuple[AcceptUse, ...]
+    cells: tuple[ShownCell, ...]
+
+
+class GateFile(Shown):
+    """The JSON object of `gate --json`: all but `raw` follows from it."""
+
+    raw_sha256: str
+    raw: GateResult

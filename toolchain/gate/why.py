@@ -12,7 +12,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from toolchain.artifacts.onnx_file import read_onnx
 from toolchain.artifacts.size import artifact_files, safetensors_shapes, stored_tensors
-from toolchain.gate.result import Change
+from toolchain.gate.evidence import Change
 
 Part = tuple[str, str]
 """(layer, part of it)."""

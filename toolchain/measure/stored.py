@@ -35,9 +35,15 @@ def sealed(raw: dict[str, Any]) -> dict[str, Any]:
     return {"raw_sha256": digest_of(raw), "raw": raw}
 
 
+def read(path: Path) -> Any:
+    """The JSON of a result's file, which may be gzipped, or a record of benchmarks with the result under `result`."""
+    stored = read_json(path)
+    return stored.get("result", stored) if isinstance(stored, dict) else stored
+
+
 def schema_of(path: Path) -> str:
     """The schema that a file says it has, or "" ; raises StorageError if it cannot be read as JSON."""
-    stored = read_json(path)
+    stored = read(path)
     return str(stored.get("schema", "")) if isinstance(stored, dict) else ""
 
 
@@ -59,7 +65,7 @@ def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
         ArtifactError: it has another schema, its samples are not those its design asks for, or a statistic in it
             does not follow from its samples, or these have another digest than it says.
     """
-    return recomputed(read_json(path), str(path), schema, parse)
+    return recomputed(read(path), str(path), schema, parse)
 
 
 def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) -> R:
@@ -71,33 +77,41 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     found = stored.get("schema") if isinstance(stored, dict) else None
     if found != schema:
         raise ArtifactError(f"{where} has schema {found!r}; this version reads {schema!r}")
+    raw = stored.get("raw")
+    if stored.get("raw_sha256", seal := digest_of(raw)) != seal:
+        raise ArtifactError(
+            f"{where}: the raw samples are not those that were written; the file was altered. Measure again."
+        )
     try:
-        result = parse(json.dumps(stored.get("raw")))
+        result = parse(json.dumps(raw))
     except ValidationError as error:
         raise ArtifactError(f"{where}: {explain(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
     said = {key: value for key, value in stored.items() if key not in SEALED}
     follows = {key: value for key, value in result.to_dict().items() if key not in SEALED}
-    for key in sorted(said.keys() | follows.keys()):
-        if not equal(said.get(key), follows.get(key)):
-            raise ArtifactError(
-                f"{where} says {key} = {said.get(key)!r}, but its samples give {follows.get(key)!r}; "
-                "the file was altered, or written by another version. Measure again."
-            )
-    if stored.get("raw_sha256", seal := digest_of(stored["raw"])) != seal:
+    if (first := difference(said, follows)) is not None:
+        key, ours, theirs = first
         raise ArtifactError(
-            f"{where}: the raw samples are not those that were written; the file was altered. Measure again."
+            f"{where} says {key} = {ours!r}, but its samples give {theirs!r}; "
+            "the file was altered, or written by another version. Measure again."
         )
     return result
 
 
-def equal(stored: Any, recomputed: Any) -> bool:
-    """Equality up to the last bits of floats, which may differ between builds of numpy."""
-    if isinstance(stored, dict) and isinstance(recomputed, dict):
-        return stored.keys() == recomputed.keys() and all(equal(stored[k], recomputed[k]) for k in stored)
-    if isinstance(stored, list) and isinstance(recomputed, list):
-        return len(stored) == len(recomputed) and all(map(equal, stored, recomputed))
-    if isinstance(stored, float) and isinstance(recomputed, float):
-        return math.isclose(stored, recomputed, rel_tol=1e-9)
-    return bool(type(stored) is type(recomputed) and stored == recomputed)
+def difference(said: Any, follows: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """(where, what is said, what follows) of the first difference in two JSON values, or None.
+
+    The last bits of floats may differ, as they do between builds of numpy.
+    """
+    if isinstance(said, dict) and isinstance(follows, dict):
+        names = sorted(said.keys() | follows.keys())
+        pairs = [(name, said.get(name), follows.get(name)) for name in names]
+    elif isinstance(said, list) and isinstance(follows, list) and len(said) == len(follows):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(said, follows, strict=True))]
+    elif isinstance(said, float) and isinstance(follows, float):
+        return None if math.isclose(said, follows, rel_tol=1e-9) else (key, said, follows)
+    else:
+        return None if type(said) is type(follows) and said == follows else (key, said, follows)
+    inner = (difference(left, right, f"{key}.{name}".lstrip(".")) for name, left, right in pairs)
+    return next((each for each in inner if each is not None), None)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from toolchain.gate import CellResult, GateResult
-from toolchain.gate.why import by_layer
 from toolchain.measure.environment import describe_machine
 from toolchain.report.markdown import table_lines
 from toolchain.report.tables import Table, number
 
 LAYERS = 12
 """How many rows of an attribution are shown; all of them are in the JSON."""
+USES = {
+    "used": "used",
+    "exceeded": "exceeded; the check is beyond what was accepted",
+    "unused": "not needed any more; remove it",
+    "expired": "expired, so it covers nothing; mend the regression, or accept it again",
+    "unknown": "for a cell or check that the gate does not have; remove it",
+}
+"""What came of an accept, and what to do."""
 
 
 def gate_markdown(result: GateResult) -> str:
@@ -27,9 +32,9 @@ def gate_markdown(result: GateResult) -> str:
 def checks_table(result: GateResult) -> Table:
     """One row a check, failures first within the order of the cells."""
     order = ("fail", "invalid", "inconclusive", "skipped", "accepted", "pass")
-    found = sorted(result.checks, key=lambda pair: order.index(pair[1].status))
-    rows = tuple((check.status, cell.name, check.name, one_line(check.reason)) for cell, check in found)
-    return Table("Checks", ("", "cell", "check", "found"), rows, text=(0, 1, 2, 3))
+    checks = sorted(result.checks, key=lambda pair: order.index(pair[1].status))
+    rows = tuple((check.status, cell.name, check.name, one_line(check.reason)) for cell, check in checks)
+    return Table("Checks", ("", "cell", "check", "what to know"), rows, text=(0, 1, 2, 3))
 
 
 def gate_notes(result: GateResult) -> list[str]:
@@ -48,26 +53,20 @@ def gate_notes(result: GateResult) -> list[str]:
     if result.skipped_cells:
         names = ", ".join(cell.name for cell in result.cells if cell.skipped)
         notes.append(f"Skipped, wholly or in part: {result.skipped_cells} of {len(result.cells)} cells ({names}).")
-    said = {
-        "used": "used",
-        "exceeded": "exceeded: the check is beyond what was accepted",
-        "unused": "not needed any more; remove it",
-        "expired": "expired; it covers nothing",
-        "unknown": "for a cell or check that the gate does not have; remove it",
-    }
     notes += [
         f"Accept of {use.check} in {use.cell} up to {use.at_most:,} through {use.expires} ({one_line(use.reason)}): "
-        f"{said[use.state]}."
-        for use in result.accepts
+        f"{USES[use.state]}."
+        for use in result.accept_uses
     ]
-    return [*notes, *(f"Measured on: {machine}." for machine in _machines(result.cells))]
+    machines = [describe_machine(each.environment) for cell in result.cells for each in cell.comparisons]
+    return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 
 
 def why_table(cell: CellResult) -> Table | None:
     """What a cell's bytes, or their change, are made of, by layer; None if it was not asked for."""
-    if cell.why is None:
+    rows = cell.layers
+    if rows is None:
         return None
-    rows = by_layer(cell.why)
     after = cell.artifact.size_bytes
     cells = [(row.layer, number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
     if rest := rows[LAYERS:]:
@@ -84,8 +83,3 @@ def why_table(cell: CellResult) -> Table | None:
 def one_line(text: str) -> str:
     """The text without line breaks."""
     return " ".join(text.split())
-
-
-def _machines(cells: Sequence[CellResult]) -> list[str]:
-    found = [describe_machine(each["environment"]) for cell in cells for each in cell.comparisons]
-    return list(dict.fromkeys(found))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from toolchain.gate import CellResult, GateResult
+from toolchain.gate import GateResult
+from toolchain.gate.metrics import METRICS
+from toolchain.measure.samples import B
 
 NS_PER_MS = 1e6
 
@@ -24,11 +25,15 @@ class Point:
     extra: str = ""
 
 
-def to_github_benchmark(result: GateResult) -> list[dict[str, Any]]:
+def to_github_benchmark(result: GateResult) -> list[dict[str, str | float]]:
     """What github-action-benchmark reads as `customSmallerIsBetter`."""
     rows = []
     for point in points(result):
-        row: dict[str, Any] = {"name": f"{point.cell}: {point.measure}", "unit": point.unit, "value": point.value}
+        row: dict[str, str | float] = {
+            "name": f"{point.cell}: {point.measure}",
+            "unit": point.unit,
+            "value": point.value,
+        }
         if point.lo is not None and point.hi is not None:
             row["range"] = f"{point.lo:.6g} … {point.hi:.6g}"
         rows.append({**row, "extra": point.extra})
@@ -55,21 +60,15 @@ def points(result: GateResult) -> Iterator[Point]:
     """Every number of every cell once: its size, what its checks counted, its latency and ratio if it was timed."""
     for cell in result.cells:
         yield Point(cell.name, "size", "bytes", cell.artifact.size_bytes, extra=f"sha256 {cell.artifact.sha256}")
-        counted = {check.unit: check for check in cell.checks if check.value is not None}
-        for unit in ("parameters", "nodes", "wrong images"):
-            if (check := counted.get(unit)) is not None and check.value is not None:
+        by_unit = {check.unit: check for check in cell.checks}
+        for unit in (metric.unit for metric in METRICS.values()):
+            check = by_unit.get(unit)
+            if unit != "bytes" and check is not None and check.value is not None:
                 yield Point(cell.name, unit, unit, check.value, extra=check.reason)
-        yield from _latency(cell)
-
-
-def _latency(cell: CellResult) -> Iterator[Point]:
-    if not cell.comparisons:
-        return
-    first = cell.comparisons[0]
-    workload = f"{cell.target}, batch {cell.batch}, threads {cell.threads}, {first['verdict']}"
-    timed = {check.unit: check for check in cell.checks if check.unit in ("ms", "ratio")}
-    time, ratio = timed.get("ms"), timed.get("ratio")
-    bounds = (None, None) if time is None else (time.lo, time.hi)
-    yield Point(cell.name, "latency", "ms", first["latency_ms"]["B"], *bounds, extra=workload)
-    if ratio is not None and ratio.value is not None:
-        yield Point(cell.name, "latency ratio", "ratio", ratio.value, ratio.lo, ratio.hi, extra=ratio.reason)
+        for first in cell.comparisons[:1]:
+            workload = f"{cell.target}, batch {cell.batch}, threads {cell.threads}, {first.verdict}"
+            time, ratio = by_unit.get("ms"), by_unit.get("ratio")
+            bounds = (None, None) if time is None else (time.lo, time.hi)
+            yield Point(cell.name, "latency", "ms", first.latency_ms(B), *bounds, extra=workload)
+            if ratio is not None and ratio.value is not None:
+                yield Point(cell.name, "latency ratio", "ratio", ratio.value, ratio.lo, ratio.hi, extra=ratio.reason)

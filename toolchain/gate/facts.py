@@ -1,0 +1,79 @@
+"""What a gate looks at before any clock runs: sizes and counts, wrong answers, and how far the outputs agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from toolchain.devices.device import Devices
+from toolchain.errors import RecipeError
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.agreement import parity_of
+from toolchain.gate.config import Cell, DataSection, GateConfig
+from toolchain.gate.evidence import Evidence, Facts
+from toolchain.gate.metrics import METRICS
+from toolchain.gate.why import size_changes
+from toolchain.measure.experiment import artifact_facts
+
+Accuracy = Callable[[Path, tuple[int, ...] | None], tuple[int, int, tuple[str, ...]]]
+"""(wrong, images, what was assumed) of an artifact whose samples have some shape."""
+
+
+def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
+    """What can be said of every cell without a clock; what several cells ask of one artifact is evaluated once.
+
+    Args:
+        config: the gate, its paths absolute.
+        devices: where threads and cores are looked up that a cell does not name.
+        why: also attribute the size of every artifact, or its change, to layers.
+
+    Raises:
+        RecipeError: a check does not suit the artifact or the data.
+        StorageError: an artifact cannot be read.
+        ArtifactError: it is damaged, or accuracy or parity is asked of a file that does not say how images are prepared.
+    """
+    accuracy = cache(lambda path, shape: _accuracy(config.data, path, shape))
+    return [_look(config, cell, devices, accuracy, why=why) for cell in config.cell]
+
+
+def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, *, why: bool) -> Evidence:
+    artifact, baseline = config.paths(cell)
+    facts = _facts(cell, artifact, accuracy, ("budget", "relation"))
+    reference = None if baseline is None else _facts(cell, baseline, accuracy, ("relation",))
+    if cell.relation.accuracy is not None and reference is not None and facts.images != reference.images:
+        raise RecipeError(
+            f"cell {cell.name!r}: {facts.images} images for the artifact, {reference.images} for its baseline"
+        )
+    agreement, bounds = None, cell.relation.parity
+    if bounds is not None and baseline is not None:
+        data = config.data
+        agreement = parity_of(
+            baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=cell.input_shape
+        )
+    settings = devices.settings(cell.target)
+    resolved = {"threads": cell.threads or settings.threads, "affinity": cell.affinity or settings.affinity}
+    return Evidence(
+        cell=cell.model_copy(update={"artifact": artifact.name, **resolved}),
+        artifact=facts,
+        baseline=reference,
+        agreement=agreement,
+        changes=size_changes(artifact, baseline) if why else None,
+    )
+
+
+def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...]) -> Facts:
+    """What the budgets, or the relations alone, of a cell need of an artifact."""
+    wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
+    counts = {name: each.count(path) for name, each in METRICS.items() if name in wanted and each.count is not None}
+    if "accuracy" not in wanted:
+        return Facts(file=artifact_facts(path), counts=counts)
+    wrong, images, notes = accuracy(path, cell.input_shape)
+    return Facts(file=artifact_facts(path), counts={**counts, "accuracy": wrong}, images=images, notes=notes)
+
+
+def _accuracy(data: DataSection, path: Path, shape: tuple[int, ...] | None) -> tuple[int, int, tuple[str, ...]]:
+    evaluation = accuracy_of(
+        path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
+    )
+    return evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes
