@@ -13,6 +13,7 @@ from toolchain.measure.compare import compare
 from toolchain.measure.comparison import UNDECIDED, Comparison
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval
 from toolchain.measure.samples import Design, Workload
+from toolchain.measure.stored import sealed
 
 SIMULATED = 400
 FOUR = Workload(batch=4)
@@ -154,6 +155,6 @@ def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pai
     assert Comparison.load(path).verdict in UNDECIDED
     stored = json.loads(path.read_text())
     stored["raw"]["sessions"] = stored["raw"]["sessions"][:6]
-    path.write_text(json.dumps(stored))
+    path.write_text(json.dumps({**stored, **sealed(stored["raw"])}))
     with pytest.raises(Exception, match="had not decided"):
         Comparison.load(path)
