@@ -29,6 +29,22 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 
 @pytest.fixture
+def added_target():
+    """Registers a target, as another package would; it is gone after the test."""
+    from toolchain.targets import TARGETS
+
+    names = []
+
+    def add(target):
+        names.append(target.name)
+        return TARGETS.add(target)
+
+    yield add
+    for name in names:
+        TARGETS.discard(name)
+
+
+@pytest.fixture
 def tiny() -> TimmModel:
     """A randomised dense model of two blocks."""
     return dense_model()

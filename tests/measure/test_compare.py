@@ -85,22 +85,18 @@ def test_outputs_that_are_not_finite_give_no_latency(stack, tmp_path):
         compare(a, overflowing, "ort-cpu", FOUR, SHORT)
 
 
-def test_a_target_that_does_not_measure_says_so(stack, tmp_path, monkeypatch):
-    from toolchain.targets import TARGETS
-
+def test_a_target_that_does_not_measure_says_so(stack, tmp_path, added_target):
     class BuildOnly:
         name, measures = "build-only", False
 
-    monkeypatch.setitem(TARGETS, "build-only", BuildOnly())
+    added_target(BuildOnly())
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="cannot be measured"):
         compare(a, a, "build-only", FOUR, SHORT)
 
 
-def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, monkeypatch):
-    from toolchain.targets import TARGETS
-
-    monkeypatch.setitem(TARGETS, "no-gpu", Refusing("no-gpu", runs="no: there is no GPU"))
+def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, added_target):
+    added_target(Refusing("no-gpu", runs="no: there is no GPU"))
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="there is no GPU"):
         compare(a, a, "no-gpu", FOUR, SHORT)

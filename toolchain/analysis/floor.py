@@ -15,7 +15,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from toolchain.analysis.products import Graph, products, read_graph, write_products
-from toolchain.analysis.products_runner import OPENERS
 from toolchain.analysis.realised import (
     Counted,
     Floor,
@@ -25,7 +24,6 @@ from toolchain.analysis.realised import (
     variants_of,
 )
 from toolchain.devices.device import Device, device_for
-from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
 from toolchain.measure.samples import CONTROL, A, B, Design, Workload, explain
@@ -33,6 +31,8 @@ from toolchain.measure.session import sessions_of
 from toolchain.measure.signature import Signature
 from toolchain.progress import SILENT, Progress
 from toolchain.targets import get_target
+from toolchain.targets.base import PRODUCTS
+from toolchain.targets.products import OPENERS
 
 DESIGN = Design(sessions=3, blocks=10)
 """A block holds one slot of every model, of A once more, and of every shape of product."""

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None:
     """Which targets can be used: those of this machine, and the devices of targets.toml, which are asked."""
     named = load_targets(targets_file)
-    rows = [_row(name, target.probe) for name, target in TARGETS.items()]
+    rows = [{**_row(name, target.probe), "never_run": target.never_run} for name, target in TARGETS.items()]
     with ThreadPoolExecutor() as pool:
         rows += pool.map(lambda each: _row(each[0], lambda: probe(*each)), named.items())
     if json_:
@@ -50,7 +50,8 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
         return
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        detail = "; ".join(f"{key}: {value}" for key, value in row["details"].items())
+        never = {"never run here": row["never_run"]} if row.get("never_run") else {}
+        detail = "; ".join(f"{key}: {value}" for key, value in {**row["details"], **never}.items())
         return row["target"], "yes" if row["available"] else "no", row["runtime"], row["device"], detail, row["install"]
 
     header = ("target", "available", "runtime", "device", "details", "install")

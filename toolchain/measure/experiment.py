@@ -15,7 +15,7 @@ from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload, explain
 from toolchain.measure.signature import Signature, read_signature
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA
-from toolchain.targets import MODES, get_target
+from toolchain.targets import get_target
 
 INPUT_SETS = 8
 
@@ -136,7 +136,7 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
 
 def require_threads(target: str, threads: Sequence[int]) -> None:
     """Raises RecipeError if threads of the CPU are asked for where a GPU does the work: the result would name them."""
-    if target in MODES and any(count != 1 for count in threads):
+    if not get_target(target).uses_threads and any(count != 1 for count in threads):
         raise RecipeError(f"target {target!r} runs on a GPU, where threads mean nothing; leave them at 1")
 
 
