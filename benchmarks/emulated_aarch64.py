@@ -25,11 +25,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.artifacts import open_artifact
 from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.measure.comparison import VARIANTS, Session
-from toolchain.measure.signature import read_signature
-from toolchain.on_device.runner import PLAN_SCHEMA, block_orders, make_inputs, plan_digest
+from toolchain.on_device.runner import SCHEDULE_SCHEMA, block_orders, make_inputs, schedule_digest
 from toolchain.on_device.runner import __file__ as runner
 from toolchain.parity import TOLERANCES, Tolerance, compare_outputs
 from toolchain.targets import get_target
@@ -75,17 +75,17 @@ class Emulated:
         self.root, self.site = self.work / "root", self.work / "site"
         self.python = Path()
 
-    def set_up(self, told: Callable[[str], None]) -> None:
+    def set_up(self, say: Callable[[str], None]) -> None:
         """Raises TargetUnavailable if a program is missing, CalledProcessError if a download fails."""
         for program, install in ((QEMU, "qemu-user-static"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")):
             if shutil.which(program) is None:
                 raise TargetUnavailable("aarch64", f"there is no {program}", f"apt-get install {install}")
         if not self.root.exists():
-            told("fetching Debian's arm64 packages")
+            say("fetching Debian's arm64 packages")
             self._debian()
         (self.python,) = [path for path in self.root.glob("usr/bin/python3.*") if path.name[8:].isdigit()]
         if not self.site.exists():
-            told("fetching aarch64 wheels")
+            say("fetching aarch64 wheels")
             self._wheels(self.python.name.removeprefix("python"))
 
     def _debian(self) -> None:
@@ -139,7 +139,7 @@ def check_model(emulated: Emulated, model: Path, batches: Sequence[int], toleran
     """Whether the model's first output there is that of this machine, printed for each batch."""
     good = True
     for batch in batches:
-        signature = read_signature(model, batch)
+        signature = open_artifact(model).signature(batch)
         tensors = [spec.model_dump(mode="json") for spec in signature.inputs]
         (arrays,) = make_inputs({"count": 1, "seed": batch, "tensors": tensors})
         feeds = dict(zip(signature.names, arrays, strict=True))
@@ -162,8 +162,8 @@ def _infer(emulated: Emulated, model: Path, feeds: Mapping[str, Array]) -> dict[
     outputs.unlink(missing_ok=True)
     np.savez(inputs, allow_pickle=False, **feeds)
     emulated.run("-c", INFER, model.absolute(), inputs, outputs, folder=emulated.work)
-    with np.load(outputs) as found:
-        return {name: found[name] for name in found.files}
+    with np.load(outputs) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def check_runner(emulated: Emulated) -> bool:
@@ -173,8 +173,8 @@ def check_runner(emulated: Emulated) -> bool:
     folder.mkdir()
     model = _small_model(folder / "small.onnx")
     variants = [{"name": n, "path": model.name, "runtime": "ort-cpu", "inputs": ["x"]} for n in VARIANTS]
-    plan = {
-        "schema": PLAN_SCHEMA,
+    schedule = {
+        "schema": SCHEDULE_SCHEMA,
         "seed": 0,
         "session": 0,
         "blocks": 4,
@@ -185,17 +185,17 @@ def check_runner(emulated: Emulated) -> bool:
         "variants": variants,
         "files": {model.name: sha256(model)},
     }
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    emulated.run(runner, "plan.json", "out.json", folder=folder)
+    (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")
+    emulated.run(runner, "schedule.json", "out.json", folder=folder)
     result = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     (folder / "out.json").unlink()
-    same_plan = result.pop("plan_sha256") == plan_digest(plan)
+    same_schedule = result.pop("schedule_sha256") == schedule_digest(schedule)
     session = Session.model_validate_json(json.dumps(result))
     same_orders = [list(block.order) for block in session.blocks] == block_orders(VARIANTS, 4, seed=0, session=0)
     machine = session.fingerprint.before.machine
-    good = same_plan and same_orders and machine["system"].endswith("aarch64")
+    good = same_schedule and same_orders and machine["system"].endswith("aarch64")
     print(f"device runner on {machine['system']}, Python {machine['python']}, {machine['runtimes']}: ", end="")
-    print("a whole session, its plan and its orders" if good else f"WRONG: {same_plan=} {same_orders=}")
+    print("a whole session, its schedule and its orders" if good else f"WRONG: {same_schedule=} {same_orders=}")
     return bool(good)
 
 
@@ -208,14 +208,14 @@ def _small_model(path: Path) -> Path:
     return path
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """0 if all is right there, 3 if not, 5 if there is no emulator."""
     parser = argparse.ArgumentParser(description="Check exported models on emulated aarch64; nothing is timed.")
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--work", type=Path, default=Path("build/aarch64"), help="what is fetched stays here")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--quantised", action="store_true", help="judge by cosine ≥ 0.99 alone, for int8")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     tolerance = QUANTISED if options.quantised else TOLERANCES["fp32"]
     emulated = Emulated(options.work)
     emulated.work.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import references
 from filelock import FileLock, Timeout
 from kinds import KINDS
 from kinds.base import Cell, Kind, NotReady, Outcome
+from predict import matmul_rate
 from records import Record, Results, same, today
 from suite import Suite
 
@@ -51,6 +52,7 @@ class Harness:
     compare: Callable[..., Any] = compare
     floor: Callable[..., Any] = measure_floor
     run: Callable[..., Any] = run
+    rate: Callable[[], float] = matmul_rate
     wait: Callable[[float], None] = time.sleep
 
 
@@ -108,7 +110,7 @@ class Bench:
         seconds = {phase: round(value, 2) for phase, value in outcome.seconds.items()}
         return Record(self.suite.name, name, kind, key, *facts, seconds)
 
-    def found(self, reference: str, seed: int) -> references.Ready | None:
+    def ready(self, reference: str, seed: int) -> references.Ready | None:
         """A dense model of the suite, if it is on this machine."""
         at = (reference, seed)
         if at not in self._references and (ready := references.find(self.suite, *at, self.work)) is not None:
@@ -117,7 +119,7 @@ class Bench:
 
     def reference(self, reference: str, seed: int) -> references.Ready:
         """A dense model of the suite, trained now if it is not there."""
-        if (ready := self.found(reference, seed)) is None:
+        if (ready := self.ready(reference, seed)) is None:
             ready = references.get(self.suite, reference, seed, self.work, said(f"{reference}_s{seed}"))
             self._references[reference, seed] = ready
         return ready

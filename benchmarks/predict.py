@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from toolchain.compress.method import Method
 from toolchain.measure.samples import SESSIONS, WARMUP_S
 from toolchain.pipeline.job import Job
 from toolchain.recipe import Recipe
@@ -34,7 +35,7 @@ class Sizes:
     def of(job: Job) -> Sizes:
         """The sizes of a job's model and data."""
         counts = (len(job.source.split(name)) for name in ("train", "validation", "test"))
-        return Sizes(job.allocation.dense.macs, *counts)
+        return Sizes(job.problem.shape.macs, *counts)
 
 
 def matmul_rate(seconds: float = 1.0, size: int = 512) -> float:
@@ -63,7 +64,8 @@ def passes(recipe: Recipe, epochs: Mapping[str, int], sizes: Sizes, *, compresse
     if compressed:
         return images
     images += epochs["gates"] * sizes.train * FORWARD_AND_BACKWARD
-    if section.attention in ("joint", "data_aware") or section.neurons == "obs":
+    method = Method.of(section)
+    if method.closed_attention or method.closed_neurons:
         images += min(PROBES, PROBE_MACS / sizes.macs) if section.allocation == "solver" else 0
         images += 15 * recipe.data.calibration_images
     return images

@@ -26,6 +26,8 @@ from toolchain.recipe import LOCAL, Recipe, model_source
 
 SCHEMA = "slimvit.benchmarks/1"
 SUFFIX = ".json.gz"
+UNALIGNED = 1
+"""`compress.align` of all that is recorded and names no target: 8 became its default afterwards."""
 YOUNGER = {"model": ("output", "resample_patches"), "data": ("classes", "exif_orientation", "workers")}
 """Section → keys that came after cells were recorded and references shipped."""
 
@@ -76,8 +78,8 @@ class Results:
     def below(self, suite: str, cell: str) -> list[Record]:
         """The records that were made beside that of a cell, by name: their names begin with its own and a dot."""
         paths = sorted(self.path(suite, cell).parent.glob(f"{cell}.*{SUFFIX}"))
-        found = [read_record(path) for path in paths if path != self.path(suite, cell)]
-        return [record for record in found if record is not None]
+        records = [read_record(path) for path in paths if path != self.path(suite, cell)]
+        return [record for record in records if record is not None]
 
     def with_key(self, kind: str, key: str) -> Record | None:
         """A record of any suite under that key: what two suites ask for is measured once."""
@@ -138,6 +140,8 @@ def sections(recipe: Recipe) -> dict[str, Any]:
         for name in names:
             if raw[section][name] == type(known).model_fields[name].default:
                 del raw[section][name]
+    if recipe.compress.align == UNALIGNED and not recipe.budget.latency:
+        del raw["compress"]["align"]
     return raw
 
 

@@ -12,7 +12,8 @@ from records import recipe_digest
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import exclusive, read_json, sha256, write_json
 from toolchain.model import MODEL_FILES, TimmModel
-from toolchain.pipeline.job import Job, prepare, trained
+from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.stages.dense import trained
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy

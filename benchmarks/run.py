@@ -10,7 +10,6 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import predict
 import references
 import torch
 from engine import Bench, Harness, picked, work_through
@@ -60,7 +59,7 @@ def _main(options: argparse.Namespace, harness: Harness) -> int:
         print(f"{suite.name}: {list(reasons.values()).count(reason)} cells are left out: {reason}")
     wanted = [cell for cell in wanted if not reasons[cell.name]]
     todo = [cell for cell in wanted if bench.record(cell) is None]
-    rate = predict.matmul_rate() if todo else 0.0
+    rate = bench.harness.rate() if todo else 0.0
     seconds = bench.predicted_seconds(todo, rate)
     speed = f" ({rate / 1e9:.0f} GMAC/s, {torch.get_num_threads()} thread(s))" if todo else ""
     print(

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import UNALIGNED
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.compress.decide import Latency
+from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.compress.allocation import Latency
 from toolchain.cost import trace
 from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.parity import BATCHES
-from toolchain.pipeline.job import compressed, prepare, tool
+from toolchain.pipeline.job import prepare, tool
+from toolchain.pipeline.stages.compress import compress
 from toolchain.recipe import Recipe
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -49,16 +51,18 @@ class Shape:
         work.mkdir(parents=True, exist_ok=True)
         if self.precision != "fp32":
             whole = Shape(self.model, self.timm_name, self.form, self.sections, "fp32").file(work)
-            size = tuple(axis.dim_value for axis in read_onnx(whole).graph.input[0].type.tensor_type.shape.dim[1:])
+            size = tuple(axis.dim_value for axis in OnnxFile(whole).model.graph.input[0].type.tensor_type.shape.dim[1:])
             images = np.random.default_rng(0).standard_normal((max(BATCHES), *size), dtype=np.float32)
-            run_stage(Convert(self.precision, path, images, images, real_images=False), OnnxArtifact(whole, "fp32"))
+            run_stage(Convert(self.precision, path, images, images, real_images=False), OnnxFile(whole))
             return path
         raw = {"model": {"name": self.timm_name, "pretrained": False}}
         raw["data"] = {"source": "none", "calibration_images": 32}
-        job = prepare(Recipe.from_dict({**raw, **(self.sections or {"compress": {"method": "none"}})}))
+        sections = self.sections or {"compress": {"method": "none"}}
+        raw |= {**sections, "compress": {"align": UNALIGNED, **sections["compress"]}}
+        job = prepare(Recipe.from_dict(raw))
         module, size = job.dense.module, job.dense.preprocess.input_size
         if self.sections:
-            masked, _ = compressed(job, job.dense, Latency())
+            masked = compress(job, job.dense, Latency()).artifact
             module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
         shape = trace(module, job.dense.family, size)
         about = {"slimvit.tool": tool(), "benchmark": path.stem}

@@ -16,21 +16,22 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from toolchain.compress.allocate import Choices, Costs
-from toolchain.compress.method import choices_for
+from toolchain.artifacts.onnx_file import PREPROCESS
+from toolchain.compress.choices import Choices, Costs
+from toolchain.compress.method import Method
+from toolchain.compress.problem import Problem, choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
 from toolchain.errors import TargetUnavailable
-from toolchain.export.inputs import PREPROCESS
-from toolchain.export.stage import stack_images
+from toolchain.export.calls import stack_images
 from toolchain.families import family_of
 from toolchain.measure import samples as bench_samples
 from toolchain.measure.comparison import Comparison
 from toolchain.model import Preprocess, TimmModel
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
-from toolchain.recipe import CompressSection
+from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.replay import create_dense
 from toolchain.targets import Profiled, Refittable, TargetInfo
 
@@ -90,8 +91,7 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
     torch.manual_seed(seed)
     module = randomise(create_dense(ref), seed)
     family = family_of(module, name)
-    size = module.patch_embed.img_size
-    shape = (module.in_chans, size[0], size[1])
+    shape = family.input_size(module)
     preprocess = Preprocess(shape, (0.5,) * shape[0], (0.5,) * shape[0])
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "random"})
 
@@ -142,7 +142,19 @@ def choices_of(
     model: TimmModel, section: CompressSection | None = None, multiples: dict[str, int] | None = None
 ) -> Choices:
     """What a section, the default one if it is absent, reduces on a model."""
-    return choices_for(model.module, model.family, model.groups, section or CompressSection(), multiples or {})
+    return choices_for(model, Method.of(section or CompressSection()), multiples or {})
+
+
+def problem_of(
+    model: TimmModel,
+    section: CompressSection | None = None,
+    budget: BudgetSection | None = None,
+    multiples: dict[str, int] | None = None,
+    tables: tuple[LatencyTable, ...] = (),
+) -> Problem:
+    """A model to be compressed, by the default method unless a section says otherwise."""
+    problem = Problem.of(model, section or CompressSection(), budget or BudgetSection(), multiples or {})
+    return problem.timed(tables)
 
 
 def table_of(choices: Choices, seed: int = 0, target: str = "ort-cpu") -> LatencyTable:

@@ -9,6 +9,7 @@ import pytest
 from builders import few_sessions, write_samples, write_stack
 
 from toolchain.devices.device import Device
+from toolchain.errors import DeviceLost
 from toolchain.gate.timing import Pair
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.experiment import artifact_facts
@@ -81,6 +82,32 @@ class Scripted:
 
 def device_of(measurer, runtime="ort-cpu"):
     return Device(runtime, runtime, measurer)
+
+
+class Stopwatch:
+    """A measurer whose numbers are made up; keeps what it was asked.
+
+    Attributes:
+        noise: of the samples; much of it leaves a comparison without a verdict.
+        lost: a batch at which the device drops off.
+    """
+
+    def __init__(self):
+        self.asked, self.noise, self.lost = [], 0.002, None
+
+    def __call__(self, a, b, device, workload, *_, parity, **__):
+        self.asked.append((workload.batch, parity))
+        if workload.batch == self.lost:
+            raise DeviceLost(device.runtime, "the connection failed.")
+        faster = write_samples(b=-0.5, noise=self.noise)
+        scenario = faster.scenario.model_copy(update={"target": device.runtime, "batch": workload.batch})
+        artifacts = {"A": artifact_facts(a), "B": artifact_facts(b)}
+        return faster.model_copy(update={"scenario": scenario, "artifacts": artifacts, "parity": parity})
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    return Stopwatch()
 
 
 def as_measured(pair: Pair, **truth: object) -> Comparison:

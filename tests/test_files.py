@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import stat
@@ -250,6 +251,17 @@ def test_json_round_trips_and_holds_no_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"x": float("nan")})
     assert read_json(path) == value
+
+
+def test_gzipped_json_is_read_as_plain_json_is_whatever_the_file_is_called(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(gzip.compress('{"a": "ä"}'.encode()))
+    assert read_json(path) == {"a": "ä"}
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:12] + b"\0" * (len(whole) - 12), gzip.compress(b"{")):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="is not JSON"):
+            read_json(path)
 
 
 def test_reading_what_is_not_there_or_not_json(tmp_path):

@@ -62,16 +62,17 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The two products of attention: H heads of head dim d over N tokens, 2·H·N²·d MACs."""
+    """The two products of attention: H heads of head dim d over N tokens in each of some windows, 2·H·N²·d MACs each."""
 
     heads: int
     head_dim: int
     tokens: int
+    windows: int = 1
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of q kᵀ and of the weighted sum of v for one image."""
-        return 2 * self.heads * self.tokens**2 * self.head_dim
+        return 2 * self.windows * self.heads * self.tokens**2 * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
     shadow = copy.deepcopy(module).to("meta").eval()
     linears: dict[str, LinearShape] = {}
     conv_macs = 0
-    tokens: dict[str, int] = {}
+    inside: dict[str, tuple[int, int]] = {}
     names = {m: name for name, m in shadow.named_modules()}
     sites = {site.module: site for site in family.attentions(module)}
 
@@ -169,7 +170,8 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
         conv_macs += out.numel() * layer.weight[0].numel()
 
     def on_attention(layer: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
-        tokens[names[layer]] = inputs[0].shape[1]
+        windows, tokens, _width = inputs[0].shape
+        inside[names[layer]] = (tokens, windows)
 
     for name, child in shadow.named_modules():
         if isinstance(child, nn.Linear):
@@ -180,10 +182,10 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
             child.register_forward_hook(on_attention)
     with torch.no_grad():
         shadow(torch.empty(1, *input_size, device="meta"))
-    attentions = {name: AttentionShape(site.heads, site.head_dim, tokens[name]) for name, site in sites.items()}
+    attentions = {name: AttentionShape(site.heads, site.head_dim, *inside[name]) for name, site in sites.items()}
     params = sum(p.numel() for p in module.parameters())
-    scales = [branch.scale for branches in family.branches(module).values() for branch in branches]
-    scale_params = sum(module.get_parameter(name).numel() for name in scales if name is not None)
+    scales = [branch.scale for branch in family.branches(module) if branch.scale is not None]
+    scale_params = sum(module.get_parameter(name).numel() for name in scales)
     others = params - sum(linear.params for linear in linears.values())
     return ModelShape(linears, attentions, others, conv_macs, scale_params)
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:  # a process that only measures reads and writes files, and ha
 
     from toolchain.families import Family, UnitGroup
 
+IMAGE, LOGITS, BATCH = "image", "logits", "batch"
+"""What input, output and open dimension of every form are called."""
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
-ENGINE_FILES = ("engine.json", "*.engine", "*.xml", "*.bin")
 In_contra = TypeVar("In_contra", contravariant=True)
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -149,24 +150,6 @@ AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
 
 
 @dataclass(frozen=True)
-class OnnxArtifact:
-    """An ONNX file; its preprocessing is None and its precision "" where it does not say, as others' files do not."""
-
-    path: Path
-    precision: str
-    preprocess: Preprocess | None = None
-
-
-@dataclass(frozen=True)
-class EngineArtifact:
-    """A built engine, and the facts written beside it in engine.json."""
-
-    target: str
-    path: Path
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Made(Generic[Out, Facts_co]):
     """What a stage hands back.
 
@@ -189,15 +172,15 @@ class Stage(Protocol[In_contra, Out, Facts_co]):
         """What the step is called in messages and reports."""
         ...
 
-    def requires(self, given: In_contra) -> None:
+    def requires(self, given: In_contra, /) -> None:
         """Raises if the step cannot work on `given`."""
         ...
 
-    def __call__(self, given: In_contra) -> Made[Out, Facts_co]:
+    def __call__(self, given: In_contra, /) -> Made[Out, Facts_co]:
         """The result of the step."""
         ...
 
-    def ensures(self, given: In_contra, made: Out) -> None:
+    def ensures(self, given: In_contra, made: Out, /) -> None:
         """Raises if `made`, the artifact, is not what the step promises for `given`."""
         ...
 

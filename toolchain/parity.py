@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from toolchain.errors import ParityError, SlimvitError
 
@@ -55,7 +56,7 @@ class Rung:
         tolerance: what was allowed.
     """
 
-    from_: str
+    from_: Annotated[str, Field(alias="from")]  # as it stands in report.json
     to: str
     max_abs: float | None
     cosine_min: float | None

@@ -14,7 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from toolchain.errors import RecipeError
 from toolchain.outputs import Output
@@ -46,6 +53,8 @@ CLASS_LISTS = (
     "imagenet-22k-ms",
 )
 """The class lists that timm ships: which output each synset is of a model that was trained on them."""
+ALIGN = 8
+"""Widths are multiples of it where a recipe names no target: of others, a head dim of 35 say, no runtime is fast."""
 PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
     "joint": ("joint", "obs", "solver"),
     "hybrid": ("svd", "vtp", "global"),
@@ -102,13 +111,17 @@ class VtpSection(Section):
 
 
 class CompressSection(Section):
-    """[compress]: `method` is a preset of attention, neurons and allocation; each can be picked alone."""
+    """[compress]: `method` is a preset of attention, neurons and allocation; each can be picked alone.
+
+    Kept counts are multiples of `align`; without it, of what the recipe's targets prefer, or of `ALIGN` if it names none.
+    """
 
     method: Literal["joint", "hybrid", "vtp", "none"] = "joint"
     attention: str = ""
     neurons: str = ""
     allocation: str = ""
     attention_share: Fraction | None = None
+    align: Positive | None = None
     refit: bool = True
     sequential: bool = True
     sensitivity: bool = True
@@ -121,6 +134,11 @@ class CompressSection(Section):
             if not getattr(self, name):
                 object.__setattr__(self, name, preset)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_targets_say(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if key != "align" or value is not None}
 
 
 class BudgetSection(Section):
@@ -164,24 +182,25 @@ class FinetuneSection(Section):
         return self
 
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
-
-
 class ExportSection(Section):
     """[export]: the ONNX files; within `accuracy_loss`, a share of the images, the report suggests one of them."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(tuple_of)] = ("fp32",)
+    precisions: Names = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
     softmax: bool = False
     accuracy_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
 
 
+Targets = Annotated[tuple[str, ...], BeforeValidator(tuple_of)]
+"""Names of targets; none of them means that nothing is built or measured."""
+
+
 class EngineSection(Section):
     """[engine]: which engines to build from them."""
 
-    targets: Names = ("trt-rtx",)
+    targets: Targets = ("trt-rtx",)
     compute_capabilities: Names = ("8.6", "8.9", "12.0")
     batch: Annotated[tuple[Positive, Positive, Positive], BeforeValidator(tuple_of)] = (1, 1, 8)
     strip: bool = False
@@ -201,7 +220,7 @@ class EngineSection(Section):
 class BenchSection(Section):
     """[bench]: where latency is compared."""
 
-    targets: Names = ("ort-cpu",)
+    targets: Targets = ("ort-cpu",)
     batch: Counts = (1,)
     threads: Counts = (1,)
 

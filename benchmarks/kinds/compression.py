@@ -18,10 +18,11 @@ import predict
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from records import Record, described, here, versions
+from records import UNALIGNED, Record, described, here, versions
 from torch import nn
 
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
+from toolchain.compress.method import Method
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches
@@ -29,9 +30,10 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import MaskedModel, run_stage
-from toolchain.pipeline.job import Job, clocks, prepare
-from toolchain.pipeline.job import compressed as compress
+from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.compress import compress
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import Progress
 from toolchain.recipe import FinetuneSection, Recipe
 from toolchain.surgery.replay import load_model, save_model
@@ -172,6 +174,8 @@ class Compression(Kind[CompressionCell, Group]):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
+        if "latency" not in raw.get("budget", {}):  # no target says otherwise
+            raw.setdefault("compress", {}).setdefault("align", UNALIGNED)
         return Recipe.from_dict(raw)
 
     def recipe_keys(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +209,7 @@ class Compression(Kind[CompressionCell, Group]):
         chosen = self.chosen(cell, bench)
         weights = ""
         if cell.reference:
-            ready = bench.found(cell.reference, cell.seed)
+            ready = bench.ready(cell.reference, cell.seed)
             if ready is None and record is None:
                 ready = bench.reference(cell.reference, cell.seed)
             weights = ready.weights_sha256 if ready else record.result["weights_sha256"] if record else ""
@@ -249,7 +253,7 @@ class Compression(Kind[CompressionCell, Group]):
             "labels": self.reads_labels(cell, recipe),
             "recovery_kept": kept,
             **cost(shape),
-            "dense": cost(job.allocation.dense),
+            "dense": cost(job.problem.shape),
             **figures,
             **facts,
         }
@@ -259,7 +263,7 @@ class Compression(Kind[CompressionCell, Group]):
     def reads_labels(self, cell: CompressionCell, recipe: Recipe) -> bool:
         """Whether any labels were read after the dense model was trained."""
         recovered = cell.training == "recovered" and recipe.finetune.labels
-        return recipe.compress.neurons in ("vtp", "taylor") or recovered
+        return Method.of(recipe.compress).reads_labels or recovered
 
     def compressed(
         self, job: Job, settings: Mapping[str, Any], reference: Ready, work: Path, progress: Progress
@@ -278,8 +282,9 @@ class Compression(Kind[CompressionCell, Group]):
                     return model, known["facts"], known["seconds"]
             clock = Clock()
             dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-            latency = latency_of(clocks(job, dense, progress.at))
-            masked, allocation = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
+            latency = latency_of(clocks(job, dense, progress))
+            made = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
+            masked, allocation = made.artifact, made.facts
             clock.lap("compress")
             times = allocation.to_dict()["latency"]
             about = {**_plan_facts(masked), **({"latency": times} if times else {})}
@@ -292,7 +297,7 @@ class Compression(Kind[CompressionCell, Group]):
     def final(self, job: Job, masked: MaskedModel) -> tuple[nn.Module, ModelShape]:
         """(the module that would be shipped, its shapes)."""
         module, shape = shaped(run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module, masked)
-        if shape.params > job.allocation.dense.params:
+        if shape.params > job.problem.shape.params:
             raise ArtifactError(f"the compressed model has {shape.params:,} parameters, more than the dense one")
         return module, shape
 
@@ -319,7 +324,7 @@ class Compression(Kind[CompressionCell, Group]):
             begun.add(start)
             passes = predict.passes(recipe, epochs(recipe), sizes[model], compressed=repeated)
             seconds[cell.name] = known.get(alike) or predict.seconds(passes, sizes[model], rate)
-            if cell.reference and bench.found(cell.reference, cell.seed) is None:
+            if cell.reference and bench.ready(cell.reference, cell.seed) is None:
                 seconds[cell.model] = predict.training_seconds(dense, sizes[model], rate)
         return seconds
 

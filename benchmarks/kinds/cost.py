@@ -23,6 +23,7 @@ from torch.nn import functional
 from kinds.base import Outcome
 from kinds.compression import Compression, CompressionCell, cost
 from toolchain.compress.closed_form import betas_for
+from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
@@ -140,14 +141,15 @@ def measured(recipe: Recipe) -> dict[str, Any]:
         def at(self, share: float, text: str) -> None:
             spent("damage" if text.startswith("damage") else "closed form")
 
-    stage = Compress(recipe.compress, recipe.budget, source, {}, progress=Progress(Clock()))
-    masked = run_stage(stage, dense).artifact
+    problem = Problem.of(dense, recipe.compress, recipe.budget, {})
+    stage = Compress(source, progress=Progress(Clock()))
+    masked = run_stage(stage, problem).artifact
     spent("rest")
     deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     spent("slice")
     after = trace(deploy.module, family, size)
     result = {
-        "blocks": len(family.branches(module)),
+        "blocks": len(family.blocks(module)),
         **cost(after),
         "dense": cost(before),
         "widths": [

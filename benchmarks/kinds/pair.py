@@ -16,7 +16,7 @@ from shapes import DENSE, Shape
 from kinds import KINDS
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
 from kinds.compression import Compression, CompressionCell
-from toolchain.artifacts.size import artifact_size_bytes
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of
@@ -140,8 +140,8 @@ class Pair(Kind[PairCell, Group]):
         file, sides = bench.suite.file, []
         for side in (cell.a, cell.b):
             if cell.model:
-                made = shape(cell.model, side, file, bench.suite.path)
-                sides.append([made.timm_name, made.sections, made.precision])
+                one = shape(cell.model, side, file, bench.suite.path)
+                sides.append([one.timm_name, one.sections, one.precision])
                 continue
             row = self._row(side, bench.suite)
             if (record := bench.record(row)) is None:
@@ -198,7 +198,7 @@ def comparison_of(record: Record) -> Comparison:
 
 def same_sizes(artifacts: Any, files: Sequence[Path]) -> bool:
     """Whether files have as many bytes as those that were timed."""
-    return [artifact_size_bytes(file) for file in files] == [artifacts[name].size_bytes for name in ("A", "B")]
+    return [open_artifact(file).size_bytes for file in files] == [artifacts[name].size_bytes for name in ("A", "B")]
 
 
 def shape(model: str, side: str, file: File, path: Path) -> Shape:

@@ -6,18 +6,16 @@ Stacks of one block differ in their depth alone, so it is known whether one is s
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import timm
+from bursts import load
 from pydantic import Field
 from records import Record, versions
 
@@ -40,15 +38,6 @@ SHAPE = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10, "emb
 TAU, ALPHA = 0.05, 0.05
 SECONDS = 26.0
 """What one comparison is predicted to take until some are recorded: six sessions of warm-up and 12 blocks."""
-LOAD = """import numpy as np, os, random, time
-r, x = random.Random({seed}), np.ones((600, 600), np.float32)
-while os.getppid() == {parent}:
-    end = time.time() + r.uniform(0.2, 2)
-    while time.time() < end: x @ x
-    time.sleep(r.uniform(0.2, 2))
-"""
-"""A process that works in bursts, and ends by itself once its parent was killed: left behind, it would be beside every
-experiment that follows."""
 
 
 class Group(Table):
@@ -147,21 +136,6 @@ def stack(depth: int, folder: Path) -> Path:
         meta = {"slimvit.tool": tool(), "benchmark": path.stem}
         export_onnx(module, path, input_size=(1, 28, 28), opset=20, metadata=meta, simplify=True)
     return path
-
-
-@contextlib.contextmanager
-def load(seed: int, *, wanted: bool) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Bursts of work on one core, of 0.2 to 2 s with pauses of that length, by the process given, while the block runs."""
-    if not wanted:
-        yield None
-        return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    code = LOAD.format(seed=seed, parent=os.getpid())
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def verdicts_of(record: Record) -> tuple[str, str]:

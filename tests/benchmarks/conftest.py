@@ -1,56 +1,19 @@
-"""A suite so small that it runs in seconds, and the threads that a run changes put back."""
+"""A suite so small that it runs in seconds, its records, and the threads that a run changes put back."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from benching import RECORDED, TINY, Toy
+from kinds import KINDS
+from measuring import made_up, own_cache
+from records import Results
+from suite import Suite
 
-TINY = """\
-title = "A tiny suite"
-compare = [["joint.params0.5", "vtp.params0.7"]]
-
-[references.tiny]
-seeds = [0]
-
-[references.tiny.recipe]
-model = { name = "vit_tiny_patch16_224", pretrained = false, kwargs = { img_size = 8, patch_size = 4, in_chans = 1, \
-num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 } }
-data = { source = "digits", calibration_images = 64 }
-train = { epochs = 1, lr = 1e-3, batch_size = 64 }
-
-[recovery]
-epochs = 1
-batch_size = 64
-
-[[cells]]
-name = "dense"
-reference = "tiny"
-settings = { "compress.method" = "none" }
-
-[[cells]]
-name = "sweep-lr"
-sweep = "lr"
-reference = "tiny"
-training = ["recovered"]
-settings = { "compress.method" = "joint", "budget.params" = 0.5 }
-grid = { "finetune.lr" = [1e-5, 1e-3] }
-
-[[cells]]
-name = "joint"
-reference = "tiny"
-training = ["zero", "recovered"]
-best = ["lr"]
-settings = { "compress.method" = "joint" }
-grid = { "budget.params" = [0.5] }
-
-[[cells]]
-name = "vtp"
-reference = "tiny"
-settings = { "compress.method" = "vtp", "compress.vtp.epochs" = 1 }
-grid = { "budget.params" = [0.7] }
-"""
+__all__ = ["made_up", "own_cache"]
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +31,21 @@ def suite_file(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def suite(suite_file) -> Suite:
+    """The tiny suite."""
+    return Suite.load(suite_file)
+
+
+@pytest.fixture
+def results(tmp_path) -> Results:
+    """The records of the tiny suite as they were measured once, in a folder that a test may change."""
+    return Results(Path(shutil.copytree(RECORDED, tmp_path / "results")))
+
+
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory) -> Path:
-    """A folder in which the tiny suite was measured once: tiny.toml, results/, work/."""
+    """A folder in which the tiny suite is measured now: tiny.toml, results/, work/."""
     import run
 
     root = tmp_path_factory.mktemp("suite")
@@ -80,3 +55,16 @@ def measured(tmp_path_factory) -> Path:
     assert run.main(arguments) == 0
     torch.set_num_threads(before)
     return root
+
+
+@pytest.fixture
+def copied(measured, tmp_path) -> Path:
+    """A copy of the measured folder that a test may change."""
+    return Path(shutil.copytree(measured, tmp_path / "copy"))
+
+
+@pytest.fixture
+def toy():
+    """The toy kind, registered as long as the test lasts."""
+    yield KINDS.add(kind := Toy())
+    KINDS.discard(kind.name)

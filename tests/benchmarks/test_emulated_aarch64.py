@@ -58,18 +58,16 @@ def test_the_runner_has_to_be_on_another_processor(tmp_path, capsys):
 
 
 def test_a_missing_emulator_is_said_with_the_fix(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(emulated_aarch64.shutil, "which", lambda _: None)
-    monkeypatch.setattr(sys, "argv", ["emulated_aarch64.py", "m.onnx", "--work", str(tmp_path)])
-    assert emulated_aarch64.main() == 5
+    monkeypatch.setenv("PATH", "")
+    assert emulated_aarch64.main(["m.onnx", "--work", str(tmp_path)]) == 5
     assert "apt-get install qemu-user-static" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"there is no {QEMU}")
-def test_a_model_and_the_runner_are_right_on_emulated_aarch64(tmp_path, monkeypatch, capsys):
+def test_a_model_and_the_runner_are_right_on_emulated_aarch64(tmp_path, capsys):
     model = write_stack(tmp_path / "m.onnx")
-    monkeypatch.setattr(sys, "argv", ["emulated_aarch64.py", str(model), "--work", str(tmp_path / "work")])
-    assert emulated_aarch64.main() == 0
+    assert emulated_aarch64.main([str(model), "--work", str(tmp_path / "work")]) == 0
     told = capsys.readouterr().out
     assert "aarch64, Python 3" in told
     assert not any(unit in told for unit in (" ms", " ns", " seconds"))

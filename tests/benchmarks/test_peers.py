@@ -3,10 +3,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import peers
 import pytest
 import torch
 from builders import dense_model
+from kinds import torch_pruning as peers
 
 from toolchain.cost import trace
 from toolchain.data import open_source

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import shutil
 
 import numpy as np
-import panels
-import plots
 import pytest
-from panels import Bars, Cells, Lines, Point, Series
-from records import Results
-from rows import Table
+from benching import changed
+from pages import panels, plots
+from pages.accuracy import recorded
+from pages.panels import Bars, Cells, Lines, Point, Series
+from pages.rows import Table
+from records import Record, Results
 from suite import Suite
 
 
@@ -20,79 +19,63 @@ def shares(block: int, kind: str, total: int, removed: int, *, physical: bool = 
 
 
 def drawn(suite: Suite, results: Results) -> dict[str, str]:
-    return {name: svg for name, (_, svg) in plots.draw(Table(suite, tuple(results.of(suite)))).items()}
+    return {name: svg for name, (_, svg) in plots.draw(Table(suite, of(suite, results))).items()}
 
 
 def words(svg: str) -> list[str]:
     return re.findall(r">([^<>]+)</text>", svg)
 
 
-@pytest.fixture
-def results(measured, tmp_path) -> Results:
-    """A copy of the measured tiny suite's records."""
-    shutil.copytree(measured / "results", tmp_path / "results")
-    return Results(tmp_path / "results")
+def of(suite: Suite, results: Results) -> tuple[Record, ...]:
+    """The records of a suite, in its order."""
+    return tuple(recorded(suite, results)[0])
 
 
-@pytest.fixture
-def suite(measured) -> Suite:
-    return Suite.load(measured / "tiny.toml")
-
-
-def rewritten(results: Results, cell: str, change) -> None:
-    path = results.path("tiny", cell)
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
+def plan(**result: object) -> Record:
+    return Record("tiny", "cell", "compression", "", {}, result, {})
 
 
 class TestShares:
     def test_a_block_that_is_left_whole_counts_as_nothing_removed(self):
-        record = {
-            "pruned_shares": [shares(0, "mlp_hidden", 100, 50), shares(2, "mlp_hidden", 100, 25)],
-            "units": {"mlp_hidden": 400},
-        }
+        both = [shares(0, "mlp_hidden", 100, 50), shares(2, "mlp_hidden", 100, 25)]
+        record = plan(pruned_shares=both, units={"mlp_hidden": 400})
         assert plots.removed(record) == {("mlp_hidden", True): [50.0, 0.0, 25.0, 0.0]}
 
     def test_linears_of_one_block_count_together(self):
-        record = {"pruned_shares": [shares(0, "rank", 30, 15), shares(0, "rank", 10, 1)], "units": {}}
+        record = plan(pruned_shares=[shares(0, "rank", 30, 15), shares(0, "rank", 10, 1)], units={})
         assert plots.removed(record) == {("rank", True): [40.0]}
 
     def test_kinds_are_kept_apart(self):
-        record = {
-            "pruned_shares": [shares(0, "attn_in", 10, 1, physical=False), shares(1, "mlp_hidden", 10, 2)],
-            "units": {},
-        }
+        both = [shares(0, "attn_in", 10, 1, physical=False), shares(1, "mlp_hidden", 10, 2)]
+        record = plan(pruned_shares=both, units={})
         assert plots.removed(record) == {("attn_in", False): [10.0, 0.0], ("mlp_hidden", True): [0.0, 20.0]}
 
     def test_a_dense_model_has_none(self):
-        assert plots.removed({"pruned_shares": [], "units": {}}) == {}
+        assert plots.removed(plan(pruned_shares=[], units={})) == {}
 
 
 class TestWhatIsDrawn:
     def test_numbers_are_those_of_the_records(self, suite, results):
-        table = Table(suite, tuple(results.of(suite)))
+        table = Table(suite, of(suite, results))
         found = plots.draw(table)
         dense, vtp = (results.read("tiny", f"{row}.zero.tiny_s0") for row in ("dense", "vtp.params0.7"))
         assert dense is not None
         assert vtp is not None
         cells = [word for word in words(found["pruned.tiny.svg"][1]) if word.isdigit()]
-        hidden = [share for share in vtp["pruned_shares"] if share["kind"] == "mlp_hidden"]
+        hidden = [share for share in vtp.result["pruned_shares"] if share["kind"] == "mlp_hidden"]
         for share in hidden:
             assert f"{100 * share['removed'] / share['total']:.0f}" in cells
         assert "feed-forward neurons (cut)" in words(found["pruned.tiny.svg"][1])
         assert "attention input (zeroed only)" in words(found["pruned.tiny.svg"][1])
         point = table.against_dense(next(row for row in table.rows if row.name == "vtp.params0.7"))
         assert point is not None
-        assert point.point == pytest.approx(vtp["test"]["wrong"] / dense["test"]["wrong"] - 1)
+        assert point.point == pytest.approx(vtp.result["test"]["wrong"] / dense.result["test"]["wrong"] - 1)
 
     def test_another_outcome_is_another_figure(self, suite, results):
         before = drawn(suite, results)
-        rewritten(
-            results,
-            "joint.params0.5.zero.tiny_s0",
-            lambda record: record["pruned_shares"][0].update(removed=record["pruned_shares"][0]["removed"] - 1),
-        )
+        joint = results.read("tiny", "joint.params0.5.zero.tiny_s0")
+        first, *rest = joint.result["pruned_shares"]
+        results.save(changed(joint, pruned_shares=[{**first, "removed": first["removed"] - 1}, *rest]))
         after = drawn(suite, results)
         assert [name for name in before if before[name] != after[name]] == ["widths.tiny.svg"]
 
@@ -120,9 +103,9 @@ class TestWhatIsDrawn:
         assert drawn(suite, results) == {}
 
     def test_four_rows_of_one_budget_are_bars(self, suite, results):
-        rows = Table(suite, tuple(results.of(suite)))
-        joint = next(record for record in rows.records if record["row"] == "joint.params0.5")
-        more = tuple({**joint, "row": f"{name}.params0.5", "training": "zero"} for name in ("b", "c", "d"))
+        rows = Table(suite, of(suite, results))
+        joint = next(record for record in rows.records if record.definition["row"] == "joint.params0.5")
+        more = tuple(changed(joint, {"row": f"{name}.params0.5", "training": "zero"}) for name in ("b", "c", "d"))
         found = plots.draw(Table(suite, (*rows.records, *more)))
         assert "parts.tiny.svg" in found
         assert "increase.tiny.svg" not in found
@@ -131,10 +114,10 @@ class TestWhatIsDrawn:
         assert "50 % of the parameters left" in text
 
     def test_calibration_images_have_a_figure_of_their_own(self, suite, results):
-        table = Table(suite, tuple(results.of(suite)))
-        joint = next(record for record in table.records if record["cell"] == "joint.params0.5.zero.tiny_s0")
+        table = Table(suite, of(suite, results))
+        joint = next(record for record in table.records if record.cell == "joint.params0.5.zero.tiny_s0")
         more = [
-            {**joint, "row": f"images.{count}", "tried": {plots.IMAGES: count, "budget.params": 0.5}}
+            changed(joint, {"row": f"images.{count}", "tried": {plots.IMAGES: count, "budget.params": 0.5}})
             for count in (32, 64, 128, 256, 512)
         ]
         found = plots.draw(Table(suite, (*table.records, *more)))
@@ -147,10 +130,10 @@ class TestWhatIsDrawn:
 
 class TestNumbers:
     def made(self, suite, results) -> dict[str, plots.Drawing]:
-        return plots.drawings(Table(suite, tuple(results.of(suite))))
+        return plots.drawings(Table(suite, of(suite, results)))
 
     def test_increase(self, suite, results):
-        table = Table(suite, tuple(results.of(suite)))
+        table = Table(suite, of(suite, results))
         zero, recovered = plots.drawings(table)["increase.tiny.svg"].panels
         assert [series.label for series in zero.series] == ["joint", "vtp"]
         assert [series.label for series in recovered.series] == ["joint"]
@@ -164,18 +147,21 @@ class TestNumbers:
         ):
             record = results.read("tiny", f"{cell}.tiny_s0")
             (point,) = series.points
-            assert point.x == pytest.approx(100 * record["params"] / record["dense"]["params"], abs=1e-5)
-            assert point.y == pytest.approx(100 * (record["test"]["wrong"] / dense["test"]["wrong"] - 1), abs=1e-5)
+            assert point.x == pytest.approx(100 * record.result["params"] / record.result["dense"]["params"], abs=1e-5)
+            assert point.y == pytest.approx(
+                100 * (record.result["test"]["wrong"] / dense.result["test"]["wrong"] - 1), abs=1e-5
+            )
             assert point.lo <= point.y <= point.hi
         vtp = zero.series[1].points[0]
         assert vtp.lo < vtp.y < vtp.hi
 
     def test_the_dense_model_trained_on_is_a_line(self, suite, results):
-        records = results.of(suite)
-        dense = next(record for record in records if record["row"] == "dense")
-        trained = {**dense, "training": "recovered", "test": results.read("tiny", "vtp.params0.7.zero.tiny_s0")["test"]}
+        records = of(suite, results)
+        dense = next(record for record in records if record.definition["row"] == "dense")
+        test = results.read("tiny", "vtp.params0.7.zero.tiny_s0").result["test"]
+        trained = changed(dense, {"training": "recovered"}, test=test)
         drawing = plots.drawings(Table(suite, (*records, trained)))["increase.tiny.svg"]
-        increase = 100 * (trained["test"]["wrong"] / dense["test"]["wrong"] - 1)
+        increase = 100 * (test["wrong"] / dense.result["test"]["wrong"] - 1)
         assert drawing.panels[1].level == ("dense, trained on", pytest.approx(increase, abs=1e-5))
 
     def test_widths_are_what_is_kept(self, suite, results):
@@ -188,7 +174,7 @@ class TestNumbers:
             removed = plots.removed(record)[kind, True]
             assert [point.y for point in series.points] == pytest.approx([100 - gone for gone in removed], abs=1e-5)
             whole = {"head_dim": 16, "mlp_hidden": 128}[kind]
-            kept = {each["module"]: each["kept"] for each in record["widths"] if each["unit"] == kind}
+            kept = {each["module"]: each["kept"] for each in record.result["widths"] if each["unit"] == kind}
             for point in series.points:
                 part = "attn" if kind == "head_dim" else "mlp"
                 assert point.y == pytest.approx(
@@ -196,11 +182,13 @@ class TestNumbers:
                 )
 
     def test_seeds_are_a_mean_with_its_range(self, suite, results):
-        records = results.of(suite)
-        first = next(record for record in records if record["cell"] == "vtp.params0.7.zero.tiny_s0")
-        shares = [{**s, "removed": 0 if s["kind"] == "mlp_hidden" else s["removed"]} for s in first["pruned_shares"]]
+        records = of(suite, results)
+        first = next(record for record in records if record.cell == "vtp.params0.7.zero.tiny_s0")
+        shares = [
+            {**s, "removed": 0 if s["kind"] == "mlp_hidden" else s["removed"]} for s in first.result["pruned_shares"]
+        ]
         whole = [share for share in shares if share["removed"]]
-        second = {**first, "seed": 1, "pruned_shares": whole}
+        second = changed(first, {"seed": 1}, pruned_shares=whole)
         drawing = plots.drawings(Table(suite, (*records, second)))["pruned.tiny.svg"]
         (panel,) = drawing.panels
         hidden = panel.values[panel.rows.index("feed-forward neurons (cut)")]
@@ -211,10 +199,10 @@ class TestNumbers:
         assert panel.rule == 2
 
     def test_bars_are_in_the_order_of_the_suite_and_say_their_training(self, suite, results):
-        records = results.of(suite)
-        joint = next(record for record in records if record["cell"] == "joint.params0.5.zero.tiny_s0")
-        other = results.read("tiny", "vtp.params0.7.zero.tiny_s0")["test"]
-        more = tuple({**joint, "row": f"{name}.params0.5", "test": other} for name in ("b", "c", "d"))
+        records = of(suite, results)
+        joint = next(record for record in records if record.cell == "joint.params0.5.zero.tiny_s0")
+        other = results.read("tiny", "vtp.params0.7.zero.tiny_s0").result["test"]
+        more = tuple(changed(joint, {"row": f"{name}.params0.5"}, test=other) for name in ("b", "c", "d"))
         half, most = plots.drawings(Table(suite, (*records, *more)))["parts.tiny.svg"].panels[::-1]
         assert [(label, meaning) for label, _, _, meaning in half.bars] == [
             ("joint", "without training"),
@@ -225,21 +213,20 @@ class TestNumbers:
         ]
         assert most.title == "70 % of the parameters left"
         dense = results.read("tiny", "dense.zero.tiny_s0")
-        for place, test in ((0, joint["test"]), (2, other)):
-            increase = 100 * (test["wrong"] / dense["test"]["wrong"] - 1)
+        for place, test in ((0, joint.result["test"]), (2, other)):
+            increase = 100 * (test["wrong"] / dense.result["test"]["wrong"] - 1)
             assert half.bars[place][1].y == pytest.approx(increase, abs=1e-5)
         assert half.bars[2][1].lo < half.bars[2][1].hi
 
     def test_calibration(self, suite, results):
-        records = results.of(suite)
-        joint = next(record for record in records if record["cell"] == "joint.params0.5.zero.tiny_s0")
+        records = of(suite, results)
+        joint = next(record for record in records if record.cell == "joint.params0.5.zero.tiny_s0")
         more = [
-            {
-                **joint,
-                "row": f"images.{n}",
-                "tried": {plots.IMAGES: n},
-                "validation": {**joint["validation"], "kl": 1 / n},
-            }
+            changed(
+                joint,
+                {"row": f"images.{n}", "tried": {plots.IMAGES: n}},
+                validation={**joint.result["validation"], "kl": 1 / n},
+            )
             for n in (32, 64)
         ]
         drawing = plots.drawings(Table(suite, (*records, *more)))["calibration.svg"]
@@ -252,12 +239,12 @@ class TestNumbers:
 
     def test_calibration_without_the_dense_model_is_left_out(self, suite, results):
         joint = results.read("tiny", "joint.params0.5.zero.tiny_s0")
-        assert plots.drawings(Table(suite, ({**joint, "tried": {plots.IMAGES: 32}},))) == {}
+        assert plots.drawings(Table(suite, (changed(joint, {"tried": {plots.IMAGES: 32}}),))) == {}
 
-    def test_cost(self, suite, results):
+    def test_cost(self, results):
         joint = results.read("tiny", "joint.params0.5.zero.tiny_s0")
-        record = {**joint, "blocks": 2, "seconds": {"damage": 1.5, "closed form": 6}, "peak_bytes": 3 * 2**30}
-        drawing = plots.drawings(Table(dataclasses.replace(suite, kind="scale"), (record,)))["cost.svg"]
+        spent = dataclasses.replace(joint, seconds={"damage": 1.5, "closed form": 6})
+        drawing = plots.cost([changed(spent, blocks=2, peak_bytes=3 * 2**30)])
         seconds, memory = (panel.series[0] for panel in drawing.panels)
         assert (seconds.label, seconds.points[0].x, seconds.points[0].y) == ("vit_tiny, 2 blocks", 64, 2), (
             "three β are tried"

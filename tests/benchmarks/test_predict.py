@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import predict
-import scale
 import torch
+from kinds import KINDS, cost
+from kinds.compression import epochs, kind_of, recorded_seconds
+from records import Record
 from suite import Suite
 
 from toolchain.recipe import Recipe
@@ -12,32 +14,30 @@ SIZES = predict.Sizes(macs=1_000_000, train=1000, validation=100, test=200)
 
 def recipes(path):
     suite = Suite.load(path)
-    return {f"{cell.row}.{cell.training}": suite.recipe(cell) for cell in suite.cells}
+    return {f"{cell.row}.{cell.training}": KINDS[cell.kind].recipe(cell, suite) for cell in suite.cells}
 
 
 def test_more_work_is_predicted_to_take_longer(suite_file):
-    found = {name: predict.passes(recipe, SIZES) for name, recipe in recipes(suite_file).items()}
+    found = {name: predict.passes(recipe, epochs(recipe), SIZES) for name, recipe in recipes(suite_file).items()}
     assert found["dense.zero"] == 2 * 100 + 200
     assert found["vtp.params0.7.zero"] == found["dense.zero"] + 3 * 1000
     assert found["joint.params0.5.recovered"] == found["joint.params0.5.zero"] + 4 * 1000
     assert found["joint.params0.5.zero"] > found["dense.zero"]
-    shared = predict.passes(recipes(suite_file)["joint.params0.5.recovered"], SIZES, compressed=True)
+    recovered = recipes(suite_file)["joint.params0.5.recovered"]
+    shared = predict.passes(recovered, epochs(recovered), SIZES, compressed=True)
     assert shared == found["dense.zero"] + 4 * 1000
 
 
 def test_recorded_seconds_replace_the_prediction_for_cells_of_a_kind(suite_file):
     dumps = {name: recipe.model_dump(mode="json") for name, recipe in recipes(suite_file).items()}
+    definition = {"recipe": dumps["vtp.params0.7.zero"], "peer": {}, "training": "zero"}
     records = [
-        {
-            "definition": {"recipe": dumps["vtp.params0.7.zero"], "peer": {}},
-            "training": "zero",
-            "seconds": {"a": a, "b": 1, "load": a + 1},
-        }
+        Record("tiny", f"cell{a}", "compression", "", definition, {}, {}, seconds={"a": a, "b": 1, "load": a + 1})
         for a in (1, 3)
     ]
-    known = predict.recorded_seconds(records)
-    assert known == {predict.kind(dumps["vtp.params0.7.zero"], {}, "zero"): 3}
-    assert predict.kind(dumps["joint.params0.5.zero"], {}, "zero") not in known
+    known = recorded_seconds(records)
+    assert known == {kind_of(dumps["vtp.params0.7.zero"], {}, "zero"): 3}
+    assert kind_of(dumps["joint.params0.5.zero"], {}, "zero") not in known
 
 
 def test_the_matmul_rate_is_measured():
@@ -46,7 +46,7 @@ def test_the_matmul_rate_is_measured():
 
 
 def test_smooth_noise_is_seeded_smooth_and_no_synthetic_source():
-    first, again, other = (scale.smooth_noise((3, 56, 56), 4, seed) for seed in (0, 0, 1))
+    first, again, other = (cost.smooth_noise((3, 56, 56), 4, seed) for seed in (0, 0, 1))
     assert not first.synthetic
     assert not first.labelled
     assert len(first.split("calibration")) == 4
@@ -69,9 +69,16 @@ def test_the_cost_of_a_tiny_model_is_measured():
             "budget": {"params": 0.9},
         }
     )
-    found = scale.measure(recipe)
+    measured = cost.measured(recipe)
+    found, seconds = measured["result"], measured["seconds"]
     assert found["blocks"] == 1
     assert found["params"] <= 0.9 * found["dense"]["params"]
-    assert found["seconds"]["damage"] > 0
-    assert found["seconds"]["closed form"] > 0
+    assert seconds["damage"] > 0
+    assert seconds["closed form"] > 0
     assert found["peak_bytes"] >= found["peak_bytes_loaded"] > 0
+
+
+def test_longer_calls_and_more_blocks_are_predicted_to_take_longer():
+    assert (
+        predict.comparison_seconds(0.2, 12) > predict.comparison_seconds(0.2, 6) > predict.comparison_seconds(0.01, 6)
+    )

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from stats import mean_sd, paired_difference, relative_increase
+from pages.stats import mean_sd, paired_difference, relative_increase
 
 
 def outcomes(seed: int, seeds: int, images: int, shares=(0.25, 0.2, 0.15)):

@@ -3,11 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from peers import Settings
-from records import Results, best_try
-from suite import Suite, epochs
+from kinds import KINDS
+from kinds.compression import CompressionCell, best_try, epochs
+from kinds.torch_pruning import Settings
+from pages import PAGES
+from records import Results
+from suite import Suite
 
-from toolchain.compress.method import check_names
+from toolchain.compress.method import Method
 from toolchain.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,41 +21,55 @@ def loaded(path: Path) -> Suite:
     return Suite.load(path)
 
 
+def runs(suite: Suite) -> list[CompressionCell]:
+    """The compression runs of a suite."""
+    return [cell for cell in suite.cells if isinstance(cell, CompressionCell)]
+
+
+def recipe_of(suite: Suite, cell: CompressionCell, chosen=None):
+    return KINDS[cell.kind].recipe(cell, suite, chosen)
+
+
+COMPRESSING = [path for path in SUITES if runs(loaded(path))]
+
+
 def test_the_suites_are_there_with_a_command_each():
-    assert [path.stem for path in SUITES] == ["ablation", "latency", "paper", "peers", "scale"]
+    assert [path.stem for path in SUITES] == [
+        *("ablation", "floor", "latency", "paper", "peers", "scale", "speed", "targets", "validity"),
+    ]
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"$(call suite,{path.stem})" in rules for path in SUITES)
 
 
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMPRESSING, ids=lambda path: path.stem)
 def test_every_recipe_that_a_suite_implies_is_valid(path):
     suite = loaded(path)
-    assert len(suite.cells) > 5
-    for cell in suite.cells:
+    assert len(runs(suite)) > 5
+    for cell in runs(suite):
         tried = {key: value for sweep in cell.best for key, value in suite.sweeps[sweep][0].tried.items()}
         for chosen in (None, tried):
-            recipe = suite.recipe(cell, chosen)
-            check_names(recipe.compress)
+            recipe = recipe_of(suite, cell, chosen)
+            Method.of(recipe.compress)
             assert recipe.compress.seed == cell.seed
             assert (recipe.finetune.epochs > 0) == (cell.training == "recovered")
-        if peer := suite.peer(cell, tried):
+        if peer := KINDS[cell.kind].other_settings(cell, tried):
             assert Settings.of(peer).params == cell.settings["budget.params"]
-    for reference, section in suite.references.items():
+    for reference, section in suite.file.references.items():
         for seed in section.seeds:
             assert suite.reference_recipe(reference, seed).train is not None
 
 
-@pytest.mark.parametrize("path", [path for path in SUITES if path.stem != "scale"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in COMPRESSING if path.stem != "scale"], ids=lambda path: path.stem)
 def test_every_dense_model_has_its_own_row(path):
     suite = loaded(path)
-    dense = {(cell.reference, cell.seed) for cell in suite.cells if (cell.row, cell.training) == ("dense", "zero")}
-    assert dense >= {(cell.reference, cell.seed) for cell in suite.cells if not cell.sweep}
+    dense = {(cell.reference, cell.seed) for cell in runs(suite) if (cell.row, cell.training) == ("dense", "zero")}
+    assert dense >= {(cell.reference, cell.seed) for cell in runs(suite) if not cell.sweep}
 
 
 def test_references_of_one_name_are_one_model():
     recipes: dict[str, object] = {}
     for path in SUITES:
-        for name, reference in loaded(path).references.items():
+        for name, reference in loaded(path).file.references.items():
             assert recipes.setdefault(name, reference.recipe) == reference.recipe
 
 
@@ -68,19 +85,19 @@ def test_the_latency_suite_prunes_as_the_sweeps_of_the_peers_suite_found_best():
     timed, peers = (loaded(ROOT / "benchmarks" / "suites" / f"{name}.toml") for name in ("latency", "peers"))
     results = Results(ROOT / "benchmarks" / "results")
     for row in ("taylor50.params0.5", "taylor30.params0.3"):
-        cell = next(cell for cell in timed.cells if cell.row == row)
-        sweep = next(c.best[0] for c in peers.cells if (c.row, c.training, c.seed) == (row, "zero", 0))
+        cell = next(cell for cell in runs(timed) if cell.row == row)
+        sweep = next(c.best[0] for c in runs(peers) if (c.row, c.training, c.seed) == (row, "zero", 0))
         best = best_try([record for c in peers.sweeps[sweep] if (record := results.read("peers", c.name)) is not None])
-        wanted = Settings.of(timed.peer(cell))
+        wanted = Settings.of(KINDS[cell.kind].other_settings(cell))
         assert {key: getattr(wanted, key.removeprefix("peer.")) for key in best.tried} == best.tried
 
 
 def test_no_row_is_recovered_for_more_than_three_epochs_and_all_for_the_same():
     paper = loaded(ROOT / "benchmarks" / "suites" / "paper.toml")
     found = {}
-    for cell in (cell for cell in paper.cells if cell.training == "recovered"):
+    for cell in (cell for cell in runs(paper) if cell.training == "recovered"):
         long = "epochs3" in cell.row or cell.sweep == "joint3-lr"  # as long as the published methods train in all
-        found.setdefault(long, set()).add(epochs(paper.recipe(cell))["recovery"])
+        found.setdefault(long, set()).add(epochs(recipe_of(paper, cell))["recovery"])
     assert found == {False: {1}, True: {3}}
 
 
@@ -100,27 +117,27 @@ def test_a_grid_is_a_product_and_names_its_values(suite_file):
 
 def test_a_cells_own_settings_win_over_a_sweeps_choice(suite_file):
     suite = Suite.load(suite_file)
-    cell = next(cell for cell in suite.cells if (cell.row, cell.training) == ("joint.params0.5", "recovered"))
-    recipe = suite.recipe(cell, {"finetune.lr": 0.5, "budget.params": 0.9})
+    cell = next(cell for cell in runs(suite) if (cell.row, cell.training) == ("joint.params0.5", "recovered"))
+    recipe = recipe_of(suite, cell, {"finetune.lr": 0.5, "budget.params": 0.9})
     assert (recipe.finetune.lr, recipe.budget.params) == (0.5, 0.5)
 
 
 def test_training_keys_do_not_reach_a_cell_without_training(suite_file):
     suite = Suite.load(suite_file)
-    cell = next(cell for cell in suite.cells if (cell.row, cell.training) == ("joint.params0.5", "zero"))
-    assert suite.recipe(cell, {"finetune.lr": 0.5}) == suite.recipe(cell, {"finetune.lr": 0.1})
+    cell = next(cell for cell in runs(suite) if (cell.row, cell.training) == ("joint.params0.5", "zero"))
+    assert recipe_of(suite, cell, {"finetune.lr": 0.5}) == recipe_of(suite, cell, {"finetune.lr": 0.1})
 
 
 def test_a_peers_cell_has_its_budget_and_leaves_compression_to_the_peer(suite_file):
     suite_file.write_text(
         suite_file.read_text()
-        + '\n[[cells]]\nname = "peer"\nreference = "tiny"\nsettings = { "budget.params" = 0.5, "peer.round_to" = 2 }\n'
+        + '\n[[cells]]\nkind = "peer"\nname = "peer"\nreference = "tiny"\nsettings = { "budget.params" = 0.5, "peer.round_to" = 2 }\n'
     )
     suite = Suite.load(suite_file)
     cell = suite.cells[-1]
-    assert suite.peer(cell) == {"round_to": 2, "params": 0.5}
-    assert suite.recipe(cell).compress.method == "none"
-    assert suite.recipe(cell).budget.is_empty
+    assert KINDS["peer"].other_settings(cell) == {"round_to": 2, "params": 0.5}
+    assert recipe_of(suite, cell).compress.method == "none"
+    assert recipe_of(suite, cell).budget.is_empty
 
 
 @pytest.mark.parametrize(
@@ -144,3 +161,15 @@ def test_a_comparison_of_an_unknown_row_is_refused(suite_file):
     suite_file.write_text(suite_file.read_text().replace('"vtp.params0.7"]]', '"vtp.params0.8"]]'))
     with pytest.raises(RecipeError, match=r"vtp\.params0\.8"):
         Suite.load(suite_file)
+
+
+def test_every_suite_has_a_page_that_there_is():
+    assert {loaded(path).file.page for path in SUITES} == set(PAGES)
+
+
+def test_another_tools_settings_are_no_keys_of_slimvits_own_recipe(suite_file):
+    with suite_file.open("a") as file:
+        file.write('\n[[cells]]\nname = "own"\nreference = "tiny"\nsettings = { "peer.round_to" = 2 }\n')
+    suite = Suite.load(suite_file)
+    with pytest.raises(RecipeError, match="peer"):
+        recipe_of(suite, suite.cells[-1])

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import Stopwatch
 
 from toolchain.cli.main import main
 from toolchain.measure.samples import Design
-from toolchain.pipeline import run as pipeline
+from toolchain.pipeline.run import run
 
 MODEL = """[model]
 name = "vit_tiny_patch16_224"
@@ -67,7 +68,7 @@ def one_thread() -> Iterator[None]:
 def command(
     one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
-    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own; what it times, it times shortly."""
+    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own."""
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("SLIMVIT_DEBUG", raising=False)
     (tmp_path / "work").mkdir()
@@ -100,7 +101,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that was carried out once, with a short measurement; tests read it and write elsewhere."""
+    """A run that was carried out once, with made-up latency; tests read it and write elsewhere."""
 
     recipe: Path
     folder: Path
@@ -114,5 +115,5 @@ def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Fini
     path.write_text(RECIPE + '\n[bench]\ntargets = ["ort-cpu"]\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        report = pipeline.run(path, root / "run", design=SHORT)
+        report = run(path, root / "run", compare=Stopwatch()).to_dict()
     return Finished(path, root / "run", report)

@@ -25,6 +25,7 @@ from toolchain.errors import MeasurementError
 from toolchain.export.precision import PRECISIONS
 from toolchain.pipeline.folder import Workspace
 from toolchain.surgery import replay
+from toolchain.targets import TARGETS
 from toolchain.training import checkpoint as training_checkpoint
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -111,8 +112,8 @@ def test_an_unknown_precision_says_what_there_is(refused):
     assert "fp16" in message
 
 
-def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, monkeypatch):
-    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt",)))
+def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):
+    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt",)))
     assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')
 
 
@@ -297,9 +298,9 @@ def test_unknown_target_offers_the_nearest(refused):
 
 
 @pytest.fixture
-def build_only(added_target):
+def build_only(register):
     """A target that builds engines and has nothing to run them on."""
-    added_target(Refusing("build-only", runs="no: there is no GPU"))
+    register(TARGETS, Refusing("build-only", runs="no: there is no GPU"))
 
 
 @pytest.mark.parametrize(
@@ -559,7 +560,7 @@ def test_ctrl_c(recipe, tmp_path, moment):
         assert "Traceback" not in stderr
         errors = [line for line in stderr.splitlines() if line.startswith("slimvit: error: ")]
         assert errors == [stderr.splitlines()[-1]]
-        assert "interrupted" in errors[0]
+        assert "Interrupted. Run the same command to resume." in errors[0]
         while processes_of_group(process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not processes_of_group(process.pid)

@@ -15,7 +15,7 @@ import yaml
 from builders import write_classifier
 from measuring import GateScript
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ParityError
 from toolchain.gate import GateConfig, GateResult, accepts_path, run_gate
 
@@ -32,7 +32,7 @@ def gate(tmp_path):
         old = write_classifier(folder / "old.onnx")
         write_classifier(folder / "new.onnx", **changes)
         (folder / "gate.toml").write_text(
-            f'[data]\nsource = "digits"\n[baseline.old]\npath = "old.onnx"\nsha256 = "{digest or artifact_sha256(old)}"\n'
+            f'[data]\nsource = "digits"\n[baseline.old]\npath = "old.onnx"\nsha256 = "{digest or open_artifact(old).sha256}"\n'
             f'[[cell]]\nname = "digits"\nartifact = "new.onnx"\nbaseline = "old"\n'
             f"budget = {{ {budget} }}\nrelation = {{ {relation} }}\n"
         )
@@ -194,8 +194,8 @@ def test_options_before_a_sub_command_are_not_ignored(command, gate):
 
 def test_the_digest_is_what_a_gate_names(command, gate):
     path = gate("size = 1").with_name("old.onnx")
-    assert command("gate", "digest", path).out.strip() == artifact_sha256(path)
-    assert json.loads(command("gate", "digest", path, "--json").out)["sha256"] == artifact_sha256(path)
+    assert command("gate", "digest", path).out.strip() == open_artifact(path).sha256
+    assert json.loads(command("gate", "digest", path, "--json").out)["sha256"] == open_artifact(path).sha256
 
 
 # The GitHub Action

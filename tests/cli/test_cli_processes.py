@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from toolchain.errors import RecipeError
-from toolchain.pipeline import run as pipeline
 from toolchain.pipeline.job import prepare
+from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.replay import save_model
@@ -71,7 +71,7 @@ def test_a_batch_that_two_cannot_share_ends_both(arguments, tmp_path):
 def test_what_one_process_does_is_refused_to_several(command, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="torchrun --nproc_per_node 2 -m toolchain finetune DIR/masked"):
-        pipeline.run(recipe, tmp_path / "out")
+        run(recipe, tmp_path / "out")
     for verb in (["run", recipe], ["load", recipe], ["compress", tmp_path, "--recipe", recipe]):
         outcome = command(*verb, "--out", tmp_path / "out")
         assert outcome.code == 2

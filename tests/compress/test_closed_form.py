@@ -7,22 +7,20 @@ import itertools
 
 import pytest
 import torch
-from builders import VARIANTS, choices_of, variant
+from builders import VARIANTS, problem_of, variant
 
-from toolchain.compress.allocate import Choices
-from toolchain.compress.branches import captured, first_residual, run_branch
+from toolchain.compress.branches import captured, first_residual
+from toolchain.compress.choices import Choices, Site, key_of
 from toolchain.compress.heads import Heads, exact_first_steps
-from toolchain.compress.method import closed_sites
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import anchored_refit, eliminate, predict_removed
 from toolchain.compress.reductions import AttentionReduction
-from toolchain.compress.sensitivity import Sensitivity, sensitivities
-from toolchain.compress.sequential import reduce_sequentially
-from toolchain.compress.solver import Candidate, Site, interpolate, key_of
+from toolchain.compress.sensitivity import Sensitivity, Teacher, sensitivities
+from toolchain.compress.sequential import Pass, reduce_sequentially
+from toolchain.compress.solver import Candidate, interpolate
 from toolchain.families import UnitGroup
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import TimmModel
-from toolchain.recipe import CompressSection
 
 UNITS = ("head_dim", "mlp_hidden")
 
@@ -41,8 +39,7 @@ class Noise(torch.utils.data.Dataset):
 
 def sites(model: TimmModel) -> list[Site]:
     """What the default method reduces."""
-    section = CompressSection()
-    return closed_sites(choices_of(model, section), model.family, model.module, section)
+    return list(problem_of(model).sites)
 
 
 def widths(model: TimmModel, share: float) -> dict[tuple[str, str], int]:
@@ -52,8 +49,9 @@ def widths(model: TimmModel, share: float) -> dict[tuple[str, str], int]:
     return {key_of(site): max(1, round(share * whole(site))) for site in sites(model)}
 
 
-def cares(model: TimmModel) -> dict[str, Sensitivity]:
-    return sensitivities(model.module, model.family, Noise(model, 16, seed=2), 0, CATEGORICAL)
+def teacher(model: TimmModel) -> Teacher:
+    cares = sensitivities(model.module, model.family, Noise(model, 16, seed=2), 0, CATEGORICAL)
+    return Teacher(model.module, model.family, CATEGORICAL, cares)
 
 
 def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -67,9 +65,7 @@ def test_reducing_nothing_changes_nothing(case, beta):
     model = variant(case)
     module = copy.deepcopy(model.module)
     data = Noise(model, 24)
-    reduce_sequentially(
-        model.module, module, model.family, sites(model), widths(model, 1.0), data, cares(model), CATEGORICAL, beta=beta
-    )
+    reduce_sequentially(teacher(model), module, sites(model), widths(model, 1.0), data, Pass(beta))
     before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
     assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
     moved = [
@@ -86,18 +82,8 @@ def test_refit_repairs_what_the_reduction_broke(case):
     errors = {}
     for with_refit in (False, True):
         module = copy.deepcopy(model.module)
-        kept = reduce_sequentially(
-            model.module,
-            module,
-            model.family,
-            sites(model),
-            widths(model, 0.5),
-            data,
-            cares(model),
-            CATEGORICAL,
-            beta=0.5,
-            refit=with_refit,
-        ).kept
+        how = Pass(0.5, refit=with_refit)
+        kept = reduce_sequentially(teacher(model), module, sites(model), widths(model, 0.5), data, how).kept
         errors[with_refit] = float((outputs(model.module, fresh) - outputs(module, fresh)).square().mean())
         assert set(kept) == set(widths(model, 0.5))
     assert 0 < errors[True] <= errors[False]
@@ -119,7 +105,7 @@ def test_truncated_logits_err_by_the_dropped_singular_values(tiny):
     """E over queries and images of Σ_keys (Δ logit)², keys centred within the image, is N·Σ_{i>r} σ_i² in expectation."""
     module = copy.deepcopy(tiny.module)
     group = next(g for g in tiny.groups if g.unit == "head_dim")
-    branch = tiny.family.branches(module)["blocks.0"][0]
+    branch = tiny.family.branches(module)[0]
     stream = first_residual(module, "blocks.0", Noise(tiny, 4000))
     reduction = AttentionReduction(module, branch, group, stream, Sensitivity.flat(48, 5))
     heads = Heads(module, group)
@@ -128,7 +114,7 @@ def test_truncated_logits_err_by_the_dropped_singular_values(tiny):
         with captured(module, {"blocks.0.attn.qkv": "out"}) as seen, torch.no_grad():
             query = key = 0
             for x in stream:
-                run_branch(module, branch, x)
+                branch.run(module, x)
                 q, k = (heads.activations(role, seen["blocks.0.attn.qkv"]).double() for role in ("query", "key"))
                 k = k - k.mean(2, keepdim=True)
                 query = query + torch.einsum("bhnd,bhne->hde", q[..., keep:], q[..., keep:]) / (q.shape[2] * 4000)
@@ -206,13 +192,13 @@ def test_anchored_refit_moves_nothing_when_there_is_no_error_and_removes_what_it
     weight, bias = torch.randn(3, 6).double(), torch.randn(3).double()
     moments = Moments()
     moments.add(rows, torch.zeros(len(rows), 3).double())
-    same = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
+    same = anchored_refit(weight, bias, moments)
     assert torch.equal(same[0], weight)
     assert torch.equal(same[1], bias)
     target = rows @ (weight + 0.3).T + bias - 2.0
     moments = Moments()
     moments.add(rows, target - (rows @ weight.T + bias))
-    moved = anchored_refit(weight, bias, moments.covariance, moments.mean, moments.cross, moments.other_mean)
+    moved = anchored_refit(weight, bias, moments)
     left = (target - (rows @ moved[0].T + moved[1])).square().mean()
     assert left <= 1e-3 * (target - (rows @ weight.T + bias)).square().mean()
 

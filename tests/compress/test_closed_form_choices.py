@@ -7,30 +7,30 @@ import math
 
 import pytest
 import torch
-from builders import dense_model, variant
-from test_closed_form import Noise, cares, outputs, sites, widths
+from builders import dense_model, problem_of, variant
+from test_closed_form import Noise, outputs, sites, teacher, widths
 
 from toolchain.compress import closed_form
-from toolchain.compress.allocate import Choices
+from toolchain.compress.choices import Choices
 from toolchain.compress.closed_form import (
     IMAGES,
     MEASURE_MACS,
     SHARES,
     betas_for,
-    candidates_for,
     damage_share,
     effort,
     reduce_closed_form,
 )
-from toolchain.compress.damage import WORST, divergence, follow, measure
+from toolchain.compress.damage import WORST, Effort, divergence, follow, measure
 from toolchain.compress.moments import Moments
-from toolchain.compress.sensitivity import FLOOR, flat
-from toolchain.compress.sequential import reduce_sequentially
-from toolchain.cost import trace
+from toolchain.compress.sensitivity import FLOOR, Teacher, flat
+from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.data import open_source
 from toolchain.likelihood import CATEGORICAL, outputs_of
+from toolchain.progress import Nobody, Progress
 from toolchain.recipe import CompressSection
 
+TOKENS = {f"blocks.{block}.mlp.fc2": 5 for block in range(2)}
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
 
@@ -46,13 +46,13 @@ def model():
 
 def test_effort_falls_with_the_size_of_the_model():
     found = [effort(macs, 24) for macs in (10**6, 10**8, 10**9, 4 * 10**9, 2 * 10**10, 10**12)]
-    work = [min(count, IMAGES[1]) * (12 * anchors + len(shares) + 2) for shares, anchors, count in found]
+    work = [min(how.images, IMAGES[1]) * (12 * how.anchors + len(how.shares) + 2) for how in found]
     assert work[:-1] == sorted(work[:-1], reverse=True)
-    assert found[0][0] is SHARES[0]
-    assert found[0][1] == len(SHARES[0])
-    assert found[-1] == (SHARES[1], 1, IMAGES[0])
-    for macs, (shares, anchors, count) in zip((10**6, 10**8, 10**9), found, strict=False):
-        assert min(count, IMAGES[1]) * (12 * anchors + len(shares) + 2) * macs <= 1.12 * MEASURE_MACS
+    assert found[0].shares is SHARES[0]
+    assert found[0].anchors == len(SHARES[0])
+    assert found[-1] == Effort(SHARES[1], 1, IMAGES[0])
+    for macs, each in zip((10**6, 10**8, 10**9), work, strict=False):
+        assert each * macs <= 1.12 * MEASURE_MACS
 
 
 def test_beta_is_one_where_it_is_dear_or_idle():
@@ -63,27 +63,24 @@ def test_beta_is_one_where_it_is_dear_or_idle():
     assert betas_for(section.model_copy(update={"refit": False}), 10**7, 512) == (0.0,)
 
 
-def test_progress_counts_damage_only_where_it_is_measured():
-    assert 0 < damage_share(CompressSection(), 10**8, 12, 512) < 1
-    assert damage_share(CompressSection(allocation="uniform"), 10**8, 12, 512) == 0
-    assert damage_share(CompressSection(), 10**8, 0, 512) == 0
+def test_progress_counts_damage_only_where_it_is_measured(model):
+    assert 0 < damage_share(problem_of(model), 512) < 1
+    assert damage_share(problem_of(model, CompressSection(allocation="uniform")), 512) == 0
+    assert damage_share(problem_of(model, CompressSection(method="none", allocation="solver")), 512) == 0
+
+
+class Texts(Nobody):
+    def __init__(self):
+        self.told = []
+
+    def at(self, share, text):
+        self.told.append((share, text))
 
 
 def test_progress_never_goes_back(model, digits):
-    shape, found = trace(model.module, model.family, model.preprocess.input_size), []
-    reduce_closed_form(
-        model,
-        copy.deepcopy(model.module),
-        sites(model),
-        widths(model, 0.5),
-        shape,
-        digits,
-        CompressSection(),
-        cares(model),
-        CATEGORICAL,
-        lambda share, text: found.append((share, text)),
-    )
-    shares = [share for share, _ in found]
+    texts, module = Texts(), copy.deepcopy(model.module)
+    reduce_closed_form(problem_of(model), teacher(model), module, widths(model, 0.5), digits, Progress(texts))
+    shares = [share for share, _ in texts.told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert len(set(shares)) == 3 * 2  # β × blocks
@@ -98,33 +95,20 @@ def test_some_images_are_of_every_class(digits):
 
 def test_the_best_of_beta_and_classifier_is_kept(model, digits):
     """By divergence on validation; what is written is what won."""
-    module, section = copy.deepcopy(model.module), CompressSection()
-    shape = trace(module, model.family, model.preprocess.input_size)
-    args = (
-        sites(model),
-        widths(model, 0.25),
-        shape,
-        digits,
-        section,
-        cares(model),
-        CATEGORICAL,
-        lambda share, text: None,
-    )
-    _, facts = reduce_closed_form(model, module, *args)
-    assert set(facts["kl"]) == {f"{beta}{head}" for beta in (0.5, 0.0, 1.0) for head in ("", " head")}
-    best = min(facts["kl"], key=facts["kl"].get)
-    assert best == f"{facts['beta']}{' head' if facts['head_refitted'] else ''}"
+    module = copy.deepcopy(model.module)
+    _, facts = reduce_closed_form(problem_of(model), teacher(model), module, widths(model, 0.25), digits)
+    assert set(facts.kl) == {f"{beta}{head}" for beta in (0.5, 0.0, 1.0) for head in ("", " head")}
+    best = min(facts.kl, key=facts.kl.get)
+    assert best == f"{facts.beta}{' head' if facts.head_refitted else ''}"
     validation = closed_form._some(digits.split("validation"), IMAGES[1])
     found = divergence(CATEGORICAL, outputs_of(module, validation), outputs_of(model.module, validation))
-    assert found == pytest.approx(facts["kl"][best], rel=1e-4)
-    assert module.head.weight.equal(model.module.head.weight) == (not facts["head_refitted"])
+    assert found == pytest.approx(facts.kl[best], rel=1e-4)
+    assert module.head.weight.equal(model.module.head.weight) == (not facts.head_refitted)
 
 
 def test_the_classifier_takes_up_what_is_left(model):
     module, data = copy.deepcopy(model.module), Noise(model, 512)
-    found = reduce_sequentially(
-        model.module, module, model.family, sites(model), widths(model, 0.25), data, cares(model), CATEGORICAL, beta=0.5
-    )
+    found = reduce_sequentially(teacher(model), module, sites(model), widths(model, 0.25), data, Pass(0.5))
     fresh = Noise(model, 128, seed=1).images
     wanted = outputs(model.module, fresh)
     before = outputs(module, fresh)
@@ -138,20 +122,9 @@ def test_few_anchors_give_the_same_damage_within_reason(model, digits):
     """The path that large models take: divergence at one width, the branch's own error in between."""
     choices = Choices(sites(model), {}, {})
     shares, fit, held_out = (0.25, 0.5, 0.75), digits.split("calibration"), digits.split("validation")
+    plain = Teacher(model.module, model.family, CATEGORICAL, flat(model.module, model.family, TOKENS))
     every, one = (
-        measure(
-            model.module,
-            model.family,
-            sites(model),
-            choices,
-            shares,
-            anchors,
-            fit,
-            held_out,
-            flat(model.module, model.family, 5),
-            CATEGORICAL,
-        )
-        for anchors in (3, 1)
+        measure(plain, sites(model), choices, Effort(shares, anchors, 256), fit, held_out) for anchors in (3, 1)
     )
     assert [(c.key, c.kept) for c in every] == [(c.key, c.kept) for c in one]
     ratios = [math.log(b.damage / a.damage) for a, b in zip(every, one, strict=True) if a.damage > 0]
@@ -161,13 +134,10 @@ def test_few_anchors_give_the_same_damage_within_reason(model, digits):
     assert max(map(abs, ratios)) < 1.5
 
 
-def test_large_models_take_that_path(model, digits, monkeypatch):
-    shape = trace(model.module, model.family, model.preprocess.input_size)
-    monkeypatch.setattr(closed_form, "MEASURE_MACS", 16.0 * shape.macs * (2 + 6 + 0.5 * len(sites(model))))
-    choices, section = Choices(sites(model), {}, {}), CompressSection()
-    found = candidates_for(
-        model, sites(model), choices, shape, digits, section, cares(model), CATEGORICAL, lambda share, text: None
-    )
+def test_large_models_take_that_path(model, digits):
+    how, choices, fit = effort(10**12, len(sites(model))), Choices(sites(model), {}, {}), digits.split("calibration")
+    assert how.anchors == 1
+    found = measure(teacher(model), sites(model), choices, how, fit, digits.split("validation").take(torch.arange(16)))
     for site in sites(model):
         own = [c.damage for c in found if c.key == (site.module, site.unit)]
         assert own[-1] == 0.0
@@ -204,17 +174,8 @@ def test_layers_without_a_bias_are_fitted_as_such(case):
     fresh, errors = Noise(found, 32, seed=1).images, {}
     for refit in (False, True):
         module = copy.deepcopy(found.module)
-        args = (
-            found.module,
-            module,
-            found.family,
-            sites(found),
-            widths(found, 0.4),
-            Noise(found, 256),
-            cares(found),
-            CATEGORICAL,
-        )
-        reduce_sequentially(*args, beta=0.5, refit=refit)
+        how = Pass(0.5, refit=refit)
+        reduce_sequentially(teacher(found), module, sites(found), widths(found, 0.4), Noise(found, 256), how)
         errors[refit] = float((outputs(found.module, fresh) - outputs(module, fresh)).square().mean())
     assert 0 < errors[True] < 0.7 * errors[False]
 
@@ -225,9 +186,7 @@ def test_a_branch_that_is_left_whole_mends_what_came_before():
     wanted = {key: kept for key, kept in widths(found, 0.3).items() if key[1] == "mlp_hidden"}
     assert {g.unit for g in found.groups if g.sliceable} == {"mlp_hidden"}, "attention is left alone"
     module = copy.deepcopy(found.module)
-    reduce_sequentially(
-        found.module, module, found.family, neurons, wanted, Noise(found, 128), cares(found), CATEGORICAL, beta=1.0
-    )
+    reduce_sequentially(teacher(found), module, neurons, wanted, Noise(found, 128), Pass(1.0))
     moved = {
         n for (n, a), b in zip(found.module.named_parameters(), module.parameters(), strict=True) if not a.equal(b)
     }
@@ -239,18 +198,7 @@ def test_without_refit_what_is_left_stays_as_it_was(model):
     module = copy.deepcopy(model.module)
     neurons = [site for site in sites(model) if site.unit == "mlp_hidden"]
     wanted = {(site.module, site.unit): 50 for site in neurons}
-    found = reduce_sequentially(
-        model.module,
-        module,
-        model.family,
-        neurons,
-        wanted,
-        Noise(model, 64),
-        cares(model),
-        CATEGORICAL,
-        beta=0.0,
-        refit=False,
-    )
+    found = reduce_sequentially(teacher(model), module, neurons, wanted, Noise(model, 64), Pass(0.0, refit=False))
     assert found.head is None
     for site in neurons:
         kept = list(found.kept[site.module, site.unit])
@@ -261,7 +209,7 @@ def test_without_refit_what_is_left_stays_as_it_was(model):
 
 
 def test_flat_sensitivity_knows_what_the_head_reads(model):
-    found = flat(model.module, model.family, 5)
+    found = flat(model.module, model.family, TOKENS)
     assert found["blocks.0.mlp"].tokens.tolist() == [1.0] * 5
     last = found["blocks.1.attn"].tokens
     assert last[1:].tolist() == pytest.approx([FLOOR] * 4)

@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import dense_model
+from builders import dense_model, problem_of
 from PIL import Image
 
-from toolchain.compress.allocate import top_indices
+from toolchain.compress.criteria import CRITERIA, Evidence, Lessons
+from toolchain.compress.factorisations import factorise, truncated_svd
 from toolchain.compress.gates import learn_gates
-from toolchain.compress.lowrank import factorise
-from toolchain.compress.neurons import CRITERIA, Evidence
+from toolchain.compress.problem import Problem
+from toolchain.compress.solver import top_indices
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.data import DataSource, Images, open_source
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
@@ -62,7 +63,8 @@ def model(**kwargs: object) -> TimmModel:
 def compress(
     given: TimmModel, section: CompressSection, images: DataSource, budget: BudgetSection = BUDGET, **multiples
 ):
-    return run_stage(Compress(section, budget, images, multiples), given).artifact
+    problem = Problem.of(given, section, budget, multiples, synthetic=images.synthetic)
+    return run_stage(Compress(images), problem).artifact
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,11 +129,11 @@ def test_gates_are_folded_into_the_weights_that_they_were_trained_with(digits, m
     given, section = model(), METHODS[method]
     made = compress(given, section, digits)
     module = copy.deepcopy(given.module)
-    factorise(module, {low.module: low.rank for low in made.plan.low_ranks}, "svd")
+    factorise(module, {low.module: low.rank for low in made.plan.low_ranks}, truncated_svd)
     units = {"mlp_hidden"} if method == "hybrid" else {"attn_in", "attn_out", "mlp_in", "mlp_hidden"}
     groups = [group for group in given.groups if group.unit in units]
-    augment = dict(light_augmentation(digits, given))
-    learn_gates(module, groups, digits.split("train"), section.vtp, CATEGORICAL, seed=section.seed, augment=augment)
+    lessons = Lessons(digits.split("train"), CATEGORICAL, **light_augmentation(digits, given))
+    learn_gates(Evidence(module, groups, digits.split("calibration"), section, lessons))
     expected = baked(mask_model(given, baked(module), made.plan).module).state_dict()
     found = baked(made.module).state_dict()
     assert found.keys() == expected.keys()
@@ -145,7 +147,7 @@ def test_what_is_kept_scores_highest(digits):
     section = CompressSection(method="vtp", neurons="magnitude", allocation="uniform")
     made = compress(given, section, digits)
     hidden = [group for group in given.groups if group.unit == "mlp_hidden"]
-    scores = CRITERIA["magnitude"](Evidence(given.module, hidden, digits.split("calibration"), 0))
+    scores = CRITERIA["magnitude"].score(Evidence(given.module, hidden, digits.split("calibration"), section))
     for keep in made.plan.keeps:
         assert keep.indices == (top_indices(scores[keep.module, keep.unit], keep.kept),)
     assert len(made.plan.keeps) == 2
@@ -157,7 +159,7 @@ def test_scores_are_taken_after_attention_was_factorised(digits):
     section = CompressSection(method="hybrid", neurons="variance", allocation="uniform", attention_share=0.2)
     made = compress(given, section, digits, BudgetSection(params=0.6))
     hidden = [group for group in given.groups if group.unit == "mlp_hidden"]
-    on_dense = CRITERIA["variance"](Evidence(given.module, hidden, digits.split("calibration"), 0))
+    on_dense = CRITERIA["variance"].score(Evidence(given.module, hidden, digits.split("calibration"), section))
     different = [
         keep.indices != (top_indices(on_dense[keep.module, keep.unit], keep.kept),) for keep in made.plan.keeps
     ]
@@ -192,8 +194,7 @@ def test_the_same_images_in_two_folders_give_the_same_plan(tmp_path):
 
 
 @pytest.mark.parametrize("section", [CompressSection(method="hybrid"), CompressSection(method="vtp")])
-def test_a_synthetic_source_means_magnitude_and_uniform_and_says_so(synthetic, section, monkeypatch):
-    monkeypatch.setattr("toolchain.compress.stage.learn_gates", lambda *a, **k: pytest.fail("nothing to learn from"))
+def test_a_synthetic_source_means_magnitude_and_uniform_and_says_so(synthetic, section):
     made = compress(model(), section, synthetic)
     found = made.plan.provenance
     assert (found["method"]["neurons"], found["method"]["allocation"]) == ("magnitude", "uniform")
@@ -247,19 +248,18 @@ def test_vtp_needs_labels_and_the_right_classes(digits, tmp_path):
     compress(model(), METHODS["taylor"], unlabelled)
 
 
-def test_an_impossible_budget_is_refused_before_training(digits, monkeypatch):
-    monkeypatch.setattr("toolchain.compress.stage.learn_gates", lambda *a, **k: pytest.fail("trained in vain"))
+def test_an_impossible_budget_is_refused_before_training():
     with pytest.raises(BudgetError, match="reachable is"):
-        compress(model(), METHODS["vtp"], digits, BudgetSection(params=0.01))
+        problem_of(model(), METHODS["vtp"], BudgetSection(params=0.01))
 
 
 def test_a_plan_that_misses_the_budget_is_caught(digits):
     given = model()
-    stage = Compress(METHODS["taylor"], BUDGET, digits, {})
+    stage, problem = Compress(digits), problem_of(given, METHODS["taylor"], BUDGET)
     whole = compress(given, CompressSection(method="none"), digits, BudgetSection())
     with pytest.raises(BudgetError, match=r"misses the budget: [0-9,]+ parameters"):
-        stage.ensures(given, whole)
-    stage.ensures(given, stage(given).artifact)
+        stage.ensures(problem, whole)
+    stage.ensures(problem, stage(problem).artifact)
 
 
 def test_pruned_shares_add_up(digits):

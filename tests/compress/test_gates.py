@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from toolchain.compress import gates as gates_module
+from toolchain.compress.criteria import Evidence, Lessons
+from toolchain.compress.factorisations import factorise, truncated_svd
 from toolchain.compress.gates import add_gates, learn_gates
-from toolchain.compress.lowrank import factorise
 from toolchain.families import UnitGroup
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import TimmModel
-from toolchain.recipe import VtpSection
+from toolchain.recipe import CompressSection, VtpSection
 from toolchain.surgery.mask import baked
 
 LAYOUTS = {
@@ -81,7 +82,7 @@ def test_open_gates_change_nothing(layout):
 def test_gated_weights_are_gated_activations_and_fold_exactly(layout, low_rank):
     model = build(layout)
     if low_rank:
-        factorise(model.module, {"blocks.0.attn.qkv": 20, "blocks.0.attn.proj": 12}, "svd")
+        factorise(model.module, {"blocks.0.attn.qkv": 20, "blocks.0.attn.proj": 12}, truncated_svd)
     module = copy.deepcopy(model.module)
     gates = add_gates(module, gated_groups(model))
     opened(gates)
@@ -130,9 +131,10 @@ def train(model: TimmModel, monkeypatch: pytest.MonkeyPatch | None = None, **con
 
         monkeypatch.setattr(gates_module, "fit", spy)
     module = copy.deepcopy(model.module)
-    section = VtpSection(**{"epochs": 2, "batch_size": 8, **config})
-    scores, result = learn_gates(module, gated_groups(model), data(model), section, CATEGORICAL, seed=0, augment={})
-    assert len(result.losses) == section.epochs
+    section = CompressSection(vtp=VtpSection(**{"epochs": 2, "batch_size": 8, **config}))
+    known = Evidence(module, gated_groups(model), data(model), section, Lessons(data(model), CATEGORICAL))
+    scores, result = learn_gates(known)
+    assert len(result.losses) == section.vtp.epochs
     return module, scores, seen
 
 

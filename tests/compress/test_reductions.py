@@ -8,20 +8,21 @@ import itertools
 import pytest
 import torch
 from builders import VARIANTS, dense_model, variant
-from test_closed_form import UNITS, Noise, cares, outputs, sites
+from test_closed_form import UNITS, Noise, outputs, sites, teacher
 
-from toolchain.compress.branches import first_residual, fold_scales, run_branch
+from toolchain.compress.branches import first_residual
+from toolchain.compress.choices import key_of
 from toolchain.compress.damage import follow
-from toolchain.compress.lowrank import principal_outputs
+from toolchain.compress.factorisations import factorise, principal_outputs, truncated_svd
 from toolchain.compress.moments import Moments
 from toolchain.compress.reductions import REDUCTIONS, sites_in
 from toolchain.compress.sensitivity import FLOOR, Sensitivity, sensitivities
-from toolchain.compress.sequential import reduce_sequentially
-from toolchain.compress.solver import key_of
+from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.families import Factorizable
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import TimmModel
 from toolchain.surgery.factorised import FactorisedLinear
+from toolchain.surgery.scales import fold_scales
 
 
 def splits(model: TimmModel) -> list[Factorizable]:
@@ -33,9 +34,7 @@ def test_full_rank_is_the_model_itself(case):
     model = variant(case)
     module, found = copy.deepcopy(model.module), splits(model)
     ranks = {key_of(item): min(module.get_submodule(item.linear).weight.shape) for item in found}
-    reduce_sequentially(
-        model.module, module, model.family, found, ranks, Noise(model, 24), cares(model), CATEGORICAL, beta=1.0
-    )
+    reduce_sequentially(teacher(model), module, found, ranks, Noise(model, 24), Pass(1.0))
     before, after = (outputs(m, Noise(model, 6, seed=1).images) for m in (model.module, module))
     assert (before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max()))
     assert not any(isinstance(child, FactorisedLinear) for child in module.modules())
@@ -43,17 +42,13 @@ def test_full_rank_is_the_model_itself(case):
 
 @pytest.mark.parametrize("case", ["classic", "layer scale", "q/k norm", "no proj bias"])
 def test_the_split_beats_the_same_rank_by_weight_alone(case):
-    from toolchain.compress.lowrank import factorise
-
     model = variant(case)
     data, fresh = Noise(model, 256), Noise(model, 32, seed=1).images
     ranks = {item.linear: 12 for item in splits(model)}
     aware, plain = copy.deepcopy(model.module), copy.deepcopy(model.module)
     widths = {key_of(item): 12 for item in splits(model)}
-    reduce_sequentially(
-        model.module, aware, model.family, splits(model), widths, data, cares(model), CATEGORICAL, beta=0.5
-    )
-    factorise(plain, ranks, "svd")
+    reduce_sequentially(teacher(model), aware, splits(model), widths, data, Pass(0.5))
+    factorise(plain, ranks, truncated_svd)
     wanted = outputs(model.module, fresh)
     errors = [float((outputs(module, fresh) - wanted).square().mean()) for module in (aware, plain)]
     assert 0 < errors[0] < errors[1]
@@ -83,11 +78,11 @@ def test_principal_outputs_are_optimal_in_their_norm():
 def test_sensitivity_is_the_gradient_of_the_models_own_predictions(tiny):
     data = Noise(tiny, 8)
     found = sensitivities(tiny.module, tiny.family, data, seed=3, likelihood=CATEGORICAL)
-    last = tiny.family.branches(tiny.module)["blocks.1"][1]
+    last = tiny.family.branches(tiny.module)[-1]
     tokens = found[last.module].tokens
     assert torch.allclose(tokens.mean(), torch.tensor(1.0).double())
     assert torch.allclose(tokens[1:], torch.tensor(FLOOR).double()), "the head reads the class token alone"
-    first = found[tiny.family.branches(tiny.module)["blocks.0"][0].module]
+    first = found[tiny.family.branches(tiny.module)[0].module]
     assert (first.tokens > FLOOR).all()
     assert torch.allclose(first.root @ first.inverse_root, torch.eye(48).double(), atol=1e-8)
     again = sensitivities(tiny.module, tiny.family, data, seed=3, likelihood=CATEGORICAL)
@@ -110,7 +105,7 @@ def test_sensitivity_reads_no_labels(tiny):
 def test_a_step_is_predicted_by_the_sensitivity(tiny):
     """An error in a direction that the output cares about costs more divergence than an equal one that it does not."""
     data = Noise(tiny, 64)
-    branch = tiny.family.branches(tiny.module)["blocks.0"][1]
+    branch = tiny.family.branches(tiny.module)[1]
     care = sensitivities(tiny.module, tiny.family, data, 0, CATEGORICAL)[branch.module]
     values, vectors = torch.linalg.eigh(care.root)
     costs = []
@@ -126,7 +121,7 @@ def test_a_step_is_predicted_by_the_sensitivity(tiny):
 def test_scales_fold_exactly():
     model = variant("layer scale")
     module = copy.deepcopy(model.module)
-    fold_scales(module, [branch for found in model.family.branches(module).values() for branch in found])
+    fold_scales(module, model.family.branches(module))
     images = Noise(model, 4).images
     assert (outputs(model.module, images) - outputs(module, images)).abs().max() <= 1e-5
     assert float(module.get_submodule("blocks.0.ls1").gamma.detach().min()) == 1.0
@@ -142,7 +137,7 @@ def test_gated_attention_is_not_rotated():
     groups = {(g.module, g.unit): g for g in model.family.unit_groups(model.module)}
     assert not groups["blocks.0.attn", "head_dim"].mixable
     assert groups["blocks.1.attn", "head_dim"].mixable
-    assert any("gate" in limit for limit in model.family.limits(model.module))
+    assert any("gate" in limit for limit in model.family.restrictions(model.module))
 
 
 def test_damage_follows_the_error_between_measured_widths():
@@ -171,7 +166,7 @@ def test_weighted_moments_count_rows_as_often_as_they_say():
 
 
 def test_every_unit_of_a_method_has_a_reduction(tiny):
-    branches = [branch for found in tiny.family.branches(tiny.module).values() for branch in found]
+    branches = tiny.family.branches(tiny.module)
     found = [site for branch in branches for site in sites_in(branch, [*sites(tiny), *splits(tiny)])]
     assert {key_of(site)[1] for site in found} == set(REDUCTIONS) == {*UNITS, "rank"}
     assert len(found) == len(sites(tiny)) + len(splits(tiny))
@@ -181,17 +176,15 @@ def test_reductions_can_be_cut_again_and_widened_back(tiny):
     module = copy.deepcopy(tiny.module)
     stream = first_residual(module, "blocks.0", Noise(tiny, 16))
     for site in [*sites(tiny)[:2], *splits(tiny)[:2]]:
-        branch = next(
-            b for found in tiny.family.branches(module).values() for b in found if sites_in(b, [site]) == [site]
-        )
+        branch = next(b for b in tiny.family.branches(module) if sites_in(b, [site]) == [site])
         total = min(module.get_submodule(site.linear).weight.shape) if isinstance(site, Factorizable) else site.total
         with torch.no_grad():
-            before = [run_branch(module, branch, x) for x in stream]
+            before = [branch.run(module, x) for x in stream]
         reduction = REDUCTIONS[key_of(site)[1]](module, branch, site, stream, Sensitivity.flat(48, 5))
         moved = []
         for width in (total // 3, total):
             reduction.apply(width)
             with torch.no_grad():
-                after = [run_branch(module, branch, x) for x in stream]
+                after = [branch.run(module, x) for x in stream]
             moved.append(max(float((y - x).abs().max()) for x, y in zip(before, after, strict=True)))
         assert moved[0] > 20 * moved[1], (key_of(site), moved)

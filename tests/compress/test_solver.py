@@ -11,8 +11,8 @@ from builders import TINY, candidates_of, choices_of, costs_of, dense_model, sha
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from toolchain.compress.allocate import Choices, Costs, Limits, solve_uniform
-from toolchain.compress.solver import Candidate, Damages, choose, interpolate, narrowest
+from toolchain.compress.choices import Budget, Choices, Costs
+from toolchain.compress.solver import Candidate, Damages, choose, interpolate, narrowest, solve_uniform
 from toolchain.cost import RANK, Widths, trace
 from toolchain.errors import BudgetError
 from toolchain.recipe import BudgetSection, CompressSection
@@ -24,6 +24,11 @@ SPLIT = CompressSection(attention="data_aware")
 @pytest.fixture(scope="module")
 def tiny_model():
     return dense_model(**TINY)
+
+
+def chosen_of(candidates, choices, costs, budget):
+    budget.require(narrowest(candidates, choices), costs)
+    return choose(candidates, choices, costs, budget, solve_uniform(choices, costs, budget))
 
 
 def total(candidates, choices, widths):
@@ -47,7 +52,7 @@ def test_no_choice_of_candidates_within_the_limits_does_less_damage(tiny_model, 
     choices = choices_of(tiny_model, section, {"head_dim": 4, "mlp_hidden": 16, "rank": 4})
     costs = costs_of(tiny_model, (table_of(choices, 5), table_of(choices, 6, "eager")))
     whole = costs.of(Widths())
-    limits = Limits({name: share * whole[name] for name, share in most.items()})
+    limits = Budget({name: share * whole[name] for name, share in most.items()})
     candidates = candidates_of(choices, seed)
     keys = dict.fromkeys(c.key for c in candidates)
     feasible = [
@@ -55,7 +60,7 @@ def test_no_choice_of_candidates_within_the_limits_does_less_damage(tiny_model, 
         for pick in itertools.product(*([c for c in candidates if c.key == key] for key in keys))
         if limits.met_by(costs.of(choices.widths({c.key: c.kept for c in pick})))
     ]
-    found = choose(candidates, choices, costs, limits)
+    found = chosen_of(candidates, choices, costs, limits)
     assert limits.met_by(costs.of(found))
     assert min(feasible) > 0, "the limits bind"
     assert total(candidates, choices, found) <= min(feasible) * (1 + 1e-3)
@@ -75,10 +80,10 @@ def test_limits_are_met_and_no_single_multiple_more_would_fit(tiny_model, seed, 
     costs = costs_of(tiny_model, (table_of(choices, seed),))
     whole = costs.of(Widths())
     names = ("params", "macs", "latency.ort-cpu")
-    limits = Limits({name: share * whole[name] for name, share in zip(names, shares, strict=True)})
+    limits = Budget({name: share * whole[name] for name, share in zip(names, shares, strict=True)})
     candidates = candidates_of(choices, seed)
     assume(limits.met_by(costs.of(narrowest(candidates, choices))))  # a drawn table can put a share out of reach
-    for found in (choose(candidates, choices, costs, limits), solve_uniform(choices, costs, limits)):
+    for found in (chosen_of(candidates, choices, costs, limits), solve_uniform(choices, costs, limits)):
         assert limits.met_by(costs.of(found))
         chosen = choices.chosen(found)
         for key, kept in chosen.items():
@@ -93,9 +98,9 @@ def test_a_full_size_model_uses_99_percent_of_the_budget(budget, section, multip
     model = shapes_of("deit_tiny_patch16_224")
     choices = choices_of(model, section, dict.fromkeys(("head_dim", "mlp_hidden", "rank"), multiple))
     costs = costs_of(model)
-    limits = Limits.of(BudgetSection(**budget), costs)
+    limits = Budget.of(BudgetSection(**budget), costs)
     coarse = candidates_of(choices, 3, shares=(0.15, 0.3, 0.5, 0.75))
-    for found in (choose(coarse, choices, costs, limits), solve_uniform(choices, costs, limits)):
+    for found in (chosen_of(coarse, choices, costs, limits), solve_uniform(choices, costs, limits)):
         cost = costs.of(found)
         for name, limit in limits.most.items():
             assert 0.99 * limit <= cost[name] <= limit
@@ -105,7 +110,7 @@ def test_what_a_coarse_ladder_leaves_of_the_budget_is_handed_out(tiny_model):
     choices, costs = choices_of(tiny_model), costs_of(tiny_model)
     coarse = candidates_of(choices, shares=(0.25,))  # a quarter of a unit or all of it
     limit = 0.8 * costs.dense.params
-    found = choose(coarse, choices, costs, Limits({"params": limit}))
+    found = chosen_of(coarse, choices, costs, Budget({"params": limit}))
     assert 0.99 * limit <= costs.of(found)["params"] <= limit
 
 
@@ -113,7 +118,7 @@ def test_uniform_differs_by_one_multiple_at_most(tiny_model):
     for multiple in (1, 8):
         choices = choices_of(tiny_model, JOINT, {"mlp_hidden": multiple, "head_dim": 4})
         costs = costs_of(tiny_model)
-        found = solve_uniform(choices, costs, Limits({"params": 0.83 * costs.dense.params}))
+        found = solve_uniform(choices, costs, Budget({"params": 0.83 * costs.dense.params}))
         for unit, step in (("mlp_hidden", multiple), ("head_dim", 4)):
             kept = [count for key, count in found.kept.items() if key[1] == unit]
             assert max(kept) - min(kept) <= step
@@ -122,7 +127,7 @@ def test_uniform_differs_by_one_multiple_at_most(tiny_model):
 def test_a_fixed_share_of_attention_stays_fixed(tiny_model):
     section = JOINT.model_copy(update={"attention_share": 0.5})
     costs = costs_of(tiny_model)
-    found = solve_uniform(choices_of(tiny_model, section), costs, Limits({"params": 0.8 * costs.dense.params}))
+    found = solve_uniform(choices_of(tiny_model, section), costs, Budget({"params": 0.8 * costs.dense.params}))
     assert {count for key, count in found.kept.items() if key[1] == "head_dim"} == {8}
 
 
@@ -132,18 +137,18 @@ def test_an_impossible_limit_names_its_range_in_its_own_unit(tiny_model):
     candidates = candidates_of(choices)
     least = costs.of(narrowest(candidates, choices))["latency.ort-cpu"]
     with pytest.raises(BudgetError) as caught:
-        choose(candidates, choices, costs, Limits({"params": 10.0, "latency.ort-cpu": least - 0.01}))
+        chosen_of(candidates, choices, costs, Budget({"params": 10.0, "latency.ort-cpu": least - 0.01}))
     text = str(caught.value)
     assert "budget.params asks for 10 (0.000 of dense); reachable is " in text
     assert f"budget.latency.ort-cpu asks for {least - 0.01:.3f} ms" in text
     assert f"reachable is {least:.3f} ms … 4.000 ms" in text
-    found = choose(candidates, choices, costs, Limits({"latency.ort-cpu": least}))
+    found = chosen_of(candidates, choices, costs, Budget({"latency.ort-cpu": least}))
     assert costs.of(found)["latency.ort-cpu"] <= least, "and its end can be reached"
 
 
 def test_without_limits_nothing_is_reduced(tiny_model):
     choices = choices_of(tiny_model, SPLIT)
-    found = choose(candidates_of(choices), choices, costs_of(tiny_model), Limits())
+    found = chosen_of(candidates_of(choices), choices, costs_of(tiny_model), Budget())
     assert found == choices.widths(choices.chosen(Widths()))
     assert found.ranks == {}, "a linear of full rank is not split"
 
@@ -188,13 +193,13 @@ def test_damages_of_many_orders_of_magnitude_are_told_apart(tiny, steepness, sha
         for kept in sorted({choices.kept(group, step / 20 * group.total) for step in range(1, 21)}):
             damage = math.exp(-rate * kept / group.total) - math.exp(-rate)
             candidates.append(Candidate((group.module, group.unit), kept, damage))
-    limits = Limits({"params": share * costs.dense.params})
+    limits = Budget({"params": share * costs.dense.params})
     damages = Damages(candidates)
 
     def total(widths: Widths) -> float:
         return sum(damages.all(choices.chosen(widths)).values())
 
-    found = choose(candidates, choices, costs, limits)
+    found = chosen_of(candidates, choices, costs, limits)
     assert limits.met_by(costs.of(found))
     assert total(found) <= total(solve_uniform(choices, costs, limits))
     # Greedy ascent over single steps: no better choice is reachable by taking from one unit and giving to another.

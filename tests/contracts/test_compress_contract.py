@@ -8,11 +8,11 @@ from functools import cache
 
 import pytest
 import torch
-from builders import VARIANTS, dense_model, variant
+from builders import VARIANTS, dense_model, problem_of, variant
 
-from toolchain.compress.lowrank import FACTORISATIONS
-from toolchain.compress.method import ALLOCATIONS, DATA_AWARE, check_names
-from toolchain.compress.neurons import CRITERIA
+from toolchain.compress.criteria import CRITERIA
+from toolchain.compress.factorisations import FACTORISATIONS
+from toolchain.compress.method import ALLOCATIONS, Method
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, open_source
@@ -27,15 +27,15 @@ from toolchain.surgery.split import Split
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 SHARE = 0.72
-NEURONS = (*CRITERIA, "obs", "vtp", "none")
-ATTENTION = (*FACTORISATIONS, DATA_AWARE, "joint", "none")
+NEURONS = (*CRITERIA, "none")
+ATTENTION = (*FACTORISATIONS, "none")
 
 
 def goes_together(way: tuple[str, str, str]) -> bool:
     """Whether a recipe may ask for it."""
     attention, neurons, allocation = way
     try:
-        check_names(CompressSection(attention=attention, neurons=neurons, allocation=allocation))
+        Method.of(CompressSection(attention=attention, neurons=neurons, allocation=allocation))
     except RecipeError:
         return False
     return (attention, neurons) != ("none", "none")
@@ -74,8 +74,8 @@ def compressed(way: tuple[str, str, str]) -> MaskedModel:
         allocation=allocation,
         vtp=VtpSection(epochs=1, gate_lr=0.05, batch_size=32),
     )
-    check_names(section)
-    return run_stage(Compress(section, BudgetSection(params=share(way)), digits(), {}), dense()).artifact
+    problem = problem_of(dense(), section, BudgetSection(params=share(way)))
+    return run_stage(Compress(digits()), problem).artifact
 
 
 def share(way: tuple[str, str, str]) -> float:
@@ -102,7 +102,7 @@ def reproduced(model: TimmModel, section: CompressSection, source: DataSource) -
     """Asserts that the whole stage, asked to leave everything, gives the dense model; little is measured, it decides nothing."""
     held_out = source.split("validation").take(torch.arange(16))
     source = replace(source, splits={**source.splits, "validation": held_out})
-    whole = run_stage(Compress(section, BudgetSection(params=1.0), source, {}), model).artifact
+    whole = run_stage(Compress(source), problem_of(model, section, BudgetSection(params=1.0))).artifact
     deploy = run_stage(Split(), run_stage(Slice(), whole).artifact).artifact
     left, before = (sum(p.numel() for p in each.module.parameters()) for each in (deploy, model))
     assert left >= 0.97 * before, "biases and scales that are folded away are all that may go"
@@ -169,7 +169,7 @@ def test_plan_and_weights_rebuild_the_model_bit_for_bit(way, tmp_path):
 def test_the_plan_holds_what_was_asked_for_and_nothing_else(way):
     attention, neurons, allocation = way
     plan = compressed(way).plan
-    factorised = attention in (DATA_AWARE, *FACTORISATIONS)
+    factorised = attention in FACTORISATIONS and not FACTORISATIONS[attention].rotates
     assert bool(plan.low_ranks) == factorised or (factorised and allocation == "solver"), "a solver may leave it whole"
     units = {keep.unit for keep in plan.keeps} & {"head_dim", "mlp_hidden"}
     wanted = {unit for unit, asked in (("head_dim", attention == "joint"), ("mlp_hidden", neurons != "none")) if asked}

@@ -14,7 +14,7 @@ from toolchain.cli.main import main
 from toolchain.measure.compare import compare
 from toolchain.measure.samples import Design
 from toolchain.recipe import Recipe
-from toolchain.targets import get_target, is_target
+from toolchain.targets import TARGETS, get_target, is_target
 
 TOY = """
 from toolchain.targets import Target, TargetInfo, TargetProfile
@@ -23,6 +23,7 @@ from toolchain.targets.ort import ORT_CPU
 
 class Toy(Target):
     name, measures, engines, profile = "toy", True, (), TargetProfile({"mlp_hidden": 16})
+    takes = ORT_CPU.takes
 
     def probe(self):
         return TargetInfo(self.name, "toys", "1", "a box")
@@ -57,8 +58,8 @@ def toy():
     return space["TOY"]
 
 
-def test_one_object_and_one_call_register_a_target(toy, added_target, tmp_path, capsys):
-    added_target(toy)
+def test_one_object_and_one_call_register_a_target(toy, register, tmp_path, capsys):
+    register(TARGETS, toy)
     a, b = write_stack(tmp_path / "a.onnx"), write_stack(tmp_path / "b.onnx", layers=5)
     assert is_target("toy")
     with get_target("toy").open(a, 1) as runner:

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from builders import dense_model, random_plan
+from builders import dense_model, problem_of, random_plan
 
-from toolchain.artifacts.size import artifact_size_bytes
-from toolchain.compress.lowrank import factorise
+from toolchain.artifacts import open_artifact
+from toolchain.compress.factorisations import factorise, truncated_svd
 from toolchain.compress.stage import Compress
 from toolchain.data import open_source
-from toolchain.export.stage import Export, stack_images, torch_call
+from toolchain.export.calls import stack_images, torch_call
+from toolchain.export.stage import Export
 from toolchain.model import run_stage
 from toolchain.parity import TOLERANCES, compare
 from toolchain.recipe import BudgetSection, CompressSection, ExportSection
@@ -35,7 +36,7 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
     assert len(model.module.blocks) == 12
     plan = random_plan(model)
     module = copy.deepcopy(model.module)
-    factorise(module, {low.module: low.rank for low in plan.low_ranks}, "svd")
+    factorise(module, {low.module: low.rank for low in plan.low_ranks}, truncated_svd)
     masked = mask_model(model, module, plan)
     sliced = run_stage(Slice(), masked).artifact
     deploy = run_stage(Split(), sliced).artifact
@@ -63,9 +64,10 @@ def test_a_size_budget_is_that_of_the_file(tmp_path):
     size = model.preprocess.input_size
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     source = open_source("none", input_size=size, data_config=half, calibration_images=8)
-    masked = run_stage(Compress(section, BudgetSection(size="12 MB"), source, {}), model).artifact
+    problem = problem_of(model, section, BudgetSection(size="12 MB"))
+    masked = run_stage(Compress(source), problem).artifact
     deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     images = stack_images([source.split("test")[index][0] for index in range(3)])
     path = tmp_path / "model.onnx"
     run_stage(Export(ExportSection(), path, images, real_images=False, tool="test"), deploy)
-    assert 0.98 * 12e6 <= artifact_size_bytes(path) <= 1.02 * 12e6
+    assert 0.98 * 12e6 <= open_artifact(path).size_bytes <= 1.02 * 12e6

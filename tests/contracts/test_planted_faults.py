@@ -18,9 +18,8 @@ from torch import nn
 
 from toolchain.errors import ParityError, SlimvitError
 from toolchain.export import onnx_graph
-from toolchain.pipeline import run as pipeline
-from toolchain.pipeline import steps
 from toolchain.pipeline.run import run
+from toolchain.pipeline.stages import base, deploy
 from toolchain.recipe import Recipe
 from toolchain.surgery import mask, replay, split
 from toolchain.surgery import slice as slicing
@@ -197,7 +196,7 @@ def other_engine(patch, name, change):
 
 
 FAULTS: list[tuple[Plant, str, str]] = [
-    (others_written(steps), JOINT, "from dense to reloaded is the first"),
+    (others_written(base), JOINT, "from dense to reloaded is the first"),
     (mask_not_written, HYBRID, "from masked to reloaded is the first"),
     (mask_not_applied, HYBRID, "from masked to sliced is the first"),
     (others_sliced, JOINT, "from masked to sliced is the first"),
@@ -205,7 +204,7 @@ FAULTS: list[tuple[Plant, str, str]] = [
     (heads_swapped_by_slice, JOINT, "from masked to sliced is the first"),
     (bias_lost, JOINT, "from sliced to split is the first"),
     (pair_folded_back, HYBRID, "the split model has .* parameters, more than"),
-    (others_written(pipeline), JOINT, "from split to deploy is the first"),
+    (others_written(deploy), JOINT, "from split to deploy is the first"),
     (scale_forgotten_by_export, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
     (bias_lost_by_export, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
     (pixels_misread, JOINT, r"from dense to dense\.fp32\.onnx is the first"),
@@ -217,8 +216,8 @@ FAULTS: list[tuple[Plant, str, str]] = [
 @pytest.mark.parametrize("method", [JOINT, HYBRID])
 def test_without_a_fault_every_rung_passes(tmp_path, method):
     report = carried_out(tmp_path, method)
-    assert {rung["verdict"] for rung in report["parity"]} == {"pass"}
-    ladder = " ".join(f"{rung['from']}=={rung['to']}" for rung in report["parity"])
+    assert {rung.verdict for rung in report.parity} == {"pass"}
+    ladder = " ".join(f"{rung.from_}=={rung.to}" for rung in report.parity)
     assert ladder == (
         "dense==reloaded masked==reloaded masked==sliced sliced==split split==deploy "
         "dense==dense.fp32.onnx deploy==compressed.fp32.onnx"

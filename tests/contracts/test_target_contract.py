@@ -17,8 +17,8 @@ from played.cpus import CPUS, VARIABLE, play
 from toolchain.devices.transport import LocalTransport
 from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
+from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.stage import torch_call
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
 from toolchain.targets import TARGETS, BuildOptions, Profiled, Refittable, Target, get_target

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import toolchain
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.cli.main import app
 from toolchain.errors import DataError, ModelError
 from toolchain.export.accuracy import accuracy_of
-from toolchain.export.inputs import read_preprocess
 from toolchain.files import read_json
 from toolchain.gate import GateConfig, run_gate
 from toolchain.pipeline.job import prepare
@@ -58,7 +58,7 @@ def test_eight_pictures_are_enough(recipe, tmp_path):
     assert report["ratio"]["params"] < 0.71
     # What an app has to do is in every artifact.
     assert read_json(tmp_path / "run" / "deploy" / "model.json")["preprocess"]["exif_orientation"] is True
-    assert read_preprocess(tmp_path / "run" / "onnx" / "compressed.fp32.onnx").exif_orientation is True
+    assert OnnxFile(tmp_path / "run" / "onnx" / "compressed.fp32.onnx").preprocess.exif_orientation is True
 
 
 @pytest.mark.parametrize(

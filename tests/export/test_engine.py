@@ -6,12 +6,16 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
+import onnx as onnxlib
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
 from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError
 from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.parity import TOLERANCES, Rung
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Target, TargetInfo
@@ -64,16 +68,33 @@ def target(monkeypatch):
     return copier
 
 
+STORED = {"fp32": np.float32, "fp16": np.float16, "int8-dynamic": np.int8, "int8-qdq": np.int8}
+
+
+def write(path, precision="fp32"):
+    """A file of slimvit's, of one linear whose weights are stored in a precision."""
+    weights = [numpy_helper.from_array(np.ones((4, 4), STORED[precision]), "stored")]
+    nodes = [helper.make_node("Cast", ["stored"], ["weight"], to=TensorProto.FLOAT)]
+    if STORED[precision] is np.int8:
+        weights.append(numpy_helper.from_array(np.float32(1), "scale"))
+        nodes = [helper.make_node("DequantizeLinear", ["stored", "scale"], ["weight"])]
+    nodes.append(helper.make_node("MatMul", ["image", "weight"], ["logits"]))
+    image, logits = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in ("image", "logits"))
+    model = helper.make_model(helper.make_graph(nodes, "g", [image], [logits], weights))
+    for key, value in ((PREPROCESS, "{}"), (PRECISION, precision)):
+        model.metadata_props.add(key=key, value=value)
+    path.parent.mkdir(exist_ok=True)
+    onnxlib.save(model, path)
+    return OnnxFile(path)
+
+
 @pytest.fixture
 def onnx(tmp_path):
-    path = tmp_path / "onnx" / "a.onnx"
-    path.parent.mkdir()
-    path.write_bytes(b"graph")
-    return path
+    return write(tmp_path / "onnx" / "a.onnx").path
 
 
 def build(onnx, folder):
-    return run_stage(BuildEngine(EngineSection(), "copier", folder), OnnxArtifact(onnx, "fp32")).artifact
+    return run_stage(BuildEngine(EngineSection(), "copier", folder), OnnxFile(onnx)).artifact
 
 
 def test_an_engine_replaces_the_earlier_one_whole(target, onnx, tmp_path):
@@ -106,7 +127,7 @@ def test_an_engine_that_is_not_the_model_replaces_nothing(target, onnx, tmp_path
 
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", compare)
     with pytest.raises(ParityError, match="planted") if verdict == "fail" else nullcontext():
-        made = run_stage(stage, OnnxArtifact(onnx, "fp32")).artifact
+        made = run_stage(stage, OnnxFile(onnx)).artifact
         assert made.facts["parity"]["verdict"] == verdict
         assert json.loads((tmp_path / "engine" / "engine.json").read_text()) == made.facts
     assert seen == [b"another engine"]
@@ -121,26 +142,27 @@ def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(
 
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", stripped=stripped)
     with pytest.raises(RecipeError, match="engines of copier have their weights"):
-        run_stage(stage, OnnxArtifact(onnx, "fp32"))
+        run_stage(stage, OnnxFile(onnx))
     monkeypatch.setattr(engine, "get_target", lambda _: refitter)
-    assert run_stage(stage, OnnxArtifact(onnx, "fp32")).artifact.path.read_bytes() == b"engine"
+    assert run_stage(stage, OnnxFile(onnx)).artifact.path.read_bytes() == b"engine"
     assert refitter.asked == [(stripped, onnx)]
     refitter.content = b"another"
     with pytest.raises(ParityError, match="planted"):
-        run_stage(replace(stage, compare=compare), OnnxArtifact(onnx, "fp32"))
+        run_stage(replace(stage, compare=compare), OnnxFile(onnx))
     assert (tmp_path / "engine" / "a.sm3.engine").read_bytes() == b"engine"
 
 
 def test_a_target_without_engines_says_so(onnx, tmp_path):
     with pytest.raises(RecipeError, match="ort-cpu runs files as they are and has no engines"):
-        run_stage(BuildEngine(EngineSection(), "ort-cpu", tmp_path / "engine"), OnnxArtifact(onnx, ""))
+        run_stage(BuildEngine(EngineSection(), "ort-cpu", tmp_path / "engine"), OnnxFile(onnx))
     assert not (tmp_path / "engine").exists()
 
 
 def test_a_folder_of_something_else_is_refused_and_left(target, onnx):
+    before = onnx.read_bytes()
     with pytest.raises(StorageError, match=r"holds a\.onnx"):
         build(onnx, onnx.parent)
-    assert [(path.name, path.read_bytes()) for path in onnx.parent.iterdir()] == [("a.onnx", b"graph")]
+    assert [(path, path.read_bytes()) for path in onnx.parent.iterdir()] == [(onnx, before)]
 
 
 def test_a_missing_file_is_named(target, tmp_path):
@@ -152,9 +174,9 @@ def test_a_missing_file_is_named(target, tmp_path):
 def test_an_engine_of_another_precision_is_refused(target, onnx, tmp_path, products):
     target.products = products
     with pytest.raises(ArtifactError, match="no fp16 engine: its matrix products are"):
-        run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "fp16"))
+        run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), write(onnx, "fp16"))
     target.products = {"HALF": 4}
-    run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), OnnxArtifact(onnx, "fp16"))
+    run_stage(BuildEngine(EngineSection(), "copier", tmp_path / "engine"), write(onnx, "fp16"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +185,7 @@ def test_an_engine_of_another_precision_is_refused(target, onnx, tmp_path, produ
 )
 def test_not_every_precision_becomes_an_engine(onnx, tmp_path, name, precision, known):
     with pytest.raises(RecipeError, match=f"engines of {name} are built from {known}$"):
-        run_stage(BuildEngine(EngineSection(), name, tmp_path / "engine"), OnnxArtifact(onnx, precision))
+        run_stage(BuildEngine(EngineSection(), name, tmp_path / "engine"), write(onnx, precision))
 
 
 @pytest.mark.parametrize(
@@ -173,5 +195,5 @@ def test_what_the_inspector_says_counts_where_it_says_something(target, onnx, tm
     target.products, target.chosen = {"HALF": 4}, chosen
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine")
     with nullcontext() if right else pytest.raises(ArtifactError, match="by the engine inspector"):
-        run_stage(stage, OnnxArtifact(onnx, "fp16"))
+        run_stage(stage, write(onnx, "fp16"))
     assert ("recognises no matrix product" in caplog.text) == (not chosen), "silence is no proof, and is told"

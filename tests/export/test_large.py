@@ -12,23 +12,23 @@ from builders import dense_model
 from google.protobuf.message import EncodeError
 from onnx.external_data_helper import uses_external_data
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_files, artifact_sha256, stored_params
-from toolchain.cli.look import _inspect_onnx
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.data import open_source
 from toolchain.errors import ArtifactError
 from toolchain.export import large
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
+from toolchain.export.calls import stack_images
 from toolchain.export.engine import BuildEngine
 from toolchain.export.large import detached, module_bytes, stored_bytes, with_shapes
-from toolchain.export.stage import Export, stack_images
-from toolchain.gate.why import artifact_parts
+from toolchain.export.stage import Export
 from toolchain.measure.bundle import Question, pack
-from toolchain.model import EngineArtifact, Preprocess, run_stage
+from toolchain.model import Preprocess, run_stage
 from toolchain.pipeline.judge import Judge
 from toolchain.recipe import EngineSection, ExportSection
 from toolchain.surgery.replay import save_model
+from toolchain.targets import EngineBuild
 from toolchain.targets.engine_cache import source_digests
 from toolchain.targets.tensorrt import network as trt_network
 
@@ -73,7 +73,7 @@ def test_the_weights_go_beside_the_graph_and_never_through_it(exported):
     assert sorted(file.name for file in artifact.path.parent.iterdir()) == ["fp32.onnx", "fp32.onnx.data", "m"]
     assert artifact.path.stat().st_size < 30_000 < graph.size_bytes
     assert "not simplified" in graph.notes[0]
-    model = read_onnx(artifact.path)
+    model = OnnxFile(artifact.path).model
     assert all(uses_external_data(tensor) for tensor in model.graph.initializer if np.prod(tensor.dims) > 256)
     assert {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"} == {
         "fp32.onnx.data"
@@ -98,11 +98,11 @@ def test_every_precision_is_made_of_it_and_used_like_any_other(converted, export
 
 def test_size_digest_parts_and_inspect_count_both_files(exported):
     _, artifact, graph = exported
-    assert len(artifact_files(artifact.path)) == 2
-    assert sum(artifact_parts(artifact.path).values()) == graph.size_bytes
-    assert stored_params(artifact.path) > 100_000
-    facts = _inspect_onnx(artifact.path)
-    assert facts["sha256"] == artifact_sha256(artifact.path), "what a gate names, and not of the graph alone"
+    assert len(open_artifact(artifact.path).files) == 2
+    assert sum(open_artifact(artifact.path).parts.values()) == graph.size_bytes
+    assert open_artifact(artifact.path).params > 100_000
+    facts = open_artifact(artifact.path).facts()
+    assert facts["sha256"] == open_artifact(artifact.path).sha256, "what a gate names, and not of the graph alone"
     assert facts["bytes"] == graph.size_bytes
     assert facts["precision"] == "fp32"
 
@@ -117,7 +117,7 @@ def test_an_engine_is_built_from_it_and_says_which_weights(exported, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     path = exported[1].path
     made = run_stage(BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine"), exported[1]).artifact
-    assert isinstance(made, EngineArtifact)
+    assert isinstance(made, EngineBuild)
     assert list(made.facts["onnx_data_sha256"]) == ["fp32.onnx.data"]
     assert (
         json.loads((tmp_path / "engine" / "engine.json").read_text())["onnx_data_sha256"]

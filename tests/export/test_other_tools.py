@@ -12,17 +12,16 @@ from builders import dense_model, write_classifier, write_stack
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import UINT8, OnnxFile
 from toolchain.errors import ArtifactError, DataError, RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.calls import in_parts
 from toolchain.export.engine import BuildEngine
-from toolchain.export.form import form_of
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.pixels import UINT8
 from toolchain.export.preparation import Preparation
-from toolchain.measure.signature import read_signature
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.parity import Tolerance
 from toolchain.recipe import EngineSection
 from toolchain.surgery.replay import save_model
@@ -331,7 +330,7 @@ def test_pixels_are_fed_where_a_file_takes_them(tmp_path):
     images = write(tmp_path / "images.onnx")
     for shape in (("batch", 3, 4, 4), ("batch", 4, 4, 3)):
         pixels = write(tmp_path / "pixels.onnx", kind=TensorProto.UINT8, shape=shape)
-        assert form_of(pixels).input.channels_last == (shape[-1] == 3)
+        assert open_artifact(pixels).image.channels_last == (shape[-1] == 3)
         asked = Preparation(mean=(0.5,), std=(0.25,))
         agreement = parity_of(images, pixels, "digits", asked=asked)
         assert agreement.rung.verdict == "pass", agreement
@@ -380,15 +379,15 @@ def test_an_engine_of_another_tools_file_is_compared_on_noise(form, tmp_path):
         EngineSection(),
         "openvino-cpu",
         tmp_path / "engine",
-        lambda built: _engine_rung(path, built, (1, 1, 8), sample),
+        lambda built: _engine_rung(OnnxFile(path), built, (1, 1, 8), sample),
         input_shape=sample,
     )
-    assert run_stage(stage, OnnxArtifact(path, "")).artifact.facts["parity"]["verdict"] == "pass"
+    assert run_stage(stage, OnnxFile(path)).artifact.facts["parity"]["verdict"] == "pass"
     if sample:
         with pytest.raises(RecipeError, match="what is fixed stays as it is"):
             run_stage(
                 BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "other", input_shape=(4, 4, 4)),
-                OnnxArtifact(path, ""),
+                OnnxFile(path),
             )
 
 
@@ -415,7 +414,7 @@ def test_pixels_of_a_file_with_metadata_of_another_are_fed_in_the_layout_of_the_
     """Kind: metadata that is left over and is believed against the graph. The channels are first here, and stay so."""
     own = write(tmp_path / "images.onnx")
     pixels = marked(write(tmp_path / "a.onnx", kind=TensorProto.UINT8), preprocess=said(3, 4, 4), **form)
-    assert not form_of(pixels).input.channels_last
+    assert not open_artifact(pixels).image.channels_last
     asked = Preparation(mean=(0.5,), std=(0.25,))
     assert parity_of(own, pixels, "digits", asked=asked).rung.verdict == "pass"
 
@@ -434,7 +433,7 @@ def test_an_input_shape_is_in_the_layout_of_the_file_everywhere(tmp_path):
     path = write(tmp_path / "a.onnx", shape=LAST, weight=np.hstack([WEIGHT, -WEIGHT]))
     for shape, fits in (((4, 4, 3), True), ((3, 4, 4), False)):
         with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"\[3, 4, 4\]"):
-            assert read_signature(path, 2, shape).inputs[0].shape == (2, 4, 4, 3)
+            assert open_artifact(path).signature(2, shape).inputs[0].shape == (2, 4, 4, 3)
         with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"asked for \[3, 4, 4\]$"):
             assert parity_of(path, path, "none", input_shape=shape).rung.verdict == "pass"
         with contextlib.nullcontext() if fits else pytest.raises(RecipeError, match=r"asked for \[3, 4, 4\]$"):
@@ -452,10 +451,10 @@ def test_an_engine_is_compared_at_the_shape_that_it_was_built_for(kind, tmp_path
         EngineSection(),
         "openvino-cpu",
         tmp_path / "engine",
-        lambda built: _engine_rung(path, built, (1, 1, 8), (4, 4, 3)),
+        lambda built: _engine_rung(OnnxFile(path), built, (1, 1, 8), (4, 4, 3)),
         input_shape=(4, 4, 3),
     )
-    assert run_stage(stage, OnnxArtifact(path, "")).artifact.facts["parity"]["verdict"] == "pass"
+    assert run_stage(stage, OnnxFile(path)).artifact.facts["parity"]["verdict"] == "pass"
 
 
 def test_a_sample_that_is_no_image_is_told_with_what_is_taken_for_the_batch(tmp_path):
@@ -463,7 +462,8 @@ def test_a_sample_that_is_no_image_is_told_with_what_is_taken_for_the_batch(tmp_
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [3, 4, 12]))
     onnx.save(model, tmp_path / "a.onnx")
     assert (
-        "a.onnx takes [3, 4, 12], of which the first is taken for a fixed batch." in form_of(tmp_path / "a.onnx").notes
+        "a.onnx takes [3, 4, 12], of which the first is taken for a fixed batch."
+        in open_artifact(tmp_path / "a.onnx").notes
     )
 
 

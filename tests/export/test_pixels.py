@@ -9,6 +9,7 @@ import onnx
 import pytest
 from builders import dense_model
 
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import ArtifactError
 from toolchain.export import pixels
 from toolchain.export.agreement import parity_of
@@ -17,7 +18,7 @@ from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import of_pixels, representable, takes_pixels, to_pixels, with_pixels, without_pixels
 from toolchain.export.stage import onnx_metadata
-from toolchain.model import OnnxArtifact, Preprocess, TimmModel, run_stage
+from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.surgery.replay import save_model
 
 HOW = Preprocess((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.9, "center")
@@ -94,7 +95,7 @@ def test_every_precision_keeps_taking_pixels(files, tmp_path, name):
     folder, _, takes = files
     images = of_pixels(drawn(32, 1), HOW)
     stage = Convert(name, tmp_path / "x.onnx", images, of_pixels(drawn(16, 2), HOW), real_images=False)
-    made = run_stage(stage, OnnxArtifact(takes, "fp32", HOW))
+    made = run_stage(stage, OnnxFile(takes))
     model = onnx.load(made.artifact.path)
     assert takes_pixels(model)
     assert [node.op_type for node in model.graph.node[:4]] == ["Cast", "Mul", "Add", "Transpose"]

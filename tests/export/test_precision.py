@@ -16,16 +16,17 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import PRECISION, OnnxFile
 from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
 from toolchain.export import precision, smooth
 from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
-from toolchain.export.precision import PRECISION, PRECISIONS, declared_precision
+from toolchain.export.precision import PRECISIONS
 from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
-from toolchain.gate.why import artifact_parts
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.recipe import EngineSection
 from toolchain.targets import get_target
 from toolchain.targets.tensorrt import network as trt_network
@@ -56,7 +57,7 @@ def source(tmp_path_factory):
         model.head.weight.mul_(50)
     path = tmp_path_factory.mktemp("source") / "compressed.fp32.onnx"
     export_onnx(model, path, input_size=SIZE, opset=20, metadata={"slimvit.model": "tiny"}, simplify=True)
-    return OnnxArtifact(path, "fp32")
+    return OnnxFile(path)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_file_of_another_precision_is_the_model(convert, source, name):
 def test_its_bytes_are_attributed_to_the_same_layers(convert, source, name):
     found = []
     for path in (source.path, convert(name).artifact.path):
-        layers = {layer for layer, _ in artifact_parts(path)}
+        layers = {layer for layer, _ in open_artifact(path).parts}
         found.append({layer for layer in layers if layer.startswith("blocks.")})
     assert found[0] == found[1] >= {"blocks.0.attn.qkv.down", "blocks.0.attn.qkv.up", "blocks.1.mlp.fc1"}
 
@@ -319,7 +320,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "plant", "words"), FAULTS, ids=[f"{n}-{p.__name__}" for n, p, _ in FAULTS])
-def test_every_planted_fault_is_caught_by_its_rung(convert, monkeypatch, name, plant, words):
+def test_every_planted_fault_is_caught_by_its_rung(convert, register, monkeypatch, name, plant, words):
     honest = PRECISIONS[name]
 
     def faulty(model, calibration):
@@ -327,21 +328,21 @@ def test_every_planted_fault_is_caught_by_its_rung(convert, monkeypatch, name, p
         plant(made)
         return made
 
-    monkeypatch.setitem(PRECISIONS, name, replace(honest, convert=faulty))
+    register(PRECISIONS, replace(honest, convert=faulty))
     monkeypatch.setattr(onnx.checker, "check_model", lambda *_, **__: None)  # some faults are invalid ONNX as well
     with pytest.raises((ParityError, ArtifactError), match=words):
         convert(name)
 
 
-def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="unknown precision 'int4'; known: fp16"):
+def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, register):
+    with pytest.raises(RecipeError, match="unknown precision 'int4'; did you mean 'int8-qdq'"):
         convert("int4")
     with pytest.raises(RecipeError, match="made from the fp32 file"):
         run_stage(
             Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False),
-            replace(source, precision="fp16"),
+            convert("fp16").artifact,
         )
-    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt-rtx+graph",)))
+    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt-rtx+graph",)))
     if not torch.cuda.is_available():
         with pytest.raises(TargetUnavailable, match="no NVIDIA driver"):
             convert("fp16")
@@ -354,7 +355,12 @@ def test_fp16_does_not_cut_off_what_it_cannot_hold(source, tmp_path):
     onnx.save(model, tmp_path / "large.onnx")
     stage = Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False)
     with pytest.raises(ArtifactError, match="more than fp16 can: 65504; take bf16"):
-        run_stage(stage, OnnxArtifact(tmp_path / "large.onnx", "fp32"))
+        run_stage(stage, OnnxFile(tmp_path / "large.onnx"))
+
+
+def claiming(file, precision):
+    """The file, taken for one of a precision that its graph has not."""
+    return type("Claiming", (OnnxFile,), {"own_precision": precision})(file.path)
 
 
 @pytest.mark.parametrize(("name", "product"), [("fp16", "HALF"), ("bf16", "BF16")])
@@ -365,7 +371,7 @@ def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path,
     made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), convert(name).artifact).artifact
     assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
     with pytest.raises(ArtifactError, match=f"no {name} engine"):
-        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision=name))
+        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), claiming(source, name))
 
 
 def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tmp_path):
@@ -375,7 +381,7 @@ def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tm
     assert made.facts["matmul_dtypes"] == {"FLOAT": made.facts["matmul_layers"] - 9, "INT8": 9}
     assert made.facts["attention_layers"] == 2
     with pytest.raises(ArtifactError, match="no int8-qdq engine"):
-        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), replace(source, precision="int8-qdq"))
+        run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), claiming(source, "int8-qdq"))
 
 
 def test_an_int8_engine_with_one_linear_less_is_refused(convert, tmp_path, monkeypatch):
@@ -425,7 +431,7 @@ def test_openvino_knows_the_output_of_an_fp16_file_by_its_name(convert):
 
 def exported(path, model, **options):
     export_onnx(model, path, **{"input_size": SIZE, "opset": 20, "metadata": {}, "simplify": True, **options})
-    return OnnxArtifact(path, "fp32")
+    return OnnxFile(path)
 
 
 def small(name="vit_tiny_patch16_224", **kwargs):
@@ -464,10 +470,10 @@ def test_fp16_refuses_activations_that_would_overflow(tmp_path):
     assert not (tmp_path / "b.onnx").exists()
 
 
-def test_a_refused_file_does_not_stay(convert, tmp_path, monkeypatch):
+def test_a_refused_file_does_not_stay(convert, tmp_path, register):
     honest = PRECISIONS["int8-dynamic"]
     strict = replace(honest, tolerance=replace(honest.tolerance, cosine_min=1.0))
-    monkeypatch.setitem(PRECISIONS, "int8-dynamic", strict)
+    register(PRECISIONS, strict)
     with pytest.raises(ParityError):
         convert("int8-dynamic")
     assert not (tmp_path / "int8-dynamic.onnx").exists()
@@ -482,7 +488,7 @@ def overflowing(*_):
 
 
 @pytest.mark.parametrize("how", ["refused by its bound", "cannot be converted", "interrupted"])
-def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, tmp_path, monkeypatch, how):
+def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, tmp_path, register, how):
     """Kind: work that fails and takes an earlier file of the user with it."""
     path, data = tmp_path / "fp16.onnx", tmp_path / "fp16.onnx.data"
     path.write_bytes(b"an earlier file")
@@ -493,10 +499,10 @@ def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, t
         "cannot be converted": replace(honest, convert=overflowing),
         "interrupted": replace(honest, convert=interrupted),
     }
-    with monkeypatch.context() as patch:
-        patch.setitem(PRECISIONS, "fp16", faulty[how])
-        with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
-            convert("fp16")
+    register(PRECISIONS, faulty[how])
+    with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
+        convert("fp16")
+    register(PRECISIONS, honest)
     assert (path.read_bytes(), data.read_bytes()) == (b"an earlier file", b"its weights")
     assert convert("fp16").facts.graph.files == (path,)
     assert [file.name for file in tmp_path.iterdir()] == ["fp16.onnx"], "the weights of the earlier file are no part"
@@ -507,9 +513,7 @@ def test_an_engine_of_a_foreign_file_may_have_any_type(convert, tmp_path):
     model = onnx.load(convert("fp16").artifact.path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
-    assert declared_precision(tmp_path / "foreign.onnx") == ""
+    assert OnnxFile(tmp_path / "foreign.onnx").own_precision == ""
     stage = BuildEngine(EngineSection(), "openvino-cpu", tmp_path / "engine")
-    made = run_stage(
-        stage, OnnxArtifact(tmp_path / "foreign.onnx", declared_precision(tmp_path / "foreign.onnx"))
-    ).artifact
+    made = run_stage(stage, OnnxFile(tmp_path / "foreign.onnx")).artifact
     assert set(made.facts["matmul_dtypes"]) == {"HALF"}

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from builders import dense_model
 
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import ArtifactError, ParityError, RecipeError
 from toolchain.export import stage
 from toolchain.export.agreement import parity_of
@@ -20,7 +21,7 @@ from toolchain.export.probabilities import (
     without_probabilities,
 )
 from toolchain.export.stage import Export
-from toolchain.model import OnnxArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.recipe import ExportSection
 from toolchain.surgery.replay import save_model
 from toolchain.targets import get_target
@@ -112,7 +113,7 @@ def test_a_file_that_is_converted_is_taken_as_fp32(made, tmp_path):
         run_stage(Convert("fp16", tmp_path / name, images(8, 1), images(8, 2), real_images=False), given.artifact)
     a, b = (onnx.load(tmp_path / name) for name in ("a.onnx", "b.onnx"))
     assert list(a.graph.node)[:-1] == list(b.graph.node)
-    assert isinstance(both.artifact, OnnxArtifact)
+    assert isinstance(both.artifact, OnnxFile)
 
 
 def test_independent_outputs_have_sigmoids(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 from builders import TINY, dense_model
 from onnx import TensorProto, helper
 
+from toolchain.artifacts.onnx_file import PREPROCESS, OnnxFile
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export import stage
-from toolchain.export.inputs import PREPROCESS, read_preprocess
+from toolchain.export.preparation import Preparation, prepared
 from toolchain.export.stage import Export, fixed_size_notes
 from toolchain.model import Preprocess, run_stage
 from toolchain.recipe import ExportSection
@@ -25,7 +26,7 @@ def file(tmp_path):
     """An ONNX file with the metadata that is given."""
 
     def write(**metadata):
-        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 8, 8])
         model = helper.make_model(helper.make_graph([], "empty", [value], [value]))
         helper.set_model_props(model, metadata)
         onnx.save_model(model, tmp_path / "a.onnx")
@@ -35,18 +36,20 @@ def file(tmp_path):
 
 
 def test_the_preprocessing_is_read_back(file):
-    assert read_preprocess(file(**{PREPROCESS: json.dumps(GOOD)})) == Preprocess((1, 8, 8), (0.5,), (0.25,))
+    assert OnnxFile(file(**{PREPROCESS: json.dumps(GOOD)})).preprocess == Preprocess((1, 8, 8), (0.5,), (0.25,))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({**GOOD, "input_size": [1, 8]}), json.dumps({"mean": [0]})])
 def test_damaged_metadata_is_refused(file, text):
     with pytest.raises(ArtifactError, match=r"a\.onnx has damaged metadata"):
-        read_preprocess(file(**{PREPROCESS: text}))
+        _ = OnnxFile(file(**{PREPROCESS: text})).preprocess
 
 
 def test_a_foreign_file_is_refused(file):
+    foreign = OnnxFile(file())
+    assert foreign.preprocess is None
     with pytest.raises(ArtifactError, match=r"slimvit did not write it.* --mean and --std"):
-        read_preprocess(file())
+        prepared(foreign, Preparation(), (1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from builders import EVA, TINY, VARIANTS, dense_model, variant
+from builders import EVA, TINY, VARIANTS, dense_model, problem_of, variant
 from torch import nn
 
 from toolchain.compress.stage import Compress
@@ -14,7 +14,7 @@ from toolchain.data import open_source
 from toolchain.errors import ModelError
 from toolchain.families import family_of
 from toolchain.families.blocks import INSTEAD
-from toolchain.families.eva import EvaFamily
+from toolchain.families.eva import EvaFamily, rotation
 from toolchain.model import run_stage
 from toolchain.plan import ModelRef
 from toolchain.recipe import BudgetSection, CompressSection
@@ -58,13 +58,13 @@ def test_every_linear_of_the_blocks_can_be_factorised(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_left_alone_is_said(case):
-    limits = FAMILY.limits(variant(case).module)
+    restrictions = FAMILY.restrictions(variant(case).module)
     if case == "EVA":
-        assert limits == ["head dims are left alone because of the fixed width of timm's EvaAttention" + INSTEAD]
+        assert restrictions == ["head dims are left alone because of the fixed width of timm's EvaAttention" + INSTEAD]
     elif case == "EVA-02 base":
-        assert limits == [ROTARY, "feed-forward neurons are left alone because of a norm over the hidden layer"]
+        assert restrictions == [ROTARY, "feed-forward neurons are left alone because of a norm over the hidden layer"]
     else:
-        assert limits == [ROTARY]
+        assert restrictions == [ROTARY]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,7 @@ def test_other_attentions_are_refused():
 def test_the_rotation_of_a_wide_image_is_the_models_own():
     model = dense_model("vit_small_patch16_rope_224", **{**TINY, "img_size": (32, 64)}, head_init_scale=7.0)
     assert model.preprocess.input_size == (3, 32, 64)
-    (attention, _), *_ = FAMILY.branches(model.module).values()
-    rope = attention.context(model.module)["rope"]
+    rope = rotation(model.module, 0)["rope"]
     assert rope.shape == (8, 2 * 16)  # 2·4 patches; sine and cosine of every head dim
 
 
@@ -102,7 +101,7 @@ def test_each_block_of_a_mixed_rotation_has_its_own():
     with torch.no_grad():
         model.module.rope.freqs.mul_(1 + torch.rand(model.module.rope.freqs.shape))
         whole = model.module.rope.get_embed()
-        ropes = [branches[0].context(model.module)["rope"] for branches in FAMILY.branches(model.module).values()]
+        ropes = [rotation(model.module, index)["rope"] for index in range(2)]
     assert len(ropes) == 2
     assert all(rope.equal(part) for rope, part in zip(ropes, whole, strict=True))
     assert not ropes[0].equal(ropes[1])
@@ -147,9 +146,8 @@ def test_the_default_method_halves_it_within_the_budget(case):
     model = variant(case)
     source = open_source("digits", input_size=model.preprocess.input_size, data_config={}, calibration_images=32)
     share = 0.85 if case == "EVA-02 base" else 0.5  # attention is all that can shrink
-    masked = run_stage(
-        Compress(CompressSection(allocation="uniform"), BudgetSection(params=share), source, {}), model
-    ).artifact
+    problem = problem_of(model, CompressSection(allocation="uniform"), BudgetSection(params=share))
+    masked = run_stage(Compress(source), problem).artifact
     shrunk = {low.module.rpartition(".")[2] for low in masked.plan.low_ranks}
     assert "proj" in shrunk
     assert shrunk & {"qkv", "q_proj"}

@@ -10,8 +10,7 @@ import torch
 from builders import TINY, VARIANTS, variant
 from torch import nn
 
-from toolchain.compress.branches import first_residual, run_branch
-from toolchain.compress.damage import finish
+from toolchain.compress.branches import first_residual
 from toolchain.errors import ModelError
 from toolchain.families import FAMILIES, family_of
 from toolchain.plan import ModelRef
@@ -36,44 +35,47 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_the_branches_one_after_another_are_the_model(case):
     model = variant(case)
     x = images(model.preprocess.input_size)
-    blocks = model.family.branches(model.module)
-    flat = [branch for branches in blocks.values() for branch in branches]
+    blocks = model.family.blocks(model.module)
     data = torch.utils.data.TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
-    stream = first_residual(model.module, next(iter(blocks)), data)
+    stream = first_residual(model.module, blocks[0].path, data)
     with torch.no_grad():
         wanted = model.module(x)
-        added = [run_branch(model.module, branch, stream[0]) for branch in flat]
-    assert agree(wanted, finish(model.module, model.family, stream, flat))
+        added = [branch.run(model.module, stream[0]) for branch in model.family.branches(model.module)]
+        (x,) = stream
+        for step in (step for block in blocks for step in block.steps):
+            x = step(model.module, x)
+        outputs = model.family.head(model.module, x)
+    assert agree(wanted, outputs)
     assert min(float(each.abs().max()) for each in added) > 1e-3, "a branch that adds nothing: vacuous"
 
 
 @pytest.mark.parametrize("case", VARIANTS)
 def test_what_a_branch_adds_is_what_its_last_module_gives(case):
     model = variant(case)
-    blocks = model.family.branches(model.module)
-    given, added = {}, {}
+    blocks = model.family.blocks(model.module)
+    entering, added = {}, {}
     handles = []
-    for path, branches in blocks.items():
+    for block in blocks:
         handles.append(
-            model.module.get_submodule(path).register_forward_pre_hook(
-                lambda _m, args, path=path: given.update({path: args[0]})
+            model.module.get_submodule(block.path).register_forward_pre_hook(
+                lambda _m, args, path=block.path: entering.update({path: args[0]})
             )
         )
         handles += [
             model.module.get_submodule(branch.added).register_forward_hook(
                 lambda _m, _i, out, name=branch.module: added.update({name: out})
             )
-            for branch in branches
+            for branch in block.branches
         ]
     with torch.no_grad():
         model.module(images(model.preprocess.input_size))
     for handle in handles:
         handle.remove()
     with torch.no_grad():
-        for path, branches in blocks.items():
-            x = given[path]
-            for branch in branches:
-                y = run_branch(model.module, branch, x)
+        for block in blocks:
+            x = entering[block.path]
+            for branch in block.branches:
+                y = branch.run(model.module, x)
                 assert agree(added[branch.module], y)
                 x = x + y
 
@@ -128,11 +130,11 @@ def test_spans_lie_inside_their_linears_and_never_overlap(case):
 def test_every_timm_model_is_full_partial_or_refused_with_a_reason():
     support: dict[str, list[str]] = {"full": [], "partial": [], "refused": []}
     reasons: list[str] = []
-    for module in dict.fromkeys(module for family in FAMILIES for module in family.timm_modules):
+    for module in dict.fromkeys(module for family in FAMILIES.values() for module in family.timm_modules):
         for name in timm.list_models(module=module):
             model = meta(name)
             if not model.num_classes:
-                assert any(family.refuses(model) for family in FAMILIES if family.matches(model))
+                assert any(family.refuses(model) for family in FAMILIES.values() if family.matches(model))
                 model = meta(name, num_classes=10)
             try:
                 family = family_of(model, name)
@@ -141,10 +143,10 @@ def test_every_timm_model_is_full_partial_or_refused_with_a_reason():
                 reasons.append(str(error).removeprefix(f"{name} is not supported: "))
                 continue
             units = {group.unit for group in family.unit_groups(model)}
-            limits = family.limits(model)
-            assert (len(limits) > 0) == (not {"head_dim", "mlp_hidden"} <= units), name
+            restrictions = family.restrictions(model)
+            assert (len(restrictions) > 0) == (not {"head_dim", "mlp_hidden"} <= units), name
             assert family.factorizable(model)
-            support["partial" if limits else "full"].append(name)
+            support["partial" if restrictions else "full"].append(name)
     assert all(re.match(r"blocks\.0|attention pooling", reason) for reason in reasons)
     assert len(support["full"]) > 4 * len(support["refused"])
     assert support["partial"]

@@ -144,13 +144,13 @@ def test_input_size_of_a_wide_image():
     assert FAMILY.input_size(tiny(img_size=(32, 64))) == (3, 32, 64)
 
 
-# Limits
+# Restrictions
 
 
 @pytest.mark.parametrize("variant", VIT)
 def test_limits_are_said_exactly_where_a_unit_is_missing(variant):
-    limits = FAMILY.limits(tiny(**VIT[variant]))
-    assert limits == (
+    restrictions = FAMILY.restrictions(tiny(**VIT[variant]))
+    assert restrictions == (
         ["head dims are left alone because of a norm over the head dim of q and k" + INSTEAD]
         if variant == "q/k norm"
         else []
@@ -166,7 +166,7 @@ def test_limits_are_said_exactly_where_a_unit_is_missing(variant):
 )
 def test_a_norm_inside_makes_a_unit_unavailable_and_says_so(kwargs, unit, words):
     model = tiny(**kwargs)
-    assert any(words in limit for limit in FAMILY.limits(model))
+    assert any(words in restriction for restriction in FAMILY.restrictions(model))
     assert unit not in {group.unit for group in FAMILY.unit_groups(model)}
     assert FAMILY.refuses(model) is None
 

@@ -8,9 +8,10 @@ import subprocess
 import pytest
 from builders import write_classifier
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.errors import BaselineError, RecipeError, StorageError
-from toolchain.gate.config import GateConfig, require_baselines
+from toolchain.gate.config import BudgetSection, GateConfig, RelationSection, require_baselines
+from toolchain.gate.metrics import METRICS
 
 CELL = {"name": "digits", "artifact": "new.onnx", "budget": {"size": "1 MB"}}
 
@@ -122,8 +123,10 @@ def test_a_baseline_is_the_named_artifact_or_nothing_is_judged(tmp_path):
 def test_the_digest_covers_every_file_that_ships(tmp_path):
     path = write_classifier(tmp_path / "a" / "m.onnx", external=True)
     data = path.with_name("m.onnx.data")
-    whole = artifact_sha256(path)
-    assert whole == artifact_sha256(path.parent), "an ONNX file with its data is the folder that holds nothing else"
+    whole = open_artifact(path).sha256
+    assert whole == open_artifact(path.parent).sha256, (
+        "an ONNX file with its data is the folder that holds nothing else"
+    )
     config = with_baseline(tmp_path, path, whole)
     require_baselines(config)
     data.write_bytes(data.read_bytes()[:-1] + b"\x01")
@@ -141,7 +144,7 @@ def test_the_digest_of_a_folder_is_that_of_sha256sum(tmp_path):
         (folder / name).write_text(name)
     command = r"find . -type f -printf '%P\n' | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -d' ' -f1"
     found = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
-    assert artifact_sha256(folder) == found.stdout.strip()
+    assert open_artifact(folder).sha256 == found.stdout.strip()
 
 
 def test_one_cell_and_one_check_can_be_taken_out(tmp_path):
@@ -152,3 +155,9 @@ def test_one_cell_and_one_check_can_be_taken_out(tmp_path):
         config.only("othr")
     with pytest.raises(RecipeError, match=r"has no check 'budget\.params'"):
         config.only("other", "budget.params")
+
+
+def test_every_key_of_a_budget_or_relation_is_a_check():
+    """Kind: a key that is read and judged by nothing."""
+    keys = {*BudgetSection.model_fields, *RelationSection.model_fields}
+    assert keys == {*METRICS, "parity", "latency"}

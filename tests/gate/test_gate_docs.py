@@ -11,7 +11,7 @@ import pytest
 from builders import write_classifier
 from measuring import GateScript
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.gate import Accept, GateConfig, run_gate
 from toolchain.report.gate import why_table
 
@@ -30,7 +30,7 @@ def example(tmp_path):
     def call(accepts=(), **changes):
         write_classifier(tmp_path / "model.onnx", **changes)
         gate = tmp_path / "gate.toml"
-        gate.write_text(text.replace("0" * 64, artifact_sha256(release)))
+        gate.write_text(text.replace("0" * 64, open_artifact(release).sha256))
         measure = GateScript({"b": 0.01})
         return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, measure=measure)
 

@@ -8,9 +8,9 @@ from functools import cache
 
 import pytest
 from builders import few_sessions, write_classifier
-from measuring import GateScript
+from measuring import GateScript, as_measured
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.errors import (
     ArtifactError,
@@ -37,11 +37,11 @@ def judge(tmp_path):
     write_classifier(tmp_path / "new.onnx")
 
     def call(script, *, cells=None, budget=None, relation=None, accepts=(), **more):
-        measurer = GateScript(*script)
+        measurer = script if callable(script) else GateScript(*script)
         relation = {"latency": 0.05} if relation is None else relation
         cell = {"artifact": "new.onnx", "baseline": "old", "budget": budget or {}, "relation": relation, **more}
         raw = {
-            "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+            "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
             "cell": [{"name": f"cell{i}", **cell} for i in range(cells or len(script))],
         }
         config = GateConfig.from_dict(raw, tmp_path)
@@ -271,6 +271,15 @@ def test_an_accepted_time(judge):
     assert statuses(result) == ["fail"]
 
 
+def test_an_artifact_that_is_replaced_while_it_is_timed_ends_the_gate(judge, tmp_path):
+    def replacing(pair, *_):
+        write_classifier(tmp_path / "new.onnx", padding=1)
+        return as_measured(pair)
+
+    with pytest.raises(ArtifactError, match=r"cell 'cell0': it was measured with another artifact.*Run the gate again"):
+        judge(replacing, cells=1)
+
+
 TARGETS = """
 [quiet]
 transport = "local"
@@ -284,7 +293,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     (tmp_path / "targets.toml").write_text(TARGETS)
     cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {"name": "as named", "target": "quiet", **cell},
             {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1], **cell},

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from builders import write_classifier
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.gate import GateConfig, run_gate
 from toolchain.gate.timing import timed
@@ -35,7 +35,7 @@ class Reader(Nobody):
 def test_real_measurements_reach_the_result(tmp_path, stack):
     old, _ = stack(tmp_path / "old.onnx", layers=2), stack(tmp_path / "new.onnx", layers=40)
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [{"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"latency": 0.05}}],
     }
     reader, short = Reader(), partial(timed, design=Design(sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01, looks=1))
@@ -53,7 +53,7 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
     old = write_classifier(tmp_path / "old.onnx")
     cell = {"artifact": "old.onnx", "baseline": "old", "relation": {"latency": 0.05}}
     raw = {
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
     }
     config = GateConfig.from_dict(raw, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from builders import few_sessions, write_classifier
 from measuring import GateScript
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, GateFile, GateResult, run_gate
 from toolchain.measure.stored import sealed
@@ -42,7 +42,7 @@ def result(tmp_path_factory):
     names = ("noisy", "c1", "c2", "c3", "c4")
     raw = {
         "data": {"source": "digits"},
-        "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+        "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {**cell, **ALL, "name": "slow"},
             *({**cell, "name": name} for name in names),
@@ -147,59 +147,72 @@ def test_whatever_is_altered_is_refused(record, load):
         pytest.fail(f"{path} was altered and believed")
 
 
+def first(raw):
+    return raw["evidence"][0]
+
+
+# What is edited, how, and the fault that is named; "gives" where the evidence is sound and bears out something else.
 RESEALED = {
-    "the size": lambda raw: raw["evidence"][0]["artifact"]["file"].update(size_bytes=1),
-    "both sizes": lambda raw: (
-        raw["evidence"][0]["artifact"]["file"].update(size_bytes=1),
-        raw["evidence"][0]["artifact"]["counts"].update(size=1),
+    "the size": ("two sizes", lambda raw: first(raw)["artifact"]["file"].update(size_bytes=1)),
+    "parameters": ("gives", lambda raw: first(raw)["artifact"]["counts"].update(params=1)),
+    "a metric": ("nodes was not counted", lambda raw: first(raw)["artifact"]["counts"].pop("nodes")),
+    "wrong answers": ("gives", lambda raw: first(raw)["artifact"]["counts"].update(accuracy=0)),
+    "more than all": ("more wrong images", lambda raw: first(raw)["artifact"]["counts"].update(accuracy=10**6)),
+    "of the baseline": ("gives", lambda raw: first(raw)["baseline"]["counts"].update(accuracy=300)),
+    "images": ("10000 images for the artifact", lambda raw: first(raw)["artifact"].update(images=10_000)),
+    "a budget": ("gives", lambda raw: first(raw)["cell"]["budget"].update(size=10**9)),
+    "milliseconds": ("gives", lambda raw: first(raw)["cell"]["budget"].update(latency="60 ms")),
+    "a check": ("gives", lambda raw: first(raw)["cell"]["relation"].update(size=None)),
+    "slower allowed": ("another tolerance", lambda raw: first(raw)["cell"]["relation"].update(latency=0.5)),
+    "parity allowed": (
+        "was not judged by",
+        lambda raw: first(raw)["cell"]["relation"]["parity"].update(cosine_min=-1.0),
     ),
-    "parameters": lambda raw: raw["evidence"][0]["artifact"]["counts"].update(params=1),
-    "a metric that was not counted": lambda raw: raw["evidence"][0]["artifact"]["counts"].pop("nodes"),
-    "wrong answers": lambda raw: raw["evidence"][0]["artifact"]["counts"].update(accuracy=0),
-    "wrong answers of the baseline": lambda raw: raw["evidence"][0]["baseline"]["counts"].update(accuracy=300),
-    "images": lambda raw: raw["evidence"][0]["artifact"].update(images=10_000),
-    "a budget": lambda raw: raw["evidence"][0]["cell"]["budget"].update(size=10**9),
-    "a budget in milliseconds": lambda raw: raw["evidence"][0]["cell"]["budget"].update(latency="60 ms"),
-    "a check that is gone": lambda raw: raw["evidence"][0]["cell"]["relation"].update(size=None),
-    "slower allowed": lambda raw: raw["evidence"][0]["cell"]["relation"].update(latency=0.5),
-    "parity allowed": lambda raw: raw["evidence"][0]["cell"]["relation"]["parity"].update(cosine_min=-1.0),
-    "parity": lambda raw: raw["evidence"][0]["agreement"]["rung"].update(verdict="fail"),
-    "a cosine": lambda raw: raw["evidence"][0]["agreement"]["rung"].update(cosine_min=0.5),
-    "an accept": lambda raw: raw["accepts"][1].update(at_most=1.3),
-    "an accept that lasts": lambda raw: raw["accepts"][2].update(expires="2031-01-01"),
-    "the day": lambda raw: raw.update(day="2029-01-15"),
-    "a layer": lambda raw: raw["evidence"][0]["changes"][0].update(after=0),
-    "another artifact": lambda raw: raw["evidence"][1]["artifact"]["file"].update(sha256="0" * 64),
-    "another baseline": lambda raw: raw["evidence"][1]["baseline"]["file"].update(sha256="0" * 64),
-    "batch": lambda raw: raw["evidence"][1]["cell"].update(batch=2),
-    "no second measurement": lambda raw: raw["evidence"][0]["attempts"].pop(),
-    "the first for the second": lambda raw: raw["evidence"][0]["attempts"].__setitem__(
-        1, raw["evidence"][0]["attempts"][0]
+    "parity": ("another parity", lambda raw: first(raw)["agreement"]["rung"].update(verdict="fail")),
+    "a cosine": ("another parity", lambda raw: first(raw)["agreement"]["rung"].update(cosine_min=0.5)),
+    "an accept": ("measurements, and 1 are due", lambda raw: raw["accepts"][1].update(at_most=1.3)),
+    "a longer accept": ("gives", lambda raw: raw["accepts"][2].update(expires="2031-01-01")),
+    "the day": ("gives", lambda raw: raw.update(day="2029-01-15")),
+    "a layer": ("parts do not sum to", lambda raw: first(raw)["changes"][0].update(after=0)),
+    "an artifact": ("another artifact", lambda raw: raw["evidence"][1]["artifact"]["file"].update(sha256="0" * 64)),
+    "a baseline": ("another baseline", lambda raw: raw["evidence"][1]["baseline"]["file"].update(sha256="0" * 64)),
+    "no baseline": ("named or was read", lambda raw: raw["evidence"][1].update(baseline=None)),
+    "batch": ("another batch", lambda raw: raw["evidence"][1]["cell"].update(batch=2)),
+    "threads": ("another number of threads", lambda raw: raw["evidence"][1]["cell"].update(threads=2)),
+    "cores": ("another set of cores", lambda raw: raw["evidence"][1]["cell"].update(affinity=[1])),
+    "no second": ("has 1 measurements, and 2 are due", lambda raw: first(raw)["attempts"].pop()),
+    "twice the first": ("another seed", lambda raw: first(raw)["attempts"].__setitem__(1, first(raw)["attempts"][0])),
+    "no measurement": ("has 0 measurements, and 1 are due", lambda raw: raw["evidence"][2]["attempts"].clear()),
+    "one too many": (
+        "has 2 measurements, and 1 are due",
+        lambda raw: raw["evidence"][2]["attempts"].append({"why": "failed", "reason": "x"}),
     ),
-    "a second one of another seed": lambda raw: raw["evidence"][0]["attempts"][1]["design"].update(seed=2),
-    "no measurement": lambda raw: raw["evidence"][2]["attempts"].clear(),
-    "a second measurement of what passed": lambda raw: raw["evidence"][2]["attempts"].append(
-        {"why": "failed", "reason": "x"}
+    "one after none": (
+        "nothing was measured, and yet confirmed",
+        lambda raw: raw["evidence"][7]["attempts"].append({"why": "failed", "reason": "x"}),
     ),
-    "why there is none": lambda raw: raw["evidence"][7]["attempts"][0].update(why="unavailable"),
-    "whether it is required": lambda raw: raw["evidence"][7]["cell"].update(required=False, target="x"),
-    "a faster B": lambda raw: [
-        block["samples_ns"].update(B=[sample // 2 for sample in block["samples_ns"]["B"]])
-        for session in raw["evidence"][0]["attempts"][0]["sessions"]
-        for block in session["blocks"]
-    ],
-    "a cell that is gone": lambda raw: raw["evidence"].pop(),
-    "a cell that is there twice": lambda raw: raw["evidence"].append(raw["evidence"][2]),
+    "why there is none": ("gives", lambda raw: raw["evidence"][7]["attempts"][0].update(why="unavailable")),
+    "a faster B": (
+        "measurements, and 1 are due",
+        lambda raw: [
+            block["samples_ns"].update(B=[sample // 2 for sample in block["samples_ns"]["B"]])
+            for session in first(raw)["attempts"][0]["sessions"]
+            for block in session["blocks"]
+        ],
+    ),
+    "a cell": ("gives", lambda raw: raw["evidence"].pop()),
+    "a cell twice": ("two cells have the same name", lambda raw: raw["evidence"].append(raw["evidence"][2])),
 }
 
 
 @pytest.mark.parametrize("edit", RESEALED)
 def test_evidence_that_does_not_bear_out_what_is_said_is_refused(record, load, edit):
     """Also where the digest of the evidence was made anew."""
+    fault, change = RESEALED[edit]
     raw = copy.deepcopy(record["raw"])
-    RESEALED[edit](raw)
+    change(raw)
     assert raw != record["raw"]
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="its samples give" if fault == "gives" else fault):
         load({**record, **sealed(raw)})
 
 

@@ -11,7 +11,7 @@ from builders import write_classifier
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, load_accepts, run_gate
 from toolchain.gate.timing import timed
@@ -28,7 +28,7 @@ def judge(tmp_path):
         write_classifier(tmp_path / "new.onnx", **changes)
         raw = {
             "data": {"source": "digits"},
-            "baseline": {"old": {"path": "old.onnx", "sha256": artifact_sha256(old)}},
+            "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
             "cell": [
                 {
                     "name": "digits",
@@ -71,7 +71,7 @@ def write_classifier_by_height(path):
 
 @pytest.fixture
 def size(tmp_path):
-    return artifact_size_bytes(write_classifier(tmp_path / "sized.onnx"))
+    return open_artifact(write_classifier(tmp_path / "sized.onnx")).size_bytes
 
 
 def statuses(result):
@@ -185,7 +185,7 @@ def test_a_file_of_another_origin_is_judged_where_data_says_how_images_are_prepa
     data = {"source": "digits", "mean": [0.0], "std": [1.0]}
     raw = {
         "data": data,
-        "baseline": {"a": {"path": "a.onnx", "sha256": artifact_sha256(tmp_path / "a.onnx")}},
+        "baseline": {"a": {"path": "a.onnx", "sha256": open_artifact(tmp_path / "a.onnx").sha256}},
         "cell": [
             {
                 "name": "b",

@@ -12,6 +12,7 @@ from toolchain.errors import ArtifactError, MeasurementError, ParityError, Recip
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
+from toolchain.targets import TARGETS
 
 pytestmark = pytest.mark.clock
 
@@ -85,18 +86,18 @@ def test_outputs_that_are_not_finite_give_no_latency(stack, tmp_path):
         compare(a, overflowing, "ort-cpu", FOUR, SHORT)
 
 
-def test_a_target_that_does_not_measure_says_so(stack, tmp_path, added_target):
+def test_a_target_that_does_not_measure_says_so(stack, tmp_path, register):
     class BuildOnly:
         name, measures = "build-only", False
 
-    added_target(BuildOnly())
+    register(TARGETS, BuildOnly())
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="cannot be measured"):
         compare(a, a, "build-only", FOUR, SHORT)
 
 
-def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, added_target):
-    added_target(Refusing("no-gpu", runs="no: there is no GPU"))
+def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, register):
+    register(TARGETS, Refusing("no-gpu", runs="no: there is no GPU"))
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="there is no GPU"):
         compare(a, a, "no-gpu", FOUR, SHORT)
@@ -129,7 +130,6 @@ def test_model_folders_are_timed_in_eager_torch(tmp_path):
 @pytest.mark.parametrize("target", ["openvino-cpu", "openvino-cpu-bf16"])
 def test_openvino_is_timed_like_any_target(stack, tmp_path, target):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
-    from toolchain.targets import TARGETS
 
     try:
         TARGETS[target].probe()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from made_up_reports import a_report, timed
 
 from toolchain.errors import MeasurementError
-from toolchain.pipeline.cell import conclusive, conditions, require_speedup, runtime
+from toolchain.pipeline.cell import conditions, require_speedup, runtime
 
 
 def test_conditions_name_runtime_and_machine_and_nothing_that_drifts(monkeypatch):
@@ -20,21 +21,14 @@ def test_conditions_name_runtime_and_machine_and_nothing_that_drifts(monkeypatch
     assert conditions("eager", 1) != found
 
 
-@pytest.mark.parametrize(
-    ("verdict", "expected"),
-    [("improved", True), ("pass", True), ("regressed", True), ("invalid", False), ("inconclusive", False)],
-)
-def test_only_a_verdict_that_says_something_is_kept(verdict, expected):
-    assert conclusive({"verdict": verdict}) is expected
-
-
 def test_a_required_speedup_must_be_verified_in_every_cell():
-    row = {"target": "ort-cpu", "batch": 1, "threads": 2, "verdict": "improved", "verified_speedup_at_least": 1.5}
-    require_speedup({"bench": [row]}, 1.5)
-    for rows, words in (
-        ([row], "1.50 was verified"),
-        ([row, {**row, "verified_speedup_at_least": None}], "no speedup"),
-        ([], "measures nothing"),
+    row = timed("fp32", 0.6, verified_speedup_at_least=1.5)
+    doubted = row.model_copy(update={"verified_speedup_at_least": None})
+    require_speedup(a_report().model_copy(update={"bench": (row,)}), 1.5)
+    for rows, least, words in (
+        ((row,), 1.6, "1.50 was verified"),
+        ((row, doubted), 1.2, "no speedup"),
+        ((), 1.2, "measures nothing"),
     ):
         with pytest.raises(MeasurementError, match=words):
-            require_speedup({"bench": rows}, 1.6 if rows == [row] else 1.2)
+            require_speedup(a_report().model_copy(update={"bench": rows}), least)

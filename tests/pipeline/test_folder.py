@@ -10,13 +10,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from toolchain.errors import ModelError, StorageError
 from toolchain.files import exclusive, files_below, read_json, user_cache, write_text
-from toolchain.pipeline.folder import OUTPUTS, Workspace
+from toolchain.model import Made
+from toolchain.parity import TOLERANCES, not_run
+from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace
+from toolchain.report.record import Record
+
+
+class Facts(Record):
+    times: int
+    nested: tuple[int | None, ...] = (1, None)
+
+
+RUNG = not_run("a", "b", tolerance=TOLERANCES["fp32"], reason="made up")
 
 
 class Work:
@@ -25,11 +35,11 @@ class Work:
     def __init__(self, root: Path) -> None:
         self.root, self.times = root, 0
 
-    def __call__(self) -> tuple[list[Path], dict[str, Any]]:
+    def __call__(self) -> Made[list[Path], Facts]:
         self.times += 1
         write_text(self.root / "a.txt", "content")
         write_text(self.root / "b" / "c" / "d.txt", "deep")
-        return [self.root / "a.txt", self.root / "b"], {"times": self.times, "nested": [1, None]}
+        return Made([self.root / "a.txt", self.root / "b"], Facts(times=self.times), (RUNG,))
 
 
 @pytest.fixture
@@ -60,37 +70,37 @@ def other_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[st
 
 def test_a_stage_is_done_once(root, work):
     with Workspace(root).open() as space:
-        first = space.step("stage", "key", work)
-        again = space.step("stage", "key", work)
+        first = space.step("stage", "key", Facts, work)
+        again = space.step("stage", "key", Facts, work)
     assert (first.reused, again.reused, work.times) == (False, True, 1)
     assert (again.facts, again.seconds) == (first.facts, first.seconds)
     with Workspace(root).open() as space:
-        later = space.step("stage", "key", work)
+        later = space.step("stage", "key", Facts, work)
     assert later.reused
-    assert later.facts == {"times": 1, "nested": [1, None]}
+    assert (later.facts, later.rungs) == (Facts(times=1), (RUNG,))
 
 
 def test_stages_do_not_share_a_record(root, work):
     with Workspace(root).open() as space:
-        space.step("one", "key", work)
-        assert not space.step("two", "key", work).reused
-        assert space.step("one", "key", work).reused
+        space.step("one", "key", Facts, work)
+        assert not space.step("two", "key", Facts, work).reused
+        assert space.step("one", "key", Facts, work).reused
 
 
 def test_another_key_does_the_work_again(root, work):
     with Workspace(root).open() as space:
-        space.step("stage", "key", work)
-        assert not space.step("stage", "other", work).reused
-        assert not space.step("stage", "key", work).reused  # one record per stage: the newest
+        space.step("stage", "key", Facts, work)
+        assert not space.step("stage", "other", Facts, work).reused
+        assert not space.step("stage", "key", Facts, work).reused  # one record per stage: the newest
     assert work.times == 3
 
 
 def test_without_resume_every_stage_is_done_again(root, work):
     for resume in (True, False, False):
         with Workspace(root, resume=resume).open() as space:
-            assert not space.step("stage", "key", work).reused
+            assert not space.step("stage", "key", Facts, work).reused
     with Workspace(root).open() as space:
-        assert space.step("stage", "key", work).reused
+        assert space.step("stage", "key", Facts, work).reused
 
 
 def test_without_resume_no_checkpoint_is_taken_up(root, work):
@@ -99,34 +109,40 @@ def test_without_resume_no_checkpoint_is_taken_up(root, work):
             scratch = space.scratch("stage")
             scratch.write_text("epoch 1")
             found = []
-            space.step("stage", f"key {resume}", lambda at=scratch, to=found: (to.append(at.exists()), work())[1])
+            space.step(
+                "stage", f"key {resume}", Facts, lambda at=scratch, to=found: (to.append(at.exists()), work())[1]
+            )
             assert found == [resume]
 
 
 def test_facts_that_settle_nothing_are_found_out_again(root, work):
     def settled(facts):
-        return facts["times"] >= 2
+        return facts.times >= 2
 
     with Workspace(root).open() as space:
-        assert [space.step("stage", "key", work, settled=settled).reused for _ in range(3)] == [False, False, True]
+        assert [space.step("stage", "key", Facts, work, settled=settled).reused for _ in range(3)] == [
+            False,
+            False,
+            True,
+        ]
 
 
 def test_facts_that_settle_nothing_stay_until_others_are_found(root, work):
-    def fails() -> tuple[list[Path], dict[str, Any]]:
+    def fails() -> Made[list[Path], Facts]:
         raise ModelError("no")
 
     with Workspace(root).open() as space:
-        found = space.step("stage", "key", work)
+        found = space.step("stage", "key", Facts, work)
         with pytest.raises(ModelError):
-            space.step("stage", "key", fails, settled=lambda _: False)
-        kept = space.recorded("stage", "key")
+            space.step("stage", "key", Facts, fails, settled=lambda _: False)
+        kept = space.recorded("stage", "key", Facts)
         assert (kept.facts, kept.outputs, kept.reused) == (found.facts, found.outputs, True)
-        assert space.recorded("stage", "another key") is None
+        assert space.recorded("stage", "another key", Facts) is None
 
 
 def test_a_stage_that_is_recorded_is_found_by_its_beginning(root, work):
     with Workspace(root).open() as space:
-        space.step("bench-board.b1", "key", work)
+        space.step("bench-board.b1", "key", Facts, work)
         found = [space.has(prefix) for prefix in ("bench-board.b", "bench-boar.b", "bench-b*")]
     assert found == [True, False, False]
     assert not Workspace(root, resume=False).has("bench-board.b")
@@ -136,16 +152,16 @@ def test_a_stage_that_is_recorded_is_found_by_its_beginning(root, work):
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
 def test_an_altered_output_does_the_work_again(root, work, name, damage):
     with Workspace(root).open() as space:
-        space.step("stage", "key", work)
+        space.step("stage", "key", Facts, work)
         path = root / name
         before = path.read_text()
         if damage == "gone":
             path.unlink()
         else:
             path.write_text(before[:-1] if damage == "truncated" else before.upper())
-        assert not space.step("stage", "key", work).reused
+        assert not space.step("stage", "key", Facts, work).reused
         assert path.read_text() == before
-        assert space.step("stage", "key", work).reused
+        assert space.step("stage", "key", Facts, work).reused
 
 
 @pytest.mark.parametrize(
@@ -153,48 +169,48 @@ def test_an_altered_output_does_the_work_again(root, work, name, damage):
 )
 def test_a_damaged_record_does_the_work_again(root, work, content):
     with Workspace(root).open() as space:
-        space.step("stage", "key", work)
+        space.step("stage", "key", Facts, work)
         (space.private / "stage.json").write_bytes(content)
-        assert not space.step("stage", "key", work).reused
-        assert space.step("stage", "key", work).reused
+        assert not space.step("stage", "key", Facts, work).reused
+        assert space.step("stage", "key", Facts, work).reused
 
 
 def test_a_record_without_facts_does_the_work_again(root, work):
     with Workspace(root).open() as space:
-        space.step("stage", "key", work)
+        space.step("stage", "key", Facts, work)
         record = space.private / "stage.json"
         kept = {name: value for name, value in read_json(record).items() if name != "facts"}
         record.write_text(json.dumps(kept))
-        assert not space.step("stage", "key", work).reused
+        assert not space.step("stage", "key", Facts, work).reused
 
 
 def test_a_stage_that_fails_leaves_no_record_of_an_earlier_success(root, work):
     """What it wrote before it failed is no longer what the old record describes."""
 
-    def fails() -> tuple[list[Path], dict[str, Any]]:
+    def fails() -> Made[list[Path], Facts]:
         write_text(root / "a.txt", "half")
         raise ModelError("no")
 
     with Workspace(root).open() as space:
-        space.step("stage", "old", work)
+        space.step("stage", "old", Facts, work)
         with pytest.raises(ModelError):
-            space.step("stage", "new", fails)
+            space.step("stage", "new", Facts, fails)
         assert not (space.private / "stage.json").exists()
-        assert not space.step("stage", "old", work).reused
+        assert not space.step("stage", "old", Facts, work).reused
 
 
 def test_scratch_is_removed_when_the_stage_is_done_and_kept_when_it_is_not(root, work):
     with Workspace(root).open() as space:
         scratch = space.scratch("stage")
 
-        def fails() -> tuple[list[Path], dict[str, Any]]:
+        def fails() -> Made[list[Path], Facts]:
             scratch.write_text("epoch 1")
             raise ModelError("no")
 
         with pytest.raises(ModelError):
-            space.step("stage", "key", fails)
+            space.step("stage", "key", Facts, fails)
         assert scratch.read_text() == "epoch 1"
-        space.step("stage", "key", work)
+        space.step("stage", "key", Facts, work)
         assert not scratch.exists()
 
 
@@ -202,18 +218,19 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from toolchain.files import atomic_folder, write_text
-from toolchain.pipeline.folder import Workspace
+from toolchain.model import Made
+from toolchain.pipeline.folder import Nothing, Workspace
 root = Path(sys.argv[1])
 with Workspace(root).open() as space:
     def done():
         write_text(root / "first.txt", "1")
-        return [root / "first.txt"], {}
+        return Made([root / "first.txt"], Nothing())
     def half():
         with atomic_folder(root / "dense") as partial:
             (partial / "weights").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
-    space.step("first", "key", done)
-    space.step("second", "key", half)
+    space.step("first", "key", Nothing, done)
+    space.step("second", "key", Nothing, half)
 """
 
 
@@ -223,13 +240,13 @@ def test_a_run_killed_half_way_goes_on_where_it_stopped(root):
     assert list(root.glob(".dense.*.partial")), "the kill came too early to test anything"
     with Workspace(root).open() as space:
         assert sorted(path.name for path in root.iterdir()) == [".slimvit", "first.txt"]
-        assert space.step("first", "key", lambda: pytest.fail("done before the kill")).reused
+        assert space.step("first", "key", Nothing, lambda: pytest.fail("done before the kill")).reused
 
-        def second() -> tuple[list[Path], dict[str, Any]]:
+        def second() -> Made[list[Path], Nothing]:
             write_text(root / "dense" / "weights", "whole")
-            return [root / "dense"], {}
+            return Made([root / "dense"], Nothing())
 
-        assert not space.step("second", "key", second).reused
+        assert not space.step("second", "key", Nothing, second).reused
 
 
 # Sweep and lock
@@ -255,14 +272,14 @@ def test_sweep_removes_half_written_things_and_nothing_else(root):
 
 
 def test_what_a_changed_recipe_no_longer_writes_is_removed_unless_it_was_altered(root, work):
-    def other() -> tuple[list[Path], dict[str, Any]]:
+    def other() -> Made[list[Path], Nothing]:
         for name in ("onnx/old.onnx", "onnx/edited.onnx", "only/one.txt", "a.txt"):
             write_text(root / name, "other" if name != "a.txt" else "content")
-        return [root / "onnx", root / "only", root / "a.txt"], {}
+        return Made([root / "onnx", root / "only", root / "a.txt"], Nothing())
 
     with Workspace(root).open() as space:
-        space.step("old", "key", other)
-        kept = space.step("stage", "key", work)
+        space.step("old", "key", Nothing, other)
+        kept = space.step("stage", "key", Facts, work)
         assert kept.outputs == ("a.txt", "b/c/d.txt")
         write_text(root / "onnx" / "edited.onnx", "mine")
         space.forget_all_but(["stage"])
@@ -272,7 +289,7 @@ def test_what_a_changed_recipe_no_longer_writes_is_removed_unless_it_was_altered
             "onnx/edited.onnx",
         }
         assert not (root / "only").exists()
-        assert space.step("stage", "key", work).reused
+        assert space.step("stage", "key", Facts, work).reused
         assert not (space.private / "old.json").exists()
 
 

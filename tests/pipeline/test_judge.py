@@ -8,15 +8,17 @@ import pytest
 import torch
 from builders import TINY, dense_model, random_plan
 
+from toolchain.artifacts import open_artifact
 from toolchain.cost import Widths, trace
 from toolchain.data import open_source
 from toolchain.errors import ArtifactError
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.model import EngineArtifact, run_stage
+from toolchain.model import run_stage
 from toolchain.pipeline.judge import Judge, relative_error, require_cost
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.targets import EngineBuild
 
 SIZE = (3, 32, 32)
 
@@ -39,25 +41,26 @@ def files(tmp_path_factory):
 
 def engine(path, loaded="pass"):
     """An "engine" that ONNX Runtime runs, so that this needs no GPU."""
-    return EngineArtifact("ort-cpu", path, {"loaded": loaded, "loaded_reason": "" if loaded == "pass" else "no GPU"})
+    reason = "" if loaded == "pass" else "no GPU"
+    return EngineBuild(path, {"target": "ort-cpu", "loaded": loaded, "loaded_reason": reason})
 
 
 @pytest.mark.parametrize("profile", [(1, 1, 8), (1, 1, 1), (2, 2, 2), (5, 5, 8)])
 def test_an_engine_is_compared_within_its_profile(judge, files, profile):
-    rung = judge.engine(files / "a.onnx", engine(files / "b.onnx"), profile)
+    rung = judge.engine(open_artifact(files / "a.onnx"), engine(files / "b.onnx"), profile)
     assert (rung.from_, rung.to, rung.verdict) == ("a.onnx", "b.onnx", "pass")
     assert rung.cosine_min > 0.9999
     assert rung.tolerance.max_abs is None
 
 
 def test_an_engine_that_loads_but_computes_something_else_fails(judge, files):
-    rung = judge.engine(files / "a.onnx", engine(files / "other.onnx"), (1, 1, 8))
+    rung = judge.engine(open_artifact(files / "a.onnx"), engine(files / "other.onnx"), (1, 1, 8))
     assert rung.verdict == "fail"
     assert "cosine" in rung.reason
 
 
 def test_an_engine_that_cannot_be_run_is_not_judged(judge, files):
-    rung = judge.engine(files / "a.onnx", engine(files / "b.onnx", "not_run"), (1, 1, 8))
+    rung = judge.engine(open_artifact(files / "a.onnx"), engine(files / "b.onnx", "not_run"), (1, 1, 8))
     assert (rung.verdict, rung.reason, rung.max_abs) == ("not_run", "no GPU", None)
 
 

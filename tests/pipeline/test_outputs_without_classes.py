@@ -65,7 +65,7 @@ def recipe(folder, count=1, *, output=None, source="images:pictures", **sections
 
 
 def run(asked, out):
-    report = pipeline.run(asked, out)
+    report = pipeline.run(asked, out).to_dict()
     return report, json.loads((out / "allocation.json").read_text())
 
 

@@ -1,14 +1,22 @@
 """A whole recipe whose board goes off, against a real sshd on loopback."""
 
+import json
+from functools import partial
+
 import pytest
 from loopback import loopback
 
+from toolchain.cost import Widths
 from toolchain.errors import TargetUnavailable
-from toolchain.files import read_json
+from toolchain.measure.compare import compare
 from toolchain.measure.samples import Design
-from toolchain.pipeline import run as pipeline
-from toolchain.pipeline import shipping
+from toolchain.pipeline.job import prepare
+from toolchain.pipeline.latency_budget import time_widths
+from toolchain.pipeline.run import run
+from toolchain.pipeline.stages.latency import clocks
+from toolchain.progress import SILENT
 from toolchain.recipe import Recipe
+from toolchain.report.record import Report
 
 pytestmark = pytest.mark.clock
 
@@ -31,60 +39,72 @@ def server(tmp_path, monkeypatch):
     started.kill()
 
 
-@pytest.fixture
-def doubted(monkeypatch):
-    """The batches whose cells count as not conclusive."""
-    batches = set()
-    monkeypatch.setattr(shipping, "conclusive", lambda facts: facts["batch"] not in batches)
-    return batches
+briefly = partial(compare, design=SHORT)
 
 
-def test_what_was_measured_counts_while_the_board_is_off(server, doubted, tmp_path):
+def test_what_was_measured_counts_while_the_board_is_off(server, tmp_path):
     recipe, root = Recipe.from_dict({**ASKED, "bench": {"targets": ["board"], "batch": [1, 2]}}), tmp_path / "run"
-    report = pipeline.run(recipe, root, design=SHORT)
+    report = run(recipe, root, compare=briefly)
     server.kill()
-    again = pipeline.run(recipe, root, design=SHORT)
-    assert (again["bench"], again["not_measured"]) == (report["bench"], [])
+    again = run(recipe, root, compare=briefly)
+    assert (again.bench, again.not_measured) == (report.bench, ())
 
-    doubted.add(1)  # to be measured again, which cannot be: what is known of it stays
+    doubt(root, 1)  # to be measured again, which cannot be: what is known of it stays
     with pytest.raises(TargetUnavailable, match="board"):
-        pipeline.run(recipe, root, design=SHORT)
-    left = read_json(root / "report.json")
-    assert left["bench"] == report["bench"]
-    assert [row["target"] for row in left["not_measured"]] == ["board"]
+        run(recipe, root, compare=briefly)
+    left = Report.load(root)
+    assert [row.batch for row in left.bench] == [1, 2]
+    assert [row.target for row in left.not_measured] == ["board"]
 
     (root / "bench" / "board.fp32.b2.t1.json").unlink()
     with pytest.raises(TargetUnavailable, match="board"):
-        pipeline.run(recipe, root, design=SHORT)
-    assert read_json(root / "report.json")["bench"] == report["bench"][:1]
+        run(recipe, root, compare=briefly)
+    assert [row.batch for row in Report.load(root).bench] == [1]
     server.start()
-    doubted.clear()
-    assert [row["batch"] for row in pipeline.run(recipe, root, design=SHORT)["bench"]] == [1, 2]
+    assert [row.batch for row in run(recipe, root, compare=briefly).bench] == [1, 2]
 
 
-def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, doubted, tmp_path):
+def doubt(root, batch):
+    """Makes the record of a comparison one that decided nothing."""
+    path = root / ".slimvit" / f"bench-board.b{batch}.t1.json"
+    record = json.loads(path.read_text())
+    record["facts"]["verdict"] = "inconclusive"
+    path.write_text(json.dumps(record))
+
+
+def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp_path):
     here = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"]}})
-    pipeline.run(here, tmp_path / "run", design=SHORT)
+    run(here, tmp_path / "run", compare=briefly)
     server.kill()
     there = Recipe.from_dict({**ASKED, "budget": {"params": 0.6}, "bench": {"targets": ["board"]}})
     before = (tmp_path / "run" / "plan.json").read_bytes()
     for folder in ("run", "fresh"):
         with pytest.raises(TargetUnavailable, match="board"):
-            pipeline.run(there, tmp_path / folder)
+            run(there, tmp_path / folder, compare=briefly)
     assert (tmp_path / "run" / "plan.json").read_bytes() == before
     assert not (tmp_path / "fresh").exists()
 
 
-def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path, monkeypatch):
+def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
     asked = []
 
-    def refuse(a, b, device, workload, *_, **__):
-        asked.append(workload.batch)
+    def refuse(*_, batch, **__):
+        asked.append(batch)
         raise TargetUnavailable("ort-cpu", "the runtime chose another precision.")
 
-    monkeypatch.setattr(shipping, "bench_compare", refuse)
     recipe = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"], "batch": [1, 2]}})
     with pytest.raises(TargetUnavailable, match="another precision"):
-        pipeline.run(recipe, tmp_path / "run")
+        run(recipe, tmp_path / "run", compare=refuse)
     assert asked == [1]
     assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_latency_budget_is_measured_on_the_board(server):
+    """The board is one of targets.toml: its clock times whole models there, over ssh."""
+    job = prepare(Recipe.from_dict({**ASKED, "budget": {"latency": {"board": "90%"}}}))
+    (clock,) = clocks(job, job.dense, SILENT)
+    assert (clock.setting.target, clock.setting.device.is_here) == ("board", False)
+    timing = time_widths(job.dense, [Widths({("blocks.0.mlp", "mlp_hidden"): 8})], clock.setting, SHORT)
+    assert timing.dense_ms > 0
+    assert len(timing.ratios) == 1
+    assert list((server.root / "device" / "artifacts").iterdir()), "the files were sent there"

@@ -12,16 +12,23 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_reports import SUMMARY, a_report, rung, timed, typed
 
 from toolchain.families.blocks import INSTEAD
 from toolchain.files import sha256
-from toolchain.pipeline import run as pipeline
+from toolchain.pipeline.assemble import relative_error_increase
+from toolchain.pipeline.run import run
+from toolchain.pipeline.stages.compress import closed_form
 from toolchain.recipe import Recipe
-from toolchain.report.assemble import closed_form, relative_error_increase
+from toolchain.report.figures import LEFT, PLOT, WIDTH
 from toolchain.report.files import render
-from toolchain.report.markdown import cautions, notes, to_markdown
-from toolchain.report.page import LEFT, PLOT, WIDTH, ratios_drawing, shares_drawing, to_html
-from toolchain.report.tables import engine_lines, headline, number, operations, parity_lines, percent, size, tables
+from toolchain.report.markdown import to_markdown
+from toolchain.report.page import to_html
+from toolchain.report.record import ClosedForm, Counts, Interval
+from toolchain.report.sections import SECTIONS, parts
+from toolchain.report.sections.latency import ratios_figure
+from toolchain.report.sections.shares import shares_figure
+from toolchain.report.tables import number, operations, percent, size
 
 KEYS = {
     "": "schema tool synthetic model recipe_digest stages dense compressed ratio relative_error_increase "
@@ -36,84 +43,28 @@ KEYS = {
     "bench": "target precision batch threads dense_ms compressed_ms ratio verified_speedup_at_least verdict environment",
     "files": "path bytes sha256",
 }
-SUMMARY = "improved: 1.51× (verified ≥ 1.50×), ratio 0.66 [0.65, 0.67], control ±0.98 %, τ 5 %, 3 × 20 blocks"
 
 
-def stage(name, params, wrong, seconds):
-    counts = {"accuracy": 1 - wrong / 359, "wrong": wrong, "total": 359}
-    return {"name": name, "params": params, "macs": 17 * params, "bytes": 4 * params, **counts, "seconds": seconds}
+def section(record, name):
+    return SECTIONS[name].draw(typed(record))
 
 
-def figures(params, wrong):
-    row = stage("", params, wrong, 0)
-    return {key: row[key] for key in ("params", "macs", "bytes", "accuracy", "wrong", "total")}
+def notes(report):
+    return [line for name in ("notes", "suggestion") for line in SECTIONS[name].draw(report).lines]
 
 
-def rung(from_, to, max_abs, verdict="pass", reason=""):
-    numbers = {"max_abs": max_abs, "cosine_min": 1.0, "top1_agreement": None, "tolerance": {"max_abs": 1e-5}}
-    return {"from": from_, "to": to, **numbers, "verdict": verdict, "reason": reason}
+def cautions(report):
+    return [caution for part in parts(report) for caution in part.cautions]
 
 
-def share(block, kind, removed, *, physical=True):
-    return {"block": block, "kind": kind, "total": 512, "removed": removed, "physical": physical}
+def tables(report):
+    return [part.table for part in parts(report) if part.table and part.table.rows]
 
 
 @pytest.fixture
 def report():
-    """A report with one of everything; the numbers are invented, and all different."""
-    environment = {"cpu": "Some CPU", "affinity": [0, 1], "threads": 1, "runtimes": {"onnxruntime": "1.2"}}
-    cell = {"target": "ort-cpu", "precision": "fp32", "batch": 1, "threads": 1, "environment": environment}
-    times = {"dense_ms": 0.6104, "compressed_ms": 0.4013, "ratio": {"point": 0.661, "lo": 0.652, "hi": 0.668}}
-    verdict = {"verified_speedup_at_least": 1.502, "verdict": "improved", "summary": SUMMARY}
-    return {
-        "schema": "slimvit.report/1",
-        "tool": "slimvit 0.1.0",
-        "synthetic": False,
-        "model": {"name": "vit_tiny_patch16_224", "kwargs": {}, "checkpoint_sha256": None},
-        "data": {"source": "digits", "digest": "d" * 64},
-        "method": {"neurons": "vtp", "allocation": "global"},
-        "requested_method": "hybrid",
-        "budget": {"params": 0.5, "macs": None, "size": None, "latency": {}},
-        "recipe_digest": "abcdef012345" * 5,
-        "stages": [stage("dense", 1194122, 14, 106.45), stage("onnx", 596738, 18, None)],
-        "dense": figures(1194122, 14),
-        "compressed": figures(596738, 18),
-        "ratio": {"params": 0.49973, "macs": 0.50596, "bytes": 0.50291},
-        "relative_error_increase": 18 / 14 - 1,
-        "relative_error_increase_reason": None,
-        "finetune": None,
-        "pruned_shares": [
-            *(share("blocks.10", kind, 64, physical=kind == "mlp_hidden") for kind in ("mlp_hidden", "attn_in")),
-            share("blocks.9", "mlp_hidden", 16),
-        ],
-        "parity": [
-            rung("masked", "sliced", 1.9e-6),
-            rung("sliced", "split", 0.0),
-            rung("a.onnx", "a.engine", None, "not_run", "no GPU"),
-        ],
-        "graphs": {
-            "dense": {"notes": [], "nodes_before": {"MatMul": 8, "Reshape": 5}, "nodes_after": {"MatMul": 8}},
-            "int8-qdq": {"notes": [], "nodes_before": {"MatMul": 8}, "nodes_after": {"MatMul": 8, "QuantizeLinear": 9}},
-        },
-        "bench": [{**cell, **times, **verdict}],
-        "files": [{"path": "engines/trt-rtx/a.engine", "bytes": 6480000, "sha256": "e" * 64}],
-        "engines": [
-            {
-                "path": "engines/trt-rtx/a.engine",
-                "target": "trt-rtx",
-                "precision": "fp32",
-                "file": "a.engine",
-                "bytes": 6480000,
-                "download_bytes": 2400000,
-                "of_dense": 1.35,
-                "verdict": "not_run",
-                "compute_capabilities": ["8.9"],
-                "matmul_dtypes": {"FLOAT": 37},
-                "attention_layers": 6,
-                "fused_attention": None,
-            }
-        ],
-    }
+    """A report with one of everything, as the JSON object that it is written as."""
+    return a_report().to_dict()
 
 
 def without_labels(report):
@@ -140,7 +91,7 @@ def synthetic_run(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        return pipeline.run(Recipe.from_dict(recipe), root / "run"), root / "run"
+        return run(Recipe.from_dict(recipe), root / "run").to_dict(), root / "run"
 
 
 @pytest.mark.parametrize("part", KEYS)
@@ -157,8 +108,8 @@ def test_every_promised_key_is_there(synthetic_run, report, part):
 def test_the_file_is_what_run_returns(synthetic_run):
     found, folder = synthetic_run
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(found))
-    assert (folder / "report.md").read_text() == to_markdown(found)
-    assert (folder / "report.html").read_text() == to_html(found)
+    assert (folder / "report.md").read_text() == to_markdown(typed(found))
+    assert (folder / "report.html").read_text() == to_html(typed(found))
 
 
 def test_synthetic_claims_no_accuracy(synthetic_run):
@@ -168,26 +119,28 @@ def test_synthetic_claims_no_accuracy(synthetic_run):
     assert found["relative_error_increase_reason"] == "the data has no labels"
     for row in (*found["stages"], found["dense"], found["compressed"]):
         assert row["accuracy"] is row["wrong"] is row["total"] is None
-    assert "accuracy" not in {row[0] for row in headline(found).rows}
-    assert any("Synthetic" in caution for caution in cautions(found))
+    assert "accuracy" not in {row[0] for row in section(found, "headline").table.rows}
+    assert any("Synthetic" in caution for caution in cautions(typed(found)))
     assert all(rung["top1_agreement"] is None for rung in found["parity"])
 
 
 def test_what_was_left_out_is_told(synthetic_run, report):
     found, _ = synthetic_run
-    told = [note for note in notes(found) if "Limit of this model" in note]
-    assert found["limits"] == ["head dims are left alone because of a norm over the head dim of q and k" + INSTEAD]
+    told = [note for note in notes(typed(found)) if "Restriction of this model" in note]
+    assert found["restrictions"] == [
+        "head dims are left alone because of a norm over the head dim of q and k" + INSTEAD
+    ]
     assert len(told) == 1
-    assert told[0] in to_markdown(found)
-    assert not any("Limit of this model" in note for note in notes(report))
+    assert told[0] in to_markdown(typed(found))
+    assert not any("Restriction of this model" in note for note in notes(typed(report)))
 
 
 def test_notes_on_weights_and_images_stand_in_every_form_of_the_report(synthetic_run):
     found, _ = synthetic_run
     assert found["notes"] == []
     noted = {**found, "notes": ["The position embeddings were resampled from 2×2 to 4×4."]}
-    assert notes(noted)[0] == noted["notes"][0]
-    for text in (to_markdown(noted), to_html(noted)):
+    assert notes(typed(noted))[0] == noted["notes"][0]
+    for text in (to_markdown(typed(noted)), to_html(typed(noted))):
         assert noted["notes"][0] in text
 
 
@@ -201,13 +154,13 @@ def test_what_was_written_is_compared_with_what_is_read_back(synthetic_run):
 
 def test_pages_are_written_only_if_they_say_something_else(report, tmp_path):
     pages = [tmp_path / "report.md", tmp_path / "report.html"]
-    render(report, tmp_path)
+    render(typed(report), tmp_path)
     before = [page.stat().st_ino for page in pages]
-    render(report, tmp_path)
+    render(typed(report), tmp_path)
     assert [page.stat().st_ino for page in pages] == before
     pages[0].write_bytes(b"\xff")
-    render(report, tmp_path)
-    assert pages[0].read_text(encoding="utf-8") == to_markdown(report)
+    render(typed(report), tmp_path)
+    assert pages[0].read_text(encoding="utf-8") == to_markdown(typed(report))
     assert pages[1].stat().st_ino == before[1]
 
 
@@ -230,7 +183,7 @@ def test_ratios_follow_from_the_counts(synthetic_run):
 
 
 def counts(wrong, total):
-    return {"wrong": wrong, "total": total, "accuracy": None if total is None else 1 - wrong / total}
+    return Counts(wrong=wrong, total=total, accuracy=None if total is None else 1 - wrong / total)
 
 
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(500, 10_000))
@@ -259,9 +212,10 @@ def test_no_relative_error_increase_has_a_reason(dense, small, words):
 # Notes
 
 
-COUNTED = {"judged_by": "errors", "images": 5000, "before": 1203, "after": 998, "kept": "after"}
+LEARNED = {"data": {"source": "digits", "digest": "d"}, "loss": "distillation"}
+COUNTED = {**LEARNED, "judged_by": "errors", "images": 5000, "before": 1203, "after": 998, "kept": "after"}
 COUNTED_TOLD = "Fine-tuning: 1,203 of 5,000 validation images wrong before, 998 after; the model after it was kept."
-DIVERGED = {"judged_by": "divergence", "images": 162, "before": 0.01234, "after": 0.0567, "kept": "before"}
+DIVERGED = {**LEARNED, "judged_by": "divergence", "images": 162, "before": 0.01234, "after": 0.0567, "kept": "before"}
 DIVERGED_TOLD = (
     "Fine-tuning: without labels, KL divergence from the dense model 0.0123 before, 0.0567 after "
     "(162 validation images); the model before it was kept."
@@ -274,55 +228,55 @@ DIVERGED_TOLD = (
         (COUNTED, [COUNTED_TOLD]),
         (DIVERGED, [DIVERGED_TOLD]),
         ({**DIVERGED, "after": None}, [DIVERGED_TOLD.replace("0.0567", "not a number")]),
-        ({"kept": "before"}, []),  # as earlier versions wrote it
         (None, []),
     ],
 )
 def test_what_fine_tuning_did_is_told(report, finetune, told):
     changed = {**report, "finetune": finetune}
-    assert [note for note in notes(changed) if "Fine-tuning" in note] == told
-    assert to_markdown(changed).count("Fine-tuning") == to_html(changed).count("Fine-tuning") == len(told)
-    assert all(line in to_markdown(changed) and line in to_html(changed) for line in told)
+    assert [note for note in notes(typed(changed)) if "Fine-tuning" in note] == told
+    assert to_markdown(typed(changed)).count("Fine-tuning") == to_html(typed(changed)).count("Fine-tuning") == len(told)
+    assert all(line in to_markdown(typed(changed)) and line in to_html(typed(changed)) for line in told)
 
 
 def test_the_closed_form_is_told(report):
     plan = {"beta": 0.5, "head_refitted": True, "kl": {"0.5": 0.25, "0.5 head": 0.01234, "0.0": 0.5, "0.0 head": 0.75}}
     facts = closed_form(plan)
-    assert facts == {"beta": 0.5, "head_refitted": True, "kl": 0.01234}
-    assert closed_form({**plan, "head_refitted": False})["kl"] == 0.25
+    assert facts == ClosedForm(beta=0.5, head_refitted=True, kl=0.01234)
+    assert closed_form({**plan, "head_refitted": False}).kl == 0.25
     told = (
         "Closed form: β = 0.5, the classifier re-fitted; KL divergence from the dense model, before any training, "
         "0.0123 nats per validation image."
     )
-    found = {**report, "closed_form": facts}
-    assert told in notes(found)
-    for page in (to_markdown(found), to_html(found)):
+    found = {**report, "closed_form": facts.model_dump()}
+    assert told in notes(typed(found))
+    for page in (to_markdown(typed(found)), to_html(typed(found))):
         assert page.index("of the time") < page.index(told) < page.index("blocks.10"), "after the headline"
-    (line,) = notes({**report, "closed_form": {**facts, "head_refitted": False}})
+    (line,) = notes(typed({**report, "closed_form": {**facts.model_dump(), "head_refitted": False}}))
     assert "the classifier left as it was" in line
 
 
 @pytest.mark.parametrize("broken", [None, math.inf, math.nan])
 def test_a_closed_form_that_broke_the_model_is_told_in_valid_json(report, broken):
     facts = closed_form({"beta": 0.0, "head_refitted": False, "kl": {"0.0": broken}})
-    assert json.loads(json.dumps(facts, allow_nan=False))["kl"] is None
-    assert "not a number" in " ".join(notes({**report, "closed_form": facts}))
+    assert facts.kl is None
+    assert "not a number" in " ".join(notes(typed({**report, "closed_form": facts.model_dump()})))
 
 
 def test_methods_without_a_closed_form_tell_of_none(report):
     assert closed_form({}) is None
-    assert notes({**report, "closed_form": None}) == notes(report) == []
+    assert notes(typed({**report, "closed_form": None})) == notes(typed(report)) == []
 
 
 def test_a_missed_latency_budget_comes_before_the_numbers(report):
-    row = {"target": "ort-cpu", "batch": 1, "threads": 1, "requested": 0.5, "measured": 0.6}
+    row = {"target": "ort-cpu", "batch": 1, "threads": 1, "dense_ms": 2.0, "requested": 0.5, "measured": 0.6}
+    row |= {"reachable": [0.2, 1.0], "predicted": 0.5, "correction": 1.0}
     told = "The latency budget on ort-cpu is missed: 0.500 of the dense model's time was asked for, 0.600 was measured"
     missed = {**report, "latency_budget": [{**row, "met": False}]}
-    assert cautions(missed)[0].startswith(told)
-    for page in (to_markdown(missed), to_html(missed).replace("&#39;", "'")):
+    assert cautions(typed(missed))[0].startswith(told)
+    for page in (to_markdown(typed(missed)), to_html(typed(missed)).replace("&#39;", "'")):
         assert page.index(told) < page.index("Dense against compressed")
-    for others in ({"met": True}, {"met": None}, {}):  # reports of old do not say
-        assert cautions({**report, "latency_budget": [{**row, **others}]}) == []
+    for others in ({"met": True}, {"met": None}):
+        assert cautions(typed({**report, "latency_budget": [{**row, **others}]})) == []
 
 
 # Markdown
@@ -340,7 +294,7 @@ def cells(text):
 
 
 def test_markdown_numbers_are_those_of_the_report(report):
-    found = cells(to_markdown(report))
+    found = cells(to_markdown(typed(report)))
     rows = {row[0]: row[1:] for row in found["Dense against compressed"]}
     assert rows["parameters"] == ["1,194,122", "596,738", "0.500 left"]
     assert rows["MACs per image"] == ["20,300,074", "10,144,546", "0.506 left"]
@@ -352,7 +306,7 @@ def test_markdown_numbers_are_those_of_the_report(report):
         assert int(row[1].replace(",", "")) == stage_["params"]
         assert float(row[4].removesuffix(" %")) == pytest.approx(100 * stage_["accuracy"], abs=0.005)
         assert int(row[5]) == stage_["wrong"]
-    assert found["Latency verdicts"][1] == ["ort-cpu, batch 1, 1 thread", SUMMARY]
+    assert found["Latency"][1] == ["ort-cpu, batch 1, 1 thread", SUMMARY]
     assert found["Parity"][1:][2] == ["a.onnx == a.engine", "not_run", "–", "no GPU"]
 
 
@@ -373,20 +327,21 @@ def test_markdown_follows_the_report(report):
         for part in path[:-1]:
             node = node[part]
         node[path[-1]] = value
-        assert shown not in to_markdown(report), path
-        assert shown in to_markdown(changed), path
-        assert to_html(changed) != to_html(report), path
+        assert shown not in to_markdown(typed(report)), path
+        assert shown in to_markdown(typed(changed)), path
+        assert to_html(typed(changed)) != to_html(typed(report)), path
 
 
 def test_every_markdown_table_is_rectangular(report):
     report["parity"][2]["reason"] = "a | b"
-    for rows in cells(to_markdown(report)).values():
+    for rows in cells(to_markdown(typed(report))).values():
         assert len({len(row) for row in rows}) == 1
 
 
 def test_shares_per_block(report):
     rows = {
-        row[0]: row[1:] for row in next(rows for head, rows in cells(to_markdown(report)).items() if "share" in head)
+        row[0]: row[1:]
+        for row in next(rows for head, rows in cells(to_markdown(typed(report))).items() if "share" in head)
     }
     assert rows["block"] == ["mlp_hidden", "attn_in°"], "° marks what is only zeroed"
     assert list(rows) == ["block", "blocks.9", "blocks.10", "all"], "9 comes before 10"
@@ -397,18 +352,18 @@ def test_shares_per_block(report):
 
 def test_without_labels_there_is_a_reason_and_no_number(report):
     changed = without_labels(report)
-    text = to_markdown(changed)
+    text = to_markdown(typed(changed))
     assert "the data has no labels" in text
     assert "errors" not in text
     assert "wrong of" not in text
     assert "96.10" not in text
-    assert "no labels" in to_html(changed)
+    assert "no labels" in to_html(typed(changed))
 
 
 def test_empty_parts_are_left_out(report):
     report.update(bench=[], files=[], pruned_shares=[], parity=[], graphs={}, engines=[])
-    assert [table.title for table in tables(report)] == ["Dense against compressed", "Stages"]
-    page = to_html(report)
+    assert [table.title for table in tables(typed(report))] == ["Dense against compressed", "Stages"]
+    page = to_html(typed(report))
     assert "<svg" not in page
     assert "Measured" not in page
 
@@ -417,15 +372,18 @@ def test_empty_parts_are_left_out(report):
 
 
 def test_parity_in_short_names_what_did_not_hold(report):
-    assert parity_lines(report) == ["2 of 3 rungs hold, max |Δ| 1.9e-06", "not run: a.onnx == a.engine (no GPU)"]
-    report["parity"][0] = rung("masked", "sliced", 0.5, "fail", "max |Δ| 0.5 > 1e-05")
-    short = parity_lines(report)
+    assert list(section(report, "parity").brief) == [
+        "2 of 3 rungs hold, max |Δ| 1.9e-06",
+        "not run: a.onnx == a.engine (no GPU)",
+    ]
+    report["parity"][0] = rung("masked", "sliced", 0.5, "fail", "max |Δ| 0.5 > 1e-05").to_dict()
+    short = list(section(report, "parity").brief)
     assert short[0] == "1 of 3 rungs hold, max |Δ| 0.0e+00"
     assert short[1] == "fail: masked == sliced (max |Δ| 0.5 > 1e-05)"
 
 
 def test_engines_in_short(report):
-    assert engine_lines(report) == ["engines/trt-rtx/a.engine, 6.48 MB"]
+    assert list(section(report, "engines").brief) == ["engines/trt-rtx/a.engine, 6.48 MB"]
 
 
 @pytest.mark.parametrize(
@@ -481,8 +439,8 @@ class Page(HTMLParser):
 
 
 def test_page_is_well_formed_and_complete(report):
-    page = Page(to_html(report))
-    for table in tables(report):
+    page = Page(to_html(typed(report)))
+    for table in tables(typed(report)):
         assert table.title in page.text
         for row in table.rows:
             for cell in row:
@@ -492,7 +450,7 @@ def test_page_is_well_formed_and_complete(report):
 
 
 def test_page_requests_nothing_and_runs_nothing(report):
-    text = to_html(report)
+    text = to_html(typed(report))
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert not {"src", "href", "onload", "style"} & {name for name, _ in page.attributes}
@@ -504,7 +462,7 @@ def test_page_escapes_what_it_did_not_write(report):
     evil = "<script>alert(1)</script>&"
     report["model"]["name"] = report["data"]["source"] = report["parity"][2]["reason"] = evil
     report["pruned_shares"][0]["block"] = 'blocks.10"><b>'
-    text = to_html(report)
+    text = to_html(typed(report))
     assert "<script" not in text
     assert "<b>" not in text
     assert evil in Page(text).text
@@ -515,7 +473,7 @@ def drawings(text):
 
 
 def test_bars_are_as_long_as_the_shares(report):
-    _, drawing = drawings(to_html(report))
+    _, drawing = drawings(to_html(typed(report)))
     widths = [float(rect.get("width")) for rect in drawing.iter("rect")]
     assert widths == pytest.approx([16 / 512 * PLOT, 64 / 512 * PLOT, 64 / 512 * PLOT], abs=0.01)
     labels = [text.text for text in drawing.iter("text") if text.get("text-anchor") == "end" and text.text]
@@ -524,7 +482,7 @@ def test_bars_are_as_long_as_the_shares(report):
 
 
 def test_interval_is_drawn_where_it_lies(report):
-    drawing, _ = drawings(to_html(report))
+    drawing, _ = drawings(to_html(typed(report)))
     (rect,) = drawing.iter("rect")
     ticks = {text.text: float(text.get("x")) for text in drawing.iter("text") if text.get("text-anchor") == "middle"}
     (mark,) = [float(line.get("x1")) for line in drawing.iter("line") if line.get("class") == "mark"]
@@ -536,11 +494,8 @@ def test_interval_is_drawn_where_it_lies(report):
 
 @given(st.lists(st.tuples(st.floats(0.05, 5), st.floats(0, 0.5), st.floats(0, 0.5)), min_size=1, max_size=4))
 def test_every_interval_stays_in_the_drawing(cells_):
-    rows = [
-        {"target": "t", "batch": 1, "threads": 1, "ratio": {"point": p, "lo": p * (1 - a), "hi": p * (1 + b)}}
-        for p, a, b in cells_
-    ]
-    drawing = ratios_drawing(rows)
+    rows = [timed("fp32", p, ratio=Interval(point=p, lo=p * (1 - a), hi=p * (1 + b))) for p, a, b in cells_]
+    (drawing,) = ratios_figure(rows)
     for bar in drawing.bars:
         assert -1e-6 <= bar.start <= bar.mark + 1e-6 <= bar.end + 2e-6 <= PLOT + 3e-6
     assert all(LEFT + x <= WIDTH for x, _ in drawing.ticks)
@@ -548,12 +503,12 @@ def test_every_interval_stays_in_the_drawing(cells_):
 
 
 def test_nothing_to_draw():
-    assert shares_drawing([]) is None
-    assert ratios_drawing([]) is None
+    assert shares_figure([]) == ()
+    assert ratios_figure([]) == ()
 
 
 def test_nodes_are_counted_before_and_after(report):
-    (found,) = (table for table in tables(report) if table.title == "Nodes")
+    (found,) = (table for table in tables(typed(report)) if table.title == "Nodes")
     assert found.header == ("operator", "dense, exported", "dense", "int8-qdq")
     assert found.rows == (
         ("MatMul", "8", "8", "8"),

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from toolchain.cli.main import main
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
 from toolchain.model import Preprocess, TimmModel
-from toolchain.pipeline.job import begin, dense_inputs, prepare
+from toolchain.pipeline.job import begin, prepare
+from toolchain.pipeline.stages.dense import dense_inputs
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.load import Loaded, load_dense

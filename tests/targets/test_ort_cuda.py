@@ -11,8 +11,8 @@ from builders import dense_model
 from onnx import helper
 
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.stage import torch_call
 from toolchain.targets import gpu, ort_cuda
 from toolchain.targets.gpu import local_capability
 from toolchain.targets.mode import EVERY_MODE

@@ -23,12 +23,12 @@ from toolchain.analysis.realised import (
     product_variants,
     variants_of,
 )
+from toolchain.artifacts import Signature
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
 from toolchain.measure.samples import CONTROL, A, B, Design, Workload, explain
 from toolchain.measure.session import sessions_of
-from toolchain.measure.signature import Signature
 from toolchain.progress import SILENT, Progress
 from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS

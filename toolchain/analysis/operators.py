@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Device, device_for
 from toolchain.devices.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.files import read_json, write_json
 from toolchain.measure.experiment import inputs_of
 from toolchain.measure.samples import Workload
-from toolchain.measure.signature import read_signature
 from toolchain.on_device.runner import (
     EXIT_SCHEDULE,
     EXIT_UNAVAILABLE,
@@ -129,9 +129,10 @@ def profile_operators(
     where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
-    if path.is_dir():
-        raise RecipeError(f"{path} is a folder; only ONNX files are profiled")
-    signature = read_signature(path, workload.batch, workload.input_shape)
+    artifact = open_artifact(path)
+    if artifact.name not in where.takes:
+        raise RecipeError(f"{runtime} profiles what it runs, and {path} is no such file")
+    signature = artifact.signature(workload.batch, workload.input_shape)
     request = {
         "path": str(path.resolve()),
         "target": runtime,

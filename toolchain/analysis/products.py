@@ -16,10 +16,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model, load_external_data_for_tensor, uses_external_data
 
-from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.large import is_large, stored_bytes
-from toolchain.measure.signature import read_signature
 
 Shape = tuple[int, ...]
 WEIGHT_INPUT: Mapping[str, int] = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
@@ -105,8 +104,8 @@ def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Grap
         ArtifactError: it is damaged.
         RecipeError: it fixes another batch, or leaves a shape open that was not given.
     """
-    signature = read_signature(path, batch, input_shape)
-    model = read_onnx(path)
+    file = OnnxFile(path)
+    signature, model = file.signature(batch, input_shape), file.model
     _load_shapes(model, path.parent)
     given = {name: spec.shape for name, spec in zip(signature.names, signature.inputs, strict=True)}
     for value in model.graph.input:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.devices.device import Devices
@@ -126,7 +126,7 @@ def digest(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")], json_: JsonFlag = False
 ) -> None:
     """Print the sha256 by which a gate.toml names a baseline."""
-    value = artifact_sha256(path)
+    value = open_artifact(path).sha256
     print_json({"path": str(path), "sha256": value}) if json_ else line(value)
 
 

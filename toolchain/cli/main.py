@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from toolchain.cli import bench, devices, gate, limits, look, measure, pipeline, stages
+from toolchain.cli import (
+    bench,
+    devices,
+    doctor,
+    gate,
+    init,
+    inspect,
+    limits,
+    manifest,
+    measure,
+    models,
+    pipeline,
+    report,
+    schema,
+    stages,
+)
 from toolchain.errors import SlimvitError
 from toolchain.measure.samples import Design
 
@@ -26,7 +41,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, stages, measure, bench, devices, limits, gate, look):
+for module in (
+    pipeline,
+    stages,
+    measure,
+    bench,
+    devices,
+    limits,
+    gate,
+    inspect,
+    models,
+    doctor,
+    report,
+    manifest,
+    schema,
+    init,
+):
     module.register(app)
 
 
@@ -78,7 +108,7 @@ def _code(arguments: list[str] | None, design: Design) -> int:
             return USAGE
         return _fail(error.format_message(), USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on from what it has kept", INTERRUPTED)
+        return _fail("Interrupted. Run the same command to resume.", INTERRUPTED)
     except BrokenPipeError:  # whoever read stdout has seen enough: `slimvit … | head`
         _discard_stdout()
         return STORAGE
@@ -86,7 +116,10 @@ def _code(arguments: list[str] | None, design: Design) -> int:
         _discard_stdout()
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", STORAGE)
     except Exception as error:  # noqa: BLE001 - the last boundary: a fault of slimvit, told as such
-        return _fail(f"internal error: {type(error).__name__}: {error}; SLIMVIT_DEBUG=1 shows where", INTERNAL)
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}. Run it again with SLIMVIT_DEBUG=1 to see where, and report it.",
+            INTERNAL,
+        )
     return 0
 
 

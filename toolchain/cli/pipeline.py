@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,10 @@ import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
-from toolchain.compress.method import Allocation
+from toolchain.measure.compare import compare
 from toolchain.pipeline.cell import require_speedup
-from toolchain.pipeline.job import Job, prepare, preview, unmeasured
+from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.preview import Preview, from_shapes, preview
 from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
@@ -41,14 +43,14 @@ def run(
     """Carry out a recipe: load, compress, fine-tune, slice, split, export, build, measure, report."""
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
-        job = prepare(loaded, fetch=False)
-        _show(job, job.allocation, unmeasured(job), json_=json_)
+        _show(from_shapes(prepare(loaded, fetch=False)), json_=json_)
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
-        report = run_recipe(loaded, folder, resume=not no_resume, design=design_of(context), progress=Progress(screen))
+        timed = partial(compare, design=design_of(context))
+        report = run_recipe(loaded, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
     if json_:
-        print_json(report)
+        print_json(report.to_dict())
     else:
         print_report(report, folder)
     if require is not None:
@@ -76,17 +78,18 @@ def plan(
     loaded = Recipe.load(recipe, set_ or ())
     with Screen() as screen:
         screen.stage("plan")
-        job, allocation, note = preview(loaded, measure=not shapes_only, progress=Progress(screen))
-    _show(job, allocation, note, json_=json_)
+        shown = preview(loaded, measure=not shapes_only, progress=Progress(screen))
+    _show(shown, json_=json_)
 
 
-def _show(job: Job, allocation: Allocation, note: str, *, json_: bool) -> None:
+def _show(shown: Preview, *, json_: bool) -> None:
     if json_:
-        print_json(allocation.to_dict())
+        print_json(shown.allocation.to_dict())
         return
-    print_tables(_tables(job, allocation.to_dict()))
-    print_wrapped(f"limit: {limit}" for limit in job.dense.family.limits(job.dense.module))
-    print_wrapped([f"note: {note}"] if note else [])
+    dense = shown.job.dense
+    print_tables(_tables(shown.job, shown.allocation.to_dict()))
+    print_wrapped(f"restriction: {each}" for each in dense.family.restrictions(dense.module))
+    print_wrapped([f"note: {shown.note}"] if shown.note else [])
 
 
 def _tables(job: Job, record: dict[str, Any]) -> list[Table]:
@@ -106,9 +109,9 @@ def _tables(job: Job, record: dict[str, Any]) -> list[Table]:
         name = f"{row['target']}, batch {row['batch']}, {row['threads']} thread(s)"
         cost.append((name, *times, f"{row['predicted']:.4f}", f"{row['reachable'][0]:.3f} … 1"))
         if row["measured"] is not None:
-            found = f"{row['measured'] * row['dense_ms']:.3f} ms"
-            asked = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
-            cost.append(("  measured, these shapes", times[0], found, f"{row['measured']:.4f}", asked))
+            time = f"{row['measured'] * row['dense_ms']:.3f} ms"
+            missed = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
+            cost.append(("  measured, these shapes", times[0], time, f"{row['measured']:.4f}", missed))
     widths = [(row["module"], row["unit"], str(row["kept"]), _damage(row)) for row in record["widths"]]
     ranks = [(row["linear"], "rank", str(row["rank"]), _damage(row)) for row in record["ranks"]]
     rows = [*widths, *ranks]

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,17 +18,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.report.markdown import cautions, notes
-from toolchain.report.tables import (
-    Table,
-    engine_lines,
-    hardware,
-    headline,
-    parity_lines,
-    shares_table,
-    stage_table,
-    verdicts,
-)
+from toolchain.report.record import Report
+from toolchain.report.sections import parts
+from toolchain.report.tables import Table
 
 WIDE = 160
 
@@ -88,24 +80,63 @@ def print_wrapped(lines: Iterable[str], *, indent: int = 0) -> None:
             line(" " * indent + text)
 
 
-def print_report(report: Mapping[str, Any], folder: Path) -> None:
-    """A run in the order that a hurried reader wants: what came out, the verdict, where to read on; then details."""
-    print_wrapped(f"note: {caution}" for caution in cautions(report))
-    print_tables([headline(report)])
-    print_lines("Latency", [*verdicts(report), *([f"measured on {hardware(report)}"] if report["bench"] else [])])
+def print_report(report: Report, folder: Path) -> None:
+    """A run, section by section: cautions first, then what came out, and at last where to read on."""
+    drawn = list(parts(report))
+    print_wrapped(f"note: {caution}" for part in drawn for caution in part.cautions)
+    for part in drawn:
+        if part.is_empty or part.brief == ():
+            continue
+        if part.table and part.table.rows and part.brief is None:
+            print_tables([part.table])
+            print_wrapped(part.lines)
+        else:
+            print_lines(part.title, part.lines if part.brief is None else part.brief)
+            line("")
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
-    print_lines("Notes", notes(report))
-    line("")
-    print_tables(table for table in (stage_table(report), shares_table(report)) if table.rows)
-    print_lines("Parity", parity_lines(report))
-    print_lines("Engines", engine_lines(report))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Name and value, one a line."""
-    width = max(len(name) for name in facts)
+    """Name and value, one a line; facts of facts below their name, indented."""
+    for text in fact_lines(facts):
+        line(text)
+
+
+def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
+    """The lines of `print_facts`: counts as "MatMul 24, Add 13", shapes as [batch, 3, 224, 224], what is empty as "-"."""
+    width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
-        line(f"{name:<{width}}  {value}")
+        label = f"{'':{indent}}{name!s:<{width}}  "
+        if (text := _inline(value)) is not None:
+            yield f"{label}{text}"
+            continue
+        yield label.rstrip()
+        for entry in [value] if isinstance(value, Mapping) else value:
+            first, *rest = (
+                fact_lines(entry, indent + 4) if isinstance(entry, Mapping) else (f"{'':{indent + 4}}{entry}",)
+            )
+            yield first if isinstance(value, Mapping) else f"{'':{indent + 2}}- {first.strip()}"
+            yield from rest
+
+
+def _inline(value: Any) -> str | None:
+    """A value as one line, or None where it needs several."""
+    if isinstance(value, Mapping):
+        counts = value and all(isinstance(count, int) and not isinstance(count, bool) for count in value.values())
+        return ", ".join(f"{name} {count:,}" for name, count in value.items()) if counts else None if value else "-"
+    if isinstance(value, list | tuple):
+        short = all(entry is None or isinstance(entry, str | int | float) for entry in value)
+        prose = any(isinstance(entry, str) and " " in entry for entry in value)
+        return (
+            None
+            if not short or prose
+            else f"[{', '.join('?' if e is None else str(e) for e in value)}]"
+            if value
+            else "-"
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None or value == "" else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class Pace:

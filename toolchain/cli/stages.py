@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from toolchain.artifacts import Artifact
+from toolchain.artifacts.engine import RECORD
+from toolchain.artifacts.inputs import resolved
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.cli.options import (
     FolderArgument,
     JsonFlag,
@@ -24,12 +28,10 @@ from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.agreement import noise
-from toolchain.export.engine import RECORD, BuildEngine
+from toolchain.export.engine import BuildEngine
 from toolchain.export.engine_parity import engine_rung
-from toolchain.export.form import form_of
-from toolchain.export.inputs import resolved
 from toolchain.export.onnx_graph import folder_beside
-from toolchain.export.precision import FP32, PRECISIONS, declared_precision
+from toolchain.export.precision import PRECISIONS
 from toolchain.export.preparation import raw_pixels, source_for
 from toolchain.export.stage import Export
 from toolchain.files import (
@@ -43,9 +45,7 @@ from toolchain.model import (
     MODEL_FILES,
     AnyModel,
     DeployModel,
-    EngineArtifact,
     MaskedModel,
-    OnnxArtifact,
     SlicedModel,
     TimmModel,
     run_stage,
@@ -55,24 +55,24 @@ from toolchain.pipeline.job import (
     SYNTHETIC,
     Start,
     begin,
-    clocks,
-    compressed,
     prepare,
     tool,
-    trained,
 )
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.base import M, open_as
+from toolchain.pipeline.stages.compress import compress as compress_model
+from toolchain.pipeline.stages.dense import trained
+from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
-from toolchain.report.tables import finetune_line
+from toolchain.report.sections.notes import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.targets import EngineBuild
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune, require_teacher
-
-M = TypeVar("M", TimmModel, MaskedModel, SlicedModel, DeployModel)
 
 
 def register(app: typer.Typer) -> None:
@@ -103,9 +103,11 @@ def compress(
     dense = _open_for(job, folder, TimmModel)
     with Screen() as screen:
         screen.stage("compress")
-        latency = latency_of(clocks(job, dense, Progress(screen)))
-        given = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        masked, allocation = compressed(job, given, latency, progress=Progress(screen))
+        progress = Progress(screen)
+        latency = latency_of(clocks(job, dense, progress))
+        dense = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
+        compressed = compress_model(job, dense, latency, progress=progress)
+    masked, allocation = compressed.artifact, compressed.facts
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())
     write_text(out / "plan.json", masked.plan.to_json())
@@ -141,22 +143,23 @@ def finetune(
             screen.stage("finetune")
             progress = Progress(screen)
         stage = Finetune(section, job.source, parent, job.recipe.compress.seed, progress=progress)
-        made = run_stage(stage, masked)
-        model, facts = made.artifact, made.facts.model_dump(mode="json")
+        tuned = run_stage(stage, masked)
+        model = tuned.artifact
         if writes:
             save_model(model, out)
     if writes:
-        _tell(model, out, json_=json_, more={"finetune": facts if json_ else finetune_line(facts, model.output)})
+        facts = tuned.facts.model_dump(mode="json") if json_ else finetune_line(tuned.facts, model.output)
+        _tell(model, out, json_=json_, more={"finetune": facts})
 
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Masked model folder → sliced model folder: removed positions are physically gone."""
-    _save(run_stage(Slice(), _open(folder, MaskedModel)).artifact, out, json_=json_)
+    _save(run_stage(Slice(), open_as(folder, MaskedModel)).artifact, out, json_=json_)
 
 
 def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Sliced model folder → deploy model folder: stock modules only, two linears per low-rank pair that pays."""
-    _save(run_stage(Split(), _open(folder, SlicedModel)).artifact, out, json_=json_)
+    _save(run_stage(Split(), open_as(folder, SlicedModel)).artifact, out, json_=json_)
 
 
 def export(
@@ -184,13 +187,13 @@ def export(
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small
         whole = out if scratch is None else scratch / f"{folder.name}.{FP32}.onnx"
-        made = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
-        graph, rungs = made.facts, list(made.rungs)
+        exported = run_stage(Export(section, whole, judge.images(), judge.names_classes, tool()), model)
+        graph, rungs = exported.facts, list(exported.rungs)
         del model  # converting a large one takes the memory
         if precision != FP32:
-            converted = run_stage(judge.convert(precision, out), made.artifact)
+            converted = run_stage(judge.convert(precision, out), exported.artifact)
             graph, rungs = converted.facts.graph, [*rungs, *converted.rungs]
-    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(made.facts.notes)}
+    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(exported.facts.notes)}
     held = [str(rung) for rung in rungs]
     print_json({**facts, "parity": held}) if json_ else print_facts({**facts, "parity": "; ".join(held)})
 
@@ -214,7 +217,7 @@ def engine(
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
-    given: dict[str, object] = {
+    options: dict[str, object] = {
         "targets": [target],
         "batch": list(batch),
         "strip": strip,
@@ -222,28 +225,28 @@ def engine(
         "hardware_compatible": hardware_compatible,
     }
     if compute_capability:
-        given["compute_capabilities"] = compute_capability
-    section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": given}).engine
+        options["compute_capabilities"] = compute_capability
+    section = Recipe.from_dict({"model": {"name": "-"}, "compress": {"method": "none"}, "engine": options}).engine
     assert isinstance(section, EngineSection)
     sample = numbers(input_shape, "--input-shape")
+    source = OnnxFile(onnx)
     stage = BuildEngine(
-        section, target, out, lambda built: _engine_rung(onnx, built, batch, sample), input_shape=sample
+        section, target, out, lambda built: _engine_rung(source, built, batch, sample), input_shape=sample
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
-    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+    _tell_engine(run_stage(stage, source).artifact, json_=json_)
 
 
 def _engine_rung(
-    onnx: Path, built: EngineArtifact, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
+    source: Artifact, built: EngineBuild, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
 ) -> Rung:
     """The engine against its file on seeded noise; not run where it cannot be, and for a file that takes no images."""
     try:
-        form = form_of(onnx)
-        size = resolved({onnx: form.input}, input_shape)
+        image = source.image
+        size = resolved({source.path: image}, input_shape)
     except RecipeError as error:
-        return not_run(onnx.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
-    preprocess = raw_pixels((size[0], size[1], size[2])) if form.input.takes_pixels and len(size) == 3 else None
-    return engine_rung(onnx, built, batch, lambda count: noise(size, count), None, preprocess)
+        return not_run(source.path.name, built.path.name, tolerance=TOLERANCES["fp32"], reason=str(error))
+    preprocess = raw_pixels((size[0], size[1], size[2])) if image.takes_pixels and len(size) == 3 else None
+    return engine_rung(source, built, batch, lambda count: noise(size, count), None, preprocess)
 
 
 def refit(
@@ -260,33 +263,30 @@ def refit(
     profile = list(record.get("profile", {}).values())
     sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
     sample = tuple(profile[0]["opt"][1:]) if profile else None
+    source = OnnxFile(onnx)
     stage = BuildEngine(
         EngineSection(targets=(target,)),
         target,
         out,
-        lambda built: _engine_rung(onnx, built, sizes[0], sample),
+        lambda built: _engine_rung(source, built, sizes[0], sample),
         engine_,
     )
-    made = run_stage(stage, OnnxArtifact(onnx, declared_precision(onnx))).artifact
-    print_json(made.facts) if json_ else print_facts({"file": str(made.path), **made.facts})
+    _tell_engine(run_stage(stage, source).artifact, json_=json_)
 
 
-def _open(folder: Path, kind: type[M]) -> M:
-    model = load_model(folder)
-    if not isinstance(model, kind):
-        raise ArtifactError(f"{folder} holds a {model.stage} model; this stage takes a {kind.stage} one")
-    return model
+def _tell_engine(built: EngineBuild, *, json_: bool) -> None:
+    print_json(built.facts) if json_ else print_facts({"file": str(built.path), **built.facts})
 
 
 def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
-    model = _open(folder, kind)
-    for what, found, wanted in (
+    model = open_as(folder, kind)
+    for what, ours, theirs in (
         ("model", model.ref, job.dense.ref),
         ("preprocessing", model.preprocess, job.dense.preprocess),
     ):
-        if found != wanted:
-            raise RecipeError(f"{folder} and the recipe differ in the {what}: {found!r} and {wanted!r}")
+        if ours != theirs:
+            raise RecipeError(f"{folder} and the recipe differ in the {what}: {ours!r} and {theirs!r}")
     return model
 
 

@@ -1,11 +1,8 @@
-"""One residual branch at a time: running it, watching it, and folding its scale.
-
-Legend: B images, N tokens, D width.
-"""
+"""One residual branch at a time: what enters it, and what enters a linear of it. Legend: B images, D width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,7 +12,6 @@ from torch.utils.data import Dataset
 
 from toolchain.data import batches
 from toolchain.families import Branch
-from toolchain.surgery.scales import fold_scale
 
 BATCH = 32
 
@@ -45,17 +41,17 @@ class _Stop(Exception):
 
 def _entering(model: nn.Module, name: str, run: Callable[[], object]) -> Tensor:
     """What enters a module while `run` runs the model; nothing after it is computed."""
-    found: list[Tensor] = []
+    entered: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
+        entered.append(inputs[0])
         raise _Stop
 
     handle = model.get_submodule(name).register_forward_pre_hook(stop)
     try:
         run()
     except _Stop:
-        return found[0]
+        return entered[0]
     finally:
         handle.remove()
     raise AssertionError(f"{name} did not run")
@@ -63,22 +59,10 @@ def _entering(model: nn.Module, name: str, run: Callable[[], object]) -> Tensor:
 
 @torch.no_grad()
 def first_residual(model: nn.Module, block: str, images: Dataset[tuple[Tensor, int]]) -> list[Tensor]:
-    """The residual stream before a block, in batches [B, N, D]."""
+    """The residual stream before a block, in batches [B, *, D]."""
     return [_entering(model, block, partial(model, batch)) for batch, _ in batches(images, BATCH)]
 
 
 def input_of(model: nn.Module, branch: Branch, linear: str, x: Tensor) -> Tensor:
-    """What enters a linear of a branch, [B, N, in]; nothing after it is computed."""
-    return _entering(model, linear, partial(run_branch, model, branch, x))
-
-
-def run_branch(model: nn.Module, branch: Branch, x: Tensor) -> Tensor:
-    """γ · module(norm(x)), [B, N, D]: what the branch adds to the residual stream."""
-    y: Tensor = model.get_submodule(branch.module)(model.get_submodule(branch.norm)(x), **branch.context(model))
-    return y if branch.scale is None else y * model.get_parameter(branch.scale)
-
-
-def fold_scales(model: nn.Module, branches: Iterable[Branch]) -> None:
-    """Moves every scale into the linear before it, in place, and leaves ones behind: paths and shapes stay."""
-    for branch in branches:
-        fold_scale(model, branch)
+    """What enters a linear of a branch, [G, n, in], laid out as `arranged`; nothing after it is computed."""
+    return _entering(model, linear, partial(branch.run, model, x))

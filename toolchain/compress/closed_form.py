@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.compress.allocate import Choices, Key
 from toolchain.compress.branches import captured
-from toolchain.compress.damage import divergence, measure
-from toolchain.compress.sensitivity import Sensitivity, flat, sensitivities
-from toolchain.compress.sequential import Head, reduce_sequentially
-from toolchain.compress.solver import Candidate, Site
-from toolchain.cost import ModelShape
+from toolchain.compress.choices import Key
+from toolchain.compress.damage import Effort, divergence, measure
+from toolchain.compress.problem import Problem
+from toolchain.compress.sensitivity import Teacher, flat, sensitivities
+from toolchain.compress.sequential import Head, Pass, reduce_sequentially
+from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, likelihood_of, outputs_of
 from toolchain.model import TimmModel
+from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
@@ -38,7 +39,21 @@ SENSITIVITY_MACS = 1e12
 """What the backward pass for the sensitivities may cost."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
-Told = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """What was chosen, and the divergences on validation images that it was chosen by.
+
+    Attributes:
+        beta: as in `Pass`.
+        head_refitted: whether the classifier was.
+        kl: "BETA", or "BETA head" → mean KL divergence from the dense model; None where it is not finite.
+    """
+
+    beta: float
+    head_refitted: bool
+    kl: Mapping[str, float | None]
 
 
 def _some(images: Images, count: float) -> Images:
@@ -52,17 +67,14 @@ def _spread(images: Images, count: int) -> Images:
     return images.take(torch.arange(count) * len(images) // max(count, 1))
 
 
-def effort(macs: int, sites: int) -> tuple[tuple[float, ...], int, float]:
-    """(the ladder, at how many of its widths the divergence itself is measured, on how many images) for a model.
-
-    Fewer images come first, then fewer widths, then a coarser ladder.
-    """
+def effort(macs: int, sites: int) -> Effort:
+    """How closely the damage of a model is looked at. Fewer images come first, then fewer widths, then a coarser ladder."""
     for shares in SHARES:
         for anchors in (len(shares), 3, 1):
             count = MEASURE_MACS / (macs * _passes(len(shares), anchors, sites))
             if count >= 0.9 * IMAGES[0]:
-                return shares, anchors, count
-    return SHARES[-1], 1, IMAGES[0]
+                return Effort(shares, anchors, count)
+    return Effort(SHARES[-1], 1, IMAGES[0])
 
 
 def _passes(shares: int, anchors: int, sites: int) -> float:
@@ -77,119 +89,88 @@ def betas_for(section: CompressSection, macs: int, images: int) -> tuple[float, 
     return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
 
 
-def damage_share(section: CompressSection, macs: int, sites: int, images: int) -> float:
+def damage_share(problem: Problem, images: int) -> float:
     """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
+    section, macs, sites = problem.method.section, problem.shape.macs, len(problem.sites)
     if section.allocation != "solver" or not sites:
         return 0.0
-    shares, anchors, count = effort(macs, sites)
-    damage = 2 * images + min(count, IMAGES[1]) * _passes(len(shares), anchors, sites)
+    how = effort(macs, sites)
+    damage = 2 * images + min(how.images, IMAGES[1]) * _passes(len(how.shares), how.anchors, sites)
     return damage / (damage + len(betas_for(section, macs, images)) * PASSES * images)
 
 
-def likelihood_for(given: TimmModel, source: DataSource) -> Likelihood:
+def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
     """The likelihood of a dense model's outputs, as calibration images show them; raises DataError if they never vary."""
-    return likelihood_of(given.output, given.module, source.split("calibration"))
+    return likelihood_of(dense.output, dense.module, source.split("calibration"))
 
 
-def what_matters(
-    given: TimmModel, dense: ModelShape, source: DataSource, section: CompressSection, likelihood: Likelihood
-) -> Mapping[str, Sensitivity]:
-    """Branch module → its sensitivity, from calibration images; flat where the recipe turns it off, or without images."""
+def teacher_for(problem: Problem, source: DataSource) -> Teacher:
+    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise."""
+    dense, section = problem.dense, problem.method.section
+    likelihood = likelihood_for(dense, source)
     if not section.sensitivity or source.synthetic:
-        tokens = next(iter(dense.attentions.values())).tokens
-        return flat(given.module, given.family, tokens)
-    images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * dense.macs))
-    return sensitivities(given.module, given.family, images, section.seed, likelihood)
+        tokens = {name: linear.rows for name, linear in problem.shape.linears.items()}
+        cares = flat(dense.module, dense.family, tokens)
+    else:
+        images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * problem.shape.macs))
+        cares = sensitivities(dense.module, dense.family, images, section.seed, likelihood)
+    return Teacher(dense.module, dense.family, likelihood, cares)
 
 
-def candidates_for(
-    given: TimmModel,
-    sites: Sequence[Site],
-    choices: Choices,
-    dense: ModelShape,
-    source: DataSource,
-    section: CompressSection,
-    cares: Mapping[str, Sensitivity],
-    likelihood: Likelihood,
-    told: Told,
-) -> list[Candidate]:
-    """Every site at a ladder of widths, and what each costs on held-out images."""
-    shares, anchors, count = effort(dense.macs, len(sites))
-    held_out = _some(source.split("validation"), count)
-    fit = source.split("calibration")
-    fit = _spread(fit, max(64, int(0.5 * MEASURE_MACS / (4 * dense.macs))))
-    return measure(
-        given.module,
-        given.family,
-        sites,
-        choices,
-        shares,
-        anchors,
-        fit,
-        held_out,
-        cares,
-        likelihood,
-        section.refit,
-        told,
-    )
+def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT) -> list[Candidate]:
+    """Every site at a fine ladder of widths, and what each does to the outputs on held-out images.
+
+    Args:
+        problem, teacher: the dense model.
+        source: of calibration and validation images.
+        progress: told about every branch.
+    """
+    sites, choices, macs = problem.sites, problem.choices, problem.shape.macs
+    how = effort(macs, len(sites))
+    held_out = _some(source.split("validation"), how.images)
+    fit = _spread(source.split("calibration"), max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
+    refit = problem.method.section.refit
+    measured = measure(teacher, sites, choices, how, fit, held_out, refit=refit, progress=progress)
+    return interpolate(measured, sites, choices, SHARES[0])
 
 
 def reduce_closed_form(
-    given: TimmModel,
+    problem: Problem,
+    teacher: Teacher,
     module: nn.Module,
-    sites: Sequence[Site],
     widths: Mapping[Key, int],
-    dense: ModelShape,
     source: DataSource,
-    section: CompressSection,
-    cares: Mapping[str, Sensitivity],
-    likelihood: Likelihood,
-    told: Told,
-) -> tuple[dict[Key, tuple[int, ...]], dict[str, Any]]:
-    """(kept positions, what was chosen and the divergences that it was chosen by) after reducing `module` in place.
+    progress: Progress = SILENT,
+) -> tuple[dict[Key, tuple[int, ...]], ClosedForm]:
+    """(kept positions, what was chosen and why) after reducing `module` to some widths in place.
 
     β, and whether the last linear is re-fitted too, are chosen by the divergence from the dense model on validation images,
     labels unread; a model too large to try all β takes the first.
     """
+    section, macs, sites = problem.method.section, problem.shape.macs, problem.sites_of(widths)
     calibration = source.split("calibration")
-    validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / dense.macs)
-    betas = betas_for(section, dense.macs, len(calibration))
-    reference, start = outputs_of(given.module, validation), copy.deepcopy(module)
+    validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / macs)
+    betas = betas_for(section, macs, len(calibration))
+    reference, start = outputs_of(teacher.module, validation), copy.deepcopy(module)
     best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
     tried: dict[str, float | None] = {}
     for index, beta in enumerate(betas):
-        work = copy.deepcopy(start)
-
-        def progress(share: float, text: str, index: int = index) -> None:
-            told((index + share) / len(betas), f"reducing {text}")
-
-        reduced = reduce_sequentially(
-            given.module,
-            work,
-            given.family,
-            sites,
-            widths,
-            calibration,
-            cares,
-            likelihood,
-            beta=beta,
-            refit=section.refit,
-            sequential=section.sequential,
-            progress=progress,
-        )
+        work, how = copy.deepcopy(start), Pass(beta, section.refit, section.sequential)
+        part = progress.step(index, len(betas))
+        reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
-            found = divergence(likelihood, outputs, reference)
-            tried[f"{beta}{'' if head is None else ' head'}"] = found if math.isfinite(found) else None
-            found = found if math.isfinite(found) else math.inf
-            if best is None or found < best[0]:
-                best = found, work, head, reduced.kept, beta
+            apart = divergence(teacher.likelihood, outputs, reference)
+            tried[f"{beta}{'' if head is None else ' head'}"] = apart if math.isfinite(apart) else None
+            apart = apart if math.isfinite(apart) else math.inf
+            if best is None or apart < best[0]:
+                best = apart, work, head, reduced.kept, beta
     assert best is not None
     _, chosen, head, kept, beta = best
     if head is not None:
         head.put_into(chosen)
     for name, child in chosen.named_children():
         setattr(module, name, child)
-    return kept, {"beta": beta, "head_refitted": head is not None, "kl": tried}
+    return kept, ClosedForm(beta, head is not None, tried)
 
 
 @torch.no_grad()

@@ -9,21 +9,24 @@ quadratic in the error, so that the ratio of the two changes slowly.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from toolchain.compress.allocate import Choices
-from toolchain.compress.branches import first_residual, fold_scales, run_branch
+from toolchain.compress.branches import first_residual
+from toolchain.compress.choices import Choices, Site, key_of
 from toolchain.compress.reductions import REDUCTIONS, Reduction, sites_in
-from toolchain.compress.sensitivity import Sensitivity
-from toolchain.compress.solver import Candidate, Site, key_of, ladder
-from toolchain.families import Branch, Family
+from toolchain.compress.sensitivity import Teacher
+from toolchain.compress.solver import Candidate, ladder
+from toolchain.families import Branch, Step
 from toolchain.likelihood import Likelihood
+from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
+from toolchain.surgery.scales import fold_scales
 
 WORST = 1e6
 """What stands for the damage of a width that leaves no finite output, in nats."""
@@ -34,76 +37,80 @@ def divergence(likelihood: Likelihood, outputs: Tensor, reference: Tensor) -> fl
     return float(likelihood.divergence(outputs.double(), reference.double()).mean())
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How closely damage is looked at.
+
+    Attributes:
+        shares: the widths to try, as shares of a site.
+        anchors: at how many of these widths the divergence itself is measured.
+        images: on how many held-out images, before that is rounded.
+    """
+
+    shares: tuple[float, ...]
+    anchors: int
+    images: float
+
+
 @torch.no_grad()
 def measure(
-    dense: nn.Module,
-    family: Family,
+    teacher: Teacher,
     sites: Sequence[Site],
     choices: Choices,
-    shares: Sequence[float],
-    anchors: int,
+    effort: Effort,
     calibration: Dataset[tuple[Tensor, int]],
     held_out: Dataset[tuple[Tensor, int]],
-    cares: Mapping[str, Sensitivity],
-    likelihood: Likelihood,
+    *,
     refit: bool = True,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> list[Candidate]:
     """The damage of every candidate of every site.
 
     Args:
-        dense: the model; left as it is.
-        family: its declaration.
+        teacher: the dense model.
         sites: what may shrink.
         choices: the multiples and the floor of their widths.
-        shares: the widths to try, as shares of a site.
-        anchors: at how many of these widths the divergence itself is measured.
+        effort: which widths, and how closely.
         calibration: images that statistics are taken from.
         held_out: images that damage is measured on.
-        cares: branch module → what the output cares about.
-        likelihood: of the outputs, by which they are compared.
         refit: whether what is left of a site takes over.
-        progress: receives (share done, text).
+        progress: told about every branch.
     """
-    blocks = family.branches(dense)
-    flat = [branch for branches in blocks.values() for branch in branches]
+    dense, blocks = teacher.module, teacher.family.blocks(teacher.module)
+    steps = [step for block in blocks for step in block.steps]
     plain = copy.deepcopy(dense)
-    fold_scales(plain, flat)
+    fold_scales(plain, teacher.family.branches(dense))
     work = copy.deepcopy(plain)
-    fit, probe = (first_residual(dense, next(iter(blocks)), images) for images in (calibration, held_out))
-    reference = finish(dense, family, probe, flat)
-    found: list[Candidate] = []
-    for index, branch in enumerate(flat):
-        care, wanted = cares[branch.module], [run_branch(dense, branch, x) for x in probe]
-        for site in sites_in(branch, sites):
-            reduction = REDUCTIONS[key_of(site)[1]](work, branch, site, fit, care)
-            tried = _Tried(work, dense, family, branch, flat[index + 1 :], reduction, care, likelihood, refit)
-            found += tried.candidates(site, ladder(site, choices, shares), anchors, probe, wanted, reference)
-            replace_module(work, branch.module, copy.deepcopy(plain.get_submodule(branch.module)))
-        fit = [x + run_branch(dense, branch, x) for x in fit]
+    fit, probe = (first_residual(dense, blocks[0].path, images) for images in (calibration, held_out))
+    reference = finish(teacher, probe, steps)
+    candidates: list[Candidate] = []
+    for index, step in enumerate(steps):
+        if not isinstance(step, Branch):
+            fit, probe = ([step(dense, x) for x in stream] for stream in (fit, probe))
+            continue
+        wanted = [step.run(dense, x) for x in probe]
+        for site in sites_in(step, sites):
+            reduction = REDUCTIONS[key_of(site)[1]](work, step, site, fit, teacher.cares[step.module])
+            tried = _Tried(work, teacher, step, steps[index + 1 :], reduction, refit)
+            rungs = ladder(site, choices, effort.shares)
+            candidates += tried.candidates(site, rungs, effort.anchors, probe, wanted, reference)
+            replace_module(work, step.module, copy.deepcopy(plain.get_submodule(step.module)))
+        fit = [step(dense, x) for x in fit]
         probe = [x + y for x, y in zip(probe, wanted, strict=True)]
-        if progress is not None:
-            progress((index + 1) / len(flat), f"damage of {branch.module}")
-    return found
+        progress.at((index + 1) / len(steps), f"damage of {step.module}")
+    return candidates
 
 
+@dataclass(frozen=True)
 class _Tried:
-    """One site of an otherwise dense model, cut to some widths."""
+    """One site of an otherwise dense model, cut to some widths; `rest` is what the stream goes through after its branch."""
 
-    def __init__(
-        self,
-        work: nn.Module,
-        dense: nn.Module,
-        family: Family,
-        branch: Branch,
-        rest: Sequence[Branch],
-        reduction: Reduction,
-        care: Sensitivity,
-        likelihood: Likelihood,
-        refit: bool,
-    ) -> None:
-        self.work, self.dense, self.family, self.branch, self.rest = work, dense, family, branch, rest
-        self.reduction, self.care, self.likelihood, self.refit = reduction, care, likelihood, refit
+    work: nn.Module
+    teacher: Teacher
+    branch: Branch
+    rest: Sequence[Step]
+    reduction: Reduction
+    refit: bool
 
     def candidates(
         self,
@@ -115,19 +122,18 @@ class _Tried:
         reference: Tensor,
     ) -> list[Candidate]:
         """All rungs, ascending; the widest is the dense site and costs nothing."""
-        cuts = list(rungs[:-1])
+        cuts, care = list(rungs[:-1]), self.teacher.cares[self.branch.module]
         chosen = np.unique(np.linspace(0, len(cuts) - 1, anchors + 2).round().astype(int)[1:-1]) if cuts else ()
         measured = set(range(len(cuts))) if anchors >= len(cuts) else {int(i) for i in chosen}
         errors, divergences = [], {}
         for index, width in enumerate(cuts):
             self.reduction.apply(width, refit=self.refit)
-            outputs = [run_branch(self.work, self.branch, x) for x in probe]
-            errors.append(sum(self.care.error(y - w) for y, w in zip(outputs, wanted, strict=True)))
+            outputs = [self.branch.run(self.work, x) for x in probe]
+            errors.append(sum(care.error(y - w) for y, w in zip(outputs, wanted, strict=True)))
             if index in measured:
                 after = [x + y for x, y in zip(probe, outputs, strict=True)]
-                outputs_after = finish(self.dense, self.family, after, self.rest)
-                found = divergence(self.likelihood, outputs_after, reference)
-                divergences[index] = max(0.0, found) if np.isfinite(found) else WORST
+                apart = divergence(self.teacher.likelihood, finish(self.teacher, after, self.rest), reference)
+                divergences[index] = max(0.0, apart) if np.isfinite(apart) else WORST
         damage = follow(errors, divergences)
         return [Candidate(key_of(site), width, d) for width, d in zip(rungs, [*damage, 0.0], strict=True)]
 
@@ -147,12 +153,12 @@ def follow(errors: Sequence[float], divergences: dict[int, float]) -> list[float
 
 
 @torch.no_grad()
-def finish(model: nn.Module, family: Family, batches: Sequence[Tensor], branches: Sequence[Branch]) -> Tensor:
-    """Outputs [B, K] of all batches, from the residual stream before the first of the remaining branches."""
-    logits = []
+def finish(teacher: Teacher, batches: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
+    """Outputs [B, K] of all batches, from the residual stream before the first of the remaining steps."""
+    outputs = []
     for batch in batches:
         x = batch
-        for branch in branches:
-            x = x + run_branch(model, branch, x)
-        logits.append(family.head(model, x))
-    return torch.cat(logits)
+        for step in steps:
+            x = step(teacher.module, x)
+        outputs.append(teacher.family.head(teacher.module, x))
+    return torch.cat(outputs)

@@ -7,19 +7,15 @@ positions, W·diag(a), which is the same function as gating the activations, tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.data import Dataset
 
-from toolchain.compress.neurons import Scores
+from toolchain.compress.criteria import Criterion, Evidence, Scores
+from toolchain.compress.needs import Needs
 from toolchain.families import UnitGroup
-from toolchain.likelihood import Likelihood
-from toolchain.progress import SILENT, Progress
-from toolchain.recipe import VtpSection
 from toolchain.surgery.factorised import side
 from toolchain.training.loop import FitConfig, FitResult, default_param_groups, fit
 
@@ -51,42 +47,20 @@ def add_gates(module: nn.Module, groups: Sequence[UnitGroup]) -> dict[tuple[str,
     return gates
 
 
-def learn_gates(
-    module: nn.Module,
-    groups: Sequence[UnitGroup],
-    images: Dataset[tuple[Tensor, int]],
-    config: VtpSection,
-    likelihood: Likelihood,
-    *,
-    seed: int,
-    augment: dict[str, Any],
-    checkpoint: Path | None = None,
-    key: str = "",
-    progress: Progress = SILENT,
-) -> tuple[Scores, FitResult]:
+def learn_gates(known: Evidence) -> tuple[Scores, FitResult]:
     """(|a| of every unit, what training did), after training gates and weights together on CE + λ·Σ|a|.
 
     The gates stay registered; `toolchain.surgery.mask.baked` folds them. L1 on a gate alone can be undone by rescaling
     the weight that it multiplies, so weight decay stays on the weights and is kept off the gates.
-
-    Args:
-        module: the model; it gets the gates, and is trained in place.
-        groups: the units to gate, all with one partition.
-        images: labelled training images.
-        config: [compress.vtp].
-        likelihood: of the outputs, which says what CE is.
-        seed: of order and augmentation.
-        augment: augmentation fields of `FitConfig`.
-        checkpoint: resumed from and written to.
-        key: digest of what else the outcome depends on.
-        progress: told after every step.
     """
-    gates = add_gates(module, groups)
+    lessons, config = known.lessons, known.section.vtp
+    assert lessons is not None
+    gates = add_gates(known.module, known.groups)
     own = {id(gate) for gate in gates.values()}
 
     def loss(model: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
         penalty = torch.stack([gate.abs().sum() for gate in gates.values()]).sum()
-        return likelihood.supervised(model(batch), labels) + config.l1 * penalty
+        return lessons.likelihood.supervised(model(batch), labels) + config.l1 * penalty
 
     def param_groups(model: nn.Module, fit_config: FitConfig) -> list[dict[str, Any]]:
         weights = [
@@ -95,15 +69,31 @@ def learn_gates(
         ]
         return [*weights, {"params": list(gates.values()), "lr": config.gate_lr, "weight_decay": 0.0}]
 
-    fit_config = FitConfig(config.epochs, config.lr, config.batch_size, seed=seed, **augment)
     result = fit(
-        module,
-        images,
-        config=fit_config,
+        known.module,
+        lessons.images,
+        config=FitConfig(
+            config.epochs,
+            config.lr,
+            config.batch_size,
+            shift_px=lessons.shift_px,
+            flip=lessons.flip,
+            seed=known.section.seed,
+        ),
         loss=loss,
         param_groups=param_groups,
-        checkpoint=checkpoint,
-        key=key,
-        on_step=lambda step: step.tell(progress),
+        checkpoint=lessons.checkpoint,
+        key=lessons.key,
+        on_step=lambda step: step.tell(lessons.progress),
     )
     return {name: gate.detach().abs().double() for name, gate in gates.items()}, result
+
+
+VTP = Criterion(
+    "vtp",
+    lambda known: learn_gates(known)[0],
+    Needs(training=True),
+    least_kept=lambda section: 1 - section.vtp.max_prune_ratio,
+    every_unit=True,
+)
+"""Alone it gates every kind of dimension, as published; where attention shrinks too, the hidden neurons."""

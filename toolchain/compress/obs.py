@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolchain.compress.moments import damped
+from toolchain.compress.moments import Moments, damped
 
 BLOCK = 16
 """Neurons that are removed at once, at least; of wide layers a 64th."""
@@ -93,13 +93,7 @@ def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tens
 
 
 def anchored_refit(
-    weight: Tensor,
-    bias: Tensor,
-    covariance: Tensor,
-    mean: Tensor,
-    error_cross: Tensor,
-    error_mean: Tensor,
-    damping: float = REFIT_DAMPING,
+    weight: Tensor, bias: Tensor | None, moments: Moments, damping: float = REFIT_DAMPING
 ) -> tuple[Tensor, Tensor]:
     """(W', b') that take up the error e = y_t − (W₀x + b₀) which is left: a ridge step away from W₀, not from zero.
 
@@ -107,12 +101,10 @@ def anchored_refit(
 
     Args:
         weight: W₀ [D, p].
-        bias: b₀ [D].
-        covariance: of x, [p, p].
-        mean: μ of x, [p].
-        error_cross: E[(e − ē)x̃ᵀ], [D, p].
-        error_mean: ē, [D].
+        bias: b₀ [D]; None for zeros.
+        moments: of x [p] and e [D].
         damping: λ as a share of the mean variance of x.
     """
-    delta = torch.linalg.solve(damped(covariance, damping), error_cross.T).T
-    return weight.double() + delta, bias.double() + error_mean - delta @ mean
+    delta = torch.linalg.solve(damped(moments.covariance, damping), moments.cross.T).T
+    before = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
+    return weight.double() + delta, before + moments.other_mean - delta @ moments.mean

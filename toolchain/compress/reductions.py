@@ -1,7 +1,7 @@
 """What closed-form compression can do to a branch: look at it once, then cut it to any width.
 
 A new reduction is one class here and one line in `REDUCTIONS`. Legend: B images, N tokens, D width, H heads, d head dim,
-M hidden neurons, r rank.
+M hidden neurons, r rank; where a branch works in windows, B counts these and N the tokens of one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.compress.branches import captured, input_of
+from toolchain.compress.choices import Site, key_of
+from toolchain.compress.factorisations import principal_outputs
 from toolchain.compress.heads import Heads, HeadStatistics, exact_first_steps, rotate_query_key, rotate_value_output
-from toolchain.compress.lowrank import principal_outputs
 from toolchain.compress.moments import Moments
 from toolchain.compress.obs import eliminate, predict_removed
 from toolchain.compress.sensitivity import Sensitivity
-from toolchain.compress.solver import Site, key_of
 from toolchain.cost import RANK
 from toolchain.families import Branch, Factorizable, UnitGroup
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
@@ -54,9 +54,9 @@ class AttentionReduction:
         assert isinstance(site, UnitGroup)
         self.heads, self.group, self._width = Heads(module, site), site, site.total
         exact_first_steps(self.heads)
-        found = self._statistics(branch, stream, care)
-        rotate_query_key(self.heads, found)
-        _, self._shift = rotate_value_output(self.heads, found, care.root, care.inverse_root)
+        statistics = self._statistics(branch, stream, care)
+        rotate_query_key(self.heads, statistics)
+        _, self._shift = rotate_value_output(self.heads, statistics, care.root, care.inverse_root)
         self._rotated = {role: (self.heads.weight(role), self.heads.bias(role)) for role in ("query", "key", "value")}
         self._output = self.heads.weight("output")
         bias = self.heads.linear("output").bias
@@ -89,25 +89,25 @@ class AttentionReduction:
     def _statistics(self, branch: Branch, stream: Sequence[Tensor], care: Sensitivity) -> HeadStatistics:
         source, reader = self.heads.span("query").linear, self.heads.span("output").linear
         query = key = total = square = torch.zeros((), dtype=torch.float64)
-        images, rows = 0, 0.0
+        windows, rows = 0, 0.0
         with captured(self.heads.module, {source: "out"}) as seen:
             for x in stream:
                 mixed = input_of(self.heads.module, branch, reader, x)
                 # In float64: what decides the order of directions is how little the least of them matter.
                 q, k = (self.heads.activations(role, seen[source]).double() for role in ("query", "key"))
                 u = self.heads.activations("output", mixed).double()
-                weights = care.tokens[:, None]  # [N, 1]
+                weights = care.weights(self.heads.module, branch, x)[:, None, :, None]
                 k = k - k.mean(2, keepdim=True)  # keys are always of all tokens
                 key = key + _gram(k, k) / k.shape[2]
                 query = query + _gram(q, q * weights)
                 total = total + (u * weights).sum((0, 2))
                 square = square + _gram(u, u * weights)
-                images, rows = images + len(x), rows + len(x) * float(care.tokens.sum())
+                windows, rows = windows + len(k), rows + len(x) * float(care.tokens.sum())
         mean = total / rows
         covariance = square / rows
         if self.heads.linear("output").bias is not None:  # else nothing can take up a mean
             covariance = covariance - mean[..., None] * mean[:, None]
-        return HeadStatistics(query / rows, key / images, mean, covariance)
+        return HeadStatistics(query / rows, key / windows, mean, covariance)
 
 
 class NeuronReduction:
@@ -201,8 +201,8 @@ def moments_of_input(
     moments = Moments(centred=_linear(module, linear).bias is not None)
     for x in stream:
         entering = input_of(module, branch, linear, x)
-        rows, weights = (entering.flatten(0, -2), None) if care is None else care.rows(entering)
-        moments.add(rows, weights=weights)
+        weights = None if care is None else care.weights(module, branch, x).flatten().to(entering)
+        moments.add(entering.flatten(0, -2), weights=weights)
     return moments
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from toolchain.compress.moments import damped
 from toolchain.data import Images, batches
-from toolchain.families import Family
+from toolchain.families import Branch, Family
 from toolchain.likelihood import Likelihood
 
 BATCH = 8  # a backward pass holds what every block computed
@@ -59,13 +59,14 @@ class Sensitivity:
         return Sensitivity(eye, eye, weights)
 
     def error(self, difference: Tensor) -> float:
-        """Σ ω_n ‖L Δy_n‖² of Δy [B, N, D]."""
+        """Σ ω_n ‖L Δy_n‖² of Δy [B, *, D]."""
         squares = (difference @ self.root.to(difference)).square().sum(-1, dtype=torch.float64)
-        return float((squares * self.tokens).sum())
+        return float((squares.flatten(1) * self.tokens).sum())
 
-    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x [B, N, p] as rows [B·N, p], the weight of each row)."""
-        return x.flatten(0, -2), self.tokens.to(x).repeat(len(x))
+    def weights(self, model: nn.Module, branch: Branch, x: Tensor) -> Tensor:
+        """ω of each row that linears of a branch are given of a stream x [B, *, D]; [G, n]."""
+        laid_out = self.tokens.reshape(x.shape[1:-1])[..., None].expand(*x.shape[:-1], 1)
+        return branch.arranged(model, laid_out)[..., 0]
 
 
 def sensitivities(
@@ -75,7 +76,7 @@ def sensitivities(
 
     The gradient of what a branch adds is that of the residual stream after it.
     """
-    branches = [branch for found in family.branches(model).values() for branch in found]
+    branches = family.branches(model)
     outer: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
     streams: dict[str, Tensor] = {}
@@ -105,7 +106,7 @@ def sensitivities(
                     assert stream.grad is not None
                     rows = stream.grad.flatten(0, -2)
                     outer[name] = outer.get(name, torch.zeros(())) + (rows.T @ rows).double()
-                    squares = stream.grad.square().sum((0, 2), dtype=torch.float64)
+                    squares = stream.grad.square().flatten(1, -2).sum((0, 2), dtype=torch.float64)
                     norms[name] = norms.get(name, torch.zeros(())) + squares
                 streams.clear()
     finally:
@@ -116,15 +117,36 @@ def sensitivities(
     return {name: Sensitivity.of(outer[name], norms[name]) for name in outer}
 
 
-def flat(model: nn.Module, family: Family, tokens: int) -> Mapping[str, Sensitivity]:
-    """Branch module → a sensitivity that prefers nothing, but in the last block the tokens that the head reads."""
-    blocks = list(family.branches(model).values())
+def flat(model: nn.Module, family: Family, tokens: Mapping[str, int]) -> Mapping[str, Sensitivity]:
+    """Branch module → a sensitivity that prefers nothing, but in the last block the tokens that the head reads.
+
+    Args:
+        model, family: the model.
+        tokens: linear → how many rows it is given of one image.
+    """
+    blocks, read = family.blocks(model), family.read_tokens(model)
     return {
         branch.module: Sensitivity.flat(
             int(model.get_submodule(branch.reader).out_features),  # type: ignore[arg-type]
-            tokens,
-            family.read_tokens(model) if branches is blocks[-1] else None,
+            tokens[block.branches[-1].reader],
+            read if block is blocks[-1] else None,
         )
-        for branches in blocks
-        for branch in branches
+        for block in blocks
+        for branch in block.branches
     }
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A dense model as the closed form looks at it.
+
+    Attributes:
+        module, family: the model; it is left as it is.
+        likelihood: of its outputs, by which others are held against them.
+        cares: branch module → what the outputs care about.
+    """
+
+    module: nn.Module
+    family: Family
+    likelihood: Likelihood
+    cares: Mapping[str, Sensitivity]

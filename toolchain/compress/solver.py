@@ -1,30 +1,150 @@
-"""Which candidate of each unit: the knapsack over measured damage, within any number of limits."""
+"""A budget → how wide each layer stays: uniform widths, a global threshold, or the knapsack over measured damage."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor
 
-from toolchain.compress.allocate import Choices, Costs, Key, Limits, fill, solve_uniform
+from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
 from toolchain.cost import RANK, Widths
-from toolchain.families import Factorizable, UnitGroup
+from toolchain.families import Factorizable
 
+Worth = Callable[[Key, int, int], float]
+"""What widening a unit from one width to another is worth; more is done first."""
 GAP = 1e-4
 SCALE = 1e3
 """The objective of a choice that is known; far above what HiGHS takes for equal."""
 MARGINS = (0.0, 1e-6)
-"""How far inside its limits the knapsack is sought, as a share of dense: HiGHS holds a row to about 1e-7 only."""
-Site = UnitGroup | Factorizable
-"""What is reduced: a unit's positions, or a linear's rank."""
+"""How far inside its budget the knapsack is sought, as a share of dense: HiGHS holds a row to about 1e-7 only."""
 
 
-def key_of(site: Site) -> Key:
-    """(module, unit) of a group, (linear, "rank") of a linear."""
-    return (site.linear, RANK) if isinstance(site, Factorizable) else (site.module, site.unit)
+def largest(low: float, high: float, fits: Callable[[float], bool]) -> float | None:
+    """The largest x in [low, high] that fits, by bisection, where fitting is monotone; None if not even `low` fits."""
+    if fits(high):
+        return high
+    if not fits(low):
+        return None
+    while high - low > 1e-6 * max(1.0, high):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def solve_uniform(choices: Choices, costs: Costs, budget: Budget) -> Widths:
+    """The widest uniform widths within the budget, alike in all layers up to one multiple.
+
+    Raises:
+        BudgetError: even the narrowest do not fit; the message names the reachable range.
+    """
+    share = largest(0.0, 1.0, lambda x: budget.met_by(costs.of(choices.uniform(x))))
+    if share is None:
+        budget.require(choices.uniform(0.0), costs)
+        raise AssertionError("the narrowest widths meet every budget")
+    # Ranks step coarsely where a target wants multiples: what that leaves of the budget widens the units.
+    rank_share = share if choices.attention_share is None else choices.attention_share
+    units = largest(share, 1.0, lambda x: budget.met_by(costs.of(choices.uniform(x, rank_share))))
+    widths = choices.uniform(share if units is None else units, rank_share)
+    chosen = choices.chosen(widths)
+    wholes = choices.chosen(Widths())
+    free = [key for key in chosen if choices.attention_share is None or key[1] not in ("head_dim", RANK)]
+    return fill(choices, costs, budget, chosen, free, lambda key, kept, _: -kept / wholes[key])
+
+
+def fill(
+    choices: Choices, costs: Costs, budget: Budget, chosen: Mapping[Key, int], free: Sequence[Key], worth: Worth
+) -> Widths:
+    """Widths with the slack that rounding left handed out, one multiple at a time, most worth first.
+
+    Args:
+        choices: what may be reduced, and the multiples.
+        costs: a sum over units; only what one unit's widening adds is computed in each step.
+        budget: what must hold.
+        chosen: the width of every unit and linear.
+        free: those that may be widened.
+        worth: of a widening, from one width to the next.
+    """
+    chosen, names = dict(chosen), list(budget.most)
+    most = np.array([budget.most[name] for name in names])
+    known: dict[tuple[Key, int], NDArray[np.float64]] = {}
+
+    def total(widths: Widths) -> NDArray[np.float64]:
+        cost = costs.of(widths)
+        return np.array([cost[name] for name in names], dtype=np.float64)
+
+    def alone(key: Key, kept: int) -> NDArray[np.float64]:
+        if (key, kept) not in known:
+            known[key, kept] = total(choices.widths({key: kept}))
+        return known[key, kept]
+
+    while True:
+        used, best = total(choices.widths(chosen)), None
+        for key in free:
+            if (wider := choices.wider(key, chosen[key])) is None:
+                continue
+            if (used + alone(key, wider) - alone(key, chosen[key]) <= most).all():
+                value = worth(key, chosen[key], wider)
+                if best is None or value > best[0]:
+                    best = value, key, wider
+        if best is None:
+            return choices.widths(chosen)
+        before = chosen[best[1]]
+        chosen[best[1]] = best[2]
+        if not budget.met_by(costs.of(choices.widths(chosen))):  # the last bit of a sum of floats
+            chosen[best[1]] = before
+            free = [key for key in free if key != best[1]]
+
+
+def solve_global(
+    choices: Choices, costs: Costs, budget: Budget, scores: Mapping[Key, Tensor], fixed: Widths
+) -> tuple[Widths, float]:
+    """(widths that keep the highest scores over all layers within the budget, the score threshold that they mean).
+
+    Args:
+        choices: what may be reduced.
+        costs: what widths cost.
+        budget: the most that they may cost.
+        scores: (module, unit) → importance [total] for each of `choices.groups`; higher is kept.
+        fixed: what is already decided, of units and ranks that are not scored.
+    """
+    values = torch.cat([scores[g.module, g.unit].double() for g in choices.groups])
+    ordered, order = values.sort(descending=True, stable=True)
+    owners = torch.repeat_interleave(torch.tensor([g.total for g in choices.groups]))[order]
+    before = {**fixed.kept, **{(name, RANK): rank for name, rank in fixed.ranks.items()}}
+
+    def chosen(count: float) -> dict[Key, int]:
+        # Counted by rank and not by value: neurons of equal score, dead ones above all, can be told apart.
+        numbers = torch.bincount(owners[: int(count)], minlength=len(choices.groups)).tolist()
+        kept = {(g.module, g.unit): choices.kept(g, n) for g, n in zip(choices.groups, numbers, strict=True)}
+        return {**before, **kept}
+
+    count = largest(1, len(ordered), lambda x: budget.met_by(costs.of(choices.widths(chosen(x)))))
+    if count is None:
+        budget.require(choices.widths(chosen(1)), costs)
+        raise AssertionError("the narrowest widths meet every budget")
+    sums = {key: torch.cat([torch.zeros(1).double(), _best_first(scores[key]).cumsum(0)]) for key in scores}
+
+    def worth(key: Key, kept: int, wider: int) -> float:
+        return float(sums[key][wider] - sums[key][kept])
+
+    free = [(g.module, g.unit) for g in choices.groups]
+    return fill(choices, costs, budget, chosen(count), free, worth), float(ordered[int(count) - 1])
+
+
+def _best_first(scores: Tensor) -> Tensor:
+    return scores.double().sort(descending=True, stable=True).values
+
+
+def top_indices(scores: Tensor, count: int) -> tuple[int, ...]:
+    """Positions of the `count` highest scores, ascending; equal scores keep the lower position."""
+    order = scores.double().sort(descending=True, stable=True).indices[:count]
+    return tuple(sorted(order.tolist()))
 
 
 @dataclass(frozen=True)
@@ -100,31 +220,32 @@ def narrowest(candidates: Sequence[Candidate], choices: Choices) -> Widths:
     return choices.widths({c.key: c.kept for c in widest_first})
 
 
-def choose(candidates: Sequence[Candidate], choices: Choices, costs: Costs, limits: Limits) -> Widths:
-    """The widths of least total damage within the limits: one candidate per unit (multiple-choice knapsack).
+def choose(candidates: Sequence[Candidate], choices: Choices, costs: Costs, budget: Budget, uniform: Widths) -> Widths:
+    """The widths of least total damage within the budget: one candidate per unit (multiple-choice knapsack).
 
-    Every cost is a sum over units, so a limit is one linear row. HiGHS stops on its gap, never on time. What the ladder
+    Every cost is a sum over units, so a budget is one linear row. HiGHS stops on its gap, never on time. What the ladder
     of candidates leaves of the budget is handed out in single multiples, each where it mends most damage for its cost.
+    `uniform` is what `solve_uniform` says of the same: a choice that is known to fit, which bounds the search.
 
     Raises:
-        BudgetError: no choice meets the limits; the message names the reachable range.
+        BudgetError: no choice meets the budget; the message names the reachable range.
     """
-    limits.require(narrowest(candidates, choices), costs)
+    budget.require(narrowest(candidates, choices), costs)
     whole = costs.of(Widths())
     alone = [costs.of(choices.widths({c.key: c.kept})) for c in candidates]
-    saved = {name: np.array([1 - cost[name] / whole[name] for cost in alone]) for name in limits.most}
+    saved = {name: np.array([1 - cost[name] / whole[name] for cost in alone]) for name in budget.most}
     damages = Damages(candidates)
     values = np.array([damages.of(c.key, c.kept) for c in candidates])
     keys = list(dict.fromkeys(c.key for c in candidates))
-    start = choices.chosen(solve_uniform(choices, costs, limits))
+    start = choices.chosen(uniform)
     chosen = {key: start[key] for key in keys}
     known_damage = sum(damages.of(key, kept) for key, kept in chosen.items())
     for margin in MARGINS:
-        rows = [(saved[name], 1 - limit / whole[name] + margin) for name, limit in limits.most.items()]
-        found = _knapsack(candidates, values, rows, known_damage)
-        if found is not None and limits.met_by(costs.of(choices.widths(found))):
-            if sum(damages.of(key, kept) for key, kept in found.items()) <= known_damage:
-                chosen = found
+        rows = [(saved[name], 1 - most / whole[name] + margin) for name, most in budget.most.items()]
+        picked = _knapsack(candidates, values, rows, known_damage)
+        if picked is not None and budget.met_by(costs.of(choices.widths(picked))):
+            if sum(damages.of(key, kept) for key, kept in picked.items()) <= known_damage:
+                chosen = picked
             break
 
     @functools.cache
@@ -133,16 +254,16 @@ def choose(candidates: Sequence[Candidate], choices: Choices, costs: Costs, limi
 
     def worth(key: Key, kept: int, wider: int) -> float:
         before, after = cost_of(key, kept), cost_of(key, wider)
-        price = max((after[name] - before[name]) / whole[name] for name in limits.most) if limits.most else 1.0
+        price = max((after[name] - before[name]) / whole[name] for name in budget.most) if budget.most else 1.0
         return (damages.of(key, kept) - damages.of(key, wider)) / max(price, 1e-12)
 
-    return fill(choices, costs, limits, {**choices.chosen(Widths()), **chosen}, list(chosen), worth)
+    return fill(choices, costs, budget, {**choices.chosen(Widths()), **chosen}, list(chosen), worth)
 
 
 def _knapsack(
     candidates: Sequence[Candidate],
-    damage: np.ndarray[tuple[int], np.dtype[np.float64]],
-    rows: Sequence[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]],
+    damage: NDArray[np.float64],
+    rows: Sequence[tuple[NDArray[np.float64], float]],
     known_damage: float,
 ) -> dict[Key, int] | None:
     """One candidate per unit of least total damage that saves enough in every row; None if there is none.
@@ -153,7 +274,7 @@ def _knapsack(
     keys = list(dict.fromkeys(c.key for c in candidates))
     one_each = np.array([[float(c.key == key) for c in candidates] for key in keys])
     affordable = damage <= known_damage
-    found = milp(
+    solution = milp(
         np.where(affordable, damage / max(known_damage, 1e-300), 0.0) * SCALE,
         constraints=[
             LinearConstraint(one_each, 1, 1),
@@ -163,4 +284,6 @@ def _knapsack(
         bounds=Bounds(0, affordable.astype(np.float64)),
         options={"mip_rel_gap": GAP, "node_limit": 100_000},
     )
-    return None if found.x is None else {c.key: c.kept for c, x in zip(candidates, found.x, strict=True) if x > 0.5}
+    return (
+        None if solution.x is None else {c.key: c.kept for c, x in zip(candidates, solution.x, strict=True) if x > 0.5}
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.artifacts.size import file_sha256s, sha256_of_files
+from toolchain.artifacts import open_artifact
 from toolchain.devices.transport import Schedule, VariantSchedule
 from toolchain.errors import MeasurementError
 
@@ -56,12 +56,11 @@ class Portable:
     def _artifact(self, path: str) -> tuple[str, dict[str, str], dict[str, Path]]:
         """(the artifact's portable name, sha256 of its files, where they lie here)."""
         if path not in self._known:
-            here = Path(path)
-            root = here if here.is_dir() else here.parent
-            digests = file_sha256s(here)
-            folder = f"{FOLDER}/{sha256_of_files(here, digests)}"
+            artifact = open_artifact(Path(path))
+            root, digests = artifact.folder, artifact.file_sha256s
+            folder = f"{FOLDER}/{artifact.sha256}"
             self._known[path] = (
-                folder if here.is_dir() else f"{folder}/{here.name}",
+                f"{folder}/{artifact.path.relative_to(root)}".removesuffix("/."),
                 {f"{folder}/{name}": digest for name, digest in digests.items()},
                 {f"{folder}/{name}": root / name for name in digests},
                 _state([root / name for name in digests]),

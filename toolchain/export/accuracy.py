@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from toolchain.artifacts import Artifact, open_artifact
+from toolchain.artifacts.inputs import resolved
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Call, Outputs
-from toolchain.export.form import Form, form_of, opened_form
-from toolchain.export.inputs import resolved
+from toolchain.export.calls import Array, Call, Outputs, stack_images
 from toolchain.export.onnx_graph import first_line
+from toolchain.export.precision import opened_artifact
 from toolchain.export.preparation import Preparation, prepared, resized_source
-from toolchain.export.stage import stack_images
 from toolchain.outputs import label_classes, output_of
 from toolchain.training.evaluate import Accuracy, accuracy
 
@@ -50,10 +50,10 @@ def accuracy_of(
         ModelError: the artifact has other classes than the source.
         ArtifactError: it does not say how its input is preprocessed, and that was not asked for either.
     """
-    form = form_of(path)
-    preprocess, notes = prepared(form, asked, resolved({path: form.input}, input_shape))
-    with opened_form(form, preprocess=preprocess) as run:
-        call = _explained(run, form)
+    artifact = open_artifact(path)
+    preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
+    with opened_artifact(artifact, preprocess=preprocess) as run:
+        call = _explained(run, artifact)
         source = resized_source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
@@ -61,26 +61,26 @@ def accuracy_of(
         first = call(stack_images([images[0][0]]))
         if first.ndim != 2 or len(first) != 1:
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
-        source.check_classes(label_classes(output_of(form.output, first.shape[1]), first.shape[1]))
+        source.check_classes(label_classes(output_of(artifact.output, first.shape[1]), first.shape[1]))
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     if result.without_class:
         raise ArtifactError(
             f"{path} gives NaN or infinity for {result.without_class} of {result.total} images, so that it has no accuracy"
         )
-    return Evaluation(result, (*notes, *form.notes))
+    return Evaluation(result, (*notes, *artifact.notes))
 
 
-def _explained(run: Outputs, form: Form) -> Call:
+def _explained(run: Outputs, artifact: Artifact) -> Call:
     """Images → the output that names classes. What a runtime raises becomes an ArtifactError."""
 
     def call(images: Array) -> Array:
         try:
-            return run(images)[form.main_output]
+            return run(images)[artifact.main_output]
         except SlimvitError:
             raise
         except Exception as error:  # every runtime raises its own
             raise ArtifactError(
-                f"{form.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
+                f"{artifact.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
             ) from error
 
     return call

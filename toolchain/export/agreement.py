@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from toolchain.artifacts import Artifact, open_artifact
+from toolchain.artifacts.inputs import FLOATS, resolved, shown
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.errors import RecipeError
-from toolchain.export.calls import Array
-from toolchain.export.form import Form, form_of, opened_form
-from toolchain.export.inputs import FLOATS, resolved, shown
-from toolchain.export.onnx_graph import OUTPUT
+from toolchain.export.calls import Array, stack_images
 from toolchain.export.pixels import representable
-from toolchain.export.precision import COMPARED, EITHER, FP32, tolerance_of
+from toolchain.export.precision import COMPARED, EITHER, opened_artifact, tolerance_of
 from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
-from toolchain.export.stage import stack_images
-from toolchain.model import Preprocess
+from toolchain.model import LOGITS, Preprocess
 from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
 
 SYNTHETIC = "none"
@@ -70,26 +69,31 @@ def parity_of(
         RecipeError: the artifacts take images of different sizes or layouts, or the source does not fit them.
         ArtifactError: neither says how its input is preprocessed, and images were asked for.
     """
-    forms = form_of(a), form_of(b)
-    _require_one_layout(*forms)
-    allowed = tolerance or tolerance_of(*(form.precision for form in forms))
+    artifacts = open_artifact(a), open_artifact(b)
+    _require_one_layout(*artifacts)
+    allowed = tolerance or tolerance_of(*(artifact.precision for artifact in artifacts))
     judged = allowed or Tolerance(None, -1.0, None)
-    size = resolved({form.path: form.input for form in forms}, input_shape)
-    pairs = _pairs(*forms)
-    classes = _names_classes(forms, pairs[0])
-    unheld = tolerance is None and any(map(_is_unheld, forms))
+    size = resolved({artifact.path: artifact.image for artifact in artifacts}, input_shape)
+    pairs = _pairs(*artifacts)
+    classes = _names_classes(artifacts, pairs[0])
+    unheld = tolerance is None and any(map(_is_unheld, artifacts))
     given = _compared_on(
-        forms, data, asked, size, top1=classes and judged.top1_min is not None, spread=unheld and allowed is not None
+        artifacts,
+        data,
+        asked,
+        size,
+        top1=classes and judged.top1_min is not None,
+        spread=unheld and allowed is not None,
     )
     batches = sorted({*BATCHES, len(given.images)})
     outputs = []
-    for form in forms:
-        with opened_form(form, given.preprocess) as run:
+    for artifact in artifacts:
+        with opened_artifact(artifact, given.preprocess) as run:
             try:
-                outputs.append(outputs_of(form.path.name, run, given.images, batches))
+                outputs.append(outputs_of(artifact.path.name, run, given.images, batches))
             except CannotRun as error:
                 rung = Rung(a.name, b.name, None, None, None, judged, "fail", str(error))
-                return Agreement(rung, (*given.notes, *_notes(forms)))
+                return Agreement(rung, (*given.notes, *_notes(artifacts)))
     rungs: list[Rung] = []
     left = []
     for pair in pairs:
@@ -99,7 +103,7 @@ def parity_of(
             continue
         first = pair == pairs[0]
         bounds = judged if first and classes else replace(judged, top1_min=None)
-        rung = _rung_of(forms, sides, bounds, real=given.real and first and classes)
+        rung = _rung_of(artifacts, sides, bounds, real=given.real and first and classes)
         if unheld and allowed is not None and rung.verdict == "pass":
             rung = _held_by_spread(rung, sides, "pictures" if given.real else "noise")
         if not rungs or not all(map(np.array_equal, *sides)):  # equal ones agree, also where they are constant
@@ -112,10 +116,12 @@ def parity_of(
         )
     rung = min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
     if allowed is None and rung.verdict == "pass":
-        rung = replace(rung, verdict="not_run", reason=_not_judged(*forms))
-    if rung.verdict == "fail" and rung.cosine_min is not None and not given.real and any(map(_may_clip, forms)):
+        rung = replace(rung, verdict="not_run", reason=_not_judged(*artifacts))
+    if rung.verdict == "fail" and rung.cosine_min is not None and not given.real and any(map(_may_clip, artifacts)):
         rung = replace(rung, verdict="not_run", reason=f"{rung.reason}; {CLIPPED}")
-    return Agreement(rung, (*given.notes, *_which(forms, [pair for pair in pairs if pair not in left]), *_notes(forms)))
+    return Agreement(
+        rung, (*given.notes, *_which(artifacts, [pair for pair in pairs if pair not in left]), *_notes(artifacts))
+    )
 
 
 def _per_image(side: Sequence[Array], batches: Sequence[int]) -> bool:
@@ -123,9 +129,11 @@ def _per_image(side: Sequence[Array], batches: Sequence[int]) -> bool:
     return all(each.ndim > 0 and len(each) == batch for each, batch in zip(side, batches, strict=True))
 
 
-def _rung_of(forms: tuple[Form, Form], sides: Sequence[Sequence[Array]], tolerance: Tolerance, *, real: bool) -> Rung:
+def _rung_of(
+    artifacts: tuple[Artifact, Artifact], sides: Sequence[Sequence[Array]], tolerance: Tolerance, *, real: bool
+) -> Rung:
     """The rung of one output of both, one array [B, …] for each batch: each image's output is one row of it."""
-    a, b = (form.path.name for form in forms)
+    a, b = (artifact.path.name for artifact in artifacts)
     shapes = [side[0].shape[1:] for side in sides]
     expected, got = ([each.reshape(len(each), -1) for each in side] for side in sides)
     rung = compare_outputs(a, b, expected, got, tolerance=tolerance, real_images=real)
@@ -135,14 +143,16 @@ def _rung_of(forms: tuple[Form, Form], sides: Sequence[Sequence[Array]], toleran
     return rung
 
 
-def _is_unheld(form: Form) -> bool:
+def _is_unheld(artifact: Artifact) -> bool:
     """Whether it is a rounded file of another tool: slimvit has held the weights of its own against the fp32 file."""
-    return form.precision.name not in (FP32, "fp64") and (form.precision.reason != "" or form.precision.name == EITHER)
+    return artifact.precision.name not in (FP32, "fp64") and (
+        artifact.precision.reason != "" or artifact.precision.name == EITHER
+    )
 
 
-def _may_clip(form: Form) -> bool:
+def _may_clip(artifact: Artifact) -> bool:
     """Whether it is a file of another tool with fixed scales, those of pictures that are not known here."""
-    return _is_unheld(form) and form.fixed_scales
+    return _is_unheld(artifact) and artifact.fixed_scales
 
 
 def _held_by_spread(rung: Rung, sides: Sequence[Sequence[Array]], images: str) -> Rung:
@@ -157,35 +167,37 @@ def _held_by_spread(rung: Rung, sides: Sequence[Sequence[Array]], images: str) -
     return replace(rung, verdict="fail", reason=reason)
 
 
-def _names_classes(forms: tuple[Form, Form], pair: tuple[str, str]) -> bool:
+def _names_classes(artifacts: tuple[Artifact, Artifact], pair: tuple[str, str]) -> bool:
     """Whether the largest number of an output names a class."""
-    ranks = [form.outputs[name] for form, name in zip(forms, pair, strict=True)]
-    return all(rank in (2, None) for rank in ranks) and all(form.output in ("logits", None) for form in forms)
+    ranks = [artifact.ranks[name] for artifact, name in zip(artifacts, pair, strict=True)]
+    return all(rank in (2, None) for rank in ranks) and all(
+        artifact.output in ("logits", None) for artifact in artifacts
+    )
 
 
-def _pairs(a: Form, b: Form) -> list[tuple[str, str]]:
+def _pairs(a: Artifact, b: Artifact) -> list[tuple[str, str]]:
     """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each."""
-    common = sorted((name for name in a.outputs if name in b.outputs), key=lambda name: name != OUTPUT)
+    common = sorted((name for name in a.ranks if name in b.ranks), key=lambda name: name != LOGITS)
     if common:
         return [(name, name) for name in common]
     return [(a.main_output, b.main_output)]
 
 
-def _which(forms: tuple[Form, Form], pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _which(artifacts: tuple[Artifact, Artifact], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """What was compared where that is a choice, and what was not."""
     notes = [
-        f"Compared are {ours} of {forms[0].path.name} and {theirs} of {forms[1].path.name}."
+        f"Compared are {ours} of {artifacts[0].path.name} and {theirs} of {artifacts[1].path.name}."
         for ours, theirs in pairs
         if ours != theirs
     ]
-    for form, names in zip(forms, zip(*pairs, strict=True), strict=True):
-        if rest := [name for name in form.outputs if name not in names]:
-            notes.append(f"Not compared: {', '.join(rest)} of {form.path.name}.")
+    for artifact, names in zip(artifacts, zip(*pairs, strict=True), strict=True):
+        if rest := [name for name in artifact.ranks if name not in names]:
+            notes.append(f"Not compared: {', '.join(rest)} of {artifact.path.name}.")
     return list(dict.fromkeys(notes))
 
 
-def _notes(forms: tuple[Form, Form]) -> list[str]:
-    return list(dict.fromkeys(note for form in forms for note in form.notes))
+def _notes(artifacts: tuple[Artifact, Artifact]) -> list[str]:
+    return list(dict.fromkeys(note for artifact in artifacts for note in artifact.notes))
 
 
 @dataclass(frozen=True)
@@ -206,23 +218,29 @@ class _Compared:
 
 
 def _compared_on(
-    forms: tuple[Form, Form], data: str, asked: Preparation, size: tuple[int, ...], *, top1: bool, spread: bool
+    artifacts: tuple[Artifact, Artifact],
+    data: str,
+    asked: Preparation,
+    size: tuple[int, ...],
+    *,
+    top1: bool,
+    spread: bool,
 ) -> _Compared:
     """The images of `parity_of`; many if top-1 is judged, and at least `BLOBS` if the spread over images is."""
     if data == SYNTHETIC:
         if asked.asked:
             raise RecipeError("images are prepared where they come from --data; seeded noise is fed as it is")
-        known = next((form.preprocess for form in forms if form.preprocess), None)
+        known = next((artifact.preprocess for artifact in artifacts if artifact.preprocess), None)
         fed = noise(size, max(BATCHES))
         fed = np.concatenate([fed, blobs(size, BLOBS)]) if spread else fed
-        chosen = _Compared(fed, False, known or _of_noise(*forms, size=size))
+        chosen = _Compared(fed, False, known or _of_noise(*artifacts, size=size))
     else:
-        describing = _describing(forms, asked)
+        describing = _describing(artifacts, asked)
         preprocess, notes = prepared(describing, asked, size)
         notes += [
-            f"Images are prepared as {describing.path.name} says; {form.path.name} says otherwise."
-            for form in forms
-            if form.preprocess and describing.preprocess and form.preprocess != describing.preprocess
+            f"Images are prepared as {describing.path.name} says; {artifact.path.name} says otherwise."
+            for artifact in artifacts
+            if artifact.preprocess and describing.preprocess and artifact.preprocess != describing.preprocess
         ]
         source = resized_source(data, preprocess, asked)
         images = source.split("validation")
@@ -231,23 +249,23 @@ def _compared_on(
         batch = stack_images(source.to_compare(count))
         chosen = _Compared(batch, not source.synthetic, preprocess, tuple(notes))
     images_, rounded = chosen.images, []
-    for form in forms:
-        if form.input.takes_pixels and (how := form.preprocess or chosen.preprocess) is not None:
+    for artifact in artifacts:
+        if artifact.image.takes_pixels and (how := artifact.preprocess or chosen.preprocess) is not None:
             images_ = representable(images_, how)
-            rounded.append(f"Both are given images that pixels can say, since {form.path.name} takes pixels.")
-        elif form.input.type == "float16":
+            rounded.append(f"Both are given images that pixels can say, since {artifact.path.name} takes pixels.")
+        elif artifact.image.type == "float16":
             images_ = images_.astype(np.float16).astype(np.float32)
-            rounded.append(f"Both are given images rounded to fp16, which is what {form.path.name} takes.")
+            rounded.append(f"Both are given images rounded to fp16, which is what {artifact.path.name} takes.")
     return replace(chosen, images=images_, notes=(*chosen.notes, *rounded))
 
 
-def _describing(forms: tuple[Form, Form], asked: Preparation) -> Form:
+def _describing(artifacts: tuple[Artifact, Artifact], asked: Preparation) -> Artifact:
     """The one of two artifacts that says how images are prepared: A if it does, else B; else what takes no pixels."""
-    saying = [form for form in forms if form.preprocess]
-    floats = [form for form in forms if not form.input.takes_pixels]
+    saying = [artifact for artifact in artifacts if artifact.preprocess]
+    floats = [artifact for artifact in artifacts if not artifact.image.takes_pixels]
     if asked.mean is not None or asked.std is not None:
-        saying = [form for form in saying if form in floats]
-    return [*saying, *floats, *forms][0]
+        saying = [artifact for artifact in saying if artifact in floats]
+    return [*saying, *floats, *artifacts][0]
 
 
 def noise(size: tuple[int, ...], count: int) -> Array:
@@ -268,27 +286,27 @@ def blobs(size: tuple[int, ...], count: int) -> Array:
     return np.array(images, np.float32)
 
 
-def _not_judged(*forms: Form) -> str:
-    unknown = [form for form in forms if tolerance_of(form.precision) is None]
-    said = [f"{form.path.name} is {form.precision.name or 'of no known precision'}" for form in unknown]
+def _not_judged(*artifacts: Artifact) -> str:
+    unknown = [artifact for artifact in artifacts if tolerance_of(artifact.precision) is None]
+    said = [f"{artifact.path.name} is {artifact.precision.name or 'of no known precision'}" for artifact in unknown]
     return f"{' and '.join(dict.fromkeys(said))}, for which slimvit has no tolerance: not judged; name a bound with --cosine-min"
 
 
-def _require_one_layout(a: Form, b: Form) -> None:
+def _require_one_layout(a: Artifact, b: Artifact) -> None:
     """Raises RecipeError where one takes float images with the channels first and the other with the channels last."""
-    floats = [form for form in (a, b) if form.input.type in FLOATS]
-    if len({form.input.channels_last for form in floats}) > 1:
-        said = " and ".join(f"{form.path} takes {shown(form.input.sample)} per image" for form in floats)
+    floats = [artifact for artifact in (a, b) if artifact.image.type in FLOATS]
+    if len({artifact.image.channels_last for artifact in floats}) > 1:
+        said = " and ".join(f"{artifact.path} takes {shown(artifact.image.sample)} per image" for artifact in floats)
         raise RecipeError(f"{said}; one has its channels first, the other last. Bring them into one layout.")
 
 
-def _of_noise(a: Form, b: Form, *, size: tuple[int, ...]) -> Preprocess | None:
+def _of_noise(a: Artifact, b: Artifact, *, size: tuple[int, ...]) -> Preprocess | None:
     """How noise is thought to be normalised where both files take pixels and say no more; None where none does.
 
     Raises:
         RecipeError: one takes pixels and the other what is behind an unknown preprocessing.
     """
-    pixels = [form for form in (a, b) if form.input.takes_pixels]
+    pixels = [artifact for artifact in (a, b) if artifact.image.takes_pixels]
     if not pixels:
         return None
     if len(pixels) < 2 or len(size) != 3:

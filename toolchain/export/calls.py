@@ -1,4 +1,4 @@
-"""A file as a function from images to its outputs, whatever its input is."""
+"""An artifact as a function from images to its outputs, whatever its input is and whatever runs it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.export.inputs import declared_preprocess, input_of, preprocess_in
-from toolchain.export.onnx_graph import (
-    OUTPUT,
-)
-from toolchain.export.quantise import STEP
-from toolchain.model import Preprocess
+from toolchain.artifacts import Artifact, open_artifact
+from toolchain.errors import ArtifactError
+from toolchain.export.pixels import to_pixels
+from toolchain.model import LOGITS, Preprocess
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
 Call = Callable[[Array], Array]
 Outputs = Callable[[Array], dict[str, Array]]
+STEP = 32
+"""Images that are run at once."""
 
 
 @contextlib.contextmanager
@@ -30,19 +30,20 @@ def opened(
     target: str,
     path: Path,
     threads: int = 1,
-    described_by: Path | None = None,
+    described_by: Artifact | None = None,
     *,
     preprocess: Preprocess | None = None,
+    step: int = STEP,
 ) -> Iterator[Call]:
     """Images [B, C, H, W] → the output "logits" [B, …] of a file, or its first where there is none of that name, in a block.
 
     Arguments, batches and errors are those of `opened_outputs`.
     """
-    with opened_outputs(target, path, threads, described_by, preprocess=preprocess) as run:
+    with opened_outputs(target, path, threads, described_by, preprocess=preprocess, step=step) as run:
 
         def call(images: Array) -> Array:
             outputs = run(images)
-            return outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
+            return outputs[LOGITS] if LOGITS in outputs else next(iter(outputs.values()))
 
         yield call
 
@@ -52,38 +53,39 @@ def opened_outputs(
     target: str,
     path: Path,
     threads: int = 1,
-    described_by: Path | None = None,
+    described_by: Artifact | None = None,
     *,
     preprocess: Preprocess | None = None,
+    step: int = STEP,
 ) -> Iterator[Outputs]:
-    """Images [B, C, H, W] → name → output of a file, in a block.
+    """Images [B, C, H, W] → name → output of an artifact, in a block.
 
-    A file of a fixed batch is called at that batch, the last time with images repeated; others with at most `STEP` images.
+    One of a fixed batch is called at that batch, the last time with images repeated; others with at most `step` images.
 
     Args:
         target: what runs it.
-        path: an ONNX file, or an engine.
+        path: the artifact.
         threads: intra-op threads.
-        described_by: the ONNX file that an engine was built from.
+        described_by: what an engine was built from, which tells of its input; None where the artifact itself does.
         preprocess: how the images were prepared, for a file that takes pixels; None is what it says itself.
+        step: the most images of one call.
 
     Raises:
         StorageError, ArtifactError, TargetUnavailable, RecipeError: it cannot be opened, or takes no images.
     """
-    file = described_by or path
-    model = read_onnx(file)
-    feeds, batch = _feeds_of(model, file, preprocess), input_of(model, file).batch
-    del model
+    described = described_by or open_artifact(path)
+    feeds, batch = feeds_of(described, preprocess), described.image.batch
+    del described, described_by  # a graph that holds its weights is large
     with get_target(target).open(path, threads) as runner:
 
         def call(images: Array) -> dict[str, Array]:
-            found = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}
-            return {name: v.astype(np.float32) if v.dtype == np.float16 else v for name, v in found.items()}
+            outputs = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}
+            return {name: v.astype(np.float32) if v.dtype == np.float16 else v for name, v in outputs.items()}
 
-        yield in_parts(call, batch or STEP, fill=batch is not None)
+        yield in_parts(call, batch or step, fill=batch is not None)
 
 
-def in_parts(call: Outputs, step: int, *, fill: bool = False) -> Outputs:
+def in_parts(call: Outputs, step: int = STEP, *, fill: bool = False) -> Outputs:
     """The same function of any number of images, at most `step` at a time.
 
     Args:
@@ -106,22 +108,51 @@ def in_parts(call: Outputs, step: int, *, fill: bool = False) -> Outputs:
     return run
 
 
-def feeding(path: Path, preprocess: Preprocess | None = None) -> Callable[[Array], dict[str, Array]]:
-    """Images [B, C, H, W] → the feeds of a file: themselves in its type, or the pixels closest to them if it takes pixels.
+def feeds_of(artifact: Artifact, preprocess: Preprocess | None = None) -> Callable[[Array], dict[str, Array]]:
+    """Images [B, C, H, W], float32 → the feeds of an artifact: themselves in its type and layout, or the pixels closest to them.
 
     Args:
-        path: an ONNX file.
-        preprocess: how the images were prepared; None is what the file says itself.
+        artifact: one that takes images.
+        preprocess: how the images were prepared; None is what the artifact says itself.
 
     Raises:
-        StorageError, ArtifactError, RecipeError: it cannot be read, or takes no images.
+        RecipeError: it takes no images.
+        ArtifactError: it takes pixels, and nobody says of which images.
     """
-    return _feeds_of(read_onnx(path), path, preprocess)
-
-
-def _feeds_of(model: onnx.ModelProto, path: Path, preprocess: Preprocess | None) -> Callable[[Array], dict[str, Array]]:
-    image, own = input_of(model, path), declared_preprocess(model, path)
-    how = own or preprocess
+    image, how = artifact.image, artifact.preprocess or preprocess
     if image.takes_pixels and how is None:
-        how = preprocess_in(model, path)
-    return lambda images: image.feeds(images, how)
+        raise no_preprocess(artifact.path)
+
+    def feeds(images: Array) -> dict[str, Array]:
+        if image.takes_pixels and how is not None:
+            pixels = to_pixels(images, how)
+            return {image.name: pixels if image.channels_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
+        turned = images.transpose(0, 2, 3, 1) if image.channels_last else images
+        return {image.name: np.ascontiguousarray(turned, dtype=image.type)}
+
+    return feeds
+
+
+def no_preprocess(path: Path) -> ArtifactError:
+    """The error of a file that does not say how its input is preprocessed."""
+    return ArtifactError(
+        f"{path} does not say how its input is preprocessed: slimvit did not write it. Name --mean and --std, and "
+        "--crop-pct where pictures are cropped; in a gate they are mean, std and crop_pct of [data]."
+    )
+
+
+def torch_call(module: nn.Module) -> Call:
+    """A function from images [B, C, H, W] to logits [B, classes], through torch on the CPU."""
+
+    def call(images: Array) -> Array:
+        with torch.no_grad():
+            logits: Array = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return call
+
+
+def stack_images(images: list[torch.Tensor]) -> Array:
+    """float32 [N, C, H, W] of single images."""
+    stacked: Array = np.ascontiguousarray(torch.stack(images).numpy(), dtype=np.float32)
+    return stacked

@@ -9,52 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto
 
-from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.onnx_file import FP32, PRECISION, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import Call, feeding, opened
-from toolchain.export.inputs import preprocess_in
+from toolchain.export.calls import Array, Call, feeds_of, in_parts, no_preprocess, opened
 from toolchain.export.onnx_graph import (
-    BATCH,
-    INPUT,
-    OUTPUT,
     GraphFacts,
     census,
     replacing,
     strip,
     write_onnx,
 )
-from toolchain.export.pixels import representable, takes_pixels, with_pixels, without_pixels
-from toolchain.export.precision import PRECISION, PRECISIONS, Precision, in_steps, runs_on
+from toolchain.export.pixels import representable, with_pixels, without_pixels
+from toolchain.export.precision import PRECISIONS, Precision, runs_on
 from toolchain.export.probabilities import (
     gives_probabilities,
-    output_in,
     probabilities_rung,
     with_probabilities,
     without_probabilities,
 )
 from toolchain.export.quantise import last_linears, session
-from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
-from toolchain.model import Made, OnnxArtifact
+from toolchain.export.weights import activation_scales, each_linear, largest_difference, largest_error
+from toolchain.model import BATCH, IMAGE, LOGITS, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
-Array = NDArray[Any]
 INT8_MAX = 127
-CONVERTED = frozenset(
-    {
-        *LINEARS,
-        "Cast",
-        "Mul",
-        "Add",
-        "Transpose",
-        "Reshape",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-    }
-)
 SCALE_ERROR = 0.01
 """What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
 
@@ -69,7 +49,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Convert:
-    """fp32 OnnxArtifact → OnnxArtifact of another precision, read back from disk, run and compared.
+    """fp32 OnnxFile → OnnxFile of another precision, read back from disk, run and compared.
 
     Attributes:
         precision: a name of `PRECISIONS`.
@@ -86,33 +66,31 @@ class Convert:
     real_images: bool
     name: str = "convert"
 
-    def requires(self, given: OnnxArtifact) -> None:
+    def requires(self, given: OnnxFile) -> None:
         """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""
-        if self.precision not in PRECISIONS:
-            raise RecipeError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        if given.precision != "fp32":
+        PRECISIONS.require(self.precision)
+        if given.precision.name != FP32:
             raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
         runs_on(PRECISIONS[self.precision])
 
-    def __call__(self, given: OnnxArtifact) -> Made[OnnxArtifact, Conversion]:
+    def __call__(self, given: OnnxFile) -> Made[OnnxFile, Conversion]:
         """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
         with replacing(self.path) as partial:
             graph, rungs, target = self._written(given, partial)  # the graphs that it holds are gone when files are run
             rungs += self._run(given, partial, target)
             require(rungs)
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
-        file = OnnxArtifact(self.path, self.precision, given.preprocess)
-        return Made(file, Conversion(graph, target), tuple(rungs))
+        return Made(OnnxFile(self.path), Conversion(graph, target), tuple(rungs))
 
-    def _written(self, given: OnnxArtifact, path: Path) -> tuple[GraphFacts, list[Rung], str]:
+    def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], str]:
         """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
-        how = preprocess_in(shipped, given.path) if takes_pixels(shipped) else None
+        how = _pixels_of(given)
         dense = without_probabilities(shipped if how is None else without_pixels(shipped, how))
         made = wanted.convert(dense, self.calibration)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
-        whole = with_probabilities(whole, output_in(shipped) or "logits") if gives_probabilities(shipped) else whole
+        whole = with_probabilities(whole, given.output or "logits") if gives_probabilities(shipped) else whole
         kept = {entry.key: entry.value for entry in shipped.metadata_props}
         for key, value in sorted({**kept, PRECISION: self.precision}.items()):
             whole.metadata_props.add(key=key, value=value)
@@ -136,25 +114,27 @@ class Convert:
                 rungs.insert(0, self._smoothed(given, expected, made.reference, images))
         return graph, rungs, runs_on(wanted)
 
-    def _run(self, given: OnnxArtifact, path: Path, target: str) -> list[Rung]:
+    def _run(self, given: OnnxFile, path: Path, target: str) -> list[Rung]:
         """What is now at a path, run beside the fp32 file."""
-        model, tolerance = read_onnx(path), PRECISIONS[self.precision].tolerance
-        images = representable(self.images, preprocess_in(model, path)) if takes_pixels(model) else self.images
+        file, tolerance = OnnxFile(path), PRECISIONS[self.precision].tolerance
+        how = _pixels_of(file)
+        images = self.images if how is None else representable(self.images, how)
         with opened("ort-cpu", given.path) as expected, opened(target, path) as got:
             rungs = [self._rung(given.path.name, expected, self.path.name, got, tolerance, images)]
-        if gives_probabilities(model):
-            feeds = feeding(path)(images[: max(BATCHES)])
-            rungs.append(probabilities_rung(path, target, feeds, output_in(model) or "logits"))
+        if gives_probabilities(file.model):
+            feeds = feeds_of(file)(images[: max(BATCHES)])
+            rungs.append(probabilities_rung(path, target, feeds, file.output or "logits"))
         return rungs
 
-    def _smoothed(self, given: OnnxArtifact, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
+    def _smoothed(self, given: OnnxFile, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
         """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
         with session(reference) as run:
+            smooth = in_parts(lambda part: run([LOGITS], {IMAGE: part}))
             return self._rung(
                 given.path.name,
                 expected,
                 "smoothed",
-                lambda part: run([OUTPUT], {INPUT: part})[OUTPUT],
+                lambda part: smooth(part)[LOGITS],
                 TOLERANCES["fp32"],
                 images,
             )
@@ -163,18 +143,27 @@ class Convert:
         return compare(
             from_,
             to,
-            in_steps(expected),
-            in_steps(got),
+            expected,
+            got,
             images,
             tolerance=tolerance,
             real_images=self.real_images,
             batches=sorted({*BATCHES, len(images)}),
         )
 
-    def ensures(self, given: OnnxArtifact, made: OnnxArtifact) -> None:  # noqa: ARG002
+    def ensures(self, given: OnnxFile, made: OnnxFile) -> None:  # noqa: ARG002
         """Raises ArtifactError if no file was written."""
         if not made.path.is_file():
             raise ArtifactError(f"no {self.precision} file was written to {self.path}")
+
+
+def _pixels_of(file: OnnxFile) -> Preprocess | None:
+    """How a file that takes pixels prepares them; None of one that takes images. Raises ArtifactError where it does not say."""
+    if not file.image.takes_pixels:
+        return None
+    if file.preprocess is None:
+        raise no_preprocess(file.path)
+    return file.preprocess
 
 
 def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
@@ -210,8 +199,9 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
             raise ArtifactError(f"the {wanted.name} graph has the {side}s {now}, the fp32 graph {before}")
     if BATCH not in _signature(model.graph.input[0])[1]:
         raise ArtifactError(f"the {wanted.name} graph has a fixed batch")
-    if _operators(model) != _operators(dense):
-        lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
+    after, earlier = (_operators(each, wanted) for each in (model, dense))
+    if after != earlier:
+        lost, gained = earlier - after, after - earlier
         raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
     kept = sum(1 for _ in each_linear(dense))
     found = Counter(each.kind for each in each_linear(model))
@@ -223,12 +213,12 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
         raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
 
 
-def _operators(model: onnx.ModelProto) -> Counter[str]:
+def _operators(model: onnx.ModelProto, wanted: Precision) -> Counter[str]:
     """Operator with its attributes → number of nodes, without linears and what a conversion puts around them."""
     return Counter(
         " ".join([node.op_type, *sorted(str(onnx.helper.printable_attribute(each)) for each in node.attribute)])
         for node in model.graph.node
-        if node.op_type not in CONVERTED
+        if node.op_type not in wanted.operators
     )
 
 

@@ -10,24 +10,32 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from toolchain.artifacts import ARTIFACTS
+from toolchain.artifacts.engine import RECORD
+from toolchain.artifacts.model_folder import ModelFolder
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.precision import PRECISIONS
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
-from toolchain.model import ENGINE_FILES, EngineArtifact, Made, OnnxArtifact
+from toolchain.model import Made
 from toolchain.parity import Rung, require
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 
 log = logging.getLogger(__name__)
-RECORD = "engine.json"
-INT8 = "int8-qdq"
-PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", INT8: "INT8"}
-"""Precision of a file → the type that a runtime must see in all its matrix products; in int8, in its int8 linears."""
+INT8 = "INT8"
 
 
 def builds(target: str, precision: str) -> bool:
     """Whether files of a precision become engines of a target."""
     return precision in get_target(target).engines
+
+
+def engine_files() -> tuple[str, ...]:
+    """What may lie in a folder that `BuildEngine` wrote, its record first."""
+    kinds = [kind for kind in ARTIFACTS.values() if kind not in (OnnxFile, ModelFolder)]
+    return (RECORD, *(pattern for kind in kinds for pattern in kind.patterns))
 
 
 def options_of(section: EngineSection) -> BuildOptions:
@@ -58,7 +66,7 @@ def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class BuildEngine:
-    """OnnxArtifact → EngineArtifact in a folder of its own, replaced whole.
+    """ONNX file → engine in a folder of its own, replaced whole.
 
     Attributes:
         section: [engine].
@@ -72,33 +80,33 @@ class BuildEngine:
     section: EngineSection
     target: str
     folder: Path
-    compare: Callable[[EngineArtifact], Rung] | None = None
+    compare: Callable[[EngineBuild], Rung] | None = None
     stripped: Path | None = None
     input_shape: tuple[int, ...] | None = None
     name: str = "engine"
 
-    def requires(self, given: OnnxArtifact) -> None:
+    def requires(self, given: OnnxFile) -> None:
         """Raises StorageError for a missing file or a folder that is no engine's, RecipeError for a precision, TargetUnavailable."""
         if not given.path.is_file():
             raise StorageError(f"there is no ONNX file {given.path}")
         require_engines(self.section.model_copy(update={"targets": (self.target,)}), ())
-        if given.precision and not builds(self.target, given.precision):
+        if given.own_precision and not builds(self.target, given.own_precision):
             known = ", ".join(get_target(self.target).engines)
-            raise RecipeError(f"{given.path} is {given.precision}; engines of {self.target} are built from {known}")
-        check_replaceable(self.folder, ENGINE_FILES)
+            raise RecipeError(f"{given.path} is {given.own_precision}; engines of {self.target} are built from {known}")
+        check_replaceable(self.folder, engine_files())
         get_target(self.target).probe()
 
-    def __call__(self, given: OnnxArtifact) -> Made[EngineArtifact, None]:
+    def __call__(self, given: OnnxFile) -> Made[EngineBuild, None]:
         """The engine and its facts."""
-        with atomic_folder(self.folder, ENGINE_FILES) as partial:  # what is refused in the block replaces nothing
+        with atomic_folder(self.folder, engine_files()) as partial:  # what is refused in the block replaces nothing
             built = self._built(given.path, partial)
             self._require_precision(given, built)
-            rung = self.compare and self.compare(EngineArtifact(self.target, built.path, built.facts))
+            rung = self.compare and self.compare(built)
             if rung and rung.verdict != "not_run":
                 require([rung])
             facts = {**built.facts, "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
-        return Made(EngineArtifact(self.target, self.folder / built.path.name, facts), None, (rung,) if rung else ())
+        return Made(EngineBuild(self.folder / built.path.name, facts), None, (rung,) if rung else ())
 
     def _built(self, onnx_file: Path, folder: Path) -> EngineBuild:
         target = get_target(self.target)
@@ -111,30 +119,30 @@ class BuildEngine:
             )
         return target.refit(self.stripped, onnx_file, folder)
 
-    def _require_precision(self, given: OnnxArtifact, built: EngineBuild) -> None:
+    def _require_precision(self, given: OnnxFile, built: EngineBuild) -> None:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
-        if not given.precision:
+        if not given.own_precision:
             return
-        wanted = PRODUCTS[given.precision]
+        wanted = PRECISIONS[given.own_precision].product if given.own_precision != FP32 else "FLOAT"
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
-        if given.precision == INT8:  # attention and what gives the logits stay in floating point
+        if wanted == INT8:  # attention and what gives the logits stay in floating point
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
         if not right:
             raise ArtifactError(
-                f"{built.path.name} is no {given.precision} engine: its matrix products are {found}, expected {wanted}"
+                f"{built.path.name} is no {given.own_precision} engine: its matrix products are {found}, expected {wanted}"
             )
         chosen = built.facts.get("inspected_products", {})
         if built.facts.get("inspector") is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
-        if chosen and given.precision != "fp32" and (fewer or (wanted != "INT8" and "FLOAT" in chosen)):
+        if chosen and given.own_precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):
             raise ArtifactError(
-                f"{built.path.name} is no {given.precision} engine: by the engine inspector its matrix products read {chosen}"
+                f"{built.path.name} is no {given.own_precision} engine: by the engine inspector its matrix products read {chosen}"
             )
 
-    def ensures(self, given: OnnxArtifact, made: EngineArtifact) -> None:  # noqa: ARG002
+    def ensures(self, given: OnnxFile, made: EngineBuild) -> None:  # noqa: ARG002
         """Raises ArtifactError if no engine was written."""
         if not made.path.is_file() or made.path.stat().st_size == 0:
             raise ArtifactError(f"target {self.target} wrote no engine")

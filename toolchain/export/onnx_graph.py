@@ -23,10 +23,10 @@ from torch import nn
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import detached, is_large, module_bytes, stored_bytes
+from toolchain.model import BATCH, IMAGE, LOGITS
 
 log = logging.getLogger(__name__)
 
-INPUT, OUTPUT, BATCH = "image", "logits", "batch"
 GRAPH, DATA = "graph.onnx", "graph.onnx.data"
 """What torch calls the files of a model that is too large for one message, before they have their own names."""
 
@@ -168,8 +168,8 @@ def _from_torch(
                 (example,),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[IMAGE],
+                output_names=[LOGITS],
                 dynamic_shapes=({0: BATCH},),
                 external_data=False,
                 verbose=False,
@@ -223,8 +223,8 @@ def _fault(
     if opsets.get("") != opset:
         return f"has opset {opsets.get('')}, expected {opset}. Set export.opset to one that torch can write."
     names = ([i.name for i in model.graph.input], [o.name for o in model.graph.output])
-    if names != ([INPUT], [OUTPUT]):
-        return f"has inputs and outputs {names}, expected one {INPUT!r} and one {OUTPUT!r}"
+    if names != ([IMAGE], [LOGITS]):
+        return f"has inputs and outputs {names}, expected one {IMAGE!r} and one {LOGITS!r}"
     image, logits = _shape(model.graph.input[0]), _shape(model.graph.output[0])
     if image != (BATCH, *input_size):
         return f"has an input of shape {image}, expected {(BATCH, *input_size)}"

@@ -14,13 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.errors import ArtifactError
-from toolchain.export.onnx_graph import BATCH, INPUT
-from toolchain.model import Preprocess
+from toolchain.model import BATCH, IMAGE, Preprocess
 
 Array = NDArray[Any]
-FORM = "slimvit.input"
-"""The key of a file's metadata that says what its input is, where that is not the preprocessed image."""
-UINT8 = "uint8 pixels [batch, H, W, C], 0…255, RGB or grey"
 OWN = "slimvit.pixels."
 """What the names of the nodes, values and constants before the model begin with."""
 
@@ -39,10 +35,10 @@ def with_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
     inner = f"{OWN}image"
     for node in result.graph.node:
         for index, name in enumerate(node.input):
-            if name == INPUT:
+            if name == IMAGE:
                 node.input[index] = inner
     steps = [
-        helper.make_node("Cast", [INPUT], [f"{OWN}float"], f"{OWN}cast", to=TensorProto.FLOAT),
+        helper.make_node("Cast", [IMAGE], [f"{OWN}float"], f"{OWN}cast", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{OWN}float", f"{OWN}scale"], [f"{OWN}scaled"], f"{OWN}mul"),
         helper.make_node("Add", [f"{OWN}scaled", f"{OWN}shift"], [f"{OWN}shifted"], f"{OWN}add"),
         helper.make_node("Transpose", [f"{OWN}shifted"], [inner], f"{OWN}transpose", perm=[0, 3, 1, 2]),
@@ -53,7 +49,7 @@ def with_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
     result.graph.initializer.extend(
         [numpy_helper.from_array(scale, f"{OWN}scale"), numpy_helper.from_array(shift, f"{OWN}shift")]
     )
-    pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [BATCH, height, width, channels])
+    pixels = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [BATCH, height, width, channels])
     result.graph.input[0].CopyFrom(pixels)
     return result
 
@@ -74,13 +70,13 @@ def without_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Model
     for node in inner:
         for index, name in enumerate(node.input):
             if name == f"{OWN}image":
-                node.input[index] = INPUT
+                node.input[index] = IMAGE
     kept = [tensor for tensor in result.graph.initializer if not tensor.name.startswith(OWN)]
     nodes = list(inner)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
     result.graph.initializer.extend(kept)
-    image = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *preprocess.input_size])
+    image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, [BATCH, *preprocess.input_size])
     result.graph.input[0].CopyFrom(image)
     return result
 

@@ -1,35 +1,45 @@
 """Precisions of a file: each a converter of the fp32 graph, what its logits may differ by, and where it can run.
 
-A new precision is one entry of `PRECISIONS`. Precision is in the graph and never in a builder's flag: what runs the file
+A new precision is one `Precision` and its registration in `PRECISIONS`. Precision is in the graph and never in a builder's flag: what runs the file
 runs these types, or refuses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.errors import TargetUnavailable
-from toolchain.export.calls import Call
+from toolchain.artifacts import Artifact, Reading
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.errors import RecipeError, TargetUnavailable
+from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
-from toolchain.export.graph_types import graph_precision
 from toolchain.export.half import bf16, fp16
-from toolchain.export.inputs import PREPROCESS
-from toolchain.export.quantise import STEP, int8_dynamic, int8_qdq
+from toolchain.export.quantise import int8_dynamic, int8_qdq
+from toolchain.export.weights import LINEARS
+from toolchain.model import Preprocess
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.targets import get_target
+from toolchain.registry import Registry
+from toolchain.targets import TARGETS, get_target
 
 Array = NDArray[Any]
-PRECISION = "slimvit.precision"
-"""The key of a file's metadata that names its precision."""
+
+
+AROUND_LINEARS = frozenset(
+    {
+        *LINEARS,
+        *("Cast", "Mul", "Add", "Transpose", "Reshape"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    }
+)
+"""Linears, and the operators that a conversion may put around them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,9 @@ class Precision:
         weight_types: the types that weights of linears may have in the file, but for the last linear.
         targets: what can run the file; the first that is there judges it, and all are timed if a recipe names them.
         calibrated: whether the images decide anything.
+        product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
+            alone.
+        operators: what a conversion may add to the graph or take from it.
     """
 
     name: str
@@ -51,39 +64,40 @@ class Precision:
     weight_types: frozenset[int]
     targets: tuple[str, ...] = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "ort-cuda", "trt", "trt-rtx")
     calibrated: bool = False
+    product: str = "FLOAT"
+    operators: frozenset[str] = AROUND_LINEARS
 
 
-PRECISIONS: dict[str, Precision] = {
-    each.name: each
-    for each in (
-        Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16})),
-        Precision(
-            "bf16",
-            bf16,
-            Tolerance(None, 0.999, 0.97),
-            frozenset({TensorProto.BFLOAT16}),
-            targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
-        ),
-        Precision(
-            "int8-dynamic",
-            int8_dynamic,
-            Tolerance(None, 0.95, 0.97),
-            frozenset({TensorProto.INT8}),
-            targets=("ort-cpu", "openvino-cpu"),
-        ),
-        Precision(
-            "int8-qdq",
-            int8_qdq,
-            Tolerance(None, 0.95, 0.97),
-            frozenset({TensorProto.INT8}),
-            targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
-            calibrated=True,
-        ),
-    )
-}
+ENTRIES = (
+    Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16}), product="HALF"),
+    Precision(
+        "bf16",
+        bf16,
+        Tolerance(None, 0.999, 0.97),
+        frozenset({TensorProto.BFLOAT16}),
+        product="BF16",
+        targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
+    ),
+    Precision(
+        "int8-dynamic",
+        int8_dynamic,
+        Tolerance(None, 0.95, 0.97),
+        frozenset({TensorProto.INT8}),
+        targets=("ort-cpu", "openvino-cpu"),
+    ),
+    Precision(
+        "int8-qdq",
+        int8_qdq,
+        Tolerance(None, 0.95, 0.97),
+        frozenset({TensorProto.INT8}),
+        targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
+        calibrated=True,
+        product="INT8",
+    ),
+)
+PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
 
 
-FP32 = "fp32"
 COMPARED = 256
 """Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
 EITHER = "int8"
@@ -92,62 +106,15 @@ EITHER_OF = ("int8-dynamic", "int8-qdq")
 
 
 def expanded(asked: Sequence[str]) -> dict[str, bool]:
-    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks."""
+    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks; raises RecipeError."""
     found: dict[str, bool] = {}
     for name in asked:
         for each in EITHER_OF if name == EITHER else (name,):
+            if each not in (FP32, *PRECISIONS):
+                known = ", ".join((FP32, EITHER, *PRECISIONS))
+                raise RecipeError(f"unknown precision {each!r} in export.precisions; known: {known}")
             found[each] = found.get(each, False) or name != EITHER
     return found
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The precision of an artifact, and where it is known from.
-
-    Attributes:
-        name: as in `PRECISIONS`, "fp32", or of others' files a type of `graph_types.COARSEST_FIRST`; "" where it is not known.
-        reason: the words that say what it was read from; "" where the artifact says so itself and its graph agrees.
-    """
-
-    name: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name or 'of no known precision'} ({self.reason})" if self.reason else self.name
-
-
-def precision_of(path: Path) -> Reading:
-    """The precision of a model folder or an ONNX file; of a file, that of its graph, which its metadata only names closer.
-
-    Raises:
-        StorageError, ArtifactError: the file cannot be read.
-    """
-    return Reading(FP32) if path.is_dir() else precision_in(read_onnx(path))
-
-
-def precision_in(model: onnx.ModelProto) -> Reading:
-    """The same for a file that was read already."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    name, reason = graph_precision(model)
-    declared = metadata.get(PRECISION, FP32 if PREPROCESS in metadata else "")
-    if declared in (FP32, *PRECISIONS) and name in ("", EITHER if declared in EITHER_OF else declared):
-        return Reading(declared)
-    if PRECISION in metadata:
-        reason += f"; its metadata says {declared}"
-    return Reading(name, reason)
-
-
-def declared_precision(path: Path) -> str:
-    """The precision that an ONNX file of slimvit's says it has, "fp32" if it says none; "" of anyone else's file.
-
-    A file that others made of slimvit's, so that its graph has another precision, is theirs.
-
-    Raises:
-        StorageError, ArtifactError: the file cannot be read.
-    """
-    model = read_onnx(path)
-    metadata, reading = {entry.key for entry in model.metadata_props}, precision_in(model)
-    return reading.name if PREPROCESS in metadata and not reading.reason else ""
 
 
 def tolerance_of(*readings: Reading) -> Tolerance | None:
@@ -162,34 +129,44 @@ def tolerance_of(*readings: Reading) -> Tolerance | None:
     return min((known[reading.name] for reading in readings), key=lambda tolerance: tolerance.cosine_min)
 
 
-def reference_target(reading: Reading) -> str:
-    """What runs a file of a precision here: ONNX Runtime on the CPU, or for slimvit's others the first that can.
+def reference_target(artifact: Artifact) -> str:
+    """The first target here that can run an artifact, in its kind and precision; raises TargetUnavailable if there is none."""
+    if (known := PRECISIONS.get(artifact.precision.name)) is not None:
+        return runs_on(known, artifact.name)
+    takers = [name for name, target in TARGETS.items() if artifact.name in target.takes]
+    return _first_that_runs(takers, f"{artifact.word}s")
 
-    Raises:
-        TargetUnavailable: nothing here does.
-    """
-    return runs_on(PRECISIONS[reading.name]) if reading.name in PRECISIONS else "ort-cpu"
+
+def runs_on(precision: Precision, kind: str = OnnxFile.name) -> str:
+    """The first target here that can run artifacts of a precision and a kind; raises TargetUnavailable if there is none."""
+    return _first_that_runs([name for name in precision.targets if kind in get_target(name).takes], precision.name)
 
 
-def runs_on(precision: Precision) -> str:
-    """The first target here that can run files of a precision; raises TargetUnavailable if there is none."""
+def _first_that_runs(targets: Sequence[str], what: str) -> str:
     reasons = []
-    for name in precision.targets:
+    for name in targets:
         try:
             get_target(name).require_run()
         except TargetUnavailable as error:
             reasons.append(str(error))
         else:
             return name
-    raise TargetUnavailable(precision.targets[0], f"nothing here runs {precision.name}: {'; '.join(reasons)}")
+    why = "; ".join(reasons) or "no target takes them"
+    raise TargetUnavailable(next(iter(targets), what), f"nothing here runs {what}: {why}")
 
 
-def in_steps(call: Call, step: int = STEP) -> Call:
-    """The same function, many images a few at a time; up to `step` of them are one call."""
+@contextlib.contextmanager
+def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) -> Iterator[Outputs]:
+    """Images [B, C, H, W] → name → output of an artifact, in a block, by the first target here that can run it.
 
-    def run(images: Array) -> Array:
-        parts = [call(images[start : start + step]) for start in range(0, len(images), step)]
-        joined: Array = np.concatenate(parts)
-        return joined
+    Args:
+        artifact: one that takes images.
+        preprocess: how the images were prepared, for a file that takes pixels and does not say.
 
-    return run
+    Raises:
+        TargetUnavailable: nothing here runs it.
+        StorageError, ArtifactError: it cannot be read.
+    """
+    target, threads = reference_target(artifact), torch.get_num_threads()
+    with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess) as run:
+        yield run

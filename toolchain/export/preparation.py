@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from toolchain.artifacts import Artifact
+from toolchain.artifacts.inputs import shown
 from toolchain.data import DataSource, open_source
 from toolchain.errors import RecipeError
-from toolchain.export.form import Form
-from toolchain.export.inputs import (
-    no_preprocess,
-    shown,
-)
+from toolchain.export.calls import no_preprocess
 from toolchain.model import Preprocess
 
 SPREAD = 0.5, 0.25
@@ -39,11 +37,11 @@ class Preparation:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def prepared(form: Form, asked: Preparation, size: tuple[int, ...]) -> tuple[Preprocess, list[str]]:
+def prepared(artifact: Artifact, asked: Preparation, size: tuple[int, ...]) -> tuple[Preprocess, list[str]]:
     """(how images are prepared for an artifact, one sentence for each thing that was replaced or assumed).
 
     Args:
-        form: the artifact.
+        artifact: the artifact.
         asked: what is put in place of what it says, or where it says nothing.
         size: of an image, (C, H, W), as `resolved` gives it.
 
@@ -51,26 +49,26 @@ def prepared(form: Form, asked: Preparation, size: tuple[int, ...]) -> tuple[Pre
         ArtifactError: it says nothing and mean or std are not named.
         RecipeError: its input is no image, or it normalises by itself.
     """
-    own = form.preprocess
+    own = artifact.preprocess
     if len(size) != 3:
-        raise RecipeError(f"{form.path} takes {shown(size)} per sample, which is no image [C, H, W]")
+        raise RecipeError(f"{artifact.path} takes {shown(size)} per sample, which is no image [C, H, W]")
     channels, height, width = size
-    if form.input.takes_pixels and (asked.mean is not None or asked.std is not None):
+    if artifact.image.takes_pixels and (asked.mean is not None or asked.std is not None):
         raise RecipeError(
-            f"{form.path} takes pixels and normalises them by itself; --mean and --std (mean and std of [data]) do not apply"
+            f"{artifact.path} takes pixels and normalises them by itself; --mean and --std (mean and std of [data]) do not apply"
         )
-    if own is None and form.input.takes_pixels:
+    if own is None and artifact.image.takes_pixels:
         own, known = raw_pixels((channels, height, width)), False
     elif own is None:
         if asked.mean is None or asked.std is None:
-            raise no_preprocess(form.path)
+            raise no_preprocess(artifact.path)
         own, known = Preprocess((channels, height, width), asked.mean, asked.std), False
     else:
         own, known = replace(own, input_size=(channels, height, width)), True
-    return _replaced(form, own, asked, known=known)
+    return _replaced(artifact, own, asked, known=known)
 
 
-def _replaced(form: Form, own: Preprocess, asked: Preparation, *, known: bool) -> tuple[Preprocess, list[str]]:
+def _replaced(artifact: Artifact, own: Preprocess, asked: Preparation, *, known: bool) -> tuple[Preprocess, list[str]]:
     """`prepared`, with what is known of the artifact or assumed of it."""
     channels, notes = own.input_size[0], []
     values = dict(asked.asked)
@@ -81,10 +79,10 @@ def _replaced(form: Form, own: Preprocess, asked: Preparation, *, known: bool) -
         left = {"crop_pct": "nothing is cropped", "interpolation": f"pictures are resized by {ASSUMED}"}
         own = replace(own, interpolation=ASSUMED)
         if said := [words for name, words in left.items() if name not in values]:
-            notes.append(f"{form.path.name} does not say how images are prepared: {' and '.join(said)}.")
+            notes.append(f"{artifact.path.name} does not say how images are prepared: {' and '.join(said)}.")
     for name, value in values.items() if known else ():
         if (before := getattr(own, name)) != value:
-            notes.append(f"{name} is {_brief(value)}, as asked for; {form.path.name} says {_brief(before)}.")
+            notes.append(f"{name} is {_brief(value)}, as asked for; {artifact.path.name} says {_brief(before)}.")
     return replace(own, **values), notes  # type: ignore[arg-type]
 
 

@@ -6,23 +6,21 @@ The logits stay the first output: every file is compared by them, and calibratio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from toolchain.artifacts.onnx_file import PROBABILITIES, SOFTMAX
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.onnx_graph import OUTPUT
-from toolchain.outputs import OUTPUT as OUTPUT_KIND
+from toolchain.model import LOGITS
 from toolchain.outputs import WORDS, Output
 from toolchain.parity import Rung, Tolerance
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
-PROBABILITIES = "probabilities"
-NODE = "slimvit.softmax"
 ROUNDING = 1e-6
 """What a probability may differ by from the softmax of the logits beside it, in float64."""
 
@@ -43,7 +41,7 @@ def with_probabilities(model: onnx.ModelProto, output: Output = "logits") -> onn
     """A copy of a graph with the second output "probabilities" [batch, classes], float32: softmax or sigmoid of "logits"."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    node = helper.make_node(ACTIVATIONS[output], [OUTPUT], [PROBABILITIES], NODE)
+    node = helper.make_node(ACTIVATIONS[output], [LOGITS], [PROBABILITIES], SOFTMAX)
     if node.op_type == "Softmax":
         node.attribute.append(helper.make_attribute("axis", -1))
     result.graph.node.append(node)
@@ -63,7 +61,7 @@ def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     last = result.graph.node.pop()
-    if (last.name, list(last.input), list(last.output)) != (NODE, [OUTPUT], [PROBABILITIES]):
+    if (last.name, list(last.input), list(last.output)) != (SOFTMAX, [LOGITS], [PROBABILITIES]):
         raise ArtifactError("the file gives probabilities, but not by a node of slimvit's")
     kept = [value for value in result.graph.output if value.name != PROBABILITIES]
     del result.graph.output[:]
@@ -71,20 +69,9 @@ def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def output_in(model: onnx.ModelProto) -> Output | None:
-    """What a graph says that its outputs are; None where it does not, as classes need not be declared."""
-    declared = next((entry.value for entry in model.metadata_props if entry.key == OUTPUT_KIND), None)
-    return next((kind for kind in get_args(Output) if kind == declared), None)
-
-
 def gives_probabilities(model: onnx.ModelProto) -> bool:
     """Whether a graph has the second output."""
     return any(value.name == PROBABILITIES for value in model.graph.output)
-
-
-def own_probabilities(model: onnx.ModelProto) -> bool:
-    """Whether it has, and by the node of `with_probabilities`: they follow from the logits then."""
-    return gives_probabilities(model) and any(node.name == NODE for node in model.graph.node)
 
 
 def probabilities_rung(path: Path, target: str, feeds: dict[str, Array], output: Output = "logits") -> Rung:
@@ -98,7 +85,7 @@ def probabilities_rung(path: Path, target: str, feeds: dict[str, Array], output:
     """
     with get_target(target).open(path, 1) as runner:
         found = runner.infer(feeds)
-    logits = np.asarray(found[OUTPUT], np.float64)
+    logits = np.asarray(found[LOGITS], np.float64)
     if ACTIVATIONS[output] == "Sigmoid":
         expected = 1 / (1 + np.exp(-logits))
     else:

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
-from toolchain.export.onnx_graph import INPUT, OUTPUT, linear_nodes
+from toolchain.export.onnx_graph import linear_nodes
 from toolchain.export.smooth import norms, smoothed, smoothing
+from toolchain.model import IMAGE, LOGITS
 
 Array = NDArray[Any]
 LINEARS = ["MatMul", "Gemm"]
@@ -121,7 +122,7 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
 def steps(images: Array) -> Iterator[dict[str, Array]]:
     """The images as inputs of a few at a time."""
     for start in range(0, len(images), STEP):
-        yield {INPUT: images[start : start + STEP]}
+        yield {IMAGE: images[start : start + STEP]}
 
 
 def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array) -> dict[str, Array]:
@@ -198,7 +199,7 @@ def last_linears(model: onnx.ModelProto) -> set[str]:
     """Names of the linears that the logits come from: one, or several whose outputs are averaged."""
     producers = {name: node for node in model.graph.node for name in node.output}
     linears, found = {node.name for node in linear_nodes(model)}, set()
-    waiting = [OUTPUT]
+    waiting = [LOGITS]
     while waiting:
         node = producers.get(waiting.pop())
         if node is not None and node.name in linears:

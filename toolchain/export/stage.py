@@ -8,36 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from toolchain.artifacts.inputs import FIXED_SIZE
+from toolchain.artifacts.onnx_file import FORM, FP32, PREPROCESS, UINT8, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import feeding, opened
-from toolchain.export.inputs import FIXED_SIZE, PREPROCESS
+from toolchain.export.calls import Array, feeds_of, opened, torch_call
 from toolchain.export.onnx_graph import GraphFacts, export_onnx, replacing
-from toolchain.export.pixels import FORM, UINT8, representable, with_pixels
-from toolchain.export.precision import FP32, PRECISIONS, expanded, runs_on
+from toolchain.export.pixels import representable, with_pixels
+from toolchain.export.precision import PRECISIONS, expanded, runs_on
 from toolchain.export.probabilities import probabilities_rung, require_probabilities, with_probabilities
-from toolchain.model import DeployModel, Made, OnnxArtifact, Preprocess, TimmModel
+from toolchain.model import DeployModel, Made, Preprocess, TimmModel
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
 from toolchain.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
-
-Array = NDArray[Any]
-
-
-def torch_call(module: nn.Module) -> Callable[[Array], Array]:
-    """A function from images [B, C, H, W] to logits [B, classes], through torch on the CPU."""
-
-    def call(images: Array) -> Array:
-        with torch.no_grad():
-            logits: Array = module(torch.from_numpy(images)).numpy()
-        return logits
-
-    return call
 
 
 def onnx_metadata(model: TimmModel | DeployModel, tool: str) -> dict[str, str]:
@@ -84,7 +69,7 @@ class Export:
                 f"parity images have shape {self.images.shape[1:]}, the model {given.preprocess.input_size}"
             )
 
-    def __call__(self, given: TimmModel | DeployModel) -> Made[OnnxArtifact, GraphFacts]:
+    def __call__(self, given: TimmModel | DeployModel) -> Made[OnnxFile, GraphFacts]:
         """The exported file; raises ParityError if it is not the model."""
         how = given.preprocess
         with replacing(self.path) as partial:  # what is not the model replaces nothing
@@ -101,7 +86,7 @@ class Export:
             require(rungs)
         files = tuple(self.path.with_name(file.name) for file in graph.files)
         graph = replace(graph, files=files, notes=(*graph.notes, *fixed_size_notes(given.module, how)))
-        return Made(OnnxArtifact(self.path, "fp32", how), graph, tuple(rungs))
+        return Made(OnnxFile(self.path), graph, tuple(rungs))
 
     def _rungs(self, given: TimmModel | DeployModel, path: Path) -> list[Rung]:
         """The file that is now at a path against the model, and its probabilities against its logits."""
@@ -118,7 +103,7 @@ class Export:
             )
         if not self.section.softmax:
             return [rung]
-        feeds = feeding(path)(self.images[: max(BATCHES)])
+        feeds = feeds_of(OnnxFile(path))(self.images[: max(BATCHES)])
         return [rung, probabilities_rung(path, "ort-cpu", feeds, given.output)]
 
     def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -130,7 +115,7 @@ class Export:
 
         return finish
 
-    def ensures(self, given: TimmModel | DeployModel, made: OnnxArtifact) -> None:  # noqa: ARG002
+    def ensures(self, given: TimmModel | DeployModel, made: OnnxFile) -> None:  # noqa: ARG002
         """Raises ArtifactError if no file was written."""
         if not made.path.is_file():
             raise ArtifactError(f"no file was written to {self.path}")
@@ -154,12 +139,6 @@ def check_section(section: ExportSection) -> None:
     for name in expanded(section.precisions):
         if name != FP32:
             runs_on(PRECISIONS[name])
-
-
-def stack_images(images: list[torch.Tensor]) -> Array:
-    """float32 [N, C, H, W] of single images."""
-    stacked: Array = np.ascontiguousarray(torch.stack(images).numpy(), dtype=np.float32)
-    return stacked
 
 
 def graph_dict(graph: GraphFacts) -> Mapping[str, Any]:

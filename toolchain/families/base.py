@@ -1,16 +1,19 @@
-"""What a model family declares: which units can be removed, and which linears can be factorised.
+"""What a model family declares: which units can be removed, which linears can be factorised, and how its blocks run.
 
-Masking, slicing, cost prediction and export checks read nothing but these declarations, so a new timm family is one
-new file with one `Family` in it.
+Masking, slicing, cost prediction, the closed form and export checks read nothing but these declarations, so a new timm
+family is one object in `FAMILIES`. Legend: B images, D width of the residual stream, which may change between stages.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
+
+Step = Callable[[nn.Module, Tensor], Tensor]
+"""(model, residual stream [B, *, D]) → what is computed from it by the model's own modules."""
 
 
 @dataclass(frozen=True)
@@ -89,84 +92,136 @@ class AttentionSite:
     head_dim: int
 
 
-def _nothing(_model: nn.Module) -> Mapping[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block: x + γ · module(norm(x)); module paths.
+    """One residual branch of a block, which makes x + γ · compute(model, x) of the stream; module paths.
 
     Attributes:
-        norm, module: what runs first, and next.
-        reader: the linear that `module` ends with.
+        module: what its sites lie in.
+        reader: the linear that `module` ends with; nothing but the scale, and what undoes `arrange`, comes after it.
         added: what gives the sum's second term, unchanged in eval mode: the stochastic depth.
+        compute: what is added, before the scale.
         scale: path of the parameter γ [D], of a LayerScale or of the block itself; None where there is none.
-        context: the model → what `module` takes besides x, by name: position embeddings that act within attention.
+        arrange: [B, *, c], laid out as the stream → [G, n, c] as linears of `module` are given it, in windows for
+            instance, filled up with zeros; None where they are given it as it is.
     """
 
-    norm: str
     module: str
     reader: str
     added: str
+    compute: Step
     scale: str | None = None
-    context: Callable[[nn.Module], Mapping[str, Tensor]] = _nothing
+    arrange: Step | None = None
+
+    def run(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the branch adds to the stream."""
+        y = self.compute(model, x)
+        return y if self.scale is None else y * model.get_parameter(self.scale)
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The stream after the branch."""
+        return x + self.run(model, x)
+
+    def arranged(self, model: nn.Module, y: Tensor) -> Tensor:
+        """What is laid out as the stream, as linears of the branch are given it."""
+        return y if self.arrange is None else self.arrange(model, y)
 
 
-class Family(Protocol):
-    """One timm model family."""
+def pre_norm(norm: str, module: str, context: Callable[[nn.Module], Mapping[str, Tensor]] | None = None) -> Step:
+    """The `compute` of module(norm(x)), with what `context` says that the module takes besides, by name."""
+
+    def compute(model: nn.Module, x: Tensor) -> Tensor:
+        more = {} if context is None else context(model)
+        y: Tensor = model.get_submodule(module)(model.get_submodule(norm)(x), **more)
+        return y
+
+    return compute
+
+
+Bridge = Step
+"""What the stream goes through between two blocks: patch merging, a change of layout. Nothing in it is compressed."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its path, its branches in forward order, and what joins the block before to it."""
+
+    path: str
+    branches: tuple[Branch, ...]
+    bridge: Bridge | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What happens to the stream, one after another."""
+        return self.branches if self.bridge is None else (self.bridge, *self.branches)
+
+
+class Family(ABC):
+    """One timm model family.
+
+    Attributes:
+        name: in messages.
+        timm_modules: the modules of `timm.models` that its models are in.
+    """
 
     name: str
     timm_modules: Sequence[str]
 
+    @abstractmethod
     def matches(self, model: nn.Module) -> bool:
         """Whether this family is responsible for the model."""
-        ...
 
-    def refuses(self, model: nn.Module) -> str | None:
+    def refuses(self, model: nn.Module) -> str | None:  # noqa: ARG002
         """Why this model cannot be compressed at all, or None."""
-        ...
+        return None
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: nn.Module) -> None:  # noqa: B027
         """Makes a fresh timm model call each linear that it computes with, in place; it stays the same function."""
-        ...
 
+    @abstractmethod
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
         """(C, H, W) of the image that the model was built for."""
-        ...
 
-    def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def patch_size(self, model: nn.Module) -> tuple[int, int] | None:  # noqa: ARG002
+        """(rows, columns) of the patches that an image is cut into, where what they leave over is not seen; else None."""
+        return None
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
         """A published checkpoint under timm's names, positions and patches resampled to the model's input size."""
-        ...
+        return dict(state)
 
+    @abstractmethod
     def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
         """Every unit that can be removed, in forward order."""
-        ...
 
+    @abstractmethod
     def factorizable(self, model: nn.Module) -> list[Factorizable]:
         """Every linear that can be factorised, in forward order."""
-        ...
 
-    def branches(self, model: nn.Module) -> dict[str, tuple[Branch, ...]]:
-        """Block path → its residual branches, both in forward order."""
-        ...
+    @abstractmethod
+    def blocks(self, model: nn.Module) -> list[Block]:
+        """Every block, in forward order: with the bridges between them all that the stream goes through."""
 
+    def branches(self, model: nn.Module) -> list[Branch]:
+        """The branches of all blocks, in forward order."""
+        return [branch for block in self.blocks(model) for branch in block.branches]
+
+    @abstractmethod
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits [B, K] from the residual stream [B, N, D] after the last block."""
-        ...
+        """Logits [B, K] from the residual stream after the last block."""
 
-    def classifier(self, model: nn.Module) -> str | None:
+    def classifier(self, model: nn.Module) -> str | None:  # noqa: ARG002
         """The one linear that ends in the logits; None if there is no such one."""
-        ...
+        return None
 
-    def read_tokens(self, model: nn.Module) -> int | None:
+    def read_tokens(self, model: nn.Module) -> int | None:  # noqa: ARG002
         """How many leading tokens of the last block the head reads; None for all."""
-        ...
+        return None
 
+    @abstractmethod
     def attentions(self, model: nn.Module) -> list[AttentionSite]:
         """Every attention, in forward order."""
-        ...
 
-    def limits(self, model: nn.Module) -> list[str]:
+    def restrictions(self, model: nn.Module) -> list[str]:  # noqa: ARG002
         """What this family can do elsewhere but not on this model, one sentence each, for the user."""
-        ...
+        return []

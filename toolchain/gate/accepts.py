@@ -17,8 +17,6 @@ from toolchain.settings import Section, explain, read_toml, tuple_of
 HEADER = """# Regressions that were accepted, written by `slimvit gate accept` and reviewed like code.
 # An entry covers one check of one cell up to `at_most`, through the day `expires`; of several, the last one counts.
 """
-
-
 Key = tuple[str, str]
 """The names of a cell and of one of its checks."""
 
@@ -91,7 +89,13 @@ def load_accepts(gate: Path) -> tuple[Accept, ...]:
         StorageError: the file cannot be read.
         RecipeError: it is not TOML, or an entry is not valid.
     """
-    return _parse(accepts_path(gate))
+    path = accepts_path(gate)
+    if not path.exists():
+        return ()
+    try:
+        return _AcceptFile.model_validate(read_toml(path)).accept
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {explain(error, _AcceptFile, 'accepts')}") from None
 
 
 def add_accepts(gate: Path, entries: Sequence[Accept]) -> Path:
@@ -101,20 +105,11 @@ def add_accepts(gate: Path, entries: Sequence[Accept]) -> Path:
         StorageError: the file cannot be read or written.
         RecipeError: what stands in it is not valid.
     """
+    load_accepts(gate)
     path = accepts_path(gate)
-    _parse(path)
     before = path.read_text(encoding="utf-8") if path.exists() else HEADER
     write_text(path, "\n".join([before.rstrip("\n") + "\n", *(entry.to_toml() for entry in entries)]))
     return path
-
-
-def _parse(path: Path) -> tuple[Accept, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return _AcceptFile.model_validate(read_toml(path)).accept
-    except ValidationError as error:
-        raise RecipeError(f"{path}: {explain(error, _AcceptFile, 'accepts')}") from None
 
 
 def _string(text: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Literal
 
-from toolchain.gate.bounds import Number, bound_of
-from toolchain.gate.config import Cell, ParityBounds
 from toolchain.gate.evidence import Evidence
 from toolchain.gate.metrics import METRICS
 from toolchain.measure.samples import Strict
 
 Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
+Number = float | int
 ACCEPT = "or accept this value with `slimvit gate accept`"
 
 
@@ -48,11 +49,16 @@ class Check(Strict):
         return self.value if self.hi is None else self.hi
 
 
-def asked_of(cell: Cell, name: str) -> Number:
-    """The number that gate.toml asks for in a check: for parity the cosine."""
-    kind, _, metric = name.partition(".")
-    asked: Number | ParityBounds = getattr(getattr(cell, kind), metric)
-    return asked.cosine_min if isinstance(asked, ParityBounds) else asked
+def _share_of(share: Number | Fraction, whole: int) -> int:
+    """The whole part of a share, computed from its decimal digits: 0.1 of 30 is 3."""
+    return math.floor(Fraction(str(share)) * whole)
+
+
+def _bound(asked: Number, baseline: int | None, total: int | None) -> Number:
+    """What a count may be at most: an amount, an accuracy of `total` images, or a share more than the baseline's."""
+    if total is not None:
+        return _share_of(1 - Fraction(str(asked)), total) if baseline is None else baseline + _share_of(asked, total)
+    return asked if baseline is None else baseline + _share_of(asked, baseline)
 
 
 def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check:
@@ -61,7 +67,7 @@ def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check
     facts, other = evidence.artifact, evidence.baseline if kind == "relation" else None
     value, baseline = facts.counts[metric], other.counts[metric] if other else None
     total = facts.images if metric == "accuracy" else None
-    bound = bound_of(name, asked_of(evidence.cell, name), baseline=baseline, total=total)
+    bound = _bound(getattr(getattr(evidence.cell, kind), metric), baseline, total)
     unit = METRICS[metric].unit
     of = "" if total is None else f" of {total:,}"
     against = "" if baseline is None else f", {_change(value - baseline, baseline)} the baseline's {baseline:,}"
@@ -97,7 +103,7 @@ def _change(change: int, before: int) -> str:
 def parity_check(name: str, evidence: Evidence) -> Check:
     """The check of the outputs of an artifact against those of its baseline."""
     assert evidence.agreement is not None
-    rung, bound = evidence.agreement.rung, asked_of(evidence.cell, name)
+    rung = evidence.agreement.rung
     numbers = []
     if rung.max_abs is not None:
         numbers += [f"max |Δ| {rung.max_abs:.2g}", f"cosine ≥ {rung.cosine_min:.6f}"]
@@ -117,6 +123,6 @@ def parity_check(name: str, evidence: Evidence) -> Check:
         status="pass" if evidence.parity == "pass" else "fail",
         unit="cosine",
         value=rung.cosine_min,
-        bound=bound,
+        bound=rung.tolerance.cosine_min,
         reason=" ".join([said, *evidence.agreement.notes]),
     )

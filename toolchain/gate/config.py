@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from toolchain.artifacts.size import artifact_sha256
+from toolchain.artifacts import open_artifact
 from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
 from toolchain.export.preparation import Preparation
@@ -33,30 +33,28 @@ from toolchain.settings import (
 )
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+S = TypeVar("S", bound=Section)
+
+
+def _amount(name: str, value: str, parse: Callable[[str], tuple[float, bool]], instead: str) -> float:
+    amount, is_share = parse(value)
+    if is_share:
+        raise ValueError(f"{name} {value!r} is a share; a budget is {instead} belongs in a relation")
+    return amount
 
 
 def _bytes(value: Any) -> Any:
     """12_000_000 of "12 MB"; a whole number is bytes already."""
     if not isinstance(value, str):
         return value
-    amount, is_share = parse_size(value)
-    if is_share:
-        raise ValueError(
-            f"size {value!r} is a share; a budget is an amount like '12 MB', a share belongs in a relation"
-        )
-    return int(amount)
+    return int(_amount("size", value, parse_size, "an amount like '12 MB', a share"))
 
 
 def _milliseconds(value: Any) -> Any:
     """8.0 of "8 ms"; a bare number has no unit and is refused."""
     if not isinstance(value, str):
         raise ValueError(f"latency {value!r} has no unit; write a time like '8 ms'")  # noqa: TRY004 - pydantic's rule
-    amount, is_share = parse_latency(value)
-    if is_share:
-        raise ValueError(
-            f"latency {value!r} is a share; a budget is a time like '8 ms', a tolerance belongs in a relation"
-        )
-    return amount
+    return _amount("latency", value, parse_latency, "a time like '8 ms', a tolerance")
 
 
 Milliseconds = Annotated[
@@ -66,6 +64,16 @@ Milliseconds = Annotated[
     PlainSerializer(lambda ms: f"{Decimal(repr(ms)):f} ms", when_used="json"),
 ]
 """A time that is written with its unit, in gate.toml and in a result."""
+
+
+def _moved(section: S, key: str, base: Path) -> S:
+    """The section, its path made absolute from `base`."""
+    return section.model_copy(update={key: absolute_path(getattr(section, key), base)})
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 class ParityBounds(Section):
@@ -210,8 +218,7 @@ class GateConfig(Section):
             raise ValueError(f"two cells have the name {twice[0]!r}")
         for cell in self.cell:
             if cell.baseline and cell.baseline not in self.baseline:
-                near = difflib.get_close_matches(cell.baseline, self.baseline, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.baseline) or 'none'}"
+                hint = _hint(cell.baseline, self.baseline)
                 raise ValueError(f"cell {cell.name!r} names the unknown baseline {cell.baseline!r}; {hint}")
             if any(name.endswith(".accuracy") for name in cell.checks) and self.data.source == "none":
                 raise ValueError(f"cell {cell.name!r} asks for accuracy; set data.source to images with labels")
@@ -248,23 +255,13 @@ class GateConfig(Section):
                     f"cell {cell.name!r} asks for latency on {cell.target!r}, which is reached by bundles alone; a gate "
                     "measures while it runs. `slimvit bench pack` and `unpack` compare there."
                 )
-        return config.model_copy(
-            update={
-                "data": config.data.model_copy(
-                    update={
-                        "source": absolute_source(config.data.source, base),
-                        "classes": absolute_classes(config.data.classes, base),
-                    }
-                ),
-                "baseline": {
-                    name: each.model_copy(update={"path": absolute_path(each.path, base)})
-                    for name, each in config.baseline.items()
-                },
-                "cell": tuple(
-                    cell.model_copy(update={"artifact": absolute_path(cell.artifact, base)}) for cell in config.cell
-                ),
-            }
-        )
+        data, source = config.data, absolute_source(config.data.source, base)
+        update = {
+            "data": data.model_copy(update={"source": source, "classes": absolute_classes(data.classes, base)}),
+            "baseline": {name: _moved(each, "path", base) for name, each in config.baseline.items()},
+            "cell": tuple(_moved(cell, "artifact", base) for cell in config.cell),
+        }
+        return config.model_copy(update=update)
 
     def paths(self, cell: Cell) -> tuple[Path, Path | None]:
         """Where the artifact of a cell is, and its baseline, if it names one."""
@@ -276,23 +273,17 @@ class GateConfig(Section):
         Raises:
             RecipeError: there is no such cell or check.
         """
-        found = tuple(cell for cell in self.cell if cell.name == name)
-        if not found:
-            known = [cell.name for cell in self.cell]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise RecipeError(f"the gate has no cell {name!r}; {hint}")
-        return self.model_copy(update={"cell": tuple(_only(cell, check) if check else cell for cell in found)})
-
-
-def _only(cell: Cell, check: str) -> Cell:
-    if check not in cell.checks:
-        raise RecipeError(f"cell {cell.name!r} has no check {check!r}; it has {', '.join(cell.checks)}")
-    kind, _, metric = check.partition(".")
-    section = getattr(cell, kind)
-    kept = {"budget": BudgetSection(), "relation": RelationSection()}
-    kept[kind] = kept[kind].model_copy(update={metric: getattr(section, metric)})
-    return cell.model_copy(update=kept)
+        cell = next((cell for cell in self.cell if cell.name == name), None)
+        if cell is None:
+            raise RecipeError(f"the gate has no cell {name!r}; {_hint(name, [cell.name for cell in self.cell])}")
+        if check:
+            if check not in cell.checks:
+                raise RecipeError(f"cell {name!r} has no check {check!r}; it has {', '.join(cell.checks)}")
+            kind, _, metric = check.partition(".")
+            kept = {"budget": BudgetSection(), "relation": RelationSection()}
+            kept[kind] = kept[kind].model_copy(update={metric: getattr(getattr(cell, kind), metric)})
+            cell = cell.model_copy(update=kept)
+        return self.model_copy(update={"cell": (cell,)})
 
 
 def require_baselines(config: GateConfig) -> None:
@@ -310,11 +301,11 @@ def require_baselines(config: GateConfig) -> None:
                 "numbers of an earlier run."
             )
         try:
-            found = artifact_sha256(path)
+            digest = open_artifact(path).sha256
         except (ArtifactError, StorageError) as error:
             raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
-        if found != wanted.sha256:
+        if digest != wanted.sha256:
             raise BaselineError(
-                f"the baseline {name!r} at {path} has sha256 {found}, the gate names {wanted.sha256}; fetch that "
+                f"the baseline {name!r} at {path} has sha256 {digest}, the gate names {wanted.sha256}; fetch that "
                 "artifact, or review the new one and name its digest."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -37,9 +38,7 @@ class Facts(Strict):
     def _agrees_with_itself(self) -> Facts:
         if self.counts.get("size", self.file.size_bytes) != self.file.size_bytes:
             raise ValueError(f"{self.file.name} has two sizes")
-        if ("accuracy" in self.counts) != (self.images is not None) or self.counts.get("accuracy", 0) > (
-            self.images or 0
-        ):
+        if self.counts.get("accuracy", 0) > (self.images or 0):
             raise ValueError(f"{self.file.name} has more wrong images than images")
         return self
 
@@ -124,47 +123,41 @@ class Evidence(Strict):
 
     @model_validator(mode="after")
     def _is_of_the_cell(self) -> Evidence:
-        cell, where = self.cell, f"cell {self.cell.name!r}"
-        if bool(cell.baseline) != (self.baseline is not None):
-            raise ValueError(f"{where}: a baseline is named, or read, and not both")
-        for kind, metric in (name.split(".") for name in cell.checks):
-            sides = (self.artifact, self.baseline) if kind == "relation" else (self.artifact,)
-            if metric in METRICS and not all(side is not None and metric in side.counts for side in sides):
-                raise ValueError(f"{where}: {metric} was not counted")
-        if cell.relation.accuracy is not None and self.baseline and self.artifact.images != self.baseline.images:
-            raise ValueError(
-                f"{where}: {self.artifact.images} images for the artifact, {self.baseline.images} for its baseline"
-            )
-        bounds, rung = cell.relation.parity, self.agreement and self.agreement.rung
-        if (bounds and bounds.tolerance) != (rung and rung.tolerance):
-            raise ValueError(f"{where}: parity was not judged by what gate.toml allows")
-        if self.changes is not None:
-            gained = self.artifact.file.size_bytes - (self.baseline.file.size_bytes if self.baseline else 0)
-            if sum(row.change for row in self.changes) != gained:
-                raise ValueError(f"{where}: the sizes of its parts do not sum to {gained:,} bytes")
-        if self.attempts and not self.to_time:
-            raise ValueError(f"{where}: there is a measurement that nothing asked for")
-        if len(self.attempts) > 2 or any(isinstance(each, Missing) for each in self.attempts[:-1]):
-            raise ValueError(f"{where}: there are more measurements than one and its confirmation")
-        for seed, attempt in enumerate(self.attempts):
-            if isinstance(attempt, Comparison):
-                self._require_own(attempt, seed)
+        if (fault := next(self._faults(), None)) is not None:
+            raise ValueError(f"cell {self.cell.name!r}: {fault}")
         return self
 
-    def _require_own(self, comparison: Comparison, seed: int) -> None:
-        """Raises ValueError unless a comparison is the one of this cell's artifacts, workload and attempt."""
-        cell, scenario, design = self.cell, comparison.scenario, comparison.design
-        facts = {
-            "artifact": (comparison.artifacts[B], self.artifact.file),
-            "baseline": (comparison.artifacts[A], (self.baseline or self.artifact).file),
-            "batch, threads and cores": (
-                (scenario.batch, scenario.threads, scenario.affinity),
-                (cell.batch, cell.threads, cell.affinity),
-            ),
-            "tolerance": (design.tau, self.tau),
-            "seed": (design.seed, seed),
-            "parity": (comparison.parity, self.parity),
-        }
-        for name, (measured, wanted) in facts.items():
-            if measured != wanted:
-                raise ValueError(f"cell {cell.name!r} was measured with another {name}: {measured} instead of {wanted}")
+    def _faults(self) -> Iterator[str]:
+        """What does not fit together."""
+        cell, ours, theirs = self.cell, self.artifact, self.baseline
+        if bool(cell.baseline) != (theirs is not None):
+            yield "a baseline is named or was read, and not both"
+        for kind, metric in (name.split(".") for name in cell.checks):
+            sides = (ours, theirs) if kind == "relation" else (ours,)
+            if metric in METRICS and not all(side and metric in side.counts for side in sides):
+                yield f"{metric} was not counted"
+        if cell.relation.accuracy is not None and theirs and ours.images != theirs.images:
+            yield f"{ours.images} images for the artifact, {theirs.images} for its baseline"
+        bounds, rung = cell.relation.parity, self.agreement and self.agreement.rung
+        if (bounds and bounds.tolerance) != (rung and rung.tolerance):
+            yield "parity was not judged by what gate.toml allows"
+        gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
+        if self.changes is not None and sum(row.change for row in self.changes) != gained:
+            yield f"the sizes of its parts do not sum to {gained:,} bytes"
+        if any(isinstance(each, Missing) for each in self.attempts[:-1]):
+            yield "nothing was measured, and yet confirmed"
+        for seed, attempt in enumerate(self.attempts):
+            if isinstance(attempt, Comparison):
+                workload, design = attempt.scenario, attempt.design
+                for what, measured, wanted in (
+                    ("artifact", attempt.artifacts[B], ours.file),
+                    ("baseline", attempt.artifacts[A], (theirs or ours).file),
+                    ("batch", workload.batch, cell.batch),
+                    ("number of threads", workload.threads, cell.threads),
+                    ("set of cores", workload.affinity, cell.affinity),
+                    ("tolerance", design.tau, self.tau),
+                    ("seed", design.seed, seed),
+                    ("parity", attempt.parity, self.parity),
+                ):
+                    if measured != wanted:
+                        yield f"it was measured with another {what}, {measured} instead of {wanted}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.errors import RecipeError
 from toolchain.export.accuracy import accuracy_of
@@ -58,14 +59,17 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         artifact=facts,
         baseline=reference,
         agreement=agreement,
-        changes=size_changes(artifact, baseline) if why else None,
+        changes=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))
+        if why
+        else None,
     )
 
 
 def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...]) -> Facts:
     """What the budgets, or the relations alone, of a cell need of an artifact."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
-    counts = {name: each.count(path) for name, each in METRICS.items() if name in wanted and each.count is not None}
+    opened = open_artifact(path)
+    counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
         return Facts(file=artifact_facts(path), counts=counts)
     wrong, images, notes = accuracy(path, cell.input_shape)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolchain.gate.accepts import Key
-from toolchain.gate.bounds import Number, bound_of
-from toolchain.gate.checks import ACCEPT, Check, Status, asked_of
+from toolchain.gate.checks import ACCEPT, Check, Number, Status
+from toolchain.gate.config import Cell
 from toolchain.gate.evidence import RATIO, TIME, Evidence, Missing
 from toolchain.measure.comparison import UNDECIDED, Comparison, Undecided
 from toolchain.measure.intervals import (
@@ -62,11 +62,15 @@ class Allowance:
 
 def allowances(evidence: Evidence, accepted: Mapping[Key, Number]) -> dict[str, Allowance]:
     """Check → what it allows, for the latency checks of a cell."""
-    cell = evidence.cell
     return {
-        name: Allowance(bound_of(name, asked_of(cell, name)), accepted.get((cell.name, name)))
+        name: Allowance(_bound(name, evidence.cell), accepted.get((evidence.cell.name, name)))
         for name in evidence.latency_checks
     }
+
+
+def _bound(check: str, cell: Cell) -> float:
+    """What a latency may be at most: milliseconds, or a ratio of times."""
+    return (cell.budget.latency or 0.0) if check == TIME else 1 + (cell.relation.latency or 0.0)
 
 
 def logs_of(check: str, comparison: Comparison) -> list[Floats]:
@@ -119,12 +123,12 @@ def undecided_by(checks: Mapping[str, Allowance]) -> Undecided:
 
 @dataclass(frozen=True)
 class Case:
-    """One latency check with its first measurement, by the name of its cell."""
+    """A latency check with the measurement that it is judged by, and those that were to confirm it."""
 
-    cell: str
     check: str
     allowance: Allowance
     comparison: Comparison
+    again: tuple[Comparison | Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,24 +146,24 @@ class Judged:
     note: str = ""
 
 
-def judge_together(cases: Sequence[Case]) -> tuple[list[Judged], Holm | None]:
+def judge_together(cases: Mapping[Key, Case]) -> tuple[dict[Key, Judged], Holm | None]:
     """What the first measurements say; over more than `ALONE` cells a failure has to survive Holm's procedure."""
     if not cases:
-        return [], None
-    alpha = min(case.comparison.design.alpha for case in cases) / 2  # one-sided
+        return {}, None
+    alpha = min(case.comparison.design.alpha for case in cases.values()) / 2  # one-sided
     resamples = max(RESAMPLES, math.ceil(4 * len(cases) / alpha))
-    judged = [_alone(case, resamples) for case in cases]
-    if len({case.cell for case in cases}) <= ALONE:
+    judged = {key: _alone(case, resamples) for key, case in cases.items()}
+    if len({cell for cell, _ in cases}) <= ALONE:
         return judged, None
-    rejected = holm([each.p_value for each in judged], alpha)
+    rejected = holm([each.p_value for each in judged.values()], alpha)
     note = (
         f"It is too slow by itself, but not among {len(judged)} checks judged together (Holm). {IDLE}, or judge the cell "
         "in a gate of its own."
     )
-    return [
-        replace(each, status="inconclusive", note=note) if each.status == "fail" and not survives else each
-        for each, survives in zip(judged, rejected, strict=True)
-    ], Holm(hypotheses=len(judged), alpha=alpha)
+    for (key, each), survives in zip(judged.items(), rejected, strict=True):
+        if each.status == "fail" and not survives:
+            judged[key] = replace(each, status="inconclusive", note=note)
+    return judged, Holm(hypotheses=len(judged), alpha=alpha)
 
 
 def _alone(case: Case, resamples: int) -> Judged:
@@ -171,8 +175,11 @@ def _alone(case: Case, resamples: int) -> Judged:
     return Judged(status, min(p, 1.0))
 
 
-def confirmed(case: Case, judged: Judged, again: Comparison | Missing) -> Judged:
-    """What is said of a case that failed, after a second measurement: one that does not repeat leaves doubt."""
+def confirmed(case: Case, judged: Judged) -> Judged:
+    """The same after a second measurement, if the first one failed: what does not repeat leaves doubt."""
+    if judged.status != "fail" or not case.again:
+        return judged
+    again = case.again[0]
     if isinstance(again, Missing):
         note = f"It was too slow, which could not be confirmed: {again.reason}. Run the gate again."
         return replace(judged, status="inconclusive", note=note)
@@ -257,5 +264,4 @@ def untimed_check(name: str, evidence: Evidence) -> Check:
             status, reason = "fail", f"{reason} Mend the artifact."
         elif missing.why == "failed":
             status, reason = "invalid", f"{reason} Run the gate again."
-    bound = bound_of(name, asked_of(evidence.cell, name))
-    return Check(name=name, status=status, unit=UNITS[name], bound=bound, reason=reason)
+    return Check(name=name, status=status, unit=UNITS[name], bound=_bound(name, evidence.cell), reason=reason)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import onnx
-
-from toolchain.artifacts.onnx_file import read_onnx
-from toolchain.artifacts.size import artifact_size_bytes, stored_params
-from toolchain.errors import RecipeError
+from toolchain.artifacts import Artifact
 
 
 @dataclass(frozen=True)
@@ -24,29 +19,15 @@ class Metric:
     """
 
     unit: str
-    count: Callable[[Path], int] | None
+    count: Callable[[Artifact], int] | None
     advice: str
 
 
-def node_count(path: Path) -> int:
-    """The nodes of an ONNX file, those in subgraphs and functions included; raises RecipeError for another artifact."""
-    if path.suffix != ".onnx" or not path.is_file():
-        raise RecipeError(f"{path} has no ONNX nodes; judge an ONNX file by nodes")
-    model = read_onnx(path)
-    return _nodes(model.graph.node) + sum(_nodes(function.node) for function in model.functions)
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> int:
-    count = 0
-    for node in nodes:
-        graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-        count += 1 + sum(_nodes(graph.node) for graph in graphs)
-    return count
-
-
 METRICS: Mapping[str, Metric] = {
-    "size": Metric("bytes", artifact_size_bytes, "See with --why which layer they are in and make it smaller"),
-    "params": Metric("parameters", stored_params, "Compress further"),
-    "nodes": Metric("nodes", node_count, "Simplify the graph"),
+    "size": Metric(
+        "bytes", lambda artifact: artifact.size_bytes, "See with --why which layer they are in and make it smaller"
+    ),
+    "params": Metric("parameters", lambda artifact: artifact.params, "Compress further"),
+    "nodes": Metric("nodes", lambda artifact: artifact.nodes, "Simplify the graph"),
     "accuracy": Metric("wrong images", None, "Compress less or train longer"),
 }

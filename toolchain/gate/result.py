@@ -1,4 +1,4 @@
-"""What a gate holds against its cells: the evidence, and as properties every check, the verdict and the exit code.
+"""What a gate knows of its cells, and as properties all that is said of them: checks, verdict, exit code.
 
 Nothing of what is said is stored. The file that is written shows it too, and is refused on loading if it does not follow
 from the evidence in it.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, WithJsonSchema, model_validator
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
-from toolchain.gate.bounds import Number
-from toolchain.gate.checks import Check, Status, count_check, parity_check
+from toolchain.gate.checks import Check, Number, Status, count_check, parity_check
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
     Case,
@@ -43,57 +41,28 @@ GateVerdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: Mapping[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
 
 
-@dataclass(frozen=True)
-class CellResult:
-    """One cell: its evidence, and the checks that follow from it, in the order in which gate.toml may ask for them."""
+def _statistics(comparison: Comparison) -> dict[str, JsonValue]:
+    """What a comparison says, without the samples that it follows from."""
+    return {key: value for key, value in comparison.to_dict().items() if key not in stored.SEALED}
 
-    evidence: Evidence
+
+class CellResult(Strict):
+    """One cell: its checks in the order of gate.toml's keys, its size or the change of it by layer, its measurements."""
+
+    name: str
+    target: str
+    batch: int
+    threads: int
+    artifact: ArtifactFacts
+    baseline: ArtifactFacts | None
     checks: tuple[Check, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the cell."""
-        return self.evidence.cell.name
-
-    @property
-    def target(self) -> str:
-        """Where it is timed."""
-        return self.evidence.cell.target
-
-    @property
-    def batch(self) -> int:
-        """First dimension of the inputs."""
-        return self.evidence.cell.batch
-
-    @property
-    def threads(self) -> int:
-        """Of the CPU."""
-        return self.evidence.cell.threads or 1
-
-    @property
-    def artifact(self) -> ArtifactFacts:
-        """What was judged."""
-        return self.evidence.artifact.file
-
-    @property
-    def baseline(self) -> ArtifactFacts | None:
-        """What it was compared with."""
-        return self.evidence.baseline.file if self.evidence.baseline else None
+    layers: tuple[Change, ...] | None
+    comparisons: tuple[Annotated[Comparison, PlainSerializer(_statistics), WithJsonSchema({"type": "object"})], ...]
 
     @property
     def skipped(self) -> bool:
         """Whether something of the cell could not be looked at."""
         return any(check.status == "skipped" for check in self.checks)
-
-    @property
-    def layers(self) -> tuple[Change, ...] | None:
-        """What the size, or its change, is made of by layer; None if that was not asked for."""
-        return None if self.evidence.changes is None else by_layer(self.evidence.changes)
-
-    @property
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """The measurements."""
-        return self.evidence.comparisons
 
 
 class GateResult(Strict):
@@ -125,7 +94,7 @@ class GateResult(Strict):
     @cached_property
     def _cases(self) -> dict[Key, Case]:
         return {
-            (each.cell.name, name): Case(each.cell.name, name, allowance, each.comparisons[0])
+            (each.cell.name, name): Case(name, allowance, each.comparisons[0], each.attempts[1:])
             for each in self.evidence
             if each.comparisons
             for name, allowance in allowances(each, self._accepted).items()
@@ -134,35 +103,26 @@ class GateResult(Strict):
     @cached_property
     def _at_first(self) -> tuple[dict[Key, Judged], Holm | None]:
         """What the first measurements say."""
-        judged, together = judge_together(list(self._cases.values()))
-        return dict(zip(self._cases, judged, strict=True)), together
+        return judge_together(self._cases)
 
     @property
-    def _failed_at_first(self) -> frozenset[str]:
-        return frozenset(cell for (cell, _), judged in self._at_first[0].items() if judged.status == "fail")
-
-    @property
-    def to_confirm(self) -> tuple[str, ...]:
-        """The cells that are too slow by their only measurement: a gate takes a second one."""
-        once = (each.cell.name for each in self.evidence if len(each.attempts) == 1)
-        return tuple(name for name in once if name in self._failed_at_first)
+    def too_slow_at_first(self) -> tuple[str, ...]:
+        """The cells that fail by their first measurement, which a gate confirms by a second one."""
+        return tuple(dict.fromkeys(cell for (cell, _), each in self._at_first[0].items() if each.status == "fail"))
 
     def require_protocol(self) -> None:
         """Raises ValueError unless every measurement was taken that decides a check, and none besides."""
         for each in self.evidence:
             for comparison in each.comparisons:
                 comparison.require_looks(self.undecided(each))
-            wanted = 0 if not each.to_time else 2 if each.cell.name in self._failed_at_first else 1
-            if len(each.attempts) != wanted:
-                raise ValueError(f"cell {each.cell.name!r} has {len(each.attempts)} measurements, and {wanted} are due")
+            due = 0 if not each.to_time else 2 if each.cell.name in self.too_slow_at_first else 1
+            if len(each.attempts) != due:
+                raise ValueError(f"cell {each.cell.name!r} has {len(each.attempts)} measurements, and {due} are due")
 
     def _check(self, name: str, evidence: Evidence) -> Check:
         key = evidence.cell.name, name
         if key in self._cases:
-            case, judged = self._cases[key], self._at_first[0][key]
-            if judged.status == "fail" and len(evidence.attempts) > 1:
-                judged = confirmed(case, judged, evidence.attempts[1])
-            return latency_check(case, judged)
+            return latency_check(self._cases[key], confirmed(self._cases[key], self._at_first[0][key]))
         if name in evidence.latency_checks:
             return untimed_check(name, evidence)
         if name == "relation.parity":
@@ -173,7 +133,17 @@ class GateResult(Strict):
     def cells(self) -> tuple[CellResult, ...]:
         """Every cell with its checks."""
         return tuple(
-            CellResult(evidence=each, checks=tuple(self._check(name, each) for name in each.cell.checks))
+            CellResult(
+                name=each.cell.name,
+                target=each.cell.target,
+                batch=each.cell.batch,
+                threads=each.cell.threads or 1,
+                artifact=each.artifact.file,
+                baseline=each.baseline.file if each.baseline else None,
+                checks=tuple(self._check(name, each) for name in each.cell.checks),
+                layers=None if each.changes is None else by_layer(each.changes),
+                comparisons=each.comparisons,
+            )
             for each in self.evidence
         )
 
@@ -186,12 +156,10 @@ class GateResult(Strict):
     def accept_uses(self) -> tuple[AcceptUse, ...]:
         """What came of every entry that counts."""
         checks = {(cell.name, check.name): check for cell, check in self.checks}
-        return tuple(
-            AcceptUse(**dict(entry), state=self._state(entry, checks.get(key)))
-            for key, entry in last_of_each(self.accepts).items()
-        )
+        entries = last_of_each(self.accepts).items()
+        return tuple(AcceptUse(**dict(each), state=self._use(each, checks.get(key))) for key, each in entries)
 
-    def _state(self, entry: Accept, check: Check | None) -> Literal["used", "unused", "exceeded", "expired", "unknown"]:
+    def _use(self, entry: Accept, check: Check | None) -> Literal["used", "unused", "exceeded", "expired", "unknown"]:
         if check is None:
             return "unknown"
         if entry.expires < self.day:
@@ -223,7 +191,7 @@ class GateResult(Strict):
     @property
     def evaluated_nothing(self) -> bool:
         """Whether every check was skipped."""
-        return all(check.status == "skipped" for _, check in self.checks)
+        return self.counts.keys() <= {"skipped"}
 
     @property
     def verdict(self) -> GateVerdict:
@@ -242,7 +210,7 @@ class GateResult(Strict):
         """One line: the verdict and the counts."""
         checks, cells = _many(len(self.checks), "check"), _many(len(self.cells), "cell")
         if self.evaluated_nothing:
-            return f"fail: nothing was evaluated, because all of {checks} were skipped. Run the gate where its targets are."
+            return f"fail: nothing was evaluated, {checks} skipped. Run the gate where its targets are."
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         skipped = f"; {self.skipped_cells} of {cells} skipped" if self.skipped_cells else ""
         return f"{self.verdict}: {checks} in {cells} ({counts}{skipped})"
@@ -268,28 +236,6 @@ def _many(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _statistics(comparison: Comparison) -> dict[str, JsonValue]:
-    """What a comparison says, without the samples that it follows from."""
-    return {key: value for key, value in comparison.to_dict().items() if key not in stored.SEALED}
-
-
-class ShownCell(BaseModel):
-    """A cell as the JSON file shows it; sizes by layer, comparisons without their samples."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    name: str
-    target: str
-    batch: int
-    threads: int
-    skipped: bool
-    artifact: ArtifactFacts
-    baseline: ArtifactFacts | None
-    checks: tuple[Check, ...]
-    layers: tuple[Change, ...] | None
-    comparisons: tuple[Annotated[dict[str, JsonValue], BeforeValidator(_statistics)], ...]
-
-
 class Shown(BaseModel):
     """What the JSON file says of a result, before `raw`."""
 
@@ -306,7 +252,7 @@ class Shown(BaseModel):
     summary: Summary | None
     holm: Holm | None
     accept_uses: tuple[AcceptUse, ...]
-    cells: tuple[ShownCell, ...]
+    cells: tuple[CellResult, ...]
 
 
 class GateFile(Shown):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from toolchain.artifacts import Signature
 from toolchain.devices.device import Device, device_for
 from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError, ParityError
@@ -16,7 +17,6 @@ from toolchain.measure.comparison import Comparison, Undecided, without_verdict
 from toolchain.measure.experiment import Experiment, artifact_facts, plan_experiment
 from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload, explain
 from toolchain.measure.session import sessions_of
-from toolchain.measure.signature import Signature
 from toolchain.progress import SILENT, Progress
 
 

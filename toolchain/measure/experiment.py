@@ -8,12 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts import ARTIFACTS, InputSpec, Signature, open_artifact
 from toolchain.devices.device import Device
 from toolchain.devices.transport import Schedule, VariantSchedule
 from toolchain.errors import RecipeError, TargetUnavailable
-from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload, explain
-from toolchain.measure.signature import Signature, read_signature
+from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload, explain
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA
 from toolchain.targets import get_target
 
@@ -90,7 +89,8 @@ def plan_experiment(runtime: str, workload: Workload, design: Design, artifacts:
     """
     require_target(runtime, list(artifacts.values()))
     require_threads(runtime, (workload.threads,))
-    signatures = {p: read_signature(p, workload.batch, workload.input_shape) for p in dict.fromkeys(artifacts.values())}
+    shape = workload.input_shape
+    signatures = {p: open_artifact(p).signature(workload.batch, shape) for p in dict.fromkeys(artifacts.values())}
     scenario = scenario_of(runtime, workload, next(iter(signatures.values())).inputs)
     return Experiment(scenario, design, {n: Variant(p, runtime, signatures[p]) for n, p in artifacts.items()})
 
@@ -127,11 +127,10 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
     if not where.measures:
         raise TargetUnavailable(target, "it builds engines but latency cannot be measured on it")
     where.require_run()
-    for path in paths:
-        if path.is_dir() != where.takes_folders:
-            raise RecipeError(
-                f"target {target!r} takes {'model folders' if where.takes_folders else 'files'}, got {path}"
-            )
+    words = " and ".join(f"{ARTIFACTS[kind].word}s" for kind in where.takes)
+    for artifact in map(open_artifact, paths):
+        if artifact.name not in where.takes:
+            raise RecipeError(f"target {target!r} takes {words}, got {artifact.path}")
 
 
 def require_threads(target: str, threads: Sequence[int]) -> None:
@@ -142,4 +141,5 @@ def require_threads(target: str, threads: Sequence[int]) -> None:
 
 def artifact_facts(path: Path) -> ArtifactFacts:
     """Name, bytes and digest of an artifact."""
-    return ArtifactFacts(name=path.name, size_bytes=artifact_size_bytes(path), sha256=artifact_sha256(path))
+    artifact = open_artifact(path)
+    return ArtifactFacts(name=path.name, size_bytes=artifact.size_bytes, sha256=artifact.sha256)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from toolchain.artifacts import InputSpec
 from toolchain.measure.environment import Fingerprint
 
 A: Literal["A"] = "A"
@@ -46,13 +47,6 @@ class Strict(BaseModel):
     """Frozen, of exactly these fields and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class InputSpec(Strict):
-    """One input tensor, batch included."""
-
-    shape: tuple[Count, ...]
-    dtype: str
 
 
 class Scenario(Strict):
@@ -110,7 +104,7 @@ class Design(Strict):
 
 
 class ArtifactFacts(Strict):
-    """Which bytes were timed; `sha256` is that of `toolchain.artifacts.size.artifact_sha256`: for one file, what sha256sum prints."""
+    """Which bytes were timed; `sha256` is `Artifact.sha256`: for one file, what sha256sum prints."""
 
     name: str
     size_bytes: int

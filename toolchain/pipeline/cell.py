@@ -1,8 +1,7 @@
-"""One cell of a recipe's [bench]: what it depends on, what is recorded of it, and what may be required of all."""
+"""What a measured latency depends on, what the report keeps of it, and what may be required of all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from toolchain.devices.targets_toml import LocalSettings, named_target
@@ -10,6 +9,7 @@ from toolchain.errors import MeasurementError
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.summary import summary
 from toolchain.on_device.runner import fingerprint
+from toolchain.report.record import BenchRow, Interval, Report
 from toolchain.targets import get_target
 
 
@@ -36,35 +36,43 @@ def conditions_of(name: str, threads: int) -> list[Any]:
     return [settings.model_dump(mode="json")]
 
 
-def cell_facts(target: str, found: Comparison) -> dict[str, Any]:
-    """What the record of a run keeps of a comparison on a target: all but the raw samples."""
-    record = {key: value for key, value in found.to_dict().items() if key not in ("raw", "raw_sha256", "parity")}
-    scenario = found.scenario
-    return {
-        "target": target,
-        "batch": scenario.batch,
-        "threads": scenario.threads,
-        "dense_ms": found.latency_ms("A"),
-        "compressed_ms": found.latency_ms("B"),
-        **record,
-        "summary": summary(found),
-    }
+def bench_row(target: str, precision: str, path: str, comparison: Comparison) -> BenchRow:
+    """What the report keeps of a comparison.
+
+    Args:
+        target: name of the device.
+        precision: of what was timed as B.
+        path: of that, below the run's folder.
+        comparison: with the raw samples.
+    """
+    return BenchRow(
+        target=target,
+        batch=comparison.scenario.batch,
+        threads=comparison.scenario.threads,
+        precision=precision,
+        path=path,
+        dense_ms=comparison.latency_ms("A"),
+        compressed_ms=comparison.latency_ms("B"),
+        ratio=Interval(**comparison.ratio.to_ratio()),
+        control=Interval(**comparison.control.to_ratio()),
+        tau=comparison.design.tau,
+        tau_min=comparison.tau_min,
+        verified_speedup_at_least=comparison.verified_speedup_at_least,
+        verdict=comparison.verdict,
+        environment=comparison.environment,
+        summary=summary(comparison),
+    )
 
 
-def conclusive(facts: Mapping[str, Any]) -> bool:
-    """Whether a cell was measured well enough that it need not be measured again."""
-    return facts["verdict"] not in ("invalid", "inconclusive")
-
-
-def require_speedup(report: Mapping[str, Any], wanted: float) -> None:
+def require_speedup(report: Report, least: float) -> None:
     """Raises MeasurementError unless every measured cell verified at least this speedup."""
-    if not report["bench"]:
-        raise MeasurementError(f"a speedup of {wanted:g} was required, but the recipe measures nothing; add [bench]")
-    for row in report["bench"]:
-        found = row["verified_speedup_at_least"]
-        if found is None or found < wanted:
-            said = "no speedup was verified" if found is None else f"{found:.2f} was verified"
+    if not report.bench:
+        raise MeasurementError(f"a speedup of {least:g} was required, but the recipe measures nothing; add [bench]")
+    for row in report.bench:
+        verified = row.verified_speedup_at_least
+        if verified is None or verified < least:
+            shown = "no speedup was verified" if verified is None else f"{verified:.2f} was verified"
             raise MeasurementError(
-                f"a speedup of {wanted:g} was required on {row['target']} (batch {row['batch']}, "
-                f"{row['threads']} threads); {said} ({row['verdict']})"
+                f"a speedup of {least:g} was required on {row.target} (batch {row.batch}, {row.threads} threads); "
+                f"{shown} ({row.verdict})"
             )

@@ -10,15 +10,21 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import timm
+import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.files import files_below, read_json, sha256, write_json
+from toolchain.files import digest_of, files_below, read_json, sha256, write_json
+from toolchain.model import Made
+from toolchain.parity import Rung
+from toolchain.report.record import Record
 
 PRIVATE = ".slimvit"
 OUTPUTS = (
@@ -39,14 +45,39 @@ OUTPUTS = (
 )
 
 
+Facts = TypeVar("Facts", bound=BaseModel)
+Written = Sequence[Path]
+"""Files and folders that a stage of a run wrote."""
+
+
+class Nothing(Record):
+    """The facts of a stage that has none."""
+
+
 @dataclass(frozen=True)
-class Done:
+class Done(Generic[Facts]):
     """A finished stage: what it found out and wrote, how long it took, and whether that was in an earlier run."""
 
-    facts: dict[str, Any]
+    facts: Facts
+    rungs: tuple[Rung, ...]
     seconds: float
     reused: bool
     outputs: tuple[str, ...] = ()
+
+
+class _Recorded(Record, Generic[Facts]):
+    """The content of a record."""
+
+    key: str
+    seconds: float
+    facts: Facts
+    rungs: tuple[Rung, ...]
+    outputs: dict[str, str]
+
+
+def step_key(name: str, tool: str, inputs: Sequence[Any]) -> str:
+    """Digest of everything that the outcome of a stage depends on: its inputs, and what carries it out."""
+    return digest_of(name, [tool, torch.__version__, timm.__version__, torch.get_num_threads()], inputs)
 
 
 class Workspace:
@@ -127,20 +158,22 @@ class Workspace:
         self,
         stage: str,
         key: str,
-        work: Callable[[], tuple[Iterable[Path], dict[str, Any]]],
+        kind: type[Facts],
+        work: Callable[[], Made[Written, Facts]],
         *,
-        settled: Callable[[Mapping[str, Any]], bool] = lambda _: True,
-    ) -> Done:
+        settled: Callable[[Facts], bool] = lambda _: True,
+    ) -> Done[Facts]:
         """What a stage found out: from its record if that still holds, else by doing the work.
 
         Args:
             stage: name of the record.
             key: digest of everything that the outcome depends on.
-            work: returns (files and folders written below the root, facts as JSON values).
+            kind: of the facts.
+            work: returns what was written below the root, the facts, and the rungs.
             settled: whether recorded facts answer the question; if not, the work is done again.
         """
         record = self.private / f"{stage}.json"
-        known = self.recorded(stage, key)
+        known = self.recorded(stage, key, kind)
         if known is not None and settled(known.facts):
             return known
         if known is None:  # else it holds until the work is done
@@ -148,24 +181,25 @@ class Workspace:
         if not self.resume:
             self.scratch(stage).unlink(missing_ok=True)
         start = time.monotonic()
-        paths, facts = work()
+        outcome = work()
         seconds = time.monotonic() - start
-        outputs = {str(file.relative_to(self.root)): sha256(file) for path in paths for file in files_below(path)}
-        write_json(record, {"key": key, "seconds": seconds, "facts": facts, "outputs": outputs})
+        outputs = {
+            str(file.relative_to(self.root)): sha256(file) for path in outcome.artifact for file in files_below(path)
+        }
+        content = _Recorded[kind](key=key, seconds=seconds, facts=outcome.facts, rungs=outcome.rungs, outputs=outputs)  # type: ignore[valid-type]
+        write_json(record, content.model_dump(mode="json", by_alias=True))
         self.scratch(stage).unlink(missing_ok=True)
-        return Done(facts, seconds, reused=False, outputs=tuple(outputs))
+        return Done(outcome.facts, outcome.rungs, seconds, reused=False, outputs=tuple(outputs))
 
-    def recorded(self, stage: str, key: str) -> Done | None:
+    def recorded(self, stage: str, key: str, kind: type[Facts]) -> Done[Facts] | None:
         """What is recorded of a stage, if that still holds and may be reused."""
         record = self.private / f"{stage}.json"
         if not (self.resume and record.exists()):
             return None
         try:
-            known = read_json(record)
-            if known["key"] != key:
+            known: _Recorded[Facts] = _Recorded[kind].model_validate_json(record.read_bytes())  # type: ignore[valid-type]
+            if known.key != key or any(sha256(self.root / name) != digest for name, digest in known.outputs.items()):
                 return None
-            if any(sha256(self.root / name) != digest for name, digest in known["outputs"].items()):
-                return None
-            return Done(dict(known["facts"]), float(known["seconds"]), reused=True, outputs=tuple(known["outputs"]))
-        except (ArtifactError, StorageError, AttributeError, KeyError, TypeError, ValueError):
+        except (StorageError, OSError, ValidationError):
             return None  # a damaged record is no record
+        return Done(known.facts, known.rungs, known.seconds, reused=True, outputs=tuple(known.outputs))

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
 from timm.data.config import resolve_model_data_config
 
-from toolchain.compress.decide import Latency, decide
-from toolchain.compress.method import Allocation, allocate, check_names, choices_for, effective
-from toolchain.compress.stage import Compress
+from toolchain.compress.method import UNITS, Method
+from toolchain.compress.problem import Problem
 from toolchain.data import DataSource, open_source
-from toolchain.devices.device import connect, probe, require_direct
+from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
-from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import require_engines
 from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
-from toolchain.files import digest_of, user_cache
-from toolchain.measure.experiment import require_threads, workload_on
-from toolchain.model import MaskedModel, Preprocess, TimmModel, run_stage
+from toolchain.measure.experiment import require_threads
+from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import WORDS
-from toolchain.pipeline.latency_budget import Clock, Setting, latency_of
-from toolchain.progress import SILENT, Progress
-from toolchain.recipe import CompressSection, DataSection, Recipe
+from toolchain.recipe import ALIGN, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
-from toolchain.surgery.replay import load_model
 from toolchain.targets import get_target
-from toolchain.training.stages import Train, require_labels, require_teacher
+from toolchain.training.stages import require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
-LEARNED = "widths are learned: a global threshold moves them between layers; their total stays within the budget"
 
 
 def tool() -> str:
@@ -56,18 +47,12 @@ class Start:
     source: DataSource
     dense: TimmModel
 
-    @property
-    def method(self) -> CompressSection:
-        """[compress] as it is carried out on the recipe's data."""
-        return effective(self.recipe.compress, synthetic=self.recipe.data.source == SYNTHETIC)
-
 
 @dataclass(frozen=True)
 class Job(Start):
     """A recipe that was looked at whole: everything that can be refused before any work has been."""
 
-    allocation: Allocation
-    multiples: Mapping[str, int]
+    problem: Problem
 
 
 def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, met: Collection[str] = ()) -> Job:
@@ -86,7 +71,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     """
     section = recipe.compress
     recipe.require_budget()
-    check_names(section)
+    Method.of(section)  # refuses names before anything is read
     check_section(recipe.export)
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
@@ -96,10 +81,10 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_teacher(recipe.finetune, start.source)
     if recipe.export.softmax:
         require_probabilities(start.dense.output)
-    allocation = allocate(start.dense, start.method, recipe.budget, multiples)
-    if section.method != "none":
-        Compress(section, recipe.budget, start.source, multiples).requires(start.dense)
-    return Job(start.recipe, start.source, start.dense, allocation, multiples)
+    synthetic = recipe.data.source == SYNTHETIC
+    problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
+    problem.method.require(start.source, start.dense)
+    return Job(start.recipe, start.source, start.dense, problem)
 
 
 def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:
@@ -198,8 +183,8 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
 
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
-    """Unit → the least common multiple that the recipe's targets prefer; raises TargetUnavailable."""
-    found: dict[str, int] = {}
+    """Unit → the multiple that [compress] asks for, else the least common one of the recipe's targets; raises TargetUnavailable."""
+    multiples = {} if _targets(recipe) else dict.fromkeys(UNITS, ALIGN)
     for name, section in _targets(recipe).items():
         settings = named_target(name)
         if section == ENGINE and settings.runtime != name:
@@ -216,8 +201,8 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
         for unit, multiple in target.profile.multiples.items():
-            found[unit] = math.lcm(found.get(unit, 1), multiple)
-    return found
+            multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)
+    return multiples if recipe.compress.align is None else dict.fromkeys(UNITS, recipe.compress.align)
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:
@@ -228,146 +213,3 @@ def _targets(recipe: Recipe) -> dict[str, str]:
         BENCH: recipe.bench.targets if recipe.bench else (),
     }
     return {name: key for key, names in sections.items() for name in names}
-
-
-def trains(job: Start) -> bool:
-    """Whether the recipe asks for a baseline to be trained: [train], real images, and no checkpoint."""
-    has_checkpoint = job.dense.provenance["weights"] == "checkpoint"
-    return job.recipe.train is not None and not has_checkpoint and not job.source.synthetic
-
-
-def step_key(name: str, inputs: Any) -> str:
-    """Digest of everything that the outcome of a step depends on: its inputs, and what carries it out."""
-    return digest_of(name, [tool(), torch.__version__, timm.__version__, torch.get_num_threads()], inputs)
-
-
-def dense_inputs(job: Start) -> list[Any]:
-    """What the dense weights depend on; recipes that share it share the baseline."""
-    recipe = job.recipe
-    return [
-        recipe.model.model_dump(mode="json"),
-        job.dense.ref.model_dump(mode="json"),
-        dict(job.dense.provenance),
-        job.source.digest,
-        recipe.compress.seed,
-        recipe.train.model_dump(mode="json") if recipe.train is not None and trains(job) else None,
-    ]
-
-
-def trained(job: Start, checkpoint: Path | None = None, key: str = "", progress: Progress = SILENT) -> TimmModel:
-    """The dense model of a job, trained if the recipe asks for it.
-
-    Args:
-        job: the recipe.
-        checkpoint: resumed from if it was written under the same `key`, and written to.
-        key: digest of everything that the training depends on.
-        progress: told how far the training is.
-    """
-    if not trains(job):
-        return job.dense
-    assert job.recipe.train is not None
-    stage = Train(job.recipe.train, job.source, job.recipe.compress.seed, checkpoint, key, progress)
-    return run_stage(stage, job.dense).artifact
-
-
-def baseline_folder(job: Start) -> Path:
-    """Where the user's cache keeps the dense model that a job trains."""
-    return user_cache() / "dense" / step_key("dense", dense_inputs(job))
-
-
-def clocks(job: Job, dense: TimmModel, progress: Progress) -> list[Clock]:
-    """What times the widths of a dense model: one clock for each target or device on which the budget limits latency.
-
-    Batch and threads are the first of [bench]; without one, 1 and what targets.toml says of the device.
-
-    Args:
-        job: the recipe.
-        dense: its dense model; only shapes matter.
-        progress: who is told while something is measured.
-    """
-    recipe = job.recipe
-    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, None)
-    choices = choices_for(dense.module, dense.family, dense.groups, job.method, job.multiples)
-    timers = []
-    for target in recipe.budget.latency:
-        device = connect(target, named_target(target))
-        workload = workload_on(device, batch=batch, threads=threads)
-        setting = Setting(device, workload, recipe.export.opset, recipe.export.simplify)
-        timers.append(Clock(dense, choices, setting, progress))
-    return timers
-
-
-def compressed(
-    job: Job,
-    dense: TimmModel,
-    latency: Latency,
-    *,
-    checkpoint: Path | None = None,
-    key: str = "",
-    progress: Progress = SILENT,
-) -> tuple[MaskedModel, Allocation]:
-    """(the masked model, how wide each layer stays and what that costs) of a job's dense model.
-
-    Args:
-        job: the recipe.
-        dense: its dense model, with "weights_sha256" in the provenance.
-        latency: tables of the targets of the budget, and how widths are timed.
-        checkpoint, key: of training, where the method trains.
-        progress: told how far compression is.
-    """
-    settings = (job.recipe.compress, job.recipe.budget, job.source, job.multiples)
-    made = run_stage(Compress(*settings, checkpoint, key, progress, latency), dense)
-    return made.artifact, made.facts
-
-
-def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> tuple[Job, Allocation, str]:
-    """(the job, the allocation that a run will write, why the run's widths may still differ or "").
-
-    Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
-    where widths follow from measured damage.
-
-    Args:
-        recipe: what to do.
-        measure: False stays with what shapes alone tell.
-        progress: who is told.
-
-    Raises:
-        SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
-    """
-    job = prepare(recipe, shapes_only=True)
-    if not measure:
-        return job, job.allocation, unmeasured(job)
-    given, method, source, why = job.dense, job.method, job.source, ""
-    if method.allocation == "solver":
-        try:
-            full = prepare(recipe)
-            given, source = _baseline(full), full.source
-            job = full
-        except (DataError, ModelError, StorageError) as error:
-            method, why = method.model_copy(update={"allocation": "uniform"}), str(error)
-    latency = latency_of(clocks(job, given, progress))
-    found = decide(given, method, recipe.budget, job.multiples, source, latency, progress.at)
-    if why:
-        return job, replace(found, learned=True), f"uniform widths; those by measured damage come later: {why}"
-    return job, found, "" if job.method.allocation != "global" else LEARNED
-
-
-def unmeasured(job: Job) -> str:
-    """What shapes alone do not tell about a job's widths; "" if they tell all."""
-    if job.recipe.budget.latency:
-        return "latency limits were left out: `slimvit plan` and `slimvit run` measure what they mean"
-    if job.method.allocation == "solver":
-        return "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
-    return LEARNED if job.allocation.learned else ""
-
-
-def _baseline(job: Job) -> TimmModel:
-    """The dense model of a job, where no training is needed for it; raises StorageError if it is."""
-    if not trains(job):
-        return job.dense
-    try:
-        model = load_model(baseline_folder(job))
-    except (ArtifactError, StorageError):
-        raise StorageError("`slimvit run` has not trained the baseline yet") from None
-    assert isinstance(model, TimmModel)
-    return model

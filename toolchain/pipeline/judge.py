@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toolchain.artifacts import Artifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
-from toolchain.export.calls import opened
+from toolchain.export.calls import opened, stack_images, torch_call
 from toolchain.export.convert import Convert
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.precision import COMPARED, PRECISIONS
-from toolchain.export.stage import stack_images, torch_call
 from toolchain.likelihood import outputs_of
-from toolchain.model import AnyModel, DeployModel, EngineArtifact
+from toolchain.model import AnyModel, DeployModel
 from toolchain.outputs import Output
 from toolchain.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
+from toolchain.report.record import Counts, Figures
+from toolchain.targets import EngineBuild
 from toolchain.training.evaluate import accuracy
 
 
@@ -45,30 +46,30 @@ class Judge:
         """Whether the largest output names the class of a real image, so that agreement on it means something."""
         return self.output == "logits" and not self.source.synthetic
 
-    def figures(self, model: AnyModel, folder: Path | None = None) -> dict[str, Any]:
+    def figures(self, model: AnyModel, folder: Path | None = None) -> Figures:
         """Parameters, MACs, bytes (on disk, if the model lies in a folder) and accuracy on the test split."""
         shape = _shape(model)
         size = shape.size_bytes if folder is None else (folder / "model.safetensors").stat().st_size
-        return {"params": shape.params, "macs": shape.macs, "bytes": size, **self._accuracy(model.module)}
+        counts = self._accuracy(model.module).model_dump()
+        return Figures(params=shape.params, macs=shape.macs, bytes=size, **counts)
 
-    def graph(self, path: Path, target: str = "ort-cpu") -> dict[str, Any]:
+    def graph(self, path: Path, target: str = "ort-cpu") -> Counts:
         """Accuracy of an ONNX file on the test split, run by a target on this machine."""
         with opened(target, path, threads=torch.get_num_threads()) as logits:
             return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
 
-    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> Counts:
         """Accuracy with counts where labels judge the outputs; of other outputs their error against the dense model's."""
         test = self.source.split("test")
         if self.source.labelled:
-            found = accuracy(model, test)
-            return {"accuracy": found.accuracy, "wrong": found.wrong, "total": found.total, "error": None}
-        unknown = {"accuracy": None, "wrong": None, "total": None, "error": None}
-        if self._reference is None:
-            return unknown
-        return {**unknown, "error": relative_error(outputs_of(model, test), self._reference)}
+            judged = accuracy(model, test)
+            return Counts(accuracy=judged.accuracy, wrong=judged.wrong, total=judged.total)
+        if self._dense_outputs is None:
+            return Counts()
+        return Counts(error=relative_error(outputs_of(model, test), self._dense_outputs))
 
     @cached_property
-    def _reference(self) -> Tensor | None:
+    def _dense_outputs(self) -> Tensor | None:
         """The dense outputs [N, K] on the test split, where they are what other forms are judged by."""
         if self.dense is None or self.output == "logits" or self.source.synthetic:
             return None
@@ -95,16 +96,16 @@ class Judge:
         """The rung of two forms that are both PyTorch modules."""
         return self._rung(from_, torch_call(expected), to, torch_call(got), TOLERANCES["fp32"], BATCHES)
 
-    def engine(self, onnx: Path, made: EngineArtifact, profile: tuple[int, int, int]) -> Rung:
+    def engine(self, source: Artifact, engine: EngineBuild, profile: tuple[int, int, int]) -> Rung:
         """The rung of an engine against the file that it was built from, run on the CPU.
 
         Args:
-            onnx: the file.
-            made: the engine; the rung is not run where it cannot be loaded, and gives the reason.
-            profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
+            source: the file.
+            engine: the rung is not run where it cannot be loaded, and gives the reason.
+            profile: (min, opt, max) batch of the engine; batches outside it are not tried.
         """
         available = len(self.source.split("validation")) if self.names_classes else None
-        return engine_rung(onnx, made, profile, self.images, available)
+        return engine_rung(source, engine, profile, self.images, available)
 
     def _rung(
         self,
@@ -129,9 +130,9 @@ def relative_error(outputs: Tensor, reference: Tensor) -> float | None:
     return float((ours - theirs).square().sum()) / spread if spread > 0 else None
 
 
-def require_cost(made: DeployModel, predicted: ModelShape) -> None:
+def require_cost(model: DeployModel, predicted: ModelShape) -> None:
     """Nothing, if a model has exactly the parameters and MACs that its plan's widths predict; else ArtifactError."""
-    shape = _shape(made)
+    shape = _shape(model)
     if (shape.params, shape.macs) != (predicted.params, predicted.macs):
         raise ArtifactError(
             f"the deploy model has {shape.params:,} parameters and {shape.macs:,} MACs, but its plan's widths give "

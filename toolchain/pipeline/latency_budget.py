@@ -19,19 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain.compress.allocate import Choices, Key
-from toolchain.compress.decide import Latency
+from toolchain.artifacts import InputSpec, Signature
+from toolchain.artifacts.model_folder import ModelFolder
+from toolchain.compress.allocation import Latency
+from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.devices.device import Device
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.export.onnx_graph import INPUT, export_onnx
+from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
 from toolchain.measure.experiment import Experiment, Variant, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
-from toolchain.measure.samples import Design, InputSpec, Workload
+from toolchain.measure.samples import Design, Workload
 from toolchain.measure.session import session_of, sessions_of
-from toolchain.measure.signature import Signature
-from toolchain.model import DeployModel, TimmModel
+from toolchain.model import IMAGE, DeployModel, TimmModel
 from toolchain.on_device.runner import calls_per_slot
 from toolchain.pipeline.cell import conditions_of
 from toolchain.plan import CompressionPlan, Keep, LowRank
@@ -123,7 +124,7 @@ def time_widths(
     device, workload = setting.device, setting.workload
     names = ["dense", *(f"variant{index}" for index in range(len(variants)))]
     spec = InputSpec(shape=(workload.batch, *dense.preprocess.input_size), dtype="float32")
-    scenario, signature = scenario_of(device.runtime, workload, (spec,)), Signature((INPUT,), (spec,))
+    scenario, signature = scenario_of(device.runtime, workload, (spec,)), Signature((IMAGE,), (spec,))
     with tempfile.TemporaryDirectory(prefix="slimvit-latency-") as folder:
         files = {}
         for index, (name, widths) in enumerate(zip(names, (Widths(), *variants), strict=True)):
@@ -145,7 +146,7 @@ def time_widths(
 
 def _written(model: DeployModel, setting: Setting, path: Path) -> Path:
     """The artifact that the target times: a model folder for "eager", else an ONNX file."""
-    if get_target(setting.device.runtime).takes_folders:
+    if ModelFolder.name in get_target(setting.device.runtime).takes:
         return save_model(model, path)
     file = path.with_suffix(".onnx")
     size = model.preprocess.input_size

@@ -1,46 +1,34 @@
-"""A recipe's stages in order, each checked, recorded, and taken up again where a killed run stopped."""
+"""A recipe carried out: its stages in order, each checked, recorded, and taken up again where a killed run stopped."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from toolchain.compress.stage import pruned_shares
-from toolchain.cost import LatencyTable, Widths
-from toolchain.errors import ArtifactError, StorageError
-from toolchain.files import exclusive, sha256, write_json, write_text
-from toolchain.measure.samples import Design
-from toolchain.model import MaskedModel, TimmModel, run_stage
-from toolchain.parity import require
+from toolchain.artifacts.onnx_file import FP32
+from toolchain.devices.device import Devices
+from toolchain.errors import ParityError
+from toolchain.export.engine import builds
+from toolchain.export.precision import EITHER_OF, expanded
+from toolchain.measure.compare import compare as compare_artifacts
+from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace
-from toolchain.pipeline.job import (
-    baseline_folder,
-    clocks,
-    compressed,
-    dense_inputs,
-    prepare,
-    tool,
-    trained,
-    trains,
-)
-from toolchain.pipeline.judge import require_cost
-from toolchain.pipeline.latency_budget import Clock, latency_of
-from toolchain.pipeline.shipping import measured_on, ship
-from toolchain.pipeline.steps import MODEL_FILES, Found, Steps, open_as
+from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.stages import bench
+from toolchain.pipeline.stages.base import Compare, Run
+from toolchain.pipeline.stages.compress import Masked
+from toolchain.pipeline.stages.convert import Converted
+from toolchain.pipeline.stages.dense import Dense
+from toolchain.pipeline.stages.deploy import Deploy
+from toolchain.pipeline.stages.engine import Engine
+from toolchain.pipeline.stages.export import Exported
+from toolchain.pipeline.stages.finetune import Finetuned
+from toolchain.pipeline.stages.latency import Table, clocks
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
-from toolchain.report.assemble import assemble
 from toolchain.report.files import write_report
-from toolchain.surgery.replay import load_model, save_model
-from toolchain.surgery.slice import Slice
-from toolchain.surgery.split import Split
+from toolchain.report.record import Report
 from toolchain.training.processes import require_one
-from toolchain.training.stages import Finetune
-
-log = logging.getLogger(__name__)
 
 
 def run(
@@ -48,17 +36,17 @@ def run(
     out: Path | str,
     *,
     resume: bool = True,
-    design: Design = Design(),
     progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """The content of report.json, after carrying out a recipe in the folder `out`.
+    compare: Compare = compare_artifacts,
+) -> Report:
+    """The report of a recipe that is carried out in the folder `out`.
 
     Args:
         recipe: a recipe, or the path of a recipe.toml.
         out: the folder; it is created, and a run that was interrupted there is taken up again.
         resume: False does every stage anew.
-        design: how the latencies of [bench] are timed.
         progress: told how far the run is.
+        compare: what times two artifacts against each other.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -70,143 +58,71 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
     workspace = Workspace(Path(out).resolve(), resume=resume)
     workspace.check()
-    job = prepare(recipe, met=measured_on(workspace, recipe))
+    job = prepare(recipe, met=bench.measured_on(workspace, recipe))
     with workspace.open() as space:
-        return _Run(job, space, progress, design).all()
+        under_way = Run(job, space, progress, compare)
+        outcome = _carry_out(under_way, job)
+        space.forget_all_but(under_way.done)
+        files = [space.root / name for done in under_way.done.values() for name in done.outputs]
+        report = assemble(
+            job, outcome, [rung for done in under_way.done.values() for rung in done.rungs], files, space.root
+        )
+        write_report(report, files, space.root)
+    for error in under_way.lost.values():
+        raise error
+    return report
 
 
-@dataclass
-class _Run(Steps):
-    def all(self) -> dict[str, Any]:
-        """Every stage of the recipe; returns the report."""
-        root, recipe = self.space.root, self.job.recipe
-        dense = self._dense()
-        masked, masked_folder = self._compress(dense)
-        if recipe.finetune.epochs and not self.job.source.synthetic:
-            masked, masked_folder = self._finetune(dense, masked)
-        self._deploy(masked, masked_folder)
-        ship(self)
-        facts = {name: {**done.facts, "seconds": done.seconds} for name, done in self.stages.items()}
-        self.space.forget_all_but(self.stages)
-        files = [root / name for done in self.stages.values() for name in done.outputs]
-        lost = {name: str(error) for name, error in self.lost.items()}
-        output = self.job.dense.output
-        report = assemble(recipe, tool(), facts, masked.plan, files, root, self.job.source, output, lost)
-        write_report(report, files, root)
-        for error in self.lost.values():
-            raise error
-        return report
+def _carry_out(run: Run, job: Job) -> Outcome:
+    """Every stage that a recipe asks for, in order."""
+    recipe = job.recipe
+    dense = run.do(stage := Dense(run))
+    dense_model = stage.model()
 
-    # The stages. Each loads what the one before wrote, so a run that resumes takes the same path as one that does not.
+    timers = clocks(job, dense_model, run.progress)
+    tables = [Table(run, timer) for timer in timers]
+    for table in tables:
+        run.do(table)
+    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables])
+    masked = run.do(masked_stage)
+    model, folder, tuned = masked_stage.model(), masked_stage.folder, None
+    if recipe.finetune.epochs and not job.source.synthetic:
+        finetuned = Finetuned(run, dense_model, model)
+        tuned = run.do(finetuned)
+        model, folder = finetuned.model(), finetuned.folder
+    deploy = run.do(Deploy(run, model, folder))
 
-    def _dense(self) -> TimmModel:
-        folder = self.space.root / "dense"
+    files = [run.do(Exported(run, "dense")), run.do(Exported(run, "compressed"))]
+    proven = [rung for done in run.done.values() for rung in done.rungs]
+    parity = {FP32: bench.claim(proven)}  # precision of a file that ships → what its rungs prove
+    precisions = expanded(recipe.export.precisions)
+    for precision in (name for name in precisions if name != FP32):
+        file = run.do(Converted(run, precision, precisions[precision]))
+        files.append(file)
+        if file.facts.row.refused is None:
+            parity[precision] = bench.claim([*proven, *file.rungs])
+    either = [name for name in EITHER_OF if name in precisions]
+    if either and not set(either) & set(parity):
+        raise ParityError(f"no int8 file is the model: {files[2].facts.row.refused}")
 
-        def work(key: str) -> Found:
-            model = self._baseline(key) if trains(self.job) else self.job.dense
-            return [folder], self.saved("dense", model, folder)
+    engines = [
+        run.do(Engine(run, recipe.engine, target, precision))
+        for target, precision in product(recipe.engine.targets if recipe.engine else (), parity)
+        if recipe.engine is not None and precision in precisions and builds(target, precision)
+    ]
 
-        self.step("dense", dense_inputs(self.job), work)
-        return open_as(folder, TimmModel)
-
-    def _baseline(self, key: str) -> TimmModel:
-        """The trained dense model: from the user's cache, or trained and left there for other recipes."""
-        cached = baseline_folder(self.job)
-        with exclusive(cached):
-            if self.space.resume:
-                with contextlib.suppress(ArtifactError, StorageError):
-                    model = open_as(cached, TimmModel)
-                    log.info("the baseline was trained before; taken from %s", cached)
-                    return model
-            model = trained(self.job, self.space.scratch("dense"), key, self.progress)
-            save_model(model, cached)
-            return model
-
-    def _compress(self, dense: TimmModel) -> tuple[MaskedModel, Path]:
-        job, root = self.job, self.space.root
-        folder = root / "masked"
-        timers = clocks(job, dense, self.progress)
-        tables = [self._table(timer) for timer in timers]
-        inputs = [
-            sha256(root / "dense" / "model.safetensors"),
-            sha256(root / "dense" / "model.json"),
-            job.recipe.compress.model_dump(mode="json"),
-            job.recipe.budget.model_dump(mode="json"),
-            dict(job.multiples),
-            job.source.digest,
-            [table.model_dump(mode="json") for table in tables],
-        ]
-
-        def work(key: str) -> Found:
-            masked, allocation = compressed(
-                job,
-                replace(dense, provenance={**dense.provenance, "weights_sha256": inputs[0]}),
-                latency_of(timers, tables),
-                checkpoint=self.space.scratch("compress"),
-                key=key,
-                progress=self.progress,
-            )
-            found = allocation.to_dict()
-            write_json(root / "allocation.json", found)
-            write_text(root / "plan.json", masked.plan.to_json())
-            facts = {
-                **self.saved("masked", masked, folder),
-                "pruned_shares": pruned_shares(masked),
-                "latency": found["latency"],
-                "limits": dense.family.limits(dense.module),
-            }
-            return [root / "allocation.json", root / "plan.json", folder], facts
-
-        self.step("compress", inputs, work)
-        return open_as(folder, MaskedModel), folder
-
-    def _table(self, clock: Clock) -> LatencyTable:
-        """What the widths of one target cost: from the run's folder or the user's cache, or measured."""
-        path = self.space.root / f"latency.{clock.setting.target}.json"
-
-        def work(_: str) -> Found:
-            if not self.space.resume:
-                clock.forget()
-            write_text(path, clock.table().to_json())
-            return [path], {}
-
-        self.step(f"latency-{clock.setting.target}", clock.key, work)
-        return LatencyTable.from_json(path.read_text(encoding="utf-8"))
-
-    def _finetune(self, dense: TimmModel, masked: MaskedModel) -> tuple[MaskedModel, Path]:
-        job, root = self.job, self.space.root
-        folder, section = root / "finetuned", job.recipe.finetune
-        weights = [sha256(root / name / file) for name in ("dense", "masked") for file in MODEL_FILES]
-        inputs = [weights, section.model_dump(mode="json"), job.source.digest, job.recipe.compress.seed]
-
-        def work(key: str) -> Found:
-            scratch, seed = self.space.scratch("finetune"), job.recipe.compress.seed
-            stage = Finetune(section, job.source, dense, seed, scratch, key, self.progress)
-            made = run_stage(stage, masked)
-            return [folder], {
-                **self.saved("finetuned", made.artifact, folder),
-                "found": made.facts.model_dump(mode="json"),
-            }
-
-        self.step("finetune", inputs, work)
-        return open_as(folder, MaskedModel), folder
-
-    def _deploy(self, masked: MaskedModel, before: Path) -> None:
-        folder = self.space.root / "deploy"
-
-        def work(_: str) -> Found:
-            sliced = run_stage(Slice(), masked).artifact
-            deploy = run_stage(Split(), sliced).artifact
-            require_cost(deploy, self.job.allocation.dense.shrunk(Widths.of(masked.plan), masked.groups))
-            again = load_model(save_model(deploy, folder))
-            rungs = [
-                self.judge.modules("masked", masked.module, "sliced", sliced.module),
-                self.judge.modules("sliced", sliced.module, "split", deploy.module),
-                self.judge.modules("split", deploy.module, "deploy", again.module),
-            ]
-            require(rungs)
-            facts = {"sliced": self.judge.figures(sliced), **self.judge.figures(deploy, folder)}
-            return [folder], {**facts, "parity": [rung.to_dict() for rung in rungs]}
-
-        inputs = [[sha256(before / file) for file in MODEL_FILES], self.job.source.digest]
-        self.step("deploy", inputs, work)
+    cells, duels = [], []
+    if recipe.bench is not None:
+        with Devices() as devices:
+            for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
+                where = bench.Where(devices.get(target), batch, threads)
+                cells += [
+                    bench.measured(run, bench.cell(run, where, precision, claim))
+                    for precision, claim in parity.items()
+                    # int8 is held against fp32 as well, whether or not that is asked for
+                    if (precision in precisions or either) and bench.runs(where.device, precision)
+                ]
+                if set(EITHER_OF) <= set(parity) and all(bench.runs(where.device, name) for name in EITHER_OF):
+                    duels.append(bench.measured(run, bench.duel(run, where, [parity[name] for name in EITHER_OF])))
+    lost = {name: str(error) for name, error in run.lost.items()}
+    return Outcome(dense, masked, tuned, deploy, files, engines, cells, duels, lost)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolchain.analysis import realised
 from toolchain.analysis.realised import Floor
-from toolchain.artifacts.size import artifact_sha256, artifact_size_bytes
+from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.gate import result as gate
 from toolchain.gate.result import GateResult
@@ -59,11 +59,11 @@ def verify(path: Path, *, a: Path | None = None, b: Path | None = None, here: bo
             continue
         if name not in recorded:
             raise RecipeError(f"{path} is the result of one artifact; leave --b out")
-        facts, digest = recorded[name], artifact_sha256(file)
-        if digest != facts.sha256:
+        facts, artifact = recorded[name], open_artifact(file)
+        if artifact.sha256 != facts.sha256:
             raise ArtifactError(
                 f"{path} is not of {file}: it timed {facts.name} ({facts.size_bytes:,} bytes, sha256 "
-                f"{facts.sha256[:12]}…), the file has {artifact_size_bytes(file):,} bytes, sha256 {digest[:12]}…"
+                f"{facts.sha256[:12]}…), the file has {artifact.size_bytes:,} bytes, sha256 {artifact.sha256[:12]}…"
             )
     if here:
         _require_here(path, found)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from toolchain.files import write_json, write_text
-from toolchain.report.assemble import listing
+from toolchain.files import sha256, write_json, write_text
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html
+from toolchain.report.record import Listed, Report
 
 PACKAGES = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
 
 
-def render(report: Mapping[str, Any], folder: Path) -> None:
+def render(report: Report, folder: Path) -> None:
     """Writes report.md and report.html, each only if it does not say this already.
 
     Raises:
@@ -27,15 +26,23 @@ def render(report: Mapping[str, Any], folder: Path) -> None:
             write_text(path, text)
 
 
-def write_report(report: Mapping[str, Any], files: Iterable[Path], root: Path) -> None:
+def write_report(report: Report, files: Iterable[Path], root: Path) -> None:
     """Writes report.json, its pages, and manifest.json, which lists them and `files`; raises StorageError."""
-    write_json(root / "report.json", report)
+    write_json(root / "report.json", report.to_dict())
     render(report, root)
     everything = [*files, *(root / f"report.{suffix}" for suffix in ("json", "md", "html"))]
     manifest = {
         "schema": "slimvit.manifest/1",
-        "recipe_digest": report["recipe_digest"],
+        "recipe_digest": report.recipe_digest,
         "versions": {name: version(name) for name in PACKAGES},
-        "files": listing(everything, root),
+        "files": [listed.model_dump() for listed in listing(everything, root)],
     }
     write_json(root / "manifest.json", manifest)
+
+
+def listing(files: Iterable[Path], root: Path) -> tuple[Listed, ...]:
+    """Path below the root, size and digest of each file, sorted by path."""
+    return tuple(
+        Listed(path=file.relative_to(root).as_posix(), bytes=file.stat().st_size, sha256=sha256(file))
+        for file in sorted(files)
+    )

@@ -2,74 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from toolchain.report.record import Report
+from toolchain.report.sections import parts
+from toolchain.report.tables import Table
 
-from toolchain.report.tables import Table, closed_form_line, finetune_line, hardware, suggestion_lines, tables
 
-
-def to_markdown(report: Mapping[str, Any]) -> str:
+def to_markdown(report: Report) -> str:
     """The report as Markdown, every number from report.json."""
-    lines = [
-        f"# {title(report)}",
-        "",
-        f"Written by {report['tool']} from recipe `{report['recipe_digest'][:12]}`; data: {report['data']['source']}.",
-    ]
-    lines += [f"\n> {caution}" for caution in cautions(report)]
-    for index, table in enumerate(tables(report)):
-        lines += ["", f"## {table.title}", "", *table_lines(table)]
-        if index == 0:
-            lines += [f"\n{note}" for note in notes(report)]
-    if machine := hardware(report):
-        lines += ["", f"Measured on: {machine}."]
+    drawn = list(parts(report))
+    lines = [f"# {title(report)}", "", f"{origin(report)}."]
+    lines += [f"\n> {caution}" for part in drawn for caution in part.cautions]
+    for part in drawn:
+        if not part.is_empty:
+            lines += ["", f"## {part.title}"]
+        if part.table and part.table.rows:
+            lines += ["", *table_lines(part.table)]
+        lines += [f"\n{line}" for line in part.lines]
     return "\n".join(lines) + "\n"
 
 
-def title(report: Mapping[str, Any]) -> str:
+def title(report: Report) -> str:
     """Model, method and budget in one line."""
-    asked = {**report["budget"], **{f"latency.{name}": value for name, value in report["budget"]["latency"].items()}}
-    budget = ", ".join(f"{name} {value}" for name, value in asked.items() if value and name != "latency")
-    return f"{report['model']['name']}: {report['requested_method']}, {budget or 'no budget'}"
+    budget = report.budget
+    limits = {"params": budget.params, "macs": budget.macs, "size": budget.size}
+    limits |= {f"latency.{name}": value for name, value in budget.latency.items()}
+    shown = ", ".join(f"{name} {value}" for name, value in limits.items() if value)
+    return f"{report.model.name}: {report.requested_method}, {shown or 'no budget'}"
 
 
-def cautions(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the numbers."""
-    found = []
-    if report["synthetic"]:
-        used = report["method"]
-        found.append(
-            f"Synthetic images: accuracy is unknown, nothing was trained; neurons by {used['neurons']}, "
-            f"allocation {used['allocation']} (recipe method: {report['requested_method']})."
-        )
-    elif reason := report["relative_error_increase_reason"]:
-        found.append(f"There is no relative error increase: {reason}.")
-    found += [
-        f"The latency budget on {row['target']} is missed: {row['requested']:.3f} of the dense model's time was asked for, "
-        f"{row['measured']:.3f} was measured for these shapes."
-        for row in report.get("latency_budget", ())
-        if row.get("met") is False  # reports of old do not say
-    ]
-    return found
-
-
-def notes(report: Mapping[str, Any]) -> list[str]:
-    """What explains the numbers, to be read after them."""
-    found = list(report.get("notes", ()))
-    found += [f"Limit of this model: {limit}." for limit in report.get("limits", ())]
-    if (reduced := report.get("closed_form")) is not None:  # reports of old say less
-        found.append(closed_form_line(reduced, report.get("output", "logits")))
-    if (tuned := report.get("finetune")) is not None and "judged_by" in tuned:
-        found.append(finetune_line(tuned, report.get("output", "logits")))
-    found += [
-        f"Latency budget on {row['target']}, batch {row['batch']}, {row['threads']} thread(s): "
-        f"{row['requested']:.3f} of the dense model's time was asked for, {row['measured']:.3f} was measured for "
-        "these shapes when the widths were chosen."
-        for row in report.get("latency_budget", ())
-    ]
-    found += [f"Not measured, or not all of it: {row['reason']}" for row in report.get("not_measured", ())]
-    found += suggestion_lines(report)
-    found += [f"{name}: {note}" for name, graph in report["graphs"].items() for note in graph["notes"]]
-    return found
+def origin(report: Report) -> str:
+    """What wrote the report, and from what."""
+    return f"Written by {report.tool} from recipe {report.recipe_digest[:12]}; data: {report.data.source}"
 
 
 def table_lines(table: Table) -> list[str]:

@@ -135,15 +135,11 @@ def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
 def _unseen(module: nn.Module, family: Family) -> list[str]:
     """A sentence on the pixels that no patch covers, if there are any."""
     _, height, width = family.input_size(module)
-    patch: tuple[int, int] = tuple(module.get_submodule("patch_embed").patch_size)  # type: ignore[arg-type]
-    rows, columns = height % patch[0], width % patch[1]
-    if not (rows or columns) or getattr(module.get_submodule("patch_embed"), "dynamic_img_pad", False):
+    if (patch := family.patch_size(module)) is None or not (height % patch[0] or width % patch[1]):
         return []
-    text = (
-        f"Images of {by((height, width))} are no multiple of the patches of {by(patch)}: the model does not see their last "
-        f"{rows} rows and {columns} columns."
-    )
-    return [text]
+    rows, columns = height % patch[0], width % patch[1]
+    what = f"Images of {by((height, width))} are no multiple of the patches of {by(patch)}"
+    return [f"{what}: the model does not see their last {rows} rows and {columns} columns."]
 
 
 def _digest(module: nn.Module) -> str:

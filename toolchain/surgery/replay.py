@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolchain.errors import ArtifactError, ModelError, StorageError
-from toolchain.families import adapt, family_of
+from toolchain.families import FAMILIES, adapt, family_of
 from toolchain.files import atomic_folder, sha256
 from toolchain.model import (
     MODEL_FILES,
@@ -47,6 +47,7 @@ def create_dense(ref: ModelRef, *, config: Mapping[str, Any] | None = None) -> n
     Raises:
         ModelError: timm does not know the name, or rejects a keyword argument.
     """
+    tuple(FAMILIES.values())  # a package may tell timm of its models where it declares their family
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

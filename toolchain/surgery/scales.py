@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from timm.layers.layer_scale import LayerScale
 from torch import nn
@@ -26,6 +28,12 @@ def fold_scale(module: nn.Module, branch: Branch) -> bool:
         last.bias.mul_(gamma)  # type: ignore[operator]
     gamma.fill_(1)
     return True
+
+
+def fold_scales(module: nn.Module, branches: Iterable[Branch]) -> None:
+    """Moves every scale into the linear before it, in place, and leaves ones behind: paths and shapes stay."""
+    for branch in branches:
+        fold_scale(module, branch)
 
 
 def remove_scale(module: nn.Module, branch: Branch) -> None:

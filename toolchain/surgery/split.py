@@ -26,10 +26,9 @@ def split_module(module: nn.Module, family: Family) -> None:
             pays = pair_pays(child.down.out_features, child.up.out_features, child.down.in_features)
             pair = nn.Sequential(OrderedDict(down=child.down, up=child.up))
             replace_module(module, name, pair if pays else child.merged())
-    for branches in family.branches(module).values():
-        for branch in branches:
-            if fold_scale(module, branch):
-                remove_scale(module, branch)
+    for branch in family.branches(module):
+        if fold_scale(module, branch):
+            remove_scale(module, branch)
 
 
 class Split:

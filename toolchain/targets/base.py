@@ -111,10 +111,10 @@ class Target(ABC):
 
     name: str
     profile: TargetProfile
+    takes: tuple[str, ...]
+    """Kinds of artifacts that it opens: names of `ARTIFACTS`. The first is what a run times on it."""
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
-    takes_folders: bool = False
-    """Whether it runs model folders; others run files."""
     uses_threads: bool = True
     """Whether threads of the CPU do the work."""
     modes: tuple[Mode, ...] = ()

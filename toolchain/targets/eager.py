@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
+from toolchain.model import IMAGE, LOGITS
 from toolchain.on_device.runner import cpu_model, time_calls_ns
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
-
-INPUT, OUTPUT = "image", "logits"
 
 
 class EagerRunner:
@@ -45,7 +44,7 @@ class EagerRunner:
 
     def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Output name → array for one call."""
-        return {OUTPUT: self._call(feeds).numpy()}
+        return {LOGITS: self._call(feeds).numpy()}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds; arrays enter and leave torch without a copy."""
@@ -55,7 +54,7 @@ class EagerRunner:
         if self._module is None:
             raise RuntimeError("EagerRunner is used outside its `with` block")
         with torch.inference_mode():
-            logits: torch.Tensor = self._module(torch.from_numpy(feeds[INPUT]))
+            logits: torch.Tensor = self._module(torch.from_numpy(feeds[IMAGE]))
         return logits
 
 
@@ -64,8 +63,8 @@ class Eager(Target):
 
     name = "eager"
     profile = TargetProfile()
+    takes = ("model-folder",)
     measures = True
-    takes_folders = True
     engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:

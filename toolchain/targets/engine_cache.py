@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import onnx as onnxlib
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.artifacts import open_artifact
+from toolchain.errors import ArtifactError
 from toolchain.files import digest_of, exclusive, sha256, user_cache
 from toolchain.targets.base import BuildOptions, EngineBuild
 
@@ -45,8 +42,8 @@ def cached_engine(
         StorageError: the file cannot be read, or the cache not written.
         ArtifactError: the file is damaged, or the runtime refuses it.
     """
-    weights = [sha256(file) for file in external_files(onnx)]
-    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sample, sha256(onnx), weights)
+    source = open_artifact(onnx).sha256
+    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sample, source)
     with exclusive(folder):
         kept = sorted(folder.glob("*.engine"))  # written whole or not at all
         if kept:
@@ -63,24 +60,8 @@ def source_digests(onnx: Path) -> dict[str, Any]:
         StorageError: one cannot be read.
     """
     try:
-        weights = {file.name: sha256(file) for file in external_files(onnx)}
+        digests = open_artifact(onnx).file_sha256s
     except ArtifactError:  # what is to read the file has the better words
-        weights = {}
-    return {"onnx": onnx.name, "onnx_sha256": sha256(onnx), **({"onnx_data_sha256": weights} if weights else {})}
-
-
-def external_files(onnx: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights, sorted.
-
-    Raises:
-        StorageError: the file cannot be read.
-        ArtifactError: it is no ONNX file.
-    """
-    try:
-        model = onnxlib.load(onnx, load_external_data=False)
-    except OSError as error:
-        raise StorageError(f"cannot read {onnx}: {error.strerror}") from error
-    except DecodeError as error:
-        raise ArtifactError(f"{onnx} is not an ONNX file, or is truncated: {error}") from error
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    return [onnx.parent / name for name in sorted({ExternalDataInfo(tensor).location for tensor in tensors})]
+        digests = {onnx.name: sha256(onnx)}
+    own = digests.pop(onnx.name)
+    return {"onnx": onnx.name, "onnx_sha256": own, **({"onnx_data_sha256": digests} if digests else {})}

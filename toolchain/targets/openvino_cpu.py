@@ -157,6 +157,7 @@ class OpenVinoCpu(Profiled):
         precision: of the arithmetic, as OpenVINO spells it: "f32" or "bf16".
     """
 
+    takes = ("onnx", "openvino-ir")
     measures = True
     engines: tuple[str, ...] = ("fp32", "fp16", "bf16")
 

@@ -45,6 +45,7 @@ class OrtCpu(Profiled):
 
     name = "ort-cpu"
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
+    takes = ("onnx",)
     measures = True
     engines: tuple[str, ...] = ()
 

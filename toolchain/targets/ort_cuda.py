@@ -208,6 +208,7 @@ class OrtCuda(Target):
     """Target "ort-cuda", never run here for want of a GPU; in one of the modes of `gpu`; multiples of 8 are what fp16 tensor cores take."""
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})
+    takes = ("onnx",)
     measures = True
     uses_threads = False
     modes = EVERY_MODE

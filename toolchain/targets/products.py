@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from toolchain.artifacts.onnx_file import read_onnx
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.on_device.runner import OrtRunner, time_calls_ns
 from toolchain.targets import Feeds, Runner
 from toolchain.targets.base import PRODUCTS
@@ -96,7 +96,7 @@ def made_inputs(path: Path) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(0)
     arrays: dict[tuple[tuple[int, ...], Any], NDArray[Any]] = {}
     made: dict[str, NDArray[Any]] = {}
-    for value in read_onnx(path).graph.input:
+    for value in OnnxFile(path).model.graph.input:
         shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if (shape, dtype) not in arrays:

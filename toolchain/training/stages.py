@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -27,8 +27,15 @@ from toolchain.training.processes import accelerator
 log = logging.getLogger(__name__)
 
 
-def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> dict[str, int | bool]:
-    """`FitConfig`'s augmentation fields: a shift of one pixel in 28, and a mirror where the source allows it."""
+class Augmentation(TypedDict):
+    """`FitConfig`'s fields of that."""
+
+    shift_px: int
+    flip: bool
+
+
+def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> Augmentation:
+    """A shift of one pixel in 28, and a mirror where the source allows it."""
     return {"shift_px": model.preprocess.input_size[1] // 28, "flip": source.flip}
 
 
@@ -89,7 +96,7 @@ class Train:
             label_smoothing=0.1,
             ema_decay=ema_decay(section.epochs, len(images), section.batch_size),
             seed=self.seed,
-            **light_augmentation(self.source, given),  # type: ignore[arg-type]
+            **light_augmentation(self.source, given),
         )
         # `fit`'s own loss smooths the labels of classes
         loss = None if given.output == "logits" else supervision(likelihood_of(given.output, module, images))
@@ -183,7 +190,7 @@ class Finetune:
             ema_decay=ema_decay(section.epochs, len(train), section.batch_size),
             drop=False,
             seed=self.seed,
-            **light_augmentation(self.source, given),  # type: ignore[arg-type]
+            **light_augmentation(self.source, given),
         )
         likelihood = likelihood_of(given.output, self.teacher.module, self.source.split("calibration"))
         name, loss = self._loss(given, likelihood)
@@ -229,8 +236,8 @@ class Finetune:
         teacher = copy.deepcopy(self.teacher.module)
         if self.reads_labels:
             return "distillation", distillation(teacher, likelihood)
-        *_, last_block = given.family.branches(given.module)
-        return "imitation", imitation(teacher, likelihood, last_block, given.family.read_tokens(given.module))
+        last = given.family.blocks(given.module)[-1].path
+        return "imitation", imitation(teacher, likelihood, last, given.family.read_tokens(given.module))
 
     def ensures(self, given: MaskedModel, made: MaskedModel) -> None:
         """Raises PlanError if a removed position is no longer zero."""

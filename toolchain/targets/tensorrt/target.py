@@ -62,6 +62,7 @@ class TensorRT(Refittable):
     """
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
+    takes = ("onnx", "tensorrt-engine")
     measures = True
     uses_threads = False
     modes = EVERY_MODE

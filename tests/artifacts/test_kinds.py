@@ -1,0 +1,84 @@
+"""What each kind of artifact tells of itself, and how a path becomes one."""
+
+import json
+
+import pytest
+from builders import dense_model, write_classifier
+
+from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
+from toolchain.cli.screen import fact_lines
+from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.surgery.replay import save_model
+from toolchain.targets import BuildOptions, get_target
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """One of each kind that slimvit has, by name."""
+    onnx = write_classifier(tmp_path / "x.onnx", padding=50)
+    engine = tmp_path / "e" / "x.engine"
+    engine.parent.mkdir()
+    engine.write_bytes(b"engine")
+    record = {"engine": "x.engine", "matmul_dtypes": {"HALF": 3, "FLOAT": 1}, "target": "trt"}
+    (engine.parent / "engine.json").write_text(json.dumps(record))
+    ir = pytest.importorskip("openvino") and get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
+    folder = save_model(dense_model(), tmp_path / "dense")
+    return {"onnx": onnx, "tensorrt-engine": engine, "openvino-ir": ir, "model-folder": folder}
+
+
+def test_every_kind_is_recognised_and_accounts_for_its_bytes(paths):
+    assert set(paths) == set(ARTIFACTS)
+    for name, path in paths.items():
+        artifact = open_artifact(path)
+        assert artifact.name == name
+        assert (
+            artifact.size_bytes == sum(file.stat().st_size for file in artifact.files) == sum(artifact.layers.values())
+        )
+        assert artifact.facts()["bytes"] == artifact.size_bytes
+        assert json.loads(json.dumps(artifact.facts())) == artifact.facts(), "typed facts are JSON values"
+
+
+def test_what_is_printed_of_a_kind_is_no_python(paths):
+    for path in paths.values():
+        text = "\n".join(fact_lines(open_artifact(path).facts()))
+        text = "\n".join(row for row in text.splitlines() if "slimvit.preprocess" not in row)  # JSON of the file's own
+        assert not any(sign in text for sign in ("{", "'", "None", "True"))
+    assert "nodes      Reshape 1, Gemm 1" in "\n".join(fact_lines(open_artifact(paths["onnx"]).facts())).splitlines()
+    assert "    image  [batch, 1, 8, 8]" in "\n".join(fact_lines(open_artifact(paths["onnx"]).facts())).splitlines()
+
+
+def test_an_openvino_model_is_read_without_openvino(paths):
+    """Its bytes are attributed to the layers of the file that it was built from, and its types and shapes are that file's."""
+    ours, source = open_artifact(paths["openvino-ir"]), open_artifact(paths["onnx"])
+    assert ours.parts["head", "weight"] == 64 * 10 * 2 < source.parts["head", "weight"] / 2
+    assert [(port.name, port.type) for port in ours.inputs] == [("image", "float32")]
+    assert ours.signature(3) == source.signature(3)
+    assert ours.precision.name == "fp16"
+    assert [file.suffix for file in ours.files] == [".bin", ".xml"]
+    ours.path.with_suffix(".bin").unlink()
+    with pytest.raises(StorageError, match=r"x\.bin"):
+        _ = open_artifact(ours.path).size_bytes
+    ours.path.write_text("<net><layers>")
+    with pytest.raises(ArtifactError, match=r"x\.xml is not an OpenVINO model, or is truncated"):
+        _ = open_artifact(ours.path).inputs
+    ours.path.write_text("<project/>")
+    with pytest.raises(ArtifactError, match="XML of another kind"):
+        _ = open_artifact(ours.path).nodes
+
+
+def test_an_engine_is_known_by_the_record_beside_it_and_by_no_other(paths):
+    engine = open_artifact(paths["tensorrt-engine"])
+    assert engine.precision.name == "fp16"
+    other = engine.path.rename(engine.path.with_name("other.engine"))
+    assert open_artifact(other).precision.name == ""
+    with pytest.raises(RecipeError, match=r"other\.engine"):
+        _ = open_artifact(other).inputs
+
+
+def test_any_other_file_has_a_size_and_a_digest(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"123")
+    found = open_artifact(tmp_path / "x.bin")
+    assert isinstance(found, PlainFile)
+    assert (found.size_bytes, found.parts) == (3, {("(file x.bin)", ""): 3})
+    with pytest.raises(StorageError, match="there is no file or folder"):
+        open_artifact(tmp_path / "y")

@@ -1,0 +1,100 @@
+"""A model as every file that ships: what is recorded of a real run of a small recipe, and the page that follows from it."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import run
+from benching import Short
+from pages.files import after_compression, int8_line, page, timed
+from records import Results
+from suite import HERE, Suite
+
+RECIPE = """
+[model]
+name = "vit_tiny_patch16_224"
+kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
+pretrained = false
+[data]
+source = "none"
+[compress]
+method = "joint"
+[budget]
+params = 0.6
+[export]
+precisions = ["fp32", "int8"]
+[bench]
+"""
+RESULTS = Results(HERE / "results")
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """(the suite, its results, the run's record), after a recipe was carried out."""
+    (tmp_path / "small.toml").write_text(RECIPE)
+    (tmp_path / "files.toml").write_text(
+        'title = "Files"\npage = "files"\n[[cells]]\nkind = "files"\nrecipes = ["small.toml"]\n'
+    )
+    options = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    carry_out = functools.partial(run.main, [str(tmp_path / "files.toml"), *options], Short())
+    assert carry_out() == 0
+    suite, results = Suite.load(tmp_path / "files.toml"), Results(tmp_path / "results")
+    record = results.read("files", "small")
+    assert record is not None
+    assert carry_out() == 0
+    assert results.read("files", "small") == record, "a run that is recorded is not carried out again"
+    return suite, results, record
+
+
+def test_a_run_is_recorded_whole_and_its_page_follows(recorded, tmp_path):
+    suite, results, record = recorded
+    text = page(suite, results)["README.md"]
+    dense, *files = record.result["artifacts"]
+    for row in files:
+        assert f"| `{row['path']}` | {row['bytes']:,} | {100 * row['bytes'] / dense['bytes']:.1f} %" in text
+    assert text.count(" [") >= 3, "each file's speedup has its interval"
+    later = ("onnx-dense", "onnx-compressed", "onnx-int8-dynamic", "onnx-int8-qdq")
+    assert after_compression(record.seconds) == pytest.approx(sum(record.seconds[name] for name in later))
+    assert "0 fail" in text
+    assert "int8 on ort-cpu" in text
+    pairs, duel = timed(record, results)
+    assert set(pairs) == {"fp32", "int8-dynamic", "int8-qdq"}
+    assert duel is not None
+    beside = results.below("files", "small")
+    assert {each.kind for each in beside} == {"pair"}
+    assert {each.definition["a"] for each in beside} == {"dense fp32", "compressed int8-dynamic"}
+
+
+def test_the_slower_kind_of_int8_is_named_and_neither_where_fp32_is_faster(made_up):
+    faster, slower = made_up(b=-0.5), made_up(b=0.5)
+    even = made_up()
+    assert "int8 on ort-cpu, batch 1, 1 thread: int8-qdq (int8-qdq took 0.6" in int8_line(faster, {})
+    assert "int8-dynamic (int8-qdq took 1.6" in int8_line(slower, {})
+    assert "a difference is not verified" in int8_line(even, {})
+    assert "not verified" not in int8_line(faster, {})
+    assert "neither; the faster one is slower than fp32" in int8_line(faster, {"int8-qdq": even, "fp32": faster})
+
+
+@pytest.mark.parametrize("name", ["deit_small", "fashion_mnist"])
+def test_what_is_claimed_of_every_file_is_what_was_recorded(name):
+    """The figures that README names as limits: rungs, bytes, time, and what int8 costs and gains."""
+    record = RESULTS.read("targets", name)
+    assert record is not None
+    found, rows = record.result, {}
+    for row in found["artifacts"]:
+        rows.setdefault(row["precision"] if row["model"] == "compressed" else "dense", row)
+    assert {rung["verdict"] for rung in found["parity"]} <= {"pass", "not_run"}
+    assert all(rung["reason"] for rung in found["parity"] if rung["verdict"] == "not_run")
+    assert after_compression(record.seconds) <= 600
+    engines = [each["path"] for each in found["files"] if each["path"].endswith((".engine", ".xml"))]
+    assert len(engines) >= 3
+    for kind in ("int8-dynamic", "int8-qdq"):
+        assert rows[kind]["bytes"] <= 0.16 * rows["dense"]["bytes"]
+        if rows[kind]["total"]:
+            assert rows[kind]["wrong"] - rows["fp32"]["wrong"] <= 0.003 * rows[kind]["total"]
+    if name == "deit_small":
+        pairs, _ = timed(record, RESULTS)
+        verified = {name: pair.verified_speedup_at_least or 0 for name, pair in pairs.items()}
+        assert max(verified["int8-dynamic"], verified["int8-qdq"]) >= 3.8
+        assert verified["fp32"] >= 1.75

@@ -1,0 +1,85 @@
+"""The picture and the table that strangers see first: equal to what is committed, and to the records."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import headline
+import pytest
+from benching import changed
+from pages.files import timed
+from records import Results
+from suite import HERE
+
+from toolchain.errors import ArtifactError
+
+RESULTS = Results(HERE / "results")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return headline.drawn(RESULTS)
+
+
+def test_what_is_committed_follows_from_the_records(drawn):
+    assert {path.name: path.read_text(encoding="utf-8") == text for path, text in drawn.items()} == dict.fromkeys(
+        (path.name for path in drawn), True
+    ), "run `make bench-report`"
+    assert {path.name for path in drawn} >= {"results.svg", "results.md"}
+
+
+def test_a_page_has_the_table_between_its_marks_or_not_at_all():
+    page = f"before\n\n{headline.BEGIN}\n\nold\n\n{headline.END}\n\nafter\n"
+    assert headline.within(page, "new\n") == f"before\n\n{headline.BEGIN}\n\nnew\n\n{headline.END}\n\nafter\n"
+    assert headline.within("before\n", "new\n") == "before\n"
+    assert headline.within(f"before\n{headline.BEGIN}\n", "new\n") == f"before\n{headline.BEGIN}\n"
+
+
+def test_the_table_has_six_rows_of_the_records_and_the_instruction_set():
+    rows = [line.split(" | ") for line in headline.table(RESULTS).splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 6
+    record = RESULTS.read("targets", "fashion_mnist")
+    pairs, _ = timed(record, RESULTS)
+    dense, *files = record.result["artifacts"]
+    half = next(row for row in files if row["precision"] == "fp32")
+    assert rows[3][2:5] == [f"{dense['bytes'] / 1e6:.2f} MB", "100.0 %", f"{100 - dense['wrong'] / 100:.2f} %"]
+    assert rows[4][3] == f"{100 * half['bytes'] / dense['bytes']:.1f} %"
+    assert rows[4][5:7] == [f"{pairs['fp32'].latency_ms('B'):.2f} ms", "≥ 1.49 |"]
+    assert pairs["fp32"].verified_speedup_at_least >= 1.49
+    caption = headline.table(RESULTS).splitlines()[-1]
+    assert "AMX-INT8" in caption
+    assert pairs["fp32"].environment["cpu"] in caption
+
+
+def test_the_picture_has_a_mark_for_each_file_and_follows_light_and_dark():
+    text = headline.picture(RESULTS)
+    root = ET.fromstring(text)
+    marks = [each for each in root.iter() if each.tag.endswith("polygon")]
+    files = len(headline.files(RESULTS, headline.DRAWN))
+    assert len(marks) == 2 * files + len(headline.SERIES)
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert "AMX-INT8" in text
+    assert "<script" not in text
+    xs = [float(x) for x in re.findall(r"translate\((\d+\.\d)", text)][:files]
+    assert xs[0] == max(xs), "the dense file has the most bytes"
+
+
+def test_another_record_is_another_picture_and_table(tmp_path):
+    results = Results(tmp_path)
+    for name in headline.MODELS:
+        record = RESULTS.read("targets", name)
+        for each in (record, *RESULTS.below("targets", name)):
+            results.save(each)
+    assert headline.picture(results) == headline.picture(RESULTS)
+    artifacts = [
+        {**row, "bytes": row["bytes"] + 100_000 * (row["model"] == "compressed")} for row in record.result["artifacts"]
+    ]
+    results.save(changed(record, artifacts=artifacts))
+    assert headline.picture(results) != headline.picture(RESULTS)
+    assert headline.table(results) != headline.table(RESULTS)
+
+
+def test_without_the_records_it_says_what_is_missing(tmp_path):
+    with pytest.raises(ArtifactError, match="deit_small"):
+        headline.table(Results(tmp_path))

@@ -1,0 +1,179 @@
+"""Which file to take: the tables and the suggestion, from invented facts."""
+
+from __future__ import annotations
+
+import pytest
+from made_up_reports import a_report, timed
+
+from toolchain.report.choice import int8_choices, suggestion
+from toolchain.report.record import EngineRow, FileRow, Interval, LayerRow
+from toolchain.report.sections import SECTIONS
+from toolchain.report.sections.suggestion import int8_line
+
+
+def file(precision, size, wrong, model="compressed", total=1000, **more):
+    counts = {"accuracy": None if total is None else 1 - wrong / total, "wrong": wrong, "total": total}
+    sizes = {"bytes": size, "download_bytes": size - 5, "judged_on": "ort-cpu"}
+    return FileRow(
+        path=f"onnx/{model}.{precision}.onnx", model=model, precision=precision, **{**sizes, **counts, **more}
+    )
+
+
+FILES = (
+    file("fp32", 4000, 100, "dense"),
+    file("fp32", 2000, 110),
+    file("fp16", 1000, 110),
+    file("int8-dynamic", 520, 116),
+    file("int8-qdq", 500, 113),
+)
+BENCH = [timed("fp32", 0.5), timed("fp16", 1.4, "regressed"), timed("int8-dynamic", 0.2), timed("int8-qdq", 0.25)]
+
+
+def drawn(name, **changes):
+    return SECTIONS[name].draw(a_report().model_copy(update=changes))
+
+
+def test_a_file_that_loses_too_much_is_not_suggested():
+    found = suggestion(FILES, BENCH, 0.005)
+    assert found.left_out == ("onnx/compressed.int8-dynamic.onnx",), "6 of 1000 more errors, 5 are allowed"
+    assert found.smallest == "onnx/compressed.int8-qdq.onnx"
+    (fastest,) = found.fastest
+    assert (fastest.path, fastest.ratio.point) == ("onnx/compressed.int8-qdq.onnx", 0.25)
+    (fastest,) = suggestion(FILES, BENCH, 0.01).fastest
+    assert fastest.path == "onnx/compressed.int8-dynamic.onnx"
+    assert suggestion(FILES, BENCH, 0.0).smallest == "onnx/compressed.fp16.onnx"
+
+
+def test_each_target_has_its_own_fastest_and_doubt_is_none():
+    bench = [
+        *BENCH[:2],
+        timed("int8-qdq", 0.1, "invalid"),
+        timed("fp32", 0.6, target="pi"),
+        timed("int8-qdq", 0.9, target="pi"),
+    ]
+    found = suggestion(FILES, bench, 0.005).fastest
+    assert [(row.target, row.path) for row in found] == [
+        ("ort-cpu", "onnx/compressed.fp32.onnx"),
+        ("pi", "onnx/compressed.fp32.onnx"),
+    ]
+
+
+def test_without_labels_parity_decides():
+    files = [row.model_copy(update={"wrong": None, "total": None, "accuracy": None}) for row in FILES]
+    found = suggestion(files, [], 0.0)
+    assert (found.smallest, found.fastest, found.left_out) == ("onnx/compressed.int8-qdq.onnx", (), ())
+
+
+def test_a_refused_file_is_shown_and_never_suggested():
+    path = "onnx/compressed.int8-qdq.onnx"
+    refused = FileRow(path=path, model="compressed", precision="int8-qdq", refused="it is another model")
+    rows = (*FILES[:-1], refused)
+    assert suggestion(rows, BENCH, 0.01).smallest == "onnx/compressed.int8-dynamic.onnx"
+    assert drawn("files", artifacts=rows).table.rows[-1] == (path, "–", "–", "–", "–", "it is another model")
+
+
+def test_the_tables_add_up():
+    layers = tuple(
+        LayerRow(layer=layer, bytes={row.path: size(row) for row in FILES})
+        for layer, size in (
+            ("blocks.0.mlp.fc1", lambda row: row.bytes - 30),
+            ("blocks.1.mlp.fc1", lambda _: 20),
+            ("head", lambda _: 10),
+        )
+    )
+    table = drawn("layers", layers=layers).table
+    assert table.header[:3] == ("layers", "dense.fp32", "compressed.fp32")
+    assert [row[0] for row in table.rows] == ["blocks.*.mlp.fc1", "head"], "the same layer of all blocks is one kind"
+    assert table.rows[0][1] == "4.0 kB"
+    assert drawn("files", artifacts=FILES[:2]).table.rows == (), "the headline says it all"
+    lines = drawn("suggestion", artifacts=FILES, suggestion=suggestion(FILES, BENCH, 0.005)).lines
+    assert lines[1] == (
+        "Fastest file on ort-cpu, batch 1, 1 thread (at most 0.50 % of the images lost): onnx/compressed.int8-qdq.onnx, "
+        "0.250 of the dense time."
+    )
+    assert drawn("suggestion", artifacts=FILES[:2]).lines == ()
+
+
+def duel(point, lo, hi, verdict="pass"):
+    return timed("int8", point, verdict, ratio=Interval(point=point, lo=lo, hi=hi))
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen", "verified"),
+    [
+        (duel(0.9, 0.85, 0.95, "improved"), "int8-qdq", True),
+        (duel(1.02, 1.01, 1.03), "int8-dynamic", True),
+        (duel(1.02, 1.004, 1.03), "int8-dynamic", False),  # the control strays as far
+        (duel(0.99, 0.97, 1.01), "int8-qdq", False),
+        (duel(0.9, 0.85, 0.95, "invalid"), "int8-qdq", False),
+    ],
+)
+def test_the_faster_kind_of_int8_is_chosen_by_their_own_comparison(found, chosen, verified):
+    """Against the dense file int8-dynamic took less, in another run: that decides nothing."""
+    (row,) = int8_choices([found], BENCH)
+    assert (row.chosen, row.verified, row.slower_than_fp32) == (chosen, verified, False)
+    assert chosen in int8_line(row)
+    assert ("not verified" in int8_line(row)) is not verified
+
+
+def test_int8_that_is_slower_than_fp32_is_not_chosen():
+    bench = [timed("fp32", 0.5), timed("int8-qdq", 0.6), timed("int8-dynamic", 0.7)]
+    (row,) = int8_choices([duel(0.9, 0.85, 0.95, "improved")], bench)
+    assert (row.chosen, row.slower_than_fp32) == (None, True)
+    assert "neither; the faster one is slower than fp32" in int8_line(row)
+    elsewhere = [each.model_copy(update={"target": "pi"}) for each in bench]
+    assert int8_choices([], []) == ()
+    (row,) = int8_choices([duel(0.9, 0.85, 0.95)], [])
+    assert (row.chosen, row.slower_than_fp32) == (None, None), "what was not timed is not known"
+    assert "fp32 has no valid time" in int8_line(row)
+    assert len(int8_choices([duel(0.9, 0.85, 0.95)], elsewhere)) == 1
+
+
+def test_one_kind_of_int8_alone_is_held_against_fp32_too():
+    (row,) = int8_choices([], [timed("fp32", 0.5), timed("int8-qdq", 0.6)])
+    assert (row.chosen, row.ratio, row.slower_than_fp32) == (None, None, True)
+    assert int8_line(row) == "int8 on ort-cpu, batch 1, 1 thread: slower than fp32."
+    (row,) = int8_choices([], [timed("fp32", 0.5), timed("int8-qdq", 0.4)])
+    assert (row.chosen, int8_line(row)) == ("int8-qdq", "int8 on ort-cpu, batch 1, 1 thread: int8-qdq.")
+    assert int8_choices([], [timed("fp32", 0.5, "invalid"), timed("int8-qdq", 0.6)]) == ()
+
+
+def test_the_kind_of_int8_that_lost_the_comparison_is_not_suggested():
+    """Against the dense file it may have taken less, in another run."""
+    rows, bench = FILES, [timed("int8-qdq", 0.25), timed("int8-dynamic", 0.24)]
+    for point, path in ((0.9, "onnx/compressed.int8-qdq.onnx"), (1.1, "onnx/compressed.int8-dynamic.onnx")):
+        int8 = int8_choices([duel(point, point, point)], [*bench, timed("fp32", 0.5)])
+        (fastest,) = suggestion(rows, bench, 0.01, int8).fastest
+        assert fastest.path == path
+
+
+def test_what_was_timed_is_suggested():
+    """A device says by its name neither its runtime nor what that runs."""
+    bench = [timed("fp32", 0.5, target="workstation", path="deploy"), timed("fp32", 0.5, target="ort-cpu")]
+    assert [row.path for row in suggestion(FILES, bench, 0.0).fastest] == ["deploy", "onnx/compressed.fp32.onnx"]
+
+
+def test_an_engine_stands_beside_the_dense_file_with_what_it_computes_in():
+    engine = EngineRow(
+        target="trt-rtx",
+        precision="fp16",
+        path="engines/trt-rtx.fp16/a.engine",
+        file="a.engine",
+        bytes=3000,
+        download_bytes=900,
+        of_dense=0.75,
+        verdict="not_run",
+        compute_capabilities=("8.9",),
+        matmul_dtypes={"HALF": 13},
+        attention_layers=2,
+    )
+    others = (
+        engine.model_copy(update={"path": "m.xml", "attention_layers": None, "matmul_dtypes": None}),
+        engine.model_copy(update={"path": "b.engine", "fused_attention": 1, "verdict": "pass"}),
+    )
+    assert drawn("engines", engines=(engine, *others)).table.rows == (
+        ("engines/trt-rtx.fp16/a.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "? of 2 fused", "not_run"),
+        ("m.xml", "3.0 kB", "0.9 kB", "75.0 %", "", "–", "not_run"),
+        ("b.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "1 of 2 fused", "pass"),
+    )
+    assert drawn("engines", engines=()).table.rows == ()

@@ -1,0 +1,254 @@
+"""What every kind of artifact tells of itself: files, bytes, digest, inputs and outputs, precision, bytes by layer."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import zlib
+from abc import ABC
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from toolchain.artifacts.inputs import ImageInput, Port, Signature, fit, image_input, shown, signature_of
+from toolchain.errors import RecipeError
+from toolchain.files import files_below, sha256
+from toolchain.model import LOGITS, Preprocess
+from toolchain.outputs import Output
+
+Part = tuple[str, str]
+"""(layer, part of it)."""
+Fact = str | int | float | bool | None | Sequence["Fact"] | Mapping[str, "Fact"]
+"""A JSON value."""
+GZIP = 31
+"""zlib's name for a gzip stream of the largest window."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The precision of an artifact, and where it is known from.
+
+    Attributes:
+        name: a precision of a recipe, or of others' files a type of `onnx_types.COARSEST_FIRST`; "" where it is not known.
+        reason: the words that say what it was read from; "" where the artifact says so itself and its graph agrees.
+    """
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or 'of no known precision'} ({self.reason})" if self.reason else self.name
+
+
+@dataclass(frozen=True)
+class Artifact(ABC):
+    """A file or folder that ships, as it is now: what is asked of it is read once, so open it again after it changed.
+
+    A kind says its `name`, its `word` and its `patterns`, and overrides what it knows better than this class, which knows
+    files and bytes alone. Whatever is asked of it raises StorageError where a file cannot be read and ArtifactError where
+    one is damaged.
+
+    Attributes:
+        path: the file that names it, or the folder.
+        name: of the kind, in `Target.takes` and in `inspect`.
+        word: what one is called in messages; with an s, what several are.
+        patterns: wildcards over its files' names, that of `path` first.
+    """
+
+    path: Path
+    name: ClassVar[str]
+    word: ClassVar[str]
+    patterns: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether what lies at a path is of this kind."""
+        return path.is_file() and fnmatch.fnmatchcase(path.name, cls.patterns[0])
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that has to be shipped, sorted."""
+        return tuple(files_below(self.path))
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of the sizes of its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def download_bytes(self) -> int:
+        """Its bytes as gzip sends them, file by file, at its default level."""
+        total = 0
+        for file in self.files:
+            packer = zlib.compressobj(wbits=GZIP)
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    total += len(packer.compress(chunk))
+            total += len(packer.flush())
+        return total
+
+    @cached_property
+    def file_sha256s(self) -> dict[str, str]:
+        """File → its sha256, for every file, named from its folder."""
+        return {file.relative_to(self.folder).as_posix(): sha256(file) for file in self.files}
+
+    @property
+    def sha256(self) -> str:
+        r"""What it is known by: the sha256 of its file, or of the listing "digest  name" of its files.
+
+        The listing is that of `sha256sum` in its folder, sorted by name, so that no tool of ours is needed:
+        `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
+        """
+        digests = self.file_sha256s
+        if not self.path.is_dir() and len(digests) == 1:
+            return next(iter(digests.values()))
+        listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    @property
+    def params(self) -> int:
+        """The numbers stored in its tensors, without scalars and indices; raises RecipeError where its kind tells none."""
+        raise RecipeError(f"parameters cannot be read from {self.path}; judge an ONNX file or a model folder by params")
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of its graph, those in subgraphs and functions included; raises RecipeError where its kind tells none."""
+        raise RecipeError(f"{self.path} has no ONNX nodes; judge an ONNX file by nodes")
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes; raises RecipeError where its kind does not tell."""
+        raise RecipeError(f"cannot tell the inputs of {self.path}; expected an .onnx file or a model folder")
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it gives; raises RecipeError where its kind does not tell."""
+        raise RecipeError(f"cannot tell the outputs of {self.path}; expected an .onnx file or a model folder")
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What it says of how images become its input; None where it says nothing."""
+        return None
+
+    @property
+    def output(self) -> Output | None:
+        """What it says that the numbers it gives are; None where it says nothing."""
+        return None
+
+    @property
+    def precision(self) -> Reading:
+        """Its precision, and where that is known from."""
+        return Reading("", f"{self.word}s do not tell their precision")
+
+    @property
+    def own_precision(self) -> str:
+        """Its precision if slimvit made it and it says so itself, else ""."""
+        return "" if self.precision.reason else self.precision.name
+
+    @property
+    def fixed_scales(self) -> bool:
+        """Whether it rounds activations by scales that are stored, those of the images that it was calibrated on."""
+        return False
+
+    @property
+    def parts(self) -> Counter[Part]:
+        """(layer, part of it) → bytes; the sum is `size_bytes`."""
+        return Counter(
+            {(f"(file {file.relative_to(self.folder).as_posix()})", ""): file.stat().st_size for file in self.files}
+        )
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Layer → bytes."""
+        layers: Counter[str] = Counter()
+        for (layer, _), count in self.parts.items():
+            layers[layer] += count
+        return dict(layers)
+
+    def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
+        """Its inputs as they are fed.
+
+        Args:
+            batch: what the first dimension of every input is to be.
+            sample: shape of one sample, without the batch; needed where it is left open.
+
+        Raises:
+            RecipeError: another batch or shape is fixed than asked for, or a shape is open and was not given.
+        """
+        return signature_of(self.path, self.inputs, batch, sample)
+
+    @property
+    def own_pixels(self) -> bool:
+        """Whether it says that it takes pixels [H, W, C], as slimvit's own files do."""
+        return False
+
+    @cached_property
+    def image(self) -> ImageInput:
+        """Its one input, if that takes images; raises RecipeError if it does not."""
+        return image_input(self.path, self.inputs, self.preprocess, own_pixels=self.own_pixels)
+
+    @cached_property
+    def ranks(self) -> dict[str, int | None]:
+        """Output of the model → its rank, None where that is not known; probabilities that slimvit added are left out."""
+        return {port.name: None if port.shape is None else len(port.shape) for port in self.outputs}
+
+    @property
+    def main_output(self) -> str:
+        """The output that names classes: "logits", or one that is called so with a number behind; else the first."""
+        called = [name for name in self.ranks if name.startswith(LOGITS)]
+        return LOGITS if LOGITS in called else next(iter([*called, *self.ranks]))
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence each on what was read from its graph, or has to be known of it where it runs on images."""
+        said, name, image, how = [], self.path.name, self.image, self.preprocess
+        if self.precision.reason:
+            said.append(f"{name} is {self.precision}.")
+        if image.batch is not None and len(image.sample) != 3:
+            said.append(
+                f"{name} takes {shown((image.batch, *image.sample))}, of which the first is taken for a fixed batch."
+            )
+        elif image.batch is not None:
+            said.append(f"{name} has a fixed batch and is run at it: {image.batch}.")
+        if image.channels_last and how is None:
+            said.append(f"{name} takes {shown(image.sample)}, of which the last is taken for the channels.")
+        if how is not None and not fit(how.input_size, image.size):
+            said.append(
+                f"{name} says that images are {list(how.input_size)} and takes {shown(image.size)}, channels first; they are "
+                "given as it takes them."
+            )
+        if image.takes_pixels and how is None:
+            said.append(f"{name} takes uint8 and is fed pixels, 0…255.")
+        return said
+
+    def facts(self) -> dict[str, Fact]:
+        """What `inspect` shows."""
+        return {"kind": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class PlainFile(Artifact):
+    """Any other file or folder: it has a size and a digest."""
+
+    name: ClassVar[str] = "file"
+    word: ClassVar[str] = "other file"
+    patterns: ClassVar[tuple[str, ...]] = ("*",)
+
+
+def layer_and_part(name: str) -> Part:
+    """blocks.0.attn.qkv.weight → (blocks.0.attn.qkv, weight)."""
+    layer, dot, part = name.rpartition(".")
+    return (layer, part) if dot else (name, "")
+
+
+def port_facts(ports: Sequence[Port]) -> dict[str, Fact]:
+    """Name → shape of inputs or outputs, with the names of open dimensions."""
+    return {port.name: None if port.shape is None else list(port.shape) for port in ports}

@@ -1,0 +1,46 @@
+"""What a target built from an ONNX file, and the engine.json beside it that says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from toolchain.artifacts.base import Artifact, Fact, Reading
+from toolchain.errors import ArtifactError
+from toolchain.files import read_json
+
+RECORD = "engine.json"
+PRODUCTS = {"INT8": "int8", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
+"""The types of matrix products in engine.json, coarsest first, and the precisions that they make."""
+
+
+@dataclass(frozen=True)
+class Engine(Artifact):
+    """An artifact with an engine.json beside it; without that, of a foreign engine, its bytes alone are known."""
+
+    @cached_property
+    def record(self) -> dict[str, Fact]:
+        """What engine.json says; nothing where there is none, or where it is of another engine."""
+        beside = self.path.with_name(RECORD)
+        if not beside.is_file():
+            return {}
+        found = read_json(beside)
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{beside} is no record of an engine")
+        return found if found.get("engine") == self.path.name else {}
+
+    @property
+    def precision(self) -> Reading:
+        """That of its coarsest matrix product, as engine.json has it."""
+        products = self.record.get("matmul_dtypes")
+        if not isinstance(products, dict) or not products:
+            return Reading("", f"no {RECORD} beside it tells its matrix products")
+        name = next((precision for kind, precision in PRODUCTS.items() if kind in products), "")
+        counts = ", ".join(f"{kind} {count}" for kind, count in products.items())
+        return Reading(name, f"its matrix products are {counts}, as {RECORD} says")
+
+    def facts(self) -> dict[str, Fact]:
+        """What `inspect` shows; of what the engine inspector said, the summary alone."""
+        left_out = ("schema", "engine", "engine_sha256", "size_bytes", "inspector")
+        record = {key: value for key, value in self.record.items() if key not in left_out}
+        return {**super().facts(), "precision": str(self.precision), **record}

@@ -1,0 +1,148 @@
+"""OpenVINO's own format: a graph in XML, and the weights in a file of the same name that ends in .bin."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
+from toolchain.artifacts.engine import Engine
+from toolchain.artifacts.inputs import Port
+from toolchain.errors import ArtifactError, StorageError
+
+FLOATS = {
+    "bf16": ("bfloat16", "bf16"),
+    "f16": ("float16", "fp16"),
+    "f32": ("float32", "fp32"),
+    "f64": ("float64", "fp64"),
+}
+"""OpenVINO's floating types, coarsest first: their names in numpy, and of the precisions that they make."""
+TYPES = {
+    "boolean": "bool",
+    **{kind: name for kind, (name, _) in FLOATS.items()},
+    **{f"{sign}{bits}": f"{'u' if sign == 'u' else ''}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)},
+}
+"""OpenVINO's names of types, and numpy's."""
+
+
+@dataclass(frozen=True)
+class OpenVinoIr(Engine):
+    """An .xml and its .bin, read without OpenVINO."""
+
+    name: ClassVar[str] = "openvino-ir"
+    word: ClassVar[str] = "OpenVINO model"
+    patterns: ClassVar[tuple[str, ...]] = ("*.xml", "*.bin")
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Both files; raises StorageError where one is missing."""
+        both = (self.path.with_suffix(".bin"), self.path)
+        for file in both:
+            if not file.is_file():
+                raise StorageError(f"there is no file {file}, which an OpenVINO model needs")
+        return both
+
+    @cached_property
+    def graph(self) -> ET.Element:
+        """The .xml."""
+        try:
+            root = ET.parse(self.path).getroot()  # noqa: S314 - a file that the user names, and expat expands no entities
+        except OSError as error:
+            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
+        except ET.ParseError as error:
+            raise ArtifactError(f"{self.path} is not an OpenVINO model, or is truncated: {error}") from error
+        if root.tag != "net" or root.find("layers") is None:
+            raise ArtifactError(f"{self.path} is not an OpenVINO model: it is XML of another kind")
+        return root
+
+    def _layers(self, kind: str = "") -> Iterator[ET.Element]:
+        """The layers of the graph of one type, or all, those in subgraphs included."""
+        return (layer for layer in self.graph.iter("layer") if kind in ("", layer.get("type")))
+
+    @property
+    def precision(self) -> Reading:
+        """The coarsest type that its weights are stored in: what it computes in is for the target to say."""
+        held = Counter(data.get("element_type", "") for data in self._constants().values() if len(_shape(data)) > 1)
+        name = next((FLOATS[kind][1] for kind in FLOATS if kind in held), "")
+        return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
+
+    @property
+    def params(self) -> int:
+        """The floating numbers stored in its constants, without scalars."""
+        shapes = ((_shape(data), data.get("element_type")) for data in self._constants().values())
+        return sum(math.prod(shape) for shape, kind in shapes if shape and kind in FLOATS)
+
+    @property
+    def nodes(self) -> int:
+        """Its layers that compute something."""
+        return sum(layer.get("type") not in ("Const", "Parameter", "Result") for layer in self._layers())
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Its inputs."""
+        ports = []
+        for layer in self._layers("Parameter"):
+            data = layer.find("data")
+            if data is None:
+                raise ArtifactError(f"{self.path} is damaged: input {layer.get('name')!r} says no shape")
+            kind = TYPES.get(data.get("element_type", ""), "")
+            ports.append(Port(layer.get("name", ""), kind, tuple(n if n >= 0 else None for n in _shape(data))))
+        return tuple(ports)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Its outputs, as the model that it was made from calls them."""
+        ports = []
+        for layer in self._layers("Result"):
+            port = layer.find("input/port")
+            dims = [] if port is None else [int(dim.text or -1) for dim in port.iter("dim")]
+            ports.append(
+                Port(layer.get("output_names", layer.get("name", "")), "", tuple(n if n >= 0 else None for n in dims))
+            )
+        return tuple(ports)
+
+    @property
+    def parts(self) -> Counter[Part]:
+        """(layer, part of it) → bytes of its constants; constants may share their bytes."""
+        parts, seen = Counter[Part](), set[str]()
+        for name, data in self._constants().items():
+            if (offset := data.get("offset", "")) not in seen:
+                seen.add(offset)
+                parts[layer_and_part(name)] += int(data.get("size", "0"))
+        weights, graph = (file.stat().st_size for file in self.files)
+        parts["(graph)", "nodes and metadata"] += graph
+        parts[f"(file {self.files[0].name})", "between tensors"] += weights - (parts.total() - graph)
+        return parts
+
+    def _constants(self) -> dict[str, ET.Element]:
+        """Constant → where it lies and what it is, by the name that its output had in the model that it was made from."""
+        constants = {}
+        for layer in self._layers("Const"):
+            port, data = layer.find("output/port"), layer.find("data")
+            if data is not None:
+                names = "" if port is None else port.get("names", "")
+                constants[names.partition(",")[0] or layer.get("name", "")] = data
+        return constants
+
+    def facts(self) -> dict[str, Fact]:
+        """What `inspect` shows."""
+        operators = Counter(layer.get("type", "") for layer in self._layers())
+        return {
+            **super().facts(),
+            "params": self.params,
+            "inputs": port_facts(self.inputs),
+            "outputs": port_facts(self.outputs),
+            "nodes": dict(operators.most_common()),
+        }
+
+
+def _shape(data: ET.Element) -> tuple[int, ...]:
+    """A shape as it is written, -1 for "?" and for ranges."""
+    sizes = filter(None, data.get("shape", "").replace(" ", "").split(","))
+    return tuple(int(size) if size.isdigit() else -1 for size in sizes)

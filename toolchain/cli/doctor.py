@@ -1,0 +1,58 @@
+"""doctor: what a bug report needs."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+import torch
+import typer
+
+from toolchain.cli.options import JsonFlag
+from toolchain.cli.screen import print_facts, print_json
+from toolchain.errors import TargetUnavailable
+from toolchain.pipeline.job import tool
+from toolchain.targets import TARGETS
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "onnxscript",
+    "accelerate",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "openvino",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this file."""
+    app.command()(doctor)
+
+
+def doctor(json_: JsonFlag = False) -> None:
+    """What a bug report needs: versions, machine, targets."""
+    facts: dict[str, Any] = {"slimvit": tool(), "python": platform.python_version(), "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = "not installed"
+    memory = psutil.virtual_memory()
+    facts |= {"cores": psutil.cpu_count(logical=False), "threads": torch.get_num_threads()}
+    facts |= {
+        "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        "cuda": torch.cuda.is_available(),
+    }
+    for name, target in TARGETS.items():
+        try:
+            details = "; ".join(f"{key}: {value}" for key, value in target.probe().details.items())
+            facts[f"target {name}"] = details or "ready"
+        except TargetUnavailable as error:
+            facts[f"target {name}"] = f"unavailable: {error.reason}"
+    print_json(facts) if json_ else print_facts(facts)

@@ -1,0 +1,59 @@
+"""inspect: what a file or folder is, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolchain.artifacts import PlainFile, open_artifact
+from toolchain.cli.options import JsonFlag
+from toolchain.cli.screen import print_facts, print_json
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import read_json
+from toolchain.plan import CompressionPlan
+from toolchain.report.record import Report
+from toolchain.surgery.checkpoint import checkpoint_facts
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this file."""
+    app.command()(inspect)
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A model folder, plan.json, engine.json, an ONNX file, a checkpoint or a run's folder."),
+    ],
+    json_: JsonFlag = False,
+) -> None:
+    """What a file or folder is, and what is in it."""
+    facts = _inspect(path)
+    print_json(facts) if json_ else print_facts(facts)
+
+
+def _inspect(path: Path) -> Mapping[str, Any]:
+    if (path / "report.json").is_file():
+        keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
+        return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
+    artifact = open_artifact(path)
+    if not isinstance(artifact, PlainFile):
+        return artifact.facts()
+    if not path.is_file():
+        raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
+    if path.suffix != ".json":
+        return checkpoint_facts(path)
+    found = read_json(path)
+    kind = found.get("schema", "") if isinstance(found, dict) else ""
+    if kind.startswith("slimvit.plan/"):
+        plan = CompressionPlan.load(path)
+        return {"kind": "plan", "sha256": plan.digest, "summary": plan.summary(), **plan.provenance}
+    if not kind.startswith("slimvit."):
+        raise ArtifactError(f"{path} was not written by slimvit: schema {kind!r}")
+    return {
+        "kind": kind.split(".")[1].split("/")[0],
+        **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
+    }

@@ -1,0 +1,34 @@
+"""report: a run's report, printed again and drawn anew."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.options import JsonFlag
+from toolchain.cli.screen import print_json, print_report
+from toolchain.errors import StorageError
+from toolchain.report.files import render
+from toolchain.report.record import Report
+
+log = logging.getLogger(__name__)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this file."""
+    app.command()(report)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
+) -> None:
+    """Print a run's report again, and rewrite report.md and report.html from report.json."""
+    record = Report.load(folder)
+    try:
+        render(record, folder)
+    except StorageError as error:  # an archive may be read-only; what was asked for is to see it
+        log.warning("%s", error)
+    print_json(record.to_dict()) if json_ else print_report(record, folder)

@@ -1,0 +1,182 @@
+"""What may be reduced, what any widths cost, and what they may cost at most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, pair_pays
+from toolchain.errors import BudgetError
+from toolchain.families import Factorizable, UnitGroup
+from toolchain.recipe import BudgetSection
+from toolchain.settings import parse_latency, parse_size
+
+Key = tuple[str, str]
+"""(module, unit) of a unit, (linear, "rank") of a linear that is factorised."""
+Site = UnitGroup | Factorizable
+"""What is reduced: a unit's positions, or a linear's rank."""
+TOLERANCE = 0.05
+"""By how much, as a share of a latency budget, the measured latency may lie above it; all other budgets are exact."""
+
+
+def key_of(site: Site) -> Key:
+    """(module, unit) of a group, (linear, "rank") of a linear."""
+    return (site.linear, RANK) if isinstance(site, Factorizable) else (site.module, site.unit)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What widths cost, in everything that a budget can name; each is a sum over units.
+
+    Attributes:
+        dense: the dense shape.
+        groups: all unit groups of the model.
+        tables: measured latency, one table for each target.
+    """
+
+    dense: ModelShape
+    groups: tuple[UnitGroup, ...]
+    tables: tuple[LatencyTable, ...] = ()
+
+    @property
+    def whole(self) -> dict[str, float]:
+        """What the dense model itself costs, as in `of`: the whole that shares of a budget refer to.
+
+        `of(Widths())` is a little less: what ships has its LayerScales folded away, whatever is kept.
+        """
+        times = {f"latency.{table.target}": table.dense_ms for table in self.tables}
+        return {"params": self.dense.params, "macs": self.dense.macs, "size": self.dense.size_bytes, **times}
+
+    def shape(self, widths: Widths) -> ModelShape:
+        """The shape that some widths leave."""
+        return self.dense.shrunk(widths, self.groups)
+
+    def of(self, widths: Widths) -> dict[str, float]:
+        """Name of a budget → cost: "params", "macs", "size" in bytes, "latency.<target>" in ms."""
+        shape = self.shape(widths)
+        times = {f"latency.{table.target}": table.dense_ms * table.ratio(widths) for table in self.tables}
+        return {"params": shape.params, "macs": shape.macs, "size": shape.size_bytes, **times}
+
+    def corrected(self, widths: Widths, measured: Mapping[str, float]) -> Costs:
+        """The same costs with latency tables that predict what was measured: target → ratio to dense."""
+        tables = tuple(
+            table.corrected(widths, measured[table.target]) if table.target in measured else table
+            for table in self.tables
+        )
+        return replace(self, tables=tables)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a compressed model may cost: name of a cost, as in `Costs.of`, → amount. What has no entry is free."""
+
+    most: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(budget: BudgetSection, costs: Costs) -> Budget:
+        """What a recipe's [budget] means for a dense model; of latency, on the targets that costs have tables of."""
+        whole: Mapping[str, float] = costs.whole
+        most: dict[str, float] = {}
+        for name, share in (("params", budget.params), ("macs", budget.macs)):
+            if share is not None:
+                most[name] = float(math.floor(share * whole[name]))
+        if budget.size is not None:
+            value, is_share = parse_size(budget.size)
+            most["size"] = float(math.floor(value * whole["size"] if is_share else value))
+        for target, text in budget.latency.items():
+            if (name := f"latency.{target}") in whole:
+                value, is_share = parse_latency(text)
+                most[name] = value * whole[name] if is_share else value
+        return Budget(most)
+
+    def met_by(self, cost: Mapping[str, float]) -> bool:
+        """Whether a cost stays within it."""
+        return all(cost[name] <= limit for name, limit in self.most.items())
+
+    def latency_share(self, table: LatencyTable) -> float:
+        """The most that latency on one target may be, as a share of the dense model's."""
+        return self.most[f"latency.{table.target}"] / table.dense_ms
+
+    def latency_met(self, table: LatencyTable, measured: float) -> bool:
+        """Whether a measured share of the dense model's latency keeps it, up to `TOLERANCE`."""
+        return measured <= self.latency_share(table) * (1 + TOLERANCE)
+
+    def require(self, narrowest: Widths, costs: Costs) -> None:
+        """Raises BudgetError if even the narrowest widths miss it; the message names the reachable range."""
+        least, whole = costs.of(narrowest), costs.whole
+        parts = []
+        for name, limit in self.most.items():
+            if limit < least[name]:
+                parts.append(
+                    f"budget.{name} asks for {_shown(name, limit)} ({limit / whole[name]:.3f} of dense); reachable is "
+                    f"{_shown(name, least[name])} … {_shown(name, whole[name])} ({least[name] / whole[name]:.3f} … 1)"
+                )
+        if parts:
+            raise BudgetError(f"the budget cannot be met: {'; '.join(parts)}")
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.3f} ms" if name.startswith("latency.") else f"{int(value):,}"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may be reduced, and how far.
+
+    Attributes:
+        groups: the sliceable units that are reduced.
+        linears: linear → (out, in) of those that are factorised.
+        multiples: unit name, or "rank" → multiple that kept counts are rounded down to.
+        floor: least share of a unit's positions that a layer keeps.
+        attention_share: share of the attention that is left; None follows the common share.
+    """
+
+    groups: Sequence[UnitGroup]
+    linears: Mapping[str, tuple[int, int]]
+    multiples: Mapping[str, int]
+    floor: float = 0.0
+    attention_share: float | None = None
+
+    def kept(self, group: UnitGroup, count: float) -> int:
+        """`count` positions of a unit, rounded down to its multiple and held within the floor and the total."""
+        multiple = self.multiples.get(group.unit, 1)
+        least = math.ceil(max(1.0, self.floor * group.total) / multiple) * multiple
+        rounded = group.total if count >= group.total else int(count) // multiple * multiple
+        return min(group.total, max(least, rounded))
+
+    def ranks(self, share: float) -> dict[str, int]:
+        """The rank of each linear at which a pair holds `share` of its parameters; none at a share of 1."""
+        if share >= 1:
+            return {}
+        multiple = self.multiples.get(RANK, 1)
+        exact = {name: share * out * into / (out + into) for name, (out, into) in self.linears.items()}
+        return {name: max(multiple, int(rank) // multiple * multiple) for name, rank in exact.items()}
+
+    def uniform(self, share: float, attention: float | None = None) -> Widths:
+        """Neurons at `share`; head dims and factorised linears at `attention`, which is the same if it is absent."""
+        if attention is None:
+            attention = share if self.attention_share is None else self.attention_share
+        shares = {"head_dim": attention}
+        kept = {(g.module, g.unit): self.kept(g, shares.get(g.unit, share) * g.total) for g in self.groups}
+        return self.widths({**kept, **{(name, RANK): rank for name, rank in self.ranks(attention).items()}})
+
+    def widths(self, chosen: Mapping[Key, int]) -> Widths:
+        """What was chosen for each unit and linear, as widths; a rank that would not pay leaves its linear whole."""
+        kept = {key: count for key, count in chosen.items() if key[0] not in self.linears}
+        ranks = {name: count for (name, _), count in chosen.items() if name in self.linears}
+        return Widths(kept, {name: rank for name, rank in ranks.items() if pair_pays(rank, *self.linears[name])})
+
+    def chosen(self, widths: Widths) -> dict[Key, int]:
+        """The inverse of `widths`, with everything that may be reduced; a whole linear has its full rank."""
+        kept = {(g.module, g.unit): widths.kept.get((g.module, g.unit), g.total) for g in self.groups}
+        return {**kept, **{(name, RANK): widths.ranks.get(name, min(shape)) for name, shape in self.linears.items()}}
+
+    def wider(self, key: Key, count: int) -> int | None:
+        """The next width, one multiple on; None for what is whole."""
+        if key[0] in self.linears:
+            out, into = self.linears[key[0]]
+            rank = count + self.multiples.get(RANK, 1)
+            return rank if pair_pays(rank, out, into) else None if count >= min(out, into) else min(out, into)
+        total = next(group.total for group in self.groups if (group.module, group.unit) == key)
+        return min(total, count + self.multiples.get(key[1], 1)) if count < total else None

@@ -1,0 +1,133 @@
+"""What is to be compressed, and within what: choices, sites, costs and budget of one dense model, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
+from toolchain.compress.method import HEAD_DIM, HIDDEN, Method
+from toolchain.compress.solver import solve_uniform
+from toolchain.cost import LatencyTable, ModelShape, Widths, trace
+from toolchain.errors import RecipeError
+from toolchain.model import TimmModel
+from toolchain.recipe import BudgetSection, CompressSection
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One dense model to be made smaller by one method within one budget.
+
+    Attributes:
+        dense: the model; nothing but `dense` depends on its weights.
+        method: what is reduced, and how.
+        request: the recipe's [budget].
+        choices: what may be reduced, and how far.
+        sites: what of it the closed form reduces, in forward order of units, then of linears.
+        costs: of any widths.
+        budget: what `request` means for this model.
+        uniform: the widest widths within the budget at which all layers shrink alike.
+    """
+
+    dense: TimmModel
+    method: Method
+    request: BudgetSection
+    choices: Choices
+    sites: tuple[Site, ...]
+    costs: Costs
+    budget: Budget
+    uniform: Widths
+
+    @staticmethod
+    def of(
+        dense: TimmModel,
+        section: CompressSection,
+        request: BudgetSection,
+        multiples: Mapping[str, int],
+        *,
+        synthetic: bool = False,
+    ) -> Problem:
+        """The problem, from shapes alone: nothing is read from the weights.
+
+        Latency is left out until `timed` says what it is.
+
+        Args:
+            dense: the model.
+            section, request: [compress] and [budget].
+            multiples: unit name, or "rank" → multiple that kept counts are rounded down to.
+            synthetic: whether the images are noise, of which nothing is learned.
+
+        Raises:
+            RecipeError: a method is unknown, or nothing may be reduced.
+            BudgetError: out of reach; the message names the reachable range.
+        """
+        method = Method.of(section, synthetic=synthetic)
+        choices = choices_for(dense, method, multiples)
+        if (method.criterion or method.factorisation) and not (choices.groups or choices.linears):
+            why = "; ".join(dense.family.restrictions(dense.module))
+            raise RecipeError(f"nothing of {dense.ref.name} can be reduced by this method{': ' + why if why else ''}")
+        costs = Costs(trace(dense.module, dense.family, dense.preprocess.input_size), dense.groups)
+        budget = Budget.of(request, costs)
+        uniform = solve_uniform(choices, costs, budget)
+        return Problem(dense, method, request, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
+
+    def timed(self, tables: Sequence[LatencyTable]) -> Problem:
+        """The same problem with measured latency; raises BudgetError as `of`."""
+        if not tables:
+            return self
+        costs = replace(self.costs, tables=tuple(tables))
+        budget = Budget.of(self.request, costs)
+        return replace(self, costs=costs, budget=budget, uniform=solve_uniform(self.choices, costs, budget))
+
+    def require_latency(self) -> None:
+        """Raises RecipeError if the budget names a target that has no table."""
+        if missing := self.request.latency.keys() - {table.target for table in self.costs.tables}:
+            raise RecipeError(
+                f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
+                "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"
+            )
+
+    def uniform_at(self, costs: Costs) -> Widths:
+        """The uniform widths by these costs, which may have corrected latency tables; raises BudgetError."""
+        return self.uniform if costs == self.costs else solve_uniform(self.choices, costs, self.budget)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The dense shape."""
+        return self.costs.dense
+
+    @property
+    def by_global_scores(self) -> bool:
+        """Whether widths follow from scores over all layers."""
+        allocation = self.method.section.allocation
+        return allocation == "global" and any(group.unit == HIDDEN for group in self.choices.groups)
+
+    def sites_of(self, widths: Mapping[Key, int]) -> list[Site]:
+        """The sites that the closed form cuts to some widths."""
+        return [site for site in self.sites if key_of(site) in widths]
+
+
+def choices_for(dense: TimmModel, method: Method, multiples: Mapping[str, int]) -> Choices:
+    """What a method reduces on a model: neurons; head dims that can be rotated; or the linears of attention.
+
+    The linears are all of them, or where head dims shrink those of an attention whose head dims cannot be rotated, for
+    which a pair of matmuls is what is left.
+    """
+    units = [HEAD_DIM] * method.rotates + [HIDDEN] * (method.criterion is not None)
+    groups = [group for group in dense.groups if group.unit in units and (group.mixable or group.unit != HEAD_DIM)]
+    rotated = tuple(f"{group.module}." for group in groups if group.unit == HEAD_DIM)
+    linears: dict[str, tuple[int, int]] = {}
+    for item in dense.family.factorizable(dense.module) if method.factorisation is not None else ():
+        if item.kind == "attention" and not item.linear.startswith(rotated):
+            out, into = dense.module.get_submodule(item.linear).weight.shape  # type: ignore[misc]
+            linears[item.linear] = (int(out), int(into))
+    return Choices(groups, linears, multiples, method.floor, method.section.attention_share)
+
+
+def _closed_sites(dense: TimmModel, method: Method, choices: Choices) -> tuple[Site, ...]:
+    """What the closed form reduces: head dims, the neurons of "obs", low ranks that are made from images."""
+    units = [HEAD_DIM] * method.rotates + [HIDDEN] * method.closed_neurons
+    groups = [group for group in choices.groups if group.unit in units]
+    if not method.closed_attention:
+        return (*groups,)
+    return (*groups, *(item for item in dense.family.factorizable(dense.module) if item.linear in choices.linears))

@@ -1,0 +1,163 @@
+"""The report of a run, from what its stages recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.outputs import WORDS, Output
+from toolchain.parity import Rung
+from toolchain.pipeline.folder import Done
+from toolchain.pipeline.job import Job, tool
+from toolchain.pipeline.stages.compress import CompressFacts
+from toolchain.pipeline.stages.deploy import DeployFacts
+from toolchain.pipeline.stages.export import FileFacts
+from toolchain.pipeline.stages.finetune import TunedFacts
+from toolchain.report.choice import int8_choices, suggestion
+from toolchain.report.files import listing
+from toolchain.report.record import (
+    BenchRow,
+    Counts,
+    Data,
+    EngineFacts,
+    EngineRow,
+    Figures,
+    LayerRow,
+    ModelName,
+    NotMeasured,
+    Report,
+    Shares,
+    StageRow,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Every stage of a run.
+
+    Attributes:
+        dense, compress, finetune, deploy: forms of the model; None where there was no fine-tuning.
+        files: ONNX files: of the dense model, of the compressed one, and its other precisions.
+        engines: in the order of the recipe.
+        cells, duels: comparisons with the dense file, and of int8 with int8; None for one that could not be made.
+        lost: device → why the rest of its comparisons was not made.
+    """
+
+    dense: Done[Figures]
+    compress: Done[CompressFacts]
+    finetune: Done[TunedFacts] | None
+    deploy: Done[DeployFacts]
+    files: Sequence[Done[FileFacts]]
+    engines: Sequence[Done[EngineFacts]]
+    cells: Sequence[Done[BenchRow] | None]
+    duels: Sequence[Done[BenchRow] | None]
+    lost: Mapping[str, str]
+
+
+def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[Path], root: Path) -> Report:
+    """The report of a run.
+
+    Args:
+        job: what was asked for.
+        outcome: its stages.
+        rungs: of all stages, in order.
+        files: everything that the stages wrote, below `root`.
+        root: the run's folder.
+    """
+    recipe, source, weights = job.recipe, job.source, job.dense.provenance
+    rows = [done.facts.row for done in outcome.files]
+    dense = _shipped(outcome.dense.facts, outcome.files[0].facts)
+    compressed = _shipped(outcome.deploy.facts.deploy, outcome.files[1].facts)
+    increase, reason = relative_error_increase(dense, compressed, job.dense.output)
+    cells, duels = ([done.facts for done in each if done is not None] for each in (outcome.cells, outcome.duels))
+    int8 = int8_choices(duels, cells)
+    facts = outcome.compress.facts
+    return Report(
+        tool=tool(),
+        synthetic=source.synthetic,
+        model=ModelName(
+            name=job.dense.ref.name,
+            kwargs=job.dense.ref.kwargs,
+            checkpoint_sha256=weights.get("checkpoint_sha256"),
+        ),
+        output=job.dense.output,
+        data=Data(**source.identity),
+        method=job.problem.method.section,
+        requested_method=recipe.compress.method,
+        budget=recipe.budget,
+        latency_budget=facts.latency,
+        recipe_digest=recipe.digest,
+        stages=_stages(outcome),
+        dense=dense,
+        compressed=compressed,
+        ratio=Shares(
+            params=compressed.params / dense.params,
+            macs=compressed.macs / dense.macs,
+            bytes=compressed.bytes / dense.bytes,
+        ),
+        relative_error_increase=increase,
+        relative_error_increase_reason=reason,
+        finetune=outcome.finetune.facts.finetune if outcome.finetune else None,
+        pruned_shares=facts.pruned_shares,
+        closed_form=facts.closed_form,
+        restrictions=facts.restrictions,
+        notes=(*weights.get("notes", ()), *source.notes),
+        parity=tuple(rungs),
+        graphs={done.facts.row.label: done.facts.graph for done in outcome.files if done.facts.graph is not None},
+        bench=tuple(cells),
+        not_measured=tuple(NotMeasured(target=name, reason=why) for name, why in outcome.lost.items()),
+        int8=int8,
+        artifacts=tuple(rows),
+        engines=tuple(_engine(done, dense.bytes) for done in outcome.engines),
+        layers=_layers([done.facts for done in outcome.files]),
+        suggestion=suggestion(rows, cells, recipe.export.accuracy_loss, int8),
+        files=listing(files, root),
+    )
+
+
+def relative_error_increase(
+    dense: Counts, compressed: Counts, output: Output = "logits"
+) -> tuple[float | None, str | None]:
+    """((1 − acc_c)/(1 − acc_dense) − 1, None), or (None, why there is no such number)."""
+    if dense.wrong is None or dense.total is None or compressed.wrong is None or compressed.total is None:
+        unread = f"the outputs are {WORDS[output]}, and labels are not read"
+        return None, "the data has no labels" if output == "logits" else unread
+    if dense.wrong == 0:
+        return None, f"the dense model makes no error on {dense.total} images"
+    return (compressed.wrong / compressed.total) / (dense.wrong / dense.total) - 1, None
+
+
+def _shipped(model: Figures, file: FileFacts) -> Figures:
+    """Params and MACs of a model, bytes and accuracy of the ONNX file that ships it."""
+    row = file.row
+    counts = {name: getattr(row, name) for name in Counts.model_fields}
+    return Figures(params=model.params, macs=model.macs, bytes=row.bytes or 0, **counts)
+
+
+def _stages(outcome: Outcome) -> tuple[StageRow, ...]:
+    """One row per form of the model, in order; the ONNX file has no count of parameters of its own."""
+    deploy, tuned, onnx = outcome.deploy, outcome.finetune, outcome.files[1]
+    forms: list[tuple[str, Figures, float | None]] = [
+        ("dense", outcome.dense.facts, outcome.dense.seconds),
+        ("compressed", outcome.compress.facts.figures, outcome.compress.seconds),
+        *([("finetuned", tuned.facts.figures, tuned.seconds)] if tuned else []),
+        ("sliced", deploy.facts.sliced, None),
+        ("split", deploy.facts.deploy, deploy.seconds),
+        ("onnx", _shipped(deploy.facts.deploy, onnx.facts), onnx.seconds),
+    ]
+    return tuple(StageRow(name=name, seconds=seconds, **figures.model_dump()) for name, figures, seconds in forms)
+
+
+def _engine(done: Done[EngineFacts], dense_bytes: int) -> EngineRow:
+    facts = done.facts
+    return EngineRow(**dict(facts), of_dense=facts.bytes / dense_bytes, verdict=done.rungs[0].verdict)
+
+
+def _layers(files: Sequence[FileFacts]) -> tuple[LayerRow, ...]:
+    """Layer → bytes in the dense fp32 file, and in each file that could ship."""
+    there = [file for file in files if file.row.refused is None]
+    layers = dict.fromkeys(layer for file in there for layer in file.layers)
+    return tuple(
+        LayerRow(layer=layer, bytes={file.row.path: file.layers.get(layer, 0) for file in there}) for layer in layers
+    )

@@ -1,0 +1,81 @@
+"""What a run will decide, before any work: for `slimvit plan` and `slimvit run --dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from toolchain.compress.allocation import Allocation, allocate
+from toolchain.compress.stage import Compress
+from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
+from toolchain.model import TimmModel
+from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.latency_budget import latency_of
+from toolchain.pipeline.stages.base import open_as
+from toolchain.pipeline.stages.dense import baseline_folder, trains
+from toolchain.pipeline.stages.latency import clocks
+from toolchain.progress import SILENT, Progress
+from toolchain.recipe import Recipe
+
+LEARNED = "widths are learned: a global threshold moves them between layers; their total stays within the budget"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The allocation that a run will write, and why the run's widths may still differ, or ""."""
+
+    job: Job
+    allocation: Allocation
+    note: str
+
+
+def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT) -> Preview:
+    """What a run of a recipe will decide.
+
+    Nothing is changed, and no folder but the user's cache of latency tables is written. Weights and images are read only
+    where widths follow from measured damage.
+
+    Args:
+        recipe: what to do.
+        measure: False stays with what shapes alone tell.
+        progress: told how far it is.
+
+    Raises:
+        SlimvitError: as `prepare` with `shapes_only`; measuring latency failed.
+    """
+    job, why = prepare(recipe, shapes_only=True), ""
+    if not measure:
+        return from_shapes(job)
+    allocation, dense = job.problem.method.section.allocation, job.dense
+    if allocation == "solver":
+        try:
+            full = prepare(recipe)
+            dense, job = _baseline(full), full
+        except (DataError, ModelError, StorageError) as error:
+            why = f"uniform widths; those by measured damage come later: {error}"
+    latency = latency_of(clocks(job, dense, progress))
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
+    if why:
+        return Preview(job, allocate(problem, (), latency.check), why)
+    decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
+    return Preview(job, decided, LEARNED if allocation == "global" else "")
+
+
+def from_shapes(job: Job) -> Preview:
+    """What shapes alone tell of a job."""
+    allocation = job.problem.method.section.allocation
+    note = LEARNED if allocation == "global" else ""
+    if job.recipe.budget.latency:
+        note = "latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"
+    elif allocation == "solver":
+        note = "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
+    return Preview(job, Allocation.uniform(job.problem), note)
+
+
+def _baseline(job: Job) -> TimmModel:
+    """The dense model of a job, where no training is needed for it; raises StorageError if it is."""
+    if not trains(job):
+        return job.dense
+    try:
+        return open_as(baseline_folder(job), TimmModel)
+    except (ArtifactError, StorageError):
+        raise StorageError("`slimvit run` has not trained the baseline yet") from None

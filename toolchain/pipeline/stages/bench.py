@@ -1,0 +1,154 @@
+"""`bench/<target>.<precision>.b<batch>.t<threads>.json`: how fast a file is, beside the dense fp32 one or its rival."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.model_folder import ModelFolder
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.devices.device import Device
+from toolchain.errors import DeviceLost, RecipeError, TargetUnavailable
+from toolchain.export.precision import EITHER, EITHER_OF, PRECISIONS
+from toolchain.measure.experiment import workload_on
+from toolchain.measure.samples import Parity
+from toolchain.model import Made
+from toolchain.parity import Rung
+from toolchain.pipeline.cell import bench_row, conditions_of
+from toolchain.pipeline.folder import Done, Workspace, Written
+from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.pipeline.stages.export import onnx_path
+from toolchain.recipe import Recipe
+from toolchain.report.choice import UNDECIDED
+from toolchain.report.record import BenchRow
+from toolchain.targets import get_target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a latency is measured on."""
+
+    device: Device
+    batch: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Of stages: `<target>.b<batch>.t<threads>`."""
+        return f"{self.device.name}.b{self.batch}.t{self.threads}"
+
+
+@dataclass(frozen=True)
+class Bench(RunStage[BenchRow]):
+    """A comparison of two artifacts of the run.
+
+    Attributes:
+        where: what it is measured on.
+        kind: "bench" for a comparison with the dense file, "duel" for one of two precisions.
+        precision: of the artifact that is judged, or what stands for the two of a duel.
+        pair: the baseline, and what is judged.
+        parity: what the rungs prove about both.
+    """
+
+    run: Run
+    where: Where
+    kind: str
+    precision: str
+    pair: tuple[Path, Path]
+    parity: Parity
+    facts = BenchRow
+
+    @property
+    def name(self) -> str:
+        suffix = f".{self.precision}" if self.kind == "bench" and self.precision != FP32 else ""
+        return f"{self.kind}-{self.where.name}{suffix}"
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        device, batch, threads = self.where.device, self.where.batch, self.where.threads
+        digests = [open_artifact(path).sha256 for path in self.pair]
+        return [digests, device.name, batch, threads, self.parity, conditions_of(device.name, threads)]
+
+    def work(self, key: str) -> Made[Written, BenchRow]:  # noqa: ARG002
+        run, device = self.run, self.where.device
+        if device.name in run.lost:  # what was recorded before is reused; nothing more is asked of it
+            raise run.lost[device.name]
+        comparison = run.compare(
+            *self.pair,
+            device,
+            workload_on(device, batch=self.where.batch, threads=self.where.threads),
+            parity=self.parity,
+            progress=run.progress,
+        )
+        path = run.root / "bench" / f"{device.name}.{self.precision}.b{self.where.batch}.t{self.where.threads}.json"
+        comparison.save(path)
+        timed = self.pair[1].relative_to(run.root).as_posix()
+        return Made((path,), bench_row(device.name, self.precision, timed, comparison))
+
+    def settles(self, facts: BenchRow) -> bool:
+        return facts.verdict not in UNDECIDED
+
+
+def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
+    """A comparison, or what an earlier run knows of it where its device is lost; None if that is nothing.
+
+    Raises:
+        TargetUnavailable: this machine lacks what is needed.
+    """
+    device = stage.where.device
+    try:
+        return run.do(stage)
+    except TargetUnavailable as error:
+        if device.is_here and not isinstance(error, DeviceLost):
+            raise
+        if device.name not in run.lost:
+            log.warning("%s The run goes on without it.", error)
+        run.lost[device.name] = error
+        return run.keep(stage)
+
+
+def cell(run: Run, where: Where, precision: str, parity: Parity) -> Bench:
+    """The compressed file of a precision against the dense fp32 one; model folders where these are what is run.
+
+    Raises:
+        RecipeError: the runtime of the device opens neither.
+    """
+    pairs = {
+        OnnxFile.name: (onnx_path(run.root, FP32, "dense"), onnx_path(run.root, precision)),
+        ModelFolder.name: (run.root / "dense", run.root / "deploy"),
+    }
+    takes = get_target(where.device.runtime).takes
+    pair = next((pairs[kind] for kind in takes if kind in pairs), None)
+    if pair is None:
+        raise RecipeError(
+            f"{where.device.name} opens neither ONNX files nor model folders; take it out of bench.targets"
+        )
+    return Bench(run, where, "bench", precision, pair, parity)
+
+
+def duel(run: Run, where: Where, parities: Sequence[Parity]) -> Bench:
+    """int8-qdq against int8-dynamic, to know the faster of the two."""
+    first, second = EITHER_OF
+    parity: Parity = "pass" if set(parities) == {"pass"} else "not claimed"
+    return Bench(run, where, "duel", EITHER, (onnx_path(run.root, first), onnx_path(run.root, second)), parity)
+
+
+def runs(device: Device, precision: str) -> bool:
+    """Whether a precision is timed on a device: fp32 everywhere, others where their files can be loaded."""
+    return precision == FP32 or device.runtime.partition("+")[0] in PRECISIONS[precision].targets
+
+
+def claim(rungs: Iterable[Rung]) -> Parity:
+    """What the rungs on the way to a file prove."""
+    return "pass" if {rung.verdict for rung in rungs} == {"pass"} else "not claimed"
+
+
+def measured_on(space: Workspace, recipe: Recipe) -> list[str]:
+    """Those targets of a recipe's [bench] on which an earlier run in the folder measured something."""
+    return [name for name in (recipe.bench.targets if recipe.bench else ()) if space.has(f"bench-{name}.b")]

@@ -1,0 +1,116 @@
+"""`masked/`, `plan.json` and `allocation.json`: what is kept of the dense model, decided and held at zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolchain.compress.allocation import Allocation, Latency
+from toolchain.compress.stage import Compress, pruned_shares
+from toolchain.cost import LatencyTable
+from toolchain.files import sha256, write_json, write_text
+from toolchain.model import Made, MaskedModel, TimmModel, run_stage
+from toolchain.pipeline.folder import Written
+from toolchain.pipeline.job import Job
+from toolchain.pipeline.latency_budget import Clock, latency_of
+from toolchain.pipeline.stages.base import Run, RunStage, open_as
+from toolchain.progress import SILENT, Progress
+from toolchain.report.record import ClosedForm, Figures, LatencyBudget, PrunedShare, Record
+
+
+class CompressFacts(Record):
+    """Figures of the masked model, and what the report tells of how it came about."""
+
+    figures: Figures
+    pruned_shares: tuple[PrunedShare, ...]
+    latency: tuple[LatencyBudget, ...]
+    restrictions: tuple[str, ...]
+    closed_form: ClosedForm | None
+
+
+@dataclass(frozen=True)
+class Masked(RunStage[CompressFacts]):
+    """The dense model, compressed within the budget by what the clocks' tables say."""
+
+    run: Run
+    dense: TimmModel
+    clocks: Sequence[Clock]
+    tables: Sequence[LatencyTable]
+    name = "compress"
+    facts = CompressFacts
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        job, root = self.run.job, self.run.root
+        return [
+            sha256(root / "dense" / "model.safetensors"),
+            sha256(root / "dense" / "model.json"),
+            job.recipe.compress.model_dump(mode="json"),
+            job.recipe.budget.model_dump(mode="json"),
+            dict(job.problem.choices.multiples),
+            job.source.digest,
+            [table.model_dump(mode="json") for table in self.tables],
+        ]
+
+    def work(self, key: str) -> Made[Written, CompressFacts]:
+        run, dense, root = self.run, self.dense, self.run.root
+        weights = sha256(root / "dense" / "model.safetensors")
+        dense = replace(dense, provenance={**dense.provenance, "weights_sha256": weights})
+        latency = latency_of(self.clocks, self.tables)
+        compressed = compress(run.job, dense, latency, run.space.scratch(self.name), key, run.progress)
+        masked, allocation = compressed.artifact, compressed.facts.to_dict()
+        write_json(root / "allocation.json", allocation)
+        write_text(root / "plan.json", masked.plan.to_json())
+        saved = run.saved("masked", masked, self.folder)
+        facts = CompressFacts(
+            figures=saved.facts,
+            pruned_shares=tuple(PrunedShare(**row) for row in pruned_shares(masked)),
+            latency=tuple(
+                LatencyBudget(**{**row, "reachable": tuple(row["reachable"])}) for row in allocation["latency"]
+            ),
+            restrictions=tuple(dense.family.restrictions(dense.module)),
+            closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),
+        )
+        return Made((root / "allocation.json", root / "plan.json", self.folder), facts, saved.rungs)
+
+    @property
+    def folder(self) -> Path:
+        """Where the masked model lies."""
+        return self.run.root / "masked"
+
+    def model(self) -> MaskedModel:
+        """The model that lies there."""
+        return open_as(self.folder, MaskedModel)
+
+
+def compress(
+    job: Job,
+    dense: TimmModel,
+    latency: Latency,
+    checkpoint: Path | None = None,
+    key: str = "",
+    progress: Progress = SILENT,
+) -> Made[MaskedModel, Allocation]:
+    """The masked model of a job's dense model, with how wide each layer stays and what that costs.
+
+    Args:
+        job: the recipe.
+        dense: its dense model, with "weights_sha256" in the provenance.
+        latency: tables of the targets of the budget, and how widths are timed.
+        checkpoint, key: of training, where the method trains.
+        progress: told how far compression is.
+    """
+    problem = replace(job.problem, dense=dense).timed(latency.tables)
+    return run_stage(Compress(job.source, latency.check, checkpoint, key, progress), problem)
+
+
+def closed_form(facts: Mapping[str, Any]) -> ClosedForm | None:
+    """What a plan says that the closed form chose; None if there was none."""
+    if not facts:
+        return None
+    best = facts["kl"][f"{facts['beta']}{' head' if facts['head_refitted'] else ''}"]
+    finite = best is not None and math.isfinite(best)
+    return ClosedForm(beta=facts["beta"], head_refitted=facts["head_refitted"], kl=best if finite else None)

@@ -1,0 +1,64 @@
+"""`engines/<target>/` and `engines/<target>.<precision>/`: engines of the files, compared where they can be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.export.engine import BuildEngine
+from toolchain.model import Made, run_stage
+from toolchain.pipeline.cell import runtime
+from toolchain.pipeline.folder import Written
+from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.pipeline.stages.export import onnx_path
+from toolchain.recipe import EngineSection
+from toolchain.report.record import EngineFacts
+
+
+@dataclass(frozen=True)
+class Engine(RunStage[EngineFacts]):
+    """The engine of a compressed file for one target; that of the fp32 file has no precision in its name."""
+
+    run: Run
+    section: EngineSection
+    target: str
+    precision: str
+    facts = EngineFacts
+
+    @property
+    def name(self) -> str:
+        return f"engine-{self._label}"
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        digest = open_artifact(onnx_path(self.run.root, self.precision)).sha256
+        return [digest, self.section.model_dump(mode="json"), runtime(self.target)]
+
+    def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
+        run, section = self.run, self.section
+        source, folder = OnnxFile(onnx_path(run.root, self.precision)), run.root / "engines" / self._label
+        stage = BuildEngine(section, self.target, folder, lambda built: run.judge.engine(source, built, section.batch))
+        engine = run_stage(stage, source)
+        built = engine.artifact
+        artifact = open_artifact(built.path)
+        capabilities = built.facts.get("compute_capabilities")
+        facts = EngineFacts(
+            target=self.target,
+            precision=self.precision,
+            file=built.path.name,
+            path=built.path.relative_to(run.root).as_posix(),
+            bytes=artifact.size_bytes,
+            download_bytes=artifact.download_bytes,
+            compute_capabilities=None if capabilities is None else tuple(capabilities),
+            matmul_dtypes=built.facts.get("matmul_dtypes"),
+            attention_layers=built.facts.get("attention_layers"),
+            fused_attention=built.facts.get("fused_attention"),
+        )
+        return Made((folder,), facts, engine.rungs)
+
+    @property
+    def _label(self) -> str:
+        return self.target if self.precision == FP32 else f"{self.target}.{self.precision}"

@@ -1,0 +1,108 @@
+"""Which of the files that could ship to take: the smallest, the fastest in each place, and the faster kind of int8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from toolchain.export.precision import EITHER_OF
+from toolchain.report.record import BenchRow, Fastest, FileRow, Int8Choice, Suggestion
+
+Place = tuple[str, int, int]
+UNDECIDED = ("invalid", "inconclusive")
+
+
+def suggestion(
+    files: Sequence[FileRow], bench: Sequence[BenchRow], accuracy_loss: float, int8: Sequence[Int8Choice] = ()
+) -> Suggestion:
+    """Which compressed file to take: the smallest, and in each place the fastest, as it was timed there.
+
+    Args:
+        files: those of the run.
+        bench: comparisons with the dense file.
+        accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; without
+            labels every file that passed parity is within it.
+        int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
+    """
+    offered = [row for row in files if row.model == "compressed" and row.refused is None]
+    whole = next(row for row in offered if row.precision == "fp32")
+
+    def within(row: FileRow) -> bool:
+        if whole.total is None or whole.wrong is None or row.wrong is None:
+            return True
+        return row.wrong - whole.wrong <= accuracy_loss * whole.total
+
+    good = {row.precision: row for row in offered if within(row)}
+    chosen = {row.place: row.chosen for row in int8}
+    both = set(EITHER_OF) <= set(good)
+    fastest = []
+    for place in dict.fromkeys(row.place for row in bench):
+        timed = [row for row in bench if row.place == place and row.precision in good and row.verdict not in UNDECIDED]
+        timed = [row for row in timed if not (both and _other_kind(row.precision, chosen.get(place)))]
+        if timed:
+            best = min(timed, key=lambda row: row.ratio.point)
+            target, batch, threads = place
+            fastest.append(Fastest(target=target, batch=batch, threads=threads, path=best.path, ratio=best.ratio))
+    return Suggestion(
+        accuracy_loss=accuracy_loss,
+        smallest=min(good.values(), key=lambda row: row.bytes or 0).path,
+        fastest=tuple(fastest),
+        left_out=tuple(row.path for row in offered if row.precision not in good),
+    )
+
+
+def _other_kind(precision: str, chosen: str | None) -> bool:
+    """Whether a comparison of the two kinds of int8 chose the other one."""
+    return precision in EITHER_OF and chosen in EITHER_OF and precision != chosen
+
+
+def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[Int8Choice, ...]:
+    """In each place the faster of the two kinds of int8, by a comparison of their own; none where fp32 is faster than it.
+
+    Args:
+        duels: comparisons of int8-qdq (B) with int8-dynamic (A).
+        bench: comparisons with the dense file.
+
+    Returns:
+        One choice for each duel, and one without a ratio where there is one kind of int8 alone.
+    """
+    lone = [
+        _lone(place, shares, kinds[0])
+        for place in dict.fromkeys(row.place for row in bench)
+        if len(kinds := [name for name in EITHER_OF if name in (shares := _shares(bench, place))]) == 1
+        and "fp32" in shares
+        and all(duel.place != place for duel in duels)
+    ]
+    return (*lone, *(_duelled(duel, _shares(bench, duel.place)) for duel in duels))
+
+
+def _shares(bench: Sequence[BenchRow], place: Place) -> dict[str, float]:
+    """Precision → its share of the dense file's time, of the valid comparisons in a place."""
+    return {row.precision: row.ratio.point for row in bench if row.place == place and row.verdict != "invalid"}
+
+
+def _lone(place: Place, shares: dict[str, float], kind: str) -> Int8Choice:
+    slower = shares[kind] >= shares["fp32"]
+    return _choice(place, None if slower else kind, slower=slower)
+
+
+def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
+    ratio, control = duel.ratio, duel.control
+    noise = max(abs(control.lo - 1), abs(control.hi - 1))  # what the control sees where there is nothing to see
+    faster = "int8-qdq" if ratio.point < 1 else "int8-dynamic"
+    loses = shares[faster] >= shares["fp32"] if {faster, "fp32"} <= set(shares) else None
+    apart = duel.verdict != "invalid" and not ratio.lo - noise <= 1 <= ratio.hi + noise
+    choice = _choice(duel.place, faster if loses is False else None, slower=loses)
+    return choice.model_copy(update={"ratio": ratio, "verified": apart})
+
+
+def _choice(place: Place, chosen: str | None, *, slower: bool | None) -> Int8Choice:
+    target, batch, threads = place
+    return Int8Choice(
+        target=target,
+        batch=batch,
+        threads=threads,
+        chosen=chosen,
+        ratio=None,
+        verified=False,
+        slower_than_fp32=slower,
+    )

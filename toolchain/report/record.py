@@ -1,0 +1,308 @@
+"""The content of report.json: what a run found, typed, as every form of the report reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.measure.comparison import Verdict as LatencyVerdict
+from toolchain.outputs import Output
+from toolchain.parity import Rung, Verdict
+from toolchain.recipe import BudgetSection, CompressSection
+from toolchain.settings import explain
+from toolchain.training.stages import FinetuneFacts
+
+SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
+
+
+class Record(BaseModel):
+    """Facts as they are recorded and read back: frozen, of exactly these fields and types."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Counts(Record):
+    """How right outputs are on the test split: by labels, or by their squared error relative to the dense model's."""
+
+    accuracy: float | None = None
+    wrong: int | None = None
+    total: int | None = None
+    error: float | None = None
+
+
+class Figures(Counts):
+    """What a form of the model costs, and how right it is."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+class StageRow(Figures):
+    """A form of the model after a stage; seconds are None for one that has no stage of its own."""
+
+    name: str
+    seconds: float | None
+
+
+class ModelName(Record):
+    """Which timm model, and which weights."""
+
+    name: str
+    kwargs: dict[str, JsonValue]
+    checkpoint_sha256: str | None
+
+
+class Data(Record):
+    """The kind of source and the digest of its content."""
+
+    source: str
+    digest: str
+
+
+class Shares(Record):
+    """What is left, compressed over dense."""
+
+    params: float
+    macs: float
+    bytes: float
+
+
+class LatencyBudget(Record):
+    """A latency budget on one target; all but `dense_ms` are times over the dense model's."""
+
+    target: str
+    batch: int
+    threads: int
+    dense_ms: float
+    requested: float
+    reachable: tuple[float, float]
+    predicted: float
+    measured: float | None
+    met: bool | None
+    correction: float
+
+
+class PrunedShare(Record):
+    """How many positions of one kind a block lost; without `physical` they are only zeroed."""
+
+    block: str
+    kind: str
+    total: int
+    removed: int
+    physical: bool
+
+
+class ClosedForm(Record):
+    """What the closed form chose, and the divergence that it chose by; None where the output was not finite."""
+
+    beta: float
+    head_refitted: bool
+    kl: float | None
+
+
+class Graph(Record):
+    """What is in an ONNX file."""
+
+    size_bytes: int
+    opset: int
+    nodes_before: dict[str, int]
+    nodes_after: dict[str, int]
+    simplified: bool
+    notes: tuple[str, ...] = ()
+
+
+class Interval(Record):
+    """A ratio of times with its confidence interval."""
+
+    point: float
+    lo: float
+    hi: float
+
+
+class Place(Record):
+    """Where and how latency is measured."""
+
+    target: str
+    batch: int
+    threads: int
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """What tells places apart."""
+        return self.target, self.batch, self.threads
+
+    def __str__(self) -> str:
+        return f"{self.target}, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+class BenchRow(Place):
+    """A comparison: `path` is the file or folder of the run that was timed against the baseline."""
+
+    precision: str
+    path: str
+    dense_ms: float
+    compressed_ms: float
+    ratio: Interval
+    control: Interval
+    tau: float
+    tau_min: float
+    verified_speedup_at_least: float | None
+    verdict: LatencyVerdict
+    environment: dict[str, JsonValue]
+    summary: str
+
+    def __str__(self) -> str:
+        return super().__str__() if self.precision == "fp32" else f"{self.precision}, {super().__str__()}"
+
+
+class NotMeasured(Record):
+    """A target that was lost, and why."""
+
+    target: str
+    reason: str
+
+
+class Int8Choice(Place):
+    """Which of the two kinds of int8 to take in a place.
+
+    Attributes:
+        chosen: the precision; None where fp32 is faster, or nothing is known.
+        ratio: time of int8-qdq over int8-dynamic; None where only one of them is there.
+        verified: whether the interval excludes 1 by more than its control strays.
+        slower_than_fp32: None where fp32 has no valid comparison.
+    """
+
+    chosen: str | None
+    ratio: Interval | None
+    verified: bool
+    slower_than_fp32: bool | None
+
+
+class FileRow(Counts):
+    """An ONNX file; one that was refused, because it is another model, has the reason and no size."""
+
+    path: str
+    model: Literal["dense", "compressed"]
+    precision: str
+    bytes: int | None = None
+    download_bytes: int | None = None
+    judged_on: str | None = None
+    refused: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others in a table's header: dense, compressed, or its precision."""
+        return self.model if self.precision == "fp32" else self.precision
+
+
+class EngineFacts(Record):
+    """An engine: what it weighs and what it computes in, as far as its runtime says."""
+
+    target: str
+    precision: str
+    file: str
+    path: str
+    bytes: int
+    download_bytes: int
+    compute_capabilities: tuple[str, ...] | None = None
+    matmul_dtypes: dict[str, int] | None = None
+    attention_layers: int | None = None
+    fused_attention: int | None = None
+
+
+class EngineRow(EngineFacts):
+    """An engine beside the dense ONNX file, and whether it is the same model."""
+
+    of_dense: float
+    verdict: Verdict
+
+
+class LayerRow(Record):
+    """A layer's bytes in each file."""
+
+    layer: str
+    bytes: dict[str, int]
+
+
+class Fastest(Place):
+    """The file that took the least time in a place, of those that are accurate enough."""
+
+    path: str
+    ratio: Interval
+
+
+class Suggestion(Record):
+    """Which compressed file to take, of those that lose at most `accuracy_loss` of the images."""
+
+    accuracy_loss: float
+    smallest: str
+    fastest: tuple[Fastest, ...]
+    left_out: tuple[str, ...]
+
+
+class Listed(Record):
+    """A file of the run."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Report(Record):
+    """Everything that a run found."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: Annotated[Literal["slimvit.report/2"], Field(alias="schema")] = SCHEMA
+    tool: str
+    synthetic: bool
+    model: ModelName
+    output: Output
+    data: Data
+    method: CompressSection
+    requested_method: str
+    budget: BudgetSection
+    latency_budget: tuple[LatencyBudget, ...]
+    recipe_digest: str
+    stages: tuple[StageRow, ...]
+    dense: Figures
+    compressed: Figures
+    ratio: Shares
+    relative_error_increase: float | None
+    relative_error_increase_reason: str | None
+    finetune: FinetuneFacts | None
+    pruned_shares: tuple[PrunedShare, ...]
+    closed_form: ClosedForm | None
+    restrictions: tuple[str, ...]
+    notes: tuple[str, ...]
+    parity: tuple[Rung, ...]
+    graphs: dict[str, Graph]
+    bench: tuple[BenchRow, ...]
+    not_measured: tuple[NotMeasured, ...]
+    int8: tuple[Int8Choice, ...]
+    artifacts: tuple[FileRow, ...]
+    engines: tuple[EngineRow, ...]
+    layers: tuple[LayerRow, ...]
+    suggestion: Suggestion
+    files: tuple[Listed, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @staticmethod
+    def load(folder: Path) -> Report:
+        """The report of the run in a folder; raises StorageError if there is none and ArtifactError if it is another version's."""
+        path = folder / "report.json"
+        try:
+            return Report.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{path} is not a {SCHEMA} report ({explain(error, Report, 'report')}); run the recipe again"
+            ) from None

@@ -1,0 +1,46 @@
+"""Dense against compressed: what came out, in a hurried reader's order."""
+
+from __future__ import annotations
+
+from toolchain.report.record import Report
+from toolchain.report.sections import Part, Section
+from toolchain.report.tables import Table, number, percent, size
+
+
+def _draw(report: Report) -> Part:
+    dense, small, ratio = report.dense, report.compressed, report.ratio
+    rows = [
+        ("parameters", number(dense.params), number(small.params), f"{ratio.params:.3f} left"),
+        ("MACs per image", number(dense.macs), number(small.macs), f"{ratio.macs:.3f} left"),
+        ("ONNX file, fp32", size(dense.bytes), size(small.bytes), f"{ratio.bytes:.3f} left"),
+    ]
+    if dense.total is not None:
+        increase = report.relative_error_increase
+        more = "–" if increase is None else f"{100 * increase:+.1f} % errors"
+        rows += [
+            ("test accuracy", percent(dense.accuracy), percent(small.accuracy), ""),
+            (f"wrong of {number(dense.total)}", number(dense.wrong), number(small.wrong), more),
+        ]
+    if small.error is not None:
+        rows.append(("squared error of the outputs", "0", percent(small.error), "of the dense outputs' variance"))
+    for row in report.bench:
+        times = (f"{row.dense_ms:.3f} ms", f"{row.compressed_ms:.3f} ms")
+        rows.append((str(row), *times, f"{row.ratio.point:.3f} of the time"))
+    table = Table("Dense against compressed", ("", "dense", "compressed", "change"), tuple(rows))
+    return Part(table.title, _cautions(report), table)
+
+
+def _cautions(report: Report) -> tuple[str, ...]:
+    if report.synthetic:
+        used = report.method
+        return (
+            (
+                f"Synthetic images: accuracy is unknown, nothing was trained; neurons by {used.neurons}, "
+                f"allocation {used.allocation} (recipe method: {report.requested_method})."
+            ),
+        )
+    reason = report.relative_error_increase_reason
+    return (f"There is no relative error increase: {reason}.",) if reason else ()
+
+
+SECTION = Section("headline", _draw)

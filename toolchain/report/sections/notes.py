@@ -1,0 +1,60 @@
+"""Sentences on how the run went: weights, restrictions, the method, training, the latency budget, what is missing."""
+
+from __future__ import annotations
+
+from toolchain.outputs import Output, divergence_words
+from toolchain.report.record import ClosedForm, LatencyBudget, Report
+from toolchain.report.sections import Part, Section
+from toolchain.report.tables import number
+from toolchain.training.stages import FinetuneFacts
+
+
+def _draw(report: Report) -> Part:
+    lines = [*report.notes, *(f"Restriction of this model: {each}." for each in report.restrictions)]
+    if report.closed_form is not None:
+        lines.append(_closed_form(report.closed_form, report.output))
+    if report.finetune is not None:
+        lines.append(finetune_line(report.finetune, report.output))
+    lines += [_latency(row) for row in report.latency_budget if row.measured is not None]
+    lines += [f"Not measured, or not all of it: {row.reason}" for row in report.not_measured]
+    lines += [f"{name}: {note}" for name, graph in report.graphs.items() for note in graph.notes]
+    missed = (
+        f"The latency budget on {row.target} is missed: {row.requested:.3f} of the dense model's time was asked for, "
+        f"{row.measured:.3f} was measured for these shapes."
+        for row in report.latency_budget
+        if row.met is False
+    )
+    return Part("Notes", tuple(missed), lines=tuple(lines))
+
+
+def _latency(row: LatencyBudget) -> str:
+    return (
+        f"Latency budget on {row.target}, batch {row.batch}, {row.threads} thread(s): {row.requested:.3f} of the dense "
+        f"model's time was asked for, {row.measured:.3f} was measured for these shapes when the widths were chosen."
+    )
+
+
+def _closed_form(facts: ClosedForm, output: Output) -> str:
+    head = "re-fitted" if facts.head_refitted else "left as it was"
+    far = "not a number" if facts.kl is None else f"{facts.kl:.3g} nats per validation image"
+    return (
+        f"Closed form: β = {facts.beta:g}, the classifier {head}; {divergence_words(output)} from the dense model, "
+        f"before any training, {far}."
+    )
+
+
+def finetune_line(facts: FinetuneFacts, output: Output = "logits") -> str:
+    """What fine-tuning did on validation, and which model it kept."""
+    if facts.judged_by == "errors":
+        before, after = number(facts.before), number(facts.after)
+        counted = f"{before} of {number(facts.images)} validation images wrong before, {after} after"
+    else:
+        before, after = ("not a number" if end is None else f"{end:.3g}" for end in (facts.before, facts.after))
+        counted = (
+            f"without labels, {divergence_words(output)} from the dense model {before} before, {after} after "
+            f"({number(facts.images)} validation images)"
+        )
+    return f"Fine-tuning: {counted}; the model {facts.kept} it was kept."
+
+
+SECTION = Section("notes", _draw)

@@ -1,0 +1,58 @@
+"""Where it was removed: the share per block and kind of unit; ° marks kinds that are only zeroed, not physically gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from toolchain.report.figures import BAR, GAP, PLOT, Bar, Figure
+from toolchain.report.record import PrunedShare, Report
+from toolchain.report.sections import Part, Section
+from toolchain.report.tables import Table
+
+
+def _draw(report: Report) -> Part:
+    rows = report.pruned_shares
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    zeroed = {row.kind for row in rows if not row.physical}
+    cells = {(row.block, row.kind): [row] for row in rows}
+
+    def cell(shares: Sequence[PrunedShare]) -> str:
+        total = sum(row.total for row in shares)
+        return "–" if not total else f"{100 * sum(row.removed for row in shares) / total:.1f} %"
+
+    body = [
+        (block, *(cell(cells.get((block, kind), ())) for kind in kinds))
+        for block in sorted({row.block for row in rows}, key=_block_order)
+    ]
+    body.append(("all", *(cell([row for row in rows if row.kind == kind]) for kind in kinds)))
+    header = ("block", *(f"{kind}{'°' if kind in zeroed else ''}" for kind in kinds))
+    title = f"Removed share per block and kind{' (° zeroed, not physically gone)' if zeroed else ''}"
+    table = Table(title, header, tuple(body) if rows else ())
+    return Part(title, table=table, figures=shares_figure(rows))
+
+
+def shares_figure(rows: Sequence[PrunedShare]) -> tuple[Figure, ...]:
+    """One bar for each block and kind, as long as the removed share; nothing if nothing was removed."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    bars: list[Bar] = []
+    y = 0.0
+    for block in sorted({row.block for row in rows}, key=_block_order):
+        below = sorted((row for row in rows if row.block == block), key=lambda row: kinds.index(row.kind))
+        for index, row in enumerate(below):
+            share = row.removed / row.total
+            label = "" if index else block
+            bars.append(Bar(y, label, 0.0, share * PLOT, f"{100 * share:.1f} %", kinds.index(row.kind)))
+            y += BAR
+        y += GAP
+    zeroed = {row.kind for row in rows if not row.physical}
+    legend = tuple(f"{kind} (zeroed, not physically gone)" if kind in zeroed else kind for kind in kinds)
+    ticks = tuple((share * PLOT, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+    return (Figure("Where it was removed", "", tuple(bars), legend, ticks, y),) if bars else ()
+
+
+def _block_order(name: str) -> list[int]:
+    """A sort key by which blocks.10 comes after blocks.9."""
+    return [int(part) if part.isdigit() else 0 for part in name.split(".")]
+
+
+SECTION = Section("shares", _draw)

@@ -1,0 +1,41 @@
+"""Which file to take, where there is a choice."""
+
+from __future__ import annotations
+
+from toolchain.report.record import Int8Choice, Report
+from toolchain.report.sections import Part, Section
+from toolchain.report.tables import percent
+
+
+def _draw(report: Report) -> Part:
+    title = "Which file to take"
+    if len(report.artifacts) <= 2:
+        return Part(title)
+    suggestion = report.suggestion
+    counted = any(row.total is not None for row in report.artifacts)
+    limit = f"at most {percent(suggestion.accuracy_loss)} of the images lost" if counted else "accuracy is not known"
+    lines = [f"Smallest file ({limit}): {suggestion.smallest}."]
+    lines += [
+        f"Fastest file on {row} ({limit}): {row.path}, {row.ratio.point:.3f} of the dense time."
+        for row in suggestion.fastest
+    ]
+    lines += [int8_line(row) for row in report.int8]
+    lines += [f"Left out, as less accurate: {path}." for path in suggestion.left_out]
+    return Part(title, lines=tuple(lines))
+
+
+def int8_line(row: Int8Choice) -> str:
+    """Which kind of int8 is the faster one in a place."""
+    ratio = row.ratio
+    if ratio is None:
+        return f"int8 on {row}: {row.chosen or 'slower than fp32'}."
+    took = f"int8-qdq took {ratio.point:.3f} [{ratio.lo:.3f}, {ratio.hi:.3f}] of the time of int8-dynamic"
+    if row.slower_than_fp32:
+        return f"int8 on {row}: neither; the faster one is slower than fp32 ({took})."
+    if row.chosen is None:
+        return f"int8 on {row}: not chosen, as fp32 has no valid time to hold it against ({took})."
+    known = "" if row.verified else ", a difference is not verified"
+    return f"int8 on {row}: {row.chosen} ({took}{known})."
+
+
+SECTION = Section("suggestion", _draw)
