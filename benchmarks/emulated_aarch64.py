@@ -29,7 +29,7 @@ from toolchain.artifacts import open_artifact
 from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.measure.comparison import VARIANTS, Session
-from toolchain.on_device.runner import PLAN_SCHEMA, block_orders, make_inputs, plan_digest
+from toolchain.on_device.runner import SCHEDULE_SCHEMA, block_orders, make_inputs, schedule_digest
 from toolchain.on_device.runner import __file__ as runner
 from toolchain.parity import TOLERANCES, Tolerance, compare_outputs
 from toolchain.targets import get_target
@@ -173,8 +173,8 @@ def check_runner(emulated: Emulated) -> bool:
     folder.mkdir()
     model = _small_model(folder / "small.onnx")
     variants = [{"name": n, "path": model.name, "runtime": "ort-cpu", "inputs": ["x"]} for n in VARIANTS]
-    plan = {
-        "schema": PLAN_SCHEMA,
+    schedule = {
+        "schema": SCHEDULE_SCHEMA,
         "seed": 0,
         "session": 0,
         "blocks": 4,
@@ -185,17 +185,17 @@ def check_runner(emulated: Emulated) -> bool:
         "variants": variants,
         "files": {model.name: sha256(model)},
     }
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    emulated.run(runner, "plan.json", "out.json", folder=folder)
+    (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")
+    emulated.run(runner, "schedule.json", "out.json", folder=folder)
     result = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     (folder / "out.json").unlink()
-    same_plan = result.pop("plan_sha256") == plan_digest(plan)
+    same_schedule = result.pop("schedule_sha256") == schedule_digest(schedule)
     session = Session.model_validate_json(json.dumps(result))
     same_orders = [list(block.order) for block in session.blocks] == block_orders(VARIANTS, 4, seed=0, session=0)
     machine = session.fingerprint.before.machine
-    good = same_plan and same_orders and machine["system"].endswith("aarch64")
+    good = same_schedule and same_orders and machine["system"].endswith("aarch64")
     print(f"device runner on {machine['system']}, Python {machine['python']}, {machine['runtimes']}: ", end="")
-    print("a whole session, its plan and its orders" if good else f"WRONG: {same_plan=} {same_orders=}")
+    print("a whole session, its schedule and its orders" if good else f"WRONG: {same_schedule=} {same_orders=}")
     return bool(good)
 
 

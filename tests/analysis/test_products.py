@@ -12,7 +12,7 @@ from builders import dense_model, random_plan, variant
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.analysis.products import products, read_graph, write_products
-from toolchain.analysis.products_runner import made_inputs
+from toolchain.targets.products import made_inputs
 from toolchain.cost import Widths, trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import export_onnx

@@ -12,11 +12,11 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from builders import Refusing
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -25,7 +25,7 @@ from toolchain.errors import MeasurementError
 from toolchain.export.precision import PRECISIONS
 from toolchain.pipeline.folder import Workspace
 from toolchain.surgery import replay
-from toolchain.targets import TARGETS, TargetInfo
+from toolchain.targets import TARGETS
 from toolchain.training import checkpoint as training_checkpoint
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -298,11 +298,9 @@ def test_unknown_target_offers_the_nearest(refused):
 
 
 @pytest.fixture
-def build_only(monkeypatch):
+def build_only(register):
     """A target that builds engines and has nothing to run them on."""
-    info = TargetInfo("build-only", "x", "1", "none", {"run": "no: there is no GPU"})
-    target = SimpleNamespace(name="build-only", measures=True, probe=lambda: info)
-    monkeypatch.setitem(TARGETS, "build-only", target)
+    register(TARGETS, Refusing("build-only", runs="no: there is no GPU"))
 
 
 @pytest.mark.parametrize(

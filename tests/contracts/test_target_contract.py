@@ -19,12 +19,15 @@ from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.on_device.runner import PLAN_SCHEMA, emulation, fingerprint
+from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
-from toolchain.targets import MODES, TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
+from toolchain.targets import TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
+from toolchain.targets.mode import Mode
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
 TOLERANCE = {"openvino-cpu-bf16": 5e-2, "trt": 2e-2, "trt-rtx": 2e-2}  # bf16; TF32 products
+
+ALL = sorted(name + mode.suffix for name, target in TARGETS.items() for mode in target.modes or (Mode(),))
 
 
 @cache
@@ -103,7 +106,7 @@ def test_what_cannot_run_is_refused_and_never_replaced(name, artifacts, cpu):
         target.open(artifact(name, artifacts), threads=1)
 
 
-@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
+@pytest.mark.parametrize("name", ALL)
 def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, monkeypatch, tmp_path):
     """Kind: a target that remembers to ask its probe in one place and forgets it in another."""
     target, absent = get_target(name), tmp_path / "absent"
@@ -124,7 +127,7 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, mo
             call()
 
 
-@pytest.mark.parametrize("name", sorted({*TARGETS, *MODES}))
+@pytest.mark.parametrize("name", ALL)
 def test_no_target_replaces_what_asks_the_probe(name):
     """What `@final` says to mypy, and a target in a file of someone's own could ignore."""
     kind = type(get_target(name))
@@ -162,15 +165,15 @@ def test_no_session_times_bf16_where_the_cpu_has_none(cpu, monkeypatch, tmp_path
     monkeypatch.setenv("PYTHONPATH", played.__path__[0])
     path = write_stack(tmp_path / "m.onnx")
     for runtime in ("openvino-cpu-bf16", f"{PRODUCTS}openvino-cpu-bf16"):
-        plan = {
-            "schema": PLAN_SCHEMA,
+        schedule = {
+            "schema": SCHEDULE_SCHEMA,
             "session": 0,
             "threads": 1,
             "inputs": {"count": 1, "seed": 0, "tensors": [{"shape": [1, 96], "dtype": "float32"}]},
             "variants": [{"name": "A", "path": str(path), "runtime": runtime, "inputs": ["image"]}],
         }
         with pytest.raises(TargetUnavailable, match="no bf16 instructions"):
-            LocalTransport().run(plan, lambda *_: None)
+            LocalTransport().run(schedule, lambda *_: None)
 
 
 def test_a_played_cpu_is_what_the_project_sees(cpu):
@@ -263,10 +266,8 @@ def test_nodes_are_profiled_where_the_target_says_so(name, artifacts):
     assert sum(node.ns for node in products) > 0
 
 
-@pytest.mark.parametrize("name", list(MODES))
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(TARGETS)))
 def test_a_mode_is_a_target_with_a_name_of_its_own(name):
-    target = MODES[name]
-    base = name.partition("+")[0]
+    target, base = get_target(name), name.partition("+")[0]
     assert target.name == name
-    assert get_target(name) is (TARGETS[base] if name == base else target)
     assert target.profile == TARGETS[base].profile

@@ -1,19 +1,26 @@
 """A whole recipe whose board goes off, against a real sshd on loopback."""
 
 import json
+from functools import partial
 
 import pytest
 from loopback import loopback
 
+from toolchain.cost import Widths
 from toolchain.errors import TargetUnavailable
 from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design
+from toolchain.pipeline.job import prepare
+from toolchain.pipeline.latency_budget import time_widths
 from toolchain.pipeline.run import run
+from toolchain.pipeline.stages.latency import clocks
+from toolchain.progress import SILENT
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6, "looks": 1, "sessions": 2, "blocks": 4}
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
 SHAPE = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ASKED = {
     "model": {"name": "vit_tiny_patch16_224", "kwargs": SHAPE, "pretrained": False},
@@ -32,8 +39,7 @@ def server(tmp_path, monkeypatch):
     started.kill()
 
 
-def briefly(a, b, **asked):
-    return compare(a, b, **{**asked, **SHORT})
+briefly = partial(compare, design=SHORT)
 
 
 def test_what_was_measured_counts_while_the_board_is_off(server, tmp_path):
@@ -91,3 +97,14 @@ def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
         run(recipe, tmp_path / "run", compare=refuse)
     assert asked == [1]
     assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_latency_budget_is_measured_on_the_board(server):
+    """The board is one of targets.toml: its clock times whole models there, over ssh."""
+    job = prepare(Recipe.from_dict({**ASKED, "budget": {"latency": {"board": "90%"}}}))
+    (clock,) = clocks(job, job.dense, SILENT)
+    assert (clock.setting.target, clock.setting.device.is_here) == ("board", False)
+    timing = time_widths(job.dense, [Widths({("blocks.0.mlp", "mlp_hidden"): 8})], clock.setting, SHORT)
+    assert timing.dense_ms > 0
+    assert len(timing.ratios) == 1
+    assert list((server.root / "device" / "artifacts").iterdir()), "the files were sent there"

@@ -115,7 +115,5 @@ def test_a_model_runs_on_the_gpu_in_every_mode(mode, tiny):
         np.testing.assert_allclose(runner.infer(feeds[0])["logits"], expected[0], atol=1e-4)
         assert runner.device_bytes() > 0
         assert min(runner.time_ns(feeds, 10)) > 0
-        wall, device = runner.time_both_ns(feeds, 20)
-        assert sorted(device)[10] <= sorted(wall)[10]
         for (_, call), wanted in zip(runner._calls.values(), expected, strict=True):
             np.testing.assert_allclose(call.launched.outputs["logits"].cpu().numpy(), wanted, atol=1e-4)

@@ -635,11 +635,9 @@ def test_an_onnx_file_is_timed_in_every_mode(target, mode, onnx_file, tmp_path, 
             for feed, call in engine._calls.values():
                 got = call.launched.outputs["logits"].cpu().numpy()
                 assert np.abs(got - reference.run(None, feed)[0]).max() <= 2e-2 * max(1.0, np.abs(got).max())
-            wall, device = engine.time_both_ns(feeds, 20)
     except (TargetUnavailable, RecipeError) as error:
         pytest.skip(str(error))
     assert (len(times), min(times) > 0) == (20, True)
-    assert sorted(device)[10] <= sorted(wall)[10]
 
 
 @pytest.mark.gpu

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
+from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
+from toolchain.measure.compare import compare
 from toolchain.pipeline.cell import require_speedup
 from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.preview import Preview, from_shapes, preview
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
@@ -44,7 +47,8 @@ def run(
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
-        report = run_recipe(loaded, folder, resume=not no_resume, progress=Progress(screen))
+        timed = partial(compare, design=design_of(context))
+        report = run_recipe(loaded, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
     if json_:
         print_json(report.to_dict())
     else:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from toolchain.errors import RecipeError
 from toolchain.on_device.runner import OPENERS
 from toolchain.settings import Positive, read_toml, tuple_of
-from toolchain.targets import MODES, TARGETS
+from toolchain.targets import TARGETS, is_target
 
 FILE_NAME = "targets.toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -23,7 +23,7 @@ WORD = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 
 
 def _measured(runtime: str) -> str:
-    if runtime not in TARGETS and runtime not in MODES:
+    if not is_target(runtime):
         measured = [name for name, target in TARGETS.items() if target.measures]
         raise ValueError(f"{runtime!r} is no runtime that is timed; there are {', '.join(measured)}")
     return runtime
@@ -141,13 +141,20 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
     named = load_targets(file)
     if name in named:
         return named[name]
-    if name in TARGETS or name in MODES:
+    if is_target(name):
         # Not validated: a built-in target that is not timed has its own refusal, with its reason.
         return LocalSettings.model_construct(transport="local", runtime=name)
     known = [*TARGETS, *named]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known targets: {', '.join(known)}"
     raise RecipeError(f"unknown target {name!r}; {hint} Devices are named in {file or FILE_NAME}.")
+
+
+def bundled_runtime(name: str, settings: NamedTarget) -> str:
+    """The runtime of a target as bundles have it; raises RecipeError if they do not."""
+    if settings.runtime not in OPENERS:
+        raise RecipeError(f"target {name!r} runs on {settings.runtime}, which bundles do not have")
+    return settings.runtime
 
 
 def _read(path: Path) -> dict[str, NamedTarget]:
@@ -157,7 +164,7 @@ def _read(path: Path) -> dict[str, NamedTarget]:
 def _one(path: Path, name: str, table: Any) -> NamedTarget:
     if not NAME.fullmatch(name):
         raise RecipeError(f"{path}: {name!r} is no name of a target: letters, digits and ._-, a letter or digit first")
-    if name in TARGETS or name in MODES:
+    if is_target(name):
         raise RecipeError(f"{path}: {name!r} is a built-in target; choose another name")
     if not isinstance(table, Mapping):
         raise RecipeError(f"{path}: {name} is {table!r}; expected a table, [{name}]")

@@ -22,6 +22,8 @@ Feeds = Mapping[str, NDArray[Any]]
 
 
 ENGINE_SCHEMA = "slimvit.engine/1"
+PRODUCTS = "products/"
+"""Before a target's name in a schedule: the variant is a file of products, see `products`."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,22 @@ class Target(ABC):
     """Kinds of artifacts that it opens: names of `ARTIFACTS`. The first is what a run times on it."""
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
+    uses_threads: bool = True
+    """Whether threads of the CPU do the work."""
+    modes: tuple[Mode, ...] = ()
+    """In which calls are timed, the first under the target's own name; none where there is one way alone."""
+    never_run: str = ""
+    """What of it has never been carried out by those who wrote it, for want of a device; "" where all has."""
     engines: tuple[str, ...]
     """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
         """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
+
+    def in_mode(self, mode: Mode) -> Target:
+        """The same runtime, timed in another of its modes, which its name tells."""
+        raise NotImplementedError(f"{self.name} has no {mode}")
 
     @final
     def require_run(self) -> None:
@@ -145,14 +157,6 @@ class Target(ABC):
     @abstractmethod
     def _open(self, path: Path, threads: int) -> Runner:
         """What `open` does once the probe has said that files run here."""
-
-
-class Timed(Protocol):
-    """A target whose calls are timed in named modes."""
-
-    def in_mode(self, mode: Mode) -> Target:
-        """The same runtime, timed in another mode, which its name tells."""
-        ...
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""How a call on an NVIDIA GPU is timed: named modes, and the one clock that all GPU runners share.
+"""How a call on an NVIDIA GPU is timed: a few named modes, and the one clock that all GPU runners share.
 
-A mode is part of a target's name ("trt+graph+events"), so that samples of two modes are never compared by accident.
-Torch owns the device memory, the streams and the events; the runtimes only enqueue their work.
+A mode is part of a target's name ("trt+graph"), so that samples of two modes are never compared by accident.
+Torch owns the device memory, the streams; the runtimes only enqueue their work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -20,8 +19,6 @@ from numpy.typing import NDArray
 from toolchain.on_device.runner import time_calls_ns
 from toolchain.targets.base import Feeds
 from toolchain.targets.mode import Mode
-
-NS_PER_MS = 1e6
 
 
 class Launch(Protocol):
@@ -93,32 +90,11 @@ class GpuRunner(ABC):
         return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in host.items()}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
-        """One sample for each of `samples` calls in nanoseconds, by the clock of the runner's mode.
-
-        A call starts when the one before has ended.
-        """
-        wall, device = self.time_both_ns(feeds, samples, with_events=self.mode.events)
-        return device if self.mode.events else wall
-
-    def time_both_ns(
-        self, feeds: Sequence[Feeds], samples: int, *, with_events: bool = True
-    ) -> tuple[list[int], list[int]]:
-        """(wall time, time between CUDA events) of each of `samples` calls in nanoseconds.
-
-        Recording events costs the host some microseconds, so wall time alone is taken without them; then the second
-        list is empty.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(torch.cuda.stream(self._stream))
+        """Wall time of each of `samples` calls in nanoseconds; a call starts when the one before has ended."""
+        with torch.cuda.stream(self._stream):
             prepared = self._prepared(feeds)
             self._stream.synchronize()
-            marks: list[tuple[Any, Any]] = []
-
-            def call(feed: Feeds) -> None:
-                prepared[id(feed)](marks if with_events else None)
-
-            wall = time_calls_ns(call, feeds, samples)
-            return wall, [elapsed_ns(start, end) for start, end in marks]
+            return time_calls_ns(lambda feed: prepared[id(feed)](), feeds, samples)
 
     def _prepared(self, feeds: Sequence[Feeds]) -> dict[int, _Call]:
         """A call for each of these feeds; those that are not among them are let go."""
@@ -145,27 +121,17 @@ class _Call:
                 name: torch.empty_like(tensor, device="cpu", pin_memory=True)
                 for name, tensor in launched.outputs.items()
             }
-        self._woken = torch.cuda.Event(blocking=not mode.spin)  # type: ignore[no-untyped-call]
+        self._woken = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
-    def __call__(self, marks: list[tuple[Any, Any]] | None) -> None:
-        """Runs it to its end; the two events around it are appended to `marks`."""
-        start, end = _timed_events() if marks is not None else (None, None)
-        if start is not None:
-            start.record(self.stream)
+    def __call__(self) -> None:
+        """Runs it to its end."""
         for name, tensor in self._host_in.items():
             self.launched.inputs[name].copy_(tensor, non_blocking=True)
         self._run()
         for name, tensor in self._host_out.items():
             tensor.copy_(self.launched.outputs[name], non_blocking=True)
-        if marks is not None and end is not None:
-            end.record(self.stream)
-            marks.append((start, end))
         self._woken.record(self.stream)
-        wait(self._woken, spin=self.mode.spin)
-
-
-def _timed_events() -> tuple[Any, Any]:
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._woken.synchronize()  # the host sleeps until it is woken
 
 
 def capture(enqueue: Callable[[], object], stream: Any) -> Callable[[], object]:
@@ -176,20 +142,6 @@ def capture(enqueue: Callable[[], object], stream: Any) -> Callable[[], object]:
     with torch.cuda.graph(graph, stream=stream):
         enqueue()
     return graph.replay
-
-
-def wait(event: Any, *, spin: bool) -> None:
-    """Returns when the event has happened: asked for in a loop, or slept for, if it was made as a blocking event."""
-    if not spin:
-        event.synchronize()
-        return
-    while not event.query():
-        pass
-
-
-def elapsed_ns(start: Any, end: Any) -> int:
-    """Nanoseconds between two CUDA events, which count in milliseconds; at least 1, as a sample is never 0."""
-    return max(1, round(float(start.elapsed_time(end)) * NS_PER_MS))
 
 
 def to_host(array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:

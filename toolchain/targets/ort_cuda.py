@@ -18,7 +18,7 @@ from toolchain.files import sha256
 from toolchain.on_device.runner import ort_options
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
-from toolchain.targets.mode import Mode
+from toolchain.targets.mode import EVERY_MODE, Mode
 
 NAME = "ort-cuda"
 INSTALL = "pip uninstall --yes onnxruntime && pip install 'onnxruntime-gpu>=1.24'"
@@ -205,11 +205,14 @@ def _integer_nodes(path: Path) -> set[str]:
 
 
 class OrtCuda(Target):
-    """Target "ort-cuda", in one of the modes of `gpu`; multiples of 8 are what fp16 tensor cores take."""
+    """Target "ort-cuda", never run here for want of a GPU; in one of the modes of `gpu`; multiples of 8 are what fp16 tensor cores take."""
 
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})
     takes = ("onnx",)
     measures = True
+    uses_threads = False
+    modes = EVERY_MODE
+    never_run = "no file has ever been run on it here: there was no NVIDIA GPU"
     engines: tuple[str, ...] = ()
 
     def __init__(self, mode: Mode = Mode()) -> None:  # noqa: B008 - frozen

@@ -31,7 +31,7 @@ from toolchain.targets.base import (
 )
 from toolchain.targets.engine_cache import cached_engine, source_digests
 from toolchain.targets.gpu import local_capability, no_gpu
-from toolchain.targets.mode import Mode
+from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt.network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.tensorrt.options import (
     opened_runtime,
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorRT(Refittable):
-    """A target on one of NVIDIA's two runtimes.
+    """A target on one of NVIDIA's two runtimes; engines were built with it, and none was ever run here for want of a GPU.
 
     `open` runs an engine, or an ONNX file: of that, an engine for this GPU and exactly the batch of the feeds is built
     and kept in the user's cache, so that a baseline and its control, and all sessions, time one and the same engine.
@@ -64,6 +64,9 @@ class TensorRT(Refittable):
     profile = TargetProfile({"mlp_hidden": 8, "head_dim": 8, "rank": 8})  # fp16 tensor cores
     takes = ("onnx", "tensorrt-engine")
     measures = True
+    uses_threads = False
+    modes = EVERY_MODE
+    never_run = "engines are built here, and none has ever been run: there was no NVIDIA GPU"
     engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
 
     def __init__(

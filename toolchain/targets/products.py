@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.devices.worker import PRODUCTS
 from toolchain.on_device.runner import OrtRunner, time_calls_ns
 from toolchain.targets import Feeds, Runner
+from toolchain.targets.base import PRODUCTS
 from toolchain.targets.openvino_cpu import OPENVINO_CPU, OPENVINO_CPU_BF16, OpenVinoCpu, OpenVinoRunner
 from toolchain.targets.ort import ORT_CPU
 
