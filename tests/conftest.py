@@ -32,3 +32,17 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 def tiny() -> TimmModel:
     """A randomised dense model of two blocks."""
     return dense_model()
+
+
+@pytest.fixture
+def added():
+    """Puts an entry into a registry until the test ends."""
+    entries = []
+
+    def add(registry, entry):
+        entries.append((registry, entry.name))
+        return registry.add(entry)
+
+    yield add
+    for registry, name in entries:
+        registry.discard(name)

@@ -298,11 +298,11 @@ def test_unknown_target_offers_the_nearest(refused):
 
 
 @pytest.fixture
-def build_only(monkeypatch):
+def build_only(added):
     """A target that builds engines and has nothing to run them on."""
     info = TargetInfo("build-only", "x", "1", "none", {"run": "no: there is no GPU"})
     target = SimpleNamespace(name="build-only", measures=True, probe=lambda: info)
-    monkeypatch.setitem(TARGETS, "build-only", target)
+    added(TARGETS, target)
 
 
 @pytest.mark.parametrize(

@@ -265,8 +265,9 @@ def test_nodes_are_profiled_where_the_target_says_so(name, artifacts):
 
 @pytest.mark.parametrize("name", list(MODES))
 def test_a_mode_is_a_target_with_a_name_of_its_own(name):
-    target = MODES[name]
+    target = get_target(name)
     base = name.partition("+")[0]
     assert target.name == name
-    assert get_target(name) is (TARGETS[base] if name == base else target)
+    assert get_target(name) is target
+    assert name != base or target is TARGETS[base]
     assert target.profile == TARGETS[base].profile

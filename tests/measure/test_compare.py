@@ -80,22 +80,22 @@ def test_outputs_that_are_not_finite_give_no_latency(stack, tmp_path):
         compare(a, overflowing, **SHORT)
 
 
-def test_a_target_that_does_not_measure_says_so(stack, tmp_path, monkeypatch):
+def test_a_target_that_does_not_measure_says_so(stack, tmp_path, added):
     from toolchain.targets import TARGETS
 
     class BuildOnly:
         name, measures = "build-only", False
 
-    monkeypatch.setitem(TARGETS, "build-only", BuildOnly())
+    added(TARGETS, BuildOnly())
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="cannot be measured"):
         compare(a, a, **{**SHORT, "target": "build-only"})
 
 
-def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, monkeypatch):
+def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, added):
     from toolchain.targets import TARGETS
 
-    monkeypatch.setitem(TARGETS, "no-gpu", Refusing("no-gpu", runs="no: there is no GPU"))
+    added(TARGETS, Refusing("no-gpu", runs="no: there is no GPU"))
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="there is no GPU"):
         compare(a, a, **{**SHORT, "target": "no-gpu"})
