@@ -110,7 +110,7 @@ class Bench:
         seconds = {phase: round(value, 2) for phase, value in outcome.seconds.items()}
         return Record(self.suite.name, name, kind, key, *facts, seconds)
 
-    def found(self, reference: str, seed: int) -> references.Ready | None:
+    def ready(self, reference: str, seed: int) -> references.Ready | None:
         """A dense model of the suite, if it is on this machine."""
         at = (reference, seed)
         if at not in self._references and (ready := references.find(self.suite, *at, self.work)) is not None:
@@ -119,7 +119,7 @@ class Bench:
 
     def reference(self, reference: str, seed: int) -> references.Ready:
         """A dense model of the suite, trained now if it is not there."""
-        if (ready := self.found(reference, seed)) is None:
+        if (ready := self.ready(reference, seed)) is None:
             ready = references.get(self.suite, reference, seed, self.work, said(f"{reference}_s{seed}"))
             self._references[reference, seed] = ready
         return ready

@@ -78,8 +78,8 @@ class Results:
     def below(self, suite: str, cell: str) -> list[Record]:
         """The records that were made beside that of a cell, by name: their names begin with its own and a dot."""
         paths = sorted(self.path(suite, cell).parent.glob(f"{cell}.*{SUFFIX}"))
-        found = [read_record(path) for path in paths if path != self.path(suite, cell)]
-        return [record for record in found if record is not None]
+        records = [read_record(path) for path in paths if path != self.path(suite, cell)]
+        return [record for record in records if record is not None]
 
     def with_key(self, kind: str, key: str) -> Record | None:
         """A record of any suite under that key: what two suites ask for is measured once."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from played.cpus import CPUS, VARIABLE, play
 
@@ -22,10 +24,25 @@ import torch
 from builders import dense_model
 
 from toolchain.model import TimmModel
+from toolchain.registry import Registry
 
 # Processes beside each other (`pytest -n 2`) share the cores; each with threads for all of them would only wait.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[[Registry[Any], Any], None]]:
+    """Puts an entry into a registry until the test ends."""
+    before: list[tuple[Registry[Any], str, Any]] = []
+
+    def put(registry: Registry[Any], entry: Any) -> None:
+        before.append((registry, entry.name, registry.get(entry.name)))
+        registry.add(entry)
+
+    yield put
+    for registry, name, entry in reversed(before):
+        registry.discard(name) if entry is None else registry.add(entry)
 
 
 @pytest.fixture

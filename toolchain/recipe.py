@@ -182,14 +182,11 @@ class FinetuneSection(Section):
         return self
 
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-qdq"]
-
-
 class ExportSection(Section):
     """[export]: the ONNX files; within `accuracy_loss`, a share of the images, the report suggests one of them."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), BeforeValidator(tuple_of)] = ("fp32",)
+    precisions: Names = ("fp32",)
     simplify: bool = True
     preprocess: bool = False
     softmax: bool = False

@@ -209,7 +209,7 @@ class Compression(Kind[CompressionCell, Group]):
         chosen = self.chosen(cell, bench)
         weights = ""
         if cell.reference:
-            ready = bench.found(cell.reference, cell.seed)
+            ready = bench.ready(cell.reference, cell.seed)
             if ready is None and record is None:
                 ready = bench.reference(cell.reference, cell.seed)
             weights = ready.weights_sha256 if ready else record.result["weights_sha256"] if record else ""
@@ -324,7 +324,7 @@ class Compression(Kind[CompressionCell, Group]):
             begun.add(start)
             passes = predict.passes(recipe, epochs(recipe), sizes[model], compressed=repeated)
             seconds[cell.name] = known.get(alike) or predict.seconds(passes, sizes[model], rate)
-            if cell.reference and bench.found(cell.reference, cell.seed) is None:
+            if cell.reference and bench.ready(cell.reference, cell.seed) is None:
                 seconds[cell.model] = predict.training_seconds(dense, sizes[model], rate)
         return seconds
 

@@ -64,7 +64,7 @@ class Files(Kind[FilesCell, Group]):
     def measure(self, cell: FilesCell, bench: Bench, progress: Progress) -> Outcome:
         """Carries the recipe out."""
         recipe, folder, watch = Recipe.load(cell.recipe), bench.work / "runs" / cell.name, Stopwatch()
-        report = bench.harness.run(recipe, folder, progress=Progress(watch)).to_dict()
+        report = bench.harness.run(recipe, folder, progress=Progress(watch), compare=bench.harness.compare).to_dict()
         definition, beside = {"recipe": described(recipe)}, {}
         for path in sorted((folder / "bench").glob("*.json")):
             comparison = Comparison.load(path)

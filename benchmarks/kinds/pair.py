@@ -135,8 +135,8 @@ class Pair(Kind[PairCell, Group]):
         file, sides = bench.suite.file, []
         for side in (cell.a, cell.b):
             if cell.model:
-                made = shape(cell.model, side, file, bench.suite.path)
-                sides.append([made.timm_name, made.sections, made.precision])
+                one = shape(cell.model, side, file, bench.suite.path)
+                sides.append([one.timm_name, one.sections, one.precision])
                 continue
             row = self._row(side, bench.suite)
             if (record := bench.record(row)) is None:

@@ -58,12 +58,12 @@ class Settings:
     def of(raw: Mapping[str, Any]) -> Settings:
         """The settings of a cell; raises RecipeError for a name that there is none of."""
         try:
-            found = Settings(**raw)
+            settings = Settings(**raw)
         except TypeError as error:
             raise RecipeError(f"peer settings {sorted(raw)}: {error}") from None
-        if found.scale not in ("dense", "sdpa"):
-            raise RecipeError(f"peer.scale is {found.scale!r}, expected 'dense' or 'sdpa'")
-        return found
+        if settings.scale not in ("dense", "sdpa"):
+            raise RecipeError(f"peer.scale is {settings.scale!r}, expected 'dense' or 'sdpa'")
+        return settings
 
 
 def peer_version() -> dict[str, str]:
@@ -71,7 +71,7 @@ def peer_version() -> dict[str, str]:
     return {"torch-pruning": version("torch-pruning")}
 
 
-def prune(given: TimmModel, source: DataSource, settings: Settings) -> tuple[MaskedModel, dict[str, Any]]:
+def prune(model: TimmModel, source: DataSource, settings: Settings) -> tuple[MaskedModel, dict[str, Any]]:
     """(the pruned model, what was chosen): the pruning ratio is bisected until the parameters left are those wanted.
 
     The model is returned as one without a plan, so that the same recovery and evaluation take it as any other.
@@ -79,26 +79,26 @@ def prune(given: TimmModel, source: DataSource, settings: Settings) -> tuple[Mas
     Raises:
         BudgetError: no pruning ratio comes within 1 % of the wanted parameters.
     """
-    dense = trace(given.module, given.family, given.preprocess.input_size).params
+    dense = trace(model.module, model.family, model.preprocess.input_size).params
     wanted = settings.params * dense
-    gradients = taylor_gradients(given.module, source, settings.taylor_batches)
-    found = nearest(lambda ratio: pruned(given, gradients, settings, ratio), wanted)
-    if found.distance > EXACT * wanted:  # a head dim is a coarse step; the neurons make up for it
-        fine = nearest(lambda ratio: pruned(given, gradients, settings, found.ratio, ratio), wanted)
-        found = min(found, replace(fine, ratio=found.ratio, mlp_ratio=fine.ratio), key=lambda each: each.distance)
-    if found.distance > TOLERANCE * wanted:
+    gradients = taylor_gradients(model.module, source, settings.taylor_batches)
+    best = nearest(lambda ratio: pruned(model, gradients, settings, ratio), wanted)
+    if best.distance > EXACT * wanted:  # a head dim is a coarse step; the neurons make up for it
+        fine = nearest(lambda ratio: pruned(model, gradients, settings, best.ratio, ratio), wanted)
+        best = min(best, replace(fine, ratio=best.ratio, mlp_ratio=fine.ratio), key=lambda each: each.distance)
+    if best.distance > TOLERANCE * wanted:
         raise BudgetError(
-            f"Torch-Pruning reaches {found.params:,} parameters with {settings}, {wanted:,.0f} were wanted: more than "
+            f"Torch-Pruning reaches {best.params:,} parameters with {settings}, {wanted:,.0f} were wanted: more than "
             f"{TOLERANCE:.0%} away. Change round_to or head_pruning_ratio."
         )
-    plan = CompressionPlan(model=given.ref, keeps=(), low_ranks=(), provenance={"method": "torch-pruning"})
-    fields = (given.ref, found.module.eval(), given.family, given.groups, given.preprocess, given.provenance)
-    facts = {"pruning_ratio": found.ratio, "mlp_pruning_ratio": found.mlp_ratio, **shapes(found.module)}
+    plan = CompressionPlan(model=model.ref, keeps=(), low_ranks=(), provenance={"method": "torch-pruning"})
+    fields = (model.ref, best.module.eval(), model.family, model.groups, model.preprocess, model.provenance)
+    facts = {"pruning_ratio": best.ratio, "mlp_pruning_ratio": best.mlp_ratio, **shapes(best.module)}
     return MaskedModel(*fields, plan=plan), facts
 
 
 @dataclass(frozen=True)
-class Found:
+class Attempt:
     """A pruned module, how far its parameters are from those wanted, and the ratios that gave it."""
 
     distance: float
@@ -108,7 +108,7 @@ class Found:
     mlp_ratio: float | None = None
 
 
-def nearest(prune_at: Callable[[float], nn.Module], wanted: float) -> Found:
+def nearest(prune_at: Callable[[float], nn.Module], wanted: float) -> Attempt:
     """What comes nearest to the wanted parameters, by bisection of the ratio that is removed."""
     low, high, tries = 0.0, 1.0, []
     while len(tries) < HALVINGS and not (tries and tries[-1].distance <= EXACT * wanted):
@@ -116,7 +116,7 @@ def nearest(prune_at: Callable[[float], nn.Module], wanted: float) -> Found:
         module = prune_at(ratio)
         params = sum(parameter.numel() for parameter in module.parameters())
         low, high = (ratio, high) if params > wanted else (low, ratio)
-        tries.append(Found(abs(params - wanted), params, ratio, module))
+        tries.append(Attempt(abs(params - wanted), params, ratio, module))
     return min(tries, key=lambda each: each.distance)
 
 
@@ -135,7 +135,7 @@ def taylor_gradients(module: nn.Module, source: DataSource, count: int) -> dict[
 
 
 def pruned(
-    given: TimmModel,
+    model: TimmModel,
     gradients: Mapping[str, Tensor],
     settings: Settings,
     ratio: float,
@@ -147,7 +147,7 @@ def pruned(
     """
     import torch_pruning
 
-    module = copy.deepcopy(given.module).eval().requires_grad_(True)
+    module = copy.deepcopy(model.module).eval().requires_grad_(True)
     for name, parameter in module.named_parameters():
         parameter.grad = gradients[name].clone()
     attentions = [part for part in module.modules() if isinstance(part, Attention)]
@@ -156,7 +156,7 @@ def pruned(
     ignored = [module.get_submodule("head"), *(part.fc2 for part in mlps if settings.bottleneck)]
     pruner = torch_pruning.pruner.BasePruner(
         module,
-        torch.zeros(1, *given.preprocess.input_size),
+        torch.zeros(1, *model.preprocess.input_size),
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=settings.global_pruning,
         pruning_ratio=ratio,

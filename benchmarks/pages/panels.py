@@ -101,14 +101,14 @@ def lines(panels: Sequence[Lines], *, shared: bool = False) -> str:
     """The panels side by side, with one legend below; `shared` gives them one y axis."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.9), layout="constrained")
-        found: list[Any] = list(figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0])
+        side_by_side: list[Any] = list(figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0])
         entries: dict[str, Any] = {}
-        for index, (axes, panel) in enumerate(zip(found, panels, strict=True)):
+        for index, (axes, panel) in enumerate(zip(side_by_side, panels, strict=True)):
             _lines(axes, panel, entries)
             if shared and index:
                 axes.set_ylabel("")
         if shared:  # after the labels, one of which it adds to
-            _stretch(found[0].yaxis, [p for panel in panels for series in panel.series for p in series.points])
+            _stretch(side_by_side[0].yaxis, [p for panel in panels for series in panel.series for p in series.points])
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8)
         return _svg(figure, panels)
 

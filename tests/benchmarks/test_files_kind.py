@@ -6,13 +6,10 @@ import functools
 
 import pytest
 import run
-from benching import SHORT, Short
+from benching import Short
 from pages.files import after_compression, int8_line, page, timed
 from records import Results
 from suite import HERE, Suite
-
-from toolchain.measure.compare import compare
-from toolchain.pipeline import shipping
 
 RECIPE = """
 [model]
@@ -33,10 +30,8 @@ RESULTS = Results(HERE / "results")
 
 
 @pytest.fixture
-def recorded(tmp_path, monkeypatch):
+def recorded(tmp_path):
     """(the suite, its results, the run's record), after a recipe was carried out."""
-    short = {**SHORT, "looks": 1}
-    monkeypatch.setattr(shipping, "bench_compare", lambda *pair, **given: compare(*pair, **{**given, **short}))
     (tmp_path / "small.toml").write_text(RECIPE)
     (tmp_path / "files.toml").write_text(
         'title = "Files"\npage = "files"\n[[cells]]\nkind = "files"\nrecipes = ["small.toml"]\n'

@@ -19,9 +19,9 @@ from records import Record, Results
 from shapes import Shape
 from suite import HERE, Suite
 
+from toolchain.artifacts import open_artifact
 from toolchain.errors import RecipeError
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.precision import precision_of
 from toolchain.measure.samples import BLOCKS
 
 RESULTS = Results(HERE / "results")
@@ -256,7 +256,7 @@ class TestShapes:
         module = dense_model(num_classes=7, img_size=32, patch_size=16, embed_dim=48, depth=2).module
         export_onnx(module, whole, input_size=size, opset=20, metadata={}, simplify=True)
         path = Shape("tiny", "deit_tiny_patch16_224", "dense", {}, "int8-dynamic").file(tmp_path)
-        assert precision_of(path).name == "int8-dynamic"
+        assert open_artifact(path).precision.name == "int8-dynamic"
         assert path.stat().st_size < 0.7 * whole.stat().st_size
         assert {each.name for each in tmp_path.iterdir()} == {whole.name, path.name}
 

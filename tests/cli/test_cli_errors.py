@@ -112,8 +112,8 @@ def test_an_unknown_precision_says_what_there_is(refused):
     assert "fp16" in message
 
 
-def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, monkeypatch):
-    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt",)))
+def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):
+    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt",)))
     assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')
 
 

@@ -1,4 +1,4 @@
-"""A family of two stages, a criterion and a factorisation from outside: each is one object and one registration."""
+"""A family of two stages, a criterion, a factorisation and a precision from outside: each is one object and one registration."""
 
 from __future__ import annotations
 
@@ -181,12 +181,13 @@ epochs = 1
 attention = "cut"
 neurons = "first"
 allocation = "global"
+align = 1
 
 [budget]
 params = 0.75
 
 [export]
-precisions = ["fp32"]
+precisions = ["fp32", "fp16-ours"]
 """
 
 
@@ -199,6 +200,7 @@ def test_an_installed_package_needs_no_more_than_entry_points(tmp_path):
         "[slimvit.families]\ntoy = toy_plugin:FAMILY\n"
         "[slimvit.criteria]\nfirst = toy_plugin:FIRST\n"
         "[slimvit.factorisations]\ncut = toy_plugin:CUT\n"
+        "[slimvit.precisions]\nfp16-ours = toy_plugin:HALF\n"
     )
     (tmp_path / "recipe.toml").write_text(RECIPE)
     paths = [str(about.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -209,6 +211,7 @@ def test_an_installed_package_needs_no_more_than_entry_points(tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     verdicts = {(rung["to"], rung["verdict"]) for rung in report["parity"]}
     assert {verdict for _, verdict in verdicts} == {"pass"}, verdicts
+    assert ("compressed.fp16-ours.onnx", "pass") in verdicts
     assert report["ratio"]["params"] <= 0.75
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert {low["module"] for low in plan["low_ranks"]} == {

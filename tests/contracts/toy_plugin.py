@@ -5,7 +5,10 @@ The first stage attends within windows of a grid, the second, after a merge of p
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import torch
+from onnx import TensorProto
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models import register_model
@@ -13,9 +16,13 @@ from torch import Tensor, nn
 
 from toolchain.compress.criteria import Criterion, Evidence, Scores
 from toolchain.compress.factorisations import Factorisation
+from toolchain.export.conversion import Conversion
+from toolchain.export.half import fp16
+from toolchain.export.precision import AROUND_LINEARS, Precision
 from toolchain.families import AttentionSite, Block, Branch, Factorizable, Family, UnitGroup, pre_norm
 from toolchain.families.blocks import mlp_groups
 from toolchain.families.vit import VIT
+from toolchain.parity import Tolerance
 from toolchain.surgery.factorised import FactorisedLinear
 
 WINDOW = 2
@@ -165,3 +172,19 @@ def _cut(linear: nn.Linear, rank: int) -> FactorisedLinear:
 
 
 CUT = Factorisation("cut", _cut)
+
+
+def _half(model: onnx.ModelProto, images: np.ndarray) -> Conversion:
+    """Half the bits, as slimvit's own."""
+    return fp16(model, images)
+
+
+HALF = Precision(
+    "fp16-ours",
+    _half,
+    Tolerance(None, 0.9999, 0.97),
+    frozenset({TensorProto.FLOAT16}),
+    targets=("ort-cpu",),
+    product="HALF",
+    operators=AROUND_LINEARS | {"Identity"},
+)

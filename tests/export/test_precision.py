@@ -320,7 +320,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "plant", "words"), FAULTS, ids=[f"{n}-{p.__name__}" for n, p, _ in FAULTS])
-def test_every_planted_fault_is_caught_by_its_rung(convert, monkeypatch, name, plant, words):
+def test_every_planted_fault_is_caught_by_its_rung(convert, register, monkeypatch, name, plant, words):
     honest = PRECISIONS[name]
 
     def faulty(model, calibration):
@@ -328,21 +328,21 @@ def test_every_planted_fault_is_caught_by_its_rung(convert, monkeypatch, name, p
         plant(made)
         return made
 
-    monkeypatch.setitem(PRECISIONS, name, replace(honest, convert=faulty))
+    register(PRECISIONS, replace(honest, convert=faulty))
     monkeypatch.setattr(onnx.checker, "check_model", lambda *_, **__: None)  # some faults are invalid ONNX as well
     with pytest.raises((ParityError, ArtifactError), match=words):
         convert(name)
 
 
-def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="unknown precision 'int4'; known: fp16"):
+def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, register):
+    with pytest.raises(RecipeError, match="unknown precision 'int4'; did you mean 'int8-qdq'"):
         convert("int4")
     with pytest.raises(RecipeError, match="made from the fp32 file"):
         run_stage(
             Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False),
             convert("fp16").artifact,
         )
-    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], targets=("trt-rtx+graph",)))
+    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt-rtx+graph",)))
     if not torch.cuda.is_available():
         with pytest.raises(TargetUnavailable, match="no NVIDIA driver"):
             convert("fp16")
@@ -470,10 +470,10 @@ def test_fp16_refuses_activations_that_would_overflow(tmp_path):
     assert not (tmp_path / "b.onnx").exists()
 
 
-def test_a_refused_file_does_not_stay(convert, tmp_path, monkeypatch):
+def test_a_refused_file_does_not_stay(convert, tmp_path, register):
     honest = PRECISIONS["int8-dynamic"]
     strict = replace(honest, tolerance=replace(honest.tolerance, cosine_min=1.0))
-    monkeypatch.setitem(PRECISIONS, "int8-dynamic", strict)
+    register(PRECISIONS, strict)
     with pytest.raises(ParityError):
         convert("int8-dynamic")
     assert not (tmp_path / "int8-dynamic.onnx").exists()
@@ -488,7 +488,7 @@ def overflowing(*_):
 
 
 @pytest.mark.parametrize("how", ["refused by its bound", "cannot be converted", "interrupted"])
-def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, tmp_path, monkeypatch, how):
+def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, tmp_path, register, how):
     """Kind: work that fails and takes an earlier file of the user with it."""
     path, data = tmp_path / "fp16.onnx", tmp_path / "fp16.onnx.data"
     path.write_bytes(b"an earlier file")
@@ -499,10 +499,10 @@ def test_a_file_that_was_there_is_replaced_by_the_model_or_not_at_all(convert, t
         "cannot be converted": replace(honest, convert=overflowing),
         "interrupted": replace(honest, convert=interrupted),
     }
-    with monkeypatch.context() as patch:
-        patch.setitem(PRECISIONS, "fp16", faulty[how])
-        with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
-            convert("fp16")
+    register(PRECISIONS, faulty[how])
+    with pytest.raises((ParityError, ArtifactError, KeyboardInterrupt)):
+        convert("fp16")
+    register(PRECISIONS, honest)
     assert (path.read_bytes(), data.read_bytes()) == (b"an earlier file", b"its weights")
     assert convert("fp16").facts.graph.files == (path,)
     assert [file.name for file in tmp_path.iterdir()] == ["fp16.onnx"], "the weights of the earlier file are no part"

@@ -75,3 +75,22 @@ def test_a_section_that_is_not_carried_out_is_told(tmp_path):
     assert notes == ["[train] is not carried out: model.checkpoint has the weights."]
     del raw["train"]
     assert "notes" not in prepare(Recipe.from_dict(raw, tmp_path)).dense.provenance
+
+
+@pytest.mark.parametrize(
+    ("compress", "more", "multiples"),
+    [
+        ({}, {}, {"mlp_hidden": 8, "head_dim": 8, "rank": 8}),
+        ({"align": 1}, {}, {"mlp_hidden": 1, "head_dim": 1, "rank": 1}),
+        ({}, {"bench": {"targets": ["ort-cpu"]}}, {"mlp_hidden": 4, "head_dim": 4, "rank": 4}),
+        ({"align": 16}, {"bench": {"targets": ["ort-cpu"]}}, {"mlp_hidden": 16, "head_dim": 16, "rank": 16}),
+    ],
+)
+def test_widths_are_aligned_by_the_recipe_its_targets_or_to_8(compress, more, multiples):
+    raw = {"model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS}, "data": {"source": "none"}}
+    recipe = Recipe.from_dict({**raw, "compress": compress, "budget": {"params": 0.7}, **more})
+    problem = prepare(recipe, shapes_only=True).problem
+    assert problem.choices.multiples == multiples
+    kept = problem.uniform.kept
+    assert {count % multiples[unit] for (_, unit), count in kept.items()} == {0}
+    assert ("align" in recipe.model_dump()["compress"]) == bool(compress), "a plan names it where the recipe does"

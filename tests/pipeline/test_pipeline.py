@@ -253,7 +253,7 @@ def test_files_and_engines_may_take_pixels(tmp_path):
         assert takes_pixels(OnnxFile(tmp_path / "run" / row["path"]).model)
 
 
-def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, monkeypatch):
+def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, register):
     honest = PRECISIONS["int8-qdq"]
 
     def broken(model, images):
@@ -262,7 +262,7 @@ def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_nam
         scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
         return made
 
-    monkeypatch.setitem(PRECISIONS, "int8-qdq", replace(honest, convert=broken))
+    register(PRECISIONS, replace(honest, convert=broken))
     recipe = {name: part for name, part in PRECISE.items() if name != "bench"}
     report = run(Recipe.from_dict(recipe), tmp_path / "run").to_dict()
     (row,) = [row for row in report["artifacts"] if row["refused"]]

@@ -105,13 +105,13 @@ class HeadStatistics:
     covariance: Tensor
 
 
-def rotate_query_key(heads: Heads, found: HeadStatistics) -> Tensor:
+def rotate_query_key(heads: Heads, statistics: HeadStatistics) -> Tensor:
     """σ² [H, d], the logit error of dropping each direction, after rotating q and k so that the least useful come last.
 
     Cholesky G_q = R_aᵀR_a, G_k = R_bᵀR_b; SVD R_a R_bᵀ = U Σ Vᵀ; T_q = Σ^½ Uᵀ R_a^{−ᵀ}, T_k = Σ^½ Vᵀ R_b^{−ᵀ}. At full
     rank T_qᵀ T_k = I, so nothing changes; keeping the first r rows is the best rank-r approximation of the logits.
     """
-    left, right = _cholesky(found.query), _cholesky(found.key)  # upper: G = RᵀR
+    left, right = _cholesky(statistics.query), _cholesky(statistics.key)  # upper: G = RᵀR
     u, values, vt = torch.linalg.svd(left @ right.mT)
     u, vt = _signed(u, vt)
     scale = values.clamp_min(1e-12 * values[:, :1]).sqrt()[..., None]
@@ -126,7 +126,7 @@ def rotate_query_key(heads: Heads, found: HeadStatistics) -> Tensor:
 
 
 def rotate_value_output(
-    heads: Heads, found: HeadStatistics, root: Tensor, inverse_root: Tensor
+    heads: Heads, statistics: HeadStatistics, root: Tensor, inverse_root: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(λ [H, d], W_o E[u] per direction [H, d, D]) after rotating v and the output so that the least useful come last.
 
@@ -136,19 +136,19 @@ def rotate_value_output(
 
     Args:
         heads: the attention.
-        found: its statistics.
+        statistics: its statistics.
         root: L, symmetric, [D, D]; the identity for the plain squared error.
         inverse_root: L^{-1}.
     """
     output = root @ heads.weight("output")  # [H, D, d]
     q, r = torch.linalg.qr(output)
-    values, vectors = torch.linalg.eigh(r @ found.covariance @ r.mT)
+    values, vectors = torch.linalg.eigh(r @ statistics.covariance @ r.mT)
     values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
     vectors, _ = _signed(vectors, vectors.mT)
     largest = values[:, :1]
     balance = torch.where(largest > 0, values.clamp_min(1e-12 * largest), torch.ones_like(values)).pow(0.25)  # [H, d]
     basis, maps = inverse_root @ q @ vectors, vectors.mT @ r
-    shift = (maps @ found.mean[..., None]) * basis.mT  # [H, d, D]
+    shift = (maps @ statistics.mean[..., None]) * basis.mT  # [H, d, D]
     bias = heads.bias("value")
     new_bias = None if bias is None else (maps @ bias[..., None])[..., 0] / balance
     heads.write("value", (maps @ heads.weight("value")) / balance[..., None], new_bias)

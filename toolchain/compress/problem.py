@@ -21,17 +21,17 @@ class Problem:
     Attributes:
         dense: the model; nothing but `dense` depends on its weights.
         method: what is reduced, and how.
-        asked: the recipe's [budget].
+        request: the recipe's [budget].
         choices: what may be reduced, and how far.
         sites: what of it the closed form reduces, in forward order of units, then of linears.
         costs: of any widths.
-        budget: what `asked` means for this model.
+        budget: what `request` means for this model.
         uniform: the widest widths within the budget at which all layers shrink alike.
     """
 
     dense: TimmModel
     method: Method
-    asked: BudgetSection
+    request: BudgetSection
     choices: Choices
     sites: tuple[Site, ...]
     costs: Costs
@@ -42,7 +42,7 @@ class Problem:
     def of(
         dense: TimmModel,
         section: CompressSection,
-        asked: BudgetSection,
+        request: BudgetSection,
         multiples: Mapping[str, int],
         *,
         synthetic: bool = False,
@@ -53,7 +53,7 @@ class Problem:
 
         Args:
             dense: the model.
-            section, asked: [compress] and [budget].
+            section, request: [compress] and [budget].
             multiples: unit name, or "rank" → multiple that kept counts are rounded down to.
             synthetic: whether the images are noise, of which nothing is learned.
 
@@ -67,21 +67,21 @@ class Problem:
             why = "; ".join(dense.family.restrictions(dense.module))
             raise RecipeError(f"nothing of {dense.ref.name} can be reduced by this method{': ' + why if why else ''}")
         costs = Costs(trace(dense.module, dense.family, dense.preprocess.input_size), dense.groups)
-        budget = Budget.of(asked, costs)
+        budget = Budget.of(request, costs)
         uniform = solve_uniform(choices, costs, budget)
-        return Problem(dense, method, asked, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
+        return Problem(dense, method, request, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
 
     def timed(self, tables: Sequence[LatencyTable]) -> Problem:
         """The same problem with measured latency; raises BudgetError as `of`."""
         if not tables:
             return self
         costs = replace(self.costs, tables=tuple(tables))
-        budget = Budget.of(self.asked, costs)
+        budget = Budget.of(self.request, costs)
         return replace(self, costs=costs, budget=budget, uniform=solve_uniform(self.choices, costs, budget))
 
     def require_latency(self) -> None:
         """Raises RecipeError if the budget names a target that has no table."""
-        if missing := self.asked.latency.keys() - {table.target for table in self.costs.tables}:
+        if missing := self.request.latency.keys() - {table.target for table in self.costs.tables}:
             raise RecipeError(
                 f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
                 "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"

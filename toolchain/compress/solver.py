@@ -242,10 +242,10 @@ def choose(candidates: Sequence[Candidate], choices: Choices, costs: Costs, budg
     known_damage = sum(damages.of(key, kept) for key, kept in chosen.items())
     for margin in MARGINS:
         rows = [(saved[name], 1 - most / whole[name] + margin) for name, most in budget.most.items()]
-        found = _knapsack(candidates, values, rows, known_damage)
-        if found is not None and budget.met_by(costs.of(choices.widths(found))):
-            if sum(damages.of(key, kept) for key, kept in found.items()) <= known_damage:
-                chosen = found
+        picked = _knapsack(candidates, values, rows, known_damage)
+        if picked is not None and budget.met_by(costs.of(choices.widths(picked))):
+            if sum(damages.of(key, kept) for key, kept in picked.items()) <= known_damage:
+                chosen = picked
             break
 
     @functools.cache
@@ -274,7 +274,7 @@ def _knapsack(
     keys = list(dict.fromkeys(c.key for c in candidates))
     one_each = np.array([[float(c.key == key) for c in candidates] for key in keys])
     affordable = damage <= known_damage
-    found = milp(
+    solution = milp(
         np.where(affordable, damage / max(known_damage, 1e-300), 0.0) * SCALE,
         constraints=[
             LinearConstraint(one_each, 1, 1),
@@ -284,4 +284,6 @@ def _knapsack(
         bounds=Bounds(0, affordable.astype(np.float64)),
         options={"mip_rel_gap": GAP, "node_limit": 100_000},
     )
-    return None if found.x is None else {c.key: c.kept for c, x in zip(candidates, found.x, strict=True) if x > 0.5}
+    return (
+        None if solution.x is None else {c.key: c.kept for c, x in zip(candidates, solution.x, strict=True) if x > 0.5}
+    )

@@ -145,7 +145,7 @@ class Compress:
         """Raises BudgetError if the plan, once sliced and split, would not stay within the budget."""
         untimed = replace(problem.costs, tables=())  # latency is measured, not predicted
         cost = untimed.of(Widths.of(masked.plan))
-        if not Budget.of(problem.asked, untimed).met_by(cost):
+        if not Budget.of(problem.request, untimed).met_by(cost):
             raise BudgetError(f"the plan misses the budget: {cost['params']:,} parameters, {cost['macs']:,} MACs")
 
 
@@ -189,7 +189,7 @@ def _plan(
         "method": section.model_dump(mode="json"),
         "closed_form": {} if facts is None else asdict(facts),
         "requested": section.method,
-        "budget": problem.asked.model_dump(mode="json"),
+        "budget": problem.request.model_dump(mode="json"),
         "multiples": dict(problem.choices.multiples),
         "data": source.identity,
         "synthetic": source.synthetic,

@@ -30,24 +30,11 @@ from toolchain.export.probabilities import (
     without_probabilities,
 )
 from toolchain.export.quantise import last_linears, session
-from toolchain.export.weights import LINEARS, activation_scales, each_linear, largest_difference, largest_error
+from toolchain.export.weights import activation_scales, each_linear, largest_difference, largest_error
 from toolchain.model import BATCH, IMAGE, LOGITS, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 INT8_MAX = 127
-CONVERTED = frozenset(
-    {
-        *LINEARS,
-        "Cast",
-        "Mul",
-        "Add",
-        "Transpose",
-        "Reshape",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-    }
-)
 SCALE_ERROR = 0.01
 """What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
 
@@ -81,8 +68,7 @@ class Convert:
 
     def requires(self, given: OnnxFile) -> None:
         """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""
-        if self.precision not in PRECISIONS:
-            raise RecipeError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        PRECISIONS.require(self.precision)
         if given.precision.name != FP32:
             raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
         runs_on(PRECISIONS[self.precision])
@@ -213,8 +199,9 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
             raise ArtifactError(f"the {wanted.name} graph has the {side}s {now}, the fp32 graph {before}")
     if BATCH not in _signature(model.graph.input[0])[1]:
         raise ArtifactError(f"the {wanted.name} graph has a fixed batch")
-    if _operators(model) != _operators(dense):
-        lost, gained = _operators(dense) - _operators(model), _operators(model) - _operators(dense)
+    after, earlier = (_operators(each, wanted) for each in (model, dense))
+    if after != earlier:
+        lost, gained = earlier - after, after - earlier
         raise ArtifactError(f"the {wanted.name} graph lost the operators {dict(lost)} and gained {dict(gained)}")
     kept = sum(1 for _ in each_linear(dense))
     found = Counter(each.kind for each in each_linear(model))
@@ -226,12 +213,12 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
         raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
 
 
-def _operators(model: onnx.ModelProto) -> Counter[str]:
+def _operators(model: onnx.ModelProto, wanted: Precision) -> Counter[str]:
     """Operator with its attributes → number of nodes, without linears and what a conversion puts around them."""
     return Counter(
         " ".join([node.op_type, *sorted(str(onnx.helper.printable_attribute(each)) for each in node.attribute)])
         for node in model.graph.node
-        if node.op_type not in CONVERTED
+        if node.op_type not in wanted.operators
     )
 
 

@@ -11,10 +11,11 @@ import onnx
 from onnx import TensorProto
 
 from toolchain.artifacts import ARTIFACTS
-from toolchain.artifacts.engine import PRODUCTS, RECORD
+from toolchain.artifacts.engine import RECORD
 from toolchain.artifacts.model_folder import ModelFolder
-from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.precision import PRECISIONS
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
@@ -23,8 +24,7 @@ from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
 
 log = logging.getLogger(__name__)
-WANTED = {precision: kind for kind, precision in PRODUCTS.items()}
-"""Type of a file's graph → the type that a runtime must see in all its matrix products; in int8, in its int8 linears."""
+INT8 = "INT8"
 
 
 def builds(target: str, precision: str) -> bool:
@@ -123,10 +123,10 @@ class BuildEngine:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
         if not given.own_precision:
             return
-        wanted = WANTED[given.own_precision.partition("-")[0]]
+        wanted = PRECISIONS[given.own_precision].product if given.own_precision != FP32 else "FLOAT"
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
-        if wanted == "INT8":  # attention and what gives the logits stay in floating point
+        if wanted == INT8:  # attention and what gives the logits stay in floating point
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
         if not right:
@@ -137,7 +137,7 @@ class BuildEngine:
         if built.facts.get("inspector") is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
-        if chosen and given.own_precision != "fp32" and (fewer or (wanted != "INT8" and "FLOAT" in chosen)):
+        if chosen and given.own_precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):
             raise ArtifactError(
                 f"{built.path.name} is no {given.own_precision} engine: by the engine inspector its matrix products read {chosen}"
             )

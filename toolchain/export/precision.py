@@ -1,6 +1,6 @@
 """Precisions of a file: each a converter of the fp32 graph, what its logits may differ by, and where it can run.
 
-A new precision is one entry of `PRECISIONS`. Precision is in the graph and never in a builder's flag: what runs the file
+A new precision is one `Precision` and its registration in `PRECISIONS`. Precision is in the graph and never in a builder's flag: what runs the file
 runs these types, or refuses it.
 """
 
@@ -18,16 +18,28 @@ from onnx import TensorProto
 
 from toolchain.artifacts import Artifact, Reading
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.quantise import int8_dynamic, int8_qdq
+from toolchain.export.weights import LINEARS
 from toolchain.model import Preprocess
 from toolchain.parity import TOLERANCES, Tolerance
+from toolchain.registry import Registry
 from toolchain.targets import TARGETS, get_target
 
 Array = NDArray[Any]
+
+
+AROUND_LINEARS = frozenset(
+    {
+        *LINEARS,
+        *("Cast", "Mul", "Add", "Transpose", "Reshape"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    }
+)
+"""Linears, and the operators that a conversion may put around them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,9 @@ class Precision:
         weight_types: the types that weights of linears may have in the file, but for the last linear.
         targets: what can run the file; the first that is there judges it, and all are timed if a recipe names them.
         calibrated: whether the images decide anything.
+        product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
+            alone.
+        operators: what a conversion may add to the graph or take from it.
     """
 
     name: str
@@ -49,36 +64,38 @@ class Precision:
     weight_types: frozenset[int]
     targets: tuple[str, ...] = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "ort-cuda", "trt", "trt-rtx")
     calibrated: bool = False
+    product: str = "FLOAT"
+    operators: frozenset[str] = AROUND_LINEARS
 
 
-PRECISIONS: dict[str, Precision] = {
-    each.name: each
-    for each in (
-        Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16})),
-        Precision(
-            "bf16",
-            bf16,
-            Tolerance(None, 0.999, 0.97),
-            frozenset({TensorProto.BFLOAT16}),
-            targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
-        ),
-        Precision(
-            "int8-dynamic",
-            int8_dynamic,
-            Tolerance(None, 0.95, 0.97),
-            frozenset({TensorProto.INT8}),
-            targets=("ort-cpu", "openvino-cpu"),
-        ),
-        Precision(
-            "int8-qdq",
-            int8_qdq,
-            Tolerance(None, 0.95, 0.97),
-            frozenset({TensorProto.INT8}),
-            targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
-            calibrated=True,
-        ),
-    )
-}
+ENTRIES = (
+    Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16}), product="HALF"),
+    Precision(
+        "bf16",
+        bf16,
+        Tolerance(None, 0.999, 0.97),
+        frozenset({TensorProto.BFLOAT16}),
+        product="BF16",
+        targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
+    ),
+    Precision(
+        "int8-dynamic",
+        int8_dynamic,
+        Tolerance(None, 0.95, 0.97),
+        frozenset({TensorProto.INT8}),
+        targets=("ort-cpu", "openvino-cpu"),
+    ),
+    Precision(
+        "int8-qdq",
+        int8_qdq,
+        Tolerance(None, 0.95, 0.97),
+        frozenset({TensorProto.INT8}),
+        targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
+        calibrated=True,
+        product="INT8",
+    ),
+)
+PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
 
 
 COMPARED = 256
@@ -89,10 +106,13 @@ EITHER_OF = ("int8-dynamic", "int8-qdq")
 
 
 def expanded(asked: Sequence[str]) -> dict[str, bool]:
-    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks."""
+    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks; raises RecipeError."""
     found: dict[str, bool] = {}
     for name in asked:
         for each in EITHER_OF if name == EITHER else (name,):
+            if each not in (FP32, *PRECISIONS):
+                known = ", ".join((FP32, EITHER, *PRECISIONS))
+                raise RecipeError(f"unknown precision {each!r} in export.precisions; known: {known}")
             found[each] = found.get(each, False) or name != EITHER
     return found
 

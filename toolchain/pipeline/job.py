@@ -83,7 +83,8 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_probabilities(start.dense.output)
     synthetic = recipe.data.source == SYNTHETIC
     problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
-    problem.method.require(start.source, start.dense)
+    method = Method.of(section, synthetic=start.source.synthetic)  # of shapes alone nothing is learned
+    method.require(start.source, start.dense)
     return Job(start.recipe, start.source, start.dense, problem)
 
 
