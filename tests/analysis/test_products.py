@@ -12,11 +12,11 @@ from builders import dense_model, random_plan, variant
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.analysis.products import products, read_graph, write_products
-from toolchain.targets.products import made_inputs
 from toolchain.cost import Widths, trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.pipeline.latency_budget import variant_of
+from toolchain.targets.products import made_inputs
 
 
 def exported(module, path, size):
