@@ -302,7 +302,7 @@ class Refusing(Profiled, Refittable):
 
 def few_sessions(**changes: object) -> bench_samples.Design:
     """Three sessions of 20 blocks: the fewest that say something, where Student's t is widest."""
-    return bench_samples.Design.model_validate({"sessions": 3, "blocks": 20, "warmup_s": 1.0, **changes})
+    return bench_samples.Design.model_validate({"sessions": 3, "blocks": 20, "warmup_s": 1.0, "looks": 1, **changes})
 
 
 def write_samples(

@@ -1,8 +1,10 @@
-"""Fixtures of all tests that measure, or that judge made-up samples."""
+"""What all tests share that measure, or that judge made-up samples: fixtures, a scripted device, and who is told."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import few_sessions, write_samples, write_stack
 
@@ -10,8 +12,9 @@ from toolchain.devices.device import Device
 from toolchain.errors import DeviceLost
 from toolchain.gate.timing import Pair
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.schedule import artifact_facts
-from toolchain.progress import Progress
+from toolchain.measure.experiment import artifact_facts
+from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
+from toolchain.progress import Nobody, Progress
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +44,12 @@ class Stopwatch:
     def __init__(self):
         self.asked, self.noise, self.lost = [], 0.002, None
 
-    def __call__(self, a, b, *, target, batch, parity, affinity=None, **_):
-        self.asked.append((batch, parity))
-        if batch == self.lost:
-            raise DeviceLost(target, "the connection failed.")
+    def __call__(self, a, b, device, workload, design, *, parity, progress):
+        self.asked.append((workload.batch, parity))
+        if workload.batch == self.lost:
+            raise DeviceLost(device.name, "the connection failed.")
         faster = write_samples(b=-0.5, noise=self.noise)
-        scenario = faster.scenario.model_copy(update={"target": target, "batch": batch})
+        scenario = faster.scenario.model_copy(update={"target": device.runtime, "batch": workload.batch})
         artifacts = {"A": artifact_facts(a), "B": artifact_facts(b)}
         return faster.model_copy(update={"scenario": scenario, "artifacts": artifacts, "parity": parity})
 
@@ -54,6 +57,57 @@ class Stopwatch:
 @pytest.fixture
 def stopwatch() -> Stopwatch:
     return Stopwatch()
+
+
+class Listener(Nobody):
+    """Calls `tell(share, text)` with every report."""
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def at(self, share, text):
+        self.tell(share, text)
+
+
+def progress_to(tell):
+    return Progress(Listener(tell))
+
+
+class Scripted:
+    """A measurer that measures nothing: each slot takes what `truth` says of (variant, session, block), as ln of 10 ms."""
+
+    def __init__(self, truth=lambda *_: 0.0, noise=0.003, seed=0):
+        self.truth, self.noise, self.asked, self.schedules = truth, noise, [], []
+        self.rng = np.random.default_rng(seed)
+        self.machine = {"cpu": "scripted", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
+
+    def run(self, schedule, progress):
+        session = schedule["session"]
+        self.schedules.append(schedule)
+        self.asked.append((session, schedule["blocks"]))
+        names = [variant["name"] for variant in schedule["variants"]]
+        fingerprint = {"machine": {**self.machine, "threads": schedule["threads"]}, "state": {}}
+        facts = {"outputs": [[4, 96]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
+        blocks = [
+            {"order": order, "samples_ns": {name: self.slot(name, session, index) for name in order}}
+            for index, order in enumerate(block_orders(names, schedule["blocks"], schedule["seed"], session))
+        ]
+        progress.at(1.0, f"block {len(blocks)}/{len(blocks)}")
+        return {
+            "schema": SESSION_SCHEMA,
+            "session": session,
+            "fingerprint": {"before": fingerprint, "after": fingerprint},
+            "variants": {name: {**facts, "calls_per_slot": 6, "discarded": 1} for name in names},
+            "blocks": blocks,
+        }
+
+    def slot(self, name, session, block):
+        level = self.truth(name, session, block)
+        return [round(1e7 * math.exp(level + self.noise * self.rng.standard_normal())) for _ in range(5)]
+
+
+def device_of(measurer, runtime="ort-cpu"):
+    return Device(runtime, runtime, measurer)
 
 
 def as_measured(pair: Pair, **truth: object) -> Comparison:
@@ -71,7 +125,7 @@ def as_measured(pair: Pair, **truth: object) -> Comparison:
     return made_up.model_copy(update=update)
 
 
-class Scripted:
+class GateScript:
     """Measures for a gate by a script: each entry is the truth of made-up samples, or an error; keeps what it was asked."""
 
     def __init__(self, *script: dict | Exception) -> None:

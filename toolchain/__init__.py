@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from toolchain.export.engine import BuildEngine
     from toolchain.export.stage import Export
     from toolchain.measure.compare import compare
+    from toolchain.measure.samples import Design, Workload
     from toolchain.model import DeployModel, MaskedModel, SlicedModel, TimmModel, run_stage
     from toolchain.pipeline.job import prepare
     from toolchain.pipeline.run import run
@@ -30,6 +31,7 @@ __all__ = [
     "Compress",
     "CompressionPlan",
     "DeployModel",
+    "Design",
     "Export",
     "Finetune",
     "MaskedModel",
@@ -40,6 +42,7 @@ __all__ = [
     "Split",
     "TimmModel",
     "Train",
+    "Workload",
     "compare",
     "load_model",
     "prepare",
@@ -51,6 +54,7 @@ __all__ = [
 _HOME = {
     "model": ("DeployModel", "MaskedModel", "SlicedModel", "TimmModel", "run_stage"),
     "measure.compare": ("compare",),
+    "measure.samples": ("Design", "Workload"),
     "compress.stage": ("Compress",),
     "errors": ("SlimvitError",),
     "export.engine": ("BuildEngine",),

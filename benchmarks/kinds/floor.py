@@ -8,6 +8,7 @@ from records import Record, versions
 
 from kinds.base import Outcome
 from kinds.pair import Pair, PairCell, same_sizes
+from toolchain.analysis.floor import DESIGN
 from toolchain.analysis.realised import SCHEMA, Floor
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.measure import stored
@@ -33,7 +34,7 @@ class FloorKind(Pair):
 
     def measure(self, cell: PairCell, bench: Bench, progress: Progress) -> Outcome:
         """Times the two files and their products."""
-        floor: Floor = bench.harness.floor(*self.files(cell, bench), **self.design_of(cell))
+        floor: Floor = bench.harness.floor(*self.files(cell, bench), *self.how(cell, DESIGN), progress)
         return Outcome(self.definition_of(cell), floor.to_dict(), floor.environment, versions())
 
     def summary(self, record: Record) -> str:

@@ -21,8 +21,8 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUna
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import BLOCKS
-from toolchain.measure.schedule import require_target
+from toolchain.measure.experiment import require_target
+from toolchain.measure.samples import BLOCKS, Design, Workload
 from toolchain.pipeline.job import prepare, tool
 from toolchain.progress import SILENT, Progress
 
@@ -131,6 +131,11 @@ class Pair(Kind[PairCell, Group]):
         """How a cell is timed."""
         return {name: getattr(cell, name) for name in self.design}
 
+    def how(self, cell: PairCell, design: Design) -> tuple[str, Workload, Design]:
+        """Target, workload and design of a cell; the design's own numbers hold where a cell has no others."""
+        given = {name: value for name, value in self.design_of(cell).items() if name in Design.model_fields}
+        return cell.target, Workload(cell.batch, cell.threads), design.model_copy(update=given)
+
     def _sides(self, cell: PairCell, bench: Bench) -> list[Any]:
         file, sides = bench.suite.file, []
         for side in (cell.a, cell.b):
@@ -169,7 +174,7 @@ class Pair(Kind[PairCell, Group]):
 
     def measure(self, cell: PairCell, bench: Bench, progress: Progress) -> Outcome:
         """Times the two files."""
-        comparison = bench.harness.compare(*self.files(cell, bench), **self.design_of(cell))
+        comparison = bench.harness.compare(*self.files(cell, bench), *self.how(cell, Design()), progress=progress)
         return outcome_of(comparison, self.definition_of(cell))
 
     def definition_of(self, cell: PairCell) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from toolchain.files import digest_of
 from toolchain.measure.comparison import judge
 from toolchain.measure.environment import cores_of_others
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval, slot_medians
-from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B
+from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B, Design
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
 from toolchain.surgery.load import randomise_untrained
@@ -108,7 +108,7 @@ class Trial(Kind[TrialCell, Group]):
         pair = [stack(depth, bench.work / "stacks") for depth in cell.depths]
         begun = time.monotonic()
         with load(cell.index, wanted=cell.loaded):
-            comparison = bench.harness.compare(*pair, target="ort-cpu", tau=TAU, seed=cell.index)
+            comparison = bench.harness.compare(*pair, design=Design(tau=TAU, seed=cell.index))
         seconds = {"compare": time.monotonic() - begun}
         sessions = comparison.sessions
         result = {

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from builders import few_sessions
+from measuring import device_of
 
 from toolchain.analysis.floor import measure_floor
 from toolchain.analysis.products import Product
@@ -23,13 +24,13 @@ from toolchain.analysis.realised import (
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError
 from toolchain.measure.comparison import Session
 from toolchain.measure.intervals import Interval
-from toolchain.measure.samples import ArtifactFacts, InputSpec, Scenario
+from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.pipeline.verify import verify
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"sessions": 1, "blocks": 4, "slot_ms": 2.0, "warmup_s": 0.01}
+SHORT = Design(sessions=1, blocks=4, slot_ms=2.0, warmup_s=0.01)
 
 
 def session(times_ms, index=0, blocks=30, noise=0.01, drift=0.0, seed=0):
@@ -145,7 +146,7 @@ def test_a_model_of_products_alone_is_at_its_floor(stack, tmp_path, target):
     a = stack(tmp_path / "a.onnx", width=512, layers=8)
     b = stack(tmp_path / "b.onnx", width=512, layers=2)
     for _ in range(4):  # whoever else uses the machine may take a whole measurement
-        found = measure_floor(a, b, target=target, batch=32, **{**SHORT, "slot_ms": 10.0, "blocks": 8})
+        found = measure_floor(a, b, target, Workload(batch=32), SHORT.model_copy(update={"slot_ms": 10.0, "blocks": 8}))
         share, realised = found.limit("A").share.to_ratio()["point"], found.to_dict()["realised"]["share"]["point"]
         if 0.5 < share < 1.5 and 0.4 < realised < 2.0:
             break
@@ -185,7 +186,7 @@ def test_work_that_is_no_product_shows_as_distance_from_the_floor(tmp_path):
     graph = helper.make_graph(nodes, "g", io[:1], io[1:], weights)
     path = tmp_path / "slow.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    found = measure_floor(path, batch=32, **SHORT)
+    found = measure_floor(path, workload=Workload(batch=32), design=SHORT)
     (limit,) = found.limits
     assert found.to_dict()["realised"] is None
     assert limit.share.to_ratio()["hi"] < 0.8
@@ -197,23 +198,21 @@ def test_what_has_no_floor_is_refused(stack, tmp_path):
         measure_floor(a, target="eager")
     with pytest.raises(RecipeError, match="did you mean 'ort-cpu'"):
         measure_floor(a, target="ort-cpus")
-    with pytest.raises(RecipeError, match="blocks: Input should be greater than or equal to 4"):
-        measure_floor(a, blocks=2)
     with pytest.raises(ParityError, match="inputs differ"):
-        measure_floor(a, stack(tmp_path / "narrow.onnx", width=64), **SHORT)
+        measure_floor(a, stack(tmp_path / "narrow.onnx", width=64), design=SHORT)
     (tmp_path / "bad.onnx").write_bytes(a.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"bad\.onnx"):
-        measure_floor(tmp_path / "bad.onnx", **SHORT)
+        measure_floor(tmp_path / "bad.onnx", design=SHORT)
 
 
 def test_sessions_of_two_machines_give_no_floor(stack, tmp_path):
     from toolchain.devices.transport import LocalTransport
 
     class Moving:
-        def run(self, plan, on_progress):
-            result = LocalTransport().run(plan, on_progress)
+        def run(self, schedule, progress):
+            result = LocalTransport().run(schedule, progress)
             result["fingerprint"]["after"]["machine"]["governor"] = "another"
             return result
 
     with pytest.raises(MeasurementError, match="governor"):
-        measure_floor(stack(tmp_path / "a.onnx"), transport=Moving(), **SHORT)
+        measure_floor(stack(tmp_path / "a.onnx"), target=device_of(Moving()), design=SHORT)

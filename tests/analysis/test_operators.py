@@ -9,6 +9,8 @@ import pytest
 from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile, profile_operators
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, TargetUnavailable
+from toolchain.measure.samples import Workload
+from toolchain.progress import SILENT
 from toolchain.targets import TARGETS, NodeTime
 
 pytestmark = pytest.mark.clock
@@ -40,7 +42,7 @@ def test_every_product_is_seen_and_costs_most_of_the_time(stack, tmp_path, targe
     if target != "ort-cpu":
         pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     path = stack(tmp_path / "m.onnx", width=384, layers=3)
-    found = profile_operators(path, target=target, batch=64, calls=10)
+    found = profile_operators(path, target, Workload(batch=64), calls=10)
     products = [node for node in found.nodes if node.op in ("MatMul", "FullyConnected")]
     assert len(products) == 3
     assert sum(node.ns for node in products) > 0.5 * sum(node.ns for node in found.nodes)
@@ -91,16 +93,16 @@ def test_what_cannot_be_profiled_is_refused(stack, tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="at least 1"):
         profile_operators(path, calls=0)
     with pytest.raises(RecipeError, match="fixed batch"):
-        profile_operators(stack(tmp_path / "fixed.onnx", batch=2), batch=3)
+        profile_operators(stack(tmp_path / "fixed.onnx", batch=2), workload=Workload(batch=3))
     (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ArtifactError, match=r"bad\.onnx"):
         profile_operators(tmp_path / "bad.onnx")
     with pytest.raises(ArtifactError, match=r"cannot load .*absent\.onnx"):  # what the process itself finds
-        operators._in_a_process(request(tmp_path / "absent.onnx"))
+        operators._in_a_process("ort-cpu", request(tmp_path / "absent.onnx"), SILENT)
     with pytest.raises(RecipeError, match=r"cores \[4711\] are not there"):
-        profile_operators(path, affinity=(4711,))
+        profile_operators(path, workload=Workload(affinity=(4711,)))
     with pytest.raises(RecipeError, match=r"4096 threads are more than"):
-        profile_operators(path, threads=4096)
+        profile_operators(path, workload=Workload(threads=4096))
     monkeypatch.setattr(operators.sys, "executable", "/bin/false")
     with pytest.raises(MeasurementError, match="exit code 1"):
         profile_operators(path)

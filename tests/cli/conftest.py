@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from measuring import Stopwatch
 
 from toolchain.cli.main import main
-from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design
 from toolchain.pipeline.run import run
 
 MODEL = """[model]
@@ -53,6 +52,7 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+SHORT = Design(sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
 
 
 @pytest.fixture(scope="package")
@@ -68,7 +68,7 @@ def one_thread() -> Iterator[None]:
 def command(
     one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
-    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own."""
+    """Calls `slimvit ARGUMENTS` in an empty folder, with a cache of its own; what it times, it times shortly."""
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("SLIMVIT_DEBUG", raising=False)
     (tmp_path / "work").mkdir()
@@ -80,7 +80,7 @@ def command(
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments], SHORT)
         streams = capsys.readouterr()
         return Outcome(int(ended.value.code or 0), streams.out, streams.err)
 
@@ -117,9 +117,3 @@ def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Fini
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
         report = run(path, root / "run", compare=Stopwatch()).to_dict()
     return Finished(path, root / "run", report)
-
-
-@pytest.fixture(scope="session")
-def short_bench() -> Callable[..., object]:
-    """The real harness with little to do: it still starts processes, opens files and takes samples."""
-    return functools.partial(compare, sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)

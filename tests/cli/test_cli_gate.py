@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from builders import write_classifier
-from measuring import Scripted
+from measuring import GateScript
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ParityError
@@ -48,12 +48,12 @@ def test_a_gate_passes_and_prints_what_it_judged(command, gate):
 
 
 def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
-    names = ("json", "markdown", "junit", "github-benchmark", "bencher")
+    names = ("out", "markdown", "junit", "github-benchmark", "bencher")
     files = [part for name in names for part in (f"--{name}", tmp_path / f"out.{name}")]
     outcome = command("gate", "-c", gate(relation="size = 0.0", padding=100), "--why", *files)
     assert (outcome.code, outcome.err) == (1, "")
     assert "blocks.9.extra" in outcome.out
-    result = GateResult.load(tmp_path / "out.json")
+    result = GateResult.load(tmp_path / "out.out")
     assert (result.verdict, result.cells[0].layers[0].layer) == ("fail", "blocks.9.extra")
     assert "blocks.9.extra" in (tmp_path / "out.markdown").read_text()
     assert "<failure" in (tmp_path / "out.junit").read_text()
@@ -85,7 +85,7 @@ def test_a_gate_that_cannot_judge_is_no_green_one(command, gate, text, code, wor
 
 
 def test_a_baseline_that_is_another_file_ends_with_its_own_code(command, gate, tmp_path):
-    outcome = command("gate", "-c", gate(relation="size = 0.0", digest="0" * 64), "--json", tmp_path / "out.json")
+    outcome = command("gate", "-c", gate(relation="size = 0.0", digest="0" * 64), "--out", tmp_path / "out.json")
     assert outcome.code == 6
     assert "has sha256" in outcome.err
     assert not (tmp_path / "out.json").exists()
@@ -166,7 +166,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     path = gate(relation="latency = 0.05", budget='latency = "1 s"')
     slower, today = {"b": 0.2}, dt.date(2030, 1, 15)
     for name, script in (("slow", [slower, slower]), ("broken", [ParityError("they have other inputs")])):
-        result = run_gate(GateConfig.load(path), tool="t", day=today, measure=Scripted(*script))
+        result = run_gate(GateConfig.load(path), tool="t", day=today, measure=GateScript(*script))
         (tmp_path / f"{name}.json").write_text(json.dumps(result.to_dict()))
         if name == "slow":
             bound = result.cells[0].checks[1].hi

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import cycle
@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx as onnxlib
 import pytest
 import torch
+import typer
+from builders import write_samples
 
-from toolchain.analysis.floor import measure_floor
 from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, limits
 from toolchain.cli.init import TEMPLATE
@@ -22,7 +23,6 @@ from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
 from toolchain.families.blocks import INSTEAD
-from toolchain.measure.calibration import calibrate
 from toolchain.pipeline import latency_budget as latency
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
@@ -227,7 +227,7 @@ def test_a_plan_by_damage_says_when_it_comes(command, parsed, recipe):
 def proportional(monkeypatch):
     """Latency in proportion to MACs, without timing anything."""
 
-    def measure(dense, variants, setting, *, sessions=1, told=None, transport=None):
+    def measure(dense, variants, setting, design, progress):
         shape = trace(dense.module, dense.family, dense.preprocess.input_size)
         ratios = tuple(shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants)
         return latency.Timing(2.0, ratios, {"cpu": "made up"})
@@ -249,9 +249,9 @@ def test_a_missed_latency_budget_is_told_everywhere(command, proportional, recip
     """An unsteady device: whole models are far too slow and far too fast by turns, whatever their widths."""
     steady, answers = latency.time_widths, cycle([0.85, 0.74])
 
-    def unsteady(dense, variants, setting, *, sessions=1, told=None, transport=None):
-        found = steady(dense, variants, setting, sessions=sessions, told=told, transport=transport)
-        return found if sessions == 1 else replace(found, ratios=(next(answers),))
+    def unsteady(dense, variants, setting, design, progress):
+        found = steady(dense, variants, setting, design, progress)
+        return found if design.sessions == 1 else replace(found, ratios=(next(answers),))
 
     monkeypatch.setattr(latency, "time_widths", unsteady)
     options = ["--set", "data.source=none", "--set", "finetune.epochs=0"]
@@ -482,8 +482,7 @@ def test_files_that_do_not_say_are_told_how_images_are_prepared(parsed, command,
     assert "theirs.onnx is fp32 (" in text
 
 
-def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "compare_artifacts", short_bench)
+def test_bench_compare(parsed, command, finished, tmp_path):
     pair = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
     outcome = command("bench", "compare", *pair, "--out", tmp_path / "b.json", "--json")
     found = json.loads(outcome.out)
@@ -492,31 +491,32 @@ def test_bench_compare(parsed, command, finished, short_bench, monkeypatch, tmp_
     assert set(keys.split()) <= set(found)
     assert set(found["ratio"]) == set(found["control"]) == {"point", "lo", "hi"}
     assert json.loads((tmp_path / "b.json").read_text()) == found
-    told = command("bench", "compare", *pair, "--json", tmp_path / "c.json")
+    told = command("bench", "compare", *pair, "--out", tmp_path / "c.json")
     written = json.loads((tmp_path / "c.json").read_text())
     assert set(written) == set(found)
     assert written["verdict"] in told.out
     assert not told.out.startswith("{")
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("regressed", 1), ("invalid", 4), ("improved", 0), ("pass", 0)])
-def test_bench_compare_ends_with_the_code_of_its_verdict(command, monkeypatch, verdict, code):
-    class Found:
-        def __init__(self):
-            self.verdict = verdict
+@pytest.mark.parametrize(
+    ("verdict", "code", "samples"),
+    [
+        ("regressed", 1, {"b": 0.3}),
+        ("invalid", 4, {"control": 0.1}),
+        ("improved", 0, {"b": -0.3}),
+        ("pass", 0, {}),
+        ("inconclusive", 4, {"session_shift": 0.1}),
+    ],
+)
+def test_bench_compare_ends_with_the_code_of_its_verdict(capsys, verdict, code, samples):
+    comparison = write_samples(**samples)
+    with pytest.raises(typer.Exit) if code else nullcontext() as ended:
+        bench.show_comparison(comparison, json_=True)
+    assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+    assert (ended.value.exit_code if code else 0) == code
 
-        def to_dict(self):
-            return {"verdict": verdict}
 
-    monkeypatch.setattr(bench, "compare_artifacts", lambda *_, **__: Found())
-    for flag in (("a", "b", "--json"), ("a", "--json", "-", "b"), ("--json", "--tau", "0.1", "a", "b")):
-        outcome = command("bench", "compare", *flag)
-        assert (outcome.code, json.loads(outcome.out)) == (code, {"verdict": verdict})
-
-
-def test_bench_run_calibrate_and_verify(parsed, command, finished, monkeypatch, tmp_path):
-    short = functools.partial(bench.measure_artifact, sessions=2, slot_ms=2.0, warmup_s=0.01)
-    monkeypatch.setattr(bench, "measure_artifact", short)
+def test_bench_run_calibrate_and_verify(parsed, command, finished, tmp_path):
     onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
     found = parsed("bench", "run", onnx, "--blocks", 4, "--cold-starts", 1, "--out", tmp_path / "r.json")
     assert set(found["latency_ms"]) == {"point", "lo", "hi"}
@@ -535,18 +535,15 @@ def test_bench_run_calibrate_and_verify(parsed, command, finished, monkeypatch, 
     refused = command("bench", "verify", pair, tmp_path / "r.json")
     assert (refused.code, refused.out) == (3, "")
     assert "altered" in refused.err
-    monkeypatch.setattr(bench, "calibrate_machine", lambda path, **options: calibrate(path, **{**options, "blocks": 4}))
     told = command("bench", "calibrate", onnx)
     assert told.code == 0
     assert "Smallest τ" in told.out
 
 
-def test_a_lone_json_writes_over_nothing(command, finished, monkeypatch, tmp_path):
+def test_json_writes_over_nothing(command, finished, tmp_path):
     onnx = tmp_path / "model.onnx"
     shutil.copy(finished.folder / "onnx" / "compressed.fp32.onnx", onnx)
     before = onnx.read_bytes()
-    short = functools.partial(bench.measure_artifact, sessions=1, slot_ms=2.0, warmup_s=0.01)
-    monkeypatch.setattr(bench, "measure_artifact", short)
     outcome = command("bench", "run", "--blocks", 4, "--cold-starts", 0, "--json", onnx)
     assert json.loads(outcome.out)["artifact"] == "model.onnx"
     assert onnx.read_bytes() == before
@@ -558,20 +555,13 @@ def test_a_lone_json_writes_over_nothing(command, finished, monkeypatch, tmp_pat
     assert [path.read_text() for path in results] == texts
 
 
-def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, monkeypatch, tmp_path):
-    onnx, asked = finished.folder / "onnx" / "compressed.fp32.onnx", []
-    short = functools.partial(bench.measure_artifact, sessions=2, slot_ms=2.0, warmup_s=0.01)
-
-    def watched(*arguments, on_progress, **options):
-        return short(*arguments, **options, on_progress=lambda text, share: asked.append(text))
-
-    monkeypatch.setattr(bench, "measure_artifact", watched)
+def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, tmp_path):
+    onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
     (tmp_path / "file").write_text("no folder")
-    options = ("bench", "run", onnx, "--blocks", 4, "--cold-starts", 0)
+    options = ("--verbose", "bench", "run", onnx, "--cold-starts", 0)
     assert command(*options, "--out", tmp_path / "file" / "r.json").code == 74
-    asked.clear()
-    assert command(*options, "--out", tmp_path / "r.json").code == 0
-    assert asked == ["finished by an earlier run"] * 2
+    again = command(*options, "--out", tmp_path / "r.json")
+    assert (again.code, again.err.count("was finished by an earlier run")) == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -589,19 +579,9 @@ def test_bench_says_what_is_wrong(command, arguments, message):
     assert message in outcome.err
 
 
-def test_bench_floor(parsed, command, finished, monkeypatch, tmp_path):
-    measured = {}
-
-    def short(*files, sessions, **options):
-        """Measured once; how it is printed needs no other samples."""
-        assert sessions == 4
-        if files not in measured:
-            measured[files] = measure_floor(*files, sessions=1, slot_ms=1.0, warmup_s=0.01, **options)
-        return measured[files]
-
-    monkeypatch.setattr(limits, "measure_floor", short)
+def test_bench_floor(parsed, command, finished, tmp_path):
     files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
-    options = ("--sessions", "4", "--blocks", "4")
+    options = ("--sessions", "3", "--blocks", "4")
     found = parsed("bench", "floor", *files, *options, "--out", tmp_path / "f.json")
     assert json.loads((tmp_path / "f.json").read_text()) == found
     assert "of its limit" in command("bench", "verify", tmp_path / "f.json", "--a", files[0], "--b", files[1]).out
@@ -621,7 +601,7 @@ def test_bench_profile(parsed, command, finished, monkeypatch):
     assert list(found) == ["A"]
     assert (found["A"]["name"], found["A"]["calls"]) == ("dense.fp32.onnx", 3)
 
-    def made_up(path, **_):
+    def made_up(path, *_, **__):
         nodes = [NodeTime(f"n{i}", op, 1e6 * (i + 1)) for i, op in enumerate(["Add", *["MatMul"] * 6])]
         return Profile(path.name, "ort-cpu", 1, 1, 30, tuple(nodes[: 7 if path == files[0] else 2]))
 

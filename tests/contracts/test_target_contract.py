@@ -19,7 +19,7 @@ from toolchain.devices.worker import PRODUCTS
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.on_device.runner import PLAN_SCHEMA, emulation, fingerprint
+from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
 from toolchain.targets import MODES, TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
 
@@ -162,15 +162,15 @@ def test_no_session_times_bf16_where_the_cpu_has_none(cpu, monkeypatch, tmp_path
     monkeypatch.setenv("PYTHONPATH", played.__path__[0])
     path = write_stack(tmp_path / "m.onnx")
     for runtime in ("openvino-cpu-bf16", f"{PRODUCTS}openvino-cpu-bf16"):
-        plan = {
-            "schema": PLAN_SCHEMA,
+        schedule = {
+            "schema": SCHEDULE_SCHEMA,
             "session": 0,
             "threads": 1,
             "inputs": {"count": 1, "seed": 0, "tensors": [{"shape": [1, 96], "dtype": "float32"}]},
             "variants": [{"name": "A", "path": str(path), "runtime": runtime, "inputs": ["image"]}],
         }
         with pytest.raises(TargetUnavailable, match="no bf16 instructions"):
-            LocalTransport().run(plan, lambda *_: None)
+            LocalTransport().run(schedule, lambda *_: None)
 
 
 def test_a_played_cpu_is_what_the_project_sees(cpu):

@@ -8,21 +8,20 @@ import pytest
 from toolchain.devices import kept
 from toolchain.devices.kept import KeptSessions
 from toolchain.errors import ParityError, StorageError, TargetUnavailable
-
-pytestmark = pytest.mark.clock
+from toolchain.progress import SILENT
 
 
 class Counting:
-    """A transport whose sessions fail from the given one on."""
+    """A measurer whose sessions fail from the given one on."""
 
     def __init__(self, fails_at=99, error=None):
         self.ran, self.fails_at, self.error = [], fails_at, error or TargetUnavailable("pi", "gone")
 
-    def run(self, plan, on_progress):
-        if plan["session"] >= self.fails_at:
+    def run(self, schedule, progress):
+        if schedule["session"] >= self.fails_at:
             raise self.error
-        self.ran.append(plan["session"])
-        return {"session": plan["session"], "drawn": os.urandom(4).hex()}
+        self.ran.append(schedule["session"])
+        return {"session": schedule["session"], "drawn": os.urandom(4).hex()}
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +34,10 @@ def cache(tmp_path, monkeypatch):
 def measure(stack, tmp_path):
     model = stack(tmp_path / "m.onnx")
 
-    def run(transport, device="pi", sessions=3, **changes):
+    def run(measurer, device="pi", sessions=3, **changes):
         variants = [{"name": "A", "path": str(model)}]
-        with KeptSessions(transport, device) as transport_:
-            return [
-                transport_.run({"session": i, "variants": variants, **changes}, lambda *_: None)
-                for i in range(sessions)
-            ]
+        with KeptSessions(measurer, device) as kept_sessions:
+            return [kept_sessions.run({"session": i, "variants": variants, **changes}, SILENT) for i in range(sessions)]
 
     run.model = model
     return run
@@ -86,16 +82,16 @@ def test_ctrl_c_keeps_sessions_and_a_judgement_forgets_them(measure, cache, stac
     with pytest.raises(KeyboardInterrupt):
         measure(Counting(fails_at=1, error=KeyboardInterrupt()))
     assert len(list(cache.iterdir())) == 1
-    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    schedule = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
     taken = Counting()
-    with pytest.raises(ParityError), KeptSessions(taken, "pi") as transport:  # noqa: PT012
-        transport.run(plan, lambda *_: None)
+    with pytest.raises(ParityError), KeptSessions(taken, "pi") as measurer:  # noqa: PT012
+        measurer.run(schedule, SILENT)
         raise ParityError("these sessions must not be taken up again")
     assert taken.ran == []
     assert list(cache.iterdir()) == []
 
 
-def test_a_session_counts_for_its_plan_its_artifacts_and_its_device_alone(measure, stack):
+def test_a_session_counts_for_its_schedule_its_artifacts_and_its_device_alone(measure, stack):
     cut_off(measure)
     for change in ({"device": "other"}, {"seed": 1}):
         other = Counting()
@@ -135,18 +131,18 @@ def test_a_full_disk_is_told_and_the_measurement_goes_on(measure, monkeypatch, c
 
 def test_what_is_asked_twice_is_measured_twice(measure):
     """A confirmation must not be shown the samples that it is to confirm."""
-    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    schedule = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
     counting = Counting()
-    with KeptSessions(counting, "pi") as transport:
-        first, second = (transport.run(plan, lambda *_: None) for _ in range(2))
+    with KeptSessions(counting, "pi") as measurer:
+        first, second = (measurer.run(schedule, SILENT) for _ in range(2))
     assert counting.ran == [0, 0]
     assert first["drawn"] != second["drawn"]
 
 
 def test_a_result_that_cannot_be_written_costs_no_session(measure, cache):
-    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
-    with pytest.raises(StorageError), KeptSessions(Counting(), "pi") as transport:  # noqa: PT012
-        transport.run(plan, lambda *_: None)
+    schedule = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    with pytest.raises(StorageError), KeptSessions(Counting(), "pi") as measurer:  # noqa: PT012
+        measurer.run(schedule, SILENT)
         raise StorageError("no space left")
     again = Counting()
     measure(again)
@@ -157,13 +153,13 @@ def test_cold_starts_are_never_taken_from_an_earlier_one(measure):
     class Cold:
         count = 0
 
-        def run(self, plan, on_progress):
+        def run(self, schedule, progress):
             self.count += 1
             return {"open_ns": self.count}
 
     cold = Cold()
-    with KeptSessions(cold, "pi") as transport:
-        found = [transport.run({"variants": []}, lambda *_: None) for _ in range(3)]
+    with KeptSessions(cold, "pi") as measurer:
+        found = [measurer.run({"variants": []}, SILENT) for _ in range(3)]
     assert [each["open_ns"] for each in found] == [1, 2, 3]
 
 
@@ -172,22 +168,22 @@ def test_a_session_that_failed_keeps_those_of_its_comparison_alone(measure, cach
     other = stack(tmp_path / "other.onnx", layers=5)
     flaky = Counting(fails_at=2)
 
-    def plan(path, session):
+    def schedule(path, session):
         return {"session": session, "blocks": 20 + session, "variants": [{"name": "A", "path": str(path)}]}
 
-    with KeptSessions(flaky, "pi") as transport:
+    with KeptSessions(flaky, "pi") as measurer:
         for session in range(2):
-            transport.run(plan(other, session), lambda *_: None)
+            measurer.run(schedule(other, session), SILENT)
         for session in range(2):
-            transport.run(plan(measure.model, session), lambda *_: None)
+            measurer.run(schedule(measure.model, session), SILENT)
         with pytest.raises(TargetUnavailable):
-            transport.run(plan(measure.model, 2), lambda *_: None)
+            measurer.run(schedule(measure.model, 2), SILENT)
     assert len(list(cache.iterdir())) == 2
     again = Counting()
-    with KeptSessions(again, "pi") as transport:
+    with KeptSessions(again, "pi") as measurer:
         for path in (other, measure.model):
             for session in range(3):
-                transport.run(plan(path, session), lambda *_: None)
+                measurer.run(schedule(path, session), SILENT)
     assert again.ran == [0, 1, 2, 2]
 
 
@@ -200,9 +196,9 @@ def test_what_is_too_old_is_removed(measure, cache):
 
 
 def test_two_targets_of_one_process_do_not_share_sessions(measure):
-    plan = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
+    schedule = {"session": 0, "variants": [{"name": "A", "path": str(measure.model)}]}
     first, second = Counting(), Counting()
     with KeptSessions(first, "this machine") as one, KeptSessions(second, "this machine") as two:
-        drawn = [transport.run(plan, lambda *_: None)["drawn"] for transport in (one, two)]
+        drawn = [measurer.run(schedule, SILENT)["drawn"] for measurer in (one, two)]
     assert drawn[0] != drawn[1]
     assert (first.ran, second.ran) == ([0], [0])

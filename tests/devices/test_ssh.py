@@ -10,6 +10,7 @@ import psutil
 import pytest
 from builders import write_stack
 from loopback import loopback
+from measuring import progress_to
 
 import toolchain
 from toolchain.devices.device import open_device, probe
@@ -19,21 +20,14 @@ from toolchain.devices.targets_toml import named_target
 from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design, Workload
 from toolchain.measure.single import measure
 from toolchain.on_device import runner as device_runner
 
 pytestmark = pytest.mark.clock
 
-SHORT = {
-    "target": "ort-cpu",
-    "batch": 4,
-    "slot_ms": 2.0,
-    "warmup_s": 0.02,
-    "tau": 0.6,
-    "looks": 1,
-    "sessions": 2,
-    "blocks": 4,
-}
+FOUR = Workload(batch=4)
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
 NAME = "de vice's $(touch pwned)"  # every byte of it has to reach the device as it is
 
 
@@ -62,12 +56,13 @@ def pair(tmp_path):
     return write_stack(tmp_path / "a.onnx"), write_stack(tmp_path / "b.onnx", layers=8)
 
 
-def measured(pair, targets, on_progress=None, **changes):
+def measured(pair, targets, tell=lambda *_: None, **changes):
     """(the comparison, the transport that it went over); a lost device is left alone only for a moment."""
     with open_device("board", targets) as device:
-        ssh = device.transport.transport
+        ssh = device.fresh
         ssh.pause_s = 0.1
-        return compare(*pair, **{**SHORT, **changes}, transport=device.transport, on_progress=on_progress), ssh
+        design, progress = SHORT.model_copy(update=changes), progress_to(lambda share, text: tell(text, share))
+        return compare(*pair, device, FOUR, design, progress=progress), ssh
 
 
 def on_device(tmp_path):
@@ -99,7 +94,7 @@ def lying_python(tmp_path, code):
 
 def test_a_comparison_over_ssh_is_the_local_one_on_another_machine(board, pair, tmp_path):
     remote, ssh = measured(pair, board())
-    local = compare(*pair, **SHORT)
+    local = compare(*pair, "ort-cpu", FOUR, SHORT)
     assert (remote.design, remote.scenario, remote.artifacts) == (local.design, local.scenario, local.artifacts)
     orders = [[[b.order for b in s.blocks] for s in found.sessions] for found in (remote, local)]
     assert orders[0] == orders[1]
@@ -140,7 +135,7 @@ def test_external_data_keeps_its_name_beside_the_graph(board, pair, tmp_path):
 
 def test_a_lost_device_is_named_and_the_next_run_goes_on(board, server, pair, tmp_path):
     def cut(text, _):
-        if text.startswith("session 2, block"):
+        if text.startswith("session 2: block"):
             server.kill()
 
     with pytest.raises(DeviceLost) as lost:
@@ -156,8 +151,8 @@ def test_a_lost_device_is_named_and_the_next_run_goes_on(board, server, pair, tm
     server.start()
     seen = []
     found, _ = measured(pair, board(), lambda text, _: seen.append(text))
-    assert [text for text in seen if text.startswith("session 1,")] == ["session 1, finished by an earlier run"]
-    assert "session 2, block 4/4" in seen
+    assert [text for text in seen if text.startswith("session 1:")] == ["session 1: finished by an earlier run"]
+    assert "session 2: block 4/4" in seen
     assert [session.session for session in found.sessions] == [0, 1]
     assert list((tmp_path / "cache" / FOLDER).iterdir()) == []
 
@@ -166,7 +161,7 @@ def test_a_device_that_comes_back_is_connected_to_again_once(board, server, pair
     cuts = []
 
     def cut(text, _):
-        if text.startswith("session 2, block") and not cuts:
+        if text.startswith("session 2: block") and not cuts:
             cuts.append(text)
             server.kill()
         elif "connecting again" in text:
@@ -182,11 +177,11 @@ def test_nothing_runs_on_when_the_client_is_killed(board, pair, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
+from toolchain.devices.device import open_device
 from toolchain.measure.compare import compare
-from toolchain.devices.device import open_device, probe
-from toolchain.measure.single import measure
+from toolchain.measure.samples import Design, Workload
 with open_device("board", Path({str(board())!r})) as device:
-    compare(*map(Path, {list(map(str, pair))!r}), target="ort-cpu", batch=4, blocks=100000, transport=device.transport)
+    compare(*map(Path, {list(map(str, pair))!r}), device, Workload(batch=4), Design(blocks=100000))
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(toolchain.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as client:
@@ -335,16 +330,6 @@ def test_a_probe_says_what_answers(board):
 
 def test_one_artifact_over_ssh_with_its_cold_start(board, pair):
     with open_device("board", board()) as device:
-        found = measure(
-            pair[0],
-            target=device.runtime,
-            batch=4,
-            sessions=1,
-            blocks=4,
-            cold_starts=2,
-            slot_ms=2.0,
-            warmup_s=0.02,
-            transport=device.transport,
-        )
+        found = measure(pair[0], device, FOUR, SHORT.model_copy(update={"sessions": 1}), cold_starts=2)
     assert [start.open_ns > 0 for start in found.cold] == [True, True]
     assert found.cold[0].open_ns != found.cold[1].open_ns

@@ -7,22 +7,24 @@ import threading
 import time
 
 import pytest
+from measuring import progress_to
 
 from toolchain.devices import transport
 from toolchain.devices.transport import LocalTransport
 from toolchain.errors import ArtifactError, MeasurementError
-from toolchain.on_device.runner import PLAN_SCHEMA
+from toolchain.on_device.runner import SCHEDULE_SCHEMA
+from toolchain.progress import SILENT
 
 pytestmark = pytest.mark.clock
 
 POPEN = subprocess.Popen
 
 
-def plan(path, **changes):
+def schedule(path, **changes):
     variants = [{"name": n, "path": str(path), "runtime": "ort-cpu", "inputs": ["image"]} for n in ("A", "B", "A'")]
     tensors = [{"shape": [1, 96], "dtype": "float32"}]
     return {
-        "schema": PLAN_SCHEMA,
+        "schema": SCHEDULE_SCHEMA,
         "seed": 0,
         "session": 0,
         "blocks": 2,
@@ -40,13 +42,15 @@ def run(script, monkeypatch):
     monkeypatch.setattr(
         transport.subprocess, "Popen", lambda command, **kw: POPEN([sys.executable, "-c", script], **kw)
     )
-    return LocalTransport().run(plan("x"), lambda *_: None)
+    return LocalTransport().run(schedule("x"), SILENT)
 
 
 def test_a_session_runs_in_a_process_of_its_own_and_reports_progress(stack, tmp_path):
     seen = []
-    result = LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda share, text: seen.append((share, text)))
-    assert [len(result["blocks"]), "plan_sha256" in result] == [2, False]
+    result = LocalTransport().run(
+        schedule(stack(tmp_path / "m.onnx")), progress_to(lambda *report: seen.append(report))
+    )
+    assert [len(result["blocks"]), "schedule_sha256" in result] == [2, False]
     assert seen[-2:] == [(0.5, "block 1/2"), (1.0, "block 2/2")]
     # torch is loaded here, and is not where only ONNX Runtime is timed
     assert set(result["fingerprint"]["after"]["machine"]["runtimes"]) == {"numpy", "onnxruntime"}
@@ -55,7 +59,7 @@ def test_a_session_runs_in_a_process_of_its_own_and_reports_progress(stack, tmp_
 def test_a_variant_that_cannot_be_opened_is_a_bad_artifact(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match=r"A \(.*m\.onnx\) does not run on ort-cpu"):
-        LocalTransport().run(plan(tmp_path / "m.onnx"), lambda *_: None)
+        LocalTransport().run(schedule(tmp_path / "m.onnx"), SILENT)
 
 
 def test_a_process_that_dies_is_reported_with_its_last_lines(monkeypatch):
@@ -65,11 +69,11 @@ def test_a_process_that_dies_is_reported_with_its_last_lines(monkeypatch):
         run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
 
 
-def test_samples_of_another_plan_are_refused(monkeypatch, stack, tmp_path):
-    digest = transport.device_runner.plan_digest
-    monkeypatch.setattr(transport.device_runner, "plan_digest", lambda p: digest({**p, "seed": 1}))
-    with pytest.raises(MeasurementError, match="another plan"):
-        LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)
+def test_samples_of_another_schedule_are_refused(monkeypatch, stack, tmp_path):
+    digest = transport.device_runner.schedule_digest
+    monkeypatch.setattr(transport.device_runner, "schedule_digest", lambda p: digest({**p, "seed": 1}))
+    with pytest.raises(MeasurementError, match="another schedule"):
+        LocalTransport().run(schedule(stack(tmp_path / "m.onnx")), SILENT)
 
 
 def test_a_session_loads_no_other_runtime_than_its_own():
@@ -100,17 +104,17 @@ def test_nothing_is_left_running_after_an_interruption(stack, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LocalTransport().run(plan(stack(tmp_path / "m.onnx"), blocks=10**6), interrupt)
+        LocalTransport().run(schedule(stack(tmp_path / "m.onnx"), blocks=10**6), progress_to(interrupt))
     assert started[0].poll() is not None
 
 
 def test_a_session_ends_when_its_parent_is_gone(stack, tmp_path):
-    (tmp_path / "plan.json").write_text(json.dumps(plan(stack(tmp_path / "m.onnx"), blocks=10**6)))
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule(stack(tmp_path / "m.onnx"), blocks=10**6)))
     command = [
         sys.executable,
         "-P",
         transport.device_runner.__file__,
-        str(tmp_path / "plan.json"),
+        str(tmp_path / "schedule.json"),
         str(tmp_path / "out"),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"}) as process:
@@ -128,7 +132,9 @@ def test_a_session_ends_when_its_parent_is_gone(stack, tmp_path):
 def test_one_session_runs_at_a_time_on_a_machine(stack, tmp_path):
     seen, path = [], stack(tmp_path / "m.onnx")
     with transport.exclusive(transport.user_cache() / "measuring"):
-        other = threading.Thread(target=LocalTransport().run, args=(plan(path), lambda *told: seen.append(told)))
+        other = threading.Thread(
+            target=LocalTransport().run, args=(schedule(path), progress_to(lambda *report: seen.append(report)))
+        )
         other.start()
         deadline = time.monotonic() + 20
         while not seen and time.monotonic() < deadline:
@@ -141,5 +147,5 @@ def test_one_session_runs_at_a_time_on_a_machine(stack, tmp_path):
 def test_a_cache_that_cannot_be_written_stops_no_measurement(stack, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert LocalTransport().run(plan(stack(tmp_path / "m.onnx")), lambda *_: None)["blocks"]
+    assert LocalTransport().run(schedule(stack(tmp_path / "m.onnx")), SILENT)["blocks"]
     assert "may run beside this one" in caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders import write_classifier
-from measuring import Scripted
+from measuring import GateScript
 
 from toolchain.artifacts import open_artifact
 from toolchain.gate import Accept, GateConfig, run_gate
@@ -31,7 +31,7 @@ def example(tmp_path):
         write_classifier(tmp_path / "model.onnx", **changes)
         gate = tmp_path / "gate.toml"
         gate.write_text(text.replace("0" * 64, open_artifact(release).sha256))
-        measure = Scripted({"b": 0.01})
+        measure = GateScript({"b": 0.01})
         return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, measure=measure)
 
     return call

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 from builders import few_sessions, write_classifier
-from measuring import Scripted, as_measured
+from measuring import GateScript, as_measured
 
 from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
@@ -37,7 +37,7 @@ def judge(tmp_path):
     write_classifier(tmp_path / "new.onnx")
 
     def call(script, *, cells=None, budget=None, relation=None, accepts=(), **more):
-        measurer = script if callable(script) else Scripted(*script)
+        measurer = script if callable(script) else GateScript(*script)
         relation = {"latency": 0.05} if relation is None else relation
         cell = {"artifact": "new.onnx", "baseline": "old", "budget": budget or {}, "relation": relation, **more}
         raw = {
@@ -301,7 +301,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     }
     with pytest.raises(RecipeError, match="unknown target 'quiet'"):
         GateConfig.from_dict(raw, tmp_path)
-    config, measurer = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml"), Scripted(SAME, SAME)
+    config, measurer = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml"), GateScript(SAME, SAME)
     with Devices(tmp_path / "targets.toml") as devices:
         result = run_gate(config, tool="test", day=TODAY, devices=devices, measure=measurer)
     assert [device.runtime for device in measurer.devices] == ["ort-cpu"] * 2

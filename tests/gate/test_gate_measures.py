@@ -38,14 +38,14 @@ def test_real_measurements_reach_the_result(tmp_path, stack):
         "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [{"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"latency": 0.05}}],
     }
-    reader, short = Reader(), partial(timed, design=Design(sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01))
+    reader, short = Reader(), partial(timed, design=Design(sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01, looks=1))
     config = GateConfig.from_dict(raw, tmp_path)
     result = run_gate(config, tool="test", day=TODAY, measure=short, progress=Progress(reader))
     (check,) = result.cells[0].checks
     assert check.value > 1.5, "forty matmuls take longer than two"
     assert check.status in ("fail", "invalid", "inconclusive")
     assert result.cells[0].comparisons[0].design.blocks == 4
-    assert reader.texts[0].startswith("a: session 1")
+    assert reader.texts[0].startswith("a, session 1: ")
 
 
 def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
         "cell": [{"name": f"cell{batch}", "batch": batch, **cell} for batch in (1, 2)],
     }
     config = GateConfig.from_dict(raw, tmp_path)
-    short = partial(timed, design=Design(sessions=3, blocks=4, slot_ms=1.0, warmup_s=0.01))
+    short = partial(timed, design=Design(sessions=3, blocks=4, slot_ms=1.0, warmup_s=0.01, looks=1))
 
     def judge(until=None):
         reader = Reader(until)
@@ -66,12 +66,12 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
             return reader, run_gate(config, tool="test", day=TODAY, devices=devices, measure=short, progress=progress)
 
     with pytest.raises(KeyboardInterrupt):
-        judge(until="cell2: session 2")
+        judge(until="cell2, session 2")
     reader, result = judge()
     kept = [text for text in reader.texts if "finished by an earlier run" in text]
     assert kept == [
-        *(f"cell1: session {number}, finished by an earlier run" for number in (1, 2, 3)),
-        "cell2: session 1, finished by an earlier run",
+        *(f"cell1, session {number}: finished by an earlier run" for number in (1, 2, 3)),
+        "cell2, session 1: finished by an earlier run",
     ]
     assert all(cell.comparisons for cell in result.cells)
     assert not list((tmp_path / "cache" / "sessions").iterdir()), "what ended is measured afresh next time"

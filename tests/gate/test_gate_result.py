@@ -10,7 +10,7 @@ import re
 
 import pytest
 from builders import few_sessions, write_classifier
-from measuring import Scripted
+from measuring import GateScript
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
@@ -57,7 +57,7 @@ def result(tmp_path_factory):
         accept("budget.nodes", 9, cell="nowhere"),
     ]
     missing = (TargetUnavailable("ort-cuda", "there is no GPU"), MeasurementError("the machine changed"))
-    measure = Scripted(SLOWER, {"control": 0.03, **SHORT}, *[SHORT] * 4, *missing, {**SLOWER, "seed": 2})
+    measure = GateScript(SLOWER, {"control": 0.03, **SHORT}, *[SHORT] * 4, *missing, {**SLOWER, "seed": 2})
     config = GateConfig.from_dict(raw, folder)
     return run_gate(config, accepts, tool="test", day=DAY, measure=measure, why=True)
 

@@ -15,12 +15,15 @@ from toolchain.errors import ArtifactError, MeasurementError, ParityError, Recip
 from toolchain.measure.bundle import Question, pack, unpack
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design, Workload
 from toolchain.on_device.bundle_run import body_sha256
 
 pytestmark = pytest.mark.clock
 
 QUESTION = Question(
-    target="ort-cpu", batch=4, sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.02, tau=0.6, input_shape=(96,)
+    "ort-cpu",
+    Workload(batch=4, input_shape=(96,)),
+    Design(sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1),
 )
 
 
@@ -86,7 +89,7 @@ def rewrite(bundle, out, change):
 def test_what_comes_back_is_the_usual_comparison(packed, tmp_path):
     a, b, bundle, folder = packed
     found = unpack(folder / "result.json", bundle)
-    local = compare(a, b, **vars(QUESTION))
+    local = compare(a, b, QUESTION.runtime, QUESTION.workload, QUESTION.design)
     assert (found.design, found.scenario, found.artifacts) == (local.design, local.scenario, local.artifacts)
     assert [[block.order for block in session.blocks] for session in found.sessions] == [
         [block.order for block in session.blocks] for session in local.sessions
@@ -119,7 +122,7 @@ def test_a_device_that_was_cut_off_goes_on(packed, tmp_path):
     assert not (folder / "sessions").exists()
     (folder / "result.json").unlink()
     (folder / "sessions").mkdir()
-    (folder / "sessions" / f"{first['plan_sha256']}.json").write_text(json.dumps(first))
+    (folder / "sessions" / f"{first['schedule_sha256']}.json").write_text(json.dumps(first))
     _, told = measure_there(bundle, folder)
     assert "session 1/2" not in told
     assert "session 2/2" in told
@@ -158,8 +161,13 @@ def test_the_device_refuses_a_bundle_that_is_not_whole(packed, tmp_path):
         (lambda r: r.update(bundle="0" * 64), True, ArtifactError, "another bundle"),
         (lambda r: r.update(schema="other"), True, ArtifactError, "schema 'other'"),
         (lambda r: r["sessions"].pop(), True, MeasurementError, "no samples for session 2"),
-        (lambda r: r["sessions"][1].update(plan_sha256="0" * 64), True, MeasurementError, "no samples for session 2"),
-        (lambda r: r["sessions"][1].pop("plan_sha256"), True, ArtifactError, "digest of their plan"),
+        (
+            lambda r: r["sessions"][1].update(schedule_sha256="0" * 64),
+            True,
+            MeasurementError,
+            "no samples for session 2",
+        ),
+        (lambda r: r["sessions"][1].pop("schedule_sha256"), True, ArtifactError, "digest of their schedule"),
         (lambda r: r["sessions"][0]["blocks"].pop(), True, MeasurementError, "blocks"),
         (lambda r: r["sessions"][0]["blocks"][0]["order"].reverse(), True, MeasurementError, "order"),
         (lambda r: r["sessions"][0].update(session=1), True, MeasurementError, "session"),

@@ -5,27 +5,32 @@ import math
 import onnx
 import pytest
 from builders import Refusing
+from measuring import device_of, progress_to
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, TargetUnavailable
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design, Workload
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"target": "ort-cpu", "batch": 4, "slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6}
+FOUR = Workload(batch=4)
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6)
+LEAST = SHORT.model_copy(update={"sessions": 1, "blocks": 4, "looks": 1})
 
 
 def test_a_model_against_itself_is_no_change(stack, tmp_path):
     path = stack(tmp_path / "a.onnx")
     seen = []
-    comparison = compare(path, path, **SHORT, on_progress=lambda text, share: seen.append((text, share)))
+    progress = progress_to(lambda share, text: seen.append((text, share)))
+    comparison = compare(path, path, "ort-cpu", FOUR, SHORT, progress=progress)
     assert comparison.verdict == "pass"
     assert abs(comparison.ratio.point) < 0.2
     assert comparison.parity == "not claimed"
     assert comparison.artifacts["A"] == comparison.artifacts["B"]
     assert comparison.environment["threads"] == 1
-    assert seen[-1][0] == "session 6, block 12/12"
+    assert seen[-1][0] == "session 6: block 12/12"
     assert seen[-1][1] == pytest.approx(0.25)  # two looks fewer than there could have been
     assert [share for _, share in seen] == sorted(share for _, share in seen)
     comparison.save(tmp_path / "bench.json")
@@ -36,10 +41,10 @@ def test_a_planted_slowdown_is_regressed_and_its_mirror_image_improved(stack, tm
     """Eight times the layers. How wide an interval is depends on who else uses the machine, so the verdicts and the points
     are asked for, not the bounds."""
     fast, slow = stack(tmp_path / "fast.onnx", layers=8, width=128), stack(tmp_path / "slow.onnx", layers=64, width=128)
-    worse = compare(fast, slow, **SHORT, parity="pass")
+    worse = compare(fast, slow, "ort-cpu", FOUR, SHORT, parity="pass")
     assert (worse.verdict, worse.verified_speedup_at_least, worse.parity) == ("regressed", None, "pass")
     assert worse.ratio.point > math.log(2)
-    better = compare(slow, fast, **SHORT)
+    better = compare(slow, fast, "ort-cpu", FOUR, SHORT)
     assert better.verdict == "improved"
     assert better.ratio.point < -math.log(2)
     assert 1 < better.verified_speedup_at_least == pytest.approx(math.exp(-better.ratio.hi))
@@ -50,34 +55,34 @@ def test_a_file_that_takes_fp16_is_timed_against_one_that_takes_fp32(stack, tmp_
     """Kind: what fp16 converters make by default. Each is fed the same values in its own type."""
     a = stack(tmp_path / "a.onnx")
     onnx.save(convert_float_to_float16(onnx.load(a)), tmp_path / "half.onnx")
-    comparison = compare(a, tmp_path / "half.onnx", **{**SHORT, "tau": 0.5}, blocks=4, sessions=3, looks=1)
+    comparison = compare(a, tmp_path / "half.onnx", "ort-cpu", FOUR, LEAST)
     assert {spec.dtype for spec in comparison.scenario.inputs} == {"float32"}
-    assert len(comparison.sessions) == 3
+    assert len(comparison.sessions) == 1
 
 
 def test_what_cannot_be_compared_is_refused_before_it_is_timed(stack, tmp_path):
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(ParityError, match=r"\[4, 96\].*\[4, 64\]"):
-        compare(a, stack(tmp_path / "narrow.onnx", width=64), **SHORT)
+        compare(a, stack(tmp_path / "narrow.onnx", width=64), "ort-cpu", FOUR, SHORT)
     with pytest.raises(RecipeError, match="fixed batch of 1"):
-        compare(a, stack(tmp_path / "fixed.onnx", batch=1), **SHORT)
+        compare(a, stack(tmp_path / "fixed.onnx", batch=1), "ort-cpu", FOUR, SHORT)
     with pytest.raises(RecipeError, match="did you mean 'ort-cpu'"):
-        compare(a, a, **{**SHORT, "target": "ort-cpuu"})
+        compare(a, a, "ort-cpuu", FOUR, SHORT)
     with pytest.raises(RecipeError, match="takes files"):
-        compare(a, tmp_path, **SHORT)
-    with pytest.raises(RecipeError, match="blocks"):
-        compare(a, a, **SHORT, blocks=0)
+        compare(a, tmp_path, "ort-cpu", FOUR, SHORT)
+    with pytest.raises(ValueError, match="blocks"):
+        Design(blocks=0)
     with pytest.raises(RecipeError, match="threads"):
-        compare(a, a, **SHORT, threads=0)
+        compare(a, a, workload=Workload(batch=4, threads=0))
     (tmp_path / "bad.onnx").write_bytes(a.read_bytes()[:200])
     with pytest.raises(ArtifactError, match=r"bad\.onnx"):
-        compare(a, tmp_path / "bad.onnx", **SHORT)
+        compare(a, tmp_path / "bad.onnx", "ort-cpu", FOUR, SHORT)
 
 
 def test_outputs_that_are_not_finite_give_no_latency(stack, tmp_path):
     a, overflowing = stack(tmp_path / "a.onnx"), stack(tmp_path / "b.onnx", scale=1e30)
     with pytest.raises(ArtifactError, match=r"B \(.*b\.onnx\).*not finite"):
-        compare(a, overflowing, **SHORT)
+        compare(a, overflowing, "ort-cpu", FOUR, SHORT)
 
 
 def test_a_target_that_does_not_measure_says_so(stack, tmp_path, monkeypatch):
@@ -89,7 +94,7 @@ def test_a_target_that_does_not_measure_says_so(stack, tmp_path, monkeypatch):
     monkeypatch.setitem(TARGETS, "build-only", BuildOnly())
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="cannot be measured"):
-        compare(a, a, **{**SHORT, "target": "build-only"})
+        compare(a, a, "build-only", FOUR, SHORT)
 
 
 def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack, tmp_path, monkeypatch):
@@ -98,7 +103,7 @@ def test_a_target_that_builds_but_cannot_run_here_is_never_timed_elsewhere(stack
     monkeypatch.setitem(TARGETS, "no-gpu", Refusing("no-gpu", runs="no: there is no GPU"))
     a = stack(tmp_path / "a.onnx")
     with pytest.raises(TargetUnavailable, match="there is no GPU"):
-        compare(a, a, **{**SHORT, "target": "no-gpu"})
+        compare(a, a, "no-gpu", FOUR, SHORT)
 
 
 def test_model_folders_are_timed_in_eager_torch(tmp_path):
@@ -117,12 +122,12 @@ def test_model_folders_are_timed_in_eager_torch(tmp_path):
         return save_model(model, tmp_path / f"depth{depth}")
 
     deep, shallow = folder(6), folder(1)
-    comparison = compare(deep, shallow, **{**SHORT, "target": "eager"}, sessions=1, blocks=8)
+    comparison = compare(deep, shallow, "eager", FOUR, SHORT.model_copy(update={"sessions": 1, "blocks": 8}))
     assert comparison.ratio.point < math.log(0.7)  # the verdict is not asserted: one short session may well be invalid
     assert comparison.scenario.inputs[0].shape == (4, 3, 16, 16)
     assert "torch" in comparison.environment["runtimes"]
     with pytest.raises(RecipeError, match="model folders"):
-        compare(deep, deep / "model.json", **{**SHORT, "target": "eager"})
+        compare(deep, deep / "model.json", "eager", FOUR, SHORT)
 
 
 @pytest.mark.parametrize("target", ["openvino-cpu", "openvino-cpu-bf16"])
@@ -136,7 +141,7 @@ def test_openvino_is_timed_like_any_target(stack, tmp_path, target):
         pytest.skip(str(error))
     deep = stack(tmp_path / "deep.onnx", layers=48, width=256)
     shallow = stack(tmp_path / "shallow.onnx", layers=4, width=256)
-    comparison = compare(deep, shallow, **{**SHORT, "target": target}, sessions=1, blocks=8)
+    comparison = compare(deep, shallow, target, FOUR, SHORT.model_copy(update={"sessions": 1, "blocks": 8}))
     assert comparison.ratio.point < math.log(0.7)  # the verdict is not asserted: one short session may well be invalid
     assert set(comparison.environment["runtimes"]) >= {"openvino"}
     comparison.save(tmp_path / "bench.json")
@@ -144,16 +149,16 @@ def test_openvino_is_timed_like_any_target(stack, tmp_path, target):
 
 
 class Tampering:
-    """A transport whose sessions come back changed."""
+    """A measurer whose sessions come back changed."""
 
     def __init__(self, change):
         from toolchain.devices.transport import LocalTransport
 
         self.local, self.change = LocalTransport(), change
 
-    def run(self, plan, on_progress):
-        result = self.local.run(plan, on_progress)
-        self.change(result, plan["session"])
+    def run(self, schedule, progress):
+        result = self.local.run(schedule, progress)
+        self.change(result, schedule["session"])
         return result
 
 
@@ -168,4 +173,4 @@ class Tampering:
 def test_sessions_that_do_not_belong_together_give_no_verdict(stack, tmp_path, change, error, words):
     path = stack(tmp_path / "a.onnx")
     with pytest.raises(error, match=words):
-        compare(path, path, **SHORT, blocks=4, transport=Tampering(change))
+        compare(path, path, device_of(Tampering(change)), FOUR, SHORT.model_copy(update={"blocks": 4}))

@@ -5,49 +5,18 @@ import math
 
 import numpy as np
 import pytest
+from measuring import Scripted, device_of
 
 from toolchain.devices.kept import KeptSessions
 from toolchain.errors import MeasurementError
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import UNDECIDED, Comparison
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval
-from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
-
-pytestmark = pytest.mark.clock
+from toolchain.measure.samples import Design, Workload
+from toolchain.measure.stored import sealed
 
 SIMULATED = 400
-
-
-class Device:
-    """A transport that measures nothing: each slot takes what `truth` says of (variant, session, block)."""
-
-    def __init__(self, truth, noise=0.003, seed=0):
-        self.truth, self.noise, self.asked = truth, noise, []
-        self.rng = np.random.default_rng(seed)
-        self.machine = {"cpu": "scripted", "threads": 1, "affinity": [0], "runtimes": {"onnxruntime": "1"}}
-
-    def run(self, plan, on_progress):
-        session = plan["session"]
-        self.asked.append((session, plan["blocks"]))
-        names = [variant["name"] for variant in plan["variants"]]
-        fingerprint = {"machine": dict(self.machine), "state": {}}
-        facts = {"outputs": [[4, 96]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
-        blocks = [
-            {"order": order, "samples_ns": {name: self.slot(name, session, index) for name in order}}
-            for index, order in enumerate(block_orders(names, plan["blocks"], plan["seed"], session))
-        ]
-        on_progress(1.0, "done")
-        return {
-            "schema": SESSION_SCHEMA,
-            "session": session,
-            "fingerprint": {"before": fingerprint, "after": fingerprint},
-            "variants": {name: {**facts, "calls_per_slot": 6, "discarded": 1} for name in names},
-            "blocks": blocks,
-        }
-
-    def slot(self, name, session, block):
-        level = self.truth(name, session, block)
-        return [round(1e7 * math.exp(level + self.noise * self.rng.standard_normal())) for _ in range(5)]
+FOUR = Workload(batch=4)
 
 
 @pytest.fixture
@@ -55,9 +24,9 @@ def pair(stack, tmp_path):
     return stack(tmp_path / "a.onnx"), stack(tmp_path / "b.onnx", layers=5)
 
 
-def judge(pair, truth, noise=0.003, seed=0, **options):
-    device = Device(truth, noise, seed)
-    return compare(*pair, target="ort-cpu", batch=4, transport=device, **options), device
+def judge(pair, truth, noise=0.003, seed=0, looks=3):
+    device = Scripted(truth, noise, seed)
+    return compare(*pair, device_of(device), FOUR, Design(looks=looks)), device
 
 
 def slower(by):
@@ -144,39 +113,39 @@ def test_a_control_that_strays_is_invalid_at_every_look(pair):
 
 
 def test_an_interrupted_comparison_goes_on_from_its_finished_sessions(pair):
-    class Interrupted(Device):
+    class Interrupted(Scripted):
         went_on = False
 
-        def run(self, plan, on_progress):
-            if plan["session"] == 8 and not self.went_on:
+        def run(self, schedule, progress):
+            if schedule["session"] == 8 and not self.went_on:
                 self.went_on = True
                 raise KeyboardInterrupt
-            return super().run(plan, on_progress)
+            return super().run(schedule, progress)
 
     device = Interrupted(slower(0.05))
-    options = {"target": "ort-cpu", "batch": 4, "looks": 2}
+    design = Design(looks=2)
     with pytest.raises(KeyboardInterrupt), KeptSessions(device, "scripted") as kept:
-        compare(*pair, **options, transport=kept)
+        compare(*pair, device_of(kept), FOUR, design)
     device.asked.append("again")
     with KeptSessions(device, "scripted") as kept:
-        found = compare(*pair, **options, transport=kept)
+        found = compare(*pair, device_of(kept), FOUR, design)
     asked = [(session, 12) for session in range(12)]
     assert device.asked == [*asked[:8], "again", *asked[8:]]
     assert found.looks == 2
     device.asked.clear()
     with KeptSessions(device, "scripted") as kept:
-        compare(*pair, **options, transport=kept)
+        compare(*pair, device_of(kept), FOUR, design)
     assert len(device.asked) == 12, "a finished comparison leaves nothing behind"
 
 
 def test_a_machine_that_changes_is_refused(pair):
-    class Moves(Device):
-        def run(self, plan, on_progress):
-            self.machine["cpu"] = f"cpu {plan['session'] // 2}"
-            return super().run(plan, on_progress)
+    class Moves(Scripted):
+        def run(self, schedule, progress):
+            self.machine["cpu"] = f"cpu {schedule['session'] // 2}"
+            return super().run(schedule, progress)
 
     with pytest.raises(MeasurementError, match="the machine changed"):
-        compare(*pair, target="ort-cpu", batch=4, transport=Moves(slower(-0.4)))
+        compare(*pair, device_of(Moves(slower(-0.4))), FOUR)
 
 
 def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pair, tmp_path):
@@ -186,6 +155,6 @@ def test_a_grown_comparison_comes_back_from_disk_and_an_edited_look_does_not(pai
     assert Comparison.load(path).verdict in UNDECIDED
     stored = json.loads(path.read_text())
     stored["raw"]["sessions"] = stored["raw"]["sessions"][:6]
-    path.write_text(json.dumps(stored))
+    path.write_text(json.dumps({**stored, **sealed(stored["raw"])}))
     with pytest.raises(Exception, match="had not decided"):
         Comparison.load(path)

@@ -11,20 +11,23 @@ from toolchain.measure import stored
 from toolchain.measure.calibration import Calibration, built_in, calibrate
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design, Workload
 from toolchain.measure.single import Measurement, measure
 from toolchain.measure.stored import sealed
-from toolchain.on_device.runner import COLD_PLAN_SCHEMA, VariantError, run_cold
+from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, VariantError, run_cold
 from toolchain.pipeline.verify import verify
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"target": "ort-cpu", "batch": 4, "slot_ms": 2.0, "warmup_s": 0.02}
+FOUR = Workload(batch=4)
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6)
+LEAST = SHORT.model_copy(update={"sessions": 1, "blocks": 4})
 
 
 @pytest.fixture
 def measured(stack, tmp_path):
     path = stack(tmp_path / "a.onnx")
-    return path, measure(path, **SHORT, blocks=50, cold_starts=2)
+    return path, measure(path, "ort-cpu", FOUR, SHORT.model_copy(update={"blocks": 50}), cold_starts=2)
 
 
 def test_one_artifact(measured):
@@ -53,7 +56,7 @@ def test_memory_is_that_of_the_artifact(stack, tmp_path):
     large = stack(tmp_path / "large.onnx", layers=4, width=2000)
     sizes, peaks = [], []
     for path in (small, large):
-        found = measure(path, **SHORT, sessions=1, blocks=4, cold_starts=2).to_dict()
+        found = measure(path, "ort-cpu", FOUR, LEAST, cold_starts=2).to_dict()
         sizes.append(found["size_bytes"])
         peaks.append(found["cold_start"]["peak_rss_bytes"])
     assert peaks[1] - peaks[0] > 0.9 * (sizes[1] - sizes[0])
@@ -87,7 +90,7 @@ def test_it_comes_back_and_every_edit_is_refused(measured, tmp_path):
 def test_a_result_is_of_its_artifacts_and_of_its_machine(stack, tmp_path):
     a, b = stack(tmp_path / "a.onnx"), stack(tmp_path / "b.onnx", layers=5)
     file = tmp_path / "compared.json"
-    compare(a, b, **SHORT, tau=0.6).save(file)
+    compare(a, b, "ort-cpu", FOUR, SHORT).save(file)
     assert isinstance(verify(file, a=a, b=b, here=True), Comparison)
     with pytest.raises(ArtifactError, match=r"is not of .*b\.onnx: it timed a\.onnx"):
         verify(file, a=b)
@@ -120,7 +123,7 @@ def test_what_is_no_result_is_said_to_be_none(measured, tmp_path):
 
 
 def test_calibration_gives_a_row_for_each_look_of_a_comparison(tmp_path, stack):
-    found = calibrate(stack(tmp_path / "a.onnx"), target="ort-cpu", batch=4, blocks=4)
+    found = calibrate(stack(tmp_path / "a.onnx"), "ort-cpu", FOUR, Design(blocks=4))
     assert [(row.look, row.sessions, row.blocks) for row in found.rows] == [(1, 6, 24), (2, 12, 48), (3, 18, 96)]
     assert all(row.tau_min > 0 for row in found.rows)
     assert 0 < found.rows[0].seconds < found.rows[1].seconds < found.rows[2].seconds
@@ -141,7 +144,7 @@ def test_calibration_gives_a_row_for_each_look_of_a_comparison(tmp_path, stack):
 
 
 def test_the_built_in_artifact_runs(tmp_path):
-    found = measure(built_in(tmp_path / "c.onnx"), **{**SHORT, "batch": 1}, sessions=1, blocks=4, cold_starts=0)
+    found = measure(built_in(tmp_path / "c.onnx"), design=LEAST, cold_starts=0)
     assert found.to_dict()["cold_start"] is None
     assert found.scenario.inputs[0].shape == (1, 197, 384)
 
@@ -151,30 +154,30 @@ def test_cores_can_be_chosen(stack, tmp_path):
         pytest.skip("this system does not let a process choose its cores")
     here = sorted(os.sched_getaffinity(0))
     path = stack(tmp_path / "a.onnx")
-    found = measure(path, **SHORT, sessions=1, blocks=4, cold_starts=1, affinity=(here[-1],))
+    found = measure(path, "ort-cpu", Workload(affinity=(here[-1],)), LEAST, cold_starts=1)
     assert found.environment["affinity"] == [here[-1]]
     with pytest.raises(MeasurementError, match=r"cannot be measured here: cores \[4711\] are not there"):
-        measure(path, **SHORT, sessions=1, affinity=(4711,))
+        measure(path, "ort-cpu", Workload(affinity=(4711,)), LEAST)
     assert sorted(os.sched_getaffinity(0)) == here
 
 
 def test_a_cold_start_that_fails_says_why(tmp_path):
-    plan = {
-        "schema": COLD_PLAN_SCHEMA,
+    schedule = {
+        "schema": COLD_SCHEDULE_SCHEMA,
         "threads": 1,
         "affinity": None,
         "inputs": {"count": 1, "seed": 0, "tensors": [{"shape": [1, 4], "dtype": "float32"}]},
         "variants": [{"name": "A", "path": str(tmp_path / "absent.onnx"), "runtime": "ort-cpu", "inputs": ["x"]}],
     }
     with pytest.raises(VariantError, match=r"absent\.onnx does not run on ort-cpu"):
-        run_cold(plan)
+        run_cold(schedule)
 
 
 def test_a_result_of_chosen_cores_is_of_this_machine(stack, tmp_path):
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("this system does not let a process choose its cores")
     core = max(os.sched_getaffinity(0))
-    found = measure(stack(tmp_path / "a.onnx"), **SHORT, sessions=1, blocks=4, cold_starts=0, affinity=(core,))
+    found = measure(stack(tmp_path / "a.onnx"), "ort-cpu", Workload(affinity=(core,)), LEAST, cold_starts=0)
     found.save(tmp_path / "r.json")
     assert verify(tmp_path / "r.json", here=True).scenario.affinity == (core,)
 
@@ -184,8 +187,8 @@ def test_more_threads_than_cores_are_refused_and_the_file_is_not_to_blame(stack,
     if target == "openvino-cpu":
         pytest.importorskip("openvino")
     with pytest.raises(TargetUnavailable, match=f"target '{target}' is unavailable: 4096 threads are more than the"):
-        measure(stack(tmp_path / "a.onnx"), **{**SHORT, "target": target}, threads=4096, cold_starts=1)
+        measure(stack(tmp_path / "a.onnx"), target, Workload(threads=4096), SHORT, cold_starts=1)
     if hasattr(os, "sched_getaffinity"):
         core = min(os.sched_getaffinity(0))
         with pytest.raises(TargetUnavailable, match="2 threads are more than the 1 core"):
-            measure(tmp_path / "a.onnx", **{**SHORT, "target": target}, threads=2, affinity=(core,), cold_starts=1)
+            measure(tmp_path / "a.onnx", target, Workload(threads=2, affinity=(core,)), SHORT, cold_starts=1)

@@ -12,7 +12,7 @@ from toolchain.errors import TargetUnavailable
 from toolchain.measure.environment import describe_machine
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device.runner import (
-    PLAN_SCHEMA,
+    SCHEDULE_SCHEMA,
     Unavailable,
     VariantError,
     block_orders,
@@ -21,8 +21,8 @@ from toolchain.on_device.runner import (
     main,
     make_inputs,
     opening_order,
-    plan_digest,
-    run_plan,
+    run_schedule,
+    schedule_digest,
     time_calls_ns,
 )
 
@@ -50,9 +50,9 @@ class Clockwork:
         return [self.call_ns + i for i in range(samples)]
 
 
-def plan(**changes):
+def schedule(**changes):
     return {
-        "schema": PLAN_SCHEMA,
+        "schema": SCHEDULE_SCHEMA,
         "seed": 7,
         "session": 1,
         "blocks": 10,
@@ -149,10 +149,10 @@ def test_calls_are_timed_one_by_one_over_rotating_feeds():
     assert all(isinstance(t, int) and t >= 0 for t in times)
 
 
-def test_a_session_follows_its_plan():
+def test_a_session_follows_its_schedule():
     log = []
-    result = run_plan(plan(), opener(log, {"a": 2_000_000, "b": 30_000_000}))
-    assert result["plan_sha256"] == plan_digest(plan())
+    result = run_schedule(schedule(), opener(log, {"a": 2_000_000, "b": 30_000_000}))
+    assert result["schedule_sha256"] == schedule_digest(schedule())
     assert result["session"] == 1
     assert [block["order"] for block in result["blocks"]] == block_orders(["A", "B", "A'"], 10, 7, 1)
     assert {n: f["calls_per_slot"] for n, f in result["variants"].items()} == {"A": 25, "B": 3, "A'": 25}
@@ -192,7 +192,7 @@ def test_what_is_opened_to_be_the_last_is_never_timed():
             self.calls += samples
             return [1_000_000] * samples
 
-    run_plan(plan(warmup={"calls": 1, "seconds": 0.0}), {"clockwork": Counted})
+    run_schedule(schedule(warmup={"calls": 1, "seconds": 0.0}), {"clockwork": Counted})
     assert timed[0] == 0, "closed first: opened last"
     assert len(timed) == 4
     assert min(timed[1:]) > 0
@@ -200,7 +200,7 @@ def test_what_is_opened_to_be_the_last_is_never_timed():
 
 def test_warm_up_meets_both_minima():
     for call_ns, calls in ((2_000_000, 500), (400_000_000, 10)):
-        facts = run_plan(plan(blocks=1), opener([], {"a": call_ns, "b": call_ns}))["variants"]["A"]
+        facts = run_schedule(schedule(blocks=1), opener([], {"a": call_ns, "b": call_ns}))["variants"]["A"]
         assert facts["warmup_calls"] == calls
         assert facts["warmup_seconds"] >= 1.0
         assert facts["call_ns"] == pytest.approx(call_ns, rel=1e-3)
@@ -208,7 +208,7 @@ def test_warm_up_meets_both_minima():
 
 def test_all_variants_of_a_block_see_the_same_inputs_in_the_same_order_and_blocks_rotate():
     log = []
-    run_plan(plan(warmup={"calls": 1, "seconds": 0.0}), opener(log, {"a": 10_000_000, "b": 10_000_000}))
+    run_schedule(schedule(warmup={"calls": 1, "seconds": 0.0}), opener(log, {"a": 10_000_000, "b": 10_000_000}))
     slots = [entry[2] for entry in log if len(entry) == 3][3:]
     blocks = [slots[i : i + 3] for i in range(0, 30, 3)]
     assert all(len(set(block)) == 1 for block in blocks)
@@ -219,16 +219,16 @@ def test_all_variants_of_a_block_see_the_same_inputs_in_the_same_order_and_block
 def test_a_variant_that_fails_or_overflows_is_named():
     for bad in (np.nan, np.inf):
         with pytest.raises(VariantError, match=r"A \(a\).*'logits'.*not finite"):
-            run_plan(plan(session=0), opener([], {"a": 1, "b": 1}, output=bad))
+            run_schedule(schedule(session=0), opener([], {"a": 1, "b": 1}, output=bad))
     with pytest.raises(VariantError, match=r"B \(b\) does not run on clockwork"):
-        run_plan(plan(), opener([], {"a": 1}))
+        run_schedule(schedule(), opener([], {"a": 1}))
 
 
-def test_a_plan_that_cannot_be_followed_is_refused():
+def test_a_schedule_that_cannot_be_followed_is_refused():
     with pytest.raises(ValueError, match="schema"):
-        run_plan(plan(schema="slimvit.bench.plan/9"), {})
+        run_schedule(schedule(schema="slimvit.bench.schedule/9"), {})
     with pytest.raises(ValueError, match="clockwork"):
-        run_plan(plan())
+        run_schedule(schedule())
 
 
 def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
@@ -238,35 +238,37 @@ def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
         raise TargetUnavailable("clockwork", "was asked for 2 threads and runs with 1")
 
     with pytest.raises(Unavailable, match="runs with 1"):
-        run_plan(plan(), {"clockwork": refuses})
+        run_schedule(schedule(), {"clockwork": refuses})
     with pytest.raises(Unavailable, match="4096 threads are more than the"):
-        run_plan(plan(threads=4096), opener([], {"a": 1, "b": 1}))
+        run_schedule(schedule(threads=4096), opener([], {"a": 1, "b": 1}))
 
 
 def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):
-    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
-    argv = [str(tmp_path / "plan.json"), str(tmp_path / "out.json")]
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule(blocks=2)))
+    argv = [str(tmp_path / "schedule.json"), str(tmp_path / "out.json")]
     assert main(argv, opener([], {"a": 1000, "b": 1000}, output=np.nan)) == 3
     assert "not finite" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["schedule.json"]
     assert main(argv, opener([], {"a": 10**7, "b": 10**7})) == 0
     assert "progress 1.000 block 2/2" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out.json").read_text())["blocks"]) == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "plan.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "schedule.json"]
 
 
 def test_a_result_that_cannot_be_written_is_a_matter_of_storage(tmp_path, capsys):
-    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
-    argv = [str(tmp_path / "plan.json"), str(tmp_path / "absent" / "out.json")]
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule(blocks=2)))
+    argv = [str(tmp_path / "schedule.json"), str(tmp_path / "absent" / "out.json")]
     assert main(argv, opener([], {"a": 10**7, "b": 10**7})) == device_runner.EXIT_STORAGE
     assert capsys.readouterr().err.splitlines()[-1] == f"cannot write {argv[1]}: No such file or directory"
 
 
 def test_a_runtime_that_cannot_be_imported_is_not_the_files_fault(tmp_path, monkeypatch, capsys):
-    (tmp_path / "plan.json").write_text(json.dumps(plan(blocks=2)))
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule(blocks=2)))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     runners = {"clockwork": device_runner.OrtRunner}
-    assert main([str(tmp_path / "plan.json"), str(tmp_path / "out.json")], runners) == device_runner.EXIT_UNAVAILABLE
+    assert (
+        main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], runners) == device_runner.EXIT_UNAVAILABLE
+    )
     assert "-m pip install numpy onnxruntime" in capsys.readouterr().err
 
 

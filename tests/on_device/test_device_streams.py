@@ -1,4 +1,4 @@
-"""The device's files as a device sees them: other Pythons, plans from standard input, files by digest, no neighbours."""
+"""The device's files as a device sees them: other Pythons, schedules from standard input, files by digest, no neighbours."""
 
 import ast
 import fcntl
@@ -15,7 +15,7 @@ from builders import write_stack
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
-from toolchain.on_device.runner import PLAN_SCHEMA, emulation, main, plan_digest
+from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, main, schedule_digest
 
 ON_DEVICES = [Path(module.__file__) for module in (device_runner, device_store, bundle_run)]
 OPENERS = {"still": lambda path, threads: Still()}
@@ -41,9 +41,9 @@ CPUINFO, MODALIAS, ARCH = "/proc/cpuinfo", "/sys/devices/system/cpu/modalias", "
 ARM = "processor\t: 0\nmodel name\t: ARMv8 Processor rev 0 (v8l)\nCPU implementer\t: 0x41\n"
 
 
-def plan(**changes):
+def schedule(**changes):
     return {
-        "schema": PLAN_SCHEMA,
+        "schema": SCHEDULE_SCHEMA,
         "seed": 0,
         "session": 0,
         "blocks": 2,
@@ -78,17 +78,17 @@ def test_the_version_linter_agrees_and_notices(tmp_path):
     assert subprocess.run([*linter, str(tmp_path / "new.py")], capture_output=True).returncode != 0
 
 
-def test_files_that_are_not_those_of_the_plan_are_never_timed(tmp_path, monkeypatch, capsys):
+def test_files_that_are_not_those_of_the_schedule_are_never_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("good").write_bytes(b"1")
     files = {"good": sha256(b"1").hexdigest()}
-    Path("plan.json").write_text(json.dumps(plan(files=files)))
-    assert main(["plan.json", "out.json"], OPENERS) == 0
-    assert json.loads(Path("out.json").read_text())["plan_sha256"] == plan_digest(plan(files=files))
+    Path("schedule.json").write_text(json.dumps(schedule(files=files)))
+    assert main(["schedule.json", "out.json"], OPENERS) == 0
+    assert json.loads(Path("out.json").read_text())["schedule_sha256"] == schedule_digest(schedule(files=files))
     Path("out.json").unlink()
     for name, digest in (("good", "0" * 64), ("gone", files["good"])):
-        Path("plan.json").write_text(json.dumps(plan(files={name: digest})))
-        assert main(["plan.json", "out.json"], OPENERS) == device_runner.EXIT_FILES
+        Path("schedule.json").write_text(json.dumps(schedule(files={name: digest})))
+        assert main(["schedule.json", "out.json"], OPENERS) == device_runner.EXIT_FILES
         assert name in capsys.readouterr().err
     assert not Path("out.json").exists()
 
@@ -115,8 +115,8 @@ def test_an_emulated_device_is_told_and_never_timed(machine, seen, told, monkeyp
     monkeypatch.setattr(device_runner, "_read", seen.get)
     assert bool(emulation()) is told
     if told:
-        (tmp_path / "plan.json").write_text(json.dumps(plan()))
-        code = main([str(tmp_path / "plan.json"), str(tmp_path / "out.json")], OPENERS)
+        (tmp_path / "schedule.json").write_text(json.dumps(schedule()))
+        code = main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], OPENERS)
         assert code == device_runner.EXIT_UNAVAILABLE
         assert "emulated" in capsys.readouterr().err
         assert not (tmp_path / "out.json").exists()
@@ -124,14 +124,14 @@ def test_an_emulated_device_is_told_and_never_timed(machine, seen, told, monkeyp
 
 @pytest.fixture
 def streamed(tmp_path):
-    """A session that reads its plan from standard input, in a folder of its own."""
+    """A session that reads its schedule from standard input, in a folder of its own."""
     path = write_stack(tmp_path / "m.onnx")
     started = []
 
     def start(**changes):
         variants = [{"name": n, "path": path.name, "runtime": "ort-cpu", "inputs": ["image"]} for n in ("A", "B", "A'")]
         tensors = {"count": 2, "seed": 0, "tensors": [{"shape": [1, 96], "dtype": "float32"}]}
-        asked = plan(variants=variants, inputs=tensors, **changes)
+        asked = schedule(variants=variants, inputs=tensors, **changes)
         process = subprocess.Popen(
             [sys.executable, "-P", device_runner.__file__, "-", "-"],
             stdin=subprocess.PIPE,
@@ -157,11 +157,11 @@ def test_a_streamed_session_answers_on_standard_output(streamed):
     process, asked = streamed()
     result = json.loads(process.stdout.read().splitlines()[-1])
     assert process.wait(10) == 0
-    assert result["plan_sha256"] == plan_digest(asked)
+    assert result["schedule_sha256"] == schedule_digest(asked)
     assert len(result["blocks"]) == 2
 
 
-def test_a_session_keeps_to_the_cores_of_its_plan(streamed):
+def test_a_session_keeps_to_the_cores_of_its_schedule(streamed):
     core = max(os.sched_getaffinity(0))
     process, _ = streamed(affinity=[core])
     result = json.loads(process.stdout.read().splitlines()[-1])

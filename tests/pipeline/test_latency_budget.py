@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import pytest
 from builders import TINY, choices_of, dense_model
+from measuring import Scripted, device_of, progress_to
 
 from toolchain.cost import Widths, trace
+from toolchain.devices.device import device_for
 from toolchain.export.onnx_graph import linear_shapes
 from toolchain.files import exclusive
-from toolchain.on_device.runner import block_orders, plan_digest
+from toolchain.measure.samples import Design, Workload
 from toolchain.pipeline import latency_budget as latency
 from toolchain.pipeline.latency_budget import (
+    DESIGN,
     Clock,
     Setting,
     Timing,
@@ -27,9 +30,8 @@ from toolchain.pipeline.latency_budget import (
 )
 from toolchain.recipe import CompressSection
 
-pytestmark = pytest.mark.clock
-
 SPLIT = CompressSection(method="hybrid")
+HERE = Setting(device_for("ort-cpu"))
 MULTIPLES = {"head_dim": 4, "mlp_hidden": 4, "rank": 4}
 
 
@@ -44,29 +46,22 @@ def model():
     return dense_model(**TINY)
 
 
-class Device:
-    """A transport whose variants take as long as their linears have weights; records every plan that it is sent."""
+class Proportional(Scripted):
+    """Variants take as long as their linears have weights, on a machine that drifts by 30 % from block to block."""
 
     def __init__(self):
-        self.plans, self.shapes = [], []
+        super().__init__(self.level, noise=0.0)
+        self.weights, self.drift = {}, {}
 
-    def run(self, plan, on_progress):
-        self.plans.append(plan)
-        names = [variant["name"] for variant in plan["variants"]]
-        rng, times = np.random.default_rng(plan["session"]), {}
-        for variant in plan["variants"]:
-            found = linear_shapes(onnx.load(variant["path"]))
-            times[variant["name"]] = 100 * sum(rows * columns * count for (rows, columns), count in found.items())
-            self.shapes.append(found)
-        drift = np.exp(0.3 * rng.standard_normal(plan["blocks"]))  # of the machine, shared by a block
-        blocks = [
-            {"order": order, "samples_ns": {name: [round(times[name] * drift[index])] * 4 for name in names}}
-            for index, order in enumerate(block_orders(names, plan["blocks"], plan["seed"], plan["session"]))
-        ]
-        machine = {"machine": {"cpu": "made up"}, "state": {}}
-        facts = {name: {"call_ns": times[name]} for name in names}
-        fingerprint = {"before": machine, "after": machine}
-        return {"variants": facts, "blocks": blocks, "fingerprint": fingerprint, "plan_sha256": plan_digest(plan)}
+    def run(self, schedule, progress):
+        for variant in schedule["variants"]:
+            shapes = linear_shapes(onnx.load(variant["path"]))
+            self.weights[variant["name"]] = sum(rows * columns * count for (rows, columns), count in shapes.items())
+        return super().run(schedule, progress)
+
+    def level(self, name, session, block):
+        drift = self.drift.setdefault((session, block), 0.3 * self.rng.standard_normal())
+        return math.log(self.weights[name] / 1e4) + drift
 
 
 @pytest.mark.parametrize(
@@ -104,26 +99,28 @@ def test_equal_units_are_one_class(model):
 
 def test_ratios_are_paired_within_blocks(model):
     """The machine drifts by 30 % from block to block; the ratio does not."""
-    device = Device()
+    measurer = Proportional()
     narrow = [Widths({("blocks.0.mlp", "mlp_hidden"): 4}), Widths({("blocks.0.mlp", "mlp_hidden"): 96})]
-    found = time_widths(model, narrow, Setting("ort-cpu", batch=3, threads=2), sessions=2, transport=device)
-    weights = [sum(i * o * n for (i, o), n in shapes.items()) for shapes in device.shapes[1:4]]
-    assert found.ratios == pytest.approx([weights[1] / weights[0], weights[2] / weights[0]], rel=1e-6)
-    assert len(device.plans) == 3, "the dense model alone, then the sessions"
-    alone, *sessions = device.plans
-    assert [v["name"] for v in alone["variants"]] == ["dense"]
-    for plan in sessions:
-        assert [v["name"] for v in plan["variants"]] == ["dense", "variant0", "variant1"]
-        assert plan["blocks"] == latency.BLOCKS[1]
-        assert plan["threads"] == 2
-        assert plan["inputs"]["tensors"] == [{"shape": [3, 3, 32, 32], "dtype": "float32"}]
-    assert [plan["session"] for plan in sessions] == [0, 1]
+    setting = Setting(device_of(measurer), Workload(batch=3, threads=2))
+    timing = time_widths(model, narrow, setting, DESIGN.model_copy(update={"sessions": 2}))
+    weights = measurer.weights
+    wanted = [weights[name] / weights["dense"] for name in ("variant0", "variant1")]
+    assert timing.ratios == pytest.approx(wanted, rel=1e-5)
+    assert len(measurer.schedules) == 3, "the dense model alone, then the sessions"
+    alone, *sessions = measurer.schedules
+    assert ([v["name"] for v in alone["variants"]], alone["blocks"]) == (["dense"], 1)
+    for schedule in sessions:
+        assert [v["name"] for v in schedule["variants"]] == ["dense", "variant0", "variant1"]
+        assert schedule["blocks"] == DESIGN.blocks
+        assert schedule["threads"] == 2
+        assert schedule["inputs"]["tensors"] == [{"shape": [3, 3, 32, 32], "dtype": "float32"}]
+    assert [schedule["session"] for schedule in sessions] == [0, 1]
 
 
 def fake_timer(calls, *, noise=0.0):
     """Latency in proportion to MACs; with noise a wider unit may seem faster."""
 
-    def timed(dense, variants, setting, *, sessions=1, told=lambda *_: None, transport=None):
+    def timed(dense, variants, setting, design, progress):
         calls.append(list(variants))
         shape = trace(dense.module, dense.family, dense.preprocess.input_size)
         ratios = [
@@ -134,11 +131,11 @@ def fake_timer(calls, *, noise=0.0):
     return timed
 
 
-def test_a_table_predicts_what_was_measured(model, monkeypatch):
+def test_a_table_predicts_what_was_measured(model):
     calls = []
-    monkeypatch.setattr(latency, "time_widths", fake_timer(calls))
     choices = choices_of(model, SPLIT, MULTIPLES)
-    table = Clock(model, choices, Setting("ort-cpu", 2, 1)).table()
+    setting = Setting(device_for("ort-cpu"), Workload(batch=2))
+    table = Clock(model, choices, setting, timer=fake_timer(calls)).table()
     assert (table.target, table.batch, table.threads, table.dense_ms) == ("ort-cpu", 2, 1, 2.0)
     assert table.environment == {"cpu": "made up"}
     shape = trace(model.module, model.family, model.preprocess.input_size)
@@ -151,9 +148,8 @@ def test_a_table_predicts_what_was_measured(model, monkeypatch):
     )
 
 
-def test_noise_never_makes_a_wider_unit_faster(model, monkeypatch):
-    monkeypatch.setattr(latency, "time_widths", fake_timer([], noise=0.3))
-    table = Clock(model, choices_of(model, None, MULTIPLES), Setting("ort-cpu")).table()
+def test_noise_never_makes_a_wider_unit_faster(model):
+    table = Clock(model, choices_of(model, None, MULTIPLES), HERE, timer=fake_timer([], noise=0.3)).table()
     for curve in table.saved:
         shares = [share for _, share in curve.points]
         assert shares == sorted(shares, reverse=True)
@@ -162,9 +158,8 @@ def test_noise_never_makes_a_wider_unit_faster(model, monkeypatch):
 
 def test_what_was_measured_is_kept_until_something_changes(model, monkeypatch, cache):
     calls = []
-    monkeypatch.setattr(latency, "time_widths", fake_timer(calls))
     choices, widths = choices_of(model, None, MULTIPLES), Widths({("blocks.0.mlp", "mlp_hidden"): 8})
-    clock = Clock(model, choices, Setting("ort-cpu"))
+    clock = Clock(model, choices, HERE, timer=fake_timer(calls))
 
     def asked(clock):
         before = len(calls)
@@ -174,16 +169,16 @@ def test_what_was_measured_is_kept_until_something_changes(model, monkeypatch, c
 
     assert asked(clock) == 3, "two classes and a check"
     assert asked(clock) == 0
-    assert asked(Clock(dense_model(**TINY, seed=1), choices, Setting("ort-cpu"))) == 0, "weights do not matter"
+    assert asked(replace(clock, dense=dense_model(**TINY, seed=1))) == 0, "weights do not matter"
     for changed in (
-        replace(clock, setting=Setting("ort-cpu", batch=2)),
-        replace(clock, setting=Setting("ort-cpu", threads=2)),
-        replace(clock, setting=Setting("ort-cpu", simplify=False)),
-        replace(clock, setting=Setting("eager")),
+        replace(clock, setting=replace(HERE, workload=Workload(batch=2))),
+        replace(clock, setting=replace(HERE, workload=Workload(threads=2))),
+        replace(clock, setting=replace(HERE, simplify=False)),
+        replace(clock, setting=Setting(device_for("eager"))),
         replace(clock, choices=choices_of(model, None, {"mlp_hidden": 16})),
     ):
         assert asked(changed) == 3
-    monkeypatch.setattr(latency, "conditions", lambda *_: ["another machine"])
+    monkeypatch.setattr(latency, "conditions_of", lambda *_: ["another machine"])
     assert asked(clock) == 3
     clock.forget()
     assert asked(clock) == 3, "asked to measure anew"
@@ -193,10 +188,9 @@ def test_what_was_measured_is_kept_until_something_changes(model, monkeypatch, c
     assert json.loads((clock.folder() / "table.json").read_text())["target"] == "ort-cpu"
 
 
-def test_nothing_is_forgotten_under_the_feet_of_another_process(model, monkeypatch, cache):
+def test_nothing_is_forgotten_under_the_feet_of_another_process(model, cache):
     """The lock stays where others wait for it, and what is measured under it stays until it is released."""
-    monkeypatch.setattr(latency, "time_widths", fake_timer([]))
-    clock = Clock(model, choices_of(model, None, MULTIPLES), Setting("ort-cpu"))
+    clock = Clock(model, choices_of(model, None, MULTIPLES), HERE, timer=fake_timer([]))
     clock.table()
     table = clock.folder() / "table.json"
     locks = sorted(clock.folder().parent.glob(".*.lock"))
@@ -214,25 +208,25 @@ def test_nothing_is_forgotten_under_the_feet_of_another_process(model, monkeypat
     clock.forget()  # nothing left to forget
 
 
-def test_latency_of_clocks_checks_every_target(model, monkeypatch):
-    monkeypatch.setattr(latency, "time_widths", fake_timer([]))
+def test_latency_of_clocks_checks_every_target(model):
     choices = choices_of(model)
-    found = latency_of([Clock(model, choices, Setting(target)) for target in ("ort-cpu", "eager")])
+    found = latency_of(
+        [Clock(model, choices, Setting(device_for(target)), timer=fake_timer([])) for target in ("ort-cpu", "eager")]
+    )
     assert [table.target for table in found.tables] == ["ort-cpu", "eager"]
     assert found.check(Widths()) == {"ort-cpu": 1.0, "eager": 1.0}
     assert latency_of([]).check is None
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("target", ["ort-cpu", "eager"])
-def test_a_real_measurement(target, monkeypatch):
+def test_a_real_measurement(target):
     """Files are written and timed in fresh processes. Nothing is asserted of time but that it is there."""
-    monkeypatch.setattr(latency, "BLOCKS", (4, 4))
-    monkeypatch.setattr(latency, "SLOT_MS", 2.0)
-    monkeypatch.setattr(latency, "WARM_UP_S", 0.01)
     model = dense_model(**{**TINY, "depth": 1})
-    told = []
+    told, short = [], Design(sessions=1, blocks=4, slot_ms=2.0, warmup_s=0.01, looks=1)
     narrow = Widths({("blocks.0.mlp", "mlp_hidden"): 4, ("blocks.0.attn", "head_dim"): 4})
-    found = time_widths(model, [narrow], Setting(target), told=lambda share, text: told.append((share, text)))
+    progress = progress_to(lambda *report: told.append(report))
+    found = time_widths(model, [narrow], Setting(device_for(target)), short, progress)
     assert found.dense_ms > 0
     assert 0 < found.ratios[0] < 10
     assert found.environment["threads"] == 1

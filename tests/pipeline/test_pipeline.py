@@ -15,8 +15,8 @@ from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavail
 from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json, sha256
-from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import Design
 from toolchain.pipeline import latency_budget as latency
 from toolchain.pipeline.latency_budget import Timing
 from toolchain.pipeline.preview import preview
@@ -42,6 +42,8 @@ TRAINED = {
     "finetune": {"epochs": 1},
 }
 TIMED = {"model": MODEL, "data": {"source": "none"}, "budget": {"params": 0.6}, "bench": {"targets": ["ort-cpu"]}}
+
+SHORT = Design(sessions=2, blocks=4, looks=1, slot_ms=2.0, warmup_s=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -153,11 +155,6 @@ def test_the_fastest_file_on_a_device_is_the_one_that_was_timed_there(tmp_path, 
     assert Comparison.load(tmp_path / "run" / "bench" / "workstation.fp32.b1.t1.json").artifacts["B"].name == "deploy"
 
 
-def briefly(a, b, **asked):
-    short = {"sessions": 2, "blocks": 4, "looks": 1, "slot_ms": 2.0, "warmup_s": 0.01}
-    return compare(a, b, **{**asked, **short})
-
-
 def test_threads_of_a_gpu_are_refused_before_any_work(tmp_path):
     recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cuda+graph"], "threads": [1, 2]}})
     with pytest.raises(RecipeError, match="threads mean nothing"):
@@ -170,15 +167,15 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     pinned = Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}})
-    (row,) = run(pinned, tmp_path / "run", compare=briefly).bench
+    (row,) = run(pinned, tmp_path / "run", design=SHORT).bench
     assert (row.target, row.environment["affinity"]) == ("pinned", [0])
     found = Comparison.load(tmp_path / "run" / "bench" / "pinned.fp32.b1.t1.json")
     assert (found.scenario.target, found.scenario.affinity) == ("ort-cpu", (0,))
     with pytest.raises(TargetUnavailable, match="bench pack"):
         run(Recipe.from_dict({**TIMED, "bench": {"targets": ["away"]}}), tmp_path / "other")
-    limited = {**TIMED, "budget": {"latency": {"pinned": "50%"}}}
-    with pytest.raises(TargetUnavailable, match=r"budget\.latency takes built-in targets"):
-        run(Recipe.from_dict(limited), tmp_path / "other")
+    built = {**TIMED, "engine": {"targets": ["pinned"]}}
+    with pytest.raises(TargetUnavailable, match=r"engine\.targets takes built-in targets"):
+        run(Recipe.from_dict(built), tmp_path / "other")
 
 
 PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8"]}}
@@ -285,11 +282,11 @@ def device(monkeypatch):
     """Time in proportion to MACs, of which a whole model saves 10 % less; lists what was timed."""
     timed = []
 
-    def measure(dense, variants, setting, *, sessions=1, told=None, transport=None):
+    def measure(dense, variants, setting, design, progress):
         timed.append(len(variants))
         shape = trace(dense.module, dense.family, dense.preprocess.input_size)
         shares = [shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants]
-        scale = 0.9 if sessions > 1 else 1.0
+        scale = 0.9 if design.sessions > 1 else 1.0
         return Timing(2.0, tuple(1 - scale * (1 - share) for share in shares), {"cpu": "made up"})
 
     monkeypatch.setattr(latency, "time_widths", measure)

@@ -6,14 +6,14 @@ import pytest
 from loopback import loopback
 
 from toolchain.errors import TargetUnavailable
-from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design
 from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
 
 pytestmark = pytest.mark.clock
 
-SHORT = {"slot_ms": 2.0, "warmup_s": 0.02, "tau": 0.6, "looks": 1, "sessions": 2, "blocks": 4}
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
 SHAPE = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ASKED = {
     "model": {"name": "vit_tiny_patch16_224", "kwargs": SHAPE, "pretrained": False},
@@ -32,30 +32,26 @@ def server(tmp_path, monkeypatch):
     started.kill()
 
 
-def briefly(a, b, **asked):
-    return compare(a, b, **{**asked, **SHORT})
-
-
 def test_what_was_measured_counts_while_the_board_is_off(server, tmp_path):
     recipe, root = Recipe.from_dict({**ASKED, "bench": {"targets": ["board"], "batch": [1, 2]}}), tmp_path / "run"
-    report = run(recipe, root, compare=briefly)
+    report = run(recipe, root, design=SHORT)
     server.kill()
-    again = run(recipe, root, compare=briefly)
+    again = run(recipe, root, design=SHORT)
     assert (again.bench, again.not_measured) == (report.bench, ())
 
     doubt(root, 1)  # to be measured again, which cannot be: what is known of it stays
     with pytest.raises(TargetUnavailable, match="board"):
-        run(recipe, root, compare=briefly)
+        run(recipe, root, design=SHORT)
     left = Report.load(root)
     assert [row.batch for row in left.bench] == [1, 2]
     assert [row.target for row in left.not_measured] == ["board"]
 
     (root / "bench" / "board.fp32.b2.t1.json").unlink()
     with pytest.raises(TargetUnavailable, match="board"):
-        run(recipe, root, compare=briefly)
+        run(recipe, root, design=SHORT)
     assert [row.batch for row in Report.load(root).bench] == [1]
     server.start()
-    assert [row.batch for row in run(recipe, root, compare=briefly).bench] == [1, 2]
+    assert [row.batch for row in run(recipe, root, design=SHORT).bench] == [1, 2]
 
 
 def doubt(root, batch):
@@ -68,13 +64,13 @@ def doubt(root, batch):
 
 def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp_path):
     here = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"]}})
-    run(here, tmp_path / "run", compare=briefly)
+    run(here, tmp_path / "run", design=SHORT)
     server.kill()
     there = Recipe.from_dict({**ASKED, "budget": {"params": 0.6}, "bench": {"targets": ["board"]}})
     before = (tmp_path / "run" / "plan.json").read_bytes()
     for folder in ("run", "fresh"):
         with pytest.raises(TargetUnavailable, match="board"):
-            run(there, tmp_path / folder, compare=briefly)
+            run(there, tmp_path / folder, design=SHORT)
     assert (tmp_path / "run" / "plan.json").read_bytes() == before
     assert not (tmp_path / "fresh").exists()
 
@@ -82,8 +78,8 @@ def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp
 def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
     asked = []
 
-    def refuse(*_, batch, **__):
-        asked.append(batch)
+    def refuse(a, b, device, workload, *_, **__):
+        asked.append(workload.batch)
         raise TargetUnavailable("ort-cpu", "the runtime chose another precision.")
 
     recipe = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"], "batch": [1, 2]}})

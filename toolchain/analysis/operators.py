@@ -7,7 +7,6 @@ Usage of the process: `python -m toolchain.analysis.operators REQUEST OUT`; exit
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -17,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.artifacts import open_artifact
+from toolchain.devices.device import Device, device_for
 from toolchain.devices.transport import alone
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.files import read_json, write_json
-from toolchain.measure.schedule import INPUT_SETS
+from toolchain.measure.experiment import inputs_of
+from toolchain.measure.samples import Workload
 from toolchain.on_device.runner import (
-    EXIT_PLAN,
+    EXIT_SCHEDULE,
     EXIT_UNAVAILABLE,
     EXIT_VARIANT,
     Unavailable,
@@ -30,9 +31,9 @@ from toolchain.on_device.runner import (
     make_inputs,
     pin,
 )
+from toolchain.progress import SILENT, Progress
 from toolchain.targets import NodeTime, Profiled, get_target
 
-log = logging.getLogger(__name__)
 COSTLIEST = 5
 
 
@@ -95,28 +96,24 @@ class Profile:
 
 def profile_operators(
     path: Path,
+    target: str | Device = "ort-cpu",
+    workload: Workload = Workload(),
     *,
-    target: str = "ort-cpu",
-    threads: int = 1,
-    batch: int = 1,
-    input_shape: tuple[int, ...] | None = None,
-    affinity: tuple[int, ...] | None = None,
     warm_up: int = 10,
     calls: int = 30,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> Profile:
     """What each node of an ONNX file costs.
 
     Args:
         path: the file.
-        target: one that can profile, such as "ort-cpu" or "openvino-cpu".
-        threads: intra-op threads.
-        batch: first dimension of the inputs.
-        input_shape: shape of one sample; only needed where the file leaves it open.
-        affinity: the cores to run on; None is all that the process may use.
+        target: one that can profile, such as "ort-cpu" or "openvino-cpu"; on this machine.
+        workload: what a call is to be.
         warm_up: calls before those that count.
         calls: that are averaged.
         seed: of the inputs.
+        progress: who is told.
 
     Raises:
         RecipeError: an option is out of range or does not fit the file.
@@ -125,42 +122,42 @@ def profile_operators(
         TargetUnavailable: the target is not there, or cannot profile.
         MeasurementError: the process failed in another way.
     """
-    where = get_target(target)
+    runtime = device_for(target).runtime
+    where = get_target(runtime)
     if not isinstance(where, Profiled):
-        raise TargetUnavailable(target, "its nodes cannot be profiled here; those of ort-cpu and openvino-cpu can")
+        raise TargetUnavailable(runtime, "its nodes cannot be profiled here; those of ort-cpu and openvino-cpu can")
     where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
     artifact = open_artifact(path)
     if artifact.name not in where.takes:
-        raise RecipeError(f"{target} profiles what it runs, and {path} is no such file")
-    signature = artifact.signature(batch, input_shape)
-    tensors = [spec.model_dump(mode="json") for spec in signature.inputs]
+        raise RecipeError(f"{runtime} profiles what it runs, and {path} is no such file")
+    signature = artifact.signature(workload.batch, workload.input_shape)
     request = {
         "path": str(path.resolve()),
-        "target": target,
-        "threads": threads,
-        "affinity": affinity,
+        "target": runtime,
+        "threads": workload.threads,
+        "affinity": workload.affinity,
         "warm_up": warm_up,
         "calls": calls,
         "names": list(signature.names),
-        "inputs": {"count": INPUT_SETS, "seed": seed, "tensors": tensors},
+        "inputs": inputs_of(signature.inputs, seed),
     }
-    nodes = _in_a_process(request)
+    nodes = _in_a_process(runtime, request, progress)
     if not nodes:
-        raise MeasurementError(f"{target} told no node's time for {path}")
-    return Profile(path.name, target, threads, batch, calls, tuple(nodes))
+        raise MeasurementError(f"{runtime} told no node's time for {path}")
+    return Profile(path.name, runtime, workload.threads, workload.batch, calls, tuple(nodes))
 
 
-def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
+def _in_a_process(runtime: str, request: dict[str, object], progress: Progress) -> list[NodeTime]:
     root = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": search}
     with tempfile.TemporaryDirectory(prefix="slimvit-profile-") as folder:
-        asked, told = Path(folder, "request.json"), Path(folder, "nodes.json")
-        write_json(asked, request)
-        command = [sys.executable, "-P", "-m", __name__, str(asked), str(told)]
-        with alone(lambda _, text: log.info("%s", text)):
+        request_path, nodes_path = Path(folder, "request.json"), Path(folder, "nodes.json")
+        write_json(request_path, request)
+        command = [sys.executable, "-P", "-m", __name__, str(request_path), str(nodes_path)]
+        with alone(progress):
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, errors="replace", check=False
             )
@@ -168,12 +165,12 @@ def _in_a_process(request: dict[str, Any]) -> list[NodeTime]:
         if done.returncode == EXIT_VARIANT:
             raise ArtifactError(last)
         if done.returncode == EXIT_UNAVAILABLE:
-            raise TargetUnavailable(request["target"], last)
-        if done.returncode == EXIT_PLAN:
+            raise TargetUnavailable(runtime, last)
+        if done.returncode == EXIT_SCHEDULE:
             raise RecipeError(f"this cannot be profiled here: {last}")
         if done.returncode != 0:
             raise MeasurementError(f"a profiling process ended with exit code {done.returncode}: {last}")
-        return [NodeTime(*row) for row in read_json(told)]
+        return [NodeTime(*row) for row in read_json(nodes_path)]
 
 
 def main(argv: list[str]) -> int:
@@ -194,7 +191,7 @@ def main(argv: list[str]) -> int:
     except SlimvitError as error:
         return _refuse(str(error), EXIT_VARIANT)
     except (Unavailable, ValueError) as error:  # of `pin`
-        return _refuse(str(error), EXIT_PLAN)
+        return _refuse(str(error), EXIT_SCHEDULE)
     write_json(Path(argv[1]), [[node.name, node.op, node.ns] for node in nodes])
     return 0
 

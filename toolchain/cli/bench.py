@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from toolchain.analysis.realised import Floor
 from toolchain.cli.options import (
-    STDOUT,
-    AffinityOption,
-    BatchOption,
+    Asked,
     BlocksOption,
-    JsonFile,
     JsonFlag,
     OutFile,
     SeedOption,
-    ShapeOption,
-    TargetOption,
-    TargetsOption,
-    ThreadsOption,
-    with_lone_json,
-    workload,
+    TauOption,
+    design_of,
+    with_workload,
+    write_result,
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.devices.device import open_device
-from toolchain.files import read_json, write_text
+from toolchain.files import read_json
 from toolchain.gate import GateResult
 from toolchain.measure.calibration import Calibration, built_in
 from toolchain.measure.calibration import calibrate as calibrate_machine
 from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.environment import BUSY, cores_of_others, describe_machine, slowed
-from toolchain.measure.samples import BLOCKS, LOOKS
+from toolchain.measure.samples import LOOKS
 from toolchain.measure.single import COLD_STARTS, Measurement
 from toolchain.measure.single import measure as measure_artifact
 from toolchain.measure.summary import summary
 from toolchain.pipeline.verify import Measured
 from toolchain.pipeline.verify import verify as verify_file
+from toolchain.progress import Progress
 from toolchain.report.tables import Table
 
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
@@ -51,131 +45,104 @@ FEW = "n/a (too few samples)"
 bench = typer.Typer(help="Measure latency, paired and interleaved.", no_args_is_help=True)
 
 
-class _JsonFile(TyperCommand):
-    """A command whose option --json takes a file or stands alone, which typer's options cannot."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """What click leaves unparsed, after a --json that stands alone was given `STDOUT`."""
-        return super().parse_args(ctx, with_lone_json(args))
-
-
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file; a model folder for eager.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
-    for verb, name in ((run, "run"), (compare, "compare"), (calibrate, "calibrate")):
-        bench.command(name, cls=_JsonFile)(verb)
-    bench.command("verify")(verify)  # its arguments end in .json themselves
+    for verb in (run, compare, calibrate, verify):
+        bench.command()(verb)
     app.add_typer(bench, name="bench")
 
 
+@with_workload
 def run(
+    context: typer.Context,
     artifact: ArtifactArgument,
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    input_shape: ShapeOption = "",
-    affinity: AffinityOption = "",
-    blocks: BlocksOption = BLOCKS,
+    asked: Asked,
+    blocks: BlocksOption = None,
     cold_starts: Annotated[int, typer.Option(min=0, help="Fresh processes for cold start and memory.")] = COLD_STARTS,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     out: OutFile = None,
-    json_: JsonFile = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Latency, tails, throughput, cold start and memory of one artifact; only `compare` says which of two is faster."""
-    with Screen() as screen, open_device(target, targets_file) as device:
+    with Screen() as screen, open_device(asked.target, asked.targets) as device:
         screen.stage("bench")
-        found = measure_artifact(
+        measurement = measure_artifact(
             artifact,
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.transport,
-            blocks=blocks,
+            device,
+            asked.workload(device),
+            design_of(context, blocks=blocks, seed=seed),
             cold_starts=cold_starts,
-            seed=seed,
-            on_progress=lambda text, share: screen.at(share, text),
+            progress=Progress(screen),
         )
-        _save(found.to_dict(), out, json_)
-    print_json(found.to_dict()) if json_ == STDOUT else print_facts(_run_facts(found))
+        write_result(measurement.to_dict(), out)
+    print_json(measurement.to_dict()) if json_ else print_facts(_run_facts(measurement))
 
 
+@with_workload
 def compare(
+    context: typer.Context,
     a: Annotated[Path, typer.Argument(metavar="A", help="The baseline: an ONNX file; a model folder for eager.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    input_shape: ShapeOption = "",
-    affinity: AffinityOption = "",
-    blocks: BlocksOption = BLOCKS,
+    asked: Asked,
+    blocks: BlocksOption = None,
     looks: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, max=4, help="How often to look while the data grows; each is paid for. 1 takes the shortest time."
+            min=1, max=4, help=f"How often to look while the data grows; each is paid for. {LOOKS} if absent."
         ),
-    ] = LOOKS,
-    tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
-    seed: SeedOption = 0,
+    ] = None,
+    tau: TauOption = None,
+    seed: SeedOption = None,
     out: OutFile = None,
-    json_: JsonFile = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
-    with Screen() as screen, open_device(target, targets_file) as device:
+    with Screen() as screen, open_device(asked.target, asked.targets) as device:
         screen.stage("bench")
-        found = compare_artifacts(
-            a,
-            b,
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.transport,
-            blocks=blocks,
-            looks=looks,
-            tau=tau,
-            seed=seed,
-            on_progress=lambda text, share: screen.at(share, text),
-        )
-        _save(found.to_dict(), out, json_)
-    if json_ == STDOUT:
-        print_json(found.to_dict())
+        design = design_of(context, blocks=blocks, looks=looks, tau=tau, seed=seed)
+        comparison = compare_artifacts(a, b, device, asked.workload(device), design, progress=Progress(screen))
+        write_result(comparison.to_dict(), out)
+    show_comparison(comparison, json_=json_)
+
+
+def show_comparison(comparison: Comparison, *, json_: bool) -> None:
+    """Prints a comparison; ends the command with the exit code of its verdict."""
+    if json_:
+        print_json(comparison.to_dict())
     else:
-        line(summary(found))
-        print_facts(_pair_facts(found))
-    if (code := EXIT.get(found.verdict)) is not None:
+        line(summary(comparison))
+        print_facts(_pair_facts(comparison))
+    if (code := EXIT.get(comparison.verdict)) is not None:
         raise typer.Exit(code)
 
 
+@with_workload
 def calibrate(
+    context: typer.Context,
+    asked: Asked,
     artifact: Annotated[
         Path | None,
         typer.Argument(metavar="[ARTIFACT]", help="What to time against itself; built-in matmuls if absent."),
     ] = None,
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    input_shape: ShapeOption = "",
-    affinity: AffinityOption = "",
-    blocks: BlocksOption = BLOCKS,
+    blocks: BlocksOption = None,
     out: OutFile = None,
-    json_: JsonFile = None,
+    json_: JsonFlag = False,
 ) -> None:
     """How small a difference this machine can support now, and how long a comparison takes for it."""
     with (
         Screen() as screen,
         tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder,
-        open_device(target, targets_file) as device,
+        open_device(asked.target, asked.targets) as device,
     ):
         screen.stage("bench")
-        found = calibrate_machine(
-            artifact or built_in(Path(folder) / "built-in.onnx"),
-            **workload(device, threads, batch, input_shape, affinity),
-            transport=device.fresh,  # how long it takes is part of the answer
-            blocks=blocks,
-            on_progress=lambda text, share: screen.at(share, text),
-        )
-        _save(found.to_dict(), out, json_)
-    print_json(found.to_dict()) if json_ == STDOUT else _print_calibration(found)
+        artifact = artifact or built_in(Path(folder) / "built-in.onnx")
+        design = design_of(context, blocks=blocks)
+        calibration = calibrate_machine(artifact, device, asked.workload(device), design, Progress(screen))
+        write_result(calibration.to_dict(), out)
+    print_json(calibration.to_dict()) if json_ else _print_calibration(calibration)
 
 
 def verify(
@@ -198,13 +165,6 @@ def verify(
         return
     for path, found in checked:
         line(f"{path}: {_short(found)}")
-
-
-def _save(result: dict[str, Any], out: Path | None, json_: str | None) -> None:
-    """Writes a result to the files that were named, while its sessions are still kept, should one not be writable."""
-    for path in (out, None if json_ in (None, STDOUT) else Path(json_)):
-        if path is not None:
-            write_text(path, json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:

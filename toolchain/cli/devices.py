@@ -9,15 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.cli.bench import EXIT, bench
-from toolchain.cli.options import JsonFlag, SessionsOption, TargetsOption, numbers
+from toolchain.cli.bench import bench, show_comparison
+from toolchain.cli.options import (
+    Asked,
+    JsonFlag,
+    OutFile,
+    SeedOption,
+    SessionsOption,
+    TargetsOption,
+    TauOption,
+    design_of,
+    with_workload,
+    write_result,
+)
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
-from toolchain.devices.device import probe
-from toolchain.devices.targets_toml import BundleSettings, load_targets, named_target
-from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
+from toolchain.devices.device import Device, probe
+from toolchain.devices.targets_toml import bundled_runtime, load_targets, named_target
+from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.measure.bundle import Question, pack, unpack
 from toolchain.measure.samples import SESSIONS
-from toolchain.measure.summary import summary
 from toolchain.report.tables import Table
 from toolchain.targets import TARGETS, TargetInfo
 
@@ -64,45 +74,27 @@ def _row(name: str, ask: Callable[[], TargetInfo]) -> dict[str, Any]:
     }
 
 
+@with_workload
 def bench_pack(
+    context: typer.Context,
     a: Annotated[Path, typer.Argument(metavar="A", help="The baseline, an ONNX file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The tar to write.")],
-    target: Annotated[str, typer.Option(help="A device of targets.toml, or a runtime.")] = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="If absent, what targets.toml says, else 1.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
-    input_shape: Annotated[
-        str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
-    ] = "",
+    asked: Asked,
     sessions: SessionsOption = SESSIONS,
     blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 24,
-    tau: Annotated[float, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tau: TauOption = None,
+    seed: SeedOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Write a tar that measures B against A on a device without a network; `bench unpack` reads what comes back."""
-    settings = named_target(target, targets_file)
-    if not isinstance(settings, BundleSettings):
-        try:
-            settings = BundleSettings(
-                transport="bundle", runtime=settings.runtime, threads=settings.threads, affinity=settings.affinity
-            )
-        except ValueError:
-            raise RecipeError(f"target {target!r} runs on {settings.runtime}, which bundles do not have") from None
-    question = Question(
-        target=settings.runtime,
-        threads=threads or settings.threads,
-        batch=batch,
-        input_shape=numbers(input_shape, "--input-shape"),
-        affinity=settings.affinity,
-        sessions=sessions,
-        blocks=blocks,
-        tau=tau,
-        seed=seed,
+    settings = named_target(asked.target, asked.targets)
+    device = Device(
+        asked.target, bundled_runtime(asked.target, settings), threads=settings.threads, affinity=settings.affinity
     )
-    bundle = pack(a, b, out, question)
-    facts = {"bundle": str(out), "bytes": out.stat().st_size, "files": len(bundle["files"]), "sessions": sessions}
+    design = design_of(context, sessions=sessions, blocks=blocks, tau=tau, seed=seed)
+    files = pack(a, b, out, Question(device.runtime, asked.workload(device), design))
+    facts = {"bundle": str(out), "bytes": out.stat().st_size, "files": files, "sessions": sessions}
     if json_:
         print_json(facts)
     else:
@@ -113,17 +105,10 @@ def bench_pack(
 def bench_unpack(
     result: Annotated[Path, typer.Argument(metavar="RESULT", help="The result.json that came back, or a tar with it.")],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The tar that was sent.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the comparison here.")] = None,
+    out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Check what a bundle's device sent back and judge it; exit codes as `bench compare`."""
-    found = unpack(result, bundle)
-    if out is not None:
-        found.save(out)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        line(summary(found))
-        print_facts({name: f"{found.latency_ms(name):.3f} ms" for name in "AB"})
-    if (code := EXIT.get(found.verdict)) is not None:
-        raise typer.Exit(code)
+    comparison = unpack(result, bundle)
+    write_result(comparison.to_dict(), out)
+    show_comparison(comparison, json_=json_)

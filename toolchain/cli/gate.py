@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from toolchain.artifacts import open_artifact
-from toolchain.cli.options import STDOUT, JsonFlag, TargetsOption, with_lone_json
+from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.devices.device import Devices
 from toolchain.errors import RecipeError
@@ -27,24 +26,14 @@ from toolchain.gate import (
     load_accepts,
     run_gate,
 )
+from toolchain.gate.timing import timed
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
 from toolchain.report.junit import to_junit
 from toolchain.report.trackers import to_bencher, to_github_benchmark
 
-
-class _Group(TyperGroup):
-    """The verb `gate`, whose --json takes a file or stands alone; what follows a sub-command is that command's."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = next((index for index, part in enumerate(args) if part in self.commands), len(args))
-        return super().parse_args(ctx, [*with_lone_json(args[:own]), *args[own:]])
-
-
-gate = typer.Typer(
-    help="Hold artifacts against budgets and against a baseline that is measured beside them.", cls=_Group
-)
+gate = typer.Typer(help="Hold artifacts against budgets and against a baseline that is measured beside them.")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="GATE", help="A gate.toml.")]
 DEFAULT = Path("gate.toml")
 
@@ -61,21 +50,19 @@ def run(
     context: typer.Context,
     config: ConfigOption = DEFAULT,
     why: Annotated[bool, typer.Option("--why", help="Attribute sizes, or their change, to layers.")] = False,
-    json_: Annotated[
-        str | None,
-        typer.Option("--json", metavar="[FILE]", help="Print one JSON document to stdout, or write it to FILE."),
-    ] = None,
     targets: TargetsOption = None,
+    out: OutFile = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     github_benchmark: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write JSON for github-action-benchmark.")
     ] = None,
     bencher: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Bencher's JSON.")] = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
     if context.invoked_subcommand is not None:
-        if config != DEFAULT or why or any((json_, targets, markdown, junit, github_benchmark, bencher)):
+        if config != DEFAULT or why or any((json_, targets, out, markdown, junit, github_benchmark, bencher)):
             # a flag must not be ignored without a word
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
@@ -83,9 +70,8 @@ def run(
     loaded = GateConfig.load(config, targets)
     accepts = load_accepts(config)
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
-        result = _judge(loaded, accepts, devices, screen, why=why)
-        if json_ not in (None, STDOUT):
-            write_text(Path(json_), json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
+        result = _judge(context, loaded, accepts, devices, screen, why=why)
+        write_result(result.to_dict(), out)
         if markdown is not None:
             write_text(markdown, gate_markdown(result))
         if junit is not None:
@@ -94,15 +80,13 @@ def run(
             write_json(github_benchmark, to_github_benchmark(result))
         if bencher is not None:
             write_json(bencher, to_bencher(result))
-    if json_ == STDOUT:
-        print_json(result.to_dict())
-    else:
-        _print(result)
+    print_json(result.to_dict()) if json_ else _print(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
 def accept(
+    context: typer.Context,
     cell: Annotated[str, typer.Argument(metavar="CELL", help="The name of a cell.")],
     reason: Annotated[str, typer.Option(help="Why this is acceptable; it is read by whoever reviews the file.")],
     expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
@@ -110,7 +94,7 @@ def accept(
     check: Annotated[str, typer.Option(metavar="NAME", help="Only this check, e.g. relation.size.")] = "",
     result: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="A result of `gate --json FILE`, instead of judging now."),
+        typer.Option("--from", metavar="FILE", help="A result of `gate --out FILE`, instead of judging now."),
     ] = None,
     targets: TargetsOption = None,
     json_: JsonFlag = False,
@@ -123,7 +107,7 @@ def accept(
         raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config, targets).only(cell, check)
     with Screen() as screen, Devices(targets) as devices:
-        judged = GateResult.load(result) if result is not None else _judge(loaded, (), devices, screen)
+        judged = GateResult.load(result) if result is not None else _judge(context, loaded, (), devices, screen)
         entries = [
             Accept.create(
                 cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
@@ -167,10 +151,19 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
 
 
 def _judge(
-    config: GateConfig, accepts: Sequence[Accept], devices: Devices, screen: Screen, *, why: bool = False
+    context: typer.Context,
+    config: GateConfig,
+    accepts: Sequence[Accept],
+    devices: Devices,
+    screen: Screen,
+    *,
+    why: bool = False,
 ) -> GateResult:
     screen.stage("gate")
-    return run_gate(config, accepts, tool=tool(), day=_today(), devices=devices, why=why, progress=Progress(screen))
+    measure, progress = partial(timed, design=design_of(context)), Progress(screen)
+    return run_gate(
+        config, accepts, tool=tool(), day=_today(), devices=devices, why=why, measure=measure, progress=progress
+    )
 
 
 def _print(result: GateResult) -> None:

@@ -8,28 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.analysis.floor import measure_floor
+from toolchain.analysis.floor import DESIGN, measure_floor
 from toolchain.analysis.operators import Profile, profile_operators
 from toolchain.analysis.realised import Floor, Limit
 from toolchain.cli.bench import bench
 from toolchain.cli.options import (
-    AffinityOption,
-    BatchOption,
+    Asked,
     JsonFlag,
     OutFile,
     SeedOption,
     SessionsOption,
-    ShapeOption,
-    TargetOption,
-    TargetsOption,
-    ThreadsOption,
-    workload,
+    design_of,
+    with_workload,
+    write_result,
 )
 from toolchain.cli.screen import Screen, line, print_json, print_lines, print_tables
 from toolchain.devices.device import Devices
-from toolchain.files import write_json
 from toolchain.measure.environment import describe_machine
 from toolchain.measure.intervals import outward
+from toolchain.progress import Progress
 from toolchain.report.tables import Table, operations
 
 FirstFile = Annotated[Path, typer.Argument(metavar="A", help="An ONNX file; the dense one where there are two.")]
@@ -42,78 +39,46 @@ def register(app: typer.Typer) -> None:  # noqa: ARG001 - they belong to `bench`
     bench.command("profile")(bench_profile)
 
 
+@with_workload
 def bench_floor(
+    context: typer.Context,
     a: FirstFile,
+    asked: Asked,
     b: SecondFile = None,
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    input_shape: ShapeOption = "",
-    affinity: AffinityOption = "",
-    sessions: SessionsOption = 3,
-    blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = 10,
-    seed: SeedOption = 0,
+    sessions: SessionsOption = DESIGN.sessions,
+    blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = DESIGN.blocks,
+    seed: SeedOption = None,
     out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """How close A (and B) come to the time of their matrix products alone, and how much of the ideal speedup is real."""
-    with Screen() as screen, Devices(targets_file) as devices:
+    with Screen() as screen, Devices(asked.targets) as devices:
         screen.stage("floor")
-        device = devices.here(target, "a floor")
-        found = measure_floor(
-            a,
-            b,
-            **workload(device, threads, batch, input_shape, affinity),
-            sessions=sessions,
-            blocks=blocks,
-            seed=seed,
-            transport=device.transport,
-            on_progress=lambda text, share: screen.at(share, text),
-        )
-        _save(found.to_dict(), out)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        _show_floor(found)
+        device = devices.here(asked.target, "a floor")
+        design = design_of(context, sessions=sessions, blocks=blocks, seed=seed)
+        floor = measure_floor(a, b, device, asked.workload(device), design, Progress(screen))
+        write_result(floor.to_dict(), out)
+    print_json(floor.to_dict()) if json_ else _show_floor(floor)
 
 
+@with_workload
 def bench_profile(
     a: FirstFile,
+    asked: Asked,
     b: SecondFile = None,
-    target: TargetOption = "ort-cpu",
-    targets_file: TargetsOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = 1,
-    input_shape: ShapeOption = "",
-    affinity: AffinityOption = "",
     calls: Annotated[int, typer.Option(min=1, help="How many are averaged.")] = 30,
     out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Where the time goes: the costliest nodes of A (and of B beside it), and all of them by operator."""
-    with Devices(targets_file) as devices:
-        device = devices.here(target, "a profile")
-    found = [
-        profile_operators(
-            path,
-            **workload(device, threads, batch, input_shape, affinity),
-            calls=calls,
-        )
-        for path in (a, b)
-        if path is not None
-    ]
-    facts = dict(zip("AB", (profile.to_dict() for profile in found), strict=False))
-    _save(facts, out)
-    if json_:
-        print_json(facts)
-    else:
-        _show_profiles(found)
-
-
-def _save(facts: dict[str, Any], out: Path | None) -> None:
-    if out is not None:
-        write_json(out, facts)
+    with Screen() as screen, Devices(asked.targets) as devices:
+        screen.stage("profile")
+        device = devices.here(asked.target, "a profile")
+        workload, files = asked.workload(device), [path for path in (a, b) if path is not None]
+        profiles = [profile_operators(p, device, workload, calls=calls, progress=Progress(screen)) for p in files]
+    facts = dict(zip("AB", (profile.to_dict() for profile in profiles), strict=False))
+    write_result(facts, out)
+    print_json(facts) if json_ else _show_profiles(profiles)
 
 
 def _show_floor(found: Floor) -> None:

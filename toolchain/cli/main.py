@@ -28,6 +28,7 @@ from toolchain.cli import (
     stages,
 )
 from toolchain.errors import SlimvitError
+from toolchain.measure.samples import Design
 
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
@@ -77,17 +78,24 @@ class _Stderr(logging.Handler):
         sys.stderr.write(f"slimvit: {record.levelname.lower()}: {_one_line(record.getMessage())}\n")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits with its code; SLIMVIT_DEBUG=1 shows the traceback of any error."""
+def main(arguments: list[str] | None = None, design: Design = Design()) -> None:
+    """Runs the command and exits with its code; SLIMVIT_DEBUG=1 shows the traceback of any error.
+
+    Args:
+        arguments: of the command; None are those of the process.
+        design: how latency is timed where no option says otherwise.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    sys.exit(_code(arguments))
+    sys.exit(_code(arguments, design))
 
 
-def _code(arguments: list[str] | None) -> int:
+def _code(arguments: list[str] | None, design: Design) -> int:
     try:
         # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
         command = typer.main.get_command(app)
-        with command.make_context("slimvit", sys.argv[1:] if arguments is None else list(arguments)) as context:
+        with command.make_context(
+            "slimvit", sys.argv[1:] if arguments is None else list(arguments), obj=design
+        ) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:

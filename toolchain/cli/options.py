@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from toolchain.devices.device import Device
 from toolchain.errors import RecipeError
-
-STDOUT = "-"
-"""What --json stands for where it takes a file and is given none."""
+from toolchain.files import write_text
+from toolchain.measure.experiment import workload_on
+from toolchain.measure.samples import BLOCKS, Design, Workload
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 SetOption = Annotated[
@@ -28,64 +32,76 @@ TargetsOption = Annotated[
         "--targets", metavar="FILE", help="targets.toml; if absent, that of this folder and the user's are read."
     ),
 ]
-# What every measurement takes.
-TargetOption = Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")]
 ShapeOption = Annotated[
     str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
 ]
-AffinityOption = Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of inputs, orders and bootstrap.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Of inputs, orders and bootstrap; 0 if absent.")]
 SessionsOption = Annotated[
     int, typer.Option(min=3, help="Fresh processes; fewer than 3 do not show what processes differ by.")
 ]
-BlocksOption = Annotated[int, typer.Option(min=4, help="Blocks a session, at first.")]
-OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result with its raw samples here.")]
-JsonFile = Annotated[
-    str | None,
-    typer.Option(
-        "--json",
-        metavar="[FILE.json]",
-        help="Print one JSON document to stdout, or write it to a file whose name ends in .json.",
-    ),
+BlocksOption = Annotated[int | None, typer.Option(min=4, help=f"Blocks a session, at first; {BLOCKS} if absent.")]
+TauOption = Annotated[float | None, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict; 0.05 if absent.")]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the result with its raw samples here.")
 ]
 
 
-class Workload(TypedDict):
-    """What every measurement is told of its target and inputs, under the names of its arguments."""
+@dataclass(frozen=True)
+class Asked:
+    """What the options of a measurement say of its target and of a call; see `with_workload`."""
 
-    target: str
-    threads: int
-    batch: int
-    input_shape: tuple[int, ...] | None
-    affinity: tuple[int, ...] | None
+    target: Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")] = "ort-cpu"
+    targets: TargetsOption = None
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
+    ] = None
+    batch: Annotated[int, typer.Option(min=1, help="First dimension of the inputs.")] = 1
+    input_shape: ShapeOption = ""
+    affinity: Annotated[str, typer.Option(help="Cores to run on, e.g. 0,1; all that are allowed if absent.")] = ""
+
+    def workload(self, device: Device) -> Workload:
+        """The options as they were given, and what targets.toml says where they were not; raises as `numbers`."""
+        return workload_on(
+            device,
+            batch=self.batch,
+            threads=self.threads,
+            affinity=numbers(self.affinity, "--affinity"),
+            input_shape=numbers(self.input_shape, "--input-shape"),
+        )
 
 
-def workload(device: Device, threads: int | None, batch: int, input_shape: str, affinity: str) -> Workload:
-    """The options as they were given, and what targets.toml says where they were not; raises as `numbers`."""
-    return {
-        "target": device.runtime,
-        "threads": threads or device.threads,
-        "batch": batch,
-        "input_shape": numbers(input_shape, "--input-shape"),
-        "affinity": numbers(affinity, "--affinity") or device.affinity,
-    }
+def with_workload(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb with the options of a measurement in place of its parameter `asked`."""
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        asked = Asked(**{field.name: given.pop(field.name) for field in fields(Asked)})
+        verb(asked=asked, **given)
+
+    hints, options = get_type_hints(verb, include_extras=True), get_type_hints(Asked, include_extras=True)
+    parameters: list[Parameter] = []
+    for name, parameter in signature(verb).parameters.items():
+        if name == "asked":
+            for field in fields(Asked):
+                kind = Parameter.KEYWORD_ONLY
+                parameters.append(Parameter(field.name, kind, default=field.default, annotation=options[field.name]))
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
 
 
-def with_lone_json(args: list[str]) -> list[str]:
-    """The same arguments, with `STDOUT` after a --json that stands alone: typer's options cannot do either.
+def design_of(context: typer.Context, **options: float | None) -> Design:
+    """How latency is timed: what the options say, and what the command was started with where they say nothing."""
+    design = context.find_root().obj or Design()
+    return design.model_copy(update={name: value for name, value in options.items() if value is not None})
 
-    Only what ends in .json is taken for its file, so that no artifact that follows is written over.
-    """
-    given: list[str] = []
-    for part, following in zip_longest(args, args[1:], fillvalue="--"):
-        given.append(part)
-        if part == "--json" and following != STDOUT and not (following.endswith(".json") and following[0] != "-"):
-            given.append(STDOUT)
-    return given
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Writes a result to the file that was named, if one was."""
+    if out is not None:
+        write_text(out, json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def numbers(text: str, option: str) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,31 +19,41 @@ from toolchain.devices.targets_toml import (
     SshSettings,
     named_target,
 )
-from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.devices.transport import LocalTransport, Measurer
 from toolchain.errors import TargetUnavailable
 from toolchain.targets import TargetInfo, get_target
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where `compare` is to measure.
+    """Where something is measured.
 
     Attributes:
         name: as the user says.
-        runtime: what `compare` calls its target.
+        runtime: the target that runs there.
+        measurer: carries out schedules there; it may take up sessions that an earlier run left.
+        fresh: one that measures everything itself, where `measurer` does not.
         threads, affinity: what is taken if no option says otherwise.
-        transport: for `compare`; takes up sessions that an earlier run left.
-        fresh: the same, measuring everything itself.
-        is_here: whether that leads to this machine.
+        is_here: whether it is this machine.
     """
 
     name: str
     runtime: str
-    threads: int
-    affinity: tuple[int, ...] | None
-    transport: Transport
-    fresh: Transport
-    is_here: bool
+    measurer: Measurer = field(default_factory=LocalTransport)
+    fresh: Measurer | None = None
+    threads: int = 1
+    affinity: tuple[int, ...] | None = None
+    is_here: bool = True
+
+    @property
+    def afresh(self) -> Device:
+        """The same device, where nothing of an earlier run is taken up."""
+        return replace(self, measurer=self.fresh or self.measurer, fresh=None)
+
+
+def device_for(target: str | Device) -> Device:
+    """A device as it is; the name of a built-in target as a device of this machine."""
+    return target if isinstance(target, Device) else Device(target, target)
 
 
 class Devices:
@@ -87,14 +97,9 @@ class Devices:
             StorageError, RecipeError: as `settings`.
         """
         if name not in self._open:
-            settings = self.settings(name)
-            require_direct(name, settings)
-            transport, where = _transport(name, settings)
-            kept = self._stack.enter_context(KeptSessions(transport, where))
-            is_here = isinstance(settings, LocalSettings)
-            self._open[name] = Device(
-                name, settings.runtime, settings.threads, settings.affinity, kept, transport, is_here
-            )
+            device = connect(name, self.settings(name))
+            kept = self._stack.enter_context(KeptSessions(device.measurer, _where(self.settings(name))))
+            self._open[name] = replace(device, measurer=kept, fresh=device.measurer)
         return self._open[name]
 
     def here(self, name: str, what: str) -> Device:
@@ -124,12 +129,19 @@ def require_direct(name: str, settings: NamedTarget) -> None:
         raise TargetUnavailable(name, "it is reached by bundle, not directly.", fix)
 
 
-def _transport(name: str, settings: NamedTarget) -> tuple[Transport, str]:
-    """(the transport, a text that is the same for the same device)."""
+def connect(name: str, settings: NamedTarget) -> Device:
+    """The device of a name, which measures everything afresh; raises TargetUnavailable for one that bundles alone reach."""
+    require_direct(name, settings)
+    is_here = isinstance(settings, LocalSettings)
+    measurer = SshTransport(name, settings) if isinstance(settings, SshSettings) else LocalTransport()
+    return Device(name, settings.runtime, measurer, None, settings.threads, settings.affinity, is_here)
+
+
+def _where(settings: NamedTarget) -> str:
+    """A text that is the same for the same device."""
     if isinstance(settings, SshSettings):
-        keys = ("host", "user", "port", "ssh_config", "python")
-        return SshTransport(name, settings), f"ssh {settings.model_dump_json(include=set(keys))}"
-    return LocalTransport(), f"local {platform.node()}"
+        return f"ssh {settings.model_dump_json(include={'host', 'user', 'port', 'ssh_config', 'python'})}"
+    return f"local {platform.node()}"
 
 
 def probe(name: str, settings: NamedTarget) -> TargetInfo:

@@ -8,18 +8,18 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
 from toolchain.devices.portable import Portable
-from toolchain.devices.transport import Transport
+from toolchain.devices.transport import Measurer, Samples, Schedule
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import digest_of, read_json, user_cache, write_text
-from toolchain.on_device.runner import plan_digest
+from toolchain.on_device.runner import schedule_digest
+from toolchain.progress import Progress
 
 log = logging.getLogger(__name__)
 FOLDER = "sessions"
@@ -32,19 +32,19 @@ MAX_AGE_S = 24 * 3600
 
 
 class KeptSessions:
-    """A transport that stores every finished session until its comparison is complete; a context manager.
+    """A measurer that stores every finished session until its comparison is complete; a context manager.
 
-    A session counts for one plan, the very artifacts (by content) and one device. Sessions are only taken up where they
+    A session counts for one schedule, the very artifacts (by content) and one device. Sessions are only taken up where they
     were cut off: by an interruption or a full disk all of the block's, by a session that failed those that belong to it.
     What ends well, or ends in a judgement, is forgotten, and the next run measures afresh.
 
     Args:
-        transport: where the sessions run.
-        device: what the transport leads to; sessions of one device never count for another.
+        measurer: runs the sessions that are not there.
+        device: where it does; sessions of one device never count for another.
     """
 
-    def __init__(self, transport: Transport, device: str) -> None:
-        self.transport, self.device = transport, device
+    def __init__(self, measurer: Measurer, device: str) -> None:
+        self.measurer, self.device = measurer, device
         self._portable = Portable()
         self._used: dict[Path, str] = {}
         self._failed: set[str] = set()
@@ -66,20 +66,20 @@ class KeptSessions:
             if of not in self._failed:
                 path.unlink(missing_ok=True)
 
-    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
-        """The session's result, from an earlier run if that was cut off; raises as `Transport.run` does."""
-        if "session" not in plan:  # a cold start: each counts by itself
-            return self.transport.run(plan, on_progress)
-        portable = self._portable.of(plan).plan
-        of = plan_digest({key: value for key, value in portable.items() if key not in ("session", "blocks")})
-        path = user_cache() / FOLDER / f"{digest_of(self.device, plan_digest(portable))}.json"
-        if path not in self._used and (found := _take_up(path)) is not None:
+    def run(self, schedule: Schedule, progress: Progress) -> Samples:
+        """The session's result, from an earlier run if that was cut off; raises as `Measurer.run` does."""
+        if "session" not in schedule:  # a cold start: each counts by itself
+            return self.measurer.run(schedule, progress)
+        portable = self._portable.of(schedule).schedule
+        of = schedule_digest({key: value for key, value in portable.items() if key not in ("session", "blocks")})
+        path = user_cache() / FOLDER / f"{digest_of(self.device, schedule_digest(portable))}.json"
+        if path not in self._used and (samples := _take_up(path)) is not None:
             self._used[path] = of
-            log.info("session %s on %s was finished by an earlier run", plan["session"], self.device)
-            on_progress(1.0, "finished by an earlier run")
-            return found
+            log.info("session %s on %s was finished by an earlier run", schedule["session"], self.device)
+            progress.at(1.0, "finished by an earlier run")
+            return samples
         try:
-            result = self.transport.run(plan, on_progress)
+            result = self.measurer.run(schedule, progress)
         except BaseException:
             self._failed.add(of)
             raise
@@ -93,7 +93,9 @@ class KeptSessions:
                 + "\n",
             )
         except StorageError as error:  # the measurement itself goes on
-            log.warning("%s; were this comparison cut off, session %s would be measured again", error, plan["session"])
+            log.warning(
+                "%s; were this comparison cut off, session %s would be measured again", error, schedule["session"]
+            )
         else:
             self._used[path] = of
         return result
@@ -107,7 +109,7 @@ def _forget_old() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _take_up(path: Path) -> dict[str, Any] | None:
+def _take_up(path: Path) -> Samples | None:
     """A kept session; None if there is none, it is too old, damaged, or of a run that is still under way."""
     try:
         if time.time() - path.stat().st_mtime > MAX_AGE_S:

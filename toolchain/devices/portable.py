@@ -1,40 +1,42 @@
-"""A session's plan without any path of this machine: artifacts are named by their content, here and on every device."""
+"""A session's schedule without any path of this machine: artifacts are named by their content, here and on every device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolchain.artifacts import open_artifact
+from toolchain.devices.transport import Schedule, VariantSchedule
 from toolchain.errors import MeasurementError
 
 FOLDER = "artifacts"
 """Where artifacts lie, below a device's folder and in a bundle: `artifacts/<digest>/<the file's own relative name>`."""
 
+State = list[tuple[int, int] | None]
+"""Size and time of change of each file of an artifact, None where there is none."""
+
 
 @dataclass(frozen=True)
-class PortablePlan:
-    """A plan whose variants are named relative to a device's folder.
+class PortableSchedule:
+    """A schedule whose variants are named relative to a device's folder.
 
     Attributes:
-        plan: the session's plan; its `files` are relative name → sha256, checked on the device before it times anything.
+        schedule: the session's schedule; its `files` are relative name → sha256, checked on the device before it times anything.
         sources: relative name → the file here.
     """
 
-    plan: dict[str, Any]
+    schedule: Schedule
     sources: dict[str, Path]
 
 
 class Portable:
-    """Turns plans into portable ones; each artifact is read once, and must not change while it is measured."""
+    """Turns schedules into portable ones; each artifact is read once, and must not change while it is measured."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, dict[str, str], dict[str, Path], list[Any]]] = {}
+        self._known: dict[str, tuple[str, dict[str, str], dict[str, Path], State]] = {}
 
-    def of(self, plan: Mapping[str, Any]) -> PortablePlan:
-        """The portable form of a plan.
+    def of(self, schedule: Schedule) -> PortableSchedule:
+        """The portable form of a schedule.
 
         Raises:
             StorageError: an artifact cannot be read.
@@ -43,13 +45,13 @@ class Portable:
         """
         digests: dict[str, str] = {}
         sources: dict[str, Path] = {}
-        variants = []
-        for variant in plan["variants"]:
-            name, files, found = self._artifact(variant["path"])
+        variants: list[VariantSchedule] = []
+        for variant in schedule["variants"]:
+            name, files, paths = self._artifact(variant["path"])
             digests |= files
-            sources |= found
+            sources |= paths
             variants.append({**variant, "path": name})
-        return PortablePlan({**plan, "variants": variants, "files": dict(sorted(digests.items()))}, sources)
+        return PortableSchedule({**schedule, "variants": variants, "files": dict(sorted(digests.items()))}, sources)
 
     def _artifact(self, path: str) -> tuple[str, dict[str, str], dict[str, Path]]:
         """(the artifact's portable name, sha256 of its files, where they lie here)."""
@@ -69,5 +71,5 @@ class Portable:
         return name, digests, sources
 
 
-def _state(files: list[Path]) -> list[Any]:
+def _state(files: list[Path]) -> State:
     return [(path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in files]

@@ -15,17 +15,18 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from toolchain.devices.portable import Portable, PortablePlan
+from toolchain.devices.portable import Portable, PortableSchedule
 from toolchain.devices.targets_toml import SshSettings
-from toolchain.devices.transport import follow
+from toolchain.devices.transport import Samples, Schedule, follow
 from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
+from toolchain.progress import SILENT, Nobody, Progress
 from toolchain.targets import TargetInfo
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,17 @@ class _Dropped(Exception):
     """The connection failed; says where and how."""
 
 
+class _Last(Nobody):
+    """Passes reports on, and keeps the last one's text."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.text = progress, ""
+
+    def at(self, share: float, text: str) -> None:
+        self.text = text
+        self.progress.at(share, text)
+
+
 class SshTransport:
     """Runs sessions on one device; after a lost connection it connects again once.
 
@@ -86,7 +98,7 @@ class SshTransport:
         """user@host as ssh is told, without what its configuration adds."""
         return "@".join(filter(None, [self.settings.user, self.settings.host]))
 
-    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+    def run(self, schedule: Schedule, progress: Progress) -> Samples:
         """The session's result.
 
         Raises:
@@ -96,18 +108,18 @@ class SshTransport:
             StorageError: its storage is full or read-only.
             MeasurementError: a file arrived altered, or the session failed in another way.
         """
-        portable = self._portable.of(plan)
+        portable = self._portable.of(schedule)
         try:
-            return self._session(portable, on_progress)
+            return self._session(portable, progress)
         except _Dropped as lost:
             if not self._root:  # it was never there
                 raise TargetUnavailable(self.name, str(lost), self._hint(str(lost))) from None
             log.warning("%s; connecting again in %.0f s", lost, self.pause_s)
-            on_progress(0.0, "connection lost, connecting again")
+            progress.at(0.0, "connection lost, connecting again")
         time.sleep(self.pause_s)
         self._there.clear()
         try:
-            return self._session(portable, on_progress)
+            return self._session(portable, progress)
         except _Dropped as lost:
             raise DeviceLost(
                 self.name,
@@ -127,30 +139,24 @@ class SshTransport:
         version = found["modules"][runtime]["version"]
         return TargetInfo(self.name, runtime, version, f"{machine['cpu']}, {machine['cores']} cores", details)
 
-    def _session(self, portable: PortablePlan, on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+    def _session(self, portable: PortableSchedule, progress: Progress) -> Samples:
         runner = f"runner/{sha256(RUNNER)}.py"
-        self._ensure({runner: RUNNER, **portable.sources}, on_progress)
-        number = portable.plan.get("session")
+        self._ensure({runner: RUNNER, **portable.sources}, progress)
+        number = portable.schedule.get("session")
         stage = "a cold start was measured" if number is None else f"session {number + 1} was measured"
-        seen = ""
-
-        def told(share: float, text: str) -> None:
-            nonlocal seen
-            seen = text
-            on_progress(share, text)
-
+        seen = _Last(progress)
         script = f"cd {shlex.quote(self._root)} && {self._python()} {shlex.quote(runner)} - -"
-        line = json.dumps(portable.plan, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(portable.schedule, separators=(",", ":")).encode() + b"\n"
         try:
-            output = self._ssh(stage, script, [line], told, keep_open=True)
+            output = self._ssh(stage, script, [line], Progress(seen), keep_open=True)
         except _Dropped as lost:
-            raise _Dropped(f"{lost} ({seen})" if seen else str(lost)) from None
+            raise _Dropped(f"{lost} ({seen.text})" if seen.text else str(lost)) from None
         result = self._answer(output, stage)
-        if result.pop("plan_sha256", None) != device_runner.plan_digest(portable.plan):
-            raise MeasurementError(f"{self._where} sent the samples of another plan; run the comparison again")
+        if result.pop("schedule_sha256", None) != device_runner.schedule_digest(portable.schedule):
+            raise MeasurementError(f"{self._where} sent the samples of another schedule; run the comparison again")
         return result
 
-    def _ensure(self, sources: Mapping[str, Path], on_progress: Callable[[float, str], None]) -> None:
+    def _ensure(self, sources: Mapping[str, Path], progress: Progress) -> None:
         """Sends what is not on the device yet; what is there has been read there and has the right digest."""
         if self._there.issuperset(sources):
             return
@@ -160,7 +166,7 @@ class SshTransport:
         if missing:
             files = [{"path": n, "sha256": digests[n], "size": sources[n].stat().st_size} for n in missing]
             total = sum(file["size"] for file in files)
-            on_progress(0.0, f"sending {len(files)} files, {total / 1e6:.1f} MB")
+            progress.at(0.0, f"sending {len(files)} files, {total / 1e6:.1f} MB")
             header = json.dumps({"files": files}).encode() + b"\n"
             body = (chunk for name in missing for chunk in _chunks(sources[name]))
             self._start("files were sent", STORE, ["receive", self._root], [header], body)
@@ -198,14 +204,14 @@ class SshTransport:
             yield from head
             yield from body
 
-        return self._ssh(stage, " ".join(words), feed(), lambda *_: None, limit_s=limit_s)
+        return self._ssh(stage, " ".join(words), feed(), limit_s=limit_s)
 
     def _ssh(
         self,
         stage: str,
         script: str,
         feed: Iterable[bytes],
-        on_progress: Callable[[float, str], None],
+        progress: Progress = SILENT,
         *,
         keep_open: bool = False,
         limit_s: float | None = None,
@@ -230,7 +236,7 @@ class SshTransport:
                     timer.start()
                 _write(process.stdin, feed, keep_open=keep_open)
                 lines = (line.decode(errors="replace") for line in process.stderr)
-                last: Iterable[str] = follow(lines, on_progress)
+                last: Iterable[str] = follow(lines, progress)
                 code = process.wait()
             except BaseException:
                 process.kill()
@@ -257,7 +263,7 @@ class SshTransport:
             raise MeasurementError(f"on {self._where}, while {stage}: {message}; run it again to send the files anew")
         if code == device_store.EXIT_STORAGE:
             raise StorageError(f"on {self._where}, while {stage}: {message}")
-        if code == device_runner.EXIT_PLAN:
+        if code == device_runner.EXIT_SCHEDULE:
             raise MeasurementError(f"this cannot be measured on {self._where}: {message}")
         if code == device_runner.EXIT_UNAVAILABLE:
             raise TargetUnavailable(self.name, f"{self._where}: {message}")

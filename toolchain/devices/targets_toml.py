@@ -150,6 +150,13 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
     raise RecipeError(f"unknown target {name!r}; {hint} Devices are named in {file or FILE_NAME}.")
 
 
+def bundled_runtime(name: str, settings: NamedTarget) -> str:
+    """The runtime of a target as bundles have it; raises RecipeError if they do not."""
+    if settings.runtime not in OPENERS:
+        raise RecipeError(f"target {name!r} runs on {settings.runtime}, which bundles do not have")
+    return settings.runtime
+
+
 def _read(path: Path) -> dict[str, NamedTarget]:
     return {name: _one(path, name, table) for name, table in read_toml(path).items()}
 

@@ -15,7 +15,7 @@ from toolchain.gate.config import Cell, DataSection, GateConfig
 from toolchain.gate.evidence import Evidence, Facts
 from toolchain.gate.metrics import METRICS
 from toolchain.gate.why import size_changes
-from toolchain.measure.schedule import artifact_facts
+from toolchain.measure.experiment import artifact_facts
 
 Accuracy = Callable[[Path, tuple[int, ...] | None], tuple[int, int, tuple[str, ...]]]
 """(wrong, images, what was assumed) of an artifact whose samples have some shape."""

@@ -12,7 +12,7 @@ from toolchain.gate.config import Cell
 from toolchain.gate.evidence import Missing
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison, Undecided
-from toolchain.measure.samples import LOOKS, Design, Parity
+from toolchain.measure.samples import Design, Parity, Workload
 from toolchain.progress import Progress
 
 
@@ -42,7 +42,7 @@ class Pair:
 Measure = Callable[[Pair, Device, Progress], Comparison]
 
 
-def timed(pair: Pair, device: Device, progress: Progress, design: Design = Design(looks=LOOKS)) -> Comparison:  # noqa: B008
+def timed(pair: Pair, device: Device, progress: Progress, design: Design = Design()) -> Comparison:
     """The comparison of a pair on a device; errors as `measure.compare.compare`.
 
     Args:
@@ -51,25 +51,16 @@ def timed(pair: Pair, device: Device, progress: Progress, design: Design = Desig
         progress: how far it is.
         design: how; tolerance and seed are the pair's.
     """
+    cell = pair.cell
     return compare(
         pair.baseline,
         pair.artifact,
-        target=device.runtime,
-        threads=pair.cell.threads or 1,
-        affinity=pair.cell.affinity,
-        transport=device.transport,
-        batch=pair.cell.batch,
-        input_shape=pair.cell.input_shape,
-        sessions=design.sessions,
-        blocks=design.blocks,
-        looks=design.looks,
-        slot_ms=design.slot_ms,
-        warmup_s=design.warmup_s,
-        tau=pair.tau,
-        seed=pair.seed,
+        device,
+        Workload(cell.batch, cell.threads or 1, cell.affinity, cell.input_shape),
+        design.model_copy(update={"tau": pair.tau, "seed": pair.seed}),
         parity=pair.parity,
         undecided=pair.undecided,
-        on_progress=lambda text, share: progress.at(share, text),
+        progress=progress,
     )
 
 

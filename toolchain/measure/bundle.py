@@ -10,22 +10,24 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as hash_of
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain.devices.portable import FOLDER, Portable, PortablePlan
+from toolchain.devices.portable import FOLDER, Portable
+from toolchain.devices.transport import Samples, Schedule
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.files import atomic_path, sha256
-from toolchain.measure.compare import compare
+from toolchain.measure.compare import plan_comparison
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import BLOCKS, SESSIONS, WARMUP_S
+from toolchain.measure.samples import Design, Workload
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
+from toolchain.progress import Progress
 
 RUN_SH = '#!/bin/sh\n# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh\n\
 cd "$(dirname "$0")" && exec "${PYTHON:-python3}" run.py\n'
@@ -48,26 +50,18 @@ MAX_JSON_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Question:
-    """What `compare` is asked, but for the artifacts and the place."""
+    """What a bundle asks, but for the artifacts: the runtime, what a call is, and how it is timed."""
 
-    target: str
-    threads: int = 1
-    batch: int = 1
-    input_shape: tuple[int, ...] | None = None
-    affinity: tuple[int, ...] | None = None
-    sessions: int = SESSIONS
-    blocks: int = BLOCKS
-    looks: int = 1  # nothing can be added once the tar is on its way
-    tau: float = 0.05
-    seed: int = 0
-    slot_ms: float = 50.0
-    warmup_s: float = WARMUP_S
+    runtime: str
+    workload: Workload
+    design: Design
 
 
-def pack(a: Path, b: Path, out: Path, question: Question) -> dict[str, Any]:
-    """Writes the bundle that asks how B compares with A; returns its bundle.json.
+def pack(a: Path, b: Path, out: Path, question: Question) -> int:
+    """Writes the bundle that asks how B compares with A; returns how many files are in it.
 
-    The same artifacts and the same question give the same bytes.
+    The same artifacts and the same question give the same bytes. There is one look: nothing can be added once the tar is
+    on its way.
 
     Args:
         a: the baseline.
@@ -77,18 +71,23 @@ def pack(a: Path, b: Path, out: Path, question: Question) -> dict[str, Any]:
 
     Raises:
         StorageError: `out` cannot be written.
-        SlimvitError: whatever `compare` says of artifacts or options that do not fit.
+        SlimvitError: whatever `compare` says of artifacts or numbers that do not fit.
     """
-    first = _first_plan(a, b, question)
-    plans = [{**first.plan, "session": session} for session in range(question.sessions)]
-    sources = {**first.sources, **PROGRAMS}
+    design = question.design.once
+    trial, portable = plan_comparison(a, b, question.runtime, question.workload, design), Portable()
+    schedules = [portable.of(trial.schedule(session)) for session in range(design.sessions)]
+    sources = {**schedules[0].sources, **PROGRAMS}
     texts = {name: text.encode() for name, text in TEXTS.items()}
     digests = {name: hash_of(text).hexdigest() for name, text in texts.items()}
     digests |= {name: sha256(path) for name, path in sources.items()}
     bundle = {
         "schema": bundle_run.BUNDLE_SCHEMA,
-        "question": asdict(question),
-        "plans": plans,
+        "question": {
+            "runtime": question.runtime,
+            "workload": asdict(question.workload),
+            "design": design.model_dump(mode="json"),
+        },
+        "schedules": [each.schedule for each in schedules],
         "files": dict(sorted(digests.items())),
     }
     texts[bundle_run.BUNDLE] = (json.dumps(bundle, indent=1, sort_keys=True) + "\n").encode()
@@ -99,7 +98,7 @@ def pack(a: Path, b: Path, out: Path, question: Question) -> dict[str, Any]:
             else:
                 with sources[name].open("rb") as file:
                     tar.addfile(_entry(name, sources[name].stat().st_size), file)
-    return bundle
+    return len(digests)
 
 
 def unpack(result: Path, bundle: Path) -> Comparison:
@@ -119,53 +118,29 @@ def unpack(result: Path, bundle: Path) -> Comparison:
         facts, digest = _open_bundle(bundle, Path(folder))
         answers = _read_result(result, bundle, digest)
         try:
-            question = TypeAdapter(Question).validate_python(facts["question"])
-            a, b = (Path(folder, facts["plans"][0]["variants"][index]["path"]) for index in (0, 1))
+            question = TypeAdapter(Question).validate_json(json.dumps(facts["question"]))
+            a, b = (Path(folder, facts["schedules"][0]["variants"][index]["path"]) for index in (0, 1))
         except (KeyError, IndexError, TypeError, ValidationError):
             raise ArtifactError(f"{bundle}: its {bundle_run.BUNDLE} is not one of this version") from None
-        return compare(a, b, **asdict(question), transport=_Answers(answers, result))
-
-
-class _Asked(Exception):
-    """Carries the plan of the first session out of `compare`."""
-
-    def __init__(self, plan: PortablePlan) -> None:
-        super().__init__()
-        self.plan = plan
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """A transport that goes nowhere: it only learns what would be asked."""
-
-    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> NoReturn:  # noqa: ARG002
-        raise _Asked(Portable().of(plan))
+        trial = plan_comparison(a, b, question.runtime, question.workload, question.design)
+        return trial.run(_Answers(answers, result))
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """A transport whose sessions were run before: plan digest → result."""
+    """Reads sessions that were run before: digest of the schedule → samples."""
 
-    sessions: Mapping[str, dict[str, Any]]
+    sessions: Mapping[str, Samples]
     source: Path
 
-    def run(self, plan: Mapping[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:  # noqa: ARG002
-        digest = device_runner.plan_digest(Portable().of(plan).plan)
+    def run(self, schedule: Schedule, progress: Progress) -> Samples:  # noqa: ARG002
+        digest = device_runner.schedule_digest(Portable().of(schedule).schedule)
         if digest not in self.sessions:
             raise MeasurementError(
-                f"{self.source} holds no samples for session {plan['session'] + 1}; they were taken for another plan, "
+                f"{self.source} holds no samples for session {schedule['session'] + 1}; they were taken for another schedule, "
                 "or another version of slimvit made the bundle. Pack and measure again."
             )
         return dict(self.sessions[digest])
-
-
-def _first_plan(a: Path, b: Path, question: Question) -> PortablePlan:
-    """The portable plan of the first session; the others differ in their number alone."""
-    try:
-        compare(a, b, **asdict(question), transport=_Asking())
-    except _Asked as asked:
-        return asked.plan
-    raise AssertionError("compare ran no session")
 
 
 def _entry(name: str, size: int) -> tarfile.TarInfo:
@@ -184,9 +159,9 @@ def _open_bundle(bundle: Path, folder: Path) -> tuple[dict[str, Any], str]:
                 path = PurePosixPath(name)
                 if not path.parts or path.is_absolute() or ".." in path.parts:
                     raise ArtifactError(f"{bundle} names {name!r}, which lies outside of it")
-                found = _extract(tar, name, folder.joinpath(*path.parts) if path.parts[0] == FOLDER else None)
-                if found != digest:
-                    raise ArtifactError(f"{bundle} was altered: {name} has sha256 {found}, it lists {digest}")
+                there = _extract(tar, name, folder.joinpath(*path.parts) if path.parts[0] == FOLDER else None)
+                if there != digest:
+                    raise ArtifactError(f"{bundle} was altered: {name} has sha256 {there}, it lists {digest}")
     except OSError as error:
         raise StorageError(f"cannot read {bundle}: {error.strerror or error}") from error
     except (tarfile.TarError, EOFError, KeyError, AttributeError, TypeError) as error:
@@ -223,7 +198,7 @@ def _extract(tar: tarfile.TarFile, name: str, target: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, dict[str, Any]]:
+def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, Samples]:
     """Plan digest → session, of a result that answers the bundle of this digest."""
     try:
         if path.is_file() and tarfile.is_tarfile(path):
@@ -242,17 +217,17 @@ def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, dict[str, A
     if result.get("bundle") != digest:
         raise ArtifactError(f"{path} answers another bundle than {bundle}")
     try:
-        return {session.pop("plan_sha256"): session for session in result["sessions"]}
+        return {session.pop("schedule_sha256"): session for session in result["sessions"]}
     except (KeyError, TypeError, AttributeError):
-        raise ArtifactError(f"{path} has no sessions, or sessions without the digest of their plan") from None
+        raise ArtifactError(f"{path} has no sessions, or sessions without the digest of their schedule") from None
 
 
 def _json(raw: bytes, what: str, schema: str) -> dict[str, Any]:
     try:
-        found = json.loads(raw)
+        value = json.loads(raw)
     except ValueError as error:
         raise ArtifactError(f"{what} is truncated or no JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != schema:
-        got = found.get("schema") if isinstance(found, dict) else None
+    got = value.get("schema") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or got != schema:
         raise ArtifactError(f"{what} has schema {got!r}; expected {schema!r}")
-    return found
+    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import model_validator
 
-from toolchain.devices.transport import Transport
+from toolchain.devices.device import Device, device_for
 from toolchain.measure import stored
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import BLOCKS, A, ArtifactFacts, Scenario, Strict
+from toolchain.measure.samples import A, ArtifactFacts, Design, Scenario, Strict, Workload
+from toolchain.progress import SILENT, Progress
 
 SCHEMA = "slimvit.bench.calibration/3"
 WIDTH, LAYERS, TOKENS = 384, 8, 197
@@ -43,12 +43,12 @@ class Calibration(Strict):
 
     @model_validator(mode="after")
     def _took_all_its_looks(self) -> Calibration:
-        found = self.comparison
-        if found.artifacts["A"] != found.artifacts["B"]:
+        comparison, seconds = self.comparison, self.seconds
+        if comparison.artifacts["A"] != comparison.artifacts["B"]:
             raise ValueError("a calibration compares an artifact with itself")
-        found.require_looks(_always)
-        if len(self.seconds) != found.looks or list(self.seconds) != sorted(self.seconds) or self.seconds[0] <= 0:
-            raise ValueError(f"expected ascending seconds of {found.looks} looks, got {list(self.seconds)}")
+        comparison.require_looks(_always)
+        if len(seconds) != comparison.looks or list(seconds) != sorted(seconds) or seconds[0] <= 0:
+            raise ValueError(f"expected ascending seconds of {comparison.looks} looks, got {list(seconds)}")
         return self
 
     @property
@@ -92,44 +92,31 @@ class Calibration(Strict):
         return stored.load(path, SCHEMA, Calibration.model_validate_json)
 
 
-def _always(found: Comparison) -> bool:  # noqa: ARG001 - whatever was found
+def _always(comparison: Comparison) -> bool:  # noqa: ARG001 - whatever it says
     """A calibration takes every look."""
     return True
 
 
 def calibrate(
     artifact: Path,
-    *,
-    target: str,
-    threads: int = 1,
-    batch: int = 1,
-    input_shape: tuple[int, ...] | None = None,
-    affinity: tuple[int, ...] | None = None,
-    blocks: int = BLOCKS,
-    transport: Transport | None = None,
-    on_progress: Callable[[str, float], None] | None = None,
+    target: str | Device = "ort-cpu",
+    workload: Workload = Workload(),
+    design: Design = Design(),
+    progress: Progress = SILENT,
 ) -> Calibration:
-    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`."""
+    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`.
+
+    Sessions of an earlier run are not taken up: how long it takes is part of the answer.
+    """
     begun, seconds = time.monotonic(), list[float]()
 
-    def go_on(found: Comparison) -> bool:
+    def go_on(comparison: Comparison) -> bool:
         seconds.append(time.monotonic() - begun)
-        return _always(found)
+        return _always(comparison)
 
-    found = compare(
-        artifact,
-        artifact,
-        target=target,
-        threads=threads,
-        batch=batch,
-        input_shape=input_shape,
-        affinity=affinity,
-        blocks=blocks,
-        undecided=go_on,
-        transport=transport,
-        on_progress=on_progress,
-    )
-    return Calibration(comparison=found, seconds=(*seconds, time.monotonic() - begun))
+    device = device_for(target).afresh
+    comparison = compare(artifact, artifact, device, workload, design, undecided=go_on, progress=progress)
+    return Calibration(comparison=comparison, seconds=(*seconds, time.monotonic() - begun))
 
 
 def built_in(path: Path) -> Path:

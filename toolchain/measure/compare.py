@@ -2,59 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from toolchain.artifacts import Signature, open_artifact
-from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.artifacts import Signature
+from toolchain.devices.device import Device, device_for
+from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError, ParityError
 from toolchain.measure.comparison import Comparison, Undecided, without_verdict
-from toolchain.measure.samples import (
-    BLOCKS,
-    CONTROL,
-    LOOKS,
-    SESSIONS,
-    VARIANTS,
-    WARMUP_S,
-    A,
-    ArtifactFacts,
-    B,
-    Parity,
-    Session,
-    explain,
-)
-from toolchain.measure.schedule import (
-    artifact_facts,
-    require_target,
-    run_session,
-    session_plan,
-    set_up,
-)
+from toolchain.measure.experiment import Experiment, artifact_facts, plan_experiment
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload, explain
+from toolchain.measure.session import sessions_of
+from toolchain.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Trial(Experiment):
+    """A comparison that was planned: B and A and A once more, what is known of both, and what is made of their sessions."""
+
+    artifacts: dict[Literal["A", "B"], ArtifactFacts]
+    parity: Parity
+
+    def run(
+        self, measurer: Measurer, undecided: Undecided = without_verdict, progress: Progress = SILENT
+    ) -> Comparison:
+        """Its comparison, from as many looks as it takes; arguments and errors as `compare`."""
+        sessions = list[Session]()
+        for session in sessions_of(self, measurer, progress):
+            sessions.append(session)
+            self._require_equal_outputs(session)
+            if len(sessions) % self.design.sessions == 0:
+                comparison = self.comparison(sessions)
+                if comparison.looks == self.design.looks or not undecided(comparison):
+                    break
+        return comparison
+
+    def comparison(self, sessions: Sequence[Session]) -> Comparison:
+        """What the sessions of one or more whole looks say; raises MeasurementError if they do not belong together."""
+        try:
+            return Comparison(
+                scenario=self.scenario,
+                design=self.design,
+                parity=self.parity,
+                artifacts=self.artifacts,
+                sessions=tuple(sessions),
+            )
+        except ValidationError as error:
+            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {explain(error)}") from None
+
+    def _require_equal_outputs(self, session: Session) -> None:
+        ours, theirs = ([list(shape) for shape in session.variants[name].outputs] for name in (A, B))
+        if ours != theirs:
+            raise ParityError(
+                f"{self._names('and')} cannot be compared: their outputs have the shapes {ours} and {theirs}"
+            )
+
+    def _names(self, word: str = "against") -> str:
+        return f"{self.variants[A].path} {word} {self.variants[B].path}"
+
+
+def plan_comparison(
+    a: Path, b: Path, runtime: str, workload: Workload, design: Design, parity: Parity = "not claimed"
+) -> Trial:
+    """A comparison, planned and not run; arguments and errors as `compare`."""
+    plan = plan_experiment(runtime, workload, design, {A: a, B: b, CONTROL: a})
+    ours, theirs = (plan.variants[name].signature for name in (A, B))
+    if not ours.fits(theirs):
+        raise ParityError(f"{a} and {b} cannot be compared: their inputs are {_show(ours)} and {_show(theirs)}")
+    artifacts: dict[Literal["A", "B"], ArtifactFacts] = {A: artifact_facts(a), B: artifact_facts(b)}
+    return Trial(plan.scenario, plan.design, plan.variants, artifacts, parity)
 
 
 def compare(
     a: Path,
     b: Path,
+    target: str | Device = "ort-cpu",
+    workload: Workload = Workload(),
+    design: Design = Design(),
     *,
-    target: str,
-    threads: int = 1,
-    batch: int = 1,
-    input_shape: tuple[int, ...] | None = None,
-    affinity: tuple[int, ...] | None = None,
-    sessions: int = SESSIONS,
-    blocks: int = BLOCKS,
-    looks: int = LOOKS,
-    tau: float = 0.05,
-    seed: int = 0,
-    slot_ms: float = 50.0,
-    warmup_s: float = WARMUP_S,
     parity: Parity = "not claimed",
     undecided: Undecided = without_verdict,
-    transport: Transport | None = None,
-    on_progress: Callable[[str, float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Comparison:
     """B timed against A, interleaved with A itself as control, each session in a fresh process.
 
@@ -64,88 +96,25 @@ def compare(
     Args:
         a: the baseline: an ONNX file, or for "eager" a model folder.
         b: what is compared with it.
-        target: name of the target.
-        threads: intra-op threads.
-        batch: first dimension of the inputs.
-        input_shape: shape of one sample; only needed where a file leaves it open.
-        affinity: the cores to run on; None is all that the process may use.
-        sessions: fresh processes of each look.
-        blocks: per session of the first look; each holds one slot of A, of B and of A again.
-        looks: how often to judge at most, 1…4.
-        tau: tolerance of the verdict, as a share of A's time.
-        seed: of the inputs, the order within blocks and the bootstrap.
-        slot_ms: shortest slot.
-        warmup_s: shortest warm-up of a variant.
+        target: name of a target on this machine, or a device as `toolchain.devices.device.open_device` gives one: it keeps
+            finished sessions for the next run, should this one be cut off.
+        workload: what a call is to be.
+        design: how it is timed and judged.
         parity: what the caller has proven about B and A.
         undecided: whether a look leaves open what the caller wants to know; the verdict is wanted if nothing is said.
-        transport: where the sessions run; None is this machine. `toolchain.devices.device.open_device` gives one that keeps
-            finished sessions for the next run, should this one be cut off.
-        on_progress: receives (what was done, share done); the share jumps where fewer looks sufficed.
+        progress: who is told; the share jumps where fewer looks sufficed.
 
     Raises:
-        RecipeError: an option is out of range or does not fit the artifacts.
+        RecipeError: a number is out of range or does not fit the artifacts.
         StorageError: an artifact cannot be read.
         ArtifactError: an artifact is damaged, cannot be opened, or gives outputs that are not finite.
         ParityError: A and B differ in their inputs, or in the shape of their outputs.
         TargetUnavailable: the target is not there, or cannot be timed.
         MeasurementError: a session failed, or the machine changed between sessions.
     """
-    require_target(target, (a, b))
-    scenario, design, ours = set_up(
-        a,
-        target=target,
-        threads=threads,
-        batch=batch,
-        input_shape=input_shape,
-        affinity=affinity,
-        design={
-            "sessions": sessions,
-            "blocks": blocks,
-            "looks": looks,
-            "slot_ms": slot_ms,
-            "warmup_s": warmup_s,
-            "tau": tau,
-            "seed": seed,
-        },
-    )
-    theirs = open_artifact(b).signature(batch, input_shape)
-    if not ours.fits(theirs):
-        raise ParityError(f"{a} and {b} cannot be compared: their inputs are {_show(ours)} and {_show(theirs)}")
-    artifacts: dict[Literal["A", "B"], ArtifactFacts] = {A: artifact_facts(a), B: artifact_facts(b)}
-    variants = dict(zip(VARIANTS, ((a, ours), (b, theirs), (a, ours)), strict=True))
-    assert list(variants) == [A, B, CONTROL]
-    transport = transport or LocalTransport()
-    done: list[Session] = []
-
-    def report(share: float, text: str) -> None:
-        if on_progress is not None:
-            start, end = design.share(len(done)), design.share(len(done) + 1)
-            on_progress(f"session {len(done) + 1}, {text}", start + share * (end - start))
-
-    while True:
-        for _ in range(design.sessions):
-            done.append(run_session(transport, session_plan(design, scenario, variants, len(done)), report))
-            _require_equal_outputs(a, b, done[-1])
-        try:
-            found = Comparison(
-                scenario=scenario, design=design, parity=parity, artifacts=artifacts, sessions=tuple(done)
-            )
-        except ValidationError as error:
-            raise MeasurementError(f"{a} against {b} on {target}: {explain(error)}") from None
-        if found.looks == design.looks or not undecided(found):
-            return found
-
-
-def _require_equal_outputs(a: Path, b: Path, session: Session) -> None:
-    ours, theirs = (session.variants[name].outputs for name in (A, B))
-    if ours != theirs:
-        raise ParityError(
-            f"{a} and {b} cannot be compared: their outputs have the shapes {_shapes(ours)} and {_shapes(theirs)}"
-        )
-
-
-def _shapes(outputs: tuple[tuple[int, ...], ...]) -> list[list[int]]:
-    return [list(shape) for shape in outputs]
+    device = device_for(target)
+    trial = plan_comparison(a, b, device.runtime, workload, design, parity)
+    return trial.run(device.measurer, undecided, progress)
 
 
 def _show(signature: Signature) -> str:

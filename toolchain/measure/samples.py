@@ -1,7 +1,8 @@
-"""What was measured and how: scenario, design, and the raw samples of every session. Data alone; nothing is judged here."""
+"""What is measured and how: workload, design, scenario, and the raw samples of every session. Data alone; nothing is judged here."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +24,23 @@ Count = Annotated[int, Field(ge=1)]
 Nanoseconds = Annotated[int, Field(gt=0)]
 Cores = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(lambda cores: tuple(sorted(set(cores))))]
 """Numbers of cores, ascending and each once, as a system names those that a process may use."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a call of an artifact is to be.
+
+    Attributes:
+        batch: first dimension of the inputs.
+        threads: intra-op threads.
+        affinity: the cores to run on; None is all that the process may use.
+        input_shape: shape of one sample; only needed where the file leaves it open.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    affinity: tuple[int, ...] | None = None
+    input_shape: tuple[int, ...] | None = None
 
 
 class Strict(BaseModel):
@@ -67,12 +85,17 @@ class Design(Strict):
     warmup_s: Annotated[float, Field(ge=0)] = WARMUP_S
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.05
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    looks: Annotated[int, Field(ge=1, le=4)] = 1
+    looks: Annotated[int, Field(ge=1, le=4)] = LOOKS
     seed: Annotated[int, Field(ge=0)] = 0
 
     def blocks_of(self, session: int) -> int:
         """Blocks of one session, by its number over all looks."""
         return self.blocks << max(0, session // self.sessions - 1)
+
+    @property
+    def once(self) -> Design:
+        """The same with a single look: how what is not judged while it grows is timed."""
+        return self.model_copy(update={"looks": 1})
 
     def share(self, sessions: int) -> float:
         """The share of all blocks that could be measured which this many sessions hold; for progress."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError, model_validator
 
-from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError
 from toolchain.measure import stored
 from toolchain.measure.comparison import require_sessions
 from toolchain.measure.environment import machine_changes
+from toolchain.measure.experiment import artifact_facts, plan_experiment
 from toolchain.measure.intervals import (
     Interval,
     block_log_ratios,
@@ -25,11 +24,8 @@ from toolchain.measure.intervals import (
     tail,
 )
 from toolchain.measure.samples import (
-    BLOCKS,
     CONTROL,
     LOOKS,
-    SESSIONS,
-    WARMUP_S,
     A,
     ArtifactFacts,
     ColdStart,
@@ -37,16 +33,11 @@ from toolchain.measure.samples import (
     Scenario,
     Session,
     Strict,
+    Workload,
     explain,
 )
-from toolchain.measure.schedule import (
-    artifact_facts,
-    cold_plan,
-    require_target,
-    run_session,
-    session_plan,
-    set_up,
-)
+from toolchain.measure.session import cold_start_of, sessions_of
+from toolchain.progress import SILENT, Progress
 
 SCHEMA = "slimvit.bench.run/1"
 PAIR = (A, CONTROL)
@@ -154,66 +145,37 @@ class Measurement(Strict):
 
 def measure(
     artifact: Path,
+    target: str | Device = "ort-cpu",
+    workload: Workload = Workload(),
+    design: Design = Design(),
     *,
-    target: str,
-    threads: int = 1,
-    batch: int = 1,
-    input_shape: tuple[int, ...] | None = None,
-    affinity: tuple[int, ...] | None = None,
-    sessions: int = SESSIONS,
-    blocks: int = BLOCKS,
     cold_starts: int = COLD_STARTS,
-    seed: int = 0,
-    slot_ms: float = 50.0,
-    warmup_s: float = WARMUP_S,
-    transport: Transport | None = None,
-    on_progress: Callable[[str, float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Measurement:
-    """What one artifact costs on a target; the arguments and errors are those of `compare`.
+    """What one artifact costs on a target; the arguments and errors are those of `compare`, but one look is all it takes.
 
     Args:
         artifact: an ONNX file, or for "eager" a model folder.
-        target: name of the target.
-        threads: intra-op threads.
-        batch: first dimension of the inputs.
-        input_shape: shape of one sample; only needed where the file leaves it open.
-        affinity: the cores to run on; None is all that the process may use.
-        sessions: fresh processes.
-        blocks: per session; each holds two slots.
+        target: name of a target on this machine, or a device.
+        workload: what a call is to be.
+        design: how it is timed; each block holds two slots.
         cold_starts: fresh processes that open the artifact and call it once, before the sessions.
-        seed: of the inputs, the order within blocks and the bootstrap.
-        slot_ms: shortest slot.
-        warmup_s: shortest warm-up.
-        transport: where the sessions run; None is this machine.
-        on_progress: receives (what was done, share done).
+        progress: who is told.
     """
-    require_target(target, (artifact,))
-    chosen = {"sessions": sessions, "blocks": blocks, "slot_ms": slot_ms, "warmup_s": warmup_s, "seed": seed}
-    scenario, design, signature = set_up(
-        artifact,
-        target=target,
-        threads=threads,
-        batch=batch,
-        input_shape=input_shape,
-        affinity=affinity,
-        design=chosen,
-    )
-    transport, facts = transport or LocalTransport(), artifact_facts(artifact)
-    done, starts = list[Session](), list[ColdStart]()
-
-    def report(share: float, text: str) -> None:
-        if on_progress is not None:
-            on_progress(text, (len(done) + share) / design.sessions)
-
+    device = device_for(target)
+    experiment = plan_experiment(device.runtime, workload, design.once, dict.fromkeys(PAIR, artifact))
+    facts, starts = artifact_facts(artifact), list[ColdStart]()
+    for index in range(cold_starts):
+        progress.at(0.0, f"cold start {index + 1}/{cold_starts}")
+        starts.append(cold_start_of(experiment, A, device.measurer, SILENT))
+    sessions = tuple(sessions_of(experiment, device.measurer, progress))
     try:
-        for index in range(cold_starts):
-            report(0.0, f"cold start {index + 1}/{cold_starts}")
-            result = transport.run(cold_plan(design, scenario, artifact, signature), lambda *_: None)
-            starts.append(ColdStart.model_validate_json(json.dumps(result)))
-        while len(done) < design.sessions:
-            plan = session_plan(design, scenario, dict.fromkeys(PAIR, (artifact, signature)), len(done))
-            done.append(run_session(transport, plan, report))
-        found = Measurement(scenario=scenario, design=design, artifact=facts, sessions=tuple(done), cold=tuple(starts))
+        return Measurement(
+            scenario=experiment.scenario,
+            design=experiment.design,
+            artifact=facts,
+            sessions=sessions,
+            cold=tuple(starts),
+        )
     except ValidationError as error:
-        raise MeasurementError(f"{artifact} on {target}: {explain(error)}") from None
-    return found
+        raise MeasurementError(f"{artifact} on {device.name}: {explain(error)}") from None

@@ -60,15 +60,15 @@ def main() -> int:
         (root / RESULT).replace(root / OLD_RESULT)
     (root / SESSIONS).mkdir(exist_ok=True)
     sessions = []
-    for plan in bundle["plans"]:
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    for schedule in bundle["schedules"]:
+        digest = hashlib.sha256(json.dumps(schedule, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         out = root / SESSIONS / f"{digest}.json"
         if not out.exists():
-            sys.stderr.write(f"session {plan['session'] + 1}/{len(bundle['plans'])}\n")
-            plan_path = root / SESSIONS / f"{digest}.plan"
-            plan_path.write_text(json.dumps(plan), encoding="utf-8")
+            sys.stderr.write(f"session {schedule['session'] + 1}/{len(bundle['schedules'])}\n")
+            schedule_path = root / SESSIONS / f"{digest}.schedule"
+            schedule_path.write_text(json.dumps(schedule), encoding="utf-8")
             environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-            command = [sys.executable, str(root / RUNNER), str(plan_path), str(out)]
+            command = [sys.executable, str(root / RUNNER), str(schedule_path), str(out)]
             code = subprocess.call(command, cwd=str(root), env=environment)
             if code:
                 sys.stderr.write(f"the session ended with exit code {code}; it was not recorded\n")

@@ -1,13 +1,13 @@
 """The timing loop of slimvit and all else that runs on a device: one file that imports nothing of the project.
 
-Usage: `python runner.py PLAN OUT`. PLAN is JSON (schema `slimvit.bench.plan/1`) that describes one session: which
+Usage: `python runner.py SCHEDULE OUT`. SCHEDULE is JSON (schema `slimvit.bench.schedule/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
 OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
-are passed to `run_plan` as openers. `- -` reads the plan as one line from standard input, which must stay open: the
+are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the
 session ends when it closes; the samples are the last line of standard output, and one session runs at a time in a
-folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the plan cannot be
+folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the schedule cannot be
 carried out here, 3 a variant cannot be opened or gives non-finite outputs,
-4 a file is not the one that the plan names, 5 this device cannot be timed, 6 another session is running here,
+4 a file is not the one that the schedule names, 5 this device cannot be timed, 6 another session is running here,
 74 a file cannot be written.
 """
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PLAN_SCHEMA = "slimvit.bench.plan/1"
+SCHEDULE_SCHEMA = "slimvit.bench.schedule/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
-COLD_PLAN_SCHEMA = "slimvit.bench.coldplan/1"
+COLD_SCHEDULE_SCHEMA = "slimvit.bench.coldschedule/1"
 COLD_SCHEMA = "slimvit.bench.cold/1"
 # What decides which int8, bf16, fp16 and fp32 kernels a runtime picks.
 FLAGS = frozenset(
@@ -59,13 +59,13 @@ ARM = ("aarch64", "arm64")
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
-EXIT_PLAN, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
+EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
 STREAM = "-"
 LOCK_WAIT_S = 900.0
 
 
 class Unavailable(Exception):
-    """A runtime cannot be used on this device, or not as the plan wants it."""
+    """A runtime cannot be used on this device, or not as the schedule wants it."""
 
 
 class VariantError(Exception):
@@ -132,9 +132,9 @@ class OrtRunner:
 OPENERS: dict[str, Callable[[str, int], Any]] = {"ort-cpu": OrtRunner}
 
 
-def plan_digest(plan: Mapping[str, Any]) -> str:
-    """sha256 of the plan's canonical JSON; ties samples to the plan that they were taken for."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def schedule_digest(schedule: Mapping[str, Any]) -> str:
+    """sha256 of the schedule's canonical JSON; ties samples to the schedule that they were taken for."""
+    return hashlib.sha256(json.dumps(schedule, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def block_orders(names: Sequence[str], blocks: int, seed: int, session: int) -> list[list[str]]:
@@ -181,7 +181,7 @@ def make_inputs(spec: Mapping[str, Any]) -> list[list[NDArray[Any]]]:
 
 
 def feeds_of(variant: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """One input set under a variant's own names, and in its own types where they are others than the plan's."""
+    """One input set under a variant's own names, and in its own types where they are others than the schedule's."""
     types = variant.get("dtypes", [array.dtype for array in arrays])
     return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, types)}  # noqa: B905
 
@@ -268,41 +268,41 @@ def _read_all_cpus(name: str) -> list[str]:
     return [text for text in map(_read, Path("/sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")) if text]
 
 
-def run_plan(
-    plan: Mapping[str, Any],
+def run_schedule(
+    schedule: Mapping[str, Any],
     openers: Mapping[str, Callable[[str, int], Any]] = OPENERS,
     progress: Callable[[float, str], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """The raw samples of one session: every variant in this process, blocks of slots in random order.
 
     Args:
-        plan: schema, seed, session, blocks, slot_ms, threads, affinity (cores, or absent), warmup {calls, seconds}, inputs {count, seed, tensors
+        schedule: schema, seed, session, blocks, slot_ms, threads, affinity (cores, or absent), warmup {calls, seconds}, inputs {count, seed, tensors
             [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order, dtypes: their
             types, absent where they are the tensors'}].
         openers: runtime → a callable (path, threads) that gives a context manager with `infer` and `time_ns`.
         progress: receives (share done, what was done), never while a slot is timed.
 
     Raises:
-        ValueError: the plan has another schema, names a runtime that has no opener, or cores that are not there.
+        ValueError: the schedule has another schema, names a runtime that has no opener, or cores that are not there.
         Unavailable: it asks for more threads than there are cores, or a runtime cannot do what it asks for.
         VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
     """
-    if plan.get("schema") != PLAN_SCHEMA:
-        raise ValueError(f"this runner reads plans of schema {PLAN_SCHEMA!r}, got {plan.get('schema')!r}")
-    pin(plan.get("affinity"), plan["threads"])
-    names = [variant["name"] for variant in plan["variants"]]
-    inputs = make_inputs(plan["inputs"])
+    if schedule.get("schema") != SCHEDULE_SCHEMA:
+        raise ValueError(f"this runner reads schedules of schema {SCHEDULE_SCHEMA!r}, got {schedule.get('schema')!r}")
+    pin(schedule.get("affinity"), schedule["threads"])
+    names = [variant["name"] for variant in schedule["variants"]]
+    inputs = make_inputs(schedule["inputs"])
     runners: dict[str, Any] = {}
     feeds: dict[str, list[dict[str, NDArray[Any]]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        for variant in opening_order(plan["variants"], plan["session"]):
+        for variant in opening_order(schedule["variants"], schedule["session"]):
             name, runtime = variant["name"], variant["runtime"]
             if runtime not in openers:
                 raise ValueError(f"no opener for runtime {runtime!r}; there are {sorted(openers)}")
             feed = [feeds_of(variant, arrays) for arrays in inputs]
             try:
-                runner = stack.enter_context(openers[runtime](variant["path"], plan["threads"]))
+                runner = stack.enter_context(openers[runtime](variant["path"], schedule["threads"]))
                 outputs = runner.infer(feed[0])
             except Exception as error:
                 raise _failed(f"{name} ({variant['path']})", runtime, error) from error
@@ -312,14 +312,14 @@ def run_plan(
             if name not in runners:  # else it is the last, which is there to be the last
                 runners[name], feeds[name] = runner, feed
                 facts[name] = {"outputs": [list(array.shape) for array in outputs.values()]}
-        before = fingerprint(plan["threads"])
+        before = fingerprint(schedule["threads"])
         slots: dict[tuple[str, str], tuple[int, int]] = {}
-        for variant in plan["variants"]:
+        for variant in schedule["variants"]:
             name = variant["name"]
             progress(0.0, f"warming up {name}")
-            calls, seconds, call_ns = _warm_up(runners[name], feeds[name], plan["warmup"])
+            calls, seconds, call_ns = _warm_up(runners[name], feeds[name], schedule["warmup"])
             # One file gets one k: A and its control A' must be sampled alike.
-            slot = slots.setdefault((variant["runtime"], variant["path"]), calls_per_slot(call_ns, plan["slot_ms"]))
+            slot = slots.setdefault((variant["runtime"], variant["path"]), calls_per_slot(call_ns, schedule["slot_ms"]))
             facts[name].update(
                 warmup_calls=calls, warmup_seconds=seconds, call_ns=call_ns, calls_per_slot=slot[0], discarded=slot[1]
             )
@@ -327,38 +327,38 @@ def run_plan(
         gc.collect()
         gc.disable()  # a collection inside a slot would be charged to whichever variant it hits
         stack.callback(gc.enable)
-        for index, order in enumerate(block_orders(names, plan["blocks"], plan["seed"], plan["session"])):
+        for index, order in enumerate(block_orders(names, schedule["blocks"], schedule["seed"], schedule["session"])):
             blocks.append({"order": order, "samples_ns": _block(order, index, runners, feeds, facts)})
-            progress((index + 1) / plan["blocks"], f"block {index + 1}/{plan['blocks']}")
-        after = fingerprint(plan["threads"])
+            progress((index + 1) / schedule["blocks"], f"block {index + 1}/{schedule['blocks']}")
+        after = fingerprint(schedule["threads"])
     return {
         "schema": SESSION_SCHEMA,
-        "plan_sha256": plan_digest(plan),
-        "session": plan["session"],
+        "schedule_sha256": schedule_digest(schedule),
+        "session": schedule["session"],
         "fingerprint": {"before": before, "after": after},
         "variants": {name: facts[name] for name in names},
         "blocks": blocks,
     }
 
 
-def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> dict[str, Any]:
+def run_cold(schedule: Mapping[str, Any], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> dict[str, Any]:
     """What one artifact costs a process that just began: to open it, for the first call, and memory.
 
     Opening includes loading the runtime. The file was read shortly before, so it comes from the system's cache.
 
     Args:
-        plan: schema, threads, affinity, inputs, variants (one), each as in `run_plan`.
-        openers: as in `run_plan`.
+        schedule: schema, threads, affinity, inputs, variants (one), each as in `run_schedule`.
+        openers: as in `run_schedule`.
 
     Raises:
-        ValueError, Unavailable, VariantError: as `run_plan`.
+        ValueError, Unavailable, VariantError: as `run_schedule`.
     """
-    pin(plan.get("affinity"), plan["threads"])
-    (variant,) = plan["variants"]
-    feeds = feeds_of(variant, make_inputs(plan["inputs"])[0])
+    pin(schedule.get("affinity"), schedule["threads"])
+    (variant,) = schedule["variants"]
+    feeds = feeds_of(variant, make_inputs(schedule["inputs"])[0])
     resident, start = _memory_bytes("VmRSS"), time.perf_counter_ns()
     try:
-        with openers[variant["runtime"]](variant["path"], plan["threads"]) as runner:
+        with openers[variant["runtime"]](variant["path"], schedule["threads"]) as runner:
             opened = time.perf_counter_ns()
             runner.infer(feeds)
             done = time.perf_counter_ns()
@@ -368,13 +368,13 @@ def run_cold(plan: Mapping[str, Any], openers: Mapping[str, Callable[[str, int],
         raise _failed(variant["path"], variant["runtime"], error) from error
     return {
         "schema": COLD_SCHEMA,
-        "plan_sha256": plan_digest(plan),
+        "schedule_sha256": schedule_digest(schedule),
         "open_ns": opened - start,
         "first_ns": done - opened,
         "rss_before_bytes": resident,
         "peak_rss_bytes": _memory_bytes("VmHWM"),
         "device_bytes": device,
-        "fingerprint": fingerprint(plan["threads"]),
+        "fingerprint": fingerprint(schedule["threads"]),
     }
 
 
@@ -429,10 +429,10 @@ def _block(
     return samples
 
 
-def altered_files(plan: Mapping[str, Any]) -> list[str]:
-    """Those of the plan's `files` (path → sha256, relative to the current folder) that are missing or altered."""
+def altered_files(schedule: Mapping[str, Any]) -> list[str]:
+    """Those of the schedule's `files` (path → sha256, relative to the current folder) that are missing or altered."""
     wrong = []
-    for name, expected in plan.get("files", {}).items():
+    for name, expected in schedule.get("files", {}).items():
         digest = hashlib.sha256()
         try:
             with Path(name).open("rb") as file:
@@ -501,9 +501,9 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
     if list(argv) == ["--fingerprint"]:
         sys.stdout.write("\n" + json.dumps(fingerprint(1)) + "\n")
         return 0
-    plan_path, out_path = argv
-    streamed = plan_path == STREAM
-    plan = json.loads(sys.stdin.readline() if streamed else Path(plan_path).read_text(encoding="utf-8"))
+    schedule_path, out_path = argv
+    streamed = schedule_path == STREAM
+    schedule = json.loads(sys.stdin.readline() if streamed else Path(schedule_path).read_text(encoding="utf-8"))
 
     def progress(fraction: float, text: str) -> None:
         # Also the end of an orphan: with the parent gone this write fails, and nothing disturbs the next measurement.
@@ -520,17 +520,17 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] =
             return _refuse(f"another measurement has run on this device for {LOCK_WAIT_S / 60:.0f} minutes", EXIT_BUSY)
     if why := emulation():
         return _refuse(why, EXIT_UNAVAILABLE)
-    if wrong := altered_files(plan):
-        return _refuse(f"missing, or not the file that the plan names: {', '.join(wrong)}", EXIT_FILES)
+    if wrong := altered_files(schedule):
+        return _refuse(f"missing, or not the file that the schedule names: {', '.join(wrong)}", EXIT_FILES)
     try:
-        cold = plan.get("schema") == COLD_PLAN_SCHEMA
-        result = run_cold(plan, openers) if cold else run_plan(plan, openers, progress)
+        cold = schedule.get("schema") == COLD_SCHEDULE_SCHEMA
+        result = run_cold(schedule, openers) if cold else run_schedule(schedule, openers, progress)
     except VariantError as error:
         return _refuse(str(error), EXIT_VARIANT)
     except Unavailable as error:
         return _refuse(str(error), EXIT_UNAVAILABLE)
     except ValueError as error:
-        return _refuse(str(error), EXIT_PLAN)
+        return _refuse(str(error), EXIT_SCHEDULE)
     if streamed:
         sys.stdout.write("\n" + json.dumps(result, separators=(",", ":")) + "\n")
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from toolchain.export.engine import require_engines
 from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
-from toolchain.measure.schedule import require_threads
+from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import WORDS
 from toolchain.recipe import ALIGN, DataSection, Recipe
@@ -36,7 +36,7 @@ def tool() -> str:
     return f"slimvit {version('slimvit')}"
 
 
-BENCH = "bench.targets"
+BENCH, ENGINE = "bench.targets", "engine.targets"
 
 
 @dataclass(frozen=True)
@@ -187,15 +187,15 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     multiples = {} if _targets(recipe) else dict.fromkeys(UNITS, ALIGN)
     for name, section in _targets(recipe).items():
         settings = named_target(name)
-        if section != BENCH and settings.runtime != name:
-            raise TargetUnavailable(name, f"{section} takes built-in targets; one of targets.toml can be in {BENCH}.")
+        if section == ENGINE and settings.runtime != name:
+            raise TargetUnavailable(name, f"{ENGINE} takes built-in targets; one of targets.toml can be in {BENCH}.")
         require_direct(name, settings)
         if section == BENCH and recipe.bench is not None:
             require_threads(settings.runtime, recipe.bench.threads)
         known = name in met and not isinstance(settings, LocalSettings)
         missing = "" if known else probe(name, settings).cannot_run
         target = get_target(settings.runtime)
-        if section != "engine.targets" and (missing or not target.measures):
+        if section != ENGINE and (missing or not target.measures):
             why = f" ({missing})" if missing else ""
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
@@ -208,7 +208,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
 def _targets(recipe: Recipe) -> dict[str, str]:
     """Every target of a recipe, and the key that names it; of several, one that measures."""
     sections = {
-        "engine.targets": recipe.engine.targets if recipe.engine else (),
+        ENGINE: recipe.engine.targets if recipe.engine else (),
         "budget.latency": tuple(recipe.budget.latency),
         BENCH: recipe.bench.targets if recipe.bench else (),
     }

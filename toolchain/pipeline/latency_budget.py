@@ -19,44 +19,53 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolchain.artifacts import InputSpec, Signature
 from toolchain.compress.allocation import Latency
 from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
-from toolchain.devices.transport import LocalTransport, Transport
+from toolchain.devices.device import Device
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
+from toolchain.measure.experiment import Experiment, Variant, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
-from toolchain.measure.schedule import INPUT_SETS
+from toolchain.measure.samples import Design, Workload
+from toolchain.measure.session import session_of, sessions_of
 from toolchain.model import IMAGE, DeployModel, TimmModel
-from toolchain.on_device.runner import PLAN_SCHEMA, calls_per_slot
-from toolchain.pipeline.cell import conditions
+from toolchain.on_device.runner import calls_per_slot
+from toolchain.pipeline.cell import conditions_of
 from toolchain.plan import CompressionPlan, Keep, LowRank
+from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 from toolchain.surgery.load import randomise_untrained
 from toolchain.surgery.replay import save_model
 from toolchain.surgery.slice import slice_module
 from toolchain.surgery.split import split_module
+from toolchain.targets import get_target
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 """The widths of a table, as shares of what a unit has; all of it is the dense model."""
-SLOT_MS, WARM_UP_S = 50.0, 0.5
-BLOCKS = (7, 21)
-"""The fewest and the most blocks of a session."""
-SESSION_S, CHECK_SESSIONS = 10.0, 3
-"""What the blocks of one session may take, and how many fresh processes check the chosen widths."""
-Told = Callable[[float, str], None]
+DESIGN = Design(sessions=1, blocks=21, looks=1)
+"""Its blocks are the most that a session has."""
+FEWEST_BLOCKS, SESSION_S = 7, 10.0
+"""A session has fewer blocks than `DESIGN`, but never fewer than these, where all would take longer than these seconds."""
+CHECK_SESSIONS = 3
+"""So many fresh processes check the chosen widths."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: target, batch and threads, and how files for it are exported."""
+    """Where widths are timed, what a call is, and how files for it are exported."""
 
-    target: str
-    batch: int = 1
-    threads: int = 1
+    device: Device
+    workload: Workload = Workload()
     opset: int = 20
     simplify: bool = True
+
+    @property
+    def target(self) -> str:
+        """The device's name in the budget."""
+        return self.device.name
 
 
 @dataclass(frozen=True)
@@ -95,76 +104,53 @@ def time_widths(
     dense: TimmModel,
     variants: Sequence[Widths],
     setting: Setting,
-    *,
-    sessions: int = 1,
-    told: Told = lambda *_: None,
-    transport: Transport | None = None,
+    design: Design = DESIGN,
+    progress: Progress = SILENT,
 ) -> Timing:
     """The dense model's latency and the variants' ratios to it: medians over paired, interleaved blocks.
 
     Args:
         dense: the model; left as it is.
         variants: what is timed beside it.
-        setting: where and how.
-        sessions: fresh processes, whose blocks are pooled.
-        told: receives (share done, text).
-        transport: where the sessions run; None is this machine.
+        setting: where and what.
+        design: how; the blocks of its sessions are pooled.
+        progress: who is told.
 
     Raises:
         ArtifactError: a variant cannot be exported or opened.
         MeasurementError: a session failed.
     """
-    transport = transport or LocalTransport()
+    device, workload = setting.device, setting.workload
     names = ["dense", *(f"variant{index}" for index in range(len(variants)))]
+    spec = InputSpec(shape=(workload.batch, *dense.preprocess.input_size), dtype="float32")
+    scenario, signature = scenario_of(device.runtime, workload, (spec,)), Signature((IMAGE,), (spec,))
     with tempfile.TemporaryDirectory(prefix="slimvit-latency-") as folder:
-        paths = []
-        for index, widths in enumerate((Widths(), *variants)):
-            told(0.5 * index / len(names), f"{setting.target}: preparing model {index + 1} of {len(names)}")
-            paths.append(_written(variant_of(dense, widths), setting, Path(folder, names[index])))
-        plan = _plan(setting, dense.preprocess.input_size, dict(zip(names, paths, strict=True)))
-        alone = transport.run({**plan, "variants": plan["variants"][:1], "session": 0}, lambda *_: None)
-        call_ns = float(alone["variants"]["dense"]["call_ns"])
-        slot_s = max(SLOT_MS / 1e3, calls_per_slot(call_ns, SLOT_MS)[0] * call_ns / 1e9)
-        plan["blocks"] = int(np.clip(SESSION_S / (slot_s * len(names)), *BLOCKS))
-        results = []
-        for session in range(sessions):
-
-            def progress(share: float, _: str, session: int = session) -> None:
-                told(0.5 + 0.5 * (session + share) / sessions, f"{setting.target}: timing {len(names)} models")
-
-            results.append(transport.run({**plan, "session": session}, progress))
-    slots = {name: [b["samples_ns"][name] for r in results for b in r["blocks"]] for name in names}
+        files = {}
+        for index, (name, widths) in enumerate(zip(names, (Widths(), *variants), strict=True)):
+            progress.at(0.5 * index / len(names), f"{setting.target}: preparing model {index + 1} of {len(names)}")
+            path = _written(variant_of(dense, widths), setting, Path(folder, name))
+            files[name] = Variant(path, device.runtime, signature)
+        alone = Experiment(scenario, design, {"dense": files["dense"]})
+        call_ns = session_of({**alone.schedule(0), "blocks": 1}, device.measurer, SILENT).variants["dense"].call_ns
+        slot_s = max(design.slot_ms / 1e3, calls_per_slot(call_ns, design.slot_ms)[0] * call_ns / 1e9)
+        fitting = max(FEWEST_BLOCKS, int(SESSION_S / (slot_s * len(names))))
+        design = design.model_copy(update={"blocks": min(design.blocks, fitting)})
+        timing = progress.part(0.5, 1.0, f"{setting.target}: timing {len(names)} models")
+        sessions = list(sessions_of(Experiment(scenario, design, files), device.measurer, timing))
+    slots = {name: [slot for session in sessions for slot in session.slots_ns(name)] for name in names}
     ratios = tuple(float(np.exp(np.median(block_log_ratios(slots[name], slots["dense"])))) for name in names[1:])
-    machine = results[0]["fingerprint"]["before"]["machine"]
+    machine = sessions[0].fingerprint.before.machine
     return Timing(float(np.median(slot_medians(slots["dense"]))) / 1e6, ratios, machine)
 
 
 def _written(model: DeployModel, setting: Setting, path: Path) -> Path:
     """The artifact that the target times: a model folder for "eager", else an ONNX file."""
-    if setting.target == "eager":
+    if "model-folder" in get_target(setting.device.runtime).takes:
         return save_model(model, path)
     file = path.with_suffix(".onnx")
     size = model.preprocess.input_size
     export_onnx(model.module, file, input_size=size, opset=setting.opset, metadata={}, simplify=setting.simplify)
     return file
-
-
-def _plan(setting: Setting, input_size: tuple[int, int, int], paths: Mapping[str, Path]) -> dict[str, Any]:
-    """A session's plan for the device runner, but for its number; one block until the dense time is known."""
-    tensor = {"shape": [setting.batch, *input_size], "dtype": "float32"}
-    return {
-        "schema": PLAN_SCHEMA,
-        "seed": 0,
-        "blocks": 1,
-        "slot_ms": SLOT_MS,
-        "threads": setting.threads,
-        "warmup": {"calls": 10, "seconds": WARM_UP_S},
-        "inputs": {"count": INPUT_SETS, "seed": 0, "tensors": [tensor]},
-        "variants": [
-            {"name": name, "path": str(path), "runtime": setting.target, "inputs": [IMAGE]}
-            for name, path in paths.items()
-        ],
-    }
 
 
 def unit_classes(dense: TimmModel, choices: Choices) -> list[tuple[tuple[Key, ...], tuple[int, ...], int]]:
@@ -189,6 +175,9 @@ def unit_classes(dense: TimmModel, choices: Choices) -> list[tuple[tuple[Key, ..
     return [(tuple(members), *ladders[members[0]]) for members in classes.values()]
 
 
+Timer = Callable[[TimmModel, Sequence[Widths], Setting, Design, Progress], Timing]
+
+
 @dataclass(frozen=True)
 class Clock:
     """Latency in one setting of one dense model, measured once and kept in the user's cache.
@@ -197,13 +186,15 @@ class Clock:
         dense: the model; only its shapes matter.
         choices: what may be reduced.
         setting: where and how it is timed.
-        told: receives (share done, text).
+        progress: who is told.
+        timer: times some widths, as `time_widths` does.
     """
 
     dense: TimmModel
     choices: Choices
     setting: Setting
-    told: Told = field(default=lambda *_: None)
+    progress: Progress = SILENT
+    timer: Timer = field(default_factory=lambda: time_widths)
 
     @property
     def key(self) -> str:
@@ -211,10 +202,10 @@ class Clock:
         shape = trace(self.dense.module, self.dense.family, self.dense.preprocess.input_size)
         versions = [version(name) for name in ("torch", "timm", "onnx", "onnxscript", "onnxsim")]
         model = [self.dense.ref.model_dump(mode="json"), asdict(shape), list(self.dense.preprocess.input_size)]
-        where = conditions(self.setting.target, self.setting.threads)
-        return digest_of(
-            "latency", model, unit_classes(self.dense, self.choices), asdict(self.setting), versions, where
-        )
+        setting = self.setting
+        what = [setting.target, setting.device.runtime, asdict(setting.workload), setting.opset, setting.simplify]
+        where = conditions_of(setting.target, setting.workload.threads)
+        return digest_of("latency", model, unit_classes(self.dense, self.choices), what, versions, where)
 
     def folder(self) -> Path:
         """Where it is kept."""
@@ -244,32 +235,30 @@ class Clock:
         with exclusive(self.folder()):
             with contextlib.suppress(StorageError, ArtifactError, KeyError, TypeError, ValueError):
                 return float(read_json(path)["ratio"])
-            found = time_widths(self.dense, [widths], self.setting, sessions=CHECK_SESSIONS, told=self.told)
-            write_json(path, {"ratio": found.ratios[0], "dense_ms": found.dense_ms, "widths": record})
-            return found.ratios[0]
+            design = DESIGN.model_copy(update={"sessions": CHECK_SESSIONS})
+            timing = self.timer(self.dense, [widths], self.setting, design, self.progress)
+            write_json(path, {"ratio": timing.ratios[0], "dense_ms": timing.dense_ms, "widths": record})
+            return timing.ratios[0]
 
     def _measured(self) -> LatencyTable:
         classes = [entry for entry in unit_classes(self.dense, self.choices) if entry[1]]
         curves, times, machine = [], [], {}
         for index, (members, widths, whole) in enumerate(classes):
-
-            def told(share: float, text: str, index: int = index) -> None:
-                self.told((index + share) / len(classes), text)
-
+            part = self.progress.step(index, len(classes))
             variants = [self.choices.widths(dict.fromkeys(members, width)) for width in widths]
-            found = time_widths(self.dense, variants, self.setting, told=told)
-            saved = [(1 - ratio) / len(members) for ratio in found.ratios]
+            timing = self.timer(self.dense, variants, self.setting, DESIGN, part)
+            saved = [(1 - ratio) / len(members) for ratio in timing.ratios]
             falling = np.maximum.accumulate([0.0, *reversed(saved)])[::-1]  # wider never saves more; nothing below 0
             points = tuple(zip((*widths, whole), falling.tolist(), strict=True))
             curves.append(SavedLatency(members=members, points=points))
-            times.append(found.dense_ms)
-            machine = dict(found.environment)
+            times.append(timing.dense_ms)
+            machine = dict(timing.environment)
         if not times:  # nothing that this method may reduce can be narrower
-            times.append(time_widths(self.dense, [], self.setting, told=self.told).dense_ms)
+            times.append(self.timer(self.dense, [], self.setting, DESIGN, self.progress).dense_ms)
         return LatencyTable(
             target=self.setting.target,
-            batch=self.setting.batch,
-            threads=self.setting.threads,
+            batch=self.setting.workload.batch,
+            threads=self.setting.workload.threads,
             dense_ms=float(np.median(times)),
             saved=tuple(curves),
             environment=machine,

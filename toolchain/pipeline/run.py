@@ -11,6 +11,7 @@ from toolchain.errors import ParityError
 from toolchain.export.engine import builds
 from toolchain.export.precision import EITHER_OF, expanded
 from toolchain.measure.compare import compare as compare_artifacts
+from toolchain.measure.samples import Design
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import Job, prepare
@@ -36,6 +37,7 @@ def run(
     out: Path | str,
     *,
     resume: bool = True,
+    design: Design = Design(),
     progress: Progress = SILENT,
     compare: Compare = compare_artifacts,
 ) -> Report:
@@ -45,6 +47,7 @@ def run(
         recipe: a recipe, or the path of a recipe.toml.
         out: the folder; it is created, and a run that was interrupted there is taken up again.
         resume: False does every stage anew.
+        design: how the latencies of [bench] are timed.
         progress: told how far the run is.
         compare: what times two artifacts against each other.
 
@@ -60,7 +63,7 @@ def run(
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
     with workspace.open() as space:
-        under_way = Run(job, space, progress, compare)
+        under_way = Run(job, space, progress, compare, design)
         outcome = _carry_out(under_way, job)
         space.forget_all_but(under_way.done)
         files = [space.root / name for done in under_way.done.values() for name in done.outputs]

@@ -113,6 +113,7 @@ class Target(ABC):
     """Kinds of artifacts that it opens: names of `ARTIFACTS`. The first is what a run times on it."""
     measures: bool
     """Whether latency can be measured on it through `open`; False for build-only targets."""
+    """Whether it runs model folders; others run files."""
     engines: tuple[str, ...]
     """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
 

@@ -14,6 +14,7 @@ from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
 from toolchain.errors import DeviceLost, RecipeError, TargetUnavailable
 from toolchain.export.precision import EITHER, EITHER_OF, PRECISIONS
+from toolchain.measure.experiment import workload_on
 from toolchain.measure.samples import Parity
 from toolchain.model import Made
 from toolchain.parity import Rung
@@ -80,13 +81,11 @@ class Bench(RunStage[BenchRow]):
             raise run.lost[device.name]
         comparison = run.compare(
             *self.pair,
-            target=device.runtime,
-            batch=self.where.batch,
-            threads=self.where.threads,
-            affinity=device.affinity,
-            transport=device.transport,
+            device,
+            workload_on(device, batch=self.where.batch, threads=self.where.threads),
+            run.design,
             parity=self.parity,
-            on_progress=lambda text, share: run.progress.at(share, text),
+            progress=run.progress,
         )
         path = run.root / "bench" / f"{device.name}.{self.precision}.b{self.where.batch}.t{self.where.threads}.json"
         comparison.save(path)

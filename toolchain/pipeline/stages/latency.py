@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.cost import LatencyTable
+from toolchain.devices.device import connect
+from toolchain.devices.targets_toml import named_target
 from toolchain.files import write_text
+from toolchain.measure.experiment import workload_on
 from toolchain.model import Made, TimmModel
 from toolchain.pipeline.folder import Nothing, Written
 from toolchain.pipeline.job import Job
@@ -50,14 +53,15 @@ class Table(RunStage[Nothing]):
 
 
 def clocks(job: Job, dense: TimmModel, progress: Progress) -> list[Clock]:
-    """What times the widths of a dense model: one clock for each target on which the budget limits latency.
+    """What times the widths of a dense model: one clock for each target or device on which the budget limits latency.
 
-    Batch and threads are the first of [bench], or 1.
+    Batch and threads are the first of [bench]; without one, 1 and what targets.toml says of the device.
     """
-    recipe = job.recipe
-    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, 1)
-    choices, export = job.problem.choices, recipe.export
-    return [
-        Clock(dense, choices, Setting(target, batch, threads, export.opset, export.simplify), progress.at)
-        for target in recipe.budget.latency
-    ]
+    recipe, timers = job.recipe, list[Clock]()
+    batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, None)
+    for target in recipe.budget.latency:
+        device = connect(target, named_target(target))
+        workload = workload_on(device, batch=batch, threads=threads)
+        setting = Setting(device, workload, recipe.export.opset, recipe.export.simplify)
+        timers.append(Clock(dense, job.problem.choices, setting, progress))
+    return timers

@@ -1,0 +1,47 @@
+"""The one loop over sessions: each in a fresh process somewhere, as many as are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from toolchain.devices.transport import Measurer, Samples, Schedule
+from toolchain.errors import MeasurementError
+from toolchain.measure.experiment import Experiment
+from toolchain.measure.samples import ColdStart, Session, Strict, explain
+from toolchain.progress import Progress
+
+R = TypeVar("R", bound=Strict)
+
+
+def sessions_of(experiment: Experiment, measurer: Measurer, progress: Progress) -> Iterator[Session]:
+    """The sessions of an experiment in order, each measured when it is asked for, up to the design's last look.
+
+    Raises:
+        SlimvitError: as `Measurer.run`; a MeasurementError also for what is no session.
+    """
+    design = experiment.design
+    for index in range(design.sessions * design.looks):
+        label = ", ".join(filter(None, [progress.label, f"session {index + 1}"]))
+        part = progress.part(design.share(index), design.share(index + 1), label)
+        yield session_of(experiment.schedule(index), measurer, part)
+
+
+def session_of(schedule: Schedule, measurer: Measurer, progress: Progress) -> Session:
+    """One session; raises as `sessions_of`."""
+    return _read(Session, measurer.run(schedule, progress), f"session {schedule['session']}")
+
+
+def cold_start_of(experiment: Experiment, name: str, measurer: Measurer, progress: Progress) -> ColdStart:
+    """One cold start of a variant; raises as `sessions_of`."""
+    return _read(ColdStart, measurer.run(experiment.cold_schedule(name), progress), "a cold start")
+
+
+def _read(kind: type[R], samples: Samples, what: str) -> R:
+    try:
+        return kind.model_validate_json(json.dumps(samples))
+    except ValidationError as error:
+        raise MeasurementError(f"{what}: {explain(error)}") from None
