@@ -16,6 +16,7 @@ from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavail
 from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json, sha256
+from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design
 from toolchain.pipeline import latency_budget as latency
@@ -169,7 +170,7 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     pinned = Recipe.from_dict({**TIMED, "bench": {"targets": ["pinned"]}})
-    (row,) = run(pinned, tmp_path / "run", design=SHORT).bench
+    (row,) = run(pinned, tmp_path / "run", compare=briefly).bench
     assert (row.target, row.environment["affinity"]) == ("pinned", [0])
     found = Comparison.load(tmp_path / "run" / "bench" / "pinned.fp32.b1.t1.json")
     assert (found.scenario.target, found.scenario.affinity) == ("ort-cpu", (0,))

@@ -58,7 +58,7 @@ def test_what_was_measured_counts_while_the_board_is_off(server, tmp_path):
 
     (root / "bench" / "board.fp32.b2.t1.json").unlink()
     with pytest.raises(TargetUnavailable, match="board"):
-        run(recipe, root, design=SHORT)
+        run(recipe, root, compare=briefly)
     assert [row.batch for row in Report.load(root).bench] == [1]
     server.start()
     assert [row.batch for row in run(recipe, root, compare=briefly).bench] == [1, 2]
@@ -80,7 +80,7 @@ def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp
     before = (tmp_path / "run" / "plan.json").read_bytes()
     for folder in ("run", "fresh"):
         with pytest.raises(TargetUnavailable, match="board"):
-            run(there, tmp_path / folder, design=SHORT)
+            run(there, tmp_path / folder, compare=briefly)
     assert (tmp_path / "run" / "plan.json").read_bytes() == before
     assert not (tmp_path / "fresh").exists()
 

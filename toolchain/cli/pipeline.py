@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption
+from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
 from toolchain.measure.compare import compare
 from toolchain.pipeline.cell import require_speedup
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,

@@ -11,7 +11,6 @@ from toolchain.errors import ParityError
 from toolchain.export.engine import builds
 from toolchain.export.precision import EITHER_OF, expanded
 from toolchain.measure.compare import compare as compare_artifacts
-from toolchain.measure.samples import Design
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import Job, prepare

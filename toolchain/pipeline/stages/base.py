@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import Design
 from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
 from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
@@ -35,7 +34,6 @@ class Run:
         space: the run's folder.
         progress: who is told.
         compare: what times two artifacts.
-        design: how.
         done: name → stage that was carried out or taken up, in order.
         lost: devices that could not be measured on, and why.
     """
@@ -44,7 +42,6 @@ class Run:
     space: Workspace
     progress: Progress
     compare: Compare
-    design: Design
     done: dict[str, Done[Any]] = field(default_factory=dict)
     lost: dict[str, TargetUnavailable] = field(default_factory=dict)
 
