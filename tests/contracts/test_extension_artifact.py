@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from builders import write_classifier
-from toolchain.measure.schedule import require_target
 from toy_format import TOY, ToyFormat
 
 from toolchain.artifacts import ARTIFACTS, open_artifact
@@ -19,6 +18,7 @@ from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import RecipeError
 from toolchain.export.engine import BuildEngine
 from toolchain.gate import GateConfig, run_gate
+from toolchain.measure.experiment import require_target
 from toolchain.model import run_stage
 from toolchain.pipeline.run import run
 from toolchain.recipe import EngineSection, Recipe
