@@ -14,6 +14,7 @@ from records import Record
 from toolchain.analysis.floor import measure_floor
 from toolchain.files import digest_of
 from toolchain.measure.compare import compare
+from toolchain.measure.samples import Design, Workload
 
 RECORDED = Path(__file__).resolve().parent / "benchmarks" / "recorded"
 
@@ -65,6 +66,7 @@ grid = { "budget.params" = [0.7] }
 
 SHORT = {"sessions": 2, "blocks": 4, "slot_ms": 1.0, "warmup_s": 0.01}
 """The least that the harness does."""
+NO_MORE, DESIGN = Workload(), Design()
 
 
 def changed(record: Record, definition: dict[str, Any] | None = None, **result: Any) -> Record:
@@ -82,13 +84,15 @@ class Short(Harness):
         object.__setattr__(self, "timed", [])
         object.__setattr__(self, "judge", judge)
 
-    def _compare(self, *pair: Path, **given: Any) -> Any:
-        self.timed.append([path.name for path in pair])
-        return self.judge(compare(*pair, **{**given, **SHORT, "looks": 1}))
+    def _compare(
+        self, a: Path, b: Path, target: Any = "ort-cpu", workload: Any = NO_MORE, design: Any = DESIGN, **rest: Any
+    ) -> Any:
+        self.timed.append([a.name, b.name])
+        return self.judge(compare(a, b, target, workload, design.model_copy(update={**SHORT, "looks": 1}), **rest))
 
-    def _floor(self, *pair: Path, **given: Any) -> Any:
-        self.timed.append([path.name for path in pair])
-        return self.judge(measure_floor(*pair, **{**given, **SHORT}))
+    def _floor(self, a: Path, b: Path, target: Any, workload: Any, design: Any, progress: Any) -> Any:
+        self.timed.append([a.name, b.name])
+        return self.judge(measure_floor(a, b, target, workload, design.model_copy(update=SHORT), progress))
 
 
 class ToyGroup(Table):

@@ -198,7 +198,6 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("compress", seed=2**32), "compress.seed"),
         (with_("export", precisions="fp32"), "export.precisions"),
         (with_("export", precisions=[]), "export.precisions: .*at least 1"),
-        (with_("bench", targets=[]), "bench.targets: .*at least 1"),
         (with_("bench", threads=[0]), "bench.threads.0"),
         (with_("bench", batch=[True]), r"bench.batch.0: .*integer, got True"),
         (with_("engine", batch=[4, 1, 8]), r"must not decrease, got \[4, 1, 8\]"),

@@ -58,7 +58,7 @@ class Seeds(Short):
         object.__setattr__(self, "seeds", [])
 
     def _compare(self, *pair, **given):
-        self.seeds.append(given["seed"])
+        self.seeds.append(given["design"].seed)
         return super()._compare(*pair, **given)
 
 

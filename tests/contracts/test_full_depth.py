@@ -47,13 +47,13 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
         compare("masked", "sliced", torch_call(masked.module), torch_call(sliced.module), images, **fp32),
         compare("sliced", "split", torch_call(sliced.module), torch_call(deploy.module), images, **fp32),
     ]
-    made = run_stage(
+    exported = run_stage(
         Export(ExportSection(), tmp_path / "model.onnx", images, real_images=False, tool="test"), deploy
-    ).artifact
-    for rung in (*rungs, *made.rungs):
+    )
+    for rung in (*rungs, *exported.rungs):
         assert rung.verdict == "pass", str(rung)
-    assert made.rungs[0].tolerance.max_abs == 1e-5
-    assert made.graph.simplified, made.graph.notes
+    assert exported.rungs[0].tolerance.max_abs == 1e-5
+    assert exported.facts.simplified, exported.facts.notes
     before, after = torch_call(model.module)(images), torch_call(deploy.module)(images)
     assert abs(before - after).max() >= 1e-2 * before.std(), "the plan changes nothing: vacuous"
 

@@ -58,6 +58,7 @@ def recipe(folder, count=1, *, output=None, source="images:pictures", **sections
         "data": {"source": source},
         **({} if sections.get("compress") == {"method": "none"} else {"budget": {"params": 0.5}}),
         **sections,
+        "compress": {"align": 1, **sections.get("compress", {})},  # of so few head dims, eight are all
     }
     if output is not None:
         raw["model"]["output"] = output

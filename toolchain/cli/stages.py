@@ -66,7 +66,7 @@ from toolchain.pipeline.stages.dense import trained
 from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
-from toolchain.report.sections.notes import finetune_line
+from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -180,7 +180,8 @@ def export(
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
     judge = Judge(source_for(data, model.preprocess), model.output)
-    if judge.source.synthetic and precision in PRECISIONS and PRECISIONS[precision].calibrated:
+    calibrated = precision != FP32 and PRECISIONS.require(precision).calibrated
+    if judge.source.synthetic and calibrated:
         raise RecipeError(
             f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toolchain.outputs import Output, divergence_words
+from toolchain.training.stages import FinetuneFacts
+
 
 @dataclass(frozen=True)
 class Table:
@@ -37,3 +40,17 @@ def operations(macs: float | None) -> str:
 def percent(share: float | None) -> str:
     """0.972 → "97.20 %"."""
     return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def finetune_line(facts: FinetuneFacts, output: Output = "logits") -> str:
+    """What fine-tuning did on validation, and which model it kept."""
+    if facts.judged_by == "errors":
+        before, after = number(facts.before), number(facts.after)
+        counted = f"{before} of {number(facts.images)} validation images wrong before, {after} after"
+    else:
+        before, after = ("not a number" if end is None else f"{end:.3g}" for end in (facts.before, facts.after))
+        counted = (
+            f"without labels, {divergence_words(output)} from the dense model {before} before, {after} after "
+            f"({number(facts.images)} validation images)"
+        )
+    return f"Fine-tuning: {counted}; the model {facts.kept} it was kept."

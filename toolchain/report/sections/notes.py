@@ -5,8 +5,7 @@ from __future__ import annotations
 from toolchain.outputs import Output, divergence_words
 from toolchain.report.record import ClosedForm, LatencyBudget, Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import number
-from toolchain.training.stages import FinetuneFacts
+from toolchain.report.tables import finetune_line
 
 
 def _draw(report: Report) -> Part:
@@ -41,20 +40,6 @@ def _closed_form(facts: ClosedForm, output: Output) -> str:
         f"Closed form: β = {facts.beta:g}, the classifier {head}; {divergence_words(output)} from the dense model, "
         f"before any training, {far}."
     )
-
-
-def finetune_line(facts: FinetuneFacts, output: Output = "logits") -> str:
-    """What fine-tuning did on validation, and which model it kept."""
-    if facts.judged_by == "errors":
-        before, after = number(facts.before), number(facts.after)
-        counted = f"{before} of {number(facts.images)} validation images wrong before, {after} after"
-    else:
-        before, after = ("not a number" if end is None else f"{end:.3g}" for end in (facts.before, facts.after))
-        counted = (
-            f"without labels, {divergence_words(output)} from the dense model {before} before, {after} after "
-            f"({number(facts.images)} validation images)"
-        )
-    return f"Fine-tuning: {counted}; the model {facts.kept} it was kept."
 
 
 SECTION = Section("notes", _draw)
