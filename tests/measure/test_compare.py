@@ -69,7 +69,7 @@ def test_what_cannot_be_compared_is_refused_before_it_is_timed(stack, tmp_path):
         compare(a, stack(tmp_path / "fixed.onnx", batch=1), "ort-cpu", FOUR, SHORT)
     with pytest.raises(RecipeError, match="did you mean 'ort-cpu'"):
         compare(a, a, "ort-cpuu", FOUR, SHORT)
-    with pytest.raises(RecipeError, match="takes files"):
+    with pytest.raises(RecipeError, match="takes ONNX files"):
         compare(a, tmp_path, "ort-cpu", FOUR, SHORT)
     with pytest.raises(ValueError, match="blocks"):
         Design(blocks=0)

@@ -123,7 +123,7 @@ def test_what_is_no_result_is_said_to_be_none(measured, tmp_path):
 
 
 def test_calibration_gives_a_row_for_each_look_of_a_comparison(tmp_path, stack):
-    found = calibrate(stack(tmp_path / "a.onnx"), "ort-cpu", FOUR, Design(blocks=4))
+    found = calibrate(stack(tmp_path / "a.onnx"), "ort-cpu", FOUR, Design(blocks=4, slot_ms=2.0, warmup_s=0.01))
     assert [(row.look, row.sessions, row.blocks) for row in found.rows] == [(1, 6, 24), (2, 12, 48), (3, 18, 96)]
     assert all(row.tau_min > 0 for row in found.rows)
     assert 0 < found.rows[0].seconds < found.rows[1].seconds < found.rows[2].seconds

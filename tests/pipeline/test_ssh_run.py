@@ -88,8 +88,8 @@ def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp
 def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
     asked = []
 
-    def refuse(*_, batch, **__):
-        asked.append(batch)
+    def refuse(_a, _b, _device, workload, *_, **__):
+        asked.append(workload.batch)
         raise TargetUnavailable("ort-cpu", "the runtime chose another precision.")
 
     recipe = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"], "batch": [1, 2]}})
