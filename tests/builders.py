@@ -23,6 +23,7 @@ from toolchain.compress.problem import Problem, choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import stack_images
 from toolchain.families import family_of
@@ -224,9 +225,7 @@ DIGIT = Preprocess((1, 8, 8), (0.0,), (1.0,))
 @cache
 def _digit_templates() -> np.ndarray:
     """[64, 10]: the mean training image of each digit, centred; a linear classifier that is right eight times in ten."""
-    source = open_source(
-        "digits", input_size=DIGIT.input_size, data_config={}, mean=DIGIT.mean, std=DIGIT.std, calibration_images=8
-    )
+    source = open_source("digits", Wanted(DIGIT.input_size, {}, mean=DIGIT.mean, std=DIGIT.std, calibration_images=8))
     train = source.split("train")
     images = stack_images([train[index][0] for index in range(len(train))]).reshape(len(train), 64)
     means = np.stack([images[train.labels.numpy() == digit].mean(axis=0) for digit in range(10)], axis=1)

@@ -21,6 +21,7 @@ from records import Record, Results
 from suite import SUITES, Suite
 
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy
@@ -61,7 +62,7 @@ def test_every_cell_is_recorded_with_what_it_takes_to_recompute_it(measured):
 
 def test_the_recorded_outcomes_are_those_of_the_dense_model_on_disk(measured):
     model = load_model(measured / "work" / "references" / "tiny_s0")
-    source = open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=64)
+    source = open_source("digits", Wanted((1, 8, 8), {}, calibration_images=64))
     found = accuracy(model.module, source.split("test"))
     wrong = ~unpack(record(measured, "dense.zero.tiny_s0").result["test"])
     assert wrong.tolist() == (found.predictions != found.labels).tolist()

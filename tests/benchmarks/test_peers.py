@@ -10,6 +10,7 @@ from kinds import torch_pruning as peers
 
 from toolchain.cost import trace
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.surgery.replay import create_dense
 
@@ -23,7 +24,7 @@ def given():
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=64)
+    return open_source("digits", Wanted((1, 8, 8), {}, calibration_images=64))
 
 
 @pytest.mark.parametrize(

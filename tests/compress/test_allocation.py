@@ -14,6 +14,7 @@ from toolchain.compress.solver import solve_uniform
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.model import run_stage
 from toolchain.progress import Nobody, Progress
@@ -137,7 +138,7 @@ def test_without_a_check_the_table_is_believed(model):
 
 def digits(images=32, held_out=None):
     config = {"mean": (0.5,), "std": (0.5,)}
-    source = open_source("digits", input_size=(1, 8, 8), data_config=config, calibration_images=images)
+    source = open_source("digits", Wanted((1, 8, 8), config, calibration_images=images))
     if held_out is None:
         return source
     return replace(

@@ -26,6 +26,7 @@ from toolchain.compress.moments import Moments
 from toolchain.compress.sensitivity import FLOOR, Teacher, flat
 from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.likelihood import CATEGORICAL, outputs_of
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import CompressSection
@@ -36,7 +37,7 @@ DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=96)
+    return open_source("digits", Wanted((1, 8, 8), {}, calibration_images=96))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from toolchain.compress.problem import Problem
 from toolchain.compress.solver import top_indices
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.data import DataSource, Images, open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import BudgetError, DataError, ModelError, RecipeError
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import MaskedModel, TimmModel, run_stage
@@ -41,7 +42,7 @@ METHODS = {
 
 def source(name: str) -> DataSource:
     config = {"mean": (0.5,), "std": (0.5,)}
-    return open_source(name, input_size=(1, 8, 8), data_config=config, calibration_images=64)
+    return open_source(name, Wanted((1, 8, 8), config, calibration_images=64))
 
 
 @pytest.fixture(scope="module")

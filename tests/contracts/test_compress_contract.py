@@ -16,6 +16,7 @@ from toolchain.compress.method import ALLOCATIONS, Method
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import RecipeError
 from toolchain.model import MaskedModel, TimmModel, run_stage
 from toolchain.plan import CompressionPlan
@@ -54,7 +55,7 @@ EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids=["-".join(way) for way in W
 @cache
 def digits() -> DataSource:
     """Few to train on."""
-    opened = open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=32)
+    opened = open_source("digits", Wanted((1, 8, 8), {}, calibration_images=32))
     return replace(opened, splits={**opened.splits, "train": opened.split("train").take(torch.arange(64))})
 
 
@@ -126,7 +127,7 @@ def test_leaving_everything_reproduces_the_dense_model(way):
 @pytest.mark.parametrize("case", VARIANTS)
 def test_leaving_everything_reproduces_every_form_of_the_family(case):
     model = variant(case)
-    source = open_source("digits", input_size=model.preprocess.input_size, data_config={}, calibration_images=32)
+    source = open_source("digits", Wanted(model.preprocess.input_size, {}, calibration_images=32))
     reproduced(model, CompressSection(allocation="uniform"), source)
 
 

@@ -22,6 +22,7 @@ from toolchain.compress.sensitivity import FLOOR, Sensitivity, sensitivities
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ModelError, RecipeError
 from toolchain.families import FAMILIES, family_of
 from toolchain.likelihood import CATEGORICAL
@@ -60,7 +61,7 @@ def model():
 @pytest.fixture(scope="module")
 def digits():
     """Few to train on and to judge by."""
-    source = open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=32)
+    source = open_source("digits", Wanted((1, 8, 8), {}, calibration_images=32))
     few = {name: source.split(name).take(torch.arange(64)) for name in ("train", "validation")}
     return replace(source, splits={**source.splits, **few})
 

@@ -12,6 +12,7 @@ from toolchain.artifacts import open_artifact
 from toolchain.compress.factorisations import factorise, truncated_svd
 from toolchain.compress.stage import Compress
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.export.calls import stack_images, torch_call
 from toolchain.export.stage import Export
 from toolchain.model import run_stage
@@ -63,7 +64,7 @@ def test_a_size_budget_is_that_of_the_file(tmp_path):
     section = CompressSection(method="hybrid", attention="svd", neurons="magnitude", allocation="uniform")
     size = model.preprocess.input_size
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    source = open_source("none", input_size=size, data_config=half, calibration_images=8)
+    source = open_source("none", Wanted(size, half, calibration_images=8))
     problem = problem_of(model, section, BudgetSection(size="12 MB"))
     masked = run_stage(Compress(source), problem).artifact
     deploy = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact

@@ -8,6 +8,7 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from toolchain.data import open_source
 from toolchain.data.classes import read_classes
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 from toolchain.recipe import CLASS_LISTS, Recipe
 
@@ -100,7 +101,7 @@ def test_a_source_without_class_names_takes_no_map(tmp_path, kind):
     """Kind: a key that is ignored without a word."""
     name = f"images:{fill(tmp_path, 'cat')}" if kind == "images" else kind
     with pytest.raises(DataError, match=r"data\.classes maps the names of classes"):
-        open_source(name, input_size=(3, 8, 8), data_config=CONFIG, classes="imagenet-1k")
+        open_source(name, Wanted((3, 8, 8), CONFIG), classes="imagenet-1k")
 
 
 def test_the_recipe_names_a_list_or_a_file_beside_it(tmp_path):

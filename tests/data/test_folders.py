@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError
 
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -30,7 +31,8 @@ def splits(train, held_out, *classes):
 
 def open_(root, kind="imagefolder", **options):
     options = {"calibration_images": 0, **options}
-    return open_source(f"{kind}:{root}", input_size=(3, 8, 8), data_config=CONFIG, **options)
+    beside = {name: options.pop(name) for name in ("classes", "outputs") if name in options}
+    return open_source(f"{kind}:{root}", Wanted((3, 8, 8), CONFIG, **options), **beside)
 
 
 def sizes(source):

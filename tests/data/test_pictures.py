@@ -135,7 +135,7 @@ def test_every_source_refuses_it_before_any_work_and_names_the_file(tmp_path, ki
     odd = labelled(tmp_path, name, ".tif")
     where = "in row 9 of hf:" if kind == "hf" else str(odd)
     with pytest.raises(DataError, match=r"mode|TIFF") as caught:
-        open_source(sources(kind, tmp_path), input_size=(3, 8, 8), data_config=CONFIG)
+        open_source(sources(kind, tmp_path), Wanted((3, 8, 8), CONFIG))
     assert where in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_every_source_refuses_it_before_any_work_and_names_the_file(tmp_path, ki
 def test_what_headers_tell_is_counted_once(tmp_path, kind, name, note):
     """Kind: a picture that is not read as it looks in a viewer."""
     labelled(tmp_path, name, "." + name.rpartition(".")[2])
-    source = open_source(sources(kind, tmp_path), input_size=(3, 8, 8), data_config=CONFIG, calibration_images=0)
+    source = open_source(sources(kind, tmp_path), Wanted((3, 8, 8), CONFIG, calibration_images=0))
     assert [each.startswith(note) for each in source.notes] == [True] * bool(note)
 
 
@@ -167,7 +167,7 @@ def test_what_headers_tell_is_counted_once(tmp_path, kind, name, note):
 def test_colours_that_become_grey_are_counted(tmp_path, kind):
     """Kind: a conversion that was not asked for."""
     labelled(tmp_path, "grey.png", ".png")
-    source = open_source(sources(kind, tmp_path), input_size=(1, 8, 8), data_config=CONFIG, calibration_images=0)
+    source = open_source(sources(kind, tmp_path), Wanted((1, 8, 8), CONFIG, calibration_images=0))
     assert source.notes == ("9 of 10 images are in colour; what the model reads is grey.",)
 
 
@@ -175,9 +175,7 @@ def test_counts_of_a_sample_say_that_they_are(tmp_path, monkeypatch):
     """Kind: a number that says too much. Of many pictures only some headers are read."""
     monkeypatch.setattr("toolchain.data.files.HEADERS_CHECKED", 4)
     labelled(tmp_path, "grey.png", ".png")
-    (note,) = open_source(
-        sources("images", tmp_path), input_size=(1, 8, 8), data_config=CONFIG, calibration_images=0
-    ).notes
+    (note,) = open_source(sources("images", tmp_path), Wanted((1, 8, 8), CONFIG, calibration_images=0)).notes
     assert re.fullmatch(r"\d of 4 images that were looked at are in colour; what the model reads is grey\.", note)
 
 
@@ -187,7 +185,7 @@ def test_orientation_is_as_the_key_says_or_as_the_kind_of_source_has_it(tmp_path
     """Kind: EXIF orientation. torchvision reads pictures as stored, `datasets` turns them: without the key, so do we."""
     odd = labelled(tmp_path, "turned.png", ".png")
     source = open_source(
-        sources(kind, tmp_path), input_size=(3, 8, 8), data_config=CONFIG, calibration_images=0, exif_orientation=asked
+        sources(kind, tmp_path), Wanted((3, 8, 8), CONFIG, calibration_images=0, exif_orientation=asked)
     )
     expects = kind == "hf" if asked is None else asked
     with Image.open(odd) as picture:
@@ -213,7 +211,7 @@ def test_orientation_is_as_the_key_says_or_as_the_kind_of_source_has_it(tmp_path
 def test_orientation_is_part_of_the_digest(tmp_path):
     labelled(tmp_path, "turned.png", ".png")
     one, other = (
-        open_source(f"images:{tmp_path}", input_size=(3, 8, 8), data_config=CONFIG, exif_orientation=turn).digest
+        open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, exif_orientation=turn)).digest
         for turn in (False, True)
     )
     assert one != other
@@ -224,4 +222,4 @@ def test_damaged_exif_does_not_stop_what_does_not_ask_for_it(tmp_path):
     Image.fromarray(COLOUR).save(buffer, "png", exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff")
     for index in range(4):
         (tmp_path / f"{index}.png").write_bytes(buffer.getvalue())
-    assert not open_source(f"images:{tmp_path}", input_size=(3, 8, 8), data_config=CONFIG, calibration_images=0).notes
+    assert not open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, calibration_images=0)).notes

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from toolchain.data import SOURCES, open_source
 from toolchain.data.files import DIGESTED_BYTES
 from toolchain.data.memory import Digits, FashionMnist
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 
 CONFIG = {
@@ -26,7 +27,8 @@ CONFIG = {
 
 
 def open_(name, size=(3, 8, 8), **options):
-    return open_source(name, input_size=size, data_config=CONFIG, **options)
+    beside = {name: options.pop(name) for name in ("classes", "outputs") if name in options}
+    return open_source(name, Wanted(size, CONFIG, **options), **beside)
 
 
 def write_image(path, seed):

@@ -16,6 +16,7 @@ from onnx.external_data_helper import uses_external_data
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError
 from toolchain.export import large
 from toolchain.export.accuracy import accuracy_of
@@ -47,7 +48,7 @@ def limit():
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source("digits", input_size=(1, 8, 8), data_config={}, calibration_images=32)
+    return open_source("digits", Wanted((1, 8, 8), {}, calibration_images=32))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch import nn
 from toolchain.compress.stage import Compress
 from toolchain.cost import trace
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ModelError
 from toolchain.families import family_of
 from toolchain.families.blocks import INSTEAD
@@ -144,7 +145,7 @@ def test_a_dinov3_checkpoint_of_its_makers_loads(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_the_default_method_halves_it_within_the_budget(case):
     model = variant(case)
-    source = open_source("digits", input_size=model.preprocess.input_size, data_config={}, calibration_images=32)
+    source = open_source("digits", Wanted(model.preprocess.input_size, {}, calibration_images=32))
     share = 0.85 if case == "EVA-02 base" else 0.5  # attention is all that can shrink
     problem = problem_of(model, CompressSection(allocation="uniform"), BudgetSection(params=share))
     masked = run_stage(Compress(source), problem).artifact

@@ -11,6 +11,7 @@ from builders import TINY, dense_model, random_plan
 from toolchain.artifacts import open_artifact
 from toolchain.cost import Widths, trace
 from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.model import run_stage
@@ -26,7 +27,7 @@ SIZE = (3, 32, 32)
 @pytest.fixture(scope="module")
 def judge():
     config = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
-    return Judge(open_source("none", input_size=SIZE, data_config=config))
+    return Judge(open_source("none", Wanted(SIZE, config)))
 
 
 @pytest.fixture(scope="module")

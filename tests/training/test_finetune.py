@@ -14,6 +14,7 @@ from torch import nn
 
 from toolchain.data import open_source
 from toolchain.data.splits import Images
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError, RecipeError
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import run_stage
@@ -33,7 +34,7 @@ HARMFUL = FinetuneSection(epochs=1, lr=3.0, batch_size=64)
 
 
 def digits(train=640):
-    source = open_source("digits", input_size=(1, 8, 8), data_config={})
+    source = open_source("digits", Wanted((1, 8, 8), {}))
     source.splits["train"].positions = source.splits["train"].positions[:train]
     return source
 
@@ -169,7 +170,7 @@ def test_images_without_labels_are_enough(tmp_path, dense, masked):
     for index in range(60):
         pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=generator)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{index}.png")
-    source = open_source(f"images:{tmp_path}", input_size=(1, 8, 8), data_config={"mean": (0.5,), "std": (0.5,)})
+    source = open_source(f"images:{tmp_path}", Wanted((1, 8, 8), {"mean": (0.5,), "std": (0.5,)}))
     assert (len(source.split("train")), len(source.split("validation"))) == (42, 6)
     watcher = Heard()
     section = GENTLE.model_copy(update={"epochs": 3, "batch_size": 16})
@@ -186,7 +187,7 @@ def test_nothing_to_learn_from_is_said(dense, masked, tmp_path):
     alone = GENTLE.model_copy(update={"distill": False})
     with pytest.raises(DataError, match=r"distill = false needs labels.*'digits' has none.*finetune.distill = true"):
         run_stage(Finetune(alone, unlabelled, dense), masked)
-    noise = open_source("none", input_size=(1, 8, 8), data_config={"mean": (0.5,), "std": (0.5,)})
+    noise = open_source("none", Wanted((1, 8, 8), {"mean": (0.5,), "std": (0.5,)}))
     with pytest.raises(DataError, match="needs real images"):
         run_stage(Finetune(GENTLE, noise, dense), masked)
     raw = {"model": {"name": "x"}, "budget": {"params": 0.5}, "finetune": {"labels": False, "distill": False}}

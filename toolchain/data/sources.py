@@ -6,10 +6,9 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from torch import Tensor
 
@@ -147,31 +146,13 @@ class DataSource:
             )
 
 
-def open_source(
-    name: str,
-    *,
-    input_size: tuple[int, int, int],
-    data_config: Mapping[str, Any],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    crop_pct: float | None = None,
-    calibration_images: int = 512,
-    classes: str = "",
-    exif_orientation: bool | None = None,
-    workers: int | None = None,
-    outputs: int | None = None,
-) -> DataSource:
-    """The data source of that name, read and split for a model with inputs (C, H, W) and timm's data config.
+def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | None = None) -> DataSource:
+    """The data source of that name, read and split for a model.
 
     Args:
         name: as in a recipe.
-        input_size: (C, H, W) of the model.
-        data_config: what the model declares (mean, std, interpolation, crop_pct, crop_mode).
-        mean, std, crop_pct: instead of what the source or the model declares.
-        calibration_images: how many images of train are to calibrate on.
+        wanted: what the model and the recipe want of it.
         classes: a class map, of `CLASS_LISTS` or a path; "" where labels are numbered by the source.
-        exif_orientation: whether pictures are turned as EXIF says; None as is usual for the source.
-        workers: threads that decode; None for as many as are worth it.
         outputs: how many classes the model has, for the notes; None if that is not known yet.
 
     Raises:
@@ -181,17 +162,14 @@ def open_source(
     if classes and not SOURCES[kind].names_classes:
         raise DataError(f"data.classes maps the names of classes, and {kind!r} has none; remove it")
     numbers = read_classes(classes) if classes else None
-    wanted = Wanted(
-        input_size, data_config, mean, std, crop_pct, calibration_images, exif_orientation, numbers, workers
-    )
-    content = SOURCES[kind]().read(argument, wanted)
+    content = SOURCES[kind]().read(argument, replace(wanted, classes=numbers))
     notes = list(content.notes)
     try:
-        splits = arrange(content.parts, calibration_images)
+        splits = arrange(content.parts, wanted.calibration_images)
     except DataError as error:  # what was left out may be why
         raise DataError(f"data source {name}: {error}. {' '.join(notes)}".rstrip()) from None
-    if (count := len(splits["calibration"])) < calibration_images:
-        notes.append(f"Calibration has {count} images, all of train; {calibration_images} were asked for.")
+    if (count := len(splits["calibration"])) < wanted.calibration_images:
+        notes.append(f"Calibration has {count} images, all of train; {wanted.calibration_images} were asked for.")
     if numbers is not None:
         of = "the model's classes" if outputs is None else f"the model's {outputs} classes"
         notes.append(f"Accuracy is over {content.num_classes} of {of}, by data.classes; any class can be predicted.")

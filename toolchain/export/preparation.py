@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.inputs import shown
 from toolchain.data import DataSource, open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import RecipeError
 from toolchain.export.calls import no_preprocess
 from toolchain.model import Preprocess
@@ -101,20 +102,22 @@ def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration
     """
     return open_source(
         name,
-        input_size=preprocess.input_size,
-        data_config={
-            "mean": preprocess.mean,
-            "std": preprocess.std,
-            "interpolation": preprocess.interpolation,
-            "crop_pct": preprocess.crop_pct,
-            "crop_mode": preprocess.crop_mode or "center",
-        },
-        mean=preprocess.mean,
-        std=preprocess.std,
-        crop_pct=preprocess.crop_pct,
-        exif_orientation=preprocess.exif_orientation,
+        Wanted(
+            preprocess.input_size,
+            {
+                "mean": preprocess.mean,
+                "std": preprocess.std,
+                "interpolation": preprocess.interpolation,
+                "crop_pct": preprocess.crop_pct,
+                "crop_mode": preprocess.crop_mode or "center",
+            },
+            mean=preprocess.mean,
+            std=preprocess.std,
+            crop_pct=preprocess.crop_pct,
+            exif_orientation=preprocess.exif_orientation,
+            calibration_images=calibration_images,
+        ),
         classes=classes,
-        calibration_images=calibration_images,
     )
 
 

@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from toolchain.compress.method import UNITS, Method
 from toolchain.compress.problem import Problem
 from toolchain.data import DataSource, open_source
+from toolchain.data.transforms import Wanted
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
@@ -159,15 +160,17 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
     module, family = loaded.module, loaded.family
     source = open_source(
         data.source,
-        input_size=family.input_size(module),
-        data_config=resolve_model_data_config(module),  # type: ignore[no-untyped-call]
-        mean=data.mean,
-        std=data.std,
-        crop_pct=data.crop_pct,
-        calibration_images=data.calibration_images,
+        Wanted(
+            family.input_size(module),
+            resolve_model_data_config(module),  # type: ignore[no-untyped-call]
+            mean=data.mean,
+            std=data.std,
+            crop_pct=data.crop_pct,
+            calibration_images=data.calibration_images,
+            exif_orientation=data.exif_orientation,
+            workers=data.workers,
+        ),
         classes=data.classes,
-        exif_orientation=data.exif_orientation,
-        workers=data.workers,
         outputs=module.num_classes,  # type: ignore[arg-type]
     )
     preprocess = Preprocess(
