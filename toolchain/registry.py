@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar, cast
 
 from toolchain.errors import RecipeError
@@ -90,7 +91,18 @@ class Registry(Mapping[str, T]):
             return
         self._from_packages = True
         for point in entry_points(group=self.group):
-            self._find.setdefault(point.name, cast("Callable[[], T]", point.load))
+            self._find.setdefault(point.name, partial(self._loaded, point))
+
+    def _loaded(self, point: EntryPoint) -> T:
+        """What an entry point leads to; raises RecipeError if the package is broken."""
+        where = f"the {self.what} {point.name!r} cannot be loaded from {point.value}"
+        try:
+            entry = cast("T", point.load())
+        except Exception as error:  # a package fails in its own ways
+            raise RecipeError(f"{where}: {type(error).__name__}: {error}. Mend or remove that package.") from error
+        if entry.name != point.name:
+            raise RecipeError(f"{where}: it calls itself {entry.name!r}. Give both one name.")
+        return entry
 
 
 def _imported(place: str) -> Callable[[], Any]:

@@ -125,5 +125,6 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
         return f"the {what} needs {where!r}"
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
-    shown = "" if isinstance(got, dict | BaseModel) or first["type"] == "value_error" else f", got {got!r}"
+    whole = isinstance(got, dict | list | tuple | bytes | BaseModel) or first["type"] in ("value_error", "json_invalid")
+    shown = "" if whole else f", got {got!r}"
     return f"{what} {where or 'file'}: {message}{shown}"

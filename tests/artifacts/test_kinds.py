@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from builders import dense_model, write_classifier
+from safetensors.torch import save_file
 
 from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
 from toolchain.cli.screen import fact_lines
@@ -82,3 +84,32 @@ def test_any_other_file_has_a_size_and_a_digest(tmp_path):
     assert (found.size_bytes, found.parts) == (3, {("(file x.bin)", ""): 3})
     with pytest.raises(StorageError, match="there is no file or folder"):
         open_artifact(tmp_path / "y")
+
+
+def test_safetensors_are_counted_wherever_they_lie(tmp_path):
+    """Kind: weights that others wrote, as one file or below a folder."""
+    below = tmp_path / "folder" / "unet"
+    below.mkdir(parents=True)
+    for path in (tmp_path / "model.safetensors", below / "x.safetensors"):
+        save_file({"w": torch.ones(3, 4), "b": torch.ones(4)}, path)
+    for path in (tmp_path / "model.safetensors", tmp_path / "folder"):
+        artifact = open_artifact(path)
+        assert artifact.params == 16
+        assert artifact.layers["w"] == 48
+        assert sum(artifact.layers.values()) == artifact.size_bytes
+
+
+def test_an_openvino_model_with_weights_of_eight_bits_says_so(tmp_path):
+    """Kind: what NNCF writes: bytes with scales of fp16 beside them."""
+    constant = (
+        '<layer id="{id}" name="{name}" type="Const" version="opset1"><data element_type="{kind}" shape="{shape}" '
+        'offset="{offset}" size="{size}"/><output><port id="0"/></output></layer>'
+    )
+    layers = constant.format(id=0, name="w", kind="u8", shape="4, 8", offset=0, size=32)
+    layers += constant.format(id=1, name="scale", kind="f16", shape="4, 1", offset=32, size=8)
+    (tmp_path / "model.xml").write_text(f'<net name="m" version="11"><layers>{layers}</layers><edges/></net>')
+    (tmp_path / "model.bin").write_bytes(bytes(40))
+    artifact = open_artifact(tmp_path / "model.xml")
+    assert artifact.precision.name == "int8"
+    assert artifact.params == 36
+    assert not artifact.fixed_scales

@@ -296,7 +296,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
         "baseline": {"old": {"path": "old.onnx", "sha256": open_artifact(old).sha256}},
         "cell": [
             {"name": "as named", "target": "quiet", **cell},
-            {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1], **cell},
+            {"name": "of its own", "target": "quiet", "threads": 1, "affinity": [1, 0, 1], **cell},
         ],
     }
     with pytest.raises(RecipeError, match="unknown target 'quiet'"):
@@ -305,6 +305,6 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     with Devices(tmp_path / "targets.toml") as devices:
         result = run_gate(config, tool="test", day=TODAY, devices=devices, measure=measurer)
     assert [device.runtime for device in measurer.devices] == ["ort-cpu"] * 2
-    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0,)), (1, (1,))]
+    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0,)), (1, (0, 1))]
     assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1)]
     assert statuses(result) == ["pass", "pass"]

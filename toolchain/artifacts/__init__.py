@@ -22,14 +22,14 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
 
 
 def open_artifact(path: Path) -> Artifact:
-    """What lies at a path, as its kind; any other file or folder has a size and a digest.
+    """What lies at a path, as its kind, those of other packages first; any other file or folder has a size and a digest.
 
     Raises:
         StorageError: there is nothing.
     """
     if not path.exists():
         raise StorageError(f"there is no file or folder {path}")
-    return next((kind(path) for kind in ARTIFACTS.values() if kind.recognises(path)), PlainFile(path))
+    return next((kind(path) for kind in reversed([*ARTIFACTS.values()]) if kind.recognises(path)), PlainFile(path))
 
 
 __all__ = [

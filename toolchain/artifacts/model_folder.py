@@ -30,8 +30,10 @@ class ModelFolder(Artifact):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether a path is a folder with a model's record or with safetensors."""
-        return path.is_dir() and ((path / RECORD).is_file() or any(path.glob(f"*{WEIGHTS}")))
+        """Whether a path is a folder with a model's record, or safetensors, alone or anywhere below a folder."""
+        if not path.is_dir():
+            return path.suffix == WEIGHTS
+        return (path / RECORD).is_file() or any(path.rglob(f"*{WEIGHTS}"))
 
     @cached_property
     def record(self) -> ModelRecord:

@@ -23,6 +23,8 @@ FLOATS = {
     "f64": ("float64", "fp64"),
 }
 """OpenVINO's floating types, coarsest first: their names in numpy, and of the precisions that they make."""
+BYTES = ("i4", "u4", "i8", "u8")
+"""Types of weights that are compressed to 8 bits or fewer."""
 TYPES = {
     "boolean": "bool",
     **{kind: name for kind, (name, _) in FLOATS.items()},
@@ -69,14 +71,19 @@ class OpenVinoIr(Engine):
     def precision(self) -> Reading:
         """The coarsest type that its weights are stored in: what it computes in is for the target to say."""
         held = Counter(data.get("element_type", "") for data in self._constants().values() if len(_shape(data)) > 1)
-        name = next((FLOATS[kind][1] for kind in FLOATS if kind in held), "")
+        name = "int8" if set(held) & set(BYTES) else next((FLOATS[kind][1] for kind in FLOATS if kind in held), "")
         return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
 
     @property
     def params(self) -> int:
-        """The floating numbers stored in its constants, without scalars."""
+        """The numbers stored in its constants, without scalars and indices."""
         shapes = ((_shape(data), data.get("element_type")) for data in self._constants().values())
-        return sum(math.prod(shape) for shape, kind in shapes if shape and kind in FLOATS)
+        return sum(math.prod(shape) for shape, kind in shapes if shape and kind in (*FLOATS, *BYTES))
+
+    @property
+    def fixed_scales(self) -> bool:
+        """Whether it rounds activations by scales that are stored."""
+        return any(self._layers("FakeQuantize"))
 
     @property
     def nodes(self) -> int:

@@ -23,7 +23,6 @@ from toolchain.cli.options import (
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.devices.device import open_device
-from toolchain.files import read_json
 from toolchain.gate import GateResult
 from toolchain.measure.calibration import Calibration, built_in
 from toolchain.measure.calibration import calibrate as calibrate_machine
@@ -33,6 +32,7 @@ from toolchain.measure.environment import BUSY, cores_of_others, describe_machin
 from toolchain.measure.samples import LOOKS
 from toolchain.measure.single import COLD_STARTS, Measurement
 from toolchain.measure.single import measure as measure_artifact
+from toolchain.measure.stored import read
 from toolchain.measure.summary import summary
 from toolchain.pipeline.verify import Measured
 from toolchain.pipeline.verify import verify as verify_file
@@ -160,7 +160,7 @@ def verify(
     """Recompute every statistic of results from their raw samples; exit 3 if one does not follow. Needs no hardware."""
     checked = [(path, verify_file(path, a=a, b=b, here=here)) for path in files]
     if json_:
-        rows = [{"path": str(path), **{k: v for k, v in read_json(path).items() if k != "raw"}} for path, _ in checked]
+        rows = [{"path": str(path), **{k: v for k, v in read(path).items() if k != "raw"}} for path, _ in checked]
         print_json(rows)
         return
     for path, found in checked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.measure.bundle import Question, pack, unpack
 from toolchain.measure.samples import SESSIONS
 from toolchain.report.tables import Table
-from toolchain.targets import TARGETS, TargetInfo
+from toolchain.targets import TARGETS, Target, TargetInfo
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +43,7 @@ def register(app: typer.Typer) -> None:
 def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None:
     """Which targets can be used: those of this machine, and the devices of targets.toml, which are asked."""
     named = load_targets(targets_file)
-    rows = [{**_row(name, target.probe), "never_run": target.never_run} for name, target in TARGETS.items()]
+    rows = [_row(name, partial(TARGETS.require, name)) for name in TARGETS]
     with ThreadPoolExecutor() as pool:
         rows += pool.map(lambda each: _row(each[0], lambda: probe(*each)), named.items())
     if json_:
@@ -50,7 +51,7 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
         return
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        never = {"never run here": row["never_run"]} if row.get("never_run") else {}
+        never = {"never run here": row["never_run"]} if row["never_run"] else {}
         detail = "; ".join(f"{key}: {value}" for key, value in {**row["details"], **never}.items())
         return row["target"], "yes" if row["available"] else "no", row["runtime"], row["device"], detail, row["install"]
 
@@ -58,13 +59,19 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
     print_tables([Table("Targets", header, tuple(cells(row) for row in rows), text=tuple(range(6)))])
 
 
-def _row(name: str, ask: Callable[[], TargetInfo]) -> dict[str, Any]:
+def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> dict[str, Any]:
+    """What answers under a name, or why nothing does."""
+    never_run = ""
     try:
-        info = ask()
+        answer = ask()
+        if isinstance(answer, Target):
+            never_run = answer.never_run
+            answer = answer.probe()
+        info = answer
     except SlimvitError as error:
         nothing = {"target": name, "available": False, "runtime": "", "device": ""}
         reason, install = (error.reason, error.install) if isinstance(error, TargetUnavailable) else (str(error), "")
-        return {**nothing, "details": {"reason": reason}, "install": install}
+        return {**nothing, "details": {"reason": reason}, "install": install, "never_run": never_run}
     return {
         "target": name,
         "available": True,
@@ -72,6 +79,7 @@ def _row(name: str, ask: Callable[[], TargetInfo]) -> dict[str, Any]:
         "device": info.device,
         "details": dict(info.details),
         "install": "",
+        "never_run": never_run,
     }
 
 

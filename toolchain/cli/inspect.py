@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.artifacts import PlainFile, open_artifact
+from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
 from toolchain.errors import ArtifactError, StorageError
@@ -40,6 +41,8 @@ def _inspect(path: Path) -> Mapping[str, Any]:
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
     artifact = open_artifact(path)
+    if isinstance(artifact, ModelFolder) and path.is_file():
+        return checkpoint_facts(path)
     if not isinstance(artifact, PlainFile):
         return artifact.facts()
     if not path.is_file():

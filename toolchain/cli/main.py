@@ -30,6 +30,8 @@ from toolchain.cli import (
 from toolchain.errors import SlimvitError
 from toolchain.measure.samples import Design
 
+RESUMED = ("run", "plan", "bench", "gate")
+"""Verbs that keep what they finished."""
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
 
@@ -108,7 +110,10 @@ def _code(arguments: list[str] | None, design: Design) -> int:
             return USAGE
         return _fail(error.format_message(), USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("Interrupted. Run the same command to resume.", INTERRUPTED)
+        words = sys.argv[1:] if arguments is None else arguments
+        resumes = any(word in RESUMED for word in words)
+        what = "to resume" if resumes else "again; it starts anew"
+        return _fail(f"Interrupted. Run the same command {what}.", INTERRUPTED)
     except BrokenPipeError:  # whoever read stdout has seen enough: `slimvit … | head`
         _discard_stdout()
         return STORAGE

@@ -29,11 +29,12 @@ def verify(
     record = read_json(folder / "manifest.json")
     if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("slimvit.manifest/"):
         raise ArtifactError(f"{folder / 'manifest.json'} is not a manifest that slimvit wrote")
-    listed = record["files"]
+    try:
+        listed = {str(entry["path"]): entry["sha256"] for entry in record["files"]}
+    except (KeyError, TypeError):
+        raise ArtifactError(f"{folder / 'manifest.json'} lists no files with their digests; it is damaged") from None
     wrong = [
-        entry["path"]
-        for entry in listed
-        if not (folder / entry["path"]).is_file() or sha256(folder / entry["path"]) != entry["sha256"]
+        name for name, digest in listed.items() if not (folder / name).is_file() or sha256(folder / name) != digest
     ]
     if json_:
         print_json({"files": len(listed), "wrong": wrong})

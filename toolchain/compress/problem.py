@@ -9,7 +9,7 @@ from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
 from toolchain.compress.method import HEAD_DIM, HIDDEN, Method
 from toolchain.compress.solver import solve_uniform
 from toolchain.cost import LatencyTable, ModelShape, Widths, trace
-from toolchain.errors import RecipeError
+from toolchain.errors import BudgetError, RecipeError
 from toolchain.model import TimmModel
 from toolchain.recipe import BudgetSection, CompressSection
 
@@ -68,7 +68,14 @@ class Problem:
             raise RecipeError(f"nothing of {dense.ref.name} can be reduced by this method{': ' + why if why else ''}")
         costs = Costs(trace(dense.module, dense.family, dense.preprocess.input_size), dense.groups)
         budget = Budget.of(request, costs)
-        uniform = solve_uniform(choices, costs, budget)
+        try:
+            uniform = solve_uniform(choices, costs, budget)
+        except BudgetError as error:
+            if (align := max(multiples.values(), default=1)) == 1:
+                raise
+            raise BudgetError(
+                f"{error}. Kept counts are multiples of {align}; compress.align = 1 allows any."
+            ) from None
         return Problem(dense, method, request, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
 
     def timed(self, tables: Sequence[LatencyTable]) -> Problem:

@@ -52,7 +52,13 @@ def _one_line(text: str) -> str:
     return text
 
 
-Cores = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(tuple_of)]
+Cores = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    Field(min_length=1),
+    BeforeValidator(tuple_of),
+    AfterValidator(lambda cores: tuple(sorted(set(cores)))),
+]
+"""Numbers of cores, ascending and each once, as a system names those that a process may use."""
 DeviceRuntime = Annotated[str, AfterValidator(_on_devices)]
 Word = Annotated[str, AfterValidator(_word)]
 DevicePath = Annotated[str, AfterValidator(_one_line)]

@@ -7,33 +7,41 @@ is imported: what else a process holds would be counted as the artifact's memory
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from toolchain.on_device.runner import main
-from toolchain.targets import TARGETS, Runner, get_target
+from toolchain.targets import TARGETS, Runner, get_target, is_target
 from toolchain.targets.base import PRODUCTS
-from toolchain.targets.mode import EVERY_MODE
+
+Opener = Callable[[str, int], Runner]
 
 
-def _opener(name: str) -> Callable[[str, int], Runner]:
-    return lambda path, threads: get_target(name).open(Path(path), threads)
+class Openers(Mapping[str, Opener]):
+    """What opens a variant, by the name of its target in any of its modes, and of its products alone."""
 
+    def __getitem__(self, name: str) -> Opener:
+        target = get_target(name.removeprefix(PRODUCTS))
 
-def _products(name: str) -> Callable[[str, int], Runner]:
-    def opened(path: str, threads: int) -> Runner:
-        from toolchain.targets import products
+        def opened(path: str, threads: int) -> Runner:
+            if not name.startswith(PRODUCTS):
+                return target.open(Path(path), threads)
+            from toolchain.targets import products
 
-        get_target(name).require_run()
-        return products.OPENERS[PRODUCTS + name](path, threads)
+            target.require_run()
+            return products.OPENERS[name](path, threads)
 
-    return opened
+        return opened
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and is_target(name.removeprefix(PRODUCTS))
 
-OPENERS = {
-    **{name + mode.suffix: _opener(name + mode.suffix) for name in TARGETS for mode in EVERY_MODE},
-    **{PRODUCTS + name: _products(name) for name in TARGETS},
-}
+    def __iter__(self) -> Iterator[str]:
+        return iter(TARGETS)
+
+    def __len__(self) -> int:
+        return len(TARGETS)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], OPENERS))
+    sys.exit(main(sys.argv[1:], Openers()))

@@ -37,11 +37,14 @@ def family_of(model: nn.Module, name: str) -> Family:
     Raises:
         ModelError: no family knows the model, or the family refuses it; the message says why.
     """
-    for family in FAMILIES.values():
+    reasons = []
+    for family in reversed([*FAMILIES.values()]):  # those of other packages first
         if family.matches(model):
-            if (reason := family.refuses(model)) is not None:
-                raise ModelError(f"{name} is not supported: {reason}. See `slimvit models` for what is.")
-            return family
+            if (reason := family.refuses(model)) is None:
+                return family
+            reasons.append(reason)
+    if reasons:
+        raise ModelError(f"{name} is not supported: {reasons[-1]}. See `slimvit models` for what is.")
     raise ModelError(
         f"{name} is not supported: {type(model).__name__} belongs to no known family (known: {', '.join(FAMILIES)}). "
         "See `slimvit models` for what is."

@@ -78,8 +78,8 @@ def plan_comparison(
 
 
 def compare(
-    a: Path,
-    b: Path,
+    a: Path | str,
+    b: Path | str,
     target: str | Device = "ort-cpu",
     workload: Workload = Workload(),
     design: Design = Design(),
@@ -113,7 +113,7 @@ def compare(
         MeasurementError: a session failed, or the machine changed between sessions.
     """
     device = device_for(target)
-    trial = plan_comparison(a, b, device.runtime, workload, design, parity)
+    trial = plan_comparison(Path(a), Path(b), device.runtime, workload, design, parity)
     return trial.run(device.measurer, undecided, progress)
 
 

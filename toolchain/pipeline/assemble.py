@@ -78,7 +78,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         synthetic=source.synthetic,
         model=ModelName(
             name=job.dense.ref.name,
-            kwargs=job.dense.ref.kwargs,
+            kwargs=job.dense.ref.model_dump(mode="json")["kwargs"],
             checkpoint_sha256=weights.get("checkpoint_sha256"),
         ),
         output=job.dense.output,

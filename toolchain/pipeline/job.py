@@ -10,6 +10,8 @@ from pathlib import Path
 
 from timm.data.config import resolve_model_data_config
 
+from toolchain.artifacts.model_folder import ModelFolder
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.compress.method import UNITS, Method
 from toolchain.compress.problem import Problem
 from toolchain.data import DataSource, open_source
@@ -187,8 +189,8 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
 
 
 def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
-    """Unit → the multiple that [compress] asks for, else the least common one of the recipe's targets; raises TargetUnavailable."""
-    multiples = {} if _targets(recipe) else dict.fromkeys(UNITS, ALIGN)
+    """Unit → the multiple that [compress] asks for, else the least common one of the targets, else `ALIGN`; raises TargetUnavailable."""
+    multiples: dict[str, int] = {}
     for name, section in _targets(recipe).items():
         settings = named_target(name)
         if section == ENGINE and settings.runtime != name:
@@ -204,9 +206,16 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
+        if section != ENGINE and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
+            raise TargetUnavailable(
+                name,
+                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files; remove it from {section}",
+            )
         for unit, multiple in target.profile.multiples.items():
             multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)
-    return multiples if recipe.compress.align is None else dict.fromkeys(UNITS, recipe.compress.align)
+    if recipe.compress.align is None and multiples:
+        return multiples
+    return dict.fromkeys(UNITS, recipe.compress.align or ALIGN)
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:

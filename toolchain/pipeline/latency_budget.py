@@ -24,7 +24,8 @@ from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.compress.allocation import Latency
 from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
-from toolchain.devices.device import Device
+from toolchain.devices.device import Device, probe
+from toolchain.devices.targets_toml import named_target
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
@@ -209,8 +210,11 @@ class Clock:
         return digest_of("latency", model, unit_classes(self.dense, self.choices), what, versions, where)
 
     def folder(self) -> Path:
-        """Where it is kept."""
-        return user_cache() / "latency" / self.key
+        """Where it is kept: of a device elsewhere, what answers there now; raises TargetUnavailable if nothing does."""
+        if self.setting.device.is_here:
+            return user_cache() / "latency" / self.key
+        info = probe(self.setting.target, named_target(self.setting.target))
+        return user_cache() / "latency" / digest_of(self.key, [info.runtime, info.version, info.device])
 
     def forget(self) -> None:
         """Removes what was kept, so that all is measured anew."""

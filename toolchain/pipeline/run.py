@@ -103,7 +103,8 @@ def _carry_out(run: Run, job: Job) -> Outcome:
             parity[precision] = bench.claim([*proven, *file.rungs])
     either = [name for name in EITHER_OF if name in precisions]
     if either and not set(either) & set(parity):
-        raise ParityError(f"no int8 file is the model: {files[2].facts.row.refused}")
+        reasons = [file.facts.row.refused for file in files if file.facts.row.precision in EITHER_OF]
+        raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, reasons))}")
 
     engines = [
         run.do(Engine(run, recipe.engine, target, precision))

@@ -150,5 +150,6 @@ def claim(rungs: Iterable[Rung]) -> Parity:
 
 
 def measured_on(space: Workspace, recipe: Recipe) -> list[str]:
-    """Those targets of a recipe's [bench] on which an earlier run in the folder measured something."""
-    return [name for name in (recipe.bench.targets if recipe.bench else ()) if space.has(f"bench-{name}.b")]
+    """Those targets of a recipe's [bench] and [budget] on which an earlier run in the folder measured something."""
+    timed = [name for name in (recipe.bench.targets if recipe.bench else ()) if space.has(f"bench-{name}.b")]
+    return [*timed, *(name for name in recipe.budget.latency if space.has(f"latency-{name}.json"))]

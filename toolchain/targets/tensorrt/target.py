@@ -66,7 +66,7 @@ class TensorRT(Refittable):
     measures = True
     uses_threads = False
     modes = EVERY_MODE
-    never_run = "engines are built here, and none has ever been run: there was no NVIDIA GPU"
+    never_run = "no engine of it has ever been run: no GPU that it is for was at hand"
     engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
 
     def __init__(
