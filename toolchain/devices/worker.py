@@ -43,5 +43,7 @@ class Openers(Mapping[str, Opener]):
         return len(TARGETS)
 
 
+OPENERS = Openers()
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], Openers()))
+    sys.exit(main(sys.argv[1:], OPENERS))
