@@ -208,10 +208,10 @@ class Family(ABC):
 
     @abstractmethod
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits [B, K] from the residual stream after the last block."""
+        """The model's output from the residual stream after the last block: logits [B, K], features [B, D] or tokens."""
 
     def classifier(self, model: nn.Module) -> str | None:  # noqa: ARG002
-        """The one linear that ends in the logits; None if there is no such one."""
+        """The one linear that ends in the logits; None if there is no such one, or no classifier."""
         return None
 
     def read_tokens(self, model: nn.Module) -> int | None:  # noqa: ARG002
