@@ -41,7 +41,9 @@ def architecture_of(path: Path) -> str:
             + "; name the model with --model"
         )
     tensors = checkpoint.weights.tensors
-    alike = {name: (_shared(tensors, sketch), _kind(sketch)) for name, sketch in _sketches(stored) if _fits(stored, sketch)}
+    alike = {
+        name: (_shared(tensors, sketch), _kind(sketch)) for name, sketch in _sketches(stored) if _fits(stored, sketch)
+    }
     fitting = {name: kind for name, (shared, kind) in alike.items() if shared == max(alike.values())[0]}
     if not fitting:
         raise ModelError(
