@@ -14,7 +14,7 @@ from toolchain.compress.method import UNITS
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.compress.witness import Reading, witnessed
-from toolchain.data.memory import tensor_source
+from toolchain.data.tensors import tensor_source
 from toolchain.errors import ModelError
 from toolchain.families import FAMILIES, Family, adapt, family_of
 from toolchain.model import DeployModel, Preprocess, TimmModel, run_stage
@@ -77,9 +77,9 @@ def shrink(
     """
     part = _part(model, at)
     run = forward or (lambda each: model(each))
-    seen = witnessed(part, run, images if forward is not None else _batches(images, model))
-    dense = _dense(part, at, seen.images[0].shape, seen.reading)
-    source = tensor_source(torch.stack(seen.images))
+    with judged(model):
+        entering, reading = witnessed(part, run, images if forward is not None else _batches(images, model))
+    source, dense = tensor_source(entering), _dense(part, at, entering.shape[1:], reading)
     multiples = dict.fromkeys(UNITS, compress.align or ALIGN)
     problem = Problem.of(dense, compress, BudgetSection(params=params), multiples)
     masked = run_stage(Compress(source, progress=progress), problem).artifact
@@ -129,7 +129,25 @@ def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> Tim
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
     family = family_of(module, at or name)
-    output = _read_as(module, family, reading)
+    if reading.way == "forward_intermediates":
+        as_layers(module, family, _blocks(module, family, reading), normed=reading.normed)
+    elif reading.way == "forward_features":
+        as_tokens(module, family)
     preprocess = Preprocess((int(shape[0]), int(shape[1]), int(shape[2])), tuple(config["mean"]), tuple(config["std"]))
-    ref = ModelRef(name=name, output=output)
+    ref = ModelRef(name=name, output=OUTPUTS.get(reading.way))
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
+
+
+def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
+    """The numbers of the blocks after which the features are read; of a stage it is the last block."""
+    paths = [block.path for block in family.blocks(module)]
+    read = [module.feature_info[index]["module"] for index in reading.features]  # type: ignore[index]
+    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")) for name in read)
+
+
+def _as_before(smaller: DeployModel, part: nn.Module) -> nn.Module:
+    """The smaller module with the class, place, type and mode of the part whose place it takes."""
+    module, first = smaller.module, next(part.parameters())
+    module.__class__ = type(part)
+    trains = any(parameter.requires_grad for parameter in part.parameters())
+    return module.to(first.device, first.dtype).train(part.training).requires_grad_(trains)

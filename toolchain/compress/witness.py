@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,35 +22,24 @@ WAYS = ("forward", "forward_features", "forward_intermediates", "get_intermediat
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a backbone: its own output, its tokens after the last norm, or the stream after some blocks.
+    """What is read of a backbone: its own output, its tokens after the last norm, or its intermediate features.
 
     Attributes:
-        way: of `WAYS`.
-        layers: numbers of the blocks, if intermediate layers are read.
-        normed: whether the last norm is applied to these.
+        way: of `WAYS`; "get_intermediate_layers" is an older name of "forward_intermediates".
+        features: which of timm's `feature_info`, if these are read.
+        normed: whether the last norm is applied to them.
     """
 
     way: str
-    layers: tuple[int, ...] = ()
+    features: tuple[int, ...] = ()
     normed: bool = False
 
 
-@dataclass
-class Witness:
-    """What was seen.
-
-    Attributes:
-        images: what entered the backbone, float32 [C, H, W] each.
-        readings: the ways in which it was called.
-    """
-
-    images: list[Tensor] = field(default_factory=list)
-    readings: set[Reading] = field(default_factory=set)
-
-
 @torch.no_grad()
-def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterable[Any]) -> Witness:
-    """The images that enter a backbone while `run` is called on each of some inputs, and what is read of it.
+def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterable[Any]) -> tuple[Tensor, Reading]:
+    """(the images that enter a backbone while `run` is called on each of some inputs, what is read of it).
+
+    Images are float32 [N, C, H, W], on the CPU.
 
     Args:
         backbone: a timm model; it is left as it is.
@@ -61,29 +50,29 @@ def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterabl
         ModelError: `run` does not call the backbone, or reads it in several ways.
         DataError: there are no inputs, or the images differ in size.
     """
-    seen, count = Witness(), 0
-    with _watched(backbone, seen):
+    images, readings, count = list[Tensor](), set[Reading](), 0
+    with _watched(backbone, images, readings):
         for each in inputs:
             run(each)
             count += 1
-            if len(seen.images) >= MOST:
+            if len(images) >= MOST:
                 break
     if not count:
         raise DataError("there are no images: give an iterable of tensors [C, H, W] or [B, C, H, W]")
-    if not seen.images:
-        raise ModelError("the larger model never calls what is to shrink: name another part with at")
-    if len(seen.readings) > 1:
-        ways = ", ".join(sorted({reading.way for reading in seen.readings}))
-        raise ModelError(f"the larger model reads what is to shrink in several ways ({ways}); shrink takes one")
-    if len(sizes := {tuple(image.shape) for image in seen.images}) > 1:
+    if not images:
+        raise ModelError("the larger model does not run what is to shrink: give forward, a function that does")
+    if len(readings) > 1:
+        ways = ", ".join(sorted({reading.way for reading in readings}))
+        raise ModelError(f"the larger model reads what is to shrink in several ways ({ways}); give forward, with one of them")
+    if len(sizes := {tuple(image.shape) for image in images}) > 1:
         some = " and ".join("×".join(map(str, size)) for size in sorted(sizes)[:2])
         raise DataError(f"images of several sizes enter what is to shrink, such as {some}: give images of one size")
-    return seen
+    return torch.stack(images), readings.pop()
 
 
 @contextmanager
-def _watched(backbone: nn.Module, seen: Witness) -> Iterator[None]:
-    """A block in which the outermost call of each of `WAYS` is noted."""
+def _watched(backbone: nn.Module, images: list[Tensor], readings: set[Reading]) -> Iterator[None]:
+    """A block in which the outermost call of each of `WAYS` adds its images and its reading."""
     depth = 0
 
     def watch(way: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,9 +81,9 @@ def _watched(backbone: nn.Module, seen: Witness) -> Iterator[None]:
             if depth == 0:
                 bound = inspect.signature(method).bind(*args, **kwargs)
                 bound.apply_defaults()
-                images = next(iter(bound.arguments.values()))
-                seen.images += [*images.detach().float().cpu()][: MOST - len(seen.images)]
-                seen.readings.add(_reading(backbone, way, bound.arguments))
+                entering = next(iter(bound.arguments.values()))
+                images.extend([*entering.detach().float().cpu()][: MOST - len(images)])
+                readings.add(_reading(backbone, way, bound.arguments))
             depth += 1
             try:
                 return method(*args, **kwargs)
@@ -113,9 +102,11 @@ def _watched(backbone: nn.Module, seen: Witness) -> Iterator[None]:
             object.__delattr__(backbone, way)
 
 
-def _reading(backbone: nn.Module, way: str, arguments: dict[str, Any]) -> Reading:
-    wanted = arguments.get("indices" if way == "forward_intermediates" else "n")
+def _reading(backbone: nn.Module, way: str, arguments: Mapping[str, Any]) -> Reading:
     if way in WAYS[:2]:
         return Reading(way)
-    taken, _ = feature_take_indices(len(backbone.get_submodule("blocks")), wanted)  # type: ignore[arg-type]
-    return Reading("forward_intermediates", tuple(taken), bool(arguments["norm"]))
+    wanted = arguments["indices" if way == WAYS[2] else "n"]
+    count = len(backbone.feature_info)  # type: ignore[arg-type]
+    taken, _ = feature_take_indices(count, list(wanted) if isinstance(wanted, tuple) else wanted)
+    whole = {count - 1} if way == WAYS[2] and not arguments["intermediates_only"] else set()
+    return Reading(WAYS[2], tuple(sorted({*taken, *whole})), bool(arguments["norm"]))

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import timm
-import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from toolchain.plan import ModelRef
 from toolchain.surgery.anatomy import Anatomy, anatomy, differences, others
 from toolchain.surgery.checkpoint import read_checkpoint
 from toolchain.surgery.replay import create_dense
+from toolchain.surgery.shapes import shapes_only
 
 FREE = ("classes", "positions")
 """Fields of `Anatomy` that no architecture fixes: the number of classes, and the size of images."""
@@ -71,10 +71,11 @@ def _sketches(stored: Anatomy) -> Iterator[tuple[str, nn.Module]]:
         if home not in homes or ("patch" in name and not re.search(rf"{mark}(?!\d)", name)):
             continue
         try:
-            with torch.device("meta"):
-                yield name, create_dense(ModelRef(name=name))
+            with shapes_only():
+                sketch = create_dense(ModelRef(name=name))
         except ModelError:  # one that timm itself cannot build
             continue
+        yield name, sketch
 
 
 def _fits(stored: Anatomy, sketch: nn.Module) -> bool:
