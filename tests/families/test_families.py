@@ -73,7 +73,7 @@ def test_what_a_branch_adds_is_what_its_last_module_gives(case):
             for branch in block.branches:
                 y = branch.run(model.module, x)
                 assert agree(added[branch.module], y)
-                x = x + y
+                x = branch.after(x, y)
 
 
 @pytest.mark.parametrize("case", VARIANTS)
