@@ -14,8 +14,10 @@ from torch import Tensor, nn
 import toolchain
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.errors import BudgetError, DataError, ModelError
+from toolchain.recipe import CompressSection
 
 HEADLESS = {**TINY, "num_classes": 0}
+UNIFORM = CompressSection(allocation="uniform")  # where how well the outputs are kept is not the question
 
 
 def vit(**kwargs: object) -> nn.Module:
@@ -92,7 +94,7 @@ def test_a_backbone_shrinks_in_its_place(way: str):
 
 def test_the_larger_model_exports_as_it_is(tmp_path: Path):
     detector = Detector("forward_features").eval()
-    toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body")
+    toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body", compress=UNIFORM)
     images = pictures()[0][:1]
     torch.onnx.export(detector, (images,), tmp_path / "detector.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "detector.onnx", providers=["CPUExecutionProvider"])
@@ -118,14 +120,19 @@ def test_forward_takes_whatever_the_images_are():
     detector = Detector("forward")
     samples = [{"image": batch, "boxes": None} for batch in pictures()]
     small, _ = toolchain.shrink(
-        detector, samples, params=0.8, at="backbone.body", forward=lambda sample: detector(sample["image"])
+        detector,
+        samples,
+        params=0.8,
+        at="backbone.body",
+        forward=lambda sample: detector(sample["image"]),
+        compress=UNIFORM,
     )
     assert small is detector
 
 
 def test_mode_type_and_gradients_stay_as_they_were():
     model = vit().train().to(torch.bfloat16).requires_grad_(False)
-    small, _ = toolchain.shrink(model, pictures(), params=0.7)
+    small, _ = toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM)
     assert small.training
     assert model.training
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
@@ -134,8 +141,8 @@ def test_mode_type_and_gradients_stay_as_they_were():
 
 def test_pairs_and_single_images_are_read_as_a_loader_gives_them():
     pairs = [(image, 3) for image in torch.cat(pictures())]
-    one, _ = toolchain.shrink(vit(), pairs, params=0.7)
-    other, _ = toolchain.shrink(vit(), pictures(), params=0.7)
+    one, _ = toolchain.shrink(vit(), pairs, params=0.7, compress=UNIFORM)
+    other, _ = toolchain.shrink(vit(), pictures(), params=0.7, compress=UNIFORM)
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
 

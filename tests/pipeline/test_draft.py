@@ -47,7 +47,9 @@ def test_a_draft_is_a_recipe_that_says_the_same(folder, tmp_path: Path):
     assert tomllib.loads(text)["budget"]["params"] == 0.5
 
 
-@pytest.mark.parametrize(("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "imagefolder"), (3, 7, "images")])
+@pytest.mark.parametrize(
+    ("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "imagefolder"), (3, 7, "images")]
+)
 def test_labels_are_read_where_they_can_judge_the_model(folder, classes: int, of_model: int, kind: str):
     source, remark = source_of(str(folder(classes)), of_model)
     assert source.partition(":")[0] == kind

@@ -18,15 +18,16 @@ from toolchain.data.tensors import tensor_source
 from toolchain.errors import ModelError
 from toolchain.families import FAMILIES, Family, adapt, family_of
 from toolchain.model import DeployModel, Preprocess, TimmModel, run_stage
-from toolchain.outputs import Output, output_of
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
 from toolchain.surgery.factorised import replace_module
-from toolchain.surgery.layers import as_layers
+from toolchain.surgery.layers import as_layered
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.training.evaluate import judged
 
+JOINT = CompressSection()
 Images = Iterable[Any]
 """Tensors [C, H, W] or [B, C, H, W], pairs that begin with one, or whatever else `forward` takes."""
 
@@ -50,7 +51,7 @@ def shrink(
     *,
     at: str = "",
     forward: Callable[[Any], object] | None = None,
-    compress: CompressSection = CompressSection(),
+    compress: CompressSection = JOINT,
     progress: Progress = SILENT,
 ) -> Shrunk:
     """A smaller model that gives nearly the same outputs, and its plan; nothing is trained, and no label is read.
@@ -76,9 +77,10 @@ def shrink(
         BudgetError: so few parameters are out of reach; the message names the range.
     """
     part = _part(model, at)
-    run = forward or (lambda each: model(each))
     with judged(model):
-        entering, reading = witnessed(part, run, images if forward is not None else _batches(images, model))
+        entering, reading = witnessed(
+            part, forward or model, images if forward is not None else _batches(images, model)
+        )
     source, dense = tensor_source(entering), _dense(part, at, entering.shape[1:], reading)
     multiples = dict.fromkeys(UNITS, compress.align or ALIGN)
     problem = Problem.of(dense, compress, BudgetSection(params=params), multiples)
@@ -119,7 +121,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
                 + (f" of {tuple(image.shape)}" if isinstance(image, Tensor) else "")
                 + "; give forward, a function that runs the model on what you have"
             )
-        yield (image if image.ndim == 4 else image[None]).to(first)  # noqa: PLR2004
+        yield (image if image.ndim == 4 else image[None]).to(first)
 
 
 def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> TimmModel:
@@ -129,18 +131,19 @@ def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> Tim
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
     family = family_of(module, at or name)
-    if reading.way == "forward_intermediates":
-        as_layers(module, family, _blocks(module, family, reading), normed=reading.normed)
-    elif reading.way == "forward_features":
-        as_tokens(module, family)
+    layers = _blocks(module, family, reading)
+    if layers:
+        as_layered(module, family, layers, normed=reading.normed)
     preprocess = Preprocess((int(shape[0]), int(shape[1]), int(shape[2])), tuple(config["mean"]), tuple(config["std"]))
-    ref = ModelRef(name=name, output=OUTPUTS.get(reading.way))
+    ref = ModelRef(name=name, output="layers" if layers else None, layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
 
 
 def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
-    """The numbers of the blocks after which the features are read; of a stage it is the last block."""
+    """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
     paths = [block.path for block in family.blocks(module)]
+    if reading.way == "forward_features":
+        return (len(paths) - 1,)
     read = [module.feature_info[index]["module"] for index in reading.features]  # type: ignore[index]
     return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")) for name in read)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import feature_take_indices
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from toolchain.errors import DataError, ModelError
@@ -32,7 +32,7 @@ class Reading:
 
     way: str
     features: tuple[int, ...] = ()
-    normed: bool = False
+    normed: bool = True
 
 
 @torch.no_grad()
@@ -63,7 +63,9 @@ def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterabl
         raise ModelError("the larger model does not run what is to shrink: give forward, a function that does")
     if len(readings) > 1:
         ways = ", ".join(sorted({reading.way for reading in readings}))
-        raise ModelError(f"the larger model reads what is to shrink in several ways ({ways}); give forward, with one of them")
+        raise ModelError(
+            f"the larger model reads what is to shrink in several ways ({ways}); give forward, with one of them"
+        )
     if len(sizes := {tuple(image.shape) for image in images}) > 1:
         some = " and ".join("×".join(map(str, size)) for size in sorted(sizes)[:2])
         raise DataError(f"images of several sizes enter what is to shrink, such as {some}: give images of one size")

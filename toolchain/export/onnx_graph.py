@@ -95,9 +95,9 @@ def export_onnx(
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    plain = _plain(module)
+    plain, asked = _plain(module), Asked(input_size, opset, tuple(outputs))
     with folder_beside(path) if is_large(module_bytes(plain)) else nullcontext() as folder:
-        exported = _from_torch(plain, Asked(input_size, opset, tuple(outputs)), folder)
+        exported = _from_torch(plain, asked, folder)
         linears = linear_shapes(exported)
         wanted = Counter((m.in_features, m.out_features) for m in plain.modules() if isinstance(m, nn.Linear))
         if missing := wanted - linears:

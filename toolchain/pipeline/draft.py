@@ -81,7 +81,7 @@ class Draft:
             for key, value in keys.items():
                 table.add(key, value)
                 if (remark := self.remarks.get(f"{name}.{key}", "")) and not isinstance(value, dict):
-                    table[key].comment(remark)  # type: ignore[union-attr]
+                    table[key].comment(remark)
             document.add(tomlkit.nl())
             document.add(name, table)
         return f"#:schema ./{SCHEMA_FILE}\n# {HEAD}\n{tomlkit.dumps(document)}"
