@@ -171,11 +171,6 @@ def test_any_part_that_would_be_random_or_dropped_is_refused_by_name(folder, kwa
         load_dense(section(folder, **kwargs))
 
 
-def test_no_classifier_is_refused(folder):
-    with pytest.raises(ModelError, match="it has no classifier"):
-        load_dense(section(folder, num_classes=0))
-
-
 def test_other_channels_are_told(folder):
     """Kind: resampling. timm sums a patch embedding's weights, or repeats them, for other channels."""
     loaded = load_dense(section(folder, in_chans=1))

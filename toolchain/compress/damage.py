@@ -88,7 +88,7 @@ def measure(
         if not isinstance(step, Branch):
             fit, probe = ([step(dense, x) for x in stream] for stream in (fit, probe))
             continue
-        wanted = [step.run(dense, x) for x in probe]
+        wanted = [step.gives(dense, x) for x in probe]
         for site in sites_in(step, sites):
             reduction = REDUCTIONS[key_of(site)[1]](work, step, site, fit, teacher.cares[step.module])
             tried = _Tried(work, teacher, step, steps[index + 1 :], reduction, refit)
@@ -96,7 +96,7 @@ def measure(
             candidates += tried.candidates(site, rungs, effort.anchors, probe, wanted, reference)
             replace_module(work, step.module, copy.deepcopy(plain.get_submodule(step.module)))
         fit = [step(dense, x) for x in fit]
-        probe = [x + y for x, y in zip(probe, wanted, strict=True)]
+        probe = [step.after(x, step.adds(dense, y)) for x, y in zip(probe, wanted, strict=True)]
         progress.at((index + 1) / len(steps), f"damage of {step.module}")
     return candidates
 
@@ -128,10 +128,11 @@ class _Tried:
         errors, divergences = [], {}
         for index, width in enumerate(cuts):
             self.reduction.apply(width, refit=self.refit)
-            outputs = [self.branch.run(self.work, x) for x in probe]
+            outputs = [self.branch.gives(self.work, x) for x in probe]
             errors.append(sum(care.error(y - w) for y, w in zip(outputs, wanted, strict=True)))
             if index in measured:
-                after = [x + y for x, y in zip(probe, outputs, strict=True)]
+                branch, work = self.branch, self.work
+                after = [branch.after(x, branch.adds(work, y)) for x, y in zip(probe, outputs, strict=True)]
                 apart = divergence(self.teacher.likelihood, finish(self.teacher, after, self.rest), reference)
                 divergences[index] = max(0.0, apart) if np.isfinite(apart) else WORST
         damage = follow(errors, divergences)
