@@ -66,12 +66,18 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
 class ModelSection(Section):
     """[model]: which timm model, with which weights."""
 
-    name: str
+    name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
     resample_patches: bool = False
     output: Output | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSection:
+        if not self.name and not self.checkpoint:
+            raise ValueError("set name to that of a timm model, or checkpoint to a Hugging Face folder, which says it")
+        return self
 
 
 class DataSection(Section):

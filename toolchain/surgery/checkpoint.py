@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from toolchain.errors import ArtifactError
 from toolchain.files import sha256
 from toolchain.surgery.anatomy import Anatomy, anatomy, others
+from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.inert import Array, Value
 from toolchain.surgery.reading import read_tensors
 
@@ -25,6 +27,8 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 """What torch puts into the middle of names when it wraps a module; it never belongs to a model."""
 ANCHOR = "patch_embed.proj.weight"
 """The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
+CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
+"""How blocks are called in chunks; the second number counts through all of them."""
 LEFT_TO_TIMM = ("visual.", "vision_encoder.")
 """Prefixes with a meaning for timm's own conversions."""
 DEPTH = 3
@@ -99,16 +103,20 @@ class Checkpoint:
     """What a file of tensors holds.
 
     Attributes:
-        form: "safetensors" or "torch".
+        form: "safetensors", "torch", or "Hugging Face" with the model_type of a folder.
         weights: what is taken.
         rivals: other weights that would fit as well and are not the same.
         beside: names of what else is at the top of the file.
+        remarks: one sentence for each thing that was done to tensors to bring them under timm's names.
+        made_for: (height, width) of the images that they were trained on, where that is known.
     """
 
     form: str
     weights: Weights
     rivals: tuple[Weights, ...] = ()
     beside: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    made_for: tuple[int, int] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -118,7 +126,7 @@ class Checkpoint:
     @property
     def notes(self) -> list[str]:
         """One sentence for each choice that was made among the file's tensors."""
-        notes = []
+        notes = list(self.remarks)
         if self.rivals:
             places = ", ".join(rival.place for rival in self.rivals)
             notes.append(
@@ -164,16 +172,19 @@ def _first(names: Collection[str]) -> str:
 
 
 def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
-    """What a .safetensors file, or one that torch wrote, holds; only tensors are read, and no code is run.
+    """What a .safetensors file, one that torch wrote, or a Hugging Face folder holds; only tensors are read, no code is run.
 
     Args:
-        path: the file.
+        path: the file or folder.
         wanted: of the model that weights are looked for; those that are nearest to it are taken.
 
     Raises:
-        StorageError: the file cannot be read, or is a folder.
+        StorageError: the file cannot be read, or is another folder.
         ArtifactError: it is truncated, of another kind, holds code, or no tensors.
+        ModelError: no timm model computes what the folder describes.
     """
+    if is_folder(path):
+        return _converted(Folder.open(path))
     raw, form = read_tensors(path)
     candidates = [part for key, tensors in _mappings(raw) for part in _unwrapped(key, tensors)]
     if not candidates:
@@ -190,6 +201,19 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
     return Checkpoint(form, weights, rivals, beside)
+
+
+def _converted(folder: Folder) -> Checkpoint:
+    """What a Hugging Face folder holds, under timm's names."""
+    converted = folder.weights()
+    left = [
+        f"Of the Hugging Face folder, {_first(names)} {'was' if len(names) == 1 else 'were'} left out: {why}."
+        for why, names in converted.left_out.items()
+    ]
+    form = f"Hugging Face {folder.layout.name}"
+    return Checkpoint(
+        form, Weights("", "", converted.state), remarks=(*folder.notes, *left), made_for=folder.config.image_size
+    )
 
 
 def _unusual(tensor: Tensor) -> str | None:
@@ -259,11 +283,19 @@ def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
         Weights(
             key,
             parallel + prefix,
-            {name.removeprefix(prefix): tensor for name, tensor in plain.items() if homes[name] == prefix},
+            _unchunked({name.removeprefix(prefix): x for name, x in plain.items() if homes[name] == prefix}),
             homeless,
         )
         for prefix in prefixes
     ]
+
+
+def _unchunked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same where blocks are numbered within chunks, as DINOv2 trains them: "blocks.1.7" is block 7."""
+    blocks = [name for name in tensors if name.startswith("blocks.")]
+    if not all(CHUNKED.match(name) for name in blocks):
+        return tensors
+    return {CHUNKED.sub(r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
 
 
 def _score(weights: Weights, wanted: Anatomy | None) -> tuple[bool, int, int]:
@@ -285,6 +317,15 @@ def _rank(weights: Weights) -> int:
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:
     """What `slimvit inspect` shows of a checkpoint; raises as `read_checkpoint`."""
-    checkpoint = read_checkpoint(path)
-    size = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    return {"kind": "checkpoint", **size, **checkpoint.to_dict()}
+    facts: dict[str, Any] = {"kind": "checkpoint", "sha256": digest_of(path)}
+    if is_folder(path):
+        folder = Folder.open(path)
+        facts |= {"bytes": folder.bytes, "name": folder.design.architecture, "kwargs": dict(folder.design.kwargs)}
+    else:
+        facts["bytes"] = path.stat().st_size
+    return facts | read_checkpoint(path).to_dict()
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a checkpoint's file, or over the files of a Hugging Face folder."""
+    return Folder.open(path).digest if is_folder(path) else sha256(path)

@@ -17,12 +17,13 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants
 from pydantic import ValidationError
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from toolchain.errors import ModelError, StorageError
 from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
+from toolchain.surgery.huggingface.folder import Folder, is_folder
 
 HUB = "hf-hub"
 CONFIG = "config.json"
@@ -64,6 +65,8 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         return Source(_ref(name, kwargs))
     if kind == LOCAL:
         folder = Path(place)
+        if is_folder(folder):
+            return described(Folder.open(folder), kwargs)
         config = _read_config(folder / CONFIG, name)
         return _source(config, kwargs, {"file": str(folder), "source": LOCAL}, name, LOCAL, folder)
     if kind == HUB:
@@ -72,6 +75,20 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         config = _read_config(_config_of_hub(place, name), name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)
     raise ModelError(f"the model {name!r} has the unknown source {kind!r}; known: {HUB}:ORG/NAME, {LOCAL}:PATH")
+
+
+def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
+    """The model that computes what a Hugging Face folder's does, with keyword arguments in place of some of its own."""
+    ref = _ref(folder.design.architecture, {**folder.design.kwargs, **kwargs})
+    config = folder.pretrained_cfg | {"file": str(folder.path), "source": LOCAL}
+    return Source(ref, config, LOCAL, folder.path)
+
+
+def prepared(name: str, folder: Folder) -> dict[str, Any]:
+    """The pretrained_cfg of one of timm's names, with the preprocessing of a Hugging Face folder."""
+    config = get_pretrained_cfg(name)
+    known = {} if config is None else dataclasses.asdict(config)
+    return {key: value for key, value in known.items() if value is not None} | folder.preprocessing
 
 
 def _ref(name: str, kwargs: Mapping[str, Any]) -> ModelRef:
@@ -162,7 +179,7 @@ def local_weights(source: Source, config: Mapping[str, Any]) -> Checkpoint | Non
         ArtifactError: as `read_checkpoint`.
     """
     if source.folder is not None:
-        return read_checkpoint(_weights_in(source.folder))
+        return read_checkpoint(source.folder if is_folder(source.folder) else _weights_in(source.folder))
     place = config.get("hf_hub_id")
     if not place:
         url = config.get("url")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,20 @@ from torch import nn
 
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
-from toolchain.files import sha256
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by
-from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.checkpoint import digest_of, read_checkpoint
 from toolchain.surgery.fit import Origin, check_names, fitted
-from toolchain.surgery.hub import resolved
+from toolchain.surgery.hub import Source, described, prepared, resolved
+from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.replay import create_dense, first_line
 
 log = logging.getLogger(__name__)
+
+SAME = 1e-3
+"""Up to this share of the largest output two models of the same weights differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def load_dense(
         StorageError: the checkpoint cannot be read.
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
-    source = resolved(section.name, section.kwargs)
+    source = _source(section, section.kwargs)
     wants_file, wants_hub = bool(section.checkpoint), section.pretrained and not section.checkpoint
     with torch.device("meta"):
         sketch = create_dense(source.ref, config=source.config)
@@ -88,7 +91,9 @@ def load_dense(
     if wants_file and weights:
         path = Path(section.checkpoint)
         notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
-        provenance = {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
+        if section.name and is_folder(path):
+            _check_same(module, family, Folder.open(path), resample_patches=section.resample_patches)
+        provenance = {"weights": "checkpoint", "checkpoint_sha256": digest_of(path)}
     elif wants_hub and weights and fetch:
         notes = load_pretrained(
             module,
@@ -108,6 +113,49 @@ def load_dense(
     return Loaded(source.ref.model_copy(update={"output": section.output}), module, family, provenance)
 
 
+def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:
+    """The model that a recipe names, or that the Hugging Face folder describes which it takes weights from.
+
+    Raises:
+        ModelError, StorageError: as `load_dense`.
+    """
+    path = Path(section.checkpoint)
+    if not (section.checkpoint and is_folder(path)):
+        if section.name:
+            return resolved(section.name, kwargs)
+        raise ModelError(
+            f"model.name is missing, and {path} does not say it: set it to that of a timm model. Only a Hugging Face "
+            "folder (config.json beside its weights) can stand alone."
+        )
+    folder = Folder.open(path)
+    if not section.name:
+        return described(folder, kwargs)
+    source = resolved(section.name, kwargs)
+    return source if source.config else replace(source, config=prepared(source.ref.name, folder))
+
+
+def _check_same(module: nn.Module, family: Family, folder: Folder, *, resample_patches: bool) -> None:
+    """Raises ModelError unless a named model with a folder's weights computes what the folder's config.json describes.
+
+    Weights do not show which activation, how many heads or which pooling they belong to.
+    """
+    channels, *size = family.input_size(module)
+    twin = create_dense(described(folder, {"img_size": size}).ref)
+    load_checkpoint(twin, family_of(twin, folder.design.architecture), folder.path, resample_patches=resample_patches)
+    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = [(module.forward_features(image), twin.forward_features(image))]  # type: ignore[operator]
+        if module.num_classes == twin.num_classes:
+            pairs.append((module(image), twin(image)))
+    if all(a.shape == b.shape and torch.allclose(a, b, rtol=SAME, atol=SAME * float(b.abs().max())) for a, b in pairs):
+        return
+    raise ModelError(
+        f"with the weights of {folder.path} the named model does not compute what its config.json describes (heads, "
+        f"activation, pooling or positions differ). Leave model.name out: {folder.design.architecture} with the right "
+        "arguments is then taken"
+    )
+
+
 def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
     """Raises ModelError unless the model, on the meta device, makes logits [1, K] of one image.
 
@@ -125,7 +173,7 @@ def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
         raise ModelError(
             f"timm cannot run {ref.name} on an image of {by(size)}: {first_line(error)}; check model.kwargs"
         ) from error
-    if shape != (1, sketch.num_classes):
+    if sketch.num_classes and shape != (1, sketch.num_classes):
         raise ModelError(
             f"{ref.name} gives {by(shape)} for one image and not 1×{sketch.num_classes}, a row of logits; "
             "check model.kwargs"
@@ -179,7 +227,12 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
     checkpoint = read_checkpoint(path, anatomy(module.state_dict())).completed(module.state_dict())
-    origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches, beside=checkpoint.weights.beside)
+    origin = Origin(
+        f"the checkpoint {path.name}",
+        made_for=checkpoint.made_for,
+        resample_patches=resample_patches,
+        beside=checkpoint.weights.beside,
+    )
     result = fitted(checkpoint.weights.tensors, module, family, origin)
     check_names(result, module, origin)
     module.load_state_dict(result.state, strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, POOLED, Fitted, Origin, check_names, fitted, keywords, left_out, some
+from toolchain.surgery.fit import CLASSIFIERS, Fitted, Origin, check_names, fitted, keywords, left_out, some
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
@@ -46,6 +46,8 @@ def _untrained_classifier(stored: int, wanted: int) -> str:
         if stored
         else ""
     )
+    if not stored:
+        keep = "model.kwargs.num_classes = 0 gives features, without a classifier. "
     return (
         f"{PRETRAINED} {have} and the model {wanted}, so its classifier would be random. {keep}"
         f"For {wanted} classes of your own, set model.checkpoint to weights trained on them, or add [train]."
@@ -161,8 +163,6 @@ def _refuse_untrained(
         unequal = differences(result.anatomy, result.model, ignored)
         if do := remedy(result.anatomy, result.model, ignored, keywords(module)):
             way = f"To use them, {do}."
-        elif "attn_pool" in unequal and result.anatomy.attn_pool:
-            way = f"{POOLED.capitalize()}."
         where = f" They have {', '.join(unequal.values())}." if unequal else ""
     raise ModelError(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "

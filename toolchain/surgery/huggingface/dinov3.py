@@ -70,7 +70,9 @@ class Dinov3Layout(Layout[Dinov3Config]):
         return Design("vit_base_patch16_dinov3", kwargs, self.norm_notes(config.layer_norm_eps, 1e-5))
 
     def finished(self, state: dict[str, Tensor], config: Dinov3Config) -> dict[str, Tensor]:
-        words = {"up": "fc1_x", "gate": "fc1_g", "down": "fc2"} if config.use_gated_mlp else {"up": "fc1", "down": "fc2"}
+        words = (
+            {"up": "fc1_x", "gate": "fc1_g", "down": "fc2"} if config.use_gated_mlp else {"up": "fc1", "down": "fc2"}
+        )
         out = {re.sub(r"(?<=\.mlp\.)\w+", lambda part: words[part[0]], name, count=1): x for name, x in state.items()}
         for name in [name for name in out if re.search(r"\.(attn\.proj|mlp\.\w+)\.weight$", name)]:
             out.setdefault(name.replace("weight", "bias"), out[name].new_zeros(out[name].shape[0]))

@@ -68,19 +68,21 @@ class Folder:
     @cached_property
     def pretrained_cfg(self) -> dict[str, Any]:
         """What timm knows of a model beside its architecture: preprocessing and sizes."""
-        mean, std = self.layout.normalisation
-        processor = {key: value for key, value in (self._processor or {}).items() if key != "crop"}
         return {
             "architecture": self.design.architecture,
             "input_size": (self.config.num_channels, *self.size),
             "num_classes": self.design.kwargs["num_classes"],
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            "mean": mean,
-            "std": std,
-            "interpolation": "bicubic",
-            **processor,
+            **self.preprocessing,
         }
+
+    @cached_property
+    def preprocessing(self) -> dict[str, Any]:
+        """Mean, std, filter and crop, in timm's words."""
+        mean, std = self.layout.normalisation
+        processor = {key: value for key, value in (self._processor or {}).items() if key != "crop"}
+        return {"mean": mean, "std": std, "interpolation": "bicubic", **processor}
 
     @cached_property
     def _processor(self) -> dict[str, Any] | None:
@@ -93,13 +95,18 @@ class Folder:
         if self._processor is None or "mean" not in self._processor:
             mean, std = self.layout.normalisation
             shown = f"{', '.join(f'{m:.3g}' for m in mean)} and {', '.join(f'{s:.3g}' for s in std)}"
-            notes = (*notes, f"No preprocessor_config.json says mean and std: they are {shown}, usual for {self.layout.name}.")
+            notes = (
+                *notes,
+                f"No preprocessor_config.json says mean and std: they are {shown}, usual for {self.layout.name}.",
+            )
         crop = (self._processor or {}).get("crop")
         if crop is not None and crop not in self.size:
             notes = (
                 *notes,
-                f"The folder's preprocessor makes images of {crop} pixels, and config.json describes a model for "
-                f"{self.size[0]}×{self.size[1]}: that size is taken; model.kwargs.img_size = {crop} takes the other.",
+                (
+                    f"The folder's preprocessor makes images of {crop} pixels, and config.json describes a model for "
+                    f"{self.size[0]}×{self.size[1]}: that size is taken; model.kwargs.img_size = {crop} takes the other."
+                ),
             )
         return notes
 

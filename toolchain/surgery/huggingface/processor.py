@@ -32,7 +32,9 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
             if raw is not None:
                 return _fields(raw)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise ModelError(f"{folder / name} does not describe an image processor: {error}. Mend or remove it.") from None
+            raise ModelError(
+                f"{folder / name} does not describe an image processor: {error}. Mend or remove it."
+            ) from None
     return None
 
 

@@ -49,8 +49,14 @@ class SwinLayout(Layout[SwinConfig]):
         (_OWN + r"embeddings\.norm\.(\w+)", r"patch_embed.norm.\1"),
         (_OWN + r"embeddings\.mask_token", MASKED),
         (_BLOCK + r"attention\.self\.(query|key|value)\.(\w+)", r"layers.\1.blocks.\2.attn.\3.\4"),
-        (_BLOCK + r"attention\.self\.relative_position_bias_table", r"layers.\1.blocks.\2.attn.relative_position_bias_table"),
-        (_BLOCK + r"attention\.self\.continuous_position_bias_mlp\.(\d)\.(\w+)", r"layers.\1.blocks.\2.attn.cpb_mlp.\3.\4"),
+        (
+            _BLOCK + r"attention\.self\.relative_position_bias_table",
+            r"layers.\1.blocks.\2.attn.relative_position_bias_table",
+        ),
+        (
+            _BLOCK + r"attention\.self\.continuous_position_bias_mlp\.(\d)\.(\w+)",
+            r"layers.\1.blocks.\2.attn.cpb_mlp.\3.\4",
+        ),
         (_BLOCK + r"attention\.self\.logit_scale", r"layers.\1.blocks.\2.attn.logit_scale"),
         (_BLOCK + r"attention\.self\.relative_(?:position_index|coords_table)", _COMPUTED),
         (_BLOCK + r"attention\.output\.dense\.(\w+)", r"layers.\1.blocks.\2.attn.proj.\3"),
