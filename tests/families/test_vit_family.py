@@ -178,7 +178,6 @@ def test_a_norm_inside_makes_a_unit_unavailable_and_says_so(kwargs, unit, words)
     ("name", "reason"),
     [
         ("resnet18", "ResNet belongs to no known family"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer belongs to no known family"),
         ("vit_small_patch16_18x2_224", r"blocks\.0 is a ParallelThingsBlock"),
         ("vit_base_patch16_rpn_224", r"blocks\.0 is a ResPostBlock"),
         ("vit_base_patch16_siglip_224", "attention pooling"),
