@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from toolchain.errors import ArtifactError, ModelError, StorageError
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection, Recipe
+from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.load import Loaded, load_dense
@@ -52,6 +55,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BeitConfig",
         {**VIT, "use_shared_relative_position_bias": True, "use_mask_token": True},
     ),
+    "BEiT, masked": ("BeitForMaskedImageModeling", "BeitConfig", {**VIT, **TABLES, "vocab_size": 8}),
     "DINOv2": ("Dinov2Model", "Dinov2Config", DINO),
     "DINOv2, gated": ("Dinov2Model", "Dinov2Config", {**DINO, "use_swiglu_ffn": True, "mlp_ratio": 3}),
     "DINOv2 with registers": (
@@ -82,6 +86,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Swin": ("SwinForImageClassification", "SwinConfig", {**SWIN, **FIVE}),
     "Swin, bare": ("SwinModel", "SwinConfig", SWIN),
     "Swin 2": ("Swinv2ForImageClassification", "Swinv2Config", {**SWIN, **FIVE}),
+    "Swin 2, a window as large as the grid": ("Swinv2Model", "Swinv2Config", {**SWIN, "window_size": 16}),
     "Swin 2, bare": ("Swinv2Model", "Swinv2Config", SWIN),
 }
 """Name → class, its config's class, and its small sizes."""
@@ -126,6 +131,8 @@ def expected(model: nn.Module, case: str, x: Tensor) -> Tensor:
         return model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes).pooler_output
     if "ForImageClassification" in type(model).__name__:
         return model(x).logits
+    if "ForMasked" in type(model).__name__:
+        return model.layernorm(model.beit(x).last_hidden_state)[:, 0]
     out = getattr(model, "vision_model", model)(x)
     if type(model).__name__ in ("ViTModel", "DeiTModel"):
         return out.last_hidden_state[:, 0]
@@ -236,9 +243,8 @@ def test_weights_in_parts_and_as_torch_writes_them(tmp_path):
     model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
     assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
     model.save_pretrained(tmp_path / "bin")
+    torch.save(load_file(tmp_path / "bin" / "model.safetensors"), tmp_path / "bin" / "pytorch_model.bin")
     (tmp_path / "bin" / "model.safetensors").unlink()
-    model.save_pretrained(tmp_path / "plain")
-    torch.save(load_file(tmp_path / "plain" / "model.safetensors"), tmp_path / "bin" / "pytorch_model.bin")
     for name in ("parts", "bin"):
         assert torch.allclose(answers(loaded(tmp_path / name).module), wanted, atol=TOLERANCE)
     next((tmp_path / "parts").glob("model-*.safetensors")).unlink()
@@ -286,6 +292,8 @@ def test_only_a_folder_of_transformers_stands_without_a_name(tmp_path):
     write(tmp_path, architecture="vit_tiny_patch16_224", model_type="vit")
     assert not is_folder(tmp_path)
     assert not is_folder(tmp_path / "nothing")
+    with pytest.raises(ModelError, match=r"is a folder: write model\.name = 'local-dir:"):
+        load_dense(ModelSection(name=str(tmp_path)))
 
 
 def test_a_name_may_stand_beside_a_folder_if_it_is_that_model(tmp_path):
@@ -299,6 +307,48 @@ def test_a_name_may_stand_beside_a_folder_if_it_is_that_model(tmp_path):
             ModelError, match=r"does not compute what its config\.json describes.*Leave model\.name out"
         ):
             loaded(folder, name="vit_tiny_patch16_224", kwargs={**kwargs, **other})
+
+
+def test_classes_of_ones_own_start_untrained_where_they_are_trained_next(tmp_path):
+    """As with timm's pretrained weights: a folder as a name gives what it has."""
+    section = ModelSection(name=f"local-dir:{saved(tmp_path, 'DINOv2')}", kwargs={"num_classes": 7})
+    with pytest.raises(ModelError, match=r"have no classifier and the model 7.*model\.kwargs\.num_classes = 0 gives features"):
+        load_dense(section)
+    model = load_dense(section, may_be_untrained=True)
+    assert "The classifier started untrained" in notes(model)
+    wanted = loaded(tmp_path).module.state_dict()
+    assert all(torch.equal(model.module.state_dict()[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin", "parts"])
+def test_a_repository_of_a_hub_is_fetched_file_by_file(tmp_path, monkeypatch, form):
+    """Only config.json, the processor's and one form of the weights: a repository may hold ten."""
+    far, cache = tmp_path / "far", tmp_path / "cache"
+    cache.mkdir()
+    model = built("ViT")
+    model.save_pretrained(far, max_shard_size="20KB" if form == "parts" else "1GB")
+    write(far, "preprocessor_config.json", **SQUARE)
+    if form == "pytorch_model.bin":
+        torch.save(load_file(far / "model.safetensors"), far / form)
+        (far / "model.safetensors").unlink()
+    (far / "tf_model.h5").touch()
+
+    def fetched(*_: object, allow_patterns: list[str], **__: object) -> None:
+        for file in far.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+
+    def config(*_: object, **__: object) -> str:
+        return shutil.copy(far / "config.json", cache)
+
+    monkeypatch.setattr(hub, "reachable", lambda _: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", config)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    result = load_dense(ModelSection(name="hf-hub:org/name"))
+    assert torch.allclose(answers(result.module), expected(model, "ViT", images()), atol=TOLERANCE)
+    assert result.provenance["pretrained"] == "hf-hub:org/name"
+    assert result.module.pretrained_cfg["mean"] == pytest.approx((0.1,) * 3)
+    assert not (cache / "tf_model.h5").exists()
 
 
 # What changes, and what is told

@@ -24,6 +24,11 @@ class BeitConfig(VitConfig):
     use_mean_pooling: bool = True
     layer_scale_init_value: float = 0.1
 
+    @property
+    def pools_patches(self) -> bool:
+        """Whether it gives the mean of the patches; saved from masked pre-training, it has a norm over all tokens instead."""
+        return self.use_mean_pooling and not any("MaskedImage" in name for name in self.architectures)
+
 
 class BeitLayout(Layout[BeitConfig]):
     """The mean of the patches, normed, is what the classifier reads; or the class token, where config.json says so."""
@@ -42,7 +47,7 @@ class BeitLayout(Layout[BeitConfig]):
     def design(self, config: BeitConfig) -> Design:
         self.gelu_only(config)
         kwargs = vit_kwargs(config) | {
-            "global_pool": "avg" if config.use_mean_pooling else "token",
+            "global_pool": "avg" if config.pools_patches else "token",
             "init_values": config.layer_scale_init_value,
             "use_abs_pos_emb": config.use_absolute_position_embeddings,
             "use_rel_pos_bias": config.use_relative_position_bias,

@@ -80,9 +80,15 @@ class Folder:
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Mean, std, filter and crop, in timm's words."""
-        mean, std = self.layout.normalisation
         processor = {key: value for key, value in (self._processor or {}).items() if key != "crop"}
-        return {"mean": mean, "std": std, "interpolation": "bicubic", **processor}
+        whole = {
+            **dict(zip(("mean", "std"), self.layout.normalisation, strict=True)),
+            "interpolation": "bicubic",
+            **processor,
+        }
+        if len(whole["mean"]) != (channels := self.config.num_channels):  # defaults of three for a model of one
+            whole |= {key: (sum(whole[key]) / len(whole[key]),) * channels for key in ("mean", "std")}
+        return whole
 
     @cached_property
     def _processor(self) -> dict[str, Any] | None:
@@ -93,7 +99,7 @@ class Folder:
         """Sentences on what differs from the saved model before a weight is read."""
         notes = self.design.notes
         if self._processor is None or "mean" not in self._processor:
-            mean, std = self.layout.normalisation
+            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
             shown = f"{', '.join(f'{m:.3g}' for m in mean)} and {', '.join(f'{s:.3g}' for s in std)}"
             notes = (
                 *notes,
@@ -128,7 +134,7 @@ class Folder:
         except ArtifactError as error:
             raise ArtifactError(f"the Hugging Face folder {self.path} cannot be converted: {error}") from error
 
-    @cached_property
+    @property
     def _files(self) -> tuple[Path, ...]:
         for name in WHOLE:
             if (self.path / name).is_file():
@@ -145,6 +151,14 @@ class Folder:
         if missing := [name for name in names if not (self.path / name).is_file()]:
             raise StorageError(f"{self.path} lacks {missing[0]}, which {index.name} names; fetch the folder again")
         return tuple(self.path / name for name in names)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether all of its weights are there."""
+        try:
+            return bool(self._files)
+        except StorageError:
+            return False
 
     @property
     def digest(self) -> str:

@@ -54,7 +54,9 @@ def convert(tensors: Mapping[str, Tensor], rules: Rules) -> Converted:
             if isinstance(new, Left):
                 left[new.why] = (*left.get(new.why, ()), name)
             else:
-                state[match.expand(new)] = tensor
+                if (known := match.expand(new)) in state:
+                    raise ArtifactError(f"it holds two tensors for timm's {known}, the second as {name}")
+                state[known] = tensor
             break
         else:
             raise ArtifactError(f"it holds {name}, which config.json does not account for")
