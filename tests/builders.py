@@ -70,7 +70,36 @@ VARIANTS = {
     # Without the scale, a fresh head of this class hardly looks at what it is given.
     **{case: {**form, "head_init_scale": 7.0} for case, form in EVA.items() if timm.is_model(str(form["name"]))},
 }
-"""Every form of every family; some are younger than the oldest timm that is supported."""
+"""Every form of the plain blocks; some are younger than the oldest timm that is supported."""
+
+BLOCKS: dict[str, dict[str, object]] = {
+    "post-norm": {"name": "vit_base_patch16_rpn_224"},
+    "parallel": {"name": "vit_small_patch16_18x2_224", "init_values": 0.1},
+    "parallel scaling": {"name": "vit_pwee_patch16_reg1_gap_256", "qkv_bias": False},
+    "parallel scaling, normed": {"name": "vit_base_patch16_xp_224"},
+    "differential": {"name": "vit_dlittle_patch16_reg1_gap_256"},
+    "differential, parallel": {"name": "vit_dpwee_patch16_reg1_gap_256"},
+    "attention pool": {"name": "vit_base_patch16_siglip_224"},
+    "attention pool over registers": {"name": "vit_so150m_patch16_reg4_map_256"},
+    "refining pool": {"global_pool": "prr"},
+    "EVA post-norm": {
+        "name": "eva02_enormous_patch14_clip_224",
+        "head_init_scale": 7.0,
+        "img_size": 28,
+        "patch_size": 14,
+    },
+    "PE": {"name": "vit_pe_core_base_patch16_224", "head_init_scale": 7.0},
+    "EVA-02 CLIP": {"name": "eva02_base_patch16_clip_224", "head_init_scale": 7.0},
+    "BEiT-3": {"name": "beit3_base_patch16_224"},
+    "AIMv2": {"name": "aimv2_large_patch14_224", "img_size": 28, "patch_size": 14},
+}
+"""Every other block and way out, as changes of `TINY`."""
+
+STRUCTURES = {
+    **VARIANTS,
+    **{case: form for case, form in BLOCKS.items() if "name" not in form or timm.is_model(str(form["name"]))},
+}
+"""Every structure of every family."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -81,7 +110,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("gamma", "gamma_1", "gamma_2")):
                 parameter.copy_(0.5 + 0.1 * noise)
-            elif parameter.ndim == 1:
+            elif parameter.ndim == 1 or name.endswith(("relative_position_bias_table", "fc1_g.weight")):
                 parameter.add_(0.1 * noise)
     return module
 
@@ -98,8 +127,8 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
 
 
 def variant(case: str, seed: int = 0) -> TimmModel:
-    """One of `VARIANTS` at the size of `TINY`."""
-    kwargs = {**TINY, **VARIANTS[case]}
+    """One of `STRUCTURES` at the size of `TINY`."""
+    kwargs = {**TINY, **STRUCTURES[case]}
     return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
 
 
