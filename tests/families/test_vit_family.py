@@ -178,7 +178,6 @@ def test_a_norm_inside_makes_a_unit_unavailable_and_says_so(kwargs, unit, words)
     ("name", "reason"),
     [
         ("resnet18", "ResNet belongs to no known family"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer belongs to no known family"),
     ],
 )
 def test_an_unsupported_model_is_refused_with_the_reason(name, reason):

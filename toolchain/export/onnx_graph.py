@@ -82,10 +82,11 @@ def export_onnx(
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    with folder_beside(path) if is_large(module_bytes(module)) else nullcontext() as folder:
-        exported = _from_torch(module, input_size, opset, folder)
+    plain = _plain(module)
+    with folder_beside(path) if is_large(module_bytes(plain)) else nullcontext() as folder:
+        exported = _from_torch(plain, input_size, opset, folder)
         linears = linear_shapes(exported)
-        wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
+        wanted = Counter((m.in_features, m.out_features) for m in plain.modules() if isinstance(m, nn.Linear))
         if missing := wanted - linears:
             raise ArtifactError(
                 f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
@@ -145,18 +146,22 @@ def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:
     return shapes
 
 
-def _from_torch(
-    module: nn.Module, input_size: tuple[int, int, int], opset: int, folder: Path | None = None
-) -> onnx.ModelProto:
-    """The graph as torch exports it from a copy of the module, stripped of everything that is not the model.
-
-    In a folder, the weights go into the file `DATA` there and never through a protobuf message.
-    """
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy whose attention is neither fused nor computes what is known before."""
     plain = copy.deepcopy(module).eval().cpu().requires_grad_(False)
     for part in plain.modules():
         if hasattr(part, "fused_attn"):  # not timm's global switch: that one is read when a module is built
             setattr(part, "fused_attn", False)  # noqa: B010
-    lean(plain)
+    return lean(plain)
+
+
+def _from_torch(
+    plain: nn.Module, input_size: tuple[int, int, int], opset: int, folder: Path | None = None
+) -> onnx.ModelProto:
+    """The graph as torch exports it, stripped of everything that is not the model.
+
+    In a folder, the weights go into the file `DATA` there and never through a protobuf message.
+    """
     example = torch.zeros(2, *input_size)  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -175,9 +180,9 @@ def _from_torch(
                 verbose=False,
             )
     except Exception as error:  # its own errors, and whatever torch makes of a model on the way
-        raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
+        raise ArtifactError(f"torch cannot export {type(plain).__name__} to ONNX: {first_line(error)}") from error
     if program is None:  # only in torch's old exporter
-        raise ArtifactError(f"torch exported nothing for {type(module).__name__}")
+        raise ArtifactError(f"torch exported nothing for {type(plain).__name__}")
     if folder is None:
         model: onnx.ModelProto = program.model_proto
     else:

@@ -10,17 +10,7 @@ from torch import Tensor, nn
 from toolchain.families.base import AttentionSite, Block, Factorizable, Family, UnitGroup
 from toolchain.families.blocks import Layer, Part, blocks, refused_mlp
 from toolchain.families.narrow import narrow
-from toolchain.families.pooling import POOL, latent_pool, pool_layers, refining_site, refused_pool
-
-
-def refused_output(model: nn.Module) -> str | None:
-    """Why the way from the last block to the outputs is not supported, or None."""
-    if model.global_pool == "" and model.num_classes:
-        return (
-            "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg', or "
-            "model.kwargs.num_classes to 0 for the tokens themselves"
-        )
-    return refused_pool(model)
+from toolchain.families.pooling import POOL, latent_pool, pool_layers, refining_site, refused_output
 
 
 class ColumnarFamily(Family):

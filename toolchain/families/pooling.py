@@ -35,8 +35,13 @@ def latent_pool(model: nn.Module) -> NarrowLatentPool | None:
     return pool if isinstance(pool, NarrowLatentPool) else None
 
 
-def refused_pool(model: nn.Module) -> str | None:
-    """Why the attention pool of a model is not supported, or None."""
+def refused_output(model: nn.Module) -> str | None:
+    """Why the way from the last block to the outputs is not supported, or None."""
+    if model.global_pool == "" and model.num_classes:
+        return (
+            "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg', or "
+            "model.kwargs.num_classes to 0 for the tokens themselves"
+        )
     pool = getattr(model, POOL, None)
     if pool is None or type(pool) in REFINING or (type(pool) is NarrowLatentPool and pool.mlp is not None):
         return None

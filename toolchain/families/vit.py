@@ -92,10 +92,6 @@ class VitFamily(ColumnarFamily):
             state = checkpoint_filter_fn(dict(state), known, adapt_layer_scale=True)
         return narrow_state(state, model)
 
-    def attention_groups(self, attention: nn.Module, path: str) -> list[UnitGroup]:
-        """The units of one attention."""
-        return list(attention_part(attention, path).groups)
-
     def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:  # noqa: ARG002
         if isinstance(block, NarrowParallel):
             return [one_parallel(block, path)]

@@ -31,6 +31,7 @@ from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.surgery.check import check_plan
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 from toolchain.surgery.mask import add_masks, baked
+from toolchain.surgery.shapes import shapes_only
 from toolchain.surgery.slice import slice_module
 from toolchain.surgery.split import split_module
 
@@ -107,7 +108,7 @@ def save_model(model: AnyModel, folder: Path) -> Path:
         StorageError: the folder cannot be written, or holds what is no model folder.
     """
     plain = baked(model.module)
-    with torch.device("meta"):
+    with shapes_only():
         dense = create_dense(model.ref)
     with atomic_folder(folder, MODEL_FILES) as partial:
         try:
