@@ -100,6 +100,9 @@ VARIANTS = {
 }
 """Every form of the plain blocks; some are younger than the oldest timm that is supported."""
 
+FLEXIBLE = {"img_size": None, "pos_embed_grid_size": [2, 2]}
+"""NaFlexVit's size is that of its grid of positions."""
+
 BLOCKS: dict[str, dict[str, object]] = {
     "post-norm": {"name": "vit_base_patch16_rpn_224"},
     "parallel": {"name": "vit_small_patch16_18x2_224", "init_values": 0.1},
@@ -118,6 +121,21 @@ BLOCKS: dict[str, dict[str, object]] = {
     },
     "PE": {"name": "vit_pe_core_base_patch16_224", "head_init_scale": 7.0},
     "EVA-02 CLIP": {"name": "eva02_base_patch16_clip_224", "head_init_scale": 7.0},
+    "relative position MLP": {"name": "vit_relpos_base_patch16_224"},
+    "relative position table, class token": {"name": "vit_relpos_base_patch16_cls_224", "rel_pos_type": "bias"},
+    "shared relative positions": {"name": "vit_srelpos_medium_patch16_224"},
+    "relative positions, post-norm": {"name": "vit_relpos_base_patch16_rpn_224"},
+    "BEiT": {"name": "beit_base_patch16_224", "head_init_scale": 7.0},
+    "BEiT shared": {
+        "name": "beit_base_patch16_224",
+        "head_init_scale": 7.0,
+        "use_rel_pos_bias": False,
+        "use_shared_rel_pos_bias": True,
+    },
+    "NaFlex": {"name": "naflexvit_base_patch16_gap", **FLEXIBLE},
+    "NaFlex pool": {"name": "naflexvit_base_patch16_siglip", **FLEXIBLE},
+    "NaFlex rotary": {"name": "naflexvit_base_patch16_gap", "rope_type": "axial", **FLEXIBLE},
+    "hybrid": {"name": "vit_tiny_r_s16_p8_224", "patch_size": 4},
     "BEiT-3": {"name": "beit3_base_patch16_224"},
     "AIMv2": {"name": "aimv2_large_patch14_224", "img_size": 28, "patch_size": 14},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
@@ -222,6 +223,31 @@ def scale_of(block: nn.Module, path: str, layer: str, parameter: str = "") -> st
     if isinstance(getattr(block, layer, None), LayerScale):
         return f"{path}.{layer}.gamma"
     return f"{path}.{parameter}" if getattr(block, parameter, None) is not None else None
+
+
+def plain_layers(
+    block: nn.Module,
+    path: str,
+    context: Context | None = None,
+    *,
+    post: bool = False,
+    part: Callable[[nn.Module, str], Part] = fused_part,
+    site: Callable[[nn.Module, str], AttentionSite] = site_of,
+) -> list[Layer]:
+    """An attention, then an MLP, each with a norm before it.
+
+    Args:
+        block, path: the block.
+        context: what its attention takes besides, from the model.
+        post: whether the norms come after instead.
+        part, site: what the attention declares, from itself and its path.
+    """
+    attention, at = block.get_submodule("attn"), f"{path}.attn"
+    mlp = partial(mlp_part, block.get_submodule("mlp"), f"{path}.mlp")
+    return [
+        Layer(residual(block, path, 1, "attn", context, post=post), partial(part, attention, at), site(attention, at)),
+        Layer(residual(block, path, 2, "mlp", post=post), mlp),
+    ]
 
 
 def present(module: nn.Module, names: tuple[str, ...]) -> list[str]:

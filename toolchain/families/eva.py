@@ -13,7 +13,7 @@ from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.blocks import Context, Layer, blocks, mlp_part, residual, rigid_part, site_of
+from toolchain.families.blocks import Context, Layer, blocks, plain_layers, rigid_part
 from toolchain.families.columnar import ColumnarFamily
 
 LINEARS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
@@ -38,17 +38,9 @@ def eva_layers(block: nn.Module, path: str, context: Context, *, rotary: bool) -
         context: what gives its attention the rotation.
         rotary: whether there is one.
     """
-    post, attention = isinstance(block, EvaBlockPostNorm), block.get_submodule("attn")
     why = "rotary position embeddings" if rotary else "the fixed width of timm's EvaAttention"
-    mlp = partial(mlp_part, block.get_submodule("mlp"), f"{path}.mlp")
-    return [
-        Layer(
-            residual(block, path, 1, "attn", context, post=post),
-            partial(rigid_part, attention, f"{path}.attn", why, LINEARS),
-            site_of(attention, f"{path}.attn"),
-        ),
-        Layer(residual(block, path, 2, "mlp", post=post), mlp),
-    ]
+    part = partial(rigid_part, why=why, names=LINEARS)
+    return plain_layers(block, path, context, post=isinstance(block, EvaBlockPostNorm), part=part)
 
 
 def separate_biases(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from toolchain.families.base import AttentionSite, Branch, Factorizable, Parallel, Span, UnitGroup, pre_norm
 from toolchain.families.blocks import (
     INSTEAD,
-    Context,
     Layer,
     Part,
     fused_part,
@@ -30,8 +29,8 @@ from toolchain.families.blocks import (
     linear,
     mlp_part,
     normed_heads,
+    plain_layers,
     refused_mlp,
-    residual,
     rigid_part,
     scale_of,
     site_of,
@@ -64,11 +63,18 @@ class VitFamily(ColumnarFamily):
     """
 
     name = "vit"
-    timm_modules = ("vision_transformer", "deit", "vision_transformer_hybrid")
-    model_type = VisionTransformer
-    block_types = (VitBlock, ResPostBlock, ParallelThingsBlock, NarrowParallelBlock, NarrowDiffParallelBlock)
+    timm_modules: Sequence[str] = ("vision_transformer", "deit", "vision_transformer_hybrid")
+    model_type: type[nn.Module] = VisionTransformer
+    block_types: tuple[type[nn.Module], ...] = (
+        VitBlock,
+        ResPostBlock,
+        ParallelThingsBlock,
+        NarrowParallelBlock,
+        NarrowDiffParallelBlock,
+    )
     block_words = "timm's own blocks are"
-    attention_types, attention_words = (Attention, DiffAttention), "plain and differential self-attention are"
+    attention_types: tuple[type[nn.Module], ...] = (Attention, DiffAttention)
+    attention_words = "plain and differential self-attention are"
 
     def refused_block(self, block: nn.Module, path: str) -> str | None:
         if type(block) is not ParallelThingsBlock:
@@ -97,7 +103,8 @@ class VitFamily(ColumnarFamily):
             return [one_parallel(block, path)]
         if isinstance(block, ParallelThingsBlock):
             return parallel_things(block, path)
-        return plain_layers(block, path, post=isinstance(block, ResPostBlock))
+        post = isinstance(block, ResPostBlock)
+        return plain_layers(block, path, post=post, part=attention_part, site=attention_site)
 
     def classifier(self, model: nn.Module) -> str | None:
         return None if hasattr(model, "head_dist") else super().classifier(model)
@@ -105,20 +112,6 @@ class VitFamily(ColumnarFamily):
     def read_tokens(self, model: nn.Module) -> int | None:
         read = super().read_tokens(model)
         return 2 if read is not None and hasattr(model, "dist_token") else read
-
-
-def plain_layers(block: nn.Module, path: str, context: Context | None = None, *, post: bool = False) -> list[Layer]:
-    """An attention with one linear for q, k and v, then an MLP, each with a norm before or (`post`) after it."""
-    attention, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
-    at = f"{path}.attn"
-    return [
-        Layer(
-            residual(block, path, 1, "attn", context, post=post),
-            partial(attention_part, attention, at),
-            attention_site(attention, at),
-        ),
-        Layer(residual(block, path, 2, "mlp", post=post), partial(mlp_part, mlp, f"{path}.mlp")),
-    ]
 
 
 def parallel_things(block: nn.Module, path: str) -> list[Layer]:
