@@ -71,7 +71,7 @@ class ModelSection(Section):
     whose tokens are the outputs, counted from 0.
     """
 
-    name: str
+    name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
@@ -101,6 +101,12 @@ class ModelSection(Section):
     def _without_absent_layers(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
         return {key: value for key, value in record.items() if key != "layers" or value}
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSection:
+        if not self.name and not self.checkpoint:
+            raise ValueError("set name to that of a timm model, or checkpoint to a Hugging Face folder, which says it")
+        return self
 
 
 class DataSection(Section):
