@@ -276,7 +276,7 @@ class Refusing(Profiled, Refittable):
         runs: what the probe says of running; "" if the probe itself refuses.
     """
 
-    measures, engines = True, ("fp32",)
+    measures, builds = True, ("FLOAT",)
 
     def __init__(self, name: str, runs: str = "") -> None:
         self.name, self._runs, self.reached = name, runs, []

@@ -113,7 +113,7 @@ def test_an_unknown_precision_says_what_there_is(refused):
 
 
 def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):
-    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt",)))
+    register(PRECISIONS, replace(PRECISIONS["fp16"], product="fixed point"))
     assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')
 
 

@@ -24,7 +24,7 @@ from toolchain.targets import BuildOptions, EngineBuild, Refittable, Target, Tar
 class Copier(Target):
     """A target whose engine is the ONNX file under a name of its own."""
 
-    name, engines = "copier", ("fp32", "fp16")
+    name, builds = "copier", ("FLOAT", "HALF")
 
     def __init__(self):
         self.content, self.products, self.chosen = b"engine", {"FLOAT": 4}, {}

@@ -15,7 +15,7 @@ from toolchain.artifacts.engine import RECORD
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.precision import PRECISIONS
+from toolchain.export.precision import PRECISIONS, product_of
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
@@ -29,7 +29,7 @@ INT8 = "INT8"
 
 def builds(target: str, precision: str) -> bool:
     """Whether files of a precision become engines of a target."""
-    return precision in get_target(target).engines
+    return product_of(precision) in get_target(target).builds
 
 
 def engine_files() -> tuple[str, ...]:
@@ -58,10 +58,11 @@ def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
     """
     for name in section.targets:
         target = get_target(name)
-        if not target.engines:
+        if not target.builds:
             raise RecipeError(f"{name} runs files as they are and has no engines; remove it from engine.targets")
         if isinstance(target, Selective):
-            target.require(options_of(section), [each for each in precisions if each in target.engines])
+            products = [product_of(each) for each in precisions if builds(name, each)]
+            target.require(options_of(section), products)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class BuildEngine:
             raise StorageError(f"there is no ONNX file {given.path}")
         require_engines(self.section.model_copy(update={"targets": (self.target,)}), ())
         if given.own_precision and not builds(self.target, given.own_precision):
-            known = ", ".join(get_target(self.target).engines)
+            known = ", ".join(each for each in (FP32, *PRECISIONS) if builds(self.target, each))
             raise RecipeError(f"{given.path} is {given.own_precision}; engines of {self.target} are built from {known}")
         check_replaceable(self.folder, engine_files())
         get_target(self.target).probe()
@@ -123,7 +124,7 @@ class BuildEngine:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
         if not given.own_precision:
             return
-        wanted = PRECISIONS[given.own_precision].product if given.own_precision != FP32 else "FLOAT"
+        wanted = product_of(given.own_precision)
         found = built.facts.get("matmul_dtypes", {})
         right, expected = set(found) == {wanted}, 1
         if wanted == INT8:  # attention and what gives the logits stay in floating point

@@ -121,8 +121,10 @@ class Target(ABC):
     """In which calls are timed, the first under the target's own name; none where there is one way alone."""
     never_run: str = ""
     """What of it has never been carried out by those who wrote it, for want of a device; "" where all has."""
-    engines: tuple[str, ...]
-    """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
+    loads: tuple[str, ...] = ("FLOAT",)
+    """Types of matrix products that it runs, as `Precision.product` names them: files of other precisions are not timed on it."""
+    builds: tuple[str, ...] = ()
+    """Those of the ONNX files that it builds engines from; none where files run as they are."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
@@ -163,8 +165,8 @@ class Target(ABC):
 class Selective(Protocol):
     """A target that cannot build every engine that a recipe could ask for, and knows before any work is done."""
 
-    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
-        """Nothing, if engines of files in these precisions can be built here; else RecipeError or TargetUnavailable."""
+    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
+        """Nothing, if engines whose matrix products have these types can be built here; else RecipeError or TargetUnavailable."""
         ...
 
 

@@ -65,7 +65,6 @@ class Eager(Target):
     profile = TargetProfile()
     takes = ("model-folder",)
     measures = True
-    engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since torch is a dependency."""

@@ -159,10 +159,11 @@ class OpenVinoCpu(Profiled):
 
     takes = ("onnx", "openvino-ir")
     measures = True
-    engines: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    builds = ("FLOAT", "HALF", "BF16")
 
     def __init__(self, name: str, precision: str, lanes: int) -> None:
         self.name, self.precision = name, precision
+        self.loads = (*self.builds, *(() if precision == "bf16" else ("INT8", "INT8-DYNAMIC")))
         self.profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), lanes))
 
     def probe(self) -> TargetInfo:

@@ -47,7 +47,7 @@ class OrtCpu(Profiled):
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
     takes = ("onnx",)
     measures = True
-    engines: tuple[str, ...] = ()
+    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")  # it has no MatMul in bf16
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""

@@ -215,7 +215,7 @@ class OrtCuda(Target):
     measures = True
     uses_threads = False
     modes = EVERY_MODE
-    engines: tuple[str, ...] = ()
+    loads = ("FLOAT", "HALF")
 
     def __init__(self, mode: Mode = Mode()) -> None:  # noqa: B008 - frozen
         self.mode, self.name = mode, NAME + mode.suffix

@@ -44,6 +44,7 @@ from toolchain.targets.tensorrt.options import (
 from toolchain.targets.tensorrt.runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
+HALF = "HALF"
 
 
 class TensorRT(Refittable):
@@ -67,7 +68,7 @@ class TensorRT(Refittable):
     uses_threads = False
     modes = EVERY_MODE
     never_run = "no engine of it has ever been run: no GPU that it is for was at hand"
-    engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
+    loads = builds = ("FLOAT", "HALF", "BF16", "INT8")
 
     def __init__(
         self,
@@ -114,8 +115,8 @@ class TensorRT(Refittable):
             },
         )
 
-    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
-        """Nothing, if engines of files in these precisions can be built with these options.
+    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
+        """Nothing, if engines whose matrix products have these types can be built with these options.
 
         Raises:
             TargetUnavailable: the module is missing, or stripped engines need a driver.
@@ -124,7 +125,7 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             capabilities = tuple(self._capabilities(self._load(), options.compute_capabilities))
             require_options(self.name, replace(options, compute_capabilities=capabilities))
-            require_products(self.name, capabilities, [name for name in precisions if name != "fp16"])
+            require_products(self.name, capabilities, [name for name in products if name != HALF])
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
@@ -157,7 +158,7 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             known = self._capabilities(trt, options.compute_capabilities)
             capabilities = tuple(known)
-            require_products(self.name, capabilities, sorted(set(products["matmul_dtypes"]) - {"HALF"}))
+            require_products(self.name, capabilities, sorted(set(products["matmul_dtypes"]) - {HALF}))
             config.num_compute_capabilities = len(known)
             for index, value in enumerate(known.values()):
                 config.set_compute_capability(value, index)
