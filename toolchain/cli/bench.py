@@ -168,27 +168,24 @@ def verify(
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:
-    shown = found.to_dict()
-    latency, cold = shown["latency_ms"], shown["cold_start"]
+    latency, cold = found.latency.to_ratio(), found.cold_start
     facts = {
         "latency": f"{latency['point']:.3f} ms  [{latency['lo']:.3f}, {latency['hi']:.3f}]",
-        "p90": _ms(shown["p90_ms"]),
-        "p99": _ms(shown["p99_ms"]),
-        "throughput": f"{shown['samples_per_second']:.1f} samples/s at batch {found.scenario.batch}",
-        "size": f"{shown['size_bytes']:,} bytes",
-        "this machine now": f"supports comparisons at τ ≥ {100 * shown['tau_min']:.1f} %",
-        "machine": describe_machine(shown["environment"]),
+        "p90": _ms(found.tail_ms(0.9)),
+        "p99": _ms(found.tail_ms(0.99)),
+        "throughput": f"{found.samples_per_second:.1f} samples/s at batch {found.scenario.batch}",
+        "size": f"{found.artifact.size_bytes:,} bytes",
+        "this machine now": f"supports comparisons at τ ≥ {100 * found.tau_min:.1f} %",
+        "machine": describe_machine(found.environment),
     }
     facts |= _pace(found)
-    if cold:
-        facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
-        if cold["peak_rss_bytes"] is not None:
-            before = (
-                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it the interpreter)" if cold["rss_before_bytes"] else ""
-            )
-            facts["peak memory"] = f"{cold['peak_rss_bytes'] / 1e6:.0f} MB{before}"
-        if cold["device_bytes"] is not None:
-            facts["device memory"] = f"{cold['device_bytes'] / 1e6:.0f} MB"
+    if cold is not None:
+        facts["cold start"] = f"{cold.open_ms:.0f} ms to open, {cold.first_ms:.1f} ms for the first call"
+        if cold.peak_rss_bytes is not None:
+            before = f" ({cold.rss_before_bytes / 1e6:.0f} MB of it the interpreter)" if cold.rss_before_bytes else ""
+            facts["peak memory"] = f"{cold.peak_rss_bytes / 1e6:.0f} MB{before}"
+        if cold.device_bytes is not None:
+            facts["device memory"] = f"{cold.device_bytes / 1e6:.0f} MB"
     return facts
 
 

@@ -96,13 +96,13 @@ def print_report(report: Report, folder: Path) -> None:
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
+def print_facts(facts: Mapping[str, object]) -> None:
     """Name and value, one a line; facts of facts below their name, indented."""
     for text in fact_lines(facts):
         line(text)
 
 
-def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
+def fact_lines(facts: Mapping[str, object], indent: int = 0) -> Iterator[str]:
     """The lines of `print_facts`: counts as "MatMul 24, Add 13", shapes as [batch, 3, 224, 224], what is empty as "-"."""
     width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
@@ -111,7 +111,7 @@ def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
             yield f"{label}{text}"
             continue
         yield label.rstrip()
-        for entry in [value] if isinstance(value, Mapping) else value:
+        for entry in value if isinstance(value, list | tuple) else [value]:
             first, *rest = (
                 fact_lines(entry, indent + 4) if isinstance(entry, Mapping) else (f"{'':{indent + 4}}{entry}",)
             )
@@ -119,7 +119,7 @@ def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
             yield from rest
 
 
-def _inline(value: Any) -> str | None:
+def _inline(value: object) -> str | None:
     """A value as one line, or None where it needs several."""
     if isinstance(value, Mapping):
         counts = value and all(isinstance(count, int) and not isinstance(count, bool) for count in value.values())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from toolchain.devices.device import Device, device_for
 from toolchain.measure import stored
@@ -71,11 +71,11 @@ class Calibration(Strict):
         return {A: self.comparison.artifacts["A"]}
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.comparison.environment
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench calibrate --json`: the rows and, under `raw`, what they follow from."""
         return {
             "schema": SCHEMA,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from toolchain.measure import stored
 from toolchain.measure.environment import machine_changes
@@ -213,11 +213,11 @@ class Comparison(Strict):
         return None if found is None else found / 1e6
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.sessions[0].fingerprint.before.machine
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench compare --json`: the statistics and, under `raw`, what they follow from."""
         return {
             "schema": SCHEMA,

@@ -18,7 +18,7 @@ from toolchain.measure.samples import explain
 class Result(Protocol):
     """Raw samples with statistics that follow from them."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object: `schema`, the statistics, and under `raw` what they follow from."""
         ...
 
@@ -27,7 +27,7 @@ R = TypeVar("R", bound=Result)
 SEALED = ("raw", "raw_sha256")
 
 
-def sealed(raw: dict[str, Any]) -> dict[str, Any]:
+def sealed(raw: dict[str, object]) -> dict[str, object]:
     """Raw samples as a result holds them, with their digest: it tells of a change that no statistic feels.
 
     Results that were written before there was a digest have none. It shows accidents and edits; it is no signature.
