@@ -25,8 +25,8 @@ from toolchain.errors import ArtifactError, MeasurementError, ParityError, Recip
 from toolchain.measure.comparison import Session
 from toolchain.measure.intervals import Interval
 from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload
+from toolchain.measure.verify import verify
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
-from toolchain.pipeline.verify import verify
 
 pytestmark = pytest.mark.clock
 

@@ -15,7 +15,7 @@ from records import SUFFIX, Results, read_record
 from suite import HERE, Suite
 
 from toolchain.errors import ArtifactError
-from toolchain.pipeline.verify import verify
+from toolchain.measure.verify import verify
 
 FILES = ["README.md", "increase.tiny.svg", "widths.tiny.svg", "pruned.tiny.svg"]
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))

@@ -45,6 +45,8 @@ from toolchain.targets.tensorrt import target as trt_target
 from toolchain.targets.tensorrt.api import API, API_AHEAD_OF_TIME
 from toolchain.targets.tensorrt.network import inspected
 from toolchain.targets.tensorrt.options import (
+    BuiltEngine,
+    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -489,9 +491,8 @@ def test_a_capability_that_is_named_twice_is_one(no_gpu):
 
 def test_only_an_engine_for_later_versions_may_bring_code():
     trt = SimpleNamespace(Runtime=lambda _: SimpleNamespace(engine_host_code_allowed=False))
-    for record, allowed in (({}, False), ({"options": {"version_compatible": False}}, False)):
-        assert opened_runtime(trt, None, record).engine_host_code_allowed is allowed
-    assert opened_runtime(trt, None, {"options": {"version_compatible": True}}).engine_host_code_allowed is True
+    assert opened_runtime(trt, None, BuiltEngine().options).engine_host_code_allowed is False
+    assert opened_runtime(trt, None, ChosenOptions(version_compatible=True)).engine_host_code_allowed is True
 
 
 @needs_rtx
@@ -555,11 +556,11 @@ def test_weights_of_another_file_are_not_put_in(tmp_path):
     engine, onnx_ = tmp_path / "a.engine", tmp_path / "a.onnx"
     engine.write_bytes(b"engine")
     onnx_.write_bytes(b"weights")
-    for built_from in ({}, {"onnx_sha256": hashlib.sha256(b"others").hexdigest()}):
+    for built_from in (BuiltEngine(), BuiltEngine(onnx_sha256=hashlib.sha256(b"others").hexdigest())):
         with pytest.raises(ArtifactError, match="was not built from"):
             refitted(None, None, engine, onnx_, built_from)
     with pytest.raises(AttributeError, match="Runtime"):  # the digest is right, and the next step wants a TensorRT
-        refitted(None, None, engine, onnx_, {"onnx_sha256": hashlib.sha256(b"weights").hexdigest()})
+        refitted(None, None, engine, onnx_, BuiltEngine(onnx_sha256=hashlib.sha256(b"weights").hexdigest()))
 
 
 def test_the_inspector_is_read_by_layer():

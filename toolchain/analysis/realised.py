@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import JsonValue, model_validator
@@ -149,6 +149,8 @@ class Floor(Strict):
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
 
+    name: ClassVar[str] = SCHEMA
+
     scenario: Scenario
     design: Design
     models: dict[Letter, Counted]
@@ -201,6 +203,12 @@ class Floor(Strict):
     def artifacts(self) -> dict[Letter, ArtifactFacts]:
         """Which bytes were timed."""
         return {letter: counted.artifact for letter, counted in self.models.items()}
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in self.limits]
+        return ", ".join(shares) + ("" if self.is_valid else ", not verified")
 
     @property
     def environment(self) -> dict[str, JsonValue]:

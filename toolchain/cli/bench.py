@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolchain.analysis.realised import Floor
 from toolchain.cli.options import (
     Asked,
     BlocksOption,
@@ -23,7 +21,6 @@ from toolchain.cli.options import (
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.devices.device import open_device
-from toolchain.gate import GateResult
 from toolchain.measure.calibration import Calibration, built_in
 from toolchain.measure.calibration import calibrate as calibrate_machine
 from toolchain.measure.compare import compare as compare_artifacts
@@ -33,9 +30,7 @@ from toolchain.measure.samples import LOOKS
 from toolchain.measure.single import COLD_STARTS, Measurement
 from toolchain.measure.single import measure as measure_artifact
 from toolchain.measure.stored import read
-from toolchain.measure.summary import summary
-from toolchain.pipeline.verify import Measured
-from toolchain.pipeline.verify import verify as verify_file
+from toolchain.measure.verify import verify as verify_file
 from toolchain.progress import Progress
 from toolchain.report.tables import Table
 
@@ -113,7 +108,7 @@ def show_comparison(comparison: Comparison, *, json_: bool) -> None:
     if json_:
         print_json(comparison.to_dict())
     else:
-        line(summary(comparison))
+        line(comparison.headline)
         print_facts(_pair_facts(comparison))
     if (code := EXIT.get(comparison.verdict)) is not None:
         raise typer.Exit(code)
@@ -163,8 +158,8 @@ def verify(
         rows = [{"path": str(path), **{k: v for k, v in read(path).items() if k != "raw"}} for path, _ in checked]
         print_json(rows)
         return
-    for path, found in checked:
-        line(f"{path}: {_short(found)}")
+    for path, result in checked:
+        line(f"{path}: {result.headline}; follows from its samples")
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:
@@ -187,23 +182,6 @@ def _run_facts(found: Measurement) -> dict[str, str]:
         if cold.device_bytes is not None:
             facts["device memory"] = f"{cold.device_bytes / 1e6:.0f} MB"
     return facts
-
-
-def _short(found: Measured | GateResult) -> str:
-    """One line about a result that was recomputed."""
-    if isinstance(found, Comparison):
-        return summary(found)
-    if isinstance(found, GateResult):
-        return f"{found.headline}; latencies follow from their samples"
-    if isinstance(found, Measurement):
-        shown = found.latency.to_ratio()
-        said = f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
-    elif isinstance(found, Floor):
-        shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in found.limits]
-        said = ", ".join(shares) + ("" if found.is_valid else ", not verified")
-    else:
-        said = f"τ ≥ {100 * found.rows[-1].tau_min:.1f} % with {found.rows[-1].blocks} blocks"
-    return f"{said}, follows from its samples"
 
 
 def _pair_facts(found: Comparison) -> dict[str, str]:

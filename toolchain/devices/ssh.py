@@ -23,11 +23,12 @@ from pydantic import BaseModel, ValidationError
 
 from toolchain.devices.portable import Portable, PortableSchedule
 from toolchain.devices.targets_toml import SshSettings
-from toolchain.devices.transport import Samples, Schedule, follow
+from toolchain.devices.transport import follow
 from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import SILENT, Nobody, Progress
 from toolchain.targets import TargetInfo
 

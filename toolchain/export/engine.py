@@ -125,17 +125,17 @@ class BuildEngine:
         if not given.own_precision:
             return
         wanted = product_of(given.own_precision)
-        found = built.facts.get("matmul_dtypes", {})
-        right, expected = set(found) == {wanted}, 1
+        products = built.record.matmul_dtypes or {}
+        right, expected = set(products) == {wanted}, 1
         if wanted == INT8:  # attention and what gives the logits stay in floating point
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
-            right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
+            right = products.get(wanted, 0) == expected > 0 and set(products) <= {wanted, "FLOAT"}
         if not right:
             raise ArtifactError(
-                f"{built.path.name} is no {given.own_precision} engine: its matrix products are {found}, expected {wanted}"
+                f"{built.path.name} is no {given.own_precision} engine: its matrix products are {products}, expected {wanted}"
             )
-        chosen = built.facts.get("inspected_products", {})
-        if built.facts.get("inspector") is not None and not chosen:
+        chosen = built.record.inspected_products
+        if built.record.inspector is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
         if chosen and given.own_precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
@@ -71,6 +71,8 @@ class GateResult(Strict):
     Raises:
         ValidationError: two cells have one name.
     """
+
+    name: ClassVar[str] = SCHEMA
 
     tool: str
     day: dt.date

@@ -19,7 +19,6 @@ from typing import IO, Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from toolchain.devices.portable import FOLDER, Portable
-from toolchain.devices.transport import Samples, Schedule
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.files import atomic_path, sha256
 from toolchain.measure.compare import plan_comparison
@@ -27,6 +26,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import Progress
 
 RUN_SH = '#!/bin/sh\n# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh\n\

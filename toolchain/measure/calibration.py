@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -38,6 +38,8 @@ class Row:
 class Calibration(Strict):
     """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
 
+    name: ClassVar[str] = SCHEMA
+
     comparison: Comparison
     seconds: tuple[float, ...]
 
@@ -69,6 +71,12 @@ class Calibration(Strict):
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
         """Which bytes were timed."""
         return {A: self.comparison.artifacts["A"]}
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        last = self.rows[-1]
+        return f"τ ≥ {100 * last.tau_min:.1f} % with {last.blocks} blocks"
 
     @property
     def environment(self) -> dict[str, JsonValue]:

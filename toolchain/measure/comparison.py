@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import JsonValue, model_validator
@@ -122,6 +122,8 @@ class Comparison(Strict):
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
 
+    name: ClassVar[str] = SCHEMA
+
     scenario: Scenario
     design: Design
     parity: Parity
@@ -211,6 +213,13 @@ class Comparison(Strict):
         samples = [each for session in self.sessions for slot in session.slots_ns(variant) for each in slot]
         found = tail(samples, share)
         return None if found is None else found / 1e6
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        from toolchain.measure.summary import summary  # which reads comparisons
+
+        return summary(self)
 
     @property
     def environment(self) -> dict[str, JsonValue]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
@@ -73,6 +73,8 @@ class Measurement(Strict):
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
 
+    name: ClassVar[str] = SCHEMA
+
     scenario: Scenario
     design: Design
     artifact: ArtifactFacts
@@ -135,6 +137,12 @@ class Measurement(Strict):
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
         """Which bytes were timed."""
         return {A: self.artifact}
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        shown = self.latency.to_ratio()
+        return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
 
     @property
     def environment(self) -> dict[str, JsonValue]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,10 +16,26 @@ from toolchain.measure.samples import explain
 
 
 class Result(Protocol):
-    """Raw samples with statistics that follow from them."""
+    """Raw samples with statistics that follow from them.
+
+    Attributes:
+        name: the schema of its files.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        ...
 
     def to_dict(self) -> dict[str, object]:
         """The JSON object: `schema`, the statistics, and under `raw` what they follow from."""
+        ...
+
+    @staticmethod
+    def load(path: Path) -> Result:
+        """The result in a file; raises as `load` of this module."""
         ...
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from toolchain.on_device.runner import time_calls_ns
-from toolchain.targets.base import Feeds
+from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.mode import Mode
 
 
@@ -80,7 +80,7 @@ class GpuRunner(ABC):
     def launch(self, feeds: Feeds) -> Launch:
         """A call on these inputs, which are on the device when this returns."""
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call."""
         with torch.cuda.stream(self._stream):
             launched = self.launch(feeds)

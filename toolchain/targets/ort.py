@@ -14,14 +14,13 @@ import onnxruntime as ort
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256
-from toolchain.on_device.runner import OrtRunner, cpu_model, ort_options
+from toolchain.on_device.runner import OrtRunner, Runner, cpu_model, ort_options
 from toolchain.targets.base import (
     BuildOptions,
     EngineBuild,
     Feeds,
     NodeTime,
     Profiled,
-    Runner,
     TargetInfo,
     TargetProfile,
 )

@@ -15,8 +15,8 @@ import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import ort_options
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
+from toolchain.on_device.runner import Runner, ort_options
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import EVERY_MODE, Mode
 

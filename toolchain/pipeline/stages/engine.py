@@ -50,7 +50,6 @@ class Engine(RunStage[EngineFacts]):
         engine = run_stage(stage, source)
         built = engine.artifact
         artifact = open_artifact(built.path)
-        capabilities = built.facts.get("compute_capabilities")
         facts = EngineFacts(
             target=self.target,
             precision=self.precision,
@@ -58,10 +57,10 @@ class Engine(RunStage[EngineFacts]):
             path=built.path.relative_to(run.root).as_posix(),
             bytes=artifact.size_bytes,
             download_bytes=artifact.download_bytes,
-            compute_capabilities=None if capabilities is None else tuple(capabilities),
-            matmul_dtypes=built.facts.get("matmul_dtypes"),
-            attention_layers=built.facts.get("attention_layers"),
-            fused_attention=built.facts.get("fused_attention"),
+            compute_capabilities=built.record.compute_capabilities,
+            matmul_dtypes=built.record.matmul_dtypes,
+            attention_layers=built.record.attention_layers,
+            fused_attention=built.record.fused_attention,
         )
         return Made((folder,), facts, engine.rungs)
 
