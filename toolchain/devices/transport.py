@@ -42,7 +42,13 @@ class LocalTransport:
     """A fresh Python process on this machine; the device runner alone where it has the runtime built in.
 
     One session runs at a time on a machine; another one of the same user waits.
+
+    Args:
+        python: the interpreter.
     """
+
+    def __init__(self, python: str = sys.executable) -> None:
+        self.python = python
 
     def run(self, schedule: Schedule, progress: Progress) -> Samples:
         """The session's result; raises as `Measurer.run` does."""
@@ -58,7 +64,7 @@ class LocalTransport:
             schedule_path, out_path = Path(folder, "schedule.json"), Path(folder, "samples.json")
             write_json(schedule_path, schedule)
             # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
-            command = [sys.executable, "-P", *program, str(schedule_path), str(out_path)]
+            command = [self.python, "-P", *program, str(schedule_path), str(out_path)]
             with alone(progress):
                 _start(command, environment, progress, schedule["variants"][0]["runtime"])
             result = read_json(out_path)

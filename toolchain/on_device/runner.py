@@ -535,13 +535,19 @@ def altered_files(schedule: Schedule) -> list[str]:
     return wrong
 
 
-def emulation() -> str:
-    """Why this is no real device, "" if nothing says so: the processor of another machine shows through."""
-    cpuinfo, arch = _read("/proc/cpuinfo") or "", _read("/proc/sys/kernel/arch")
-    modalias = _read("/sys/devices/system/cpu/modalias") or ""
+def emulation(machine: str = "", read: Callable[[str], str | None] | None = None) -> str:
+    """Why this is no real device, "" if nothing says so: the processor of another machine shows through.
+
+    Args:
+        machine: what programs here are for; "" for what Python says.
+        read: a file's text or None, of this machine where nothing else is given.
+    """
+    machine, read = machine or platform.machine(), read or _read
+    cpuinfo, arch = read("/proc/cpuinfo") or "", read("/proc/sys/kernel/arch")
+    modalias = read("/sys/devices/system/cpu/modalias") or ""
     vendor, name = _cpu_field(cpuinfo, "vendor_id"), _cpu_field(cpuinfo, "model name") or ""
     # Newer emulators write a cpuinfo of their own, but not what the kernel says elsewhere.
-    if platform.machine() in X86:
+    if machine in X86:
         signs = {
             " on an Arm processor": vendor == "VirtualApple" or arch in ARM or modalias.startswith("cpu:type:aarch64"),
             "": "QEMU TCG" in name,
@@ -551,16 +557,16 @@ def emulation() -> str:
         signs = {" on an x86 processor": x86}
     for where, seen in signs.items():
         if seen:
-            return f"programs for {platform.machine()} are emulated{where}; latency is never measured there"
+            return f"programs for {machine} are emulated{where}; latency is never measured there"
     return ""
 
 
-def _alone(progress: Callable[[float, str], None]) -> Any:
-    """An open lock of the current folder, held until this process ends; None if others keep it for too long."""
+def _alone(progress: Callable[[float, str], None], wait_s: float = LOCK_WAIT_S) -> Any:
+    """An open lock of the current folder, held until this process ends; None if others keep it for longer than `wait_s`."""
     import fcntl
 
     lock = Path("lock").open("w")  # noqa: SIM115  (it is to stay open)
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
