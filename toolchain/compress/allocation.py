@@ -204,7 +204,7 @@ class Allocation:
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
             **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
-            "latency": [asdict(target) for target in self.latency],
+            "latency": [{**asdict(target), "reachable": list(target.reachable)} for target in self.latency],
             **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
 

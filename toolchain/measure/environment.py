@@ -44,7 +44,7 @@ class Machine(BaseModel):
     cpu: str | None = None
     cores: int | None = None
     affinity: tuple[int, ...] | None = None
-    threads: int | None = None
+    threads: int | str | None = None
     gpus: tuple[dict[str, str], ...] = ()
     runtimes: dict[str, str] = Field(default_factory=dict)
 
