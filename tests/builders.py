@@ -65,8 +65,36 @@ EVA: dict[str, dict[str, object]] = {
 }
 """Every form of timm's Eva, as changes of `TINY`."""
 
+TINY_SWIN = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depths": (2, 1),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "num_classes": 7,
+}
+
+V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
+SWIN: dict[str, dict[str, object]] = {
+    "Swin": {"name": V1},
+    "Swin, padded windows": {"name": V1, "img_size": 40},
+    "Swin, windows as large as the grid": {"name": V1, "always_partition": True},
+    "Swin, dynamic size": {"name": V1, "strict_img_size": False},
+    "Swin, no qkv bias": {"name": V1, "qkv_bias": False},
+    "Swin, narrow heads": {"name": V1, "head_dim": 8},
+    "Swin, other windows in each stage": {"name": V1, "window_size": (4, 2)},
+    "Swin V2": {"name": V2},
+    "Swin V2, padded windows": {"name": V2, "img_size": 40},
+    "Swin V2, dynamic size": {"name": V2, "strict_img_size": False},
+    "Swin V2, no qkv bias": {"name": V2, "qkv_bias": False},
+    "Swin V2, of smaller windows": {"name": V2, "pretrained_window_sizes": (2, 2)},
+}
+"""Every form of timm's Swin Transformer, as changes of `TINY_SWIN`."""
+
 VARIANTS = {
     **VIT,
+    **SWIN,
     # Without the scale, a fresh head of this class hardly looks at what it is given.
     **{case: {**form, "head_init_scale": 7.0} for case, form in EVA.items() if timm.is_model(str(form["name"]))},
 }
@@ -74,14 +102,16 @@ VARIANTS = {
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every bias, norm and LayerScale values that matter, so that no comparison is vacuous."""
+    """Gives every bias, norm, LayerScale and table values that matter, so that no comparison is vacuous."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("gamma", "gamma_1", "gamma_2")):
                 parameter.copy_(0.5 + 0.1 * noise)
-            elif parameter.ndim == 1:
+            elif name.endswith(("norm1.weight", "norm2.weight")):
+                parameter.copy_(1 + 0.1 * noise)  # zero in a fresh model with norms behind its branches
+            elif parameter.ndim == 1 or name.endswith(("bias_table", "logit_scale")):
                 parameter.add_(0.1 * noise)
     return module
 
@@ -97,10 +127,16 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "random"})
 
 
+def named(case: str) -> tuple[str, dict[str, object]]:
+    """(timm's name, keyword arguments) of one of `VARIANTS`, tiny."""
+    kwargs = {**(TINY_SWIN if case in SWIN else TINY), **VARIANTS[case]}
+    return str(kwargs.pop("name", "vit_tiny_patch16_224")), kwargs
+
+
 def variant(case: str, seed: int = 0) -> TimmModel:
-    """One of `VARIANTS` at the size of `TINY`."""
-    kwargs = {**TINY, **VARIANTS[case]}
-    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
+    """One of `VARIANTS`, tiny."""
+    name, kwargs = named(case)
+    return dense_model(name, seed, **kwargs)
 
 
 def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share: float = 0.5) -> CompressionPlan:

@@ -62,17 +62,23 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The two products of attention: H heads of head dim d over N tokens in each of some windows, 2·H·N²·d MACs each."""
+    """The two products of attention: H heads of head dim d over N tokens in each of some windows.
+
+    Attributes:
+        queries: how many tokens ask; None for all N.
+    """
 
     heads: int
     head_dim: int
     tokens: int
     windows: int = 1
+    queries: int | None = None
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of q kᵀ and of the weighted sum of v for one image."""
-        return 2 * self.windows * self.heads * self.tokens**2 * self.head_dim
+        queries = self.tokens if self.queries is None else self.queries
+        return 2 * self.windows * self.heads * queries * self.tokens * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,10 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
             child.register_forward_hook(on_attention)
     with torch.no_grad():
         shadow(torch.empty(1, *input_size, device="meta"))
-    attentions = {name: AttentionShape(site.heads, site.head_dim, *inside[name]) for name, site in sites.items()}
+    attentions = {
+        name: AttentionShape(site.heads, site.head_dim, *inside[name], queries=site.queries)
+        for name, site in sites.items()
+    }
     params = sum(p.numel() for p in module.parameters())
     scales = [branch.scale for branch in family.branches(module) if branch.scale is not None]
     scale_params = sum(module.get_parameter(name).numel() for name in scales)

@@ -178,7 +178,6 @@ def test_a_norm_inside_makes_a_unit_unavailable_and_says_so(kwargs, unit, words)
     ("name", "reason"),
     [
         ("resnet18", "ResNet belongs to no known family"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer belongs to no known family"),
         ("vit_small_patch16_18x2_224", r"blocks\.0 is a ParallelThingsBlock"),
         ("vit_base_patch16_rpn_224", r"blocks\.0 is a ResPostBlock"),
         ("vit_base_patch16_siglip_224", "attention pooling"),
@@ -193,19 +192,32 @@ def test_an_unsupported_model_is_refused_with_the_reason(name, reason):
     assert caught.value.exit_code == 2
 
 
-def test_a_model_without_logits_of_an_image_is_refused():
-    """Compression is judged by the logits of an image: one row, and more than the features that a classifier reads."""
-    cases = {
-        "global_pool": ({"global_pool": ""}, "a row of logits per token"),
-        "num_classes": ({"num_classes": 0}, "no classifier.*set model.checkpoint to .*"),
-    }
-    for key, (kwargs, reason) in cases.items():
-        with pytest.raises(ModelError, match=f"tiny is not supported: .*{reason}.*model.kwargs.{key} to "):
-            family_of(tiny(**kwargs), "tiny")
-    without = tiny()
-    without.head = nn.Identity()
-    assert "no classifier" in str(FAMILY.refuses(without))
+def test_a_row_of_logits_per_token_is_refused():
+    with pytest.raises(
+        ModelError, match=r"tiny is not supported: .*a row of logits per token.*model\.kwargs\.num_classes to 0"
+    ):
+        family_of(tiny(global_pool=""), "tiny")
     assert FAMILY.refuses(tiny(global_pool="avg")) is None
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "classifier", "read"),
+    [
+        ({}, "head", 1),
+        ({"num_classes": 0}, None, 1),
+        ({"num_classes": 0, "global_pool": "avg"}, None, None),
+        ({"num_classes": 0, "global_pool": ""}, None, None),
+        ({"num_classes": 0, "name": "deit_tiny_distilled_patch16_224"}, None, 2),
+    ],
+)
+def test_a_model_without_a_classifier_ends_in_its_features_or_its_tokens(kwargs, classifier, read):
+    model = tiny(**kwargs)
+    assert FAMILY.refuses(model) is None
+    assert (FAMILY.classifier(model), FAMILY.read_tokens(model)) == (classifier, read)
+    stream = torch.zeros(2, model.num_prefix_tokens + 4, WIDTH, device="meta")
+    tokens = kwargs.get("global_pool") == ""
+    wanted = stream.shape if tokens else (2, WIDTH if classifier is None else 7)
+    assert FAMILY.head(model, stream).shape == wanted
 
 
 def test_other_mlps_and_depth_0_are_refused():

@@ -20,14 +20,14 @@ from toolchain.compress.moments import Moments
 from toolchain.compress.obs import eliminate, predict_removed
 from toolchain.compress.sensitivity import Sensitivity
 from toolchain.cost import RANK
-from toolchain.families import Branch, Factorizable, UnitGroup
+from toolchain.families import Branch, Factorizable, Span, UnitGroup
 from toolchain.registry import Registry
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 
 
 def sites_in(branch: Branch, sites: Iterable[Site]) -> list[Site]:
     """The sites that lie in a branch, in order."""
-    return [site for site in sites if f"{key_of(site)[0]}.".startswith(f"{branch.module}.")]
+    return [site for site in sites if branch.holds(key_of(site)[0])]
 
 
 class Reduction(Protocol):
@@ -92,22 +92,25 @@ class AttentionReduction:
             self.heads.linear("output").bias.copy_(self._bias + shift)
 
     def reader(self) -> tuple[str, Tensor]:
-        """The output projection and its columns of the kept directions, over all heads."""
-        flags = torch.zeros(self.group.partitions, self.group.total, dtype=torch.bool)
-        flags[:, : self._width] = True
+        """The output projection and its columns without those of the removed directions, over all heads."""
+        kept = torch.zeros(self.group.partitions, self.group.total, dtype=torch.bool)
+        kept[:, : self._width] = True
         span = self.heads.span("output")
-        return span.linear, flags.flatten().nonzero().squeeze(1) + span.offset
+        return span.linear, _columns(self.heads.linear("output"), span, kept.flatten())
 
     @torch.no_grad()
     def _statistics(self, branch: Branch, stream: Sequence[Tensor], care: Sensitivity) -> HeadStatistics:
-        source, reader = self.heads.span("query").linear, self.heads.span("output").linear
+        source, reader = (
+            {role: self.heads.span(role).linear for role in ("query", "key")},
+            self.heads.span("output").linear,
+        )
         query = key = total = square = torch.zeros((), dtype=torch.float64)
         windows, rows = 0, 0.0
-        with captured(self.heads.module, {source: "out"}) as seen:
+        with captured(self.heads.module, dict.fromkeys(source.values(), "out")) as seen:
             for x in stream:
                 mixed = input_of(self.heads.module, branch, reader, x)
                 # In float64: what decides the order of directions is how little the least of them matter.
-                q, k = (self.heads.activations(role, seen[source]).double() for role in ("query", "key"))
+                q, k = (self.heads.activations(role, seen[name]).double() for role, name in source.items())
                 u = self.heads.activations("output", mixed).double()
                 weights = care.weights(self.heads.module, branch, x)[:, None, :, None]
                 k = k - k.mean(2, keepdim=True)  # keys are always of all tokens
@@ -133,12 +136,14 @@ class NeuronReduction:
     ) -> None:
         assert isinstance(site, UnitGroup)
         self._module, self._width = module, site.total
-        self._name = next(span for span in site.spans if span.axis == 1).linear
-        self._moments = moments_of_input(module, branch, self._name, stream, care)
-        linear = _linear(module, self._name)
-        self._weight = linear.weight.detach().double().clone()
+        self._span = next(span for span in site.spans if span.axis == 1)
+        self._part = slice(self._span.offset, self._span.offset + site.total)
+        moments = moments_of_input(module, branch, self._span.linear, stream, care)
+        self._mean, self._covariance = moments.mean[self._part], moments.covariance[self._part, self._part]
+        linear = _linear(module, self._span.linear)
+        self._weight = linear.weight[:, self._part].detach().double().clone()
         self._bias = None if linear.bias is None else linear.bias.detach().double().clone()
-        self._path = eliminate(care.root @ self._weight, self._moments.covariance)
+        self._path = eliminate(care.root @ self._weight, self._covariance)
 
     def indices(self, width: int) -> tuple[int, ...]:
         """The neurons that are eliminated last."""
@@ -148,19 +153,21 @@ class NeuronReduction:
     def apply(self, width: int, *, refit: bool = True) -> None:
         """With `refit` lets the kept neurons predict the removed ones; without, these are only gone."""
         self._width, kept = width, self._path.kept(width)
-        linear = _linear(self._module, self._name)
+        linear = _linear(self._module, self._span.linear)
         if refit:
-            weight, shift = predict_removed(self._weight, self._moments.covariance, self._moments.mean, kept)
+            weight, shift = predict_removed(self._weight, self._covariance, self._mean, kept)
         else:
             weight, shift = torch.zeros_like(self._weight), torch.zeros(len(self._weight), dtype=torch.float64)
             weight[:, kept] = self._weight[:, kept]
-        linear.weight.copy_(weight)
+        linear.weight[:, self._part] = weight.to(linear.weight)
         if self._bias is not None:
             linear.bias.copy_(self._bias + shift)
 
     def reader(self) -> tuple[str, Tensor]:
-        """The second linear and its columns of the kept neurons."""
-        return self._name, self._path.kept(self._width)
+        """The second linear and its columns without those of the removed neurons."""
+        kept = torch.zeros(self._span.width, dtype=torch.bool)
+        kept[self._path.kept(self._width)] = True
+        return self._span.linear, _columns(_linear(self._module, self._span.linear), self._span, kept)
 
 
 class SplitReduction:
@@ -221,6 +228,13 @@ def moments_of_input(
         weights = None if care is None else care.weights(module, branch, x).flatten().to(entering)
         moments.add(entering.flatten(0, -2), weights=weights)
     return moments
+
+
+def _columns(linear: nn.Linear, span: Span, kept: Tensor) -> Tensor:
+    """The columns of a linear of which none is one of a span's positions that are not in `kept`, bool."""
+    flags = torch.ones(linear.in_features, dtype=torch.bool)
+    flags[span.offset : span.offset + len(kept)] = kept
+    return flags.nonzero().squeeze(1)
 
 
 def _gram(x: Tensor, y: Tensor) -> Tensor:

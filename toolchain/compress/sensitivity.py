@@ -65,7 +65,8 @@ class Sensitivity:
 
     def weights(self, model: nn.Module, branch: Branch, x: Tensor) -> Tensor:
         """ω of each row that linears of a branch are given of a stream x [B, *, D]; [G, n]."""
-        laid_out = self.tokens.reshape(x.shape[1:-1])[..., None].expand(*x.shape[:-1], 1)
+        shape = branch.base(x).shape
+        laid_out = self.tokens.reshape(shape[1:-1])[..., None].expand(*shape[:-1], 1)
         return branch.arranged(model, laid_out)[..., 0]
 
 
@@ -74,14 +75,15 @@ def sensitivities(
 ) -> dict[str, Sensitivity]:
     """Branch module → its sensitivity, from one backward pass over some images; the model is left as it is.
 
-    The gradient of what a branch adds is that of the residual stream after it.
+    The gradient of what a branch adds is that of the residual stream after it. Where a norm follows, it is that of what
+    enters the norm.
     """
     branches = family.branches(model)
     outer: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
     streams: dict[str, Tensor] = {}
 
-    def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor, name: str) -> Tensor:
+    def keep(output: Tensor, name: str) -> Tensor:
         # The parameters ask for no gradient, so the first branch's output starts the graph.
         output = output if output.requires_grad else output.detach().requires_grad_()
         output.retain_grad()
@@ -91,7 +93,11 @@ def sensitivities(
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = [
         model.get_submodule(branch.added).register_forward_hook(
-            lambda module, inputs, output, name=branch.module: keep(module, inputs, output, name)
+            lambda _module, _inputs, output, name=branch.module: keep(output, name)
+        )
+        if branch.norm is None
+        else model.get_submodule(branch.norm).register_forward_pre_hook(
+            lambda _module, inputs, name=branch.module: keep(inputs[0], name)
         )
         for branch in branches
     ]

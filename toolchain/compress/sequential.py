@@ -109,21 +109,29 @@ def reduce_sequentially(
                 reduction, width = REDUCTIONS[key_of(site)[1]](module, branch, site, ours, care), widths[key_of(site)]
                 reduction.apply(width, refit=how.refit)
                 kept[key_of(site)] = reduction.indices(width)
-                reader = reduction.reader() or reader
-            wanted = [branch.run(dense, their) for their in theirs]
+                reader = _narrowed(reader, reduction.reader())
+            wanted = [branch.gives(dense, their) for their in theirs]
             if reader is None and kept:  # nothing ends here that was reduced, but it can mend what came before
                 last = module.get_submodule(branch.reader)
                 reader = (branch.reader, torch.arange(last.in_features)) if isinstance(last, nn.Linear) else None
             if reader is not None and how.refit:
-                towards = (y + how.beta * (their - our) for y, their, our in zip(wanted, theirs, ours, strict=True))
+                pairs = zip(wanted, theirs, ours, strict=True)
+                towards = (branch.asked(y, their, our, how.beta) for y, their, our in pairs)
                 added = _refitted(module, branch, reader, towards, ours, care)
             else:
-                added = (branch.run(module, our) for our in list(ours))
+                added = (branch.gives(module, our) for our in list(ours))
             for batch, (y, own) in enumerate(zip(wanted, added, strict=True)):
-                theirs[batch] = theirs[batch] + y
-                ours[batch] = ours[batch] + own if how.sequential else theirs[batch]
+                theirs[batch] = branch.after(theirs[batch], branch.adds(dense, y))
+                ours[batch] = branch.after(ours[batch], branch.adds(module, own)) if how.sequential else theirs[batch]
         progress.at((index + 1) / len(blocks), f"reducing {block.path}")
     return Reduced(kept, _head(teacher, module, theirs, ours) if how.refit else None)
+
+
+def _narrowed(reader: tuple[str, Tensor] | None, latest: tuple[str, Tensor] | None) -> tuple[str, Tensor] | None:
+    """The linear that ends a branch and its columns that are left, after one more site of the branch was reduced."""
+    if reader is None or latest is None or reader[0] != latest[0]:
+        return latest or reader
+    return latest[0], latest[1][torch.isin(latest[1], reader[1])]
 
 
 def _head(teacher: Teacher, module: nn.Module, theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> Head | None:
@@ -151,7 +159,7 @@ def _refitted(
     ours: Sequence[Tensor],
     care: Sensitivity,
 ) -> Iterator[Tensor]:
-    """What a branch adds, batch by batch, after a re-fit of the kept columns of its last linear.
+    """What a branch gives, batch by batch, after a re-fit of the kept columns of its last linear.
 
     They move towards what is wanted of the branch: y_dense + β(r_dense − r_compressed). What enters them is kept
     meanwhile: it is computed once.
@@ -171,5 +179,5 @@ def _refitted(
     if linear.bias is not None:
         linear.bias.copy_(shift)
     if branch.arrange is not None:
-        return (branch.run(module, our) for our in list(ours))
+        return (branch.gives(module, our) for our in list(ours))
     return (functional.linear(x, linear.weight[:, columns], linear.bias) for x in entering)

@@ -12,6 +12,8 @@ from toolchain.families.base import (
     Bridge,
     Factorizable,
     Family,
+    Parallel,
+    Pooling,
     Span,
     Step,
     UnitGroup,
@@ -20,7 +22,14 @@ from toolchain.families.base import (
 from toolchain.registry import Registry
 
 FAMILIES: Registry[Family] = Registry(
-    "family", "slimvit.families", {"vit": "toolchain.families.vit:VIT", "eva": "toolchain.families.eva:EVA"}
+    "family",
+    "slimvit.families",
+    {
+        "vit": "toolchain.families.vit:VIT",
+        "eva": "toolchain.families.eva:EVA",
+        "swin": "toolchain.families.swin:SWIN",
+        "swin-v2": "toolchain.families.swin:SWIN_V2",
+    },
 )
 
 
@@ -59,6 +68,8 @@ __all__ = [
     "Bridge",
     "Factorizable",
     "Family",
+    "Parallel",
+    "Pooling",
     "Span",
     "Step",
     "UnitGroup",

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 Step = Callable[[nn.Module, Tensor], Tensor]
@@ -85,25 +86,34 @@ class Factorizable:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """A module that computes softmax(q kᵀ) v, for counting MACs: H heads of head dim d."""
+    """A module that computes softmax(q kᵀ) v, for counting MACs: H heads of head dim d.
+
+    Attributes:
+        module: its first input is [G, N, C], keys and values of all N.
+        heads, head_dim: H and d of the values.
+        queries: how many queries there are, where that is not N.
+    """
 
     module: str
     heads: int
     head_dim: int
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block, which makes x + γ · compute(model, x) of the stream; module paths.
+    """One residual branch of a block, which makes x + norm(γ · compute(model, x)) of the stream; module paths.
 
     Attributes:
         module: what its sites lie in.
-        reader: the linear that `module` ends with; nothing but the scale, and what undoes `arrange`, comes after it.
+        reader: the linear that `module` ends with; nothing but scale and norm, and what undoes `arrange`, comes after it.
         added: what gives the sum's second term, unchanged in eval mode: the stochastic depth.
         compute: what is added, before the scale.
         scale: path of the parameter γ [D], of a LayerScale or of the block itself; None where there is none.
-        arrange: [B, *, c], laid out as the stream → [G, n, c] as linears of `module` are given it, in windows for
+        arrange: [B, *, c], laid out as what is added → [G, n, c] as linears of `module` are given it, in windows for
             instance, filled up with zeros; None where they are given it as it is.
+        norm: path of a norm that stands between the reader and the sum; None in a block that has its norms before.
+        apart: a part of `module` that is a branch of its own; None where there is none.
     """
 
     module: str
@@ -112,27 +122,106 @@ class Branch:
     compute: Step
     scale: str | None = None
     arrange: Step | None = None
+    norm: str | None = None
+    apart: str | None = None
 
-    def run(self, model: nn.Module, x: Tensor) -> Tensor:
-        """What the branch adds to the stream."""
+    def holds(self, path: str) -> bool:
+        """Whether a module is the branch's, or lies in it."""
+        inside = f"{path}.".startswith(f"{self.module}.")
+        return inside and not (self.apart is not None and f"{path}.".startswith(f"{self.apart}."))
+
+    def gives(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the branch computes of the stream, before a norm that follows."""
         y = self.compute(model, x)
         return y if self.scale is None else y * model.get_parameter(self.scale)
 
+    def adds(self, model: nn.Module, y: Tensor) -> Tensor:
+        """What is added to the stream where the branch gives y."""
+        if self.norm is None:
+            return y
+        normed: Tensor = model.get_submodule(self.norm)(y)
+        return normed
+
+    def base(self, x: Tensor) -> Tensor:
+        """What the branch adds to, of the stream before it."""
+        return x
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream after the branch, which adds y to the stream x."""
+        return self.base(x) + y
+
+    def run(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the branch adds to the stream."""
+        return self.adds(model, self.gives(model, x))
+
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
         """The stream after the branch."""
-        return x + self.run(model, x)
+        return self.after(x, self.run(model, x))
 
     def arranged(self, model: nn.Module, y: Tensor) -> Tensor:
         """What is laid out as the stream, as linears of the branch are given it."""
         return y if self.arrange is None else self.arrange(model, y)
 
+    def asked(self, y: Tensor, their: Tensor, our: Tensor, beta: float) -> Tensor:
+        """What the branch should give of the stream `our`: what the dense one gives of `their`, and β of the error between.
 
-def pre_norm(norm: str, module: str, context: Callable[[nn.Module], Mapping[str, Tensor]] | None = None) -> Step:
-    """The `compute` of module(norm(x)), with what `context` says that the module takes besides, by name."""
+        Before a norm there is no such error to take up.
+        """
+        return y if self.norm is not None else y + beta * (self.base(their) - self.base(our))
+
+
+@dataclass(frozen=True)
+class Pooling(Branch):
+    """A branch that takes the place of the stream: it reads N tokens and leaves `latents`, to which nothing was there to add."""
+
+    latents: int = 1
+
+    def base(self, x: Tensor) -> Tensor:
+        """Zeros [B, latents, D]."""
+        return x.new_zeros(len(x), self.latents, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Parallel(Branch):
+    """One of several branches that read the same stream, and whose sum is added to it.
+
+    Between two of them the stream [B, 2N, D] is what they all read, and behind it what it has become so far.
+
+    Attributes:
+        first, last: of those that read the same stream.
+    """
+
+    first: bool = True
+    last: bool = True
+
+    def base(self, x: Tensor) -> Tensor:
+        """The stream as the branches before this one left it, [B, N, D]."""
+        return x if self.first else x[:, x.shape[1] // 2 :]
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream after the branch: what the next one reads stays in front."""
+        total = super().after(x, y)
+        return total if self.last else torch.cat((self._read(x), total), dim=1)
+
+    def gives(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the branch computes of the stream that all of them read."""
+        return super().gives(model, self._read(x))
+
+    def _read(self, x: Tensor) -> Tensor:
+        return x if self.first else x[:, : x.shape[1] // 2]
+
+
+def pre_norm(norm: str | None, module: str, context: Callable[[nn.Module], Mapping[str, Tensor]] | None = None) -> Step:
+    """The `compute` of module(norm(x)), with what `context` says that the module takes besides, by name; of module(x) alone.
+
+    Args:
+        norm, module: paths; None where nothing comes before the module.
+        context: what the module takes besides, from the model.
+    """
 
     def compute(model: nn.Module, x: Tensor) -> Tensor:
         more = {} if context is None else context(model)
-        y: Tensor = model.get_submodule(module)(model.get_submodule(norm)(x), **more)
+        y: Tensor = model.get_submodule(module)(x if norm is None else model.get_submodule(norm)(x), **more)
         return y
 
     return compute
@@ -208,10 +297,17 @@ class Family(ABC):
 
     @abstractmethod
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits [B, K] from the residual stream after the last block."""
+        """The model's output from the residual stream after the last block: logits [B, K], features [B, D] or tokens."""
+
+    def tokens(self, model: nn.Module, x: Tensor) -> Tensor:
+        """[B, *, D]: the residual stream after any block, through the model's last norm where that is as wide."""
+        norm = model.get_submodule("norm")
+        width = getattr(norm, "normalized_shape", x.shape[-1:])
+        y: Tensor = norm(x) if tuple(width) == tuple(x.shape[-1:]) else x
+        return y
 
     def classifier(self, model: nn.Module) -> str | None:  # noqa: ARG002
-        """The one linear that ends in the logits; None if there is no such one."""
+        """The one linear that ends in the logits; None if there is no such one, or no classifier."""
         return None
 
     def read_tokens(self, model: nn.Module) -> int | None:  # noqa: ARG002

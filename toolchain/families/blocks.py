@@ -40,15 +40,13 @@ def refused_mlp(mlp: nn.Module, path: str) -> str | None:
 
 
 def refused_output(model: nn.Module) -> str | None:
-    """Why the way from the last block to the logits is not supported, or None."""
+    """Why the way from the last block to the outputs is not supported, or None."""
     if getattr(model, "attn_pool", None) is not None:
         return "attention pooling (global_pool 'map' or 'prr') is not supported"
-    if model.global_pool == "":
-        return "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg'"
-    if not model.num_classes or isinstance(model.get_submodule("head"), nn.Identity):
+    if model.global_pool == "" and model.num_classes:
         return (
-            "it has no classifier (num_classes 0); set model.checkpoint to weights that were trained on classes and "
-            "model.kwargs.num_classes to their number, or add [train]"
+            "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg', or "
+            "model.kwargs.num_classes to 0 for the tokens themselves"
         )
     return None
 

@@ -152,6 +152,16 @@ def _grid(module: nn.Module) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
+    """The tensors without a classifier, and a note, where the model has none; else as they are."""
+    extra = [] if module.num_classes else [name for name in result.state if name.partition(".")[0] in CLASSIFIERS]
+    if not extra or any(name in module.state_dict() for name in extra):
+        return result
+    note = f"Of {origin.what}, {left_out(extra)}: the model has no classifier, and its outputs are features."
+    state = {name: tensor for name, tensor in result.state.items() if name not in extra}
+    return replace(result, state=state, notes=(*result.notes, note))
+
+
 def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
     """Raises ArtifactError or ModelError unless the tensors are exactly the model's, by name and shape.
 

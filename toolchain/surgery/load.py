@@ -16,12 +16,14 @@ from torch import nn
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
 from toolchain.files import sha256
+from toolchain.outputs import KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by
 from toolchain.surgery.checkpoint import read_checkpoint
-from toolchain.surgery.fit import Origin, check_names, fitted
+from toolchain.surgery.fit import Origin, check_names, fitted, without_classifier
 from toolchain.surgery.hub import resolved
+from toolchain.surgery.layers import read_layers
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.replay import create_dense, first_line
 
@@ -68,12 +70,14 @@ def load_dense(
         StorageError: the checkpoint cannot be read.
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
-    source = resolved(section.name, section.kwargs)
+    implied = {} if section.output is None else KWARGS.get(section.output, {})
+    source = resolved(section.name, {**section.kwargs, **implied})
     wants_file, wants_hub = bool(section.checkpoint), section.pretrained and not section.checkpoint
     with torch.device("meta"):
         sketch = create_dense(source.ref, config=source.config)
         family = family_of(sketch, source.ref.name)  # refuse before anything is fetched or read
-        _check_runs(sketch, family, source.ref)
+        output = _checked_output(sketch, family, source.ref, section.output)
+        read_layers(sketch, family, section.layers)
     if wants_hub and not may_be_untrained:
         check_classes(sketch)
 
@@ -100,18 +104,23 @@ def load_dense(
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
         provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
+    read_layers(module, family, section.layers)
     notes = [*notes, *_unseen(module, family)]
     for note in notes:
         log.warning("%s", note)
     if notes:
         provenance["notes"] = list(notes)
-    return Loaded(source.ref.model_copy(update={"output": section.output}), module, family, provenance)
+    ref = source.ref.model_copy(update={"output": output, "layers": section.layers})
+    return Loaded(ref, module, family, provenance)
 
 
-def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
-    """Raises ModelError unless the model, on the meta device, makes logits [1, K] of one image.
+def _checked_output(sketch: nn.Module, family: Family, ref: ModelRef, declared: Output | None) -> Output | None:
+    """What is declared of the outputs of a model on the meta device, or which features they are where it has no classifier.
 
     This is where timm and torch first run what they built: what they then raise comes from the keyword arguments.
+
+    Raises:
+        ModelError: it cannot be run on one image, or gives for it what is not declared.
     """
     for name, rate in ref.kwargs.items():
         if name.endswith("_rate") and not (isinstance(rate, int | float) and 0 <= rate < 1):
@@ -125,11 +134,20 @@ def _check_runs(sketch: nn.Module, family: Family, ref: ModelRef) -> None:
         raise ModelError(
             f"timm cannot run {ref.name} on an image of {by(size)}: {first_line(error)}; check model.kwargs"
         ) from error
-    if shape != (1, sketch.num_classes):
+    if sketch.num_classes:
+        if shape != (1, sketch.num_classes):
+            raise ModelError(
+                f"{ref.name} gives {by(shape)} for one image and not 1×{sketch.num_classes}, a row of logits; "
+                "check model.kwargs"
+            )
+        return declared
+    of_shape: Output = "features" if len(shape) == 2 else "tokens"
+    if len(shape) < 2 or (declared or of_shape) not in (of_shape, *(["layers"] if of_shape == "tokens" else [])):
         raise ModelError(
-            f"{ref.name} gives {by(shape)} for one image and not 1×{sketch.num_classes}, a row of logits; "
-            "check model.kwargs"
+            f"{ref.name} has no classifier and gives {by(shape)} for one image: these are {WORDS[of_shape]}; set "
+            f"model.output = {of_shape!r}, or model.kwargs.num_classes to a number of classes"
         )
+    return declared or of_shape
 
 
 def _unseen(module: nn.Module, family: Family) -> list[str]:
@@ -180,7 +198,7 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
     """
     checkpoint = read_checkpoint(path, anatomy(module.state_dict())).completed(module.state_dict())
     origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches, beside=checkpoint.weights.beside)
-    result = fitted(checkpoint.weights.tensors, module, family, origin)
+    result = without_classifier(fitted(checkpoint.weights.tensors, module, family, origin), module, origin)
     check_names(result, module, origin)
     module.load_state_dict(result.state, strict=True)
     log.info("loaded %s from %s", checkpoint.weights.place, path)
