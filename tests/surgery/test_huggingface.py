@@ -20,6 +20,7 @@ from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.folder import Folder, is_folder
+from toolchain.surgery.huggingface.layout import ratio
 from toolchain.surgery.load import Loaded, load_dense
 from toolchain.surgery.replay import create_dense, load_model, save_model
 
@@ -175,6 +176,12 @@ def test_defaults_are_those_of_transformers():
     assert not unequal
 
 
+def test_a_ratio_gives_the_hidden_width_back():
+    """Kind: rounding. timm rounds the product down; 4304 of 1152, as SigLIP so400m has it, is no short fraction."""
+    widths = [(hidden, width) for width in (1, 7, 96, 384, 1152) for hidden in range(1, 5000, 13)]
+    assert all(int(width * ratio(hidden, width)) == hidden for hidden, width in [*widths, (4304, 1152)])
+
+
 def write(folder: Path, name: str = "config.json", **changes: object) -> None:
     raw = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps({**raw, **changes}))
@@ -232,8 +239,10 @@ def test_a_model_folder_needs_the_hugging_face_folder_no_more(tmp_path):
 def test_the_digest_is_of_config_and_weights(tmp_path):
     folder = saved(tmp_path)
     digest = loaded(folder).provenance["checkpoint_sha256"]
+    write(folder, "preprocessor_config.json", **SQUARE)
+    other = loaded(folder).provenance["checkpoint_sha256"]
     write(folder, layer_norm_eps=1e-6)
-    assert len({digest, loaded(folder).provenance["checkpoint_sha256"]}) == 2
+    assert len({digest, other, loaded(folder).provenance["checkpoint_sha256"]}) == 3
 
 
 def test_weights_in_parts_and_as_torch_writes_them(tmp_path):
@@ -275,6 +284,7 @@ def test_a_folder_without_weights_and_one_with_others(tmp_path):
     [
         ({"model_type": "convnext"}, "of model_type 'convnext', which is not supported; known: vit, deit"),
         ({"hidden_size": "wide"}, r"config\.json of model_type 'vit' has a wrong hidden_size"),
+        ({"patch_size": 0}, "has a wrong patch_size: Input should be greater than or equal to 1"),
         ({"hidden_act": "mish"}, r"no timm model computes what this 'vit' does: its activation 'mish'"),
         ({"layer_norm_eps": 0.1}, "its layer_norm_eps is 0.1"),
     ],
@@ -312,7 +322,9 @@ def test_a_name_may_stand_beside_a_folder_if_it_is_that_model(tmp_path):
 def test_classes_of_ones_own_start_untrained_where_they_are_trained_next(tmp_path):
     """As with timm's pretrained weights: a folder as a name gives what it has."""
     section = ModelSection(name=f"local-dir:{saved(tmp_path, 'DINOv2')}", kwargs={"num_classes": 7})
-    with pytest.raises(ModelError, match=r"have no classifier and the model 7.*model\.kwargs\.num_classes = 0 gives features"):
+    with pytest.raises(
+        ModelError, match=r"have no classifier and the model 7.*model\.kwargs\.num_classes = 0 gives features"
+    ):
         load_dense(section)
     model = load_dense(section, may_be_untrained=True)
     assert "The classifier started untrained" in notes(model)
@@ -375,6 +387,8 @@ def test_other_classes_are_refused(tmp_path):
             "visual_projection.weight was left out: features are those before the projection",
         ),
         ("CLIP, whole", r"left out: it belongs to the texts"),
+        ("CLIP, classes", "Its last norm was left out: the classifier reads the mean of the patches"),
+        ("SigLIP, classes", "Its attention pooling was left out"),
         ("DINOv2", "embeddings.mask_token was left out: only masked pre-training reads it"),
     ],
 )

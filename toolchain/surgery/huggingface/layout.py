@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
 
 CLASSIFIER = "ForImageClassification"
@@ -41,7 +42,7 @@ def _listed(value: Any) -> Any:
     return () if value is None else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 """(height, width); a config.json may hold one number for both."""
 
 
@@ -54,7 +55,7 @@ class Config(BaseModel):
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
     image_size: Size = (224, 224)
-    num_channels: int = 3
+    num_channels: Positive = 3
 
     @property
     def classes(self) -> int:
@@ -67,10 +68,10 @@ class Config(BaseModel):
 class VitConfig(Config):
     """A config.json of a plain vision transformer."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     patch_size: Size = (16, 16)
@@ -148,10 +149,10 @@ class Layout(ABC, Generic[C]):
         """The error that says that no timm model computes what a config.json describes."""
         return ModelError(f"no timm model computes what this {self.name!r} does: {why}")
 
-    def gelu_only(self, config: VitConfig) -> None:
+    def require_activation(self, activation: str, of_timm: str = "gelu") -> None:
         """Raises ModelError unless the activation is the one that timm's module has."""
-        if config.hidden_act != "gelu":
-            raise self.refusal(f"its activation is {config.hidden_act!r}, and timm's module has GELU")
+        if activation != of_timm:
+            raise self.refusal(f"its activation is {activation!r}, and timm's module has {of_timm!r}")
 
     def norm_notes(self, eps: float, of_timm: float) -> tuple[str, ...]:
         """A sentence where timm's norms add another constant to the variance; raises ModelError where it matters."""
