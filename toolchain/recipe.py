@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from toolchain.errors import RecipeError
-from toolchain.outputs import Output
+from toolchain.outputs import KWARGS, Output
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -64,7 +65,11 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
 
 
 class ModelSection(Section):
-    """[model]: which timm model, with which weights."""
+    """[model]: which timm model, with which weights, and what of it is the output.
+
+    Without `output` it is what the model gives: logits, or where it has no classifier features. `layers` are the blocks
+    whose tokens are the outputs, counted from 0.
+    """
 
     name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -72,6 +77,30 @@ class ModelSection(Section):
     pretrained: bool = True
     resample_patches: bool = False
     output: Output | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(tuple_of)] = ()
+
+    @model_validator(mode="after")
+    def _one_output(self) -> ModelSection:
+        if self.layers and self.output is None:
+            object.__setattr__(self, "output", "layers")
+        if bool(self.layers) != (self.output == "layers"):
+            raise ValueError(
+                f"output = {self.output!r} goes with no layers: remove one of the two"
+                if self.layers
+                else "output = 'layers' needs layers, the blocks whose tokens are the outputs, such as [2, 5, 8, 11]"
+            )
+        if any(b <= a for a, b in pairwise(self.layers)):
+            raise ValueError(f"layers are blocks in rising order, got {list(self.layers)}")
+        if self.output in KWARGS and self.kwargs.get("num_classes"):
+            raise ValueError(
+                f"output = {self.output!r} is that of a model without a classifier: take num_classes out of kwargs"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_layers(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if key != "layers" or value}
 
     @model_validator(mode="after")
     def _named(self) -> ModelSection:

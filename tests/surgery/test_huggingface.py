@@ -377,6 +377,43 @@ def test_other_classes_are_refused(tmp_path):
         loaded(saved(tmp_path), kwargs={"num_classes": 7})
 
 
+def test_a_classifier_is_left_out_where_the_model_has_none(tmp_path):
+    model = loaded(saved(tmp_path), kwargs={"num_classes": 0})
+    assert "2 tensors (head.bias, head.weight) were left out: the model has no classifier" in notes(model)
+    assert model.ref.output == "features"
+    with torch.no_grad():
+        wanted = model.module.forward_features(images())[:, 0]
+    assert torch.equal(answers(model.module), wanted)
+
+
+@pytest.mark.parametrize("output", ["tokens", "features"])
+def test_outputs_of_a_backbone_are_declared_as_of_any_model(tmp_path, output):
+    transformer = built("DINOv2")
+    transformer.save_pretrained(tmp_path)
+    model = loaded(tmp_path, output=output)
+    with torch.no_grad():
+        out = transformer(images())
+    wanted = out.last_hidden_state if output == "tokens" else out.pooler_output
+    assert model.ref.output == output
+    assert torch.allclose(answers(model.module), wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("problem", "output"),
+    [
+        ("multi_label_classification", "multi-label"),
+        ("regression", "regression"),
+        ("single_label_classification", None),
+    ],
+)
+def test_what_the_outputs_are_is_taken_from_the_folder(tmp_path, problem, output):
+    folder = saved(tmp_path)
+    write(folder, problem_type=problem)
+    assert loaded(folder).ref.output == output
+    assert loaded(folder, output="logits").ref.output == "logits"
+    assert loaded(folder, kwargs={"num_classes": 0}).ref.output == "features"
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

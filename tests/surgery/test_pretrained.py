@@ -172,6 +172,14 @@ def test_any_part_that_would_be_random_or_dropped_is_refused_by_name(folder, kwa
         load_dense(section(folder, **kwargs))
 
 
+def test_without_a_classifier_that_of_the_weights_is_left_out_and_told(folder):
+    loaded = load_dense(section(folder, num_classes=0))
+    assert loaded.ref.output == "features"
+    assert isinstance(loaded.module.head, torch.nn.Identity)
+    (note,) = notes(loaded)
+    assert note.startswith("Of the pretrained weights, 2 tensors (head.bias, head.weight) were left out")
+
+
 def test_other_channels_are_told(folder):
     """Kind: resampling. timm sums a patch embedding's weights, or repeats them, for other channels."""
     loaded = load_dense(section(folder, in_chans=1))

@@ -135,7 +135,7 @@ def finetune(
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
-    require_teacher(section, job.source)
+    require_teacher(section, job.source, job.dense)
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
         progress = SILENT

@@ -81,6 +81,7 @@ class Export:
                 metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if self.section.preprocess else {})},
                 simplify=self.section.simplify,
                 finish=self._finish(given),
+                outputs=given.output_names,
             )
             rungs = self._rungs(given, partial)
             require(rungs)

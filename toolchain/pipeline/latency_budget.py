@@ -151,7 +151,15 @@ def _written(model: DeployModel, setting: Setting, path: Path) -> Path:
         return save_model(model, path)
     file = path.with_suffix(".onnx")
     size = model.preprocess.input_size
-    export_onnx(model.module, file, input_size=size, opset=setting.opset, metadata={}, simplify=setting.simplify)
+    export_onnx(
+        model.module,
+        file,
+        input_size=size,
+        opset=setting.opset,
+        metadata={},
+        simplify=setting.simplify,
+        outputs=model.output_names,
+    )
     return file
 
 

@@ -27,9 +27,8 @@ def suggestion(
     whole = next(row for row in offered if row.precision == "fp32")
 
     def within(row: FileRow) -> bool:
-        if whole.total is None or whole.wrong is None or row.wrong is None:
-            return True
-        return row.wrong - whole.wrong <= accuracy_loss * whole.total
+        (best, total), (right, _) = _right(whole), _right(row)
+        return best is None or total is None or right is None or best - right <= accuracy_loss * total
 
     good = {row.precision: row for row in offered if within(row)}
     chosen = {row.place: row.chosen for row in int8}
@@ -48,6 +47,13 @@ def suggestion(
         fastest=tuple(fastest),
         left_out=tuple(row.path for row in offered if row.precision not in good),
     )
+
+
+def _right(row: FileRow) -> tuple[int | None, int | None]:
+    """(images that a file is right about, all of them), by its classes or by the neighbours of its features."""
+    if row.features is not None and row.features.knn is not None:
+        return row.features.knn.right, row.features.knn.total
+    return None if row.total is None or row.wrong is None else row.total - row.wrong, row.total
 
 
 def _other_kind(precision: str, chosen: str | None) -> bool:

@@ -13,6 +13,7 @@ from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.settings import explain
+from toolchain.training.features import Features
 from toolchain.training.stages import FinetuneFacts
 
 SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
@@ -25,12 +26,13 @@ class Record(BaseModel):
 
 
 class Counts(Record):
-    """How right outputs are on the test split: by labels, or by their squared error relative to the dense model's."""
+    """How right outputs are on the test split: by labels, by their squared error relative to the dense model's, or as features."""
 
     accuracy: float | None = None
     wrong: int | None = None
     total: int | None = None
     error: float | None = None
+    features: Features | None = None
 
 
 class Figures(Counts):

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
-from toolchain.model import IMAGE, LOGITS
+from toolchain.model import IMAGE
 from toolchain.on_device.runner import cpu_model, time_calls_ns
 from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
 
 
 class EagerRunner:
-    """A model folder as an eager module; input "image" [B, C, H, W], output "logits" [B, classes].
+    """A model folder as an eager module; input "image" [B, C, H, W], outputs by the names of `outputs.output_names`.
 
     Torch's thread count is global to the process: set on entry, put back on exit.
     """
@@ -26,12 +26,14 @@ class EagerRunner:
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self._module: nn.Module | None = None
+        self._names: tuple[str, ...] = ()
         self._threads_before = 0
 
     def __enter__(self) -> Self:
         from toolchain.surgery.replay import load_model
 
-        self._module = load_model(self.path).module
+        model = load_model(self.path)
+        self._module, self._names = model.module, model.output_names
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         return self
@@ -44,18 +46,20 @@ class EagerRunner:
 
     def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Output name → array for one call."""
-        return {LOGITS: self._call(feeds).numpy()}
+        outputs = self._call(feeds)
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: part.numpy() for name, part in zip(self._names, parts, strict=True)}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds; arrays enter and leave torch without a copy."""
         return time_calls_ns(self._call, feeds, samples)
 
-    def _call(self, feeds: Feeds) -> torch.Tensor:
+    def _call(self, feeds: Feeds) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if self._module is None:
             raise RuntimeError("EagerRunner is used outside its `with` block")
         with torch.inference_mode():
-            logits: torch.Tensor = self._module(torch.from_numpy(feeds[IMAGE]))
-        return logits
+            outputs: torch.Tensor | tuple[torch.Tensor, ...] = self._module(torch.from_numpy(feeds[IMAGE]))
+        return outputs
 
 
 class Eager(Target):

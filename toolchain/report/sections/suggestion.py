@@ -12,7 +12,7 @@ def _draw(report: Report) -> Part:
     if len(report.artifacts) <= 2:
         return Part(title)
     suggestion = report.suggestion
-    counted = any(row.total is not None for row in report.artifacts)
+    counted = any(row.total is not None or (row.features and row.features.knn) for row in report.artifacts)
     limit = f"at most {percent(suggestion.accuracy_loss)} of the images lost" if counted else "accuracy is not known"
     lines = [f"Smallest file ({limit}): {suggestion.smallest}."]
     lines += [

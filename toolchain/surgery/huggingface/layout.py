@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.outputs import Output
 from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
 
@@ -28,6 +29,8 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """What transformers calls an activation → what timm does."""
+OUTPUTS: Mapping[str, Output] = {"multi_label_classification": "multi-label", "regression": "regression"}
+"""The problem_type of a config.json → what the outputs are."""
 ROUND_EPS = 1e-5
 """Up to here the constant that a norm adds to the variance is as good as another."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -54,8 +57,14 @@ class Config(BaseModel):
     architectures: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
+    problem_type: str | None = None
     image_size: Size = (224, 224)
     num_channels: Positive = 3
+
+    @property
+    def output(self) -> Output | None:
+        """What its outputs are, where it says that they are no classes."""
+        return OUTPUTS.get(self.problem_type or "")
 
     @property
     def classes(self) -> int:
@@ -119,7 +128,7 @@ class Layout(ABC, Generic[C]):
     def parsed(self, raw: Mapping[str, Any]) -> C:
         """A config.json; raises ModelError if a value is of another type than transformers'."""
         inner = raw.get(self.inside) or {} if self.inside else raw
-        whole = ("architectures", "id2label", "num_labels")
+        whole = ("architectures", "id2label", "num_labels", "problem_type")
         values = {**inner, **{key: raw[key] for key in whole if key in raw}} if self.inside else inner
         try:
             return self.config.model_validate(values)
