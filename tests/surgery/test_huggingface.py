@@ -20,6 +20,7 @@ from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.folder import Folder, is_folder
+from toolchain.surgery.huggingface.layout import ratio
 from toolchain.surgery.load import Loaded, load_dense
 from toolchain.surgery.replay import create_dense, load_model, save_model
 
@@ -175,6 +176,12 @@ def test_defaults_are_those_of_transformers():
     assert not unequal
 
 
+def test_a_ratio_gives_the_hidden_width_back():
+    """Kind: rounding. timm rounds the product down; 4304 of 1152, as SigLIP so400m has it, is no short fraction."""
+    widths = [(hidden, width) for width in (1, 7, 96, 384, 1152) for hidden in range(1, 5000, 13)]
+    assert all(int(width * ratio(hidden, width)) == hidden for hidden, width in [*widths, (4304, 1152)])
+
+
 def write(folder: Path, name: str = "config.json", **changes: object) -> None:
     raw = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps({**raw, **changes}))
@@ -232,8 +239,10 @@ def test_a_model_folder_needs_the_hugging_face_folder_no_more(tmp_path):
 def test_the_digest_is_of_config_and_weights(tmp_path):
     folder = saved(tmp_path)
     digest = loaded(folder).provenance["checkpoint_sha256"]
+    write(folder, "preprocessor_config.json", **SQUARE)
+    other = loaded(folder).provenance["checkpoint_sha256"]
     write(folder, layer_norm_eps=1e-6)
-    assert len({digest, loaded(folder).provenance["checkpoint_sha256"]}) == 2
+    assert len({digest, other, loaded(folder).provenance["checkpoint_sha256"]}) == 3
 
 
 def test_weights_in_parts_and_as_torch_writes_them(tmp_path):
@@ -275,6 +284,7 @@ def test_a_folder_without_weights_and_one_with_others(tmp_path):
     [
         ({"model_type": "convnext"}, "of model_type 'convnext', which is not supported; known: vit, deit"),
         ({"hidden_size": "wide"}, r"config\.json of model_type 'vit' has a wrong hidden_size"),
+        ({"patch_size": 0}, "has a wrong patch_size: Input should be greater than or equal to 1"),
         ({"hidden_act": "mish"}, r"no timm model computes what this 'vit' does: its activation 'mish'"),
         ({"layer_norm_eps": 0.1}, "its layer_norm_eps is 0.1"),
     ],
@@ -367,6 +377,43 @@ def test_other_classes_are_refused(tmp_path):
         loaded(saved(tmp_path), kwargs={"num_classes": 7})
 
 
+def test_a_classifier_is_left_out_where_the_model_has_none(tmp_path):
+    model = loaded(saved(tmp_path), kwargs={"num_classes": 0})
+    assert "2 tensors (head.bias, head.weight) were left out: the model has no classifier" in notes(model)
+    assert model.ref.output == "features"
+    with torch.no_grad():
+        wanted = model.module.forward_features(images())[:, 0]
+    assert torch.equal(answers(model.module), wanted)
+
+
+@pytest.mark.parametrize("output", ["tokens", "features"])
+def test_outputs_of_a_backbone_are_declared_as_of_any_model(tmp_path, output):
+    transformer = built("DINOv2")
+    transformer.save_pretrained(tmp_path)
+    model = loaded(tmp_path, output=output)
+    with torch.no_grad():
+        out = transformer(images())
+    wanted = out.last_hidden_state if output == "tokens" else out.pooler_output
+    assert model.ref.output == output
+    assert torch.allclose(answers(model.module), wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("problem", "output"),
+    [
+        ("multi_label_classification", "multi-label"),
+        ("regression", "regression"),
+        ("single_label_classification", None),
+    ],
+)
+def test_what_the_outputs_are_is_taken_from_the_folder(tmp_path, problem, output):
+    folder = saved(tmp_path)
+    write(folder, problem_type=problem)
+    assert loaded(folder).ref.output == output
+    assert loaded(folder, output="logits").ref.output == "logits"
+    assert loaded(folder, kwargs={"num_classes": 0}).ref.output == "features"
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -377,6 +424,8 @@ def test_other_classes_are_refused(tmp_path):
             "visual_projection.weight was left out: features are those before the projection",
         ),
         ("CLIP, whole", r"left out: it belongs to the texts"),
+        ("CLIP, classes", "Its last norm was left out: the classifier reads the mean of the patches"),
+        ("SigLIP, classes", "Its attention pooling was left out"),
         ("DINOv2", "embeddings.mask_token was left out: only masked pre-training reads it"),
     ],
 )

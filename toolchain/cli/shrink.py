@@ -54,7 +54,9 @@ def shrink(
         print_json(report.to_dict())
         return
     print_report(report, folder)
-    line(f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}")
+    line(
+        f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}"
+    )
 
 
 def _written(draft: Draft, path: Path) -> Recipe:

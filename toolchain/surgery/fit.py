@@ -21,7 +21,7 @@ from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_squa
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
 """Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
-CLASSIFIERS = ("head", "head_dist")
+CLASSIFIERS, POOL = ("head", "head_dist"), "attn_pool"
 PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
 """Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
 TABLE = "relative_position_bias_table"
@@ -161,11 +161,13 @@ def _grid(module: nn.Module) -> tuple[int, int]:
 
 
 def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
-    """The tensors without a classifier, and a note, where the model has none; else as they are."""
-    extra = [] if module.num_classes else [name for name in result.state if name.partition(".")[0] in CLASSIFIERS]
+    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too."""
+    parts = () if module.num_classes else CLASSIFIERS if getattr(module, "global_pool", None) else (*CLASSIFIERS, POOL)
+    extra = [name for name in result.state if name.partition(".")[0] in parts]
     if not extra or any(name in module.state_dict() for name in extra):
         return result
-    note = f"Of {origin.what}, {left_out(extra)}: the model has no classifier, and its outputs are features."
+    what = "pooling" if any(name.startswith(POOL) for name in extra) else "classifier"
+    note = f"Of {origin.what}, {left_out(extra)}: the model has no {what}, and its outputs are features."
     state = {name: tensor for name, tensor in result.state.items() if name not in extra}
     return replace(result, state=state, notes=(*result.notes, note))
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from toolchain.errors import ModelError, StorageError
+from toolchain.outputs import Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
@@ -45,12 +46,14 @@ class Source:
         config: timm's pretrained_cfg, that of the hub or folder; None for that of the name.
         origin: what stands for the place in files that must not say where it lies: "local-dir", or the hub's name.
         folder: where weights lie on this machine; None if they do not.
+        output: what its outputs are, where the source says so.
     """
 
     ref: ModelRef
     config: Mapping[str, Any] | None = None
     origin: str = ""
     folder: Path | None = None
+    output: Output | None = None
 
 
 def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
@@ -87,7 +90,7 @@ def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
     """The model that computes what a Hugging Face folder's does, with keyword arguments in place of some of its own."""
     ref = _ref(folder.design.architecture, {**folder.design.kwargs, **kwargs})
     config = folder.pretrained_cfg | {"file": str(folder.path), "source": LOCAL}
-    return Source(ref, config, LOCAL, folder.path)
+    return Source(ref, config, LOCAL, folder.path, folder.config.output)
 
 
 def prepared(name: str, folder: Folder) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def load_dense(
     with torch.device("meta"):
         sketch = create_dense(source.ref, config=source.config)
         family = family_of(sketch, source.ref.name)  # refuse before anything is fetched or read
-        output = _checked_output(sketch, family, source.ref, section.output)
+        declared = section.output or (source.output if sketch.num_classes else None)
+        output = _checked_output(sketch, family, source.ref, declared)
         read_layers(sketch, family, section.layers)
     if wants_hub and not may_be_untrained:
         check_classes(sketch)
@@ -96,7 +97,7 @@ def load_dense(
         path = Path(section.checkpoint)
         notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
         if section.name and is_folder(path):
-            _check_same(module, family, Folder.open(path), resample_patches=section.resample_patches)
+            _check_same(module, family, described(Folder.open(path), implied), section)
         provenance = {"weights": "checkpoint", "checkpoint_sha256": digest_of(path)}
     elif wants_hub and weights and fetch:
         notes = load_pretrained(
@@ -140,14 +141,21 @@ def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:
     return source if source.config else replace(source, config=prepared(source.ref.name, folder))
 
 
-def _check_same(module: nn.Module, family: Family, folder: Folder, *, resample_patches: bool) -> None:
+def _check_same(module: nn.Module, family: Family, source: Source, section: ModelSection) -> None:
     """Raises ModelError unless a named model with a folder's weights computes what the folder's config.json describes.
 
     Weights do not show which activation, how many heads or which pooling they belong to.
+
+    Args:
+        module: the named model, loaded.
+        family: of it.
+        source: what the folder describes.
+        section: the recipe's [model], whose checkpoint is the folder.
     """
     channels, *size = family.input_size(module)
-    twin = create_dense(described(folder, {"img_size": size}).ref)
-    load_checkpoint(twin, family_of(twin, folder.design.architecture), folder.path, resample_patches=resample_patches)
+    twin = create_dense(source.ref.model_copy(update={"kwargs": {**source.ref.kwargs, "img_size": size}}))
+    path, twins_family = Path(section.checkpoint), family_of(twin, source.ref.name)
+    load_checkpoint(twin, twins_family, path, resample_patches=section.resample_patches)
     image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pairs = [(module.forward_features(image), twin.forward_features(image))]  # type: ignore[operator]
@@ -156,9 +164,8 @@ def _check_same(module: nn.Module, family: Family, folder: Folder, *, resample_p
     if all(a.shape == b.shape and torch.allclose(a, b, rtol=SAME, atol=SAME * float(b.abs().max())) for a, b in pairs):
         return
     raise ModelError(
-        f"with the weights of {folder.path} the named model does not compute what its config.json describes (heads, "
-        f"activation, pooling or positions differ). Leave model.name out: {folder.design.architecture} with the right "
-        "arguments is then taken"
+        f"with the weights of {path} the named model does not compute what its config.json describes (heads, activation, "
+        f"pooling or positions differ). Leave model.name out: {source.ref.name} with the right arguments is then taken"
     )
 
 

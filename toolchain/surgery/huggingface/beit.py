@@ -45,7 +45,7 @@ class BeitLayout(Layout[BeitConfig]):
     )
 
     def design(self, config: BeitConfig) -> Design:
-        self.gelu_only(config)
+        self.require_activation(config.hidden_act)
         kwargs = vit_kwargs(config) | {
             "global_pool": "avg" if config.pools_patches else "token",
             "init_values": config.layer_scale_init_value,

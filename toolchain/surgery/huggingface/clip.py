@@ -42,6 +42,7 @@ class ClipLayout(Layout[ClipConfig]):
         kwargs["pre_norm"] = True
         if config.classes:
             kwargs |= {"global_pool": "avg", "final_norm": False}
+            notes = (*notes, "Its last norm was left out: the classifier reads the mean of the patches before it.")
         return Design(name, kwargs, notes)
 
     def finished(self, state: dict[str, Tensor], config: ClipConfig) -> dict[str, Tensor]:

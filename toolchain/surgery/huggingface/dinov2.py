@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from toolchain.settings import Positive
 from toolchain.surgery.huggingface.encoder import encoder_rules, plain_vit
 from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, VitConfig, ratio
 from toolchain.surgery.huggingface.names import joined_qkv
@@ -15,9 +16,9 @@ from toolchain.surgery.huggingface.names import joined_qkv
 class Dinov2Config(Config):
     """A config.json of DINOv2."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
     mlp_ratio: float = 4
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6

@@ -9,6 +9,7 @@ import re
 
 from torch import Tensor
 
+from toolchain.settings import Positive
 from toolchain.surgery.huggingface.layout import IMAGENET, Design, Layout, VitConfig, vit_kwargs
 from toolchain.surgery.huggingface.names import MASKED, keyless_qkv
 
@@ -18,9 +19,9 @@ LAYER = r"(?:model\.)?layer\.(\d+)\."
 class Dinov3Config(VitConfig):
     """A config.json of DINOv3."""
 
-    hidden_size: int = 384
-    intermediate_size: int = 1536
-    num_attention_heads: int = 6
+    hidden_size: Positive = 384
+    intermediate_size: Positive = 1536
+    num_attention_heads: Positive = 6
     layer_norm_eps: float = 1e-5
     rope_theta: float = 100.0
     query_bias: bool = True
@@ -53,10 +54,7 @@ class Dinov3Layout(Layout[Dinov3Config]):
     )
 
     def design(self, config: Dinov3Config) -> Design:
-        if config.use_gated_mlp and config.hidden_act != "silu":
-            raise self.refusal(f"the activation in its gated MLP is {config.hidden_act!r}, and timm's is SiLU")
-        if not config.use_gated_mlp:
-            self.gelu_only(config)
+        self.require_activation(config.hidden_act, "silu" if config.use_gated_mlp else "gelu")
         kwargs = vit_kwargs(config) | {
             "num_classes": 0,
             "global_pool": "token",

@@ -17,7 +17,7 @@ from toolchain.files import sha256
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.layout import Config, Design, Layout
 from toolchain.surgery.huggingface.names import Converted
-from toolchain.surgery.huggingface.processor import preprocessing
+from toolchain.surgery.huggingface.processor import PROCESSORS, preprocessing
 from toolchain.surgery.reading import read_tensors
 
 CONFIG = "config.json"
@@ -162,9 +162,10 @@ class Folder:
 
     @property
     def digest(self) -> str:
-        """sha256 over what config.json and the weights hold."""
+        """sha256 over what config.json, a processor's file and the weights hold."""
         digest = hashlib.sha256()
-        for file in (self.path / CONFIG, *self._files):
+        described = (self.path / name for name in (CONFIG, *(name for name, _ in PROCESSORS)))
+        for file in (*filter(Path.is_file, described), *self._files):
             digest.update(sha256(file).encode())
         return digest.hexdigest()
 

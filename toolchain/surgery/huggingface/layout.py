@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.outputs import Output
+from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
 
 CLASSIFIER = "ForImageClassification"
@@ -27,6 +29,8 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """What transformers calls an activation → what timm does."""
+OUTPUTS: Mapping[str, Output] = {"multi_label_classification": "multi-label", "regression": "regression"}
+"""The problem_type of a config.json → what the outputs are."""
 ROUND_EPS = 1e-5
 """Up to here the constant that a norm adds to the variance is as good as another."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -41,7 +45,7 @@ def _listed(value: Any) -> Any:
     return () if value is None else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 """(height, width); a config.json may hold one number for both."""
 
 
@@ -53,8 +57,14 @@ class Config(BaseModel):
     architectures: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
+    problem_type: str | None = None
     image_size: Size = (224, 224)
-    num_channels: int = 3
+    num_channels: Positive = 3
+
+    @property
+    def output(self) -> Output | None:
+        """What its outputs are, where it says that they are no classes."""
+        return OUTPUTS.get(self.problem_type or "")
 
     @property
     def classes(self) -> int:
@@ -67,10 +77,10 @@ class Config(BaseModel):
 class VitConfig(Config):
     """A config.json of a plain vision transformer."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     patch_size: Size = (16, 16)
@@ -118,7 +128,7 @@ class Layout(ABC, Generic[C]):
     def parsed(self, raw: Mapping[str, Any]) -> C:
         """A config.json; raises ModelError if a value is of another type than transformers'."""
         inner = raw.get(self.inside) or {} if self.inside else raw
-        whole = ("architectures", "id2label", "num_labels")
+        whole = ("architectures", "id2label", "num_labels", "problem_type")
         values = {**inner, **{key: raw[key] for key in whole if key in raw}} if self.inside else inner
         try:
             return self.config.model_validate(values)
@@ -148,10 +158,10 @@ class Layout(ABC, Generic[C]):
         """The error that says that no timm model computes what a config.json describes."""
         return ModelError(f"no timm model computes what this {self.name!r} does: {why}")
 
-    def gelu_only(self, config: VitConfig) -> None:
+    def require_activation(self, activation: str, of_timm: str = "gelu") -> None:
         """Raises ModelError unless the activation is the one that timm's module has."""
-        if config.hidden_act != "gelu":
-            raise self.refusal(f"its activation is {config.hidden_act!r}, and timm's module has GELU")
+        if activation != of_timm:
+            raise self.refusal(f"its activation is {activation!r}, and timm's module has {of_timm!r}")
 
     def norm_notes(self, eps: float, of_timm: float) -> tuple[str, ...]:
         """A sentence where timm's norms add another constant to the variance; raises ModelError where it matters."""

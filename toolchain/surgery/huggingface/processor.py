@@ -9,7 +9,7 @@ from typing import Any
 
 from toolchain.errors import ModelError
 
-FILES = (("preprocessor_config.json", ""), ("processor_config.json", "image_processor"))
+PROCESSORS = (("preprocessor_config.json", ""), ("processor_config.json", "image_processor"))
 """(file, key) under which a folder may describe it, the usual first."""
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Number of a filter in Pillow → its name in timm."""
@@ -23,7 +23,7 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: the file is not one of an image processor.
     """
-    for name, key in FILES:
+    for name, key in PROCESSORS:
         if not (folder / name).is_file():
             continue
         try:

@@ -40,6 +40,8 @@ class SiglipLayout(Layout[SiglipConfig]):
     def design(self, config: SiglipConfig) -> Design:
         name, kwargs, notes = plain_vit(self, config)
         pool = "avg" if config.classes else "map" if config.vision_use_head else ""
+        if config.classes and config.vision_use_head:
+            notes = (*notes, "Its attention pooling was left out: the classifier reads the mean of the patches.")
         return Design(name, kwargs | {"class_token": False, "global_pool": pool, "fc_norm": False}, notes)
 
     def finished(self, state: dict[str, Tensor], config: SiglipConfig) -> dict[str, Tensor]:

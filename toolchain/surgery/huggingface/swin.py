@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from toolchain.settings import Positive
 from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, plain
 from toolchain.surgery.huggingface.names import MASKED, Left, joined_qkv, keyless_qkv
 
@@ -21,10 +22,10 @@ class SwinConfig(Config):
     """A config.json of Swin."""
 
     patch_size: Size = (4, 4)
-    embed_dim: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    embed_dim: Positive = 96
+    depths: tuple[Positive, ...] = (2, 2, 6, 2)
+    num_heads: tuple[Positive, ...] = (3, 6, 12, 24)
+    window_size: Positive = 7
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -75,8 +76,7 @@ class SwinLayout(Layout[SwinConfig]):
         self._architecture, self._cosine = architecture, cosine
 
     def design(self, config: SwinConfig) -> Design:
-        if config.hidden_act != "gelu":
-            raise self.refusal(f"its activation is {config.hidden_act!r}, and timm's module has GELU")
+        self.require_activation(config.hidden_act)
         if config.use_absolute_embeddings:
             raise self.refusal("it adds absolute positions")
         kwargs: dict[str, Any] = {
