@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViT": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE}),
     "ViT, bare": ("ViTModel", "ViTConfig", {**VIT, "qkv_bias": False, "hidden_act": "gelu_new"}),
     "ViT, eps of 1e-5": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "layer_norm_eps": 1e-5}),
+    "ViT, a wide image": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "image_size": (32, 48)}),
+    "MAE": ("ViTMAEForPreTraining", "ViTMAEConfig", {**VIT, "mask_ratio": 0.0, "decoder_hidden_size": 16}),
     "DeiT, distilled": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", {**VIT, **FIVE}),
     "DeiT, one classifier": ("DeiTForImageClassification", "DeiTConfig", {**VIT, **FIVE}),
     "DeiT, bare": ("DeiTModel", "DeiTConfig", VIT),
@@ -119,8 +121,8 @@ def saved(path: Path, case: str = "ViT", **changes: object) -> Path:
     return path
 
 
-def images(count: int = 2) -> Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+def images(size: Sequence[int] = (32, 32)) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
@@ -132,6 +134,8 @@ def expected(model: nn.Module, case: str, x: Tensor) -> Tensor:
         return model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes).pooler_output
     if "ForImageClassification" in type(model).__name__:
         return model(x).logits
+    if case == "MAE":
+        return model.vit(x).last_hidden_state[:, 0]
     if "ForMasked" in type(model).__name__:
         return model.layernorm(model.beit(x).last_hidden_state)[:, 0]
     out = getattr(model, "vision_model", model)(x)
@@ -150,8 +154,8 @@ def test_the_timm_model_computes_what_transformers_does(tmp_path, case):
     module = create_dense(ref, config=folder.pretrained_cfg)
     module.load_state_dict(folder.weights().state, strict=True)
     with torch.no_grad():
-        outputs = module(images())
-    wanted = expected(model, case, images())
+        outputs = module(images(folder.size))
+    wanted = expected(model, case, images(folder.size))
     assert wanted.std() > 0.1
     assert outputs.shape == wanted.shape
     assert (outputs - wanted).abs().max() < TOLERANCE
@@ -212,14 +216,20 @@ def as_name(folder: Path) -> ModelSection:
 
 
 @pytest.mark.parametrize("section", [as_file, as_name])
-@pytest.mark.parametrize("case", ["ViT", "DeiT, distilled", "DINOv2 with registers", "DINOv3, gated", "CLIP, whole"])
+@pytest.mark.parametrize(
+    "case",
+    ["ViT, a wide image", "MAE", "Swin", "DeiT, distilled", "DINOv2 with registers", "DINOv3, gated", "CLIP, whole"],
+)
 def test_a_folder_is_a_model(tmp_path, case, section):
     """A folder says the architecture, the weights and the preprocessing; nothing else has to be written."""
     model = built(case)
     model.save_pretrained(tmp_path)
     result = load_dense(section(tmp_path))
-    assert torch.allclose(answers(result.module), expected(model, case, images()), atol=TOLERANCE)
-    assert "a checkpoint" not in notes(result)
+    x = images(result.family.input_size(result.module)[1:])
+    with torch.no_grad():
+        outputs = result.module(x)
+    assert torch.allclose(outputs, expected(model, case, x), atol=TOLERANCE)
+    assert "resampled" not in notes(result)
 
 
 def test_a_model_folder_needs_the_hugging_face_folder_no_more(tmp_path):
@@ -282,7 +292,7 @@ def test_a_folder_without_weights_and_one_with_others(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "convnext"}, "of model_type 'convnext', which is not supported; known: vit, deit"),
+        ({"model_type": "convnext"}, "of model_type 'convnext', which is not supported; known: vit, vit_mae, deit"),
         ({"hidden_size": "wide"}, r"config\.json of model_type 'vit' has a wrong hidden_size"),
         ({"patch_size": 0}, "has a wrong patch_size: Input should be greater than or equal to 1"),
         ({"hidden_act": "mish"}, r"no timm model computes what this 'vit' does: its activation 'mish'"),

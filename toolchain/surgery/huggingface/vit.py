@@ -1,6 +1,6 @@
-"""ViT (`ViTModel`, `ViTForImageClassification`): timm's VisionTransformer.
+"""ViT (`ViTModel`, `ViTForImageClassification`) and the encoder of MAE (`ViTMAEModel`): timm's VisionTransformer.
 
-Dosovitskiy et al. 2021, arXiv 2010.11929.
+Dosovitskiy et al. 2021, arXiv 2010.11929; He et al. 2022, arXiv 2111.06377.
 """
 
 from __future__ import annotations
@@ -26,3 +26,4 @@ class VitLayout(Layout[VitConfig]):
 
 
 VIT = VitLayout("vit")
+VIT_MAE = VitLayout("vit_mae")
