@@ -58,7 +58,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BeitConfig",
         {**VIT, "use_shared_relative_position_bias": True, "use_mask_token": True},
     ),
-    "BEiT, masked": ("BeitForMaskedImageModeling", "BeitConfig", {**VIT, **TABLES, "vocab_size": 8}),
+    "BEiT, masked": (
+        "BeitForMaskedImageModeling",
+        "BeitConfig",
+        {**VIT, **TABLES, "vocab_size": 8, "layer_norm_eps": 1e-6},
+    ),
     "DINOv2": ("Dinov2Model", "Dinov2Config", DINO),
     "DINOv2, gated": ("Dinov2Model", "Dinov2Config", {**DINO, "use_swiglu_ffn": True, "mlp_ratio": 3}),
     "DINOv2 with registers": (

@@ -142,15 +142,15 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     grid = _grid(module)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
         stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
+    left = _left_out(tensors, state, origin)
     unused = [name for name in state if PRETRAINING.match(name) and name not in module.state_dict()]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
     patches = _patches(state, stored, model, origin)
     positions = _positions(state, stored, model, grid, origin)
     adapted = frozenset(name for name, texts in (("patch_size", patches), ("positions", positions)) if texts)
-    notes = (*_left_out(tensors, {**state, **dict.fromkeys(unused, _NOTHING)}, origin), *patches, *positions)
     if unused:
-        notes = (*notes, f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
-    notes = (*notes, *_tables(tensors, state, origin), *_numbers(state, module, origin))
+        left.append(f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
+    notes = (*left, *patches, *positions, *_tables(tensors, state, origin), *_numbers(state, module, origin))
     return Fitted(state, stored, model, adapted, notes)
 
 
@@ -238,9 +238,6 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
 def left_out(names: Collection[str]) -> str:
     """A clause: that tensors were left out, by name."""
     return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
-
-
-_NOTHING = torch.empty(0)
 
 
 def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toolchain.surgery.huggingface.encoder import encoder_rules, plain_vit
+from toolchain.surgery.huggingface.encoder import encoder_rules, vit_design
 from toolchain.surgery.huggingface.layout import Design, Layout, VitConfig
 from toolchain.surgery.huggingface.names import joined_qkv
 
@@ -19,7 +19,7 @@ class VitLayout(Layout[VitConfig]):
     rules = encoder_rules("vit")
 
     def design(self, config: VitConfig) -> Design:
-        return Design(*plain_vit(self, config))
+        return vit_design(self, config)
 
     def finished(self, state: dict[str, Tensor], config: VitConfig) -> dict[str, Tensor]:  # noqa: ARG002
         return joined_qkv(state)
