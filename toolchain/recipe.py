@@ -321,7 +321,7 @@ class Recipe(Section):
         return Recipe.from_dict(raw, base=path.parent)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], base: Path = Path()) -> Recipe:
+    def from_dict(raw: Mapping[str, object], base: Path = Path()) -> Recipe:
         """The recipe from nested mappings; raises RecipeError as `load` does."""
         try:
             recipe = Recipe.model_validate(dict(raw))
@@ -365,7 +365,7 @@ def absolute_classes(classes: str, base: Path) -> str:
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _override(raw: dict[str, object], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not of the form a.b=VALUE")
@@ -378,7 +378,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         parents, last = parents[:2], ".".join([*parents[2:], last])
     node = raw
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        inner = node.setdefault(parent, {})
+        if not isinstance(inner, dict):
             raise RecipeError(f"--set {text!r}: {parent} is not a table")
+        node = inner
     node[last] = parsed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,7 +39,7 @@ def inspect(
     print_json(facts) if json_ else print_facts(facts)
 
 
-def _inspect(path: Path) -> Mapping[str, Any]:
+def _inspect(path: Path) -> Mapping[str, object]:
     if (path / "report.json").is_file():
         keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
