@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -133,7 +134,9 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     """
     kernel = next((tensor for name, tensor in tensors.items() if name.endswith((KERNEL, "conv1.weight"))), None)
     try:
-        state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
         stored, model = anatomy(state), anatomy(module.state_dict())
     except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
