@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from toolchain.errors import ArtifactError, ModelError, SlimvitError
 from toolchain.families import Family
-from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square, others, remedy
+from toolchain.surgery.anatomy import TRANSFORMERS, Anatomy, anatomy, by, differences, is_square, others, remedy
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
@@ -207,7 +207,8 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
     if shared == 0 or result.anatomy == Anatomy():
         whose = others(list(state))
         names = f"{its} names are those of {whose}" if whose else f"{its} names are not timm's: {some(state)}"
-        raise origin.misfit(names, "save the state_dict of a timm model")
+        do = "set model.checkpoint to its folder, which holds config.json" if whose == TRANSFORMERS else ""
+        raise origin.misfit(names, do or "save the state_dict of a timm model")
     parts = [
         *([f"{it} {origin.word('lacks')} {some(missing)}"] if missing else []),
         *([f"{it} also {has} {some(unknown)}"] if unknown else []),
@@ -246,11 +247,13 @@ def left_out(names: Collection[str]) -> str:
 def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
     """A sentence on tables of relative positions that timm's conversion resampled to another grid."""
     tables = [name for name in state if name.endswith(TABLE) and name in tensors]
-    if not any(state[name].shape != tensors[name].shape for name in tables):
+    changed = [name for name in tables if state[name].shape != tensors[name].shape]
+    if not changed:
         return []
+    old, new = (len(each[changed[0]]) for each in (tensors, state))
     text = (
-        f"The tables of relative positions of {origin.what} ({some(tables)}) were resampled to the model's grid; accuracy "
-        "can fall. model.kwargs.img_size sets the size."
+        f"The tables of relative positions of {origin.what} ({some(changed)}) were resampled from {old} to {new} rows, those "
+        "of the model's grid or window; accuracy can fall."
     )
     return [text]
 
