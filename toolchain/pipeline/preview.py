@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from toolchain.compress.allocation import Allocation, allocate
 from toolchain.compress.stage import Compress
+from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
 from toolchain.model import TimmModel
 from toolchain.pipeline.job import Job, prepare
@@ -52,11 +53,12 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
             dense, job = _baseline(full), full
         except (DataError, ModelError, StorageError) as error:
             why = f"uniform widths; those by measured damage come later: {error}"
-    latency = latency_of(clocks(job, dense, progress))
-    problem = replace(job.problem, dense=dense).timed(latency.tables)
-    if why:
-        return Preview(job, allocate(problem, (), latency.check), why)
-    decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
+    with Devices() as devices:
+        latency = latency_of(clocks(job, dense, devices, progress))
+        problem = replace(job.problem, dense=dense).timed(latency.tables)
+        if why:
+            return Preview(job, allocate(problem, (), latency.check), why)
+        decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
     return Preview(job, decided, LEARNED if allocation == "global" else "")
 
 
