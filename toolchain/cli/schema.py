@@ -12,7 +12,8 @@ from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json
 from toolchain.compress.criteria import CRITERIA
 from toolchain.compress.factorisations import FACTORISATIONS
-from toolchain.compress.method import ALLOCATIONS, NONE
+from toolchain.compress.method import NONE
+from toolchain.compress.solver import ALLOCATIONS
 from toolchain.errors import RecipeError
 from toolchain.export.precision import EITHER, PRECISIONS
 from toolchain.gate import GateConfig, GateFile
