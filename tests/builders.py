@@ -364,7 +364,7 @@ class Refusing(Profiled, Refittable):
         runs: what the probe says of running; "" if the probe itself refuses.
     """
 
-    measures, engines = True, ("fp32",)
+    measures, builds = True, ("FLOAT",)
 
     def __init__(self, name: str, runs: str = "") -> None:
         self.name, self._runs, self.reached = name, runs, []
@@ -407,7 +407,7 @@ def write_samples(
     """A comparison of `looks` looks whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
     design = design or few_sessions()
     rng = np.random.default_rng(seed)
-    machine = {"cpu": "test", "threads": threads, "affinity": affinity, "runtimes": {"onnxruntime": "1"}}
+    machine = {"cpu": "test", "threads": threads, "affinity": list(affinity), "runtimes": {"onnxruntime": "1"}}
     fingerprint = {"machine": machine, "state": {}}
     facts = {"outputs": [[1, 8]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
     sessions = []

@@ -183,7 +183,6 @@ HALF = Precision(
     _half,
     Tolerance(None, 0.9999, 0.97),
     frozenset({TensorProto.FLOAT16}),
-    targets=("ort-cpu",),
     product="HALF",
     operators=AROUND_LINEARS | {"Identity"},
 )
