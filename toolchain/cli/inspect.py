@@ -38,7 +38,7 @@ def inspect(
 
 def _inspect(path: Path) -> Mapping[str, Any]:
     if (path / "report.json").is_file():
-        keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
+        keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
