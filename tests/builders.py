@@ -65,23 +65,100 @@ EVA: dict[str, dict[str, object]] = {
 }
 """Every form of timm's Eva, as changes of `TINY`."""
 
+TINY_SWIN = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depths": (2, 1),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "num_classes": 7,
+}
+
+V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
+SWIN: dict[str, dict[str, object]] = {
+    "Swin": {"name": V1},
+    "Swin, padded windows": {"name": V1, "img_size": 40},
+    "Swin, windows as large as the grid": {"name": V1, "always_partition": True},
+    "Swin, dynamic size": {"name": V1, "strict_img_size": False},
+    "Swin, no qkv bias": {"name": V1, "qkv_bias": False},
+    "Swin, narrow heads": {"name": V1, "head_dim": 8},
+    "Swin, other windows in each stage": {"name": V1, "window_size": (4, 2)},
+    "Swin V2": {"name": V2},
+    "Swin V2, padded windows": {"name": V2, "img_size": 40},
+    "Swin V2, dynamic size": {"name": V2, "strict_img_size": False},
+    "Swin V2, no qkv bias": {"name": V2, "qkv_bias": False},
+    "Swin V2, of smaller windows": {"name": V2, "pretrained_window_sizes": (2, 2)},
+}
+"""Every form of timm's Swin Transformer, as changes of `TINY_SWIN`."""
+
 VARIANTS = {
     **VIT,
+    **SWIN,
     # Without the scale, a fresh head of this class hardly looks at what it is given.
     **{case: {**form, "head_init_scale": 7.0} for case, form in EVA.items() if timm.is_model(str(form["name"]))},
 }
-"""Every form of every family; some are younger than the oldest timm that is supported."""
+"""Every form of the plain blocks; some are younger than the oldest timm that is supported."""
+
+FLEXIBLE = {"img_size": None, "pos_embed_grid_size": [2, 2]}
+"""NaFlexVit's size is that of its grid of positions."""
+
+BLOCKS: dict[str, dict[str, object]] = {
+    "post-norm": {"name": "vit_base_patch16_rpn_224"},
+    "parallel": {"name": "vit_small_patch16_18x2_224", "init_values": 0.1},
+    "parallel scaling": {"name": "vit_pwee_patch16_reg1_gap_256", "qkv_bias": False},
+    "parallel scaling, normed": {"name": "vit_base_patch16_xp_224"},
+    "differential": {"name": "vit_dlittle_patch16_reg1_gap_256"},
+    "differential, parallel": {"name": "vit_dpwee_patch16_reg1_gap_256"},
+    "attention pool": {"name": "vit_base_patch16_siglip_224"},
+    "attention pool over registers": {"name": "vit_so150m_patch16_reg4_map_256"},
+    "refining pool": {"global_pool": "prr"},
+    "EVA post-norm": {
+        "name": "eva02_enormous_patch14_clip_224",
+        "head_init_scale": 7.0,
+        "img_size": 28,
+        "patch_size": 14,
+    },
+    "PE": {"name": "vit_pe_core_base_patch16_224", "head_init_scale": 7.0},
+    "EVA-02 CLIP": {"name": "eva02_base_patch16_clip_224", "head_init_scale": 7.0},
+    "relative position MLP": {"name": "vit_relpos_base_patch16_224"},
+    "relative position table, class token": {"name": "vit_relpos_base_patch16_cls_224", "rel_pos_type": "bias"},
+    "shared relative positions": {"name": "vit_srelpos_medium_patch16_224"},
+    "relative positions, post-norm": {"name": "vit_relpos_base_patch16_rpn_224"},
+    "BEiT": {"name": "beit_base_patch16_224", "head_init_scale": 7.0},
+    "BEiT shared": {
+        "name": "beit_base_patch16_224",
+        "head_init_scale": 7.0,
+        "use_rel_pos_bias": False,
+        "use_shared_rel_pos_bias": True,
+    },
+    "NaFlex": {"name": "naflexvit_base_patch16_gap", **FLEXIBLE},
+    "NaFlex pool": {"name": "naflexvit_base_patch16_siglip", **FLEXIBLE},
+    "NaFlex rotary": {"name": "naflexvit_base_patch16_gap", "rope_type": "axial", **FLEXIBLE},
+    "hybrid": {"name": "vit_tiny_r_s16_p8_224", "patch_size": 4},
+    "BEiT-3": {"name": "beit3_base_patch16_224"},
+    "AIMv2": {"name": "aimv2_large_patch14_224", "img_size": 28, "patch_size": 14},
+}
+"""Every other block and way out, as changes of `TINY`."""
+
+STRUCTURES = {
+    **VARIANTS,
+    **{case: form for case, form in BLOCKS.items() if "name" not in form or timm.is_model(str(form["name"]))},
+}
+"""Every structure of every family."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every bias, norm and LayerScale values that matter, so that no comparison is vacuous."""
+    """Gives every bias, norm, LayerScale and table values that matter, so that no comparison is vacuous."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("gamma", "gamma_1", "gamma_2")):
                 parameter.copy_(0.5 + 0.1 * noise)
-            elif parameter.ndim == 1:
+            elif name.endswith(("norm1.weight", "norm2.weight")):
+                parameter.copy_(1 + 0.1 * noise)  # zero in a fresh model with norms behind its branches
+            elif parameter.ndim == 1 or name.endswith(("bias_table", "logit_scale", "fc1_g.weight")):
                 parameter.add_(0.1 * noise)
     return module
 
@@ -97,10 +174,16 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "random"})
 
 
+def named(case: str) -> tuple[str, dict[str, object]]:
+    """(timm's name, keyword arguments) of one of `STRUCTURES`, tiny."""
+    kwargs = {**(TINY_SWIN if case in SWIN else TINY), **STRUCTURES[case]}
+    return str(kwargs.pop("name", "vit_tiny_patch16_224")), kwargs
+
+
 def variant(case: str, seed: int = 0) -> TimmModel:
-    """One of `VARIANTS` at the size of `TINY`."""
-    kwargs = {**TINY, **VARIANTS[case]}
-    return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), seed, **kwargs)
+    """One of `STRUCTURES`, tiny."""
+    name, kwargs = named(case)
+    return dense_model(name, seed, **kwargs)
 
 
 def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share: float = 0.5) -> CompressionPlan:
@@ -276,7 +359,7 @@ class Refusing(Profiled, Refittable):
         runs: what the probe says of running; "" if the probe itself refuses.
     """
 
-    measures, engines = True, ("fp32",)
+    measures, builds = True, ("FLOAT",)
 
     def __init__(self, name: str, runs: str = "") -> None:
         self.name, self._runs, self.reached = name, runs, []
@@ -319,7 +402,7 @@ def write_samples(
     """A comparison of `looks` looks whose true ln(B/A) is `b`, plus `session_shift` times the session's number."""
     design = design or few_sessions()
     rng = np.random.default_rng(seed)
-    machine = {"cpu": "test", "threads": threads, "affinity": affinity, "runtimes": {"onnxruntime": "1"}}
+    machine = {"cpu": "test", "threads": threads, "affinity": list(affinity), "runtimes": {"onnxruntime": "1"}}
     fingerprint = {"machine": machine, "state": {}}
     facts = {"outputs": [[1, 8]], "warmup_calls": 10, "warmup_seconds": 1.0, "call_ns": 1e6}
     sessions = []

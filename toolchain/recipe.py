@@ -71,7 +71,7 @@ class ModelSection(Section):
     whose tokens are the outputs, counted from 0.
     """
 
-    name: str
+    name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
@@ -101,6 +101,12 @@ class ModelSection(Section):
     def _without_absent_layers(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
         return {key: value for key, value in record.items() if key != "layers" or value}
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSection:
+        if not self.name and not self.checkpoint:
+            raise ValueError("set name to that of a timm model, or checkpoint to a Hugging Face folder, which says it")
+        return self
 
 
 class DataSection(Section):
@@ -315,7 +321,7 @@ class Recipe(Section):
         return Recipe.from_dict(raw, base=path.parent)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], base: Path = Path()) -> Recipe:
+    def from_dict(raw: Mapping[str, object], base: Path = Path()) -> Recipe:
         """The recipe from nested mappings; raises RecipeError as `load` does."""
         try:
             recipe = Recipe.model_validate(dict(raw))
@@ -359,7 +365,7 @@ def absolute_classes(classes: str, base: Path) -> str:
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _override(raw: dict[str, object], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not of the form a.b=VALUE")
@@ -372,7 +378,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         parents, last = parents[:2], ".".join([*parents[2:], last])
     node = raw
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        inner = node.setdefault(parent, {})
+        if not isinstance(inner, dict):
             raise RecipeError(f"--set {text!r}: {parent} is not a table")
+        node = inner
     node[last] = parsed

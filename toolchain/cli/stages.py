@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -296,7 +296,7 @@ def _save(model: AnyModel, out: Path, *, json_: bool) -> None:
     _tell(model, out, json_=json_)
 
 
-def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, Any] | None = None) -> None:
+def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, object] | None = None) -> None:
     shape = trace(model.module, model.family, model.preprocess.input_size)
     facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs, **(more or {})}
     print_json(facts) if json_ else print_facts(facts)

@@ -205,14 +205,20 @@ def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     physical = {(group.module, group.unit): group.sliceable for group in model.groups}
+    blocks = [block.path for block in model.family.blocks(model.module)]
     for keep in model.plan.keeps:
-        row = {"block": _block(keep.module), "kind": keep.unit, "total": keep.total * len(keep.indices)}
+        row = {"block": _block(keep.module, blocks), "kind": keep.unit, "total": keep.total * len(keep.indices)}
         rows.append({**row, "removed": keep.removed, "physical": physical[keep.module, keep.unit]})
     for low in model.plan.low_ranks:
-        row = {"block": _block(low.module), "kind": f"rank.{low.module.rpartition('.')[2]}", "total": min(low.shape)}
+        row = {
+            "block": _block(low.module, blocks),
+            "kind": f"rank.{low.module.rpartition('.')[2]}",
+            "total": min(low.shape),
+        }
         rows.append({**row, "removed": min(low.shape) - low.rank, "physical": True})
     return rows
 
 
-def _block(module: str) -> str:
-    return ".".join(module.split(".")[:2])
+def _block(module: str, blocks: Sequence[str]) -> str:
+    """The path of the block that a module lies in."""
+    return next(path for path in blocks if module.startswith(f"{path}."))

@@ -1,13 +1,15 @@
 """timm's attention in fewer ONNX nodes.
 
 As timm writes it, query, key and value are unbound from one tensor by a Slice and a Squeeze each, and the query is scaled
-in every call: 7 nodes a block that compute nothing. Here it is one Split, and the scale is in the weights of the query.
+in every call: 7 nodes a block that compute nothing. Here it is one Split, and the scale is in the weights of the query. Swin V2
+computes its bias table from coordinates in every call: here it is the table.
 """
 
 from __future__ import annotations
 
 import torch
 from timm.layers.attention import Attention
+from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import nn
 
 
@@ -36,13 +38,32 @@ class LeanAttention(Attention):
         return projected
 
 
+class Known(nn.Module):
+    """Stands for a module that is always given the same: it gives what that one gave."""
+
+    value: torch.Tensor
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        """The value."""
+        return self.value
+
+
+@torch.no_grad()
 def lean(module: nn.Module) -> nn.Module:
     """The module, in eval mode, with each timm `Attention` in it made lean in place; subclasses of it are left alone.
+
+    What Swin V2's attention computes from coordinates alone is computed once.
 
     Args:
         module: a copy that nobody else uses; its `qkv` may be `nn.Sequential` of linears.
     """
-    for part in module.modules():
+    for part in list(module.modules()):
+        if isinstance(part, CosineAttention):
+            part.cpb_mlp = Known(part.cpb_mlp(part.relative_coords_table))  # type: ignore[assignment]
         if type(part) is not Attention:
             continue
         part.__class__ = LeanAttention
@@ -50,9 +71,8 @@ def lean(module: nn.Module) -> nn.Module:
         if isinstance(part.q_norm, nn.Identity):
             linears = [each for each in part.qkv.modules() if isinstance(each, nn.Linear)]
             rows = part.num_heads * part.head_dim
-            with torch.no_grad():
-                for values in (linears[-1].weight, linears[-1].bias):
-                    if values is not None:
-                        values[:rows] *= part.scale
+            for values in (linears[-1].weight, linears[-1].bias):
+                if values is not None:
+                    values[:rows] *= part.scale
             part.scale = 1.0
     return module

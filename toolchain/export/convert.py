@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from toolchain.artifacts.onnx_file import FP32, PRECISION, OnnxFile
+from toolchain.artifacts.onnx_file import FP32, GRAPH_TYPE, PRECISION, OnnxFile
+from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
 from toolchain.export.onnx_graph import (
@@ -91,8 +92,10 @@ class Convert:
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
         whole = with_probabilities(whole, given.output or "logits") if gives_probabilities(shipped) else whole
-        kept = {entry.key: entry.value for entry in shipped.metadata_props}
-        for key, value in sorted({**kept, PRECISION: self.precision}.items()):
+        metadata = {entry.key: entry.value for entry in shipped.metadata_props} | {PRECISION: self.precision}
+        if (rounded_to := graph_precision(whole)[0]) != self.precision.partition("-")[0]:
+            metadata[GRAPH_TYPE] = rounded_to
+        for key, value in sorted(metadata.items()):
             whole.metadata_props.add(key=key, value=value)
         files = write_onnx(whole, path)
         model = onnx.load(path)

@@ -95,11 +95,11 @@ def export_onnx(
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    with folder_beside(path) if is_large(module_bytes(module)) else nullcontext() as folder:
-        asked = Asked(input_size, opset, tuple(outputs))
-        exported = _from_torch(module, asked, folder)
+    plain, asked = _plain(module), Asked(input_size, opset, tuple(outputs))
+    with folder_beside(path) if is_large(module_bytes(plain)) else nullcontext() as folder:
+        exported = _from_torch(plain, asked, folder)
         linears = linear_shapes(exported)
-        wanted = Counter((m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear))
+        wanted = Counter((m.in_features, m.out_features) for m in plain.modules() if isinstance(m, nn.Linear))
         if missing := wanted - linears:
             raise ArtifactError(
                 f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
@@ -159,16 +159,20 @@ def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:
     return shapes
 
 
-def _from_torch(module: nn.Module, asked: Asked, folder: Path | None = None) -> onnx.ModelProto:
-    """The graph as torch exports it from a copy of the module, stripped of everything that is not the model.
-
-    In a folder, the weights go into the file `DATA` there and never through a protobuf message.
-    """
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy whose attention is neither fused nor computes what is known before."""
     plain = copy.deepcopy(module).eval().cpu().requires_grad_(False)
     for part in plain.modules():
         if hasattr(part, "fused_attn"):  # not timm's global switch: that one is read when a module is built
             setattr(part, "fused_attn", False)  # noqa: B010
-    lean(plain)
+    return lean(plain)
+
+
+def _from_torch(plain: nn.Module, asked: Asked, folder: Path | None = None) -> onnx.ModelProto:
+    """The graph as torch exports it, stripped of everything that is not the model.
+
+    In a folder, the weights go into the file `DATA` there and never through a protobuf message.
+    """
     example = torch.zeros(2, *asked.input_size)  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -187,9 +191,9 @@ def _from_torch(module: nn.Module, asked: Asked, folder: Path | None = None) -> 
                 verbose=False,
             )
     except Exception as error:  # its own errors, and whatever torch makes of a model on the way
-        raise ArtifactError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
+        raise ArtifactError(f"torch cannot export {type(plain).__name__} to ONNX: {first_line(error)}") from error
     if program is None:  # only in torch's old exporter
-        raise ArtifactError(f"torch exported nothing for {type(module).__name__}")
+        raise ArtifactError(f"torch exported nothing for {type(plain).__name__}")
     if folder is None:
         model: onnx.ModelProto = program.model_proto
     else:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 from torch import nn
@@ -142,7 +141,7 @@ def check_section(section: ExportSection) -> None:
             runs_on(PRECISIONS[name])
 
 
-def graph_dict(graph: GraphFacts) -> Mapping[str, Any]:
+def graph_dict(graph: GraphFacts) -> Mapping[str, object]:
     """The facts of a graph as JSON values."""
     return {
         "size_bytes": graph.size_bytes,

@@ -22,7 +22,17 @@ from toolchain.families.base import (
 from toolchain.registry import Registry
 
 FAMILIES: Registry[Family] = Registry(
-    "family", "slimvit.families", {"vit": "toolchain.families.vit:VIT", "eva": "toolchain.families.eva:EVA"}
+    "family",
+    "slimvit.families",
+    {
+        "vit": "toolchain.families.vit:VIT",
+        "eva": "toolchain.families.eva:EVA",
+        "beit": "toolchain.families.beit:BEIT",
+        "relpos": "toolchain.families.relpos:RELPOS",
+        "naflex": "toolchain.families.naflex:NAFLEX",
+        "swin": "toolchain.families.swin:SWIN",
+        "swin-v2": "toolchain.families.swin:SWIN_V2",
+    },
 )
 
 

@@ -217,10 +217,12 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
-        if section != ENGINE and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
+        built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
+        if section != ENGINE and not built and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
             raise TargetUnavailable(
                 name,
-                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files; remove it from {section}",
+                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files, or under {BENCH} what {ENGINE} "
+                f"builds; add it to {ENGINE}, or remove it from {section}",
             )
         for unit, multiple in target.profile.multiples.items():
             multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)

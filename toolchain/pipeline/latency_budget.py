@@ -76,7 +76,7 @@ class Timing:
 
     dense_ms: float
     ratios: tuple[float, ...]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, object]
 
 
 def variant_of(dense: TimmModel, widths: Widths) -> DeployModel:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
 from toolchain.model import IMAGE
-from toolchain.on_device.runner import cpu_model, time_calls_ns
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
+from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
+from toolchain.targets.base import Arrays, BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
 
 
 class EagerRunner:
@@ -44,7 +43,7 @@ class EagerRunner:
         torch.set_num_threads(self._threads_before)
         self._module = None
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call."""
         outputs = self._call(feeds)
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -69,7 +68,6 @@ class Eager(Target):
     profile = TargetProfile()
     takes = ("model-folder",)
     measures = True
-    engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since torch is a dependency."""
