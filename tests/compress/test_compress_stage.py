@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import dense_model, problem_of
+from builders import TINY, dense_model, problem_of, random_plan
 from PIL import Image
 
 from toolchain.compress.criteria import CRITERIA, Evidence, Lessons
@@ -297,3 +297,11 @@ def test_the_default_method_does_not_look_at_labels(digits):
     for one, two in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert theirs.plan.provenance["method"]["allocation"] == "solver"
+
+
+def test_shares_of_what_is_in_no_block_have_a_place_too():
+    """An attention pool after the blocks loses neurons as they do, and is a row of its own."""
+    model = dense_model(**{**TINY, "class_token": False, "global_pool": "map"})
+    parts = (model.ref, model.module, model.family, model.groups, model.preprocess, model.provenance)
+    rows = pruned_shares(MaskedModel(*parts, plan=random_plan(model)))
+    assert {row["block"] for row in rows} == {"blocks.0", "blocks.1", "attn_pool"}

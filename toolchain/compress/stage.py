@@ -220,5 +220,5 @@ def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:
 
 
 def _block(module: str, blocks: Sequence[str]) -> str:
-    """The path of the block that a module lies in."""
-    return next(path for path in blocks if module.startswith(f"{path}."))
+    """The path of the block that a module lies in; of one after all blocks, such as an attention pool, its own first part."""
+    return next((path for path in blocks if module.startswith(f"{path}.")), module.partition(".")[0])
