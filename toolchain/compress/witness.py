@@ -141,7 +141,8 @@ def _reading(backbone: nn.Module, way: str, bound: inspect.BoundArguments) -> Re
     arguments, parameters = bound.arguments, [*bound.signature.parameters.values()]
     for parameter in parameters[1:]:
         value = arguments[parameter.name]
-        if parameter.name not in READ and value is not parameter.default and value not in ((), {}, None, False):
+        absent = value is parameter.default or (isinstance(value, tuple | dict) and not value)  # no *args, no **kwargs
+        if not absent and parameter.name not in READ:
             raise ModelError(
                 f"the larger model passes {parameter.name} to what is to shrink, which compression does not know of: give "
                 "forward, a function that runs it without"
