@@ -21,6 +21,7 @@ from toolchain.cli import bench, limits
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
+from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline import latency_budget as latency
 from toolchain.plan import CompressionPlan
@@ -439,7 +440,8 @@ def test_engine_without_its_target(command, finished, tmp_path):
     [("dense", "dense"), ("deploy", "compressed"), ("onnx/compressed.fp32.onnx", "compressed")],
 )
 def test_evaluate_counts_what_the_report_counts(parsed, finished, path, part):
-    found = parsed("evaluate", finished.folder / path, "--data", "digits")
+    found = parsed("evaluate", finished.folder / path, "--data", "digits", "--out", "counts.json")
+    assert json.loads(Path("counts.json").read_text()) == found
     assert {key: found[key] for key in ("accuracy", "wrong", "total")} == {
         key: finished.report[part][key] for key in ("accuracy", "wrong", "total")
     }
@@ -710,6 +712,14 @@ def test_schema(parsed, name):
     schema = parsed("schema", name)
     assert schema["additionalProperties"] is False
     assert "model" in schema["properties"]
+
+
+def test_the_schema_of_a_recipe_names_what_is_registered(parsed, register):
+    register(PRECISIONS, replace(PRECISIONS["fp16"], name="ours"))
+    sections = parsed("schema", "recipe")["$defs"]
+    assert {"fp32", "int8", *PRECISIONS} == set(sections["ExportSection"]["properties"]["precisions"]["items"]["enum"])
+    assert "solver" in sections["CompressSection"]["properties"]["allocation"]["enum"]
+    assert "trt-rtx" in sections["EngineSection"]["properties"]["targets"]["items"]["enum"]
 
 
 def test_init_writes_a_recipe_that_fits_once(parsed, command, finished, tmp_path):

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from toolchain.cli.options import JsonFlag
+from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import StorageError
 from toolchain.files import write_text
 from toolchain.pipeline.draft import SCHEMA_FILE, Draft
-from toolchain.recipe import Recipe
 
 ModelArgument = Annotated[
     str,
@@ -50,6 +50,6 @@ def init(
 
 def write_recipe(draft: Draft, path: Path) -> None:
     """Writes a recipe, and beside it the schema that editors check it by."""
-    schema = json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
+    schema = json.dumps(schema_of("recipe"), indent=2) + "\n"
     write_text(path.parent / SCHEMA_FILE, schema)
     write_text(path, draft.text())
