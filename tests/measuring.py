@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.experiment import artifact_facts
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.progress import Nobody, Progress
+from toolchain.targets.ort import OrtCpu
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,13 @@ class Scripted:
 
 def device_of(measurer, runtime="ort-cpu"):
     return Device(runtime, runtime, measurer)
+
+
+class Updated(OrtCpu):
+    """The same runtime in another version."""
+
+    def probe(self):
+        return replace(super().probe(), version="another")
 
 
 class Stopwatch:

@@ -3,14 +3,15 @@
 Everything that compression minimises, measures or imitates is the KL divergence between what the dense and the compressed
 model say of an image. A new kind of output is one class here and one line in `likelihood_of`.
 
-Legend: B images, K outputs.
+Legend: B images, K outputs, * positions of tokens, D width of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,31 +22,41 @@ from toolchain.data import batches
 from toolchain.errors import DataError
 from toolchain.outputs import Output
 
+Outputs = Tensor | tuple[Tensor, ...]
+"""What a model gives for a batch: [B, K] or tokens [B, *, D]; of several layers one such tensor each."""
 BATCH = 64
 SPREAD_FLOOR = 1e-3
 """The least spread of an output, as a share of its root mean square: one that is all but constant must not outweigh all others."""
 
 
-class Likelihood(Protocol):
-    """The distribution that a model's outputs [B, K] are parameters of."""
+STEPS = 5
+"""How often weights and spread of tokens follow from each other; they hardly move after three."""
+NOTHING_VARIES = (
+    "the model's {}, so there is nothing to hold "
+    "compression against: give images that differ, or set data.calibration_images to 2 or more"
+)
 
-    def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+
+class Likelihood(Protocol):
+    """The distribution that a model's outputs are parameters of: a tensor [B, K], or what else its class says."""
+
+    def divergence(self, outputs: Any, reference: Any, temperature: float = 1.0) -> Tensor:
         """KL(reference ‖ outputs) of each image in nats, [B]; of a softened distribution, times T², where that has a meaning."""
         ...
 
-    def score_loss(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def score_loss(self, outputs: Any, generator: torch.Generator) -> Tensor:
         """A scalar whose gradient by `outputs` is, for each image, −∇ log p(y), with y drawn from the model itself.
 
         The mean of its outer product is the Fisher information.
         """
         ...
 
-    def supervised(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def supervised(self, outputs: Any, labels: Tensor) -> Tensor:
         """The mean over images of −log p(label): what is trained on labels [B]; only for outputs that have `label_classes`."""
         ...
 
     def noticed(self, error: Tensor) -> Tensor:
-        """An error of the outputs [B, K] without what their reader ignores."""
+        """An error of outputs [B, K] without what their reader ignores."""
         ...
 
 
@@ -108,13 +119,8 @@ class Gaussian:
         values = reference.double()
         spread = values.std(0) if len(values) > 1 else torch.zeros(values.shape[1])
         if not bool(spread.any()):
-            raise DataError(
-                f"the model's outputs are the same for all {len(reference)} calibration images, so there is nothing to hold "
-                "compression against: give images that differ, or set data.calibration_images to 2 or more"
-            )
-        least = SPREAD_FLOOR * values.square().mean(0).sqrt()
-        spread = torch.maximum(spread, torch.where(least > 0, least, spread.max()))
-        return Gaussian(spread.to(reference.dtype))
+            raise DataError(NOTHING_VARIES.format(f"outputs are the same for all {len(reference)} calibration images"))
+        return Gaussian(_floored(spread, values.square().mean(0).sqrt()).to(reference.dtype))
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         return 0.5 * ((outputs - reference) / self.spread.to(outputs)).square().sum(1)
@@ -131,21 +137,150 @@ class Gaussian:
         return error
 
 
+def _floored(spread: Tensor, size: Tensor) -> Tensor:
+    """A spread [K], at least a share of the root mean square `size`; what is 0 throughout spreads like the widest."""
+    least = SPREAD_FLOOR * size.abs()
+    return torch.maximum(spread, torch.where(least > 0, least, spread.max()))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Vectors at many positions, each a normal distribution of one diagonal covariance, that of the dense model's tokens.
+
+    The divergence of an image is the mean over its tokens. A token far from all others, as DINOv2 without registers has
+    them, would decide covariance and divergence alone; and by a covariance that it had widened, nothing else would be
+    looked at. So none counts for more than a typical one: its squared error is weighted by how much farther it lies from
+    the mean than the median token does, which leaves its relative error to count.
+
+    Attributes:
+        mean, spread: of each channel over images and positions, [D].
+        typical: the median over tokens of their mean squared distance from `mean`, in units of `spread`.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    typical: float
+
+    @staticmethod
+    def of(batches: Iterable[Tensor]) -> Tokens:
+        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same.
+
+        What is typical is found on the first batch, in steps: weights follow from a spread, and the spread from weights.
+        """
+        known, total, sums = None, 0.0, torch.zeros(())
+        for batch in batches:
+            rows = batch.flatten(0, -2).double()
+            if known is None:
+                known = Tokens._typical(rows)
+            weights = known.weights(rows)
+            total += float(weights.sum())
+            sums = sums + (weights[:, None] * (rows - known.mean).square()).sum(0)
+        if known is None or not bool(known.spread.any()):
+            raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
+        return Tokens(known.mean, _floored((sums / total).sqrt(), known.mean), known.typical)
+
+    @staticmethod
+    def _typical(rows: Tensor) -> Tokens:
+        weights = torch.ones(len(rows), dtype=rows.dtype)
+        for _ in range(STEPS):
+            mean = (weights[:, None] * rows).sum(0) / weights.sum()
+            spread = ((weights[:, None] * (rows - mean).square()).sum(0) / weights.sum()).sqrt()
+            if not bool(spread.any()):
+                break
+            known = Tokens(mean, _floored(spread, mean), 1.0)
+            known = replace(known, typical=float(known.distance(rows).median()) or 1.0)
+            weights = known.weights(rows)
+        return Tokens(mean, spread, 1.0) if not bool(spread.any()) else known
+
+    def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+        squares = ((outputs - reference) / self.spread.to(outputs)).square().sum(-1)
+        damage: Tensor = 0.5 * (squares * self.weights(reference)).flatten(1).mean(1)
+        return damage
+
+    def score_loss(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(outputs.shape, generator=generator) / self.spread.to(outputs)
+        weights = self.weights(outputs.detach())[..., None]
+        drawn = (outputs * (noise * weights.sqrt()).to(outputs)).sum()
+        loss: Tensor = drawn / math.sqrt(math.prod(outputs.shape[1:-1]))
+        return loss
+
+    def supervised(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Nothing: class labels say nothing of tokens."""
+        raise TypeError(f"{len(labels)} class labels cannot train tokens of shape {tuple(outputs.shape)}")
+
+    def noticed(self, error: Tensor) -> Tensor:
+        return error
+
+    def distance(self, tokens: Tensor) -> Tensor:
+        """[..., D] → [...]: mean squared distance from the mean in units of the spread."""
+        return ((tokens - self.mean.to(tokens)) / self.spread.to(tokens)).square().mean(-1)
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """How much each of the dense tokens [..., D] counts, in 0…1."""
+        return (self.typical / self.distance(tokens).clamp(min=self.typical)).to(tokens)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Independent outputs, such as the tokens of several layers; the divergence is the mean over them."""
+
+    parts: tuple[Likelihood, ...]
+
+    def divergence(self, outputs: Sequence[Tensor], reference: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+        each = zip(self.parts, outputs, reference, strict=True)
+        return torch.stack([part.divergence(y, known, temperature) for part, y, known in each]).mean(0)
+
+    def score_loss(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        each = zip(self.parts, outputs, strict=True)
+        return torch.stack([part.score_loss(y, generator) for part, y in each]).sum() / math.sqrt(len(self.parts))
+
+    def supervised(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Nothing: class labels say nothing of several outputs."""
+        raise TypeError(f"{len(labels)} class labels cannot train {len(outputs)} outputs")
+
+    def noticed(self, error: Tensor) -> Tensor:
+        return error
+
+
 CATEGORICAL = Categorical()
 
 
 def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Likelihood:
-    """The likelihood of a dense model's outputs; images are looked at only for the spread of numbers.
+    """The likelihood of a dense model's outputs; images are looked at only for the spread of what is no class.
 
     Raises:
-        DataError: the outputs are numbers, and the same for every image.
+        DataError: the outputs are numbers or features, and the same for every image.
     """
-    if output == "regression":
-        return Gaussian.of(outputs_of(module, images))
+    if output in ("regression", "features"):
+        return Gaussian.of(cast("Tensor", outputs_of(module, images)))
+    if output == "tokens":
+        return Tokens.of(in_batches(module, images))
+    if output == "layers":
+        count = len(parts_of(next(iter(in_batches(module, images)))))
+        layers = (Tokens.of(each[index] for each in in_batches(module, images)) for index in range(count))
+        return Several(tuple(layers))
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 
-@torch.no_grad()
-def outputs_of(model: nn.Module | Callable[[Tensor], Tensor], images: Dataset[tuple[Tensor, int]]) -> Tensor:
-    """What a module in eval mode, or any other function of images, gives for each of them, [B, K], in order."""
-    return torch.cat([model(batch) for batch, _ in batches(images, BATCH)])
+def parts_of(outputs: Outputs) -> tuple[Tensor, ...]:
+    """The tensors of what a model gives."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def joined(batches: Sequence[Outputs]) -> Outputs:
+    """What a model gives for all images, from what it gives batch by batch."""
+    if isinstance(batches[0], tuple):
+        return tuple(torch.cat(part) for part in zip(*batches, strict=True))
+    return torch.cat(cast("list[Tensor]", batches))
+
+
+def in_batches(model: Callable[[Tensor], Any], images: Dataset[tuple[Tensor, int]]) -> Iterator[Any]:
+    """What a module in eval mode, or any other function of images, gives batch by batch, in order."""
+    with torch.no_grad():
+        for batch, _ in batches(images, BATCH):
+            yield model(batch)
+
+
+def outputs_of(model: Callable[[Tensor], Any], images: Dataset[tuple[Tensor, int]]) -> Any:
+    """What a module in eval mode, or any other function of images, gives for each of them in order: `Outputs`."""
+    return joined([*in_batches(model, images)])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
-from toolchain.outputs import Output, label_classes, output_of
+from toolchain.outputs import Output, label_classes, output_names, output_of
 from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # a process that only measures reads and writes files, and ha
 
     from toolchain.families import Family, UnitGroup
 
-IMAGE, LOGITS, BATCH = "image", "logits", "batch"
-"""What input, output and open dimension of every form are called."""
+IMAGE, BATCH = "image", "batch"
+"""What input and open dimension of every form are called."""
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
@@ -101,6 +101,11 @@ class _Model:
     def output(self) -> Output:
         """What its outputs are."""
         return output_of(self.ref.output, int(self.module.num_classes))  # type: ignore[arg-type]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What its outputs are called."""
+        return output_names(self.output, self.ref.layers)
 
     @property
     def label_classes(self) -> int | None:

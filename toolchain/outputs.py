@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-Output = Literal["logits", "multi-label", "regression"]
-"""One class of many, read by a softmax; a yes or no each, read by a sigmoid; or numbers."""
+Output = Literal["logits", "multi-label", "regression", "features", "tokens", "layers"]
+"""One class of many, read by a softmax; a yes or no each, read by a sigmoid; numbers; or, of a model without a classifier,
+one pooled vector, the tokens after the last norm, or the tokens after several blocks, each through that norm."""
 OUTPUT = "slimvit.output"
 """The key of an ONNX file's metadata that says which of these it gives."""
-
+LOGITS, LAYER = "logits", "layer_"
+"""What the output of a model with a classifier is called, and what the outputs of layers begin with."""
 
 WORDS: dict[Output, str] = {
     "logits": "classes (logits)",
     "multi-label": "a yes or no each (multi-label)",
     "regression": "numbers (regression)",
+    "features": "pooled features",
+    "tokens": "tokens",
+    "layers": "tokens of several layers",
 }
 """What they are called in a sentence that begins with "the outputs are"."""
+
+FEATURES: frozenset[Output] = frozenset({"features", "tokens", "layers"})
+"""Outputs of a model without a classifier: vectors that something else reads."""
+
+_TOKENS: Mapping[str, Any] = {"num_classes": 0, "global_pool": ""}
+KWARGS: Mapping[Output, Mapping[str, Any]] = {"features": {"num_classes": 0}, "tokens": _TOKENS, "layers": _TOKENS}
+"""The keyword arguments by which timm builds a model of these outputs."""
 
 
 def divergence_words(output: Output) -> str:
     """What the divergence of two models is, to be followed by "from the dense model" and a number of nats."""
-    return "half the squared difference over the variance" if output == "regression" else "KL divergence"
+    return "half the squared difference over the variance" if output in {"regression", *FEATURES} else "KL divergence"
 
 
 def output_of(declared: Output | None, width: int) -> Output:
-    """What `width` outputs are, where nobody declared it: one class of many, or, of a single output, a number."""
-    return declared or ("logits" if width > 1 else "regression")
+    """What `width` outputs are, where nobody declared it: one class of many; of a single one a number; of 0 classes features."""
+    return declared or ("logits" if width > 1 else "regression" if width else "features")
 
 
 def label_classes(output: Output, width: int) -> int | None:
@@ -33,3 +46,10 @@ def label_classes(output: Output, width: int) -> int | None:
     if output == "logits":
         return width
     return 2 if output == "multi-label" and width == 1 else None
+
+
+def output_names(output: Output, layers: Sequence[int] = ()) -> tuple[str, ...]:
+    """What the outputs are called in every form of a model: one name, or one for each of some layers."""
+    if output == "layers":
+        return tuple(f"{LAYER}{index}" for index in layers)
+    return (output if output in FEATURES else LOGITS,)

@@ -16,9 +16,18 @@ from pydantic import Field
 from toolchain.errors import ParityError, SlimvitError
 
 Array = NDArray[Any]
+Given = Array | tuple[Array, ...]
+"""What a form of a model gives for a batch: [batch, *, D], or one such array for each of its outputs."""
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "not_run"]
 BATCHES = (1, 3)
+SIGNAL = 4
+"""By how much outputs vary over images, in units of their largest error, where that is less than a tolerance: what is the same
+for every image is off by half of the variation or more."""
+ROUNDING = 2.0**-20
+"""What float32 may blur, as a share of the largest number: less than that is no variation."""
+RANK = 2
+"""Of one row of numbers for each image; more of them are tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,8 @@ class Tolerance:
     """What two forms of a model may differ by; a bound that is None is reported and not judged.
 
     Attributes:
-        max_abs: bound on max |Δ|, in units of max(1, max |y|) with y the expected logits.
-        cosine_min: bound on the cosine of the logits, per image.
+        max_abs: bound on max |Δ|, in units of max(1, max |y|) with y the expected output.
+        cosine_min: bound on the cosine, per image, and of tokens per position too.
         top1_min: bound on the share of real images for which both name the same class.
     """
 
@@ -50,8 +59,9 @@ class Rung:
     Attributes:
         from_: name of the form that is taken as right.
         to: name of the form that is compared with it.
-        max_abs: largest |Δ| of a logit; None if there is none to tell.
-        cosine_min: smallest cosine over the images; of a single output, that of all images about the expected mean.
+        max_abs: largest |Δ| of a number; None if there is none to tell.
+        cosine_min: smallest cosine over the images, and of tokens over the positions, each taken over all images: one token that is
+            wrong in every image is not lost among the others. Of a single number, that of all images about the expected mean.
         top1_agreement: share of the images on which both name the same class; None on synthetic images.
         tolerance: what was allowed.
     """
@@ -92,12 +102,12 @@ class Ladder:
 def compare_outputs(
     from_: str, to: str, expected: Sequence[Array], got: Sequence[Array], *, tolerance: Tolerance, real_images: bool
 ) -> Rung:
-    """The rung for the logits of two forms of a model on the same images.
+    """The rung for one output of two forms of a model on the same images.
 
     Args:
         from_: name of the form that is taken as right.
         to: name of the other form.
-        expected: its logits [batch, classes], one array for each call.
+        expected: its output [batch, *, D], one array for each call.
         got: those of the other form, for the same calls.
         tolerance: what is allowed, from `TOLERANCES`.
         real_images: whether the images are real; top-1 on noise says nothing and is left out.
@@ -107,21 +117,28 @@ def compare_outputs(
         return Rung(from_, to, None, None, None, tolerance, "fail", reason)
 
     shapes = [a.shape for a in expected], [a.shape for a in got]
-    if shapes[0] != shapes[1] or any(a.ndim != 2 or a.size == 0 for a in expected) or not expected:
-        return failed(f"shapes differ or are not [batch, classes]: {from_} {shapes[0]}, {to} {shapes[1]}")
+    if shapes[0] != shapes[1] or any(a.ndim < RANK or a.size == 0 for a in expected) or not expected:
+        return failed(f"shapes differ or are not [batch, …, numbers]: {from_} {shapes[0]}, {to} {shapes[1]}")
     y, z = (np.concatenate([np.asarray(a, dtype=np.float64) for a in side]) for side in (expected, got))
     for name, values in ((from_, y), (to, z)):
         if (bad := int(np.count_nonzero(~np.isfinite(values)))) > 0:
-            return failed(f"{name} has {bad} non-finite logits of {values.size}")
+            return failed(f"{name} has {bad} non-finite numbers of {values.size}")
     scale = max(1.0, float(np.abs(y).max()))
     bound = None if tolerance.max_abs is None else tolerance.max_abs * scale
-    if (empty := _vacuous(expected, bound or 0.0)) is not None:
-        return failed(f"the comparison is vacuous: the output of {from_} {empty}")
-
     max_abs = float(np.abs(y - z).max())
-    single = y.shape[1] == 1  # every cosine is 1 then, and every image the same class: over images they are compared
-    cosine = float(_cosines(*((each - y.mean()).T for each in (y, z)) if single else (y, z)).min())
-    top1 = float(np.mean(y.argmax(axis=1) == z.argmax(axis=1))) if real_images and not single else None
+    noise = 0.0 if bound is None else min(bound, max(SIGNAL * max_abs, ROUNDING * scale))
+    if (empty := _vacuous(expected, noise)) is not None:
+        return failed(f"the comparison is vacuous: the output of {from_} {empty}")
+    single = y.shape[1:] == (
+        1,
+    )  # every cosine is 1 then, and every image the same class: over images they are compared
+    cosine = float(
+        _cosines(*((each - y.mean()).T for each in (y, z)) if single else (_by_image(y), _by_image(z))).min()
+    )
+    if y.ndim > RANK:
+        cosine = min(cosine, float(_cosines(_by_position(y), _by_position(z)).min()))
+    named = real_images and not single and y.ndim == RANK
+    top1 = float(np.mean(y.argmax(axis=1) == z.argmax(axis=1))) if named else None
     faults = []
     if bound is not None and max_abs > bound:
         faults.append(f"max |Δ| {max_abs:.3g} > {bound:.3g}")
@@ -135,26 +152,40 @@ def compare_outputs(
 def compare(
     from_: str,
     to: str,
-    expected: Callable[[Array], Array],
-    got: Callable[[Array], Array],
+    expected: Callable[[Array], Given],
+    got: Callable[[Array], Given],
     images: Array,
     *,
     tolerance: Tolerance,
     real_images: bool,
     batches: Sequence[int] = BATCHES,
 ) -> Rung:
-    """The rung for two callables image [B, C, H, W] → logits [B, classes], called with the first B images per batch size.
+    """The rung for two callables image [B, C, H, W] → outputs, called with the first B images per batch size.
 
-    A callable that raises fails the rung: a batch that was frozen on the way shows in this manner. An error of
+    Of several outputs the worst decides. A callable that raises fails the rung: a batch that was frozen on the way shows in this manner. An error of
     slimvit's own is raised on.
     """
-    outputs: list[list[Array]] = []
+    sides: list[list[tuple[Array, ...]]] = []
     for name, call in ((from_, expected), (to, got)):
         try:
-            outputs.append(outputs_of(name, call, images, batches))
+            outputs = outputs_of(name, call, images, batches)
         except CannotRun as error:
             return Rung(from_, to, None, None, None, tolerance, "fail", str(error))
-    return compare_outputs(from_, to, *outputs, tolerance=tolerance, real_images=real_images)
+        sides.append([each if isinstance(each, tuple) else (each,) for each in outputs])
+    counts = [{len(each) for each in side} for side in sides]
+    if counts[0] != counts[1]:
+        reason = f"{from_} has {max(counts[0])} outputs, {to} {max(counts[1])}"
+        return Rung(from_, to, None, None, None, tolerance, "fail", reason)
+    rungs = [
+        compare_outputs(from_, to, *pair, tolerance=tolerance, real_images=real_images)
+        for pair in zip(*([*zip(*side, strict=True)] for side in sides), strict=True)
+    ]
+    return worst(rungs)
+
+
+def worst(rungs: Sequence[Rung]) -> Rung:
+    """The rung that decides of those of several outputs: one that failed, else that of the smallest cosine."""
+    return min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
 
 
 class CannotRun(Exception):
@@ -233,6 +264,16 @@ def spread_error(y: Array, z: Array) -> float:
     y, z = (np.asarray(each, np.float64) for each in (y, z))
     spread = float(((y - y.mean(axis=0)) ** 2).sum())
     return float(((y - z) ** 2).sum()) / spread if spread > 0 else float("inf")
+
+
+def _by_image(y: Array) -> Array:
+    """[batch, *, D] → [batch, all numbers]."""
+    return y.reshape(len(y), -1)
+
+
+def _by_position(y: Array) -> Array:
+    """[batch, *, D] → [positions, batch·D]."""
+    return y.reshape(len(y), -1, y.shape[-1]).swapaxes(0, 1).reshape(-1, len(y) * y.shape[-1])
 
 
 def _cosines(y: Array, z: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -25,6 +26,7 @@ from pydantic import (
 
 from toolchain.errors import ArtifactError, PlanError, StorageError
 from toolchain.outputs import Output
+from toolchain.settings import tuple_of
 
 SCHEMA = "slimvit.plan/1"
 # timm.create_model reads these as where weights come from or what is built around the model, not as its shape.
@@ -45,16 +47,18 @@ class ModelRef(_Strict):
     Attributes:
         name, kwargs: of `timm.create_model`.
         output: what the model's outputs are, where that was declared.
+        layers: the blocks whose tokens are the outputs, where these are "layers"; those after the last are cut off.
     """
 
     name: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
     output: Output | None = None
+    layers: Annotated[tuple[int, ...], BeforeValidator(tuple_of)] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_declared(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
-        return {key: value for key, value in record.items() if value is not None}
+        return {key: value for key, value in record.items() if value is not None and (value or key != "layers")}
 
     @model_validator(mode="after")
     def _kwargs_are_of_the_architecture(self) -> ModelRef:

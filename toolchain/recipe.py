@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from toolchain.errors import RecipeError
-from toolchain.outputs import Output
+from toolchain.outputs import KWARGS, Output
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -64,14 +65,48 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
 
 
 class ModelSection(Section):
-    """[model]: which timm model, with which weights."""
+    """[model]: which timm model, with which weights, and what of it is the output.
 
-    name: str
+    Without `output` it is what the model gives: logits, or where it has no classifier features. `layers` are the blocks
+    whose tokens are the outputs, counted from 0.
+    """
+
+    name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
     resample_patches: bool = False
     output: Output | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(tuple_of)] = ()
+
+    @model_validator(mode="after")
+    def _one_output(self) -> ModelSection:
+        if self.layers and self.output is None:
+            object.__setattr__(self, "output", "layers")
+        if bool(self.layers) != (self.output == "layers"):
+            raise ValueError(
+                f"output = {self.output!r} goes with no layers: remove one of the two"
+                if self.layers
+                else "output = 'layers' needs layers, the blocks whose tokens are the outputs, such as [2, 5, 8, 11]"
+            )
+        if any(b <= a for a, b in pairwise(self.layers)):
+            raise ValueError(f"layers are blocks in rising order, got {list(self.layers)}")
+        if self.output in KWARGS and self.kwargs.get("num_classes"):
+            raise ValueError(
+                f"output = {self.output!r} is that of a model without a classifier: take num_classes out of kwargs"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_layers(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if key != "layers" or value}
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSection:
+        if not self.name and not self.checkpoint:
+            raise ValueError("set name to that of a timm model, or checkpoint to a Hugging Face folder, which says it")
+        return self
 
 
 class DataSection(Section):
@@ -286,7 +321,7 @@ class Recipe(Section):
         return Recipe.from_dict(raw, base=path.parent)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], base: Path = Path()) -> Recipe:
+    def from_dict(raw: Mapping[str, object], base: Path = Path()) -> Recipe:
         """The recipe from nested mappings; raises RecipeError as `load` does."""
         try:
             recipe = Recipe.model_validate(dict(raw))
@@ -330,7 +365,7 @@ def absolute_classes(classes: str, base: Path) -> str:
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _override(raw: dict[str, object], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not of the form a.b=VALUE")
@@ -343,7 +378,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         parents, last = parents[:2], ".".join([*parents[2:], last])
     node = raw
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        inner = node.setdefault(parent, {})
+        if not isinstance(inner, dict):
             raise RecipeError(f"--set {text!r}: {parent} is not a table")
+        node = inner
     node[last] = parsed

@@ -38,7 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def read_toml(path: Path, what: str = "") -> dict[str, Any]:
+def read_toml(path: Path, what: str = "") -> dict[str, object]:
     """The tables of a TOML file, with or without a byte order mark.
 
     Args:

@@ -25,8 +25,8 @@ from toolchain.errors import ArtifactError, MeasurementError, ParityError, Recip
 from toolchain.measure.comparison import Session
 from toolchain.measure.intervals import Interval
 from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload
+from toolchain.measure.verify import verify
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
-from toolchain.pipeline.verify import verify
 
 pytestmark = pytest.mark.clock
 
@@ -89,7 +89,7 @@ def test_the_share_is_that_of_the_truth_whatever_the_machine_does_meanwhile(drif
     if not drift:
         assert a.floor_ms == pytest.approx(9.0, rel=0.01)
         assert a.latency_ms == pytest.approx(10.0, rel=0.01)
-        assert a.product_ms == pytest.approx([6.0, 4.0], rel=0.01)
+        assert [rate.ms for rate in a.rates] == pytest.approx([6.0, 4.0], rel=0.01)
     assert a.macs == 2_000_000
 
 

@@ -16,7 +16,7 @@ from toolchain.cost import Widths, trace
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.pipeline.latency_budget import variant_of
-from toolchain.targets.products import made_inputs
+from toolchain.targets.products import own_inputs
 
 
 def exported(module, path, size):
@@ -101,7 +101,7 @@ def test_inputs_of_one_shape_share_memory_and_have_names_of_their_own(tiny_file,
     graph = read_graph(tiny_file, 2)
     attention = next(product for product in products(graph) if product.op == "MatMul")
     path = write_products(graph, [attention], tmp_path / "m.onnx")
-    made, again = made_inputs(path), made_inputs(path)
+    made, again = own_inputs(path), own_inputs(path)
     assert len(made) == 4
     assert len({array.ctypes.data for array in made.values()}) == 2
     assert all((made[name] == again[name]).all() for name in made)

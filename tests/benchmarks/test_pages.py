@@ -15,7 +15,7 @@ from records import SUFFIX, Results, read_record
 from suite import HERE, Suite
 
 from toolchain.errors import ArtifactError
-from toolchain.pipeline.verify import verify
+from toolchain.measure.verify import verify
 
 FILES = ["README.md", "increase.tiny.svg", "widths.tiny.svg", "pruned.tiny.svg"]
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
@@ -152,7 +152,7 @@ def test_a_recorded_statistic_that_does_not_follow_from_its_samples_stops_the_re
 def test_a_page_that_is_none_is_refused(suite_file, tmp_path, capsys):
     suite_file.write_text('page = "accurcy"\n' + suite_file.read_text())
     assert report.main([str(suite_file)], tmp_path / "results") == 2
-    assert "there is no page 'accurcy'; known: accuracy, cost" in capsys.readouterr().err
+    assert "there is no page 'accurcy': benchmarks/pages has no file accurcy.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

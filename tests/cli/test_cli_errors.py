@@ -26,6 +26,7 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.pipeline.folder import Workspace
 from toolchain.surgery import replay
 from toolchain.targets import TARGETS
+from toolchain.targets.ort import OrtCpu
 from toolchain.training import checkpoint as training_checkpoint
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -113,7 +114,7 @@ def test_an_unknown_precision_says_what_there_is(refused):
 
 
 def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):
-    register(PRECISIONS, replace(PRECISIONS["fp16"], targets=("trt",)))
+    register(PRECISIONS, replace(PRECISIONS["fp16"], product="fixed point"))
     assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')
 
 
@@ -373,25 +374,34 @@ def test_help_is_good(command):
     assert outcome.out.startswith("Usage: slimvit")
 
 
-def test_a_message_of_many_lines_is_one_line(command, recipe, monkeypatch):
-    def fail(*_, **__):
-        raise MeasurementError("first\n  second\n\nthird")
+class Failing(OrtCpu):
+    """A target whose probe fails."""
 
-    monkeypatch.setattr("toolchain.cli.pipeline.preview", fail)
-    outcome = command("plan", recipe)
+    name = "failing"
+
+    def __init__(self, error):
+        self.error = error
+
+    def probe(self):
+        raise self.error
+
+
+FAILS = ("--set", 'bench.targets=["failing"]')
+
+
+def test_a_message_of_many_lines_is_one_line(command, recipe, register):
+    register(TARGETS, Failing(MeasurementError("first\n  second\n\nthird")))
+    outcome = command("plan", recipe, *FAILS)
     assert (outcome.code, only_line(outcome)) == (4, "first second third")
 
 
-def test_a_fault_of_ours_is_told_as_such(command, recipe, monkeypatch):
-    def fail(*_, **__):
-        raise ZeroDivisionError("here")
-
-    monkeypatch.setattr("toolchain.cli.pipeline.preview", fail)
-    outcome = command("plan", recipe)
+def test_a_fault_of_ours_is_told_as_such(command, recipe, monkeypatch, register):
+    register(TARGETS, Failing(ZeroDivisionError("here")))
+    outcome = command("plan", recipe, *FAILS)
     assert outcome.code == 70
     assert only_line(outcome).startswith("internal error: ZeroDivisionError: here")
     monkeypatch.setenv("SLIMVIT_DEBUG", "1")
-    assert "Traceback" in command("plan", recipe).err
+    assert "Traceback" in command("plan", recipe, *FAILS).err
 
 
 # The output folder
@@ -416,15 +426,10 @@ def test_a_folder_that_is_read_only(command, recipe, tmp_path, monkeypatch):
     assert not list(out.iterdir())
 
 
-def test_a_folder_that_cannot_be_made(command, recipe, tmp_path, monkeypatch):
-    def denied(self, *_, **__):
-        raise PermissionError(13, "Permission denied", str(self))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", denied)
-        outcome = command("run", recipe, "--out", tmp_path / "out")
+def test_a_folder_that_cannot_be_made(command, recipe):
+    outcome = command("run", recipe, "--out", "/proc/slimvit")
     assert outcome.code == 74
-    assert "Permission denied" in only_line(outcome)
+    assert "cannot write to /proc/slimvit" in only_line(outcome)
 
 
 def no_space(*_, **__):

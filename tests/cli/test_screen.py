@@ -2,7 +2,6 @@
 
 import pytest
 
-from toolchain.cli import screen
 from toolchain.cli.screen import Pace, Screen
 
 
@@ -22,14 +21,12 @@ def test_a_resumed_stage_is_not_taken_for_a_fast_one():
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
-    return now
+def clock():
+    return [1000.0]
 
 
 def test_without_a_terminal_a_line_tells_share_work_and_time_left(clock, capsys):
-    with Screen() as shown:
+    with Screen(lambda: clock[0]) as shown:
         shown.stage("compress")
         for share, text in ((0.0, "measuring"), (0.25, "reducing blocks.0"), (0.5, "reducing blocks.3")):
             shown.at(share, text)

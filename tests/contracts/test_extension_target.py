@@ -22,8 +22,8 @@ from toolchain.targets.ort import ORT_CPU
 
 
 class Toy(Target):
-    name, measures, engines, profile = "toy", True, (), TargetProfile({"mlp_hidden": 16})
-    takes = ORT_CPU.takes
+    name, measures, profile = "toy", True, TargetProfile({"mlp_hidden": 16})
+    takes, loads = ORT_CPU.takes, ORT_CPU.loads
 
     def probe(self):
         return TargetInfo(self.name, "toys", "1", "a box")
@@ -51,11 +51,15 @@ print(json.dumps([get_target("toy").probe().device, "toy" in TARGETS, found.scen
 """
 
 
-@pytest.fixture
-def toy():
+def toy_target():
     space: dict[str, object] = {}
     exec(TOY, space)
     return space["TOY"]
+
+
+@pytest.fixture
+def toy():
+    return toy_target()
 
 
 def test_one_object_and_one_call_register_a_target(toy, register, tmp_path, capsys):

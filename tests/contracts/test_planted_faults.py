@@ -48,6 +48,11 @@ def carried_out(out, method, **more):
     return run(Recipe.from_dict({**raw, **more}), out)
 
 
+def plant(patch, owner, name, faulty):
+    """Puts a fault in place of `owner.name` until the test ends."""
+    patch.setattr(owner, name, faulty)
+
+
 def then(patch, owner, name, fault):
     """After `owner.name(first, ...)`, `fault` gets what it returned, or `first` if it returned nothing."""
     honest = getattr(owner, name)
@@ -57,7 +62,7 @@ def then(patch, owner, name, fault):
         fault(first if made is None else made)
         return made
 
-    patch.setattr(owner, name, faulty)
+    plant(patch, owner, name, faulty)
 
 
 def before(patch, owner, name, fault):
@@ -69,7 +74,7 @@ def before(patch, owner, name, fault):
         fault(changed)
         return honest(changed, *args, **kwargs)
 
-    patch.setattr(owner, name, faulty)
+    plant(patch, owner, name, faulty)
 
 
 @torch.no_grad()
@@ -93,11 +98,11 @@ def bias_lost(patch):
 
 def mask_not_applied(patch):
     for owner in (mask, replay):
-        patch.setattr(owner, "add_masks", lambda *_: None)
+        plant(patch, owner, "add_masks", lambda *_: None)
 
 
 def mask_not_written(patch):
-    patch.setattr(mask, "add_masks", lambda *_: None)
+    plant(patch, mask, "add_masks", lambda *_: None)
 
 
 def others_sliced(patch):
@@ -106,11 +111,11 @@ def others_sliced(patch):
     def turned(module, keeps):
         return {where: flags.flip(0) for where, flags in honest(module, keeps).items()}
 
-    patch.setattr(slicing, "kept_positions", turned)
+    plant(patch, slicing, "kept_positions", turned)
 
 
 def scale_forgotten_by_slice(patch):
-    patch.setattr(slicing, "math", SimpleNamespace(sqrt=lambda _: 1.0))
+    plant(patch, slicing, "math", SimpleNamespace(sqrt=lambda _: 1.0))
 
 
 def heads_swapped_by_slice(patch):
@@ -118,15 +123,15 @@ def heads_swapped_by_slice(patch):
 
 
 def pair_folded_back(patch):
-    patch.setattr(split, "pair_pays", lambda *_: False)
+    plant(patch, split, "pair_pays", lambda *_: False)
 
 
 def others_written(owner):
-    def plant(patch):
+    def written(patch):
         before(patch, owner, "save_model", lambda model: without_bias(model.module))
 
-    plant.__name__ = f"others_written_by_{owner.__name__.rpartition('.')[2]}"
-    return plant
+    written.__name__ = f"others_written_by_{owner.__name__.rpartition('.')[2]}"
+    return written
 
 
 def scale_forgotten_by_export(patch):
@@ -143,7 +148,7 @@ def scale_forgotten_by_export(patch):
                 values[: part.num_heads * part.head_dim] /= scale
         return made
 
-    patch.setattr(onnx_graph, "lean", forgotten)
+    plant(patch, onnx_graph, "lean", forgotten)
 
 
 def pair_folded_back_by_export(patch):
@@ -155,12 +160,12 @@ def pair_folded_back_by_export(patch):
                 whole.weight, whole.bias = nn.Parameter(up.weight @ down.weight), up.bias
                 block.attn.proj = whole
 
-    patch.setattr(onnx_graph, "lean", folded)
+    plant(patch, onnx_graph, "lean", folded)
 
 
 def batch_frozen(patch):
     honest = torch.onnx.export
-    patch.setattr(torch.onnx, "export", lambda *args, **kwargs: honest(*args, **{**kwargs, "dynamic_shapes": None}))
+    plant(patch, torch.onnx, "export", lambda *args, **kwargs: honest(*args, **{**kwargs, "dynamic_shapes": None}))
 
 
 def changed_weight(name, change):
@@ -192,7 +197,7 @@ def other_engine(patch, name, change):
         onnx.save(model, other)
         return honest(target, other, folder, options)
 
-    patch.setattr(OpenVinoCpu, "build", faulty)
+    plant(patch, OpenVinoCpu, "build", faulty)
 
 
 FAULTS: list[tuple[Plant, str, str]] = [
@@ -224,9 +229,9 @@ def test_without_a_fault_every_rung_passes(tmp_path, method):
     )
 
 
-@pytest.mark.parametrize(("plant", "method", "words"), FAULTS, ids=[plant.__name__ for plant, *_ in FAULTS])
-def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, plant, method, words):
-    plant(monkeypatch)
+@pytest.mark.parametrize(("fault", "method", "words"), FAULTS, ids=[fault.__name__ for fault, *_ in FAULTS])
+def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, fault, method, words):
+    fault(monkeypatch)
     with pytest.raises(SlimvitError, match=words) as caught:
         carried_out(tmp_path, method)
     assert caught.value.exit_code == 3

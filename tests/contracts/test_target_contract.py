@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import platform
@@ -107,14 +108,14 @@ def test_what_cannot_run_is_refused_and_never_replaced(name, artifacts, cpu):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, monkeypatch, tmp_path):
+def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, tmp_path):
     """Kind: a target that remembers to ask its probe in one place and forgets it in another."""
-    target, absent = get_target(name), tmp_path / "absent"
+    target, absent = copy.copy(get_target(name)), tmp_path / "absent"
 
-    def refuse(_):
+    def refuse():
         raise TargetUnavailable(name, "planted")
 
-    monkeypatch.setattr(type(target), "probe", refuse)
+    target.probe = refuse
     calls = [lambda: target.open(absent, 1), lambda: target.build(absent, tmp_path, BuildOptions())]
     assert isinstance(target, Profiled) or not hasattr(target, "node_times")
     assert isinstance(target, Refittable) or not hasattr(target, "refit")

@@ -57,7 +57,7 @@ class Toy(Target):
     profile = TargetProfile({"rank": 4})
     takes = ("toy",)
     measures = True
-    engines = ("fp32",)
+    builds = ("FLOAT",)
 
     def probe(self):
         return TargetInfo(self.name, "gzip", "1", "any")

@@ -8,6 +8,7 @@ import pytest
 from toolchain.devices import kept
 from toolchain.devices.kept import KeptSessions
 from toolchain.errors import ParityError, StorageError, TargetUnavailable
+from toolchain.files import user_cache
 from toolchain.progress import SILENT
 
 
@@ -120,13 +121,11 @@ def test_what_cannot_be_taken_up_is_measured_again(measure, cache, fault):
     assert again.ran == [0, 1, 2]
 
 
-def test_a_full_disk_is_told_and_the_measurement_goes_on(measure, monkeypatch, caplog):
-    def full(path, _):
-        raise StorageError(f"cannot write {path}: No space left on device")
-
-    monkeypatch.setattr(kept, "write_text", full)
+def test_a_cache_that_cannot_be_written_is_told_and_the_measurement_goes_on(measure, caplog):
+    (user_cache() / kept.FOLDER).parent.mkdir(parents=True, exist_ok=True)
+    (user_cache() / kept.FOLDER).write_text("a file where the folder should be")
     assert len(measure(Counting())) == 3
-    assert "No space left" in caplog.text
+    assert "cannot write" in caplog.text
 
 
 def test_what_is_asked_twice_is_measured_twice(measure):

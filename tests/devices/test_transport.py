@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from measuring import progress_to
 
@@ -16,8 +17,6 @@ from toolchain.on_device.runner import SCHEDULE_SCHEMA
 from toolchain.progress import SILENT
 
 pytestmark = pytest.mark.clock
-
-POPEN = subprocess.Popen
 
 
 def schedule(path, **changes):
@@ -37,12 +36,17 @@ def schedule(path, **changes):
     }
 
 
-def run(script, monkeypatch):
-    """What a session gives whose process runs `script`."""
-    monkeypatch.setattr(
-        transport.subprocess, "Popen", lambda command, **kw: POPEN([sys.executable, "-c", script], **kw)
-    )
-    return LocalTransport().run(schedule("x"), SILENT)
+@pytest.fixture
+def run(tmp_path):
+    """What a session gives whose interpreter is a script."""
+
+    def session(script, path="x"):
+        python = tmp_path / "python"
+        python.write_text(f"#!{sys.executable}\n{script}\n")
+        python.chmod(0o755)
+        return LocalTransport(str(python)).run(schedule(path), SILENT)
+
+    return session
 
 
 def test_a_session_runs_in_a_process_of_its_own_and_reports_progress(stack, tmp_path):
@@ -62,18 +66,24 @@ def test_a_variant_that_cannot_be_opened_is_a_bad_artifact(tmp_path):
         LocalTransport().run(schedule(tmp_path / "m.onnx"), SILENT)
 
 
-def test_a_process_that_dies_is_reported_with_its_last_lines(monkeypatch):
+def test_a_process_that_dies_is_reported_with_its_last_lines(run):
     with pytest.raises(MeasurementError, match=r"exit code 1(?s:.*)the reason"):
-        run("raise SystemExit('the reason')", monkeypatch)
+        run("raise SystemExit('the reason')")
     with pytest.raises(MeasurementError, match=f"exit code -{int(signal.SIGKILL)}"):
-        run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
+        run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
 
 
-def test_samples_of_another_schedule_are_refused(monkeypatch, stack, tmp_path):
-    digest = transport.device_runner.schedule_digest
-    monkeypatch.setattr(transport.device_runner, "schedule_digest", lambda p: digest({**p, "seed": 1}))
+OTHER_SEED = """
+import json, pathlib, subprocess, sys
+path = pathlib.Path(sys.argv[-2])
+path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 1}))
+sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))
+"""
+
+
+def test_samples_of_another_schedule_are_refused(run, stack, tmp_path):
     with pytest.raises(MeasurementError, match="another schedule"):
-        LocalTransport().run(schedule(stack(tmp_path / "m.onnx")), SILENT)
+        run(OTHER_SEED, stack(tmp_path / "m.onnx"))
 
 
 def test_a_session_loads_no_other_runtime_than_its_own():
@@ -91,21 +101,17 @@ def test_a_session_loads_no_other_runtime_than_its_own():
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_is_left_running_after_an_interruption(stack, tmp_path, monkeypatch):
-    started = []
-
-    def remember(*args, **kwargs):
-        started.append(POPEN(*args, **kwargs))
-        return started[-1]
-
-    monkeypatch.setattr(transport.subprocess, "Popen", remember)
+def test_nothing_is_left_running_after_an_interruption(stack, tmp_path):
+    running = []
 
     def interrupt(*_):
+        running.extend(psutil.Process().children())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         LocalTransport().run(schedule(stack(tmp_path / "m.onnx"), blocks=10**6), progress_to(interrupt))
-    assert started[0].poll() is not None
+    assert running
+    assert not any(process.is_running() for process in running)
 
 
 def test_a_session_ends_when_its_parent_is_gone(stack, tmp_path):

@@ -13,18 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
 from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError
-from toolchain.export import engine
 from toolchain.export.engine import BuildEngine
 from toolchain.model import run_stage
 from toolchain.parity import TOLERANCES, Rung
 from toolchain.recipe import EngineSection
-from toolchain.targets import BuildOptions, EngineBuild, Refittable, Target, TargetInfo
+from toolchain.targets import TARGETS, BuildOptions, EngineBuild, Refittable, Target, TargetInfo
 
 
 class Copier(Target):
     """A target whose engine is the ONNX file under a name of its own."""
 
-    name, engines = "copier", ("fp32", "fp16")
+    name, builds = "copier", ("FLOAT", "HALF")
 
     def __init__(self):
         self.content, self.products, self.chosen = b"engine", {"FLOAT": 4}, {}
@@ -62,9 +61,9 @@ class Refitter(Copier, Refittable):
 
 
 @pytest.fixture
-def target(monkeypatch):
+def target(register):
     copier = Copier()
-    monkeypatch.setattr(engine, "get_target", lambda _: copier)
+    register(TARGETS, copier)
     return copier
 
 
@@ -134,7 +133,7 @@ def test_an_engine_that_is_not_the_model_replaces_nothing(target, onnx, tmp_path
     assert earlier.path.read_bytes() == (b"engine" if verdict == "fail" else b"another engine")
 
 
-def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(target, onnx, tmp_path, monkeypatch):
+def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(target, onnx, tmp_path, register):
     stripped, refitter = tmp_path / "stripped.engine", Refitter()
 
     def compare(_):
@@ -143,7 +142,7 @@ def test_weights_are_put_into_a_stripped_engine_and_it_is_held_against_the_file(
     stage = BuildEngine(EngineSection(), "copier", tmp_path / "engine", stripped=stripped)
     with pytest.raises(RecipeError, match="engines of copier have their weights"):
         run_stage(stage, OnnxFile(onnx))
-    monkeypatch.setattr(engine, "get_target", lambda _: refitter)
+    register(TARGETS, refitter)
     assert run_stage(stage, OnnxFile(onnx)).artifact.path.read_bytes() == b"engine"
     assert refitter.asked == [(stripped, onnx)]
     refitter.content = b"another"

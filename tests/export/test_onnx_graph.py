@@ -61,7 +61,8 @@ def module():
 @pytest.fixture(scope="module")
 def traced(module):
     """The graph as torch exports it, made once: it is the slow part."""
-    return onnx_graph._from_torch(onnx_graph._plain(module), SIZE, 20)
+    asked = onnx_graph.Asked(SIZE, 20, ("logits",))
+    return onnx_graph._from_torch(onnx_graph._plain(module), asked)
 
 
 def export_traced(module, traced, path, *, simplify):

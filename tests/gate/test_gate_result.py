@@ -16,7 +16,7 @@ from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, GateFile, GateResult, run_gate
 from toolchain.measure.stored import sealed
-from toolchain.pipeline.verify import verify
+from toolchain.measure.verify import verify
 
 DAY = dt.date(2030, 1, 15)
 SHORT = {"design": few_sessions(blocks=4)}

@@ -14,8 +14,8 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
 from toolchain.measure.single import Measurement, measure
 from toolchain.measure.stored import sealed
+from toolchain.measure.verify import RESULTS, verify
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, VariantError, run_cold
-from toolchain.pipeline.verify import verify
 
 pytestmark = pytest.mark.clock
 
@@ -192,3 +192,7 @@ def test_more_threads_than_cores_are_refused_and_the_file_is_not_to_blame(stack,
         core = min(os.sched_getaffinity(0))
         with pytest.raises(TargetUnavailable, match="2 threads are more than the 1 core"):
             measure(tmp_path / "a.onnx", target, Workload(threads=2, affinity=(core,)), SHORT, cold_starts=1)
+
+
+def test_every_kind_of_result_is_known_by_its_own_schema():
+    assert {schema: kind.name for schema, kind in RESULTS.items()} == {schema: schema for schema in RESULTS}

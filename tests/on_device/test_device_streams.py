@@ -94,7 +94,7 @@ def test_files_that_are_not_those_of_the_schedule_are_never_timed(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("machine", "seen", "told"),
+    ("machine", "seen", "emulated"),
     [
         ("aarch64", {CPUINFO: "vendor_id\t: GenuineIntel\n"}, True),
         ("riscv64", {CPUINFO: "processor\t: 0\nvendor_id\t: AuthenticAMD\n"}, True),
@@ -110,16 +110,17 @@ def test_files_that_are_not_those_of_the_schedule_are_never_timed(tmp_path, monk
         ("x86_64", {CPUINFO: "vendor_id\t: AuthenticAMD\nmodel name\t: QEMU TCG CPU version 2.5+\n"}, True),
     ],
 )
-def test_an_emulated_device_is_told_and_never_timed(machine, seen, told, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(device_runner.platform, "machine", lambda: machine)
-    monkeypatch.setattr(device_runner, "_read", seen.get)
-    assert bool(emulation()) is told
-    if told:
-        (tmp_path / "schedule.json").write_text(json.dumps(schedule()))
-        code = main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], OPENERS)
-        assert code == device_runner.EXIT_UNAVAILABLE
-        assert "emulated" in capsys.readouterr().err
-        assert not (tmp_path / "out.json").exists()
+def test_an_emulated_device_is_recognised(machine, seen, emulated):
+    assert bool(emulation(machine, seen.get)) is emulated
+
+
+def test_an_emulated_device_is_never_timed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule()))
+    monkeypatch.setattr(device_runner, "emulation", lambda: "programs are emulated")
+    code = main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], OPENERS)
+    assert code == device_runner.EXIT_UNAVAILABLE
+    assert "emulated" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.fixture
@@ -188,10 +189,9 @@ def test_two_sessions_never_run_at_once_in_one_folder(streamed, tmp_path):
 
 def test_a_device_that_stays_busy_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(device_runner, "LOCK_WAIT_S", 0.0)
     with Path("lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert device_runner._alone(lambda *_: None) is None
+        assert device_runner._alone(lambda *_: None, wait_s=0.0) is None
         fcntl.flock(held, fcntl.LOCK_UN)
         with device_runner._alone(lambda *_: None), pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,14 +10,13 @@ from dataclasses import replace
 import onnx
 import pytest
 from builders import TINY, choices_of, dense_model
-from measuring import Scripted, device_of, progress_to
+from measuring import Scripted, Updated, device_of, progress_to
 
 from toolchain.cost import Widths, trace
 from toolchain.devices.device import device_for
 from toolchain.export.onnx_graph import linear_shapes
 from toolchain.files import exclusive
 from toolchain.measure.samples import Design, Workload
-from toolchain.pipeline import latency_budget as latency
 from toolchain.pipeline.latency_budget import (
     DESIGN,
     Clock,
@@ -29,6 +28,7 @@ from toolchain.pipeline.latency_budget import (
     variant_of,
 )
 from toolchain.recipe import CompressSection
+from toolchain.targets import TARGETS
 
 SPLIT = CompressSection(method="hybrid")
 HERE = Setting(device_for("ort-cpu"))
@@ -156,7 +156,7 @@ def test_noise_never_makes_a_wider_unit_faster(model):
         assert shares[-1] == 0.0
 
 
-def test_what_was_measured_is_kept_until_something_changes(model, monkeypatch, cache):
+def test_what_was_measured_is_kept_until_something_changes(model, register, cache):
     calls = []
     choices, widths = choices_of(model, None, MULTIPLES), Widths({("blocks.0.mlp", "mlp_hidden"): 8})
     clock = Clock(model, choices, HERE, timer=fake_timer(calls))
@@ -178,7 +178,7 @@ def test_what_was_measured_is_kept_until_something_changes(model, monkeypatch, c
         replace(clock, choices=choices_of(model, None, {"mlp_hidden": 16})),
     ):
         assert asked(changed) == 3
-    monkeypatch.setattr(latency, "conditions_of", lambda *_: ["another machine"])
+    register(TARGETS, Updated())
     assert asked(clock) == 3
     clock.forget()
     assert asked(clock) == 3, "asked to measure anew"

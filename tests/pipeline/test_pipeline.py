@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from measuring import Updated
 from onnx import numpy_helper
 
 from toolchain.artifacts.onnx_file import OnnxFile
@@ -112,11 +113,10 @@ def test_a_cell_is_measured_again_until_it_says_something(tmp_path, stopwatch):
     assert (tmp_path / "run" / "bench" / "ort-cpu.fp32.b1.t1.json").is_file()
 
 
-def test_another_runtime_is_another_measurement(tmp_path, stopwatch, monkeypatch):
+def test_another_runtime_is_another_measurement(tmp_path, stopwatch, register):
     recipe = Recipe.from_dict(TIMED)
     run(recipe, tmp_path / "run", compare=stopwatch)
-    ready = TARGETS["ort-cpu"].probe()
-    monkeypatch.setattr(type(TARGETS["ort-cpu"]), "probe", lambda _: replace(ready, version="another"))
+    register(TARGETS, Updated())
     run(recipe, tmp_path / "run", compare=stopwatch)
     assert len(stopwatch.asked) == 2
 

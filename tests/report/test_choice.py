@@ -95,7 +95,8 @@ def test_the_tables_add_up():
 
 
 def duel(point, lo, hi, verdict="pass"):
-    return timed("int8", point, verdict, ratio=Interval(point=point, lo=lo, hi=hi))
+    rivals = ("int8-dynamic", "int8-qdq")
+    return timed("int8", point, verdict, ratio=Interval(point=point, lo=lo, hi=hi), rivals=rivals)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def test_a_classifier_at_random_is_refused_before_anything_is_fetched(monkeypatc
     with pytest.raises(ModelError, match="have 1000 classes and the model 10"):
         load_dense(ModelSection(name="deit_tiny_patch16_224", kwargs={"num_classes": 10}))
     with pytest.raises(
-        ModelError, match=r"have no classifier and the model 10, so its classifier would be random. For 10"
+        ModelError,
+        match=r"have no classifier and the model 10, so .* random\. model\.kwargs\.num_classes = 0 gives features",
     ):
         load_dense(ModelSection(name="vit_small_patch14_dinov2", kwargs={"num_classes": 10}))
 
@@ -169,6 +170,14 @@ def test_any_part_that_would_be_random_or_dropped_is_refused_by_name(folder, kwa
     """Kind: a part that was never trained. A keyword argument may add a layer that the weights have nothing for."""
     with pytest.raises(ModelError, match=words):
         load_dense(section(folder, **kwargs))
+
+
+def test_without_a_classifier_that_of_the_weights_is_left_out_and_told(folder):
+    loaded = load_dense(section(folder, num_classes=0))
+    assert loaded.ref.output == "features"
+    assert isinstance(loaded.module.head, torch.nn.Identity)
+    (note,) = notes(loaded)
+    assert note.startswith("Of the pretrained weights, 2 tensors (head.bias, head.weight) were left out")
 
 
 def test_other_channels_are_told(folder):
@@ -313,7 +322,11 @@ def test_a_recipe_finds_the_folder_from_where_it_lies_and_its_digest_does_not(fo
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "vit", "architectures": ["ViT"]}, r"names no timm architecture \(it is one of transformers\)"),
+        (
+            {"model_type": "llama"},
+            r"of model_type 'llama', which is not supported; known: vit, deit, .*, swin, swinv2$",
+        ),
+        ({"architectures": ["ViT"]}, r"names no timm architecture \(it is one of transformers\)"),
         ({"a": 1}, "names no timm architecture$"),
         ([1], "is not a table"),
     ],

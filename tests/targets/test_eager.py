@@ -20,7 +20,9 @@ def model(monkeypatch):
             return image.sum(dim=(2, 3))
 
     module = Summing().eval()
-    monkeypatch.setattr("toolchain.surgery.replay.load_model", lambda folder: SimpleNamespace(module=module))
+    monkeypatch.setattr(
+        "toolchain.surgery.replay.load_model", lambda folder: SimpleNamespace(module=module, output_names=("logits",))
+    )
     return module
 
 

@@ -3,6 +3,7 @@ the tests that need a real one are marked gpu."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,18 +36,19 @@ def test_a_target_has_the_mode_of_its_name():
 class FakeCuda:
     """Stands in for the few names of torch.cuda that the clock uses, and logs the order in which they are called."""
 
-    def __init__(self, monkeypatch):
-        self.log, self.now = [], 0.0
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: self.log.append("sync")))
-        monkeypatch.setattr(torch.cuda, "stream", lambda stream: _Nothing())
-        monkeypatch.setattr(torch.cuda, "Event", self.event)
-        self.free = 1000
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (self.free, 2000))
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-        empty_like = torch.empty_like
-        monkeypatch.setattr(torch, "empty_like", lambda tensor, device, pin_memory: empty_like(tensor))
+    def __init__(self):
+        self.log, self.now, self.free = [], 0.0, 1000
 
-    def event(self, *, enable_timing=False, blocking=False):
+    def Stream(self):  # noqa: N802 - torch's name
+        return SimpleNamespace(synchronize=lambda: self.log.append("sync"))
+
+    def stream(self, _):
+        return nullcontext()
+
+    def mem_get_info(self):
+        return self.free, 2000
+
+    def Event(self, *, enable_timing=False, blocking=False):  # noqa: N802
         made = SimpleNamespace(at=None, blocking=blocking)
 
         def record(stream):
@@ -58,20 +60,15 @@ class FakeCuda:
         return made
 
 
-class _Nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
 class Doubling(gpu.GpuRunner):
     """A runner whose "device" is the host: 3000 s a call by its clock, 1000 s where a graph is replayed."""
 
     def __init__(self, mode, cuda):
-        super().__init__(mode)
+        super().__init__(mode, cuda)
         self.cuda, self.launched = cuda, 0
+
+    def pinned(self, tensor):
+        return tensor
 
     def launch(self, feeds):
         self.launched += 1
@@ -92,8 +89,8 @@ class Doubling(gpu.GpuRunner):
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    return FakeCuda(monkeypatch)
+def cuda():
+    return FakeCuda()
 
 
 FEEDS = [{"x": np.full(4, value, np.float32)} for value in (1, 2, 3)]

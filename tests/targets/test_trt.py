@@ -45,6 +45,8 @@ from toolchain.targets.tensorrt import target as trt_target
 from toolchain.targets.tensorrt.api import API, API_AHEAD_OF_TIME
 from toolchain.targets.tensorrt.network import inspected
 from toolchain.targets.tensorrt.options import (
+    BuiltEngine,
+    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -108,9 +110,9 @@ def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_p
 def test_a_turing_gpu_gets_fp16_and_nothing_else(onnx_file, no_gpu, tmp_path):
     with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in FLOAT"):
         TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=EVERY))
-    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in bf16, int8-qdq"):
-        TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("fp16", "bf16", "int8-qdq"))
-    TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("fp16",))
+    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in BF16, INT8"):
+        TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("HALF", "BF16", "INT8"))
+    TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("HALF",))
     half = tmp_path / "tiny.fp16.onnx"
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), dtype=np.float32)
     run_stage(Convert("fp16", half, images, images, real_images=False), OnnxFile(onnx_file))
@@ -478,7 +480,7 @@ ONE = ("8.9",)
 def test_what_tensorrt_for_rtx_cannot_build_is_refused_before(no_gpu, options, error, words):
     with pytest.raises(error, match=words):
         require_options("trt-rtx", options)
-    TRT.require(options, ("fp32",))  # builds on the GPU that it is for, and has them all
+    TRT.require(options, ("FLOAT",))  # builds on the GPU that it is for, and has them all
 
 
 @needs_rtx
@@ -489,9 +491,8 @@ def test_a_capability_that_is_named_twice_is_one(no_gpu):
 
 def test_only_an_engine_for_later_versions_may_bring_code():
     trt = SimpleNamespace(Runtime=lambda _: SimpleNamespace(engine_host_code_allowed=False))
-    for record, allowed in (({}, False), ({"options": {"version_compatible": False}}, False)):
-        assert opened_runtime(trt, None, record).engine_host_code_allowed is allowed
-    assert opened_runtime(trt, None, {"options": {"version_compatible": True}}).engine_host_code_allowed is True
+    assert opened_runtime(trt, None, BuiltEngine().options).engine_host_code_allowed is False
+    assert opened_runtime(trt, None, ChosenOptions(version_compatible=True)).engine_host_code_allowed is True
 
 
 @needs_rtx
@@ -555,11 +556,11 @@ def test_weights_of_another_file_are_not_put_in(tmp_path):
     engine, onnx_ = tmp_path / "a.engine", tmp_path / "a.onnx"
     engine.write_bytes(b"engine")
     onnx_.write_bytes(b"weights")
-    for built_from in ({}, {"onnx_sha256": hashlib.sha256(b"others").hexdigest()}):
+    for built_from in (BuiltEngine(), BuiltEngine(onnx_sha256=hashlib.sha256(b"others").hexdigest())):
         with pytest.raises(ArtifactError, match="was not built from"):
             refitted(None, None, engine, onnx_, built_from)
     with pytest.raises(AttributeError, match="Runtime"):  # the digest is right, and the next step wants a TensorRT
-        refitted(None, None, engine, onnx_, {"onnx_sha256": hashlib.sha256(b"weights").hexdigest()})
+        refitted(None, None, engine, onnx_, BuiltEngine(onnx_sha256=hashlib.sha256(b"weights").hexdigest()))
 
 
 def test_the_inspector_is_read_by_layer():

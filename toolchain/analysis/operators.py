@@ -13,7 +13,6 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Device, device_for
@@ -76,7 +75,7 @@ class Profile:
         rows = [OperatorTime(op, len(times), sum(times) / 1e6, sum(times) / total) for op, times in found.items()]
         return sorted(rows, key=lambda row: (-row.ms, row.op))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of one file in `bench profile --json`."""
         total = sum(node.ns for node in self.nodes) or 1.0
         return {

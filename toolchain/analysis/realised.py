@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from toolchain.analysis.products import Product
 from toolchain.measure import stored
@@ -68,6 +68,18 @@ class Counted(Strict):
         return sum(product.total_macs for product in self.products)
 
 
+@dataclass(frozen=True)
+class Rate:
+    """All products of one shape, their time, and at which rate they ran."""
+
+    product: str
+    dtype: str
+    count: int
+    macs: int
+    ms: float
+    gmacs_per_s: float
+
+
 class Limit:
     """One model beside its products, as properties all that follows from a floor's samples.
 
@@ -107,26 +119,17 @@ class Limit:
         return _log_ratio(self._sessions, alone(self.letter), self.letter, self._design)
 
     @property
-    def product_ms(self) -> list[float]:
+    def rates(self) -> list[Rate]:
         """For each shape, the median time of its products in a file of their own; to tell which shapes run badly.
 
         Each file pays for a call of the runtime, so their sum is above the floor where a call takes microseconds.
         """
-        return [_median_ms(self._sessions, name) for name in product_variants(self.letter, self.counted.products)]
+        names = product_variants(self.letter, self.counted.products)
+        timed = zip(self.counted.products, (_median_ms(self._sessions, name) for name in names), strict=True)
+        return [Rate(str(p), p.dtype, p.count, p.total_macs, ms, p.total_macs / ms / 1e6) for p, ms in timed]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What a reader wants; the samples are not in it."""
-        rows = [
-            {
-                "product": str(product),
-                "dtype": product.dtype,
-                "count": product.count,
-                "macs": product.total_macs,
-                "ms": ms,
-                "gmacs_per_s": product.total_macs / ms / 1e6,
-            }
-            for product, ms in zip(self.counted.products, self.product_ms, strict=True)
-        ]
         return {
             "name": self.name,
             "sha256": self.counted.artifact.sha256,
@@ -135,7 +138,7 @@ class Limit:
             "floor_ms": self.floor_ms,
             "gmacs_per_s": self.macs / self.floor_ms / 1e6,
             "share_of_floor": self.share.to_ratio(),
-            "products": rows,
+            "products": [asdict(rate) for rate in self.rates],
         }
 
 
@@ -145,6 +148,8 @@ class Floor(Strict):
     Raises:
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
+
+    name: ClassVar[str] = SCHEMA
 
     scenario: Scenario
     design: Design
@@ -200,11 +205,17 @@ class Floor(Strict):
         return {letter: counted.artifact for letter, counted in self.models.items()}
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """What it says, in one line."""
+        shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in self.limits]
+        return ", ".join(shares) + ("" if self.is_valid else ", not verified")
+
+    @property
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.sessions[0].fingerprint.before.machine
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench floor --json`: what follows from the samples and, under `raw`, they themselves."""
         realised = self.realised
         return {
@@ -247,7 +258,7 @@ class Realised:
         gone = math.log(self.ideal)
         return Interval(self.speedup.point - gone, self.speedup.lo - gone, self.speedup.hi - gone)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """`ideal`, `speedup` and `share` as plain ratios."""
         return {"ideal": self.ideal, "speedup": self.speedup.to_ratio(), "share": self.share.to_ratio()}
 

@@ -16,8 +16,8 @@ from typing import ClassVar
 from toolchain.artifacts.inputs import ImageInput, Port, Signature, fit, image_input, shown, signature_of
 from toolchain.errors import RecipeError
 from toolchain.files import files_below, sha256
-from toolchain.model import LOGITS, Preprocess
-from toolchain.outputs import Output
+from toolchain.model import Preprocess
+from toolchain.outputs import LOGITS, Output
 
 Part = tuple[str, str]
 """(layer, part of it)."""
@@ -202,7 +202,7 @@ class Artifact(ABC):
 
     @property
     def main_output(self) -> str:
-        """The output that names classes: "logits", or one that is called so with a number behind; else the first."""
+        """The output that is judged: "logits", or one that is called so with a number behind; else the first."""
         called = [name for name in self.ranks if name.startswith(LOGITS)]
         return LOGITS if LOGITS in called else next(iter([*called, *self.ranks]))
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 from toolchain.artifacts.base import Artifact, Fact, Part, Reading, layer_and_part
 from toolchain.artifacts.inputs import Port
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.model import BATCH, IMAGE, LOGITS, ModelRecord, Preprocess
-from toolchain.outputs import Output
+from toolchain.model import BATCH, IMAGE, ModelRecord, Preprocess
+from toolchain.outputs import Output, output_names
 from toolchain.plan import CompressionPlan
 
 RECORD, WEIGHTS = "model.json", ".safetensors"
@@ -59,8 +59,10 @@ class ModelFolder(Artifact):
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """One row of numbers per image."""
-        return (Port(LOGITS, "float32", (BATCH, None)),)
+        """One row of numbers per image; of tokens the rank is that of the model."""
+        ref, output = self.record.model, self.output or "logits"
+        shape = None if output in ("tokens", "layers") else (BATCH, None)
+        return tuple(Port(name, "float32", shape) for name in output_names(output, ref.layers))
 
     @property
     def preprocess(self) -> Preprocess:

@@ -26,6 +26,8 @@ from toolchain.outputs import Output
 
 PREPROCESS, PRECISION, FORM = "slimvit.preprocess", "slimvit.precision", "slimvit.input"
 """Keys of a file's metadata: how images become its input, its precision, and what its input is where that is no image."""
+GRAPH_TYPE = "slimvit.precision.type"
+"""The type that its graph rounds to, where the name of its precision does not begin with that."""
 UINT8 = "uint8 pixels [batch, H, W, C], 0…255, RGB or grey"
 PROBABILITIES, SOFTMAX = "probabilities", "slimvit.softmax"
 """The output that slimvit adds on request, and the name of its node."""
@@ -133,7 +135,7 @@ class OnnxFile(Artifact):
         """That of its graph, which its metadata only names closer: "int8-qdq" says more than the graph's "int8"."""
         name, reason = graph_precision(self.model)
         declared = self.metadata.get(PRECISION, FP32 if PREPROCESS in self.metadata else "")
-        if declared and name in ("", declared.partition("-")[0]):
+        if declared and name in ("", self.metadata.get(GRAPH_TYPE, declared.partition("-")[0])):
             return Reading(declared)
         return Reading(name, f"{reason}; its metadata says {declared}" if PRECISION in self.metadata else reason)
 

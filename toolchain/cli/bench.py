@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolchain.analysis.realised import Floor
 from toolchain.cli.options import (
     Asked,
     BlocksOption,
@@ -23,7 +21,6 @@ from toolchain.cli.options import (
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
 from toolchain.devices.device import open_device
-from toolchain.gate import GateResult
 from toolchain.measure.calibration import Calibration, built_in
 from toolchain.measure.calibration import calibrate as calibrate_machine
 from toolchain.measure.compare import compare as compare_artifacts
@@ -33,9 +30,7 @@ from toolchain.measure.samples import LOOKS
 from toolchain.measure.single import COLD_STARTS, Measurement
 from toolchain.measure.single import measure as measure_artifact
 from toolchain.measure.stored import read
-from toolchain.measure.summary import summary
-from toolchain.pipeline.verify import Measured
-from toolchain.pipeline.verify import verify as verify_file
+from toolchain.measure.verify import verify as verify_file
 from toolchain.progress import Progress
 from toolchain.report.tables import Table
 
@@ -113,7 +108,7 @@ def show_comparison(comparison: Comparison, *, json_: bool) -> None:
     if json_:
         print_json(comparison.to_dict())
     else:
-        line(summary(comparison))
+        line(comparison.headline)
         print_facts(_pair_facts(comparison))
     if (code := EXIT.get(comparison.verdict)) is not None:
         raise typer.Exit(code)
@@ -163,50 +158,30 @@ def verify(
         rows = [{"path": str(path), **{k: v for k, v in read(path).items() if k != "raw"}} for path, _ in checked]
         print_json(rows)
         return
-    for path, found in checked:
-        line(f"{path}: {_short(found)}")
+    for path, result in checked:
+        line(f"{path}: {result.headline}; follows from its samples")
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:
-    shown = found.to_dict()
-    latency, cold = shown["latency_ms"], shown["cold_start"]
+    latency, cold = found.latency.to_ratio(), found.cold_start
     facts = {
         "latency": f"{latency['point']:.3f} ms  [{latency['lo']:.3f}, {latency['hi']:.3f}]",
-        "p90": _ms(shown["p90_ms"]),
-        "p99": _ms(shown["p99_ms"]),
-        "throughput": f"{shown['samples_per_second']:.1f} samples/s at batch {found.scenario.batch}",
-        "size": f"{shown['size_bytes']:,} bytes",
-        "this machine now": f"supports comparisons at τ ≥ {100 * shown['tau_min']:.1f} %",
-        "machine": describe_machine(shown["environment"]),
+        "p90": _ms(found.tail_ms(0.9)),
+        "p99": _ms(found.tail_ms(0.99)),
+        "throughput": f"{found.samples_per_second:.1f} samples/s at batch {found.scenario.batch}",
+        "size": f"{found.artifact.size_bytes:,} bytes",
+        "this machine now": f"supports comparisons at τ ≥ {100 * found.tau_min:.1f} %",
+        "machine": describe_machine(found.environment),
     }
     facts |= _pace(found)
-    if cold:
-        facts["cold start"] = f"{cold['open_ms']:.0f} ms to open, {cold['first_ms']:.1f} ms for the first call"
-        if cold["peak_rss_bytes"] is not None:
-            before = (
-                f" ({cold['rss_before_bytes'] / 1e6:.0f} MB of it the interpreter)" if cold["rss_before_bytes"] else ""
-            )
-            facts["peak memory"] = f"{cold['peak_rss_bytes'] / 1e6:.0f} MB{before}"
-        if cold["device_bytes"] is not None:
-            facts["device memory"] = f"{cold['device_bytes'] / 1e6:.0f} MB"
+    if cold is not None:
+        facts["cold start"] = f"{cold.open_ms:.0f} ms to open, {cold.first_ms:.1f} ms for the first call"
+        if cold.peak_rss_bytes is not None:
+            before = f" ({cold.rss_before_bytes / 1e6:.0f} MB of it the interpreter)" if cold.rss_before_bytes else ""
+            facts["peak memory"] = f"{cold.peak_rss_bytes / 1e6:.0f} MB{before}"
+        if cold.device_bytes is not None:
+            facts["device memory"] = f"{cold.device_bytes / 1e6:.0f} MB"
     return facts
-
-
-def _short(found: Measured | GateResult) -> str:
-    """One line about a result that was recomputed."""
-    if isinstance(found, Comparison):
-        return summary(found)
-    if isinstance(found, GateResult):
-        return f"{found.headline}; latencies follow from their samples"
-    if isinstance(found, Measurement):
-        shown = found.latency.to_ratio()
-        said = f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
-    elif isinstance(found, Floor):
-        shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in found.limits]
-        said = ", ".join(shares) + ("" if found.is_valid else ", not verified")
-    else:
-        said = f"τ ≥ {100 * found.rows[-1].tau_min:.1f} % with {found.rows[-1].blocks} blocks"
-    return f"{said}, follows from its samples"
 
 
 def _pair_facts(found: Comparison) -> dict[str, str]:

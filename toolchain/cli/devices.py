@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -47,20 +48,33 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
     with ThreadPoolExecutor() as pool:
         rows += pool.map(lambda each: _row(each[0], lambda: probe(*each)), named.items())
     if json_:
-        print_json(rows)
+        print_json([asdict(row) for row in rows])
         return
-
-    def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        never = {"never run here": row["never_run"]} if row["never_run"] else {}
-        detail = "; ".join(f"{key}: {value}" for key, value in {**row["details"], **never}.items())
-        return row["target"], "yes" if row["available"] else "no", row["runtime"], row["device"], detail, row["install"]
-
     header = ("target", "available", "runtime", "device", "details", "install")
-    print_tables([Table("Targets", header, tuple(cells(row) for row in rows), text=tuple(range(6)))])
+    print_tables([Table("Targets", header, tuple(row.cells for row in rows), text=tuple(range(6)))])
 
 
-def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> dict[str, Any]:
-    """What answers under a name, or why nothing does."""
+@dataclass(frozen=True)
+class Row:
+    """A target: what answers under its name, or in `details` why nothing does."""
+
+    target: str
+    available: bool
+    runtime: str
+    device: str
+    details: Mapping[str, str]
+    install: str
+    never_run: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table."""
+        never = {"never run here": self.never_run} if self.never_run else {}
+        detail = "; ".join(f"{key}: {value}" for key, value in {**self.details, **never}.items())
+        return self.target, "yes" if self.available else "no", self.runtime, self.device, detail, self.install
+
+
+def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> Row:
     never_run = ""
     try:
         answer = ask()
@@ -69,18 +83,9 @@ def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> dict[str, Any]:
             answer = answer.probe()
         info = answer
     except SlimvitError as error:
-        nothing = {"target": name, "available": False, "runtime": "", "device": ""}
         reason, install = (error.reason, error.install) if isinstance(error, TargetUnavailable) else (str(error), "")
-        return {**nothing, "details": {"reason": reason}, "install": install, "never_run": never_run}
-    return {
-        "target": name,
-        "available": True,
-        "runtime": f"{info.runtime} {info.version}".strip(),
-        "device": info.device,
-        "details": dict(info.details),
-        "install": "",
-        "never_run": never_run,
-    }
+        return Row(name, False, "", "", {"reason": reason}, install, never_run)
+    return Row(name, True, f"{info.runtime} {info.version}".strip(), info.device, info.details, "", never_run)
 
 
 @with_workload

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import psutil
 import torch
@@ -37,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json_: JsonFlag = False) -> None:
     """What a bug report needs: versions, machine, targets."""
-    facts: dict[str, Any] = {"slimvit": tool(), "python": platform.python_version(), "system": platform.platform()}
+    facts: dict[str, object] = {"slimvit": tool(), "python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:
             facts[name] = version(name)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from toolchain.analysis.floor import DESIGN, measure_floor
-from toolchain.analysis.operators import Profile, profile_operators
+from toolchain.analysis.operators import OperatorTime, Profile, profile_operators
 from toolchain.analysis.realised import Floor, Limit
 from toolchain.cli.bench import bench
 from toolchain.cli.options import (
@@ -87,10 +87,9 @@ def _show_floor(found: Floor) -> None:
     rows = tuple((letter, *_limit_cells(limit)) for letter, limit in limits)
     print_tables([Table("Latency and its floor", header, rows, text=(0, 1)), *(_products(*pair) for pair in limits)])
     if (realised := found.realised) is not None:
-        shown = realised.to_dict()
         line(
-            f"speedup {_interval(shown['speedup'])} of an ideal {realised.ideal:.2f} by MACs: "
-            f"{_interval(shown['share'])} of it realised"
+            f"speedup {_interval(realised.speedup.to_ratio())} of an ideal {realised.ideal:.2f} by MACs: "
+            f"{_interval(realised.share.to_ratio())} of it realised"
         )
     if not found.is_valid:
         line(f"not verified: the control strays too far, this run supports τ ≥ {100 * found.tau_min:.1f} %")
@@ -107,14 +106,14 @@ def _products(letter: str, limit: Limit) -> Table:
     header = ("product", "type", "count", "MACs", "time", "rate")
     rows = tuple(
         (
-            row["product"],
-            row["dtype"],
-            str(row["count"]),
-            operations(row["macs"]),
-            f"{row['ms']:.3f} ms",
-            f"{row['gmacs_per_s']:.1f} GMAC/s",
+            row.product,
+            row.dtype,
+            str(row.count),
+            operations(row.macs),
+            f"{row.ms:.3f} ms",
+            f"{row.gmacs_per_s:.1f} GMAC/s",
         )
-        for row in limit.to_dict()["products"]
+        for row in limit.rates
     )
     return Table(f"Products of {letter}, {limit.name}", header, rows, text=(0, 1))
 
@@ -137,7 +136,7 @@ def _show_profiles(found: Sequence[Profile]) -> None:
     line("A profiler slows down what it looks at; for latency see `slimvit bench compare`.")
 
 
-def _operator_cells(times: Sequence[dict[str, Any]], op: str) -> list[str]:
+def _operator_cells(times: Sequence[Mapping[str, OperatorTime]], op: str) -> list[str]:
     cells: list[str] = []
     for part in times:
         row = part.get(op)

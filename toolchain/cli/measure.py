@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from toolchain.artifacts import open_artifact
 from toolchain.cli.options import JsonFlag, ShapeOption, numbers
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
-from toolchain.export.accuracy import accuracy_of
+from toolchain.export.accuracy import FeatureEvaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.preparation import Preparation
+from toolchain.outputs import FEATURES
 from toolchain.parity import Tolerance, require
+from toolchain.report.tables import features_lines
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +40,10 @@ def evaluate(
     path: PathArgument,
     data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, hf:NAME.")],
     split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DENSE", help="What features are held against: a model folder or an ONNX file."),
+    ] = None,
     classes: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="A class map: which output each class folder is, e.g. imagenet-1k.")
     ] = "",
@@ -47,11 +54,13 @@ def evaluate(
     input_shape: ShapeOption = "",
     json_: JsonFlag = False,
 ) -> None:
-    """Top-1 accuracy of a model folder or an ONNX file, with counts."""
-    asked = _preparation(mean, std, crop_pct, interpolation)
-    evaluation = accuracy_of(
-        path, data, split, classes=classes, asked=asked, input_shape=numbers(input_shape, "--input-shape")
-    )
+    """Top-1 accuracy of a model folder or an ONNX file, with counts; of features, what their neighbours know, and their error."""
+    asked, shape = _preparation(mean, std, crop_pct, interpolation), numbers(input_shape, "--input-shape")
+    if reference is not None or open_artifact(path).output in FEATURES:
+        judged = features_of(path, data, split, reference=reference, asked=asked, input_shape=shape)
+        _tell_features(judged, {"path": str(path), "data": data, "split": split}, json_=json_)
+        return
+    evaluation = accuracy_of(path, data, split, classes=classes, asked=asked, input_shape=shape)
     accuracy = evaluation.accuracy
     facts = {
         "path": str(path),
@@ -68,6 +77,14 @@ def evaluate(
     line(f"{accuracy.accuracy:.4f}  ({accuracy.wrong} wrong of {accuracy.total}, {data} {split})")
     for note in evaluation.notes:
         line(note)
+
+
+def _tell_features(judged: FeatureEvaluation, facts: dict[str, str], *, json_: bool) -> None:
+    if json_:
+        print_json({**facts, "features": judged.features.model_dump(mode="json"), "notes": list(judged.notes)})
+        return
+    for text in (*features_lines(judged.features), *judged.notes):
+        line(text)
 
 
 def parity(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -98,7 +98,7 @@ def design_of(context: typer.Context, **options: float | None) -> Design:
     return design.model_copy(update={name: value for name, value in options.items() if value is not None})
 
 
-def write_result(result: dict[str, Any], out: Path | None) -> None:
+def write_result(result: Mapping[str, object], out: Path | None) -> None:
     """Writes a result to the file that was named, if one was."""
     if out is not None:
         write_text(out, json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
+from toolchain.compress.allocation import Allocation
+from toolchain.cost import RANK
 from toolchain.measure.compare import compare
 from toolchain.pipeline.cell import require_speedup
-from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.job import prepare
 from toolchain.pipeline.preview import Preview, from_shapes, preview
 from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
@@ -87,43 +89,36 @@ def _show(shown: Preview, *, json_: bool) -> None:
         print_json(shown.allocation.to_dict())
         return
     dense = shown.job.dense
-    print_tables(_tables(shown.job, shown.allocation.to_dict()))
+    print_tables(_tables(dense.ref.name, shown.job.recipe.compress.method, shown.allocation))
     print_wrapped(f"restriction: {each}" for each in dense.family.restrictions(dense.module))
     print_wrapped([f"note: {shown.note}"] if shown.note else [])
 
 
-def _tables(job: Job, record: dict[str, Any]) -> list[Table]:
-    show = {"params": number, "macs": number, "bytes": size}
+def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
+    dense, left, least = allocation.problem.shape, allocation.predicted, allocation.smallest
     cost: list[tuple[str, ...]] = [
-        (
-            name,
-            show[name](record["dense"][name]),
-            show[name](record["predicted"][name]),
-            f"{record['ratio'][name]:.4f}",
-            f"{record['reachable'][name][0]:.3f} … 1",
+        (what, show(whole), show(part), f"{part / whole:.4f}", f"{narrowest / whole:.3f} … 1")
+        for what, show, whole, part, narrowest in (
+            ("params", number, dense.params, left.params, least.params),
+            ("macs", number, dense.macs, left.macs, least.macs),
+            ("bytes", size, dense.size_bytes, left.size_bytes, least.size_bytes),
         )
-        for name in show
     ]
-    for row in record["latency"]:
-        times = [f"{share * row['dense_ms']:.3f} ms" for share in (1.0, row["predicted"])]
-        name = f"{row['target']}, batch {row['batch']}, {row['threads']} thread(s)"
-        cost.append((name, *times, f"{row['predicted']:.4f}", f"{row['reachable'][0]:.3f} … 1"))
-        if row["measured"] is not None:
-            time = f"{row['measured'] * row['dense_ms']:.3f} ms"
-            missed = "" if row["met"] else f"missed: {row['requested']:.3f} was asked for"
-            cost.append(("  measured, these shapes", times[0], time, f"{row['measured']:.4f}", missed))
-    widths = [(row["module"], row["unit"], str(row["kept"]), _damage(row)) for row in record["widths"]]
-    ranks = [(row["linear"], "rank", str(row["rank"]), _damage(row)) for row in record["ranks"]]
-    rows = [*widths, *ranks]
-    if record["damage"] is not None:
-        rows.append(("sum of these, each measured alone", "", "", f"{record['damage']:.3g}"))
-    title = f"{job.dense.ref.name}: {job.recipe.compress.method}"
-    predicted = Table(f"{title}, predicted", ("", "dense", "compressed", "left", "reachable"), tuple(cost))
+    for row in allocation.latency:
+        times = [f"{share * row.dense_ms:.3f} ms" for share in (1.0, row.predicted)]
+        where = f"{row.target}, batch {row.batch}, {row.threads} thread(s)"
+        cost.append((where, *times, f"{row.predicted:.4f}", f"{row.reachable[0]:.3f} … 1"))
+        if row.measured is not None:
+            missed = "" if row.met else f"missed: {row.requested:.3f} was asked for"
+            time = f"{row.measured * row.dense_ms:.3f} ms"
+            cost.append(("  measured, these shapes", times[0], time, f"{row.measured:.4f}", missed))
+    damage, widths = allocation.damage, allocation.widths
+    chosen = [*widths.kept.items(), *(((linear, RANK), rank) for linear, rank in widths.ranks.items())]
+    rows = [(*key, str(count), f"{damage[key]:.3g}" if key in damage else "") for key, count in chosen]
+    if damage:
+        rows.append(("sum of these, each measured alone", "", "", f"{sum(damage.values()):.3g}"))
+    predicted = Table(f"{name}: {method}, predicted", ("", "dense", "compressed", "left", "reachable"), tuple(cost))
     header = ("module", "unit", "kept", "damage (nats per image)")
-    count = len(header) if record["damage"] is not None else len(header) - 1
-    chosen = Table("Kept per layer", header[:count], tuple(row[:count] for row in rows), text=(0, 1))
-    return [predicted, *([chosen] if rows else [])]
-
-
-def _damage(row: dict[str, Any]) -> str:
-    return f"{row['damage']:.3g}" if "damage" in row else ""
+    count = len(header) if damage else len(header) - 1
+    kept = Table("Kept per layer", header[:count], tuple(row[:count] for row in rows), text=(0, 1))
+    return [predicted, *([kept] if rows else [])]

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -96,13 +96,13 @@ def print_report(report: Report, folder: Path) -> None:
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
+def print_facts(facts: Mapping[str, object]) -> None:
     """Name and value, one a line; facts of facts below their name, indented."""
     for text in fact_lines(facts):
         line(text)
 
 
-def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
+def fact_lines(facts: Mapping[str, object], indent: int = 0) -> Iterator[str]:
     """The lines of `print_facts`: counts as "MatMul 24, Add 13", shapes as [batch, 3, 224, 224], what is empty as "-"."""
     width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
@@ -111,7 +111,7 @@ def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
             yield f"{label}{text}"
             continue
         yield label.rstrip()
-        for entry in [value] if isinstance(value, Mapping) else value:
+        for entry in value if isinstance(value, list | tuple) else [value]:
             first, *rest = (
                 fact_lines(entry, indent + 4) if isinstance(entry, Mapping) else (f"{'':{indent + 4}}{entry}",)
             )
@@ -119,7 +119,7 @@ def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
             yield from rest
 
 
-def _inline(value: Any) -> str | None:
+def _inline(value: object) -> str | None:
     """A value as one line, or None where it needs several."""
     if isinstance(value, Mapping):
         counts = value and all(isinstance(count, int) and not isinstance(count, bool) for count in value.values())
@@ -161,13 +161,18 @@ class Pace:
 
 
 class Screen:
-    """A watcher that draws a bar per stage on a terminal, and plain lines elsewhere; a context manager."""
+    """A watcher that draws a bar per stage on a terminal, and plain lines elsewhere; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds, from any moment on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._told = 0.0
+        self._shown = 0.0
         self._pace = Pace()
 
     def __enter__(self) -> Self:
@@ -187,18 +192,18 @@ class Screen:
 
     def stage(self, name: str) -> None:
         """Starts a bar."""
-        self._told, self._pace = time.monotonic(), Pace()
+        self._shown, self._pace = self._clock(), Pace()
         if self._progress is not None:
             self._task = self._progress.add_task(name, total=1.0, text="", left="")
 
     def at(self, share: float, text: str) -> None:
         """Moves the bar; without a terminal, a line every ten seconds."""
-        soon = self._pace.left(share, time.monotonic())
+        soon = self._pace.left(share, self._clock())
         left = f"{soon} left" if soon else ""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=share, text=text, left=left)
-        elif time.monotonic() - self._told > 10:
-            self._told = time.monotonic()
+        elif self._clock() - self._shown > 10:
+            self._shown = self._clock()
             self._console.print(f"  {share:4.0%} {', '.join(filter(None, [text, left]))}", markup=False, soft_wrap=True)
 
     def done(self, name: str, seconds: float, *, reused: bool) -> None:

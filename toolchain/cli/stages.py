@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -135,7 +135,7 @@ def finetune(
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
-    require_teacher(section, job.source)
+    require_teacher(section, job.source, job.dense)
     parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
         progress = SILENT
@@ -296,7 +296,7 @@ def _save(model: AnyModel, out: Path, *, json_: bool) -> None:
     _tell(model, out, json_=json_)
 
 
-def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, Any] | None = None) -> None:
+def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, object] | None = None) -> None:
     shape = trace(model.module, model.family, model.preprocess.input_size)
     facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs, **(more or {})}
     print_json(facts) if json_ else print_facts(facts)

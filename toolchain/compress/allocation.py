@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 from toolchain.compress.choices import Budget, Costs, Key
 from toolchain.compress.problem import Problem
@@ -112,6 +111,29 @@ def _distance(costs: Costs, budget: Budget, widths: Widths, measured: Mapping[st
 
 
 @dataclass(frozen=True)
+class TargetLatency:
+    """What some widths mean on one target of a budget; all but `dense_ms` are times over the dense model's.
+
+    Attributes:
+        requested: the most that was asked for.
+        reachable: by the narrowest widths, and by the dense model.
+        measured, met: None where whole models of the widths were not timed.
+        correction: of the table, by whole models.
+    """
+
+    target: str
+    batch: int
+    threads: int
+    dense_ms: float
+    requested: float
+    reachable: tuple[float, float]
+    predicted: float
+    measured: float | None
+    met: bool | None
+    correction: float
+
+
+@dataclass(frozen=True)
 class Allocation:
     """How wide each layer stays, and what that is predicted to cost and to damage.
 
@@ -162,9 +184,19 @@ class Allocation:
         timed = known.measured if settled is not None or (same and widths.ranks == self.widths.ranks) else {}
         return replace(self, settled=Settled(widths, known.costs, timed), damage={}, planned=self)
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def smallest(self) -> ModelShape:
+        """The shape that the narrowest widths leave."""
+        return self.problem.costs.shape(self.problem.narrowest)
+
+    @property
+    def latency(self) -> tuple[TargetLatency, ...]:
+        """What the widths mean on each target of the budget."""
+        return tuple(self._latency(table) for table in self.settled.costs.tables)
+
+    def to_dict(self) -> dict[str, object]:
         """The content of allocation.json."""
-        dense, smallest = _cost(self.problem.shape), _cost(self.problem.costs.shape(self.problem.choices.uniform(0.0)))
+        dense, smallest = _cost(self.problem.shape), _cost(self.smallest)
         return {
             "schema": "slimvit.allocation/1",
             "learned": self.learned,
@@ -172,15 +204,15 @@ class Allocation:
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
             **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
-            "latency": [self._latency(table) for table in self.settled.costs.tables],
+            "latency": [{**asdict(target), "reachable": list(target.reachable)} for target in self.latency],
             **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> dict[str, object]:
         """What was decided, and what that is predicted to cost, as in allocation.json."""
         costs, dense = _cost(self.predicted), _cost(self.problem.shape)
 
-        def row(names: dict[str, str], key: Key, what: str, count: int) -> dict[str, Any]:
+        def row(names: dict[str, str], key: Key, what: str, count: int) -> dict[str, object]:
             return {**names, what: count, **({"damage": self.damage[key]} if key in self.damage else {})}
 
         kept, ranks = self.widths.kept.items(), self.widths.ranks.items()
@@ -191,21 +223,20 @@ class Allocation:
             "ranks": [row({"linear": name}, (name, RANK), "rank", rank) for name, rank in ranks],
         }
 
-    def _latency(self, table: LatencyTable) -> dict[str, Any]:
-        """One target's part of allocation.json; ratios are times over the dense model's, "met" is None unmeasured."""
+    def _latency(self, table: LatencyTable) -> TargetLatency:
         budget, measured = self.problem.budget, self.settled.measured.get(table.target)
-        return {
-            "target": table.target,
-            "batch": table.batch,
-            "threads": table.threads,
-            "dense_ms": table.dense_ms,
-            "requested": budget.latency_share(table),
-            "reachable": [table.ratio(self.problem.choices.uniform(0.0)), 1.0],
-            "predicted": table.ratio(self.widths),
-            "measured": measured,
-            "met": None if measured is None else budget.latency_met(table, measured),
-            "correction": table.correction,
-        }
+        return TargetLatency(
+            table.target,
+            table.batch,
+            table.threads,
+            table.dense_ms,
+            requested=budget.latency_share(table),
+            reachable=(table.ratio(self.problem.narrowest), 1.0),
+            predicted=table.ratio(self.widths),
+            measured=measured,
+            met=None if measured is None else budget.latency_met(table, measured),
+            correction=table.correction,
+        )
 
 
 def allocate(problem: Problem, candidates: Sequence[Candidate] = (), check: Check | None = None) -> Allocation:

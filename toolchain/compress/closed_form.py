@@ -20,7 +20,7 @@ from toolchain.compress.sensitivity import Teacher, flat, sensitivities
 from toolchain.compress.sequential import Head, Pass, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
-from toolchain.likelihood import Likelihood, likelihood_of, outputs_of
+from toolchain.likelihood import Likelihood, Outputs, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection
@@ -176,8 +176,8 @@ def reduce_closed_form(
 @torch.no_grad()
 def _outputs(
     module: nn.Module, head: Head | None, images: Dataset[tuple[Tensor, int]]
-) -> list[tuple[Head | None, Tensor]]:
-    """(None, logits as they are), and those that another classifier would give, from one pass."""
+) -> list[tuple[Head | None, Outputs]]:
+    """(None, outputs as they are), and those that another classifier would give, from one pass."""
     if head is None:
         return [(None, outputs_of(module, images))]
     plain, other = [], []

@@ -23,18 +23,44 @@ from toolchain.compress.reductions import REDUCTIONS, Reduction, sites_in
 from toolchain.compress.sensitivity import Teacher
 from toolchain.compress.solver import Candidate, ladder
 from toolchain.families import Branch, Step
-from toolchain.likelihood import Likelihood
+from toolchain.likelihood import Likelihood, Outputs, parts_of
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
+from toolchain.surgery.layers import as_given, readings
 from toolchain.surgery.scales import fold_scales
 
 WORST = 1e6
 """What stands for the damage of a width that leaves no finite output, in nats."""
 
 
-def divergence(likelihood: Likelihood, outputs: Tensor, reference: Tensor) -> float:
-    """The mean over images of the divergence of outputs from those of the dense model, both [B, K], in float64."""
-    return float(likelihood.divergence(outputs.double(), reference.double()).mean())
+def divergence(likelihood: Likelihood, outputs: Outputs, reference: Outputs) -> float:
+    """The mean over images of the divergence of outputs from those of the dense model, in float64."""
+    if isinstance(outputs, Tensor) and isinstance(reference, Tensor):
+        return float(likelihood.divergence(outputs.double(), reference.double()).mean())
+    ours, theirs = ([part.double() for part in parts_of(each)] for each in (outputs, reference))
+    return float(likelihood.divergence(ours, theirs).mean())
+
+
+@dataclass(frozen=True)
+class Place:
+    """A step of the stream, and what the model's next output is made by from the stream after it; None for no output."""
+
+    step: Step
+    read: Step | None
+
+    def outputs(self, model: nn.Module, x: Tensor) -> list[Tensor]:
+        """What is read here of the stream after the step."""
+        return [] if self.read is None else [self.read(model, x)]
+
+
+def way_through(teacher: Teacher) -> list[Place]:
+    """All that the stream goes through, from before the first block, with every place where it is read."""
+    reads = readings(teacher.module, teacher.family)
+    return [
+        Place(step, reads.get(block.path) if last else None)
+        for block in teacher.family.blocks(teacher.module)
+        for step, last in zip(block.steps, (*([False] * (len(block.steps) - 1)), True), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -77,38 +103,39 @@ def measure(
         progress: told about every branch.
     """
     dense, blocks = teacher.module, teacher.family.blocks(teacher.module)
-    steps = [step for block in blocks for step in block.steps]
+    way = way_through(teacher)
     plain = copy.deepcopy(dense)
     fold_scales(plain, teacher.family.branches(dense))
     work = copy.deepcopy(plain)
     fit, probe = (first_residual(dense, blocks[0].path, images) for images in (calibration, held_out))
-    reference = finish(teacher, probe, steps)
+    reference = finish(teacher, probe, way)
     candidates: list[Candidate] = []
-    for index, step in enumerate(steps):
+    for index, step in enumerate(place.step for place in way):
         if not isinstance(step, Branch):
             fit, probe = ([step(dense, x) for x in stream] for stream in (fit, probe))
             continue
         wanted = [step.gives(dense, x) for x in probe]
         for site in sites_in(step, sites):
             reduction = REDUCTIONS[key_of(site)[1]](work, step, site, fit, teacher.cares[step.module])
-            tried = _Tried(work, teacher, step, steps[index + 1 :], reduction, refit)
+            tried = _Tried(work, teacher, step, way, index + 1, reduction, refit)
             rungs = ladder(site, choices, effort.shares)
             candidates += tried.candidates(site, rungs, effort.anchors, probe, wanted, reference)
             replace_module(work, step.module, copy.deepcopy(plain.get_submodule(step.module)))
         fit = [step(dense, x) for x in fit]
         probe = [step.after(x, step.adds(dense, y)) for x, y in zip(probe, wanted, strict=True)]
-        progress.at((index + 1) / len(steps), f"damage of {step.module}")
+        progress.at((index + 1) / len(way), f"damage of {step.module}")
     return candidates
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """One site of an otherwise dense model, cut to some widths; `rest` is what the stream goes through after its branch."""
+    """One site of an otherwise dense model, cut to some widths; its branch is the last of `done` steps of the way."""
 
     work: nn.Module
     teacher: Teacher
     branch: Branch
-    rest: Sequence[Step]
+    way: Sequence[Place]
+    done: int
     reduction: Reduction
     refit: bool
 
@@ -119,7 +146,7 @@ class _Tried:
         anchors: int,
         probe: Sequence[Tensor],
         wanted: Sequence[Tensor],
-        reference: Tensor,
+        reference: tuple[Tensor, ...],
     ) -> list[Candidate]:
         """All rungs, ascending; the widest is the dense site and costs nothing."""
         cuts, care = list(rungs[:-1]), self.teacher.cares[self.branch.module]
@@ -133,7 +160,10 @@ class _Tried:
             if index in measured:
                 branch, work = self.branch, self.work
                 after = [branch.after(x, branch.adds(work, y)) for x, y in zip(probe, outputs, strict=True)]
-                apart = divergence(self.teacher.likelihood, finish(self.teacher, after, self.rest), reference)
+                later = finish(self.teacher, after, self.way, self.done)
+                whole = (*reference[: len(reference) - len(later)], *later)  # what was read before is the dense one's
+                given = (as_given(self.teacher.module, parts) for parts in (whole, reference))
+                apart = divergence(self.teacher.likelihood, *given)
                 divergences[index] = max(0.0, apart) if np.isfinite(apart) else WORST
         damage = follow(errors, divergences)
         return [Candidate(key_of(site), width, d) for width, d in zip(rungs, [*damage, 0.0], strict=True)]
@@ -154,12 +184,13 @@ def follow(errors: Sequence[float], divergences: dict[int, float]) -> list[float
 
 
 @torch.no_grad()
-def finish(teacher: Teacher, batches: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
-    """Outputs [B, K] of all batches, from the residual stream before the first of the remaining steps."""
+def finish(teacher: Teacher, batches: Sequence[Tensor], way: Sequence[Place], done: int = 0) -> tuple[Tensor, ...]:
+    """The outputs of all batches that are read from the residual stream after `done` steps of the way, or later."""
     outputs = []
     for batch in batches:
-        x = batch
-        for step in steps:
-            x = step(teacher.module, x)
-        outputs.append(teacher.family.head(teacher.module, x))
-    return torch.cat(outputs)
+        x, parts = batch, way[done - 1].outputs(teacher.module, batch) if done else []
+        for place in way[done:]:
+            x = place.step(teacher.module, x)
+            parts += place.outputs(teacher.module, x)
+        outputs.append(parts)
+    return tuple(torch.cat(part) for part in zip(*outputs, strict=True))

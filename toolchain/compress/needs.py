@@ -8,7 +8,7 @@ from toolchain.data import DataSource
 from toolchain.errors import DataError, RecipeError
 from toolchain.model import TimmModel
 from toolchain.outputs import WORDS
-from toolchain.training.stages import require_labels
+from toolchain.training.stages import require_classes, require_labels
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Needs:
     def require(self, what: str, source: DataSource, dense: TimmModel) -> None:
         """Raises DataError, ModelError or RecipeError if a source or a model does not have it; `what` needs it."""
         if self.training:
+            require_classes(what, dense)
             require_labels(source, what)
             source.check_classes(dense.label_classes)
         if self.classes and dense.output != "logits":

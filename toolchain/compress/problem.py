@@ -99,6 +99,11 @@ class Problem:
         return self.uniform if costs == self.costs else solve_uniform(self.choices, costs, self.budget)
 
     @property
+    def narrowest(self) -> Widths:
+        """The least that may be kept everywhere."""
+        return self.choices.uniform(0.0)
+
+    @property
     def shape(self) -> ModelShape:
         """The dense shape."""
         return self.costs.dense

@@ -1,13 +1,13 @@
 """What closed-form compression can do to a branch: look at it once, then cut it to any width.
 
-A new reduction is one class here and one line in `REDUCTIONS`. Legend: B images, N tokens, D width, H heads, d head dim,
+A new reduction is one class and its registration in `REDUCTIONS`. Legend: B images, N tokens, D width, H heads, d head dim,
 M hidden neurons, r rank; where a branch works in windows, B counts these and N the tokens of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from toolchain.compress.obs import eliminate, predict_removed
 from toolchain.compress.sensitivity import Sensitivity
 from toolchain.cost import RANK
 from toolchain.families import Branch, Factorizable, Span, UnitGroup
+from toolchain.registry import Registry
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
 
 
@@ -30,7 +31,17 @@ def sites_in(branch: Branch, sites: Iterable[Site]) -> list[Site]:
 
 
 class Reduction(Protocol):
-    """A site that was looked at once and can be cut to any width; the last cut counts."""
+    """A site that was looked at once and can be cut to any width; the last cut counts.
+
+    Attributes:
+        name: of the unit, or "rank": what is fewer afterwards.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, module: nn.Module, branch: Branch, site: Site, stream: Sequence[Tensor], care: Sensitivity
+    ) -> None: ...
 
     def apply(self, width: int, *, refit: bool = True) -> None:
         """Writes the weights of that width into the model; with `refit` what is left takes over what it can."""
@@ -47,6 +58,8 @@ class Reduction(Protocol):
 
 class AttentionReduction:
     """Joint QK and VO: rotated once at full size, the least useful directions last; a width keeps the first ones."""
+
+    name: ClassVar[str] = "head_dim"
 
     def __init__(
         self, module: nn.Module, branch: Branch, site: Site, stream: Sequence[Tensor], care: Sensitivity
@@ -116,6 +129,8 @@ class AttentionReduction:
 class NeuronReduction:
     """OBS over the hidden neurons: eliminated once all the way down; a width keeps the last ones, re-fitted."""
 
+    name: ClassVar[str] = "mlp_hidden"
+
     def __init__(
         self, module: nn.Module, branch: Branch, site: Site, stream: Sequence[Tensor], care: Sensitivity
     ) -> None:
@@ -157,6 +172,8 @@ class NeuronReduction:
 
 class SplitReduction:
     """Data-aware low rank of one linear, the form that splits into two matmuls; full rank is the linear itself."""
+
+    name: ClassVar[str] = RANK
 
     def __init__(
         self, module: nn.Module, branch: Branch, site: Site, stream: Sequence[Tensor], care: Sensitivity
@@ -231,8 +248,8 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-REDUCTIONS: Mapping[str, type[AttentionReduction | NeuronReduction | SplitReduction]] = {
-    "head_dim": AttentionReduction,
-    "mlp_hidden": NeuronReduction,
-    RANK: SplitReduction,
-}
+REDUCTIONS: Registry[type[Reduction]] = Registry(
+    "reduction",
+    "slimvit.reductions",
+    {each.name: each for each in (AttentionReduction, NeuronReduction, SplitReduction)},
+)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -20,6 +20,21 @@ from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError
+
+
+class Split(Protocol):
+    """A table of the `datasets` library, as far as it is used here."""
+
+    features: Mapping[str, object]
+    _fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row_or_column: int | str) -> Any: ...
+
+    def with_format(self, kind: None) -> Any:
+        """The same, whose cells are Python values."""
+        ...
 
 
 class HuggingFace:
@@ -67,11 +82,11 @@ class HuggingFace:
 class Rows:
     """The encoded pictures of a table: the library would decode, turn and convert them by itself."""
 
-    def __init__(self, name: str, part: str, table: Any, column: str) -> None:
+    def __init__(self, name: str, part: str, table: Split, column: str) -> None:
         import datasets
 
         self._name, self._column = f"hf:{name} {part}", column
-        mode = table.features[column].mode
+        mode = getattr(table.features[column], "mode", None)
         self._mode: Literal["L", "RGB"] | None = mode if mode in ("L", "RGB") else None
         if mode not in (None, "L", "RGB"):
             raise DataError(f"hf:{name} declares its images as of mode {mode!r}; only 'L' and 'RGB' are read")
@@ -113,7 +128,7 @@ def _pixels(preprocessing: Preprocessing, rows: Rows, position: int) -> Tensor:
         raise unreadable(rows.described(position), error) from error
 
 
-def _load(name: str) -> tuple[dict[str, Any], list[str]]:
+def _load(name: str) -> tuple[dict[str, Split], list[str]]:
     """(part → table, what was left out as sentences); raises DataError."""
     try:
         import datasets
@@ -138,7 +153,7 @@ def _load(name: str) -> tuple[dict[str, Any], list[str]]:
     return {part: tables[each] for part, each in names.items()}, notes
 
 
-def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
+def _columns(name: str, features: Mapping[str, object]) -> tuple[str, str | None]:
     """(the image column, the label column or None) of a table; raises DataError if it is not clear which."""
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
@@ -150,7 +165,7 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     return images[0], labels[0] if labels else None
 
 
-def _numbers(name: str, tables: Mapping[str, Any], column: str | None, wanted: Wanted) -> list[int] | None:
+def _numbers(name: str, tables: Mapping[str, Split], column: str | None, wanted: Wanted) -> list[int] | None:
     """The label of each class by its place in the table, None where that is the label.
 
     Raises:
@@ -179,7 +194,7 @@ def _numbers(name: str, tables: Mapping[str, Any], column: str | None, wanted: W
     return list(numbers_of(names, wanted.classes, f"the classes of {column!r}").values())
 
 
-def _labels(name: str, part: str, table: Any, column: str, numbers: list[int] | None) -> list[int]:
+def _labels(name: str, part: str, table: Split, column: str, numbers: list[int] | None) -> list[int]:
     """The labels of a table, −1 where there is none; raises DataError for a number that is no class."""
     labels = [UNLABELLED if label is None else int(label) for label in table[column]]
     if numbers is not None:
@@ -189,7 +204,7 @@ def _labels(name: str, part: str, table: Any, column: str, numbers: list[int] | 
     return labels
 
 
-def _num_classes(table: Any, column: str, parts: Mapping[str, Images]) -> int:
+def _num_classes(table: Split, column: str, parts: Mapping[str, Images]) -> int:
     if declared := getattr(table.features[column], "num_classes", None):
         return int(declared)
     return 1 + max(int(images.labels.max()) for images in parts.values() if len(images))

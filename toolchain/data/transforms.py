@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 from PIL import Image
+from pydantic import BaseModel
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.nn import functional
@@ -108,6 +109,16 @@ def unreadable(name: str, error: Exception) -> DataError:
     return DataError(f"cannot read the image {name}: {error}. Remove or replace the file.")
 
 
+class _Declared(BaseModel):
+    """What timm's data config of a model says, of what is read here."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float | None = None
+    crop_mode: str = "center"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a model and a recipe want from a source.
@@ -123,7 +134,7 @@ class Wanted:
     """
 
     input_size: tuple[int, int, int]
-    model_config: Mapping[str, Any]
+    model_config: Mapping[str, object]
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     crop_pct: float | None = None
@@ -156,19 +167,16 @@ class Wanted:
         channels = self.input_size[0]
         if channels not in (1, 3):
             raise DataError(f"the model reads {channels} channels; image files have 1 (grey) or 3 (RGB)")
-        config = self.model_config
+        config = _Declared.model_validate(self.model_config)
         # timm keeps three values for a model built with in_chans = 1, and averages the weights: average these too.
-        mean, std = (
-            (sum(values) / len(values),) if channels == 1 else tuple(values)
-            for values in (config["mean"], config["std"])
-        )
-        crop_pct = self.crop_pct if self.crop_pct is not None else config.get("crop_pct")
+        mean, std = ((sum(values) / len(values),) if channels == 1 else values for values in (config.mean, config.std))
+        crop_pct = self.crop_pct if self.crop_pct is not None else config.crop_pct
         return Preprocessing(
             self.input_size,
             *self._statistics(mean, std),
-            interpolation=config.get("interpolation", "bicubic"),
+            interpolation=config.interpolation,
             crop_pct=1.0 if crop_pct is None else crop_pct,
-            crop_mode=config.get("crop_mode", "center"),
+            crop_mode=config.crop_mode,
             exif_orientation=turned if self.exif_orientation is None else self.exif_orientation,
         )
 

@@ -15,10 +15,10 @@ from typing import Self
 import psutil
 
 from toolchain.devices.portable import Portable
-from toolchain.devices.transport import Measurer, Samples, Schedule
+from toolchain.devices.transport import Measurer
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import digest_of, read_json, user_cache, write_text
-from toolchain.on_device.runner import schedule_digest
+from toolchain.on_device.runner import Samples, Schedule, schedule_digest
 from toolchain.progress import Progress
 
 log = logging.getLogger(__name__)

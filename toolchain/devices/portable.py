@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.artifacts import open_artifact
-from toolchain.devices.transport import Schedule, VariantSchedule
 from toolchain.errors import MeasurementError
+from toolchain.on_device.runner import Schedule, VariantSchedule
 
 FOLDER = "artifacts"
 """Where artifacts lie, below a device's folder and in a bundle: `artifacts/<digest>/<the file's own relative name>`."""

@@ -17,19 +17,23 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from toolchain.devices.portable import Portable, PortableSchedule
 from toolchain.devices.targets_toml import SshSettings
-from toolchain.devices.transport import Samples, Schedule, follow
+from toolchain.devices.transport import follow
 from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import SILENT, Nobody, Progress
 from toolchain.targets import TargetInfo
 
 log = logging.getLogger(__name__)
+M = TypeVar("M", bound=BaseModel)
 OPTIONS = {
     "BatchMode": "yes",
     "ClearAllForwardings": "yes",
@@ -59,6 +63,26 @@ HINTS = {
     "could not resolve": "correct `host` in targets.toml",
 }
 """Words of ssh's last message, the more telling ones first, and what to do."""
+
+
+class _Look(BaseModel):
+    """What a device says of itself, as `device_store.look` gives it."""
+
+    root: str
+    python: str
+    executable: str
+    modules: dict[str, dict[str, str]]
+    missing: list[str]
+
+
+class _Machine(BaseModel):
+    system: str
+    cpu: str
+    cores: int | None
+
+
+class _Fingerprint(BaseModel):
+    machine: _Machine
 
 
 class _Dropped(Exception):
@@ -130,14 +154,14 @@ class SshTransport:
         """What answers at the other end; raises TargetUnavailable if nothing does, or something is missing there."""
         runtime = MODULES[self.settings.runtime][-1]
         try:
-            found = self._look({}, "looking at it")
+            seen = self._look({}, "looking at it")
             output = self._start("asking for its fingerprint", RUNNER, ["--fingerprint"], limit_s=LOOK_LIMIT_S)
         except _Dropped as lost:
             raise TargetUnavailable(self.name, str(lost), self._hint(str(lost))) from None
-        machine = self._answer(output, "asking for its fingerprint")["machine"]
-        details = {"transport": "ssh", "host": self.destination, "system": machine["system"], "python": found["python"]}
-        version = found["modules"][runtime]["version"]
-        return TargetInfo(self.name, runtime, version, f"{machine['cpu']}, {machine['cores']} cores", details)
+        machine = self._said(_Fingerprint, output, "asking for its fingerprint").machine
+        details = {"transport": "ssh", "host": self.destination, "system": machine.system, "python": seen.python}
+        version = seen.modules[runtime]["version"]
+        return TargetInfo(self.name, runtime, version, f"{machine.cpu}, {machine.cores} cores", details)
 
     def _session(self, portable: PortableSchedule, progress: Progress) -> Samples:
         runner = f"runner/{sha256(RUNNER)}.py"
@@ -161,11 +185,9 @@ class SshTransport:
         if self._there.issuperset(sources):
             return
         digests = {name: sha256(path) for name, path in sources.items()}
-        found = self._look(digests, "looking for the files on it")
-        missing = found["missing"]
-        if missing:
+        if missing := self._look(digests, "looking for the files on it").missing:
             files = [{"path": n, "sha256": digests[n], "size": sources[n].stat().st_size} for n in missing]
-            total = sum(file["size"] for file in files)
+            total = sum(sources[name].stat().st_size for name in missing)
             progress.at(0.0, f"sending {len(files)} files, {total / 1e6:.1f} MB")
             header = json.dumps({"files": files}).encode() + b"\n"
             body = (chunk for name in missing for chunk in _chunks(sources[name]))
@@ -173,17 +195,17 @@ class SshTransport:
             self.sent += missing
         self._there |= set(sources)
 
-    def _look(self, digests: Mapping[str, str], stage: str) -> dict[str, Any]:
+    def _look(self, digests: Mapping[str, str], stage: str) -> _Look:
         modules = MODULES[self.settings.runtime]
         request = json.dumps({"files": digests, "modules": modules}).encode() + b"\n"
         output = self._start(stage, STORE, ["look", self.settings.folder], [request], limit_s=LOOK_LIMIT_S)
-        found = self._answer(output, stage)
+        seen = self._said(_Look, output, stage)
         for name in modules:
-            if (error := found["modules"][name].get("error")) is not None:
-                install = f"{found['executable']} -m pip install {' '.join(modules)}  (on {self.settings.host})"
+            if (error := seen.modules[name].get("error")) is not None:
+                install = f"{seen.executable} -m pip install {' '.join(modules)}  (on {self.settings.host})"
                 raise TargetUnavailable(self.name, f"{self._where} cannot import {name}: {error}.", install)
-        self._root = found["root"]
-        return found
+        self._root = seen.root
+        return seen
 
     def _start(
         self,
@@ -275,7 +297,7 @@ class SshTransport:
         killed = ", most likely for want of memory" if code == 137 else ""
         raise MeasurementError(f"{self._where} ended with exit code {code}{killed} while {stage}: {message}")
 
-    def _answer(self, output: bytes, stage: str) -> dict[str, Any]:
+    def _answer(self, output: bytes, stage: str) -> dict[str, object]:
         """The JSON object on the last line; before it may stand whatever the device's shell says at every start."""
         try:
             answer = json.loads(output.decode().rstrip().rpartition("\n")[2])
@@ -284,6 +306,13 @@ class SshTransport:
         if not isinstance(answer, dict):
             raise MeasurementError(f"the answer of {self._where} is truncated or no JSON; it came while {stage}")
         return answer
+
+    def _said(self, kind: type[M], output: bytes, stage: str) -> M:
+        """The same as a model of its fields; raises MeasurementError if they are others."""
+        try:
+            return kind.model_validate(self._answer(output, stage))
+        except ValidationError as error:
+            raise MeasurementError(f"the answer of {self._where} is another one than expected: {error}") from None
 
     def _client(self) -> list[str]:
         settings = self.settings

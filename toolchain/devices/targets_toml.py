@@ -183,7 +183,7 @@ def _one(path: Path, name: str, table: Any) -> NamedTarget:
     return settings
 
 
-def _explain(name: str, table: Mapping[str, Any], error: ValidationError) -> str:
+def _explain(name: str, table: Mapping[str, object], error: ValidationError) -> str:
     """One line for the first fault, with the nearest key where one is unknown."""
     first = error.errors()[0]
     transport = str(table.get("transport"))

@@ -10,48 +10,19 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
 from toolchain.files import exclusive, read_json, user_cache, write_json
 from toolchain.on_device import runner as device_runner
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import Progress
 
 log = logging.getLogger(__name__)
 STDERR_LINES = 12
 PROGRESS = re.compile(r"progress (\d\.\d{3}) (.*)")
-
-
-class VariantSchedule(TypedDict, total=False):
-    """An artifact of a session; `dtypes` is absent where its inputs have the types of the session's tensors."""
-
-    name: str
-    path: str
-    runtime: str
-    inputs: Sequence[str]
-    dtypes: Sequence[str]
-
-
-class Schedule(TypedDict, total=False):
-    """What a session is told, or a cold start, which has no `session`; see `device_runner.run_schedule`."""
-
-    schema: str
-    seed: int
-    session: int
-    blocks: int
-    slot_ms: float
-    threads: int
-    affinity: Sequence[int] | None
-    warmup: Mapping[str, float]
-    inputs: Mapping[str, object]
-    variants: Sequence[VariantSchedule]
-    files: Mapping[str, str]
-
-
-Samples = dict[str, object]
-"""What a session gives, as JSON: the raw samples and the device's fingerprint."""
 
 
 class Measurer(Protocol):
@@ -71,7 +42,13 @@ class LocalTransport:
     """A fresh Python process on this machine; the device runner alone where it has the runtime built in.
 
     One session runs at a time on a machine; another one of the same user waits.
+
+    Args:
+        python: the interpreter.
     """
+
+    def __init__(self, python: str = sys.executable) -> None:
+        self.python = python
 
     def run(self, schedule: Schedule, progress: Progress) -> Samples:
         """The session's result; raises as `Measurer.run` does."""
@@ -87,7 +64,7 @@ class LocalTransport:
             schedule_path, out_path = Path(folder, "schedule.json"), Path(folder, "samples.json")
             write_json(schedule_path, schedule)
             # -P: the folder of the started file is not importable, so no neighbour can shadow a library.
-            command = [sys.executable, "-P", *program, str(schedule_path), str(out_path)]
+            command = [self.python, "-P", *program, str(schedule_path), str(out_path)]
             with alone(progress):
                 _start(command, environment, progress, schedule["variants"][0]["runtime"])
             result = read_json(out_path)

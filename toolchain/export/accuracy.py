@@ -1,21 +1,27 @@
-"""The accuracy of an artifact on the images of a data source."""
+"""The accuracy of an artifact, or how good its features are, on the images of a data source."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.inputs import resolved
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Call, Outputs, stack_images
+from toolchain.export.calls import Array, Outputs, judged, stack_images, tensor_call
 from toolchain.export.onnx_graph import first_line
 from toolchain.export.precision import opened_artifact
 from toolchain.export.preparation import Preparation, prepared, resized_source
-from toolchain.outputs import label_classes, output_of
+from toolchain.outputs import FEATURES, WORDS, label_classes, output_of
 from toolchain.training.evaluate import Accuracy, accuracy
+from toolchain.training.features import FeatureJudge, Features
+
+G = TypeVar("G")
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,14 @@ def accuracy_of(
         ArtifactError: it does not say how its input is preprocessed, and that was not asked for either.
     """
     artifact = open_artifact(path)
+    if artifact.output in FEATURES:
+        raise RecipeError(
+            f"{path} gives {WORDS[artifact.output]}, which have no accuracy; `slimvit evaluate` judges them by their neighbours, "
+            "a gate by relation.features"
+        )
     preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
     with opened_artifact(artifact, preprocess=preprocess) as run:
-        call = _explained(run, artifact)
+        call = _explained(run, artifact, lambda outputs: outputs[artifact.main_output])
         source = resized_source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
             raise DataError(f"the data source {data!r} has no labels; accuracy needs them")
@@ -70,12 +81,64 @@ def accuracy_of(
     return Evaluation(result, (*notes, *artifact.notes))
 
 
-def _explained(run: Outputs, artifact: Artifact) -> Call:
-    """Images → the output that names classes. What a runtime raises becomes an ArtifactError."""
+@dataclass(frozen=True)
+class FeatureEvaluation:
+    """How good the features of an artifact are, and what was assumed, as in `Evaluation`."""
 
-    def call(images: Array) -> Array:
+    features: Features
+    notes: tuple[str, ...]
+
+
+def features_of(
+    path: Path,
+    data: str,
+    split: str,
+    *,
+    reference: Path | None = None,
+    asked: Preparation = Preparation(),  # noqa: B008 - frozen
+    input_shape: tuple[int, ...] | None = None,
+) -> FeatureEvaluation:
+    """How near the features of an artifact are to those of another, and what the neighbours of labelled images know.
+
+    Args:
+        path: a model folder or an ONNX file.
+        data: the source.
+        split: its split.
+        reference: the artifact that is taken as right, the dense model say; None where labels alone judge.
+        asked, input_shape: as in `accuracy_of`.
+
+    Raises:
+        DataError: the source is unknown, does not fit, or has no labels where there is no reference either.
+        RecipeError: neighbours would be looked for among the images that they are asked of.
+        ArtifactError: it does not say how its input is preprocessed, or cannot run.
+    """
+    artifact = open_artifact(path)
+    preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
+    source = resized_source(data, preprocess, asked, "", 512 if split == "calibration" else 0)
+    if reference is None and not source.labelled:
+        raise DataError(
+            f"the data source {data!r} has no labels, and there is nothing to hold the features of {path} against; "
+            "name the dense model with --reference, or a source with labels"
+        )
+    if source.labelled and split in ("train", "calibration"):
+        raise RecipeError(f"neighbours are looked for in train, which holds {split}: name another --split")
+    with ExitStack() as stack:
+        artifacts = (artifact, *(() if reference is None else (open_artifact(reference),)))
+        ours, *theirs = [
+            tensor_call(_explained(stack.enter_context(opened_artifact(each, preprocess=preprocess)), each, judged))
+            for each in artifacts
+        ]
+        bank = source.split("train") if source.labelled else None
+        judge = FeatureJudge(theirs[0] if theirs else None, source.split(split), bank)
+        return FeatureEvaluation(judge(ours), (*notes, *artifact.notes))
+
+
+def _explained(run: Outputs, artifact: Artifact, choose: Callable[[dict[str, Array]], G]) -> Callable[[Array], G]:
+    """Images → what is chosen of the outputs. What a runtime raises becomes an ArtifactError."""
+
+    def call(images: Array) -> G:
         try:
-            return run(images)[artifact.main_output]
+            return choose(run(images))
         except SlimvitError:
             raise
         except Exception as error:  # every runtime raises its own

@@ -16,8 +16,9 @@ from toolchain.export.calls import Array, stack_images
 from toolchain.export.pixels import representable
 from toolchain.export.precision import COMPARED, EITHER, opened_artifact, tolerance_of
 from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
-from toolchain.model import LOGITS, Preprocess
-from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error
+from toolchain.model import Preprocess
+from toolchain.outputs import FEATURES, LOGITS
+from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error, worst
 
 SYNTHETIC = "none"
 """The data source of seeded noise."""
@@ -114,7 +115,7 @@ def parity_of(
             f"{a} and {b} give {', '.join(repr(ours) for ours, _ in left)}, of which none has one row per image: the first "
             "dimension of an output must be the batch. Nothing can be compared."
         )
-    rung = min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
+    rung = worst(rungs)
     if allowed is None and rung.verdict == "pass":
         rung = replace(rung, verdict="not_run", reason=_not_judged(*artifacts))
     if rung.verdict == "fail" and rung.cosine_min is not None and not given.real and any(map(_may_clip, artifacts)):
@@ -135,7 +136,10 @@ def _rung_of(
     """The rung of one output of both, one array [B, …] for each batch: each image's output is one row of it."""
     a, b = (artifact.path.name for artifact in artifacts)
     shapes = [side[0].shape[1:] for side in sides]
-    expected, got = ([each.reshape(len(each), -1) for each in side] for side in sides)
+    tokens = any(
+        artifact.output in FEATURES for artifact in artifacts
+    )  # of others' outputs, what a position is is not known
+    expected, got = ([each if tokens else each.reshape(len(each), -1) for each in side] for side in sides)
     rung = compare_outputs(a, b, expected, got, tolerance=tolerance, real_images=real)
     if shapes[0] != shapes[1]:
         shown_shapes = " and ".join(f"{name} {list(shape)}" for name, shape in zip((a, b), shapes, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import nn
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.errors import ArtifactError
 from toolchain.export.pixels import to_pixels
-from toolchain.model import LOGITS, Preprocess
+from toolchain.model import Preprocess
+from toolchain.outputs import LAYER, LOGITS
+from toolchain.parity import Given
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
-Call = Callable[[Array], Array]
+Call = Callable[[Array], Given]
+"""Images → outputs: one array, or one each of the layers that are read."""
 Outputs = Callable[[Array], dict[str, Array]]
 STEP = 32
 """Images that are run at once."""
@@ -35,17 +38,20 @@ def opened(
     preprocess: Preprocess | None = None,
     step: int = STEP,
 ) -> Iterator[Call]:
-    """Images [B, C, H, W] → the output "logits" [B, …] of a file, or its first where there is none of that name, in a block.
+    """Images [B, C, H, W] → the outputs of a file that are compared and judged, in a block: see `judged`.
 
     Arguments, batches and errors are those of `opened_outputs`.
     """
     with opened_outputs(target, path, threads, described_by, preprocess=preprocess, step=step) as run:
+        yield lambda images: judged(run(images))
 
-        def call(images: Array) -> Array:
-            outputs = run(images)
-            return outputs[LOGITS] if LOGITS in outputs else next(iter(outputs.values()))
 
-        yield call
+def judged(outputs: Mapping[str, Array]) -> Given:
+    """The outputs of a file that are compared and judged: "logits", or all of several layers, else the first."""
+    layers = tuple(values for name, values in outputs.items() if name.startswith(LAYER))
+    if LOGITS in outputs or not layers:
+        return outputs.get(LOGITS, next(iter(outputs.values())))
+    return layers
 
 
 @contextlib.contextmanager
@@ -142,14 +148,26 @@ def no_preprocess(path: Path) -> ArtifactError:
 
 
 def torch_call(module: nn.Module) -> Call:
-    """A function from images [B, C, H, W] to logits [B, classes], through torch on the CPU."""
+    """A function from images [B, C, H, W] to the module's outputs, through torch on the CPU."""
 
-    def call(images: Array) -> Array:
+    def call(images: Array) -> Given:
         with torch.no_grad():
-            logits: Array = module(torch.from_numpy(images)).numpy()
-        return logits
+            outputs = module(torch.from_numpy(images))
+        return tuple(part.numpy() for part in outputs) if isinstance(outputs, tuple) else outputs.numpy()
 
     return call
+
+
+def tensor_call(call: Call) -> Callable[[torch.Tensor], Any]:
+    """The same function from tensors to tensors."""
+
+    def run(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        outputs = call(images.numpy())
+        if isinstance(outputs, tuple):
+            return tuple(map(torch.from_numpy, outputs))
+        return torch.from_numpy(outputs)
+
+    return run
 
 
 def stack_images(images: list[torch.Tensor]) -> Array:

@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from toolchain.artifacts.onnx_file import FP32, PRECISION, OnnxFile
+from toolchain.artifacts.onnx_file import FP32, GRAPH_TYPE, PRECISION, OnnxFile
+from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.calls import Array, Call, feeds_of, in_parts, no_preprocess, opened
+from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
 from toolchain.export.onnx_graph import (
     GraphFacts,
     census,
@@ -31,7 +32,7 @@ from toolchain.export.probabilities import (
 )
 from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import activation_scales, each_linear, largest_difference, largest_error
-from toolchain.model import BATCH, IMAGE, LOGITS, Made, Preprocess
+from toolchain.model import BATCH, IMAGE, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 INT8_MAX = 127
@@ -91,8 +92,10 @@ class Convert:
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
         whole = with_probabilities(whole, given.output or "logits") if gives_probabilities(shipped) else whole
-        kept = {entry.key: entry.value for entry in shipped.metadata_props}
-        for key, value in sorted({**kept, PRECISION: self.precision}.items()):
+        metadata = {entry.key: entry.value for entry in shipped.metadata_props} | {PRECISION: self.precision}
+        if (rounded_to := graph_precision(whole)[0]) != self.precision.partition("-")[0]:
+            metadata[GRAPH_TYPE] = rounded_to
+        for key, value in sorted(metadata.items()):
             whole.metadata_props.add(key=key, value=value)
         files = write_onnx(whole, path)
         model = onnx.load(path)
@@ -129,12 +132,13 @@ class Convert:
     def _smoothed(self, given: OnnxFile, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
         """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
         with session(reference) as run:
-            smooth = in_parts(lambda part: run([LOGITS], {IMAGE: part}))
+            names = [value.name for value in reference.graph.output]
+            smooth = in_parts(lambda part: run(names, {IMAGE: part}))
             return self._rung(
                 given.path.name,
                 expected,
                 "smoothed",
-                lambda part: smooth(part)[LOGITS],
+                lambda part: judged(smooth(part)),
                 TOLERANCES["fp32"],
                 images,
             )

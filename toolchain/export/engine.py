@@ -15,7 +15,7 @@ from toolchain.artifacts.engine import RECORD
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.precision import PRECISIONS
+from toolchain.export.precision import PRECISIONS, product_of
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
@@ -29,7 +29,7 @@ INT8 = "INT8"
 
 def builds(target: str, precision: str) -> bool:
     """Whether files of a precision become engines of a target."""
-    return precision in get_target(target).engines
+    return product_of(precision) in get_target(target).builds
 
 
 def engine_files() -> tuple[str, ...]:
@@ -58,10 +58,11 @@ def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
     """
     for name in section.targets:
         target = get_target(name)
-        if not target.engines:
+        if not target.builds:
             raise RecipeError(f"{name} runs files as they are and has no engines; remove it from engine.targets")
         if isinstance(target, Selective):
-            target.require(options_of(section), [each for each in precisions if each in target.engines])
+            products = [product_of(each) for each in precisions if builds(name, each)]
+            target.require(options_of(section), products)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class BuildEngine:
             raise StorageError(f"there is no ONNX file {given.path}")
         require_engines(self.section.model_copy(update={"targets": (self.target,)}), ())
         if given.own_precision and not builds(self.target, given.own_precision):
-            known = ", ".join(get_target(self.target).engines)
+            known = ", ".join(each for each in (FP32, *PRECISIONS) if builds(self.target, each))
             raise RecipeError(f"{given.path} is {given.own_precision}; engines of {self.target} are built from {known}")
         check_replaceable(self.folder, engine_files())
         get_target(self.target).probe()
@@ -123,18 +124,18 @@ class BuildEngine:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
         if not given.own_precision:
             return
-        wanted = PRECISIONS[given.own_precision].product if given.own_precision != FP32 else "FLOAT"
-        found = built.facts.get("matmul_dtypes", {})
-        right, expected = set(found) == {wanted}, 1
+        wanted = product_of(given.own_precision)
+        products = built.record.matmul_dtypes or {}
+        right, expected = set(products) == {wanted}, 1
         if wanted == INT8:  # attention and what gives the logits stay in floating point
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
-            right = found.get(wanted, 0) == expected > 0 and set(found) <= {wanted, "FLOAT"}
+            right = products.get(wanted, 0) == expected > 0 and set(products) <= {wanted, "FLOAT"}
         if not right:
             raise ArtifactError(
-                f"{built.path.name} is no {given.own_precision} engine: its matrix products are {found}, expected {wanted}"
+                f"{built.path.name} is no {given.own_precision} engine: its matrix products are {products}, expected {wanted}"
             )
-        chosen = built.facts.get("inspected_products", {})
-        if built.facts.get("inspector") is not None and not chosen:
+        chosen = built.record.inspected_products
+        if built.record.inspector is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
         if chosen and given.own_precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):

@@ -36,14 +36,13 @@ def engine_rung(
     """
     reading, from_, to = source.precision, source.path.name, built.path.name
     tolerance = TF32 if reading.name in (FP32, "fp64") else tolerance_of(reading)
-    stored = built.facts.get("weights", {})
-    if reading.name == FP32 and "f16" in stored:  # OpenVINO's format: fp16 stored, fp32 computed
+    if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
     if tolerance is None:
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
-    if built.facts.get("loaded", "pass") != "pass":
-        return not_run(from_, to, tolerance=tolerance, reason=built.facts["loaded_reason"])
+    if built.record.loaded != "pass":
+        return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
     batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
     step = max(batches)
     if available is not None:  # three images say little of top-1
@@ -51,7 +50,7 @@ def engine_rung(
     given = images(max(batches))
     with (
         opened(reference_target(source), source.path, preprocess=preprocess) as expected,
-        opened(built.facts["target"], built.path, described_by=source, preprocess=preprocess, step=step) as got,
+        opened(built.record.target, built.path, described_by=source, preprocess=preprocess, step=step) as got,
     ):
         return compare(
             from_,

@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from torch import nn
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import detached, is_large, module_bytes, stored_bytes
-from toolchain.model import BATCH, IMAGE, LOGITS
+from toolchain.model import BATCH, IMAGE
+from toolchain.outputs import LOGITS
+from toolchain.parity import RANK
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,15 @@ class GraphFacts:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a graph must be: (C, H, W) of its images, its opset, and what its outputs are called."""
+
+    input_size: tuple[int, int, int]
+    opset: int
+    outputs: tuple[str, ...]
+
+
 def export_onnx(
     module: nn.Module,
     path: Path,
@@ -63,8 +74,9 @@ def export_onnx(
     metadata: Mapping[str, str],
     simplify: bool,
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+    outputs: Sequence[str] = (LOGITS,),
 ) -> GraphFacts:
-    """What was written to `path`: the module in eval mode, "image" [batch, C, H, W] → "logits" [batch, classes].
+    """What was written to `path`: the module in eval mode, "image" [batch, C, H, W] → its outputs [batch, …].
 
     Attention is exported unfused: its MatMul and Softmax nodes run in fp32 on every runtime, where the fused operator
     of opset 23 does not. It is exported lean (`attention`), from a copy: the module itself is left as it is.
@@ -77,14 +89,15 @@ def export_onnx(
         metadata: becomes the file's `metadata_props`, sorted by key.
         simplify: run onnxsim and keep its result if it is the same model by every check here.
         finish: what is done to the graph after all that, before it is written.
+        outputs: what the module's outputs are to be called.
 
     Raises:
         ArtifactError: torch cannot export the module, or the graph is not what was asked for.
         StorageError: the file cannot be written.
     """
-    plain = _plain(module)
+    plain, asked = _plain(module), Asked(input_size, opset, tuple(outputs))
     with folder_beside(path) if is_large(module_bytes(plain)) else nullcontext() as folder:
-        exported = _from_torch(plain, input_size, opset, folder)
+        exported = _from_torch(plain, asked, folder)
         linears = linear_shapes(exported)
         wanted = Counter((m.in_features, m.out_features) for m in plain.modules() if isinstance(m, nn.Linear))
         if missing := wanted - linears:
@@ -92,12 +105,12 @@ def export_onnx(
                 f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "
                 "they were merged or folded on the way, so the file would not be the model that was planned."
             )
-        if (fault := _fault(exported, input_size, opset, linears)) is not None:
+        if (fault := _fault(exported, asked, linears)) is not None:
             raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
         graph, notes = exported, []
         if simplify:
             try:
-                graph = _simplified(exported, input_size, opset, linears)
+                graph = _simplified(exported, asked, linears)
             except ArtifactError as reason:
                 notes.append(f"not simplified: {reason}")
                 log.warning("%s: %s", path.name, notes[-1])
@@ -155,14 +168,12 @@ def _plain(module: nn.Module) -> nn.Module:
     return lean(plain)
 
 
-def _from_torch(
-    plain: nn.Module, input_size: tuple[int, int, int], opset: int, folder: Path | None = None
-) -> onnx.ModelProto:
+def _from_torch(plain: nn.Module, asked: Asked, folder: Path | None = None) -> onnx.ModelProto:
     """The graph as torch exports it, stripped of everything that is not the model.
 
     In a folder, the weights go into the file `DATA` there and never through a protobuf message.
     """
-    example = torch.zeros(2, *input_size)  # a batch of 1 would be taken for a constant
+    example = torch.zeros(2, *asked.input_size)  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # torch and its exporter deprecate parts of each other between releases.
@@ -172,9 +183,9 @@ def _from_torch(
                 plain,
                 (example,),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=asked.opset,
                 input_names=[IMAGE],
-                output_names=[LOGITS],
+                output_names=[*asked.outputs],
                 dynamic_shapes=({0: BATCH},),
                 external_data=False,
                 verbose=False,
@@ -195,9 +206,7 @@ def _from_torch(
     return model
 
 
-def _simplified(
-    exported: onnx.ModelProto, input_size: tuple[int, int, int], opset: int, linears: Counter[tuple[int, int]]
-) -> onnx.ModelProto:
+def _simplified(exported: onnx.ModelProto, asked: Asked, linears: Counter[tuple[int, int]]) -> onnx.ModelProto:
     """The graph as onnxsim leaves it; raises ArtifactError where that is not the same model, no larger."""
     if is_large(before_bytes := stored_bytes(exported)):
         raise ArtifactError(f"{before_bytes} bytes are more than onnxsim can take in one piece")
@@ -212,7 +221,7 @@ def _simplified(
     if not checked:
         raise ArtifactError("onnxsim's own check failed")
     strip(graph)
-    if (fault := _fault(graph, input_size, opset, linears)) is not None:
+    if (fault := _fault(graph, asked, linears)) is not None:
         raise ArtifactError(f"onnxsim's graph {fault}")
     if graph.ByteSize() > before_bytes:  # a constant that was folded into the file
         raise ArtifactError(f"onnxsim's graph has {graph.ByteSize()} bytes, the exported one {before_bytes}")
@@ -220,21 +229,23 @@ def _simplified(
     return result
 
 
-def _fault(
-    model: onnx.ModelProto, input_size: tuple[int, int, int], opset: int, linears: Counter[tuple[int, int]]
-) -> str | None:
+def _fault(model: onnx.ModelProto, asked: Asked, linears: Counter[tuple[int, int]]) -> str | None:
     """How the graph differs from what was asked for, as the end of a sentence; None if it does not."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") != opset:
-        return f"has opset {opsets.get('')}, expected {opset}. Set export.opset to one that torch can write."
+    if opsets.get("") != asked.opset:
+        return f"has opset {opsets.get('')}, expected {asked.opset}. Set export.opset to one that torch can write."
     names = ([i.name for i in model.graph.input], [o.name for o in model.graph.output])
-    if names != ([IMAGE], [LOGITS]):
-        return f"has inputs and outputs {names}, expected one {IMAGE!r} and one {LOGITS!r}"
-    image, logits = _shape(model.graph.input[0]), _shape(model.graph.output[0])
-    if image != (BATCH, *input_size):
-        return f"has an input of shape {image}, expected {(BATCH, *input_size)}"
-    if len(logits) != 2 or logits[0] != BATCH or not isinstance(logits[1], int):
-        return f"has an output of shape {logits}, expected ({BATCH!r}, classes): the batch must stay dynamic"
+    if names != ([IMAGE], [*asked.outputs]):
+        expected = " and ".join(map(repr, asked.outputs))
+        return f"has inputs and outputs {names}, expected one {IMAGE!r} and one {expected}"
+    image = _shape(model.graph.input[0])
+    if image != (BATCH, *asked.input_size):
+        return f"has an input of shape {image}, expected {(BATCH, *asked.input_size)}"
+    for value in model.graph.output:
+        shape = _shape(value)
+        if len(shape) < RANK or shape[0] != BATCH or not all(isinstance(size, int) for size in shape[1:]):
+            what = "classes" if value.name == LOGITS else "…"
+            return f"has an output of shape {shape}, expected ({BATCH!r}, {what}): the batch must stay dynamic"
     found = linear_shapes(model)
     if found != linears:
         return f"has other linears: gained {_show(found - linears)}, lost {_show(linears - found)}, as (in, out)"

@@ -30,7 +30,7 @@ from toolchain.registry import Registry
 from toolchain.targets import TARGETS, get_target
 
 Array = NDArray[Any]
-
+FLOAT = "FLOAT"
 
 AROUND_LINEARS = frozenset(
     {
@@ -51,10 +51,10 @@ class Precision:
         convert: (fp32 model with its weights, calibration images [N, C, H, W]) → the model and what it was made from.
         tolerance: what the logits may differ by from those of the fp32 file.
         weight_types: the types that weights of linears may have in the file, but for the last linear.
-        targets: what can run the file; the first that is there judges it, and all are timed if a recipe names them.
-        calibrated: whether the images decide anything.
         product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
-            alone.
+            alone, "INT8-DYNAMIC" where scales are those of each call. Targets that load it run the file: the first that is
+            there judges it, and all are timed if a recipe names them.
+        calibrated: whether the images decide anything.
         operators: what a conversion may add to the graph or take from it.
     """
 
@@ -62,9 +62,8 @@ class Precision:
     convert: Callable[[onnx.ModelProto, Array], Conversion]
     tolerance: Tolerance
     weight_types: frozenset[int]
-    targets: tuple[str, ...] = ("ort-cpu", "openvino-cpu", "openvino-cpu-bf16", "ort-cuda", "trt", "trt-rtx")
+    product: str = FLOAT
     calibrated: bool = False
-    product: str = "FLOAT"
     operators: frozenset[str] = AROUND_LINEARS
 
 
@@ -76,23 +75,21 @@ ENTRIES = (
         Tolerance(None, 0.999, 0.97),
         frozenset({TensorProto.BFLOAT16}),
         product="BF16",
-        targets=("openvino-cpu", "openvino-cpu-bf16", "trt", "trt-rtx"),  # ONNX Runtime has no bf16 MatMul on a CPU
     ),
     Precision(
         "int8-dynamic",
         int8_dynamic,
         Tolerance(None, 0.95, 0.97),
         frozenset({TensorProto.INT8}),
-        targets=("ort-cpu", "openvino-cpu"),
+        product="INT8-DYNAMIC",
     ),
     Precision(
         "int8-qdq",
         int8_qdq,
         Tolerance(None, 0.95, 0.97),
         frozenset({TensorProto.INT8}),
-        targets=("ort-cpu", "openvino-cpu", "trt", "trt-rtx"),
-        calibrated=True,
         product="INT8",
+        calibrated=True,
     ),
 )
 PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
@@ -101,20 +98,29 @@ PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {e
 COMPARED = 256
 """Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
 EITHER = "int8"
-"""In a recipe: both kinds of int8, of which one that is not the same model is left out."""
-EITHER_OF = ("int8-dynamic", "int8-qdq")
+"""In a recipe: every kind of int8, of which one that is not the same model is left out."""
+
+
+def int8_kinds() -> tuple[str, ...]:
+    """The precisions whose linears have int8 weights."""
+    return tuple(name for name, each in PRECISIONS.items() if TensorProto.INT8 in each.weight_types)
+
+
+def product_of(precision: str) -> str:
+    """The type of the matrix products in files of a precision, as `Target.loads` and `Target.builds` name it."""
+    return FLOAT if precision == FP32 else PRECISIONS.require(precision).product
 
 
 def expanded(asked: Sequence[str]) -> dict[str, bool]:
     """Precision → whether a file of it that is not the same model is an error, for what a recipe asks; raises RecipeError."""
-    found: dict[str, bool] = {}
+    required: dict[str, bool] = {}
     for name in asked:
-        for each in EITHER_OF if name == EITHER else (name,):
+        for each in int8_kinds() if name == EITHER else (name,):
             if each not in (FP32, *PRECISIONS):
                 known = ", ".join((FP32, EITHER, *PRECISIONS))
                 raise RecipeError(f"unknown precision {each!r} in export.precisions; known: {known}")
-            found[each] = found.get(each, False) or name != EITHER
-    return found
+            required[each] = required.get(each, False) or name != EITHER
+    return required
 
 
 def tolerance_of(*readings: Reading) -> Tolerance | None:
@@ -123,7 +129,7 @@ def tolerance_of(*readings: Reading) -> Tolerance | None:
     That of int8 is for whatever rounds to 8 bits in integers, that of fp32 for fp64 too. None was measured for others.
     """
     known = {**TOLERANCES, **{name: each.tolerance for name, each in PRECISIONS.items()}}
-    known |= {"fp64": known[FP32], EITHER: known[EITHER_OF[0]]}
+    known |= {"fp64": known[FP32], EITHER: known[int8_kinds()[0]]}
     if any(reading.name not in known for reading in readings):
         return None
     return min((known[reading.name] for reading in readings), key=lambda tolerance: tolerance.cosine_min)
@@ -139,7 +145,8 @@ def reference_target(artifact: Artifact) -> str:
 
 def runs_on(precision: Precision, kind: str = OnnxFile.name) -> str:
     """The first target here that can run artifacts of a precision and a kind; raises TargetUnavailable if there is none."""
-    return _first_that_runs([name for name in precision.targets if kind in get_target(name).takes], precision.name)
+    loaders = [name for name, target in TARGETS.items() if kind in target.takes and precision.product in target.loads]
+    return _first_that_runs(loaders, precision.name)
 
 
 def _first_that_runs(targets: Sequence[str], what: str) -> str:

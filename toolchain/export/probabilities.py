@@ -15,8 +15,7 @@ from onnx import TensorProto, helper
 
 from toolchain.artifacts.onnx_file import PROBABILITIES, SOFTMAX
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.model import LOGITS
-from toolchain.outputs import WORDS, Output
+from toolchain.outputs import LOGITS, WORDS, Output
 from toolchain.parity import Rung, Tolerance
 from toolchain.targets import get_target
 

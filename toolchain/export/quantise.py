@@ -28,7 +28,8 @@ from toolchain.export.conversion import Conversion
 from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
 from toolchain.export.onnx_graph import linear_nodes
 from toolchain.export.smooth import norms, smoothed, smoothing
-from toolchain.model import IMAGE, LOGITS
+from toolchain.model import IMAGE
+from toolchain.outputs import LOGITS
 
 Array = NDArray[Any]
 LINEARS = ["MatMul", "Gemm"]
@@ -196,10 +197,10 @@ def session(
 
 
 def last_linears(model: onnx.ModelProto) -> set[str]:
-    """Names of the linears that the logits come from: one, or several whose outputs are averaged."""
+    """Names of the linears that the logits come from: one, or several whose outputs are averaged; none of features."""
     producers = {name: node for node in model.graph.node for name in node.output}
     linears, found = {node.name for node in linear_nodes(model)}, set()
-    waiting = [LOGITS]
+    waiting = [value.name for value in model.graph.output if value.name == LOGITS]
     while waiting:
         node = producers.get(waiting.pop())
         if node is not None and node.name in linears:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 from torch import nn
@@ -81,6 +80,7 @@ class Export:
                 metadata={**onnx_metadata(given, self.tool), **({FORM: UINT8} if self.section.preprocess else {})},
                 simplify=self.section.simplify,
                 finish=self._finish(given),
+                outputs=given.output_names,
             )
             rungs = self._rungs(given, partial)
             require(rungs)
@@ -141,7 +141,7 @@ def check_section(section: ExportSection) -> None:
             runs_on(PRECISIONS[name])
 
 
-def graph_dict(graph: GraphFacts) -> Mapping[str, Any]:
+def graph_dict(graph: GraphFacts) -> Mapping[str, object]:
     """The facts of a graph as JSON values."""
     return {
         "size_bytes": graph.size_bytes,

@@ -299,6 +299,13 @@ class Family(ABC):
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """The model's output from the residual stream after the last block: logits [B, K], features [B, D] or tokens."""
 
+    def tokens(self, model: nn.Module, x: Tensor) -> Tensor:
+        """[B, *, D]: the residual stream after any block, through the model's last norm where that is as wide."""
+        norm = model.get_submodule("norm")
+        width = getattr(norm, "normalized_shape", x.shape[-1:])
+        y: Tensor = norm(x) if tuple(width) == tuple(x.shape[-1:]) else x
+        return y
+
     def classifier(self, model: nn.Module) -> str | None:  # noqa: ARG002
         """The one linear that ends in the logits; None if there is no such one, or no classifier."""
         return None

@@ -242,7 +242,7 @@ class GateConfig(Section):
         return GateConfig.from_dict(read_toml(path, "the gate "), path.parent, targets)
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], base: Path, targets: Path | None = None) -> GateConfig:
+    def from_dict(raw: Mapping[str, object], base: Path, targets: Path | None = None) -> GateConfig:
         """The gate from nested mappings, its paths made absolute from `base`; raises RecipeError as `load` does."""
         try:
             config = GateConfig.model_validate(dict(raw))

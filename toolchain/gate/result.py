@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
 from toolchain.gate.checks import Check, Number, Status, count_check, parity_check
@@ -41,7 +41,7 @@ GateVerdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: Mapping[GateVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
 
 
-def _statistics(comparison: Comparison) -> dict[str, JsonValue]:
+def _statistics(comparison: Comparison) -> dict[str, object]:
     """What a comparison says, without the samples that it follows from."""
     return {key: value for key, value in comparison.to_dict().items() if key not in stored.SEALED}
 
@@ -71,6 +71,8 @@ class GateResult(Strict):
     Raises:
         ValidationError: two cells have one name.
     """
+
+    name: ClassVar[str] = SCHEMA
 
     tool: str
     day: dt.date
@@ -215,7 +217,7 @@ class GateResult(Strict):
         skipped = f"; {self.skipped_cells} of {cells} skipped" if self.skipped_cells else ""
         return f"{self.verdict}: {checks} in {cells} ({counts}{skipped})"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `gate --json`: what follows, and under `raw` what it follows from."""
         sealed = stored.sealed(self.model_dump(mode="json", by_alias=True))
         return Shown.model_validate(self).model_dump(mode="json", by_alias=True) | sealed

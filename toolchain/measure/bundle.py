@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as hash_of
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from toolchain.devices.portable import FOLDER, Portable
-from toolchain.devices.transport import Samples, Schedule
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.files import atomic_path, sha256
 from toolchain.measure.compare import plan_comparison
@@ -27,6 +26,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import Progress
 
 RUN_SH = '#!/bin/sh\n# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh\n\
@@ -55,6 +55,22 @@ class Question:
     runtime: str
     workload: Workload
     design: Design
+
+
+class _Variant(BaseModel):
+    path: str
+
+
+class _Scheduled(BaseModel):
+    variants: Annotated[list[_Variant], Field(min_length=2)]
+
+
+class _Bundle(BaseModel):
+    """What is read of bundle.json here; the device reads the rest."""
+
+    question: Question
+    schedules: Annotated[list[_Scheduled], Field(min_length=1)]
+    files: dict[str, str]
 
 
 def pack(a: Path, b: Path, out: Path, question: Question) -> int:
@@ -115,13 +131,9 @@ def unpack(result: Path, bundle: Path) -> Comparison:
         MeasurementError: the sessions do not belong together.
     """
     with tempfile.TemporaryDirectory(prefix="slimvit-bundle-") as folder:
-        facts, digest = _open_bundle(bundle, Path(folder))
-        answers = _read_result(result, bundle, digest)
-        try:
-            question = TypeAdapter(Question).validate_json(json.dumps(facts["question"]))
-            a, b = (Path(folder, facts["schedules"][0]["variants"][index]["path"]) for index in (0, 1))
-        except (KeyError, IndexError, TypeError, ValidationError):
-            raise ArtifactError(f"{bundle}: its {bundle_run.BUNDLE} is not one of this version") from None
+        content, digest = _open_bundle(bundle, Path(folder))
+        answers, question = _read_result(result, bundle, digest), content.question
+        a, b = (Path(folder, variant.path) for variant in content.schedules[0].variants[:2])
         trial = plan_comparison(a, b, question.runtime, question.workload, question.design)
         return trial.run(_Answers(answers, result))
 
@@ -149,13 +161,14 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
     return entry
 
 
-def _open_bundle(bundle: Path, folder: Path) -> tuple[dict[str, Any], str]:
+def _open_bundle(bundle: Path, folder: Path) -> tuple[_Bundle, str]:
     """(bundle.json, its sha256), with the bundle's artifacts, checked, below `folder`."""
     try:
         with tarfile.open(bundle, "r:") as tar:
             raw = _read(tar, bundle_run.BUNDLE)
-            facts = _json(raw, f"{bundle}: {bundle_run.BUNDLE}", bundle_run.BUNDLE_SCHEMA)
-            for name, digest in facts["files"].items():
+            _json(raw, f"{bundle}: {bundle_run.BUNDLE}", bundle_run.BUNDLE_SCHEMA)
+            content = _Bundle.model_validate_json(raw)
+            for name, digest in content.files.items():
                 path = PurePosixPath(name)
                 if not path.parts or path.is_absolute() or ".." in path.parts:
                     raise ArtifactError(f"{bundle} names {name!r}, which lies outside of it")
@@ -164,9 +177,11 @@ def _open_bundle(bundle: Path, folder: Path) -> tuple[dict[str, Any], str]:
                     raise ArtifactError(f"{bundle} was altered: {name} has sha256 {there}, it lists {digest}")
     except OSError as error:
         raise StorageError(f"cannot read {bundle}: {error.strerror or error}") from error
-    except (tarfile.TarError, EOFError, KeyError, AttributeError, TypeError) as error:
+    except ValidationError:
+        raise ArtifactError(f"{bundle}: its {bundle_run.BUNDLE} is not one of this version") from None
+    except (tarfile.TarError, EOFError, KeyError) as error:
         raise ArtifactError(f"{bundle} is no bundle, or is truncated: {error}") from None
-    return facts, hash_of(raw).hexdigest()
+    return content, hash_of(raw).hexdigest()
 
 
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -216,13 +231,15 @@ def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, Samples]:
         raise ArtifactError(f"{path} was altered: its content does not have the sha256 that it states. Measure again.")
     if result.get("bundle") != digest:
         raise ArtifactError(f"{path} answers another bundle than {bundle}")
-    try:
-        return {session.pop("schedule_sha256"): session for session in result["sessions"]}
-    except (KeyError, TypeError, AttributeError):
-        raise ArtifactError(f"{path} has no sessions, or sessions without the digest of their schedule") from None
+    sessions = result.get("sessions")
+    if not isinstance(sessions, list) or not all(
+        isinstance(each, dict) and "schedule_sha256" in each for each in sessions
+    ):
+        raise ArtifactError(f"{path} has no sessions, or sessions without the digest of their schedule")
+    return {session.pop("schedule_sha256"): session for session in sessions}
 
 
-def _json(raw: bytes, what: str, schema: str) -> dict[str, Any]:
+def _json(raw: bytes, what: str, schema: str) -> dict[str, object]:
     try:
         value = json.loads(raw)
     except ValueError as error:

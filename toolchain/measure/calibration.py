@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from toolchain.devices.device import Device, device_for
 from toolchain.measure import stored
@@ -37,6 +37,8 @@ class Row:
 
 class Calibration(Strict):
     """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
+
+    name: ClassVar[str] = SCHEMA
 
     comparison: Comparison
     seconds: tuple[float, ...]
@@ -71,11 +73,17 @@ class Calibration(Strict):
         return {A: self.comparison.artifacts["A"]}
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """What it says, in one line."""
+        last = self.rows[-1]
+        return f"τ ≥ {100 * last.tau_min:.1f} % with {last.blocks} blocks"
+
+    @property
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.comparison.environment
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench calibrate --json`: the rows and, under `raw`, what they follow from."""
         return {
             "schema": SCHEMA,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from toolchain.measure import stored
 from toolchain.measure.environment import machine_changes
@@ -122,6 +122,8 @@ class Comparison(Strict):
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
 
+    name: ClassVar[str] = SCHEMA
+
     scenario: Scenario
     design: Design
     parity: Parity
@@ -213,11 +215,18 @@ class Comparison(Strict):
         return None if found is None else found / 1e6
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """What it says, in one line."""
+        from toolchain.measure.summary import summary  # which reads comparisons
+
+        return summary(self)
+
+    @property
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.sessions[0].fingerprint.before.machine
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench compare --json`: the statistics and, under `raw`, what they follow from."""
         return {
             "schema": SCHEMA,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 SLOWER = 0.8
 """A clock that was ever below this share of its highest is worth a word."""
@@ -20,8 +19,34 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    machine: dict[str, Any]
-    state: dict[str, Any]
+    machine: dict[str, JsonValue]
+    state: dict[str, JsonValue]
+
+    @property
+    def observed(self) -> State:
+        """What is known of the state."""
+        return State.model_validate(self.state)
+
+
+class State(BaseModel):
+    """The facts of a state that say something of the samples; a device that cannot tell one leaves it out."""
+
+    frequency_mhz: float | None = None
+    throttle_count: int | None = None
+    throttled_now: int = 0
+    cpu_seconds: dict[str, float] | None = None
+    gpus: tuple[dict[str, str], ...] = ()
+
+
+class Machine(BaseModel):
+    """The facts of a machine that are shown."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    affinity: tuple[int, ...] | None = None
+    threads: int | str | None = None
+    gpus: tuple[dict[str, str], ...] = ()
+    runtimes: dict[str, str] = Field(default_factory=dict)
 
 
 def machine_changes(fingerprints: Sequence[Fingerprint]) -> list[str]:
@@ -43,22 +68,22 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
     Args:
         sessions: the fingerprints before and after each. Clocks count after work alone: before it they may be at rest.
     """
-    states = [each.state for pair in sessions for each in pair]
-    counts = [count for state in states if (count := state.get("throttle_count")) is not None]
-    clocks = [clock for _, after in sessions if (clock := after.state.get("frequency_mhz")) is not None]
-    found = []
+    states = [each.observed for pair in sessions for each in pair]
+    after = states[1::2]
+    counts = [state.throttle_count for state in states if state.throttle_count is not None]
+    clocks = [state.frequency_mhz for state in after if state.frequency_mhz is not None]
+    words = []
     if counts and max(counts) > counts[0]:
-        found.append(f"it was throttled {max(counts) - counts[0]} times for its heat")
-    if any(state.get("throttled_now") for state in states):
-        found.append("its firmware held it back for heat or low voltage")
+        words.append(f"it was throttled {max(counts) - counts[0]} times for its heat")
+    if any(state.throttled_now for state in states):
+        words.append("its firmware held it back for heat or low voltage")
     if clocks and min(clocks) < SLOWER * max(clocks):
-        found.append(f"its clock was between {min(clocks)} and {max(clocks)} MHz")
-    gpus = [gpu for _, after in sessions for gpu in after.state.get("gpus", ())]
-    bits = [_hex(gpu.get("clocks_throttle_reasons.active")) for gpu in gpus]
+        words.append(f"its clock was between {min(clocks):g} and {max(clocks):g} MHz")
+    bits = [_hex(gpu.get("clocks_throttle_reasons.active")) for state in after for gpu in state.gpus]
     reasons = {what: None for bit, what in GPU_HELD_BACK.items() if any(active & bit for active in bits)}
     if reasons:
-        found.append(f"its GPU was held back by {' and '.join(reasons)}")
-    return found
+        words.append(f"its GPU was held back by {' and '.join(reasons)}")
+    return words
 
 
 def _hex(text: str | None) -> int:
@@ -75,7 +100,7 @@ def cores_of_others(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> floa
     Args:
         sessions: the fingerprints before and after each.
     """
-    seconds = [(before.state.get("cpu_seconds"), after.state.get("cpu_seconds")) for before, after in sessions]
+    seconds = [(before.observed.cpu_seconds, after.observed.cpu_seconds) for before, after in sessions]
     spent = {"everyone": 0.0, "own": 0.0, "clock": 0.0}
     for before, after in seconds:
         if before is None or after is None:
@@ -85,13 +110,10 @@ def cores_of_others(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> floa
     return max(0.0, spent["everyone"] - spent["own"]) / spent["clock"] if spent["clock"] > 0 else None
 
 
-def describe_machine(machine: dict[str, Any]) -> str:
+def describe_machine(environment: Mapping[str, JsonValue]) -> str:
     """One line for a table's hardware column: processor, usable cores, threads, GPUs, runtimes."""
-    cores = len(machine["affinity"]) if machine.get("affinity") else machine.get("cores")
-    runtimes = ", ".join(
-        f"{name} {version}" for name, version in machine.get("runtimes", {}).items() if name != "numpy"
-    )
-    gpus = [f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in machine.get("gpus", ())]
-    return ", ".join(
-        [f"{machine.get('cpu')}", f"{cores} usable cores", f"{machine.get('threads')} thread(s)", *gpus, runtimes]
-    )
+    machine = Machine.model_validate(environment)
+    cores = len(machine.affinity) if machine.affinity else machine.cores
+    runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items() if name != "numpy")
+    gpus = [f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in machine.gpus]
+    return ", ".join([f"{machine.cpu}", f"{cores} usable cores", f"{machine.threads} thread(s)", *gpus, runtimes])

@@ -10,10 +10,9 @@ from pydantic import ValidationError
 
 from toolchain.artifacts import ARTIFACTS, InputSpec, Signature, open_artifact
 from toolchain.devices.device import Device
-from toolchain.devices.transport import Schedule, VariantSchedule
 from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload, explain
-from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA
+from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA, Inputs, Schedule, Tensor, VariantSchedule
 from toolchain.targets import get_target
 
 INPUT_SETS = 8
@@ -74,9 +73,10 @@ class Experiment:
         return told if inputs == self.scenario.inputs else {**told, "dtypes": [spec.dtype for spec in inputs]}
 
 
-def inputs_of(tensors: Sequence[InputSpec], seed: int, count: int = INPUT_SETS) -> dict[str, object]:
+def inputs_of(tensors: Sequence[InputSpec], seed: int, count: int = INPUT_SETS) -> Inputs:
     """The input sets that a device generates."""
-    return {"count": count, "seed": seed, "tensors": [spec.model_dump(mode="json") for spec in tensors]}
+    described: list[Tensor] = [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in tensors]
+    return {"count": count, "seed": seed, "tensors": described}
 
 
 def plan_experiment(runtime: str, workload: Workload, design: Design, artifacts: Mapping[str, Path]) -> Experiment:

@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from toolchain.devices.transport import Measurer, Samples, Schedule
+from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError
 from toolchain.measure.experiment import Experiment
 from toolchain.measure.samples import ColdStart, Session, Strict, explain
+from toolchain.on_device.runner import Samples, Schedule
 from toolchain.progress import Progress
 
 R = TypeVar("R", bound=Strict)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import ValidationError, model_validator
+from pydantic import JsonValue, ValidationError, model_validator
 
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError
@@ -45,6 +47,23 @@ PAIR = (A, CONTROL)
 COLD_STARTS = 5
 
 
+@dataclass(frozen=True)
+class ColdMedians:
+    """What an artifact costs a fresh process, as medians over some; None of memory that the system does not tell."""
+
+    processes: int
+    open_ms: float
+    first_ms: float
+    rss_before_bytes: float | None
+    peak_rss_bytes: float | None
+    device_bytes: float | None
+
+
+def _median(values: Sequence[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(statistics.median(known)) if len(known) == len(values) else None
+
+
 class Measurement(Strict):
     """One artifact: the design, the raw samples, and as properties all that follows from them.
 
@@ -53,6 +72,8 @@ class Measurement(Strict):
     Raises:
         ValidationError: the samples are not those that the design asks for, or come from different machines.
     """
+
+    name: ClassVar[str] = SCHEMA
 
     scenario: Scenario
     design: Design
@@ -94,16 +115,41 @@ class Measurement(Strict):
         return None if found is None else found / 1e6
 
     @property
+    def cold_start(self) -> ColdMedians | None:
+        """What fresh processes took; None where there were none."""
+        if not self.cold:
+            return None
+        return ColdMedians(
+            len(self.cold),
+            statistics.median(start.open_ns for start in self.cold) / 1e6,
+            statistics.median(start.first_ns for start in self.cold) / 1e6,
+            _median([start.rss_before_bytes for start in self.cold]),
+            _median([start.peak_rss_bytes for start in self.cold]),
+            _median([start.device_bytes for start in self.cold]),
+        )
+
+    @property
+    def samples_per_second(self) -> float:
+        """Throughput at the median latency."""
+        return 1e3 * self.scenario.batch / self.latency.to_ratio()["point"]
+
+    @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
         """Which bytes were timed."""
         return {A: self.artifact}
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """What it says, in one line."""
+        shown = self.latency.to_ratio()
+        return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
+
+    @property
+    def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""
         return self.sessions[0].fingerprint.before.machine
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench run --json`: the statistics and, under `raw`, what they follow from."""
         latency = self.latency.to_ratio()
         return {
@@ -113,25 +159,14 @@ class Measurement(Strict):
             "latency_ms": latency,
             "p90_ms": self.tail_ms(0.9),
             "p99_ms": self.tail_ms(0.99),
-            "samples_per_second": 1e3 * self.scenario.batch / latency["point"],
-            "cold_start": self._cold() if self.cold else None,
+            "samples_per_second": self.samples_per_second,
+            "cold_start": None if self.cold_start is None else asdict(self.cold_start),
             "tau_min": self.tau_min,
             "sessions": len(self.sessions),
             "blocks": sum(len(session.blocks) for session in self.sessions),
             "environment": self.environment,
             **stored.sealed(self.model_dump(mode="json", by_alias=True)),
         }
-
-    def _cold(self) -> dict[str, Any]:
-        def middle(field: str) -> float | None:
-            values = [getattr(start, field) for start in self.cold]
-            return None if None in values else float(statistics.median(values))
-
-        opened, first = (
-            statistics.median(getattr(s, f"{name}_ns") for s in self.cold) / 1e6 for name in ("open", "first")
-        )
-        memory = {name: middle(name) for name in ("rss_before_bytes", "peak_rss_bytes", "device_bytes")}
-        return {"processes": len(self.cold), "open_ms": opened, "first_ms": first, **memory}
 
     def save(self, path: Path) -> None:
         """Writes `to_dict` atomically; raises StorageError."""

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,10 +16,26 @@ from toolchain.measure.samples import explain
 
 
 class Result(Protocol):
-    """Raw samples with statistics that follow from them."""
+    """Raw samples with statistics that follow from them.
 
-    def to_dict(self) -> dict[str, Any]:
+    Attributes:
+        name: the schema of its files.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def headline(self) -> str:
+        """What it says, in one line."""
+        ...
+
+    def to_dict(self) -> dict[str, object]:
         """The JSON object: `schema`, the statistics, and under `raw` what they follow from."""
+        ...
+
+    @staticmethod
+    def load(path: Path) -> Result:
+        """The result in a file; raises as `load` of this module."""
         ...
 
 
@@ -27,7 +43,7 @@ R = TypeVar("R", bound=Result)
 SEALED = ("raw", "raw_sha256")
 
 
-def sealed(raw: dict[str, Any]) -> dict[str, Any]:
+def sealed(raw: dict[str, object]) -> dict[str, object]:
     """Raw samples as a result holds them, with their digest: it tells of a change that no statistic feels.
 
     Results that were written before there was a digest have none. It shows accidents and edits; it is no signature.

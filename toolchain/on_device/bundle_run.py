@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ EXIT_FILES, EXIT_UNAVAILABLE = 4, 5
 NEEDED = ("numpy", "onnxruntime")
 
 
-def body_sha256(result: Mapping[str, Any]) -> str:
+def body_sha256(result: Mapping[str, object]) -> str:
     """sha256 of a result's canonical JSON without its own `sha256`: shows accidents and clumsy edits, not forgery."""
     body = {key: value for key, value in result.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

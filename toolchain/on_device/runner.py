@@ -30,14 +30,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Dict, Protocol, TypedDict  # noqa: UP035 - Python 3.8
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Self  # novm: only for type checkers
 
     from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Feeds = Mapping[str, Array]
 
 SCHEDULE_SCHEMA = "slimvit.bench.schedule/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
@@ -64,6 +68,92 @@ STREAM = "-"
 LOCK_WAIT_S = 900.0
 
 
+class Tensor(TypedDict):
+    """An input of a session."""
+
+    shape: Sequence[int]
+    dtype: str
+
+
+class Inputs(TypedDict):
+    """The input sets that a device generates: how many, from which seed, of which tensors."""
+
+    count: int
+    seed: int
+    tensors: Sequence[Tensor]
+
+
+class WarmUp(TypedDict):
+    """The fewest calls and seconds of a warm-up."""
+
+    calls: int
+    seconds: float
+
+
+class VariantSchedule(TypedDict, total=False):
+    """An artifact of a session; `inputs` are the names of its inputs in the tensors' order, `dtypes` absent where theirs are the tensors'."""
+
+    name: str
+    path: str
+    runtime: str
+    inputs: Sequence[str]
+    dtypes: Sequence[str]
+
+
+class Schedule(TypedDict, total=False):
+    """What a session is told, or a cold start, which has no `session`; see `run_schedule`.
+
+    Attributes:
+        affinity: the cores that it keeps to, or None.
+        files: path → sha256 of what it reads, where that was sent.
+    """
+
+    schema: str
+    seed: int
+    session: int
+    blocks: int
+    slot_ms: float
+    threads: int
+    affinity: Sequence[int] | None
+    warmup: WarmUp
+    inputs: Inputs
+    variants: Sequence[VariantSchedule]
+    files: Mapping[str, str]
+
+
+class VariantFacts(TypedDict, total=False):
+    """What a session tells of a variant beside its samples."""
+
+    outputs: list[list[int]]
+    warmup_calls: int
+    warmup_seconds: float
+    call_ns: float
+    calls_per_slot: int
+    discarded: int
+
+
+Samples = Dict[str, object]  # noqa: UP006 - evaluated, and Python 3.8 has no dict[…]
+"""What a session gives, as JSON: the raw samples and the device's fingerprint."""
+
+
+class Runner(Protocol):
+    """An opened artifact. A context manager; the device is touched only inside `with`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Output name → array for one call; input and output names are the artifact's own."""
+        ...
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds, rotating through `feeds`, device synchronised."""
+        ...
+
+
 class Unavailable(Exception):
     """A runtime cannot be used on this device, or not as the schedule wants it."""
 
@@ -72,9 +162,7 @@ class VariantError(Exception):
     """A variant cannot be opened, or its outputs are not finite."""
 
 
-def time_calls_ns(
-    call: Callable[[Mapping[str, NDArray[Any]]], Any], feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int
-) -> list[int]:
+def time_calls_ns(call: Callable[[Feeds], object], feeds: Sequence[Feeds], samples: int) -> list[int]:
     """Wall time of each of `samples` synchronous calls in nanoseconds, rotating through `feeds`."""
     clock = time.perf_counter_ns
     times = []
@@ -119,20 +207,20 @@ class OrtRunner:
     def __exit__(self, *_: object) -> None:
         self._session = None
 
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Output name → array for one call."""
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, feeds)))  # noqa: B905  (strict= is Python 3.10)
 
-    def time_ns(self, feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int) -> list[int]:
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds."""
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-OPENERS: dict[str, Callable[[str, int], Any]] = {"ort-cpu": OrtRunner}
+OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner}
 
 
-def schedule_digest(schedule: Mapping[str, Any]) -> str:
+def schedule_digest(schedule: Mapping[str, object]) -> str:
     """sha256 of the schedule's canonical JSON; ties samples to the schedule that they were taken for."""
     return hashlib.sha256(json.dumps(schedule, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -143,7 +231,7 @@ def block_orders(names: Sequence[str], blocks: int, seed: int, session: int) -> 
     return [sorted(names, key=lambda _: draw()) for _ in range(blocks)]
 
 
-def opening_order(variants: Sequence[Mapping[str, Any]], session: int) -> list[Mapping[str, Any]]:
+def opening_order(variants: Sequence[VariantSchedule], session: int) -> list[VariantSchedule]:
     """The variants, turned by the session's number, and the first of these once more; one alone is opened once.
 
     Of identical models in one process the one that was opened last is 1 to 2 % faster (ONNX Runtime 1.32; it stops being so
@@ -167,11 +255,11 @@ def calls_per_slot(call_ns: float, slot_ms: float) -> tuple[int, int]:
     return (2, 1) if call_ns <= 1e9 else (1, 0)
 
 
-def make_inputs(spec: Mapping[str, Any]) -> list[list[NDArray[Any]]]:
+def make_inputs(spec: Inputs) -> list[list[Array]]:
     """`count` input sets, each one array per tensor: standard normal floats, integers in 0…127, random booleans."""
     rng = np.random.default_rng(spec["seed"])
 
-    def array(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def array(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         if dtype.kind == "f":
             return rng.standard_normal(shape).astype(dtype)
         return rng.integers(0, 2 if dtype.kind == "b" else 128, shape).astype(dtype)
@@ -180,13 +268,13 @@ def make_inputs(spec: Mapping[str, Any]) -> list[list[NDArray[Any]]]:
     return [[array(shape, dtype) for shape, dtype in tensors] for _ in range(spec["count"])]
 
 
-def feeds_of(variant: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def feeds_of(variant: VariantSchedule, arrays: Sequence[Array]) -> dict[str, Array]:
     """One input set under a variant's own names, and in its own types where they are others than the schedule's."""
-    types = variant.get("dtypes", [array.dtype for array in arrays])
-    return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, types)}  # noqa: B905
+    kinds = variant.get("dtypes", [str(array.dtype) for array in arrays])
+    return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, kinds)}  # noqa: B905
 
 
-def fingerprint(threads: int) -> dict[str, Any]:
+def fingerprint(threads: int) -> dict[str, dict[str, object]]:
     """`machine`: what must not change between measurements that are compared; `state`: what may drift."""
     cpuinfo = _read("/proc/cpuinfo") or ""
     found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
@@ -269,17 +357,15 @@ def _read_all_cpus(name: str) -> list[str]:
 
 
 def run_schedule(
-    schedule: Mapping[str, Any],
-    openers: Mapping[str, Callable[[str, int], Any]] = OPENERS,
+    schedule: Schedule,
+    openers: Mapping[str, Callable[[str, int], Runner]] = OPENERS,
     progress: Callable[[float, str], None] = lambda *_: None,
-) -> dict[str, Any]:
+) -> Samples:
     """The raw samples of one session: every variant in this process, blocks of slots in random order.
 
     Args:
-        schedule: schema, seed, session, blocks, slot_ms, threads, affinity (cores, or absent), warmup {calls, seconds}, inputs {count, seed, tensors
-            [{shape, dtype}]}, variants [{name, path, runtime, inputs: the names of its inputs, in the tensors' order, dtypes: their
-            types, absent where they are the tensors'}].
-        openers: runtime → a callable (path, threads) that gives a context manager with `infer` and `time_ns`.
+        schedule: of the session.
+        openers: runtime → what opens a path for so many threads.
         progress: receives (share done, what was done), never while a slot is timed.
 
     Raises:
@@ -292,15 +378,15 @@ def run_schedule(
     pin(schedule.get("affinity"), schedule["threads"])
     names = [variant["name"] for variant in schedule["variants"]]
     inputs = make_inputs(schedule["inputs"])
-    runners: dict[str, Any] = {}
-    feeds: dict[str, list[dict[str, NDArray[Any]]]] = {}
-    facts: dict[str, dict[str, Any]] = {}
+    runners: dict[str, Runner] = {}
+    feeds: dict[str, list[Feeds]] = {}
+    facts: dict[str, VariantFacts] = {}
     with ExitStack() as stack:
         for variant in opening_order(schedule["variants"], schedule["session"]):
             name, runtime = variant["name"], variant["runtime"]
             if runtime not in openers:
                 raise ValueError(f"no opener for runtime {runtime!r}; there are {sorted(openers)}")
-            feed = [feeds_of(variant, arrays) for arrays in inputs]
+            feed: list[Feeds] = [feeds_of(variant, arrays) for arrays in inputs]
             try:
                 runner = stack.enter_context(openers[runtime](variant["path"], schedule["threads"]))
                 outputs = runner.infer(feed[0])
@@ -320,9 +406,8 @@ def run_schedule(
             calls, seconds, call_ns = _warm_up(runners[name], feeds[name], schedule["warmup"])
             # One file gets one k: A and its control A' must be sampled alike.
             slot = slots.setdefault((variant["runtime"], variant["path"]), calls_per_slot(call_ns, schedule["slot_ms"]))
-            facts[name].update(
-                warmup_calls=calls, warmup_seconds=seconds, call_ns=call_ns, calls_per_slot=slot[0], discarded=slot[1]
-            )
+            facts[name]["warmup_calls"], facts[name]["warmup_seconds"], facts[name]["call_ns"] = calls, seconds, call_ns
+            facts[name]["calls_per_slot"], facts[name]["discarded"] = slot
         blocks = []
         gc.collect()
         gc.disable()  # a collection inside a slot would be charged to whichever variant it hits
@@ -341,13 +426,13 @@ def run_schedule(
     }
 
 
-def run_cold(schedule: Mapping[str, Any], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> dict[str, Any]:
+def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runner]] = OPENERS) -> Samples:
     """What one artifact costs a process that just began: to open it, for the first call, and memory.
 
     Opening includes loading the runtime. The file was read shortly before, so it comes from the system's cache.
 
     Args:
-        schedule: schema, threads, affinity, inputs, variants (one), each as in `run_schedule`.
+        schedule: of the start, with one variant.
         openers: as in `run_schedule`.
 
     Raises:
@@ -407,7 +492,7 @@ def pin(cores: Sequence[int] | None, threads: int) -> None:
         raise Unavailable(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
 
 
-def _warm_up(runner: Any, feeds: Sequence[Any], rule: Mapping[str, float]) -> tuple[int, float, float]:
+def _warm_up(runner: Runner, feeds: Sequence[Feeds], rule: WarmUp) -> tuple[int, float, float]:
     """(calls, seconds, median ns of the later half of the calls) of a warm-up that meets both minima."""
     times: list[int] = []
     total_ns = 0
@@ -418,18 +503,22 @@ def _warm_up(runner: Any, feeds: Sequence[Any], rule: Mapping[str, float]) -> tu
 
 
 def _block(
-    order: Sequence[str], index: int, runners: Mapping[str, Any], feeds: Mapping[str, Any], facts: Mapping[str, Any]
+    order: Sequence[str],
+    index: int,
+    runners: Mapping[str, Runner],
+    feeds: Mapping[str, Sequence[Feeds]],
+    facts: Mapping[str, VariantFacts],
 ) -> dict[str, list[int]]:
     """Variant → its retained samples in ns. Each block starts at another input, the same for all variants."""
     samples = {}
     for name in order:
         first = index % len(feeds[name])
-        times = runners[name].time_ns(feeds[name][first:] + feeds[name][:first], facts[name]["calls_per_slot"])
+        times = runners[name].time_ns([*feeds[name][first:], *feeds[name][:first]], facts[name]["calls_per_slot"])
         samples[name] = times[facts[name]["discarded"] :]
     return samples
 
 
-def altered_files(schedule: Mapping[str, Any]) -> list[str]:
+def altered_files(schedule: Schedule) -> list[str]:
     """Those of the schedule's `files` (path → sha256, relative to the current folder) that are missing or altered."""
     wrong = []
     for name, expected in schedule.get("files", {}).items():
@@ -446,13 +535,19 @@ def altered_files(schedule: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def emulation() -> str:
-    """Why this is no real device, "" if nothing says so: the processor of another machine shows through."""
-    cpuinfo, arch = _read("/proc/cpuinfo") or "", _read("/proc/sys/kernel/arch")
-    modalias = _read("/sys/devices/system/cpu/modalias") or ""
+def emulation(machine: str = "", read: Callable[[str], str | None] | None = None) -> str:
+    """Why this is no real device, "" if nothing says so: the processor of another machine shows through.
+
+    Args:
+        machine: what programs here are for; "" for what Python says.
+        read: a file's text or None, of this machine where nothing else is given.
+    """
+    machine, read = machine or platform.machine(), read or _read
+    cpuinfo, arch = read("/proc/cpuinfo") or "", read("/proc/sys/kernel/arch")
+    modalias = read("/sys/devices/system/cpu/modalias") or ""
     vendor, name = _cpu_field(cpuinfo, "vendor_id"), _cpu_field(cpuinfo, "model name") or ""
     # Newer emulators write a cpuinfo of their own, but not what the kernel says elsewhere.
-    if platform.machine() in X86:
+    if machine in X86:
         signs = {
             " on an Arm processor": vendor == "VirtualApple" or arch in ARM or modalias.startswith("cpu:type:aarch64"),
             "": "QEMU TCG" in name,
@@ -462,16 +557,16 @@ def emulation() -> str:
         signs = {" on an x86 processor": x86}
     for where, seen in signs.items():
         if seen:
-            return f"programs for {platform.machine()} are emulated{where}; latency is never measured there"
+            return f"programs for {machine} are emulated{where}; latency is never measured there"
     return ""
 
 
-def _alone(progress: Callable[[float, str], None]) -> Any:
-    """An open lock of the current folder, held until this process ends; None if others keep it for too long."""
+def _alone(progress: Callable[[float, str], None], wait_s: float = LOCK_WAIT_S) -> Any:
+    """An open lock of the current folder, held until this process ends; None if others keep it for longer than `wait_s`."""
     import fcntl
 
     lock = Path("lock").open("w")  # noqa: SIM115  (it is to stay open)
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -496,14 +591,16 @@ def _end_with_stdin() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Any]] = OPENERS) -> int:
+def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Runner]] = OPENERS) -> int:
     """The exit code of a run; progress goes to stderr as `progress SHARE TEXT`, OUT is written atomically."""
     if list(argv) == ["--fingerprint"]:
         sys.stdout.write("\n" + json.dumps(fingerprint(1)) + "\n")
         return 0
     schedule_path, out_path = argv
     streamed = schedule_path == STREAM
-    schedule = json.loads(sys.stdin.readline() if streamed else Path(schedule_path).read_text(encoding="utf-8"))
+    schedule: Schedule = json.loads(
+        sys.stdin.readline() if streamed else Path(schedule_path).read_text(encoding="utf-8")
+    )
 
     def progress(fraction: float, text: str) -> None:
         # Also the end of an orphan: with the parent gone this write fails, and nothing disturbs the next measurement.
@@ -548,7 +645,7 @@ def _refuse(message: str, code: int) -> int:
     return code
 
 
-def _write(path: Path, result: Mapping[str, Any]) -> None:
+def _write(path: Path, result: Samples) -> None:
     partial = Path(f"{path}.partial")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(result, file, separators=(",", ":"))

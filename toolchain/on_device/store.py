@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +30,19 @@ DAY_S = 86400
 CHUNK = 1 << 20
 
 
+class Sent(TypedDict):
+    """A file on its way: its name below the root, the digest that it must have, its bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
 class AlteredError(Exception):
     """Bytes that arrived are not the ones that were announced."""
 
 
-def look(root: Path, files: dict[str, str], modules: Sequence[str]) -> dict[str, Any]:
+def look(root: Path, files: dict[str, str], modules: Sequence[str]) -> dict[str, object]:
     """The interpreter, each module's version or why it cannot be imported, and which of `files` have to be sent."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime loads
     found: dict[str, dict[str, str]] = {}
@@ -52,7 +60,7 @@ def look(root: Path, files: dict[str, str], modules: Sequence[str]) -> dict[str,
     }
 
 
-def receive(root: Path, files: Sequence[dict[str, Any]], stream: BinaryIO) -> dict[str, Any]:
+def receive(root: Path, files: Sequence[Sent], stream: BinaryIO) -> dict[str, object]:
     """The names of the files that were read from `stream`, checked and put in place, each atomically.
 
     Raises:
@@ -83,7 +91,7 @@ def receive(root: Path, files: Sequence[dict[str, Any]], stream: BinaryIO) -> di
     return {"stored": [file["path"] for file in files]}
 
 
-def _copy(stream: BinaryIO, out: BinaryIO, file: dict[str, Any]) -> None:
+def _copy(stream: BinaryIO, out: BinaryIO, file: Sent) -> None:
     digest, left = hashlib.sha256(), file["size"]
     while left:
         chunk = stream.read(min(CHUNK, left))

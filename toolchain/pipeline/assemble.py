@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.outputs import WORDS, Output
+from toolchain.outputs import FEATURES, WORDS, Output
 from toolchain.parity import Rung
 from toolchain.pipeline.folder import Done
 from toolchain.pipeline.job import Job, tool
@@ -121,7 +121,7 @@ def relative_error_increase(
 ) -> tuple[float | None, str | None]:
     """((1 − acc_c)/(1 − acc_dense) − 1, None), or (None, why there is no such number)."""
     if dense.wrong is None or dense.total is None or compressed.wrong is None or compressed.total is None:
-        unread = f"the outputs are {WORDS[output]}, and labels are not read"
+        unread = f"the outputs are {WORDS[output]}" + ("" if output in FEATURES else ", and labels are not read")
         return None, "the data has no labels" if output == "logits" else unread
     if dense.wrong == 0:
         return None, f"the dense model makes no error on {dense.total} images"

@@ -36,7 +36,9 @@ def conditions_of(name: str, threads: int) -> list[Any]:
     return [settings.model_dump(mode="json")]
 
 
-def bench_row(target: str, precision: str, path: str, comparison: Comparison) -> BenchRow:
+def bench_row(
+    target: str, precision: str, path: str, comparison: Comparison, rivals: tuple[str, str] | None = None
+) -> BenchRow:
     """What the report keeps of a comparison.
 
     Args:
@@ -44,6 +46,7 @@ def bench_row(target: str, precision: str, path: str, comparison: Comparison) ->
         precision: of what was timed as B.
         path: of that, below the run's folder.
         comparison: with the raw samples.
+        rivals: the precisions of a duel.
     """
     return BenchRow(
         target=target,
@@ -61,6 +64,7 @@ def bench_row(target: str, precision: str, path: str, comparison: Comparison) ->
         verdict=comparison.verdict,
         environment=comparison.environment,
         summary=summary(comparison),
+        rivals=rivals,
     )
 
 

@@ -25,11 +25,11 @@ from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
-from toolchain.outputs import WORDS
+from toolchain.outputs import FEATURES, WORDS
 from toolchain.recipe import ALIGN, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import get_target
-from toolchain.training.stages import require_labels, require_teacher
+from toolchain.training.stages import require_classes, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
 
@@ -44,11 +44,17 @@ BENCH, ENGINE = "bench.targets", "engine.targets"
 
 @dataclass(frozen=True)
 class Start:
-    """A recipe's dense model and its data: everything that what comes after works on."""
+    """A recipe's dense model and its data: everything that what comes after works on.
+
+    Attributes:
+        labelled: of features, the source with the labels that judge them through their neighbours; what trains and
+            compresses is given `source`, which has none then. None where there are no labels, or the outputs are classes.
+    """
 
     recipe: Recipe
     source: DataSource
     dense: TimmModel
+    labelled: DataSource | None
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,14 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
     start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
     if not start.source.synthetic and recipe.finetune.epochs:
-        require_teacher(recipe.finetune, start.source)
+        require_teacher(recipe.finetune, start.source, start.dense)
     if recipe.export.softmax:
         require_probabilities(start.dense.output)
     synthetic = recipe.data.source == SYNTHETIC
     problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
     method = Method.of(section, synthetic=start.source.synthetic)  # of shapes alone nothing is learned
     method.require(start.source, start.dense)
-    return Job(start.recipe, start.source, start.dense, problem)
+    return Job(start.recipe, start.source, start.dense, start.labelled, problem)
 
 
 def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:
@@ -122,13 +128,14 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     if recipe.train is not None and recipe.model.checkpoint:
         loaded = loaded.noted("[train] is not carried out: model.checkpoint has the weights.")
     data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
-    source, dense = _with_data(data, loaded)
-    source = _judging(source, dense)
+    whole, dense = _with_data(data, loaded)
+    source = _judging(whole, dense)
     if not source.synthetic:
         if recipe.train is not None and not recipe.model.checkpoint:
+            require_classes("[train]", dense)
             require_labels(source, "[train]")
         source.to_compare()
-    return Start(recipe, source, dense)
+    return Start(recipe, source, dense, whole if whole.labelled and dense.output in FEATURES else None)
 
 
 def _judging(source: DataSource, dense: TimmModel) -> DataSource:
@@ -150,6 +157,10 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
         source = source.noted(note)
     if source.synthetic or not source.labelled:
         return source
+    if dense.output in FEATURES:
+        return source.unlabelled(
+            f"Labels train nothing: the outputs are {WORDS[dense.output]}. They judge these by the labels of their neighbours."
+        )
     if dense.label_classes is None and dense.ref.output is not None:
         return source.unlabelled(
             f"Labels are not read: the outputs are {WORDS[dense.output]}, and labels name classes."
@@ -173,7 +184,7 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
             workers=data.workers,
         ),
         classes=data.classes,
-        outputs=module.num_classes,  # type: ignore[arg-type]
+        outputs=module.num_classes or None,  # type: ignore[arg-type]
     )
     preprocess = Preprocess(
         family.input_size(module),
@@ -206,10 +217,12 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
-        if section != ENGINE and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
+        built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
+        if section != ENGINE and not built and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
             raise TargetUnavailable(
                 name,
-                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files; remove it from {section}",
+                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files, or under {BENCH} what {ENGINE} "
+                f"builds; add it to {ENGINE}, or remove it from {section}",
             )
         for unit, multiple in target.profile.multiples.items():
             multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)

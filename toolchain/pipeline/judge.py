@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,18 @@ from toolchain.artifacts import Artifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError
-from toolchain.export.calls import opened, stack_images, torch_call
+from toolchain.export.calls import Call, opened, stack_images, tensor_call, torch_call
 from toolchain.export.convert import Convert
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.precision import COMPARED, PRECISIONS
 from toolchain.likelihood import outputs_of
 from toolchain.model import AnyModel, DeployModel
-from toolchain.outputs import Output
+from toolchain.outputs import FEATURES, Output
 from toolchain.parity import BATCHES, TOLERANCES, Array, Rung, Tolerance, compare
 from toolchain.report.record import Counts, Figures
 from toolchain.targets import EngineBuild
 from toolchain.training.evaluate import accuracy
+from toolchain.training.features import FeatureJudge, relative_error
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Judge:
         source: the images.
         output: what the model's outputs are.
         dense: the model before compression; outputs that labels cannot judge are held against its own. None for no such figure.
+        labelled: the source with the labels by which features are judged through their neighbours; None where there are none.
     """
 
     source: DataSource
     output: Output = "logits"
     dense: nn.Module | None = None
+    labelled: DataSource | None = None
 
     @property
     def names_classes(self) -> bool:
@@ -55,11 +59,13 @@ class Judge:
 
     def graph(self, path: Path, target: str = "ort-cpu") -> Counts:
         """Accuracy of an ONNX file on the test split, run by a target on this machine."""
-        with opened(target, path, threads=torch.get_num_threads()) as logits:
-            return self._accuracy(lambda images: torch.from_numpy(logits(images.numpy())))
+        with opened(target, path, threads=torch.get_num_threads()) as run:
+            return self._accuracy(tensor_call(run))
 
-    def _accuracy(self, model: nn.Module | Callable[[Tensor], Tensor]) -> Counts:
+    def _accuracy(self, model: Callable[[Tensor], Any]) -> Counts:
         """Accuracy with counts where labels judge the outputs; of other outputs their error against the dense model's."""
+        if self.output in FEATURES:
+            return Counts() if self._features is None else Counts(features=self._features(model))
         test = self.source.split("test")
         if self.source.labelled:
             judged = accuracy(model, test)
@@ -73,7 +79,16 @@ class Judge:
         """The dense outputs [N, K] on the test split, where they are what other forms are judged by."""
         if self.dense is None or self.output == "logits" or self.source.synthetic:
             return None
-        return outputs_of(self.dense, self.source.split("test"))
+        outputs: Tensor = outputs_of(self.dense, self.source.split("test"))
+        return outputs
+
+    @cached_property
+    def _features(self) -> FeatureJudge | None:
+        if self.dense is None or self.source.synthetic:
+            return None
+        judging = self.labelled or self.source
+        bank = judging.split("train") if self.labelled else None
+        return FeatureJudge(self.dense, judging.split("test"), bank)
 
     def images(self, count: int = max(BATCHES)) -> Array:
         """As many images to compare on; validation first, and repeated where the whole source has fewer."""
@@ -110,24 +125,14 @@ class Judge:
     def _rung(
         self,
         from_: str,
-        expected: Callable[[Array], Array],
+        expected: Call,
         to: str,
-        got: Callable[[Array], Array],
+        got: Call,
         tolerance: Tolerance,
         batches: Sequence[int],
     ) -> Rung:
         images, top1 = self.images(max(batches)), self.names_classes
         return compare(from_, to, expected, got, images, tolerance=tolerance, real_images=top1, batches=batches)
-
-
-def relative_error(outputs: Tensor, reference: Tensor) -> float | None:
-    """Σ‖y − y_dense‖² / Σ‖y_dense − mean‖² of outputs [N, K]: 0 for the dense model, 1 for one that always gives its mean.
-
-    None where the dense outputs do not vary, as those of a single image.
-    """
-    ours, theirs = outputs.double(), reference.double()
-    spread = float((theirs - theirs.mean(0)).square().sum())
-    return float((ours - theirs).square().sum()) / spread if spread > 0 else None
 
 
 def require_cost(model: DeployModel, predicted: ModelShape) -> None:

@@ -76,7 +76,7 @@ class Timing:
 
     dense_ms: float
     ratios: tuple[float, ...]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, object]
 
 
 def variant_of(dense: TimmModel, widths: Widths) -> DeployModel:
@@ -151,7 +151,15 @@ def _written(model: DeployModel, setting: Setting, path: Path) -> Path:
         return save_model(model, path)
     file = path.with_suffix(".onnx")
     size = model.preprocess.input_size
-    export_onnx(model.module, file, input_size=size, opset=setting.opset, metadata={}, simplify=setting.simplify)
+    export_onnx(
+        model.module,
+        file,
+        input_size=size,
+        opset=setting.opset,
+        metadata={},
+        simplify=setting.simplify,
+        outputs=model.output_names,
+    )
     return file
 
 

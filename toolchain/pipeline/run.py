@@ -9,7 +9,7 @@ from toolchain.artifacts.onnx_file import FP32
 from toolchain.devices.device import Devices
 from toolchain.errors import ParityError
 from toolchain.export.engine import builds
-from toolchain.export.precision import EITHER_OF, expanded
+from toolchain.export.precision import expanded, int8_kinds
 from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace
@@ -20,7 +20,7 @@ from toolchain.pipeline.stages.compress import Masked
 from toolchain.pipeline.stages.convert import Converted
 from toolchain.pipeline.stages.dense import Dense
 from toolchain.pipeline.stages.deploy import Deploy
-from toolchain.pipeline.stages.engine import Engine
+from toolchain.pipeline.stages.engine import DENSE, Engine
 from toolchain.pipeline.stages.export import Exported
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
@@ -101,9 +101,9 @@ def _carry_out(run: Run, job: Job) -> Outcome:
         files.append(file)
         if file.facts.row.refused is None:
             parity[precision] = bench.claim([*proven, *file.rungs])
-    either = [name for name in EITHER_OF if name in precisions]
-    if either and not set(either) & set(parity):
-        reasons = [file.facts.row.refused for file in files if file.facts.row.precision in EITHER_OF]
+    int8 = [name for name in int8_kinds() if name in precisions]
+    if int8 and not set(int8) & set(parity):
+        reasons = [file.facts.row.refused for file in files if file.facts.row.precision in int8]
         raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, reasons))}")
 
     engines = [
@@ -111,19 +111,26 @@ def _carry_out(run: Run, job: Job) -> Outcome:
         for target, precision in product(recipe.engine.targets if recipe.engine else (), parity)
         if recipe.engine is not None and precision in precisions and builds(target, precision)
     ]
+    built = {(done.facts.target, done.facts.precision): run.root / done.facts.path for done in engines}
+    if recipe.bench is not None and recipe.engine is not None:
+        for target in (name for name in recipe.engine.targets if bench.times_engines(name)):
+            built[target, DENSE] = run.root / run.do(Engine(run, recipe.engine, target, DENSE)).facts.path
 
     cells, duels = [], []
     if recipe.bench is not None:
         with Devices() as devices:
             for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
                 where = bench.Where(devices.get(target), batch, threads)
-                cells += [
-                    bench.measured(run, bench.cell(run, where, precision, claim))
+                planned = [
+                    bench.Bench(run, where, "bench", precision, pair, claim)
                     for precision, claim in parity.items()
                     # int8 is held against fp32 as well, whether or not that is asked for
-                    if (precision in precisions or either) and bench.runs(where.device, precision)
+                    if precision in precisions or int8
+                    if (pair := bench.pair(run, where, precision, built)) is not None
                 ]
-                if set(EITHER_OF) <= set(parity) and all(bench.runs(where.device, name) for name in EITHER_OF):
-                    duels.append(bench.measured(run, bench.duel(run, where, [parity[name] for name in EITHER_OF])))
+                timed = [bench.measured(run, cell) for cell in planned]
+                cells += timed
+                if len(rivals := bench.fastest_two(zip(planned, timed, strict=True), int8)) > 1:
+                    duels.append(bench.measured(run, bench.duel(*rivals)))
     lost = {name: str(error) for name, error in run.lost.items()}
     return Outcome(dense, masked, tuned, deploy, files, engines, cells, duels, lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.export.precision import EITHER_OF
+from toolchain.export.precision import int8_kinds
 from toolchain.report.record import BenchRow, Fastest, FileRow, Int8Choice, Suggestion
 
 Place = tuple[str, int, int]
@@ -27,17 +27,17 @@ def suggestion(
     whole = next(row for row in offered if row.precision == "fp32")
 
     def within(row: FileRow) -> bool:
-        if whole.total is None or whole.wrong is None or row.wrong is None:
-            return True
-        return row.wrong - whole.wrong <= accuracy_loss * whole.total
+        (best, total), (right, _) = _right(whole), _right(row)
+        return best is None or total is None or right is None or best - right <= accuracy_loss * total
 
     good = {row.precision: row for row in offered if within(row)}
     chosen = {row.place: row.chosen for row in int8}
-    both = set(EITHER_OF) <= set(good)
+    kinds = set(int8_kinds()) & set(good)
     fastest = []
     for place in dict.fromkeys(row.place for row in bench):
         timed = [row for row in bench if row.place == place and row.precision in good and row.verdict not in UNDECIDED]
-        timed = [row for row in timed if not (both and _other_kind(row.precision, chosen.get(place)))]
+        if chosen.get(place) in kinds:
+            timed = [row for row in timed if row.precision not in kinds - {chosen[place]}]
         if timed:
             best = min(timed, key=lambda row: row.ratio.point)
             target, batch, threads = place
@@ -50,16 +50,18 @@ def suggestion(
     )
 
 
-def _other_kind(precision: str, chosen: str | None) -> bool:
-    """Whether a comparison of the two kinds of int8 chose the other one."""
-    return precision in EITHER_OF and chosen in EITHER_OF and precision != chosen
+def _right(row: FileRow) -> tuple[int | None, int | None]:
+    """(images that a file is right about, all of them), by its classes or by the neighbours of its features."""
+    if row.features is not None and row.features.knn is not None:
+        return row.features.knn.right, row.features.knn.total
+    return None if row.total is None or row.wrong is None else row.total - row.wrong, row.total
 
 
 def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[Int8Choice, ...]:
-    """In each place the faster of the two kinds of int8, by a comparison of their own; none where fp32 is faster than it.
+    """In each place the faster of the two fastest kinds of int8, by a comparison of their own; none where fp32 is faster than it.
 
     Args:
-        duels: comparisons of int8-qdq (B) with int8-dynamic (A).
+        duels: comparisons of one kind of int8 with another.
         bench: comparisons with the dense file.
 
     Returns:
@@ -68,7 +70,7 @@ def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[
     lone = [
         _lone(place, shares, kinds[0])
         for place in dict.fromkeys(row.place for row in bench)
-        if len(kinds := [name for name in EITHER_OF if name in (shares := _shares(bench, place))]) == 1
+        if len(kinds := [name for name in int8_kinds() if name in (shares := _shares(bench, place))]) == 1
         and "fp32" in shares
         and all(duel.place != place for duel in duels)
     ]
@@ -88,11 +90,12 @@ def _lone(place: Place, shares: dict[str, float], kind: str) -> Int8Choice:
 def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
     ratio, control = duel.ratio, duel.control
     noise = max(abs(control.lo - 1), abs(control.hi - 1))  # what the control sees where there is nothing to see
-    faster = "int8-qdq" if ratio.point < 1 else "int8-dynamic"
+    assert duel.rivals is not None
+    faster = duel.rivals[ratio.point < 1]
     loses = shares[faster] >= shares["fp32"] if {faster, "fp32"} <= set(shares) else None
     apart = duel.verdict != "invalid" and not ratio.lo - noise <= 1 <= ratio.hi + noise
     choice = _choice(duel.place, faster if loses is False else None, slower=loses)
-    return choice.model_copy(update={"ratio": ratio, "verified": apart})
+    return choice.model_copy(update={"rivals": duel.rivals, "ratio": ratio, "verified": apart})
 
 
 def _choice(place: Place, chosen: str | None, *, slower: bool | None) -> Int8Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -13,6 +13,7 @@ from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.settings import explain
+from toolchain.training.features import Features
 from toolchain.training.stages import FinetuneFacts
 
 SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
@@ -25,12 +26,13 @@ class Record(BaseModel):
 
 
 class Counts(Record):
-    """How right outputs are on the test split: by labels, or by their squared error relative to the dense model's."""
+    """How right outputs are on the test split: by labels, by their squared error relative to the dense model's, or as features."""
 
     accuracy: float | None = None
     wrong: int | None = None
     total: int | None = None
     error: float | None = None
+    features: Features | None = None
 
 
 class Figures(Counts):
@@ -140,7 +142,10 @@ class Place(Record):
 
 
 class BenchRow(Place):
-    """A comparison: `path` is the file or folder of the run that was timed against the baseline."""
+    """A comparison: `path` is the file or folder of the run that was timed against the baseline.
+
+    That is the dense file, or in a duel a file of the first of `rivals`, held against one of the second.
+    """
 
     precision: str
     path: str
@@ -154,6 +159,7 @@ class BenchRow(Place):
     verdict: LatencyVerdict
     environment: dict[str, JsonValue]
     summary: str
+    rivals: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         return super().__str__() if self.precision == "fp32" else f"{self.precision}, {super().__str__()}"
@@ -167,16 +173,18 @@ class NotMeasured(Record):
 
 
 class Int8Choice(Place):
-    """Which of the two kinds of int8 to take in a place.
+    """Which kind of int8 to take in a place.
 
     Attributes:
         chosen: the precision; None where fp32 is faster, or nothing is known.
-        ratio: time of int8-qdq over int8-dynamic; None where only one of them is there.
+        rivals: the two fastest kinds; None where only one is there, as `ratio`.
+        ratio: time of the second of them over the first.
         verified: whether the interval excludes 1 by more than its control strays.
         slower_than_fp32: None where fp32 has no valid comparison.
     """
 
     chosen: str | None
+    rivals: tuple[str, str] | None = None
     ratio: Interval | None
     verified: bool
     slower_than_fp32: bool | None
@@ -290,7 +298,7 @@ class Report(Record):
     suggestion: Suggestion
     files: tuple[Listed, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The content of report.json."""
         return self.model_dump(mode="json", by_alias=True)
 

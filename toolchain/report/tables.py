@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolchain.outputs import Output, divergence_words
+from toolchain.report.record import Counts
+from toolchain.training.features import Features
 from toolchain.training.stages import FinetuneFacts
 
 
@@ -40,6 +43,40 @@ def operations(macs: float | None) -> str:
 def percent(share: float | None) -> str:
     """0.972 → "97.20 %"."""
     return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def counted(rows: Sequence[Counts]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(headers, cells of each row) of what is known of how right some forms of a model are."""
+    if any(row.error is not None for row in rows):
+        return ("squared error",), [(percent(row.error),) for row in rows]
+    known = [row.features for row in rows if row.features is not None]
+    if known:
+        votes = [each.knn for each in known if each.knn is not None]
+        header = ("relative error", "cosine", *([f"k-NN right of {number(votes[0].total)}"] if votes else []))
+        return header, [_feature_cells(row.features, len(header)) for row in rows]
+    totals = [row.total for row in rows if row.total is not None]
+    wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
+    return ("accuracy", wrong), [(percent(row.accuracy), number(row.wrong)) for row in rows]
+
+
+def _feature_cells(features: Features | None, count: int) -> tuple[str, ...]:
+    if features is None:
+        return ("–",) * count
+    cosine = "–" if features.cosine is None else f"{features.cosine:.4f}"
+    return (percent(features.error), cosine, number(features.knn.right if features.knn else None))[:count]
+
+
+def features_lines(features: Features) -> tuple[str, ...]:
+    """How good features are, in sentences."""
+    lines = []
+    if features.cosine is not None:
+        error = "not known, as the dense ones do not vary" if features.error is None else percent(features.error)
+        lines.append(f"Relative error of the features {error}, mean cosine {features.cosine:.4f}.")
+    if (knn := features.knn) is not None:
+        dense = "" if knn.dense_right is None else f"; {number(knn.dense_right)} by the dense ones"
+        share = percent(knn.right / knn.total)
+        lines.append(f"k-NN of {knn.k}: {number(knn.right)} of {number(knn.total)} images right ({share}){dense}.")
+    return tuple(lines)
 
 
 def finetune_line(facts: FinetuneFacts, output: Output = "logits") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,10 @@ from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_squa
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
 """Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
-CLASSIFIERS = ("head", "head_dist")
-POOLED = "no model with attention pooling is supported"
+CLASSIFIERS, POOL = ("head", "head_dist"), "attn_pool"
+PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
+"""Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
+TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,15 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     grid = _grid(module)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
         stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
+    unused = [name for name in state if PRETRAINING.match(name) and name not in module.state_dict()]
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
     patches = _patches(state, stored, model, origin)
     positions = _positions(state, stored, model, grid, origin)
     adapted = frozenset(name for name, texts in (("patch_size", patches), ("positions", positions)) if texts)
-    notes = (*_left_out(tensors, state, origin), *patches, *positions, *_numbers(state, module, origin))
+    notes = (*_left_out(tensors, {**state, **dict.fromkeys(unused, _NOTHING)}, origin), *patches, *positions)
+    if unused:
+        notes = (*notes, f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
+    notes = (*notes, *_tables(tensors, state, origin), *_numbers(state, module, origin))
     return Fitted(state, stored, model, adapted, notes)
 
 
@@ -150,6 +158,18 @@ def _grid(module: nn.Module) -> tuple[int, int]:
     """(rows, columns) of a model's patches."""
     rows, columns = module.get_submodule("patch_embed").grid_size  # type: ignore[misc]
     return int(rows), int(columns)
+
+
+def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
+    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too."""
+    parts = () if module.num_classes else CLASSIFIERS if getattr(module, "global_pool", None) else (*CLASSIFIERS, POOL)
+    extra = [name for name in result.state if name.partition(".")[0] in parts]
+    if not extra or any(name in module.state_dict() for name in extra):
+        return result
+    what = "pooling" if any(name.startswith(POOL) for name in extra) else "classifier"
+    note = f"Of {origin.what}, {left_out(extra)}: the model has no {what}, and its outputs are features."
+    state = {name: tensor for name, tensor in result.state.items() if name not in extra}
+    return replace(result, state=state, notes=(*result.notes, note))
 
 
 def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
@@ -178,9 +198,7 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
         texts = list(unequal.values())
         do = remedy(result.anatomy, result.model, ignored, keywords(module))
         if "classes" in unequal and not count:
-            do = " and ".join(filter(None, ("use weights that have a classifier", do)))
-        if "attn_pool" in unequal and result.anatomy.attn_pool:
-            do = POOLED
+            do += " for its features, or use weights that have a classifier"
         raise origin.misfit(f"{it} {has} {', '.join(texts[:4])}" + (", …" if len(texts) > 4 else ""), do)
     shared = len(wanted) - len(missing)
     if shared == 0 or result.anatomy == Anatomy():
@@ -220,6 +238,21 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
 def left_out(names: Collection[str]) -> str:
     """A clause: that tensors were left out, by name."""
     return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
+
+
+_NOTHING = torch.empty(0)
+
+
+def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
+    """A sentence on tables of relative positions that timm's conversion resampled to another grid."""
+    tables = [name for name in state if name.endswith(TABLE) and name in tensors]
+    if not any(state[name].shape != tensors[name].shape for name in tables):
+        return []
+    text = (
+        f"The tables of relative positions of {origin.what} ({some(tables)}) were resampled to the model's grid; accuracy "
+        "can fall. model.kwargs.img_size sets the size."
+    )
+    return [text]
 
 
 def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: Origin) -> list[str]:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import by, differences, remedy
-from toolchain.surgery.fit import CLASSIFIERS, POOLED, Fitted, Origin, check_names, fitted, keywords, left_out, some
+from toolchain.surgery.fit import (
+    CLASSIFIERS,
+    Fitted,
+    Origin,
+    check_names,
+    fitted,
+    keywords,
+    left_out,
+    some,
+    without_classifier,
+)
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
 
@@ -29,7 +39,7 @@ def config_of(module: nn.Module) -> dict[str, Any]:
 def check_classes(sketch: nn.Module) -> None:
     """Raises ModelError, before anything is fetched, where timm would start the classifier anew."""
     stored, wanted = config_of(sketch).get("num_classes"), _classes(sketch)
-    if stored is not None and stored != wanted:
+    if wanted and stored is not None and stored != wanted:
         raise ModelError(_untrained_classifier(int(stored), wanted))
 
 
@@ -46,6 +56,8 @@ def _untrained_classifier(stored: int, wanted: int) -> str:
         if stored
         else ""
     )
+    if not stored:
+        keep = "model.kwargs.num_classes = 0 gives features, without a classifier. "
     return (
         f"{PRETRAINED} {have} and the model {wanted}, so its classifier would be random. {keep}"
         f"For {wanted} classes of your own, set model.checkpoint to weights trained on them, or add [train]."
@@ -97,7 +109,7 @@ def load_pretrained(
     results: list[Fitted] = []
 
     def convert(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        result = fitted(state, model, family, origin)
+        result = without_classifier(fitted(state, model, family, origin), module, origin)
         results.append(result)
         wanted = model.state_dict()
         state = {name: tensor for name, tensor in result.state.items() if name in wanted}
@@ -161,8 +173,6 @@ def _refuse_untrained(
         unequal = differences(result.anatomy, result.model, ignored)
         if do := remedy(result.anatomy, result.model, ignored, keywords(module)):
             way = f"To use them, {do}."
-        elif "attn_pool" in unequal and result.anatomy.attn_pool:
-            way = f"{POOLED.capitalize()}."
         where = f" They have {', '.join(unequal.values())}." if unequal else ""
     raise ModelError(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "

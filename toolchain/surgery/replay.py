@@ -30,6 +30,7 @@ from toolchain.model import (
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.surgery.check import check_plan
 from toolchain.surgery.factorised import FactorisedLinear, replace_module
+from toolchain.surgery.layers import read_layers
 from toolchain.surgery.mask import add_masks, baked
 from toolchain.surgery.shapes import shapes_only
 from toolchain.surgery.slice import slice_module
@@ -46,7 +47,7 @@ def create_dense(ref: ModelRef, *, config: Mapping[str, Any] | None = None) -> n
         config: timm's pretrained_cfg, where it is not that of the name.
 
     Raises:
-        ModelError: timm does not know the name, or rejects a keyword argument.
+        ModelError: timm does not know the name, or rejects a keyword argument; or there are no such layers.
     """
     tuple(FAMILIES.values())  # a package may tell timm of its models where it declares their family
     try:
@@ -61,6 +62,8 @@ def create_dense(ref: ModelRef, *, config: Mapping[str, Any] | None = None) -> n
             text += _did_you_mean(ref.name, near)
         raise ModelError(f"timm cannot create {ref.name}: {text}") from error
     adapt(module)
+    if ref.layers:
+        read_layers(module, family_of(module, ref.name), ref.layers)
     return module.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toolchain.errors import RecipeError
+from toolchain.on_device.runner import Runner
 from toolchain.registry import Registry
 from toolchain.targets.base import (
     BuildOptions,
@@ -11,7 +12,6 @@ from toolchain.targets.base import (
     NodeTime,
     Profiled,
     Refittable,
-    Runner,
     Selective,
     Target,
     TargetInfo,

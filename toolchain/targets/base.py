@@ -9,16 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, JsonValue
 
 from toolchain.errors import TargetUnavailable
+from toolchain.on_device.runner import Runner
 from toolchain.targets.mode import Mode
 
-Feeds = Mapping[str, NDArray[Any]]
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+Arrays = dict[str, Array]
+"""Output name → array."""
 
 
 ENGINE_SCHEMA = "slimvit.engine/1"
@@ -71,12 +76,43 @@ class BuildOptions:
     input_shape: tuple[int, ...] | None = None
 
 
+class EngineRecord(BaseModel):
+    """What is read of the facts of an engine; what a target does not tell is not known.
+
+    Attributes:
+        target: that built it.
+        weights: type, in its runtime's words → number of its stored weights.
+        matmul_dtypes: type → number of its matrix products, as it was built.
+        inspected_products: type → number of layers that read it, as the engine inspector says.
+        inspector: what that says; None where there is none.
+        loaded, loaded_reason: "pass", or "not_run" and why.
+        compute_capabilities: of the GPUs that it is for.
+        attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
+    """
+
+    target: str = ""
+    weights: dict[str, int] = Field(default_factory=dict)
+    matmul_dtypes: dict[str, int] | None = None
+    inspected_products: dict[str, int] = Field(default_factory=dict)
+    inspector: JsonValue = None
+    loaded: str = "pass"
+    loaded_reason: str = ""
+    compute_capabilities: tuple[str, ...] | None = None
+    attention_layers: int | None = None
+    fused_attention: int | None = None
+
+
 @dataclass(frozen=True)
 class EngineBuild:
     """A built engine and what is known of it at build time; `facts` becomes engine.json beside the file."""
 
     path: Path
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
+
+    @cached_property
+    def record(self) -> EngineRecord:
+        """Those of the facts that are read again."""
+        return EngineRecord.model_validate(self.facts)
 
 
 @dataclass(frozen=True)
@@ -86,24 +122,6 @@ class NodeTime:
     name: str
     op: str
     ns: float
-
-
-class Runner(Protocol):
-    """An opened artifact. A context manager; the device is touched only inside `with`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Output name → array for one call; input and output names are the artifact's own."""
-        ...
-
-    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
-        """Wall time of each of `samples` calls in nanoseconds, rotating through `feeds`, device synchronised."""
-        ...
 
 
 class Target(ABC):
@@ -121,8 +139,10 @@ class Target(ABC):
     """In which calls are timed, the first under the target's own name; none where there is one way alone."""
     never_run: str = ""
     """What of it has never been carried out by those who wrote it, for want of a device; "" where all has."""
-    engines: tuple[str, ...]
-    """Precisions of the ONNX files that it builds engines from; none where files run as they are."""
+    loads: tuple[str, ...] = ("FLOAT",)
+    """Types of matrix products that it runs, as `Precision.product` names them: files of other precisions are not timed on it."""
+    builds: tuple[str, ...] = ()
+    """Those of the ONNX files that it builds engines from; none where files run as they are."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
@@ -163,8 +183,8 @@ class Target(ABC):
 class Selective(Protocol):
     """A target that cannot build every engine that a recipe could ask for, and knows before any work is done."""
 
-    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
-        """Nothing, if engines of files in these precisions can be built here; else RecipeError or TargetUnavailable."""
+    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
+        """Nothing, if engines whose matrix products have these types can be built here; else RecipeError or TargetUnavailable."""
         ...
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.errors import RecipeError
-from toolchain.model import IMAGE, LOGITS
-from toolchain.on_device.runner import cpu_model, time_calls_ns
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
+from toolchain.model import IMAGE
+from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
+from toolchain.targets.base import Arrays, BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
 
 
 class EagerRunner:
-    """A model folder as an eager module; input "image" [B, C, H, W], output "logits" [B, classes].
+    """A model folder as an eager module; input "image" [B, C, H, W], outputs by the names of `outputs.output_names`.
 
     Torch's thread count is global to the process: set on entry, put back on exit.
     """
@@ -26,12 +25,14 @@ class EagerRunner:
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self._module: nn.Module | None = None
+        self._names: tuple[str, ...] = ()
         self._threads_before = 0
 
     def __enter__(self) -> Self:
         from toolchain.surgery.replay import load_model
 
-        self._module = load_model(self.path).module
+        model = load_model(self.path)
+        self._module, self._names = model.module, model.output_names
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         return self
@@ -42,20 +43,22 @@ class EagerRunner:
         torch.set_num_threads(self._threads_before)
         self._module = None
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call."""
-        return {LOGITS: self._call(feeds).numpy()}
+        outputs = self._call(feeds)
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: part.numpy() for name, part in zip(self._names, parts, strict=True)}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds; arrays enter and leave torch without a copy."""
         return time_calls_ns(self._call, feeds, samples)
 
-    def _call(self, feeds: Feeds) -> torch.Tensor:
+    def _call(self, feeds: Feeds) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if self._module is None:
             raise RuntimeError("EagerRunner is used outside its `with` block")
         with torch.inference_mode():
-            logits: torch.Tensor = self._module(torch.from_numpy(feeds[IMAGE]))
-        return logits
+            outputs: torch.Tensor | tuple[torch.Tensor, ...] = self._module(torch.from_numpy(feeds[IMAGE]))
+        return outputs
 
 
 class Eager(Target):
@@ -65,7 +68,6 @@ class Eager(Target):
     profile = TargetProfile()
     takes = ("model-folder",)
     measures = True
-    engines: tuple[str, ...] = ()
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since torch is a dependency."""

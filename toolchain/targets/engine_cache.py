@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError
@@ -53,7 +53,7 @@ def cached_engine(
         return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities, input_shape=sample)).path
 
 
-def source_digests(onnx: Path) -> dict[str, Any]:
+def source_digests(onnx: Path) -> dict[str, str | dict[str, str]]:
     """What engine.json says of the file that an engine was built from: its digest, and those of the files with its weights.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from toolchain.on_device.runner import time_calls_ns
-from toolchain.targets.base import Feeds
+from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.mode import Mode
 
 
@@ -48,17 +48,21 @@ class GpuRunner(ABC):
 
     Every set of feeds gets device memory, and in mode `graph` a CUDA graph, of its own, made before anything is timed
     and kept for as long as the next calls use the same feeds.
+
+    Args:
+        mode: what one sample holds.
+        cuda: torch's module of that name, or what stands for it.
     """
 
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
+    def __init__(self, mode: Mode, cuda: Any = torch.cuda) -> None:
+        self.mode, self._cuda = mode, cuda
         self._stream: Any = None
         self._free_bytes = 0
         self._calls: dict[int, tuple[Feeds, _Call]] = {}
 
     def __enter__(self) -> Self:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._free_bytes = torch.cuda.mem_get_info()[0]
+        self._stream = self._cuda.Stream()
+        self._free_bytes = self._cuda.mem_get_info()[0]
         return self
 
     def __exit__(
@@ -73,16 +77,21 @@ class GpuRunner(ABC):
 
         CUDA's own context was there before. What other processes took meanwhile is in it.
         """
-        taken = self._free_bytes - torch.cuda.mem_get_info()[0]
+        taken: int = self._free_bytes - self._cuda.mem_get_info()[0]
         return taken if taken > 0 else None
+
+    @property
+    def stream(self) -> Any:
+        """The stream that all of its work is on."""
+        return self._stream
 
     @abstractmethod
     def launch(self, feeds: Feeds) -> Launch:
         """A call on these inputs, which are on the device when this returns."""
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call."""
-        with torch.cuda.stream(self._stream):
+        with self._cuda.stream(self._stream):
             launched = self.launch(feeds)
             launched.enqueue()
             host = {name: tensor.to("cpu") for name, tensor in launched.outputs.items()}
@@ -91,10 +100,18 @@ class GpuRunner(ABC):
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds; a call starts when the one before has ended."""
-        with torch.cuda.stream(self._stream):
+        with self._cuda.stream(self._stream):
             prepared = self._prepared(feeds)
             self._stream.synchronize()
             return time_calls_ns(lambda feed: prepared[id(feed)](), feeds, samples)
+
+    def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in host memory that the device reads and writes by itself."""
+        return tensor.pin_memory()
+
+    def woken(self) -> Any:
+        """An event for which the host sleeps."""
+        return self._cuda.Event(blocking=True)
 
     def _prepared(self, feeds: Sequence[Feeds]) -> dict[int, _Call]:
         """A call for each of these feeds; those that are not among them are let go."""
@@ -102,26 +119,26 @@ class GpuRunner(ABC):
         self._calls = {key: kept for key, kept in self._calls.items() if key in wanted and kept[0] is wanted[key]}
         for key, feed in wanted.items():
             if key not in self._calls:
-                self._calls[key] = feed, _Call(self.launch(feed), feed, self.mode, self._stream)
+                self._calls[key] = feed, _Call(self.launch(feed), feed, self)
         return {key: made for key, (_, made) in self._calls.items()}
 
 
 class _Call:
     """One call that can be repeated: fixed memory on both sides, a graph if the mode asks for it, and how to wait."""
 
-    def __init__(self, launched: Launch, feeds: Feeds, mode: Mode, stream: Any) -> None:
-        self.launched, self.mode, self.stream = launched, mode, stream
+    def __init__(self, launched: Launch, feeds: Feeds, runner: GpuRunner) -> None:
+        mode = runner.mode
+        self.launched, self.stream = launched, runner.stream
         self._run: Callable[[], object] = launched.captured() if mode.graph else launched.enqueue
         self._host_in, self._host_out = {}, {}
         if mode.transfers:
             self._host_in = {
-                name: to_host(feeds[name], tensor.dtype).pin_memory() for name, tensor in launched.inputs.items()
+                name: runner.pinned(to_host(feeds[name], tensor.dtype)) for name, tensor in launched.inputs.items()
             }
             self._host_out = {
-                name: torch.empty_like(tensor, device="cpu", pin_memory=True)
-                for name, tensor in launched.outputs.items()
+                name: runner.pinned(torch.empty_like(tensor, device="cpu")) for name, tensor in launched.outputs.items()
             }
-        self._woken = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._woken = runner.woken()
 
     def __call__(self) -> None:
         """Runs it to its end."""

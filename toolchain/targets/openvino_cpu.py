@@ -5,28 +5,30 @@ from __future__ import annotations
 import functools
 import importlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import cpu_model, time_calls_ns
+from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
+    Arrays,
     BuildOptions,
     EngineBuild,
     Feeds,
     NodeTime,
     Profiled,
-    Runner,
     TargetInfo,
     TargetProfile,
 )
+
+if TYPE_CHECKING:
+    import openvino
 
 INSTALL = "pip install 'slimvit[openvino]'"
 DEVICE = "CPU"
@@ -47,7 +49,7 @@ class OpenVinoRunner:
         self._target, self._profiled = target, profiled
         self._core: Any = None
         self._model: Any = None
-        self._requests: dict[Shapes, Any] = {}
+        self._requests: dict[Shapes, openvino.InferRequest] = {}
 
     def __enter__(self) -> Self:
         ov = _load(self._target)
@@ -63,7 +65,7 @@ class OpenVinoRunner:
     ) -> None:
         self._requests, self._model, self._core = {}, None, None
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call.
 
         Raises:
@@ -116,7 +118,7 @@ class OpenVinoRunner:
             if name not in given or not declared.compatible(ov.PartialShape(list(given[name]))):
                 got = list(given[name]) if name in given else "nothing"
                 raise RecipeError(f"{self.path}: input {name!r} takes shape {declared}, got {got}")
-        settings = {
+        settings: dict[str, str | int | bool] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
@@ -131,19 +133,19 @@ class OpenVinoRunner:
         self._require(compiled, settings)
         return compiled
 
-    def _require(self, compiled: Any, settings: dict[str, Any]) -> None:
+    def _require(self, compiled: Any, settings: Mapping[str, str | int | bool]) -> None:
         """Raises TargetUnavailable if a setting reads back as another: the f16 hint, for one, quietly becomes bf16.
 
         That a setting reads back as itself proves less. On a CPU with AVX-512 and no bf16 the hint bf16 does, and is computed
         with instructions for fp32; the probe refuses that.
         """
-        for name, asked in settings.items():
-            found = compiled.get_property(name)
+        for name, setting in settings.items():
+            taken = compiled.get_property(name)
             if name == "INFERENCE_PRECISION_HINT":
-                found = found.to_string()
-            if found != asked:
+                taken = taken.to_string()
+            if taken != setting:
                 raise TargetUnavailable(
-                    self._target, f"OpenVINO was asked for {name} = {asked!r} and runs with {found!r}"
+                    self._target, f"OpenVINO was asked for {name} = {setting!r} and runs with {taken!r}"
                 )
 
 
@@ -159,10 +161,11 @@ class OpenVinoCpu(Profiled):
 
     takes = ("onnx", "openvino-ir")
     measures = True
-    engines: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    builds = ("FLOAT", "HALF", "BF16")
 
     def __init__(self, name: str, precision: str, lanes: int) -> None:
         self.name, self.precision = name, precision
+        self.loads = (*self.builds, *(() if precision == "bf16" else ("INT8", "INT8-DYNAMIC")))
         self.profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), lanes))
 
     def probe(self) -> TargetInfo:

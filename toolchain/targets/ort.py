@@ -11,17 +11,17 @@ from typing import Self
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
 import onnxruntime as ort
+from pydantic import BaseModel, TypeAdapter
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256
-from toolchain.on_device.runner import OrtRunner, cpu_model, ort_options
+from toolchain.on_device.runner import OrtRunner, Runner, cpu_model, ort_options
 from toolchain.targets.base import (
     BuildOptions,
     EngineBuild,
     Feeds,
     NodeTime,
     Profiled,
-    Runner,
     TargetInfo,
     TargetProfile,
 )
@@ -47,7 +47,7 @@ class OrtCpu(Profiled):
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
     takes = ("onnx",)
     measures = True
-    engines: tuple[str, ...] = ()
+    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")  # it has no MatMul in bf16
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""
@@ -85,12 +85,29 @@ class OrtCpu(Profiled):
             for index in range(warm_up + calls):
                 session.run(None, feeds[index % len(feeds)])
             events = read_json(Path(session.end_profiling()))
-        spent: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        for event in events:
-            if event["cat"] == "Node" and event["name"].endswith(KERNEL):
-                spent[event["name"].removesuffix(KERNEL), event["args"]["op_name"]].append(event["dur"])
-        # A node runs once a call; its first events are the warm-up's.
-        return [NodeTime(name, op, 1e3 * sum(took[warm_up:]) / calls) for (name, op), took in spent.items()]
+        return mean_times(events, warm_up, calls)
+
+
+class _Arguments(BaseModel):
+    op_name: str = ""
+
+
+class Event(BaseModel):
+    """An event of ONNX Runtime's profile, whose duration is in microseconds."""
+
+    cat: str
+    name: str
+    dur: int = 0
+    args: _Arguments = _Arguments()
+
+
+def mean_times(events: object, warm_up: int, calls: int) -> list[NodeTime]:
+    """The mean time of every node in the events of a profile: a node runs once a call, and its first events are the warm-up's."""
+    spent: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for event in TypeAdapter(list[Event]).validate_python(events):
+        if event.cat == "Node" and event.name.endswith(KERNEL):
+            spent[event.name.removesuffix(KERNEL), event.args.op_name].append(event.dur)
+    return [NodeTime(name, op, 1e3 * sum(took[warm_up:]) / calls) for (name, op), took in spent.items()]
 
 
 ORT_CPU = OrtCpu()

@@ -15,8 +15,8 @@ import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import ort_options
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Runner, Target, TargetInfo, TargetProfile
+from toolchain.on_device.runner import Runner, ort_options
+from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import EVERY_MODE, Mode
 
@@ -215,7 +215,7 @@ class OrtCuda(Target):
     measures = True
     uses_threads = False
     modes = EVERY_MODE
-    engines: tuple[str, ...] = ()
+    loads = ("FLOAT", "HALF")
 
     def __init__(self, mode: Mode = Mode()) -> None:  # noqa: B008 - frozen
         self.mode, self.name = mode, NAME + mode.suffix

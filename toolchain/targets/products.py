@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.on_device.runner import OrtRunner, time_calls_ns
 from toolchain.targets import Feeds, Runner
-from toolchain.targets.base import PRODUCTS
+from toolchain.targets.base import PRODUCTS, Arrays
 from toolchain.targets.openvino_cpu import OPENVINO_CPU, OPENVINO_CPU_BF16, OpenVinoCpu, OpenVinoRunner
 from toolchain.targets.ort import ORT_CPU
 
@@ -26,11 +26,11 @@ class OrtProducts(OrtRunner):
         import onnxruntime as ort
 
         self._binding = self._session.io_binding()
-        self._kept = made_inputs(Path(self.path))
+        self._kept = own_inputs(Path(self.path))
         for name, array in self._kept.items():
             self._binding.bind_cpu_input(name, array)
         buffers: dict[tuple[tuple[int, ...], str], Any] = {}
-        self._outputs: dict[str, Any] = {}
+        self._outputs: dict[str, ort.OrtValue] = {}
         for output in self._session.get_outputs():
             key = tuple(output.shape), output.type
             if key not in buffers:
@@ -40,15 +40,15 @@ class OrtProducts(OrtRunner):
             self._binding.bind_ortvalue_output(output.name, buffers[key])
         return self
 
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+    def infer(self, feeds: Feeds) -> Arrays:  # noqa: ARG002
         """Output name → what its buffer holds after a call."""
         self._session.run_with_iobinding(self._binding)
         return {name: value.numpy() for name, value in self._outputs.items()}
 
-    def time_ns(self, feeds: Sequence[Mapping[str, NDArray[Any]]], samples: int) -> list[int]:
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds."""
 
-        def call(_: Mapping[str, NDArray[Any]]) -> None:
+        def call(_: Feeds) -> None:
             self._session.run_with_iobinding(self._binding)
 
         return time_calls_ns(call, feeds, samples)
@@ -59,10 +59,10 @@ class OpenVinoProducts(OpenVinoRunner):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._kept = made_inputs(self.path)
+        self._kept = own_inputs(self.path)
         return self
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+    def infer(self, feeds: Feeds) -> Arrays:  # noqa: ARG002
         """Output name → array for one call."""
         return super().infer(self._kept)
 
@@ -88,14 +88,14 @@ OPENERS: dict[str, Callable[[str, int], Runner]] = {
 }
 
 
-def made_inputs(path: Path) -> dict[str, NDArray[Any]]:
+def own_inputs(path: Path) -> Arrays:
     """Input name → what a file of products is fed: standard normal floats, integers of their type's whole range.
 
     Inputs of one shape and type are one array, which stays in the caches: a model reads what it has just written.
     """
     rng = np.random.default_rng(0)
     arrays: dict[tuple[tuple[int, ...], Any], NDArray[Any]] = {}
-    made: dict[str, NDArray[Any]] = {}
+    inputs: Arrays = {}
     for value in OnnxFile(path).model.graph.input:
         shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -105,8 +105,8 @@ def made_inputs(path: Path) -> dict[str, NDArray[Any]]:
             else:
                 limits = np.iinfo(dtype)
                 arrays[shape, dtype] = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-        made[value.name] = arrays[shape, dtype]
-    return made
+        inputs[value.name] = arrays[shape, dtype]
+    return inputs
 
 
 def _dtype(text: str) -> np.dtype[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +74,20 @@ def imitation(
         with _output_of(unwrapped(student), last_block) as got:
             outputs = student(images)
         features = functional.mse_loss(_normalised(got[0][:, :tokens]), _normalised(expected[0][:, :tokens]))
-        return likelihood.divergence(outputs, target, temperature).mean() + features
+        apart: Tensor = likelihood.divergence(outputs, target, temperature).mean() + features
+        return apart
 
     return loss
 
 
-def _without_gradients(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
+def _without_gradients(teacher: nn.Module) -> Callable[[Tensor], Any]:
     """The teacher as a function from images to outputs, on the device of the images."""
     teacher.eval().requires_grad_(False)
 
-    def target(images: Tensor) -> Tensor:
+    def target(images: Tensor) -> Any:
         teacher.to(images.device)
         with torch.no_grad():
-            outputs: Tensor = teacher(images)
-        return outputs
+            return teacher(images)
 
     return target
 

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from toolchain.data import DataSource, Images
-from toolchain.errors import DataError, PlanError
+from toolchain.errors import DataError, PlanError, RecipeError
 from toolchain.likelihood import Likelihood, likelihood_of
 from toolchain.model import Made, MaskedModel, TimmModel
+from toolchain.outputs import FEATURES, WORDS
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
@@ -56,10 +57,24 @@ def require_labels(source: DataSource, what: str) -> None:
         raise DataError(f"{what} needs labels, and the data source {source.name!r} has none")
 
 
-def require_teacher(section: FinetuneSection, source: DataSource) -> None:
+def require_classes(what: str, dense: TimmModel) -> None:
+    """Raises RecipeError if a model gives features, which labels cannot train."""
+    if dense.output in FEATURES:
+        raise RecipeError(
+            f"{what} learns from labels, and the outputs are {WORDS[dense.output]}, which labels say nothing of: give the model "
+            "weights by model.checkpoint or model.pretrained; after compression [finetune] learns from the dense model"
+        )
+
+
+def require_teacher(section: FinetuneSection, source: DataSource, dense: TimmModel) -> None:
     """Raises DataError if [finetune] has no real images, or neither labels nor the dense model to learn from."""
     if source.synthetic:
         raise DataError(f"[finetune] needs real images, and the data source {source.name!r} makes noise")
+    if dense.output in FEATURES and not section.distill:
+        raise RecipeError(
+            f"[finetune] with distill = false needs labels, and the outputs are {WORDS[dense.output]}, which labels say nothing "
+            "of; set finetune.distill = true to learn from the dense model instead"
+        )
     if not source.labelled and not section.distill:
         raise DataError(
             f"[finetune] with distill = false needs labels, and the data source {source.name!r} has none; "
@@ -80,7 +95,8 @@ class Train:
     name: str = "train"
 
     def requires(self, given: TimmModel) -> None:
-        """Raises DataError without labels, ModelError if the classes do not match."""
+        """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
+        require_classes("[train]", given)
         require_labels(self.source, "[train]")
         self.source.check_classes(given.label_classes)
 
@@ -172,7 +188,7 @@ class Finetune:
 
     def requires(self, given: MaskedModel) -> None:
         """Raises DataError if there is nothing to learn from, ModelError if labels are read that do not match."""
-        require_teacher(self.section, self.source)
+        require_teacher(self.section, self.source, self.teacher)
         if self.reads_labels:
             self.source.check_classes(given.label_classes)
 

@@ -53,7 +53,8 @@ class Run:
     @cached_property
     def judge(self) -> Judge:
         """What is asked about the forms of the model."""
-        return Judge(self.job.source, self.job.dense.output, self.job.dense.module)
+        job = self.job
+        return Judge(job.source, job.dense.output, job.dense.module, job.labelled)
 
     def do(self, stage: RunStage[Facts]) -> Done[Facts]:
         """A stage, taken up from its record or carried out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from toolchain.artifacts import open_artifact
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
-from toolchain.errors import DeviceLost, RecipeError, TargetUnavailable
-from toolchain.export.precision import EITHER, EITHER_OF, PRECISIONS
+from toolchain.errors import DeviceLost, TargetUnavailable
+from toolchain.export.precision import EITHER, product_of
 from toolchain.measure.experiment import workload_on
 from toolchain.measure.samples import Parity
 from toolchain.model import Made
@@ -21,6 +21,7 @@ from toolchain.parity import Rung
 from toolchain.pipeline.cell import bench_row, conditions_of
 from toolchain.pipeline.folder import Done, Workspace, Written
 from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.pipeline.stages.engine import DENSE
 from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import Recipe
 from toolchain.report.choice import UNDECIDED
@@ -54,6 +55,7 @@ class Bench(RunStage[BenchRow]):
         precision: of the artifact that is judged, or what stands for the two of a duel.
         pair: the baseline, and what is judged.
         parity: what the rungs prove about both.
+        rivals: the precisions of a duel.
     """
 
     run: Run
@@ -62,6 +64,7 @@ class Bench(RunStage[BenchRow]):
     precision: str
     pair: tuple[Path, Path]
     parity: Parity
+    rivals: tuple[str, str] | None = None
     facts = BenchRow
 
     @property
@@ -89,7 +92,7 @@ class Bench(RunStage[BenchRow]):
         path = run.root / "bench" / f"{device.name}.{self.precision}.b{self.where.batch}.t{self.where.threads}.json"
         comparison.save(path)
         timed = self.pair[1].relative_to(run.root).as_posix()
-        return Made((path,), bench_row(device.name, self.precision, timed, comparison))
+        return Made((path,), bench_row(device.name, self.precision, timed, comparison, self.rivals))
 
     def settles(self, facts: BenchRow) -> bool:
         return facts.verdict not in UNDECIDED
@@ -113,35 +116,46 @@ def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
         return run.keep(stage)
 
 
-def cell(run: Run, where: Where, precision: str, parity: Parity) -> Bench:
-    """The compressed file of a precision against the dense fp32 one; model folders where these are what is run.
+def pair(run: Run, where: Where, precision: str, engines: Mapping[tuple[str, str], Path]) -> tuple[Path, Path] | None:
+    """The dense fp32 and the compressed artifact that are timed on a device; None where it does not load the precision.
 
-    Raises:
-        RecipeError: the runtime of the device opens neither.
+    They are ONNX files, or model folders where these are what is run, or what the runtime itself built.
+
+    Args:
+        run: with the files.
+        where: it is.
+        precision: of the compressed one.
+        engines: (target, precision) → engine that was built; of the dense file the precision is `DENSE`.
     """
+    runtime = get_target(where.device.runtime)
+    if product_of(precision) not in runtime.loads:
+        return None
     pairs = {
         OnnxFile.name: (onnx_path(run.root, FP32, "dense"), onnx_path(run.root, precision)),
         ModelFolder.name: (run.root / "dense", run.root / "deploy"),
     }
-    takes = get_target(where.device.runtime).takes
-    pair = next((pairs[kind] for kind in takes if kind in pairs), None)
-    if pair is None:
-        raise RecipeError(
-            f"{where.device.name} opens neither ONNX files nor model folders; take it out of bench.targets"
-        )
-    return Bench(run, where, "bench", precision, pair, parity)
+    dense, built = (engines.get((where.device.runtime, name)) for name in (DENSE, precision))
+    own = None if dense is None or built is None else (dense, built)
+    return next((pairs[kind] for kind in runtime.takes if kind in pairs), own)
 
 
-def duel(run: Run, where: Where, parities: Sequence[Parity]) -> Bench:
-    """int8-qdq against int8-dynamic, to know the faster of the two."""
-    first, second = EITHER_OF
-    parity: Parity = "pass" if set(parities) == {"pass"} else "not claimed"
-    return Bench(run, where, "duel", EITHER, (onnx_path(run.root, first), onnx_path(run.root, second)), parity)
+def times_engines(target: str) -> bool:
+    """Whether what is timed on a target is what it built itself, because it opens nothing else that a run has."""
+    return not {OnnxFile.name, ModelFolder.name} & set(get_target(target).takes)
 
 
-def runs(device: Device, precision: str) -> bool:
-    """Whether a precision is timed on a device: fp32 everywhere, others where their files can be loaded."""
-    return precision == FP32 or device.runtime.partition("+")[0] in PRECISIONS[precision].targets
+def duel(first: Bench, second: Bench) -> Bench:
+    """One kind of int8 against another, to know the faster of the two."""
+    parity: Parity = "pass" if first.parity == second.parity == "pass" else "not claimed"
+    files, rivals = (first.pair[1], second.pair[1]), (first.precision, second.precision)
+    return Bench(first.run, first.where, "duel", EITHER, files, parity, rivals)
+
+
+def fastest_two(cells: Iterable[tuple[Bench, Done[BenchRow] | None]], kinds: Sequence[str]) -> list[Bench]:
+    """Of the cells of some precisions those two that took the least of the dense file's time, in the order of `kinds`."""
+    shares = {cell.precision: (done.facts.ratio.point, cell) for cell, done in cells if done is not None}
+    fastest = sorted((name for name in kinds if name in shares), key=lambda name: shares[name][0])[:2]
+    return [shares[name][1] for name in kinds if name in fastest]
 
 
 def claim(rungs: Iterable[Rung]) -> Parity:

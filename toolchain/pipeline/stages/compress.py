@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from toolchain.compress.allocation import Allocation, Latency
+from toolchain.compress.closed_form import ClosedForm as Chosen
 from toolchain.compress.stage import Compress, pruned_shares
 from toolchain.cost import LatencyTable
 from toolchain.files import sha256, write_json, write_text
@@ -61,16 +64,14 @@ class Masked(RunStage[CompressFacts]):
         dense = replace(dense, provenance={**dense.provenance, "weights_sha256": weights})
         latency = latency_of(self.clocks, self.tables)
         compressed = compress(run.job, dense, latency, run.space.scratch(self.name), key, run.progress)
-        masked, allocation = compressed.artifact, compressed.facts.to_dict()
-        write_json(root / "allocation.json", allocation)
+        masked, allocation = compressed.artifact, compressed.facts
+        write_json(root / "allocation.json", allocation.to_dict())
         write_text(root / "plan.json", masked.plan.to_json())
         saved = run.saved("masked", masked, self.folder)
         facts = CompressFacts(
             figures=saved.facts,
             pruned_shares=tuple(PrunedShare(**row) for row in pruned_shares(masked)),
-            latency=tuple(
-                LatencyBudget(**{**row, "reachable": tuple(row["reachable"])}) for row in allocation["latency"]
-            ),
+            latency=tuple(LatencyBudget(**asdict(target)) for target in allocation.latency),
             restrictions=tuple(dense.family.restrictions(dense.module)),
             closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),
         )
@@ -107,10 +108,11 @@ def compress(
     return run_stage(Compress(job.source, latency.check, checkpoint, key, progress), problem)
 
 
-def closed_form(facts: Mapping[str, Any]) -> ClosedForm | None:
+def closed_form(facts: Mapping[str, object]) -> ClosedForm | None:
     """What a plan says that the closed form chose; None if there was none."""
     if not facts:
         return None
-    best = facts["kl"][f"{facts['beta']}{' head' if facts['head_refitted'] else ''}"]
+    chosen = TypeAdapter(Chosen).validate_python(facts)
+    best = chosen.kl[f"{chosen.beta}{' head' if chosen.head_refitted else ''}"]
     finite = best is not None and math.isfinite(best)
-    return ClosedForm(beta=facts["beta"], head_refitted=facts["head_refitted"], kl=best if finite else None)
+    return ClosedForm(beta=chosen.beta, head_refitted=chosen.head_refitted, kl=best if finite else None)

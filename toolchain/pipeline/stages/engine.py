@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toolchain.artifacts import open_artifact
@@ -17,10 +18,15 @@ from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import EngineSection
 from toolchain.report.record import EngineFacts
 
+DENSE = "dense"
+
 
 @dataclass(frozen=True)
 class Engine(RunStage[EngineFacts]):
-    """The engine of a compressed file for one target; that of the fp32 file has no precision in its name."""
+    """The engine of a compressed file for one target; that of the fp32 file has no precision in its name.
+
+    Where `precision` is `DENSE` it is that of the dense fp32 file, for targets on which nothing else can be timed.
+    """
 
     run: Run
     section: EngineSection
@@ -34,17 +40,16 @@ class Engine(RunStage[EngineFacts]):
 
     @property
     def inputs(self) -> Sequence[Any]:
-        digest = open_artifact(onnx_path(self.run.root, self.precision)).sha256
+        digest = open_artifact(self._source).sha256
         return [digest, self.section.model_dump(mode="json"), runtime(self.target)]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section
-        source, folder = OnnxFile(onnx_path(run.root, self.precision)), run.root / "engines" / self._label
+        source, folder = OnnxFile(self._source), run.root / "engines" / self._label
         stage = BuildEngine(section, self.target, folder, lambda built: run.judge.engine(source, built, section.batch))
         engine = run_stage(stage, source)
         built = engine.artifact
         artifact = open_artifact(built.path)
-        capabilities = built.facts.get("compute_capabilities")
         facts = EngineFacts(
             target=self.target,
             precision=self.precision,
@@ -52,12 +57,17 @@ class Engine(RunStage[EngineFacts]):
             path=built.path.relative_to(run.root).as_posix(),
             bytes=artifact.size_bytes,
             download_bytes=artifact.download_bytes,
-            compute_capabilities=None if capabilities is None else tuple(capabilities),
-            matmul_dtypes=built.facts.get("matmul_dtypes"),
-            attention_layers=built.facts.get("attention_layers"),
-            fused_attention=built.facts.get("fused_attention"),
+            compute_capabilities=built.record.compute_capabilities,
+            matmul_dtypes=built.record.matmul_dtypes,
+            attention_layers=built.record.attention_layers,
+            fused_attention=built.record.fused_attention,
         )
         return Made((folder,), facts, engine.rungs)
+
+    @property
+    def _source(self) -> Path:
+        dense = self.precision == DENSE
+        return onnx_path(self.run.root, FP32, "dense") if dense else onnx_path(self.run.root, self.precision)
 
     @property
     def _label(self) -> str:

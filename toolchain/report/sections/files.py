@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from toolchain.report.record import Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import Table, number, percent, size
+from toolchain.report.tables import Table, counted, size
 
 
 def _draw(report: Report) -> Part:
     rows = report.artifacts
-    totals = [row.total for row in rows if row.total is not None]
-    wrong = f"wrong of {number(max(totals))}" if totals else "wrong"
-    header: tuple[str, ...] = ("file", "size", "as gzip", "accuracy", wrong, "refused")
-    judged: list[tuple[str, ...]] = [(percent(row.accuracy), number(row.wrong)) for row in rows]
-    if any(row.error is not None for row in rows):
-        header = ("file", "size", "as gzip", "squared error", "refused")
-        judged = [(percent(row.error),) for row in rows]
+    judged, figures = counted(rows)
+    header = ("file", "size", "as gzip", *judged, "refused")
     body = tuple(
         (row.path, size(row.bytes), size(row.download_bytes), *counts, row.refused or "")
-        for row, counts in zip(rows, judged, strict=True)
+        for row, counts in zip(rows, figures, strict=True)
     )
     table = Table("Files", header, body if len(body) > 2 else (), text=(0, len(header) - 1))
     return Part(table.title, table=table, brief=())

@@ -23,6 +23,14 @@ def _draw(report: Report) -> Part:
         ]
     if small.error is not None:
         rows.append(("squared error of the outputs", "0", percent(small.error), "of the dense outputs' variance"))
+    if (features := small.features) is not None:
+        rows.append(("relative error of the features", "0", percent(features.error), "of the dense ones' variance"))
+        cosine = "–" if features.cosine is None else f"{features.cosine:.4f}"
+        rows.append(("mean cosine with the dense ones", "1", cosine, ""))
+        if (knn := features.knn) is not None:
+            change = "" if knn.dense_right is None else f"{knn.right - knn.dense_right:+,} right"
+            what = f"k-NN right of {number(knn.total)} (k = {knn.k})"
+            rows.append((what, number(knn.dense_right), number(knn.right), change))
     for row in report.bench:
         times = (f"{row.dense_ms:.3f} ms", f"{row.compressed_ms:.3f} ms")
         rows.append((str(row), *times, f"{row.ratio.point:.3f} of the time"))

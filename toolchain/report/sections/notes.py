@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.outputs import Output, divergence_words
+from toolchain.outputs import FEATURES, Output, divergence_words
 from toolchain.report.record import ClosedForm, LatencyBudget, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import finetune_line
@@ -34,10 +34,10 @@ def _latency(row: LatencyBudget) -> str:
 
 
 def _closed_form(facts: ClosedForm, output: Output) -> str:
-    head = "re-fitted" if facts.head_refitted else "left as it was"
+    head = "" if output in FEATURES else f", the classifier {'re-fitted' if facts.head_refitted else 'left as it was'}"
     far = "not a number" if facts.kl is None else f"{facts.kl:.3g} nats per validation image"
     return (
-        f"Closed form: β = {facts.beta:g}, the classifier {head}; {divergence_words(output)} from the dense model, "
+        f"Closed form: β = {facts.beta:g}{head}; {divergence_words(output)} from the dense model, "
         f"before any training, {far}."
     )
 

@@ -12,7 +12,7 @@ def _draw(report: Report) -> Part:
     if len(report.artifacts) <= 2:
         return Part(title)
     suggestion = report.suggestion
-    counted = any(row.total is not None for row in report.artifacts)
+    counted = any(row.total is not None or (row.features and row.features.knn) for row in report.artifacts)
     limit = f"at most {percent(suggestion.accuracy_loss)} of the images lost" if counted else "accuracy is not known"
     lines = [f"Smallest file ({limit}): {suggestion.smallest}."]
     lines += [
@@ -27,9 +27,10 @@ def _draw(report: Report) -> Part:
 def int8_line(row: Int8Choice) -> str:
     """Which kind of int8 is the faster one in a place."""
     ratio = row.ratio
-    if ratio is None:
+    if ratio is None or row.rivals is None:
         return f"int8 on {row}: {row.chosen or 'slower than fp32'}."
-    took = f"int8-qdq took {ratio.point:.3f} [{ratio.lo:.3f}, {ratio.hi:.3f}] of the time of int8-dynamic"
+    first, second = row.rivals
+    took = f"{second} took {ratio.point:.3f} [{ratio.lo:.3f}, {ratio.hi:.3f}] of the time of {first}"
     if row.slower_than_fp32:
         return f"int8 on {row}: neither; the faster one is slower than fp32 ({took})."
     if row.chosen is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,8 +103,19 @@ def is_strongly_typed(trt: ModuleType, network: Any) -> bool:
     return flag is None or bool(network.get_flag(flag))
 
 
-def census(trt: ModuleType, network: Any) -> dict[str, Any]:
-    """Layers by type, their output tensors by dtype, matrix products by dtype, and those of a softmax: one for each attention.
+@dataclass(frozen=True)
+class Census:
+    """What a network consists of: layers by type, their output tensors and matrix products by dtype, attentions."""
+
+    layers: dict[str, int]
+    tensor_dtypes: dict[str, int]
+    matmul_dtypes: dict[str, int]
+    matmul_layers: int
+    attention_layers: int
+
+
+def census(trt: ModuleType, network: Any) -> Census:
+    """What a network consists of; a product with a softmax is one for each attention.
 
     A product of two operands that were dequantised counts as INT8: that is how TensorRT is told of one. What the optimizer
     makes of it is in the inspector's output; this is what it must keep, because it is typed.
@@ -122,13 +134,13 @@ def census(trt: ModuleType, network: Any) -> dict[str, Any]:
             origins = [_origin(layer.get_input(index), made_by) for index in range(layer.num_inputs)]
             products.update(["INT8"] if set(origins) == {"DEQUANTIZE"} else dtypes)
             attention += "SOFTMAX" in origins
-    return {
-        "layers": dict(sorted(layers.items())),
-        "tensor_dtypes": dict(sorted(tensors.items())),
-        "matmul_dtypes": dict(sorted(products.items())),
-        "matmul_layers": products.total(),
-        "attention_layers": attention,
-    }
+    return Census(
+        dict(sorted(layers.items())),
+        dict(sorted(tensors.items())),
+        dict(sorted(products.items())),
+        products.total(),
+        attention,
+    )
 
 
 def _origin(tensor: Any, made_by: Mapping[str, Any]) -> str:
@@ -139,7 +151,7 @@ def _origin(tensor: Any, made_by: Mapping[str, Any]) -> str:
     return "" if layer is None else str(layer.type.name)
 
 
-def inspected(information: Mapping[str, Any]) -> dict[str, Any]:
+def inspected(information: Mapping[str, Sequence[object]]) -> dict[str, object]:
     """What an engine computes in, of the engine inspector's JSON at detailed verbosity.
 
     Returns:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from pydantic import BaseModel
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import atomic_path, exclusive, user_cache
@@ -16,6 +18,23 @@ from toolchain.targets.gpu import no_gpu
 from toolchain.targets.tensorrt.network import bytes_of, with_float_biases
 
 TURING = "7.5"
+
+
+class ChosenOptions(BaseModel):
+    """How an engine was built, in its engine.json."""
+
+    strip: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str = "none"
+
+
+class BuiltEngine(BaseModel):
+    """What is read of an engine.json to open an engine or to give it its weights; a foreign engine has none."""
+
+    options: ChosenOptions = ChosenOptions()
+    compute_capabilities: tuple[str, ...] = ()
+    onnx_sha256: str | None = None
+    onnx_data_sha256: dict[str, str] | None = None
 
 
 def require_options(target: str, options: BuildOptions) -> None:
@@ -91,19 +110,19 @@ def timing_cache(trt: ModuleType, config: Any, capability: str | None) -> Iterat
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def opened_runtime(trt: ModuleType, logger: Any, record: Mapping[str, Any]) -> Any:
-    """A runtime for the engine of an engine.json.
+def opened_runtime(trt: ModuleType, logger: Any, options: ChosenOptions) -> Any:
+    """A runtime for an engine that was built with some options.
 
     One that later versions load brings code of its own, which is carried out when it is loaded: a runtime allows that for
     no other engine.
     """
     runtime = trt.Runtime(logger)
-    if record.get("options", {}).get("version_compatible"):
+    if options.version_compatible:
         runtime.engine_host_code_allowed = True
     return runtime
 
 
-def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: Mapping[str, Any]) -> bytes:
+def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: BuiltEngine) -> bytes:
     """A stripped engine with the weights of the ONNX file that it was built from.
 
     Args:
@@ -122,10 +141,10 @@ def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: M
     except OSError as error:
         raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
     # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
-    digests = source_digests(onnx)
-    if any(record.get(name) != digests.get(name) for name in ("onnx_sha256", "onnx_data_sha256")):
+    source = BuiltEngine.model_validate(source_digests(onnx))
+    if (record.onnx_sha256, record.onnx_data_sha256) != (source.onnx_sha256, source.onnx_data_sha256):
         raise ArtifactError(f"{stripped} was not built from {onnx}: engine.json beside it names another digest")
-    runtime = opened_runtime(trt, logger, record)
+    runtime = opened_runtime(trt, logger, record.options)
     loaded = runtime.deserialize_cuda_engine(serialized)
     if loaded is None:
         raise ArtifactError(f"{trt.__name__} {trt.__version__} cannot load {stripped}: {logger.last_error()}")

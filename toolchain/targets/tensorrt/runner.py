@@ -13,14 +13,13 @@ from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import torch
-from numpy.typing import NDArray
 
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import read_json
-from toolchain.targets.base import Feeds
+from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.gpu import GpuRunner, capture, local_capability, to_host
 from toolchain.targets.mode import Mode
-from toolchain.targets.tensorrt.options import opened_runtime
+from toolchain.targets.tensorrt.options import BuiltEngine, opened_runtime
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ class TrtRunner(GpuRunner):
         except OSError as error:
             raise StorageError(f"cannot read the engine {self.path}: {error.strerror}") from error
         beside = self.path.with_name("engine.json")
-        runtime = opened_runtime(self._trt, self._logger, read_json(beside) if beside.is_file() else {})
+        record = BuiltEngine.model_validate(read_json(beside) if beside.is_file() else {})
+        runtime = opened_runtime(self._trt, self._logger, record.options)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtifactError(
@@ -147,7 +147,7 @@ class OnnxTrtRunner:
         self._runners = {}
         self._stack.close()
 
-    def infer(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call; raises as `TensorRT.build` does where the engine has to be built."""
         return self._runner(feeds).infer(feeds)
 

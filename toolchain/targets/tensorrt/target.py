@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +20,12 @@ import torch
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.files import atomic_path, read_json, sha256
+from toolchain.on_device.runner import Runner
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
     BuildOptions,
     EngineBuild,
     Refittable,
-    Runner,
     TargetInfo,
     TargetProfile,
 )
@@ -34,6 +34,8 @@ from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt.network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.tensorrt.options import (
+    BuiltEngine,
+    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -44,6 +46,7 @@ from toolchain.targets.tensorrt.options import (
 from toolchain.targets.tensorrt.runner import OnnxTrtRunner, TrtRunner, forwarding_logger
 
 log = logging.getLogger(__name__)
+HALF = "HALF"
 
 
 class TensorRT(Refittable):
@@ -67,7 +70,7 @@ class TensorRT(Refittable):
     uses_threads = False
     modes = EVERY_MODE
     never_run = "no engine of it has ever been run: no GPU that it is for was at hand"
-    engines: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-qdq")
+    loads = builds = ("FLOAT", "HALF", "BF16", "INT8")
 
     def __init__(
         self,
@@ -114,8 +117,8 @@ class TensorRT(Refittable):
             },
         )
 
-    def require(self, options: BuildOptions, precisions: Sequence[str]) -> None:
-        """Nothing, if engines of files in these precisions can be built with these options.
+    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
+        """Nothing, if engines whose matrix products have these types can be built with these options.
 
         Raises:
             TargetUnavailable: the module is missing, or stripped engines need a driver.
@@ -124,7 +127,7 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             capabilities = tuple(self._capabilities(self._load(), options.compute_capabilities))
             require_options(self.name, replace(options, compute_capabilities=capabilities))
-            require_products(self.name, capabilities, [name for name in precisions if name != "fp16"])
+            require_products(self.name, capabilities, [name for name in products if name != HALF])
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
@@ -157,7 +160,7 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             known = self._capabilities(trt, options.compute_capabilities)
             capabilities = tuple(known)
-            require_products(self.name, capabilities, sorted(set(products["matmul_dtypes"]) - {"HALF"}))
+            require_products(self.name, capabilities, sorted(set(products.matmul_dtypes) - {HALF}))
             config.num_compute_capabilities = len(known)
             for index, value in enumerate(known.values()):
                 config.set_compute_capability(value, index)
@@ -172,11 +175,11 @@ class TensorRT(Refittable):
             raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
         del parser
         engine = bytes(serialized)
-        chosen = {
-            "strip": options.strip,
-            "version_compatible": options.version_compatible,
-            "hardware_compatible": options.hardware_compatible,
-        }
+        chosen = ChosenOptions(
+            strip=options.strip,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+        )
         loaded = self._inspect(trt, engine, capabilities, chosen)
         suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
         path = folder / f"{onnx.stem}.{suffix}.engine"
@@ -191,10 +194,10 @@ class TensorRT(Refittable):
             "profile": {
                 name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
             },
-            "options": chosen,
+            "options": chosen.model_dump(),
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
-            **products,
+            **asdict(products),
             **source,
             "engine": path.name,
             "engine_sha256": sha256(path),
@@ -221,14 +224,15 @@ class TensorRT(Refittable):
             StorageError, ArtifactError: the engine cannot be read or loaded, or was built from another file.
         """
         trt = self._load()
-        record = read_json(stripped.with_name("engine.json"))
+        facts = read_json(stripped.with_name("engine.json"))
+        record = BuiltEngine.model_validate(facts)
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
-        path, options = folder / stripped.name, {**record["options"], "strip": False}
+        path, options = folder / stripped.name, record.options.model_copy(update={"strip": False})
         with atomic_path(path) as temporary:
             temporary.write_bytes(engine)
         digests = {"engine": path.name, "engine_sha256": sha256(path), "size_bytes": len(engine)}
-        loaded = self._inspect(trt, engine, record["compute_capabilities"], options)
-        return EngineBuild(path, {**record, "options": options, **digests, **loaded})
+        loaded = self._inspect(trt, engine, record.compute_capabilities, options)
+        return EngineBuild(path, {**facts, "options": options.model_dump(), **digests, **loaded})
 
     @property
     def runtime(self) -> tuple[str, str]:
@@ -255,7 +259,7 @@ class TensorRT(Refittable):
             return missing
         return f"{self.module} {trt.__version__} has no kernels for compute capability {local_capability()}"
 
-    def _known(self, trt: ModuleType) -> dict[str, Any]:
+    def _known(self, trt: ModuleType) -> dict[str, object]:
         """Each compute capability that engines can be built for ahead of time, as in `_capabilities`."""
         return {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
 
@@ -286,7 +290,7 @@ class TensorRT(Refittable):
                 shapes[tensor.name] = tuple((size, *sample) for size in batch)
         return shapes
 
-    def _capabilities(self, trt: ModuleType, asked: Sequence[str]) -> dict[str, Any]:
+    def _capabilities(self, trt: ModuleType, asked: Sequence[str]) -> dict[str, object]:
         """Each compute capability that an engine ahead of time will hold, "8.9" for SM89 → the module's name of it.
 
         Raises:
@@ -304,20 +308,20 @@ class TensorRT(Refittable):
         return {capability: known[capability] for capability in asked}
 
     def _inspect(
-        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: Mapping[str, Any]
-    ) -> dict[str, Any]:
+        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: ChosenOptions
+    ) -> dict[str, object]:
         """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
         missing = no_gpu()
         if missing is None and local_capability() not in capabilities:
             missing = (
                 f"this GPU has compute capability {local_capability()}, the engine is for {', '.join(capabilities)}"
             )
-        if missing is None and options["strip"]:
+        if missing is None and options.strip:
             missing = "it is stripped of its weights; `slimvit refit` gives it those of the ONNX file"
         if missing is not None:
             return {"loaded": "not_run", "loaded_reason": missing, "inspector": None}
         logger = forwarding_logger(self.module)
-        runtime = opened_runtime(trt, logger, {"options": options})
+        runtime = opened_runtime(trt, logger, options)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtifactError(f"{self.module} {trt.__version__} does not load its own engine: {logger.last_error()}")
