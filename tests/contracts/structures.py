@@ -60,13 +60,13 @@ def _relations(module: nn.Module) -> Iterator[tuple[str, bool]]:
         yield "heads are as wide as the stream", proj.in_features == proj.out_features
 
 
-def kinds_in(structure: Structure) -> Iterator[str]:
-    """The classes of all modules in a structure."""
-    for part in structure:
-        if isinstance(part, tuple):
-            yield from kinds_in(part)
-        elif isinstance(part, str) and "." in part:
-            yield part
+def kinds_in(structure: Structure) -> Iterator[object]:
+    """The classes of all modules in a structure that are made of others."""
+    parts = [part[1] for part in structure if isinstance(part, tuple) and isinstance(part[-1], tuple)]
+    if parts:
+        yield structure[0]
+    for part in parts:
+        yield from kinds_in(part)
 
 
 def structures_of(model: nn.Module, name: str) -> frozenset[Structure]:
