@@ -119,7 +119,7 @@ class Pair(Kind[PairCell, Group]):
         """Why its target cannot time anything here."""
         try:
             require_target(cell.target, ())
-        except TargetUnavailable as error:
+        except (TargetUnavailable, RecipeError) as error:  # a recorded cell may be of a mode that is no more
             return str(error)
         return ""
 

@@ -79,7 +79,7 @@ def test_it_is_taken_in_a_process_of_its_own_that_leaves_nothing(stack, tmp_path
 
 def test_what_cannot_be_profiled_is_refused(stack, tmp_path, monkeypatch):
     path = stack(tmp_path / "m.onnx")
-    with pytest.raises(TargetUnavailable, match="ort-cpu and openvino-cpu can"):
+    with pytest.raises(TargetUnavailable, match="ort-cpu, openvino-cpu and openvino-cpu-bf16 can"):
         profile_operators(path, target="eager")
     with pytest.raises(RecipeError, match="at least 1"):
         profile_operators(path, calls=0)

@@ -10,7 +10,7 @@ from builders import TINY, candidates_of, choices_of, costs_of, dense_model, pro
 
 from toolchain.compress.allocation import CLOSE, ROUNDS, allocate, settle
 from toolchain.compress.choices import Budget
-from toolchain.compress.solver import solve_uniform
+from toolchain.compress.solver import ALLOCATIONS, Allocator, solve_uniform
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
 from toolchain.data import open_source
@@ -257,3 +257,20 @@ def test_no_identical_problem_is_solved_twice(model):
     timed = problem_of(model, budget=BudgetSection(latency={"ort-cpu": "70%"}), tables=(device.table,))
     assert timed.uniform != problem_of(model).uniform
     assert allocate(timed, (), device).widths is timed.uniform
+
+
+def test_a_registered_allocation_decides_the_widths(model, register):
+    weighed = []
+
+    def alike(candidates, choices, costs, budget, uniform):
+        weighed.append(len(candidates))
+        return uniform
+
+    register(ALLOCATIONS, Allocator("ours", weigh=alike))
+    problem = problem_of(model, CompressSection(allocation="ours"), BudgetSection(params=0.7))
+    candidates = candidates_of(problem.choices)
+    decided = allocate(problem, candidates)
+    assert (decided.widths, weighed) == (problem.uniform, [len(candidates)])
+    assert decided.learned
+    with pytest.raises(RecipeError, match=r"'ours' weighs closed-form reductions.* use 'uniform' or 'global'"):
+        problem_of(model, CompressSection(allocation="ours", neurons="magnitude"), BudgetSection(params=0.7))

@@ -12,7 +12,8 @@ from builders import VARIANTS, dense_model, problem_of, variant
 
 from toolchain.compress.criteria import CRITERIA
 from toolchain.compress.factorisations import FACTORISATIONS
-from toolchain.compress.method import ALLOCATIONS, Method
+from toolchain.compress.method import Method
+from toolchain.compress.solver import ALLOCATIONS
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, open_source

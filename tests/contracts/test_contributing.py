@@ -30,7 +30,7 @@ TABLES = {
     "SECTIONS": SECTIONS,
 }
 # Files that are more than one entry: what others are built on. A floor is measured on two runtimes, each by its own runner.
-SHARED = {"targets/ort.py", "targets/openvino_cpu.py", "families/vit.py"}
+SHARED = {"targets/ort.py", "targets/openvino_cpu.py", "families/vit.py", "families/eva.py"}
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import pytest
 from loopback import loopback
 
 from toolchain.cost import Widths
+from toolchain.devices.device import Devices
+from toolchain.devices.kept import KeptSessions
 from toolchain.errors import TargetUnavailable
 from toolchain.measure.compare import compare
 from toolchain.measure.samples import Design
@@ -102,9 +104,11 @@ def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
 def test_a_latency_budget_is_measured_on_the_board(server):
     """The board is one of targets.toml: its clock times whole models there, over ssh."""
     job = prepare(Recipe.from_dict({**ASKED, "budget": {"latency": {"board": "90%"}}}))
-    (clock,) = clocks(job, job.dense, SILENT)
-    assert (clock.setting.target, clock.setting.device.is_here) == ("board", False)
-    timing = time_widths(job.dense, [Widths({("blocks.0.mlp", "mlp_hidden"): 8})], clock.setting, SHORT)
+    with Devices() as devices:
+        (clock,) = clocks(job, job.dense, devices, SILENT)
+        assert (clock.setting.target, clock.setting.device.is_here) == ("board", False)
+        assert isinstance(clock.setting.device.measurer, KeptSessions), "what it measured outlives a lost connection"
+        timing = time_widths(job.dense, [Widths({("blocks.0.mlp", "mlp_hidden"): 8})], clock.setting, SHORT)
     assert timing.dense_ms > 0
     assert len(timing.ratios) == 1
     assert list((server.root / "device" / "artifacts").iterdir()), "the files were sent there"

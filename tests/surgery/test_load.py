@@ -453,8 +453,8 @@ ODD: list[dict[str, object]] = [
     *({"drop_rate": value} for value in (2.0, "x")),
     *({"drop_path_rate": value} for value in (1.5, -1, "x")),
     *({"norm_layer": value} for value in ("batchnorm2d", "layernorm2d")),
-    {"global_pool": "map"}, {"global_pool": ""}, {"class_token": False}, {"reg_tokens": -1}, {"pos_embed": "rope"},
-    {"weight_init": "zz"}, {"block_fn": "x"}, {"attn_layer": "xx"}, {"init_values": "a"}, {"use_naflex": True}, {"self": 1},
+    {"global_pool": ""}, {"class_token": False}, {"reg_tokens": -1}, {"pos_embed": "rope"},
+    {"weight_init": "zz"}, {"block_fn": "x"}, {"attn_layer": "xx"}, {"init_values": "a"}, {"self": 1},
     {"model_name": "x"}, {"model_cfg": 1}, {"kwargs_filter": ["depth"]}, {"device": "meta"}, {"pruned": True}, {"": 1},
 ]  # fmt: skip
 

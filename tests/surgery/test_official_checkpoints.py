@@ -12,7 +12,7 @@ import torch
 from builders import TINY, dense_model
 from torch import Tensor
 
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, ModelError
 from toolchain.recipe import ModelSection
 from toolchain.surgery.load import Loaded, load_dense
 
@@ -104,6 +104,30 @@ def test_dinov2_with_a_gated_mlp(tmp_path):
         k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in official_dinov2(state).items()
     }
     assert is_that(loaded(tmp_path, official, "vit_giant_patch14_dinov2", **kwargs), state)
+
+
+def test_swin(tmp_path):
+    """The paper's repository halves the grid where a stage ends, calls its classifier "head", and keeps what it computes."""
+    kwargs = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    state = dense_model("swin_tiny_patch4_window7_224", num_classes=5, **kwargs).module.state_dict()
+    official = {
+        name.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): tensor
+        for name, tensor in state.items()
+    }
+    official["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.long)
+    torch.save({"model": official}, tmp_path / "a.pth")
+    section = ModelSection(name="swin_tiny_patch4_window7_224", checkpoint=str(tmp_path / "a.pth"))
+
+    def with_kwargs(**changes: object) -> Loaded:
+        return load_dense(section.model_copy(update={"kwargs": {**kwargs, "num_classes": 5, **changes}}))
+
+    assert is_that(with_kwargs(), state)
+    assert "head.fc.weight, head.fc.bias) were left out: the model has no classifier" in notes(
+        with_kwargs(num_classes=0)
+    )
+    assert "were resampled from 49 to 225 rows" in notes(with_kwargs(window_size=8))
+    with pytest.raises(ModelError, match=r"has 5 classes, the model 7"):
+        with_kwargs(num_classes=7)
 
 
 DECODER = {

@@ -324,7 +324,7 @@ def test_a_recipe_finds_the_folder_from_where_it_lies_and_its_digest_does_not(fo
     [
         (
             {"model_type": "llama"},
-            r"of model_type 'llama', which is not supported; known: vit, deit, .*, swin, swinv2$",
+            r"of model_type 'llama', which is not supported; known: vit, vit_mae, deit, .*, swin, swinv2$",
         ),
         ({"architectures": ["ViT"]}, r"names no timm architecture \(it is one of transformers\)"),
         ({"a": 1}, "names no timm architecture$"),

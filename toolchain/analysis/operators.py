@@ -31,7 +31,7 @@ from toolchain.on_device.runner import (
     pin,
 )
 from toolchain.progress import SILENT, Progress
-from toolchain.targets import NodeTime, Profiled, get_target
+from toolchain.targets import NodeTime, Profiled, get_target, named
 
 COSTLIEST = 5
 
@@ -124,7 +124,8 @@ def profile_operators(
     runtime = device_for(target).runtime
     where = get_target(runtime)
     if not isinstance(where, Profiled):
-        raise TargetUnavailable(runtime, "its nodes cannot be profiled here; those of ort-cpu and openvino-cpu can")
+        able = named(lambda target: isinstance(target, Profiled))
+        raise TargetUnavailable(runtime, f"its nodes cannot be profiled here; those of {able} can")
     where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")

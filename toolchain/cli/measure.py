@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from toolchain.artifacts import open_artifact
-from toolchain.cli.options import JsonFlag, ShapeOption, numbers
+from toolchain.cli.options import FactsFile, JsonFlag, ShapeOption, numbers, write_result
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
-from toolchain.export.accuracy import FeatureEvaluation, accuracy_of, features_of
+from toolchain.export.accuracy import accuracy_of, features_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.preparation import Preparation
 from toolchain.outputs import FEATURES
@@ -52,13 +53,16 @@ def evaluate(
     crop_pct: CropOption = None,
     interpolation: InterpolationOption = "",
     input_shape: ShapeOption = "",
+    out: FactsFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Top-1 accuracy of a model folder or an ONNX file, with counts; of features, what their neighbours know, and their error."""
     asked, shape = _preparation(mean, std, crop_pct, interpolation), numbers(input_shape, "--input-shape")
     if reference is not None or open_artifact(path).output in FEATURES:
         judged = features_of(path, data, split, reference=reference, asked=asked, input_shape=shape)
-        _tell_features(judged, {"path": str(path), "data": data, "split": split}, json_=json_)
+        features = {"features": judged.features.model_dump(mode="json"), "notes": list(judged.notes)}
+        lines = [*features_lines(judged.features), *judged.notes]
+        _show({"path": str(path), "data": data, "split": split, **features}, lines, out, json_=json_)
         return
     evaluation = accuracy_of(path, data, split, classes=classes, asked=asked, input_shape=shape)
     accuracy = evaluation.accuracy
@@ -71,19 +75,17 @@ def evaluate(
         "total": accuracy.total,
         "notes": list(evaluation.notes),
     }
+    headline = f"{accuracy.accuracy:.4f}  ({accuracy.wrong} wrong of {accuracy.total}, {data} {split})"
+    _show(facts, [headline, *evaluation.notes], out, json_=json_)
+
+
+def _show(facts: Mapping[str, object], lines: Sequence[str], out: Path | None, *, json_: bool) -> None:
+    """Writes the facts where they were asked for, and prints them as JSON or as lines."""
+    write_result(facts, out)
     if json_:
         print_json(facts)
         return
-    line(f"{accuracy.accuracy:.4f}  ({accuracy.wrong} wrong of {accuracy.total}, {data} {split})")
-    for note in evaluation.notes:
-        line(note)
-
-
-def _tell_features(judged: FeatureEvaluation, facts: dict[str, str], *, json_: bool) -> None:
-    if json_:
-        print_json({**facts, "features": judged.features.model_dump(mode="json"), "notes": list(judged.notes)})
-        return
-    for text in (*features_lines(judged.features), *judged.notes):
+    for text in lines:
         line(text)
 
 
@@ -100,6 +102,7 @@ def parity(
         float | None,
         typer.Option(min=-1.0, max=1.0, help="Bound on the cosine of every image, in place of what precisions allow."),
     ] = None,
+    out: FactsFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """Whether two artifacts are one and the same model, as their precisions allow; exit 3 if they are not."""
@@ -107,11 +110,8 @@ def parity(
     asked = _preparation(mean, std, crop_pct, interpolation)
     agreement = parity_of(a, b, data, tolerance, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
     rung = agreement.rung
-    if json_:
-        print_json({**rung.to_dict(), "notes": list(agreement.notes)})
-    else:
-        for text in (str(rung), *agreement.notes):
-            line(text)
+    facts = {**rung.to_dict(), "notes": list(agreement.notes)}
+    _show(facts, [str(rung), *agreement.notes], out, json_=json_)
     if rung.verdict == "not_run":
         raise ParityError(f"{a} and {b} were compared and not judged: {rung.reason}")
     require([rung])

@@ -44,6 +44,7 @@ TauOption = Annotated[float | None, typer.Option(min=0.001, max=0.5, help="Toler
 OutFile = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the result with its raw samples here.")
 ]
+FactsFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the result here.")]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from toolchain.cli.options import (
 )
 from toolchain.cli.screen import Screen, print_facts, print_json
 from toolchain.cost import trace
+from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.agreement import noise
 from toolchain.export.engine import BuildEngine
@@ -70,7 +71,7 @@ from toolchain.report.tables import finetune_line
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
-from toolchain.targets import EngineBuild
+from toolchain.targets import EngineBuild, Refittable, named
 from toolchain.training.processes import require_one, together
 from toolchain.training.stages import Finetune, require_teacher
 
@@ -101,10 +102,10 @@ def compress(
     check_replaceable(out, MODEL_FILES)
     job = prepare(Recipe.load(recipe, set_ or ()), fetch=False)
     dense = _open_for(job, folder, TimmModel)
-    with Screen() as screen:
+    with Screen() as screen, Devices() as devices:
         screen.stage("compress")
         progress = Progress(screen)
-        latency = latency_of(clocks(job, dense, progress))
+        latency = latency_of(clocks(job, dense, devices, progress))
         dense = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
         compressed = compress_model(job, dense, latency, progress=progress)
     masked, allocation = compressed.artifact, compressed.facts
@@ -202,7 +203,7 @@ def export(
 def engine(
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
     out: OutOption,
-    target: Annotated[str, typer.Option(help="trt-rtx, trt or openvino-cpu.")] = "trt-rtx",
+    target: Annotated[str, typer.Option(help=f"{named(lambda each: bool(each.builds), 'or')}.")] = "trt-rtx",
     compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
     batch: Annotated[tuple[int, int, int], typer.Option(help="min opt max of the optimization profile.")] = (1, 1, 8),
     strip: Annotated[
@@ -256,7 +257,7 @@ def refit(
     ],
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file that it was built from.")],
     out: OutOption,
-    target: Annotated[str, typer.Option(help="trt-rtx or trt.")] = "trt-rtx",
+    target: Annotated[str, typer.Option(help=f"{named(lambda each: isinstance(each, Refittable), 'or')}.")] = "trt-rtx",
     json_: JsonFlag = False,
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from toolchain.compress.choices import Budget, Costs, Key
 from toolchain.compress.problem import Problem
-from toolchain.compress.solver import Candidate, Damages, choose, narrowest
+from toolchain.compress.solver import Candidate, Damages, narrowest
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths
 from toolchain.errors import BudgetError
 from toolchain.plan import CompressionPlan
@@ -157,7 +157,7 @@ class Allocation:
         return Allocation(
             problem,
             Settled(problem.uniform, problem.costs),
-            learned=problem.method.section.allocation != "uniform",
+            learned=problem.method.weighs or problem.method.allocation.over_layers,
         )
 
     @property
@@ -253,14 +253,15 @@ def allocate(problem: Problem, candidates: Sequence[Candidate] = (), check: Chec
         BudgetError: as `settle`.
     """
     planned, choices, budget = Allocation.uniform(problem), problem.choices, problem.budget
+    weigh = problem.method.allocation.weigh
     if problem.by_global_scores:
         return planned
 
     def pick(costs: Costs) -> Widths:
         uniform = problem.uniform_at(costs)
         # A budget below the narrowest widths that were measured leaves little to choose: all layers shrink alike.
-        if candidates and budget.met_by(costs.of(narrowest(candidates, choices))):
-            return choose(candidates, choices, costs, budget, uniform)
+        if weigh is not None and candidates and budget.met_by(costs.of(narrowest(candidates, choices))):
+            return weigh(candidates, choices, costs, budget, uniform)
         return uniform
 
     settled = settle(pick, problem.costs, budget, check)

@@ -92,7 +92,7 @@ def betas_for(section: CompressSection, macs: int, images: int) -> tuple[float, 
 def damage_share(problem: Problem, images: int) -> float:
     """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
     section, macs, sites = problem.method.section, problem.shape.macs, len(problem.sites)
-    if section.allocation != "solver" or not sites:
+    if not problem.method.weighs or not sites:
         return 0.0
     how = effort(macs, sites)
     damage = 2 * images + min(how.images, IMAGES[1]) * _passes(len(how.shares), how.anchors, sites)

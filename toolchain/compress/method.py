@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from toolchain.compress.criteria import CRITERIA, Criterion
 from toolchain.compress.factorisations import FACTORISATIONS, Factorisation
+from toolchain.compress.solver import ALLOCATIONS, Allocator
 from toolchain.cost import RANK
 from toolchain.data import DataSource
 from toolchain.errors import RecipeError
 from toolchain.model import TimmModel
 from toolchain.recipe import CompressSection
 
-ALLOCATIONS = ("uniform", "global", "solver")
 NONE = "none"
 HIDDEN, HEAD_DIM = "mlp_hidden", "head_dim"
 UNITS = (HIDDEN, HEAD_DIM, RANK)
@@ -66,15 +66,17 @@ class Method:
         attention = _either(each.name for each in FACTORISATIONS.values() if each.factorise is None)
         neurons = _either(each.name for each in CRITERIA.values() if each.score is None)
         weights_alone = self.factorisation is not None and self.factorisation.factorise is not None
-        if section.allocation == "solver" and (self.scored or weights_alone):
+        if self.weighs and (self.scored or weights_alone):
+            others = _either(name for name, each in ALLOCATIONS.items() if each.weigh is None)
             raise RecipeError(
-                f"compress.allocation = 'solver' weighs closed-form reductions: it goes with attention {attention} or 'none' "
-                f"and neurons {neurons} or 'none', not with {names}; use 'uniform' or 'global'"
+                f"compress.allocation = {section.allocation!r} weighs closed-form reductions: it goes with attention {attention} "
+                f"or 'none' and neurons {neurons} or 'none', not with {names}; use {others}"
             )
-        if section.allocation == "global" and not self.scored and self.criterion is not None:
+        if self.allocation.over_layers and not self.scored and self.criterion is not None:
+            others = _either(name for name, each in ALLOCATIONS.items() if not each.over_layers)
             raise RecipeError(
-                f"compress.allocation = 'global' compares scores of neurons over layers, which {section.neurons!r} does "
-                "not give; use 'solver' or 'uniform'"
+                f"compress.allocation = {section.allocation!r} compares scores of neurons over layers, which "
+                f"{section.neurons!r} does not give; use {others}"
             )
         for name in () if self.closed_attention or self.closed_neurons else SWITCHES:
             if not getattr(section, name):
@@ -82,6 +84,16 @@ class Method:
                     f"compress.{name} = false has nothing to switch off: it goes with attention {attention}, or neurons "
                     f"{neurons}, not with {names}; remove it"
                 )
+
+    @property
+    def allocation(self) -> Allocator:
+        """How widths are decided."""
+        return ALLOCATIONS[self.section.allocation]
+
+    @property
+    def weighs(self) -> bool:
+        """Whether that is by measured damage."""
+        return self.allocation.weigh is not None
 
     @property
     def scored(self) -> bool:

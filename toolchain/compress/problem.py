@@ -111,8 +111,7 @@ class Problem:
     @property
     def by_global_scores(self) -> bool:
         """Whether widths follow from scores over all layers."""
-        allocation = self.method.section.allocation
-        return allocation == "global" and any(group.unit == HIDDEN for group in self.choices.groups)
+        return self.method.allocation.over_layers and any(group.unit == HIDDEN for group in self.choices.groups)
 
     def sites_of(self, widths: Mapping[Key, int]) -> list[Site]:
         """The sites that the closed form cuts to some widths."""

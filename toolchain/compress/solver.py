@@ -15,6 +15,7 @@ from torch import Tensor
 from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
 from toolchain.cost import RANK, Widths
 from toolchain.families import Factorizable
+from toolchain.registry import Registry
 
 Worth = Callable[[Key, int, int], float]
 """What widening a unit from one width to another is worth; more is done first."""
@@ -287,3 +288,30 @@ def _knapsack(
     return (
         None if solution.x is None else {c.key: c.kept for c, x in zip(candidates, solution.x, strict=True) if x > 0.5}
     )
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """A way to decide how wide each layer stays.
+
+    Attributes:
+        name: in recipes, as `compress.allocation`.
+        weigh: (what measured widths of every site do to the output, choices, costs, budget, the uniform widths) → widths within
+            the budget; None where all layers shrink alike.
+        over_layers: whether scores of neurons, compared over all layers, redistribute what stays of them.
+    """
+
+    name: str
+    weigh: Callable[[Sequence[Candidate], Choices, Costs, Budget, Widths], Widths] | None = None
+    over_layers: bool = False
+
+
+ALLOCATIONS: Registry[Allocator] = Registry(
+    "allocation",
+    "slimvit.allocations",
+    {
+        "uniform": Allocator("uniform"),
+        "global": Allocator("global", over_layers=True),
+        "solver": Allocator("solver", weigh=choose),
+    },
+)

@@ -66,7 +66,7 @@ class Compress:
             RecipeError, BudgetError: as `Problem.require_latency` and `allocate`.
         """
         problem.require_latency()
-        if problem.method.section.allocation != "solver" or not problem.sites:
+        if not problem.method.weighs or not problem.sites:
             return allocate(problem, (), self.check), None
         teacher = teacher_for(problem, self.source)
         progress = self.progress.part(0.0, self._damage_share(problem) or 1.0)
@@ -87,7 +87,7 @@ class Compress:
         add_masks(module, plan, dense.groups)
         scores = self._scores(problem, module)
         module, threshold, settled = baked(module), 0.0, None
-        if method.section.allocation == "global":
+        if method.allocation.over_layers:
             settled, threshold = self._redistributed(problem, hidden, scores, widths)
             widths = settled.widths
         kept = {**closed, **_highest(problem, scores, widths, threshold)}

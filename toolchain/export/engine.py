@@ -21,7 +21,7 @@ from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung, require
 from toolchain.recipe import EngineSection
-from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target
+from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target, named
 
 log = logging.getLogger(__name__)
 INT8 = "INT8"
@@ -115,9 +115,8 @@ class BuildEngine:
             options = replace(options_of(self.section), input_shape=self.input_shape)
             return target.build(onnx_file, folder, options)
         if not isinstance(target, Refittable):
-            raise RecipeError(
-                f"engines of {self.target} have their weights; only those of trt and trt-rtx are stripped"
-            )
+            stripped = named(lambda each: isinstance(each, Refittable))
+            raise RecipeError(f"engines of {self.target} have their weights; only those of {stripped} are stripped")
         return target.refit(self.stripped, onnx_file, folder)
 
     def _require_precision(self, given: OnnxFile, built: EngineBuild) -> None:

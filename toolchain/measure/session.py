@@ -12,7 +12,7 @@ from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError
 from toolchain.measure.experiment import Experiment
 from toolchain.measure.samples import ColdStart, Session, Strict, explain
-from toolchain.on_device.runner import Samples, Schedule
+from toolchain.on_device.runner import Samples
 from toolchain.progress import Progress
 
 R = TypeVar("R", bound=Strict)
@@ -28,12 +28,7 @@ def sessions_of(experiment: Experiment, measurer: Measurer, progress: Progress) 
     for index in range(design.sessions * design.looks):
         label = ", ".join(filter(None, [progress.label, f"session {index + 1}"]))
         part = progress.part(design.share(index), design.share(index + 1), label)
-        yield session_of(experiment.schedule(index), measurer, part)
-
-
-def session_of(schedule: Schedule, measurer: Measurer, progress: Progress) -> Session:
-    """One session; raises as `sessions_of`."""
-    return _read(Session, measurer.run(schedule, progress), f"session {schedule['session']}")
+        yield _read(Session, measurer.run(experiment.schedule(index), part), f"session {index}")
 
 
 def cold_start_of(experiment: Experiment, name: str, measurer: Measurer, progress: Progress) -> ColdStart:

@@ -26,13 +26,14 @@ from toolchain.compress.choices import Choices, Key
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.devices.device import Device, probe
 from toolchain.devices.targets_toml import named_target
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
+from toolchain.measure.comparison import require_sessions
 from toolchain.measure.experiment import Experiment, Variant, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
 from toolchain.measure.samples import Design, Workload
-from toolchain.measure.session import session_of, sessions_of
+from toolchain.measure.session import sessions_of
 from toolchain.model import IMAGE, DeployModel, TimmModel
 from toolchain.on_device.runner import calls_per_slot
 from toolchain.pipeline.cell import conditions_of
@@ -51,6 +52,8 @@ DESIGN = Design(sessions=1, blocks=21, looks=1)
 """Its blocks are the most that a session has."""
 FEWEST_BLOCKS, SESSION_S = 7, 10.0
 """A session has fewer blocks than `DESIGN`, but never fewer than these, where all would take longer than these seconds."""
+LOOK = {"sessions": 1, "blocks": 1, "looks": 1}
+"""Of the session that tells how long a call of the dense model takes."""
 CHECK_SESSIONS = 3
 """So many fresh processes check the chosen widths."""
 
@@ -120,7 +123,7 @@ def time_widths(
 
     Raises:
         ArtifactError: a variant cannot be exported or opened.
-        MeasurementError: a session failed.
+        MeasurementError: a session failed, or the machine changed between sessions.
     """
     device, workload = setting.device, setting.workload
     names = ["dense", *(f"variant{index}" for index in range(len(variants)))]
@@ -132,13 +135,18 @@ def time_widths(
             progress.at(0.5 * index / len(names), f"{setting.target}: preparing model {index + 1} of {len(names)}")
             path = _written(variant_of(dense, widths), setting, Path(folder, name))
             files[name] = Variant(path, device.runtime, signature)
-        alone = Experiment(scenario, design, {"dense": files["dense"]})
-        call_ns = session_of({**alone.schedule(0), "blocks": 1}, device.measurer, SILENT).variants["dense"].call_ns
+        look = Experiment(scenario, design.model_copy(update=LOOK), {"dense": files["dense"]})
+        (alone,) = sessions_of(look, device.measurer, SILENT)
+        call_ns = alone.variants["dense"].call_ns
         slot_s = max(design.slot_ms / 1e3, calls_per_slot(call_ns, design.slot_ms)[0] * call_ns / 1e9)
         fitting = max(FEWEST_BLOCKS, int(SESSION_S / (slot_s * len(names))))
         design = design.model_copy(update={"blocks": min(design.blocks, fitting)})
         timing = progress.part(0.5, 1.0, f"{setting.target}: timing {len(names)} models")
         sessions = list(sessions_of(Experiment(scenario, design, files), device.measurer, timing))
+    try:
+        require_sessions(sessions, design, scenario, names)
+    except ValueError as error:
+        raise MeasurementError(f"the latency of widths on {device.name}: {error}") from None
     slots = {name: [slot for session in sessions for slot in session.slots_ns(name)] for name in names}
     ratios = tuple(float(np.exp(np.median(block_log_ratios(slots[name], slots["dense"])))) for name in names[1:])
     machine = sessions[0].fingerprint.before.machine

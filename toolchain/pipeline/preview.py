@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from toolchain.compress.allocation import Allocation, allocate
 from toolchain.compress.stage import Compress
+from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
 from toolchain.model import TimmModel
 from toolchain.pipeline.job import Job, prepare
@@ -45,28 +46,29 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
     job, why = prepare(recipe, shapes_only=True), ""
     if not measure:
         return from_shapes(job)
-    allocation, dense = job.problem.method.section.allocation, job.dense
-    if allocation == "solver":
+    method, dense = job.problem.method, job.dense
+    if method.weighs:
         try:
             full = prepare(recipe)
             dense, job = _baseline(full), full
         except (DataError, ModelError, StorageError) as error:
             why = f"uniform widths; those by measured damage come later: {error}"
-    latency = latency_of(clocks(job, dense, progress))
-    problem = replace(job.problem, dense=dense).timed(latency.tables)
-    if why:
-        return Preview(job, allocate(problem, (), latency.check), why)
-    decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
-    return Preview(job, decided, LEARNED if allocation == "global" else "")
+    with Devices() as devices:
+        latency = latency_of(clocks(job, dense, devices, progress))
+        problem = replace(job.problem, dense=dense).timed(latency.tables)
+        if why:
+            return Preview(job, allocate(problem, (), latency.check), why)
+        decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
+    return Preview(job, decided, LEARNED if method.allocation.over_layers else "")
 
 
 def from_shapes(job: Job) -> Preview:
     """What shapes alone tell of a job."""
-    allocation = job.problem.method.section.allocation
-    note = LEARNED if allocation == "global" else ""
+    method = job.problem.method
+    note = LEARNED if method.allocation.over_layers else ""
     if job.recipe.budget.latency:
         note = "latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"
-    elif allocation == "solver":
+    elif method.weighs:
         note = "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
     return Preview(job, Allocation.uniform(job.problem), note)
 

@@ -59,8 +59,8 @@ def run(
     workspace = Workspace(Path(out).resolve(), resume=resume)
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
-    with workspace.open() as space:
-        under_way = Run(job, space, progress, compare)
+    with workspace.open() as space, Devices() as devices:
+        under_way = Run(job, space, devices, progress, compare)
         outcome = _carry_out(under_way, job)
         space.forget_all_but(under_way.done)
         files = [space.root / name for done in under_way.done.values() for name in done.outputs]
@@ -79,7 +79,7 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     dense = run.do(stage := Dense(run))
     dense_model = stage.model()
 
-    timers = clocks(job, dense_model, run.progress)
+    timers = clocks(job, dense_model, run.devices, run.progress)
     tables = [Table(run, timer) for timer in timers]
     for table in tables:
         run.do(table)
@@ -118,19 +118,18 @@ def _carry_out(run: Run, job: Job) -> Outcome:
 
     cells, duels = [], []
     if recipe.bench is not None:
-        with Devices() as devices:
-            for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
-                where = bench.Where(devices.get(target), batch, threads)
-                planned = [
-                    bench.Bench(run, where, "bench", precision, pair, claim)
-                    for precision, claim in parity.items()
-                    # int8 is held against fp32 as well, whether or not that is asked for
-                    if precision in precisions or int8
-                    if (pair := bench.pair(run, where, precision, built)) is not None
-                ]
-                timed = [bench.measured(run, cell) for cell in planned]
-                cells += timed
-                if len(rivals := bench.fastest_two(zip(planned, timed, strict=True), int8)) > 1:
-                    duels.append(bench.measured(run, bench.duel(*rivals)))
+        for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
+            where = bench.Where(run.devices.get(target), batch, threads)
+            planned = [
+                bench.Bench(run, where, "bench", precision, pair, claim)
+                for precision, claim in parity.items()
+                # int8 is held against fp32 as well, whether or not that is asked for
+                if precision in precisions or int8
+                if (pair := bench.pair(run, where, precision, built)) is not None
+            ]
+            timed = [bench.measured(run, cell) for cell in planned]
+            cells += timed
+            if len(rivals := bench.fastest_two(zip(planned, timed, strict=True), int8)) > 1:
+                duels.append(bench.measured(run, bench.duel(*rivals)))
     lost = {name: str(error) for name, error in run.lost.items()}
     return Outcome(dense, masked, tuned, deploy, files, engines, cells, duels, lost)

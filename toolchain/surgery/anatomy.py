@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+TRANSFORMERS = "Hugging Face transformers"
 MARKS: tuple[tuple[str, str], ...] = (
-    (r"encoder\.layer\.\d+\.attention\.|(^|\.)layer\.\d+\.attention\.q_proj", "Hugging Face transformers"),
+    (r"encoder\.layer\.\d+\.attention\.|(^|\.)layer\.\d+\.attention\.q_proj", TRANSFORMERS),
+    (r"encoder\.layers\.\d+\.(self_attn\.q_proj|blocks\.\d+\.attention)\.", TRANSFORMERS),
     (r"encoder\.layers\.encoder_layer_\d+\.", "torchvision"),
     (r"(^|\.)layers\.\d+\.(ln1|attn\.attn)\.", "mmpretrain"),
     (r"lora_[AB]\.|base_layer\.", "an adapter (LoRA) beside its base model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from toolchain.errors import ArtifactError, ModelError, SlimvitError
 from toolchain.families import Family
-from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square, others, remedy
+from toolchain.surgery.anatomy import TRANSFORMERS, Anatomy, anatomy, by, differences, is_square, others, remedy
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
@@ -133,7 +134,9 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     """
     kernel = next((tensor for name, tensor in tensors.items() if name.endswith((KERNEL, "conv1.weight"))), None)
     try:
-        state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
         stored, model = anatomy(state), anatomy(module.state_dict())
     except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
@@ -142,15 +145,15 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     grid = _grid(module)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
         stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
+    left = _left_out(tensors, state, origin)
     unused = [name for name in state if PRETRAINING.match(name) and name not in module.state_dict()]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
     patches = _patches(state, stored, model, origin)
     positions = _positions(state, stored, model, grid, origin)
     adapted = frozenset(name for name, texts in (("patch_size", patches), ("positions", positions)) if texts)
-    notes = (*_left_out(tensors, {**state, **dict.fromkeys(unused, _NOTHING)}, origin), *patches, *positions)
     if unused:
-        notes = (*notes, f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
-    notes = (*notes, *_tables(tensors, state, origin), *_numbers(state, module, origin))
+        left.append(f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
+    notes = (*left, *patches, *positions, *_tables(tensors, state, origin), *_numbers(state, module, origin))
     return Fitted(state, stored, model, adapted, notes)
 
 
@@ -204,7 +207,8 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
     if shared == 0 or result.anatomy == Anatomy():
         whose = others(list(state))
         names = f"{its} names are those of {whose}" if whose else f"{its} names are not timm's: {some(state)}"
-        raise origin.misfit(names, "save the state_dict of a timm model")
+        do = "set model.checkpoint to its folder, which holds config.json" if whose == TRANSFORMERS else ""
+        raise origin.misfit(names, do or "save the state_dict of a timm model")
     parts = [
         *([f"{it} {origin.word('lacks')} {some(missing)}"] if missing else []),
         *([f"{it} also {has} {some(unknown)}"] if unknown else []),
@@ -240,17 +244,16 @@ def left_out(names: Collection[str]) -> str:
     return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
 
 
-_NOTHING = torch.empty(0)
-
-
 def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
     """A sentence on tables of relative positions that timm's conversion resampled to another grid."""
     tables = [name for name in state if name.endswith(TABLE) and name in tensors]
-    if not any(state[name].shape != tensors[name].shape for name in tables):
+    changed = [name for name in tables if state[name].shape != tensors[name].shape]
+    if not changed:
         return []
+    old, new = (len(each[changed[0]]) for each in (tensors, state))
     text = (
-        f"The tables of relative positions of {origin.what} ({some(tables)}) were resampled to the model's grid; accuracy "
-        "can fall. model.kwargs.img_size sets the size."
+        f"The tables of relative positions of {origin.what} ({some(changed)}) were resampled from {old} to {new} rows, those "
+        "of the model's grid or window; accuracy can fall."
     )
     return [text]
 

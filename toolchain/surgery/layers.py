@@ -17,13 +17,15 @@ class Layered(nn.Module):
     Attributes:
         family: what declares its blocks.
         layers: which of them are read, in rising order.
+        normed: whether through the model's last norm, as timm's forward_intermediates(norm=True) applies it.
     """
 
     family: ClassVar[Family]
     layers: ClassVar[tuple[int, ...]]
+    normed: ClassVar[bool]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """[B, *, D] for each layer, through the model's last norm, as timm's forward_intermediates(norm=True) applies it."""
+        """[B, *, D] for each layer."""
         seen: list[Tensor] = []
         handles = [
             self.get_submodule(path).register_forward_hook(lambda _block, _given, stream: seen.append(stream))
@@ -34,7 +36,7 @@ class Layered(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return tuple(self.family.tokens(self, stream) for stream in seen)
+        return tuple(self.family.tokens(self, stream) for stream in seen) if self.normed else tuple(seen)
 
 
 def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> None:
@@ -59,16 +61,26 @@ def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> Non
     for block in reversed(unread):
         parent, _, name = block.path.rpartition(".")
         del module.get_submodule(parent)[int(name)]  # type: ignore[operator]
+    as_layered(module, family, layers)
+
+
+def as_layered(module: nn.Module, family: Family, layers: Sequence[int], *, normed: bool = True) -> None:
+    """Makes a module give the tokens after some blocks, in place; nothing of it is cut off."""
     kind = type(module)
-    module.__class__ = type(f"Layered{kind.__name__}", (Layered, kind), {"family": family, "layers": tuple(layers)})
+    known = {"family": family, "layers": tuple(layers), "normed": normed}
+    module.__class__ = type(f"Layered{kind.__name__}", (Layered, kind), known)
 
 
 def readings(module: nn.Module, family: Family) -> dict[str, Step]:
     """Path of a block → what the module's next output is made by from the stream after it, in the order of the outputs."""
     blocks = family.blocks(module)
     if isinstance(module, Layered):
-        return {blocks[index].path: family.tokens for index in module.layers}
+        return {blocks[index].path: family.tokens if module.normed else _as_it_is for index in module.layers}
     return {blocks[-1].path: family.head}
+
+
+def _as_it_is(_module: nn.Module, stream: Tensor) -> Tensor:
+    return stream
 
 
 def as_given(module: nn.Module, parts: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from toolchain.errors import RecipeError
 from toolchain.on_device.runner import Runner
 from toolchain.registry import Registry
@@ -53,6 +55,12 @@ def is_target(name: str) -> bool:
     return base in TARGETS and (not plus or plus + mode in [each.suffix for each in TARGETS[base].modes])
 
 
+def named(which: Callable[[Target], bool], last: str = "and") -> str:
+    """The names of some of the targets as words: "a, b and c"."""
+    *others, end = [name for name, target in TARGETS.items() if which(target)]
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
 __all__ = [
     "TARGETS",
     "BuildOptions",
@@ -68,4 +76,5 @@ __all__ = [
     "TargetProfile",
     "get_target",
     "is_target",
+    "named",
 ]

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.measure.comparison import Comparison
 from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
@@ -32,6 +33,7 @@ class Run:
     Attributes:
         job: the recipe, looked at whole.
         space: the run's folder.
+        devices: that it measures on.
         progress: who is told.
         compare: what times two artifacts.
         done: name → stage that was carried out or taken up, in order.
@@ -40,6 +42,7 @@ class Run:
 
     job: Job
     space: Workspace
+    devices: Devices
     progress: Progress
     compare: Compare
     done: dict[str, Done[Any]] = field(default_factory=dict)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.cost import LatencyTable
-from toolchain.devices.device import connect
-from toolchain.devices.targets_toml import named_target
+from toolchain.devices.device import Devices
 from toolchain.files import write_text
 from toolchain.measure.experiment import workload_on
 from toolchain.model import Made, TimmModel
@@ -52,17 +51,18 @@ class Table(RunStage[Nothing]):
         return LatencyTable.from_json(self.path.read_text(encoding="utf-8"))
 
 
-def clocks(job: Job, dense: TimmModel, progress: Progress) -> list[Clock]:
+def clocks(job: Job, dense: TimmModel, devices: Devices, progress: Progress) -> list[Clock]:
     """What times the widths of a dense model: one clock for each target or device on which the budget limits latency.
 
-    Batch and threads are the first of [bench]; without one, 1 and what targets.toml says of the device.
+    Batch and threads are the first of [bench]; without one, 1 and what targets.toml says of the device. In the block of
+    `devices`, sessions that an earlier run finished are taken up.
     """
     recipe = job.recipe
     batch, threads = (recipe.bench.batch[0], recipe.bench.threads[0]) if recipe.bench else (1, None)
     choices, export = job.problem.choices, recipe.export
     timers = []
     for target in recipe.budget.latency:
-        device = connect(target, named_target(target))
+        device = devices.get(target)
         setting = Setting(device, workload_on(device, batch=batch, threads=threads), export.opset, export.simplify)
         timers.append(Clock(dense, choices, setting, progress))
     return timers

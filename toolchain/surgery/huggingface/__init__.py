@@ -13,6 +13,7 @@ LAYOUTS: Registry[Layout[Any]] = Registry(
     "slimvit.huggingface",
     {
         "vit": f"{_HERE}.vit:VIT",
+        "vit_mae": f"{_HERE}.vit:VIT_MAE",
         "deit": f"{_HERE}.deit:DEIT",
         "beit": f"{_HERE}.beit:BEIT",
         "dinov2": f"{_HERE}.dinov2:DINOV2",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toolchain.surgery.huggingface.encoder import plain_vit
+from toolchain.surgery.huggingface.encoder import vit_design
 from toolchain.surgery.huggingface.layout import Design, Layout, Size, VitConfig
 from toolchain.surgery.huggingface.names import Left, joined_qkv
 from toolchain.surgery.huggingface.tower import OTHER_TOWER, tower_rules
@@ -38,12 +38,10 @@ class ClipLayout(Layout[ClipConfig]):
     )
 
     def design(self, config: ClipConfig) -> Design:
-        name, kwargs, notes = plain_vit(self, config)
-        kwargs["pre_norm"] = True
-        if config.classes:
-            kwargs |= {"global_pool": "avg", "final_norm": False}
-            notes = (*notes, "Its last norm was left out: the classifier reads the mean of the patches before it.")
-        return Design(name, kwargs, notes)
+        if not config.classes:
+            return vit_design(self, config, {"pre_norm": True})
+        note = "Its last norm was left out: the classifier reads the mean of the patches before it."
+        return vit_design(self, config, {"pre_norm": True, "global_pool": "avg", "final_norm": False}, notes=(note,))
 
     def finished(self, state: dict[str, Tensor], config: ClipConfig) -> dict[str, Tensor]:
         state = joined_qkv(state)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toolchain.surgery.huggingface.encoder import encoder_rules, plain_vit
+from toolchain.surgery.huggingface.encoder import encoder_rules, vit_design
 from toolchain.surgery.huggingface.layout import IMAGENET, Design, Layout, VitConfig
 from toolchain.surgery.huggingface.names import joined_qkv
 
@@ -27,13 +27,9 @@ class DeitLayout(Layout[VitConfig]):
     normalisation = IMAGENET
 
     def design(self, config: VitConfig) -> Design:
-        name, kwargs, notes = plain_vit(self, config)
-        if not self._has_two(config):
-            return Design(name, kwargs | {"reg_tokens": 1}, notes)
-        if config.layer_norm_eps == 1e-5:
-            notes = (*notes, *self.norm_notes(1e-5, 1e-6))
-        del kwargs["pre_norm"]
-        return Design(DISTILLED[1e-6], kwargs, notes)
+        if self._has_two(config):
+            return vit_design(self, config, names=DISTILLED)
+        return vit_design(self, config, {"reg_tokens": 1})
 
     def finished(self, state: dict[str, Tensor], config: VitConfig) -> dict[str, Tensor]:
         if not self._has_two(config) and "dist_token" in state:

@@ -5,11 +5,13 @@ Oquab et al. 2023, arXiv 2304.07193; Darcet et al. 2024, arXiv 2309.16588.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from toolchain.settings import Positive
-from toolchain.surgery.huggingface.encoder import encoder_rules, plain_vit
-from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, VitConfig, ratio
+from toolchain.surgery.huggingface.encoder import encoder_rules, vit_design
+from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, VitConfig
 from toolchain.surgery.huggingface.names import joined_qkv
 
 
@@ -64,19 +66,14 @@ class Dinov2Layout(Layout[Dinov2Config]):
         self.config = config
 
     def design(self, config: Dinov2Config) -> Design:
-        _, kwargs, notes = plain_vit(self, config.encoder)
-        del kwargs["pre_norm"]
-        if config.layer_norm_eps == 1e-5:
-            notes = (*notes, *self.norm_notes(1e-5, 1e-6))
-        if config.classes:
-            kwargs["num_classes"] = 0
-            notes = (*notes, _CLASSIFIER)
+        changes: dict[str, Any] = {"num_classes": 0}
         if config.use_swiglu_ffn:
-            kwargs["mlp_ratio"] = ratio(config.hidden, config.hidden_size)
-            kwargs["act_layer"] = "silu"
+            changes["act_layer"] = "silu"
         if config.num_register_tokens:
-            kwargs |= {"reg_tokens": config.num_register_tokens, "no_embed_class": True}
-        return Design("vit_giant_patch14_dinov2" if config.use_swiglu_ffn else "vit_base_patch14_dinov2", kwargs, notes)
+            changes |= {"reg_tokens": config.num_register_tokens, "no_embed_class": True}
+        notes = (_CLASSIFIER,) if config.classes else ()
+        names = {1e-6: "vit_giant_patch14_dinov2" if config.use_swiglu_ffn else "vit_base_patch14_dinov2"}
+        return vit_design(self, config.encoder, changes, names=names, notes=notes)
 
     def finished(self, state: dict[str, Tensor], config: Dinov2Config) -> dict[str, Tensor]:
         state = joined_qkv(state)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from toolchain.surgery.huggingface.layout import ACTIVATIONS, Layout, VitConfig, vit_kwargs
+from toolchain.surgery.huggingface.layout import ACTIVATIONS, Design, Layout, VitConfig, vit_kwargs
 from toolchain.surgery.huggingface.names import MASKED, Left, Rules
 
 POOLER = Left("features are the class token after the last norm, without the linear and tanh of transformers' pooler")
@@ -39,10 +42,26 @@ def encoder_rules(prefix: str, *more: tuple[str, str | Left]) -> Rules:
     )
 
 
-def plain_vit(layout: Layout[Any], config: VitConfig) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """(name, keyword arguments, notes) of the plain VisionTransformer with a config's sizes, norms and activation."""
-    eps = 1e-5 if config.layer_norm_eps == 1e-5 else 1e-6
+def vit_design(
+    layout: Layout[Any],
+    config: VitConfig,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    names: Mapping[float, str] = PLAIN,
+    notes: tuple[str, ...] = (),
+) -> Design:
+    """The VisionTransformer with a config's sizes, norms and activation.
+
+    Args:
+        layout: what raises if timm has no such model.
+        config: of the model.
+        changes: keyword arguments beside those that the config gives.
+        names: the constant in a norm → an architecture that has it.
+        notes: sentences beside that on the constant.
+    """
     if config.hidden_act not in ACTIVATIONS:
         raise layout.refusal(f"its activation {config.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+    eps = min(names, key=lambda eps: abs(math.log(eps / config.layer_norm_eps)))
     kwargs = vit_kwargs(config) | {"qkv_bias": config.qkv_bias, "act_layer": ACTIVATIONS[config.hidden_act]}
-    return PLAIN[eps], kwargs | {"pre_norm": False}, layout.norm_notes(config.layer_norm_eps, eps)
+    notes = (*layout.norm_notes(config.layer_norm_eps, eps), *notes)
+    return Design(names[eps], kwargs | {"pre_norm": False} | dict(changes), notes)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
@@ -82,7 +82,7 @@ class VitConfig(Config):
     num_attention_heads: Positive = 12
     intermediate_size: Positive = 3072
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     patch_size: Size = (16, 16)
     qkv_bias: bool = True
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toolchain.surgery.huggingface.encoder import plain_vit
+from toolchain.surgery.huggingface.encoder import vit_design
 from toolchain.surgery.huggingface.layout import Design, Layout, VitConfig
 from toolchain.surgery.huggingface.names import Rules, joined_qkv
 from toolchain.surgery.huggingface.tower import OTHER_TOWER, tower_rules
@@ -38,11 +38,10 @@ class SiglipLayout(Layout[SiglipConfig]):
     )
 
     def design(self, config: SiglipConfig) -> Design:
-        name, kwargs, notes = plain_vit(self, config)
         pool = "avg" if config.classes else "map" if config.vision_use_head else ""
-        if config.classes and config.vision_use_head:
-            notes = (*notes, "Its attention pooling was left out: the classifier reads the mean of the patches.")
-        return Design(name, kwargs | {"class_token": False, "global_pool": pool, "fc_norm": False}, notes)
+        note = "Its attention pooling was left out: the classifier reads the mean of the patches."
+        notes = (note,) if config.classes and config.vision_use_head else ()
+        return vit_design(self, config, {"class_token": False, "global_pool": pool, "fc_norm": False}, notes=notes)
 
     def finished(self, state: dict[str, Tensor], config: SiglipConfig) -> dict[str, Tensor]:
         state = joined_qkv(state)

@@ -1,13 +1,13 @@
-"""ViT (`ViTModel`, `ViTForImageClassification`): timm's VisionTransformer.
+"""ViT (`ViTModel`, `ViTForImageClassification`) and the encoder of MAE (`ViTMAEModel`): timm's VisionTransformer.
 
-Dosovitskiy et al. 2021, arXiv 2010.11929.
+Dosovitskiy et al. 2021, arXiv 2010.11929; He et al. 2022, arXiv 2111.06377.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from toolchain.surgery.huggingface.encoder import encoder_rules, plain_vit
+from toolchain.surgery.huggingface.encoder import encoder_rules, vit_design
 from toolchain.surgery.huggingface.layout import Design, Layout, VitConfig
 from toolchain.surgery.huggingface.names import joined_qkv
 
@@ -19,10 +19,11 @@ class VitLayout(Layout[VitConfig]):
     rules = encoder_rules("vit")
 
     def design(self, config: VitConfig) -> Design:
-        return Design(*plain_vit(self, config))
+        return vit_design(self, config)
 
     def finished(self, state: dict[str, Tensor], config: VitConfig) -> dict[str, Tensor]:  # noqa: ARG002
         return joined_qkv(state)
 
 
 VIT = VitLayout("vit")
+VIT_MAE = VitLayout("vit_mae")
