@@ -141,9 +141,14 @@ BLOCKS: dict[str, dict[str, object]] = {
 }
 """Every other block and way out, as changes of `TINY`."""
 
+NEWER = {"refining pool": hasattr(timm.layers, "AttentionPoolPrr")}
 STRUCTURES = {
     **VARIANTS,
-    **{case: form for case, form in BLOCKS.items() if "name" not in form or timm.is_model(str(form["name"]))},
+    **{
+        case: form
+        for case, form in BLOCKS.items()
+        if timm.is_model(str(form.get("name", "vit_tiny_patch16_224"))) and NEWER.get(case, True)
+    },
 }
 """Every structure of every family."""
 

@@ -68,8 +68,10 @@ class ColumnarFamily(Family):
         narrow(model)
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        height, width = model.get_submodule("patch_embed").img_size  # type: ignore[misc]
-        return int(model.in_chans), int(height), int(width)  # type: ignore[arg-type]
+        patches = model.get_submodule("patch_embed")
+        height, width = patches.img_size  # type: ignore[misc]
+        first = next(each for each in patches.modules() if isinstance(each, nn.Conv2d))
+        return first.in_channels, int(height), int(width)
 
     def patch_size(self, model: nn.Module) -> tuple[int, int] | None:
         patches = model.get_submodule("patch_embed")

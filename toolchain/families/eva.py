@@ -13,7 +13,7 @@ from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.blocks import Context, Layer, blocks, plain_layers, rigid_part
+from toolchain.families.blocks import Context, Layer, blocks, linear, plain_layers, rigid_part
 from toolchain.families.columnar import ColumnarFamily
 
 LINEARS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
@@ -44,11 +44,16 @@ def eva_layers(block: nn.Module, path: str, context: Context, *, rotary: bool) -
 
 
 def separate_biases(model: nn.Module) -> None:
-    """EvaAttention with a fused, biased qkv reads its weight past the module, unless the bias is added separately."""
+    """EvaAttention with a fused, biased qkv reads its weight past the module, unless the bias is added separately.
+
+    Older timm does not say how wide its heads are.
+    """
     for _, block in blocks(model):
         attention = getattr(block, "attn", None)
         if isinstance(attention, EvaAttention):
             attention.qkv_bias_separate = True
+            if not hasattr(attention, "head_dim"):
+                attention.head_dim = linear(attention, "proj").in_features // attention.num_heads
 
 
 class EvaFamily(ColumnarFamily):

@@ -44,7 +44,7 @@ class NaFlexFamily(VitFamily):
         if size is None and grid is not None:
             size = tuple(count * step for count, step in zip(grid, embeds.patch_size, strict=True))
         height, width = size or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
-        return int(model.in_chans), int(height), int(width)  # type: ignore[arg-type]
+        return int(embeds.in_chans), int(height), int(width)
 
     def patch_size(self, model: nn.Module) -> tuple[int, int] | None:
         embeds = model.get_submodule("embeds")
