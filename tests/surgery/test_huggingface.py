@@ -34,6 +34,7 @@ DINO = {**WIDE, "image_size": 32, "patch_size": 8}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 8}
 TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 BOTH = {"vision_config": VIT, "text_config": TEXT}
+ANY_SHAPE = {"vision_config": {**TOWER, "patch_size": 8, "num_patches": 16}, "text_config": TEXT}
 SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 FIVE = {"num_labels": 5}
 TABLES = {"use_relative_position_bias": True, "use_absolute_position_embeddings": True}
@@ -90,6 +91,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SigLIP, classes": ("SiglipForImageClassification", "SiglipConfig", {**BOTH, **FIVE}),
     "SigLIP, no pooling": ("SiglipVisionModel", "SiglipVisionConfig", {**VIT, "vision_use_head": False}),
     "SigLIP 2, any shape": ("Siglip2VisionModel", "Siglip2VisionConfig", {**TOWER, "patch_size": 8, "num_patches": 16}),
+    "SigLIP 2, whole": ("Siglip2Model", "Siglip2Config", ANY_SHAPE),
+    "SigLIP 2, classes": ("Siglip2ForImageClassification", "Siglip2Config", {**ANY_SHAPE, **FIVE}),
     "Swin": ("SwinForImageClassification", "SwinConfig", {**SWIN, **FIVE}),
     "Swin, bare": ("SwinModel", "SwinConfig", SWIN),
     "Swin 2": ("Swinv2ForImageClassification", "Swinv2Config", {**SWIN, **FIVE}),
@@ -132,10 +135,12 @@ def images(size: Sequence[int] = (32, 32)) -> Tensor:
 @torch.no_grad()
 def expected(model: nn.Module, case: str, x: Tensor) -> Tensor:
     """What a layout says that the model gives: logits, or features, or tokens."""
-    if case == "SigLIP 2, any shape":
+    if case.startswith("SigLIP 2"):
         pixels = x.reshape(-1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(len(x), 16, -1)
         shapes, mask = torch.tensor([[4, 4]] * len(x)), torch.ones(len(x), 16)
-        return model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes).pooler_output
+        tower = getattr(model, "vision_model", model) if case == "SigLIP 2, whole" else model
+        out = tower(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+        return out.logits if hasattr(out, "logits") else out.pooler_output
     if "ForImageClassification" in type(model).__name__:
         return model(x).logits
     if case == "MAE":
@@ -537,7 +542,7 @@ def test_inspect_describes_a_folder(tmp_path, capsys):
 def test_every_layout_has_a_case():
     """Kind: a line in the registry that nothing holds against transformers."""
     kinds = {hf_config(case).model_type for case in CASES}
-    assert set(LAYOUTS) - kinds == {"siglip2"}  # a whole SigLIP 2, whose tower is that of siglip2_vision_model
+    assert set(LAYOUTS) == kinds
 
 
 def hf_config(case: str) -> Any:

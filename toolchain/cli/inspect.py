@@ -41,7 +41,7 @@ def inspect(
 
 def _inspect(path: Path) -> Mapping[str, object]:
     if (path / "report.json").is_file():
-        keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
+        keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
     if is_folder(path):
         return checkpoint_facts(path)

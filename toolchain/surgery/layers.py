@@ -15,28 +15,30 @@ class Layered(nn.Module):
     """What a model's class is mixed with so that it gives the tokens after some blocks; like a parametrization of torch's.
 
     Attributes:
-        family: what declares its blocks.
-        layers: which of them are read, in rising order.
-        normed: whether through the model's last norm, as timm's forward_intermediates(norm=True) applies it.
+        layered_family: what declares its blocks.
+        layered_blocks: which of them are read, in rising order.
+        layered_normed: whether through the model's last norm, as timm's forward_intermediates(norm=True) applies it.
     """
 
-    family: ClassVar[Family]
-    layers: ClassVar[tuple[int, ...]]
-    normed: ClassVar[bool]
+    layered_family: ClassVar[Family]  # names that no model of timm's has: Swin has stages that are called layers
+    layered_blocks: ClassVar[tuple[int, ...]]
+    layered_normed: ClassVar[bool]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """[B, *, D] for each layer."""
         seen: list[Tensor] = []
         handles = [
             self.get_submodule(path).register_forward_hook(lambda _block, _given, stream: seen.append(stream))
-            for path in readings(self, self.family)
+            for path in readings(self, self.layered_family)
         ]
         try:
             self.forward_features(images)  # type: ignore[operator]
         finally:
             for handle in handles:
                 handle.remove()
-        return tuple(self.family.tokens(self, stream) for stream in seen) if self.normed else tuple(seen)
+        return (
+            tuple(self.layered_family.tokens(self, stream) for stream in seen) if self.layered_normed else tuple(seen)
+        )
 
 
 def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> None:
@@ -67,7 +69,7 @@ def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> Non
 def as_layered(module: nn.Module, family: Family, layers: Sequence[int], *, normed: bool = True) -> None:
     """Makes a module give the tokens after some blocks, in place; nothing of it is cut off."""
     kind = type(module)
-    known = {"family": family, "layers": tuple(layers), "normed": normed}
+    known = {"layered_family": family, "layered_blocks": tuple(layers), "layered_normed": normed}
     module.__class__ = type(f"Layered{kind.__name__}", (Layered, kind), known)
 
 
@@ -75,7 +77,8 @@ def readings(module: nn.Module, family: Family) -> dict[str, Step]:
     """Path of a block → what the module's next output is made by from the stream after it, in the order of the outputs."""
     blocks = family.blocks(module)
     if isinstance(module, Layered):
-        return {blocks[index].path: family.tokens if module.normed else _as_it_is for index in module.layers}
+        read = family.tokens if module.layered_normed else _as_it_is
+        return {blocks[index].path: read for index in module.layered_blocks}
     return {blocks[-1].path: family.head}
 
 

@@ -23,6 +23,7 @@ Rules = tuple[tuple[str, str | Left], ...]
 """(pattern of a whole name, what it is replaced by); the first that matches counts."""
 MASKED = Left("only masked pre-training reads it")
 QKV = ("query", "key", "value")
+_PART = re.compile(rf".*\.({'|'.join(QKV)})\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def convert(tensors: Mapping[str, Tensor], rules: Rules) -> Converted:
 
 def joined_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With "….query", "….key" and "….value" as one "….qkv"; a bias that only some have is zero in the others."""
-    out = {name: tensor for name, tensor in state.items() if name.split(".")[-2:-1] not in ([p] for p in QKV)}
+    out = {name: tensor for name, tensor in state.items() if not _PART.fullmatch(name)}
     for path in _attentions(state):
         parts = [state[f"{path}.{part}.weight"] for part in QKV]
         out[f"{path}.qkv.weight"] = torch.cat(parts)
