@@ -1,6 +1,9 @@
-"""Classifies pictures with an ONNX file that slimvit wrote. Needs numpy, onnxruntime and pillow; neither torch nor timm.
+"""Runs an ONNX file that slimvit wrote on pictures. Needs numpy, onnxruntime and pillow; neither torch nor timm.
 
     python infer_onnx.py model.onnx picture.png [more pictures] [--labels labels.txt] [--top 5]
+
+A classifier's largest outputs are printed with their classes. Of a model without one, the features of each picture: with
+--features FILE they are written to a .npz file, and the pictures are compared with the first by cosine.
 
 How a picture becomes the model's input is read from the file's own metadata: size, resize filter, crop, mean and std, and
 whether its EXIF orientation counts.
@@ -133,13 +136,42 @@ def read_out(values: np.ndarray, kind: str, top: int) -> list[tuple[int, dict]]:
     return [(int(index), {"probability": float(shares[index])}) for index in np.argsort(-shares)[:top]]
 
 
+def one_vector(output: np.ndarray) -> np.ndarray:
+    """[D], what stands for a picture of its output: features [1, D] as they are, of tokens [1, ..., D] the mean."""
+    return output[0].reshape(-1, output.shape[-1]).mean(axis=0, dtype=np.float64)
+
+
+def print_features(features: dict[str, dict[str, np.ndarray]], file: Path | None, *, as_json: bool) -> None:
+    """What a model without a classifier gives for each picture, and how alike the pictures are to the first."""
+    vectors = [one_vector([*outputs.values()][-1]) for outputs in features.values()]
+    vectors = [vector / np.linalg.norm(vector) for vector in vectors]
+    rows = {
+        path: {
+            "shapes": {name: list(values.shape[1:]) for name, values in outputs.items()},
+            "cosine": float(vector @ vectors[0]),
+        }
+        for (path, outputs), vector in zip(features.items(), vectors, strict=True)
+    }
+    if file is not None:
+        names = [*next(iter(features.values()))]
+        stacked = {name: np.concatenate([outputs[name] for outputs in features.values()]) for name in names}
+        np.savez(file, pictures=np.array([*features]), **stacked)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for path, row in rows.items():
+        shapes = ", ".join(f"{name} {shape}" for name, shape in row["shapes"].items())
+        print(f"{path}  {shapes}  cosine with the first {row['cosine']:.4f}")
+
+
 def main() -> None:
-    """Prints the most likely classes of each picture, or the numbers that the model gives for it."""
+    """Prints the most likely classes of each picture, the numbers that the model gives for it, or what is known of its features."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--labels", type=Path, help="a text file with one class a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
+    parser.add_argument("--features", type=Path, help="a .npz file for the features of a model without a classifier")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     asked = parser.parse_args()
 
@@ -150,6 +182,14 @@ def main() -> None:
     how = json.loads(metadata["slimvit.preprocess"])
     pixels_in = session.get_inputs()[0].type == "tensor(uint8)"
     kind = metadata.get("slimvit.output", "logits" if session.get_outputs()[0].shape[-1] > 1 else "regression")
+    if kind in ("features", "tokens", "layers"):
+        outputs = [each.name for each in session.get_outputs()]
+        features = {}
+        for path in asked.pictures:
+            values = session.run(outputs, {"image": model_input(path, how, pixels_in=pixels_in)})
+            features[str(path)] = dict(zip(outputs, values, strict=True))
+        print_features(features, asked.features, as_json=asked.json)
+        return
     names = asked.labels.read_text(encoding="utf-8").splitlines() if asked.labels else None
 
     found = {}

@@ -98,7 +98,59 @@ VARIANTS = {
     # Without the scale, a fresh head of this class hardly looks at what it is given.
     **{case: {**form, "head_init_scale": 7.0} for case, form in EVA.items() if timm.is_model(str(form["name"]))},
 }
-"""Every form of every family; some are younger than the oldest timm that is supported."""
+"""Every form of the plain blocks; some are younger than the oldest timm that is supported."""
+
+FLEXIBLE = {"img_size": None, "pos_embed_grid_size": [2, 2]}
+"""NaFlexVit's size is that of its grid of positions."""
+
+BLOCKS: dict[str, dict[str, object]] = {
+    "post-norm": {"name": "vit_base_patch16_rpn_224"},
+    "parallel": {"name": "vit_small_patch16_18x2_224", "init_values": 0.1},
+    "parallel scaling": {"name": "vit_pwee_patch16_reg1_gap_256", "qkv_bias": False},
+    "parallel scaling, normed": {"name": "vit_base_patch16_xp_224"},
+    "differential": {"name": "vit_dlittle_patch16_reg1_gap_256"},
+    "differential, parallel": {"name": "vit_dpwee_patch16_reg1_gap_256"},
+    "attention pool": {"name": "vit_base_patch16_siglip_224"},
+    "attention pool over registers": {"name": "vit_so150m_patch16_reg4_map_256"},
+    "refining pool": {"global_pool": "prr"},
+    "EVA post-norm": {
+        "name": "eva02_enormous_patch14_clip_224",
+        "head_init_scale": 7.0,
+        "img_size": 28,
+        "patch_size": 14,
+    },
+    "PE": {"name": "vit_pe_core_base_patch16_224", "head_init_scale": 7.0},
+    "EVA-02 CLIP": {"name": "eva02_base_patch16_clip_224", "head_init_scale": 7.0},
+    "relative position MLP": {"name": "vit_relpos_base_patch16_224"},
+    "relative position table, class token": {"name": "vit_relpos_base_patch16_cls_224", "rel_pos_type": "bias"},
+    "shared relative positions": {"name": "vit_srelpos_medium_patch16_224"},
+    "relative positions, post-norm": {"name": "vit_relpos_base_patch16_rpn_224"},
+    "BEiT": {"name": "beit_base_patch16_224", "head_init_scale": 7.0},
+    "BEiT shared": {
+        "name": "beit_base_patch16_224",
+        "head_init_scale": 7.0,
+        "use_rel_pos_bias": False,
+        "use_shared_rel_pos_bias": True,
+    },
+    "NaFlex": {"name": "naflexvit_base_patch16_gap", **FLEXIBLE},
+    "NaFlex pool": {"name": "naflexvit_base_patch16_siglip", **FLEXIBLE},
+    "NaFlex rotary": {"name": "naflexvit_base_patch16_gap", "rope_type": "axial", **FLEXIBLE},
+    "hybrid": {"name": "vit_tiny_r_s16_p8_224", "patch_size": 4},
+    "BEiT-3": {"name": "beit3_base_patch16_224"},
+    "AIMv2": {"name": "aimv2_large_patch14_224", "img_size": 28, "patch_size": 14},
+}
+"""Every other block and way out, as changes of `TINY`."""
+
+NEWER = {"refining pool": hasattr(timm.layers, "AttentionPoolPrr")}
+STRUCTURES = {
+    **VARIANTS,
+    **{
+        case: form
+        for case, form in BLOCKS.items()
+        if timm.is_model(str(form.get("name", "vit_tiny_patch16_224"))) and NEWER.get(case, True)
+    },
+}
+"""Every structure of every family."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -111,7 +163,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(0.5 + 0.1 * noise)
             elif name.endswith(("norm1.weight", "norm2.weight")):
                 parameter.copy_(1 + 0.1 * noise)  # zero in a fresh model with norms behind its branches
-            elif parameter.ndim == 1 or name.endswith(("bias_table", "logit_scale")):
+            elif parameter.ndim == 1 or name.endswith(("bias_table", "logit_scale", "fc1_g.weight")):
                 parameter.add_(0.1 * noise)
     return module
 
@@ -128,13 +180,13 @@ def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: obj
 
 
 def named(case: str) -> tuple[str, dict[str, object]]:
-    """(timm's name, keyword arguments) of one of `VARIANTS`, tiny."""
-    kwargs = {**(TINY_SWIN if case in SWIN else TINY), **VARIANTS[case]}
+    """(timm's name, keyword arguments) of one of `STRUCTURES`, tiny."""
+    kwargs = {**(TINY_SWIN if case in SWIN else TINY), **STRUCTURES[case]}
     return str(kwargs.pop("name", "vit_tiny_patch16_224")), kwargs
 
 
 def variant(case: str, seed: int = 0) -> TimmModel:
-    """One of `VARIANTS`, tiny."""
+    """One of `STRUCTURES`, tiny."""
     name, kwargs = named(case)
     return dense_model(name, seed, **kwargs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Bernoulli as Coin
@@ -10,7 +12,16 @@ from torch.distributions import Normal, kl_divergence
 
 from toolchain.data import Images
 from toolchain.errors import DataError
-from toolchain.likelihood import SPREAD_FLOOR, Bernoulli, Categorical, Gaussian, likelihood_of, outputs_of
+from toolchain.likelihood import (
+    SPREAD_FLOOR,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Several,
+    Tokens,
+    likelihood_of,
+    outputs_of,
+)
 from toolchain.outputs import label_classes, output_of
 
 SPREAD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
@@ -124,3 +135,81 @@ def test_a_likelihood_looks_at_images_only_where_it_must():
     nothing = Images(lambda _: pytest.fail("an image was read"), [-1])
     assert likelihood_of("logits", model, nothing) == Categorical()
     assert likelihood_of("multi-label", model, nothing) == Bernoulli()
+
+
+# Tokens: one diagonal covariance, pooled over positions
+
+
+def tokens(seed, outliers=0.0, count=32):
+    """[images, 9, 6] around a mean, of several spreads; some of them very far away, all in one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.tensor([0.1, 0.5, 1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    y = 5 + spread * torch.randn(count, 9, 6, generator=generator, dtype=torch.float64)
+    far = torch.rand(count, 9, generator=generator) < outliers
+    y[far] += 100 * torch.tensor([0.0, 0, 1, 0, 1, 0], dtype=torch.float64)
+    return y, far
+
+
+def test_of_ordinary_tokens_the_divergence_is_the_mean_of_normal_distributions():
+    """In closed form: E‖(Δ/s)‖²/2 over the tokens of an image, with the spread over images and positions."""
+    y, _ = tokens(0)
+    z = y + 0.1 * tokens(1)[0]
+    likelihood = replace(Tokens.of([y]), typical=1e9)  # no token is far
+    plain = y.flatten(0, 1)
+    assert torch.allclose(Tokens.of([y]).spread, plain.std(0, correction=0), rtol=0.15)
+    distribution = (Normal(each, likelihood.spread.expand_as(each)) for each in (y, z))
+    torch.testing.assert_close(likelihood.divergence(z, y), kl_divergence(*distribution).sum(-1).mean(-1))
+
+
+def test_few_tokens_far_away_neither_widen_the_spread_nor_decide_the_divergence_nor_are_lost():
+    """Kind: DINOv2 without registers, of whose tokens a few are tens of times as large as the others."""
+    (clean, _), (y, far) = tokens(0), tokens(0, outliers=0.03)
+    assert 0 < far.sum() < 20
+    likelihood = Tokens.of([y])
+    torch.testing.assert_close(likelihood.spread, Tokens.of([clean]).spread, rtol=0.35, atol=0)
+    assert y.flatten(0, 1).std(0)[2] > 5 * likelihood.spread[2], "what it would be"
+    error = 0.05 * (y - likelihood.mean)  # each token off by the same share of itself
+    per_token = likelihood.weights(y) * (error / likelihood.spread).square().sum(-1)
+    assert per_token[far].max() < 3 * per_token[~far].mean(), "not dominating"
+    assert per_token[far].min() > 0.3 * per_token[~far].mean(), "not lost"
+
+
+def test_a_spread_in_batches_is_that_of_all_tokens():
+    y, _ = tokens(3, outliers=0.03)
+    known = Tokens.of([y])
+    torch.testing.assert_close(Tokens.of([y[:16], y[16:]]).spread, known.spread, rtol=0.2, atol=0)
+    torch.testing.assert_close(Tokens.of([y.reshape(32, 3, 3, 6)]).spread, known.spread)
+    with pytest.raises(DataError, match="tokens are the same everywhere"):
+        Tokens.of([torch.ones(4, 9, 6)])
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.03])
+def test_the_scores_of_tokens_have_the_curvature_of_their_divergence(outliers):
+    """The mean outer product of the gradients is the Hessian of the divergence, which is diagonal."""
+    y, _ = tokens(0, outliers, count=2)
+    likelihood = Tokens.of([tokens(0, outliers)[0]])
+    generator, mean = torch.Generator().manual_seed(0), torch.zeros_like(y)
+    for _ in range(2000):
+        x = y.clone().requires_grad_()
+        likelihood.score_loss(x, generator).backward()
+        mean += x.grad.square() / 2000
+    hessian = likelihood.weights(y)[..., None] / likelihood.spread.square() / y.shape[1]
+    torch.testing.assert_close(mean, hessian, rtol=0.25, atol=0)
+
+
+def test_of_several_outputs_divergence_and_curvature_are_the_means():
+    a, b = tokens(0)[0], tokens(1)[0]
+    likelihood = Several((Tokens.of([a]), Tokens.of([b])))
+    parts = [part.divergence(y + 0.1, y) for part, y in zip(likelihood.parts, (a, b), strict=True)]
+    torch.testing.assert_close(likelihood.divergence((a + 0.1, b + 0.1), (a, b)), (parts[0] + parts[1]) / 2)
+    x = a[:2].clone().requires_grad_()
+    generator, mean = torch.Generator().manual_seed(0), torch.zeros_like(x)
+    for _ in range(2000):
+        x.grad = None
+        likelihood.score_loss((x, b), generator).backward()
+        mean += x.grad.square() / 2000
+    hessian = likelihood.parts[0].weights(a[:2])[..., None] / likelihood.parts[0].spread.square() / 9 / 2
+    torch.testing.assert_close(mean, hessian, rtol=0.25, atol=0)
+    for each in (likelihood, likelihood.parts[0]):
+        with pytest.raises(TypeError, match="class labels cannot train"):
+            each.supervised(a, torch.zeros(3))

@@ -89,6 +89,51 @@ def test_outputs_that_say_nothing_cannot_pass(vacuous, said):
     assert said in result.reason
 
 
+def tokens(seed=0, positions=64):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((batch, positions, 8)).astype(np.float32) for batch in (1, 3)]
+
+
+LOOSE = replace(FP32, max_abs=None, cosine_min=0.95)
+
+
+def test_tokens_are_compared_by_image_and_by_position():
+    result = rung(tokens(), tokens())
+    assert (result.verdict, result.max_abs, result.top1_agreement) == ("pass", 0.0, None)
+    broken = tokens()
+    for each in broken:
+        each[:, 5] = each[:, 6]  # one of 64: the cosine of an image hardly feels it
+    assert rung(tokens(), broken, tolerance=LOOSE).verdict == "fail"
+    image = tokens()
+    image[1][2] = image[1][1]
+    assert rung(tokens(), image, tolerance=LOOSE).verdict == "fail"
+    blurred = [each + 0.01 for each in tokens()]
+    assert rung(tokens(), blurred, tolerance=LOOSE).verdict == "pass"
+
+
+def test_of_several_outputs_the_worst_decides():
+    def two(change):
+        return lambda images: (images[:, 0, 0, :2], change(images[:, 0]))
+
+    images = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
+    options = {"tolerance": FP32, "real_images": False}
+    same = two(lambda x: x)
+    assert compare("a", "b", same, same, images, **options).verdict == "pass"
+    assert compare("a", "b", same, two(lambda x: x[:, ::-1]), images, **options).verdict == "fail"
+    one = compare("a", "b", same, lambda x: x[:, 0], images, **options)
+    assert (one.verdict, one.reason) == ("fail", "a has 2 outputs, b 1")
+
+
+def test_little_variation_is_enough_where_the_error_is_far_smaller():
+    """A model whose LayerScales have not grown yet: what it says of an image lies in the sixth digit."""
+    rng = np.random.default_rng(0)
+    base = 3 * rng.standard_normal(7)
+    y = [base + 1e-5 * rng.standard_normal((batch, 7)) for batch in (1, 3)]
+    assert rung(y, [each + 1e-6 for each in y]).verdict == "pass"
+    same = [np.tile(base, (len(each), 1)) for each in y]  # one that ignores the image
+    assert "same for every image" in rung(y, same).reason
+
+
 def test_a_zero_row_has_cosine_zero_and_not_nan():
     got = logits()
     got[1][0] = 0.0

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolchain.compress.shrink import Shrunk, shrink
     from toolchain.compress.stage import Compress
     from toolchain.errors import SlimvitError
     from toolchain.export.engine import BuildEngine
@@ -36,6 +37,7 @@ __all__ = [
     "Finetune",
     "MaskedModel",
     "Recipe",
+    "Shrunk",
     "Slice",
     "SlicedModel",
     "SlimvitError",
@@ -49,12 +51,14 @@ __all__ = [
     "run",
     "run_stage",
     "save_model",
+    "shrink",
 ]
 
 _HOME = {
     "model": ("DeployModel", "MaskedModel", "SlicedModel", "TimmModel", "run_stage"),
     "measure.compare": ("compare",),
     "measure.samples": ("Design", "Workload"),
+    "compress.shrink": ("Shrunk", "shrink"),
     "compress.stage": ("Compress",),
     "errors": ("SlimvitError",),
     "export.engine": ("BuildEngine",),

@@ -71,7 +71,7 @@ class ModelSection(Section):
     whose tokens are the outputs, counted from 0.
     """
 
-    name: str
+    name: str = ""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str = ""
     pretrained: bool = True
@@ -101,6 +101,12 @@ class ModelSection(Section):
     def _without_absent_layers(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
         return {key: value for key, value in record.items() if key != "layers" or value}
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSection:
+        if not self.name and not self.checkpoint:
+            raise ValueError("set name to that of a timm model, or checkpoint to a Hugging Face folder, which says it")
+        return self
 
 
 class DataSection(Section):
@@ -310,8 +316,8 @@ class Recipe(Section):
             RecipeError: it is not TOML, has an unknown key, a wrong type or a value out of range.
         """
         raw = read_toml(path, "the recipe ")
-        for override in overrides:
-            _override(raw, override)
+        for each in overrides:
+            override(raw, each)
         return Recipe.from_dict(raw, base=path.parent)
 
     @staticmethod
@@ -359,7 +365,8 @@ def absolute_classes(classes: str, base: Path) -> str:
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
 
 
-def _override(raw: dict[str, object], text: str) -> None:
+def override(raw: dict[str, object], text: str) -> None:
+    """Sets one key of nested tables in place, as `--set a.b=VALUE` does; raises RecipeError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not of the form a.b=VALUE")

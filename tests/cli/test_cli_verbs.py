@@ -18,7 +18,6 @@ from builders import write_samples
 
 from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, limits
-from toolchain.cli.init import TEMPLATE
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
@@ -44,7 +43,7 @@ VERBS = [
     "evaluate",
     "parity",
 ]
-VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init"]
+VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init", "shrink"]
 
 
 @pytest.fixture
@@ -723,15 +722,47 @@ def test_the_schema_of_a_recipe_names_what_is_registered(parsed, register):
     assert "trt-rtx" in sections["EngineSection"]["properties"]["targets"]["items"]["enum"]
 
 
-def test_init_writes_a_good_recipe_once(parsed, command, tmp_path):
+def test_init_writes_a_recipe_that_fits_once(parsed, command, finished, tmp_path):
     path = tmp_path / "mine.toml"
-    assert parsed("init", path) == {"path": str(path)}
-    assert path.read_text() == TEMPLATE
+    options = "--data", "digits", "--out", path
+    assert parsed("init", finished.folder / "dense", *options) == {"path": str(path)}
     assert Recipe.load(path).compress.method == "joint"
-    assert parsed("plan", path)["ratio"]["params"] <= 0.5, "it can be planned before there are images"
+    assert json.loads((tmp_path / "recipe.schema.json").read_text()) == parsed("schema", "recipe")
+    assert parsed("plan", path, "--shapes-only")["ratio"]["params"] <= 0.5
     path.write_text("mine")
-    assert command("init", path).code == 74
+    assert command("init", finished.folder / "dense", *options).code == 74
     assert path.read_text() == "mine"
+
+
+def test_shrink_does_what_its_recipe_does(parsed, command, finished, tmp_path):
+    once, again = tmp_path / "once", tmp_path / "again"
+    line = "shrink", finished.folder / "dense", "--data", "digits", "--params", "0.6", "--set", "bench.targets=[]"
+    outcome = command(*line, "--out", once)
+    assert outcome.code == 0, outcome.err
+    assert "recipe.toml" in outcome.out
+    assert parsed("run", once / "recipe.toml", "--out", again)["ratio"]["params"] <= 0.6
+    assert bytes_of(once / "plan.json") == bytes_of(again / "plan.json")
+    (once / "recipe.toml").touch()
+    assert parsed(*line, "--out", once)["ratio"]["params"] <= 0.6, "the same line takes up the same run"
+    other = command(*line, "--macs", "0.5", "--out", once)
+    assert other.code == 74
+    assert "another recipe" in other.err
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("no/such/folder/here", 74, "there is no file or folder"),
+        ("weights.pth", 74, "there is no file weights.pth"),
+        ("resnet_fifty", 2, "did you mean"),
+        ("resnet50", 2, "is not supported"),
+    ],
+)
+def test_shrink_of_what_is_no_model(command, model, code, message):
+    outcome = command("shrink", model, "--data", "digits")
+    assert outcome.code == code
+    assert message in outcome.err
+    assert not (Path.cwd() / "runs").exists()
 
 
 # What an altered folder costs

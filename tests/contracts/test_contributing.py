@@ -13,12 +13,14 @@ from toolchain.compress.factorisations import FACTORISATIONS
 from toolchain.export.precision import PRECISIONS
 from toolchain.families import FAMILIES
 from toolchain.report.sections import SECTIONS
+from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TABLES = {
+    "LAYOUTS": LAYOUTS,
     "FAMILIES": FAMILIES,
     "CRITERIA": CRITERIA,
     "FACTORISATIONS": FACTORISATIONS,
@@ -28,7 +30,7 @@ TABLES = {
     "SECTIONS": SECTIONS,
 }
 # Files that are more than one entry: what others are built on. A floor is measured on two runtimes, each by its own runner.
-SHARED = {"targets/ort.py", "targets/openvino_cpu.py", "families/vit.py"}
+SHARED = {"targets/ort.py", "targets/openvino_cpu.py", "families/vit.py", "families/eva.py"}
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from toolchain.export.conversion import Conversion
 from toolchain.export.half import fp16
 from toolchain.export.precision import AROUND_LINEARS, Precision
 from toolchain.families import AttentionSite, Block, Branch, Factorizable, Family, UnitGroup, pre_norm
-from toolchain.families.blocks import mlp_groups
-from toolchain.families.vit import VIT
+from toolchain.families.blocks import fused_part, mlp_groups
 from toolchain.parity import Tolerance
 from toolchain.surgery.factorised import FactorisedLinear
 
@@ -105,7 +104,7 @@ class ToyFamily(Family):
     def unit_groups(self, model) -> list[UnitGroup]:
         groups: list[UnitGroup] = []
         for index, layer in enumerate(model.layers):
-            groups += VIT.attention_groups(layer.attn, f"layers.{index}.attn")
+            groups += fused_part(layer.attn, f"layers.{index}.attn").groups
             groups += mlp_groups(layer.mlp, f"layers.{index}.mlp")
         return groups
 

@@ -71,8 +71,6 @@ def test_what_is_left_alone_is_said(case):
 @pytest.mark.parametrize(
     ("name", "kwargs", "reason"),
     [
-        ("eva02_enormous_patch14_clip_224", {"depth": 1, "num_classes": 7}, r"blocks\.0 is a EvaBlockPostNorm"),
-        ("vit_pe_core_tiny_patch16_384", {"depth": 1, "num_classes": 7}, "attention pooling"),
         ("vit_small_patch16_rope_224", {"global_pool": ""}, "a row of logits per token"),
         ("vit_small_patch16_rope_224", {"depth": 0}, "the model has no blocks"),
     ],

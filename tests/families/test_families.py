@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
-from builders import VARIANTS, named, variant
+from builders import STRUCTURES, named, randomise, variant
 from torch import nn
 
 from toolchain.compress.branches import first_residual
-from toolchain.families import Branch
+from toolchain.families import Branch, adapt, family_of
 from toolchain.plan import ModelRef
 from toolchain.surgery.replay import create_dense
 
@@ -28,7 +30,7 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max())))
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_the_branches_one_after_another_are_the_model(case):
     model = variant(case)
     x = images(model.preprocess.input_size)
@@ -47,49 +49,44 @@ def test_the_branches_one_after_another_are_the_model(case):
     assert min(float(each.abs().max()) for each in added) > 1e-3, "a branch that adds nothing: vacuous"
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_what_a_branch_adds_is_what_its_last_module_gives(case):
     model = variant(case)
-    blocks = model.family.blocks(model.module)
-    entering, added = {}, {}
-    handles = []
-    for block in blocks:
-        handles.append(
-            model.module.get_submodule(block.path).register_forward_pre_hook(
-                lambda _m, args, path=block.path: entering.update({path: args[0]})
-            )
+    x = images(model.preprocess.input_size)
+    added = {}
+    handles = [
+        model.module.get_submodule(branch.added).register_forward_hook(
+            lambda _m, _i, out, name=branch.module: added.update({name: out})
         )
-        handles += [
-            model.module.get_submodule(branch.added).register_forward_hook(
-                lambda _m, _i, out, name=branch.module: added.update({name: out})
-            )
-            for branch in block.branches
-        ]
+        for branch in model.family.branches(model.module)
+    ]
+    blocks = model.family.blocks(model.module)
+    data = torch.utils.data.TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
+    (stream,) = first_residual(model.module, blocks[0].path, data)
     with torch.no_grad():
-        model.module(images(model.preprocess.input_size))
+        model.module(x)
     for handle in handles:
         handle.remove()
     with torch.no_grad():
-        for block in blocks:
-            x = entering[block.path]
-            for branch in block.branches:
-                y = branch.run(model.module, x)
-                assert agree(added[branch.module].reshape(y.shape), y)
-                x = branch.after(x, y)
+        for step in (step for block in blocks for step in block.steps):
+            if isinstance(step, Branch):
+                y = step.run(model.module, stream)
+                assert agree(added[step.module].reshape(y.shape), y)
+            stream = step(model.module, stream)
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_an_adapted_model_is_the_function_that_timm_made(case):
-    model = variant(case)
     name, kwargs = named(case)
-    fresh = timm.create_model(name, **kwargs).eval()
-    fresh.load_state_dict(model.module.state_dict(), strict=True)
-    x = images(model.preprocess.input_size)
+    fresh = randomise(timm.create_model(name, **kwargs).eval())
+    adapted = copy.deepcopy(fresh)
+    adapt(adapted)
+    size = family_of(adapted, case).input_size(adapted)
     with torch.no_grad():
-        assert agree(fresh(x), model.module(x))
+        assert agree(fresh(images(size)), adapted(images(size)))
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_every_linear_of_an_adapted_model_is_called(case):
     """What is computed past a module can be neither counted, nor looked at, nor replaced."""
     model = variant(case)
@@ -103,7 +100,7 @@ def test_every_linear_of_an_adapted_model_is_called(case):
     assert called == set(linears)
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_spans_lie_inside_their_linears_and_never_overlap(case):
     """Each position of a unit is one row or column of its own, so removing it can damage no other."""
     model = variant(case)

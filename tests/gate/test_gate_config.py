@@ -160,4 +160,4 @@ def test_one_cell_and_one_check_can_be_taken_out(tmp_path):
 def test_every_key_of_a_budget_or_relation_is_a_check():
     """Kind: a key that is read and judged by nothing."""
     keys = {*BudgetSection.model_fields, *RelationSection.model_fields}
-    assert keys == {*METRICS, "parity", "latency"}
+    assert keys == {*METRICS, "parity", "features", "latency"}

@@ -426,7 +426,15 @@ def test_distilled_weights_and_plain_models_do_not_mix(tmp_path):
 @pytest.mark.parametrize(
     ("names", "whose"),
     [
-        ("vit.encoder.layer.{}.attention.attention.query.weight", "Hugging Face transformers"),
+        (
+            "vit.encoder.layer.{}.attention.attention.query.weight",
+            "Hugging Face transformers; set model.checkpoint to its",
+        ),
+        (
+            "vision_model.encoder.layers.{}.self_attn.q_proj.weight",
+            "Hugging Face transformers; set model.checkpoint to its",
+        ),
+        ("swin.encoder.layers.{}.blocks.0.attention.self.query.weight", "Hugging Face transformers"),
         ("encoder.layers.encoder_layer_{}.ln_1.weight", "torchvision"),
         ("layer1.{}.conv1.weight", "a ResNet"),
         ("a.{}.b", "its names are not timm's"),

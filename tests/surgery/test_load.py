@@ -301,24 +301,26 @@ def test_advice_leads_to_a_model_that_loads(tmp_path, name, stored):
     assert "notes" not in load_dense(section.model_copy(update={"kwargs": {**TINY, **kwargs}})).provenance
 
 
-def test_weights_without_a_classifier_get_no_advice_to_have_none(tmp_path):
-    """Kind: advice that leads into the next refusal. A model of no classes is refused, so no message asks for one."""
+def test_weights_without_a_classifier_fit_a_model_without_one(tmp_path):
+    """A backbone is refused for a model with a classifier, with both ways out; the advice leads to a model that loads."""
     state = {name: tensor for name, tensor in weights(depth=3).items() if not name.startswith("head.")}
     path = saved(tmp_path / "a.pth", state)
     refused(
-        at(path), ArtifactError, r"no classifier \(the model: 7 classes\); use weights that have a classifier and set"
+        at(path),
+        ArtifactError,
+        r"no classifier \(the model: 7 classes\); set model\.kwargs\.depth = 3, model\.kwargs\.num_classes = 0 for its "
+        "features, or use weights that have a classifier$",
     )
-    with pytest.raises(ArtifactError) as caught:
-        load_dense(at(path))
-    assert "num_classes" not in str(caught.value)
-    assert "depth = 3" in str(caught.value)
+    kwargs = {**TINY, "depth": 3, "num_classes": 0}
+    loaded = load_dense(at(path).model_copy(update={"kwargs": kwargs}))
+    assert "notes" not in loaded.provenance
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.module.state_dict().items())
 
 
-def test_what_is_not_supported_is_no_advice(tmp_path):
-    """Kind: advice that leads into the next refusal. No family takes a model that pools by attention."""
+def test_attention_pooling_is_named_with_the_keyword_for_it(tmp_path):
     kwargs = {**TINY, "class_token": False, "global_pool": "map"}
     path = saved(tmp_path / "a.pth", timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict())
-    refused(at(path), ArtifactError, r"attention pooling yes .*; no model with attention pooling is supported$")
+    refused(at(path), ArtifactError, r'attention pooling yes .*; set .*model\.kwargs\.global_pool = "map"')
 
 
 @pytest.mark.parametrize("size", [{}, {"img_size": 48}])
@@ -451,8 +453,8 @@ ODD: list[dict[str, object]] = [
     *({"drop_rate": value} for value in (2.0, "x")),
     *({"drop_path_rate": value} for value in (1.5, -1, "x")),
     *({"norm_layer": value} for value in ("batchnorm2d", "layernorm2d")),
-    {"global_pool": "map"}, {"global_pool": ""}, {"class_token": False}, {"reg_tokens": -1}, {"pos_embed": "rope"},
-    {"weight_init": "zz"}, {"block_fn": "x"}, {"attn_layer": "xx"}, {"init_values": "a"}, {"use_naflex": True}, {"self": 1},
+    {"global_pool": ""}, {"class_token": False}, {"reg_tokens": -1}, {"pos_embed": "rope"},
+    {"weight_init": "zz"}, {"block_fn": "x"}, {"attn_layer": "xx"}, {"init_values": "a"}, {"self": 1},
     {"model_name": "x"}, {"model_cfg": 1}, {"kwargs_filter": ["depth"]}, {"device": "meta"}, {"pruned": True}, {"": 1},
 ]  # fmt: skip
 

@@ -105,6 +105,8 @@ class ModelFolder(Artifact):
             "kind": f"{record.stage} model",
             "model": record.model.name,
             "kwargs": record.model.kwargs,
+            **({} if record.model.output is None else {"output": record.model.output}),
+            **({} if not record.model.layers else {"layers": list(record.model.layers)}),
             "params": shape.params,
             "macs": shape.macs,
             "input_size": list(record.preprocess.input_size),

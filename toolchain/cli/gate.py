@@ -26,6 +26,7 @@ from toolchain.gate import (
     load_accepts,
     run_gate,
 )
+from toolchain.gate.accepts import NEVER
 from toolchain.gate.timing import timed
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
@@ -139,9 +140,9 @@ def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Chec
         raise RecipeError(f"{what}; there is nothing to accept")
     pairs = []
     for check in failing:
-        if check.name == "relation.parity":
+        if check.name in NEVER:
             raise RecipeError(
-                "a parity failure cannot be accepted; change relation.parity if the models may differ, or name another "
+                f"{NEVER[check.name]} cannot be accepted; change {check.name} if the models may differ, or name another "
                 "check by --check"
             )
         if (value := check.acceptable_up_to) is None:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from toolchain.cli.options import JsonFlag
+from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import StorageError
 from toolchain.files import write_text
+from toolchain.pipeline.draft import SCHEMA_FILE, Draft
 
-TEMPLATE = """[model]
-name = "deit_small_patch16_224"
-
-[data]
-source = "imagefolder:path/to/images"   # digits | fashion-mnist | imagefolder:PATH | images:PATH | hf:NAME | none
-
-[compress]
-method = "joint"                        # joint (no labels, no training) | hybrid | vtp | none
-
-[budget]
-params = 0.5                            # the share that is LEFT
-
-[bench]
-targets = ["ort-cpu"]
-"""
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A timm name, a hub's ORG/NAME, a checkpoint, or a folder of transformers or of timm."
+    ),
+]
+DataOption = Annotated[str, typer.Option("--data", help="A folder of pictures, or a source such as digits or hf:NAME.")]
+NameOption = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="timm's name of the model, where a checkpoint does not tell.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,10 +33,23 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.toml"), json_: JsonFlag = False
+    model: ModelArgument,
+    data: DataOption,
+    name: NameOption = "",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The recipe to write.")] = Path(
+        "recipe.toml"
+    ),
+    json_: JsonFlag = False,
 ) -> None:
-    """Write a recipe to start from; an existing file is left alone."""
-    if path.exists():
-        raise StorageError(f"{path} exists; choose another name")
-    write_text(path, TEMPLATE)
-    print_json({"path": str(path)}) if json_ else line(f"wrote {path}")
+    """Write a commented recipe that fits a model and images; an existing file is left alone."""
+    if out.exists():
+        raise StorageError(f"{out} exists; choose another name with --out")
+    write_recipe(Draft.of(model, data, {"params": 0.5}, name=name), out)
+    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {out}")
+
+
+def write_recipe(draft: Draft, path: Path) -> None:
+    """Writes a recipe, and beside it the schema that editors check it by."""
+    schema = json.dumps(schema_of("recipe"), indent=2) + "\n"
+    write_text(path.parent / SCHEMA_FILE, schema)
+    write_text(path, draft.text())

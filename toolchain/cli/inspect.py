@@ -17,6 +17,7 @@ from toolchain.files import read_json
 from toolchain.plan import CompressionPlan
 from toolchain.report.record import Report
 from toolchain.surgery.checkpoint import checkpoint_facts
+from toolchain.surgery.huggingface.folder import is_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +28,9 @@ def register(app: typer.Typer) -> None:
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="A model folder, plan.json, engine.json, an ONNX file, a checkpoint or a run's folder."),
+        typer.Argument(
+            help="A model folder, plan.json, engine.json, an ONNX file, a checkpoint, a Hugging Face folder or a run's folder."
+        ),
     ],
     json_: JsonFlag = False,
 ) -> None:
@@ -38,8 +41,10 @@ def inspect(
 
 def _inspect(path: Path) -> Mapping[str, object]:
     if (path / "report.json").is_file():
-        keys = ("tool", "synthetic", "model", "dense", "compressed", "ratio", "relative_error_increase")
+        keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
+    if is_folder(path):
+        return checkpoint_facts(path)
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
         return checkpoint_facts(path)

@@ -25,12 +25,13 @@ from toolchain.cli import (
     pipeline,
     report,
     schema,
+    shrink,
     stages,
 )
 from toolchain.errors import SlimvitError
 from toolchain.measure.samples import Design
 
-RESUMED = ("run", "plan", "bench", "gate")
+RESUMED = ("run", "shrink", "plan", "bench", "gate")
 """Verbs that keep what they finished."""
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for module in (
+    shrink,
     pipeline,
     stages,
     measure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -43,13 +43,18 @@ def schema(
     """Print a JSON schema."""
     if name not in SCHEMAS:
         raise RecipeError(f"unknown schema {name!r}; known: {', '.join(SCHEMAS)}")
-    schema_ = SCHEMAS[name].model_json_schema()
+    print_json(schema_of(name))
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON schema of one of `SCHEMAS`; that of a recipe names what is registered."""
+    document = SCHEMAS[name].model_json_schema()
     if name == "recipe":
         for section, keys in _names().items():
             for key, known in keys.items():
-                described = schema_["$defs"][section]["properties"][key]
+                described = document["$defs"][section]["properties"][key]
                 described.get("items", described)["enum"] = known
-    print_json(schema_)
+    return document
 
 
 def _names() -> dict[str, dict[str, list[str]]]:

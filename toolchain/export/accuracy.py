@@ -97,6 +97,7 @@ def features_of(
     reference: Path | None = None,
     asked: Preparation = Preparation(),  # noqa: B008 - frozen
     input_shape: tuple[int, ...] | None = None,
+    neighbours: bool = True,
 ) -> FeatureEvaluation:
     """How near the features of an artifact are to those of another, and what the neighbours of labelled images know.
 
@@ -106,6 +107,7 @@ def features_of(
         split: its split.
         reference: the artifact that is taken as right, the dense model say; None where labels alone judge.
         asked, input_shape: as in `accuracy_of`.
+        neighbours: whether they are asked, where there are labels.
 
     Raises:
         DataError: the source is unknown, does not fit, or has no labels where there is no reference either.
@@ -120,7 +122,8 @@ def features_of(
             f"the data source {data!r} has no labels, and there is nothing to hold the features of {path} against; "
             "name the dense model with --reference, or a source with labels"
         )
-    if source.labelled and split in ("train", "calibration"):
+    voting = source.labelled and neighbours
+    if voting and split in ("train", "calibration"):
         raise RecipeError(f"neighbours are looked for in train, which holds {split}: name another --split")
     with ExitStack() as stack:
         artifacts = (artifact, *(() if reference is None else (open_artifact(reference),)))
@@ -128,7 +131,7 @@ def features_of(
             tensor_call(_explained(stack.enter_context(opened_artifact(each, preprocess=preprocess)), each, judged))
             for each in artifacts
         ]
-        bank = source.split("train") if source.labelled else None
+        bank = source.split("train") if voting else None
         judge = FeatureJudge(theirs[0] if theirs else None, source.split(split), bank)
         return FeatureEvaluation(judge(ours), (*notes, *artifact.notes))
 

@@ -2,13 +2,14 @@
 
 As timm writes it, query, key and value are unbound from one tensor by a Slice and a Squeeze each, and the query is scaled
 in every call: 7 nodes a block that compute nothing. Here it is one Split, and the scale is in the weights of the query. Swin V2
-computes its bias table from coordinates in every call: here it is the table.
+and timm's RelPosMlp compute a bias table from coordinates in every call: here it is the table.
 """
 
 from __future__ import annotations
 
 import torch
 from timm.layers.attention import Attention
+from timm.layers.pos_embed_rel import RelPosMlp
 from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import nn
 
@@ -56,7 +57,7 @@ class Known(nn.Module):
 def lean(module: nn.Module) -> nn.Module:
     """The module, in eval mode, with each timm `Attention` in it made lean in place; subclasses of it are left alone.
 
-    What Swin V2's attention computes from coordinates alone is computed once.
+    What attention of Swin V2 and of relative positions computes from coordinates alone is computed once.
 
     Args:
         module: a copy that nobody else uses; its `qkv` may be `nn.Sequential` of linears.
@@ -64,6 +65,8 @@ def lean(module: nn.Module) -> nn.Module:
     for part in list(module.modules()):
         if isinstance(part, CosineAttention):
             part.cpb_mlp = Known(part.cpb_mlp(part.relative_coords_table))  # type: ignore[assignment]
+        if isinstance(part, RelPosMlp):
+            part.mlp = Known(part.mlp(part.rel_coords_log))  # type: ignore[assignment]
         if type(part) is not Attention:
             continue
         part.__class__ = LeanAttention

@@ -27,6 +27,9 @@ FAMILIES: Registry[Family] = Registry(
     {
         "vit": "toolchain.families.vit:VIT",
         "eva": "toolchain.families.eva:EVA",
+        "beit": "toolchain.families.beit:BEIT",
+        "relpos": "toolchain.families.relpos:RELPOS",
+        "naflex": "toolchain.families.naflex:NAFLEX",
         "swin": "toolchain.families.swin:SWIN",
         "swin-v2": "toolchain.families.swin:SWIN_V2",
     },

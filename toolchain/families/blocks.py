@@ -1,15 +1,19 @@
-"""What timm's columnar transformers have in common, whatever their attention: pre-norm blocks by path, MLPs, the way out."""
+"""What attentions, MLPs and the branches around them declare, whatever model of timm's they are in."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 
-from toolchain.families.base import AttentionSite, Block, Branch, Factorizable, Family, Span, UnitGroup
+from toolchain.families.base import AttentionSite, Branch, Factorizable, Span, UnitGroup, pre_norm
 
+Context = Callable[[nn.Module], Mapping[str, Tensor]]
+"""What a part of a block takes besides the stream, by name, from the model."""
 INSTEAD = "; attention can shrink by low rank"
 """What follows where head dims stay as they are."""
 
@@ -37,18 +41,6 @@ def refused_mlp(mlp: nn.Module, path: str) -> str | None:
     if type(mlp) in (Mlp, GluMlp, SwiGLU) and isinstance(mlp.fc2, nn.Linear):
         return None
     return f"{path} is a {type(mlp).__name__}; only Mlp, GluMlp and SwiGLU of linears are supported"
-
-
-def refused_output(model: nn.Module) -> str | None:
-    """Why the way from the last block to the outputs is not supported, or None."""
-    if getattr(model, "attn_pool", None) is not None:
-        return "attention pooling (global_pool 'map' or 'prr') is not supported"
-    if model.global_pool == "" and model.num_classes:
-        return (
-            "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg', or "
-            "model.kwargs.num_classes to 0 for the tokens themselves"
-        )
-    return None
 
 
 def mlp_spans(mlp: nn.Module, path: str) -> tuple[int, tuple[Span, ...]]:
@@ -83,107 +75,179 @@ def mlp_restriction(mlp: nn.Module) -> str | None:
     return None if is_identity(mlp, "norm") else "a norm over the hidden layer"
 
 
-class PreNormFamily(Family):
-    """A model of one stage, `blocks`, each a norm and attention, a norm and an MLP.
+@dataclass(frozen=True)
+class Part:
+    """What one attention, or one MLP, declares; as in `Family`."""
+
+    groups: Sequence[UnitGroup] = ()
+    linears: Sequence[Factorizable] = ()
+    restrictions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A branch with what is in it.
 
     Attributes:
-        model_type, block_type, attention_types: timm's classes; a subclass may compute something else.
-        block_words, attention_words: what is supported, for messages.
-        linears: of attention, those that may be there, in forward order; the last ends the branch.
+        branch: the branch.
+        part: what its attention or MLP declares, while all linears in it are whole.
+        site: of its attention; None for an MLP.
     """
 
-    model_type: type[nn.Module]
-    block_type: type[nn.Module]
-    attention_types: tuple[type[nn.Module], ...]
-    block_words: str
-    attention_words: str
-    linears: tuple[str, ...]
+    branch: Branch
+    part: Callable[[], Part]
+    site: AttentionSite | None = None
 
-    @abstractmethod
-    def attention_groups(self, attention: nn.Module, path: str) -> list[UnitGroup]:
-        """The units of one attention."""
 
-    @abstractmethod
-    def attention_restrictions(self, model: nn.Module, attention: nn.Module) -> list[str]:
-        """What cannot be done on one attention."""
+def site_of(attention: nn.Module, path: str, queries: int | None = None) -> AttentionSite:
+    """The site of an attention that has as many heads of values as it says, and as wide."""
+    return AttentionSite(path, int(attention.num_heads), int(attention.head_dim), queries)  # type: ignore[arg-type]
 
-    @abstractmethod
-    def block_branches(self, block: nn.Module, path: str, index: int) -> tuple[Branch, ...]:
-        """The branches of one block."""
 
-    def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, self.model_type)
+def mlp_part(mlp: nn.Module, path: str) -> Part:
+    """An MLP whose last linear is fc2."""
+    names = [name for name, child in mlp.named_children() if isinstance(child, nn.Linear)]
+    linears = [Factorizable(f"{path}.{name}", "mlp", name == "fc2") for name in names]
+    why = mlp_restriction(mlp)
+    return Part(
+        mlp_groups(mlp, path),
+        linears,
+        restrictions=[] if why is None else [f"feed-forward neurons are left alone because of {why}"],
+    )
 
-    def refuses(self, model: nn.Module) -> str | None:
-        if not self.matches(model):
-            return f"{type(model).__name__} is not a timm {self.model_type.__name__}"
-        every = list(blocks(model))
-        if not every:
-            return "the model has no blocks"
-        for path, block in every:
-            if type(block) is not self.block_type:
-                return f"{path} is a {type(block).__name__}; only {self.block_words} is supported"
-            if type(block.attn) not in self.attention_types:
-                return f"{path}.attn is a {type(block.attn).__name__}; only {self.attention_words} supported"
-            if (why := refused_mlp(block.get_submodule("mlp"), f"{path}.mlp")) is not None:
-                return why
-        return refused_output(model)
 
-    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        height, width = model.get_submodule("patch_embed").img_size  # type: ignore[misc]
-        return int(model.in_chans), int(height), int(width)  # type: ignore[arg-type]
+def attention_linears(attention: nn.Module, path: str, names: tuple[str, ...]) -> list[Factorizable]:
+    """Those of some linears that an attention has; the last ends its branch."""
+    return [Factorizable(f"{path}.{name}", "attention", name == names[-1]) for name in present(attention, names)]
 
-    def patch_size(self, model: nn.Module) -> tuple[int, int] | None:
-        patches = model.get_submodule("patch_embed")
-        rows, columns = patches.patch_size  # type: ignore[misc]
-        return None if getattr(patches, "dynamic_img_pad", False) else (int(rows), int(columns))
 
-    def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
-        groups: list[UnitGroup] = []
-        for path, block in blocks(model):
-            groups += self.attention_groups(block.get_submodule("attn"), f"{path}.attn")
-            groups += mlp_groups(block.get_submodule("mlp"), f"{path}.mlp")
-        return groups
+def fused_part(attention: nn.Module, path: str) -> Part:
+    """An attention with q, k and v in one linear `qkv`, and an output as wide as its heads together."""
+    heads, head_dim = int(attention.num_heads), int(attention.head_dim)  # type: ignore[arg-type]
+    wide, width = heads * head_dim, linear(attention, "qkv").in_features
+    readers = [Span(f"{path}.qkv", 1, 0, width)]
+    query, *others = (
+        Span(f"{path}.qkv", 0, index * wide, head_dim, role) for index, role in enumerate(("query", "key", "value"))
+    )
+    if gated := getattr(attention, "gate", None) is not None:
+        readers.append(Span(f"{path}.gate", 1, 0, width))
+        others.append(Span(f"{path}.gate", 0, 0, head_dim))
+    spans = (query, *others, Span(f"{path}.proj", 1, 0, head_dim, "output"))
+    groups = [UnitGroup(path, "attn_in", width, tuple(readers), sliceable=False)]
+    reasons = []
+    if (why := fixed_head_dim(attention)) is None:
+        groups.append(head_dim_group(attention, path, spans, mixable=not gated))
+    else:
+        reasons.append(f"head dims are left alone because of {why}{INSTEAD}")
+    if gated:
+        reasons.append(f"head dims are not factorised jointly because of a gate on the attention output{INSTEAD}")
+    groups.append(UnitGroup(path, "attn_out", wide, (Span(f"{path}.proj", 1, 0, wide),), sliceable=False))
+    linears = attention_linears(attention, path, ("qkv", "proj"))
+    return Part(groups, linears, reasons)
 
-    def factorizable(self, model: nn.Module) -> list[Factorizable]:
-        items: list[Factorizable] = []
-        for path, block in blocks(model):
-            names = present(block.get_submodule("attn"), self.linears)
-            items += [Factorizable(f"{path}.attn.{name}", "attention", name == self.linears[-1]) for name in names]
-            items += [
-                Factorizable(f"{path}.mlp.{name}", "mlp", name == "fc2")
-                for name, child in block.get_submodule("mlp").named_children()
-                if isinstance(child, nn.Linear)
-            ]
-        return items
 
-    def blocks(self, model: nn.Module) -> list[Block]:
-        every = enumerate(blocks(model))
-        return [Block(path, self.block_branches(block, path, index)) for index, (path, block) in every]
+def head_dim_group(attention: nn.Module, path: str, spans: tuple[Span, ...], *, mixable: bool = True) -> UnitGroup:
+    """The head dims of an attention; `spans` begin with those of the queries."""
+    heads = int(attention.num_heads)  # type: ignore[arg-type]
+    attrs: dict[str, Callable[[int], float]] = {"head_dim": lambda kept: kept}
+    if hasattr(attention, "attn_dim"):
+        attrs["attn_dim"] = lambda kept: heads * kept
+    attrs["scale"] = lambda kept: kept**-0.5
+    return UnitGroup(
+        path,
+        "head_dim",
+        spans[0].width,
+        spans,
+        heads,
+        attrs=attrs,
+        rescale_on_slice=spans[:1],
+        mixable=mixable,
+    )
 
-    def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        logits: Tensor = model.forward_head(model.get_submodule("norm")(x))  # type: ignore[operator]
-        return logits
 
-    def classifier(self, model: nn.Module) -> str | None:
-        return "head" if isinstance(model.get_submodule("head"), nn.Linear) else None
+def normed_heads(attention: nn.Module) -> str | None:
+    """What of queries and keys keeps head dims from shrinking, or None."""
+    plain = is_identity(attention, "q_norm") and is_identity(attention, "k_norm")
+    return None if plain else "a norm over the head dim of q and k"
 
-    def read_tokens(self, model: nn.Module) -> int | None:
-        return 1 if model.global_pool == "token" else None
 
-    def attentions(self, model: nn.Module) -> list[AttentionSite]:
-        return [
-            AttentionSite(f"{path}.attn", int(block.attn.num_heads), int(block.attn.head_dim))  # type: ignore[union-attr, arg-type]
-            for path, block in blocks(model)
-        ]
+def fixed_head_dim(attention: nn.Module) -> str | None:
+    """Why head dims cannot shrink, or None."""
+    return normed_heads(attention) or (None if is_identity(attention, "norm") else "a norm over the attention output")
 
-    def restrictions(self, model: nn.Module) -> list[str]:
-        reasons: dict[str, None] = {}
-        for _, block in blocks(model):
-            reasons |= dict.fromkeys(self.attention_restrictions(model, block.get_submodule("attn")))
-            if (why := mlp_restriction(block.get_submodule("mlp"))) is not None:
-                reasons[f"feed-forward neurons are left alone because of {why}"] = None
-        return list(reasons)
+
+def rigid_part(attention: nn.Module, path: str, why: str, names: tuple[str, ...]) -> Part:
+    """An attention whose head dims stay, of any linears that read its input, and `proj`.
+
+    Args:
+        attention, path: the attention.
+        why: what keeps its head dims, for the user.
+        names: of its linears that can be factorised, `proj` last.
+    """
+    readers = present(attention, (*names[:-1], "gate"))
+    width, wide = linear(attention, readers[0]).in_features, linear(attention, names[-1]).in_features
+    spans = tuple(Span(f"{path}.{name}", 1, 0, width) for name in readers)
+    groups = [
+        UnitGroup(path, "attn_in", width, spans, sliceable=False),
+        UnitGroup(path, "attn_out", wide, (Span(f"{path}.{names[-1]}", 1, 0, wide),), sliceable=False),
+    ]
+    reasons = [f"head dims are left alone because of {why}{INSTEAD}"]
+    return Part(groups, attention_linears(attention, path, names), reasons)
+
+
+def residual(
+    block: nn.Module, path: str, number: int, part: str, context: Context | None = None, *, post: bool = False
+) -> Branch:
+    """The branch of `part` ("attn" or "mlp") with the norm, the scale and the drop path of a number in a block.
+
+    Args:
+        block, path: the block.
+        number: 1 or 2, in the names of the parts that belong to the branch.
+        part: what the branch computes; its last linear is "proj" or "fc2".
+        context: what the part takes besides, from the model.
+        post: whether the norm comes after the part.
+    """
+    module, norm = f"{path}.{part}", f"{path}.norm{number}"
+    return Branch(
+        module,
+        f"{module}.{'proj' if part == 'attn' else 'fc2'}",
+        f"{path}.drop_path{number}",
+        pre_norm(None if post else norm, module, context),
+        scale_of(block, path, f"ls{number}", f"gamma_{number}"),
+        norm=norm if post else None,
+    )
+
+
+def scale_of(block: nn.Module, path: str, layer: str, parameter: str = "") -> str | None:
+    """The path of a LayerScale's parameter in a block, or of the block's own; None where it has none."""
+    if isinstance(getattr(block, layer, None), LayerScale):
+        return f"{path}.{layer}.gamma"
+    return f"{path}.{parameter}" if getattr(block, parameter, None) is not None else None
+
+
+def plain_layers(
+    block: nn.Module,
+    path: str,
+    context: Context | None = None,
+    *,
+    post: bool = False,
+    part: Callable[[nn.Module, str], Part] = fused_part,
+    site: Callable[[nn.Module, str], AttentionSite] = site_of,
+) -> list[Layer]:
+    """An attention, then an MLP, each with a norm before it.
+
+    Args:
+        block, path: the block.
+        context: what its attention takes besides, from the model.
+        post: whether the norms come after instead.
+        part, site: what the attention declares, from itself and its path.
+    """
+    attention, at = block.get_submodule("attn"), f"{path}.attn"
+    mlp = partial(mlp_part, block.get_submodule("mlp"), f"{path}.mlp")
+    return [
+        Layer(residual(block, path, 1, "attn", context, post=post), partial(part, attention, at), site(attention, at)),
+        Layer(residual(block, path, 2, "mlp", post=post), mlp),
+    ]
 
 
 def present(module: nn.Module, names: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,7 @@
-"""timm's Eva: pre-norm blocks whose positions are rotations of queries and keys (EVA-02, DINOv3, RoPE-ViT), or EVA without.
+"""timm's Eva: blocks whose positions are rotations of queries and keys (EVA-02, DINOv3, RoPE-ViT, PE), or EVA without.
 
-RoFormer, Su et al. 2021, arXiv 2104.09864; EVA-02, Fang et al. 2023, arXiv 2303.11331; DINOv3, arXiv 2508.10104.
+RoFormer, Su et al. 2021, arXiv 2104.09864; EVA-02, Fang et al. 2023, arXiv 2303.11331; DINOv3, arXiv 2508.10104;
+Perception Encoder, Bolya et al. 2025, arXiv 2504.13181.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 
 from timm.layers.attention import AttentionRope
-from timm.models.eva import Eva, EvaAttention, EvaBlock, checkpoint_filter_fn
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.base import Branch, Span, UnitGroup, pre_norm
-from toolchain.families.blocks import INSTEAD, PreNormFamily, blocks, linear, present
+from toolchain.families.blocks import Context, Layer, blocks, linear, plain_layers, rigid_part
+from toolchain.families.columnar import ColumnarFamily
+
+LINEARS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
 
 
 def rotation(model: nn.Module, index: int) -> Mapping[str, Tensor]:
@@ -27,7 +30,33 @@ def rotation(model: nn.Module, index: int) -> Mapping[str, Tensor]:
     return {"rope": embedding[index] if getattr(model, "rope_mixed", False) else embedding}
 
 
-class EvaFamily(PreNormFamily):
+def eva_layers(block: nn.Module, path: str, context: Context, *, rotary: bool) -> list[Layer]:
+    """The two branches of a block of timm's Eva, with the norms before or after.
+
+    Args:
+        block, path: the block.
+        context: what gives its attention the rotation.
+        rotary: whether there is one.
+    """
+    why = "rotary position embeddings" if rotary else "the fixed width of timm's EvaAttention"
+    part = partial(rigid_part, why=why, names=LINEARS)
+    return plain_layers(block, path, context, post=isinstance(block, EvaBlockPostNorm), part=part)
+
+
+def separate_biases(model: nn.Module) -> None:
+    """EvaAttention with a fused, biased qkv reads its weight past the module, unless the bias is added separately.
+
+    Older timm does not say how wide its heads are.
+    """
+    for _, block in blocks(model):
+        attention = getattr(block, "attn", None)
+        if isinstance(attention, EvaAttention):
+            attention.qkv_bias_separate = True
+            if not hasattr(attention, "head_dim"):
+                attention.head_dim = linear(attention, "proj").in_features // attention.num_heads
+
+
+class EvaFamily(ColumnarFamily):
     """Units: mlp_hidden is sliced; attn_in, attn_out and mlp_in are only zeroed; head dims stay.
 
     A rotation acts on fixed pairs of head dims of q and k, in every head and, but for RoPE-Mixed, in every block the same: none
@@ -36,42 +65,20 @@ class EvaFamily(PreNormFamily):
 
     name = "eva"
     timm_modules = ("eva",)
-    model_type, block_type, attention_types = Eva, EvaBlock, (EvaAttention, AttentionRope)
-    block_words, attention_words = "the pre-norm EvaBlock", "EvaAttention and AttentionRope are"
-    linears = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
+    model_type, attention_types = Eva, (EvaAttention, AttentionRope)
+    block_types, block_words = (EvaBlock, EvaBlockPostNorm), "EvaBlock and EvaBlockPostNorm are"
+    attention_words = "EvaAttention and AttentionRope are"
 
     def adapt(self, model: nn.Module) -> None:
-        """EvaAttention with a fused, biased qkv reads its weight past the module, unless the bias is added separately."""
-        for _, block in blocks(model):
-            if isinstance(block.attn, EvaAttention):
-                block.attn.qkv_bias_separate = True
+        super().adapt(model)
+        separate_biases(model)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         converted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model)
         return converted
 
-    def attention_groups(self, attention: nn.Module, path: str) -> list[UnitGroup]:
-        readers = present(attention, (*self.linears[:-1], "gate"))
-        width, wide = linear(attention, readers[0]).in_features, linear(attention, "proj").in_features
-        spans = tuple(Span(f"{path}.{name}", 1, 0, width) for name in readers)
-        return [
-            UnitGroup(path, "attn_in", width, spans, sliceable=False),
-            UnitGroup(path, "attn_out", wide, (Span(f"{path}.proj", 1, 0, wide),), sliceable=False),
-        ]
-
-    def block_branches(self, block: nn.Module, path: str, index: int) -> tuple[Branch, ...]:
-        def branch(number: int, part: str, last: str, **context: partial[Mapping[str, Tensor]]) -> Branch:
-            module, gamma = f"{path}.{part}", f"gamma_{number}"
-            scale = f"{path}.{gamma}" if getattr(block, gamma, None) is not None else None
-            compute = pre_norm(f"{path}.norm{number}", module, **context)
-            return Branch(module, f"{module}.{last}", f"{path}.drop_path{number}", compute, scale)
-
-        return branch(1, "attn", "proj", context=partial(rotation, index=index)), branch(2, "mlp", "fc2")
-
-    def attention_restrictions(self, model: nn.Module, attention: nn.Module) -> list[str]:  # noqa: ARG002
-        rotary = model.rope is not None
-        positions = "rotary position embeddings" if rotary else "the fixed width of timm's EvaAttention"
-        return [f"head dims are left alone because of {positions}{INSTEAD}"]
+    def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:
+        return eva_layers(block, path, partial(rotation, index=index), rotary=model.rope is not None)
 
 
 EVA = EvaFamily()

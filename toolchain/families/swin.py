@@ -20,12 +20,12 @@ from torch.nn import functional
 from toolchain.families.base import AttentionSite, Block, Branch, Factorizable, Family, UnitGroup, pre_norm
 from toolchain.families.blocks import (
     INSTEAD,
+    fused_part,
     linear,
     mlp_groups,
     refused_mlp,
-    refused_output,
 )
-from toolchain.families.vit import VIT
+from toolchain.families.pooling import refused_output
 
 LINEARS = {"attn.qkv": False, "attn.proj": True, "mlp.fc1": False, "mlp.fc2": True}
 """Those of a block, and whether they end a branch."""
@@ -116,7 +116,7 @@ class SwinFamily(Family):
     def unit_groups(self, model: nn.Module) -> list[UnitGroup]:
         groups: list[UnitGroup] = []
         for path, block in swin_blocks(model):
-            every = VIT.attention_groups(block.get_submodule("attn"), f"{path}.attn")
+            every = fused_part(block.get_submodule("attn"), f"{path}.attn").groups
             groups += [group for group in every if group.unit != "head_dim" or not self.fixed_head_dim]
             groups += mlp_groups(block.get_submodule("mlp"), f"{path}.mlp")
         return groups

@@ -17,6 +17,8 @@ from toolchain.settings import Section, explain, read_toml, tuple_of
 HEADER = """# Regressions that were accepted, written by `slimvit gate accept` and reviewed like code.
 # An entry covers one check of one cell up to `at_most`, through the day `expires`; of several, the last one counts.
 """
+NEVER = {"relation.parity": "a parity failure", "relation.features": "a failure of features"}
+"""Checks of which no entry can be written, in words: their bounds are in gate.toml."""
 Key = tuple[str, str]
 """The names of a cell and of one of its checks."""
 
@@ -35,8 +37,8 @@ class Accept(Section):
     def _is_reasoned_and_ends(self) -> Accept:
         if not self.reason.strip():
             raise ValueError(f"the accept of {self.check} in cell {self.cell!r} gives no reason")
-        if self.check == "relation.parity":
-            raise ValueError("a parity failure cannot be accepted; change relation.parity if the models may differ")
+        if self.check in NEVER:
+            raise ValueError(f"{NEVER[self.check]} cannot be accepted; change {self.check} if the models may differ")
         if self.expires < self.accepted:
             raise ValueError(f"the accept of {self.check} in cell {self.cell!r} expires before it was accepted")
         return self

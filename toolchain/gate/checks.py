@@ -1,4 +1,4 @@
-"""A check of one budget or relation, and those that need no clock: counts that may be at most a bound, and parity."""
+"""A check of one budget or relation, and those that need no clock: counts that may be at most a bound, features, and parity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Check(Strict):
     Attributes:
         name: "budget.size", "relation.latency".
         status: what came of it.
-        unit: of the numbers: "bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine".
+        unit: of the numbers: "bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine", "relative error".
         value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
         bound: what the value may be at most (a cosine: at least); None where it follows from what could not be read.
         baseline: of the baseline; None for a budget.
@@ -125,4 +125,32 @@ def parity_check(name: str, evidence: Evidence) -> Check:
         value=rung.cosine_min,
         bound=rung.tolerance.cosine_min,
         reason=" ".join([said, *evidence.agreement.notes]),
+    )
+
+
+def features_check(name: str, evidence: Evidence) -> Check:
+    """The check of the features of an artifact against those of its baseline: an error at most, a mean cosine at least."""
+    bounds, judged = evidence.cell.relation.features, evidence.features
+    assert bounds is not None
+    assert judged is not None
+    error, cosine = judged.features.error, judged.features.cosine
+    held = (bounds.error is None or (error is not None and error <= bounds.error)) and (
+        bounds.cosine is None or (cosine is not None and cosine >= bounds.cosine)
+    )
+    allowed = [
+        *([] if bounds.error is None else [f"an error of at most {bounds.error:g}"]),
+        *([] if bounds.cosine is None else [f"a cosine of at least {bounds.cosine:g}"]),
+    ]
+    shown = "not known, as the baseline's do not vary," if error is None else f"{error:.4g}"
+    said = f"The features have a relative error of {shown} and a mean cosine of {cosine:.4f} with the baseline's; allowed is "
+    said += f"{' and '.join(allowed)}."
+    advice = [] if held else ["Compress less or train longer, or loosen relation.features."]
+    by_error = bounds.error is not None
+    return Check(
+        name=name,
+        status="pass" if held else "fail",
+        unit="relative error" if by_error else "cosine",
+        value=error if by_error else cosine,
+        bound=bounds.error if by_error else bounds.cosine,
+        reason=" ".join([said, *advice, *judged.notes]),
     )

@@ -93,6 +93,22 @@ class ParityBounds(Section):
         return Tolerance(self.max_abs, self.cosine_min, self.top1_min)
 
 
+class FeatureBounds(Section):
+    """What the artifact's features may differ from the baseline's by on the images of [data]; at least one bound is given.
+
+    `error` is at most: E‖f_baseline − f‖² / E‖f_baseline − mean‖². `cosine` is at least: its mean over vectors or tokens.
+    """
+
+    error: Annotated[float, Field(gt=0)] | None = None
+    cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> FeatureBounds:
+        if self.error is None and self.cosine is None:
+            raise ValueError("features has no bound: set error, the most, or cosine, the least")
+        return self
+
+
 def _named_tolerance(value: Any) -> Any:
     """The bounds that a name stands for: "fp32"."""
     if not isinstance(value, str):
@@ -116,6 +132,7 @@ class RelationSection(Section):
     """[cell.relation]: by how much the artifact may be worse than its baseline.
 
     Size, params, nodes and latency may grow by a share of the baseline's; accuracy may fall by a share of the images.
+    Features are those of a model without a classifier.
     """
 
     size: Share | None = None
@@ -123,6 +140,7 @@ class RelationSection(Section):
     nodes: Share | None = None
     accuracy: Share | None = None
     parity: Annotated[ParityBounds, BeforeValidator(_named_tolerance)] | None = None
+    features: FeatureBounds | None = None
     latency: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
 
@@ -143,7 +161,7 @@ class BaselineSection(Section):
 
 
 class DataSection(Section):
-    """[data]: the images for accuracy and parity; with "none", parity is judged on seeded noise.
+    """[data]: the images for accuracy, features and parity; with "none", parity is judged on seeded noise.
 
     `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
     `classes` maps class folders to the model's outputs, as in a recipe.
@@ -222,6 +240,8 @@ class GateConfig(Section):
                 raise ValueError(f"cell {cell.name!r} names the unknown baseline {cell.baseline!r}; {hint}")
             if any(name.endswith(".accuracy") for name in cell.checks) and self.data.source == "none":
                 raise ValueError(f"cell {cell.name!r} asks for accuracy; set data.source to images with labels")
+            if cell.relation.features is not None and self.data.source == "none":
+                raise ValueError(f"cell {cell.name!r} asks for features; set data.source to images, labelled or not")
             bounds = cell.relation.parity
             if bounds is not None and bounds.top1_min is not None and self.data.source == "none":
                 raise ValueError(f"cell {cell.name!r} asks for top1_min, and noise has no classes; set data.source")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable
+from toolchain.export.accuracy import FeatureEvaluation
 from toolchain.export.agreement import Agreement
 from toolchain.gate.config import Cell
 from toolchain.gate.metrics import METRICS
@@ -80,6 +81,7 @@ class Evidence(Strict):
         artifact: what was read of the artifact.
         baseline: of its baseline, if it names one.
         agreement: of the outputs of both, if parity is asked for.
+        features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
         attempts: the comparison, or why there is none; a second one where the first said that the artifact is too slow.
     """
@@ -88,6 +90,7 @@ class Evidence(Strict):
     artifact: Facts
     baseline: Facts | None = None
     agreement: Agreement | None = None
+    features: FeatureEvaluation | None = None
     changes: tuple[Change, ...] | None = None
     attempts: tuple[Comparison | Missing, ...] = ()
 
@@ -141,6 +144,8 @@ class Evidence(Strict):
         bounds, rung = cell.relation.parity, self.agreement and self.agreement.rung
         if (bounds and bounds.tolerance) != (rung and rung.tolerance):
             yield "parity was not judged by what gate.toml allows"
+        if (cell.relation.features is None) != (self.features is None):
+            yield "features were asked for or judged, and not both"
         gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
         if self.changes is not None and sum(row.change for row in self.changes) != gained:
             yield f"the sizes of its parts do not sum to {gained:,} bytes"

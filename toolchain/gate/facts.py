@@ -9,7 +9,7 @@ from pathlib import Path
 from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.errors import RecipeError
-from toolchain.export.accuracy import accuracy_of
+from toolchain.export.accuracy import accuracy_of, features_of
 from toolchain.export.agreement import parity_of
 from toolchain.gate.config import Cell, DataSection, GateConfig
 from toolchain.gate.evidence import Evidence, Facts
@@ -52,6 +52,12 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         agreement = parity_of(
             baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=cell.input_shape
         )
+    features, data = None, config.data
+    if cell.relation.features is not None and baseline is not None:
+        asked, shape = data.preparation, cell.input_shape
+        features = features_of(
+            artifact, data.source, data.split, reference=baseline, asked=asked, input_shape=shape, neighbours=False
+        )
     settings = devices.settings(cell.target)
     resolved = {"threads": cell.threads or settings.threads, "affinity": cell.affinity or settings.affinity}
     return Evidence(
@@ -59,6 +65,7 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         artifact=facts,
         baseline=reference,
         agreement=agreement,
+        features=features,
         changes=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))
         if why
         else None,

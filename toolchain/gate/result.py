@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
-from toolchain.gate.checks import Check, Number, Status, count_check, parity_check
+from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
     Case,
@@ -129,6 +129,8 @@ class GateResult(Strict):
             return untimed_check(name, evidence)
         if name == "relation.parity":
             return parity_check(name, evidence)
+        if name == "relation.features":
+            return features_check(name, evidence)
         return count_check(name, evidence, self._accepted.get(key))
 
     @cached_property

@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+TRANSFORMERS = "Hugging Face transformers"
 MARKS: tuple[tuple[str, str], ...] = (
-    (r"encoder\.layer\.\d+\.attention\.|(^|\.)layer\.\d+\.attention\.q_proj", "Hugging Face transformers"),
+    (r"encoder\.layer\.\d+\.attention\.|(^|\.)layer\.\d+\.attention\.q_proj", TRANSFORMERS),
+    (r"encoder\.layers\.\d+\.(self_attn\.q_proj|blocks\.\d+\.attention)\.", TRANSFORMERS),
     (r"encoder\.layers\.encoder_layer_\d+\.", "torchvision"),
     (r"(^|\.)layers\.\d+\.(ln1|attn\.attn)\.", "mmpretrain"),
     (r"lora_[AB]\.|base_layer\.", "an adapter (LoRA) beside its base model"),
@@ -109,7 +111,7 @@ def anatomy(tensors: Mapping[str, Tensor]) -> Anatomy:
     norms = [name for name in ("norm", "fc_norm") if f"{name}.weight" in shapes]
     mlp = first(f"{block}mlp.fc1.weight", f"{block}mlp.fc1_g.weight", f"{block}mlp.w12.weight")
     positions = shapes.get("pos_embed", ())
-    head, registers = first("head.weight"), first("reg_token", "register_tokens", "storage_tokens")
+    head, registers = first("head.weight", "head.fc.weight"), first("reg_token", "register_tokens", "storage_tokens")
     width = kernel or first(f"{block}norm1.weight") or mlp[1:]
     return Anatomy(
         embed_dim=width[0] if width else None,
@@ -165,13 +167,9 @@ def remedy(
         keywords: those that the architecture knows; None for all.
     """
     fields = _unequal(stored, model, ignored)
-    if "attn_pool" in fields and stored.attn_pool:
-        return ""  # no family takes such a model
     kwargs = {_SETTINGS[name]: _toml(one) for name, (one, _) in fields.items() if name in _SETTINGS}
     if "embeds_tokens" in fields:
         kwargs["no_embed_class"] = _toml(not stored.embeds_tokens)
-    if not stored.classes or not model.classes:  # a model needs classes, and tensors without any need others
-        kwargs.pop("num_classes", None)
     if keywords is not None and "num_reg_tokens" in keywords and "reg_tokens" in kwargs:
         kwargs["num_reg_tokens"] = kwargs.pop("reg_tokens")
     if "norm" in fields and {stored.norm, model.norm} == {"norm", "fc_norm"}:
@@ -180,6 +178,8 @@ def remedy(
         kwargs["global_pool"] = '"avg"'
         if stored.norm == "norm":
             kwargs["fc_norm"] = "false"
+    if "attn_pool" in fields:
+        kwargs["global_pool"] = '"map"' if stored.attn_pool else '"token"' if stored.class_token else '"avg"'
     if "hidden" in fields and stored.hidden and stored.embed_dim:
         ratio = stored.hidden / stored.embed_dim
         if not model.hidden or not model.embed_dim or ratio != model.hidden / model.embed_dim:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError
 from toolchain.files import sha256
 from toolchain.surgery.anatomy import Anatomy, anatomy, others
-from toolchain.surgery.inert import STAND_INS, Array, Value
+from toolchain.surgery.huggingface.folder import Folder, is_folder
+from toolchain.surgery.inert import Array, Value
+from toolchain.surgery.reading import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +27,8 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 """What torch puts into the middle of names when it wraps a module; it never belongs to a model."""
 ANCHOR = "patch_embed.proj.weight"
 """The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
+CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
+"""How blocks are called in chunks; the second number counts through all of them."""
 LEFT_TO_TIMM = ("visual.", "vision_encoder.")
 """Prefixes with a meaning for timm's own conversions."""
 DEPTH = 3
@@ -104,16 +103,20 @@ class Checkpoint:
     """What a file of tensors holds.
 
     Attributes:
-        form: "safetensors" or "torch".
+        form: "safetensors", "torch", or "Hugging Face" with the model_type of a folder.
         weights: what is taken.
         rivals: other weights that would fit as well and are not the same.
         beside: names of what else is at the top of the file.
+        remarks: one sentence for each thing that was done to tensors to bring them under timm's names.
+        made_for: (height, width) of the images that they were trained on, where that is known.
     """
 
     form: str
     weights: Weights
     rivals: tuple[Weights, ...] = ()
     beside: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    made_for: tuple[int, int] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -123,7 +126,7 @@ class Checkpoint:
     @property
     def notes(self) -> list[str]:
         """One sentence for each choice that was made among the file's tensors."""
-        notes = []
+        notes = list(self.remarks)
         if self.rivals:
             places = ", ".join(rival.place for rival in self.rivals)
             notes.append(
@@ -169,17 +172,20 @@ def _first(names: Collection[str]) -> str:
 
 
 def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
-    """What a .safetensors file, or one that torch wrote, holds; only tensors are read, and no code is run.
+    """What a .safetensors file, one that torch wrote, or a Hugging Face folder holds; only tensors are read, no code is run.
 
     Args:
-        path: the file.
+        path: the file or folder.
         wanted: of the model that weights are looked for; those that are nearest to it are taken.
 
     Raises:
-        StorageError: the file cannot be read, or is a folder.
+        StorageError: the file cannot be read, or is another folder.
         ArtifactError: it is truncated, of another kind, holds code, or no tensors.
+        ModelError: no timm model computes what the folder describes.
     """
-    raw, form = _read(path)
+    if is_folder(path):
+        return _converted(Folder.open(path))
+    raw, form = read_tensors(path)
     candidates = [part for key, tensors in _mappings(raw) for part in _unwrapped(key, tensors)]
     if not candidates:
         raise ArtifactError(f"the checkpoint {path} holds no tensors by name: {_instead(raw)}")
@@ -195,6 +201,19 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
     return Checkpoint(form, weights, rivals, beside)
+
+
+def _converted(folder: Folder) -> Checkpoint:
+    """What a Hugging Face folder holds, under timm's names."""
+    converted = folder.weights()
+    left = [
+        f"Of the Hugging Face folder, {_first(names)} {'was' if len(names) == 1 else 'were'} left out: {why}."
+        for why, names in converted.left_out.items()
+    ]
+    form = f"Hugging Face {folder.layout.name}"
+    return Checkpoint(
+        form, Weights("", "", converted.state), remarks=(*folder.notes, *left), made_for=folder.config.image_size
+    )
 
 
 def _unusual(tensor: Tensor) -> str | None:
@@ -264,11 +283,19 @@ def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
         Weights(
             key,
             parallel + prefix,
-            {name.removeprefix(prefix): tensor for name, tensor in plain.items() if homes[name] == prefix},
+            _unchunked({name.removeprefix(prefix): x for name, x in plain.items() if homes[name] == prefix}),
             homeless,
         )
         for prefix in prefixes
     ]
+
+
+def _unchunked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same where blocks are numbered within chunks, as DINOv2 trains them: "blocks.1.7" is block 7."""
+    blocks = [name for name in tensors if name.startswith("blocks.")]
+    if not all(CHUNKED.match(name) for name in blocks):
+        return tensors
+    return {CHUNKED.sub(r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
 
 
 def _score(weights: Weights, wanted: Anatomy | None) -> tuple[bool, int, int]:
@@ -288,118 +315,17 @@ def _rank(weights: Weights) -> int:
     return min(places, default=len(PREFERRED) + (1 if "student" in words else 0))
 
 
-# Reading
-
-
-def _read(path: Path) -> tuple[Any, str]:
-    """(content, "safetensors" or "torch")."""
-    if path.is_dir():
-        raise StorageError(_folder(path))
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    if (kind := _foreign(path, start)) is not None:
-        raise ArtifactError(f"the checkpoint {path} is {kind}")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        try:
-            return load_file(path), "safetensors"
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
-    try:
-        return _torch_load(path), "torch"
-    except Exception as error:  # a damaged file makes the unpickler fail in any way there is
-        if _is_refused_code(error, start):
-            raise ArtifactError(_refused_code(path, error)) from error
-        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
-
-
-def _torch_load(path: Path) -> Any:
-    """The content of a file that torch wrote: tensors and plain values, and stand-ins for others that are harmless."""
-    with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _folder(path: Path) -> str:
-    files = sorted(f.name for f in path.iterdir() if f.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))
-    if (path / "config.json").is_file():
-        do = f"set model.name = 'local-dir:{path}' and leave model.checkpoint out"
-    elif files:
-        do = f"name a file in it: {', '.join(files[:3])}"
-    else:
-        do = "there is no checkpoint in it"
-    return f"the checkpoint {path} is a folder; {do}"
-
-
-def _foreign(path: Path, start: bytes) -> str | None:
-    """What a file is that can be told from its first bytes or its name, and what to do; None for a checkpoint."""
-    name = path.name.lower()
-    if start.startswith(b"version https://"):
-        return "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
-    if start.startswith(b"\x89HDF") or name.endswith((".h5", ".keras")):
-        return "a file of Keras; its weights have to be converted to timm's names and saved as .safetensors"
-    if start.startswith(b"\x93NUMPY") or name.endswith((".npz", ".npy")):
-        return (
-            "a NumPy archive; open it with timm.create_model(NAME, checkpoint_path=…), "
-            "and save the state_dict() as .safetensors"
-        )
-    if name.endswith((".onnx", ".engine", ".tflite")):
-        return "a graph and not a checkpoint; name the .pth or .safetensors file that it was exported from"
-    if name.endswith(".json"):
-        return "JSON and not a checkpoint; name the .safetensors or .pth file beside it"
-    if start.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        except (zipfile.BadZipFile, OSError):
-            return None
-        if members and all(member.endswith(".npy") for member in members):
-            return _foreign(path.with_suffix(".npz"), b"")
-        if any(member.endswith("/constants.pkl") for member in members):
-            return (
-                "a TorchScript program, which holds code; open it with torch.jit.load, and save its state_dict() "
-                "as .safetensors"
-            )
-    return None
-
-
-def _is_refused_code(error: BaseException, start: bytes) -> bool:
-    """Whether torch refused to run something, in a file of these first bytes."""
-    if isinstance(error, UnpicklingError):
-        is_pickle = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        return is_pickle or "Unsupported operand" not in str(error)  # which is what it says of a page of HTML
-    return False
-
-
-def _refused_code(path: Path, error: BaseException) -> str:
-    """The refusal of a file whose pickle names something that would be run, with those names where torch lists them."""
-    try:
-        with torch.serialization.safe_globals(STAND_INS):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # noqa: BLE001 - of an older form, or one that cannot be walked
-        names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
-    modules = [name for name in names if re.match(r"(timm\.models|torch\.nn\.modules|torchvision\.models)\.", name)]
-    if modules:
-        return (
-            f"the checkpoint {path} holds a whole pickled module ({modules[0]}), and with it pickled code, which slimvit "
-            "never executes; save its state_dict() as .safetensors instead"
-        )
-    shown = f" ({', '.join(names[:2])})" if names else ""
-    return (
-        f"the checkpoint {path} holds pickled code{shown}, which slimvit never executes; "
-        "save its tensors as .safetensors instead"
-    )
-
-
-def _line(error: Exception) -> str:
-    """The kind of an error and the first sentence of what it says."""
-    return f"{type(error).__name__} {re.split(r'[.] |' + chr(10), str(error))[0][:120]}".strip()
-
-
 def checkpoint_facts(path: Path) -> dict[str, Any]:
     """What `slimvit inspect` shows of a checkpoint; raises as `read_checkpoint`."""
-    checkpoint = read_checkpoint(path)
-    size = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    return {"kind": "checkpoint", **size, **checkpoint.to_dict()}
+    facts: dict[str, Any] = {"kind": "checkpoint", "sha256": digest_of(path)}
+    if is_folder(path):
+        folder = Folder.open(path)
+        facts |= {"bytes": folder.bytes, "name": folder.design.architecture, "kwargs": dict(folder.design.kwargs)}
+    else:
+        facts["bytes"] = path.stat().st_size
+    return facts | read_checkpoint(path).to_dict()
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a checkpoint's file, or over the files of a Hugging Face folder."""
+    return Folder.open(path).digest if is_folder(path) else sha256(path)

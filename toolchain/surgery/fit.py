@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +17,15 @@ from torch import Tensor, nn
 
 from toolchain.errors import ArtifactError, ModelError, SlimvitError
 from toolchain.families import Family
-from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square, others, remedy
+from toolchain.surgery.anatomy import TRANSFORMERS, Anatomy, anatomy, by, differences, is_square, others, remedy
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
 """Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
-CLASSIFIERS = ("head", "head_dist")
-POOLED = "no model with attention pooling is supported"
+CLASSIFIERS, POOL = ("head", "head_dist"), "attn_pool"
+PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
+"""Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
+TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     """
     kernel = next((tensor for name, tensor in tensors.items() if name.endswith((KERNEL, "conv1.weight"))), None)
     try:
-        state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
         stored, model = anatomy(state), anatomy(module.state_dict())
     except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
@@ -139,10 +145,15 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
     grid = _grid(module)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
         stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
+    left = _left_out(tensors, state, origin)
+    unused = [name for name in state if PRETRAINING.match(name) and name not in module.state_dict()]
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
     patches = _patches(state, stored, model, origin)
     positions = _positions(state, stored, model, grid, origin)
     adapted = frozenset(name for name, texts in (("patch_size", patches), ("positions", positions)) if texts)
-    notes = (*_left_out(tensors, state, origin), *patches, *positions, *_numbers(state, module, origin))
+    if unused:
+        left.append(f"Of {origin.what}, {left_out(unused)}: only its pre-training reads that.")
+    notes = (*left, *patches, *positions, *_tables(tensors, state, origin), *_numbers(state, module, origin))
     return Fitted(state, stored, model, adapted, notes)
 
 
@@ -153,11 +164,13 @@ def _grid(module: nn.Module) -> tuple[int, int]:
 
 
 def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
-    """The tensors without a classifier, and a note, where the model has none; else as they are."""
-    extra = [] if module.num_classes else [name for name in result.state if name.partition(".")[0] in CLASSIFIERS]
+    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too."""
+    parts = () if module.num_classes else CLASSIFIERS if getattr(module, "global_pool", None) else (*CLASSIFIERS, POOL)
+    extra = [name for name in result.state if name.partition(".")[0] in parts]
     if not extra or any(name in module.state_dict() for name in extra):
         return result
-    note = f"Of {origin.what}, {left_out(extra)}: the model has no classifier, and its outputs are features."
+    what = "pooling" if any(name.startswith(POOL) for name in extra) else "classifier"
+    note = f"Of {origin.what}, {left_out(extra)}: the model has no {what}, and its outputs are features."
     state = {name: tensor for name, tensor in result.state.items() if name not in extra}
     return replace(result, state=state, notes=(*result.notes, note))
 
@@ -188,15 +201,14 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
         texts = list(unequal.values())
         do = remedy(result.anatomy, result.model, ignored, keywords(module))
         if "classes" in unequal and not count:
-            do = " and ".join(filter(None, ("use weights that have a classifier", do)))
-        if "attn_pool" in unequal and result.anatomy.attn_pool:
-            do = POOLED
+            do += " for its features, or use weights that have a classifier"
         raise origin.misfit(f"{it} {has} {', '.join(texts[:4])}" + (", …" if len(texts) > 4 else ""), do)
     shared = len(wanted) - len(missing)
     if shared == 0 or result.anatomy == Anatomy():
         whose = others(list(state))
         names = f"{its} names are those of {whose}" if whose else f"{its} names are not timm's: {some(state)}"
-        raise origin.misfit(names, "save the state_dict of a timm model")
+        do = "set model.checkpoint to its folder, which holds config.json" if whose == TRANSFORMERS else ""
+        raise origin.misfit(names, do or "save the state_dict of a timm model")
     parts = [
         *([f"{it} {origin.word('lacks')} {some(missing)}"] if missing else []),
         *([f"{it} also {has} {some(unknown)}"] if unknown else []),
@@ -230,6 +242,20 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
 def left_out(names: Collection[str]) -> str:
     """A clause: that tensors were left out, by name."""
     return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
+
+
+def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
+    """A sentence on tables of relative positions that timm's conversion resampled to another grid."""
+    tables = [name for name in state if name.endswith(TABLE) and name in tensors]
+    changed = [name for name in tables if state[name].shape != tensors[name].shape]
+    if not changed:
+        return []
+    old, new = (len(each[changed[0]]) for each in (tensors, state))
+    text = (
+        f"The tables of relative positions of {origin.what} ({some(changed)}) were resampled from {old} to {new} rows, those "
+        "of the model's grid or window; accuracy can fall."
+    )
+    return [text]
 
 
 def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: Origin) -> list[str]:

@@ -7,8 +7,8 @@ import json
 import socket
 import threading
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +17,14 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants
 from pydantic import ValidationError
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from toolchain.errors import ModelError, StorageError
+from toolchain.outputs import Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
+from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 
 HUB = "hf-hub"
 CONFIG = "config.json"
@@ -44,12 +46,14 @@ class Source:
         config: timm's pretrained_cfg, that of the hub or folder; None for that of the name.
         origin: what stands for the place in files that must not say where it lies: "local-dir", or the hub's name.
         folder: where weights lie on this machine; None if they do not.
+        output: what its outputs are, where the source says so.
     """
 
     ref: ModelRef
     config: Mapping[str, Any] | None = None
     origin: str = ""
     folder: Path | None = None
+    output: Output | None = None
 
 
 def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
@@ -60,18 +64,40 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         StorageError: the folder has no readable config.json.
     """
     kind, place = model_source(name)
+    if not kind and Path(name).is_dir():
+        raise ModelError(f"the model {name!r} is a folder: write model.name = '{LOCAL}:{name}'")
     if not kind:
         return Source(_ref(name, kwargs))
     if kind == LOCAL:
         folder = Path(place)
+        if is_folder(folder):
+            return described(Folder.open(folder), kwargs)
         config = _read_config(folder / CONFIG, name)
         return _source(config, kwargs, {"file": str(folder), "source": LOCAL}, name, LOCAL, folder)
     if kind == HUB:
         if not place:
             raise ModelError(f"the model {name!r} is written {HUB}:ORG/NAME")
-        config = _read_config(_config_of_hub(place, name), name)
+        path = _config_of_hub(place, name)
+        if is_folder(path.parent):
+            _fetch(place, ("preprocessor_config.json",))
+            return replace(described(Folder.open(path.parent), kwargs), origin=f"{HUB}:{place}")
+        config = _read_config(path, name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)
     raise ModelError(f"the model {name!r} has the unknown source {kind!r}; known: {HUB}:ORG/NAME, {LOCAL}:PATH")
+
+
+def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
+    """The model that computes what a Hugging Face folder's does, with keyword arguments in place of some of its own."""
+    ref = _ref(folder.design.architecture, {**folder.design.kwargs, **kwargs})
+    config = folder.pretrained_cfg | {"file": str(folder.path), "source": LOCAL}
+    return Source(ref, config, LOCAL, folder.path, folder.config.output)
+
+
+def prepared(name: str, folder: Folder) -> dict[str, Any]:
+    """The pretrained_cfg of one of timm's names, with the preprocessing of a Hugging Face folder."""
+    config = get_pretrained_cfg(name)
+    known = {} if config is None else dataclasses.asdict(config)
+    return {key: value for key, value in known.items() if value is not None} | folder.preprocessing
 
 
 def _ref(name: str, kwargs: Mapping[str, Any]) -> ModelRef:
@@ -153,6 +179,35 @@ def _cached(place: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def _fetch(place: str, patterns: Sequence[str]) -> str:
+    """Brings files of a repository into the user's cache, those that are there; returns why that failed, or ""."""
+    if not reachable(constants.ENDPOINT):
+        return unreachable(constants.ENDPOINT, f"the pretrained weights of {place}")
+    repository, _, revision = place.partition("@")
+    try:
+        huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns))
+    except Exception as error:  # noqa: BLE001 - whatever a library makes of a network
+        return f"the hub does not give {place}: {_line(error)}"
+    return ""
+
+
+def _weights_of(folder: Folder, origin: str) -> Checkpoint:
+    """What a Hugging Face folder holds; one in the user's cache is completed from the hub.
+
+    Raises:
+        ModelError: the hub gives no weights.
+        StorageError, ArtifactError: as `read_checkpoint`.
+    """
+    for name in () if origin == LOCAL else WHOLE:
+        if folder.has_weights:
+            break
+        stem, _, suffix = name.rpartition(".")
+        why = _fetch(origin.removeprefix(f"{HUB}:"), (name, name + INDEX, f"{stem}-*-of-*.{suffix}"))
+        if why:
+            raise ModelError(why)
+    return read_checkpoint(folder.path)
+
+
 def local_weights(source: Source, config: Mapping[str, Any]) -> Checkpoint | None:
     """Pretrained weights that lie on this machine, or None where timm is to fetch them.
 
@@ -162,6 +217,8 @@ def local_weights(source: Source, config: Mapping[str, Any]) -> Checkpoint | Non
         ArtifactError: as `read_checkpoint`.
     """
     if source.folder is not None:
+        if is_folder(source.folder):
+            return _weights_of(Folder.open(source.folder), source.origin)
         return read_checkpoint(_weights_in(source.folder))
     place = config.get("hf_hub_id")
     if not place:

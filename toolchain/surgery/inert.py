@@ -48,10 +48,15 @@ VALUES = (
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
     *("argparse.Namespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
     "mmengine.logging.history_buffer.HistoryBuffer",
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.ContainerMetadata"),
+    *("omegaconf.base.Metadata", "typing.Any"),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean")),
 )
 ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 TABLES = (
     *("collections.defaultdict", "addict.addict.Dict", "easydict.EasyDict", "yacs.config.CfgNode"),
+    *(f"{package}.utilities.parsing.AttributeDict" for package in ("pytorch_lightning", "lightning.pytorch")),
+    *("lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"),
     *("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "fvcore.common.config.CfgNode"),
 )
 ROWS = ("collections.deque",)

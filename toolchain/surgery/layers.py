@@ -15,26 +15,30 @@ class Layered(nn.Module):
     """What a model's class is mixed with so that it gives the tokens after some blocks; like a parametrization of torch's.
 
     Attributes:
-        family: what declares its blocks.
-        layers: which of them are read, in rising order.
+        layered_family: what declares its blocks.
+        layered_blocks: which of them are read, in rising order.
+        layered_normed: whether through the model's last norm, as timm's forward_intermediates(norm=True) applies it.
     """
 
-    family: ClassVar[Family]
-    layers: ClassVar[tuple[int, ...]]
+    layered_family: ClassVar[Family]  # names that no model of timm's has: Swin has stages that are called layers
+    layered_blocks: ClassVar[tuple[int, ...]]
+    layered_normed: ClassVar[bool]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """[B, *, D] for each layer, through the model's last norm, as timm's forward_intermediates(norm=True) applies it."""
+        """[B, *, D] for each layer."""
         seen: list[Tensor] = []
         handles = [
             self.get_submodule(path).register_forward_hook(lambda _block, _given, stream: seen.append(stream))
-            for path in readings(self, self.family)
+            for path in readings(self, self.layered_family)
         ]
         try:
             self.forward_features(images)  # type: ignore[operator]
         finally:
             for handle in handles:
                 handle.remove()
-        return tuple(self.family.tokens(self, stream) for stream in seen)
+        return (
+            tuple(self.layered_family.tokens(self, stream) for stream in seen) if self.layered_normed else tuple(seen)
+        )
 
 
 def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> None:
@@ -59,16 +63,27 @@ def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> Non
     for block in reversed(unread):
         parent, _, name = block.path.rpartition(".")
         del module.get_submodule(parent)[int(name)]  # type: ignore[operator]
+    as_layered(module, family, layers)
+
+
+def as_layered(module: nn.Module, family: Family, layers: Sequence[int], *, normed: bool = True) -> None:
+    """Makes a module give the tokens after some blocks, in place; nothing of it is cut off."""
     kind = type(module)
-    module.__class__ = type(f"Layered{kind.__name__}", (Layered, kind), {"family": family, "layers": tuple(layers)})
+    known = {"layered_family": family, "layered_blocks": tuple(layers), "layered_normed": normed}
+    module.__class__ = type(f"Layered{kind.__name__}", (Layered, kind), known)
 
 
 def readings(module: nn.Module, family: Family) -> dict[str, Step]:
     """Path of a block → what the module's next output is made by from the stream after it, in the order of the outputs."""
     blocks = family.blocks(module)
     if isinstance(module, Layered):
-        return {blocks[index].path: family.tokens for index in module.layers}
+        read = family.tokens if module.layered_normed else _as_it_is
+        return {blocks[index].path: read for index in module.layered_blocks}
     return {blocks[-1].path: family.head}
+
+
+def _as_it_is(_module: nn.Module, stream: Tensor) -> Tensor:
+    return stream
 
 
 def as_given(module: nn.Module, parts: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

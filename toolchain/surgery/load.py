@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,22 @@ from torch import nn
 
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
-from toolchain.files import sha256
 from toolchain.outputs import KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by
-from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.checkpoint import digest_of, read_checkpoint
 from toolchain.surgery.fit import Origin, check_names, fitted, without_classifier
-from toolchain.surgery.hub import resolved
+from toolchain.surgery.hub import Source, described, prepared, resolved
+from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.layers import read_layers
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.replay import create_dense, first_line
 
 log = logging.getLogger(__name__)
+
+SAME = 1e-3
+"""Up to this share of the largest output two models of the same weights differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,13 @@ def load_dense(
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
     implied = {} if section.output is None else KWARGS.get(section.output, {})
-    source = resolved(section.name, {**section.kwargs, **implied})
+    source = _source(section, {**section.kwargs, **implied})
     wants_file, wants_hub = bool(section.checkpoint), section.pretrained and not section.checkpoint
     with torch.device("meta"):
         sketch = create_dense(source.ref, config=source.config)
         family = family_of(sketch, source.ref.name)  # refuse before anything is fetched or read
-        output = _checked_output(sketch, family, source.ref, section.output)
+        declared = section.output or (source.output if sketch.num_classes else None)
+        output = _checked_output(sketch, family, source.ref, declared)
         read_layers(sketch, family, section.layers)
     if wants_hub and not may_be_untrained:
         check_classes(sketch)
@@ -92,7 +96,9 @@ def load_dense(
     if wants_file and weights:
         path = Path(section.checkpoint)
         notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
-        provenance = {"weights": "checkpoint", "checkpoint_sha256": sha256(path)}
+        if section.name and is_folder(path):
+            _check_same(module, family, described(Folder.open(path), implied), section)
+        provenance = {"weights": "checkpoint", "checkpoint_sha256": digest_of(path)}
     elif wants_hub and weights and fetch:
         notes = load_pretrained(
             module,
@@ -112,6 +118,55 @@ def load_dense(
         provenance["notes"] = list(notes)
     ref = source.ref.model_copy(update={"output": output, "layers": section.layers})
     return Loaded(ref, module, family, provenance)
+
+
+def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:
+    """The model that a recipe names, or that the Hugging Face folder describes which it takes weights from.
+
+    Raises:
+        ModelError, StorageError: as `load_dense`.
+    """
+    path = Path(section.checkpoint)
+    if not (section.checkpoint and is_folder(path)):
+        if section.name:
+            return resolved(section.name, kwargs)
+        raise ModelError(
+            f"model.name is missing, and {path} does not say it: set it to that of a timm model. Only a Hugging Face "
+            "folder (config.json beside its weights) can stand alone."
+        )
+    folder = Folder.open(path)
+    if not section.name:
+        return described(folder, kwargs)
+    source = resolved(section.name, kwargs)
+    return source if source.config else replace(source, config=prepared(source.ref.name, folder))
+
+
+def _check_same(module: nn.Module, family: Family, source: Source, section: ModelSection) -> None:
+    """Raises ModelError unless a named model with a folder's weights computes what the folder's config.json describes.
+
+    Weights do not show which activation, how many heads or which pooling they belong to.
+
+    Args:
+        module: the named model, loaded.
+        family: of it.
+        source: what the folder describes.
+        section: the recipe's [model], whose checkpoint is the folder.
+    """
+    channels, *size = family.input_size(module)
+    twin = create_dense(source.ref.model_copy(update={"kwargs": {**source.ref.kwargs, "img_size": size}}))
+    path, twins_family = Path(section.checkpoint), family_of(twin, source.ref.name)
+    load_checkpoint(twin, twins_family, path, resample_patches=section.resample_patches)
+    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = [(module.forward_features(image), twin.forward_features(image))]  # type: ignore[operator]
+        if module.num_classes == twin.num_classes:
+            pairs.append((module(image), twin(image)))
+    if all(a.shape == b.shape and torch.allclose(a, b, rtol=SAME, atol=SAME * float(b.abs().max())) for a, b in pairs):
+        return
+    raise ModelError(
+        f"with the weights of {path} the named model does not compute what its config.json describes (heads, activation, "
+        f"pooling or positions differ). Leave model.name out: {source.ref.name} with the right arguments is then taken"
+    )
 
 
 def _checked_output(sketch: nn.Module, family: Family, ref: ModelRef, declared: Output | None) -> Output | None:
@@ -197,7 +252,12 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
     checkpoint = read_checkpoint(path, anatomy(module.state_dict())).completed(module.state_dict())
-    origin = Origin(f"the checkpoint {path.name}", resample_patches=resample_patches, beside=checkpoint.weights.beside)
+    origin = Origin(
+        f"the checkpoint {path.name}",
+        made_for=checkpoint.made_for,
+        resample_patches=resample_patches,
+        beside=checkpoint.weights.beside,
+    )
     result = without_classifier(fitted(checkpoint.weights.tensors, module, family, origin), module, origin)
     check_names(result, module, origin)
     module.load_state_dict(result.state, strict=True)

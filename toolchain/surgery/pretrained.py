@@ -16,7 +16,6 @@ from toolchain.families import Family
 from toolchain.surgery.anatomy import by, differences, remedy
 from toolchain.surgery.fit import (
     CLASSIFIERS,
-    POOLED,
     Fitted,
     Origin,
     check_names,
@@ -57,6 +56,8 @@ def _untrained_classifier(stored: int, wanted: int) -> str:
         if stored
         else ""
     )
+    if not stored:
+        keep = "model.kwargs.num_classes = 0 gives features, without a classifier. "
     return (
         f"{PRETRAINED} {have} and the model {wanted}, so its classifier would be random. {keep}"
         f"For {wanted} classes of your own, set model.checkpoint to weights trained on them, or add [train]."
@@ -172,8 +173,6 @@ def _refuse_untrained(
         unequal = differences(result.anatomy, result.model, ignored)
         if do := remedy(result.anatomy, result.model, ignored, keywords(module)):
             way = f"To use them, {do}."
-        elif "attn_pool" in unequal and result.anatomy.attn_pool:
-            way = f"{POOLED.capitalize()}."
         where = f" They have {', '.join(unequal.values())}." if unequal else ""
     raise ModelError(
         f"{origin.what} do not fit model.kwargs: they {' and '.join(parts)}.{where} "

@@ -82,6 +82,6 @@ def _missing(model: nn.Module, family: Family) -> list[str]:
     blocks = [block.path for block in family.blocks(model)]
     clauses = []
     for what, places in (("feed-forward neurons", neurons), ("attention", attention)):
-        if without := [path for path in blocks if not any(place.startswith(f"{path}.") for place in places)]:
+        if without := [path for path in blocks if not any(f"{place}.".startswith(f"{path}.") for place in places)]:
             clauses.append(f"{what} cannot shrink in {len(without)} of {len(blocks)} blocks")
     return clauses

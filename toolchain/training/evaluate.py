@@ -75,7 +75,7 @@ def accuracy(
     if isinstance(model, nn.Module):
         device = device or next((parameter.device for parameter in model.parameters()), None)
     predictions, labels = [], []
-    with _judged(model):
+    with judged(model):
         for images, batch_labels in batches(dataset, batch_size):
             predictions.append(predicted(model(images.to(device))).cpu())
             labels.append(batch_labels)
@@ -104,7 +104,7 @@ def divergence(
     """
     total, count = 0.0, 0
     devices = [next(module.parameters()).device for module in (model, teacher)]
-    with _judged(model), _judged(teacher):
+    with judged(model), judged(teacher):
         for images, _ in batches(dataset, batch_size):
             ours, theirs = (
                 _doubled(module(images.to(device))) for module, device in zip((model, teacher), devices, strict=True)
@@ -123,7 +123,7 @@ def _doubled(outputs: Outputs) -> Outputs:
 
 
 @contextmanager
-def _judged(model: nn.Module | Callable[[Tensor], Tensor]) -> Iterator[None]:
+def judged(model: nn.Module | Callable[[Tensor], Tensor]) -> Iterator[None]:
     """A block without gradients and, of a module, in eval mode; every submodule's own mode is restored after it."""
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     for module in modes:

@@ -1,0 +1,173 @@
+"""A model in memory, alone and within a larger one: what it gives, where it ends up, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from builders import TINY, randomise
+from torch import Tensor, nn
+
+import toolchain
+from toolchain.compress.witness import Reading, witnessed
+from toolchain.errors import BudgetError, DataError, ModelError
+from toolchain.recipe import CompressSection
+
+HEADLESS = {**TINY, "num_classes": 0}
+UNIFORM = CompressSection(allocation="uniform")  # where how well the outputs are kept is not the question
+
+
+def vit(**kwargs: object) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(timm.create_model("vit_tiny_patch16_224", **{**HEADLESS, **kwargs})).eval()
+
+
+def pictures(count: int = 24, batch: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn(count, 3, 32, 32, generator=generator).split(batch))
+
+
+class Detector(nn.Module):
+    """Boxes from the patch tokens of a backbone, read in one of several ways."""
+
+    def __init__(self, way: str, **kwargs: object) -> None:
+        super().__init__()
+        self.way, self.backbone = way, nn.ModuleDict({"body": vit(**kwargs)})
+        self.neck = nn.Linear(48, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        body = self.backbone["body"]
+        scaled = images * 2 - 1
+        if self.way == "forward_intermediates":
+            maps = body.forward_intermediates(scaled, indices=[0, 1], intermediates_only=True)
+            tokens = sum(features.flatten(2).mT for features in maps)
+        elif self.way == "forward_features":
+            tokens = body.forward_features(scaled)
+        else:
+            tokens = body(scaled)
+        return self.neck(tokens)
+
+
+WAYS = ("forward", "forward_features", "forward_intermediates")
+
+
+def params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_a_model_alone_comes_back_smaller_and_the_original_stays():
+    model = vit()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    small, plan = toolchain.shrink(model, pictures(), params=0.6)
+    assert params(small) <= 0.6 * params(model)
+    assert plan.keeps
+    assert type(small) is type(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    images = torch.cat(pictures())
+    wanted, got = model(images), small(images)
+    assert (got - wanted).square().sum() < 0.5 * (wanted - wanted.mean(0)).square().sum()
+
+
+def test_nothing_to_remove_changes_nothing():
+    model = vit(num_classes=5)
+    small, _ = toolchain.shrink(model, pictures(), params=1.0)
+    images = torch.cat(pictures())
+    torch.testing.assert_close(small(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_backbone_shrinks_in_its_place(way: str):
+    detector = Detector(way).eval()
+    images = torch.cat(pictures())
+    wanted, neck = detector(images), detector.neck.weight.clone()
+    before = params(detector.backbone)
+    same, _ = toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body")
+    assert same is detector
+    assert params(detector.backbone) <= 0.7 * before
+    assert torch.equal(detector.neck.weight, neck)
+    got = detector(images)
+    assert (got - wanted).square().sum() < 0.5 * (wanted - wanted.mean(0)).square().sum()
+
+
+def test_the_larger_model_exports_as_it_is(tmp_path: Path):
+    detector = Detector("forward_features").eval()
+    toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body", compress=UNIFORM)
+    images = pictures()[0][:1]
+    torch.onnx.export(detector, (images,), tmp_path / "detector.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), detector(images), atol=1e-4, rtol=1e-4)
+
+
+def test_what_the_larger_model_feeds_the_backbone_is_what_counts():
+    detector = Detector("forward_features")
+    images, reading = witnessed(detector.backbone["body"], detector, pictures(8, 4))
+    torch.testing.assert_close(images, torch.cat(pictures(8, 4)) * 2 - 1)
+    assert reading == Reading("forward_features")
+    assert "forward_features" not in vars(detector.backbone["body"])
+
+
+def test_intermediate_features_are_told_by_their_numbers():
+    detector = Detector("forward_intermediates")
+    _, reading = witnessed(detector.backbone["body"], detector, pictures(8, 4))
+    assert reading == Reading("forward_intermediates", (0, 1), normed=False)
+
+
+def test_forward_takes_whatever_the_images_are():
+    detector = Detector("forward")
+    samples = [{"image": batch, "boxes": None} for batch in pictures()]
+    small, _ = toolchain.shrink(
+        detector,
+        samples,
+        params=0.8,
+        at="backbone.body",
+        forward=lambda sample: detector(sample["image"]),
+        compress=UNIFORM,
+    )
+    assert small is detector
+
+
+def test_mode_type_and_gradients_stay_as_they_were():
+    model = vit().train().to(torch.bfloat16).requires_grad_(False)
+    small, _ = toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM)
+    assert small.training
+    assert model.training
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_pairs_and_single_images_are_read_as_a_loader_gives_them():
+    pairs = [(image, 3) for image in torch.cat(pictures())]
+    one, _ = toolchain.shrink(vit(), pairs, params=0.7, compress=UNIFORM)
+    other, _ = toolchain.shrink(vit(), pictures(), params=0.7, compress=UNIFORM)
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [("", r"at = 'backbone\.body' would be"), ("backbone.nose", "there is nothing at"), ("neck", "is a Linear")],
+)
+def test_a_part_that_is_no_model_of_a_family_is_refused_with_the_right_path(at: str, message: str):
+    with pytest.raises(ModelError, match=message):
+        toolchain.shrink(Detector("forward"), pictures(), at=at)
+
+
+def test_too_few_or_unequal_images_are_refused():
+    with pytest.raises(DataError, match="there are no images"):
+        toolchain.shrink(vit(), [])
+    with pytest.raises(DataError, match="there are 4 images"):
+        toolchain.shrink(vit(), pictures(4, 4))
+    with pytest.raises(ModelError, match="give forward"):
+        toolchain.shrink(vit(), ["a.png"])
+    sizes = [torch.zeros(4, 3, 32, 32), torch.zeros(4, 3, 48, 48)]
+    with pytest.raises(DataError, match="of several sizes"):
+        toolchain.shrink(vit(dynamic_img_size=True), sizes)
+
+
+def test_a_share_out_of_reach_names_the_range():
+    with pytest.raises(BudgetError, match="reach"):
+        toolchain.shrink(vit(), pictures(), params=0.01)

@@ -1,0 +1,77 @@
+"""shrink: everything that a recipe does, in one line, and the recipe beside the result."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.init import DataOption, ModelArgument, NameOption, write_recipe
+from toolchain.cli.options import JsonFlag, SetOption, design_of
+from toolchain.cli.screen import Screen, line, print_json, print_report
+from toolchain.errors import StorageError
+from toolchain.measure.compare import compare
+from toolchain.pipeline.draft import Draft
+from toolchain.pipeline.run import run as run_recipe
+from toolchain.progress import Progress
+from toolchain.recipe import Recipe
+
+PARAMS = 0.5
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this file."""
+    app.command()(shrink)
+
+
+def shrink(
+    context: typer.Context,
+    model: ModelArgument,
+    data: DataOption,
+    name: NameOption = "",
+    params: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help=f"Share of the parameters LEFT; {PARAMS} without any budget.")
+    ] = None,
+    macs: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of the MACs LEFT.")] = None,
+    size: Annotated[str, typer.Option(help="Of the ONNX file: '45%' or '12 MB'.")] = "",
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
+    asked = {"params": params, "macs": macs, "size": size or None}
+    budget = {key: value for key, value in asked.items() if value is not None} or {"params": PARAMS}
+    draft = Draft.of(model, data, budget, name=name, overrides=set_ or ())
+    folder = out or Path("runs") / _folder_name(model)
+    recipe = _written(draft, folder / "recipe.toml")
+    with Screen() as screen:
+        timed = partial(compare, design=design_of(context))
+        report = run_recipe(recipe, folder, progress=Progress(screen), compare=timed)
+    if json_:
+        print_json(report.to_dict())
+        return
+    print_report(report, folder)
+    line(
+        f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}"
+    )
+
+
+def _written(draft: Draft, path: Path) -> Recipe:
+    """The recipe of a draft, once it lies at the path; raises StorageError where another one does."""
+    recipe = draft.recipe
+    if path.exists() and Recipe.load(path) != recipe:
+        raise StorageError(
+            f"{path} is another recipe: carry it out with `slimvit run {path} --out {path.parent}`, or choose another --out"
+        )
+    if not path.exists():
+        write_recipe(draft, path)
+    return recipe
+
+
+def _folder_name(model: str) -> str:
+    """What a run is called for a model: the last part of its name or path."""
+    last = Path(model.partition("@")[0].rpartition(":")[2]).expanduser().resolve()
+    return re.sub(r"[^\w.-]+", "_", last.stem if last.is_file() else last.name)

@@ -1,0 +1,156 @@
+"""A model that is in memory made smaller: the compress stage without a recipe, a folder or a data source."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from toolchain.compress.method import UNITS
+from toolchain.compress.problem import Problem
+from toolchain.compress.stage import Compress
+from toolchain.compress.witness import Reading, witnessed
+from toolchain.data.tensors import tensor_source
+from toolchain.errors import ModelError
+from toolchain.families import FAMILIES, Family, adapt, family_of
+from toolchain.model import DeployModel, Preprocess, TimmModel, run_stage
+from toolchain.plan import CompressionPlan, ModelRef
+from toolchain.progress import SILENT, Progress
+from toolchain.recipe import ALIGN, BudgetSection, CompressSection
+from toolchain.surgery.factorised import replace_module
+from toolchain.surgery.layers import as_layered
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+from toolchain.training.evaluate import judged
+
+JOINT = CompressSection()
+Images = Iterable[Any]
+"""Tensors [C, H, W] or [B, C, H, W], pairs that begin with one, or whatever else `forward` takes."""
+
+
+class Shrunk(NamedTuple):
+    """A smaller model.
+
+    Attributes:
+        model: where `at` named a part of a larger model, that larger model itself, with the smaller part in it.
+        plan: what was kept.
+    """
+
+    model: nn.Module
+    plan: CompressionPlan
+
+
+def shrink(
+    model: nn.Module,
+    images: Images,
+    params: float = 0.5,
+    *,
+    at: str = "",
+    forward: Callable[[Any], object] | None = None,
+    compress: CompressSection = JOINT,
+    progress: Progress = SILENT,
+) -> Shrunk:
+    """A smaller model that gives nearly the same outputs, and its plan; nothing is trained, and no label is read.
+
+    The weights are solved for on the images, as by `method = "joint"` of a recipe. What the outputs are is seen from the
+    way in which a larger model reads its part: the output of a call, the tokens of `forward_features`, or the layers of
+    `forward_intermediates`.
+
+    Args:
+        model: a timm model of a supported family, or a larger one with such a model in it.
+        images: as the model takes them, already normalised; each a tensor [C, H, W] or a batch [B, C, H, W], alone or first
+            in a tuple, as a DataLoader gives them. The first 1024 are read. With `forward`, whatever that takes.
+        params: the share of the parameters of what shrinks that is left.
+        at: path of the part that shrinks, such as "backbone.body"; it is replaced in `model`. "" is the model itself, which
+            is left as it is.
+        forward: what runs the larger model on one element of `images`; it must reach the part. If absent, `model` is called.
+        compress: how, as in [compress] of a recipe.
+        progress: told how far it is.
+
+    Raises:
+        ModelError: what shrinks is of no supported family, or the larger model does not reach it.
+        DataError: there are too few images, or they differ in size.
+        BudgetError: so few parameters are out of reach; the message names the range.
+    """
+    part = _part(model, at)
+    with judged(model):
+        entering, reading = witnessed(
+            part, forward or model, images if forward is not None else _batches(images, model)
+        )
+    source, dense = tensor_source(entering), _dense(part, at, entering.shape[1:], reading)
+    multiples = dict.fromkeys(UNITS, compress.align or ALIGN)
+    problem = Problem.of(dense, compress, BudgetSection(params=params), multiples)
+    masked = run_stage(Compress(source, progress=progress), problem).artifact
+    smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
+    module = _as_before(smaller, part)
+    if at:
+        replace_module(model, at, module)
+    return Shrunk(model if at else module, smaller.plan)
+
+
+def _part(model: nn.Module, at: str) -> nn.Module:
+    """The module at a path, if a family claims it; else ModelError names the paths where one would."""
+    try:
+        part = model.get_submodule(at)
+    except AttributeError:
+        part = None
+    if part is not None and any(family.matches(part) for family in FAMILIES.values()):
+        return part
+    claimed = [
+        path
+        for path, module in model.named_modules()
+        if path and any(family.matches(module) for family in FAMILIES.values())
+    ]
+    what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is a {type(part).__name__}"
+    where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
+    raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
+
+
+def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
+    """[B, C, H, W] of each element, where the model computes."""
+    first = next(model.parameters(), torch.zeros(()))
+    for each in images:
+        image = each[0] if isinstance(each, list | tuple) else each
+        if not isinstance(image, Tensor) or image.ndim not in (3, 4):
+            raise ModelError(
+                f"images are tensors [C, H, W] or [B, C, H, W], got {type(image).__name__}"
+                + (f" of {tuple(image.shape)}" if isinstance(image, Tensor) else "")
+                + "; give forward, a function that runs the model on what you have"
+            )
+        yield (image if image.ndim == 4 else image[None]).to(first)
+
+
+def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> TimmModel:
+    """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
+    module = copy.deepcopy(part).to("cpu", torch.float32).eval()
+    adapt(module)
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
+    family = family_of(module, at or name)
+    layers = _blocks(module, family, reading)
+    if layers:
+        as_layered(module, family, layers, normed=reading.normed)
+    preprocess = Preprocess((int(shape[0]), int(shape[1]), int(shape[2])), tuple(config["mean"]), tuple(config["std"]))
+    ref = ModelRef(name=name, output="layers" if layers else None, layers=layers)
+    return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
+
+
+def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
+    """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
+    paths = [block.path for block in family.blocks(module)]
+    if reading.way == "forward_features":
+        return (len(paths) - 1,)
+    read = [module.feature_info[index]["module"] for index in reading.features]  # type: ignore[index]
+    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")) for name in read)
+
+
+def _as_before(smaller: DeployModel, part: nn.Module) -> nn.Module:
+    """The smaller module with the class, place, type and mode of the part whose place it takes."""
+    module, first = smaller.module, next(part.parameters())
+    module.__class__ = type(part)
+    trains = any(parameter.requires_grad for parameter in part.parameters())
+    return module.to(first.device, first.dtype).train(part.training).requires_grad_(trains)

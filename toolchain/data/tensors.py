@@ -1,0 +1,47 @@
+"""A source of model inputs that are in memory already."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from toolchain.data.sources import DataSource
+from toolchain.data.splits import SPLIT_SEED, TEST_SHARE, UNLABELLED, Images, arrange, hold_out
+from toolchain.errors import DataError
+
+LEAST = 8
+"""With fewer images nothing that is held out says anything."""
+
+
+def tensor_source(images: Tensor) -> DataSource:
+    """Unlabelled images float32 [N, C, H, W] as the model takes them: a fifth is held out, the rest calibrates.
+
+    Raises:
+        DataError: there are fewer than `LEAST` images, or values that are not finite.
+    """
+    if len(images) < LEAST:
+        raise DataError(f"there are {len(images)} images; at least {LEAST} are needed, and some hundreds are better")
+    if not bool(images.isfinite().all()):
+        raise DataError("some images hold values that are not finite")
+    everything = Images(images.__getitem__, torch.full((len(images),), UNLABELLED))
+    train, held_out = hold_out(everything, max(1, round(len(images) * TEST_SHARE)), SPLIT_SEED)
+    splits = arrange({"train": train, "validation": held_out, "test": held_out}, len(train))
+    channels = images.shape[1]
+    source = DataSource(
+        name="tensors",
+        labelled=False,
+        num_classes=None,
+        synthetic=False,
+        flip=False,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        interpolation="bilinear",
+        crop_pct=None,
+        crop_mode=None,
+        digest=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        splits=splits,
+    )
+    source.to_compare()
+    return source

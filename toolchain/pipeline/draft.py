@@ -1,0 +1,154 @@
+"""A recipe written for a model and images that a user names: what `slimvit init` and `slimvit shrink` begin with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from toolchain.data import SOURCES
+from toolchain.data.folders import Layout, folders_in
+from toolchain.errors import DataError, ModelError, StorageError
+from toolchain.model import ModelRecord
+from toolchain.outputs import output_of
+from toolchain.recipe import Recipe, override
+from toolchain.surgery.anatomy import by
+from toolchain.surgery.candidates import architecture_of
+from toolchain.surgery.hub import CONFIG, HUB
+from toolchain.surgery.load import load_dense
+
+SCHEMA_FILE = "recipe.schema.json"
+"""The JSON schema that editors complete and check a recipe by, beside it."""
+HEAD = "docs/recipe.md says what every key means."
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe before it is written.
+
+    Attributes:
+        tables: its sections, as TOML nests them.
+        remarks: "section.key" → what stands behind a key as a comment.
+    """
+
+    tables: Mapping[str, Any]
+    remarks: Mapping[str, str]
+
+    @staticmethod
+    def of(
+        model: str, data: str, budget: Mapping[str, object], *, name: str = "", overrides: Sequence[str] = ()
+    ) -> Draft:
+        """A draft that fits a model and images.
+
+        Args:
+            model: a timm or hub name, a checkpoint, or a folder of transformers, of timm, or of a run.
+            data: a folder of pictures, or a source as in a recipe.
+            budget: the keys of [budget].
+            name: timm's name of the model, where `model` is a checkpoint that does not tell.
+            overrides: keys of the recipe, as `--set` takes them.
+
+        Raises:
+            SlimvitError: one of them is not there, or is not supported.
+        """
+        tables: dict[str, Any] = {"model": model_keys(model, name), "data": {}, "budget": dict(budget)}
+        tables |= {"export": {"precisions": ["fp32"]}, "bench": {"targets": ["ort-cpu"]}}
+        for each in overrides:
+            override(tables, each)
+        section = Recipe.from_dict({"model": tables["model"]}).model
+        loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
+        module, size = loaded.module, by(loaded.family.input_size(loaded.module))
+        classes = int(module.num_classes)  # type: ignore[arg-type]
+        source, remark = source_of(data, classes)
+        tables["data"] = {"source": source, **tables["data"]}
+        million = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+        summary = f"{million:.1f} M parameters, images of {size}, {output_of(section.output, classes)}"
+        return Draft(tables, {f"model.{next(iter(tables['model']))}": summary, "data.source": remark, **REMARKS})
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return Recipe.from_dict(self.tables)
+
+    def text(self) -> str:
+        """The recipe as TOML, with comments."""
+        document = tomlkit.document()
+        for name, keys in self.tables.items():
+            table = tomlkit.table()
+            for key, value in keys.items():
+                table.add(key, value)
+                if (remark := self.remarks.get(f"{name}.{key}", "")) and not isinstance(value, dict):
+                    table[key].comment(remark)
+            document.add(tomlkit.nl())
+            document.add(name, table)
+        return f"#:schema ./{SCHEMA_FILE}\n# {HEAD}\n{tomlkit.dumps(document)}"
+
+
+REMARKS = {
+    "budget.params": "the share of the parameters that is left",
+    "budget.macs": "the share of the multiply-accumulates that is left",
+    "budget.size": "of the ONNX file: a share of the dense one's, or in MB",
+    "export.precisions": "also fp16, bf16, int8",
+    "bench.targets": "where dense and compressed are timed; [] is nowhere",
+}
+
+
+def model_keys(model: str, name: str = "") -> dict[str, object]:
+    """The keys of [model] for what a user calls a model, as in `Draft.of`."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _folder_keys(path.resolve())
+    if path.is_file():
+        return {"name": name or architecture_of(path), "checkpoint": str(path.resolve())}
+    if ":" in model or "/" not in model:
+        if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".toml", ".onnx"):
+            raise StorageError(f"there is no file {model}; give a checkpoint, a folder, or the name of a model")
+        return {"name": model}
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return {"name": f"{HUB}:{model}"}
+    raise StorageError(f"there is no file or folder {model}")
+
+
+def _folder_keys(folder: Path) -> dict[str, object]:
+    if (folder / "model.json").is_file():
+        record = ModelRecord.load(folder / "model.json")
+        if record.stage != "dense":
+            raise ModelError(f"{folder} holds a model that was compressed already; name the dense one")
+        kwargs = {"kwargs": record.model.kwargs} if record.model.kwargs else {}
+        return {"name": record.model.name, **kwargs, "checkpoint": str(folder / "model.safetensors")}
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no model: there is neither a {CONFIG} nor a model.json in it")
+    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return {"name": f"local-dir:{folder}"} if "architecture" in raw else {"checkpoint": str(folder)}
+
+
+def source_of(data: str, classes: int) -> tuple[str, str]:
+    """(a source as in a recipe, what it is) for a folder of pictures, or a source that is one already.
+
+    Args:
+        data: as in `Draft.of`.
+        classes: of the model; 0 where labels only judge its features.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if data.partition(":")[0] in SOURCES:
+        return data, ""
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
+    try:
+        labelled = len(folders_in(Layout.of(folder).folders["train"]))
+    except DataError:  # no folders that could be classes
+        labelled = 0
+    if labelled >= 2 and classes in (0, labelled):
+        return f"imagefolder:{folder.resolve()}", f"{labelled} classes"
+    why = (
+        f"{labelled} folders, but the model has {classes} classes: labels are not read"
+        if labelled >= 2
+        else "no labels"
+    )
+    return f"images:{folder.resolve()}", why

@@ -1,0 +1,99 @@
+"""Which of timm's architectures a checkpoint may be of, by the names and shapes of its tensors alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import timm
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from toolchain.errors import ArtifactError, ModelError
+from toolchain.families import FAMILIES
+from toolchain.plan import ModelRef
+from toolchain.surgery.anatomy import Anatomy, anatomy, differences, others
+from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.replay import create_dense
+from toolchain.surgery.shapes import shapes_only
+
+FREE = ("classes", "positions")
+"""Fields of `Anatomy` that no architecture fixes: the number of classes, and the size of images."""
+
+
+def architecture_of(path: Path) -> str:
+    """The name of the timm architecture that a checkpoint's tensors fit.
+
+    Where several fit and compute the same, it is the first by timm's own order.
+
+    Raises:
+        StorageError, ArtifactError: as `read_checkpoint`.
+        ModelError: none fits, or several that differ in what no tensor says, such as the number of heads.
+    """
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.anatomy
+    if stored.embed_dim is None or stored.depth is None or stored.patch_size is None:
+        whose = others(checkpoint.weights.tensors)
+        raise ArtifactError(
+            f"no timm architecture can be told from the names in {path.name}"
+            + (f", which are those of {whose}" if whose else "")
+            + "; name the model with --model"
+        )
+    tensors = checkpoint.weights.tensors
+    alike = {
+        name: (_shared(tensors, sketch), _kind(sketch)) for name, sketch in _sketches(stored) if _fits(stored, sketch)
+    }
+    fitting = {name: kind for name, (shared, kind) in alike.items() if shared == max(alike.values())[0]}
+    if not fitting:
+        raise ModelError(
+            f"no timm architecture has the shapes in {path.name} (width {stored.embed_dim}, depth {stored.depth}, patches "
+            f"of {stored.patch_size[0]}); name the model with --model, and what differs with --set model.kwargs.…"
+        )
+    kinds = dict[str, str]()
+    for name, kind in fitting.items():
+        kinds.setdefault(kind, name)
+    if len(kinds) > 1:
+        raise ModelError(
+            f"the shapes in {path.name} fit architectures that differ in what no tensor says: {', '.join(kinds.values())}; "
+            "choose one with --model"
+        )
+    return next(iter(kinds.values()))
+
+
+def _sketches(stored: Anatomy) -> Iterator[tuple[str, nn.Module]]:
+    """(name, model without memory) of the architectures of all families whose names do not speak against the shapes."""
+    assert stored.patch_size is not None
+    homes = {home for family in FAMILIES.values() for home in family.timm_modules}
+    mark = f"patch{stored.patch_size[0]}"
+    for name in timm.list_models():
+        home = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        if home not in homes or ("patch" in name and not re.search(rf"{mark}(?!\d)", name)):
+            continue
+        try:
+            with shapes_only():
+                sketch = create_dense(ModelRef(name=name))
+        except ModelError:  # one that timm itself cannot build
+            continue
+        yield name, sketch
+
+
+def _fits(stored: Anatomy, sketch: nn.Module) -> bool:
+    return not differences(stored, anatomy(sketch.state_dict()), FREE)
+
+
+def _shared(tensors: Mapping[str, Tensor], sketch: nn.Module) -> float:
+    """The share of tensors, by name and shape, that a checkpoint and a model have both, of all that either has."""
+    stored, own = ({(name, tensor.shape) for name, tensor in each.items()} for each in (tensors, sketch.state_dict()))
+    return len(own & stored) / len(own | stored)
+
+
+def _kind(sketch: nn.Module) -> str:
+    """What a model computes, and of what pixels, apart from its weights, its classes and the size of its images."""
+    parts = [
+        f"{path}: {type(part).__name__} {getattr(part, 'num_heads', '')} {part.extra_repr()}"
+        for path, part in sketch.named_modules()
+        if path != "head" and not path.startswith("patch_embed")
+    ]
+    config = resolve_model_data_config(sketch)  # type: ignore[no-untyped-call]
+    return "\n".join([*parts, str(getattr(sketch, "global_pool", "")), f"{config['mean']} {config['std']}"])
