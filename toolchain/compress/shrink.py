@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from toolchain.compress.method import UNITS
@@ -107,6 +108,8 @@ def _part(model: nn.Module, at: str) -> nn.Module:
     ]
     what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is a {type(part).__name__}"
     where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
+    if any(isinstance(module, FeatureListNet) for module in (part or model).modules()):
+        where = " (timm took it apart: make it without features_only, and read its forward_intermediates)"
     raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
 
 
