@@ -158,6 +158,9 @@ def _without_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
         raise NotImplementedError("a parallel block of slimvit attends to all tokens of an image, without a mask")
 
 
+BIAS_LAST = hasattr(ParallelScalingBlock, "_init_buffers")
+"""Whether timm adds the bias of neurons to the last outputs of `in_proj`, as 1.0.23 does, and not to the neurons."""
+
 NARROW: dict[type[nn.Module], type[nn.Module]] = {
     RelPosAttention: NarrowRelPosAttention,
     BeitAttention: NarrowBeitAttention,
@@ -194,7 +197,7 @@ def narrow_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         if not isinstance(module, NarrowParallel):
             continue
         if (bias := state.pop(f"{at}mlp_bias", None)) is not None:
-            state[f"{at}in_proj.bias"] = _behind(bias, len(state[f"{at}in_proj.weight"]))
+            state[f"{at}in_proj.bias"] = _filled(bias, len(state[f"{at}in_proj.weight"]))
         if f"{at}attn_out_proj.weight" in state:
             weights, biases = (
                 [state.pop(f"{at}{part}_out_proj.{kind}", None) for part in ("attn", "mlp")]
@@ -217,10 +220,7 @@ def _join(attention: Any) -> None:
 def _gather(block: Any) -> None:
     """One bias and one output linear of a parallel block, from those that timm keeps apart."""
     if block.mlp_bias is not None:
-        # timm 1.0.23, which still has `qkv_bias`, adds it to the last outputs.
-        last = getattr(block, "qkv_bias", None) is not None
-        bias = _behind(block.mlp_bias, block.in_proj.out_features)
-        _set_bias(block.in_proj, bias.roll(len(bias) - len(block.mlp_bias)) if last else bias)
+        _set_bias(block.in_proj, _filled(block.mlp_bias, block.in_proj.out_features))
         block.mlp_bias = block.qkv_bias = None
     if block.out_proj is None:
         attention, mlp = block.attn_out_proj, block.mlp_out_proj
@@ -237,9 +237,10 @@ def _three(query: Tensor, value: Tensor) -> Tensor:
     return torch.cat((query, torch.zeros_like(query), value))
 
 
-def _behind(bias: Tensor, size: int) -> Tensor:
-    """A bias with zeros behind it, up to a size."""
-    return functional.pad(bias, (0, size - len(bias)))
+def _filled(bias: Tensor, size: int) -> Tensor:
+    """A bias of neurons as one of `in_proj`: zeros for q, k and v, where the installed timm has them."""
+    rest = size - len(bias)
+    return functional.pad(bias, (rest, 0) if BIAS_LAST else (0, rest))
 
 
 def _set_bias(linear: nn.Linear, bias: Tensor) -> None:
