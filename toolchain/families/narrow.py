@@ -217,11 +217,8 @@ def _join(attention: Any) -> None:
 def _gather(block: Any) -> None:
     """One bias and one output linear of a parallel block, from those that timm keeps apart."""
     if block.mlp_bias is not None:
-        # timm 1.0.23, which still has `qkv_bias`, adds it to the last outputs.
-        last = getattr(block, "qkv_bias", None) is not None
-        bias = _behind(block.mlp_bias, block.in_proj.out_features)
-        _set_bias(block.in_proj, bias.roll(len(bias) - len(block.mlp_bias)) if last else bias)
-        block.mlp_bias = block.qkv_bias = None
+        _set_bias(block.in_proj, _behind(block.mlp_bias, block.in_proj.out_features))
+        block.mlp_bias = None
     if block.out_proj is None:
         attention, mlp = block.attn_out_proj, block.mlp_out_proj
         with torch.device("meta"):
