@@ -92,6 +92,9 @@ SWIN: dict[str, dict[str, object]] = {
 }
 """Every form of timm's Swin Transformer, as changes of `TINY_SWIN`."""
 
+if not hasattr(timm.models.swin_transformer, "calc_stage_window_sizes"):
+    del SWIN["Swin V2, padded windows"]  # timm before 1.0.31 cannot build it
+
 VARIANTS = {
     **VIT,
     **SWIN,
