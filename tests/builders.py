@@ -155,6 +155,9 @@ STRUCTURES = {
 }
 """Every structure of every family."""
 
+TWINS = [case for case in ("parallel scaling", "attention pool", "relative position MLP", "BEiT") if case in STRUCTURES]
+"""One for each module of timm's that another takes the place of."""
+
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every bias, norm, LayerScale and table values that matter, so that no comparison is vacuous."""
