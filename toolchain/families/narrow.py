@@ -158,9 +158,6 @@ def _without_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
         raise NotImplementedError("a parallel block of slimvit attends to all tokens of an image, without a mask")
 
 
-BIAS_LAST = hasattr(ParallelScalingBlock, "_init_buffers")
-"""Whether timm adds the bias of neurons to the last outputs of `in_proj`, as 1.0.23 does, and not to the neurons."""
-
 NARROW: dict[type[nn.Module], type[nn.Module]] = {
     RelPosAttention: NarrowRelPosAttention,
     BeitAttention: NarrowBeitAttention,
@@ -221,7 +218,7 @@ def _gather(block: Any) -> None:
     """One bias and one output linear of a parallel block, from those that timm keeps apart."""
     if block.mlp_bias is not None:
         _set_bias(block.in_proj, _filled(block.mlp_bias, block.in_proj.out_features))
-        block.mlp_bias = block.qkv_bias = None
+        block.mlp_bias = None
     if block.out_proj is None:
         attention, mlp = block.attn_out_proj, block.mlp_out_proj
         with torch.device("meta"):
@@ -238,9 +235,8 @@ def _three(query: Tensor, value: Tensor) -> Tensor:
 
 
 def _filled(bias: Tensor, size: int) -> Tensor:
-    """A bias of neurons as one of `in_proj`: zeros for q, k and v, where the installed timm has them."""
-    rest = size - len(bias)
-    return functional.pad(bias, (rest, 0) if BIAS_LAST else (0, rest))
+    """A bias of neurons as one of `in_proj`: zeros for q, k and v, which come after them."""
+    return functional.pad(bias, (0, size - len(bias)))
 
 
 def _set_bias(linear: nn.Linear, bias: Tensor) -> None:
