@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import dense_model, problem_of
+from builders import STRUCTURES, dense_model, problem_of, random_plan, variant
 from PIL import Image
 
 from toolchain.compress.criteria import CRITERIA, Evidence, Lessons
@@ -297,3 +297,19 @@ def test_the_default_method_does_not_look_at_labels(digits):
     for one, two in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert theirs.plan.provenance["method"]["allocation"] == "solver"
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_what_is_pruned_is_told_block_by_block_for_every_structure(case):
+    model = variant(case)
+    plan = random_plan(model)
+    rows = pruned_shares(mask_model(model, factorised(model, plan), plan))
+    assert len(rows) == len(plan.keeps) + len(plan.low_ranks)
+    assert {row["block"] for row in rows} == {block.path for block in model.family.blocks(model.module)}
+    assert all(0 < row["removed"] < row["total"] for row in rows)
+
+
+def factorised(model, plan):
+    module = copy.deepcopy(model.module)
+    factorise(module, {low.module: low.rank for low in plan.low_ranks}, truncated_svd)
+    return module

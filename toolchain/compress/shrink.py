@@ -133,10 +133,10 @@ def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> Tim
     adapt(module)
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
-    family = family_of(module, at or name)
+    family = family_of(module, at or name).at((int(shape[0]), int(shape[1]), int(shape[2])))
     layers = _blocks(module, family, reading)
     if layers:
-        as_layered(module, family, layers, normed=reading.normed)
+        family = as_layered(module, family, layers, normed=reading.normed)
     preprocess = Preprocess((int(shape[0]), int(shape[1]), int(shape[2])), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output="layers" if layers else None, layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
@@ -144,7 +144,7 @@ def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> Tim
 
 def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
     """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
-    paths = [block.path for block in family.blocks(module)]
+    paths = [block.path for block in family.trunk(module)]
     if reading.way == "forward_features":
         return (len(paths) - 1,)
     read = [module.feature_info[index]["module"] for index in reading.features]  # type: ignore[index]

@@ -29,7 +29,7 @@ from toolchain.compress.solver import solve_global, top_indices
 from toolchain.cost import RANK, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError
-from toolchain.families import UnitGroup
+from toolchain.families import Block, UnitGroup
 from toolchain.model import Made, MaskedModel
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.progress import SILENT, Progress
@@ -205,7 +205,7 @@ def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     physical = {(group.module, group.unit): group.sliceable for group in model.groups}
-    blocks = [block.path for block in model.family.blocks(model.module)]
+    blocks = model.family.blocks(model.module)
     for keep in model.plan.keeps:
         row = {"block": _block(keep.module, blocks), "kind": keep.unit, "total": keep.total * len(keep.indices)}
         rows.append({**row, "removed": keep.removed, "physical": physical[keep.module, keep.unit]})
@@ -219,6 +219,6 @@ def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:
     return rows
 
 
-def _block(module: str, blocks: Sequence[str]) -> str:
-    """The path of the block that a module lies in."""
-    return next(path for path in blocks if module.startswith(f"{path}."))
+def _block(module: str, blocks: Sequence[Block]) -> str:
+    """The path of the block that a module is, or lies in."""
+    return next(block.path for block in blocks if block.holds(module))
