@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches
+from toolchain.data import Images, batches
 from toolchain.errors import DataError
 from toolchain.outputs import Output
 
@@ -162,21 +162,22 @@ class Tokens:
     typical: float
 
     @staticmethod
-    def of(batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same.
+    def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
+        """From the dense model's tokens; raises DataError if they are all the same.
 
-        What is typical is found on the first batch, in steps: weights follow from a spread, and the spread from weights.
+        Args:
+            sample: [B, *, D] of images of every kind. What is typical is found on it, in steps: weights follow from a
+                spread, and the spread from weights.
+            batches: of all images, which the spread is taken over.
         """
-        known, total, sums = None, 0.0, torch.zeros(())
+        known, total, sums = Tokens._typical(sample.flatten(0, -2).double()), 0.0, torch.zeros(())
+        if not bool(known.spread.any()):
+            raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
         for batch in batches:
             rows = batch.flatten(0, -2).double()
-            if known is None:
-                known = Tokens._typical(rows)
             weights = known.weights(rows)
             total += float(weights.sum())
             sums = sums + (weights[:, None] * (rows - known.mean).square()).sum(0)
-        if known is None or not bool(known.spread.any()):
-            raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
         return Tokens(known.mean, _floored((sums / total).sqrt(), known.mean), known.typical)
 
     @staticmethod
@@ -245,7 +246,7 @@ class Several:
 CATEGORICAL = Categorical()
 
 
-def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Likelihood:
+def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likelihood:
     """The likelihood of a dense model's outputs; images are looked at only for the spread of what is no class.
 
     Raises:
@@ -253,12 +254,13 @@ def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tenso
     """
     if output in ("regression", "features"):
         return Gaussian.of(cast("Tensor", outputs_of(module, images)))
-    if output == "tokens":
-        return Tokens.of(in_batches(module, images))
-    if output == "layers":
-        count = len(parts_of(next(iter(in_batches(module, images)))))
-        layers = (Tokens.of(each[index] for each in in_batches(module, images)) for index in range(count))
-        return Several(tuple(layers))
+    if output in ("tokens", "layers"):
+        samples = parts_of(outputs_of(module, images.spread(BATCH)))
+        parts = tuple(
+            Tokens.of(sample, (parts_of(each)[index] for each in in_batches(module, images)))
+            for index, sample in enumerate(samples)
+        )
+        return parts[0] if output == "tokens" else Several(parts)
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 
