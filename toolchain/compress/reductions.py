@@ -171,13 +171,13 @@ class NeuronReduction:
         linear.weight[:, self._part] = weight.to(linear.weight)
         if self._bias is not None:
             linear.bias.copy_(self._bias + shift)
-        alive = torch.zeros(self._span.width, dtype=torch.bool)
-        alive[kept] = True
+        alive = torch.zeros(self._span.width)
+        alive[kept] = 1
         for span, row, bias in self._rows:
             maker, part = _linear(self._module, span.linear), slice(span.offset, span.offset + span.width)
-            maker.weight[part] = torch.where(alive[:, None], row, 0)
+            maker.weight[part] = row * alive[:, None].to(row)
             if bias is not None:
-                maker.bias[part] = torch.where(alive, bias, 0)
+                maker.bias[part] = bias * alive.to(bias)
 
     def reader(self) -> tuple[str, Tensor]:
         """The second linear and its columns without those of the removed neurons."""
