@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches
+from toolchain.data import Images, batches
 from toolchain.errors import DataError
 from toolchain.outputs import Output
 
@@ -162,33 +162,33 @@ class Tokens:
     typical: float
 
     @staticmethod
-    def of(batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same."""
-        (tokens,) = Tokens.of_several((batch,) for batch in batches)
+    def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
+        """From the dense model's tokens; raises DataError if they are all the same.
+
+        Args:
+            sample: [B, *, D] of images of every kind. What is typical is found on it, in steps: weights follow from a
+                spread, and the spread from weights.
+            batches: of all images, which the spread is taken over.
+        """
+        (tokens,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
         return tokens
 
     @staticmethod
-    def of_several(batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
-        """One for each of several outputs, from one pass over them; raises DataError as `of`.
-
-        What is typical is found on the first batch, in steps: weights follow from a spread, and the spread from weights.
-        """
-        sums: list[tuple[Tokens, Tensor, Tensor]] = []  # what is known, Σ w, Σ w (x − mean)²
-        for batch in batches:
-            every = [part.flatten(0, -2).double() for part in batch]
-            if not sums:
-                sums = [(Tokens._typical(rows), torch.zeros(()), torch.zeros(())) for rows in every]
-            for index, rows in enumerate(every):
-                known, total, squares = sums[index]
-                weights = known.weights(rows)
-                away = (weights[:, None] * (rows - known.mean).square()).sum(0)
-                sums[index] = known, total + weights.sum(), squares + away
-        if not sums or not all(bool(known.spread.any()) for known, _, _ in sums):
+    def of_several(samples: Sequence[Tensor], batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
+        """One for each of several outputs, as `of`, from one pass over the images."""
+        every = [Tokens._typical(sample.flatten(0, -2).double()) for sample in samples]
+        if not all(bool(known.spread.any()) for known in every):
             raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
-        return tuple(
-            Tokens(known.mean, _floored((squares / total).sqrt(), known.mean), known.typical)
-            for known, total, squares in sums
-        )
+        totals, squares = ([torch.zeros((), dtype=torch.float64) for _ in every] for _ in range(2))
+        for batch in batches:
+            for index, (known, part) in enumerate(zip(every, batch, strict=True)):
+                rows = part.flatten(0, -2).double()
+                weights = known.weights(rows)
+                totals[index] = totals[index] + weights.sum()
+                squares[index] = squares[index] + (weights[:, None] * (rows - known.mean).square()).sum(0)
+        spreads = [(square / total).sqrt() for square, total in zip(squares, totals, strict=True)]
+        pairs = zip(every, spreads, strict=True)
+        return tuple(Tokens(known.mean, _floored(spread, known.mean), known.typical) for known, spread in pairs)
 
     @staticmethod
     def _typical(rows: Tensor) -> Tokens:
@@ -257,7 +257,7 @@ class Several:
 CATEGORICAL = Categorical()
 
 
-def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Likelihood:
+def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likelihood:
     """The likelihood of a dense model's outputs; images are looked at only for the spread of what is no class.
 
     Raises:
@@ -265,10 +265,10 @@ def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tenso
     """
     if output in ("regression", "features"):
         return Gaussian.of(cast("Tensor", outputs_of(module, images)))
-    if output == "tokens":
-        return Tokens.of(in_batches(module, images))
-    if output == "layers":
-        return Several(Tokens.of_several(in_batches(module, images)))
+    if output in ("tokens", "layers"):
+        samples = parts_of(outputs_of(module, images.spread(BATCH)))
+        parts = Tokens.of_several(samples, (parts_of(each) for each in in_batches(module, images)))
+        return parts[0] if output == "tokens" else Several(parts)
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 
