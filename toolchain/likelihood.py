@@ -163,35 +163,47 @@ class Tokens:
 
     @staticmethod
     def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens; raises DataError if they are all the same.
+        """From the dense model's tokens in batches [B, *, D]; as `of_several`."""
+        (tokens,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
+        return tokens
+
+    @staticmethod
+    def of_several(samples: Sequence[Tensor], batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
+        """One for each of several outputs, from one pass over them; raises DataError if tokens are all the same.
 
         Args:
-            sample: [B, *, D] of images of every kind. What is typical is found on it, in steps: weights follow from a
-                spread, and the spread from weights.
+            samples: of each output tokens [B, *, D] of images of every kind. What is typical is found on them, in steps:
+                weights follow from a spread, and the spread from weights.
             batches: of all images, which the spread is taken over.
         """
-        known, total, sums = Tokens._typical(sample.flatten(0, -2).double()), 0.0, torch.zeros(())
-        if not bool(known.spread.any()):
+        typical = [Tokens._typical(sample.flatten(0, -2).double()) for sample in samples]
+        if not all(bool(known.spread.any()) for known in typical):
             raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
+        totals, squares = torch.zeros(len(typical)).double(), [torch.zeros_like(known.mean) for known in typical]
         for batch in batches:
-            rows = batch.flatten(0, -2).double()
-            weights = known.weights(rows)
-            total += float(weights.sum())
-            sums = sums + (weights[:, None] * (rows - known.mean).square()).sum(0)
-        return Tokens(known.mean, _floored((sums / total).sqrt(), known.mean), known.typical)
+            for index, (known, part) in enumerate(zip(typical, batch, strict=True)):
+                rows = part.flatten(0, -2).double()
+                weights = known.weights(rows)
+                totals[index] += weights.sum()
+                squares[index] += (weights[:, None] * (rows - known.mean).square()).sum(0)
+        return tuple(
+            Tokens(known.mean, _floored((away / total).sqrt(), known.mean), known.typical)
+            for known, away, total in zip(typical, squares, totals, strict=True)
+        )
 
     @staticmethod
     def _typical(rows: Tensor) -> Tokens:
+        """Of rows [n, D] alone; a spread of 0 where they are all the same."""
         weights = torch.ones(len(rows), dtype=rows.dtype)
         for _ in range(STEPS):
             mean = (weights[:, None] * rows).sum(0) / weights.sum()
             spread = ((weights[:, None] * (rows - mean).square()).sum(0) / weights.sum()).sqrt()
             if not bool(spread.any()):
-                break
+                return Tokens(mean, spread, 1.0)
             known = Tokens(mean, _floored(spread, mean), 1.0)
             known = replace(known, typical=float(known.distance(rows).median()) or 1.0)
             weights = known.weights(rows)
-        return Tokens(mean, spread, 1.0) if not bool(spread.any()) else known
+        return known
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         squares = ((outputs - reference) / self.spread.to(outputs)).square().sum(-1)
@@ -255,12 +267,9 @@ def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likeliho
     if output in ("regression", "features"):
         return Gaussian.of(cast("Tensor", outputs_of(module, images)))
     if output in ("tokens", "layers"):
-        samples = parts_of(outputs_of(module, images.spread(BATCH)))
-        parts = tuple(
-            Tokens.of(sample, (parts_of(each)[index] for each in in_batches(module, images)))
-            for index, sample in enumerate(samples)
-        )
-        return parts[0] if output == "tokens" else Several(parts)
+        every = map(parts_of, in_batches(module, images))
+        parts = Tokens.of_several(parts_of(outputs_of(module, images.spread(BATCH))), every)
+        return Several(parts) if output == "layers" else parts[0]
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 

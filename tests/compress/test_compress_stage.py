@@ -120,9 +120,9 @@ def test_vtp_gates_every_kind_and_slices_neurons(digits):
     made = compress(model(), section, digits)
     assert made.plan.low_ranks == ()
     rows = pruned_shares(made)
-    kinds = {row["kind"]: row["physical"] for row in rows}
+    kinds = {row.kind: row.physical for row in rows}
     assert kinds == {"attn_in": False, "attn_out": False, "mlp_in": False, "mlp_hidden": True}
-    assert all(0 < row["removed"] <= 0.9 * row["total"] for row in rows)
+    assert all(0 < row.removed <= 0.9 * row.total for row in rows)
 
 
 @pytest.mark.parametrize("method", ["hybrid", "vtp"])
@@ -266,20 +266,18 @@ def test_a_plan_that_misses_the_budget_is_caught(digits):
 def test_pruned_shares_add_up(digits):
     made = compress(model(), METHODS["taylor"], digits)
     rows = pruned_shares(made)
-    assert {(row["block"], row["kind"]) for row in rows} == {
+    assert {(row.block, row.kind) for row in rows} == {
         (f"blocks.{block}", kind) for block in (0, 1) for kind in ("mlp_hidden", "rank.qkv", "rank.proj")
     }
     for row in rows:
-        if row["kind"] == "mlp_hidden":
-            keep = made.plan.keep(f"{row['block']}.mlp", "mlp_hidden")
+        if row.kind == "mlp_hidden":
+            keep = made.plan.keep(f"{row.block}.mlp", "mlp_hidden")
             assert keep is not None
-            assert (row["total"], row["removed"]) == (192, 192 - keep.kept)
+            assert (row.total, row.removed) == (192, 192 - keep.kept)
         else:
-            assert (row["total"], row["physical"]) == (48, True)
-            rank = next(
-                low.rank for low in made.plan.low_ranks if low.module == f"{row['block']}.attn.{row['kind'][5:]}"
-            )
-            assert row["removed"] == 48 - rank
+            assert (row.total, row.physical) == (48, True)
+            rank = next(low.rank for low in made.plan.low_ranks if low.module == f"{row.block}.attn.{row.kind[5:]}")
+            assert row.removed == 48 - rank
 
 
 def test_the_default_method_does_not_look_at_labels(digits):
@@ -305,8 +303,8 @@ def test_what_is_pruned_is_told_block_by_block_for_every_structure(case):
     plan = random_plan(model)
     rows = pruned_shares(mask_model(model, factorised(model, plan), plan))
     assert len(rows) == len(plan.keeps) + len(plan.low_ranks)
-    assert {row["block"] for row in rows} == {block.path for block in model.family.blocks(model.module)}
-    assert all(0 < row["removed"] < row["total"] for row in rows)
+    assert {row.block for row in rows} == {block.path for block in model.family.blocks(model.module)}
+    assert all(0 < row.removed < row.total for row in rows)
 
 
 def factorised(model, plan):
