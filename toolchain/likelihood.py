@@ -163,32 +163,33 @@ class Tokens:
 
     @staticmethod
     def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens; raises DataError if they are all the same.
-
-        Args:
-            sample: [B, *, D] of images of every kind. What is typical is found on it, in steps: weights follow from a
-                spread, and the spread from weights.
-            batches: of all images, which the spread is taken over.
-        """
+        """From the dense model's tokens in batches [B, *, D]; as `of_several`."""
         (tokens,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
         return tokens
 
     @staticmethod
     def of_several(samples: Sequence[Tensor], batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
-        """One for each of several outputs, as `of`, from one pass over the images."""
-        every = [Tokens._typical(sample.flatten(0, -2).double()) for sample in samples]
-        if not all(bool(known.spread.any()) for known in every):
+        """One for each of several outputs, from one pass over them; raises DataError if tokens are all the same.
+
+        Args:
+            samples: of each output tokens [B, *, D] of images of every kind. What is typical is found on them, in steps:
+                weights follow from a spread, and the spread from weights.
+            batches: of all images, which the spread is taken over.
+        """
+        typical = [Tokens._typical(sample.flatten(0, -2).double()) for sample in samples]
+        if not all(bool(known.spread.any()) for known in typical):
             raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
-        totals, squares = ([torch.zeros((), dtype=torch.float64) for _ in every] for _ in range(2))
+        totals, squares = torch.zeros(len(typical)).double(), [torch.zeros_like(known.mean) for known in typical]
         for batch in batches:
-            for index, (known, part) in enumerate(zip(every, batch, strict=True)):
+            for index, (known, part) in enumerate(zip(typical, batch, strict=True)):
                 rows = part.flatten(0, -2).double()
                 weights = known.weights(rows)
-                totals[index] = totals[index] + weights.sum()
-                squares[index] = squares[index] + (weights[:, None] * (rows - known.mean).square()).sum(0)
-        spreads = [(square / total).sqrt() for square, total in zip(squares, totals, strict=True)]
-        pairs = zip(every, spreads, strict=True)
-        return tuple(Tokens(known.mean, _floored(spread, known.mean), known.typical) for known, spread in pairs)
+                totals[index] += weights.sum()
+                squares[index] += (weights[:, None] * (rows - known.mean).square()).sum(0)
+        return tuple(
+            Tokens(known.mean, _floored((away / total).sqrt(), known.mean), known.typical)
+            for known, away, total in zip(typical, squares, totals, strict=True)
+        )
 
     @staticmethod
     def _typical(rows: Tensor) -> Tokens:
@@ -266,9 +267,9 @@ def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likeliho
     if output in ("regression", "features"):
         return Gaussian.of(cast("Tensor", outputs_of(module, images)))
     if output in ("tokens", "layers"):
-        samples = parts_of(outputs_of(module, images.spread(BATCH)))
-        parts = Tokens.of_several(samples, (parts_of(each) for each in in_batches(module, images)))
-        return parts[0] if output == "tokens" else Several(parts)
+        every = map(parts_of, in_batches(module, images))
+        parts = Tokens.of_several(parts_of(outputs_of(module, images.spread(BATCH))), every)
+        return Several(parts) if output == "layers" else parts[0]
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 
