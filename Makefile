@@ -5,6 +5,7 @@ VENV ?= .venv
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 demo_run := runs/digits_vit
+timm_floor := $(shell sed -n 's/^ *"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 # What also runs on devices, with whatever Python they have.
 on_devices := $(wildcard toolchain/on_device/*.py)
 
@@ -12,7 +13,7 @@ on_devices := $(wildcard toolchain/on_device/*.py)
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
+.PHONY: help demo gate test test-floor lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
 	bench-scale bench-validity bench-speed bench-floor bench-targets bench-report
 .DELETE_ON_ERROR:
 
@@ -36,6 +37,13 @@ lint: $(VENV)/.installed-dev  ## everything that `make test` checks without runn
 	$(bin)/lint-imports
 	$(bin)/vermin --no-tips --violations --target=3.8- $(on_devices)
 	$(bin)/hadolint docker/*.Dockerfile
+
+# The oldest timm that pyproject.toml allows, beside the one that is installed; torch stays what it is, and deprecates what timm used.
+test-floor: $(VENV)/timm-$(timm_floor)  ## the model families and every block structure with the oldest timm that is supported
+	PYTHONPATH=$(abspath $<) $(bin)/python -W ignore -c 'import timm; assert timm.__version__ == "$(timm_floor)", timm.__file__'
+	PYTHONPATH=$(abspath $<) $(bin)/python -m pytest tests/families tests/contracts/test_structures.py \
+		-W ignore::FutureWarning:torch.jit._script -W ignore::DeprecationWarning:torch.jit._script \
+		--numprocesses auto --maxprocesses 4
 
 docs: $(VENV)/.installed-dev  ## write the map of toolchain/ into docs/architecture.md
 	$(bin)/python docs/architecture_map.py
@@ -84,6 +92,10 @@ clean:  ## remove caches, build folders and the demo's results
 
 distclean: clean  ## remove the virtual environment as well
 	rm -rf $(VENV)
+
+$(VENV)/timm-$(timm_floor): $(VENV)/.installed-dev
+	$(pip) install --no-deps --upgrade --target $@ timm==$(timm_floor)
+	@touch $@
 
 # The stamps are newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml | $(bin)/python

@@ -92,6 +92,9 @@ SWIN: dict[str, dict[str, object]] = {
 }
 """Every form of timm's Swin Transformer, as changes of `TINY_SWIN`."""
 
+if not hasattr(timm.models.swin_transformer, "calc_stage_window_sizes"):
+    del SWIN["Swin V2, padded windows"]  # timm before 1.0.31 cannot build it
+
 VARIANTS = {
     **VIT,
     **SWIN,
@@ -151,6 +154,9 @@ STRUCTURES = {
     },
 }
 """Every structure of every family."""
+
+TWINS = [case for case in ("parallel scaling", "attention pool", "relative position MLP", "BEiT") if case in STRUCTURES]
+"""One for each module of timm's that another takes the place of."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -163,34 +163,46 @@ class Tokens:
 
     @staticmethod
     def of(batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same.
+        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same."""
+        (tokens,) = Tokens.of_several((batch,) for batch in batches)
+        return tokens
+
+    @staticmethod
+    def of_several(batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
+        """One for each of several outputs, from one pass over them; raises DataError as `of`.
 
         What is typical is found on the first batch, in steps: weights follow from a spread, and the spread from weights.
         """
-        known, total, sums = None, 0.0, torch.zeros(())
+        sums: list[tuple[Tokens, Tensor, Tensor]] = []  # what is known, Σ w, Σ w (x − mean)²
         for batch in batches:
-            rows = batch.flatten(0, -2).double()
-            if known is None:
-                known = Tokens._typical(rows)
-            weights = known.weights(rows)
-            total += float(weights.sum())
-            sums = sums + (weights[:, None] * (rows - known.mean).square()).sum(0)
-        if known is None or not bool(known.spread.any()):
+            every = [part.flatten(0, -2).double() for part in batch]
+            if not sums:
+                sums = [(Tokens._typical(rows), torch.zeros(()), torch.zeros(())) for rows in every]
+            for index, rows in enumerate(every):
+                known, total, squares = sums[index]
+                weights = known.weights(rows)
+                away = (weights[:, None] * (rows - known.mean).square()).sum(0)
+                sums[index] = known, total + weights.sum(), squares + away
+        if not sums or not all(bool(known.spread.any()) for known, _, _ in sums):
             raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
-        return Tokens(known.mean, _floored((sums / total).sqrt(), known.mean), known.typical)
+        return tuple(
+            Tokens(known.mean, _floored((squares / total).sqrt(), known.mean), known.typical)
+            for known, total, squares in sums
+        )
 
     @staticmethod
     def _typical(rows: Tensor) -> Tokens:
+        """Of rows [n, D] alone; a spread of 0 where they are all the same."""
         weights = torch.ones(len(rows), dtype=rows.dtype)
         for _ in range(STEPS):
             mean = (weights[:, None] * rows).sum(0) / weights.sum()
             spread = ((weights[:, None] * (rows - mean).square()).sum(0) / weights.sum()).sqrt()
             if not bool(spread.any()):
-                break
+                return Tokens(mean, spread, 1.0)
             known = Tokens(mean, _floored(spread, mean), 1.0)
             known = replace(known, typical=float(known.distance(rows).median()) or 1.0)
             weights = known.weights(rows)
-        return Tokens(mean, spread, 1.0) if not bool(spread.any()) else known
+        return known
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         squares = ((outputs - reference) / self.spread.to(outputs)).square().sum(-1)
@@ -256,9 +268,7 @@ def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tenso
     if output == "tokens":
         return Tokens.of(in_batches(module, images))
     if output == "layers":
-        count = len(parts_of(next(iter(in_batches(module, images)))))
-        layers = (Tokens.of(each[index] for each in in_batches(module, images)) for index in range(count))
-        return Several(tuple(layers))
+        return Several(Tokens.of_several(in_batches(module, images)))
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 

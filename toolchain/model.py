@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
@@ -58,7 +58,7 @@ class Preprocess:
     crop_mode: str | None = None
     exif_orientation: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON values; pictures that are read as they are stored need no word."""
         return {name: value for name, value in asdict(self).items() if name != "exif_orientation" or value}
 
@@ -206,10 +206,10 @@ class ModelRecord(BaseModel):
     stage: Literal["dense", "masked", "sliced", "deploy"]
     model: ModelRef
     preprocess: Preprocess
-    provenance: dict[str, Any]
+    provenance: dict[str, JsonValue]
     weights_sha256: str
-    structure: list[dict[str, Any]]
-    plan: dict[str, Any] | None
+    structure: list[dict[str, JsonValue]]
+    plan: dict[str, JsonValue] | None
 
     @staticmethod
     def load(path: Path) -> ModelRecord:
@@ -223,7 +223,7 @@ class ModelRecord(BaseModel):
             raise ArtifactError(f"{path} is invalid at {_first(error)}") from None
 
 
-def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, Any]]) -> str:
+def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, object]]) -> str:
     """The text of model.json: everything but the weights that rebuilds the model."""
     plan = json.loads(model.plan.to_json()) if isinstance(model, _Planned) else None
     record = {

@@ -75,7 +75,7 @@ class Rung:
     verdict: Verdict
     reason: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The rung as it stands in report.json."""
         record = asdict(self)
         return {"from": record.pop("from_"), **record}

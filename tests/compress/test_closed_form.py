@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from builders import STRUCTURES, problem_of, variant
+from builders import STRUCTURES, TWINS, VARIANTS, problem_of, variant
 
 from toolchain.compress.branches import captured, first_residual
 from toolchain.compress.choices import Choices, Site, key_of
@@ -59,8 +59,7 @@ def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         return module(images)
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
-@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize(("case", "beta"), [*((case, 0.0) for case in VARIANTS), *((case, 1.0) for case in STRUCTURES)])
 def test_reducing_nothing_changes_nothing(case, beta):
     model = variant(case)
     module = copy.deepcopy(model.module)
@@ -75,7 +74,7 @@ def test_reducing_nothing_changes_nothing(case, beta):
     assert moved or not rotated, "the exact steps and rotations were not taken at all"
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", [*VARIANTS, *TWINS])
 def test_refit_repairs_what_the_reduction_broke(case):
     model = variant(case)
     data, fresh = Noise(model, 256), Noise(model, 32, seed=1).images

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import dense_model, problem_of
+from builders import TINY, dense_model, problem_of, random_plan
 from PIL import Image
 
 from toolchain.compress.criteria import CRITERIA, Evidence, Lessons
@@ -120,9 +120,9 @@ def test_vtp_gates_every_kind_and_slices_neurons(digits):
     made = compress(model(), section, digits)
     assert made.plan.low_ranks == ()
     rows = pruned_shares(made)
-    kinds = {row["kind"]: row["physical"] for row in rows}
+    kinds = {row.kind: row.physical for row in rows}
     assert kinds == {"attn_in": False, "attn_out": False, "mlp_in": False, "mlp_hidden": True}
-    assert all(0 < row["removed"] <= 0.9 * row["total"] for row in rows)
+    assert all(0 < row.removed <= 0.9 * row.total for row in rows)
 
 
 @pytest.mark.parametrize("method", ["hybrid", "vtp"])
@@ -266,20 +266,18 @@ def test_a_plan_that_misses_the_budget_is_caught(digits):
 def test_pruned_shares_add_up(digits):
     made = compress(model(), METHODS["taylor"], digits)
     rows = pruned_shares(made)
-    assert {(row["block"], row["kind"]) for row in rows} == {
+    assert {(row.block, row.kind) for row in rows} == {
         (f"blocks.{block}", kind) for block in (0, 1) for kind in ("mlp_hidden", "rank.qkv", "rank.proj")
     }
     for row in rows:
-        if row["kind"] == "mlp_hidden":
-            keep = made.plan.keep(f"{row['block']}.mlp", "mlp_hidden")
+        if row.kind == "mlp_hidden":
+            keep = made.plan.keep(f"{row.block}.mlp", "mlp_hidden")
             assert keep is not None
-            assert (row["total"], row["removed"]) == (192, 192 - keep.kept)
+            assert (row.total, row.removed) == (192, 192 - keep.kept)
         else:
-            assert (row["total"], row["physical"]) == (48, True)
-            rank = next(
-                low.rank for low in made.plan.low_ranks if low.module == f"{row['block']}.attn.{row['kind'][5:]}"
-            )
-            assert row["removed"] == 48 - rank
+            assert (row.total, row.physical) == (48, True)
+            rank = next(low.rank for low in made.plan.low_ranks if low.module == f"{row.block}.attn.{row.kind[5:]}")
+            assert row.removed == 48 - rank
 
 
 def test_the_default_method_does_not_look_at_labels(digits):
@@ -297,3 +295,11 @@ def test_the_default_method_does_not_look_at_labels(digits):
     for one, two in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert theirs.plan.provenance["method"]["allocation"] == "solver"
+
+
+def test_shares_of_what_is_in_no_block_have_a_place_too():
+    """An attention pool after the blocks loses neurons as they do, and is a row of its own."""
+    model = dense_model(**{**TINY, "class_token": False, "global_pool": "map"})
+    parts = (model.ref, model.module, model.family, model.groups, model.preprocess, model.provenance)
+    rows = pruned_shares(MaskedModel(*parts, plan=random_plan(model)))
+    assert {row["block"] for row in rows} == {"blocks.0", "blocks.1", "attn_pool"}

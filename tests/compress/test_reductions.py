@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from builders import STRUCTURES, dense_model, variant
+from builders import TWINS, VARIANTS, dense_model, variant
 from test_closed_form import UNITS, Noise, outputs, sites, teacher
 
 from toolchain.compress.branches import first_residual
@@ -29,7 +29,7 @@ def splits(model: TimmModel) -> list[Factorizable]:
     return [item for item in model.family.factorizable(model.module) if item.kind == "attention"]
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", [*VARIANTS, *TWINS])
 def test_full_rank_is_the_model_itself(case):
     model = variant(case)
     module, found = copy.deepcopy(model.module), splits(model)

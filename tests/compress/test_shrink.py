@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -12,6 +14,7 @@ from builders import TINY, randomise
 from torch import Tensor, nn
 
 import toolchain
+from toolchain.compress.place import Place
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.recipe import CompressSection
@@ -113,7 +116,7 @@ def test_what_the_larger_model_feeds_the_backbone_is_what_counts():
 def test_intermediate_features_are_told_by_their_numbers():
     detector = Detector("forward_intermediates")
     _, reading = witnessed(detector.backbone["body"], detector, pictures(8, 4))
-    assert reading == Reading("forward_intermediates", (0, 1), normed=False)
+    assert reading == Reading("forward_intermediates", ("blocks.0", "blocks.1"), normed=False)
 
 
 def test_forward_takes_whatever_the_images_are():
@@ -137,6 +140,93 @@ def test_mode_type_and_gradients_stay_as_they_were():
     assert model.training
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_every_part_keeps_its_own_mode_type_and_gradients():
+    detector = Detector("forward").train()
+    body = detector.backbone["body"]
+    body.eval().blocks[0].requires_grad_(False)
+    toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body", compress=UNIFORM)
+    smaller = detector.backbone["body"]
+    assert smaller is not body
+    assert detector.training
+    assert not any(module.training for module in smaller.modules())
+    assert not any(parameter.requires_grad for parameter in smaller.blocks[0].parameters())
+    assert all(parameter.requires_grad for parameter in smaller.blocks[1].parameters())
+
+
+def test_a_type_of_its_own_stays_with_its_tensor():
+    part = vit().to(torch.bfloat16)
+    part.norm.float()
+    smaller = Place.of(part, "").fill(vit())
+    assert smaller.norm.weight.dtype == torch.float32
+    assert smaller.blocks[1].mlp.fc1.weight.dtype == torch.bfloat16
+
+
+def test_every_name_of_the_backbone_is_the_smaller_one():
+    detector = Detector("forward").eval()
+    detector.alias = detector.backbone["body"]
+    toolchain.shrink(detector, pictures(), params=0.7, at="alias", compress=UNIFORM)
+    assert detector.alias is detector.backbone["body"]
+
+
+def compiled(detector: Detector) -> None:
+    detector.backbone["body"] = torch.compile(detector.backbone["body"])
+
+
+def overridden(detector: Detector) -> None:
+    body = detector.backbone["body"]
+    body.forward = partial(body.forward_features)
+
+
+def hooked(detector: Detector) -> None:
+    detector.backbone["body"].blocks[0].register_forward_hook(lambda *_: None)
+
+
+def tied(detector: Detector) -> None:
+    detector.other = nn.Linear(48, 48)
+    detector.other.weight = detector.backbone["body"].blocks[0].attn.proj.weight
+
+
+@pytest.mark.parametrize(
+    ("entangle", "at", "message"),
+    [
+        (compiled, "backbone.body._orig_mod", "before torch.compile"),
+        (overridden, "backbone.body", "its forward was replaced"),
+        (hooked, "backbone.body", "forward hooks"),
+        (tied, "backbone.body", "other.weight, outside of it"),
+    ],
+)
+def test_what_a_smaller_one_would_not_do_is_refused(entangle: Callable[[Detector], None], at: str, message: str):
+    detector = Detector("forward")
+    entangle(detector)
+    with pytest.raises(ModelError, match=message):
+        toolchain.shrink(detector, pictures(), at=at)
+
+
+def test_a_model_that_never_runs_the_part_is_told_at_once():
+    def endless() -> Iterator[Tensor]:
+        while True:
+            yield torch.zeros(1, 3, 32, 32)
+
+    detector = Detector("forward")
+    with pytest.raises(ModelError, match="does not run what is to shrink"):
+        toolchain.shrink(detector, endless(), at="backbone.body", forward=lambda images: images)
+
+
+def test_a_mask_is_no_image_and_is_refused():
+    body = vit()
+    masked = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    with pytest.raises(ModelError, match="attn_mask"):
+        toolchain.shrink(body, pictures(), forward=lambda images: body.forward_features(images, attn_mask=masked))
+    with pytest.raises(ModelError, match="images"):
+        toolchain.shrink(body, pictures(), forward=lambda images: body({"patches": images}))
+
+
+def test_tokens_of_a_call_are_tokens():
+    small, plan = toolchain.shrink(vit(global_pool=""), pictures(), params=0.7, compress=UNIFORM)
+    assert plan.model.output == "tokens"
+    assert small(pictures()[0]).shape == (8, 5, 48)
 
 
 def test_pairs_and_single_images_are_read_as_a_loader_gives_them():
@@ -171,3 +261,5 @@ def test_too_few_or_unequal_images_are_refused():
 def test_a_share_out_of_reach_names_the_range():
     with pytest.raises(BudgetError, match="reach"):
         toolchain.shrink(vit(), pictures(), params=0.01)
+    with pytest.raises(BudgetError, match="above 0 and at most 1"):
+        toolchain.shrink(vit(), pictures(), params=1.5)

@@ -189,6 +189,7 @@ params = 0.75
 
 [export]
 precisions = ["fp32", "fp16-ours"]
+simplify = false
 """
 
 

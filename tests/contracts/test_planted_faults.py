@@ -159,6 +159,7 @@ def pair_folded_back_by_export(patch):
                 whole = nn.Linear(down.in_features, up.out_features)
                 whole.weight, whole.bias = nn.Parameter(up.weight @ down.weight), up.bias
                 block.attn.proj = whole
+        return module
 
     plant(patch, onnx_graph, "lean", folded)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from toolchain.cli.main import main
 
 RECIPE = """[model]
 name = "vit_tiny_patch16_224"
@@ -36,12 +38,9 @@ params = 0.5
 epochs = 2
 lr = 1e-3
 """
-PROGRAM = """
-import sys
-from toolchain.cli import main
-
-main(["run", *sys.argv[1:]])
-"""
+FORKS = multiprocessing.get_context("forkserver")
+"""A run is a process of its own, forked from one that has imported what a run needs: most of its seconds would be imports."""
+FORKS.set_forkserver_preload(["toolchain.cli.main", "toolchain.pipeline.run", "toolchain.pipeline.preview"])
 
 
 @pytest.fixture
@@ -51,27 +50,36 @@ def recipe(tmp_path):
     return path
 
 
+def carry_out(recipe, out, cache, log):
+    os.environ["SLIMVIT_CACHE_DIR"] = str(cache)
+    torch.set_num_threads(1)
+    with Path(log).open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 2)
+        main(["run", str(recipe), "--out", str(out)])
+
+
 def start(recipe, out, cache):
-    environment = {**os.environ, "SLIMVIT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(recipe), "--out", str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = FORKS.Process(target=carry_out, args=(recipe, out, cache, f"{out}.log"))
+    process.start()
+    return process
 
 
 def finish(recipe, out, cache):
     process = start(recipe, out, cache)
-    _, stderr = process.communicate(timeout=900)
-    assert process.returncode == 0, stderr
-    return stderr
+    process.join(900)
+    log = Path(f"{out}.log").read_text(encoding="utf-8")
+    assert process.exitcode == 0, log
+    return log
 
 
 def kill_when(recipe, out, cache, moment):
     """Starts a run and kills it at `moment` (a function that says whether it is now); whether it was still running."""
     process = start(recipe, out, cache)
-    while process.poll() is None and not moment():
+    while process.is_alive() and not moment():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def digests(out):

@@ -184,6 +184,4 @@ def test_the_closed_form_end_to_end(case, tmp_path):
     left = sum(parameter.numel() for parameter in deploy.module.parameters())
     assert left == predicted.params == counted.params <= 0.8 * problem.shape.params
     assert predicted.macs == counted.macs < problem.shape.macs
-    assert {row["block"] for row in pruned_shares(masked)} <= {
-        block.path for block in model.family.blocks(model.module)
-    }
+    assert {row.block for row in pruned_shares(masked)} <= {block.path for block in model.family.blocks(model.module)}

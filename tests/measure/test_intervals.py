@@ -10,6 +10,7 @@ from toolchain.measure.intervals import (
     block_log_ratios,
     bootstrap_medians,
     median_interval,
+    row_medians,
     session_error,
     tail,
 )
@@ -75,6 +76,12 @@ def test_the_error_between_sessions():
     assert session_error([np.zeros(20), np.zeros(40)]) == 0.0
     found = median_interval(equal, seed=1)
     assert found.hi - found.point == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=0.01)  # t with 2 degrees of freedom
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 121])
+def test_medians_of_rows_are_numpys_to_the_bit(count):
+    rows = np.random.default_rng(count).standard_normal((200, count))
+    assert row_medians(rows).tobytes() == np.median(rows, axis=1).tobytes()
 
 
 def test_a_tail_needs_samples():

@@ -6,16 +6,18 @@ import pytest
 from made_up_reports import a_report, timed
 
 from toolchain.errors import MeasurementError
+from toolchain.on_device.runner import fingerprint
 from toolchain.pipeline.cell import conditions, require_speedup, runtime
 
 
-def test_conditions_name_runtime_and_machine_and_nothing_that_drifts(monkeypatch):
+def test_conditions_name_runtime_and_machine_and_nothing_that_drifts():
     found = conditions("ort-cpu", 1)
     assert found[0] == runtime("ort-cpu")
     assert found[0][0] == "onnxruntime"
     assert {"cpu", "cores", "affinity", "threads"} <= set(found[1])
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    monkeypatch.setattr("os.getloadavg", lambda: (9.0, 9.0, 9.0))
+    seen = fingerprint(1)
+    assert set(found[1]) == set(seen["machine"]) - {"runtimes"}, "what this process has loaded is no condition"
+    assert not set(found[1]) & set(seen["state"])
     assert conditions("ort-cpu", 1) == found
     assert conditions("ort-cpu", 2) != found
     assert conditions("eager", 1) != found

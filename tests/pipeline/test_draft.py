@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from builders import TINY, dense_model
 from PIL import Image
 
 from toolchain.errors import DataError, ModelError, StorageError
-from toolchain.pipeline.draft import Draft, model_keys, source_of
+from toolchain.pipeline.draft import Draft, source_of, tables_of
+from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.candidates import architecture_of
+from toolchain.surgery.replay import save_model
 
 HALF = {"params": 0.5}
 
@@ -27,7 +31,7 @@ def folder(tmp_path: Path):
     def make(classes: int) -> Path:
         rng, root = np.random.default_rng(0), tmp_path / "pictures"
         for name in [f"class{index}" for index in range(classes)] or ["."]:
-            (root / name).mkdir(parents=True)
+            (root / name).mkdir(parents=True, exist_ok=True)
             for index in range(4):
                 pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / name / f"{index}.png")
@@ -66,32 +70,86 @@ def test_a_source_stays_as_it_is_and_a_missing_folder_is_refused():
         source_of("no/such/place", 10)
 
 
-def test_names_hubs_files_and_folders_are_told_apart(tmp_path: Path):
-    assert model_keys("vit_tiny_patch16_224") == {"name": "vit_tiny_patch16_224"}
-    assert model_keys("timm/vit_tiny") == {"name": "hf-hub:timm/vit_tiny"}
-    assert model_keys("hf-hub:timm/vit_tiny") == {"name": "hf-hub:timm/vit_tiny"}
-    (tmp_path / "a.pth").write_bytes(b"")
-    assert model_keys(str(tmp_path / "a.pth"), "deit_tiny_patch16_224")["checkpoint"] == str(tmp_path / "a.pth")
-    for text, raw in (("local-dir:", {"architecture": "x"}), ("", {"model_type": "dinov2"})):
-        (tmp_path / "config.json").write_text(json.dumps(raw))
-        assert model_keys(str(tmp_path)) in ({"name": f"{text}{tmp_path}"}, {"checkpoint": str(tmp_path)})
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
+        ("timm/vit_tiny", "hf-hub:timm/vit_tiny"),
+        ("hf-hub:timm/vit_tiny", "hf-hub:timm/vit_tiny"),
+    ],
+)
+def test_names_are_those_of_timm_or_of_a_hub(model: str, name: str):
+    assert tables_of(model)["model"] == {"name": name}
+    with pytest.raises(ModelError, match="--model goes with a checkpoint"):
+        tables_of(model, "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [({"architecture": "x"}, "name", "local-dir:{}"), ({"model_type": "dinov2"}, "checkpoint", "{}")],
+)
+def test_a_folder_is_of_timm_or_of_transformers(tmp_path: Path, config: dict[str, str], key: str, value: str):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert tables_of(str(tmp_path))["model"] == {key: value.format(tmp_path)}
+
+
+def test_a_damaged_config_is_said(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not JSON"):
+        tables_of(str(tmp_path))
+
+
+def test_the_dense_model_of_a_run_keeps_its_outputs_and_preprocessing(folder, tmp_path: Path):
+    dense = dense_model(**{**TINY, "num_classes": 3})
+    how = replace(dense.preprocess, mean=(0.1, 0.2, 0.3), crop_pct=0.5)
+    model = replace(dense, ref=dense.ref.model_copy(update={"output": "multi-label"}), preprocess=how)
+    place = save_model(model, tmp_path / "dense")
+    draft = Draft.of(str(place), str(folder(0)), HALF)
+    assert draft.recipe.model.output == "multi-label"
+    assert draft.recipe.data.mean == (0.1, 0.2, 0.3)
+    assert draft.recipe.data.crop_pct == 0.5
+
+
+def test_paths_mean_the_same_wherever_the_recipe_lies(folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder(0)
+    monkeypatch.chdir(tmp_path)
+    draft = Draft.of("vit_tiny_patch16_224", "images:pictures", {})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/recipe.toml").write_text(draft.text())
+    assert Recipe.load(tmp_path / "elsewhere/recipe.toml") == draft.recipe
+    assert draft.recipe.data.source == f"images:{tmp_path}/pictures"
+
+
+def test_another_budget_takes_the_place_of_half_of_the_parameters(folder):
+    draft = Draft.of("vit_tiny_patch16_224", str(folder(0)), {}, overrides=["budget.latency.ort-cpu=45%"])
+    assert draft.recipe.budget.params is None
+    assert Draft.of("vit_tiny_patch16_224", str(folder(0)), {}).recipe.budget.params == 0.5
 
 
 @pytest.mark.parametrize("model", ["weights.pth", "no/such/folder/of/mine", "./nothing"])
 def test_what_is_not_there_is_said(model: str):
     with pytest.raises(StorageError, match="there is no"):
-        model_keys(model)
+        tables_of(model)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(ModelError, match="holds no model"):
-        model_keys(str(tmp_path))
+        tables_of(str(tmp_path))
 
 
 def test_a_checkpoint_tells_its_architecture(tmp_path: Path):
-    model = timm.create_model("deit3_small_patch16_224", num_classes=5)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "a.pth")
-    assert architecture_of(tmp_path / "a.pth") == "deit3_small_patch16_224"
+    name = "deit3_small_patch16_224"
+    state = timm.create_model(name, num_classes=5, img_size=288).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a.pth")
+    assert architecture_of(tmp_path / "a.pth") == (name, {"num_classes": 5, "img_size": 288})
+    assert architecture_of(tmp_path / "a.pth", name) == (name, {"num_classes": 5, "img_size": 288})
+
+
+def test_a_checkpoint_with_classes_of_its_own_is_judged_by_as_many_folders(folder, tmp_path: Path):
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), tmp_path / "a.pth")
+    draft = Draft.of(str(tmp_path / "a.pth"), str(folder(3)), HALF, name="vit_tiny_patch16_224")
+    assert draft.recipe.data.source.startswith("imagefolder:")
+    assert prepare(draft.recipe).dense.label_classes == 3
 
 
 def test_shapes_that_fit_several_are_not_guessed_at(tmp_path: Path):

@@ -30,8 +30,15 @@ from toolchain.surgery.replay import load_model
 SIZE = {"img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 2}
 RUNS = {
     "features": {"data": {"source": "imagefolder:classes"}, "finetune": {"epochs": 1, "batch_size": 32}},
-    "tokens": {"data": {"source": "images:pictures"}, "export": {"precisions": ["fp32", "int8-dynamic"]}},
-    "layers": {"data": {"source": "imagefolder:classes"}, "compress": {"allocation": "uniform", "align": 1}},
+    "tokens": {
+        "data": {"source": "images:pictures"},
+        "export": {"precisions": ["fp32", "int8-dynamic"], "simplify": False},
+    },
+    "layers": {
+        "data": {"source": "imagefolder:classes"},
+        "compress": {"allocation": "uniform", "align": 1},
+        "export": {"simplify": False},
+    },
 }
 MODEL = {"features": {}, "tokens": {"output": "tokens"}, "layers": {"layers": [0, 1]}}
 NAMES = {"features": ["features"], "tokens": ["tokens"], "layers": ["layer_0", "layer_1"]}

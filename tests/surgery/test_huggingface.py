@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -164,20 +163,30 @@ def expected(model: nn.Module, case: str, x: Tensor, **options: bool) -> Tensor:
     return out.last_hidden_state if out.pooler_output is None else out.pooler_output
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_timm_model_computes_what_transformers_does(tmp_path, case):
-    """Kind: a detail of a layout that was guessed, of every weight and of config.json."""
-    model = built(case)
-    model.save_pretrained(tmp_path)
-    folder = Folder.open(tmp_path)
-    module = timm.create_model(folder.design.architecture, **json.loads(json.dumps(dict(folder.design.kwargs)))).eval()
-    module.load_state_dict(folder.weights().state, strict=True)
+def as_file(folder: Path) -> ModelSection:
+    return ModelSection(checkpoint=str(folder))
+
+
+def as_name(folder: Path) -> ModelSection:
+    return ModelSection(name=f"local-dir:{folder}")
+
+
+def holds(folder: Path, case: str, result: Loaded) -> None:
+    """Holds a loaded model against transformers'."""
+    x = images(result.family.input_size(result.module)[1:])
     with torch.no_grad():
-        outputs = module(images(folder.size))
-    wanted = expected(model, case, images(folder.size))
+        outputs = result.module(x)
+    wanted = expected(getattr(hf, CASES[case][0]).from_pretrained(folder).eval(), case, x)
     assert wanted.std() > 0.1
     assert outputs.shape == wanted.shape
     assert (outputs - wanted).abs().max() < TOLERANCE
+    assert "resampled" not in notes(result)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_timm_model_computes_what_transformers_does(tmp_path, case):
+    """Kind: a detail of a layout that was guessed, of every weight and of config.json. Nothing else has to be written."""
+    holds(tmp_path, case, load_dense(as_file(saved(tmp_path, case))))
 
 
 def test_defaults_are_those_of_transformers():
@@ -294,26 +303,10 @@ def test_a_model_without_a_classifier_has_no_classes_to_name(tmp_path):
 # Ways in
 
 
-def as_file(folder: Path) -> ModelSection:
-    return ModelSection(checkpoint=str(folder))
-
-
-def as_name(folder: Path) -> ModelSection:
-    return ModelSection(name=f"local-dir:{folder}")
-
-
-@pytest.mark.parametrize("section", [as_file, as_name])
-@pytest.mark.parametrize("case", CASES)
-def test_a_folder_is_a_model(tmp_path, case, section):
-    """A folder says the architecture, the weights and the preprocessing; nothing else has to be written."""
-    model = built(case)
-    model.save_pretrained(tmp_path)
-    result = load_dense(section(tmp_path))
-    x = images(result.family.input_size(result.module)[1:])
-    with torch.no_grad():
-        outputs = result.module(x)
-    assert torch.allclose(outputs, expected(model, case, x), atol=TOLERANCE)
-    assert "resampled" not in notes(result)
+@pytest.mark.parametrize("case", ["ViT", "DINOv3, gated", "Swin, bare"])
+def test_a_folder_may_be_named_as_a_model(tmp_path, case):
+    """Then it is loaded as pretrained weights are, by timm."""
+    holds(tmp_path, case, load_dense(as_name(saved(tmp_path, case))))
 
 
 def test_a_model_folder_needs_the_hugging_face_folder_no_more(tmp_path):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from builders import STRUCTURES, TINY, dense_model, random_plan, variant
+from builders import STRUCTURES, TINY, TWINS, VARIANTS, dense_model, random_plan, variant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ def test_dense_cost_is_what_torch_counts(case: str) -> None:
     check_cost(model, nothing, run_stage(Split(), run_stage(Slice(), masked_from(model, nothing)).artifact).artifact)
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", [*VARIANTS, *TWINS])
 def test_keeping_everything_changes_nothing(case: str) -> None:
     model = variant(case)
     plan = random_plan(model, share=1.0, low_rank=False)
@@ -137,7 +137,7 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
         assert torch.equal(model.module(x), sliced.module(x))
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", [*VARIANTS, *TWINS])
 @pytest.mark.parametrize("stage", ["dense", "masked", "sliced", "deploy"])
 def test_replay_is_bit_equal(case: str, stage: str, tmp_path) -> None:
     model = variant(case)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import timm
 import torch
 from torch import nn
 
-from toolchain.families import FAMILIES
+from toolchain.families import FAMILIES, family_of
 from toolchain.families.vit import VitFamily
 from toolchain.plan import ModelRef
 from toolchain.surgery.replay import create_dense
@@ -81,3 +84,36 @@ def test_every_name_has_an_answer():
         assert (row.params is None) == (row.module not in claimed), row
         assert row.reason or row.support == "full", row
     assert {row.support for row in rows} == {"full", "partial", "refused"}
+
+
+NAMED = {
+    "ViT": "vit_tiny_patch16_224",
+    "DeiT": "deit_small_patch16_224",
+    "DINOv2": "vit_small_patch14_dinov2",
+    "v3": "vit_small_patch16_dinov3",
+    "CLIP": "vit_base_patch32_clip_224",
+    "SigLIP": "vit_base_patch16_siglip_224",
+    "PE": "vit_pe_core_base_patch16_224",
+    "EVA": "eva_giant_patch14_224",
+    "EVA-02": "eva02_base_patch14_224",
+    "BEiT": "beit_base_patch16_224",
+    "RoPE-ViT": "vit_small_patch16_rope_224",
+    "relative-position ViT": "vit_relpos_base_patch16_224",
+    "NaFlexViT": "naflexvit_base_patch16_gap",
+    "hybrids": "vit_tiny_r_s16_p8_224",
+    "Swin": "swin_tiny_patch4_window7_224",
+    "Swin V2": "swinv2_tiny_window8_256",
+}
+"""What the README calls models → one of them."""
+
+
+def test_the_readme_names_what_is_supported():
+    """Each model that it names is supported, and it names one of every family."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| models \| timm's (.*?);", readme, re.MULTILINE)
+    assert re.split(", | and ", row) == list(NAMED)
+    assert {support_of(name).support for name in NAMED.values()} <= {"full", "partial"}
+    with shapes_only():
+        models = [(create_dense(ModelRef(name=name)), name) for name in NAMED.values()]
+    named = {family_of(model, name).name for model, name in models}
+    assert named == {family.name for family in FAMILIES.values()}

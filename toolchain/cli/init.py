@@ -44,7 +44,7 @@ def init(
     """Write a commented recipe that fits a model and images; an existing file is left alone."""
     if out.exists():
         raise StorageError(f"{out} exists; choose another name with --out")
-    write_recipe(Draft.of(model, data, {"params": 0.5}, name=name), out)
+    write_recipe(Draft.of(model, data, {}, name=name), out)
     print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {out}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import BaseModel
@@ -46,7 +46,7 @@ def schema(
     print_json(schema_of(name))
 
 
-def schema_of(name: str) -> dict[str, Any]:
+def schema_of(name: str) -> dict[str, object]:
     """The JSON schema of one of `SCHEMAS`; that of a recipe names what is registered."""
     document = SCHEMAS[name].model_json_schema()
     if name == "recipe":

@@ -14,12 +14,11 @@ from toolchain.cli.options import JsonFlag, SetOption, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.errors import StorageError
 from toolchain.measure.compare import compare
-from toolchain.pipeline.draft import Draft
+from toolchain.pipeline.draft import PARAMS, Draft
+from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
-
-PARAMS = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +41,8 @@ def shrink(
     json_: JsonFlag = False,
 ) -> None:
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
-    asked = {"params": params, "macs": macs, "size": size or None}
-    budget = {key: value for key, value in asked.items() if value is not None} or {"params": PARAMS}
+    wishes = {"params": params, "macs": macs, "size": size or None}
+    budget = {key: value for key, value in wishes.items() if value is not None}
     draft = Draft.of(model, data, budget, name=name, overrides=set_ or ())
     folder = out or Path("runs") / _folder_name(model)
     recipe = _written(draft, folder / "recipe.toml")
@@ -60,14 +59,13 @@ def shrink(
 
 
 def _written(draft: Draft, path: Path) -> Recipe:
-    """The recipe of a draft, once it lies at the path; raises StorageError where another one does."""
+    """The recipe of a draft, once it lies at the path; raises StorageError where another one does that was carried out."""
     recipe = draft.recipe
-    if path.exists() and Recipe.load(path) != recipe:
+    if path.exists() and Workspace(path.parent).has("") and Recipe.load(path) != recipe:
         raise StorageError(
             f"{path} is another recipe: carry it out with `slimvit run {path} --out {path.parent}`, or choose another --out"
         )
-    if not path.exists():
-        write_recipe(draft, path)
+    write_recipe(draft, path)
     return recipe
 
 

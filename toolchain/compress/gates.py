@@ -7,7 +7,6 @@ positions, W·diag(a), which is the same function as gating the activations, tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from toolchain.compress.criteria import Criterion, Evidence, Scores
 from toolchain.compress.needs import Needs
 from toolchain.families import UnitGroup
 from toolchain.surgery.factorised import side
-from toolchain.training.loop import FitConfig, FitResult, default_param_groups, fit
+from toolchain.training.loop import FitConfig, FitResult, ParamGroup, default_param_groups, fit
 
 
 class Gate(nn.Module):
@@ -62,7 +61,7 @@ def learn_gates(known: Evidence) -> tuple[Scores, FitResult]:
         penalty = torch.stack([gate.abs().sum() for gate in gates.values()]).sum()
         return lessons.likelihood.supervised(model(batch), labels) + config.l1 * penalty
 
-    def param_groups(model: nn.Module, fit_config: FitConfig) -> list[dict[str, Any]]:
+    def param_groups(model: nn.Module, fit_config: FitConfig) -> list[ParamGroup]:
         weights = [
             {**group, "params": [p for p in group["params"] if id(p) not in own]}
             for group in default_param_groups(model, fit_config)

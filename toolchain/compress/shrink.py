@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data.config import resolve_model_data_config
-from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from toolchain.compress.method import UNITS
+from toolchain.compress.place import Place
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.data.tensors import tensor_source
-from toolchain.errors import ModelError
-from toolchain.families import FAMILIES, Family, adapt, family_of
-from toolchain.model import DeployModel, Preprocess, TimmModel, run_stage
+from toolchain.errors import BudgetError, ModelError
+from toolchain.families import Family, adapt, family_of
+from toolchain.model import Preprocess, TimmModel, run_stage
+from toolchain.outputs import Output
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
-from toolchain.surgery.factorised import replace_module
 from toolchain.surgery.layers import as_layered
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -73,44 +73,25 @@ def shrink(
         progress: told how far it is.
 
     Raises:
-        ModelError: what shrinks is of no supported family, or the larger model does not reach it.
+        ModelError: what shrinks is of no supported family, the larger model does not reach it, or it cannot be replaced.
         DataError: there are too few images, or they differ in size.
         BudgetError: so few parameters are out of reach; the message names the range.
     """
-    part = _part(model, at)
+    budget = _budget(params)
+    place = Place.of(model, at)
     with judged(model):
-        entering, reading = witnessed(
-            part, forward or model, images if forward is not None else _batches(images, model)
-        )
-    source, dense = tensor_source(entering), _dense(part, at, entering.shape[1:], reading)
-    multiples = dict.fromkeys(UNITS, compress.align or ALIGN)
-    problem = Problem.of(dense, compress, BudgetSection(params=params), multiples)
+        entering, reading = witnessed(place.part, forward or model, images if forward else _batches(images, model))
+    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading)
+    problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
     masked = run_stage(Compress(source, progress=progress), problem).artifact
     smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
-    module = _as_before(smaller, part)
-    if at:
-        replace_module(model, at, module)
-    return Shrunk(model if at else module, smaller.plan)
+    return Shrunk(place.fill(smaller.module), smaller.plan)
 
 
-def _part(model: nn.Module, at: str) -> nn.Module:
-    """The module at a path, if a family claims it; else ModelError names the paths where one would."""
-    try:
-        part = model.get_submodule(at)
-    except AttributeError:
-        part = None
-    if part is not None and any(family.matches(part) for family in FAMILIES.values()):
-        return part
-    claimed = [
-        path
-        for path, module in model.named_modules()
-        if path and any(family.matches(module) for family in FAMILIES.values())
-    ]
-    what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is a {type(part).__name__}"
-    where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
-    if any(isinstance(module, FeatureListNet) for module in (part or model).modules()):
-        where = " (timm took it apart: make it without features_only, and read its forward_intermediates)"
-    raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
+def _budget(params: float) -> BudgetSection:
+    if not 0 < params <= 1:
+        raise BudgetError(f"params is the share of the parameters that is left, above 0 and at most 1; got {params}")
+    return BudgetSection(params=float(params))
 
 
 def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
@@ -127,7 +108,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
-def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> TimmModel:
+def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
     adapt(module)
@@ -137,9 +118,19 @@ def _dense(part: nn.Module, at: str, shape: torch.Size, reading: Reading) -> Tim
     layers = _blocks(module, family, reading)
     if layers:
         as_layered(module, family, layers, normed=reading.normed)
-    preprocess = Preprocess((int(shape[0]), int(shape[1]), int(shape[2])), tuple(config["mean"]), tuple(config["std"]))
-    ref = ModelRef(name=name, output="layers" if layers else None, layers=layers)
+    _, channels, height, width = image.shape
+    preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
+    ref = ModelRef(name=name, output=_output(module, image), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
+
+
+@torch.no_grad()
+def _output(module: nn.Module, image: Tensor) -> Output | None:
+    """What the outputs are, by what one image [1, C, H, W] gives; None where the number of classes says it."""
+    outputs = module(image)
+    if isinstance(outputs, tuple):
+        return "layers"
+    return "tokens" if outputs.ndim > 2 else None
 
 
 def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
@@ -147,13 +138,4 @@ def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, .
     paths = [block.path for block in family.blocks(module)]
     if reading.way == "forward_features":
         return (len(paths) - 1,)
-    read = [module.feature_info[index]["module"] for index in reading.features]  # type: ignore[index]
-    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")) for name in read)
-
-
-def _as_before(smaller: DeployModel, part: nn.Module) -> nn.Module:
-    """The smaller module with the class, place, type and mode of the part whose place it takes."""
-    module, first = smaller.module, next(part.parameters())
-    module.__class__ = type(part)
-    trains = any(parameter.requires_grad for parameter in part.parameters())
-    return module.to(first.device, first.dtype).train(part.training).requires_grad_(trains)
+    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in reading.parts)

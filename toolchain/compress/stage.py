@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -198,27 +197,34 @@ def _plan(
     return CompressionPlan(model=dense.ref, keeps=tuple(keeps), low_ranks=tuple(lows), provenance=provenance)
 
 
-def pruned_shares(model: MaskedModel) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Removed:
+    """How many positions of one kind a block lost; without `physical` they are only zeroed."""
+
+    block: str
+    kind: str
+    total: int
+    removed: int
+    physical: bool
+
+
+def pruned_shares(model: MaskedModel) -> list[Removed]:
     """One row per block and kind of unit: how many positions the plan removes, and whether physically.
 
     A factorised linear counts as kind "rank" with total = min(out, in).
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     physical = {(group.module, group.unit): group.sliceable for group in model.groups}
     blocks = [block.path for block in model.family.blocks(model.module)]
     for keep in model.plan.keeps:
-        row = {"block": _block(keep.module, blocks), "kind": keep.unit, "total": keep.total * len(keep.indices)}
-        rows.append({**row, "removed": keep.removed, "physical": physical[keep.module, keep.unit]})
+        total, sliced = keep.total * len(keep.indices), physical[keep.module, keep.unit]
+        rows.append(Removed(_block(keep.module, blocks), keep.unit, total, keep.removed, sliced))
     for low in model.plan.low_ranks:
-        row = {
-            "block": _block(low.module, blocks),
-            "kind": f"rank.{low.module.rpartition('.')[2]}",
-            "total": min(low.shape),
-        }
-        rows.append({**row, "removed": min(low.shape) - low.rank, "physical": True})
+        kind, total = f"rank.{low.module.rpartition('.')[2]}", min(low.shape)
+        rows.append(Removed(_block(low.module, blocks), kind, total, total - low.rank, physical=True))
     return rows
 
 
 def _block(module: str, blocks: Sequence[str]) -> str:
-    """The path of the block that a module lies in."""
-    return next(path for path in blocks if module.startswith(f"{path}."))
+    """The path of the block that a module lies in; of one after all blocks, such as an attention pool, its own first part."""
+    return next((path for path in blocks if module.startswith(f"{path}.")), module.partition(".")[0])

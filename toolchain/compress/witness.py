@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,10 +14,22 @@ from torch import Tensor, nn
 
 from toolchain.errors import DataError, ModelError
 
-MOST = 1024
-"""So many images are read of what may have no end."""
+MOST, MOST_BYTES = 1024, 2**31
+"""So many images are read of what may have no end, or fewer large ones."""
 WAYS = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
 """The methods of timm's models by which images enter."""
+READ = (
+    "indices",
+    "n",
+    "norm",
+    "intermediates_only",
+    "output_fmt",
+    "output_dict",
+    "stop_early",
+    "reshape",
+    "return_prefix_tokens",
+)
+"""Their arguments that say what is read, or only in which form."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +38,12 @@ class Reading:
 
     Attributes:
         way: of `WAYS`; "get_intermediate_layers" is an older name of "forward_intermediates".
-        features: which of timm's `feature_info`, if these are read.
+        parts: paths of the blocks or stages after which these are read.
         normed: whether the last norm is applied to them.
     """
 
     way: str
-    features: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
     normed: bool = True
 
 
@@ -44,36 +56,59 @@ def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterabl
     Args:
         backbone: a timm model; it is left as it is.
         run: the larger model, or a function that calls it.
-        inputs: what `run` takes; reading ends after `MOST` images.
+        inputs: what `run` takes; reading ends after `MOST` images, or `MOST_BYTES`.
 
     Raises:
         ModelError: `run` does not call the backbone, or reads it in several ways.
         DataError: there are no inputs, or the images differ in size.
     """
-    images, readings, count = list[Tensor](), set[Reading](), 0
-    with _watched(backbone, images, readings):
+    seen, empty = _Seen(), True
+    with _watched(backbone, seen):
         for each in inputs:
             run(each)
-            count += 1
-            if len(images) >= MOST:
+            empty = False
+            if not seen.images:
+                raise ModelError(
+                    "the larger model does not run what is to shrink: give forward, a function that does. What was bound "
+                    "before is not seen: lambda x: body.forward_features(x), not body.forward_features"
+                )
+            if seen.is_full:
                 break
-    if not count:
+    if empty:
         raise DataError("there are no images: give an iterable of tensors [C, H, W] or [B, C, H, W]")
-    if not images:
-        raise ModelError("the larger model does not run what is to shrink: give forward, a function that does")
-    if len(readings) > 1:
-        ways = ", ".join(sorted({reading.way for reading in readings}))
+    if len(seen.readings) > 1:
+        ways = ", ".join(sorted({reading.way for reading in seen.readings}))
         raise ModelError(
             f"the larger model reads what is to shrink in several ways ({ways}); give forward, with one of them"
         )
-    if len(sizes := {tuple(image.shape) for image in images}) > 1:
+    if len(sizes := {tuple(batch.shape[1:]) for batch in seen.images}) > 1:
         some = " and ".join("×".join(map(str, size)) for size in sorted(sizes)[:2])
         raise DataError(f"images of several sizes enter what is to shrink, such as {some}: give images of one size")
-    return torch.stack(images), readings.pop()
+    return torch.cat(seen.images)[:MOST], seen.readings.pop()
+
+
+@dataclass
+class _Seen:
+    """Batches that entered a backbone, and the ways in which it was read."""
+
+    images: list[Tensor] = field(default_factory=list)
+    readings: set[Reading] = field(default_factory=set)
+
+    def add(self, entering: object, reading: Reading) -> None:
+        if not (isinstance(entering, Tensor) and entering.ndim == 4):
+            raise ModelError(f"what is to shrink is given a {type(entering).__name__}; it must be images [B, C, H, W]")
+        self.readings.add(reading)
+        if not self.is_full:
+            self.images.append(entering.detach().float().cpu())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough was seen: `MOST` images, or as many as `MOST_BYTES` hold."""
+        return sum(map(len, self.images)) >= MOST or sum(batch.nbytes for batch in self.images) >= MOST_BYTES
 
 
 @contextmanager
-def _watched(backbone: nn.Module, images: list[Tensor], readings: set[Reading]) -> Iterator[None]:
+def _watched(backbone: nn.Module, seen: _Seen) -> Iterator[None]:
     """A block in which the outermost call of each of `WAYS` adds its images and its reading."""
     depth = 0
 
@@ -83,9 +118,7 @@ def _watched(backbone: nn.Module, images: list[Tensor], readings: set[Reading]) 
             if depth == 0:
                 bound = inspect.signature(method).bind(*args, **kwargs)
                 bound.apply_defaults()
-                entering = next(iter(bound.arguments.values()))
-                images.extend([*entering.detach().float().cpu()][: MOST - len(images)])
-                readings.add(_reading(backbone, way, bound.arguments))
+                seen.add(next(iter(bound.arguments.values())), _reading(backbone, way, bound))
             depth += 1
             try:
                 return method(*args, **kwargs)
@@ -104,11 +137,21 @@ def _watched(backbone: nn.Module, images: list[Tensor], readings: set[Reading]) 
             object.__delattr__(backbone, way)
 
 
-def _reading(backbone: nn.Module, way: str, arguments: Mapping[str, Any]) -> Reading:
+def _reading(backbone: nn.Module, way: str, bound: inspect.BoundArguments) -> Reading:
+    arguments, parameters = bound.arguments, [*bound.signature.parameters.values()]
+    for parameter in parameters[1:]:
+        value = arguments[parameter.name]
+        absent = value is parameter.default or (isinstance(value, tuple | dict) and not value)  # no *args, no **kwargs
+        if not absent and parameter.name not in READ:
+            raise ModelError(
+                f"the larger model passes {parameter.name} to what is to shrink, which compression does not know of: give "
+                "forward, a function that runs it without"
+            )
     if way in WAYS[:2]:
         return Reading(way)
     wanted = arguments["indices" if way == WAYS[2] else "n"]
-    count = len(backbone.feature_info)  # type: ignore[arg-type]
+    parts = "blocks" if hasattr(backbone, "blocks") else "layers"
+    count = len(getattr(backbone, parts))
     taken, _ = feature_take_indices(count, list(wanted) if isinstance(wanted, tuple) else wanted)
     whole = {count - 1} if way == WAYS[2] and not arguments["intermediates_only"] else set()
-    return Reading(WAYS[2], tuple(sorted({*taken, *whole})), bool(arguments["norm"]))
+    return Reading(WAYS[2], tuple(f"{parts}.{index}" for index in sorted({*taken, *whole})), bool(arguments["norm"]))

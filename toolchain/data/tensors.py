@@ -40,7 +40,7 @@ def tensor_source(images: Tensor) -> DataSource:
         interpolation="bilinear",
         crop_pct=None,
         crop_mode=None,
-        digest=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        digest=hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
         splits=splits,
     )
     source.to_compare()

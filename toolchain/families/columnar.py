@@ -57,10 +57,11 @@ class ColumnarFamily(Family):
         """Why a block cannot be compressed, or None."""
         if type(block) not in self.block_types:
             return f"{path} is a {type(block).__name__}; only {self.block_words} supported"
-        for name, child in block.named_children():
-            if name == "attn" and type(child) not in self.attention_types:
-                return f"{path}.attn is a {type(child).__name__}; only {self.attention_words} supported"
-            if name == "mlp" and (why := refused_mlp(child, f"{path}.mlp")) is not None:
+        for name, part in block.named_modules():
+            kind = name.rpartition(".")[2]
+            if kind == "attn" and type(part) not in self.attention_types:
+                return f"{path}.{name} is a {type(part).__name__}; only {self.attention_words} supported"
+            if kind == "mlp" and (why := refused_mlp(part, f"{path}.{name}")) is not None:
                 return why
         return None
 
@@ -102,8 +103,9 @@ class ColumnarFamily(Family):
         if pool is None:
             outputs: Tensor = model.forward_head(model.get_submodule("norm")(x))  # type: ignore[operator]
             return outputs
+        x = pool.pooled(x)  # what comes before is a block
         for name in ("fc_norm", "head_drop", "head"):
-            x = model.get_submodule(name)(pool.pooled(x) if name == "fc_norm" else x)
+            x = model.get_submodule(name)(x)
         return x
 
     def classifier(self, model: nn.Module) -> str | None:

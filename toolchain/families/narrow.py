@@ -194,7 +194,7 @@ def narrow_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         if not isinstance(module, NarrowParallel):
             continue
         if (bias := state.pop(f"{at}mlp_bias", None)) is not None:
-            state[f"{at}in_proj.bias"] = _behind(bias, len(state[f"{at}in_proj.weight"]))
+            state[f"{at}in_proj.bias"] = _filled(bias, len(state[f"{at}in_proj.weight"]))
         if f"{at}attn_out_proj.weight" in state:
             weights, biases = (
                 [state.pop(f"{at}{part}_out_proj.{kind}", None) for part in ("attn", "mlp")]
@@ -217,11 +217,8 @@ def _join(attention: Any) -> None:
 def _gather(block: Any) -> None:
     """One bias and one output linear of a parallel block, from those that timm keeps apart."""
     if block.mlp_bias is not None:
-        # timm 1.0.23, which still has `qkv_bias`, adds it to the last outputs.
-        last = getattr(block, "qkv_bias", None) is not None
-        bias = _behind(block.mlp_bias, block.in_proj.out_features)
-        _set_bias(block.in_proj, bias.roll(len(bias) - len(block.mlp_bias)) if last else bias)
-        block.mlp_bias = block.qkv_bias = None
+        _set_bias(block.in_proj, _filled(block.mlp_bias, block.in_proj.out_features))
+        block.mlp_bias = None
     if block.out_proj is None:
         attention, mlp = block.attn_out_proj, block.mlp_out_proj
         with torch.device("meta"):
@@ -237,8 +234,8 @@ def _three(query: Tensor, value: Tensor) -> Tensor:
     return torch.cat((query, torch.zeros_like(query), value))
 
 
-def _behind(bias: Tensor, size: int) -> Tensor:
-    """A bias with zeros behind it, up to a size."""
+def _filled(bias: Tensor, size: int) -> Tensor:
+    """A bias of neurons as one of `in_proj`: zeros for q, k and v, which come after them."""
     return functional.pad(bias, (0, size - len(bias)))
 
 

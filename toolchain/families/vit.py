@@ -30,7 +30,6 @@ from toolchain.families.blocks import (
     mlp_part,
     normed_heads,
     plain_layers,
-    refused_mlp,
     rigid_part,
     scale_of,
     site_of,
@@ -75,17 +74,6 @@ class VitFamily(ColumnarFamily):
     block_words = "timm's own blocks are"
     attention_types: tuple[type[nn.Module], ...] = (Attention, DiffAttention)
     attention_words = "plain and differential self-attention are"
-
-    def refused_block(self, block: nn.Module, path: str) -> str | None:
-        if type(block) is not ParallelThingsBlock:
-            return super().refused_block(block, path)
-        for name, part in block.named_modules():
-            kind = name.rpartition(".")[2]
-            if kind == "attn" and type(part) not in self.attention_types:
-                return f"{path}.{name} is a {type(part).__name__}; only {self.attention_words} supported"
-            if kind == "mlp" and (why := refused_mlp(part, f"{path}.{name}")) is not None:
-                return why
-        return None
 
     def patch_size(self, model: nn.Module) -> tuple[int, int] | None:
         return None if isinstance(model.get_submodule("patch_embed"), HybridEmbed) else super().patch_size(model)

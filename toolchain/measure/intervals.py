@@ -107,7 +107,7 @@ def bootstrap_medians(
     rng = np.random.default_rng(seed)
     drawn = [session[rng.integers(0, len(session), (resamples, len(session)))] for session in sessions]
     point = float(np.median(np.concatenate(sessions)))
-    blocks = np.median(np.concatenate(drawn, axis=1), axis=1) - point
+    blocks = row_medians(np.concatenate(drawn, axis=1)) - point
     if len(sessions) == 1:
         return point + blocks
     order = blocks.argsort(kind="stable")
@@ -116,6 +116,13 @@ def bootstrap_medians(
     found = np.empty_like(blocks)
     found[order] = point + np.sort(wider)  # in the order of the draws: other comparisons are averaged with them
     return found
+
+
+def row_medians(rows: Floats) -> Floats:
+    """The median of each row, to the bit that of `numpy.median`, which is many times slower where rows are short."""
+    ordered, count = np.sort(rows, axis=1), rows.shape[1]
+    middle: Floats = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
+    return middle
 
 
 @lru_cache(maxsize=64)

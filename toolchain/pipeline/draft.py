@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,17 @@ from toolchain.data.folders import Layout, folders_in
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.model import ModelRecord
 from toolchain.outputs import output_of
-from toolchain.recipe import Recipe, override
+from toolchain.recipe import LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
-from toolchain.surgery.hub import CONFIG, HUB
+from toolchain.surgery.hub import CONFIG, HUB, read_config
 from toolchain.surgery.load import load_dense
 
 SCHEMA_FILE = "recipe.schema.json"
 """The JSON schema that editors complete and check a recipe by, beside it."""
 HEAD = "docs/recipe.md says what every key means."
+PARAMS = 0.5
+"""The share of the parameters that is left where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,19 @@ class Draft:
         Args:
             model: a timm or hub name, a checkpoint, or a folder of transformers, of timm, or of a run.
             data: a folder of pictures, or a source as in a recipe.
-            budget: the keys of [budget].
+            budget: the keys of [budget]; without any, and without overrides of it, half of the parameters are left.
             name: timm's name of the model, where `model` is a checkpoint that does not tell.
             overrides: keys of the recipe, as `--set` takes them.
 
         Raises:
             SlimvitError: one of them is not there, or is not supported.
         """
-        tables: dict[str, Any] = {"model": model_keys(model, name), "data": {}, "budget": dict(budget)}
+        tables = {**tables_of(model, name), "budget": dict(budget)}
         tables |= {"export": {"precisions": ["fp32"]}, "bench": {"targets": ["ort-cpu"]}}
         for each in overrides:
             override(tables, each)
+        if not tables["budget"]:
+            tables["budget"] = {"params": PARAMS}
         section = Recipe.from_dict({"model": tables["model"]}).model
         loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
         module, size = loaded.module, by(loaded.family.input_size(loaded.module))
@@ -66,7 +69,8 @@ class Draft:
         tables["data"] = {"source": source, **tables["data"]}
         million = sum(parameter.numel() for parameter in module.parameters()) / 1e6
         summary = f"{million:.1f} M parameters, images of {size}, {output_of(section.output, classes)}"
-        return Draft(tables, {f"model.{next(iter(tables['model']))}": summary, "data.source": remark, **REMARKS})
+        remarks = {f"model.{next(iter(tables['model']))}": summary, "data.source": remark, **REMARKS}
+        return Draft(_absolute(tables), remarks)
 
     @property
     def recipe(self) -> Recipe:
@@ -96,33 +100,60 @@ REMARKS = {
 }
 
 
-def model_keys(model: str, name: str = "") -> dict[str, object]:
-    """The keys of [model] for what a user calls a model, as in `Draft.of`."""
+def _absolute(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with paths that do not depend on where the recipe lies."""
+    recipe = Recipe.from_dict(tables)
+    places = {
+        "model": {"name": recipe.model.name, "checkpoint": recipe.model.checkpoint},
+        "data": {"source": recipe.data.source, "classes": recipe.data.classes},
+    }
+    return {
+        name: {key: places.get(name, {}).get(key, value) for key, value in keys.items()}
+        for name, keys in tables.items()
+    }
+
+
+def tables_of(model: str, name: str = "") -> dict[str, Any]:
+    """[model] and [data], as far as they follow from what a user calls a model, as in `Draft.of`."""
     path = Path(model).expanduser()
-    if path.is_dir():
-        return _folder_keys(path.resolve())
     if path.is_file():
-        return {"name": name or architecture_of(path), "checkpoint": str(path.resolve())}
+        architecture, arguments = architecture_of(path, name)
+        kwargs = {"kwargs": arguments} if arguments else {}
+        return {"model": {"name": architecture, "checkpoint": str(path), **kwargs}, "data": {}}
+    if name:
+        raise ModelError(f"--model goes with a checkpoint, and {model} is none; remove it")
+    if path.is_dir():
+        return _folder_tables(path)
     if ":" in model or "/" not in model:
         if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".toml", ".onnx"):
             raise StorageError(f"there is no file {model}; give a checkpoint, a folder, or the name of a model")
-        return {"name": model}
+        return {"model": {"name": model}, "data": {}}
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
-        return {"name": f"{HUB}:{model}"}
+        return {"model": {"name": f"{HUB}:{model}"}, "data": {}}
     raise StorageError(f"there is no file or folder {model}")
 
 
-def _folder_keys(folder: Path) -> dict[str, object]:
+def _folder_tables(folder: Path) -> dict[str, Any]:
     if (folder / "model.json").is_file():
-        record = ModelRecord.load(folder / "model.json")
-        if record.stage != "dense":
-            raise ModelError(f"{folder} holds a model that was compressed already; name the dense one")
-        kwargs = {"kwargs": record.model.kwargs} if record.model.kwargs else {}
-        return {"name": record.model.name, **kwargs, "checkpoint": str(folder / "model.safetensors")}
+        return _run_tables(folder, ModelRecord.load(folder / "model.json"))
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no model: there is neither a {CONFIG} nor a model.json in it")
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return {"name": f"local-dir:{folder}"} if "architecture" in raw else {"checkpoint": str(folder)}
+    is_timm = "architecture" in read_config(folder / CONFIG, str(folder))
+    return {"model": {"name": f"{LOCAL}:{folder}"} if is_timm else {"checkpoint": str(folder)}, "data": {}}
+
+
+def _run_tables(folder: Path, record: ModelRecord) -> dict[str, Any]:
+    """Of the dense model that a run left: with its outputs and preprocessing, which its name does not tell."""
+    if record.stage != "dense":
+        raise ModelError(f"{folder} holds a model that was compressed already; name the dense one")
+    ref, how = record.model, record.preprocess
+    model: dict[str, object] = {"name": ref.name, "kwargs": ref.kwargs, "checkpoint": str(folder / "model.safetensors")}
+    model |= {"output": ref.output or "", "layers": list(ref.layers)}
+    data = {"mean": list(how.mean), "std": list(how.std), "crop_pct": how.crop_pct or 0}
+    return {
+        "model": {key: value for key, value in model.items() if value},
+        "data": {key: value for key, value in data.items() if value},
+    }
 
 
 def source_of(data: str, classes: int) -> tuple[str, str]:
@@ -145,7 +176,7 @@ def source_of(data: str, classes: int) -> tuple[str, str]:
     except DataError:  # no folders that could be classes
         labelled = 0
     if labelled >= 2 and classes in (0, labelled):
-        return f"imagefolder:{folder.resolve()}", f"{labelled} classes"
+        return f"imagefolder:{folder.resolve()}", f"{labelled} classes" + (", in alphabetical order" if classes else "")
     why = (
         f"{labelled} folders, but the model has {classes} classes: labels are not read"
         if labelled >= 2

@@ -73,7 +73,7 @@ class Anatomy:
         side = next(iter(sides)) if len(sides) == 1 else None
         return None if side is None else (side, side)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What is known, by name, for `inspect`; with the grid and image size of a square image."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if self.grid is not None:

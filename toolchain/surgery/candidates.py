@@ -14,7 +14,7 @@ from toolchain.errors import ArtifactError, ModelError
 from toolchain.families import FAMILIES
 from toolchain.plan import ModelRef
 from toolchain.surgery.anatomy import Anatomy, anatomy, differences, others
-from toolchain.surgery.checkpoint import read_checkpoint
+from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.replay import create_dense
 from toolchain.surgery.shapes import shapes_only
 
@@ -22,16 +22,40 @@ FREE = ("classes", "positions")
 """Fields of `Anatomy` that no architecture fixes: the number of classes, and the size of images."""
 
 
-def architecture_of(path: Path) -> str:
-    """The name of the timm architecture that a checkpoint's tensors fit.
+def architecture_of(path: Path, name: str = "") -> tuple[str, dict[str, int]]:
+    """(name, keyword arguments) of the timm model that a checkpoint's tensors fit.
 
-    Where several fit and compute the same, it is the first by timm's own order.
+    Where several architectures fit and compute the same, it is the first by timm's own order. The keyword arguments are the
+    number of classes and the size of images, where these are not the architecture's.
+
+    Args:
+        path: the checkpoint.
+        name: of the architecture, if that is known.
 
     Raises:
         StorageError, ArtifactError: as `read_checkpoint`.
         ModelError: none fits, or several that differ in what no tensor says, such as the number of heads.
     """
     checkpoint = read_checkpoint(path)
+    name = name or _name(path, checkpoint)
+    return name, _arguments(checkpoint.anatomy, anatomy(_sketch(name).state_dict()))
+
+
+def _arguments(stored: Anatomy, usual: Anatomy) -> dict[str, int]:
+    arguments: dict[str, int] = {}
+    if None not in (stored.classes, usual.classes) and stored.classes != usual.classes:
+        arguments["num_classes"] = int(stored.classes or 0)
+    if stored.grid and usual.grid and stored.grid != usual.grid and stored.patch_size:
+        arguments["img_size"] = stored.grid[0] * stored.patch_size[0]
+    return arguments
+
+
+def _sketch(name: str) -> nn.Module:
+    with shapes_only():
+        return create_dense(ModelRef(name=name))
+
+
+def _name(path: Path, checkpoint: Checkpoint) -> str:
     stored = checkpoint.anatomy
     if stored.embed_dim is None or stored.depth is None or stored.patch_size is None:
         whose = others(checkpoint.weights.tensors)
@@ -71,8 +95,7 @@ def _sketches(stored: Anatomy) -> Iterator[tuple[str, nn.Module]]:
         if home not in homes or ("patch" in name and not re.search(rf"{mark}(?!\d)", name)):
             continue
         try:
-            with shapes_only():
-                sketch = create_dense(ModelRef(name=name))
+            sketch = _sketch(name)
         except ModelError:  # one that timm itself cannot build
             continue
         yield name, sketch

@@ -153,12 +153,12 @@ class Checkpoint:
         """The same with `Weights.completed`."""
         return replace(self, weights=self.weights.completed(wanted))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The facts that `slimvit inspect` shows."""
         weights = self.weights
         types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values()})
         structure = self.anatomy.to_dict()
-        facts: dict[str, Any] = {"format": self.form, "key": weights.key, "prefix": weights.prefix}
+        facts: dict[str, object] = {"format": self.form, "key": weights.key, "prefix": weights.prefix}
         facts |= {"tensors": len(weights.tensors), "params": sum(t.numel() for t in weights.tensors.values())}
         facts |= {"dtype": ", ".join(types), "names": "timm" if structure else (others(weights.tensors) or "unknown")}
         facts |= structure
@@ -322,9 +322,9 @@ def _rank(weights: Weights) -> int:
     return min(places, default=len(PREFERRED) + (1 if "student" in words else 0))
 
 
-def checkpoint_facts(path: Path) -> dict[str, Any]:
+def checkpoint_facts(path: Path) -> dict[str, object]:
     """What `slimvit inspect` shows of a checkpoint; raises as `read_checkpoint`."""
-    facts: dict[str, Any] = {"kind": "checkpoint", "sha256": digest_of(path)}
+    facts: dict[str, object] = {"kind": "checkpoint", "sha256": digest_of(path)}
     if is_folder(path):
         folder = Folder.open(path)
         facts |= {"bytes": folder.bytes, "name": folder.design.architecture, "kwargs": dict(folder.design.kwargs)}

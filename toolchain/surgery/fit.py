@@ -105,7 +105,7 @@ class _AsStored:
     def __init__(self, model: nn.Module, kernel: Tensor | None) -> None:
         self._model = model
         self.pretrained_cfg = {"input_size": (1, 1, 1)}  # of which timm would derive another grid
-        self.pretrained_model_args: dict[str, Any] = {}
+        self.pretrained_model_args: dict[str, object] = {}
         if getattr(model, POSITIONS, None) is not None:
             self.pos_embed = _Shaped((1, _Equal(), 1))
         if kernel is not None and kernel.ndim == 4:

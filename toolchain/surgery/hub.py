@@ -72,7 +72,7 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         folder = Path(place)
         if is_folder(folder):
             return described(Folder.open(folder), kwargs)
-        config = _read_config(folder / CONFIG, name)
+        config = read_config(folder / CONFIG, name)
         return _source(config, kwargs, {"file": str(folder), "source": LOCAL}, name, LOCAL, folder)
     if kind == HUB:
         if not place:
@@ -81,7 +81,7 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         if is_folder(path.parent):
             _fetch(place, ("preprocessor_config.json",))
             return replace(described(Folder.open(path.parent), kwargs), origin=f"{HUB}:{place}")
-        config = _read_config(path, name)
+        config = read_config(path, name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)
     raise ModelError(f"the model {name!r} has the unknown source {kind!r}; known: {HUB}:ORG/NAME, {LOCAL}:PATH")
 
@@ -142,7 +142,8 @@ def _source(
     return Source(_ref(architecture, json.loads(json.dumps(whole))), config, origin, folder)
 
 
-def _read_config(path: Path, name: str) -> Mapping[str, Any]:
+def read_config(path: Path, name: str) -> Mapping[str, Any]:
+    """The content of a config.json; raises StorageError or, with the model's name, ModelError."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

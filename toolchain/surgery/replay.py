@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -39,7 +38,7 @@ from toolchain.surgery.split import split_module
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 
 
-def create_dense(ref: ModelRef, *, config: Mapping[str, Any] | None = None) -> nn.Module:
+def create_dense(ref: ModelRef, *, config: Mapping[str, object] | None = None) -> nn.Module:
     """A fresh timm model in eval mode.
 
     Args:
@@ -92,9 +91,9 @@ def factorise_structure(module: nn.Module, plan: CompressionPlan) -> None:
         replace_module(module, low.module, FactorisedLinear.like(linear, low.rank))
 
 
-def _structure(module: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:
+def _structure(module: nn.Module, dense: nn.Module) -> list[dict[str, object]]:
     """The modules whose shape is not the dense one's, for a person and for `inspect`."""
-    changed: list[dict[str, Any]] = []
+    changed: list[dict[str, object]] = []
     shapes = {n: tuple(m.weight.shape) for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear) and shapes.get(name) != tuple(child.weight.shape):
@@ -147,7 +146,7 @@ def rebuild(
     plan: CompressionPlan | None,
     state: dict[str, torch.Tensor],
     preprocess: Preprocess,
-    provenance: dict[str, Any],
+    provenance: Mapping[str, object],
 ) -> AnyModel:
     """The model of a stage ("dense", "masked", "sliced", "deploy") from a plan and its weights.
 

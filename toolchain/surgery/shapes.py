@@ -22,7 +22,11 @@ class _Unfilled(TorchFunctionMode):
     """Leaves tensors without values as they are, where something would fill them: most of the time of a constructor."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        _types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _FILLS:

@@ -59,18 +59,29 @@ def support_of(name: str) -> Support:
     module = home.rpartition(".")[2]
     if not any({home, module} & set(family.timm_modules) for family in FAMILIES.values()):
         return Support(name, module, "refused", f"no family is responsible for timm's {module}")
-    params = None
     try:
         with shapes_only():
             model = create_dense(ModelRef(name=name))
-        params = sum(parameter.numel() for parameter in model.parameters())
+    except ModelError as error:
+        return Support(name, module, "refused", _reason(error))
+    return judge(model, name, module)
+
+
+def judge(model: nn.Module, name: str, module: str) -> Support:
+    """How far a model is supported: `create_dense` made it, of shapes alone or with weights."""
+    params = sum(parameter.numel() for parameter in model.parameters())
+    try:
         family = family_of(model, name)
     except ModelError as error:
-        reason = str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")
-        return Support(name, module, "refused", reason, params)
+        return Support(name, module, "refused", _reason(error), params)
     missing = _missing(model, family)
     reasons = family.restrictions(model) or missing
     return Support(name, module, "partial" if missing else "full", "; ".join(reasons), params)
+
+
+def _reason(error: ModelError) -> str:
+    """What a table says of it: without the name, and without the command that draws the table."""
+    return str(error).partition(": ")[2].removesuffix(" See `slimvit models` for what is.")
 
 
 def _missing(model: nn.Module, family: Family) -> list[str]:

@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,14 +21,21 @@ logger = logging.getLogger(__name__)
 METADATA = "slimvit.fit"
 
 
+class Done(BaseModel):
+    """How far a training is: the mean loss of each epoch, and the seconds that they took."""
+
+    losses: list[float] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
 def save(
     path: Path,
     key: str,
-    progress: Mapping[str, Any],
+    done: Done,
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes modules, optimiser and progress (JSON values) to `path`, or leaves the file as it was.
+    """Writes modules, optimiser and what is done to `path`, or leaves the file as it was.
 
     Raises:
         StorageError: the file cannot be written.
@@ -40,23 +47,22 @@ def save(
     own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     try:
         with atomic_path(path) as beside:
-            save_file(own, beside, metadata={METADATA: json.dumps({"key": key, **progress})})
+            save_file(own, beside, metadata={METADATA: json.dumps({"key": key, **done.model_dump()})})
     except SafetensorError as error:
         raise StorageError(f"cannot write the training checkpoint {path}: {error}") from error
 
 
-def load(
-    path: Path, key: str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
-    """The progress that `save` was given, with modules and optimiser filled; None if there is none for this key."""
+def load(path: Path, key: str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> Done | None:
+    """What `save` was given as done, with modules and optimiser filled; None if there is none for this key."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            progress: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            if progress.pop("key", None) != key:
+            said = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            if said.get("key") != key:
                 logger.info("%s belongs to another training and is not used", path)
                 return None
+            done = Done.model_validate(said)
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         logger.warning("the training checkpoint %s cannot be read (%s); training starts anew", path, error)
@@ -68,7 +74,7 @@ def load(
         index, field = name.split(".", 1)
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return progress
+    return done
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

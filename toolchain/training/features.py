@@ -21,7 +21,7 @@ K = 20
 """Neighbours that vote; the custom of self-supervised learning (DINO, Caron et al. 2021, arXiv 2104.14294)."""
 BANK = 2048
 """The most training images whose neighbours are looked for."""
-HELD = 2**26
+HELD = 2**24
 """The most numbers of one model's outputs that are held in memory to be compared: of many tokens those of fewer images."""
 Model = Callable[[Tensor], Outputs]
 

@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+ParamGroup = dict[str, Any]
+"""What torch's optimisers take: parameters under "params", and their options."""
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How to train.
@@ -103,7 +107,7 @@ def fit(
     *,
     config: FitConfig,
     loss: Loss | None = None,
-    param_groups: Callable[[nn.Module, FitConfig], list[dict[str, Any]]] | None = None,
+    param_groups: Callable[[nn.Module, FitConfig], list[ParamGroup]] | None = None,
     checkpoint: Path | None = None,
     key: str = "",
     on_step: Callable[[Step], None] | None = None,
@@ -136,10 +140,12 @@ def fit(
     home, was_training = next(model.parameters()).device, model.training
     run = _Run(model, train, config, (param_groups or default_param_groups)(model, config))
     full_key = f"{key} {asdict(config)} x{run.accelerator.num_processes}"
-    done = (checkpoints.load(checkpoint, full_key, run.modules, run.optimizer) if checkpoint else None) or {}
-    losses: list[float] = done.get("losses", [])
+    done = (
+        checkpoints.load(checkpoint, full_key, run.modules, run.optimizer) if checkpoint else None
+    ) or checkpoints.Done()
+    losses = done.losses
     run.require_same_epoch(len(losses), checkpoint)
-    start = time.monotonic() - done.get("seconds", 0.0)
+    start = time.monotonic() - done.seconds
     if losses:
         logger.info("training resumes after epoch %d of %d", len(losses), config.epochs)
     for epoch in range(len(losses), config.epochs):
@@ -151,7 +157,7 @@ def fit(
                 )
             losses.append(mean)
         if checkpoint is not None and run.accelerator.is_main_process:
-            state = {"losses": losses, "seconds": time.monotonic() - start}
+            state = checkpoints.Done(losses=losses, seconds=time.monotonic() - start)
             checkpoints.save(checkpoint, full_key, state, run.modules, run.optimizer)
     if run.outcome is not model:
         model.load_state_dict(run.outcome.state_dict())
@@ -168,7 +174,7 @@ class _Run:
     """
 
     def __init__(
-        self, model: nn.Module, train: Dataset[tuple[Tensor, int]], config: FitConfig, groups: list[dict[str, Any]]
+        self, model: nn.Module, train: Dataset[tuple[Tensor, int]], config: FitConfig, groups: list[ParamGroup]
     ) -> None:
         size = len(train)  # type: ignore[arg-type]  # torch leaves __len__ out of Dataset
         if size == 0:
@@ -231,10 +237,10 @@ class _Run:
             )
 
 
-def default_param_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
+def default_param_groups(model: nn.Module, config: FitConfig) -> list[ParamGroup]:
     """AdamW's groups: weight decay on matrices, none on biases, norms, scales and what the model itself names."""
     excluded: Collection[str] = getattr(model, "no_weight_decay", tuple)()
-    groups: list[dict[str, Any]] = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=excluded)
+    groups: list[ParamGroup] = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=excluded)
     return groups
 
 

@@ -70,7 +70,7 @@ class Masked(RunStage[CompressFacts]):
         saved = run.saved("masked", masked, self.folder)
         facts = CompressFacts(
             figures=saved.facts,
-            pruned_shares=tuple(PrunedShare(**row) for row in pruned_shares(masked)),
+            pruned_shares=tuple(PrunedShare(**asdict(row)) for row in pruned_shares(masked)),
             latency=tuple(LatencyBudget(**asdict(target)) for target in allocation.latency),
             restrictions=tuple(dense.family.restrictions(dense.module)),
             closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),

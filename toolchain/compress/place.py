@@ -1,0 +1,122 @@
+"""A part of a larger model: what speaks against another in its place, and how that other one becomes as the old one was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models import FeatureListNet
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from toolchain.compress.witness import WAYS
+from toolchain.errors import ModelError
+from toolchain.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part lies.
+
+    Attributes:
+        model: the larger model, or the part itself.
+        part: a model that a family claims.
+        paths: all paths of the part in the model; one may be known by several names.
+    """
+
+    model: nn.Module
+    part: nn.Module
+    paths: tuple[str, ...]
+
+    @staticmethod
+    def of(model: nn.Module, at: str) -> Place:
+        """The place of the part at a path; "" is the model itself.
+
+        Raises:
+            ModelError: no family claims what is there, or a smaller one would not do all that it does.
+        """
+        part = _claimed(model, at)
+        paths = tuple(path for path, module in model.named_modules(remove_duplicate=False) if module is part)
+        place = Place(model, part, paths)
+        if why := place._entangled():
+            raise ModelError(f"{at or 'the model'} cannot be replaced by a smaller one: {why}")
+        return place
+
+    def _entangled(self) -> str:
+        """Why the part cannot be replaced; "" if it can."""
+        if compiled := [path for path, module in self.model.named_modules() if _is_compiled(module)]:
+            return f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
+        if overridden := [way for way in WAYS if way in vars(self.part)]:
+            return f"its {overridden[0]} was replaced on the instance; take that back first (accelerate: remove_hook_from_module)"
+        hooked = (m for m in self.part.modules() if m._forward_hooks or m._forward_pre_hooks)  # noqa: SLF001
+        if next(hooked, None) is not None:
+            return (
+                "it has forward hooks, and what they read of it is not seen; remove them, and read intermediate features "
+                "with its forward_intermediates"
+            )
+        own = {id(tensor) for tensor in self.part.parameters()}
+        inside = tuple(f"{path}." for path in self.paths if path)
+        for name, parameter in self.model.named_parameters(remove_duplicate=False) if inside else ():
+            if id(parameter) in own and not name.startswith(inside):
+                return f"{name}, outside of it, is one of its parameters; untie them first"
+        return ""
+
+    def fill(self, smaller: nn.Module) -> nn.Module:
+        """The model with another module in this place, which becomes of the class, mode, device and type of the part."""
+        _become_like(smaller, self.part)
+        if self.part is self.model:
+            return smaller
+        for path in self.paths:
+            owner, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(owner), name, smaller)
+        return self.model
+
+
+def _claimed(model: nn.Module, at: str) -> nn.Module:
+    """The module at a path, if a family claims it; else ModelError names the paths where one would."""
+    try:
+        part = model.get_submodule(at)
+    except AttributeError:
+        part = None
+    if part is not None and _is_claimed(part):
+        return part
+    claimed = [path for path, module in model.named_modules() if path and _is_claimed(module)]
+    what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is a {type(part).__name__}"
+    where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
+    if any(isinstance(module, FeatureListNet) for module in (part or model).modules()):
+        where = " (timm took it apart: make it without features_only, and read its forward_intermediates)"
+    raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
+
+
+def _is_claimed(module: nn.Module) -> bool:
+    return any(family.matches(module) for family in FAMILIES.values())
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule | OptimizedModule)
+
+
+def _become_like(smaller: nn.Module, part: nn.Module) -> None:
+    """Gives a module the class of a part, and each of its modules and tensors the mode, device and type of the one at its path.
+
+    What has a new path, as the halves of a linear that was split have, is as what lies above it, or as the whole.
+    """
+    smaller.__class__ = type(part)
+    modules = dict(part.named_modules())
+    tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    first = next(part.parameters())
+    for path, module in smaller.named_modules():
+        module.training = modules.get(_known(path, modules), part).training
+    for name, tensor in [*smaller.named_parameters(), *smaller.named_buffers()]:
+        path, _, last = name.rpartition(".")
+        like = tensors.get(name, tensors.get(f"{_known(path, modules)}.{last}", first))
+        tensor.data = tensor.data.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(like.requires_grad)
+
+
+def _known(path: str, modules: dict[str, nn.Module]) -> str:
+    """The path, or the nearest one above it that is known."""
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return path
