@@ -87,13 +87,6 @@ def test_progress_never_goes_back(model, digits):
     assert len(set(shares)) == 3 * 2  # β × blocks
 
 
-def test_some_images_are_of_every_class(digits):
-    split = digits.split("validation")
-    ordered = split.take(split.labels.argsort(stable=True))
-    assert set(closed_form._spread(ordered, 20).labels.tolist()) == set(range(10))
-    assert closed_form._spread(ordered, 10**6).positions.equal(ordered.positions)
-
-
 def test_the_best_of_beta_and_classifier_is_kept(model, digits):
     """By divergence on validation; what is written is what won."""
     module = copy.deepcopy(model.module)

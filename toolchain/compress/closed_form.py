@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from toolchain.compress.branches import captured
 from toolchain.compress.choices import Key
-from toolchain.compress.damage import Effort, divergence, measure
+from toolchain.compress.damage import Effort, divergence, measure, require_way
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher, flat, sensitivities
 from toolchain.compress.sequential import Head, Pass, reduce_sequentially
@@ -37,6 +37,8 @@ MEASURE_MACS = 6e12
 """What measuring divergences may cost, and trying β. Sizes follow from this and from shapes, never from a clock."""
 SENSITIVITY_MACS = 1e12
 """What the backward pass for the sensitivities may cost."""
+LOOKED_AT = 2
+"""Images on which the way through the blocks is held against the model's own."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
 
@@ -58,13 +60,7 @@ class ClosedForm:
 
 def _some(images: Images, count: float) -> Images:
     least, most = IMAGES
-    return _spread(images, int(min(max(count, least), most)))
-
-
-def _spread(images: Images, count: int) -> Images:
-    """`count` images at even steps, or all: folders, and so splits, are often in the order of their classes."""
-    count = min(count, len(images))
-    return images.take(torch.arange(count) * len(images) // max(count, 1))
+    return images.spread(int(min(max(count, least), most)))
 
 
 def effort(macs: int, sites: int) -> Effort:
@@ -105,16 +101,20 @@ def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
 
 
 def teacher_for(problem: Problem, source: DataSource) -> Teacher:
-    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise."""
-    dense, section = problem.dense, problem.method.section
-    likelihood = likelihood_for(dense, source)
+    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise.
+
+    Raises:
+        DataError: as `likelihood_for`.
+        ModelError: as `require_way`.
+    """
+    dense, section, calibration = problem.dense, problem.method.section, source.split("calibration")
+    teacher = Teacher(dense.module, dense.family, likelihood_for(dense, source), {})
+    require_way(teacher, dense.ref.name, calibration.spread(LOOKED_AT))
     if not section.sensitivity or source.synthetic:
         tokens = {name: linear.rows for name, linear in problem.shape.linears.items()}
-        cares = flat(dense.module, dense.family, tokens)
-    else:
-        images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * problem.shape.macs))
-        cares = sensitivities(dense.module, dense.family, images, section.seed, likelihood)
-    return Teacher(dense.module, dense.family, likelihood, cares)
+        return replace(teacher, cares=flat(dense.module, dense.family, tokens))
+    images = _some(calibration, SENSITIVITY_MACS / (3 * problem.shape.macs))
+    return replace(teacher, cares=sensitivities(dense.module, dense.family, images, section.seed, teacher.likelihood))
 
 
 def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT) -> list[Candidate]:
@@ -128,7 +128,7 @@ def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Prog
     sites, choices, macs = problem.sites, problem.choices, problem.shape.macs
     how = effort(macs, len(sites))
     held_out = _some(source.split("validation"), how.images)
-    fit = _spread(source.split("calibration"), max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
+    fit = source.split("calibration").spread(max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
     refit = problem.method.section.refit
     measured = measure(teacher, sites, choices, how, fit, held_out, refit=refit, progress=progress)
     return interpolate(measured, sites, choices, SHARES[0])

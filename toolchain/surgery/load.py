@@ -111,7 +111,7 @@ def load_dense(
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
         provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
-    read_layers(module, family, section.layers)
+    family = read_layers(module, family, section.layers)
     notes = [*notes, *_unseen(module, family)]
     for note in notes:
         log.warning("%s", note)
