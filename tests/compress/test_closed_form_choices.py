@@ -56,12 +56,14 @@ def test_effort_falls_with_the_size_of_the_model():
         assert each * macs <= 1.12 * MEASURE_MACS
 
 
-def test_beta_is_one_where_it_is_dear_or_idle():
-    section = CompressSection()
-    assert betas_for(section, 10**7, 512) == (0.5, 0.0, 1.0)
-    assert betas_for(section, 10**10, 512) == (0.5,)
-    assert betas_for(section.model_copy(update={"sequential": False}), 10**7, 512) == (0.0,)
-    assert betas_for(section.model_copy(update={"refit": False}), 10**7, 512) == (0.0,)
+def test_beta_is_one_where_it_is_dear_or_idle(model):
+    def betas(images=512, dense=model, **section):
+        return betas_for(problem_of(dense, CompressSection(**section)), images)
+
+    assert betas() == (0.5, 0.0, 1.0)
+    assert betas(10**10) == (0.5,)
+    assert betas(sequential=False) == betas(refit=False) == (0.0,)
+    assert betas(dense=variant("Swin V2")) == betas(dense=variant("post-norm")) == (0.0,), "it would change nothing"
 
 
 def test_progress_counts_damage_only_where_it_is_measured(model):

@@ -84,6 +84,20 @@ def test_every_window_is_counted():
     assert shape.linears["layers.0.blocks.0.mlp.fc1"].rows == 100
 
 
+@pytest.mark.parametrize("case", ["Swin V2", "relative position MLP"])
+def test_what_is_made_of_coordinates_alone_is_no_work_for_an_image(case, tmp_path):
+    """The exported file holds its outcome: as many matrix products as linears are counted, and two for each attention."""
+    model = variant(case)
+    shape = trace(model.module, model.family, model.preprocess.input_size)
+    assert not any("cpb_mlp" in name or "rel_pos" in name for name in shape.linears)
+    assert shape.params == sum(parameter.numel() for parameter in model.module.parameters())
+    file = export_onnx(
+        model.module, tmp_path / "x.onnx", input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True
+    )
+    products = file.nodes_after["MatMul"] + file.nodes_after.get("Gemm", 0)
+    assert products == len(shape.linears) + 2 * len(shape.attentions)
+
+
 def test_what_is_left_alone_is_said():
     assert FAMILY.restrictions(variant("Swin").module) == []
     (reason,) = FAMILY_V2.restrictions(variant("Swin V2").module)
