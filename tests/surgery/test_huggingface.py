@@ -299,7 +299,8 @@ def test_classes_have_the_names_that_config_json_gives_them(tmp_path, case):
     assert class_names(folder) == ()  # LABEL_0 …
     names = ("tench", "goldfish", "cock", "hen", "ostrich")
     write(folder, id2label={str(index): names[index] for index in (4, 0, 1, 2, 3)})
-    assert class_names(folder) == names
+    assert class_names(folder) == loaded(folder).class_names == load_dense(as_name(folder)).class_names == names
+    assert loaded(folder, kwargs={"num_classes": 0}).class_names == ()
     write(folder, id2label={str(index + 1): name for index, name in enumerate(names)})
     assert class_names(folder) == ()  # of no outputs
     assert class_names(folder / "model.safetensors") == ()
@@ -691,8 +692,8 @@ def test_a_size_is_suggested_where_transformers_runs_a_model_at_its_processors(t
     assert suggested_size(dinov2) is None
     for folder in (dinov2, vit):
         write(folder, "preprocessor_config.json", **{**CROPPED, "crop_size": {"height": 24, "width": 24}})
-    assert suggested_size(dinov2) == (24, 24)
-    assert suggested_size(vit) is None  # which transformers refuses to run at another size
+    assert suggested_size(dinov2) == loaded(dinov2).suggested_size == (24, 24)
+    assert suggested_size(vit) is loaded(vit).suggested_size is None  # transformers refuses to run it at another size
     assert suggested_size(vit / "model.safetensors") is None
     model = loaded(dinov2, kwargs={"img_size": list(suggested_size(dinov2))})
     assert model.family.input_size(model.module) == (3, 24, 24)
