@@ -45,6 +45,11 @@ TABLES = {"use_relative_position_bias": True, "use_absolute_position_embeddings"
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViT": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE}),
+    "ViT, no classes": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {**VIT, "num_labels": 0, "hidden_act": "gelu_python"},
+    ),
     "ViT, bare": ("ViTModel", "ViTConfig", {**VIT, "qkv_bias": False, "hidden_act": "gelu_new"}),
     "ViT, eps of 1e-5": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "layer_norm_eps": 1e-5}),
     "ViT, a wide image": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "image_size": (32, 48)}),
@@ -56,7 +61,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "BEiT, class token": (
         "BeitForImageClassification",
         "BeitConfig",
-        {**VIT, **FIVE, "use_mean_pooling": False, "layer_scale_init_value": 0.0},
+        {**VIT, **FIVE, "use_mean_pooling": False, "layer_scale_init_value": -1.0, "hidden_act": "gelu_python"},
     ),
     "BEiT, shared table": (
         "BeitModel",
@@ -79,6 +84,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Dinov2WithRegistersModel",
         "Dinov2WithRegistersConfig",
         {**DINO, "num_register_tokens": 3},
+    ),
+    "DINOv2 without registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        {**DINO, "num_register_tokens": 0, "hidden_act": "gelu_python"},
     ),
     "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VIT, "num_register_tokens": 4, "rope_theta": 50.0}),
     "DINOv3, gated": (
@@ -289,7 +299,8 @@ def test_classes_have_the_names_that_config_json_gives_them(tmp_path, case):
     assert class_names(folder) == ()  # LABEL_0 …
     names = ("tench", "goldfish", "cock", "hen", "ostrich")
     write(folder, id2label={str(index): names[index] for index in (4, 0, 1, 2, 3)})
-    assert class_names(folder) == names
+    assert class_names(folder) == loaded(folder).class_names == load_dense(as_name(folder)).class_names == names
+    assert loaded(folder, kwargs={"num_classes": 0}).class_names == ()
     write(folder, id2label={str(index + 1): name for index, name in enumerate(names)})
     assert class_names(folder) == ()  # of no outputs
     assert class_names(folder / "model.safetensors") == ()
@@ -381,6 +392,17 @@ def test_what_no_timm_model_computes_is_refused(tmp_path, changes, words):
     write(saved(tmp_path), **changes)
     with pytest.raises(ModelError, match=words):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize("table", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+def test_tables_that_transformers_reads_in_another_order_are_refused(tmp_path, table):
+    """Kind: rows taken for columns. The tables fit by shape; of an image that is not square another bias is read."""
+    with pytest.raises(ModelError, match="biases by relative position are for 4×6 patches, and read as for a square"):
+        loaded(saved(tmp_path, "BEiT, class token", image_size=(32, 48), **{table: True}))
+
+
+def test_biases_that_are_joined_are_not_told_as_left_out(tmp_path):
+    assert "left out" not in notes(loaded(saved(tmp_path, "BEiT")))
 
 
 def test_only_a_folder_of_transformers_stands_without_a_name(tmp_path):
@@ -670,8 +692,8 @@ def test_a_size_is_suggested_where_transformers_runs_a_model_at_its_processors(t
     assert suggested_size(dinov2) is None
     for folder in (dinov2, vit):
         write(folder, "preprocessor_config.json", **{**CROPPED, "crop_size": {"height": 24, "width": 24}})
-    assert suggested_size(dinov2) == (24, 24)
-    assert suggested_size(vit) is None  # which transformers refuses to run at another size
+    assert suggested_size(dinov2) == loaded(dinov2).suggested_size == (24, 24)
+    assert suggested_size(vit) is loaded(vit).suggested_size is None  # transformers refuses to run it at another size
     assert suggested_size(vit / "model.safetensors") is None
     model = loaded(dinov2, kwargs={"img_size": list(suggested_size(dinov2))})
     assert model.family.input_size(model.module) == (3, 24, 24)

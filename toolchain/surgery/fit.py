@@ -238,7 +238,13 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
     if KERNEL not in tensors:
         return []  # another's names: what became of each cannot be told, and what is missing is refused
     kept = {tensor.data_ptr() for tensor in state.values()}
-    dropped = [name for name, tensor in tensors.items() if name not in state and tensor.data_ptr() not in kept]
+    # The biases q_bias and v_bias of attention become its qkv.bias.
+    joined = {name.rpartition(".")[0].rpartition(".")[0] for name in state if name not in tensors} - {""}
+    dropped = [
+        name
+        for name, tensor in tensors.items()
+        if name not in state and tensor.data_ptr() not in kept and name.rpartition(".")[0] not in joined
+    ]
     return [f"Of {origin.what}, {left_out(dropped)}: timm's model has no such part."] if dropped else []
 
 

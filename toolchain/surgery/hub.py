@@ -48,6 +48,8 @@ class Source:
         origin: what stands for the place in files that must not say where it lies: "local-dir", or the hub's name.
         folder: where weights lie on this machine; None if they do not.
         output: what its outputs are, where the source says so.
+        class_names: as `Folder.class_names`.
+        suggested_size: as `Folder.suggested_size`.
     """
 
     ref: ModelRef
@@ -55,6 +57,8 @@ class Source:
     origin: str = ""
     folder: Path | None = None
     output: Output | None = None
+    class_names: tuple[str, ...] = ()
+    suggested_size: tuple[int, int] | None = None
 
 
 def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
@@ -91,7 +95,7 @@ def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
     """The model that computes what a Hugging Face folder's does, with keyword arguments in place of some of its own."""
     ref = _ref(folder.design.architecture, {**folder.design.kwargs, **kwargs})
     config = folder.pretrained_cfg | {"file": str(folder.path), "source": LOCAL}
-    return Source(ref, config, LOCAL, folder.path, folder.config.output)
+    return Source(ref, config, LOCAL, folder.path, folder.config.output, folder.class_names, folder.suggested_size)
 
 
 def prepared(name: str, folder: Folder) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class Dinov2Layout(Layout[Dinov2Config]):
 
     def finished(self, state: dict[str, Tensor], config: Dinov2Config) -> dict[str, Tensor]:
         state = joined_qkv(state)
+        if not config.num_register_tokens:
+            state.pop("reg_token", None)  # of no rows
         if config.num_register_tokens:
             positions = state["pos_embed"].float()  # a sum in half precision is another number
             state["cls_token"] = state["cls_token"].float() + positions[:, :1]

@@ -21,6 +21,7 @@ CLASSIFIER = "ForImageClassification"
 """What the class of a model with a classifier has in its name."""
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -75,7 +76,9 @@ class Config(BaseModel):
         """How many classes the saved model tells apart; 0 if it has no classifier."""
         if not any(CLASSIFIER in name for name in self.architectures):
             return 0
-        return len(self.id2label) if self.id2label else self.num_labels or 2  # what transformers leaves out
+        if self.id2label is not None:
+            return len(self.id2label)
+        return 2 if self.num_labels is None else self.num_labels  # what transformers leaves out
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -182,7 +185,7 @@ class Layout(ABC, Generic[C]):
 
     def require_activation(self, activation: str, of_timm: str = "gelu") -> None:
         """Raises ModelError unless the activation is the one that timm's module has."""
-        if activation != of_timm:
+        if ACTIVATIONS.get(activation) != of_timm:
             raise self.refusal(f"its activation is {activation!r}, and timm's module has {of_timm!r}")
 
     def norm_notes(self, eps: float, of_timm: float) -> tuple[str, ...]:
