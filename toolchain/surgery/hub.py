@@ -25,6 +25,7 @@ from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
+from toolchain.surgery.huggingface.processor import PROCESSORS
 
 HUB = "hf-hub"
 CONFIG = "config.json"
@@ -79,7 +80,7 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
             raise ModelError(f"the model {name!r} is written {HUB}:ORG/NAME")
         path = _config_of_hub(place, name)
         if is_folder(path.parent):
-            _fetch(place, ("preprocessor_config.json",))
+            _fetch(place, [file for file, _ in PROCESSORS])
             return replace(described(Folder.open(path.parent), kwargs), origin=f"{HUB}:{place}")
         config = read_config(path, name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)

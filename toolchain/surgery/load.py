@@ -26,6 +26,7 @@ from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.layers import read_layers
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.replay import create_dense, first_line
+from toolchain.surgery.resampling import TIMM
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +257,7 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
         f"the checkpoint {path.name}",
         made_for=checkpoint.made_for,
         resample_patches=resample_patches,
+        positions=checkpoint.resampling or TIMM,
         beside=checkpoint.weights.beside,
     )
     result = without_classifier(fitted(checkpoint.weights.tensors, module, family, origin), module, origin)

@@ -34,6 +34,7 @@ class BeitLayout(Layout[BeitConfig]):
     """The mean of the patches, normed, is what the classifier reads; or the class token, where config.json says so."""
 
     config = BeitConfig
+    processor = "Beit"
     rules = encoder_rules(
         "beit",
         (rf"encoder\.layer\.(\d+)\.attention\.attention\.{TABLE}", r"blocks.\1.attn.relative_position_bias_table"),
