@@ -273,6 +273,15 @@ def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likeliho
     return Bernoulli() if output == "multi-label" else CATEGORICAL
 
 
+def divergence_by_image(likelihood: Likelihood, outputs: Outputs, reference: Outputs) -> Tensor:
+    """The divergence of each image's outputs from those of the dense model, [B], in float64 on the CPU."""
+    ours, theirs = (
+        each.cpu().double() if isinstance(each, Tensor) else tuple(part.cpu().double() for part in each)
+        for each in (outputs, reference)
+    )
+    return likelihood.divergence(ours, theirs)
+
+
 def parts_of(outputs: Outputs) -> tuple[Tensor, ...]:
     """The tensors of what a model gives."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -16,7 +16,7 @@ from pydantic import Field
 from toolchain.errors import ParityError, SlimvitError
 
 Array = NDArray[Any]
-Given = Array | tuple[Array, ...]
+Arrays = Array | tuple[Array, ...]
 """What a form of a model gives for a batch: [batch, *, D], or one such array for each of its outputs."""
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "not_run"]
@@ -152,8 +152,8 @@ def compare_outputs(
 def compare(
     from_: str,
     to: str,
-    expected: Callable[[Array], Given],
-    got: Callable[[Array], Given],
+    expected: Callable[[Array], Arrays],
+    got: Callable[[Array], Arrays],
     images: Array,
     *,
     tolerance: Tolerance,

@@ -21,13 +21,13 @@ from toolchain.compress.closed_form import (
     effort,
     reduce_closed_form,
 )
-from toolchain.compress.damage import WORST, Effort, divergence, follow, measure
+from toolchain.compress.damage import WORST, Effort, follow, measure
 from toolchain.compress.moments import Moments
 from toolchain.compress.sensitivity import FLOOR, Teacher, flat
 from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
-from toolchain.likelihood import CATEGORICAL, outputs_of
+from toolchain.likelihood import CATEGORICAL, divergence_by_image, outputs_of
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import CompressSection
 
@@ -97,7 +97,9 @@ def test_the_best_of_beta_and_classifier_is_kept(model, digits):
     best = min(facts.kl, key=facts.kl.get)
     assert best == f"{facts.beta}{' head' if facts.head_refitted else ''}"
     validation = closed_form._some(digits.split("validation"), IMAGES[1])
-    found = divergence(CATEGORICAL, outputs_of(module, validation), outputs_of(model.module, validation))
+    found = float(
+        divergence_by_image(CATEGORICAL, outputs_of(module, validation), outputs_of(model.module, validation)).mean()
+    )
     assert found == pytest.approx(facts.kl[best], rel=1e-4)
     assert module.head.weight.equal(model.module.head.weight) == (not facts.head_refitted)
 

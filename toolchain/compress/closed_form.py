@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 
 from toolchain.compress.branches import captured
 from toolchain.compress.choices import Key
-from toolchain.compress.damage import Effort, divergence, measure, require_way
+from toolchain.compress.damage import Effort, measure, require_way
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher, flat, sensitivities
 from toolchain.compress.sequential import Head, Pass, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
-from toolchain.likelihood import Likelihood, Outputs, likelihood_of, outputs_of
+from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
 
@@ -163,7 +163,7 @@ def reduce_closed_form(
         part = progress.step(index, len(betas))
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
-            apart = divergence(teacher.likelihood, outputs, reference)
+            apart = float(divergence_by_image(teacher.likelihood, outputs, reference).mean())
             tried[f"{beta}{'' if head is None else ' head'}"] = apart if math.isfinite(apart) else None
             apart = apart if math.isfinite(apart) else math.inf
             if best is None or apart < best[0]:
