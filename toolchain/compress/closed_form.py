@@ -14,16 +14,15 @@ from torch.utils.data import Dataset
 
 from toolchain.compress.branches import captured
 from toolchain.compress.choices import Key
-from toolchain.compress.damage import Effort, divergence, measure, require_way
+from toolchain.compress.damage import Effort, measure, require_way
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher, flat, sensitivities
 from toolchain.compress.sequential import Head, Pass, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
-from toolchain.likelihood import Likelihood, Outputs, likelihood_of, outputs_of
+from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
 SHARES = (
@@ -78,21 +77,26 @@ def _passes(shares: int, anchors: int, sites: int) -> float:
     return 2 + shares + 0.5 * anchors * sites
 
 
-def betas_for(section: CompressSection, macs: int, images: int) -> tuple[float, ...]:
-    """The β to try: all, if that is affordable; one where there is nothing that β could correct."""
-    if not (section.refit and section.sequential):
+def betas_for(problem: Problem, images: int) -> tuple[float, ...]:
+    """The β to try: all, if that is affordable; one where there is nothing that β could correct.
+
+    A branch with a norm behind it is asked for the same at every β.
+    """
+    section, macs, dense = problem.method.section, problem.shape.macs, problem.dense
+    plain = any(branch.norm is None for branch in dense.family.branches(dense.module))
+    if not (section.refit and section.sequential and plain):
         return (0.0,)
     return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
 
 
 def damage_share(problem: Problem, images: int) -> float:
     """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
-    section, macs, sites = problem.method.section, problem.shape.macs, len(problem.sites)
+    macs, sites = problem.shape.macs, len(problem.sites)
     if not problem.method.weighs or not sites:
         return 0.0
     how = effort(macs, sites)
     damage = 2 * images + min(how.images, IMAGES[1]) * _passes(len(how.shares), how.anchors, sites)
-    return damage / (damage + len(betas_for(section, macs, images)) * PASSES * images)
+    return damage / (damage + len(betas_for(problem, images)) * PASSES * images)
 
 
 def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
@@ -150,7 +154,7 @@ def reduce_closed_form(
     section, macs, sites = problem.method.section, problem.shape.macs, problem.sites_of(widths)
     calibration = source.split("calibration")
     validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / macs)
-    betas = betas_for(section, macs, len(calibration))
+    betas = betas_for(problem, len(calibration))
     reference, start = outputs_of(teacher.module, validation), copy.deepcopy(module)
     best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
     tried: dict[str, float | None] = {}
@@ -159,7 +163,7 @@ def reduce_closed_form(
         part = progress.step(index, len(betas))
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
-            apart = divergence(teacher.likelihood, outputs, reference)
+            apart = float(divergence_by_image(teacher.likelihood, outputs, reference).mean())
             tried[f"{beta}{'' if head is None else ' head'}"] = apart if math.isfinite(apart) else None
             apart = apart if math.isfinite(apart) else math.inf
             if best is None or apart < best[0]:

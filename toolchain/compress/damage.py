@@ -24,7 +24,7 @@ from toolchain.compress.sensitivity import Teacher
 from toolchain.compress.solver import Candidate, ladder
 from toolchain.errors import ModelError
 from toolchain.families import Branch, Step
-from toolchain.likelihood import Likelihood, Outputs, outputs_of, parts_of
+from toolchain.likelihood import divergence_by_image, outputs_of, parts_of
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
 from toolchain.surgery.scales import fold_scales
@@ -33,14 +33,6 @@ WAY_ROUNDING = 1e-3
 """How far the outputs of a model and of its blocks one after another may be apart, in units of the largest output."""
 WORST = 1e6
 """What stands for the damage of a width that leaves no finite output, in nats."""
-
-
-def divergence(likelihood: Likelihood, outputs: Outputs, reference: Outputs) -> float:
-    """The mean over images of the divergence of outputs from those of the dense model, in float64."""
-    if isinstance(outputs, Tensor) and isinstance(reference, Tensor):
-        return float(likelihood.divergence(outputs.double(), reference.double()).mean())
-    ours, theirs = ([part.double() for part in parts_of(each)] for each in (outputs, reference))
-    return float(likelihood.divergence(ours, theirs).mean())
 
 
 @dataclass(frozen=True)
@@ -77,15 +69,15 @@ def require_way(teacher: Teacher, name: str, images: Dataset[tuple[Tensor, int]]
     expected = parts_of(outputs_of(dense, images))
     try:
         outputs = finish(teacher, first_residual(dense, first, images), way_through(teacher))
-        apart = [
+        errors = [
             float((y - z).abs().max() / y.abs().max().clamp_min(1e-12)) for y, z in zip(expected, outputs, strict=True)
         ]
-        found = f"differ by {max(apart):.1e} of the largest" if max(apart) > WAY_ROUNDING else ""
+        fault = f"differ by {max(errors):.1e} of the largest" if max(errors) > WAY_ROUNDING else ""
     except RuntimeError as error:
-        found = f"cannot be computed so ({str(error).partition(chr(10))[0]})"
-    if found:
+        fault = f"cannot be computed so ({str(error).partition(chr(10))[0]})"
+    if fault:
         raise ModelError(
-            f"{name} does more than its blocks say: computed by them alone its outputs {found}. Compression would be "
+            f"{name} does more than its blocks say: computed by them alone its outputs {fault}. Compression would be "
             f"wrong. A subclass of timm's {type(dense).__name__} with steps of its own needs a family of its own "
             "(CONTRIBUTING.md); if this is timm's own model, please report it, with its name and the size of the images"
         )
@@ -191,7 +183,7 @@ class _Tried:
                 later = finish(self.teacher, after, self.way, self.done)
                 whole = (*reference[: len(reference) - len(later)], *later)  # what was read before is the dense one's
                 outputs = (self.teacher.family.outputs(parts) for parts in (whole, reference))
-                apart = divergence(self.teacher.likelihood, *outputs)
+                apart = float(divergence_by_image(self.teacher.likelihood, *outputs).mean())
                 divergences[index] = max(0.0, apart) if np.isfinite(apart) else WORST
         damage = follow(errors, divergences)
         return [Candidate(key_of(site), width, d) for width, d in zip(rungs, [*damage, 0.0], strict=True)]

@@ -74,13 +74,13 @@ class NarrowBeitAttention(BeitAttention):
 class NarrowLatentPool(AttentionPoolLatent):
     """timm's `AttentionPoolLatent`, in three steps."""
 
-    def attend(self, x: Tensor) -> Tensor:
-        """[B, L, D]: what the latent queries see of tokens [B, N, D]."""
+    def attend(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[B, L, D]: what the latent queries see of tokens [B, N, D]; a bias, up to [B, H, L, N], is added to the logits."""
         if self.pos_embed is not None:
             x = x + self.pos_embed.unsqueeze(0).to(x.dtype)
         q = in_heads(self.q(self.latent.expand(len(x), -1, -1)), self.num_heads)
         k, v = (in_heads(part, self.num_heads) for part in self.kv(x).chunk(2, dim=-1))
-        projected: Tensor = self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v)))
+        projected: Tensor = self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, bias)))
         return projected
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -88,11 +88,10 @@ class NarrowLatentPool(AttentionPoolLatent):
         return x[:, 0] if self.pool == "token" else x.mean(1) if self.pool == "avg" else x
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, D]; a mask is timm's own business."""
-        if attn_mask is not None:
-            masked: Tensor = super().forward(x, attn_mask)
-            return masked
-        x = self.attend(x)
+        """[B, N, D] → [B, D]; a mask is a bias, or says with True which tokens are seen."""
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(~attn_mask, float("-inf"))
+        x = self.attend(x, attn_mask)
         mlp: Tensor = self.mlp(self.norm(x))
         return self.pooled(x + mlp)
 
