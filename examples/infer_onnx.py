@@ -183,6 +183,8 @@ def main() -> None:
     pixels_in = session.get_inputs()[0].type == "tensor(uint8)"
     kind = metadata.get("slimvit.output", "logits" if session.get_outputs()[0].shape[-1] > 1 else "regression")
     if kind in ("features", "tokens", "layers"):
+        if asked.labels:
+            sys.exit(f"{asked.model} gives {kind}, which have no classes: leave --labels out")
         outputs = [each.name for each in session.get_outputs()]
         features = {}
         for path in asked.pictures:
@@ -190,6 +192,8 @@ def main() -> None:
             features[str(path)] = dict(zip(outputs, values, strict=True))
         print_features(features, asked.features, as_json=asked.json)
         return
+    if asked.features:
+        sys.exit(f"{asked.model} has a classifier and gives no features: leave --features out")
     names = asked.labels.read_text(encoding="utf-8").splitlines() if asked.labels else None
 
     found = {}

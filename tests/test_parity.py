@@ -290,7 +290,7 @@ def test_a_ladder_on_which_nothing_was_compared_is_not_green(rungs):
 def test_the_json_has_the_promised_names():
     record = json.loads(json.dumps(rung(logits(), logits()).to_dict(), allow_nan=False))
     assert list(record) == ["from", "to", "max_abs", "cosine_min", "top1_agreement", "tolerance", "verdict", "reason"]
-    assert record["tolerance"] == {"max_abs": 1e-5, "cosine_min": 0.99999, "top1_min": None}
+    assert record["tolerance"] == {"max_abs": 1e-5, "cosine_min": 0.99999, "top1_min": None, "spread_max": None}
     assert isinstance(rung(logits(), logits()), Rung)
 
 
@@ -312,3 +312,42 @@ def test_a_single_output_is_compared_over_images():
         result = rung(single(), other, tolerance=loose)
         assert (result.verdict, "cosine" in result.reason) == ("fail", True)
     assert rung(single(), [np.full_like(y, 5.0) for y in single()], tolerance=loose).verdict == "fail"
+
+
+def images_of(shape, mean=10.0):
+    """Outputs [24, *shape] with a mean that is large beside what varies, as of features."""
+    return mean + np.random.default_rng(0).standard_normal((24, *shape))
+
+
+LOOSE = Tolerance(None, 0.95, 0.97, spread_max=0.5)
+
+
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 2, 16)])
+def test_the_mean_in_place_of_outputs_has_a_good_cosine_and_fails(shape):
+    y = images_of(shape)
+    mean = np.broadcast_to(y.mean(axis=0), y.shape)
+    named = {"real_images": False}
+    assert rung([y], [mean], tolerance=replace(LOOSE, spread_max=None), **named).verdict == "pass"
+    result = rung([y], [mean], tolerance=LOOSE, **named)
+    assert (result.verdict, "how outputs differ between images is lost" in result.reason) == ("fail", True)
+    assert result.cosine_min > 0.98
+    assert rung([y], [y + 0.1 * (y - y.mean(axis=0))], tolerance=LOOSE, **named).verdict == "pass"
+
+
+def test_one_position_that_is_the_same_for_every_image_fails_unless_it_hardly_varies():
+    y = images_of((8, 16))
+    still = y.copy()
+    still[:, 3] = y[:, 3].mean(axis=0)
+    named = {"real_images": False}
+    assert "at position 3 > 0.5" in rung([y], [still], tolerance=LOOSE, **named).reason
+    calm = y.copy()
+    calm[:, 3] = 10 + 0.01 * (y[:, 3] - 10)
+    rounded = calm.copy()
+    rounded[:, 3] = 10
+    assert rung([calm], [rounded], tolerance=LOOSE, **named).verdict == "pass"
+
+
+def test_the_output_that_broke_is_named():
+    y, tolerance = images_of((16,)).astype(np.float32), TOLERANCES["fp32"]
+    result = compare("a", "b", lambda x: (y, y), lambda x: (y, y + 1), y, tolerance=tolerance, real_images=False)
+    assert result.reason.startswith("output 2 of 2: max |Δ| 1")

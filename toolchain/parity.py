@@ -28,6 +28,9 @@ ROUNDING = 2.0**-20
 """What float32 may blur, as a share of the largest number: less than that is no variation."""
 RANK = 2
 """Of one row of numbers for each image; more of them are tokens."""
+STILL = 0.1
+"""The least variation that a position of tokens is held against, as a share of the mean over positions: what is rounded there is
+more than a position varies that is almost the same in every image."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,14 @@ class Tolerance:
         max_abs: bound on max |Δ|, in units of max(1, max |y|) with y the expected output.
         cosine_min: bound on the cosine, per image, and of tokens per position too.
         top1_min: bound on the share of real images for which both name the same class.
+        spread_max: bound on `spread_error`, over all numbers and, of tokens, at every position: of outputs that name no class, whose
+            cosines say little where all have a large mean.
     """
 
     max_abs: float | None
     cosine_min: float
     top1_min: float | None
+    spread_max: float | None = None
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -146,6 +152,8 @@ def compare_outputs(
         faults.append(f"cosine {cosine:.6f} < {tolerance.cosine_min}")
     if top1 is not None and tolerance.top1_min is not None and top1 < tolerance.top1_min:
         faults.append(f"top-1 agreement {top1:.4f} < {tolerance.top1_min}")
+    if tolerance.spread_max is not None and (lost := _lost(y, z, tolerance.spread_max)) is not None:
+        faults.append(lost)
     return Rung(from_, to, max_abs, cosine, top1, tolerance, "fail" if faults else "pass", "; ".join(faults))
 
 
@@ -180,6 +188,11 @@ def compare(
         compare_outputs(from_, to, *pair, tolerance=tolerance, real_images=real_images)
         for pair in zip(*([*zip(*side, strict=True)] for side in sides), strict=True)
     ]
+    if len(rungs) > 1:
+        rungs = [
+            replace(each, reason=f"output {number} of {len(rungs)}: {each.reason}" if each.reason else "")
+            for number, each in enumerate(rungs, 1)
+        ]
     return worst(rungs)
 
 
@@ -276,6 +289,21 @@ def spread_error(y: Array, z: Array) -> float:
     y, z = (np.asarray(each, np.float64) for each in (y, z))
     spread = float(((y - y.mean(axis=0)) ** 2).sum())
     return float(((y - z) ** 2).sum()) / spread if spread > 0 else float("inf")
+
+
+def _lost(y: Array, z: Array, most: float) -> str | None:
+    """Where more than a share of how y [batch, *, D] differs between images is lost in z, as a clause, or None."""
+    if (error := spread_error(y, z)) > most:
+        return f"Σ‖y−z‖² {error:.3g} of Σ‖y−ȳ‖² > {most}: how outputs differ between images is lost"
+    if y.ndim == RANK:
+        return None
+    axes = (0, -1)
+    wrong = ((y - z) ** 2).sum(axis=axes).ravel()
+    spread = ((y - y.mean(axis=0)) ** 2).sum(axis=axes).ravel()
+    errors = wrong / np.maximum(spread, STILL * spread.mean())
+    if (error := float(errors.max())) > most:
+        return f"Σ‖y−z‖² {error:.3g} of Σ‖y−ȳ‖² at position {int(errors.argmax())} > {most}: it is lost there"
+    return None
 
 
 def _by_image(y: Array) -> Array:

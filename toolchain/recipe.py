@@ -95,6 +95,10 @@ class ModelSection(Section):
             raise ValueError(
                 f"output = {self.output!r} is that of a model without a classifier: take num_classes out of kwargs"
             )
+        if self.output in ("tokens", "layers") and self.kwargs.get("global_pool"):
+            raise ValueError(
+                f"output = {self.output!r} is read before pooling: take global_pool = {self.kwargs['global_pool']!r} out of kwargs"
+            )
         return self
 
     @model_serializer(mode="wrap")

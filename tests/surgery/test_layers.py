@@ -11,10 +11,11 @@ import pytest
 import timm
 import torch
 from builders import STRUCTURES, TINY, named, random_plan, randomise
+from pydantic import ValidationError
 
 from toolchain.compress.damage import finish, way_through
 from toolchain.compress.sensitivity import Teacher
-from toolchain.errors import ModelError, RecipeError
+from toolchain.errors import ArtifactError, ModelError, RecipeError
 from toolchain.export.stage import Export
 from toolchain.families import family_of
 from toolchain.families.layered import Layered
@@ -178,3 +179,73 @@ def test_what_a_model_without_classes_gives_is_told_by_its_shape():
         ModelError, match=r"1×48 for one image: these are pooled features; set model.output = 'features'"
     ):
         load_dense(ModelSection(**tiny, kwargs=without, output="regression"))
+
+
+def test_the_dense_model_of_a_run_that_reads_layers_is_a_checkpoint_again(tmp_path):
+    model = dense("classic", "layers")
+    saved = load_model(save_model(model, tmp_path / "dense"))
+    ref = saved.ref
+    asked = ModelSection(
+        name=ref.name, kwargs=ref.kwargs, layers=ref.layers, checkpoint=str(tmp_path / "dense/model.safetensors")
+    )
+    again = load_dense(asked)
+    assert len(again.module.blocks) == 3, "of 4: the last is not in the file"
+    x = images(model)
+    with torch.no_grad():
+        for y, z in zip(again.module(x), given(model, x), strict=True):
+            torch.testing.assert_close(y, z)
+    with pytest.raises(ArtifactError, match=r"depth 3 \(the model: 4\)"):
+        load_dense(asked.model_copy(update={"layers": (0, 3)}))
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_base_patch14_224"])
+def test_tokens_of_weights_whose_norm_is_that_of_the_pooled_vector_are_refused(name, tmp_path):
+    plain = {key: value for key, value in TINY.items() if key != "num_classes"}
+    kwargs = {**plain, "global_pool": "avg"}
+    path = tmp_path / "m.pth"
+    torch.save(create_dense(ModelRef(name=name, kwargs=kwargs)).state_dict(), path)
+    section = ModelSection(name=name, kwargs=plain, checkpoint=str(path), output="tokens")
+    with pytest.raises(ArtifactError, match=r"fc_norm.*pooled vector.*output = \"features\""):
+        load_dense(section)
+    features = section.model_copy(update={"output": "features", "kwargs": kwargs})
+    assert load_dense(features).ref.output == "features"
+    with pytest.raises(ValidationError, match="read before pooling: take global_pool = 'avg' out of kwargs"):
+        ModelSection(name=name, kwargs=kwargs, output="layers", layers=[0])
+
+
+TOWERS = {
+    "vit_base_patch16_clip_224.openai": 512,
+    "vit_pe_core_tiny_patch16_384.fb": 512,
+    "eva02_base_patch16_clip_224.merged2b": 512,
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("declared", [None, "features"])
+def test_the_projection_of_an_image_tower_gives_features_and_stays(name, declared):
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
+    loaded = load_dense(ModelSection(name=name, kwargs=small, pretrained=False, output=declared))
+    assert loaded.ref.output == "features"
+    assert loaded.module(torch.zeros(1, 3, 32, 32)).shape == (1, TOWERS[name])
+    assert any("shares with texts" in note for note in loaded.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "output", "width"),
+    [
+        ("vit_base_patch16_clip_224.openai", {"num_classes": 0}, "features", 32),
+        ("vit_base_patch16_clip_224.openai", {"num_classes": 10}, None, 10),
+        ("vit_base_patch16_clip_224.openai_ft_in1k", {}, None, 1000),
+        ("vit_base_patch16_224.augreg_in21k", {"num_classes": 512}, None, 512),
+    ],
+)
+def test_what_has_classes_of_its_own_or_no_head_is_no_projection(name, changes, output, width):
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32, **changes}
+    loaded = load_dense(ModelSection(name=name, kwargs=small, pretrained=False))
+    assert (loaded.ref.output, loaded.module(torch.zeros(1, 3, 32, 32)).shape[1]) == (output, width)
+
+
+def test_a_projection_may_be_declared_to_be_classes():
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
+    section = ModelSection(name="vit_base_patch16_clip_224.openai", kwargs=small, pretrained=False, output="logits")
+    assert load_dense(section).ref.output == "logits"

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from toolchain.data import Images
+from toolchain.errors import ArtifactError, DataError
 from toolchain.training.features import (
     FeatureJudge,
     Neighbours,
+    Worst,
+    bank_of,
     mean_cosine,
-    neighbours_right,
     pooled,
     relative_error,
+    sums_of,
     voted,
+    worst_of,
 )
 
 EAST, NORTH, WEST = (torch.tensor(each, dtype=torch.float32) for each in ((1, 0), (0, 1), (-1, 0)))
@@ -34,8 +38,9 @@ def test_the_error_is_that_of_the_definition_for_any_rank_and_the_mean_over_outp
 
 def test_the_cosine_is_of_each_vector():
     tokens = torch.stack([torch.stack([EAST, NORTH]), torch.stack([EAST, WEST])])
-    assert mean_cosine(3 * tokens, tokens) == pytest.approx(1)
-    assert mean_cosine(tokens * torch.tensor([[[1.0], [1.0]], [[1.0], [-1.0]]]), tokens) == pytest.approx(0.5)
+    assert mean_cosine(sums_of([(3 * tokens, tokens)])) == pytest.approx(1)
+    turned = tokens * torch.tensor([[[1.0], [1.0]], [[1.0], [-1.0]]])
+    assert mean_cosine(sums_of([(turned, tokens)])) == pytest.approx(0.5)
 
 
 def test_one_vector_stands_for_an_image():
@@ -54,7 +59,6 @@ def test_the_votes_are_those_of_the_k_nearest_by_cosine():
     assert voted(queries, bank, labels, k=1).tolist() == [0, 1, 2], "length means nothing"
     assert voted(queries, bank, labels, k=4).tolist() == [0, 1, 1]
     assert voted(queries, bank, labels, k=6).tolist() == [1, 1, 1], "the most frequent class of all"
-    assert voted(queries, bank, labels, k=99).tolist() == [1, 1, 1]
     assert voted(queries[:1], bank[[2, 0]], torch.tensor([1, 0]), k=2).tolist() == [0], "of equal votes the nearer"
 
 
@@ -73,11 +77,10 @@ def flat(batch):
 
 def test_what_neighbours_get_right_is_counted():
     bank, test = planted(0), planted(3, 30)
-    assert neighbours_right(flat, test, bank) == 27
     judge = FeatureJudge(flat, test, bank)
     same = judge(flat)
-    assert (same.error, same.cosine) == (0, pytest.approx(1))
-    assert same.knn == Neighbours(k=20, right=27, dense_right=27, total=30)
+    assert (same.error, same.cosine, same.images) == (0, pytest.approx(1), 30)
+    assert same.knn == Neighbours(k=20, bank=40, right=27, dense_right=27, total=30)
     lost = judge(lambda batch: torch.ones(len(batch), 2))
     assert lost.error > 1
     assert lost.knn.right < 27 == lost.knn.dense_right
@@ -88,4 +91,65 @@ def test_without_labels_or_a_dense_model_the_other_figure_is_left():
     assert FeatureJudge(flat, test)(flat).knn is None
     alone = FeatureJudge(None, test, planted(0))(flat)
     assert (alone.error, alone.cosine) == (None, None)
-    assert alone.knn == Neighbours(k=20, right=40, dense_right=None, total=40)
+    assert alone.knn == Neighbours(k=20, bank=40, right=40, dense_right=None, total=40)
+
+
+def test_the_sums_of_batches_are_those_of_the_whole_whatever_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    tokens = (1000 + torch.randn(50, 4, 5, generator=generator)).double()
+    other = tokens + 0.1 * torch.randn(50, 4, 5, generator=generator)
+    (parts,) = sums_of([(other[start : start + 7], tokens[start : start + 7]) for start in range(0, 50, 7)])
+    spread = (tokens - tokens.mean(0)).square().sum((0, 2))
+    torch.testing.assert_close(parts.spread, spread)
+    assert parts.error == pytest.approx(float((other - tokens).square().sum() / spread.sum()))
+
+
+def test_one_dead_token_of_one_layer_is_named():
+    layers = tuple(torch.randn(60, 9, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    dead = layers[1].clone()
+    dead[:, 4] = dead[:, 4].mean(0)
+    sums = sums_of([((layers[0], dead, layers[2]), layers)])
+    worst = worst_of(sums, ["layer_2", "layer_5", "layer_8"])
+    assert (worst.error_at, worst.cosine_at) == ("layer_5, position 4",) * 2
+    assert worst.error == pytest.approx(1, rel=1e-3)
+    assert worst.cosine < 0.5 < mean_cosine(sums)
+    alone = worst_of(sums_of([(torch.ones(2, 2), torch.eye(2))]))
+    assert alone == Worst(error=2, cosine=alone.cosine)
+    assert alone.cosine == pytest.approx(0.5**0.5)
+
+
+def test_the_bank_has_as_many_of_each_class_and_no_more_vote_than_a_class_has():
+    labels = torch.tensor([0] * 90 + [1] * 6 + [2] * 30)
+    images = Images(lambda index: torch.zeros(1, 1, 1), labels)
+    bank, k = bank_of(images, most=60)
+    assert bank.labels.bincount().tolist() == [20, 6, 20]
+    assert k == 6
+    assert bank_of(images)[0].labels.bincount().tolist() == [90, 6, 30]
+    alone = Images(lambda index: torch.zeros(1, 1, 1), torch.zeros(7))
+    with pytest.raises(DataError, match="7 labelled training images are too few"):
+        bank_of(alone)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_features_that_are_no_numbers_are_counted_and_refused(labelled):
+    def broken(batch):
+        outputs = flat(batch).clone()
+        outputs[:3, 1] = torch.nan
+        return outputs
+
+    judge = FeatureJudge(flat, planted(0), planted(0) if labelled else None)
+    with pytest.raises(ArtifactError, match="a file gives NaN or infinity for 3 of 40 images"):
+        judge(broken, "a file")
+
+
+def test_dense_outputs_that_are_too_many_to_hold_are_computed_again():
+    expected = FeatureJudge(flat, planted(3))(lambda batch: flat(batch) + 0.1)
+    looked = []
+    judge = FeatureJudge(lambda batch: looked.append(len(batch)) or flat(batch), planted(3), held=8)
+    for _ in range(2):
+        assert judge(lambda batch: flat(batch) + 0.1) == expected
+    assert looked == [1, 40, 40]
+
+
+def test_dense_features_that_do_not_vary_give_no_error():
+    assert FeatureJudge(lambda batch: torch.ones(len(batch), 2), planted(0))(flat).error is None

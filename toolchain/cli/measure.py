@@ -39,14 +39,22 @@ InterpolationOption = Annotated[str, typer.Option(help="How pictures are resized
 
 def evaluate(
     path: PathArgument,
-    data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, hf:NAME.")],
-    split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.")],
+    split: Annotated[
+        str, typer.Option(help="train, calibration, validation or test; of features with labels validation or test.")
+    ] = "test",
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="DENSE", help="What features are held against: a model folder or an ONNX file."),
+        typer.Option(
+            metavar="DENSE", help="Of features: what theirs are held against, the dense model folder or ONNX file."
+        ),
     ] = None,
     classes: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A class map: which output each class folder is, e.g. imagenet-1k.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A class map of a classifier: which output each class folder is, e.g. imagenet-1k.",
+        ),
     ] = "",
     mean: MeanOption = "",
     std: StdOption = "",
@@ -56,13 +64,19 @@ def evaluate(
     out: FactsFile = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Top-1 accuracy of a model folder or an ONNX file, with counts; of features, what their neighbours know, and their error."""
+    """Top-1 accuracy of a model folder or an ONNX file, with counts; of features their error against a reference, and k-NN counts."""
     asked, shape = _preparation(mean, std, crop_pct, interpolation), numbers(input_shape, "--input-shape")
     if reference is not None or open_artifact(path).output in FEATURES:
+        if classes:
+            raise RecipeError(
+                "--classes maps folders to the classes of a classifier, and features have none: remove it"
+            )
         judged = features_of(path, data, split, reference=reference, asked=asked, input_shape=shape)
         features = {"features": judged.features.model_dump(mode="json"), "notes": list(judged.notes)}
-        lines = [*features_lines(judged.features), *judged.notes]
-        _show({"path": str(path), "data": data, "split": split, **features}, lines, out, json_=json_)
+        against = {"reference": None if reference is None else str(reference)}
+        on = f"On {data} {split}" + (":" if reference is None else f", against {reference}:")
+        lines = [on, *features_lines(judged.features), *judged.notes]
+        _show({"path": str(path), "data": data, "split": split, **against, **features}, lines, out, json_=json_)
         return
     evaluation = accuracy_of(path, data, split, classes=classes, asked=asked, input_shape=shape)
     accuracy = evaluation.accuracy

@@ -33,7 +33,7 @@ class Needs:
     def require(self, what: str, source: DataSource, dense: TimmModel) -> None:
         """Raises DataError, ModelError or RecipeError if a source or a model does not have it; `what` needs it."""
         if self.training:
-            require_classes(what, dense)
+            require_classes(what, dense, "set compress.method = 'joint', which needs none")
             require_labels(source, what)
             source.check_classes(dense.label_classes)
         if self.classes and dense.output != "logits":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,11 +14,12 @@ import torch
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.inputs import resolved
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Outputs, judged, stack_images, tensor_call
+from toolchain.export.calls import Array, Outputs, stack_images, tensor_call
 from toolchain.export.onnx_graph import first_line
 from toolchain.export.precision import opened_artifact
 from toolchain.export.preparation import Preparation, prepared, resized_source
-from toolchain.outputs import FEATURES, WORDS, label_classes, output_of
+from toolchain.model import Preprocess
+from toolchain.outputs import FEATURES, LAYER, WORDS, label_classes, output_of
 from toolchain.training.evaluate import Accuracy, accuracy
 from toolchain.training.features import FeatureJudge, Features
 
@@ -111,11 +113,15 @@ def features_of(
 
     Raises:
         DataError: the source is unknown, does not fit, or has no labels where there is no reference either.
-        RecipeError: neighbours would be looked for among the images that they are asked of.
-        ArtifactError: it does not say how its input is preprocessed, or cannot run.
+        RecipeError: one gives no features, both give other outputs or prepare images in other ways, or neighbours would be looked
+            for among the images that they are asked of.
+        ArtifactError: it does not say how its input is preprocessed, cannot run, or gives no numbers.
     """
-    artifact = open_artifact(path)
-    preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
+    artifacts = [open_artifact(each) for each in (path, reference) if each is not None]
+    for each in artifacts:
+        _require_features(each)
+    names, notes = paired_outputs(*artifacts)
+    preprocess, assumed = _prepared_for_both(artifacts, asked, input_shape)
     source = resized_source(data, preprocess, asked, "", 512 if split == "calibration" else 0)
     if reference is None and not source.labelled:
         raise DataError(
@@ -126,14 +132,113 @@ def features_of(
     if voting and split in ("train", "calibration"):
         raise RecipeError(f"neighbours are looked for in train, which holds {split}: name another --split")
     with ExitStack() as stack:
-        artifacts = (artifact, *(() if reference is None else (open_artifact(reference),)))
-        ours, *theirs = [
-            tensor_call(_explained(stack.enter_context(opened_artifact(each, preprocess=preprocess)), each, judged))
-            for each in artifacts
+        calls = [
+            _explained(
+                stack.enter_context(opened_artifact(each, preprocess=preprocess)),
+                each,
+                partial(_chosen, wanted),
+            )
+            for each, wanted in zip(artifacts, names, strict=True)
         ]
-        bank = source.split("train") if voting else None
-        judge = FeatureJudge(theirs[0] if theirs else None, source.split(split), bank)
-        return FeatureEvaluation(judge(ours), (*notes, *artifact.notes))
+        images = source.split(split)
+        _require_one_shape(artifacts, names, [call(stack_images([images[0][0]])) for call in calls])
+        ours, *theirs = map(tensor_call, calls)
+        judge = FeatureJudge(
+            theirs[0] if theirs else None, images, source.split("train") if voting else None, names[-1]
+        )
+        features = judge(ours, str(path))
+    return FeatureEvaluation(features, (*notes, *assumed, *(note for each in artifacts for note in each.notes)))
+
+
+def _chosen(names: Sequence[str], outputs: dict[str, Array]) -> tuple[Array, ...]:
+    return tuple(outputs[name] for name in names)
+
+
+def _require_features(artifact: Artifact) -> None:
+    if artifact.output is not None and artifact.output not in FEATURES:
+        raise RecipeError(
+            f"{artifact.path} gives {WORDS[artifact.output]}, which are no features: judge it by its accuracy, without a reference"
+        )
+
+
+def paired_outputs(*artifacts: Artifact) -> tuple[list[tuple[str, ...]], list[str]]:
+    """(the outputs of each that are judged, one for one, a sentence on each choice among several).
+
+    Of slimvit's own files all layers, or the one output; of another's those that are called as the other artifact's, else the first.
+
+    Raises:
+        RecipeError: one has outputs that the other lacks.
+    """
+    names = [_features_in(each) for each in artifacts]
+    if len(artifacts) == 2:
+        for mine, other in ((0, 1), (1, 0)):
+            if artifacts[mine].output is None and all(name in artifacts[mine].ranks for name in names[other]):
+                names[mine] = names[other]
+        if len(names[0]) != len(names[1]) or (len(names[0]) > 1 and names[0] != names[1]):
+            raise RecipeError(
+                " and ".join(
+                    f"{each.path} gives {', '.join(part)}" for each, part in zip(artifacts, names, strict=True)
+                )
+                + ": name a reference with the same outputs"
+            )
+    notes = [
+        f"Of {each.path.name}, {', '.join(part)} is judged, and not {', '.join(left)}."
+        for each, part in zip(artifacts, names, strict=True)
+        if (left := [name for name in each.ranks if name not in part])
+    ]
+    return names, notes
+
+
+def _features_in(artifact: Artifact) -> tuple[str, ...]:
+    layers = tuple(name for name in artifact.ranks if name.startswith(LAYER))
+    return layers if artifact.output == "layers" and layers else (artifact.main_output,)
+
+
+def _require_one_shape(
+    artifacts: Sequence[Artifact], names: Sequence[tuple[str, ...]], outputs: Sequence[tuple[Array, ...]]
+) -> None:
+    """Raises RecipeError unless all give one row per image, and for one image the same shapes, output for output."""
+    for artifact, each in zip(artifacts, outputs, strict=True):
+        if bad := [list(part.shape) for part in each if part.ndim < 2 or len(part) != 1]:
+            raise RecipeError(
+                f"{artifact.path} gives an output of shape {bad[0]} for one image, which is no [batch, …, D]"
+            )
+    for called, parts in zip(zip(*names, strict=True), zip(*outputs, strict=True), strict=True):
+        if len({part.shape for part in parts}) > 1:
+            raise RecipeError(
+                " and ".join(
+                    f"{artifact.path} gives {name} {list(part.shape[1:])}"
+                    for artifact, name, part in zip(artifacts, called, parts, strict=True)
+                )
+                + " for an image: features of two shapes cannot be compared"
+            )
+
+
+def _prepared_for_both(
+    artifacts: Sequence[Artifact], asked: Preparation, input_shape: tuple[int, ...] | None
+) -> tuple[Preprocess, list[str]]:
+    """(how images are prepared, a sentence for each thing assumed): as all that say it say; one that does not is given the same.
+
+    Raises:
+        RecipeError: they say different things.
+        ArtifactError: none says it, and it was not asked for.
+    """
+    size = resolved({each.path: each.image for each in artifacts}, input_shape)
+    saying = [each for each in artifacts if each.preprocess is not None] or artifacts[:1]
+    ways = [prepared(each, asked, size) for each in saying]
+    (first, _), *others = ways
+    for artifact, (how, _) in zip(saying[1:], others, strict=True):
+        if how != first:
+            fields = [name for name, value in vars(how).items() if value != getattr(first, name)]
+            raise RecipeError(
+                f"{saying[0].path} and {artifact.path} prepare images in other ways ({', '.join(fields)}), so that their features "
+                "are those of other images. Name --mean, --std, --crop-pct and --interpolation for both."
+            )
+    silent = [each.path.name for each in artifacts if each not in saying]
+    said = [
+        f"{name} does not say how images are prepared: it is given those of {saying[0].path.name}." for name in silent
+    ]
+    return first, [*dict.fromkeys(note for _, part in ways for note in part), *said]
 
 
 def _explained(run: Outputs, artifact: Artifact, choose: Callable[[dict[str, Array]], G]) -> Callable[[Array], G]:

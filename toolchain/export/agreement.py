@@ -14,7 +14,7 @@ from toolchain.artifacts.onnx_file import FP32
 from toolchain.errors import RecipeError
 from toolchain.export.calls import Array, stack_images
 from toolchain.export.pixels import representable
-from toolchain.export.precision import COMPARED, EITHER, opened_artifact, tolerance_of
+from toolchain.export.precision import COMPARED, EITHER, for_output, opened_artifact, tolerance_of
 from toolchain.export.preparation import Preparation, prepared, raw_pixels, resized_source
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, LOGITS
@@ -76,6 +76,9 @@ def parity_of(
     judged = allowed or Tolerance(None, -1.0, None)
     size = resolved({artifact.path: artifact.image for artifact in artifacts}, input_shape)
     pairs = _pairs(*artifacts)
+    if lacking := _lacking(*artifacts):
+        reason = f"{b.name} lacks {', '.join(lacking)} of {a.name}"
+        return Agreement(Rung(a.name, b.name, None, None, None, judged, "fail", reason), ())
     classes = _names_classes(artifacts, pairs[0])
     unheld = tolerance is None and any(map(_is_unheld, artifacts))
     given = _compared_on(
@@ -104,6 +107,8 @@ def parity_of(
             continue
         first = pair == pairs[0]
         bounds = judged if first and classes else replace(judged, top1_min=None)
+        if tolerance is None and allowed is not None:
+            bounds = for_output(bounds, artifacts[0].output)
         rung = _rung_of(artifacts, sides, bounds, real=given.real and first and classes)
         if unheld and allowed is not None and rung.verdict == "pass":
             rung = _held_by_spread(rung, sides, "pictures" if given.real else "noise")
@@ -185,6 +190,11 @@ def _pairs(a: Artifact, b: Artifact) -> list[tuple[str, str]]:
     if common:
         return [(name, name) for name in common]
     return [(a.main_output, b.main_output)]
+
+
+def _lacking(a: Artifact, b: Artifact) -> list[str]:
+    """The outputs of several layers that A gives and B does not."""
+    return [name for name in a.ranks if name not in b.ranks] if a.output == "layers" and len(a.ranks) > 1 else []
 
 
 def _which(artifacts: tuple[Artifact, Artifact], pairs: Sequence[tuple[str, str]]) -> list[str]:

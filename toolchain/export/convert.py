@@ -23,7 +23,7 @@ from toolchain.export.onnx_graph import (
     write_onnx,
 )
 from toolchain.export.pixels import representable, with_pixels, without_pixels
-from toolchain.export.precision import PRECISIONS, Precision, runs_on
+from toolchain.export.precision import PRECISIONS, Precision, for_output, runs_on
 from toolchain.export.probabilities import (
     gives_probabilities,
     probabilities_rung,
@@ -119,7 +119,8 @@ class Convert:
 
     def _run(self, given: OnnxFile, path: Path, target: str) -> list[Rung]:
         """What is now at a path, run beside the fp32 file."""
-        file, tolerance = OnnxFile(path), PRECISIONS[self.precision].tolerance
+        file = OnnxFile(path)
+        tolerance = for_output(PRECISIONS[self.precision].tolerance, file.output)
         how = _pixels_of(file)
         images = self.images if how is None else representable(self.images, how)
         with opened("ort-cpu", given.path) as expected, opened(target, path) as got:

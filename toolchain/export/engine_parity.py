@@ -7,7 +7,7 @@ from collections.abc import Callable
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.calls import Array, opened
-from toolchain.export.precision import COMPARED, PRECISIONS, reference_target, tolerance_of
+from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.model import Preprocess
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
 from toolchain.targets import EngineBuild
@@ -41,6 +41,7 @@ def engine_rung(
     if tolerance is None:
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
+    tolerance = for_output(tolerance, source.output)
     if built.record.loaded != "pass":
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
     batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]

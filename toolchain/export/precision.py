@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -25,6 +25,7 @@ from toolchain.export.half import bf16, fp16
 from toolchain.export.quantise import int8_dynamic, int8_qdq
 from toolchain.export.weights import LINEARS
 from toolchain.model import Preprocess
+from toolchain.outputs import FEATURES, Output
 from toolchain.parity import TOLERANCES, Tolerance
 from toolchain.registry import Registry
 from toolchain.targets import TARGETS, get_target
@@ -93,6 +94,20 @@ ENTRIES = (
     ),
 )
 PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
+
+
+SPREAD_MAX = 0.5
+"""What outputs that name no class may lose of how they differ between images, in any file: all of it is 1. Weights were held already."""
+
+
+def for_output(tolerance: Tolerance, output: Output | None) -> Tolerance:
+    """What outputs of a kind may differ by: of those that name no class, how they differ between images must be kept too.
+
+    A tolerance that bounds every number says it already.
+    """
+    if tolerance.max_abs is not None or output not in {"regression", *FEATURES}:
+        return tolerance
+    return replace(tolerance, spread_max=SPREAD_MAX)
 
 
 COMPARED = 256

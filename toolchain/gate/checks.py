@@ -16,14 +16,15 @@ ACCEPT = "or accept this value with `slimvit gate accept`"
 
 
 class Check(Strict):
-    """One budget or relation of one cell. All but a cosine are better lower.
+    """One budget or relation of one cell. All but a cosine and an agreement are better lower.
 
     Attributes:
         name: "budget.size", "relation.latency".
         status: what came of it.
-        unit: of the numbers: "bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine", "relative error".
+        unit: of the numbers: "bytes", "parameters", "nodes", "wrong images", "ms", "ratio", "cosine", "relative error",
+            "top-1 agreement".
         value: of the artifact; for "relation.latency" the ratio of times, artifact over baseline.
-        bound: what the value may be at most (a cosine: at least); None where it follows from what could not be read.
+        bound: what the value may be at most (a cosine or an agreement: at least); None where it follows from what could not be read.
         baseline: of the baseline; None for a budget.
         total: images that were counted; None but for accuracy.
         lo, hi: confidence bounds of a measured value.
@@ -118,39 +119,49 @@ def parity_check(name: str, evidence: Evidence) -> Check:
             f"The outputs are not the baseline's{shown}{why}. Mend the artifact, or loosen relation.parity if the models "
             "may differ."
         )
+    unit, value, bound = "cosine", rung.cosine_min, rung.tolerance.cosine_min
+    least, share = rung.tolerance.top1_min, rung.top1_agreement
+    if (value is None or value >= bound) and least is not None and share is not None and share < least:
+        unit, value, bound = "top-1 agreement", share, least
     return Check(
         name=name,
         status="pass" if evidence.parity == "pass" else "fail",
-        unit="cosine",
-        value=rung.cosine_min,
-        bound=rung.tolerance.cosine_min,
+        unit=unit,
+        value=value,
+        bound=bound,
         reason=" ".join([said, *evidence.agreement.notes]),
     )
 
 
 def features_check(name: str, evidence: Evidence) -> Check:
-    """The check of the features of an artifact against those of its baseline: an error at most, a mean cosine at least."""
+    """The check of the features of an artifact against those of its baseline, where they are worst; a broken bound is the one shown."""
     bounds, judged = evidence.cell.relation.features, evidence.features
     assert bounds is not None
     assert judged is not None
-    error, cosine = judged.features.error, judged.features.cosine
-    held = (bounds.error is None or (error is not None and error <= bounds.error)) and (
-        bounds.cosine is None or (cosine is not None and cosine >= bounds.cosine)
-    )
-    allowed = [
-        *([] if bounds.error is None else [f"an error of at most {bounds.error:g}"]),
-        *([] if bounds.cosine is None else [f"a cosine of at least {bounds.cosine:g}"]),
+    features, worst = judged.features, judged.features.worst
+    if features.error is None or features.cosine is None or worst is None:
+        said = "The baseline's features are the same for every image, so that nothing can be held against them; give images that differ."
+        return Check(name=name, status="fail", unit="relative error", bound=bounds.error, reason=said)
+    checks = [
+        *([("relative error", worst.error, bounds.error, worst.error > bounds.error)] if bounds.error else []),
+        *([("cosine", worst.cosine, bounds.cosine, worst.cosine < bounds.cosine)] if bounds.cosine else []),
     ]
-    shown = "not known, as the baseline's do not vary," if error is None else f"{error:.4g}"
-    said = f"The features have a relative error of {shown} and a mean cosine of {cosine:.4f} with the baseline's; allowed is "
-    said += f"{' and '.join(allowed)}."
-    advice = [] if held else ["Compress less or train longer, or loosen relation.features."]
-    by_error = bounds.error is not None
+    unit, value, bound, broken = next((each for each in checks if each[3]), checks[0])
+    allowed = [f"a {what} of at {_way(what)} {limit:g}" for what, _, limit, _ in checks]
+    said = f"The features have a relative error of {features.error:.4g} and a mean cosine of {features.cosine:.4f} with the baseline's"
+    if worst.error_at:
+        said += f", at worst {worst.error:.4g} at {worst.error_at} and {worst.cosine:.4f} at {worst.cosine_at}, which is what is judged"
+    said += f" ({features.images:,} images); allowed is {' and '.join(allowed)}."
+    advice = ["Compress less or train longer, or loosen relation.features."] if broken else []
     return Check(
         name=name,
-        status="pass" if held else "fail",
-        unit="relative error" if by_error else "cosine",
-        value=error if by_error else cosine,
-        bound=bounds.error if by_error else bounds.cosine,
+        status="fail" if broken else "pass",
+        unit=unit,
+        value=value,
+        bound=bound,
         reason=" ".join([said, *advice, *judged.notes]),
     )
+
+
+def _way(what: str) -> str:
+    return "least" if what == "cosine" else "most"

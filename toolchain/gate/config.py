@@ -80,27 +80,30 @@ class ParityBounds(Section):
     """What the artifact's logits y may differ from the baseline's by; a bound that is absent is not judged.
 
     `max_abs` is held against the largest difference over max(1, max |y|) of the baseline, `cosine_min` against the worst
-    image, `top1_min` against the share of real images for which both name the same class.
+    image, `top1_min` against the share of real images for which both name the same class, `spread_max` against what is lost of how
+    outputs differ between images: all of it is 1.
     """
 
     max_abs: Annotated[float, Field(gt=0)] | None = None
     cosine_min: Annotated[float, Field(ge=-1, le=1)] = 0.99
     top1_min: Fraction | None = None
+    spread_max: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @property
     def tolerance(self) -> Tolerance:
         """The same for `parity`."""
-        return Tolerance(self.max_abs, self.cosine_min, self.top1_min)
+        return Tolerance(self.max_abs, self.cosine_min, self.top1_min, self.spread_max)
 
 
 class FeatureBounds(Section):
     """What the artifact's features may differ from the baseline's by on the images of [data]; at least one bound is given.
 
-    `error` is at most: E‖f_baseline − f‖² / E‖f_baseline − mean‖². `cosine` is at least: its mean over vectors or tokens.
+    `error` is at most: E‖f_baseline − f‖² / E‖f_baseline − mean‖², which is 1 for features that are the same for every image.
+    `cosine` is at least: its mean over images. Both hold at every position of tokens and for every output.
     """
 
-    error: Annotated[float, Field(gt=0)] | None = None
-    cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    error: Annotated[float, Field(gt=0, lt=1)] | None = None
+    cosine: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> FeatureBounds:

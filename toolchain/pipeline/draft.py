@@ -13,7 +13,7 @@ from toolchain.data import SOURCES
 from toolchain.data.folders import Layout, folders_in
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.model import ModelRecord
-from toolchain.outputs import output_of
+from toolchain.outputs import FEATURES, output_of
 from toolchain.recipe import LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
@@ -74,13 +74,13 @@ class Draft:
         section = Recipe.from_dict({"model": tables["model"]}).model
         loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
         module, size = loaded.module, by(loaded.family.input_size(loaded.module))
-        classes = int(module.num_classes)  # type: ignore[arg-type]
+        classes = 0 if loaded.ref.output in FEATURES else int(module.num_classes)  # type: ignore[arg-type]
         pictures = pictures_of(data, classes, class_names(Path(model).expanduser()))
         numbers = {} if "classes" in tables["data"] else pictures.numbers
         where = {"classes": str(beside / CLASSES_FILE)} if numbers else {}
         tables["data"] = {"source": pictures.source, **where, **tables["data"]}
         million = sum(parameter.numel() for parameter in module.parameters()) / 1e6
-        summary = f"{million:.1f} M parameters, images of {size}, {output_of(section.output, classes)}"
+        summary = f"{million:.1f} M parameters, images of {size}, {output_of(loaded.ref.output, classes)}"
         remarks = {f"model.{next(iter(tables['model']))}": summary, "data.source": pictures.remark, **REMARKS}
         return Draft(_absolute(tables), remarks, numbers)
 

@@ -29,7 +29,7 @@ from toolchain.outputs import FEATURES, WORDS
 from toolchain.recipe import ALIGN, DataSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import get_target
-from toolchain.training.stages import require_classes, require_labels, require_teacher
+from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
 
@@ -132,7 +132,7 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     source = _judging(whole, dense)
     if not source.synthetic:
         if recipe.train is not None and not recipe.model.checkpoint:
-            require_classes("[train]", dense)
+            require_classes("[train]", dense, UNTRAINED)
             require_labels(source, "[train]")
         source.to_compare()
     return Start(recipe, source, dense, whole if whole.labelled and dense.output in FEATURES else None)
@@ -159,7 +159,8 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
         return source
     if dense.output in FEATURES:
         return source.unlabelled(
-            f"Labels train nothing: the outputs are {WORDS[dense.output]}. They judge these by the labels of their neighbours."
+            f"Labels are not trained on: the outputs are {WORDS[dense.output]}. They only count how many test images lie nearest "
+            "to images of their own class (k-NN)."
         )
     if dense.label_classes is None and dense.ref.output is not None:
         return source.unlabelled(
@@ -184,7 +185,7 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
             workers=data.workers,
         ),
         classes=data.classes,
-        outputs=module.num_classes or None,  # type: ignore[arg-type]
+        outputs=None if loaded.ref.output in FEATURES else module.num_classes or None,  # type: ignore[arg-type]
     )
     preprocess = Preprocess(
         family.input_size(module),

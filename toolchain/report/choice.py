@@ -8,6 +8,8 @@ from toolchain.export.precision import int8_kinds
 from toolchain.report.record import BenchRow, Fastest, FileRow, Int8Choice, Suggestion
 
 Place = tuple[str, int, int]
+ROUNDING = 1e-9
+"""Shares of images are quotients: as many more as are allowed must not be one too many."""
 UNDECIDED = ("invalid", "inconclusive")
 
 
@@ -19,16 +21,16 @@ def suggestion(
     Args:
         files: those of the run.
         bench: comparisons with the dense file.
-        accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; without
-            labels every file that passed parity is within it.
+        accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; of outputs
+            without labels, how much larger their error may be. Where neither is known every file that passed parity is within it.
         int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
     """
     offered = [row for row in files if row.model == "compressed" and row.refused is None]
     whole = next(row for row in offered if row.precision == "fp32")
 
     def within(row: FileRow) -> bool:
-        (best, total), (right, _) = _right(whole), _right(row)
-        return best is None or total is None or right is None or best - right <= accuracy_loss * total
+        best, loss = _loss(whole), _loss(row)
+        return best is None or loss is None or loss - best <= accuracy_loss + ROUNDING
 
     good = {row.precision: row for row in offered if within(row)}
     chosen = {row.place: row.chosen for row in int8}
@@ -50,11 +52,15 @@ def suggestion(
     )
 
 
-def _right(row: FileRow) -> tuple[int | None, int | None]:
-    """(images that a file is right about, all of them), by its classes or by the neighbours of its features."""
-    if row.features is not None and row.features.knn is not None:
-        return row.features.knn.right, row.features.knn.total
-    return None if row.total is None or row.wrong is None else row.total - row.wrong, row.total
+def _loss(row: FileRow) -> float | None:
+    """What a file loses: the share of images that it is wrong about, by classes or by the neighbours of its features.
+
+    Without labels it is the share of the dense outputs' variance by which its own are off.
+    """
+    if row.features is not None:
+        knn = row.features.knn
+        return row.features.error if knn is None else 1 - knn.right / knn.total
+    return row.error if row.total is None or row.wrong is None else row.wrong / row.total
 
 
 def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[Int8Choice, ...]:

@@ -70,12 +70,21 @@ def features_lines(features: Features) -> tuple[str, ...]:
     """How good features are, in sentences."""
     lines = []
     if features.cosine is not None:
-        error = "not known, as the dense ones do not vary" if features.error is None else percent(features.error)
-        lines.append(f"Relative error of the features {error}, mean cosine {features.cosine:.4f}.")
+        known = "There is no relative error: the dense features do not vary. The"
+        said = (
+            known if features.error is None else f"The relative error of the features is {percent(features.error)}, the"
+        )
+        on = "" if features.images is None else f" on {number(features.images)} images"
+        lines.append(f"{said} mean cosine {'is ' if features.error is None else ''}{features.cosine:.4f}{on}.")
+    if (worst := features.worst) is not None and worst.error_at:
+        lines.append(
+            f"Worst are {percent(worst.error)} at {worst.error_at} and a cosine of {worst.cosine:.4f} at {worst.cosine_at}."
+        )
     if (knn := features.knn) is not None:
         dense = "" if knn.dense_right is None else f"; {number(knn.dense_right)} by the dense ones"
         share = percent(knn.right / knn.total)
-        lines.append(f"k-NN of {knn.k}: {number(knn.right)} of {number(knn.total)} images right ({share}){dense}.")
+        searched = f"{knn.k} of {number(knn.bank)} training images"
+        lines.append(f"k-NN, {searched}: {number(knn.right)} of {number(knn.total)} images right ({share}){dense}.")
     return tuple(lines)
 
 

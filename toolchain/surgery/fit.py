@@ -23,7 +23,7 @@ from toolchain.surgery.resampling import TIMM, Resampling
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
 """Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
-CLASSIFIERS, POOL = ("head", "head_dist"), "attn_pool"
+CLASSIFIERS, POOLING = ("head", "head_dist"), ("attn_pool", "fc_norm")
 PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
 """Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
 TABLE = "relative_position_bias_table"
@@ -167,12 +167,22 @@ def _grid(module: nn.Module) -> tuple[int, int]:
 
 
 def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
-    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too."""
-    parts = () if module.num_classes else CLASSIFIERS if getattr(module, "global_pool", None) else (*CLASSIFIERS, POOL)
+    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too.
+
+    Raises:
+        ArtifactError, ModelError: it gives tokens, and the only norm after the blocks is that of the pooled vector.
+    """
+    gives_tokens = not module.num_classes and not getattr(module, "global_pool", None)
+    if gives_tokens and "fc_norm" in (result.anatomy.norm or "") and "norm.weight" not in result.state:
+        raise origin.misfit(
+            f"{origin.word('its')} last norm (fc_norm) is that of the pooled vector, and tokens are read before pooling",
+            'set model.output = "features", or use weights from before fine-tuning, whose norm is that of the tokens',
+        )
+    parts = (*CLASSIFIERS, *POOLING) if gives_tokens else () if module.num_classes else CLASSIFIERS
     extra = [name for name in result.state if name.partition(".")[0] in parts]
     if not extra or any(name in module.state_dict() for name in extra):
         return result
-    what = "pooling" if any(name.startswith(POOL) for name in extra) else "classifier"
+    what = "pooling" if any(name.startswith(POOLING) for name in extra) else "classifier"
     note = f"Of {origin.what}, {left_out(extra)}: the model has no {what}, and its outputs are features."
     state = {name: tensor for name, tensor in result.state.items() if name not in extra}
     return replace(result, state=state, notes=(*result.notes, note))

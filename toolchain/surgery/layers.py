@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from toolchain.errors import ModelError
-from toolchain.families import Family
+from toolchain.families import Block, Family
 from toolchain.families.layered import Layered, LayeredFamily
 
 
@@ -24,7 +24,7 @@ def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> Fam
         raise ModelError(
             f"model.layers asks for block {layers[-1]}; the model's are numbered from 0 to {len(blocks) - 1}"
         )
-    unread = blocks[layers[-1] + 1 :]
+    unread = unread_blocks(module, family, layers)
     if any(block.bridge is not None for block in unread):
         raise ModelError(
             f"model.layers ends with block {layers[-1]}, and stages after it cannot be cut off; add the last block, "
@@ -34,6 +34,11 @@ def read_layers(module: nn.Module, family: Family, layers: Sequence[int]) -> Fam
         parent, _, name = block.path.rpartition(".")
         del module.get_submodule(parent)[int(name)]  # type: ignore[operator]
     return as_layered(module, family, layers)
+
+
+def unread_blocks(module: nn.Module, family: Family, layers: Sequence[int]) -> list[Block]:
+    """The blocks after the last that is read."""
+    return family.trunk(module)[layers[-1] + 1 :]
 
 
 def as_layered(module: nn.Module, family: Family, layers: Sequence[int], *, normed: bool = True) -> Family:

@@ -15,6 +15,7 @@ from torch import nn
 
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
+from toolchain.families.layered import LayeredFamily
 from toolchain.outputs import KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
@@ -23,8 +24,9 @@ from toolchain.surgery.checkpoint import digest_of, read_checkpoint
 from toolchain.surgery.fit import Origin, check_names, fitted, without_classifier
 from toolchain.surgery.hub import Source, described, prepared, resolved
 from toolchain.surgery.huggingface.folder import Folder, is_folder
-from toolchain.surgery.layers import read_layers
+from toolchain.surgery.layers import read_layers, unread_blocks
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
+from toolchain.surgery.projection import projection_note, projects
 from toolchain.surgery.replay import create_dense, first_line
 from toolchain.surgery.resampling import TIMM
 
@@ -79,13 +81,16 @@ def load_dense(
         StorageError: the checkpoint cannot be read.
         ArtifactError: the checkpoint is truncated, holds code, or does not fit the model.
     """
-    implied = {} if section.output is None else KWARGS.get(section.output, {})
-    source = _source(section, {**section.kwargs, **implied})
+    source = _source(section, section.kwargs)
+    projected = section.output in (None, "features") and projects(source.ref)
+    implied = {} if section.output is None or projected else KWARGS.get(section.output, {})
+    if implied:
+        source = _source(section, {**section.kwargs, **implied})
     wants_file, wants_hub = bool(section.checkpoint), section.pretrained and not section.checkpoint
     with torch.device("meta"):
         sketch = create_dense(source.ref, config=source.config)
         family = family_of(sketch, source.ref.name)  # refuse before anything is fetched or read
-        declared = section.output or (source.output if sketch.num_classes else None)
+        declared = section.output or ("features" if projected else source.output if sketch.num_classes else None)
         output = _checked_output(sketch, family, source.ref, declared)
         read_layers(sketch, family, section.layers)
     if wants_hub and not may_be_untrained:
@@ -101,6 +106,8 @@ def load_dense(
     notes: Sequence[str] = ()
     if wants_file and weights:
         path = Path(section.checkpoint)
+        if section.layers and _is_cut(path, module, family, section.layers):
+            family = read_layers(module, family, section.layers)
         notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
         if section.name and is_folder(path):
             _check_same(module, family, described(Folder.open(path), implied), section)
@@ -116,8 +123,9 @@ def load_dense(
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
         provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
-    family = read_layers(module, family, section.layers)
-    notes = [*notes, *_unseen(module, family)]
+    if not isinstance(family, LayeredFamily):
+        family = read_layers(module, family, section.layers)
+    notes = [*notes, *_unseen(module, family), *([projection_note(source.ref)] if projected else [])]
     for note in notes:
         log.warning("%s", note)
     if notes:
@@ -125,6 +133,14 @@ def load_dense(
     ref = source.ref.model_copy(update={"output": output, "layers": section.layers})
     names = source.class_names if len(source.class_names) == module.num_classes else ()
     return Loaded(ref, module, family, provenance, names, source.suggested_size)
+
+
+def _is_cut(path: Path, module: nn.Module, family: Family, layers: Sequence[int]) -> bool:
+    """Whether a checkpoint has the blocks that are read and none after them, as the dense model of a run that reads layers."""
+    names = read_checkpoint(path, anatomy(module.state_dict())).weights.tensors
+    after = [f"{block.path}." for block in unread_blocks(module, family, layers)]
+    last = f"{family.trunk(module)[layers[-1]].path}."
+    return any(name.startswith(last) for name in names) and not any(name.startswith(tuple(after)) for name in names)
 
 
 def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:

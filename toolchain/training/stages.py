@@ -57,12 +57,18 @@ def require_labels(source: DataSource, what: str) -> None:
         raise DataError(f"{what} needs labels, and the data source {source.name!r} has none")
 
 
-def require_classes(what: str, dense: TimmModel) -> None:
-    """Raises RecipeError if a model gives features, which labels cannot train."""
+UNTRAINED = (
+    "remove it, and give the model weights by model.checkpoint or model.pretrained = true; or, to train a classifier, take model.output "
+    "and model.layers out and set model.kwargs.num_classes to the number of classes"
+)
+"""What to do where [train] has no classes to learn."""
+
+
+def require_classes(what: str, dense: TimmModel, instead: str) -> None:
+    """Raises RecipeError if a model gives features, which labels cannot train; `instead` is what to do."""
     if dense.output in FEATURES:
         raise RecipeError(
-            f"{what} learns from labels, and the outputs are {WORDS[dense.output]}, which labels say nothing of: give the model "
-            "weights by model.checkpoint or model.pretrained; after compression [finetune] learns from the dense model"
+            f"{what} learns from labels, and the outputs are {WORDS[dense.output]}, which labels say nothing of: {instead}"
         )
 
 
@@ -96,7 +102,7 @@ class Train:
 
     def requires(self, given: TimmModel) -> None:
         """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
-        require_classes("[train]", given)
+        require_classes("[train]", given, UNTRAINED)
         require_labels(self.source, "[train]")
         self.source.check_classes(given.label_classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolchain.outputs import FEATURES
 from toolchain.report.record import Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table, number, percent, size
@@ -26,10 +27,12 @@ def _draw(report: Report) -> Part:
     if (features := small.features) is not None:
         rows.append(("relative error of the features", "0", percent(features.error), "of the dense ones' variance"))
         cosine = "–" if features.cosine is None else f"{features.cosine:.4f}"
-        rows.append(("mean cosine with the dense ones", "1", cosine, ""))
+        rows.append(("mean cosine with the dense ones", "1", cosine, f"{number(features.images)} test images"))
+        if (worst := features.worst) is not None and worst.error_at:
+            rows.append(("largest error at a position", "0", percent(worst.error), worst.error_at))
         if (knn := features.knn) is not None:
             change = "" if knn.dense_right is None else f"{knn.right - knn.dense_right:+,} right"
-            what = f"k-NN right of {number(knn.total)} (k = {knn.k})"
+            what = f"k-NN right of {number(knn.total)} (k = {knn.k}, {number(knn.bank)} training images)"
             rows.append((what, number(knn.dense_right), number(knn.right), change))
     for row in report.bench:
         times = (f"{row.dense_ms:.3f} ms", f"{row.compressed_ms:.3f} ms")
@@ -47,6 +50,8 @@ def _cautions(report: Report) -> tuple[str, ...]:
                 f"allocation {used.allocation} (recipe method: {report.requested_method})."
             ),
         )
+    if report.output in FEATURES:
+        return ()
     reason = report.relative_error_increase_reason
     return (f"There is no relative error increase: {reason}.",) if reason else ()
 

@@ -13,7 +13,9 @@ def _draw(report: Report) -> Part:
         return Part(title)
     suggestion = report.suggestion
     counted = any(row.total is not None or (row.features and row.features.knn) for row in report.artifacts)
-    limit = f"at most {percent(suggestion.accuracy_loss)} of the images lost" if counted else "accuracy is not known"
+    erring = any(row.error is not None or row.features is not None for row in report.artifacts)
+    lost = "of the images lost" if counted else "more error than the compressed fp32 file"
+    limit = f"at most {percent(suggestion.accuracy_loss)} {lost}" if counted or erring else "accuracy is not known"
     lines = [f"Smallest file ({limit}): {suggestion.smallest}."]
     lines += [
         f"Fastest file on {row} ({limit}): {row.path}, {row.ratio.point:.3f} of the dense time."
