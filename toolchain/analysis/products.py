@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model, load_external_data_for_tensor, uses_external_data
 
+from toolchain.artifacts.onnx_bare import bare
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.artifacts.onnx_walk import linked, only_reader, stored, unscaled
 from toolchain.errors import ArtifactError, RecipeError
@@ -72,6 +73,7 @@ class Graph:
     """An ONNX graph of which all shapes are known."""
 
     path: Path
+    file: onnx.ModelProto
     model: ir.Model
 
     def shape(self, value: ir.Value | None) -> Shape:
@@ -111,10 +113,10 @@ def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Grap
         value.type.tensor_type.ClearField("shape")  # says a batch that is no longer open
     del model.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(bare(model), data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ArtifactError(f"the shapes of {path} contradict each other: {error}") from error
-    return Graph(path, linked(inferred))
+    return Graph(path, model, linked(inferred))
 
 
 def _load_shapes(model: onnx.ModelProto, folder: Path) -> None:
@@ -167,6 +169,7 @@ def write_products(graph: Graph, wanted: Sequence[Product], path: Path) -> Path:
     weights: dict[str, TensorProto] = {}
     inputs: dict[str, onnx.ValueInfoProto] = {}
     outputs: list[ir.Value] = []
+    tensors = {tensor.name: tensor for tensor in graph.file.graph.initializer}
     for index, node in enumerate(n for n in graph.model.graph if n.outputs[0].name in kinds):
         kind = kinds[str(node.outputs[0].name)]
         tree = _tree(node)
@@ -179,7 +182,7 @@ def write_products(graph: Graph, wanted: Sequence[Product], path: Path) -> Path:
             for slot, value in enumerate(part.inputs):
                 if (tensor := stored(value)) is not None:
                     name = copied.input[slot]
-                    weights[name] = ir.to_proto(tensor)
+                    weights[name] = tensors.get(name) or ir.to_proto(tensor)
                     weights[name].name = name
                 elif value is not None and value not in own:
                     name = copied.input[slot] = f"input{kind}.{number}.{slot}" + (f".{index}" if alone else "")

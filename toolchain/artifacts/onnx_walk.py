@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import onnx
 import onnx_ir as ir
 
+from toolchain.artifacts.onnx_bare import bare
 from toolchain.errors import ArtifactError
 
 
 def linked(model: onnx.ModelProto) -> ir.Model:
-    """The same graph in which values know what makes and what reads them; it is for reading, and shares the weights' bytes.
+    """The same graph, in which values know what makes and what reads them; its large weights are only described.
+
+    Values and nodes hold each other, and would hold the weights as well until Python's collector comes by.
 
     Raises:
         ArtifactError: onnx-ir cannot read it.
     """
     try:
-        return ir.from_proto(model)
+        return ir.from_proto(bare(model))
     except (ir.serde.SerdeError, NotImplementedError, ValueError) as error:
         raise ArtifactError(f"onnx-ir {ir.__version__} cannot read the ONNX graph: {error}") from error
+
+
+@contextmanager
+def linked_weights(model: onnx.ModelProto) -> Iterator[ir.Graph]:
+    """The graph of `linked` with the weights in it, which are let go after the block."""
+    graph = linked(model).graph
+    for tensor in model.graph.initializer:
+        graph.initializers[tensor.name].const_value = ir.serde.deserialize_tensor(tensor)
+    try:
+        yield graph
+    finally:
+        for value in graph.initializers.values():
+            value.const_value = None
 
 
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:

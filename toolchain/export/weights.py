@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from toolchain.artifacts.onnx_walk import linked, only_reader, stored
+from toolchain.artifacts.onnx_walk import linked, linked_weights, only_reader, stored
 from toolchain.errors import ArtifactError
 
 Array = NDArray[Any]
@@ -56,9 +56,10 @@ def each_linear(model: onnx.ModelProto) -> Iterator[Linear]:
     Raises:
         ArtifactError: the scale of a quantised weight cannot be found.
     """
-    for node in linked(model).graph:
-        if node.op_type in LINEARS and (linear := _linear(node)) is not None:
-            yield linear
+    with linked_weights(model) as graph:
+        for node in graph:
+            if node.op_type in LINEARS and (linear := _linear(node)) is not None:
+                yield linear
 
 
 def largest_error(expected: Iterable[Linear], got: Iterable[Linear]) -> tuple[float, str]:
@@ -84,17 +85,17 @@ def largest_difference(expected: onnx.ModelProto, got: onnx.ModelProto) -> tuple
 
     Tensors are found by their names; one that is missing, and is no quantised bias of a linear, is infinitely far off.
     """
-    others = {name: stored(value) for name, value in linked(got).graph.initializers.items()}
-    worst, where = 0.0, ""
-    for name, value in linked(expected).graph.initializers.items():
-        ours, theirs = stored(value), others.get(name)
-        weight = any(use.idx == 1 and use.node.op_type in LINEARS for use in value.uses())
-        if ours is None or ours.dtype != ir.DataType.FLOAT or weight or f"{name}_quantized" in others:
+    others = {tensor.name: tensor for tensor in got.graph.initializer}
+    graph, worst, where = linked(expected).graph, 0.0, ""
+    for tensor in expected.graph.initializer:
+        name, other = tensor.name, others.get(tensor.name)
+        weight = any(use.idx == 1 and use.node.op_type in LINEARS for use in graph.initializers[name].uses())
+        if tensor.data_type != TensorProto.FLOAT or weight or f"{name}_quantized" in others:
             continue
-        if theirs is None or theirs.dtype not in ROUNDING or theirs.shape != ours.shape:
+        if other is None or other.data_type not in ROUNDING or other.dims != tensor.dims:
             return float("inf"), name
-        values = ours.numpy().astype(np.float64)
-        error = np.abs(values - theirs.numpy().astype(np.float64)) / (_rounding(values, theirs) * (1 + 1e-6) + 1e-300)
+        ours, theirs = (numpy_helper.to_array(each).astype(np.float64) for each in (tensor, other))
+        error = np.abs(ours - theirs) / (_rounding(ours, other.data_type) * (1 + 1e-6) + 1e-300)
         most = float(np.max(error, initial=0.0))
         if not most <= worst:
             worst, where = most, name
@@ -108,16 +109,17 @@ def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
         ArtifactError: it is rounded with one scale or zero point and read with another.
     """
     scales = {}
-    for node in linked(model).graph:
-        value, *how = node.inputs
-        if node.op_type != "QuantizeLinear" or value is None or stored(value) is not None:
-            continue
-        for reader in node.outputs[0].consumers():
-            if reader.op_type != "DequantizeLinear" or any(
-                not np.array_equal(_row(a), _row(b)) for a, b in zip(how, reader.inputs[1:], strict=True)
-            ):
-                raise ArtifactError(f"{value.name} is rounded with one scale and read with another")
-        scales[str(value.name)] = float(_row(how[0])[0])
+    with linked_weights(model) as graph:
+        for node in (each for each in graph if each.op_type == "QuantizeLinear"):
+            value, *how = node.inputs
+            if value is None or stored(value) is not None:
+                continue
+            for reader in node.outputs[0].consumers():
+                if reader.op_type != "DequantizeLinear" or any(
+                    not np.array_equal(_row(a), _row(b)) for a, b in zip(how, reader.inputs[1:], strict=True)
+                ):
+                    raise ArtifactError(f"{value.name} is rounded with one scale and read with another")
+            scales[str(value.name)] = float(_row(how[0])[0])
     return scales
 
 
@@ -145,11 +147,11 @@ def _source(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, list[ir.N
 def _values(node: ir.Node, tensor: ir.TensorProtocol, path: Sequence[ir.Node]) -> tuple[Array, Array]:
     """(a stored tensor's values, what rounding may have moved them by); `path` leads from it to the node."""
     values = tensor.numpy().astype(np.float64)
-    return (values, _rounding(values, tensor)) if tensor.dtype in ROUNDING else _dequantised(node, path, values)
+    return (values, _rounding(values, tensor.dtype)) if tensor.dtype in ROUNDING else _dequantised(node, path, values)
 
 
-def _rounding(values: Array, tensor: ir.TensorProtocol) -> Array:
-    return np.maximum(np.abs(values) * ROUNDING[tensor.dtype], SMALLEST[tensor.dtype])
+def _rounding(values: Array, kind: int) -> Array:
+    return np.maximum(np.abs(values) * ROUNDING[kind], SMALLEST[kind])
 
 
 def _bias(node: ir.Node, width: int) -> tuple[Array, Array]:
