@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import onnx
 import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from toolchain.artifacts.onnx_file import PREPROCESS
 from toolchain.compress.choices import Choices, Costs
@@ -29,11 +30,12 @@ from toolchain.export.calls import stack_images
 from toolchain.families import family_of
 from toolchain.measure import samples as bench_samples
 from toolchain.measure.comparison import Comparison
-from toolchain.model import Preprocess, TimmModel
+from toolchain.model import MaskedModel, Preprocess, TimmModel
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import BudgetSection, CompressSection
-from toolchain.surgery.replay import create_dense
+from toolchain.surgery.mask import mask_model
+from toolchain.surgery.replay import create_dense, factorise_structure
 from toolchain.targets import Profiled, Refittable, TargetInfo
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -138,13 +140,17 @@ BLOCKS: dict[str, dict[str, object]] = {
     "NaFlex": {"name": "naflexvit_base_patch16_gap", **FLEXIBLE},
     "NaFlex pool": {"name": "naflexvit_base_patch16_siglip", **FLEXIBLE},
     "NaFlex rotary": {"name": "naflexvit_base_patch16_gap", "rope_type": "axial", **FLEXIBLE},
+    "NaFlex gated": {"name": "naflexvit_base_patch16_gap", "attn_gated": True, **FLEXIBLE},
     "hybrid": {"name": "vit_tiny_r_s16_p8_224", "patch_size": 4},
     "BEiT-3": {"name": "beit3_base_patch16_224"},
     "AIMv2": {"name": "aimv2_large_patch14_224", "img_size": 28, "patch_size": 14},
 }
 """Every other block and way out, as changes of `TINY`."""
 
-NEWER = {"refining pool": hasattr(timm.layers, "AttentionPoolPrr")}
+NEWER = {
+    "refining pool": hasattr(timm.layers, "AttentionPoolPrr"),
+    "NaFlex gated": hasattr(timm.models.naflexvit.NaFlexVitCfg, "attn_gated"),
+}
 STRUCTURES = {
     **VARIANTS,
     **{
@@ -169,7 +175,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(0.5 + 0.1 * noise)
             elif name.endswith(("norm1.weight", "norm2.weight")):
                 parameter.copy_(1 + 0.1 * noise)  # zero in a fresh model with norms behind its branches
-            elif parameter.ndim == 1 or name.endswith(("bias_table", "logit_scale", "fc1_g.weight")):
+            elif parameter.ndim < 2 or name.endswith(("bias_table", "logit_scale", "fc1_g.weight")):
                 parameter.add_(0.1 * noise)
     return module
 
@@ -217,6 +223,28 @@ def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share
                     LowRank(module=item.linear, shape=(out, into), rank=max(1, int(share * out * into / (out + into))))
                 )
     return CompressionPlan(model=model.ref, keeps=tuple(keeps), low_ranks=tuple(lows), provenance={"seed": seed})
+
+
+def images(model: TimmModel, count: int = 3) -> Tensor:
+    """Noise as a model takes it."""
+    return torch.randn(count, *model.preprocess.input_size, generator=torch.Generator().manual_seed(1))
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two outputs are as near as rounding leaves them."""
+    return float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max()))
+
+
+def with_random_factors(model: TimmModel, plan: CompressionPlan) -> MaskedModel:
+    """The masked model of a plan, whose pairs hold values that matter."""
+    module = copy.deepcopy(model.module)
+    factorise_structure(module, plan)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for low in plan.low_ranks:
+            for parameter in module.get_submodule(low.module).parameters():
+                parameter.normal_(0, 0.1, generator=generator)
+    return mask_model(model, module, plan)
 
 
 def in_two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.errors import ParityError, TargetUnavailable
-from toolchain.parity import TOLERANCES, Rung, compare, compare_outputs, ladder_verdict, not_run, require
+from toolchain.parity import TOLERANCES, Rung, Tolerance, compare, compare_outputs, ladder_verdict, not_run, require
 
 FP32 = TOLERANCES["fp32"]
 
@@ -122,6 +122,25 @@ def test_of_several_outputs_the_worst_decides():
     assert compare("a", "b", same, two(lambda x: x[:, ::-1]), images, **options).verdict == "fail"
     one = compare("a", "b", same, lambda x: x[:, 0], images, **options)
     assert (one.verdict, one.reason) == ("fail", "a has 2 outputs, b 1")
+
+
+def test_of_several_outputs_the_largest_errors_are_told():
+    """One is large and off by much, the other small and turned: no one of them has both errors."""
+    y = np.random.default_rng(0).standard_normal((3, 2, 4))
+    loose = Tolerance(max_abs=None, cosine_min=0.5, top1_min=None)
+    large = 1e3 * y + np.where(np.arange(4) == 0, 1.0, 0.0)
+    turned = y + 0.1 * y[::-1]
+    errors = float(np.abs(large - 1e3 * y).max()), float(np.abs(turned - y).max())
+    assert errors[0] > 2 * errors[1]
+
+    def called(*outputs):
+        return lambda images: tuple(each[: len(images)] for each in outputs)
+
+    options = {"tolerance": loose, "real_images": False, "batches": (3,)}
+    one = compare("a", "b", called(1e3 * y, y), called(large, turned), y, **options)
+    alone = compare("a", "b", called(y), called(turned), y, **options)
+    assert one.max_abs == pytest.approx(errors[0])
+    assert one.cosine_min == alone.cosine_min < 0.999
 
 
 def test_little_variation_is_enough_where_the_error_is_far_smaller():

@@ -2,7 +2,7 @@
 
 A model is traced once on the meta device (no weights, no arithmetic); after that the cost of any plan is a sum over
 shapes. MACs are those of linears, convolutions, q kᵀ and (softmax) v for one image; norms, activations and additions
-are not counted. Latency is measured elsewhere (`toolchain.pipeline.latency_budget`); here is only what was measured, as data.
+are not counted, nor what attention makes of coordinates alone: files hold its outcome. Its parameters are counted all the same. Latency is measured elsewhere (`toolchain.pipeline.latency_budget`); here is only what was measured, as data.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 
 from toolchain.errors import ArtifactError
 from toolchain.families import Family, UnitGroup
+from toolchain.families.constants import constants
 from toolchain.plan import CompressionPlan
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
@@ -161,6 +162,7 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
     inside: dict[str, tuple[int, int]] = {}
     names = {m: name for name, m in shadow.named_modules()}
     sites = {site.module: site for site in family.attentions(module)}
+    once = {part for constant in constants(shadow) for part in constant.part.modules()}
 
     def on_linear(layer: nn.Module, _: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         assert isinstance(layer, nn.Linear)
@@ -180,6 +182,8 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
         inside[names[layer]] = (tokens, windows)
 
     for name, child in shadow.named_modules():
+        if child in once:
+            continue
         if isinstance(child, nn.Linear):
             child.register_forward_hook(on_linear)
         elif isinstance(child, nn.Conv2d):

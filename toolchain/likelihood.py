@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from toolchain.data import batches
+from toolchain.data import Images, batches
 from toolchain.errors import DataError
 from toolchain.outputs import Output
 
@@ -162,32 +162,33 @@ class Tokens:
     typical: float
 
     @staticmethod
-    def of(batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens in batches [B, *, D]; raises DataError if they are all the same."""
-        (tokens,) = Tokens.of_several((batch,) for batch in batches)
+    def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
+        """From the dense model's tokens in batches [B, *, D]; as `of_several`."""
+        (tokens,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
         return tokens
 
     @staticmethod
-    def of_several(batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
-        """One for each of several outputs, from one pass over them; raises DataError as `of`.
+    def of_several(samples: Sequence[Tensor], batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
+        """One for each of several outputs, from one pass over them; raises DataError if tokens are all the same.
 
-        What is typical is found on the first batch, in steps: weights follow from a spread, and the spread from weights.
+        Args:
+            samples: of each output tokens [B, *, D] of images of every kind. What is typical is found on them, in steps:
+                weights follow from a spread, and the spread from weights.
+            batches: of all images, which the spread is taken over.
         """
-        sums: list[tuple[Tokens, Tensor, Tensor]] = []  # what is known, Σ w, Σ w (x − mean)²
-        for batch in batches:
-            every = [part.flatten(0, -2).double() for part in batch]
-            if not sums:
-                sums = [(Tokens._typical(rows), torch.zeros(()), torch.zeros(())) for rows in every]
-            for index, rows in enumerate(every):
-                known, total, squares = sums[index]
-                weights = known.weights(rows)
-                away = (weights[:, None] * (rows - known.mean).square()).sum(0)
-                sums[index] = known, total + weights.sum(), squares + away
-        if not sums or not all(bool(known.spread.any()) for known, _, _ in sums):
+        typical = [Tokens._typical(sample.flatten(0, -2).double()) for sample in samples]
+        if not all(bool(known.spread.any()) for known in typical):
             raise DataError(NOTHING_VARIES.format("tokens are the same everywhere"))
+        totals, squares = torch.zeros(len(typical)).double(), [torch.zeros_like(known.mean) for known in typical]
+        for batch in batches:
+            for index, (known, part) in enumerate(zip(typical, batch, strict=True)):
+                rows = part.flatten(0, -2).double()
+                weights = known.weights(rows)
+                totals[index] += weights.sum()
+                squares[index] += (weights[:, None] * (rows - known.mean).square()).sum(0)
         return tuple(
-            Tokens(known.mean, _floored((squares / total).sqrt(), known.mean), known.typical)
-            for known, total, squares in sums
+            Tokens(known.mean, _floored((away / total).sqrt(), known.mean), known.typical)
+            for known, away, total in zip(typical, squares, totals, strict=True)
         )
 
     @staticmethod
@@ -257,7 +258,7 @@ class Several:
 CATEGORICAL = Categorical()
 
 
-def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tensor, int]]) -> Likelihood:
+def likelihood_of(output: Output, module: nn.Module, images: Images) -> Likelihood:
     """The likelihood of a dense model's outputs; images are looked at only for the spread of what is no class.
 
     Raises:
@@ -265,11 +266,20 @@ def likelihood_of(output: Output, module: nn.Module, images: Dataset[tuple[Tenso
     """
     if output in ("regression", "features"):
         return Gaussian.of(cast("Tensor", outputs_of(module, images)))
-    if output == "tokens":
-        return Tokens.of(in_batches(module, images))
-    if output == "layers":
-        return Several(Tokens.of_several(in_batches(module, images)))
+    if output in ("tokens", "layers"):
+        every = map(parts_of, in_batches(module, images))
+        parts = Tokens.of_several(parts_of(outputs_of(module, images.spread(BATCH))), every)
+        return Several(parts) if output == "layers" else parts[0]
     return Bernoulli() if output == "multi-label" else CATEGORICAL
+
+
+def divergence_by_image(likelihood: Likelihood, outputs: Outputs, reference: Outputs) -> Tensor:
+    """The divergence of each image's outputs from those of the dense model, [B], in float64 on the CPU."""
+    ours, theirs = (
+        each.cpu().double() if isinstance(each, Tensor) else tuple(part.cpu().double() for part in each)
+        for each in (outputs, reference)
+    )
+    return likelihood.divergence(ours, theirs)
 
 
 def parts_of(outputs: Outputs) -> tuple[Tensor, ...]:

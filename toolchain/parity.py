@@ -6,7 +6,7 @@ A rung cannot pass by accident: outputs that hold a NaN, differ in shape, or say
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from pydantic import Field
 from toolchain.errors import ParityError, SlimvitError
 
 Array = NDArray[Any]
-Given = Array | tuple[Array, ...]
+Arrays = Array | tuple[Array, ...]
 """What a form of a model gives for a batch: [batch, *, D], or one such array for each of its outputs."""
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "not_run"]
@@ -152,8 +152,8 @@ def compare_outputs(
 def compare(
     from_: str,
     to: str,
-    expected: Callable[[Array], Given],
-    got: Callable[[Array], Given],
+    expected: Callable[[Array], Arrays],
+    got: Callable[[Array], Arrays],
     images: Array,
     *,
     tolerance: Tolerance,
@@ -184,8 +184,20 @@ def compare(
 
 
 def worst(rungs: Sequence[Rung]) -> Rung:
-    """The rung that decides of those of several outputs: one that failed, else that of the smallest cosine."""
-    return min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
+    """The rung of several outputs together: the largest errors of any, and the verdict and reason of the one that decides.
+
+    That is one that failed, else that of the smallest cosine. An error that one of them lacks is not told.
+    """
+    decisive = min(rungs, key=lambda each: (each.verdict == "pass", each.cosine_min or -1.0))
+    errors = [each.max_abs for each in rungs if each.max_abs is not None]
+    cosines = [each.cosine_min for each in rungs if each.cosine_min is not None]
+    shares = [each.top1_agreement for each in rungs if each.top1_agreement is not None]
+    return replace(
+        decisive,
+        max_abs=max(errors) if len(errors) == len(rungs) else None,
+        cosine_min=min(cosines) if len(cosines) == len(rungs) else None,
+        top1_agreement=min(shares, default=None),
+    )
 
 
 class CannotRun(Exception):

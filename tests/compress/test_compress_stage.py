@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import TINY, dense_model, problem_of, random_plan
+from builders import STRUCTURES, dense_model, problem_of, random_plan, variant
 from PIL import Image
 
 from toolchain.compress.criteria import CRITERIA, Evidence, Lessons
@@ -297,9 +297,17 @@ def test_the_default_method_does_not_look_at_labels(digits):
     assert theirs.plan.provenance["method"]["allocation"] == "solver"
 
 
-def test_shares_of_what_is_in_no_block_have_a_place_too():
-    """An attention pool after the blocks loses neurons as they do, and is a row of its own."""
-    model = dense_model(**{**TINY, "class_token": False, "global_pool": "map"})
-    parts = (model.ref, model.module, model.family, model.groups, model.preprocess, model.provenance)
-    rows = pruned_shares(MaskedModel(*parts, plan=random_plan(model)))
-    assert {row["block"] for row in rows} == {"blocks.0", "blocks.1", "attn_pool"}
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_what_is_pruned_is_told_block_by_block_for_every_structure(case):
+    model = variant(case)
+    plan = random_plan(model)
+    rows = pruned_shares(mask_model(model, factorised(model, plan), plan))
+    assert len(rows) == len(plan.keeps) + len(plan.low_ranks)
+    assert {row.block for row in rows} == {block.path for block in model.family.blocks(model.module)}
+    assert all(0 < row.removed < row.total for row in rows)
+
+
+def factorised(model, plan):
+    module = copy.deepcopy(model.module)
+    factorise(module, {low.module: low.rank for low in plan.low_ranks}, truncated_svd)
+    return module

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from builders import TINY, dense_model
+from builders import STRUCTURES, TINY, dense_model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -23,11 +23,12 @@ LAYOUTS = {
     "Mlp": {},
     "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
 }
+EVERY = {**LAYOUTS, "parallel scaling": STRUCTURES["parallel scaling"]}
 COUNT = 100  # a batch and a smaller one
 
 
 def build(layout: str = "Mlp") -> TimmModel:
-    kwargs = {**TINY, **LAYOUTS[layout]}
+    kwargs = {**TINY, **EVERY[layout]}
     return dense_model(str(kwargs.pop("name", "vit_tiny_patch16_224")), **kwargs)
 
 
@@ -63,7 +64,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double())[0, 1])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EVERY)
 @pytest.mark.parametrize("criterion", SCORES)
 def test_every_criterion_scores_every_neuron_and_changes_nothing(criterion, layout):
     model = build(layout)
@@ -230,14 +231,17 @@ def test_taylor_counts_an_image_once_whatever_its_batch():
     assert torch.allclose(whole, torch.stack(parts).sum(0), rtol=1e-4)
 
 
-def test_a_dead_neuron_is_the_least_important():
-    for criterion in ("magnitude", "variance", "taylor"):
-        model = build()
-        with torch.no_grad():
-            model.module.blocks[0].mlp.fc2.weight[:, 11] = 0
-        found = CRITERIA[criterion].score(evidence(model))["blocks.0.mlp", "mlp_hidden"]
-        assert float(found[11]) == 0, criterion
-        assert order(found)[-1] == 11, criterion
+@pytest.mark.parametrize("layout", EVERY)
+@pytest.mark.parametrize("criterion", ["magnitude", "variance", "taylor"])
+def test_a_dead_neuron_is_the_least_important(criterion, layout):
+    model = build(layout)
+    group = next(group for group in model.groups if group.unit == "mlp_hidden")
+    reader = next(span for span in group.spans if span.axis == 1)
+    with torch.no_grad():
+        model.module.get_submodule(reader.linear).weight[:, reader.offset + 11] = 0
+    scores = CRITERIA[criterion].score(evidence(model))[group.module, "mlp_hidden"]
+    assert float(scores[11]) == 0
+    assert order(scores)[-1] == 11
 
 
 # Others

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from builders import TINY, dense_model
+from builders import STRUCTURES, TINY, dense_model
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -23,6 +23,7 @@ from toolchain.surgery.mask import baked
 LAYOUTS = {
     "Mlp": {},
     "packed SwiGLU": {"name": "vit_giant_patch14_dinov2", "img_size": 28, "patch_size": 14},
+    "parallel scaling": STRUCTURES["parallel scaling"],
 }
 
 
@@ -60,8 +61,11 @@ def gating_activations(model: TimmModel, gates: dict[tuple[str, str], nn.Paramet
         if gate is None:
             continue
         values = gate.detach().clone()
-        for name in dict.fromkeys(span.linear for span in group.spans if span.axis == 1):
-            module.get_submodule(name).register_forward_pre_hook(lambda _m, args, a=values: (args[0] * a,))
+        for name, offset in dict.fromkeys((span.linear, span.offset) for span in group.spans if span.axis == 1):
+            part = torch.arange(offset, offset + group.total)
+            module.get_submodule(name).register_forward_pre_hook(
+                lambda _m, args, a=values, part=part: (args[0].index_copy(-1, part, args[0][..., part] * a),)
+            )
     return module
 
 
@@ -71,7 +75,8 @@ def test_open_gates_change_nothing(layout):
     module = copy.deepcopy(model.module)
     gates = add_gates(module, gated_groups(model))
     assert list(gates) == [(g.module, g.unit) for g in gated_groups(model)]
-    assert {unit for _, unit in gates} == {"attn_in", "attn_out", "mlp_in", "mlp_hidden"}
+    alone = set() if layout == "parallel scaling" else {"mlp_in"}  # else it reads what attention reads
+    assert {unit for _, unit in gates} == {"attn_in", "attn_out", "mlp_hidden", *alone}
     x = data(model).tensors[0]
     with torch.no_grad():
         assert torch.equal(module(x), model.module(x))
@@ -82,7 +87,8 @@ def test_open_gates_change_nothing(layout):
 def test_gated_weights_are_gated_activations_and_fold_exactly(layout, low_rank):
     model = build(layout)
     if low_rank:
-        factorise(model.module, {"blocks.0.attn.qkv": 20, "blocks.0.attn.proj": 12}, truncated_svd)
+        linears = [item.linear for item in model.family.factorizable(model.module) if item.kind == "attention"]
+        factorise(model.module, {linears[0]: 20, linears[1]: 12}, truncated_svd)
     module = copy.deepcopy(model.module)
     gates = add_gates(module, gated_groups(model))
     opened(gates)

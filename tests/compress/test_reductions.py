@@ -188,3 +188,28 @@ def test_reductions_can_be_cut_again_and_widened_back(tiny):
                 after = [branch.run(module, x) for x in stream]
             moved.append(max(float((y - x).abs().max()) for x, y in zip(before, after, strict=True)))
         assert moved[0] > 20 * moved[1], (key_of(site), moved)
+
+
+def test_no_rank_is_spent_on_what_makes_removed_neurons():
+    """Neurons and attention of one branch come out of one linear, where it cannot be rotated."""
+    model = variant("parallel scaling, normed")
+    module, branch = copy.deepcopy(model.module), model.family.branches(model.module)[0]
+    stream = first_residual(module, "blocks.0", Noise(model, 16))
+    neurons = next(group for group in model.groups if group.unit == "mlp_hidden")
+    into = next(item for item in splits(model) if item.linear.endswith("in_proj"))
+    care = Sensitivity.flat(48, stream[0].shape[1])
+    reduction = REDUCTIONS["mlp_hidden"](module, branch, neurons, stream, care)
+    linear = module.get_submodule(into.linear)
+    whole = linear.weight.detach().clone(), linear.bias.detach().clone()
+    reduction.apply(20)
+    gone = torch.ones(neurons.total, dtype=torch.bool)
+    gone[list(reduction.indices(20))] = False
+    split = REDUCTIONS["rank"](module, branch, into, stream, care)
+    split.apply(12)
+    made = module.get_submodule(into.linear).up
+    for part in (made.weight, made.bias):
+        assert part[: neurons.total][gone].abs().max() < 1e-9 < part[: neurons.total][~gone].abs().max()
+    split.apply(48)
+    reduction.apply(neurons.total)
+    assert linear.weight.equal(whole[0])
+    assert linear.bias.equal(whole[1])

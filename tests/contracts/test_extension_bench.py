@@ -67,6 +67,13 @@ def test_a_precision_is_timed_on_every_target_that_multiplies_its_type_and_no_ot
     assert (file.own_precision, str(file.precision)) == ("ours", "ours")
 
 
+def test_a_precision_that_multiplies_floats_is_not_timed_as_an_fp32_folder(timed, register):
+    """Kind: numbers of one model under another's name. A model folder is fp32, whatever a precision's graph multiplies."""
+    register(PRECISIONS, replace(toy_plugin.HALF, name="ours", product="FLOAT"))
+    targets = timed(export={"precisions": ["fp32", "ours"]}, bench={"targets": ["eager", "ort-cpu"], "batch": [1]})
+    assert {name: set(files) for name, files in targets.items()} == {"eager": {"fp32"}, "ort-cpu": {"fp32", "ours"}}
+
+
 def test_a_format_is_timed_as_what_its_target_built_of_both_models(timed, register):
     register(ARTIFACTS, toy_format.ToyFormat)
     register(TARGETS, toy_format.TOY)

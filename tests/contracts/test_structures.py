@@ -5,9 +5,9 @@ The structures are found, not listed: a timm release that adds one is tested at 
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,17 +18,16 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from builders import FLEXIBLE, dense_model, random_plan
+from builders import FLEXIBLE, close, dense_model, images, random_plan, with_random_factors
 from structures import Structure, kinds_in, structures_of
-from torch import Tensor, nn
+from torch import nn
 
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.families import FAMILIES
 from toolchain.model import DeployModel, TimmModel, run_stage
-from toolchain.plan import CompressionPlan, ModelRef
-from toolchain.surgery.mask import mask_model
-from toolchain.surgery.replay import create_dense, factorise_structure
+from toolchain.plan import ModelRef
+from toolchain.surgery.replay import create_dense
 from toolchain.surgery.shapes import shapes_only
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
@@ -117,29 +116,10 @@ def small(name: str, structures: frozenset[Structure]) -> TimmModel:
     )
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max()))
-
-
-def with_random_factors(model: TimmModel, plan: CompressionPlan) -> nn.Module:
-    module = copy.deepcopy(model.module)
-    factorise_structure(module, plan)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for low in plan.low_ranks:
-            for parameter in module.get_submodule(low.module).parameters():
-                parameter.normal_(0, 0.1, generator=generator)
-    return module
-
-
-def images(model: TimmModel) -> Tensor:
-    return torch.randn(3, *model.preprocess.input_size, generator=torch.Generator().manual_seed(1))
-
-
 def halved(model: TimmModel) -> DeployModel:
     """The deployed form of half of a model, after masked, sliced and split were seen to be one function."""
     plan = random_plan(model)
-    masked = mask_model(model, with_random_factors(model, plan), plan)
+    masked = with_random_factors(model, plan)
     sliced = run_stage(Slice(), masked).artifact
     deploy = run_stage(Split(), sliced).artifact
     with torch.no_grad():
@@ -223,3 +203,14 @@ def test_nearly_every_name_of_these_modules_is_supported():
     assert len(names) > 250
     assert sum(answer != "refused" for answer in names.values()) >= 0.95 * len(names)
     assert {"deit_small_patch16_224", "vit_base_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224"} <= set(names)
+
+
+def test_an_attention_with_a_gate_is_one_function_in_every_form():
+    """No name of timm's has one on its plain attention."""
+    model = dense_model()
+    torch.manual_seed(0)
+    for block in model.module.blocks:
+        block.attn.gate = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
+    gated = replace(model, groups=tuple(model.family.unit_groups(model.module)))
+    assert any(span.linear.endswith("gate") for group in gated.groups for span in group.spans)
+    halved(gated)

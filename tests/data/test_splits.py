@@ -40,6 +40,14 @@ def test_an_image_and_its_label_stay_together():
     assert [(image.item(), label) for image, label in (part[0], part[1])] == [(11.0, 11), (7.0, 7)]
 
 
+def test_a_sample_is_even_and_never_empty():
+    ordered = images(sorted([*range(10)] * 4))
+    assert ordered.spread(10).labels.tolist() == [*range(10)], "of every class"
+    assert ordered.spread(4).positions.tolist() == [0, 10, 20, 30]
+    assert len(ordered.spread(0)) == 1
+    assert ordered.spread(999).positions.equal(ordered.positions)
+
+
 @pytest.mark.parametrize("given_parts", [{}, {"validation": 8}, {"test": 8}, {"validation": 8, "test": 9}])
 def test_every_split_has_images_and_none_is_used_twice(given_parts):
     parts = {"train": images([0, 1, 2] * 20)} | {name: images([0, 1] * size) for name, size in given_parts.items()}

@@ -15,7 +15,7 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import ModelError
 from toolchain.families import family_of
 from toolchain.families.blocks import INSTEAD
-from toolchain.families.eva import EvaFamily, rotation
+from toolchain.families.eva import EvaFamily
 from toolchain.model import run_stage
 from toolchain.plan import ModelRef
 from toolchain.recipe import BudgetSection, CompressSection
@@ -90,7 +90,7 @@ def test_other_attentions_are_refused():
 def test_the_rotation_of_a_wide_image_is_the_models_own():
     model = dense_model("vit_small_patch16_rope_224", **{**TINY, "img_size": (32, 64)}, head_init_scale=7.0)
     assert model.preprocess.input_size == (3, 32, 64)
-    rope = rotation(model.module, 0)["rope"]
+    rope = FAMILY.rotation(model.module, 0)["rope"]
     assert rope.shape == (8, 2 * 16)  # 2·4 patches; sine and cosine of every head dim
 
 
@@ -99,7 +99,7 @@ def test_each_block_of_a_mixed_rotation_has_its_own():
     with torch.no_grad():
         model.module.rope.freqs.mul_(1 + torch.rand(model.module.rope.freqs.shape))
         whole = model.module.rope.get_embed()
-        ropes = [rotation(model.module, index)["rope"] for index in range(2)]
+        ropes = [FAMILY.rotation(model.module, index)["rope"] for index in range(2)]
     assert len(ropes) == 2
     assert all(rope.equal(part) for rope, part in zip(ropes, whole, strict=True))
     assert not ropes[0].equal(ropes[1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
-from builders import STRUCTURES, named, randomise, variant
+from builders import STRUCTURES, named, random_plan, randomise, variant
+from timm.layers.attention_pool import AttentionPoolLatent
 
 from toolchain.compress.branches import first_residual
 from toolchain.compress.reductions import AttentionReduction
@@ -14,6 +17,9 @@ from toolchain.families import Pooling, adapt, family_of
 from toolchain.families.naflex import NAFLEX
 from toolchain.families.narrow import NARROW
 from toolchain.families.pooling import POOL
+from toolchain.model import run_stage
+from toolchain.surgery.mask import mask_model
+from toolchain.surgery.slice import Slice
 
 APART = [
     case
@@ -67,6 +73,25 @@ def test_a_parallel_block_has_no_mask():
     model = variant("parallel scaling").module
     with pytest.raises(NotImplementedError, match="without a mask"):
         model.blocks[0](torch.zeros(1, 4, 48), attn_mask=torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("seen", [torch.arange(5) < 3, torch.tensor([0.0, 1.0, -2.0, 0.5, float("-inf")])])
+def test_a_pool_with_a_mask_is_timms_and_may_be_narrower(fused, seen):
+    model, mask = variant("attention pool"), seen.expand(2, 1, 1, 5)
+    pool, x = model.module.attn_pool, torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    stock = copy.deepcopy(pool)
+    stock.__class__ = AttentionPoolLatent
+    pool.fused_attn = fused
+    with torch.no_grad():
+        torch.testing.assert_close(pool(x, mask), stock(x, mask), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(pool(x, mask), pool(x), atol=1e-3)
+        smaller = run_stage(Slice(), mask_model(model, model.module, random_plan(model, low_rank=False))).artifact
+        pool, other = smaller.module.attn_pool, x.clone()
+        pool.fused_attn = fused
+        other[:, 4] += 1  # what no query sees
+        torch.testing.assert_close(pool(other, mask), pool(x, mask))
+    assert pool.head_dim < 16
 
 
 def test_an_attention_pool_is_two_branches_and_the_mlp_is_the_seconds_alone():

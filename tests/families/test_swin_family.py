@@ -10,7 +10,19 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 import pytest
 import torch
-from builders import SWIN, TINY_SWIN, V1, V2, dense_model, problem_of, random_plan, variant
+from builders import (
+    SWIN,
+    TINY_SWIN,
+    V1,
+    V2,
+    close,
+    dense_model,
+    images,
+    problem_of,
+    random_plan,
+    variant,
+    with_random_factors,
+)
 from torch import nn
 
 from toolchain.compress.branches import captured
@@ -20,6 +32,7 @@ from toolchain.cost import Widths, trace
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
 from toolchain.errors import ModelError
+from toolchain.export.attention import lean
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.families import family_of
 from toolchain.families.swin import SWIN as FAMILY
@@ -28,18 +41,10 @@ from toolchain.model import run_stage
 from toolchain.plan import ModelRef
 from toolchain.recipe import BudgetSection
 from toolchain.surgery.mask import mask_model
-from toolchain.surgery.replay import create_dense, factorise_structure, load_model, save_model
+from toolchain.surgery.replay import create_dense, load_model, save_model
 from toolchain.surgery.shapes import shapes_only
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
-
-
-def images(model, batch=3):
-    return torch.randn(batch, *model.preprocess.input_size, generator=torch.Generator().manual_seed(1))
-
-
-def close(a, b, tolerance=1e-5):
-    return float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max()))
 
 
 def meta(name, **kwargs):
@@ -82,6 +87,17 @@ def test_every_window_is_counted():
     assert shape.attentions["layers.1.blocks.0.attn"].macs == 4 * 2 * 4 * 16**2 * 16
     assert shape.linears["layers.0.blocks.0.attn.qkv"].rows == 9 * 16
     assert shape.linears["layers.0.blocks.0.mlp.fc1"].rows == 100
+
+
+@pytest.mark.parametrize("case", ["Swin V2", "relative position MLP"])
+def test_what_is_made_of_coordinates_alone_is_no_work_for_an_image(case):
+    """Files hold its outcome: what is counted are the linears of the model that is exported."""
+    model = variant(case)
+    shape = trace(model.module, model.family, model.preprocess.input_size)
+    shipped = lean(copy.deepcopy(model.module))
+    assert set(shape.linears) == {name for name, part in shipped.named_modules() if isinstance(part, nn.Linear)}
+    assert shape.linears.keys() < {name for name, part in model.module.named_modules() if isinstance(part, nn.Linear)}
+    assert shape.params == sum(parameter.numel() for parameter in model.module.parameters())
 
 
 def test_what_is_left_alone_is_said():
@@ -133,18 +149,6 @@ def test_features_and_tokens(name, pool):
     with torch.no_grad():
         outputs = deploy.artifact.module(images(model))
     assert outputs.shape == ((3, 64) if pool else (3, 4, 4, 64))
-
-
-def with_random_factors(model, plan):
-    """The masked model of a plan, whose pairs hold values that matter."""
-    module = copy.deepcopy(model.module)
-    factorise_structure(module, plan)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for low in plan.low_ranks:
-            for parameter in module.get_submodule(low.module).parameters():
-                parameter.normal_(0, 0.1, generator=generator)
-    return mask_model(model, module, plan)
 
 
 @pytest.mark.parametrize("case", ["Swin, padded windows", "Swin, dynamic size", "Swin V2", "Swin V2, dynamic size"])

@@ -14,13 +14,15 @@ import torch
 from builders import TINY, dense_model
 from PIL import Image
 
+from toolchain.cli.init import write_recipe
 from toolchain.errors import DataError, ModelError, StorageError
-from toolchain.pipeline.draft import Draft, source_of, tables_of
+from toolchain.pipeline.draft import Draft, pictures_of, tables_of
 from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.replay import save_model
 
+transformers = pytest.importorskip("transformers", reason="the folder is one that transformers saves")
 HALF = {"params": 0.5}
 
 
@@ -55,19 +57,52 @@ def test_a_draft_is_a_recipe_that_says_the_same(folder, tmp_path: Path):
     ("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "imagefolder"), (3, 7, "images")]
 )
 def test_labels_are_read_where_they_can_judge_the_model(folder, classes: int, of_model: int, kind: str):
-    source, remark = source_of(str(folder(classes)), of_model)
-    assert source.partition(":")[0] == kind
-    assert remark
+    pictures = pictures_of(str(folder(classes)), of_model)
+    assert pictures.source.partition(":")[0] == kind
+    assert pictures.remark
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "numbers"),
+    [
+        (("class0", "class1", "class2"), "imagefolder", {}),
+        (("class2", "class0", "class1"), "imagefolder", {"class2": 0, "class0": 1, "class1": 2}),
+        (("oak", "ash", "maple"), "images", {}),
+    ],
+)
+def test_folders_are_numbered_as_the_model_names_its_classes(folder, names, kind: str, numbers: dict[str, int]):
+    pictures = pictures_of(str(folder(3)), 3, names)
+    assert pictures.source.partition(":")[0] == kind
+    assert pictures.numbers == numbers
+
+
+def test_a_class_map_lies_beside_the_recipe(folder, tmp_path: Path):
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        id2label={0: "class1", 1: "class0"},
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    draft = Draft.of(str(tmp_path / "vit"), str(folder(2)), {"params": 0.9}, beside=tmp_path / "run")
+    write_recipe(draft, tmp_path / "run" / "recipe.toml")
+    job = prepare(Recipe.load(tmp_path / "run" / "recipe.toml"))
+    assert job.source.labelled
+    first = job.source.split("test").positions[0]
+    assert int(job.source.split("test").labels[0]) == (1 if first < 4 else 0)
 
 
 def test_a_flat_folder_has_no_labels(folder):
-    assert source_of(str(folder(0)), 1000)[0].startswith("images:")
+    assert pictures_of(str(folder(0)), 1000).source.startswith("images:")
 
 
 def test_a_source_stays_as_it_is_and_a_missing_folder_is_refused():
-    assert source_of("digits", 10) == ("digits", "")
+    assert pictures_of("digits", 10).source == "digits"
     with pytest.raises(DataError, match="no folder"):
-        source_of("no/such/place", 10)
+        pictures_of("no/such/place", 10)
 
 
 @pytest.mark.parametrize(

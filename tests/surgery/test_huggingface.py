@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,8 +21,10 @@ from toolchain.errors import ArtifactError, ModelError, StorageError
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
-from toolchain.surgery.huggingface.folder import Folder, is_folder
+from toolchain.surgery.huggingface.folder import Folder, class_names, is_folder, suggested_size
 from toolchain.surgery.huggingface.layout import ratio
+from toolchain.surgery.huggingface.processor import CLASSES, FILTERS
+from toolchain.surgery.huggingface.swin import SwinConfig, SwinLayout
 from toolchain.surgery.load import Loaded, load_dense
 from toolchain.surgery.replay import load_model, save_model
 
@@ -40,6 +45,11 @@ TABLES = {"use_relative_position_bias": True, "use_absolute_position_embeddings"
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViT": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE}),
+    "ViT, no classes": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {**VIT, "num_labels": 0, "hidden_act": "gelu_python"},
+    ),
     "ViT, bare": ("ViTModel", "ViTConfig", {**VIT, "qkv_bias": False, "hidden_act": "gelu_new"}),
     "ViT, eps of 1e-5": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "layer_norm_eps": 1e-5}),
     "ViT, a wide image": ("ViTForImageClassification", "ViTConfig", {**VIT, **FIVE, "image_size": (32, 48)}),
@@ -51,12 +61,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "BEiT, class token": (
         "BeitForImageClassification",
         "BeitConfig",
-        {**VIT, **FIVE, "use_mean_pooling": False, "layer_scale_init_value": 0.0},
+        {**VIT, **FIVE, "use_mean_pooling": False, "layer_scale_init_value": -1.0, "hidden_act": "gelu_python"},
     ),
     "BEiT, shared table": (
         "BeitModel",
         "BeitConfig",
         {**VIT, "use_shared_relative_position_bias": True, "use_mask_token": True},
+    ),
+    "BEiT, every table": (
+        "BeitModel",
+        "BeitConfig",
+        {**VIT, **TABLES, "use_shared_relative_position_bias": True},
     ),
     "BEiT, masked": (
         "BeitForMaskedImageModeling",
@@ -69,6 +84,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Dinov2WithRegistersModel",
         "Dinov2WithRegistersConfig",
         {**DINO, "num_register_tokens": 3},
+    ),
+    "DINOv2 without registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        {**DINO, "num_register_tokens": 0, "hidden_act": "gelu_python"},
     ),
     "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VIT, "num_register_tokens": 4, "rope_theta": 50.0}),
     "DINOv3, gated": (
@@ -94,6 +114,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SigLIP 2, classes": ("Siglip2ForImageClassification", "Siglip2Config", {**ANY_SHAPE, **FIVE}),
     "Swin": ("SwinForImageClassification", "SwinConfig", {**SWIN, **FIVE}),
     "Swin, bare": ("SwinModel", "SwinConfig", SWIN),
+    "Swin, half a window of padding": ("SwinModel", "SwinConfig", {**SWIN, "image_size": 24}),
     "Swin 2": ("Swinv2ForImageClassification", "Swinv2Config", {**SWIN, **FIVE}),
     "Swin 2, a window as large as the grid": ("Swinv2Model", "Swinv2Config", {**SWIN, "window_size": 16}),
     "Swin 2, bare": ("Swinv2Model", "Swinv2Config", SWIN),
@@ -132,21 +153,22 @@ def images(size: Sequence[int] = (32, 32)) -> Tensor:
 
 
 @torch.no_grad()
-def expected(model: nn.Module, case: str, x: Tensor) -> Tensor:
+def expected(model: nn.Module, case: str, x: Tensor, **options: bool) -> Tensor:
     """What a layout says that the model gives: logits, or features, or tokens."""
     if case.startswith("SigLIP 2"):
-        pixels = x.reshape(-1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(len(x), 16, -1)
-        shapes, mask = torch.tensor([[4, 4]] * len(x)), torch.ones(len(x), 16)
+        rows, columns = x.shape[2] // 8, x.shape[3] // 8
+        pixels = x.reshape(-1, 3, rows, 8, columns, 8).permute(0, 2, 4, 3, 5, 1).reshape(len(x), rows * columns, -1)
+        shapes, mask = torch.tensor([[rows, columns]] * len(x)), torch.ones(len(x), rows * columns)
         tower = getattr(model, "vision_model", model) if case == "SigLIP 2, whole" else model
         out = tower(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
         return out.logits if hasattr(out, "logits") else out.pooler_output
     if "ForImageClassification" in type(model).__name__:
-        return model(x).logits
+        return model(x, **options).logits
     if case == "MAE":
         return model.vit(x).last_hidden_state[:, 0]
     if "ForMasked" in type(model).__name__:
         return model.layernorm(model.beit(x).last_hidden_state)[:, 0]
-    out = getattr(model, "vision_model", model)(x)
+    out = getattr(model, "vision_model", model)(x, **options)
     if type(model).__name__ in ("ViTModel", "DeiTModel"):
         return out.last_hidden_state[:, 0]
     return out.last_hidden_state if out.pooler_output is None else out.pooler_output
@@ -219,6 +241,75 @@ def notes(model: Loaded) -> str:
 def answers(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model(images())
+
+
+def test_a_window_that_timm_cuts_otherwise_is_refused_and_no_other(tmp_path):
+    """Kind: padding before a shift or after it, and windows shrunk by one edge or by each: weights fit all the same."""
+
+    class Unchecked(SwinLayout):
+        def require_windows(self, config: SwinConfig) -> None: ...
+
+    refused = dict[tuple[str, int, int, int], str]()
+    for case, height, width, window in product(("Swin", "Swin 2"), (24, 32), (24, 32), (4, 5, 8)):
+        layout = LAYOUTS["swin" if case == "Swin" else "swinv2"]
+        assert isinstance(layout, SwinLayout)
+        model = built(case, image_size=(height, width), window_size=window)
+        config, x = (
+            layout.parsed(model.config.to_dict() | {"architectures": ("ForImageClassification",)}),
+            images((height, width)),
+        )
+        design = Unchecked(layout.name, layout.architecture, cosine=layout.cosine).design(config)
+        module = timm.create_model(design.architecture, **design.kwargs).eval()
+        model.save_pretrained(tmp_path)
+        wrong = False
+        try:
+            wanted = expected(model, case, x)
+            module.load_state_dict(layout.converted(load_file(tmp_path / "model.safetensors"), config).state)
+            with torch.no_grad():
+                wrong = bool((module(x) - wanted).abs().max() > TOLERANCE)
+        except RuntimeError:  # windows larger than the grid, for which transformers' version 1 has no table
+            wrong = True
+        try:
+            layout.design(config)
+        except ModelError as error:
+            refused[case, height, width, window] = str(error)
+        assert wrong is ((case, height, width, window) in refused)
+    assert re.search(
+        r"stage 1 is 12×12, and its windows of 5×5 are shifted over padding.*20×20", refused["Swin", 24, 24, 5]
+    )
+    assert "shrunk by one edge for both" in refused["Swin 2", 24, 32, 8]
+    assert "its windows of 8×8 are larger" in refused["Swin", 24, 24, 8]
+
+
+def test_values_of_older_files_of_clip_are_those_that_transformers_takes(tmp_path):
+    """Kind: a key that overrides another. `vision_config_dict` replaces `vision_config`, with its defaults."""
+    model = built("CLIP, whole")
+    model.save_pretrained(tmp_path)
+    vision = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    older = {**vision, "hidden_act": "relu"}
+    del older["layer_norm_eps"]
+    write(tmp_path, vision_config={**vision, "num_attention_heads": 2}, vision_config_dict=older)
+    transformer = hf.CLIPModel.from_pretrained(tmp_path).eval()
+    assert (answers(loaded(tmp_path).module) - expected(transformer, "CLIP, whole", images())).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["ViT", "CLIP, classes", "Swin"])
+def test_classes_have_the_names_that_config_json_gives_them(tmp_path, case):
+    folder = saved(tmp_path, case)
+    assert class_names(folder) == ()  # LABEL_0 …
+    names = ("tench", "goldfish", "cock", "hen", "ostrich")
+    write(folder, id2label={str(index): names[index] for index in (4, 0, 1, 2, 3)})
+    assert class_names(folder) == loaded(folder).class_names == load_dense(as_name(folder)).class_names == names
+    assert loaded(folder, kwargs={"num_classes": 0}).class_names == ()
+    write(folder, id2label={str(index + 1): name for index, name in enumerate(names)})
+    assert class_names(folder) == ()  # of no outputs
+    assert class_names(folder / "model.safetensors") == ()
+
+
+def test_a_model_without_a_classifier_has_no_classes_to_name(tmp_path):
+    folder = saved(tmp_path, "DINOv2")
+    write(folder, id2label={"0": "cat", "1": "dog"}, architectures=["Dinov2ForImageClassification"])
+    assert class_names(folder) == ()
 
 
 # Ways in
@@ -303,6 +394,17 @@ def test_what_no_timm_model_computes_is_refused(tmp_path, changes, words):
         loaded(tmp_path)
 
 
+@pytest.mark.parametrize("table", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+def test_tables_that_transformers_reads_in_another_order_are_refused(tmp_path, table):
+    """Kind: rows taken for columns. The tables fit by shape; of an image that is not square another bias is read."""
+    with pytest.raises(ModelError, match="biases by relative position are for 4×6 patches, and read as for a square"):
+        loaded(saved(tmp_path, "BEiT, class token", image_size=(32, 48), **{table: True}))
+
+
+def test_biases_that_are_joined_are_not_told_as_left_out(tmp_path):
+    assert "left out" not in notes(loaded(saved(tmp_path, "BEiT")))
+
+
 def test_only_a_folder_of_transformers_stands_without_a_name(tmp_path):
     torch.save({}, tmp_path / "a.pth")
     with pytest.raises(ModelError, match=r"model\.name is missing, and .*a\.pth does not say it"):
@@ -378,6 +480,39 @@ def test_another_image_size_is_resampled_and_told(tmp_path):
     model = loaded(saved(tmp_path), kwargs={"img_size": 48})
     assert model.family.input_size(model.module) == (3, 48, 48)
     assert "were resampled from a grid of 4×4 to 6×6, that is from images of 32×32 to 48×48 pixels" in notes(model)
+
+
+@pytest.mark.parametrize("size", [24, 48])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("ViT", {"interpolate_pos_encoding": True}),
+        ("DeiT, distilled", {"interpolate_pos_encoding": True}),
+        ("CLIP, tower", {"interpolate_pos_encoding": True}),
+        ("SigLIP, tower", {"interpolate_pos_encoding": True}),
+        ("SigLIP 2, any shape", {}),
+        ("DINOv2", {}),
+        ("DINOv2 with registers", {}),
+        ("DINOv3", {}),
+    ],
+)
+def test_another_image_size_is_what_transformers_makes_of_it(tmp_path, case, options, size):
+    """Kind: another filter. timm's own widens when it shrinks a grid; of transformers' only some do."""
+    transformer = built(case)
+    transformer.save_pretrained(tmp_path)
+    module = loaded(tmp_path, kwargs={"img_size": size}).module
+    x = images((size, size))
+    with torch.no_grad():
+        assert (module(x) - expected(transformer, case, x, **options)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["DINOv2", "DINOv2 with registers", "ViT", "SigLIP, tower"])
+def test_weights_in_half_precision_are_those_that_transformers_reads(tmp_path, case):
+    """Kind: sums of tensors in the type that they are stored in. Transformers rounds nothing when it reads them."""
+    transformer = built(case).half()
+    transformer.save_pretrained(tmp_path)
+    wanted = expected(transformer.float(), case, images())
+    assert (answers(loaded(tmp_path).module) - wanted).abs().max() < TOLERANCE
 
 
 def test_tables_of_relative_positions_are_resampled_and_told(tmp_path):
@@ -494,6 +629,13 @@ CROPPED = {
         ({"size": 32, "image_processor_type": "ViTFeatureExtractor"}, {"crop_mode": "squash", "crop_pct": 1}),
         ({"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
         ({**SQUARE, "rescale_factor": 2 / 255}, {"mean": (0.05,) * 3, "std": (0.1,) * 3}),
+        ({**CROPPED, "size": 40, "image_processor_type": "SiglipImageProcessor"}, {"crop_mode": "center"}),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 32}, {"interpolation": "bicubic"}),
+        ({"image_processor_type": "BitImageProcessorFast"}, {"interpolation": "bicubic"}),
+        ({"feature_extractor_type": "DeiTFeatureExtractor"}, {"interpolation": "bicubic"}),
+        ({"size": 32}, {"interpolation": "bilinear"}),
+        ({"resample": 0, "max_num_patches": 16}, {"crop_pct": 1, "crop_mode": "squash", "interpolation": "nearest"}),
+        ({**SQUARE, "do_resize": False}, {"crop_pct": 1, "crop_mode": "squash"}),
     ],
 )
 def test_preprocessing_is_that_of_the_folder(tmp_path, processor, wanted):
@@ -503,20 +645,58 @@ def test_preprocessing_is_that_of_the_folder(tmp_path, processor, wanted):
     assert all(config[key] == pytest.approx(value) for key, value in wanted.items())
 
 
-def test_a_missing_processor_is_told_and_a_broken_one_refused(tmp_path):
+@pytest.mark.parametrize(("case", "interpolation"), [("ViT", "bilinear"), ("CLIP, tower", "bicubic")])
+def test_where_nothing_is_said_nothing_is_cropped(tmp_path, case, interpolation):
+    """Kind: timm's default crop of 0.875, which no processor of transformers asks for."""
+    config = loaded(saved(tmp_path, case)).module.pretrained_cfg
+    assert (config["crop_pct"], config["crop_mode"], config["interpolation"]) == (1, "squash", interpolation)
+
+
+def test_classes_of_processors_are_those_of_transformers():
+    """Kind: a default that was guessed, and a layout with another one's processor."""
+    for name, defaults in CLASSES.items():
+        theirs = getattr(hf, f"{name}ImageProcessor")
+        assert FILTERS[int(theirs.resample)] == defaults.interpolation
+        assert theirs.default_to_square is not defaults.by_edge
+    mapped = hf.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    known = {name: mapped[name]["torchvision"] for name in LAYOUTS if name in mapped}
+    assert len(known) > 8
+    assert known == {name: f"{LAYOUTS[name].processor}ImageProcessor" for name in known}
+
+
+def test_what_no_processor_says_is_told_and_a_broken_one_refused(tmp_path):
     folder = saved(tmp_path)
-    assert "No preprocessor_config.json says mean and std: they are 0.5, 0.5, 0.5" in notes(loaded(folder))
+    told = notes(loaded(folder))
+    assert "No preprocessor_config.json says mean and std, the filter, the size: mean and std are 0.5, 0.5, 0.5" in told
+    assert "the filter is bilinear; pictures are resized to 32×32 whatever their shape, and nothing is cropped" in told
     write(folder, "preprocessor_config.json", **SQUARE)
     assert "preprocessor_config" not in notes(loaded(folder))
-    write(folder, "preprocessor_config.json", resample=17)
-    with pytest.raises(ModelError, match=r"preprocessor_config\.json does not describe an image processor"):
-        loaded(folder)
+    write(folder, "preprocessor_config.json", size=None, max_num_patches=16)
+    assert "No preprocessor_config.json says the size: pictures are resized" in notes(loaded(folder))
+    for wrong in ({"resample": 17}, {"size": {"longest_edge": 3}}):
+        write(folder, "preprocessor_config.json", **{**SQUARE, **wrong})
+        with pytest.raises(ModelError, match=r"preprocessor_config\.json does not describe an image processor"):
+            loaded(folder)
 
 
 def test_a_processor_for_another_size_is_told(tmp_path):
     folder = saved(tmp_path)
-    write(folder, "preprocessor_config.json", **{**SQUARE, "size": {"height": 48, "width": 48}})
-    assert "model.kwargs.img_size = 48 takes the other" in notes(loaded(folder))
+    write(folder, "preprocessor_config.json", **{**SQUARE, "size": {"height": 48, "width": 40}})
+    assert "makes images of 48×40 pixels" in notes(loaded(folder))
+    assert "32×32, which is taken unless model.kwargs.img_size = [48, 40] takes the other" in notes(loaded(folder))
+
+
+def test_a_size_is_suggested_where_transformers_runs_a_model_at_its_processors(tmp_path):
+    """Kind: work for images that nobody makes. DINOv2's positions are for 518×518, its processor crops to 224×224."""
+    dinov2, vit = saved(tmp_path / "dinov2", "DINOv2"), saved(tmp_path / "vit")
+    assert suggested_size(dinov2) is None
+    for folder in (dinov2, vit):
+        write(folder, "preprocessor_config.json", **{**CROPPED, "crop_size": {"height": 24, "width": 24}})
+    assert suggested_size(dinov2) == loaded(dinov2).suggested_size == (24, 24)
+    assert suggested_size(vit) is loaded(vit).suggested_size is None  # transformers refuses to run it at another size
+    assert suggested_size(vit / "model.safetensors") is None
+    model = loaded(dinov2, kwargs={"img_size": list(suggested_size(dinov2))})
+    assert model.family.input_size(model.module) == (3, 24, 24)
 
 
 # The command line

@@ -17,12 +17,13 @@ from toolchain.compress.sensitivity import Teacher
 from toolchain.errors import ModelError, RecipeError
 from toolchain.export.stage import Export
 from toolchain.families import family_of
+from toolchain.families.layered import Layered
 from toolchain.likelihood import CATEGORICAL, parts_of
 from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.outputs import KWARGS, output_names
 from toolchain.plan import ModelRef
 from toolchain.recipe import ExportSection, ModelSection, Recipe
-from toolchain.surgery.layers import Layered, read_layers
+from toolchain.surgery.layers import read_layers
 from toolchain.surgery.load import load_dense
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.replay import create_dense, load_model, save_model

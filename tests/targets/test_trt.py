@@ -108,11 +108,15 @@ def test_an_engine_is_built_ahead_of_time(capabilities, onnx_file, no_gpu, tmp_p
 
 @needs_rtx
 def test_a_turing_gpu_gets_fp16_and_nothing_else(onnx_file, no_gpu, tmp_path):
-    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in FLOAT"):
+    with pytest.raises(
+        RecipeError, match=r"fp16 alone on compute capability 7\.5, and \S+\.onnx has products in FLOAT"
+    ):
         TRT_RTX.build(onnx_file, tmp_path, BuildOptions(compute_capabilities=EVERY))
-    with pytest.raises(RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in BF16, INT8"):
-        TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("HALF", "BF16", "INT8"))
-    TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), ("HALF",))
+    with pytest.raises(
+        RecipeError, match=r"fp16 alone on compute capability 7\.5, and engines in bf16, ours are asked for"
+    ):
+        TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), {"fp16": "HALF", "bf16": "BF16", "ours": "INT8"})
+    TRT_RTX.require(BuildOptions(compute_capabilities=EVERY), {"fp16": "HALF"})
     half = tmp_path / "tiny.fp16.onnx"
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), dtype=np.float32)
     run_stage(Convert("fp16", half, images, images, real_images=False), OnnxFile(onnx_file))
@@ -480,13 +484,13 @@ ONE = ("8.9",)
 def test_what_tensorrt_for_rtx_cannot_build_is_refused_before(no_gpu, options, error, words):
     with pytest.raises(error, match=words):
         require_options("trt-rtx", options)
-    TRT.require(options, ("FLOAT",))  # builds on the GPU that it is for, and has them all
+    TRT.require(options, {"fp32": "FLOAT"})  # builds on the GPU that it is for, and has them all
 
 
 @needs_rtx
 def test_a_capability_that_is_named_twice_is_one(no_gpu):
     with pytest.raises(TargetUnavailable, match="compiled by the driver"):
-        TRT_RTX.require(BuildOptions(compute_capabilities=("8.9", "8.9"), strip=True), ())
+        TRT_RTX.require(BuildOptions(compute_capabilities=("8.9", "8.9"), strip=True), {})
 
 
 def test_only_an_engine_for_later_versions_may_bring_code():

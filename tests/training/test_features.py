@@ -9,7 +9,6 @@ from toolchain.data import Images
 from toolchain.training.features import (
     FeatureJudge,
     Neighbours,
-    evenly,
     mean_cosine,
     neighbours_right,
     pooled,
@@ -90,10 +89,3 @@ def test_without_labels_or_a_dense_model_the_other_figure_is_left():
     alone = FeatureJudge(None, test, planted(0))(flat)
     assert (alone.error, alone.cosine) == (None, None)
     assert alone.knn == Neighbours(k=20, right=40, dense_right=None, total=40)
-
-
-def test_a_sample_is_even_and_never_empty():
-    images = planted(0)
-    assert evenly(images, 4).positions.tolist() == [0, 10, 20, 30]
-    assert len(evenly(images, 0)) == 1
-    assert len(evenly(images, 999)) == 40

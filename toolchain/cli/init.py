@@ -13,7 +13,7 @@ from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import StorageError
 from toolchain.files import write_text
-from toolchain.pipeline.draft import SCHEMA_FILE, Draft
+from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE, Draft
 
 ModelArgument = Annotated[
     str,
@@ -44,12 +44,14 @@ def init(
     """Write a commented recipe that fits a model and images; an existing file is left alone."""
     if out.exists():
         raise StorageError(f"{out} exists; choose another name with --out")
-    write_recipe(Draft.of(model, data, {}, name=name), out)
+    write_recipe(Draft.of(model, data, {}, name=name, beside=out.parent), out)
     print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {out}")
 
 
 def write_recipe(draft: Draft, path: Path) -> None:
-    """Writes a recipe, and beside it the schema that editors check it by."""
+    """Writes a recipe, and beside it its class map, if it has one, and the schema that editors check it by."""
+    if draft.classes:
+        write_text(path.parent / CLASSES_FILE, json.dumps(draft.classes, indent=2) + "\n")
     schema = json.dumps(schema_of("recipe"), indent=2) + "\n"
     write_text(path.parent / SCHEMA_FILE, schema)
     write_text(path, draft.text())

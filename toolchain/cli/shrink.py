@@ -43,8 +43,8 @@ def shrink(
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
     wishes = {"params": params, "macs": macs, "size": size or None}
     budget = {key: value for key, value in wishes.items() if value is not None}
-    draft = Draft.of(model, data, budget, name=name, overrides=set_ or ())
     folder = out or Path("runs") / _folder_name(model)
+    draft = Draft.of(model, data, budget, name=name, overrides=set_ or (), beside=folder)
     recipe = _written(draft, folder / "recipe.toml")
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,15 @@ from torch.utils.data import Dataset
 
 from toolchain.compress.branches import captured
 from toolchain.compress.choices import Key
-from toolchain.compress.damage import Effort, divergence, measure
+from toolchain.compress.damage import Effort, measure, require_way
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher, flat, sensitivities
 from toolchain.compress.sequential import Head, Pass, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
-from toolchain.likelihood import Likelihood, Outputs, likelihood_of, outputs_of
+from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
 SHARES = (
@@ -37,6 +36,8 @@ MEASURE_MACS = 6e12
 """What measuring divergences may cost, and trying β. Sizes follow from this and from shapes, never from a clock."""
 SENSITIVITY_MACS = 1e12
 """What the backward pass for the sensitivities may cost."""
+LOOKED_AT = 2
+"""Images on which the way through the blocks is held against the model's own."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
 
@@ -58,13 +59,7 @@ class ClosedForm:
 
 def _some(images: Images, count: float) -> Images:
     least, most = IMAGES
-    return _spread(images, int(min(max(count, least), most)))
-
-
-def _spread(images: Images, count: int) -> Images:
-    """`count` images at even steps, or all: folders, and so splits, are often in the order of their classes."""
-    count = min(count, len(images))
-    return images.take(torch.arange(count) * len(images) // max(count, 1))
+    return images.spread(int(min(max(count, least), most)))
 
 
 def effort(macs: int, sites: int) -> Effort:
@@ -82,21 +77,26 @@ def _passes(shares: int, anchors: int, sites: int) -> float:
     return 2 + shares + 0.5 * anchors * sites
 
 
-def betas_for(section: CompressSection, macs: int, images: int) -> tuple[float, ...]:
-    """The β to try: all, if that is affordable; one where there is nothing that β could correct."""
-    if not (section.refit and section.sequential):
+def betas_for(problem: Problem, images: int) -> tuple[float, ...]:
+    """The β to try: all, if that is affordable; one where there is nothing that β could correct.
+
+    A branch with a norm behind it is asked for the same at every β.
+    """
+    section, macs, dense = problem.method.section, problem.shape.macs, problem.dense
+    plain = any(branch.norm is None for branch in dense.family.branches(dense.module))
+    if not (section.refit and section.sequential and plain):
         return (0.0,)
     return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
 
 
 def damage_share(problem: Problem, images: int) -> float:
     """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
-    section, macs, sites = problem.method.section, problem.shape.macs, len(problem.sites)
+    macs, sites = problem.shape.macs, len(problem.sites)
     if not problem.method.weighs or not sites:
         return 0.0
     how = effort(macs, sites)
     damage = 2 * images + min(how.images, IMAGES[1]) * _passes(len(how.shares), how.anchors, sites)
-    return damage / (damage + len(betas_for(section, macs, images)) * PASSES * images)
+    return damage / (damage + len(betas_for(problem, images)) * PASSES * images)
 
 
 def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
@@ -105,16 +105,20 @@ def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
 
 
 def teacher_for(problem: Problem, source: DataSource) -> Teacher:
-    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise."""
-    dense, section = problem.dense, problem.method.section
-    likelihood = likelihood_for(dense, source)
+    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise.
+
+    Raises:
+        DataError: as `likelihood_for`.
+        ModelError: as `require_way`.
+    """
+    dense, section, calibration = problem.dense, problem.method.section, source.split("calibration")
+    teacher = Teacher(dense.module, dense.family, likelihood_for(dense, source), {})
+    require_way(teacher, dense.ref.name, calibration.spread(LOOKED_AT))
     if not section.sensitivity or source.synthetic:
         tokens = {name: linear.rows for name, linear in problem.shape.linears.items()}
-        cares = flat(dense.module, dense.family, tokens)
-    else:
-        images = _some(source.split("calibration"), SENSITIVITY_MACS / (3 * problem.shape.macs))
-        cares = sensitivities(dense.module, dense.family, images, section.seed, likelihood)
-    return Teacher(dense.module, dense.family, likelihood, cares)
+        return replace(teacher, cares=flat(dense.module, dense.family, tokens))
+    images = _some(calibration, SENSITIVITY_MACS / (3 * problem.shape.macs))
+    return replace(teacher, cares=sensitivities(dense.module, dense.family, images, section.seed, teacher.likelihood))
 
 
 def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT) -> list[Candidate]:
@@ -128,7 +132,7 @@ def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Prog
     sites, choices, macs = problem.sites, problem.choices, problem.shape.macs
     how = effort(macs, len(sites))
     held_out = _some(source.split("validation"), how.images)
-    fit = _spread(source.split("calibration"), max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
+    fit = source.split("calibration").spread(max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
     refit = problem.method.section.refit
     measured = measure(teacher, sites, choices, how, fit, held_out, refit=refit, progress=progress)
     return interpolate(measured, sites, choices, SHARES[0])
@@ -150,7 +154,7 @@ def reduce_closed_form(
     section, macs, sites = problem.method.section, problem.shape.macs, problem.sites_of(widths)
     calibration = source.split("calibration")
     validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / macs)
-    betas = betas_for(section, macs, len(calibration))
+    betas = betas_for(problem, len(calibration))
     reference, start = outputs_of(teacher.module, validation), copy.deepcopy(module)
     best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
     tried: dict[str, float | None] = {}
@@ -159,7 +163,7 @@ def reduce_closed_form(
         part = progress.step(index, len(betas))
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
-            apart = divergence(teacher.likelihood, outputs, reference)
+            apart = float(divergence_by_image(teacher.likelihood, outputs, reference).mean())
             tried[f"{beta}{'' if head is None else ' head'}"] = apart if math.isfinite(apart) else None
             apart = apart if math.isfinite(apart) else math.inf
             if best is None or apart < best[0]:

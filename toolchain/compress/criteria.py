@@ -168,30 +168,36 @@ def _rows(module: nn.Module, group: UnitGroup) -> Tensor:
     return total
 
 
-def _columns(module: nn.Module, group: UnitGroup) -> tuple[str, Tensor]:
-    """(plain linear that reads the neurons, squared norm of the column that reads each, [total])."""
+def _reader(module: nn.Module, group: UnitGroup) -> tuple[str, slice]:
+    """(plain linear that reads the neurons, which of its inputs they are)."""
     span = next(span for span in group.spans if span.axis == 1)
-    name, linear = side(module, span.linear, 1)
-    return name, linear.weight.detach().double()[:, span.offset : span.offset + span.width].square().sum(0)
+    return side(module, span.linear, 1)[0], slice(span.offset, span.offset + span.width)
+
+
+def _columns(module: nn.Module, reader: tuple[str, slice]) -> Tensor:
+    """Squared norm of the column that reads each neuron, [total]."""
+    name, part = reader
+    return module.get_submodule(name).weight.detach().double()[:, part].square().sum(0)  # type: ignore[operator]
 
 
 def magnitude(known: Evidence) -> Scores:
     """‖w_in‖·‖w_out‖ of each neuron [total]: no data."""
-    return {(g.module, g.unit): (_rows(known.module, g) * _columns(known.module, g)[1]).sqrt() for g in known.groups}
+    module = known.module
+    return {(g.module, g.unit): (_rows(module, g) * _columns(module, _reader(module, g))).sqrt() for g in known.groups}
 
 
 def variance(known: Evidence) -> Scores:
     """Var(h_j)·‖W2_:j‖² [total], h what the reader W2 [D, total] reads: the output energy that is lost when a neuron is replaced by its mean."""
-    readers = {(g.module, g.unit): _columns(known.module, g) for g in known.groups}
+    readers = {(g.module, g.unit): _reader(known.module, g) for g in known.groups}
     moments = input_moments(known.module, [name for name, _ in readers.values()], known.images)
-    return {key: moments[name][1] * energy for key, (name, energy) in readers.items()}
+    return {key: moments[each[0]][1][each[1]] * _columns(known.module, each) for key, each in readers.items()}
 
 
 def taylor(known: Evidence) -> Scores:
     """|Σ h_j·∂L/∂h_j| [total]: the first-order change of the loss when a neuron is removed; Molchanov 2019, arXiv 1906.10771."""
-    readers = {(g.module, g.unit): _columns(known.module, g)[0] for g in known.groups}
-    scores = input_taylor(known.module, list(readers.values()), known.images)
-    return {key: scores[name] for key, name in readers.items()}
+    readers = {(g.module, g.unit): _reader(known.module, g) for g in known.groups}
+    scores = input_taylor(known.module, [name for name, _ in readers.values()], known.images)
+    return {key: scores[name][part] for key, (name, part) in readers.items()}
 
 
 def random(known: Evidence) -> Scores:

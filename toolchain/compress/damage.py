@@ -22,23 +22,17 @@ from toolchain.compress.choices import Choices, Site, key_of
 from toolchain.compress.reductions import REDUCTIONS, Reduction, sites_in
 from toolchain.compress.sensitivity import Teacher
 from toolchain.compress.solver import Candidate, ladder
+from toolchain.errors import ModelError
 from toolchain.families import Branch, Step
-from toolchain.likelihood import Likelihood, Outputs, parts_of
+from toolchain.likelihood import divergence_by_image, outputs_of, parts_of
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
-from toolchain.surgery.layers import as_given, readings
 from toolchain.surgery.scales import fold_scales
 
+WAY_ROUNDING = 1e-3
+"""How far the outputs of a model and of its blocks one after another may be apart, in units of the largest output."""
 WORST = 1e6
 """What stands for the damage of a width that leaves no finite output, in nats."""
-
-
-def divergence(likelihood: Likelihood, outputs: Outputs, reference: Outputs) -> float:
-    """The mean over images of the divergence of outputs from those of the dense model, in float64."""
-    if isinstance(outputs, Tensor) and isinstance(reference, Tensor):
-        return float(likelihood.divergence(outputs.double(), reference.double()).mean())
-    ours, theirs = ([part.double() for part in parts_of(each)] for each in (outputs, reference))
-    return float(likelihood.divergence(ours, theirs).mean())
 
 
 @dataclass(frozen=True)
@@ -55,12 +49,38 @@ class Place:
 
 def way_through(teacher: Teacher) -> list[Place]:
     """All that the stream goes through, from before the first block, with every place where it is read."""
-    reads = readings(teacher.module, teacher.family)
+    reads = teacher.family.readings(teacher.module)
     return [
         Place(step, reads.get(block.path) if last else None)
         for block in teacher.family.blocks(teacher.module)
         for step, last in zip(block.steps, (*([False] * (len(block.steps) - 1)), True), strict=True)
     ]
+
+
+def require_way(teacher: Teacher, name: str, images: Dataset[tuple[Tensor, int]]) -> None:
+    """Nothing, if blocks and head one after another give what the model itself gives for a few images.
+
+    Everything is learned from the blocks alone: what a model did between them would be overlooked.
+
+    Raises:
+        ModelError: they give something else; `name` is the model in the message.
+    """
+    dense, first = teacher.module, teacher.family.blocks(teacher.module)[0].path
+    expected = parts_of(outputs_of(dense, images))
+    try:
+        outputs = finish(teacher, first_residual(dense, first, images), way_through(teacher))
+        errors = [
+            float((y - z).abs().max() / y.abs().max().clamp_min(1e-12)) for y, z in zip(expected, outputs, strict=True)
+        ]
+        fault = f"differ by {max(errors):.1e} of the largest" if max(errors) > WAY_ROUNDING else ""
+    except RuntimeError as error:
+        fault = f"cannot be computed so ({str(error).partition(chr(10))[0]})"
+    if fault:
+        raise ModelError(
+            f"{name} does more than its blocks say: computed by them alone its outputs {fault}. Compression would be "
+            f"wrong. A subclass of timm's {type(dense).__name__} with steps of its own needs a family of its own "
+            "(CONTRIBUTING.md); if this is timm's own model, please report it, with its name and the size of the images"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,15 +175,15 @@ class _Tried:
         errors, divergences = [], {}
         for index, width in enumerate(cuts):
             self.reduction.apply(width, refit=self.refit)
-            outputs = [self.branch.gives(self.work, x) for x in probe]
-            errors.append(sum(care.error(y - w) for y, w in zip(outputs, wanted, strict=True)))
+            gives = [self.branch.gives(self.work, x) for x in probe]
+            errors.append(sum(care.error(y - w) for y, w in zip(gives, wanted, strict=True)))
             if index in measured:
                 branch, work = self.branch, self.work
-                after = [branch.after(x, branch.adds(work, y)) for x, y in zip(probe, outputs, strict=True)]
+                after = [branch.after(x, branch.adds(work, y)) for x, y in zip(probe, gives, strict=True)]
                 later = finish(self.teacher, after, self.way, self.done)
                 whole = (*reference[: len(reference) - len(later)], *later)  # what was read before is the dense one's
-                given = (as_given(self.teacher.module, parts) for parts in (whole, reference))
-                apart = divergence(self.teacher.likelihood, *given)
+                outputs = (self.teacher.family.outputs(parts) for parts in (whole, reference))
+                apart = float(divergence_by_image(self.teacher.likelihood, *outputs).mean())
                 divergences[index] = max(0.0, apart) if np.isfinite(apart) else WORST
         damage = follow(errors, divergences)
         return [Candidate(key_of(site), width, d) for width, d in zip(rungs, [*damage, 0.0], strict=True)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from toolchain.compress.criteria import Criterion, Evidence, Scores
@@ -20,15 +21,16 @@ from toolchain.training.loop import FitConfig, FitResult, ParamGroup, default_pa
 
 
 class Gate(nn.Module):
-    """Multiplies the columns of a weight [out, in] by a shared vector a [in], which starts at 1."""
+    """Multiplies some columns of a weight [out, in], from `offset` on, by a shared vector a [total], which starts at 1."""
 
-    def __init__(self, values: nn.Parameter) -> None:
+    def __init__(self, values: nn.Parameter, offset: int) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.offset = values, offset
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W·diag(a), [out, in]."""
-        return weight * self.values
+        """W·diag(1, a, 1), [out, in]."""
+        behind = weight.shape[1] - self.offset - len(self.values)
+        return weight * functional.pad(self.values, (self.offset, behind), value=1.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The weight itself: at a = 1 nothing changes."""
@@ -39,10 +41,10 @@ def add_gates(module: nn.Module, groups: Sequence[UnitGroup]) -> dict[tuple[str,
     """(module, unit) → its gate [total]; registered in place on every linear that reads the unit."""
     gates: dict[tuple[str, str], nn.Parameter] = {}
     for group in groups:
-        readers = [side(module, span.linear, 1)[1] for span in group.spans if span.axis == 1]
-        gate = gates[group.module, group.unit] = nn.Parameter(torch.ones(group.total).to(readers[0].weight))
-        for reader in readers:
-            parametrize.register_parametrization(reader, "weight", Gate(gate))
+        readers = [(side(module, span.linear, 1)[1], span.offset) for span in group.spans if span.axis == 1]
+        gate = gates[group.module, group.unit] = nn.Parameter(torch.ones(group.total).to(readers[0][0].weight))
+        for reader, offset in readers:
+            parametrize.register_parametrization(reader, "weight", Gate(gate, offset))
     return gates
 
 

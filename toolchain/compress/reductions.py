@@ -144,6 +144,12 @@ class NeuronReduction:
         self._weight = linear.weight[:, self._part].detach().double().clone()
         self._bias = None if linear.bias is None else linear.bias.detach().double().clone()
         self._path = eliminate(care.root @ self._weight, self._covariance)
+        self._rows = [(span, *self._row(span)) for span in site.spans if span.axis == 0]
+
+    def _row(self, span: Span) -> tuple[Tensor, Tensor | None]:
+        """(weight [M, in], bias [M] or None) that make the neurons, as they are."""
+        linear, part = _linear(self._module, span.linear), slice(span.offset, span.offset + span.width)
+        return linear.weight[part].detach().clone(), None if linear.bias is None else linear.bias[part].detach().clone()
 
     def indices(self, width: int) -> tuple[int, ...]:
         """The neurons that are eliminated last."""
@@ -151,7 +157,10 @@ class NeuronReduction:
 
     @torch.no_grad()
     def apply(self, width: int, *, refit: bool = True) -> None:
-        """With `refit` lets the kept neurons predict the removed ones; without, these are only gone."""
+        """With `refit` lets the kept neurons predict the removed ones; without, these are only gone.
+
+        What made the removed ones is gone too: no later site of the branch spends anything on it.
+        """
         self._width, kept = width, self._path.kept(width)
         linear = _linear(self._module, self._span.linear)
         if refit:
@@ -162,6 +171,13 @@ class NeuronReduction:
         linear.weight[:, self._part] = weight.to(linear.weight)
         if self._bias is not None:
             linear.bias.copy_(self._bias + shift)
+        alive = torch.zeros(self._span.width)
+        alive[kept] = 1
+        for span, row, bias in self._rows:
+            maker, part = _linear(self._module, span.linear), slice(span.offset, span.offset + span.width)
+            maker.weight[part] = row * alive[:, None].to(row)
+            if bias is not None:
+                maker.bias[part] = bias * alive.to(bias)
 
     def reader(self) -> tuple[str, Tensor]:
         """The second linear and its columns without those of the removed neurons."""

@@ -114,11 +114,11 @@ def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmMod
     adapt(module)
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
-    family = family_of(module, at or name)
+    _, channels, height, width = image.shape
+    family = family_of(module, at or name).at((channels, height, width))
     layers = _blocks(module, family, reading)
     if layers:
-        as_layered(module, family, layers, normed=reading.normed)
-    _, channels, height, width = image.shape
+        family = as_layered(module, family, layers, normed=reading.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, image), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
@@ -135,7 +135,7 @@ def _output(module: nn.Module, image: Tensor) -> Output | None:
 
 def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
     """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
-    paths = [block.path for block in family.blocks(module)]
+    paths = [block.path for block in family.trunk(module)]
     if reading.way == "forward_features":
         return (len(paths) - 1,)
     return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in reading.parts)

@@ -28,7 +28,7 @@ from toolchain.compress.solver import solve_global, top_indices
 from toolchain.cost import RANK, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError
-from toolchain.families import UnitGroup
+from toolchain.families import Block, UnitGroup
 from toolchain.model import Made, MaskedModel
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.progress import SILENT, Progress
@@ -215,7 +215,7 @@ def pruned_shares(model: MaskedModel) -> list[Removed]:
     """
     rows = []
     physical = {(group.module, group.unit): group.sliceable for group in model.groups}
-    blocks = [block.path for block in model.family.blocks(model.module)]
+    blocks = model.family.blocks(model.module)
     for keep in model.plan.keeps:
         total, sliced = keep.total * len(keep.indices), physical[keep.module, keep.unit]
         rows.append(Removed(_block(keep.module, blocks), keep.unit, total, keep.removed, sliced))
@@ -225,6 +225,6 @@ def pruned_shares(model: MaskedModel) -> list[Removed]:
     return rows
 
 
-def _block(module: str, blocks: Sequence[str]) -> str:
-    """The path of the block that a module lies in; of one after all blocks, such as an attention pool, its own first part."""
-    return next((path for path in blocks if module.startswith(f"{path}.")), module.partition(".")[0])
+def _block(module: str, blocks: Sequence[Block]) -> str:
+    """The path of the block that a module is, or lies in."""
+    return next(block.path for block in blocks if block.holds(module))

@@ -71,6 +71,11 @@ class Images(Dataset[tuple[Tensor, int]]):
         nothing = torch.full((len(self._all_labels),), UNLABELLED)
         return Images(self._load, nothing, self.positions, self.workers, self._finish)
 
+    def spread(self, count: int) -> Images:
+        """At most `count` of them at even steps, at least one: folders, and so splits, are often in the order of classes."""
+        count = min(max(count, 1), len(self))
+        return self.take(torch.arange(count) * len(self) // max(count, 1))
+
     def take(self, indices: Tensor) -> Images:
         """The images at the given indices [n] of this sequence; nothing is copied."""
         return Images(self._load, self._all_labels, self.positions[indices], self.workers, self._finish)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 from timm.layers.attention import Attention
-from timm.layers.pos_embed_rel import RelPosMlp
-from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import nn
+
+from toolchain.families.constants import constants
 
 
 class LeanAttention(Attention):
@@ -62,11 +62,9 @@ def lean(module: nn.Module) -> nn.Module:
     Args:
         module: a copy that nobody else uses; its `qkv` may be `nn.Sequential` of linears.
     """
+    for constant in list(constants(module)):
+        setattr(constant.owner, constant.name, Known(constant.part(constant.given)))
     for part in list(module.modules()):
-        if isinstance(part, CosineAttention):
-            part.cpb_mlp = Known(part.cpb_mlp(part.relative_coords_table))  # type: ignore[assignment]
-        if isinstance(part, RelPosMlp):
-            part.mlp = Known(part.mlp(part.rel_coords_log))  # type: ignore[assignment]
         if type(part) is not Attention:
             continue
         part.__class__ = LeanAttention

@@ -17,11 +17,11 @@ from toolchain.errors import ArtifactError
 from toolchain.export.pixels import to_pixels
 from toolchain.model import Preprocess
 from toolchain.outputs import LAYER, LOGITS
-from toolchain.parity import Given
+from toolchain.parity import Arrays
 from toolchain.targets import get_target
 
 Array = NDArray[Any]
-Call = Callable[[Array], Given]
+Call = Callable[[Array], Arrays]
 """Images → outputs: one array, or one each of the layers that are read."""
 Outputs = Callable[[Array], dict[str, Array]]
 STEP = 32
@@ -46,7 +46,7 @@ def opened(
         yield lambda images: judged(run(images))
 
 
-def judged(outputs: Mapping[str, Array]) -> Given:
+def judged(outputs: Mapping[str, Array]) -> Arrays:
     """The outputs of a file that are compared and judged: "logits", or all of several layers, else the first."""
     layers = tuple(values for name, values in outputs.items() if name.startswith(LAYER))
     if LOGITS in outputs or not layers:
@@ -150,7 +150,7 @@ def no_preprocess(path: Path) -> ArtifactError:
 def torch_call(module: nn.Module) -> Call:
     """A function from images [B, C, H, W] to the module's outputs, through torch on the CPU."""
 
-    def call(images: Array) -> Given:
+    def call(images: Array) -> Arrays:
         with torch.no_grad():
             outputs = module(torch.from_numpy(images))
         return tuple(part.numpy() for part in outputs) if isinstance(outputs, tuple) else outputs.numpy()

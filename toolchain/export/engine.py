@@ -61,8 +61,7 @@ def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
         if not target.builds:
             raise RecipeError(f"{name} runs files as they are and has no engines; remove it from engine.targets")
         if isinstance(target, Selective):
-            products = [product_of(each) for each in precisions if builds(name, each)]
-            target.require(options_of(section), products)
+            target.require(options_of(section), {each: product_of(each) for each in precisions if builds(name, each)})
 
 
 @dataclass(frozen=True)

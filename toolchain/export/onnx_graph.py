@@ -23,6 +23,7 @@ from torch import nn
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import detached, is_large, module_bytes, stored_bytes
+from toolchain.families.constants import constants
 from toolchain.model import BATCH, IMAGE
 from toolchain.outputs import LOGITS
 from toolchain.parity import RANK
@@ -99,7 +100,11 @@ def export_onnx(
     with folder_beside(path) if is_large(module_bytes(plain)) else nullcontext() as folder:
         exported = _from_torch(plain, asked, folder)
         linears = linear_shapes(exported)
-        wanted = Counter((m.in_features, m.out_features) for m in plain.modules() if isinstance(m, nn.Linear))
+        once = {
+            part for constant in constants(module) for part in constant.part.modules()
+        }  # the file holds its outcome
+        counted = [part for part in module.modules() if isinstance(part, nn.Linear) and part not in once]
+        wanted = Counter((linear.in_features, linear.out_features) for linear in counted)
         if missing := wanted - linears:
             raise ArtifactError(
                 f"the ONNX graph of {type(module).__name__} lost linears of shape (in, out) {_show(missing)}: "

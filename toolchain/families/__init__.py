@@ -19,6 +19,7 @@ from toolchain.families.base import (
     UnitGroup,
     pre_norm,
 )
+from toolchain.families.layered import Layered
 from toolchain.registry import Registry
 
 FAMILIES: Registry[Family] = Registry(
@@ -49,6 +50,8 @@ def family_of(model: nn.Module, name: str) -> Family:
     Raises:
         ModelError: no family knows the model, or the family refuses it; the message says why.
     """
+    if isinstance(model, Layered):
+        return model.layered_family
     reasons = []
     for family in reversed([*FAMILIES.values()]):  # those of other packages first
         if family.matches(model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +245,15 @@ class Block:
         """What happens to the stream, one after another."""
         return self.branches if self.bridge is None else (self.bridge, *self.branches)
 
+    @property
+    def pools(self) -> bool:
+        """Whether something else takes the place of the tokens in it."""
+        return any(isinstance(branch, Pooling) for branch in self.branches)
+
+    def holds(self, path: str) -> bool:
+        """Whether a module is the block, or lies in it."""
+        return f"{path}.".startswith(f"{self.path}.")
+
 
 class Family(ABC):
     """One timm model family.
@@ -269,7 +279,14 @@ class Family(ABC):
 
     @abstractmethod
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        """(C, H, W) of the image that the model was built for."""
+        """(C, H, W) of the image that the model was built for, or that `at` says."""
+
+    def at(self, size: tuple[int, int, int]) -> Family:  # noqa: ARG002
+        """The family for images [C, H, W] = `size` of a model that takes others than it was built for.
+
+        It is another one where blocks are told of the size from outside of the stream.
+        """
+        return self
 
     def patch_size(self, model: nn.Module) -> tuple[int, int] | None:  # noqa: ARG002
         """(rows, columns) of the patches that an image is cut into, where what they leave over is not seen; else None."""
@@ -291,6 +308,10 @@ class Family(ABC):
     def blocks(self, model: nn.Module) -> list[Block]:
         """Every block, in forward order: with the bridges between them all that the stream goes through."""
 
+    def trunk(self, model: nn.Module) -> list[Block]:
+        """The blocks before tokens are pooled."""
+        return list(takewhile(lambda block: not block.pools, self.blocks(model)))
+
     def branches(self, model: nn.Module) -> list[Branch]:
         """The branches of all blocks, in forward order."""
         return [branch for block in self.blocks(model) for branch in block.branches]
@@ -298,6 +319,14 @@ class Family(ABC):
     @abstractmethod
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """The model's output from the residual stream after the last block: logits [B, K], features [B, D] or tokens."""
+
+    def readings(self, model: nn.Module) -> Mapping[str, Step]:
+        """Path of a block → what makes the model's next output of the stream after it, in the order of the outputs."""
+        return {self.blocks(model)[-1].path: self.head}
+
+    def outputs(self, parts: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """What `readings` make, one after another, as the model itself gives it."""
+        return parts[0]
 
     def tokens(self, model: nn.Module, x: Tensor) -> Tensor:
         """[B, *, D]: the residual stream after any block, through the model's last norm where that is as wide."""

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from toolchain.families.base import Family
 from toolchain.families.blocks import Context, Layer, blocks, linear, plain_layers, rigid_part
 from toolchain.families.columnar import ColumnarFamily
 
 LINEARS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
-
-
-def rotation(model: nn.Module, index: int) -> Mapping[str, Tensor]:
-    """The position embedding that attention of one block is given, made as `Eva.forward` makes it; {} without one."""
-    rope = getattr(model, "rope", None)
-    if rope is None:
-        return {}
-    fixed = hasattr(rope, "feat_shape") and not model.dynamic_img_size
-    grid = None if fixed else model.get_submodule("patch_embed").grid_size
-    embedding: Tensor = rope.get_embed() if grid is None else rope.get_embed(shape=grid)
-    return {"rope": embedding[index] if getattr(model, "rope_mixed", False) else embedding}
 
 
 def eva_layers(block: nn.Module, path: str, context: Context, *, rotary: bool) -> list[Layer]:
@@ -69,16 +60,36 @@ class EvaFamily(ColumnarFamily):
     block_types, block_words = (EvaBlock, EvaBlockPostNorm), "EvaBlock and EvaBlockPostNorm are"
     attention_words = "EvaAttention and AttentionRope are"
 
+    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
+        self.size = size  # of the images; None for that which a model was built for
+
     def adapt(self, model: nn.Module) -> None:
         super().adapt(model)
         separate_biases(model)
+
+    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        return self.size or super().input_size(model)
+
+    def at(self, size: tuple[int, int, int]) -> Family:
+        return EvaFamily(size)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         converted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model)
         return converted
 
     def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:
-        return eva_layers(block, path, partial(rotation, index=index), rotary=model.rope is not None)
+        return eva_layers(block, path, partial(self.rotation, index=index), rotary=model.rope is not None)
+
+    def rotation(self, model: nn.Module, index: int) -> Mapping[str, Tensor]:
+        """The position embedding that attention of one block is given, made as `Eva` makes it; {} without one."""
+        rope: Any = getattr(model, "rope", None)
+        if rope is None:
+            return {}
+        patches: Any = model.get_submodule("patch_embed")
+        fixed = hasattr(rope, "feat_shape") and not model.dynamic_img_size
+        grid = None if fixed else patches.dynamic_feat_size(self.input_size(model)[1:])
+        embedding: Tensor = rope.get_embed() if grid is None else rope.get_embed(shape=grid)
+        return {"rope": embedding[index] if getattr(model, "rope_mixed", False) else embedding}
 
 
 EVA = EvaFamily()

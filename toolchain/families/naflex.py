@@ -14,6 +14,7 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.naflexvit import NaFlexVit, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from toolchain.families.base import Family
 from toolchain.families.blocks import Layer
 from toolchain.families.eva import eva_layers, separate_biases
 from toolchain.families.narrow import narrow_state
@@ -34,11 +35,19 @@ class NaFlexFamily(VitFamily):
     attention_types = (*VitFamily.attention_types, EvaAttention, AttentionRope)
     attention_words = "attention of timm's VisionTransformer and Eva is"
 
+    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
+        self.size = size  # of the images; None for that which a model was built for
+
     def adapt(self, model: nn.Module) -> None:
         super().adapt(model)
         separate_biases(model)
 
+    def at(self, size: tuple[int, int, int]) -> Family:
+        return NaFlexFamily(size)
+
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        if self.size is not None:
+            return self.size
         embeds: Any = model.get_submodule("embeds")
         size, grid = embeds.default_img_size, embeds.pos_embed_grid_size
         if size is None and grid is not None:
@@ -57,10 +66,10 @@ class NaFlexFamily(VitFamily):
 
     def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:
         if isinstance(block, EvaBlock):
-            return eva_layers(block, path, partial(self._rotation, index=index), rotary=model.rope is not None)
+            return eva_layers(block, path, partial(self.rotation, index=index), rotary=model.rope is not None)
         return super().layers(model, block, path, index)
 
-    def _rotation(self, model: nn.Module, index: int) -> Mapping[str, Tensor]:
+    def rotation(self, model: nn.Module, index: int) -> Mapping[str, Tensor]:
         """The position embedding that attention of one block is given, made as `NaFlexVit` makes it; {} without one."""
         rope = getattr(model, "rope", None)
         if rope is None:

@@ -74,13 +74,13 @@ class NarrowBeitAttention(BeitAttention):
 class NarrowLatentPool(AttentionPoolLatent):
     """timm's `AttentionPoolLatent`, in three steps."""
 
-    def attend(self, x: Tensor) -> Tensor:
-        """[B, L, D]: what the latent queries see of tokens [B, N, D]."""
+    def attend(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[B, L, D]: what the latent queries see of tokens [B, N, D]; a bias, up to [B, H, L, N], is added to the logits."""
         if self.pos_embed is not None:
             x = x + self.pos_embed.unsqueeze(0).to(x.dtype)
         q = in_heads(self.q(self.latent.expand(len(x), -1, -1)), self.num_heads)
         k, v = (in_heads(part, self.num_heads) for part in self.kv(x).chunk(2, dim=-1))
-        projected: Tensor = self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v)))
+        projected: Tensor = self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, bias)))
         return projected
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -88,11 +88,10 @@ class NarrowLatentPool(AttentionPoolLatent):
         return x[:, 0] if self.pool == "token" else x.mean(1) if self.pool == "avg" else x
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, D]; a mask is timm's own business."""
-        if attn_mask is not None:
-            masked: Tensor = super().forward(x, attn_mask)
-            return masked
-        x = self.attend(x)
+        """[B, N, D] → [B, D]; a mask is a bias, or says with True which tokens are seen."""
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(~attn_mask, float("-inf"))
+        x = self.attend(x, attn_mask)
         mlp: Tensor = self.mlp(self.norm(x))
         return self.pooled(x + mlp)
 
@@ -158,9 +157,6 @@ def _without_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
         raise NotImplementedError("a parallel block of slimvit attends to all tokens of an image, without a mask")
 
 
-BIAS_LAST = hasattr(ParallelScalingBlock, "_init_buffers")
-"""Whether timm adds the bias of neurons to the last outputs of `in_proj`, as 1.0.23 does, and not to the neurons."""
-
 NARROW: dict[type[nn.Module], type[nn.Module]] = {
     RelPosAttention: NarrowRelPosAttention,
     BeitAttention: NarrowBeitAttention,
@@ -221,7 +217,7 @@ def _gather(block: Any) -> None:
     """One bias and one output linear of a parallel block, from those that timm keeps apart."""
     if block.mlp_bias is not None:
         _set_bias(block.in_proj, _filled(block.mlp_bias, block.in_proj.out_features))
-        block.mlp_bias = block.qkv_bias = None
+        block.mlp_bias = None
     if block.out_proj is None:
         attention, mlp = block.attn_out_proj, block.mlp_out_proj
         with torch.device("meta"):
@@ -238,9 +234,8 @@ def _three(query: Tensor, value: Tensor) -> Tensor:
 
 
 def _filled(bias: Tensor, size: int) -> Tensor:
-    """A bias of neurons as one of `in_proj`: zeros for q, k and v, where the installed timm has them."""
-    rest = size - len(bias)
-    return functional.pad(bias, (rest, 0) if BIAS_LAST else (0, rest))
+    """A bias of neurons as one of `in_proj`: zeros for q, k and v, which come after them."""
+    return functional.pad(bias, (0, size - len(bias)))
 
 
 def _set_bias(linear: nn.Linear, bias: Tensor) -> None:

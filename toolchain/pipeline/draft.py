@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from toolchain.recipe import LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.hub import CONFIG, HUB, read_config
+from toolchain.surgery.huggingface.folder import Folder, class_names
 from toolchain.surgery.load import load_dense
 
-SCHEMA_FILE = "recipe.schema.json"
-"""The JSON schema that editors complete and check a recipe by, beside it."""
+CLASSES_FILE, SCHEMA_FILE = "classes.json", "recipe.schema.json"
+"""Beside a recipe: its class map, and the JSON schema that editors complete and check it by."""
 HEAD = "docs/recipe.md says what every key means."
 PARAMS = 0.5
 """The share of the parameters that is left where nobody says otherwise."""
@@ -34,14 +35,22 @@ class Draft:
     Attributes:
         tables: its sections, as TOML nests them.
         remarks: "section.key" → what stands behind a key as a comment.
+        classes: class folder → number of the model's output, for a file beside the recipe; {} where none is needed.
     """
 
     tables: Mapping[str, Any]
     remarks: Mapping[str, str]
+    classes: Mapping[str, int]
 
     @staticmethod
     def of(
-        model: str, data: str, budget: Mapping[str, object], *, name: str = "", overrides: Sequence[str] = ()
+        model: str,
+        data: str,
+        budget: Mapping[str, object],
+        *,
+        name: str = "",
+        overrides: Sequence[str] = (),
+        beside: Path = Path(),
     ) -> Draft:
         """A draft that fits a model and images.
 
@@ -51,6 +60,7 @@ class Draft:
             budget: the keys of [budget]; without any, and without overrides of it, half of the parameters are left.
             name: timm's name of the model, where `model` is a checkpoint that does not tell.
             overrides: keys of the recipe, as `--set` takes them.
+            beside: the folder that the recipe will lie in.
 
         Raises:
             SlimvitError: one of them is not there, or is not supported.
@@ -65,12 +75,14 @@ class Draft:
         loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
         module, size = loaded.module, by(loaded.family.input_size(loaded.module))
         classes = int(module.num_classes)  # type: ignore[arg-type]
-        source, remark = source_of(data, classes)
-        tables["data"] = {"source": source, **tables["data"]}
+        pictures = pictures_of(data, classes, class_names(Path(model).expanduser()))
+        numbers = {} if "classes" in tables["data"] else pictures.numbers
+        where = {"classes": str(beside / CLASSES_FILE)} if numbers else {}
+        tables["data"] = {"source": pictures.source, **where, **tables["data"]}
         million = sum(parameter.numel() for parameter in module.parameters()) / 1e6
         summary = f"{million:.1f} M parameters, images of {size}, {output_of(section.output, classes)}"
-        remarks = {f"model.{next(iter(tables['model']))}": summary, "data.source": remark, **REMARKS}
-        return Draft(_absolute(tables), remarks)
+        remarks = {f"model.{next(iter(tables['model']))}": summary, "data.source": pictures.remark, **REMARKS}
+        return Draft(_absolute(tables), remarks, numbers)
 
     @property
     def recipe(self) -> Recipe:
@@ -138,8 +150,11 @@ def _folder_tables(folder: Path) -> dict[str, Any]:
         return _run_tables(folder, ModelRecord.load(folder / "model.json"))
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no model: there is neither a {CONFIG} nor a model.json in it")
-    is_timm = "architecture" in read_config(folder / CONFIG, str(folder))
-    return {"model": {"name": f"{LOCAL}:{folder}"} if is_timm else {"checkpoint": str(folder)}, "data": {}}
+    if "architecture" in read_config(folder / CONFIG, str(folder)):
+        return {"model": {"name": f"{LOCAL}:{folder}"}, "data": {}}
+    size = Folder.open(folder).suggested_size
+    kwargs = {} if size is None else {"kwargs": {"img_size": list(size)}}
+    return {"model": {"checkpoint": str(folder), **kwargs}, "data": {}}
 
 
 def _run_tables(folder: Path, record: ModelRecord) -> dict[str, Any]:
@@ -156,30 +171,43 @@ def _run_tables(folder: Path, record: ModelRecord) -> dict[str, Any]:
     }
 
 
-def source_of(data: str, classes: int) -> tuple[str, str]:
-    """(a source as in a recipe, what it is) for a folder of pictures, or a source that is one already.
+@dataclass(frozen=True)
+class Pictures:
+    """A source as in a recipe, what it is in a few words, and which output each class folder stands for, if not in order."""
+
+    source: str
+    remark: str = ""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
+    """What a folder of pictures, or a source that is one already, can tell of a model.
 
     Args:
         data: as in `Draft.of`.
         classes: of the model; 0 where labels only judge its features.
+        names: of these classes in the order of the outputs, where the model says them.
 
     Raises:
         DataError: there is no such folder.
     """
     if data.partition(":")[0] in SOURCES:
-        return data, ""
+        return Pictures(data)
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:
-        labelled = len(folders_in(Layout.of(folder).folders["train"]))
+        folders = list(folders_in(Layout.of(folder).folders["train"]))
     except DataError:  # no folders that could be classes
-        labelled = 0
-    if labelled >= 2 and classes in (0, labelled):
-        return f"imagefolder:{folder.resolve()}", f"{labelled} classes" + (", in alphabetical order" if classes else "")
-    why = (
-        f"{labelled} folders, but the model has {classes} classes: labels are not read"
-        if labelled >= 2
-        else "no labels"
-    )
-    return f"images:{folder.resolve()}", why
+        folders = []
+    unlabelled, count = f"images:{folder.resolve()}", len(folders)
+    if count < 2:
+        return Pictures(unlabelled, "no labels")
+    if classes not in (0, count):
+        return Pictures(unlabelled, f"{count} folders, but the model has {classes} classes: labels are not read")
+    labelled = f"imagefolder:{folder.resolve()}"
+    if not classes or not names:
+        return Pictures(labelled, f"{count} classes" + (", numbered in alphabetical order" if classes else ""))
+    if set(folders) != set(names):
+        return Pictures(unlabelled, "the folders have other names than the model's classes: labels are not read")
+    return Pictures(labelled, f"{count} classes", {} if folders == list(names) else {n: i for i, n in enumerate(names)})

@@ -18,6 +18,7 @@ from toolchain.surgery.anatomy import Anatomy, anatomy, others
 from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.inert import Array, Value
 from toolchain.surgery.reading import read_tensors
+from toolchain.surgery.resampling import Resampling
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Checkpoint:
         beside: names of what else is at the top of the file.
         remarks: one sentence for each thing that was done to tensors to bring them under timm's names.
         made_for: (height, width) of the images that they were trained on, where that is known.
+        resampling: how their own library brings positions to another grid, where that is known.
     """
 
     form: str
@@ -117,6 +119,7 @@ class Checkpoint:
     beside: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     made_for: tuple[int, int] | None = None
+    resampling: Resampling | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -212,7 +215,11 @@ def _converted(folder: Folder) -> Checkpoint:
     ]
     form = f"Hugging Face {folder.layout.name}"
     return Checkpoint(
-        form, Weights("", "", converted.state), remarks=(*folder.notes, *left), made_for=folder.config.image_size
+        form,
+        Weights("", "", converted.state),
+        remarks=(*folder.notes, *left),
+        made_for=folder.size,
+        resampling=folder.layout.resampling,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toolchain.errors import ArtifactError, ModelError, SlimvitError
 from toolchain.families import Family
 from toolchain.surgery.anatomy import TRANSFORMERS, Anatomy, anatomy, by, differences, is_square, others, remedy
+from toolchain.surgery.resampling import TIMM, Resampling
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
@@ -56,7 +57,8 @@ class Origin:
         plural: whether that is a plural, as "the pretrained weights" is.
         made_for: (height, width) of the images that they were trained on, where that is known.
         resample_patches: whether another patch size was asked for.
-        bilinear: whether they resample best without antialiasing, as FlexiViT's.
+        positions: how positions are brought to the model's grid.
+        patches: how a patch embedding is brought to the model's size.
         may_differ: fields of `Anatomy` in which they may differ from the model: somebody else sees to those.
         beside: a clause on what lies beside them and was not taken; "" if nothing does.
         fault: what is raised if they do not fit: a file that is another's, or a recipe that asks for another model.
@@ -66,7 +68,8 @@ class Origin:
     plural: bool = False
     made_for: tuple[int, int] | None = None
     resample_patches: bool = False
-    bilinear: bool = False
+    positions: Resampling = TIMM
+    patches: Resampling = TIMM
     may_differ: frozenset[str] = frozenset()
     beside: str = ""
     fault: type[SlimvitError] = ArtifactError
@@ -235,7 +238,13 @@ def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin
     if KERNEL not in tensors:
         return []  # another's names: what became of each cannot be told, and what is missing is refused
     kept = {tensor.data_ptr() for tensor in state.values()}
-    dropped = [name for name, tensor in tensors.items() if name not in state and tensor.data_ptr() not in kept]
+    # The biases q_bias and v_bias of attention become its qkv.bias.
+    joined = {name.rpartition(".")[0].rpartition(".")[0] for name in state if name not in tensors} - {""}
+    dropped = [
+        name
+        for name, tensor in tensors.items()
+        if name not in state and tensor.data_ptr() not in kept and name.rpartition(".")[0] not in joined
+    ]
     return [f"Of {origin.what}, {left_out(dropped)}: timm's model has no such part."] if dropped else []
 
 
@@ -275,8 +284,8 @@ def _patches(state: dict[str, Tensor], stored: Anatomy, model: Anatomy, origin: 
     state[KERNEL] = resample_patch_embed(
         state[KERNEL],
         list(new),
-        interpolation="bilinear" if origin.bilinear else "bicubic",
-        antialias=not origin.bilinear,
+        interpolation=origin.patches.mode,
+        antialias=origin.patches.antialias,
     )
     text = (
         f"The patch embedding of {origin.what} was resampled from {by(old)} to {by(new)} pixels, as the recipe asks; "
@@ -338,12 +347,12 @@ def _positions(
             return [text]
         return []
     state[POSITIONS] = resample_abs_pos_embed(
-        state[POSITIONS],
+        state[POSITIONS].float(),
         list(grid),
         list(old),
         num_prefix_tokens=before,
-        interpolation="bilinear" if origin.bilinear else "bicubic",
-        antialias=not origin.bilinear,
+        interpolation=origin.positions.mode,
+        antialias=origin.positions.antialias,
     )
     taken = ", taken for those of a square image," if assumed else ""
     text = (

@@ -25,6 +25,7 @@ from toolchain.plan import ModelRef
 from toolchain.recipe import LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
+from toolchain.surgery.huggingface.processor import PROCESSORS
 
 HUB = "hf-hub"
 CONFIG = "config.json"
@@ -47,6 +48,8 @@ class Source:
         origin: what stands for the place in files that must not say where it lies: "local-dir", or the hub's name.
         folder: where weights lie on this machine; None if they do not.
         output: what its outputs are, where the source says so.
+        class_names: as `Folder.class_names`.
+        suggested_size: as `Folder.suggested_size`.
     """
 
     ref: ModelRef
@@ -54,6 +57,8 @@ class Source:
     origin: str = ""
     folder: Path | None = None
     output: Output | None = None
+    class_names: tuple[str, ...] = ()
+    suggested_size: tuple[int, int] | None = None
 
 
 def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
@@ -79,7 +84,7 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
             raise ModelError(f"the model {name!r} is written {HUB}:ORG/NAME")
         path = _config_of_hub(place, name)
         if is_folder(path.parent):
-            _fetch(place, ("preprocessor_config.json",))
+            _fetch(place, [file for file, _ in PROCESSORS])
             return replace(described(Folder.open(path.parent), kwargs), origin=f"{HUB}:{place}")
         config = read_config(path, name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)
@@ -90,7 +95,7 @@ def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
     """The model that computes what a Hugging Face folder's does, with keyword arguments in place of some of its own."""
     ref = _ref(folder.design.architecture, {**folder.design.kwargs, **kwargs})
     config = folder.pretrained_cfg | {"file": str(folder.path), "source": LOCAL}
-    return Source(ref, config, LOCAL, folder.path, folder.config.output)
+    return Source(ref, config, LOCAL, folder.path, folder.config.output, folder.class_names, folder.suggested_size)
 
 
 def prepared(name: str, folder: Folder) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.layers import read_layers
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.replay import create_dense, first_line
+from toolchain.surgery.resampling import TIMM
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,17 @@ class Loaded:
         module: in eval mode.
         family: what declares its units.
         provenance: where its weights come from; "notes" are sentences on what was done to them, absent if there are none.
+        class_names: of its outputs in order, where a Hugging Face folder names them; else ().
+        suggested_size: (height, width) that a Hugging Face folder's processor makes images of and its model runs at, where
+            its positions are for another size; else None.
     """
 
     ref: ModelRef
     module: nn.Module
     family: Family
     provenance: dict[str, Any]
+    class_names: tuple[str, ...] = ()
+    suggested_size: tuple[int, int] | None = None
 
     def noted(self, note: str) -> Loaded:
         """The same with one more note in the provenance."""
@@ -110,14 +116,15 @@ def load_dense(
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
         provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
-    read_layers(module, family, section.layers)
+    family = read_layers(module, family, section.layers)
     notes = [*notes, *_unseen(module, family)]
     for note in notes:
         log.warning("%s", note)
     if notes:
         provenance["notes"] = list(notes)
     ref = source.ref.model_copy(update={"output": output, "layers": section.layers})
-    return Loaded(ref, module, family, provenance)
+    names = source.class_names if len(source.class_names) == module.num_classes else ()
+    return Loaded(ref, module, family, provenance, names, source.suggested_size)
 
 
 def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:
@@ -138,7 +145,8 @@ def _source(section: ModelSection, kwargs: Mapping[str, Any]) -> Source:
     if not section.name:
         return described(folder, kwargs)
     source = resolved(section.name, kwargs)
-    return source if source.config else replace(source, config=prepared(source.ref.name, folder))
+    hints = replace(source, class_names=folder.class_names, suggested_size=folder.suggested_size)
+    return hints if source.config else replace(hints, config=prepared(source.ref.name, folder))
 
 
 def _check_same(module: nn.Module, family: Family, source: Source, section: ModelSection) -> None:
@@ -256,6 +264,7 @@ def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_p
         f"the checkpoint {path.name}",
         made_for=checkpoint.made_for,
         resample_patches=resample_patches,
+        positions=checkpoint.resampling or TIMM,
         beside=checkpoint.weights.beside,
     )
     result = without_classifier(fitted(checkpoint.weights.tensors, module, family, origin), module, origin)

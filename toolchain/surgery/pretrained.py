@@ -27,6 +27,7 @@ from toolchain.surgery.fit import (
 )
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.replay import first_line
+from toolchain.surgery.resampling import FLEXIBLE, TIMM
 
 PRETRAINED = "the pretrained weights"
 
@@ -96,12 +97,14 @@ def load_pretrained(
     if stored is not None:
         stored = stored.completed(module.state_dict())
         config |= {"state_dict": dict(stored.weights.tensors), "source": "", "custom_load": False}
+    usual = FLEXIBLE if "flexi" in architecture else TIMM
     origin = Origin(
         PRETRAINED,
         plural=True,
         made_for=made_for,
         resample_patches=resample_patches,
-        bilinear="flexi" in architecture,
+        positions=(stored.resampling if stored else None) or usual,
+        patches=usual,
         may_differ=frozenset(("classes", "in_chans")),
         beside="" if stored is None else stored.weights.beside,
         fault=ModelError,

@@ -183,8 +183,13 @@ class Target(ABC):
 class Selective(Protocol):
     """A target that cannot build every engine that a recipe could ask for, and knows before any work is done."""
 
-    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
-        """Nothing, if engines whose matrix products have these types can be built here; else RecipeError or TargetUnavailable."""
+    def require(self, options: BuildOptions, precisions: Mapping[str, str]) -> None:
+        """Nothing, if engines of these precisions can be built here; else RecipeError or TargetUnavailable.
+
+        Args:
+            options: of the build.
+            precisions: their names, as a recipe has them → the type of their matrix products, as `builds` has it.
+        """
         ...
 
 

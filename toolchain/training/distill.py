@@ -99,9 +99,9 @@ def _normalised(tokens: Tensor) -> Tensor:
 @contextmanager
 def _output_of(model: nn.Module, path: str) -> Iterator[list[Tensor]]:
     """A list that each call of a submodule adds its output to, until the block ends."""
-    found: list[Tensor] = []
-    handle = model.get_submodule(path).register_forward_hook(lambda _module, _given, made: found.append(made))
+    outputs: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
-        yield found
+        yield outputs
     finally:
         handle.remove()

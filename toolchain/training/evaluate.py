@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from toolchain.data import batches
 from toolchain.errors import DataError
-from toolchain.likelihood import Likelihood, Outputs, parts_of
+from toolchain.likelihood import Likelihood, divergence_by_image
 
 NO_CLASS = -1
 
@@ -106,20 +106,12 @@ def divergence(
     devices = [next(module.parameters()).device for module in (model, teacher)]
     with judged(model), judged(teacher):
         for images, _ in batches(dataset, batch_size):
-            ours, theirs = (
-                _doubled(module(images.to(device))) for module, device in zip((model, teacher), devices, strict=True)
-            )
-            total += float(likelihood.divergence(ours, theirs).sum())
+            ours, theirs = (module(images.to(device)) for module, device in zip((model, teacher), devices, strict=True))
+            total += float(divergence_by_image(likelihood, ours, theirs).sum())
             count += len(images)
     if not count:
         raise DataError("the divergence was asked for over an empty data set; it needs at least one image")
     return total / count
-
-
-def _doubled(outputs: Outputs) -> Outputs:
-    """The outputs on the CPU, in float64."""
-    parts = tuple(part.cpu().double() for part in parts_of(outputs))
-    return parts if isinstance(outputs, tuple) else parts[0]
 
 
 @contextmanager

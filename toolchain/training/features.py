@@ -144,19 +144,13 @@ class FeatureJudge:
         if self.dense is None:
             return None
         numbers = sum(part.numel() for part in parts_of(outputs_of(self.dense, self.test.take(torch.arange(1)))))
-        compared = evenly(self.test, HELD // numbers)
+        compared = self.test.spread(HELD // numbers)
         return compared, outputs_of(self.dense, compared)
-
-
-def evenly(images: Images, most: int) -> Images:
-    """At most `most` images, at even steps; at least one."""
-    count = max(1, min(most, len(images)))
-    return images.take(torch.arange(count) * len(images) // count)
 
 
 def neighbours_right(model: Model, test: Images, bank: Images) -> int:
     """How many test images have the label that their neighbours among at most `BANK` others vote for, by a model's features."""
-    known = evenly(bank, BANK)
+    known = bank.spread(BANK)
     vectors, queries = (joined([pooled(each) for each in in_batches(model, part)]) for part in (known, test))
     assert isinstance(vectors, Tensor)
     assert isinstance(queries, Tensor)

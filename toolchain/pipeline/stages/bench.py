@@ -117,9 +117,9 @@ def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
 
 
 def pair(run: Run, where: Where, precision: str, engines: Mapping[tuple[str, str], Path]) -> tuple[Path, Path] | None:
-    """The dense fp32 and the compressed artifact that are timed on a device; None where it does not load the precision.
+    """The dense fp32 and the compressed artifact that are timed on a device; None where it runs none of the precision.
 
-    They are ONNX files, or model folders where these are what is run, or what the runtime itself built.
+    They are ONNX files, or model folders where these are what is run, or what the runtime itself built. Folders are fp32.
 
     Args:
         run: with the files.
@@ -130,9 +130,10 @@ def pair(run: Run, where: Where, precision: str, engines: Mapping[tuple[str, str
     runtime = get_target(where.device.runtime)
     if product_of(precision) not in runtime.loads:
         return None
+    folders = (run.root / "dense", run.root / "deploy") if precision == FP32 else None
     pairs = {
         OnnxFile.name: (onnx_path(run.root, FP32, "dense"), onnx_path(run.root, precision)),
-        ModelFolder.name: (run.root / "dense", run.root / "deploy"),
+        ModelFolder.name: folders,
     }
     dense, built = (engines.get((where.device.runtime, name)) for name in (DENSE, precision))
     own = None if dense is None or built is None else (dense, built)

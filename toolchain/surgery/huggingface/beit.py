@@ -34,6 +34,7 @@ class BeitLayout(Layout[BeitConfig]):
     """The mean of the patches, normed, is what the classifier reads; or the class token, where config.json says so."""
 
     config = BeitConfig
+    processor = "Beit"
     rules = encoder_rules(
         "beit",
         (rf"encoder\.layer\.(\d+)\.attention\.attention\.{TABLE}", r"blocks.\1.attn.relative_position_bias_table"),
@@ -46,9 +47,14 @@ class BeitLayout(Layout[BeitConfig]):
 
     def design(self, config: BeitConfig) -> Design:
         self.require_activation(config.hidden_act)
+        rows, columns = (edge // patch for edge, patch in zip(config.image_size, config.patch_size, strict=True))
+        if rows != columns and (config.use_relative_position_bias or config.use_shared_relative_position_bias):
+            raise self.refusal(
+                f"its biases by relative position are for {rows}×{columns} patches, and read as for a square"
+            )
         kwargs = vit_kwargs(config) | {
             "global_pool": "avg" if config.pools_patches else "token",
-            "init_values": config.layer_scale_init_value,
+            "init_values": max(0.0, config.layer_scale_init_value),
             "use_abs_pos_emb": config.use_absolute_position_embeddings,
             "use_rel_pos_bias": config.use_relative_position_bias,
             "use_shared_rel_pos_bias": config.use_shared_relative_position_bias,

@@ -25,6 +25,7 @@ class ClipLayout(Layout[ClipConfig]):
     """Features are the class token after the last norm; a classifier reads the mean of the patches before it."""
 
     config = ClipConfig
+    processor = "CLIP"
     normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     rules = (
         *tower_rules(),
@@ -53,4 +54,4 @@ class ClipLayout(Layout[ClipConfig]):
 
 
 CLIP_VISION = ClipLayout("clip_vision_model")
-CLIP = ClipLayout("clip", "vision_config")
+CLIP = ClipLayout("clip", "vision_config", "vision_config_dict")

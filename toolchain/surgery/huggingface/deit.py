@@ -25,6 +25,7 @@ class DeitLayout(Layout[VitConfig]):
         (r"distillation_classifier\.(\w+)", r"head_dist.\1"),
     )
     normalisation = IMAGENET
+    processor = "DeiT"
 
     def design(self, config: VitConfig) -> Design:
         if self._has_two(config):

@@ -13,6 +13,7 @@ from toolchain.settings import Positive
 from toolchain.surgery.huggingface.encoder import encoder_rules, vit_design
 from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, VitConfig
 from toolchain.surgery.huggingface.names import joined_qkv
+from toolchain.surgery.resampling import Resampling
 
 
 class Dinov2Config(Config):
@@ -53,6 +54,8 @@ class Dinov2Layout(Layout[Dinov2Config]):
     """Features are the class token after the last norm. Registers have no positions, so timm's form gives none to the class token."""
 
     normalisation = IMAGENET
+    processor = "Bit"
+    any_size = True
     rules = encoder_rules(
         r"dinov2(?:_with_registers)?",
         (r"embeddings\.register_tokens", "reg_token"),
@@ -61,9 +64,9 @@ class Dinov2Layout(Layout[Dinov2Config]):
         (r"encoder\.layer\.(\d+)\.mlp\.(fc2|weights_out)\.(\w+)", r"blocks.\1.mlp.fc2.\3"),
     )
 
-    def __init__(self, name: str, config: type[Dinov2Config]) -> None:
+    def __init__(self, name: str, config: type[Dinov2Config], *, antialias: bool) -> None:
         super().__init__(name)
-        self.config = config
+        self.config, self.resampling = config, Resampling(antialias=antialias)
 
     def design(self, config: Dinov2Config) -> Design:
         changes: dict[str, Any] = {"num_classes": 0}
@@ -77,9 +80,11 @@ class Dinov2Layout(Layout[Dinov2Config]):
 
     def finished(self, state: dict[str, Tensor], config: Dinov2Config) -> dict[str, Tensor]:
         state = joined_qkv(state)
+        if not config.num_register_tokens:
+            state.pop("reg_token", None)  # of no rows
         if config.num_register_tokens:
-            positions = state["pos_embed"]
-            state["cls_token"] = state["cls_token"] + positions[:, :1]
+            positions = state["pos_embed"].float()  # a sum in half precision is another number
+            state["cls_token"] = state["cls_token"].float() + positions[:, :1]
             state["pos_embed"] = positions[:, 1:]
         if config.classes:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -90,5 +95,5 @@ _CLASSIFIER = (
     "Its classifier was left out: it reads the class token beside the mean of the patches, and timm's reads one of the "
     "two. The model gives features."
 )
-DINOV2 = Dinov2Layout("dinov2", Dinov2Config)
-DINOV2_WITH_REGISTERS = Dinov2Layout("dinov2_with_registers", Dinov2WithRegistersConfig)
+DINOV2 = Dinov2Layout("dinov2", Dinov2Config, antialias=False)
+DINOV2_WITH_REGISTERS = Dinov2Layout("dinov2_with_registers", Dinov2WithRegistersConfig, antialias=True)

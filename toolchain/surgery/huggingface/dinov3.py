@@ -38,6 +38,8 @@ class Dinov3Layout(Layout[Dinov3Config]):
 
     config = Dinov3Config
     normalisation = IMAGENET
+    processor = "DINOv3ViT"
+    any_size = True
     rules = (
         (r"embeddings\.cls_token", "cls_token"),
         (r"embeddings\.mask_token", MASKED),

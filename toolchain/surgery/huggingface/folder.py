@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError, StorageError
 from toolchain.files import sha256
+from toolchain.surgery.anatomy import by
 from toolchain.surgery.huggingface import LAYOUTS
-from toolchain.surgery.huggingface.layout import Config, Design, Layout
+from toolchain.surgery.huggingface.layout import Config, Design, Layout, plain
 from toolchain.surgery.huggingface.names import Converted
-from toolchain.surgery.huggingface.processor import PROCESSORS, preprocessing
+from toolchain.surgery.huggingface.processor import PROCESSORS, Preparation, preparation
 from toolchain.surgery.reading import read_tensors
 
 CONFIG = "config.json"
@@ -80,41 +81,57 @@ class Folder:
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Mean, std, filter and crop, in timm's words."""
-        processor = {key: value for key, value in (self._processor or {}).items() if key != "crop"}
-        whole = {
-            **dict(zip(("mean", "std"), self.layout.normalisation, strict=True)),
-            "interpolation": "bicubic",
-            **processor,
-        }
+        whole = {**dict(zip(("mean", "std"), self.layout.normalisation, strict=True)), **self.preparation.fields}
         if len(whole["mean"]) != (channels := self.config.num_channels):  # defaults of three for a model of one
             whole |= {key: (sum(whole[key]) / len(whole[key]),) * channels for key in ("mean", "std")}
         return whole
 
     @cached_property
-    def _processor(self) -> dict[str, Any] | None:
-        return preprocessing(self.path)
+    def preparation(self) -> Preparation:
+        """What its processor says of pictures; raises ModelError if that cannot be read."""
+        return preparation(self.path, self.layout.processor)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes in the order of the outputs; () where they have only numbers, or there are none."""
+        names = self.config.class_names
+        return names if len(names) == self.design.kwargs["num_classes"] else ()
+
+    @property
+    def suggested_size(self) -> tuple[int, int] | None:
+        """(height, width) that the processor makes images of and transformers runs this model at, if not its positions'."""
+        crop = self.preparation.crop
+        return crop if self.layout.any_size and crop != self.size else None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what differs from the saved model before a weight is read."""
-        notes = self.design.notes
-        if self._processor is None or "mean" not in self._processor:
-            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
-            shown = f"{', '.join(f'{m:.3g}' for m in mean)} and {', '.join(f'{s:.3g}' for s in std)}"
-            notes = (
-                *notes,
-                f"No preprocessor_config.json says mean and std: they are {shown}, usual for {self.layout.name}.",
+        return (*self.design.notes, *self._silence, *self._other_size)
+
+    @property
+    def _silence(self) -> Iterator[str]:
+        """A sentence on what no processor's file says, and what is taken."""
+        fields, silent = self.preprocessing, self.preparation.silent
+        mean, std = (", ".join(f"{value:.3g}" for value in fields[key]) for key in ("mean", "std"))
+        texts = {
+            "mean and std": f"mean and std are {mean} and {std}",
+            "the filter": f"the filter is {fields['interpolation']}",
+            "the size": f"pictures are resized to {by(self.size)} whatever their shape, and nothing is cropped",
+        }
+        if silent:
+            taken = "; ".join(texts[each] for each in silent)
+            yield f"No preprocessor_config.json says {', '.join(silent)}: {taken}, as is usual for {self.layout.name}."
+
+    @property
+    def _other_size(self) -> Iterator[str]:
+        """A sentence on a processor that makes images of another size than config.json has."""
+        crop = self.preparation.crop
+        if crop is not None and crop != self.size:
+            wanted = plain(crop)
+            yield (
+                f"The folder's preprocessor makes images of {by(crop)} pixels, and config.json describes a model for "
+                f"{by(self.size)}, which is taken unless model.kwargs.img_size = {wanted} takes the other."
             )
-        crop = (self._processor or {}).get("crop")
-        if crop is not None and crop not in self.size:
-            notes = (
-                *notes,
-                (
-                    f"The folder's preprocessor makes images of {crop} pixels, and config.json describes a model for "
-                    f"{self.size[0]}×{self.size[1]}: that size is taken; model.kwargs.img_size = {crop} takes the other."
-                ),
-            )
-        return notes
 
     def weights(self) -> Converted:
         """Its tensors under timm's names.
@@ -184,6 +201,26 @@ def is_folder(path: Path) -> bool:
     except (ModelError, StorageError):
         return False  # which whoever needs it says in full
     return "model_type" in raw and "architecture" not in raw
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes of a Hugging Face folder in the order of the outputs; () of anything else, or if it has none.
+
+    Raises:
+        ModelError, StorageError: as `Folder.open`.
+    """
+    return Folder.open(path).class_names if is_folder(path) else ()
+
+
+def suggested_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) at which a Hugging Face folder is run, where its positions are for another size; else None.
+
+    DINOv2's positions are for 518×518, and its processor makes images of 224×224.
+
+    Raises:
+        ModelError, StorageError: as `Folder.open`.
+    """
+    return Folder.open(path).suggested_size if is_folder(path) else None
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from toolchain.errors import ArtifactError, ModelError
 from toolchain.outputs import Output
 from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
+from toolchain.surgery.resampling import Resampling
 
 CLASSIFIER = "ForImageClassification"
 """What the class of a model with a classifier has in its name."""
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -33,11 +35,14 @@ OUTPUTS: Mapping[str, Output] = {"multi_label_classification": "multi-label", "r
 """The problem_type of a config.json → what the outputs are."""
 ROUND_EPS = 1e-5
 """Up to here the constant that a norm adds to the variance is as good as another."""
+WHOLE = ("architectures", "id2label", "num_labels", "problem_type")
+"""What the top of a config.json says, also of a model with two towers."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def _pair(value: Any) -> Any:
+def pair(value: Any) -> Any:
+    """One number as two."""
     return (value, value) if isinstance(value, int) else value
 
 
@@ -45,7 +50,7 @@ def _listed(value: Any) -> Any:
     return () if value is None else value
 
 
-Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(pair)]
 """(height, width); a config.json may hold one number for both."""
 
 
@@ -55,7 +60,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     architectures: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    id2label: dict[str, Any] | None = None
+    id2label: dict[int, Any] | None = None
     num_labels: int | None = None
     problem_type: str | None = None
     image_size: Size = (224, 224)
@@ -71,7 +76,18 @@ class Config(BaseModel):
         """How many classes the saved model tells apart; 0 if it has no classifier."""
         if not any(CLASSIFIER in name for name in self.architectures):
             return 0
-        return len(self.id2label) if self.id2label else self.num_labels or 2  # what transformers leaves out
+        if self.id2label is not None:
+            return len(self.id2label)
+        return 2 if self.num_labels is None else self.num_labels  # what transformers leaves out
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of its classes in the order of the outputs; () if it has none, or only numbers them."""
+        count, names = self.classes, self.id2label or {}
+        if not count or set(names) != set(range(count)):
+            return ()
+        ordered = tuple(str(names[index]) for index in range(count))
+        return () if ordered == tuple(f"LABEL_{index}" for index in range(count)) else ordered
 
 
 class VitConfig(Config):
@@ -111,25 +127,34 @@ class Layout(ABC, Generic[C]):
     Args:
         name: the model_type.
         inside: the key of config.json under which an image tower is described; "" where the whole is one.
+        instead: a key whose table replaces that, if it is there.
 
     Attributes:
         config: what is read of config.json.
         rules: names of transformers → names of timm.
         normalisation: (mean, std) where the folder says none.
+        processor: the image processors that go with it, as `CLASSES` calls them.
+        resampling: how transformers brings its positions to another grid.
+        any_size: whether transformers runs it on images of any size without being asked to, so that a processor decides.
     """
 
     config: type[C]
     rules: Rules
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = HALVES
+    processor: str = "ViT"
+    resampling: Resampling = Resampling(antialias=False)
+    any_size: bool = False
 
-    def __init__(self, name: str, inside: str = "") -> None:
-        self.name, self.inside = name, inside
+    def __init__(self, name: str, inside: str = "", instead: str = "") -> None:
+        self.name, self.inside, self.instead = name, inside, instead
 
     def parsed(self, raw: Mapping[str, Any]) -> C:
         """A config.json; raises ModelError if a value is of another type than transformers'."""
-        inner = raw.get(self.inside) or {} if self.inside else raw
-        whole = ("architectures", "id2label", "num_labels", "problem_type")
-        values = {**inner, **{key: raw[key] for key in whole if key in raw}} if self.inside else inner
+        values = dict(raw)
+        if self.inside:
+            inner = raw.get(self.instead) or raw.get(self.inside) or {}
+            own = {key: value for key, value in inner.items() if key not in WHOLE}
+            values = own | {key: raw[key] for key in WHOLE if key in raw}
         try:
             return self.config.model_validate(values)
         except ValidationError as error:
@@ -160,7 +185,7 @@ class Layout(ABC, Generic[C]):
 
     def require_activation(self, activation: str, of_timm: str = "gelu") -> None:
         """Raises ModelError unless the activation is the one that timm's module has."""
-        if activation != of_timm:
+        if ACTIVATIONS.get(activation) != of_timm:
             raise self.refusal(f"its activation is {activation!r}, and timm's module has {of_timm!r}")
 
     def norm_notes(self, eps: float, of_timm: float) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,58 @@ PROCESSORS = (("preprocessor_config.json", ""), ("processor_config.json", "image
 """(file, key) under which a folder may describe it, the usual first."""
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Number of a filter in Pillow → its name in timm."""
-BY_EDGE = ("CLIP", "ConvNext", "Bit")
-"""Processors that take a size of one number for the shorter edge, and not for both."""
+WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}
+"""A picture is resized to the model's size, whatever its shape, and nothing is cut off."""
 
 
-def preprocessing(folder: Path) -> dict[str, Any] | None:
-    """What timm's pretrained_cfg says of a processor: mean, std, interpolation, crop; None if the folder describes none.
+@dataclass(frozen=True)
+class Defaults:
+    """What a class of image processors does where its file is silent.
+
+    Attributes:
+        interpolation: its filter.
+        by_edge: whether a size of one number is that of the shorter edge, and not of both.
+    """
+
+    interpolation: str
+    by_edge: bool = False
+
+
+CLASSES = {
+    "ViT": Defaults("bilinear"),
+    "DeiT": Defaults("bicubic"),
+    "Beit": Defaults("bicubic"),
+    "Bit": Defaults("bicubic", by_edge=True),
+    "CLIP": Defaults("bicubic", by_edge=True),
+    "ConvNext": Defaults("bicubic", by_edge=True),
+    "DINOv3ViT": Defaults("bilinear"),
+    "Siglip": Defaults("bicubic", by_edge=True),
+    "Siglip2": Defaults("bilinear"),
+}
+"""What stands before "ImageProcessor" or, in older files, "FeatureExtractor" → what that class does."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become the model's input.
+
+    Attributes:
+        fields: mean, std, interpolation, crop_pct and crop_mode of timm's pretrained_cfg; the first two only if they are said.
+        crop: (height, width) of the images that it makes; None where nothing says it.
+        silent: what no file says of "mean and std", "the filter", "the size".
+    """
+
+    fields: Mapping[str, Any]
+    crop: tuple[int, int] | None = None
+    silent: tuple[str, ...] = ()
+
+
+def preparation(folder: Path, usual: str) -> Preparation:
+    """How a folder prepares pictures.
+
+    Args:
+        folder: with or without a processor's file.
+        usual: the key of `CLASSES` where a file names none of them.
 
     Raises:
         ModelError: the file is not one of an image processor.
@@ -30,43 +78,50 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
             raw = json.loads((folder / name).read_text(encoding="utf-8"))
             raw = raw.get(key) if key else raw
             if raw is not None:
-                return _fields(raw)
+                return _preparation(raw, usual)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise ModelError(
                 f"{folder / name} does not describe an image processor: {error}. Mend or remove it."
             ) from None
-    return None
+    return _preparation({}, usual)
 
 
-def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"interpolation": FILTERS[raw.get("resample", 2)]}
+def _preparation(raw: Mapping[str, Any], usual: str) -> Preparation:
+    kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
+    defaults = CLASSES.get(re.split("ImageProcessor|FeatureExtractor", kind)[0], CLASSES[usual])
+    number, silent = raw.get("resample"), []
+    fields: dict[str, Any] = {"interpolation": defaults.interpolation if number is None else FILTERS[number], **WHOLE}
     scale = 255 * (raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1)
     mean, std = raw.get("image_mean"), raw.get("image_std")
     if not raw.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3
-    if mean is not None and std is not None:  # of pixels times `scale`; timm's are of pixels in 0…1
+    if mean is None or std is None:
+        silent.append("mean and std")
+    else:  # of pixels times `scale`; timm's are of pixels in 0…1
         fields |= {"mean": tuple(float(m) / scale for m in mean), "std": tuple(float(s) / scale for s in std)}
-    crop = _edge(raw.get("crop_size")) if raw.get("do_center_crop") else None
-    size, square = _size(raw)
+    silent += ["the filter"] if number is None else []
+    crop = _edges(raw.get("crop_size")) if raw.get("do_center_crop") else None
+    size = raw.get("size") if raw.get("do_resize", True) else None
     if size is None:
-        return fields
-    return fields | {
-        "crop_pct": min(1.0, crop / size) if crop else 1.0,
-        "crop_mode": "squash" if square else "center",
-        "crop": crop or (size if square else None),
-    }
+        return Preparation(fields, crop, (*silent, "the size"))
+    edges, square = _resized(size, defaults)
+    fields["crop_pct"] = min(1.0, crop[0] / edges[0]) if crop else 1.0
+    fields["crop_mode"] = "squash" if square else "center"
+    return Preparation(fields, crop or (edges if square else None), tuple(silent))
 
 
-def _size(raw: Mapping[str, Any]) -> tuple[int | None, bool]:
-    """(edge that a picture is resized to, whether both of its edges are)."""
-    size = raw.get("size")
-    if size is None or not raw.get("do_resize", True):
-        return None, False
-    if isinstance(size, Mapping):
-        return (int(size["shortest_edge"]), False) if "shortest_edge" in size else (int(size["height"]), True)
-    kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
-    return int(size), not kind.startswith(BY_EDGE)
+def _resized(size: Any, defaults: Defaults) -> tuple[tuple[int, int], bool]:
+    """((height, width) or the shorter edge twice that a picture is resized to, whether both of its edges are)."""
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return (int(size["shortest_edge"]),) * 2, False
+    edges = _edges(size)
+    if edges is None:
+        raise ValueError(f"its size is {size!r}")
+    return edges, isinstance(size, Mapping) or not defaults.by_edge
 
 
-def _edge(size: Any) -> int | None:
-    return int(size["height"] if isinstance(size, Mapping) else size) if size else None
+def _edges(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a size that may be one number for both."""
+    if not size:
+        return None
+    return (int(size["height"]), int(size["width"])) if isinstance(size, Mapping) else (int(size),) * 2

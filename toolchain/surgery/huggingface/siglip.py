@@ -27,6 +27,7 @@ class SiglipLayout(Layout[SiglipConfig]):
     """Features are what attention pooling makes of the tokens; a classifier reads their mean; without pooling it gives tokens."""
 
     config: type[SiglipConfig] = SiglipConfig
+    processor = "Siglip"
     rules: Rules = (
         *tower_rules(),
         (_HEAD + "probe", "attn_pool.latent"),

@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import model_validator
 from torch import Tensor
 
-from toolchain.surgery.huggingface.layout import Design
+from toolchain.surgery.anatomy import by
+from toolchain.surgery.huggingface.layout import Design, pair
 from toolchain.surgery.huggingface.siglip import SiglipConfig, SiglipLayout
+from toolchain.surgery.resampling import Resampling
 
 
 class Siglip2Config(SiglipConfig):
@@ -23,24 +25,26 @@ class Siglip2Config(SiglipConfig):
     @model_validator(mode="before")
     @classmethod
     def _square(cls, values: dict[str, Any]) -> dict[str, Any]:
-        patch, count = values.get("patch_size", 16), values.get("num_patches", 256)
-        if not (isinstance(patch, int) and isinstance(count, int) and count > 0):
+        patch, count = pair(values.get("patch_size", 16)), values.get("num_patches", 256)
+        if not (isinstance(count, int) and count > 0 and len(patch) == 2 and all(isinstance(n, int) for n in patch)):
             return values  # which the fields refuse
-        return {**values, "image_size": patch * math.isqrt(count)}
+        return {**values, "image_size": tuple(edge * math.isqrt(count) for edge in patch)}
 
 
 class Siglip2Layout(SiglipLayout):
     """Patches are pixels in a row there, and a convolution here."""
 
     config = Siglip2Config
+    processor = "Siglip2"
+    resampling = Resampling("bilinear", antialias=True)
 
     def design(self, config: SiglipConfig) -> Design:
         assert isinstance(config, Siglip2Config)
         if math.isqrt(config.num_patches) ** 2 != config.num_patches:
             raise self.refusal(f"its {config.num_patches} positions are those of no square image")
         design = super().design(config)
-        side = config.image_size[0]
-        note = f"It takes images of any shape; here it takes those of {side}×{side} pixels (model.kwargs.img_size sets another size)."
+        size = by(config.image_size)
+        note = f"It takes images of any shape; here it takes those of {size} pixels (model.kwargs.img_size sets another size)."
         return Design(design.architecture, design.kwargs, (*design.notes, note))
 
     def finished(self, state: dict[str, Tensor], config: SiglipConfig) -> dict[str, Tensor]:

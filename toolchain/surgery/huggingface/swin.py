@@ -5,11 +5,13 @@ Liu et al. 2021, arXiv 2103.14030; Liu et al. 2022, arXiv 2111.09883.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from toolchain.settings import Positive
+from toolchain.surgery.anatomy import by
 from toolchain.surgery.huggingface.layout import IMAGENET, Config, Design, Layout, Size, plain
 from toolchain.surgery.huggingface.names import MASKED, Left, joined_qkv, keyless_qkv
 
@@ -73,12 +75,13 @@ class SwinLayout(Layout[SwinConfig]):
 
     def __init__(self, name: str, architecture: str, *, cosine: bool) -> None:
         super().__init__(name)
-        self._architecture, self._cosine = architecture, cosine
+        self.architecture, self.cosine = architecture, cosine
 
     def design(self, config: SwinConfig) -> Design:
         self.require_activation(config.hidden_act)
         if config.use_absolute_embeddings:
             raise self.refusal("it adds absolute positions")
+        self.require_windows(config)
         kwargs: dict[str, Any] = {
             "img_size": plain(config.image_size),
             "patch_size": plain(config.patch_size),
@@ -91,16 +94,44 @@ class SwinLayout(Layout[SwinConfig]):
             "qkv_bias": config.qkv_bias,
             "num_classes": config.classes,
         }
-        if self._cosine:
+        if self.cosine:
             kwargs["pretrained_window_sizes"] = list(config.pretrained_window_sizes[: len(config.depths)])
-        return Design(self._architecture, kwargs, self.norm_notes(config.layer_norm_eps, 1e-5))
+        return Design(self.architecture, kwargs, self.norm_notes(config.layer_norm_eps, 1e-5))
+
+    def require_windows(self, config: SwinConfig) -> None:
+        """Raises ModelError unless transformers and timm cut every stage's grid into the same windows.
+
+        Both shrink the windows of a small grid, transformers by one edge for both. Where a grid is no multiple of its
+        windows, transformers pads it before it shifts them, and timm after: that is the same only if half a window is padded,
+        which the mask of shifted windows parts from the rest.
+        """
+        edges = tuple(zip(config.image_size, config.patch_size, strict=True))
+        if any(edge % patch for edge, patch in edges):
+            sizes = f"images of {by(config.image_size)} are no multiple of its patches of {by(config.patch_size)}"
+            raise self.refusal(f"its {sizes}, and are padded")
+        largest = config.window_size
+        for stage, depth in enumerate(config.depths):
+            grid = [math.ceil(edge / patch / 2**stage) for edge, patch in edges]
+            shrunk_by = edges[0][0] // edges[0][1] // 2**stage if self.cosine else min(grid)
+            window, shifts = min(largest, shrunk_by), depth > 1 and shrunk_by > largest
+            where = f"the grid of stage {stage + 1} is {by(grid)}, and its windows of {largest}×{largest} are"
+            if window < largest and not self.cosine:
+                raise self.refusal(f"{where} larger")
+            if any(min(edge, largest) != window or (depth > 1 and edge > largest) != shifts for edge in grid):
+                raise self.refusal(f"{where} shrunk by one edge for both")
+            if shifts and any(edge % window not in (0, window / 2) for edge in grid):
+                multiple = [patch * window * 2 ** (len(config.depths) - 1) for patch in config.patch_size]
+                raise self.refusal(
+                    f"{where} shifted over padding. Images whose edges are multiples of {by(multiple)} need none: set "
+                    "image_size in config.json to such a size"
+                )
 
     def finished(self, state: dict[str, Tensor], config: SwinConfig) -> dict[str, Tensor]:  # noqa: ARG002
         out = dict[str, Tensor]()
         for name, tensor in state.items():
             kind, *rest = name.split(".")
             out[".".join(("layers", str(int(rest[0]) + 1), kind, *rest[1:])) if kind == "downsample" else name] = tensor
-        return keyless_qkv(out) if self._cosine else joined_qkv(out)
+        return keyless_qkv(out) if self.cosine else joined_qkv(out)
 
 
 SWIN = SwinLayout("swin", "swin_tiny_patch4_window7_224", cosine=False)

@@ -61,16 +61,21 @@ def require_options(target: str, options: BuildOptions) -> None:
         raise TargetUnavailable(target, f"{missing}; engines without weights are compiled by the driver")
 
 
-def require_products(target: str, capabilities: Sequence[str], others: Sequence[str]) -> None:
+def require_products(target: str, capabilities: Sequence[str], others: str) -> None:
     """Nothing, if TensorRT for RTX multiplies matrices on these GPUs in other types than fp16, or need not.
+
+    Args:
+        target: its name.
+        capabilities: of the GPUs.
+        others: a clause on what multiplies in other types, such as "engines in fp32 are asked for"; "" if nothing does.
 
     Raises:
         RecipeError: it would end in the middle of a build for a Turing GPU.
     """
     if TURING in capabilities and others:
         raise RecipeError(
-            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and engines in "
-            f"{', '.join(others)} are asked for: take {TURING} out of engine.compute_capabilities, or export fp16 alone"
+            f"{target} multiplies matrices in fp16 alone on compute capability {TURING}, and {others}: take {TURING} out of "
+            "engine.compute_capabilities, or export fp16 alone"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -117,8 +117,8 @@ class TensorRT(Refittable):
             },
         )
 
-    def require(self, options: BuildOptions, products: Sequence[str]) -> None:
-        """Nothing, if engines whose matrix products have these types can be built with these options.
+    def require(self, options: BuildOptions, precisions: Mapping[str, str]) -> None:
+        """Nothing, if engines of these precisions, whose matrix products have these types, can be built with these options.
 
         Raises:
             TargetUnavailable: the module is missing, or stripped engines need a driver.
@@ -127,7 +127,8 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             capabilities = tuple(self._capabilities(self._load(), options.compute_capabilities))
             require_options(self.name, replace(options, compute_capabilities=capabilities))
-            require_products(self.name, capabilities, [name for name in products if name != HALF])
+            others = ", ".join(name for name, product in precisions.items() if product != HALF)
+            require_products(self.name, capabilities, others and f"engines in {others} are asked for")
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """The engine `<stem>.<smXX-smYY>.engine` in `folder`, with the facts of its build.
@@ -141,7 +142,7 @@ class TensorRT(Refittable):
             ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
             StorageError: a file cannot be read or written.
         """
-        self.require(options, ())
+        self.require(options, {})
         trt, logger = self._load(), forwarding_logger(self.module)
         source = source_digests(onnx)
         logger.errors.clear()
@@ -160,7 +161,8 @@ class TensorRT(Refittable):
         if self.ahead_of_time:
             known = self._capabilities(trt, options.compute_capabilities)
             capabilities = tuple(known)
-            require_products(self.name, capabilities, sorted(set(products.matmul_dtypes) - {HALF}))
+            others = ", ".join(sorted(set(products.matmul_dtypes) - {HALF}))
+            require_products(self.name, capabilities, others and f"{onnx.name} has products in {others}")
             config.num_compute_capabilities = len(known)
             for index, value in enumerate(known.values()):
                 config.set_compute_capability(value, index)
