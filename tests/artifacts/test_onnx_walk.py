@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.artifacts import open_artifact
-from toolchain.artifacts.onnx_walk import linked, only_reader, stored, unscaled
+from toolchain.artifacts.onnx_walk import linked, linked_weights, only_reader, stored, unscaled
 from toolchain.errors import ArtifactError
 
 
@@ -36,6 +36,20 @@ def test_stored_tensors_are_initializers_and_constants_as_they_are():
     assert only_reader(clip.outputs[0]) is None, "it is read twice, if by one node"
     assert only_reader(total.outputs[0]) is None
     assert model.SerializeToString() == before
+
+
+def test_large_weights_are_there_in_a_block_only():
+    model = graph(helper.make_node("Add", ["x", "large"], ["y"]))
+    values = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "large"))
+    with linked_weights(model) as walk:
+        (_, large) = next(iter(walk)).inputs
+        np.testing.assert_array_equal(stored(large).numpy(), values)
+    assert stored(large) is None
+    described = stored(linked(model).graph.initializers["large"])
+    assert (described.shape, described.dtype) == (values.shape, TensorProto.FLOAT)
+    with pytest.raises(FileNotFoundError):
+        described.numpy()
 
 
 def test_a_graph_that_onnx_ir_cannot_read_is_told(tmp_path):
