@@ -71,9 +71,9 @@ def test_a_file_of_products_computes_what_the_model_computes(tiny_file, tmp_path
     """With the model's own weights: the head of the model, and the head alone on the model's own features."""
     graph = read_graph(tiny_file, 2)
     head = next(product for product in products(graph) if product.inputs[1] == (7, 48))
-    node = graph.producers[head.nodes[0]]
+    node = next(node for node in graph.model.graph if node.outputs[0].name == head.nodes[0])
     whole = onnx.load(tiny_file)
-    whole.graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, [2, 48]))
+    whole.graph.output.append(helper.make_tensor_value_info(node.inputs[0].name, TensorProto.FLOAT, [2, 48]))
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     logits, features = ort.InferenceSession(whole.SerializeToString()).run(None, {"image": image})
     alone = ort.InferenceSession(write_products(graph, [head], tmp_path / "head.onnx"))

@@ -295,7 +295,7 @@ def one_linear_in_fp32(made):
 
 def forgotten_gamma(made):
     """Weights were scaled up and the normalization before them not down."""
-    name = smooth.norms(made.reference)[0].node.input[1]
+    name = smooth.norms(made.reference)[0].parameters[0]
     for model in (made.reference, made.model):
         scale(model, name, 3)
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model, load_external_data_for_tensor, uses_external_data
 
+from toolchain.artifacts.onnx_bare import bare
 from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_walk import linked, only_reader, stored, unscaled
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.large import is_large, stored_bytes
 
@@ -70,25 +73,20 @@ class Graph:
     """An ONNX graph of which all shapes are known."""
 
     path: Path
-    model: onnx.ModelProto
-    shapes: Mapping[str, tuple[Shape, int]]
-    producers: Mapping[str, NodeProto]
-    readers: Mapping[str, list[NodeProto]]
-    constants: Mapping[str, TensorProto]
+    file: onnx.ModelProto
+    model: ir.Model
 
-    def shape(self, name: str) -> Shape:
-        """The shape of a tensor; raises ArtifactError if it could not be inferred."""
-        if name in self.constants:
-            return tuple(self.constants[name].dims)
-        if name not in self.shapes:
+    def shape(self, value: ir.Value | None) -> Shape:
+        """The shape of a value, () of an input that was left out; raises ArtifactError if it could not be inferred."""
+        if value is None:
+            return ()
+        shape = (stored(value) or value).shape
+        sizes = tuple(size for size in shape or () if isinstance(size, int))
+        if shape is None or len(sizes) < len(shape):
             raise ArtifactError(
-                f"{self.path}: the shape of {name!r} cannot be inferred, so its product cannot be counted"
+                f"{self.path}: the shape of {value.name!r} cannot be inferred, so its product cannot be counted"
             )
-        return self.shapes[name][0]
-
-    def dtype(self, name: str) -> int:
-        """ONNX's number of a tensor's type; 0 if it is not known."""
-        return self.constants[name].data_type if name in self.constants else self.shapes.get(name, ((), 0))[1]
+        return sizes
 
 
 def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Graph:
@@ -115,25 +113,10 @@ def read_graph(path: Path, batch: int, input_shape: Shape | None = None) -> Grap
         value.type.tensor_type.ClearField("shape")  # says a batch that is no longer open
     del model.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(bare(model), data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ArtifactError(f"the shapes of {path} contradict each other: {error}") from error
-    shapes = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        tensor = value.type.tensor_type
-        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-        if tensor.HasField("shape") and None not in dims:
-            shapes[value.name] = tuple(dim for dim in dims if dim is not None), tensor.elem_type
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-    producers = {name: node for node in model.graph.node for name in node.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    return Graph(path, model, shapes, producers, readers, constants)
+    return Graph(path, model, linked(inferred))
 
 
 def _load_shapes(model: onnx.ModelProto, folder: Path) -> None:
@@ -155,24 +138,23 @@ def products(graph: Graph) -> tuple[Product, ...]:
         ArtifactError: a shape is not known.
         RecipeError: the graph has operators that are not counted.
     """
-    unknown = Counter(node.op_type for node in graph.model.graph.node if node.op_type in NOT_COUNTED)
+    unknown = Counter(node.op_type for node in graph.model.graph if node.op_type in NOT_COUNTED)
     if unknown or graph.model.functions:
         said = ", ".join(f"{op} ×{count}" for op, count in sorted(unknown.items())) or "functions"
         raise RecipeError(
             f"{graph.path} has {said}, whose products are not counted. Export it with attention unfused, "
             "before any optimiser of a runtime."
         )
-    kinds: dict[tuple[object, ...], list[NodeProto]] = {}
-    for node in graph.model.graph.node:
+    kinds: dict[tuple[object, ...], list[ir.Node]] = {}
+    for node in graph.model.graph:
         if node.op_type in PRODUCTS:
             kinds.setdefault(_kind(graph, node), []).append(node)
     found = []
     for nodes in kinds.values():
-        first, names = nodes[0], _operands(nodes[0])
-        dtype = TensorProto.DataType.Name(graph.dtype(_stored(graph, names[0]))).lower()
-        shapes = tuple(graph.shape(name) for name in names)
-        outputs = tuple(node.output[0] for node in nodes)
-        found.append(Product(first.op_type, shapes, dtype, _macs(graph, first), outputs))
+        first, operands = nodes[0], _operands(nodes[0])
+        dtype = _dtype(unscaled(operands[0])).name.lower()
+        outputs = tuple(str(node.outputs[0].name) for node in nodes)
+        found.append(Product(first.op_type, tuple(map(graph.shape, operands)), dtype, _macs(graph, first), outputs))
     return tuple(sorted(found, key=lambda product: -product.total_macs))
 
 
@@ -186,82 +168,80 @@ def write_products(graph: Graph, wanted: Sequence[Product], path: Path) -> Path:
     nodes: list[NodeProto] = []
     weights: dict[str, TensorProto] = {}
     inputs: dict[str, onnx.ValueInfoProto] = {}
-    outputs: list[str] = []
-    for index, node in enumerate(n for n in graph.model.graph.node if n.output and n.output[0] in kinds):
-        kind = kinds[node.output[0]]
-        tree = _tree(graph, node)
-        outputs.append(tree[-1].output[0])
-        alone = not any(_stored(graph, name) in graph.constants for name in _operands(node))
-        own = {name for part in tree for name in part.output}
+    outputs: list[ir.Value] = []
+    tensors = {tensor.name: tensor for tensor in graph.file.graph.initializer}
+    for index, node in enumerate(n for n in graph.model.graph if n.outputs[0].name in kinds):
+        kind = kinds[str(node.outputs[0].name)]
+        tree = _tree(node)
+        outputs.append(tree[-1].outputs[0])
+        alone = all(stored(unscaled(value)) is None for value in _operands(node))
+        own = {value for part in tree for value in part.outputs}
         for number, part in enumerate(tree):
-            copied = NodeProto()
-            copied.CopyFrom(part)
+            copied = ir.to_proto(part)
             copied.name = f"product{index}.{number}"
-            for slot, name in enumerate(part.input):
-                if name in graph.constants:
-                    weights[name] = _named(graph.constants[name], name)
-                elif name and name not in own:
-                    copied.input[slot] = f"input{kind}.{number}.{slot}" + (f".{index}" if alone else "")
-                    value = helper.make_tensor_value_info(copied.input[slot], graph.dtype(name), graph.shape(name))
-                    inputs[copied.input[slot]] = value
+            for slot, value in enumerate(part.inputs):
+                if (tensor := stored(value)) is not None:
+                    name = copied.input[slot]
+                    weights[name] = tensors.get(name) or ir.to_proto(tensor)
+                    weights[name].name = name
+                elif value is not None and value not in own:
+                    name = copied.input[slot] = f"input{kind}.{number}.{slot}" + (f".{index}" if alone else "")
+                    inputs[name] = _info(graph, value, name)
             nodes.append(copied)
-    results = [helper.make_tensor_value_info(name, graph.dtype(name), graph.shape(name)) for name in outputs]
+    results = [_info(graph, value, str(value.name)) for value in outputs]
     made = helper.make_graph(nodes, "products", list(inputs.values()), results, list(weights.values()))
-    model = helper.make_model(made, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
+    opsets = [helper.make_opsetid(*each) for each in graph.model.opset_imports.items()]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=graph.model.ir_version)
     load_external_data_for_model(model, str(graph.path.parent))
     onnx.save_model(model, path, save_as_external_data=is_large(stored_bytes(model)), location=f"{path.name}.data")
     return path
 
 
-def _operands(node: NodeProto) -> tuple[str, str]:
-    """Names of the two tensors that a node multiplies."""
-    second = 3 if node.op_type.startswith("QLinear") else 1
-    return node.input[0], node.input[second]
+def _info(graph: Graph, value: ir.Value, name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _dtype(value), graph.shape(value))
 
 
-def _stored(graph: Graph, name: str) -> str:
-    """The tensor itself, or what it was before DequantizeLinear."""
-    part = graph.producers.get(name)
-    return part.input[0] if part is not None and part.op_type == "DequantizeLinear" else name
+def _dtype(value: ir.Value | None) -> ir.DataType:
+    """The type of a value, UNDEFINED if it is not known."""
+    known = stored(value) or value
+    return (known and known.dtype) or ir.DataType.UNDEFINED
 
 
-def _macs(graph: Graph, node: NodeProto) -> int:
-    made = math.prod(graph.shape(node.output[0]))
-    left, right = (graph.shape(name) for name in _operands(node))
+def _operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """The two values that a node multiplies."""
+    return node.inputs[0], node.inputs[3 if node.op_type.startswith("QLinear") else 1]
+
+
+def _macs(graph: Graph, node: ir.Node) -> int:
+    made = math.prod(graph.shape(node.outputs[0]))
+    left, right = map(graph.shape, _operands(node))
     if node.op_type in WEIGHT_INPUT:
         return made * math.prod(right[1:])
-    turned = node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute)
+    turned = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
     return made * left[0 if turned else -1]
 
 
-def _kind(graph: Graph, node: NodeProto) -> tuple[object, ...]:
+def _kind(graph: Graph, node: ir.Node) -> tuple[object, ...]:
     """What makes two products the same work: operator, attributes, and of each input shape, type and constancy."""
-    tree = _tree(graph, node)
-    own = {name for part in tree for name in part.output}
-    described = []
-    for part in tree:
-        attributes = tuple(sorted(attribute.SerializeToString() for attribute in part.attribute))
-        operands = tuple(
-            (graph.shape(name) if name else None, graph.dtype(name), name in graph.constants, name in own)
-            for name in part.input
+    tree = _tree(node)
+    own = {value for part in tree for value in part.outputs}
+    return tuple(
+        (
+            part.op_type,
+            tuple(sorted(ir.to_proto(attribute).SerializeToString() for attribute in part.attributes.values())),
+            tuple((graph.shape(x), _dtype(x), stored(x) is not None, x in own) for x in part.inputs),
         )
-        described.append((part.op_type, attributes, operands))
-    return tuple(described)
+        for part in tree
+    )
 
 
-def _tree(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _tree(node: ir.Node) -> list[ir.Node]:
     """A product with the DequantizeLinear before and the QuantizeLinear after it, if there are any.
 
     With them a runtime multiplies integers, without them floats.
     """
-    before = [graph.producers[name] for name in node.input if name in graph.producers]
-    after = graph.readers.get(node.output[0], [])
-    quantised = after if len(after) == 1 and after[0].op_type == "QuantizeLinear" else []
-    return [*(part for part in before if part.op_type == "DequantizeLinear"), node, *quantised]
-
-
-def _named(tensor: TensorProto, name: str) -> TensorProto:
-    copied = TensorProto()
-    copied.CopyFrom(tensor)
-    copied.name = name
-    return copied
+    before = [
+        part for value in node.inputs if value and (part := value.producer()) and part.op_type == "DequantizeLinear"
+    ]
+    after = only_reader(node.outputs[0])
+    return [*before, node, *([after] if after is not None and after.op_type == "QuantizeLinear" else [])]

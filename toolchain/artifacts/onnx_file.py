@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar, TypeVar, get_args
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from toolchain.artifacts.base import Artifact, Fact, Part, Reading, port_facts
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_layers import onnx_parts
 from toolchain.artifacts.onnx_types import graph_precision
+from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.model import Preprocess
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
@@ -36,6 +38,7 @@ NOT_WEIGHTS = frozenset(
     {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
 """Shapes, axes and indices are stored like weights and are none."""
+Kind = TypeVar("Kind", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,17 @@ class OnnxFile(Artifact):
         return model
 
     @cached_property
+    def graph(self) -> ir.Graph:
+        """Its graph as `linked` gives it."""
+        return linked(self.model).graph
+
+    @cached_property
     def files(self) -> tuple[Path, ...]:
         """The file and its external data; raises ArtifactError where that is missing, too short or outside its folder."""
         if not self.path.is_file():
             raise StorageError(f"there is no file {self.path}")
         ends: dict[str, int] = {}
-        for tensor in filter(uses_external_data, stored_tensors(self.model)):
+        for tensor in filter(uses_external_data, messages(self.model, onnx.TensorProto)):
             stored = ExternalDataInfo(tensor)
             ends[stored.location] = max(ends.get(stored.location, 0), (stored.offset or 0) + (stored.length or 0))
         files = {self.path}
@@ -85,24 +93,23 @@ class OnnxFile(Artifact):
     @property
     def params(self) -> int:
         """The numbers stored in its tensors, without scalars and indices."""
-        tensors = stored_tensors(self.model)
+        tensors = messages(self.model, onnx.TensorProto)
         return sum(math.prod(t.dims) for t in tensors if t.dims and t.data_type not in NOT_WEIGHTS)
 
     @property
     def nodes(self) -> int:
         """Its nodes, those in subgraphs and functions included."""
-        return sum(1 for _ in all_nodes(self.model))
+        return sum(1 for _ in messages(self.model, onnx.NodeProto))
 
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
         """Its inputs; older files list their weights among them, which are left out."""
-        weights = {tensor.name for tensor in self.model.graph.initializer}
-        return tuple(_port(value) for value in self.model.graph.input if value.name not in weights)
+        return tuple(_port(value) for value in self.graph.inputs if value.const_value is None)
 
     @cached_property
     def outputs(self) -> tuple[Port, ...]:
         """Its outputs."""
-        return tuple(_port(value) for value in self.model.graph.output)
+        return tuple(map(_port, self.graph.outputs))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -147,28 +154,28 @@ class OnnxFile(Artifact):
     @cached_property
     def ranks(self) -> dict[str, int | None]:
         """Output of the model → its rank, without the probabilities that slimvit added: they follow from the logits."""
-        own = any(node.name == SOFTMAX for node in self.model.graph.node)
+        own = any(node.name == SOFTMAX for node in self.graph)
         return {name: rank for name, rank in super().ranks.items() if not (own and name == PROBABILITIES)}
 
     @property
     def fixed_scales(self) -> bool:
         """Whether it rounds activations by scales that are stored."""
-        return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") for n in self.model.graph.node)
+        return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") for n in self.graph)
 
     @property
     def parts(self) -> Counter[Part]:
         """(layer, part of it) → bytes; the graph itself is the layer "(graph)"."""
         sizes = {file.relative_to(self.folder).as_posix(): file.stat().st_size for file in self.files}
-        return onnx_parts(self.model, stored_tensors(self.model), self.path.name, sizes)
+        return onnx_parts(self.graph, messages(self.model, onnx.TensorProto), self.path.name, sizes)
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows."""
-        operators = Counter(node.op_type for node in self.model.graph.node)
+        operators = Counter(node.op_type for node in self.graph)
         return {
             **super().facts(),
             "precision": str(self.precision),
             "params": self.params,
-            "opset": {entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import},
+            "opset": {domain or "ai.onnx": version for domain, version in self.graph.opset_imports.items()},
             "inputs": port_facts(self.inputs),
             "outputs": port_facts(self.outputs),
             "nodes": dict(operators.most_common()),
@@ -176,46 +183,19 @@ class OnnxFile(Artifact):
         }
 
 
-def _port(value: onnx.ValueInfoProto) -> Port:
-    kind = value.type.tensor_type
-    try:
-        name = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    except KeyError:
-        name = ""
-    shape = tuple(dim.dim_value or dim.dim_param or None for dim in kind.shape.dim) if kind.HasField("shape") else None
-    return Port(value.name, name, shape)
+def _port(value: ir.Value) -> Port:
+    name = value.dtype.numpy().name if value.dtype else ""
+    sizes = [size if isinstance(size, int) else size.value for size in value.shape or ()]
+    return Port(str(value.name), name, None if value.shape is None else tuple(size or None for size in sizes))
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and every one inside its nodes."""
-    yield graph
-    for node in graph.node:
-        yield from _inner(node)
-
-
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from graphs(inner)
-
-
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a file, those of subgraphs and functions included."""
-    for graph in graphs(model.graph):
-        yield from graph.node
-    for node in (node for function in model.functions for node in function.node):
-        yield node
-        for graph in _inner(node):
-            yield from graph.node
-
-
-def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor in a file: initializers, and constants in nodes, subgraphs and functions."""
-    inside = (graph for function in model.functions for node in function.node for graph in _inner(node))
-    for graph in (*graphs(model.graph), *inside):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+def messages(message: Message, kind: type[Kind]) -> Iterator[Kind]:
+    """Every message of a kind in another: nodes and tensors, those in subgraphs, functions and sparse tensors as well."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for item in (value,) if isinstance(value, Message) else value:
+            if isinstance(item, kind):
+                yield item
+            if not isinstance(item, onnx.TensorProto):  # in which there is nothing but numbers
+                yield from messages(item, kind)

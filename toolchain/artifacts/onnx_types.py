@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto
+from onnx.inliner import inline_local_functions
+
+from toolchain.artifacts.onnx_walk import linked, stored
 
 COARSEST_FIRST = ("int2", "int4", "fp4", "fp6", "int8", "fp8", "int16", "bf16", "fp16", "fp32", "fp64")
 PRODUCT = re.compile(r"MatMul|Gemm|Conv|Attention|Einsum|LSTM|GRU")
@@ -46,20 +49,7 @@ def weight_types(model: onnx.ModelProto) -> Counter[str]:
     a Cast or a pair of Q/DQ, or stored in int8 and multiplied in fp32. "" is a product with a stored operand of no type that is
     known. Attention's own products have no stored operand, and what is added to activations is no weight.
     """
-    graph = _Graph(_inlined(model))
-    return Counter(name for node in graph.nodes if (name := graph.product(node)) is not None)
-
-
-def rounded_to(model: onnx.ModelProto) -> set[str]:
-    """The types that values are rounded to anywhere in a graph: by Cast, by QuantizeLinear, or as stored floats."""
-    graph = _Graph(_inlined(model))
-    names = {type_name(tensor.data_type) for tensor in graph.stored.values()} & {"bf16", "fp16", "fp8", "fp4"}
-    for node in graph.nodes:
-        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
-            names.add(graph.quantised_to(node))
-        elif node.op_type == "Cast":
-            names |= {type_name(_attribute(node, "to"))} & {"bf16", "fp16", "fp8", "fp4"}
-    return names - {""}
+    return _Graph(model).weight_types()
 
 
 def coarsest(names: set[str]) -> str:
@@ -69,12 +59,13 @@ def coarsest(names: set[str]) -> str:
 
 def graph_precision(model: onnx.ModelProto) -> tuple[str, str]:
     """(the coarsest type that a graph rounds its weights or values to, the words that say where); ("", why) if none is found."""
-    weights = weight_types(model)
+    graph = _Graph(model)
+    weights = graph.weight_types()
     unknown = weights.pop("", 0)
     rest = f"; {unknown} product{'s' if unknown > 1 else ''} not recognised" if unknown else ""
     if not weights:
         return "", f"it holds no weights of linears or convolutions that slimvit knows{rest}"
-    held, elsewhere = coarsest(set(weights)), coarsest(rounded_to(model))
+    held, elsewhere = coarsest(set(weights)), coarsest(graph.rounded_to())
     if elsewhere and COARSEST_FIRST.index(elsewhere) < COARSEST_FIRST.index(held):
         return elsewhere, f"its weights are {held}, and other values are rounded to {elsewhere}{rest}"
     return held, f"{weights[held]} of {weights.total()} linears and convolutions hold {held} weights{rest}"
@@ -94,78 +85,67 @@ class _Stored:
 
 
 class _Graph:
-    """Nodes and stored tensors of a graph and of those inside its nodes: names are unique across them."""
+    """The nodes of a graph and of those inside its nodes, functions inlined, and which values follow from stored tensors alone."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, onnx.TensorProto] = {}
-        for graph in _graphs(model.graph):
-            self.nodes += graph.node
-            self.stored |= {tensor.name: tensor for tensor in graph.initializer}
-        for node in self.nodes:
-            if node.op_type == "Constant":
-                self.stored.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
-        self.values = self._values()
+        self.nodes = list(linked(inline_local_functions(model) if model.functions else model).graph.all_nodes())
+        self.values: dict[ir.Value, _Stored] = {}
+        for node in self.nodes:  # sorted, so that one pass is enough
+            values = [self.value(each) for each in node.inputs[: 1 if node.op_type in DATA_FIRST else None] if each]
+            known = [value for value in values if value is not None]
+            if values and len(known) == len(values):
+                self.values.update(dict.fromkeys(node.outputs, _made_of(node, known)))
 
-    def product(self, node: onnx.NodeProto) -> str | None:
+    def weight_types(self) -> Counter[str]:
+        """As `weight_types` of the module."""
+        return Counter(name for node in self.nodes if (name := self._product(node)) is not None)
+
+    def rounded_to(self) -> set[str]:
+        """The types that values are rounded to anywhere: by Cast, by QuantizeLinear, or as stored floats."""
+        names: set[str] = set()
+        for node in self.nodes:
+            floats = {type_name(tensor.dtype) for value in node.inputs if (tensor := stored(value)) is not None}
+            if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+                names.add(_quantised_to(node))
+            elif node.op_type == "Cast":
+                floats.add(type_name(node.attributes.get_int("to", 0)))
+            names |= floats & {"bf16", "fp16", "fp8", "fp4"}
+        return names - {""}
+
+    def value(self, value: ir.Value) -> _Stored | None:
+        """What is known of a value that follows from stored tensors alone; None of others."""
+        if (tensor := stored(value)) is None:
+            return self.values.get(value)
+        sizes = tensor.shape.numpy()
+        return _Stored(type_name(tensor.dtype) if max(sizes, default=1) > 1 else "", len(sizes) > 1)
+
+    def _product(self, node: ir.Node) -> str | None:
         """The coarsest type of the weights that a node multiplies by; None if it is no product, or not one of a weight with activations."""
         if not PRODUCT.search(node.op_type):
             return None
-        names = [name for name in node.input[: OPERANDS.get(node.op_type)] if name]
-        weights = [value for name in names if (value := self.values.get(name)) and value.matrix]
-        if not weights or all(name in self.values for name in names):
+        values = [self.value(each) for each in node.inputs[: OPERANDS.get(node.op_type)] if each]
+        weights = [value for value in values if value is not None and value.matrix]
+        if not weights or None not in values:
             return None
         kinds = {value.kind for value in weights} - {""}
-        if kinds and (bits := _attribute(node, BITS, 4 if "NBits" in node.op_type else 0)):
+        if kinds and (bits := node.attributes.get_int(BITS, 4 if "NBits" in node.op_type else 0)):
             kinds.add(f"int{bits}")
         return coarsest(kinds)
 
-    def _values(self) -> dict[str, _Stored]:
-        """Every value that follows from stored tensors alone; nodes are sorted, so that one pass is enough."""
-        values = {
-            name: _Stored(type_name(tensor.data_type) if max(tensor.dims, default=1) > 1 else "", len(tensor.dims) > 1)
-            for name, tensor in self.stored.items()
-        }
-        for node in self.nodes:
-            names = [name for name in (node.input[:1] if node.op_type in DATA_FIRST else node.input) if name]
-            if names and all(name in values for name in names):
-                value = self._made_of(node, [values[name] for name in names])
-                values.update(dict.fromkeys(node.output, value))
-        return values
 
-    def _made_of(self, node: onnx.NodeProto, given: Sequence[_Stored]) -> _Stored:
-        """What a node makes of stored values."""
-        matrix = any(value.matrix for value in given)
-        kinds = {value.kind for value in given if value.matrix or not matrix} - {""}  # scales of a matrix do not count
-        if kinds and node.op_type == "Cast":
-            kinds.add(type_name(_attribute(node, "to")))
-        elif kinds and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
-            kinds.add(self.quantised_to(node))
-        return _Stored(coarsest(kinds), matrix or node.op_type in RESHAPED)
-
-    def quantised_to(self, node: onnx.NodeProto) -> str:
-        """The type that a QuantizeLinear rounds to: that of its zero point, or what it is told, or uint8."""
-        if len(node.input) > 2 and node.input[2] in self.stored:
-            return type_name(self.stored[node.input[2]].data_type)
-        return type_name(_attribute(node, "output_dtype", 0) or TensorProto.UINT8)
+def _made_of(node: ir.Node, values: Sequence[_Stored]) -> _Stored:
+    """What a node makes of stored values."""
+    matrix = any(value.matrix for value in values)
+    kinds = {value.kind for value in values if value.matrix or not matrix} - {""}  # scales of a matrix do not count
+    if kinds and node.op_type == "Cast":
+        kinds.add(type_name(node.attributes.get_int("to", 0)))
+    elif kinds and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        kinds.add(_quantised_to(node))
+    return _Stored(coarsest(kinds), matrix or node.op_type in RESHAPED)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    if not model.functions:
-        return model
-    from onnx.inliner import inline_local_functions
-
-    inlined: onnx.ModelProto = inline_local_functions(model)
-    return inlined
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any = 0) -> int:
-    return int(next((each.i for each in node.attribute if each.name == name), default))
+def _quantised_to(node: ir.Node) -> str:
+    """The type that a QuantizeLinear rounds to: that of its zero point, or what it is told, or uint8."""
+    zero = stored(node.inputs[2]) if len(node.inputs) > 2 else None
+    told = node.attributes.get_int("output_dtype", 0) or TensorProto.UINT8
+    return type_name(told if zero is None else zero.dtype)

@@ -19,6 +19,7 @@ PACKAGES = (
     "torch",
     "timm",
     "onnx",
+    "onnx-ir",
     "onnxruntime",
     "onnxsim",
     "onnxscript",

@@ -6,11 +6,12 @@ protobuf ends at 2 GiB, and already fails when it is asked how large such a mess
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 from torch import nn
+
+from toolchain.artifacts.onnx_bare import bare, described, without_weights
 
 INLINE_LIMIT_BYTES = 1_800_000_000
 """Weights that come close to protobuf's end are written as a second file."""
@@ -42,13 +43,13 @@ def detached(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
 
     Nothing is copied in memory but the graph; the one that is given stays as it is.
     """
-    result = _without_weights(model)
+    result = without_weights(model)
     with data.open("wb") as file:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) <= KEPT_BYTES:
                 result.graph.initializer.append(tensor)
                 continue
-            reference = _reference(tensor)
+            reference = described(tensor)
             set_external_data(reference, data.name, offset=file.tell(), length=file.write(tensor.raw_data))
             reference.ClearField("raw_data")
             result.graph.initializer.append(reference)
@@ -57,36 +58,5 @@ def detached(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph without its large weights and with the shapes and types of all its values."""
-    bare = _without_weights(model)
-    for tensor in model.graph.initializer:
-        bare.graph.initializer.append(tensor if len(tensor.raw_data) <= KEPT_BYTES else _reference(tensor))
-    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(bare)
+    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(bare(model))
     return inferred
-
-
-def _reference(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A tensor that says where it lies and does not hold it."""
-    reference = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    reference.raw_data = b""
-    set_external_data(reference, "elsewhere")
-    return reference
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    _copy_fields(model, result, but="graph")
-    _copy_fields(model.graph, result.graph, but="initializer")
-    return result
-
-
-def _copy_fields(source: Any, target: Any, *, but: str) -> None:
-    """Copies every field of a protobuf message that is set, except one."""
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        elif hasattr(value, "ListFields"):
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)

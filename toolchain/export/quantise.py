@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
@@ -92,8 +94,8 @@ def int8_qdq(model: onnx.ModelProto, images: Array) -> Conversion:
     even = smoothed(model, scales)
     ranges = {node.input[0]: float(largest[node.input[0]].max()) for node in inner}
     for norm in norms(model):
-        for node in (node for node, _ in norm.readers if node.input[0] in ranges):
-            ranges[node.input[0]] = float((largest[norm.output] / scales[norm.output]).max())
+        for name in ranges.keys() & {name for name, _, _ in norm.readers}:
+            ranges[name] = float((largest[norm.output] / scales[norm.output]).max())
 
     def work(source: Path, made: Path) -> None:
         quantize_static(
@@ -137,12 +139,8 @@ def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array
 
 def largest_values(model: onnx.ModelProto, images: Array) -> dict[str, float]:
     """Every value that a graph computes in fp32 → its max|x| over images; raises as `largest_channels`."""
-    inferred = with_shapes(model)
-    known = {
-        value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *model.graph.output)
-    }
-    computed = [name for node in model.graph.node for name in node.output]
-    names = [name for name in computed if known.get(name) == onnx.TensorProto.FLOAT]
+    computed = (value for node in linked(with_shapes(model)).graph for value in node.outputs)
+    names = [str(value.name) for value in computed if value.dtype == ir.DataType.FLOAT]
     return {name: float(most) for name, most in _largest(model, names, images, by_channel=False).items()}
 
 
@@ -198,15 +196,14 @@ def session(
 
 def last_linears(model: onnx.ModelProto) -> set[str]:
     """Names of the linears that the logits come from: one, or several whose outputs are averaged; none of features."""
-    producers = {name: node for node in model.graph.node for name in node.output}
     linears, found = {node.name for node in linear_nodes(model)}, set()
-    waiting = [value.name for value in model.graph.output if value.name == LOGITS]
+    waiting = [value for value in linked(model).graph.outputs if value.name == LOGITS]
     while waiting:
-        node = producers.get(waiting.pop())
+        node = waiting.pop().producer()
         if node is not None and node.name in linears:
             found.add(node.name)
         elif node is not None:
-            waiting += node.input
+            waiting += filter(None, node.inputs)
     return found
 
 

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from toolchain.artifacts.onnx_walk import linked
 
 Array = NDArray[Any]
 ALPHA = 0.5
@@ -28,17 +31,14 @@ class Norm:
     """A LayerNormalization all of whose readers are linears with weights of their own.
 
     Attributes:
-        node: the normalization.
-        readers: (the linear, the axis of its weight that runs over the channels).
+        output: what it gives.
+        parameters: its γ, and its β if it has one.
+        readers: (what a linear reads, its weight, the axis of that which runs over the channels).
     """
 
-    node: onnx.NodeProto
-    readers: tuple[tuple[onnx.NodeProto, int], ...]
-
-    @property
-    def output(self) -> str:
-        """What it gives."""
-        return str(self.node.output[0])
+    output: str
+    parameters: tuple[str, ...]
+    readers: tuple[tuple[str, str, int], ...]
 
 
 def norms(model: onnx.ModelProto) -> list[Norm]:
@@ -47,48 +47,34 @@ def norms(model: onnx.ModelProto) -> list[Norm]:
     Reshapes between it and a linear are looked through: they keep the channels last. Whatever else reads it, or a weight
     that several linears share, leaves it as it is.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    outputs = {value.name for value in model.graph.output}
-    found = []
-    for node in model.graph.node:
-        if node.op_type != "LayerNormalization" or not all(name in weights for name in node.input[1:]):
+    smooth = []
+    for node in linked(model).graph:
+        parameters = [value for value in node.inputs[1:] if value is not None and value.const_value is not None]
+        if node.op_type != "LayerNormalization" or len(parameters) < len(node.inputs) - 1:
             continue
-        channels = weights[node.input[1]].dims[0]
-        linears = list(_linears(node.output[0], readers, weights, outputs, channels))
-        own = all(linear is not None and len(readers[linear[0].input[1]]) == 1 for linear in linears)
-        if linears and own:
-            found.append(Norm(node, tuple(linear for linear in linears if linear is not None)))
-    return found
+        readers = list(_readers(node.outputs[0], parameters[0]))
+        if readers and None not in readers:
+            names = tuple(str(value.name) for value in parameters)
+            smooth.append(Norm(str(node.outputs[0].name), names, tuple(filter(None, readers))))
+    return smooth
 
 
-def _linears(
-    name: str,
-    readers: Mapping[str, list[onnx.NodeProto]],
-    weights: Mapping[str, onnx.TensorProto],
-    outputs: set[str],
-    channels: int,
-) -> Iterator[tuple[onnx.NodeProto, int] | None]:
-    """What reads a value: linears, and None for each reader that is none."""
-    if name in outputs:
+def _readers(value: ir.Value, gamma: ir.Value) -> Iterator[tuple[str, str, int] | None]:
+    """What reads a value: linears with weights of their own, and None for each reader that is none."""
+    if value.is_graph_output():
         yield None
-    for node in readers.get(name, []):
-        if node.op_type == "Reshape" and node.input[0] == name and _keeps_last(weights.get(node.input[1]), channels):
-            yield from _linears(node.output[0], readers, weights, outputs, channels)
-        elif node.op_type in ("MatMul", "Gemm") and node.input[0] == name and node.input[1] in weights:
-            turned = {a.name: a.i for a in node.attribute}
-            axis = 1 if turned.get("transB") else 0
-            dims = weights[node.input[1]].dims
-            yield (node, axis) if len(dims) == 2 and dims[axis] == channels and not turned.get("transA") else None
-        else:
+    for node, index in value.uses():
+        weight = node.inputs[1] if index == 0 and len(node.inputs) > 1 else None
+        if weight is None or weight.const_value is None:
             yield None
-
-
-def _keeps_last(shape: onnx.TensorProto | None, channels: int) -> bool:
-    return shape is not None and int(numpy_helper.to_array(shape)[-1]) == channels
+        elif node.op_type == "Reshape" and (weight.const_value.numpy()[-1],) == gamma.shape:
+            yield from _readers(node.outputs[0], gamma)
+        else:
+            axis = node.attributes.get_int("transB", 0)
+            plain = node.op_type in ("MatMul", "Gemm") and not node.attributes.get_int("transA", 0)
+            own = len(weight.uses()) == 1 and len(weight.const_value.shape) == 2
+            fits = plain and own and (weight.const_value.shape[axis],) == gamma.shape
+            yield (str(value.name), str(weight.name), axis) if fits else None
 
 
 def smoothing(model: onnx.ModelProto, largest: Mapping[str, Array], alpha: float = ALPHA) -> dict[str, Array]:
@@ -102,7 +88,7 @@ def smoothing(model: onnx.ModelProto, largest: Mapping[str, Array], alpha: float
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for norm in norms(model):
-        rows = [np.abs(numpy_helper.to_array(weights[node.input[1]])).max(axis=1 - axis) for node, axis in norm.readers]
+        rows = [np.abs(numpy_helper.to_array(weights[name])).max(axis=1 - axis) for _, name, axis in norm.readers]
         heavy = np.maximum(np.max(rows, axis=0), LEAST)
         found[norm.output] = np.maximum(largest[norm.output], LEAST) ** alpha / heavy ** (1 - alpha)
     return found
@@ -113,20 +99,20 @@ def smoothed(model: onnx.ModelProto, scales: Mapping[str, Array]) -> onnx.ModelP
     result = onnx.ModelProto()
     result.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
+    nodes = {node.output[0]: node for node in result.graph.node}
     used = Counter(name for node in result.graph.node for name in node.input)
     for norm in norms(result):
         scale = scales[norm.output]
-        for index, name in enumerate(list(norm.node.input)[1:], start=1):
+        for index, name in enumerate(norm.parameters, start=1):
             smooth = numpy_helper.to_array(weights[name]) / scale
             if used[name] == 1:
                 weights[name].CopyFrom(_as(name, smooth))
             else:  # normalizations may share a tensor
-                norm.node.input[index] = f"{name}.{norm.output}"
-                result.graph.initializer.append(_as(norm.node.input[index], smooth))
-        for node, axis in norm.readers:
-            tensor = weights[node.input[1]]
+                nodes[norm.output].input[index] = f"{name}.{norm.output}"
+                result.graph.initializer.append(_as(f"{name}.{norm.output}", smooth))
+        for _, name, axis in norm.readers:
             factor = scale[:, None] if axis == 0 else scale[None, :]
-            tensor.CopyFrom(_as(tensor.name, numpy_helper.to_array(tensor) * factor))
+            weights[name].CopyFrom(_as(name, numpy_helper.to_array(weights[name]) * factor))
     _drop_unread(result)
     return result
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from toolchain.artifacts.onnx_walk import linked, linked_weights, only_reader, stored
 from toolchain.errors import ArtifactError
 
 Array = NDArray[Any]
@@ -54,10 +56,10 @@ def each_linear(model: onnx.ModelProto) -> Iterator[Linear]:
     Raises:
         ArtifactError: the scale of a quantised weight cannot be found.
     """
-    graph = _Graph(model)
-    for node in model.graph.node:
-        if node.op_type in LINEARS and (linear := graph.linear(node)) is not None:
-            yield linear
+    with linked_weights(model) as graph:
+        for node in graph:
+            if node.op_type in LINEARS and (linear := _linear(node)) is not None:
+                yield linear
 
 
 def largest_error(expected: Iterable[Linear], got: Iterable[Linear]) -> tuple[float, str]:
@@ -83,20 +85,20 @@ def largest_difference(expected: onnx.ModelProto, got: onnx.ModelProto) -> tuple
 
     Tensors are found by their names; one that is missing, and is no quantised bias of a linear, is infinitely far off.
     """
-    stored = {tensor.name: tensor for tensor in got.graph.initializer}
-    weights = {node.input[1] for node in expected.graph.node if node.op_type in LINEARS}
-    worst, where = 0.0, ""
+    others = {tensor.name: tensor for tensor in got.graph.initializer}
+    graph, worst, where = linked(expected).graph, 0.0, ""
     for tensor in expected.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or tensor.name in weights or f"{tensor.name}_quantized" in stored:
+        name, other = tensor.name, others.get(tensor.name)
+        weight = any(use.idx == 1 and use.node.op_type in LINEARS for use in graph.initializers[name].uses())
+        if tensor.data_type != TensorProto.FLOAT or weight or f"{name}_quantized" in others:
             continue
-        ours, other = numpy_helper.to_array(tensor).astype(np.float64), stored.get(tensor.name)
-        if other is None or other.data_type not in ROUNDING or list(other.dims) != list(tensor.dims):
-            return float("inf"), tensor.name
-        allowed = np.maximum(np.abs(ours) * ROUNDING[other.data_type], SMALLEST[other.data_type])
-        error = np.abs(ours - numpy_helper.to_array(other).astype(np.float64)) / (allowed * (1 + 1e-6) + 1e-300)
+        if other is None or other.data_type not in ROUNDING or other.dims != tensor.dims:
+            return float("inf"), name
+        ours, theirs = (numpy_helper.to_array(each).astype(np.float64) for each in (tensor, other))
+        error = np.abs(ours - theirs) / (_rounding(ours, other.data_type) * (1 + 1e-6) + 1e-300)
         most = float(np.max(error, initial=0.0))
         if not most <= worst:
-            worst, where = most, tensor.name
+            worst, where = most, name
     return worst, where
 
 
@@ -106,122 +108,109 @@ def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
     Raises:
         ArtifactError: it is rounded with one scale or zero point and read with another.
     """
-    graph = _Graph(model)
-    found = {}
-    for node in model.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in graph.stored:
-            continue
-        for reader in graph.readers.get(node.output[0], []):
-            if reader.op_type != "DequantizeLinear" or any(
-                not np.array_equal(graph.array(a), graph.array(b))
-                for a, b in zip(node.input[1:], reader.input[1:], strict=True)
-            ):
-                raise ArtifactError(f"{node.input[0]} is rounded with one scale and read with another")
-        found[node.input[0]] = float(graph.array(node.input[1])[0])
-    return found
+    scales = {}
+    with linked_weights(model) as graph:
+        for node in (each for each in graph if each.op_type == "QuantizeLinear"):
+            value, *how = node.inputs
+            if value is None or stored(value) is not None:
+                continue
+            for reader in node.outputs[0].consumers():
+                if reader.op_type != "DequantizeLinear" or any(
+                    not np.array_equal(_row(a), _row(b)) for a, b in zip(how, reader.inputs[1:], strict=True)
+                ):
+                    raise ArtifactError(f"{value.name} is rounded with one scale and read with another")
+            scales[str(value.name)] = float(_row(how[0])[0])
+    return scales
 
 
-class _Graph:
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {name: node for node in model.graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-
-    def linear(self, node: onnx.NodeProto) -> Linear | None:
-        """The linear of a node, None if it multiplies two activations."""
-        path, name = [], node.input[1]
-        while name in self.producers and self.producers[name].op_type in PASSED:
-            path.append(self.producers[name])
-            name = path[-1].input[0]
-        tensor = self.stored.get(name)
-        if tensor is None or len(tensor.dims) != 2:
-            return None
-        weight, allowed = self._values(node, tensor, path)
-        if sum(each.op_type == "Transpose" for each in path) % 2 != bool(_attribute(node, "transB")):
-            weight, allowed = weight.T, allowed.T
-        bias, free = self._bias(node, weight.shape[1])
-        return Linear(node.name, tensor.data_type, np.vstack([weight, bias]), np.vstack([allowed, free]))
-
-    def _values(
-        self, node: onnx.NodeProto, tensor: onnx.TensorProto, path: Sequence[onnx.NodeProto]
-    ) -> tuple[Array, Array]:
-        """(a stored tensor's values, what rounding may have moved them by); `path` leads from it to the node."""
-        values = numpy_helper.to_array(tensor).astype(np.float64)
-        if tensor.data_type in ROUNDING:
-            return values, np.maximum(np.abs(values) * ROUNDING[tensor.data_type], SMALLEST[tensor.data_type])
-        return self._dequantised(node, path, values)
-
-    def _bias(self, node: onnx.NodeProto, width: int) -> tuple[Array, Array]:
-        """A linear's bias [out] and what rounding allows: of the Gemm itself, or what is added to its product soon after."""
-        name = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else self._added(node, width)
-        path = []
-        while name in self.producers and self.producers[name].op_type in PASSED:
-            path.append(self.producers[name])
-            name = path[-1].input[0]
-        if name not in self.stored:
-            return np.zeros(width), np.zeros(width)
-        return self._values(node, self.stored[name], path)
-
-    def _added(self, node: onnx.NodeProto, width: int) -> str:
-        """The name of a stored vector that is added to a product, looked for through scales, casts and reshapes."""
-        name = node.output[0]
-        for _ in range(6):
-            readers = self.readers.get(name, [])
-            if len(readers) != 1:
-                break
-            if readers[0].op_type == "Add":
-                return next((x for x in readers[0].input if x != name and self._is_vector(x, width)), "")
-            if readers[0].op_type not in ("Cast", "Mul", "Reshape"):
-                break
-            name = readers[0].output[0]
-        return ""
-
-    def _is_vector(self, name: str, width: int) -> bool:
-        while name in self.producers and self.producers[name].op_type in PASSED:
-            name = self.producers[name].input[0]
-        return name in self.stored and tuple(self.stored[name].dims) == (width,)
-
-    def _dequantised(self, node: onnx.NodeProto, path: Sequence[onnx.NodeProto], weight: Array) -> tuple[Array, Array]:
-        """(the weights times their scales, half a step of each), both as stored."""
-        pair = next((each for each in path if each.op_type == "DequantizeLinear"), None)
-        if pair is not None:
-            scale, axis = self.array(pair.input[1]), _attribute(pair, "axis", 1) if weight.ndim > 1 else 0
-            zero = self.array(pair.input[2]) if len(pair.input) > 2 else np.zeros(1)
-        else:
-            scale, axis = self.array(self._scale_after(node)), 1
-            zero = self.array(node.input[3]) if len(node.input) > 3 else np.zeros(1)
-        shape = [1] * weight.ndim
-        if scale.size > 1:
-            shape[axis % weight.ndim] = scale.size
-        scale = scale.reshape(shape)
-        weight = (weight - zero.reshape(shape if zero.size > 1 else [1] * weight.ndim)) * scale
-        return weight, np.broadcast_to(np.abs(scale) / 2, weight.shape)
-
-    def _scale_after(self, node: onnx.NodeProto) -> str:
-        """The stored scale of MatMulInteger's weight: a factor of what its product is multiplied by."""
-        name = node.output[0]
-        for _ in range(4):
-            (reader,) = self.readers.get(name, [None])
-            if reader is None:
-                break
-            if reader.op_type == "Mul":
-                for factor in reader.input:
-                    for source in (factor, *(self.producers[factor].input if factor in self.producers else ())):
-                        if source in self.stored:
-                            return str(source)
-            name = reader.output[0]
-        raise ArtifactError(f"the scale of the weight of {node.name} cannot be found")
-
-    def array(self, name: str) -> Array:
-        """A stored tensor as one row, float64."""
-        if name not in self.stored:
-            raise ArtifactError(f"{name} is no stored tensor; a scale must not depend on the input")
-        found: Array = numpy_helper.to_array(self.stored[name]).astype(np.float64).reshape(-1)
-        return found
+def _linear(node: ir.Node) -> Linear | None:
+    """The linear of a node, None if it multiplies two activations."""
+    tensor, path = _source(node.inputs[1])
+    if tensor is None or len(tensor.shape) != 2:
+        return None
+    weight, allowed = _values(node, tensor, path)
+    if sum(each.op_type == "Transpose" for each in path) % 2 != node.attributes.get_int("transB", 0):
+        weight, allowed = weight.T, allowed.T
+    bias, free = _bias(node, weight.shape[1])
+    return Linear(node.name or "", tensor.dtype, np.vstack([weight, bias]), np.vstack([allowed, free]))
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _source(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, list[ir.Node]]:
+    """(the tensor that a value is made of, the nodes from there, the last first); None if it depends on the input."""
+    path: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None and node.op_type in PASSED:
+        path.append(node)
+        value = node.inputs[0]
+    return stored(value), path
+
+
+def _values(node: ir.Node, tensor: ir.TensorProtocol, path: Sequence[ir.Node]) -> tuple[Array, Array]:
+    """(a stored tensor's values, what rounding may have moved them by); `path` leads from it to the node."""
+    values = tensor.numpy().astype(np.float64)
+    return (values, _rounding(values, tensor.dtype)) if tensor.dtype in ROUNDING else _dequantised(node, path, values)
+
+
+def _rounding(values: Array, kind: int) -> Array:
+    return np.maximum(np.abs(values) * ROUNDING[kind], SMALLEST[kind])
+
+
+def _bias(node: ir.Node, width: int) -> tuple[Array, Array]:
+    """A linear's bias [out] and what rounding allows: of the Gemm itself, or what is added to its product soon after."""
+    own = node.op_type == "Gemm" and len(node.inputs) > 2
+    tensor, path = _source(node.inputs[2] if own else _added(node, width))
+    return (np.zeros(width), np.zeros(width)) if tensor is None else _values(node, tensor, path)
+
+
+def _added(node: ir.Node, width: int) -> ir.Value | None:
+    """A stored vector that is added to a product, looked for through scales, casts and reshapes."""
+    for _ in range(6):
+        value = node.outputs[0]
+        if (reader := only_reader(value)) is None or reader.op_type not in ("Add", "Cast", "Mul", "Reshape"):
+            break
+        if reader.op_type == "Add":
+            return next((each for each in reader.inputs if each is not value and _is_vector(each, width)), None)
+        node = reader
+    return None
+
+
+def _is_vector(value: ir.Value | None, width: int) -> bool:
+    tensor, _ = _source(value)
+    return tensor is not None and tensor.shape == (width,)
+
+
+def _dequantised(node: ir.Node, path: Sequence[ir.Node], weight: Array) -> tuple[Array, Array]:
+    """(the weights times their scales, half a step of each), both as stored."""
+    pair = next((each for each in path if each.op_type == "DequantizeLinear"), None)
+    if pair is not None:
+        scale, axis = _row(pair.inputs[1]), pair.attributes.get_int("axis", 1) if weight.ndim > 1 else 0
+        zeros = pair.inputs[2:]
+    else:
+        scale, axis, zeros = _row(_scale_after(node)), 1, node.inputs[3:]
+    zero = _row(zeros[0]) if zeros else np.zeros(1)
+    shape = [1] * weight.ndim
+    if scale.size > 1:
+        shape[axis % weight.ndim] = scale.size
+    scale = scale.reshape(shape)
+    weight = (weight - zero.reshape(shape if zero.size > 1 else [1] * weight.ndim)) * scale
+    return weight, np.broadcast_to(np.abs(scale) / 2, weight.shape)
+
+
+def _scale_after(node: ir.Node) -> ir.Value:
+    """The stored scale of MatMulInteger's weight: a factor of what its product is multiplied by."""
+    name = node.name
+    for _ in range(4):
+        if (reader := only_reader(node.outputs[0])) is None:
+            break
+        if (node := reader).op_type == "Mul":
+            for factor in filter(None, node.inputs):
+                made_of = producer.inputs if (producer := factor.producer()) is not None else ()
+                if (scale := next((each for each in (factor, *made_of) if stored(each) is not None), None)) is not None:
+                    return scale
+    raise ArtifactError(f"the scale of the weight of {name} cannot be found")
+
+
+def _row(value: ir.Value | None) -> Array:
+    """A stored tensor as one row, float64."""
+    if value is None or (tensor := stored(value)) is None:
+        raise ArtifactError(f"{value and value.name} is no stored tensor; a scale must not depend on the input")
+    return tensor.numpy().astype(np.float64).reshape(-1)

@@ -1,0 +1,63 @@
+"""ONNX graphs as onnx-ir links them, and what walks over them ask of a value that is no method of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+
+from toolchain.artifacts.onnx_bare import bare
+from toolchain.errors import ArtifactError
+
+
+def linked(model: onnx.ModelProto) -> ir.Model:
+    """The same graph, in which values know what makes and what reads them; its large weights are only described.
+
+    Values and nodes hold each other, and would hold the weights as well until Python's collector comes by.
+
+    Raises:
+        ArtifactError: onnx-ir cannot read it.
+    """
+    try:
+        return ir.from_proto(bare(model))
+    except (ir.serde.SerdeError, NotImplementedError, ValueError) as error:
+        raise ArtifactError(f"onnx-ir {ir.__version__} cannot read the ONNX graph: {error}") from error
+
+
+@contextmanager
+def linked_weights(model: onnx.ModelProto) -> Iterator[ir.Graph]:
+    """The graph of `linked` with the weights in it, which are let go after the block."""
+    graph = linked(model).graph
+    for tensor in model.graph.initializer:
+        graph.initializers[tensor.name].const_value = ir.serde.deserialize_tensor(tensor)
+    try:
+        yield graph
+    finally:
+        for value in graph.initializers.values():
+            value.const_value = None
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that a value is, an initializer or a Constant; None if it is computed, or an input that was left out.
+
+    The one in a Constant keeps its name: onnx-ir's `get_const_tensor` would give it another, in the file's message as well.
+    """
+    if value is None:
+        return None
+    if (node := value.producer()) is not None and node.op_type == "Constant":
+        return node.attributes.get_tensor("value")
+    return value.const_value
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value, if it is read once."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 else None
+
+
+def unscaled(value: ir.Value | None) -> ir.Value | None:
+    """The value itself, or what it was before DequantizeLinear."""
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else value
