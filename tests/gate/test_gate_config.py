@@ -161,3 +161,14 @@ def test_every_key_of_a_budget_or_relation_is_a_check():
     """Kind: a key that is read and judged by nothing."""
     keys = {*BudgetSection.model_fields, *RelationSection.model_fields}
     assert keys == {*METRICS, "parity", "features", "latency"}
+
+
+@pytest.mark.parametrize("bounds", [{"error": 1.0}, {"error": 0.0}, {"cosine": 0.0}, {"cosine": -0.5}, {}])
+def test_a_bound_on_features_that_cannot_fail_is_refused(bounds, tmp_path):
+    cell = {**CELL, "baseline": "dense", "relation": {"features": bounds}}
+    baseline = {"dense": {"path": "a.onnx", "sha256": "0" * 64}}
+    raw = {"data": {"source": "images:p"}, "baseline": baseline, "cell": [cell]}
+    with pytest.raises(RecipeError, match=r"features\.?(error|cosine)?"):
+        GateConfig.from_dict(raw, tmp_path)
+    cell["relation"] = {"features": {"error": 0.3, "cosine": 0.9}}
+    assert GateConfig.from_dict(raw, tmp_path).cell[0].relation.features.error == 0.3

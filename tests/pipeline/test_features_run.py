@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from builders import write_classifier
 from PIL import Image
 
 from toolchain.artifacts import open_artifact
@@ -234,10 +235,49 @@ def test_an_artifact_alone_is_judged_by_its_neighbours_and_beside_another_by_its
     assert "--classes maps folders to the classes of a classifier" in capsys.readouterr().err
     with pytest.raises(DataError, match="name the dense model with --reference"):
         features_of(small, f"images:{folder / 'pictures'}", "test")
-    with pytest.raises(RecipeError, match="neighbours are looked for in train, which holds calibration"):
+    with pytest.raises(RecipeError, match="looked for in the training images, which hold calibration: name --split"):
         features_of(small, source, "calibration")
+    held = features_of(small, source, "train", reference=dense)
+    assert held.features.knn is None
+    assert "k-NN is not counted: neighbours are looked for in the training images, which hold train." in held.notes
     with pytest.raises(RecipeError, match="gives pooled features, which have no accuracy"):
         accuracy_of(small, source, "test")
+
+
+def write_gate(place, folder, baseline, artifact, bounds):
+    (place / "gate.toml").write_text(
+        f"""
+[data]
+source = "images:{folder / "pictures"}"
+[baseline.dense]
+path = "{baseline}"
+sha256 = "{open_artifact(baseline).sha256}"
+[[cell]]
+name = "backbone"
+artifact = "{artifact}"
+baseline = "dense"
+relation = {{ features = {{ {bounds} }} }}
+"""
+    )
+
+
+def test_a_baseline_that_gives_the_same_for_every_image_proves_nothing(runs, folder, tmp_path, capsys):
+    out = runs("tokens")[1]
+
+    def constant(before, after):
+        tensors = {"nothing": np.zeros((1, 5, 32), np.float32), "same": np.ones((1, 5, 32), np.float32)}
+        given = [
+            onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+            for name, value in tensors.items()
+        ]
+        still = onnx.helper.make_node("Mul", [before, "nothing"], ["zero"])
+        return [*given, still, onnx.helper.make_node("Add", ["zero", "same"], [after])]
+
+    same = planted(out / "onnx/dense.fp32.onnx", tmp_path / "same.onnx", constant)
+    write_gate(tmp_path, folder, same, same, "cosine = 0.5")
+    assert slimvit("gate", "-c", tmp_path / "gate.toml", "--json") == 1
+    (check,) = json.loads(capsys.readouterr().out)["cells"][0]["checks"]
+    assert (check["status"], "the same for every image" in check["reason"]) == ("fail", True)
 
 
 @pytest.mark.parametrize(
@@ -259,20 +299,7 @@ def test_a_gate_holds_features_against_the_baselines(runs, folder, tmp_path, cap
     artifact, dense = out / "onnx/compressed.fp32.onnx", out / "onnx/dense.fp32.onnx"
     if change is not None:
         artifact = planted(artifact, tmp_path / "planted.onnx", change)
-    (tmp_path / "gate.toml").write_text(
-        f"""
-[data]
-source = "images:{folder / "pictures"}"
-[baseline.dense]
-path = "{dense}"
-sha256 = "{open_artifact(dense).sha256}"
-[[cell]]
-name = "backbone"
-artifact = "{artifact}"
-baseline = "dense"
-relation = {{ features = {{ {", ".join(f"{key} = {value}" for key, value in bounds.items())} }} }}
-"""
-    )
+    write_gate(tmp_path, folder, dense, artifact, ", ".join(f"{key} = {value}" for key, value in bounds.items()))
     code = slimvit("gate", "-c", tmp_path / "gate.toml", "--json", "--out", tmp_path / "gate.json")
     result = json.loads(capsys.readouterr().out)
     (check,) = result["cells"][0]["checks"]
@@ -284,6 +311,19 @@ relation = {{ features = {{ {", ".join(f"{key} = {value}" for key, value in boun
     assert not broken or check["unit"] == broken
     assert "The features have a relative error of" in check["reason"]
     assert GateResult.load(tmp_path / "gate.json").exit_code == code
+
+
+def test_the_example_ignores_no_option(runs, folder, tmp_path):
+    picture = folder / "pictures/0.png"
+    classifier = write_classifier(tmp_path / "digits.onnx")
+    (tmp_path / "labels.txt").write_text("a")
+    features = runs("features")[1] / "onnx/compressed.fp32.onnx"
+    for arguments, words in (
+        ([classifier, picture, "--features", tmp_path / "f.npz"], "has a classifier and gives no features"),
+        ([features, picture, "--labels", tmp_path / "labels.txt"], "which have no classes"),
+    ):
+        done = subprocess.run([sys.executable, EXAMPLE, *map(str, arguments)], capture_output=True, text=True)
+        assert (done.returncode, words in done.stderr) == (1, True)
 
 
 def test_the_example_gives_the_features_of_pictures(runs, folder, tmp_path):

@@ -9,6 +9,7 @@ from toolchain.report.choice import int8_choices, suggestion
 from toolchain.report.record import EngineRow, FileRow, Interval, LayerRow
 from toolchain.report.sections import SECTIONS
 from toolchain.report.sections.suggestion import int8_line
+from toolchain.training.features import Features, Neighbours
 
 
 def file(precision, size, wrong, model="compressed", total=1000, **more):
@@ -62,6 +63,20 @@ def test_without_labels_parity_decides():
     files = [row.model_copy(update={"wrong": None, "total": None, "accuracy": None}) for row in FILES]
     found = suggestion(files, [], 0.0)
     assert (found.smallest, found.fastest, found.left_out) == ("onnx/compressed.int8-qdq.onnx", (), ())
+
+
+@pytest.mark.parametrize(("knn", "left"), [(None, True), (100, False), (94, True)])
+def test_features_are_chosen_by_their_neighbours_or_without_labels_by_their_error(knn, left):
+    def of(right, error):
+        votes = None if right is None else Neighbours(k=5, bank=9, right=right, dense_right=100, total=100)
+        return Features(error=error, cosine=0.9, knn=votes)
+
+    files = [
+        file("fp32", 400, None, total=None, features=of(knn and 100, 0.1)),
+        file("int8-qdq", 100, None, total=None, features=of(knn, 0.2)),
+    ]
+    assert bool(suggestion(files, [], 0.05).left_out) == left
+    assert not suggestion(files, [], 0.11).left_out
 
 
 def test_a_refused_file_is_shown_and_never_suggested():

@@ -24,6 +24,8 @@ from toolchain.training.evaluate import Accuracy, accuracy
 from toolchain.training.features import FeatureJudge, Features
 
 G = TypeVar("G")
+SEARCHED = ("train", "calibration")
+"""Splits whose images neighbours are looked for among, so that none of theirs can be judged by them."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,12 @@ def features_of(
             f"the data source {data!r} has no labels, and there is nothing to hold the features of {path} against; "
             "name the dense model with --reference, or a source with labels"
         )
-    voting = source.labelled and neighbours
-    if voting and split in ("train", "calibration"):
-        raise RecipeError(f"neighbours are looked for in train, which holds {split}: name another --split")
+    voting = source.labelled and neighbours and split not in SEARCHED
+    if source.labelled and neighbours and not voting:
+        why = f"neighbours are looked for in the training images, which hold {split}"
+        if reference is None:
+            raise RecipeError(f"{why}: name --split validation or test, or the dense model with --reference")
+        assumed.append(f"k-NN is not counted: {why}.")
     with ExitStack() as stack:
         calls = [
             _explained(

@@ -108,7 +108,7 @@ def parity_of(
         first = pair == pairs[0]
         bounds = judged if first and classes else replace(judged, top1_min=None)
         if tolerance is None and allowed is not None:
-            bounds = for_output(bounds, artifacts[0].output)
+            bounds = for_output(bounds, artifacts[0].output or artifacts[1].output)
         rung = _rung_of(artifacts, sides, bounds, real=given.real and first and classes)
         if unheld and allowed is not None and rung.verdict == "pass":
             rung = _held_by_spread(rung, sides, "pictures" if given.real else "noise")
