@@ -26,6 +26,7 @@ from toolchain.compress.method import Method
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.data import DataSource, batches
+from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.likelihood import CATEGORICAL
@@ -282,8 +283,9 @@ class Compression(Kind[CompressionCell, Group]):
                     return model, known["facts"], known["seconds"]
             clock = Clock()
             dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": reference.weights_sha256})
-            latency = latency_of(clocks(job, dense, progress))
-            made = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
+            with Devices() as devices:
+                latency = latency_of(clocks(job, dense, devices, progress))
+                made = compress(job, dense, latency, checkpoint=scratch, key=key, progress=progress)
             masked, allocation = made.artifact, made.facts
             clock.lap("compress")
             times = allocation.to_dict()["latency"]

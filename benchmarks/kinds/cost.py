@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kinds.base import Outcome
 from kinds.compression import Compression, CompressionCell, cost
-from toolchain.compress.closed_form import betas_for
+from toolchain.compress.closed_form import affordable_betas
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
@@ -70,7 +70,7 @@ def pass_seconds(record: Record) -> tuple[int, float]:
     """(how often a cell went through the model in closed form, once for each β; the seconds of once)."""
     recipe = record.definition["recipe"]
     section = CompressSection.model_validate(recipe["compress"])
-    tried = len(betas_for(section, record.result["dense"]["macs"], recipe["data"]["calibration_images"]))
+    tried = len(affordable_betas(section, record.result["dense"]["macs"], recipe["data"]["calibration_images"]))
     return tried, record.seconds.get("closed form", 0.0) / tried
 
 

@@ -23,6 +23,7 @@ from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
+from toolchain.recipe import CompressSection
 
 BETAS = (0.5, 0.0, 1.0)
 SHARES = (
@@ -78,13 +79,16 @@ def _passes(shares: int, anchors: int, sites: int) -> float:
 
 
 def betas_for(problem: Problem, images: int) -> tuple[float, ...]:
-    """The β to try: all, if that is affordable; one where there is nothing that β could correct.
+    """The β to try: as `affordable_betas`; one where every branch has a norm behind it, which is asked for the same at each."""
+    dense = problem.dense
+    if all(branch.norm is not None for branch in dense.family.branches(dense.module)):
+        return (0.0,)
+    return affordable_betas(problem.method.section, problem.shape.macs, images)
 
-    A branch with a norm behind it is asked for the same at every β.
-    """
-    section, macs, dense = problem.method.section, problem.shape.macs, problem.dense
-    plain = any(branch.norm is None for branch in dense.family.branches(dense.module))
-    if not (section.refit and section.sequential and plain):
+
+def affordable_betas(section: CompressSection, macs: int, images: int) -> tuple[float, ...]:
+    """All β, if that is affordable; one where there is nothing that β could correct."""
+    if not (section.refit and section.sequential):
         return (0.0,)
     return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
 
