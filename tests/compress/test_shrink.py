@@ -183,6 +183,10 @@ def hooked(detector: Detector) -> None:
     detector.backbone["body"].blocks[0].register_forward_hook(lambda *_: None)
 
 
+def hooked_backward(detector: Detector) -> None:
+    detector.backbone["body"].blocks[0].register_full_backward_hook(lambda *_: None)
+
+
 def tied(detector: Detector) -> None:
     detector.other = nn.Linear(48, 48)
     detector.other.weight = detector.backbone["body"].blocks[0].attn.proj.weight
@@ -193,7 +197,8 @@ def tied(detector: Detector) -> None:
     [
         (compiled, "backbone.body._orig_mod", "before torch.compile"),
         (overridden, "backbone.body", "its forward was replaced"),
-        (hooked, "backbone.body", "forward hooks"),
+        (hooked, "backbone.body", "it has hooks"),
+        (hooked_backward, "backbone.body", "it has hooks"),
         (tied, "backbone.body", "other.weight, outside of it"),
     ],
 )
@@ -239,7 +244,11 @@ def test_pairs_and_single_images_are_read_as_a_loader_gives_them():
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [("", r"at = 'backbone\.body' would be"), ("backbone.nose", "there is nothing at"), ("neck", "is a Linear")],
+    [
+        ("", r"at = 'backbone\.body' would be"),
+        ("backbone.nose", "there is nothing at"),
+        ("neck", "is a Linear of torch"),
+    ],
 )
 def test_a_part_that_is_no_model_of_a_family_is_refused_with_the_right_path(at: str, message: str):
     with pytest.raises(ModelError, match=message):
@@ -254,6 +263,16 @@ def test_too_few_or_unequal_images_are_refused():
     with pytest.raises(ModelError, match="give forward"):
         toolchain.shrink(vit(), ["a.png"])
     sizes = [torch.zeros(4, 3, 32, 32), torch.zeros(4, 3, 48, 48)]
+    with pytest.raises(ModelError, match=r"cannot run on your images, a batch of 4×3×48×48"):
+        toolchain.shrink(vit(), [torch.zeros(4, 3, 48, 48)])
+    body = vit()
+    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(DataError, match="normalised floats"):
+        toolchain.shrink(body, [pixels], forward=body)
+    with pytest.raises(DataError, match="normalised floats"):
+        toolchain.shrink(body, [pixels])
+    with pytest.raises(ModelError, match="got a str"):
+        toolchain.shrink("vit_tiny_patch16_224", pictures())  # type: ignore[arg-type]
     with pytest.raises(DataError, match="of several sizes"):
         toolchain.shrink(vit(dynamic_img_size=True), sizes)
 

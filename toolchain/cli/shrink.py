@@ -63,7 +63,8 @@ def _written(draft: Draft, path: Path) -> Recipe:
     recipe = draft.recipe
     if path.exists() and Workspace(path.parent).has("") and Recipe.load(path) != recipe:
         raise StorageError(
-            f"{path} is another recipe: carry it out with `slimvit run {path} --out {path.parent}`, or choose another --out"
+            f"{path} was carried out and says something else: choose another --out, or edit that recipe and carry it out with "
+            f"`slimvit run {path} --out {path.parent}`"
         )
     write_recipe(draft, path)
     return recipe

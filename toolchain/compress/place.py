@@ -13,6 +13,9 @@ from toolchain.compress.witness import WAYS
 from toolchain.errors import ModelError
 from toolchain.families import FAMILIES
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps what runs beside a module."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,11 +51,10 @@ class Place:
             return f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
         if overridden := [way for way in WAYS if way in vars(self.part)]:
             return f"its {overridden[0]} was replaced on the instance; take that back first (accelerate: remove_hook_from_module)"
-        hooked = (m for m in self.part.modules() if m._forward_hooks or m._forward_pre_hooks)  # noqa: SLF001
-        if next(hooked, None) is not None:
+        if any(vars(module)[kind] for module in self.part.modules() for kind in HOOKS):
             return (
-                "it has forward hooks, and what they read of it is not seen; remove them, and read intermediate features "
-                "with its forward_intermediates"
+                "it has hooks, and what they read of it is not seen; remove them, and read intermediate features with its "
+                "forward_intermediates"
             )
         own = {id(tensor) for tensor in self.part.parameters()}
         inside = tuple(f"{path}." for path in self.paths if path)
@@ -74,6 +76,10 @@ class Place:
 
 def _claimed(model: nn.Module, at: str) -> nn.Module:
     """The module at a path, if a family claims it; else ModelError names the paths where one would."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"shrink takes a model in memory, got a {type(model).__name__}; `slimvit shrink` takes names and files"
+        )
     try:
         part = model.get_submodule(at)
     except AttributeError:
@@ -81,11 +87,18 @@ def _claimed(model: nn.Module, at: str) -> nn.Module:
     if part is not None and _is_claimed(part):
         return part
     claimed = [path for path, module in model.named_modules() if path and _is_claimed(module)]
-    what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is a {type(part).__name__}"
+    what = f"there is nothing at {at!r}" if part is None else f"{at or 'the model'} is {_called(part)}"
     where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
-    if any(isinstance(module, FeatureListNet) for module in (part or model).modules()):
+    if any(isinstance(module, FeatureListNet) for module in (model if part is None else part).modules()):
         where = " (timm took it apart: make it without features_only, and read its forward_intermediates)"
     raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
+
+
+def _called(part: nn.Module) -> str:
+    """A module's class and whose it is: torchvision has a VisionTransformer of its own."""
+    kind, home = type(part).__name__, type(part).__module__.partition(".")[0]
+    saved = "; save it with save_pretrained, and give `slimvit shrink` the folder" if home == "transformers" else ""
+    return f"a {kind} of {home}{saved}"
 
 
 def _is_claimed(module: nn.Module) -> bool:

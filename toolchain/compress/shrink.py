@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.data.tensors import tensor_source
-from toolchain.errors import BudgetError, ModelError
+from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.families import Family, adapt, family_of
 from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.outputs import Output
@@ -24,6 +25,7 @@ from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
 from toolchain.surgery.layers import as_layered
+from toolchain.surgery.replay import first_line
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import judged
@@ -80,12 +82,24 @@ def shrink(
     budget = _budget(params)
     place = Place.of(model, at)
     with judged(model):
-        entering, reading = witnessed(place.part, forward or model, images if forward else _batches(images, model))
+        run = forward or partial(_run, model)
+        entering, reading = witnessed(place.part, run, images if forward else _batches(images, model))
     source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading)
     problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
     masked = run_stage(Compress(source, progress=progress), problem).artifact
     smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     return Shrunk(place.fill(smaller.module), smaller.plan)
+
+
+def _run(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        size = "×".join(map(str, images.shape))
+        raise ModelError(
+            f"the model cannot run on your images, a batch of {size}: {first_line(error)}. Give images [B, C, H, W] of the "
+            "size and channels that it was built for"
+        ) from error
 
 
 def _budget(params: float) -> BudgetSection:
@@ -105,6 +119,8 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
                 + (f" of {tuple(image.shape)}" if isinstance(image, Tensor) else "")
                 + "; give forward, a function that runs the model on what you have"
             )
+        if not image.is_floating_point():
+            raise DataError(f"the images are {image.dtype}; give them as the model takes them, normalised floats")
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 

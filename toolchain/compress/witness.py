@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 
 from toolchain.errors import DataError, ModelError
 
+log = logging.getLogger(__name__)
+
 MOST, MOST_BYTES = 1024, 2**31
 """So many images are read of what may have no end, or fewer large ones."""
+LARGE = 20.0
+"""No usual mean and std make values as large of pixels in 0…1."""
 WAYS = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
 """The methods of timm's models by which images enter."""
 READ = (
@@ -97,6 +102,13 @@ class _Seen:
     def add(self, entering: object, reading: Reading) -> None:
         if not (isinstance(entering, Tensor) and entering.ndim == 4):
             raise ModelError(f"what is to shrink is given a {type(entering).__name__}; it must be images [B, C, H, W]")
+        if not entering.is_floating_point():
+            raise DataError(f"the images are {entering.dtype}; give them as the model takes them, normalised floats")
+        if not self.images and float(entering.abs().max()) > LARGE:
+            log.warning(
+                "The images reach %.0f, which is far for normalised ones; are they still pixels in 0…255?",
+                float(entering.abs().max()),
+            )
         self.readings.add(reading)
         if not self.is_full:
             self.images.append(entering.detach().float().cpu())

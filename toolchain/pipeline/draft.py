@@ -195,7 +195,8 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
         return Pictures(data)
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
+        what = f"{data} is a file" if folder.is_file() else f"there is no folder {data}"
+        raise DataError(f"{what}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:
         folders = list(folders_in(Layout.of(folder).folders["train"]))
     except DataError:  # no folders that could be classes

@@ -51,9 +51,15 @@ def _cautions(report: Report) -> tuple[str, ...]:
             ),
         )
     if report.output in FEATURES:
-        return ()
+        features = report.compressed.features
+        if features is None or features.error is None or features.error < FAR:
+            return ()
+        far = f"The features are far from the dense ones: the error is {percent(features.error)} of their variance"
+        return (f"{far}, and a constant has 100 %. Leave more parameters, or calibrate on more images.",)
     reason = report.relative_error_increase_reason
     return (f"There is no relative error increase: {reason}.",) if reason else ()
 
 
+FAR = 0.5
+"""From this error of the features on, a report warns."""
 SECTION = Section("headline", _draw)
