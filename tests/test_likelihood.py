@@ -19,6 +19,7 @@ from toolchain.likelihood import (
     Gaussian,
     Several,
     Tokens,
+    in_batches,
     likelihood_of,
     outputs_of,
 )
@@ -229,3 +230,12 @@ def test_of_several_outputs_divergence_and_curvature_are_the_means():
     for each in (likelihood, likelihood.parts[0]):
         with pytest.raises(TypeError, match="class labels cannot train"):
             each.supervised(a, torch.zeros(3))
+
+
+def test_whoever_reads_outputs_batch_by_batch_keeps_its_gradients():
+    images = Images(torch.zeros(4, 1, 2, 2).__getitem__, torch.zeros(4))
+    weight = torch.ones(1, requires_grad=True)
+    reading = in_batches(lambda batch: batch * weight, images)
+    first = next(reading)  # and the rest is never asked for
+    assert torch.is_grad_enabled()
+    assert not first.requires_grad

@@ -295,10 +295,11 @@ def joined(batches: Sequence[Outputs]) -> Outputs:
 
 
 def in_batches(model: Callable[[Tensor], Any], images: Dataset[tuple[Tensor, int]]) -> Iterator[Any]:
-    """What a module in eval mode, or any other function of images, gives batch by batch, in order."""
-    with torch.no_grad():
-        for batch, _ in batches(images, BATCH):
-            yield model(batch)
+    """What a module in eval mode, or any other function of images, gives batch by batch, in order, without gradients."""
+    for batch, _ in batches(images, BATCH):
+        with torch.no_grad():  # not around the loop: whoever reads it has a mode of its own
+            outputs = model(batch)
+        yield outputs
 
 
 def outputs_of(model: Callable[[Tensor], Any], images: Dataset[tuple[Tensor, int]]) -> Any:

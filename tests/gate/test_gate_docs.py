@@ -24,7 +24,7 @@ TODAY = dt.date(2027, 1, 1)
 @pytest.fixture
 def example(tmp_path):
     """Runs the page's gate.toml on files at the places that it names; keywords change the new model."""
-    (text,) = [block for block in BLOCKS if "[[cell]]" in block]
+    text = next(block for block in BLOCKS if "[[cell]]" in block)
     release = write_classifier(tmp_path / "baseline/model.onnx")
 
     def call(accepts=(), **changes):
@@ -35,6 +35,13 @@ def example(tmp_path):
         return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, measure=measure)
 
     return call
+
+
+def test_the_example_of_features_is_one_that_a_gate_reads(tmp_path):
+    (text,) = [block for block in BLOCKS if "features = {" in block]
+    (tmp_path / "gate.toml").write_text(text.replace("…", "0" * 64))
+    (cell,) = GateConfig.load(tmp_path / "gate.toml").cell
+    assert cell.relation.features.error == 0.2
 
 
 def test_the_example_runs_and_passes(example):
