@@ -40,6 +40,13 @@ def test_an_image_and_its_label_stay_together():
     assert [(image.item(), label) for image, label in (part[0], part[1])] == [(11.0, 11), (7.0, 7)]
 
 
+def test_every_image_is_a_scene_of_its_own_unless_said_otherwise():
+    assert images([0, 0, 1]).scenes.tolist() == [0, 1, 2]
+    grouped = Images(lambda position: torch.zeros(1, 1, 1), [0] * 6, scenes=torch.tensor([5, 5, 7, 8, 8, 9]))
+    assert grouped.take(torch.tensor([4, 0, 1])).unlabelled().scenes.tolist() == [8, 5, 5]
+    assert grouped.spread(3).scenes.tolist() == [5, 7, 8]
+
+
 def test_a_sample_is_even_and_never_empty():
     ordered = images(sorted([*range(10)] * 4))
     assert ordered.spread(10).labels.tolist() == [*range(10)], "of every class"

@@ -31,6 +31,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         positions: Tensor | None = None,
         workers: int = 0,
         finish: Callable[[Tensor], Tensor] | None = None,
+        scenes: Tensor | None = None,
     ) -> None:
         """Images in the order of `positions`.
 
@@ -40,16 +41,23 @@ class Images(Dataset[tuple[Tensor, int]]):
             positions: all of them, one after the other, if None.
             workers: as the attribute.
             finish: what `load` gave, stacked [B, …] → images float32 [B, C, H, W]; None if `load` gives images.
+            scenes: of all positions; each its own if None.
         """
         self._load, self._finish = load, finish
         self._all_labels = torch.as_tensor(labels, dtype=torch.int64)
         self.positions = torch.arange(len(self._all_labels)) if positions is None else positions
+        self._all_scenes = torch.arange(len(self._all_labels)) if scenes is None else scenes
         self.workers = workers
 
     @property
     def labels(self) -> Tensor:
         """The labels, int64 [N]."""
         return self._all_labels[self.positions]
+
+    @property
+    def scenes(self) -> Tensor:
+        """The number of the scene that each image shows, int64 [N]; all differ where nothing is known of them."""
+        return self._all_scenes[self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -69,7 +77,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     def unlabelled(self) -> Images:
         """The same images, each with label −1; no label is read."""
         nothing = torch.full((len(self._all_labels),), UNLABELLED)
-        return Images(self._load, nothing, self.positions, self.workers, self._finish)
+        return Images(self._load, nothing, self.positions, self.workers, self._finish, self._all_scenes)
 
     def spread(self, count: int) -> Images:
         """At most `count` of them at even steps, at least one: folders, and so splits, are often in the order of classes."""
@@ -78,7 +86,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def take(self, indices: Tensor) -> Images:
         """The images at the given indices [n] of this sequence; nothing is copied."""
-        return Images(self._load, self._all_labels, self.positions[indices], self.workers, self._finish)
+        positions = self.positions[indices]
+        return Images(self._load, self._all_labels, positions, self.workers, self._finish, self._all_scenes)
 
 
 def hold_out(images: Images, size: int, seed: int) -> tuple[Images, Images]:
