@@ -25,6 +25,7 @@ from toolchain.data.folders import (
     pictures_in,
     require_known,
 )
+from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
@@ -69,7 +70,7 @@ class ImageFolder:
         files = [path for part in samples.values() for path, _ in part]
         headers = _checked(files)
         parts = {
-            part: _images(preprocessing, [path for path, _ in pairs], [label for _, label in pairs], wanted)
+            part: _images(root, preprocessing, [path for path, _ in pairs], [label for _, label in pairs], wanted)
             for part, pairs in samples.items()
         }
         return Content(
@@ -113,7 +114,8 @@ class ImageFiles:
         files = [path for part in found.values() for path in part]
         headers = _checked(files)
         parts = {
-            part: _images(preprocessing, paths, [UNLABELLED] * len(paths), wanted) for part, paths in found.items()
+            part: _images(root, preprocessing, paths, [UNLABELLED] * len(paths), wanted)
+            for part, paths in found.items()
         }
         return Content(
             parts,
@@ -128,13 +130,22 @@ class ImageFiles:
         )
 
 
-def _images(preprocessing: Preprocessing, files: Sequence[Path], labels: Sequence[int], wanted: Wanted) -> Images:
+def _images(
+    root: Path, preprocessing: Preprocessing, files: Sequence[Path], labels: Sequence[int], wanted: Wanted
+) -> Images:
     load = partial(_load, preprocessing, files)
-    return Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels)
+    glances = Glances(
+        partial(_glance, files, preprocessing.exif_orientation), [path.relative_to(root).as_posix() for path in files]
+    )
+    return Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels, glances=glances)
 
 
 def _load(preprocessing: Preprocessing, files: Sequence[Path], position: int) -> Tensor:
     return preprocessing.pixels_of_file(files[position])
+
+
+def _glance(files: Sequence[Path], turn: bool, position: int) -> Tensor | None:
+    return glance(lambda: Image.open(files[position]), turn=turn)
 
 
 def _folder(argument: str) -> Path:

@@ -16,6 +16,7 @@ from toolchain.data.base import Content
 from toolchain.data.classes import numbers_of
 from toolchain.data.files import header_notes, sample, workers
 from toolchain.data.folders import NAMES_READ, by_split, listed
+from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
@@ -64,7 +65,8 @@ class HuggingFace:
             rows = Rows(argument, part, table, image_column)
             rows.check(headers)
             load = partial(_pixels, preprocessing, rows)
-            parts[part] = Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels)
+            glances = Glances(partial(_glance, rows, preprocessing.exif_orientation))
+            parts[part] = Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels, glances=glances)
             digest.update(f"{part} {table._fingerprint}\n".encode())  # noqa: SLF001 - the library's own content hash
         return Content(
             parts,
@@ -126,6 +128,10 @@ def _pixels(preprocessing: Preprocessing, rows: Rows, position: int) -> Tensor:
             return preprocessing.pixels_of(rows.as_declared(picture, turn=preprocessing.exif_orientation))
     except BAD_FILE as error:
         raise unreadable(rows.described(position), error) from error
+
+
+def _glance(rows: Rows, turn: bool, position: int) -> Tensor | None:
+    return glance(lambda: rows.open(position), turn=turn)
 
 
 def _load(name: str) -> tuple[dict[str, Split], list[str]]:

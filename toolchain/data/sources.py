@@ -13,11 +13,13 @@ from itertools import islice
 from torch import Tensor
 
 from toolchain.data.base import Content, Reader
+from toolchain.data.calibration import notes_on
 from toolchain.data.classes import read_classes, require_list_of
 from toolchain.data.files import ImageFiles, ImageFolder
 from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
-from toolchain.data.splits import Images, arrange
+from toolchain.data.scenes import keep_apart, tell_apart
+from toolchain.data.splits import Images, arrange, made
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 
@@ -164,12 +166,14 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
     numbers = read_classes(classes) if classes else None
     content = SOURCES[kind]().read(argument, replace(wanted, classes=numbers))
     notes = list(content.notes)
+    parts, told = tell_apart(content.parts)
     try:
-        splits = arrange(content.parts, wanted.calibration_images)
+        splits = arrange(parts, wanted.calibration_images)
     except DataError as error:  # what was left out may be why
         raise DataError(f"data source {name}: {error}. {' '.join(notes)}".rstrip()) from None
-    if (count := len(splits["calibration"])) < wanted.calibration_images:
-        notes.append(f"Calibration has {count} images, all of train; {wanted.calibration_images} were asked for.")
+    splits, kept = keep_apart(splits, made(parts))
+    if not content.synthetic:
+        notes += [*told, *kept, *notes_on(splits["calibration"], wanted.calibration_images, len(splits["train"]))]
     if numbers is not None:
         of = "the model's classes" if outputs is None else f"the model's {outputs} classes"
         notes.append(f"Accuracy is over {content.num_classes} of {of}, by data.classes; any class can be predicted.")

@@ -1,13 +1,15 @@
-"""Images with labels, and how they are split: fixed, seeded, stratified, disjoint."""
+"""Images with labels, and how they are split: fixed, seeded, stratified, disjoint, and no scene on two sides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from toolchain.data.glances import Glances
 from toolchain.errors import DataError
 
 UNLABELLED = -1
@@ -22,6 +24,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     Attributes:
         positions: int64 [N], where each image lies in what the source read; equal parts compare equal.
         workers: how many threads it is worth decoding them in; 0 where there is nothing to decode.
+        all_scenes: of all positions, as `scenes` has it of the images.
+        glances: how all positions are told apart; None where each image is taken for a scene of its own.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         workers: int = 0,
         finish: Callable[[Tensor], Tensor] | None = None,
         scenes: Tensor | None = None,
+        glances: Glances | None = None,
     ) -> None:
         """Images in the order of `positions`.
 
@@ -42,12 +47,13 @@ class Images(Dataset[tuple[Tensor, int]]):
             workers: as the attribute.
             finish: what `load` gave, stacked [B, …] → images float32 [B, C, H, W]; None if `load` gives images.
             scenes: of all positions; each its own if None.
+            glances: as the attribute.
         """
         self._load, self._finish = load, finish
         self._all_labels = torch.as_tensor(labels, dtype=torch.int64)
         self.positions = torch.arange(len(self._all_labels)) if positions is None else positions
-        self._all_scenes = torch.arange(len(self._all_labels)) if scenes is None else scenes
-        self.workers = workers
+        self.all_scenes = torch.arange(len(self._all_labels)) if scenes is None else scenes
+        self.workers, self.glances = workers, glances
 
     @property
     def labels(self) -> Tensor:
@@ -57,7 +63,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     @property
     def scenes(self) -> Tensor:
         """The number of the scene that each image shows, int64 [N]; all differ where nothing is known of them."""
-        return self._all_scenes[self.positions]
+        return self.all_scenes[self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -76,8 +82,11 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def unlabelled(self) -> Images:
         """The same images, each with label −1; no label is read."""
-        nothing = torch.full((len(self._all_labels),), UNLABELLED)
-        return Images(self._load, nothing, self.positions, self.workers, self._finish, self._all_scenes)
+        return self._changed(labels=torch.full((len(self._all_labels),), UNLABELLED))
+
+    def of_scenes(self, scenes: Tensor) -> Images:
+        """The same images, of the given scenes, int64 of all positions."""
+        return self._changed(scenes=scenes)
 
     def spread(self, count: int) -> Images:
         """At most `count` of them at even steps, at least one: folders, and so splits, are often in the order of classes."""
@@ -86,27 +95,82 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def take(self, indices: Tensor) -> Images:
         """The images at the given indices [n] of this sequence; nothing is copied."""
-        positions = self.positions[indices]
-        return Images(self._load, self._all_labels, positions, self.workers, self._finish, self._all_scenes)
+        return self._changed(positions=self.positions[indices])
+
+    def _changed(
+        self, labels: Tensor | None = None, positions: Tensor | None = None, scenes: Tensor | None = None
+    ) -> Images:
+        return Images(
+            self._load,
+            self._all_labels if labels is None else labels,
+            self.positions if positions is None else positions,
+            self.workers,
+            self._finish,
+            self.all_scenes if scenes is None else scenes,
+            self.glances,
+        )
 
 
 def hold_out(images: Images, size: int, seed: int) -> tuple[Images, Images]:
-    """(the rest, `size` held-out images), stratified: each class gives its share, to within one image.
+    """(the rest, about `size` held-out images), stratified, with every scene on one side.
 
-    A seeded shuffle, stably sorted by label, is sampled at even steps; unlabelled images are simply shuffled.
+    Where each image is a scene of its own, exactly `size` are held out, and each class gives its share to within one image.
+    Else a scene counts for the class of one of its images, and both are kept to within the size of a scene; as long as there
+    are two scenes, both sides have one.
     """
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[images.labels[shuffled].argsort(stable=True)]
-    chosen = torch.zeros(len(images), dtype=torch.bool)
-    chosen[by_class[(2 * torch.arange(size) + 1) * len(images) // (2 * size)]] = True
+    chosen = _sampled(images.labels, images.scenes, size, seed)
     return images.take((~chosen).nonzero().flatten()), images.take(chosen.nonzero().flatten())
+
+
+def varied(images: Images, size: int, seed: int) -> Images:
+    """`size` of the images, stratified; of each scene one, before there are two of any."""
+    firsts = torch.from_numpy(np.unique(images.scenes.numpy(), return_index=True)[1]).sort().values
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    labels, count = images.labels, min(size, len(firsts))
+    chosen[firsts[_sampled(labels[firsts], firsts, count, seed)]] = True
+    others = (~chosen).nonzero().flatten()
+    if size > count:
+        chosen[others[_sampled(labels[others], others, size - count, seed)]] = True
+    return images.take(chosen.nonzero().flatten())
+
+
+def _sampled(labels: Tensor, scenes: Tensor, size: int, seed: int) -> Tensor:
+    """Which images are taken, bool [N]: about `size`, in whole scenes.
+
+    A seeded shuffle, stably sorted by label and by how large scenes are, is sampled at even steps: a scene is taken where
+    that brings the number of those taken nearer to what is due.
+    """
+    total = len(labels)
+    shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    _, of_scene, sizes = np.unique(scenes[by_class].numpy(), return_inverse=True, return_counts=True)
+    _, firsts = np.unique(
+        of_scene, return_index=True
+    )  # where each scene comes first, and so the class that it counts for
+    order = np.lexsort((firsts, -sizes, labels[by_class].numpy()[firsts]))
+    passed, taken, chosen = 0, 0, np.zeros(len(sizes), dtype=bool)
+    for scene, images in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        passed += images
+        if 2 * (size * passed - total * taken) > total * images:
+            taken, chosen[scene] = taken + images, True
+    if 0 < size < total and len(sizes) > 1 and chosen.all() == chosen.any():  # all on one side
+        lightest = int(sizes.argmin())
+        chosen[lightest] = not chosen[lightest]
+    sampled = torch.zeros(total, dtype=torch.bool)
+    sampled[by_class] = torch.from_numpy(chosen[of_scene])
+    return sampled
+
+
+def made(parts: Mapping[str, Images]) -> tuple[str, ...]:
+    """Which of "validation" and "test" `arrange` takes from train, since a source has one of them or neither."""
+    return ("validation", "test")[: 2 - len({"validation", "test"} & set(parts))]
 
 
 def arrange(parts: Mapping[str, Images], calibration_images: int) -> dict[str, Images]:
     """The four splits of what a source read: "train", and "validation" and "test" where it has them.
 
     One held-out part alone is the test set, as papers quote it, and validation comes from train. Calibration is a
-    seeded subset of train, and all of it if it has fewer images than asked for.
+    seeded subset of train, of as many scenes as can be, and all of it if it has fewer images than asked for.
 
     Raises:
         DataError: there are too few images to give every split one.
@@ -125,5 +189,5 @@ def arrange(parts: Mapping[str, Images], calibration_images: int) -> dict[str, I
         )
     if not len(validation) or not len(test):
         raise DataError(f"validation has {len(validation)} and test {len(test)} images; each needs at least 1")
-    _, calibration = hold_out(train, min(calibration_images, len(train)), SPLIT_SEED + 2)
+    calibration = varied(train, min(calibration_images, len(train)), SPLIT_SEED + 2)
     return {"train": train, "calibration": calibration, "validation": validation, "test": test}

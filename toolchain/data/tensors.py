@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from toolchain.data.calibration import notes_on
+from toolchain.data.glances import SIDE, Glances
+from toolchain.data.scenes import keep_apart, tell_apart
 from toolchain.data.sources import DataSource
 from toolchain.data.splits import SPLIT_SEED, TEST_SHARE, UNLABELLED, Images, arrange, hold_out
 from toolchain.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 LEAST = 8
 """With fewer images nothing that is held out says anything."""
@@ -25,9 +33,16 @@ def tensor_source(images: Tensor) -> DataSource:
         raise DataError(f"there are {len(images)} images; at least {LEAST} are needed, and some hundreds are better")
     if not bool(images.isfinite().all()):
         raise DataError("some images hold values that are not finite")
-    everything = Images(images.__getitem__, torch.full((len(images),), UNLABELLED))
-    train, held_out = hold_out(everything, max(1, round(len(images) * TEST_SHARE)), SPLIT_SEED)
+    everything = Images(
+        images.__getitem__, torch.full((len(images),), UNLABELLED), glances=Glances(partial(_glance, images))
+    )
+    parts, told = tell_apart({"train": everything})
+    train, held_out = hold_out(parts["train"], max(1, round(len(images) * TEST_SHARE)), SPLIT_SEED)
     splits = arrange({"train": train, "validation": held_out, "test": held_out}, len(train))
+    splits, kept = keep_apart(splits, ("validation", "test"))
+    notes = (*told, *kept, *notes_on(splits["calibration"], len(train), len(train)))
+    for note in notes:
+        logger.warning("images: %s", note)
     channels = images.shape[1]
     source = DataSource(
         name="tensors",
@@ -42,6 +57,16 @@ def tensor_source(images: Tensor) -> DataSource:
         crop_mode=None,
         digest=hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
         splits=splits,
+        notes=notes,
     )
     source.to_compare()
     return source
+
+
+def _glance(images: Tensor, position: int) -> Tensor:
+    """Grey levels of an image, from the darkest of its values to the brightest."""
+    grey = functional.interpolate(images[position].mean(0)[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)[
+        0, 0
+    ]
+    low, high = images[position].aminmax()
+    return (255 * (grey - low) / (high - low).clamp_min(1e-9)).clamp(0, 255).round().to(torch.uint8)

@@ -1,0 +1,58 @@
+"""What the names of picture files tell: copies of one picture in several sizes, and pictures that follow each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import PurePath
+
+SIZE = re.compile(r"[-_ .]?\d{2,5}x\d{2,5}$")
+COPY = re.compile(r"([-_ .](\d{2,5}x\d{2,5}|copy|crop(ped)?\d*|resized|thumb(nail)?)|@\dx)$")
+AUGMENTED = re.compile(r"[-_.](jpe?g|png)\.rf\.[0-9a-f]{16,}$")
+"""What Roboflow adds to the name of a picture for each of its variants."""
+MOST_COPIES = 16
+"""Of more files whose names differ in such endings alone, the endings tell the pictures apart, and not the copies."""
+NUMBERED = re.compile(r"(.*?)(\d{1,9})$", re.DOTALL)
+
+
+def copies(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of positions, each with the next, of files in one folder whose names say that they are one picture.
+
+    They differ in what comes after the stem: a size, "crop", "copy", "resized", "thumb", or the file's type.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, name in enumerate(names):
+        folder, stem = _parts(name)
+        groups.setdefault((folder, _without_endings(stem)), []).append(position)
+    return [pair for group in groups.values() if len(group) <= MOST_COPIES for pair in pairwise(group)]
+
+
+def neighbours(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of positions of files in one folder that are numbered one after the other, as frames of a film are."""
+    numbers: dict[tuple[str, str], dict[int, int]] = {}
+    for position, name in enumerate(names):
+        folder, stem = _parts(name)
+        if numbered := NUMBERED.match(stem):
+            numbers.setdefault((folder, numbered[1]), {})[int(numbered[2])] = position
+    return [(at[number], at[number + 1]) for at in numbers.values() for number in at if number + 1 in at]
+
+
+def folder_of(name: str) -> str:
+    """The folder that a name lies in."""
+    return name.rpartition("/")[0]
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """(folder, stem in lower case) of a name."""
+    folder, _, file = name.rpartition("/")
+    return folder, PurePath(file).stem.casefold()
+
+
+def _without_endings(stem: str) -> str:
+    if SIZE.fullmatch(stem):
+        return ""
+    stem = AUGMENTED.sub("", stem)
+    while (shorter := COPY.sub("", stem)) and shorter != stem:
+        stem = shorter
+    return stem

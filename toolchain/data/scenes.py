@@ -1,0 +1,218 @@
+"""Scenes: images that show nearly the same belong to one, and splits keep each on one side.
+
+Up to `LOOKED_AT` images are all compared with each other. Of more, only names are compared before the split, and after it those
+that calibration and the judges see. Images of an own kind, as digits or clothes on a plain ground, all resemble each other: a
+scene that grows large is looked at again, more strictly.
+
+Legend: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from toolchain.data.glances import ALIKE, Look, Pairs, alike, glances_at, likenesses
+from toolchain.data.names import copies, folder_of, neighbours
+from toolchain.data.splits import Images
+
+LOOKED_AT = 2000
+"""So many images of a source are looked at: on one core a photograph of two megapixels takes about 10 ms."""
+STRICTER = (0.85, 0.9, 0.95, 0.98)
+"""The likeness at which scenes that are large are looked at again."""
+LARGE_SHARE, LARGE = 0.1, 8
+"""A scene is large that holds more than a tenth of all images and more than eight, or more than `MOST_SHARE` of a class."""
+MOST_SHARE = 0.6
+"""A scene with at most so many of all images, or of a class, can stay in train, and leaves enough to hold out."""
+LEAST = 3
+"""Train, validation and test need a scene each."""
+PIECES = 8
+"""Into so many pieces a scene is cut that no split could keep on one side."""
+CLASS_TO_KEEP = 8
+"""A class of so many images must be on both sides of a split, even where it is one scene."""
+NEARLY = 0.9
+"""The likeness from which on an image of a split that the user made is told to have a copy in another."""
+PROBES, RUNS = 100, 200
+"""Of large sources so many pairs of neighbours are looked at; where half are alike, runs of neighbours are scenes."""
+
+
+def tell_apart(parts: Mapping[str, Images]) -> tuple[dict[str, Images], list[str]]:
+    """The parts of a source with the scenes of their images, numbered over all parts, and what to say of them.
+
+    Parts without glances are left as they are.
+    """
+    seen = {name: images for name, images in parts.items() if images.glances is not None}
+    if not seen:
+        return dict(parts), []
+    if sum(map(len, seen.values())) > LOOKED_AT:
+        return {name: _told_by_order(images) if name == "train" else images for name, images in parts.items()}, []
+    pairs = _pairs(list(seen.values()))
+    labels = torch.cat([images.labels for images in seen.values()])
+    scenes, cut = grouped(labels, pairs)
+    told = zip(seen.items(), torch.split(scenes, [len(images) for images in seen.values()]), strict=True)
+    notes = _copies_across(seen, pairs, set(seen) - {"train"})
+    if cut:
+        notes.append(
+            f"{cut} of {len(scenes)} images look so much alike that no split can keep them on one side: what is measured on "
+            "validation and test holds for images like these alone. Add images of other scenes, or split them yourself."
+        )
+    return {**parts, **{name: images.of_scenes(numbers) for (name, images), numbers in told}}, notes
+
+
+def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dict[str, Images], list[str]]:
+    """The splits of a source of more than `LOOKED_AT` images without copies of held-out ones in train, and what to say.
+
+    Of calibration, and of validation and test together, up to half of `LOOKED_AT` images are looked at.
+
+    Args:
+        splits: as `arrange` made them.
+        made: which of "validation" and "test" were taken from train; of those that the user made copies are only counted.
+    """
+    train, calibration = splits["train"], splits["calibration"]
+    held_out = {name: splits[name] for name in ("validation", "test") if splits[name].glances is not None}
+    total = len(train) + sum(map(len, held_out.values()))
+    if train.glances is None or not held_out or not len(calibration) or total <= LOOKED_AT:
+        return dict(splits), []
+    looked = calibration.spread(LOOKED_AT // 2)
+    judges = {name: images.spread(LOOKED_AT // 2 // len(held_out)) for name, images in held_out.items()}
+    pairs = _pairs([looked, *judges.values()])
+    numbers, _ = grouped(torch.cat([images.labels for images in (looked, *judges.values())]), pairs)
+    ours, *theirs = torch.split(numbers, [len(looked), *map(len, judges.values())])
+    copied = torch.cat([ours[:0], *(each for name, each in zip(judges, theirs, strict=True) if name in made)])
+    notes = _copies_across({"train": looked, **judges}, pairs, set(judges) - set(made), "a sample of ")
+    left_out = looked.positions[torch.isin(ours, copied)]
+    if len(left_out):
+        notes.append(
+            f"{len(left_out)} images were left out of train, since validation or test has nearly the same. Remove copies from "
+            "the data to use the rest."
+        )
+    kept = {
+        name: images.take((~torch.isin(images.positions, left_out)).nonzero().flatten())
+        for name, images in (("train", train), ("calibration", calibration))
+    }
+    scenes = _merged(train.all_scenes, looked.positions, ours)
+    return {**splits, **{name: images.of_scenes(scenes) for name, images in kept.items()}}, notes
+
+
+def grouped(labels: Tensor, pairs: Pairs) -> tuple[Tensor, int]:
+    """(the scene of each image, int64 [N], how many images are in scenes that had to be cut).
+
+    Args:
+        labels: int64 [N], −1 where there is none.
+        pairs: of images that are alike; all that are linked are one scene, as long as it does not grow large.
+    """
+    kept = torch.ones(len(pairs.one), dtype=torch.bool)
+    scenes = _linked(len(labels), pairs.one, pairs.other)
+    for strictness in STRICTER:
+        large = _too_many(scenes, labels, max(LARGE, LARGE_SHARE * len(labels)), least=2)
+        if not large.any():
+            break
+        kept &= (pairs.likeness >= strictness) | ~large[pairs.one]
+        scenes = _linked(len(labels), pairs.one[kept], pairs.other[kept])
+    cut = _too_many(scenes, labels, MOST_SHARE * len(labels), least=CLASS_TO_KEEP)
+    if len(torch.unique(scenes)) < LEAST:
+        cut = scenes.bincount()[scenes] > 1
+    pieces = scenes.clone()
+    for scene in torch.unique(scenes[cut]):
+        for label in torch.unique(labels[scenes == scene]):
+            inside = ((scenes == scene) & (labels == label)).nonzero().flatten()
+            size = max(1, int((labels == label).sum()) // PIECES)
+            pieces[inside] = pieces.max() + 1 + torch.arange(len(inside)) // size
+    return pieces, int(cut.sum())
+
+
+def _too_many(scenes: Tensor, labels: Tensor, most: float, least: int) -> Tensor:
+    """Whether an image's scene has more than `most` images, or than `MOST_SHARE` of a class of `least` or more, bool [N]."""
+    sizes = scenes.bincount()
+    large = sizes > most
+    for label in torch.unique(labels):
+        of_class = labels == label
+        if least <= (count := int(of_class.sum())) < len(labels):
+            large |= scenes[of_class].bincount(minlength=len(sizes)) > max(1, MOST_SHARE * count)
+    return large[scenes]
+
+
+def _pairs(sequences: Sequence[Images]) -> Pairs:
+    """The pairs of images, numbered over all sequences, that look alike, or are by their names copies or neighbours."""
+    looks: list[tuple[Look, int]] = []
+    same, following = list[tuple[int, int]](), list[tuple[int, int]]()
+    for images in sequences:
+        if images.glances is None:
+            raise ValueError("images without glances cannot be told apart")
+        start, positions = len(looks), images.positions.tolist()
+        looks += [(images.glances.look, position) for position in positions]
+        names = [images.glances.names[position] for position in positions] if images.glances.names else []
+        same += [(start + one, start + other) for one, other in copies(names)]
+        following += [(start + one, start + other) for one, other in neighbours(names)]
+    glances = glances_at(looks, max(images.workers for images in sequences))
+    one, other = _ends(following)
+    likeness = (1 + likenesses(glances, one, other)) / 2  # of what follows half the difference counts
+    near = likeness >= ALIKE
+    return alike(glances) + Pairs(one[near], other[near], likeness[near]) + Pairs(*_ends(same), torch.ones(len(same)))
+
+
+def _ends(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """(the first, the second) of each pair, int64 [P]."""
+    one, other = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
+    return one, other
+
+
+def _linked(count: int, one: Tensor, other: Tensor) -> Tensor:
+    """The number of the connected part that each of `count` images is in, int64 [count]."""
+    links = coo_array((torch.ones(len(one)).numpy(), (one.numpy(), other.numpy())), shape=(count, count))
+    return torch.from_numpy(connected_components(links, directed=False)[1]).long()
+
+
+def _copies_across(sequences: Mapping[str, Images], pairs: Pairs, others: Collection[str], of: str = "") -> list[str]:
+    """What to say of images in `others` that look nearly the same as images of "train".
+
+    Args:
+        sequences: of images that `pairs` numbers over all, by the names of their parts.
+        pairs: of those that are alike.
+        others: the parts to say it of.
+        of: stands before a number of images, where these are not all of a part.
+    """
+    names = list(sequences)
+    owners = torch.arange(len(names)).repeat_interleave(torch.tensor([len(images) for images in sequences.values()]))
+    train = names.index("train")
+    one, other = (end[pairs.likeness >= NEARLY] for end in (pairs.one, pairs.other))
+    copied = torch.unique(torch.cat([other[owners[one] == train], one[owners[other] == train]]))
+    counts = owners[copied].bincount(minlength=len(names)).tolist()
+    return [
+        f"{count} of {of}{len(sequences[name])} images of {name} look nearly the same as images of train, so results on {name} "
+        f"are better than on new images. Remove them from train or from {name}."
+        for name, count in zip(names, counts, strict=True)
+        if name in others and count
+    ]
+
+
+def _told_by_order(images: Images) -> Images:
+    """A part too large to be looked at, with scenes by names and, where neighbours are alike, of runs of neighbours."""
+    count, glances = len(images), images.glances
+    if glances is None:
+        return images
+    folders = [folder_of(name) for name in glances.names] or [""] * count
+    pairs = copies(glances.names)
+    first = torch.arange(PROBES) * (count - 1) // PROBES
+    first = first[[folders[at] == folders[at + 1] for at in first.tolist()]]
+    seen = glances_at([(glances.look, at + step) for at in first.tolist() for step in (0, 1)], images.workers)
+    ends = torch.arange(0, len(seen), 2)
+    near = likenesses(seen, ends, ends + 1) >= ALIKE
+    if len(near) and 2 * int(near.sum()) >= len(near):
+        size = -(-count // RUNS)
+        pairs += [(at, at + 1) for at in range(count - 1) if (at + 1) % size and folders[at] == folders[at + 1]]
+    return images.of_scenes(_linked(count, *_ends(pairs)))
+
+
+def _merged(scenes: Tensor, positions: Tensor, numbers: Tensor) -> Tensor:
+    """Scenes [M] of all positions, with those made one whose images at `positions` [n] have one number [n]."""
+    merged = scenes.clone()
+    for number in torch.unique(numbers):
+        several = torch.unique(merged[positions[numbers == number]])
+        if len(several) > 1:
+            merged[torch.isin(merged, several)] = several[0]
+    return merged
