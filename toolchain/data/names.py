@@ -28,14 +28,15 @@ def copies(names: Sequence[str]) -> list[tuple[int, int]]:
     return [pair for group in groups.values() if len(group) <= MOST_COPIES for pair in pairwise(group)]
 
 
-def neighbours(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of positions of files in one folder that are numbered one after the other, as frames of a film are."""
+def neighbours(names: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Pairs of positions of files that are numbered one after the other, as frames of a film are; a list for each such row."""
     numbers: dict[tuple[str, str], dict[int, int]] = {}
     for position, name in enumerate(names):
         folder, stem = _parts(name)
         if numbered := NUMBERED.match(stem):
             numbers.setdefault((folder, numbered[1]), {})[int(numbered[2])] = position
-    return [(at[number], at[number + 1]) for at in numbers.values() for number in at if number + 1 in at]
+    rows = ([(row[number], row[number + 1]) for number in row if number + 1 in row] for row in numbers.values())
+    return [row for row in rows if row]
 
 
 def folder_of(name: str) -> str:

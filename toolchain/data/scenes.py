@@ -22,10 +22,10 @@ from toolchain.data.splits import Images
 
 LOOKED_AT = 2000
 """So many images of a source are looked at: on one core a photograph of two megapixels takes about 10 ms."""
-STRICTER = (0.85, 0.9, 0.95, 0.98)
+STRICTER = (0.85, 0.9, 0.95, 0.97, 0.98)
 """The likeness at which scenes that are large are looked at again."""
-LARGE_SHARE, LARGE = 0.1, 8
-"""A scene is large that holds more than a tenth of all images and more than eight, or more than `MOST_SHARE` of a class."""
+LARGE_SHARE, LARGE = 0.02, 8
+"""A scene is large that holds more than a fiftieth of all images and more than eight, or more than `MOST_SHARE` of a class."""
 MOST_SHARE = 0.6
 """A scene with at most so many of all images, or of a class, can stay in train, and leaves enough to hold out."""
 LEAST = 3
@@ -36,8 +36,10 @@ CLASS_TO_KEEP = 8
 """A class of so many images must be on both sides of a split, even where it is one scene."""
 NEARLY = 0.9
 """The likeness from which on an image of a split that the user made is told to have a copy in another."""
+SEQUENCE = 0.9
+"""Of images that are numbered one after the other half the neighbours are this alike where they are frames of one film."""
 PROBES, RUNS = 100, 200
-"""Of large sources so many pairs of neighbours are looked at; where half are alike, runs of neighbours are scenes."""
+"""Of large sources so many pairs of neighbours are looked at; if they are a film's, runs of neighbours are scenes."""
 
 
 def tell_apart(parts: Mapping[str, Images]) -> tuple[dict[str, Images], list[str]]:
@@ -137,22 +139,32 @@ def _too_many(scenes: Tensor, labels: Tensor, most: float, least: int) -> Tensor
 
 
 def _pairs(sequences: Sequence[Images]) -> Pairs:
-    """The pairs of images, numbered over all sequences, that look alike, or are by their names copies or neighbours."""
+    """The pairs of images, numbered over all sequences, that look alike, are copies by their names, or follow each other in a film."""
     looks: list[tuple[Look, int]] = []
-    same, following = list[tuple[int, int]](), list[tuple[int, int]]()
+    same, films = list[tuple[int, int]](), list[list[tuple[int, int]]]()
     for images in sequences:
         if images.glances is None:
             raise ValueError("images without glances cannot be told apart")
         start, positions = len(looks), images.positions.tolist()
         looks += [(images.glances.look, position) for position in positions]
         names = [images.glances.names[position] for position in positions] if images.glances.names else []
-        same += [(start + one, start + other) for one, other in copies(names)]
-        following += [(start + one, start + other) for one, other in neighbours(names)]
+        same += _shifted(copies(names), start)
+        films += [_shifted(numbered, start) for numbered in neighbours(names)]
     glances = glances_at(looks, max(images.workers for images in sequences))
-    one, other = _ends(following)
-    likeness = (1 + likenesses(glances, one, other)) / 2  # of what follows half the difference counts
-    near = likeness >= ALIKE
-    return alike(glances) + Pairs(one[near], other[near], likeness[near]) + Pairs(*_ends(same), torch.ones(len(same)))
+    for numbered in films:
+        likeness = likenesses(glances, *_ends(numbered))
+        if _is_film(likeness):
+            same += [pair for pair, near in zip(numbered, ((1 + likeness) / 2 >= ALIKE).tolist(), strict=True) if near]
+    return alike(glances) + Pairs(*_ends(same), torch.ones(len(same)))
+
+
+def _is_film(likeness: Tensor) -> bool:
+    """Whether images with neighbours so much alike [P] are a film."""
+    return len(likeness) >= LEAST and bool(likeness.median() >= SEQUENCE)
+
+
+def _shifted(pairs: Sequence[tuple[int, int]], start: int) -> list[tuple[int, int]]:
+    return [(start + one, start + other) for one, other in pairs]
 
 
 def _ends(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -201,8 +213,7 @@ def _told_by_order(images: Images) -> Images:
     first = first[[folders[at] == folders[at + 1] for at in first.tolist()]]
     seen = glances_at([(glances.look, at + step) for at in first.tolist() for step in (0, 1)], images.workers)
     ends = torch.arange(0, len(seen), 2)
-    near = likenesses(seen, ends, ends + 1) >= ALIKE
-    if len(near) and 2 * int(near.sum()) >= len(near):
+    if _is_film(likenesses(seen, ends, ends + 1)):
         size = -(-count // RUNS)
         pairs += [(at, at + 1) for at in range(count - 1) if (at + 1) % size and folders[at] == folders[at + 1]]
     return images.of_scenes(_linked(count, *_ends(pairs)))
