@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolchain.data.glances import ALIKE, Look, Pairs, alike, glances_at, likenesses
 from toolchain.data.names import copies, folder_of, neighbours
-from toolchain.data.splits import Images
+from toolchain.data.splits import SPLIT_SEED, Images, varied
 
 LOOKED_AT = 2000
 """So many images of a source are looked at: on one core a photograph of two megapixels takes about 10 ms."""
@@ -66,9 +66,10 @@ def tell_apart(parts: Mapping[str, Images]) -> tuple[dict[str, Images], list[str
 
 
 def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dict[str, Images], list[str]]:
-    """The splits of a source of more than `LOOKED_AT` images without copies of held-out ones in train, and what to say.
+    """The splits of a source of more than `LOOKED_AT` images without copies of held-out ones in calibration, and what to say.
 
-    Of calibration, and of validation and test together, up to half of `LOOKED_AT` images are looked at.
+    Of calibration, and of validation and test together, up to half of `LOOKED_AT` images are looked at. Copies leave train;
+    others of train that were looked at replace them in calibration.
 
     Args:
         splits: as `arrange` made them.
@@ -79,25 +80,34 @@ def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dic
     total = len(train) + sum(map(len, held_out.values()))
     if train.glances is None or not held_out or not len(calibration) or total <= LOOKED_AT:
         return dict(splits), []
-    looked = calibration.spread(LOOKED_AT // 2)
+    used = calibration.spread(LOOKED_AT // 2)
+    others = train.take(_outside(train, calibration.positions))
+    spare = varied(others, min(len(others), LOOKED_AT // 2 - len(used)) if made else 0, SPLIT_SEED + 3)
+    looked = train.take(torch.isin(train.positions, torch.cat([used.positions, spare.positions])).nonzero().flatten())
     judges = {name: images.spread(LOOKED_AT // 2 // len(held_out)) for name, images in held_out.items()}
-    pairs = _pairs([looked, *judges.values()])
-    numbers, _ = grouped(torch.cat([images.labels for images in (looked, *judges.values())]), pairs)
-    ours, *theirs = torch.split(numbers, [len(looked), *map(len, judges.values())])
-    copied = torch.cat([ours[:0], *(each for name, each in zip(judges, theirs, strict=True) if name in made)])
-    notes = _copies_across({"train": looked, **judges}, pairs, set(judges) - set(made), "a sample of ")
-    left_out = looked.positions[torch.isin(ours, copied)]
-    if len(left_out):
+    sequences = {"train": looked, **judges}
+    pairs = _pairs(list(sequences.values()))
+    numbers, _ = grouped(torch.cat([images.labels for images in sequences.values()]), pairs)
+    scenes = dict(zip(sequences, torch.split(numbers, list(map(len, sequences.values()))), strict=True))
+    notes = _copies_across(sequences, pairs, set(judges) - set(made), "a sample of ")
+    judged = torch.cat([numbers[:0], *(scenes[name] for name in judges if name in made)])
+    copied = looked.positions[torch.isin(scenes["train"], judged)]
+    left = calibration.positions[_outside(calibration, copied)]
+    clean, gone = spare.positions[_outside(spare, copied)], len(calibration) - len(left)
+    fresh = clean[torch.arange(min(gone, len(clean))) * len(clean) // max(gone, 1)]
+    if len(copied):
         notes.append(
-            f"{len(left_out)} images were left out of train, since validation or test has nearly the same. Remove copies from "
-            "the data to use the rest."
+            f"{len(copied)} images were left out of train, since validation or test has nearly the same. Remove copies from the "
+            "data to use the rest."
         )
-    kept = {
-        name: images.take((~torch.isin(images.positions, left_out)).nonzero().flatten())
-        for name, images in (("train", train), ("calibration", calibration))
-    }
-    scenes = _merged(train.all_scenes, looked.positions, ours)
-    return {**splits, **{name: images.of_scenes(scenes) for name, images in kept.items()}}, notes
+    train = train.take(_outside(train, copied)).of_scenes(_merged(train.all_scenes, looked.positions, scenes["train"]))
+    calibration = train.take(torch.isin(train.positions, torch.cat([left, fresh])).nonzero().flatten())
+    return {**splits, "train": train, "calibration": calibration}, notes
+
+
+def _outside(images: Images, positions: Tensor) -> Tensor:
+    """The indices [n] of the images that are at none of the positions."""
+    return (~torch.isin(images.positions, positions)).nonzero().flatten()
 
 
 def grouped(labels: Tensor, pairs: Pairs) -> tuple[Tensor, int]:
