@@ -222,4 +222,5 @@ def test_damaged_exif_does_not_stop_what_does_not_ask_for_it(tmp_path):
     Image.fromarray(COLOUR).save(buffer, "png", exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff")
     for index in range(4):
         (tmp_path / f"{index}.png").write_bytes(buffer.getvalue())
-    assert not open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, calibration_images=0)).notes
+    notes = open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, calibration_images=0)).notes
+    assert not [note for note in notes if "orientation" in note]
