@@ -58,6 +58,15 @@ def test_classes_keep_their_shares_where_scenes_are_small(seed):
     assert held.labels.bincount(minlength=4).sub(12).abs().max() <= 3
 
 
+@given(pairs=st.sets(st.integers(0, 199), min_size=1, max_size=4), seed=st.integers(0, 2**31))
+def test_a_few_copies_move_a_few_images(pairs, seed):
+    scenes = [position - 1 if position in pairs and position % 2 else position for position in range(200)]
+    labels = [position % 5 for position in range(200)]
+    before, after = (set(hold_out(images(labels, own), 40, seed)[1].positions.tolist()) for own in (None, scenes))
+    assert len(after) == 40
+    assert len(before - after) <= 2 * len(pairs)
+
+
 @given(everything=of_scenes(80, least=20))
 def test_train_validation_and_test_share_no_scene(everything):
     if (everything.scenes.bincount() > 0).sum() < 3:

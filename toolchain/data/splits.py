@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from toolchain.data.glances import Glances
 from toolchain.errors import DataError
+
+Counts = NDArray[np.int64]
 
 UNLABELLED = -1
 SPLIT_SEED = 0  # the same for every recipe, so that all are judged by the same images
@@ -137,28 +140,45 @@ def varied(images: Images, size: int, seed: int) -> Images:
 def _sampled(labels: Tensor, scenes: Tensor, size: int, seed: int) -> Tensor:
     """Which images are taken, bool [N]: about `size`, in whole scenes.
 
-    A seeded shuffle, stably sorted by label and by how large scenes are, is sampled at even steps: a scene is taken where
-    that brings the number of those taken nearer to what is due.
+    A seeded shuffle, stably sorted by label, is sampled at even steps. Scenes of which a part is taken then go to the side
+    where most of them is, and as few others as can be change sides for the numbers that this leaves.
     """
     total = len(labels)
     shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    _, of_scene, sizes = np.unique(scenes[by_class].numpy(), return_inverse=True, return_counts=True)
-    _, firsts = np.unique(
-        of_scene, return_index=True
-    )  # where each scene comes first, and so the class that it counts for
-    order = np.lexsort((firsts, -sizes, labels[by_class].numpy()[firsts]))
-    passed, taken, chosen = 0, 0, np.zeros(len(sizes), dtype=bool)
-    for scene, images in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        passed += images
-        if 2 * (size * passed - total * taken) > total * images:
-            taken, chosen[scene] = taken + images, True
-    if 0 < size < total and len(sizes) > 1 and chosen.all() == chosen.any():  # all on one side
-        lightest = int(sizes.argmin())
-        chosen[lightest] = not chosen[lightest]
-    sampled = torch.zeros(total, dtype=torch.bool)
-    sampled[by_class] = torch.from_numpy(chosen[of_scene])
-    return sampled
+    taken = torch.zeros(total, dtype=torch.bool)
+    taken[by_class[(2 * torch.arange(size) + 1) * total // (2 * size)]] = True
+    _, firsts, of_scene, sizes = np.unique(
+        scenes[by_class].numpy(), return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(sizes) < total:
+        parts = np.bincount(of_scene, weights=taken[by_class].numpy(), minlength=len(sizes)).astype(np.int64)
+        whole = _whole(parts, sizes, firsts, labels[by_class].numpy()[firsts])
+        taken[by_class] = torch.from_numpy(whole[of_scene])
+    return taken
+
+
+def _whole(parts: Counts, sizes: Counts, firsts: Counts, labels: Counts) -> NDArray[np.bool_]:
+    """Which scenes are taken, so that of each class about as many images are as were taken in parts.
+
+    Args:
+        parts: of each scene [S], how many images were taken.
+        sizes, firsts, labels: how many it has, where it comes first in the shuffle, and the class that it counts for.
+    """
+    taken = 2 * parts > sizes
+    if 0 < parts.sum() < sizes.sum():
+        due = 0  # so many images too few are taken, of this class and those before it
+        order = np.lexsort((firsts, -sizes, labels))  # large ones first, so that small ones can make up for them
+        for scenes in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+            due += int((parts[scenes] - sizes[scenes] * taken[scenes]).sum())
+            for scene in scenes.tolist():
+                if 2 * abs(due) > sizes[scene] and taken[scene] == (due < 0):
+                    due += int(sizes[scene]) if taken[scene] else -int(sizes[scene])
+                    taken[scene] = not taken[scene]
+        if len(sizes) > 1 and taken.all() == taken.any():  # all are on one side
+            lightest = int(sizes.argmin())
+            taken[lightest] = not taken[lightest]
+    return taken
 
 
 def made(parts: Mapping[str, Images]) -> tuple[str, ...]:
