@@ -159,12 +159,14 @@ def test_copies_across_the_users_own_splits_are_counted_and_left(tmp_path):
         (tmp_path / part).mkdir()
         for seed in seeds:
             encoded(texture(seed), 40).save(tmp_path / part / f"{part}{seed}.jpg")
-    source = open_(tmp_path)
+    source = open_(tmp_path, calibration_images=1000)
     assert [len(source.split(name)) for name in ("train", "validation", "test")] == [12, 6, 4]
     said = (
         "3 of 6 images of validation look nearly the same as images of train, so results on validation are better than "
     )
-    assert source.notes == (said + "on new images. Remove them from train or from validation.",)
+    assert source.notes[0] == said + "on new images. Remove them from train or from validation."
+    assert [note for note in source.notes if "test" in note] == []
+    assert open_(tmp_path).notes == (), "nothing is split, and nothing calibrated"
 
 
 def test_a_picture_that_cannot_be_decoded_is_a_scene_of_its_own(tmp_path):

@@ -27,8 +27,7 @@ DECODED_SIDE = 96
 FLAT = 1.0
 """Grey levels between neighbouring cells, root mean square: with less there is nothing to tell a picture by."""
 ALIKE = 0.8
-"""The correlation from which on pictures are alike. Of 618 photographs, drawings and wallpapers, pairs above it show the same,
-or one round thing each on a plain ground; of photographs alone no two different ones are above."""
+"""The correlation from which on pictures are alike; docs/adr/0023 has what it finds, and what it takes for alike wrongly."""
 PARTS = (  # top, left, height, width of what is compared: the whole, crops of 0.72 of the area, and of three quarters
     (0.0, 0.0, 1.0, 1.0),
     *((y, x, 0.85, 0.85) for y, x in ((0.0, 0.0), (0.0, 0.15), (0.15, 0.0), (0.15, 0.15), (0.075, 0.075))),

@@ -166,7 +166,9 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
     numbers = read_classes(classes) if classes else None
     content = SOURCES[kind]().read(argument, replace(wanted, classes=numbers))
     notes = list(content.notes)
-    parts, told = tell_apart(content.parts)
+    parts, told = content.parts, list[str]()
+    if wanted.calibration_images or made(parts):  # else nothing is split, and nothing calibrated
+        parts, told = tell_apart(parts)
     try:
         splits = arrange(parts, wanted.calibration_images)
     except DataError as error:  # what was left out may be why
