@@ -102,10 +102,11 @@ SUBJECTS = frozenset(
         "heron_greatblue_flying owl tucan chimp gorilla dolphin bison bull cow cow_white goat mountaingoat ram sheep "
         "sheep_lamb camel dromedary caribou deer doe wapiti indian_blackbuck dingo dog donkey donkey_eating horse zebra "
         "giraffe pig pig_golden pig_golden2 wildboar rhino_black squirrel tiger tiger_sumatran lion lion-2 bear "
-        "european-bear sea_lion"
+        "european-bear sea_lion penguin little-penguin magellanic_penguin orca whale yak zebu tamarin_emperor hornet "
+        "hoverfly sedan_police"
     ).split()
 )
-"""Stamps that are drawn, or of animals that calibration has, or near ones."""
+"""Stamps that are drawn or cut to pieces, and those of animals that calibration has, or of near ones."""
 
 
 @dataclass(frozen=True)
