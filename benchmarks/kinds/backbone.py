@@ -67,6 +67,10 @@ EFFICIENCY = 0.6
 """Share of the matmul rate that a backbone of this size reaches, assumed."""
 
 
+NOTHING: dict[str, Any] = {"seconds": {}, "chosen": {}, "peak_bytes": None, "peak_bytes_loaded": None}
+"""What is known of compressing where nothing was."""
+
+
 class Group(Table):
     """Cells that share a name.
 
@@ -231,7 +235,9 @@ class Backbone(Kind[BackboneCell, Group]):
         recipe, settings = self.recipe(cell, bench.suite, given, chosen), self.peer_settings(cell, chosen)
         job = narrowed(prepare(recipe))
         clock.lap("prepare")
-        made, facts = self.compressed(recipe, job, settings, bench.work)
+        made, facts = unplanned(job.dense, job.dense.module, "none"), NOTHING
+        if settings or recipe.compress.method != "none":
+            made, facts = self.compressed(recipe, job, settings, bench.work)
         clock.skip()
         seconds, kept = {**clock.seconds, **facts["seconds"]}, None
         if cell.training == "recovered":
@@ -280,9 +286,8 @@ class Backbone(Kind[BackboneCell, Group]):
             model = load_model(folder)
             assert isinstance(model, MaskedModel)
             return model, known
-        pruned = folder.with_suffix(".pt")
-        module = torch.load(pruned, weights_only=False) if pruned.exists() else job.dense.module
-        return unplanned(job.dense, module, "torch-pruning" if pruned.exists() else "none"), known
+        pruned = torch.load(folder.with_suffix(".pt"), weights_only=False)  # our own file
+        return unplanned(job.dense, pruned, "torch-pruning"), known
 
     def final(self, cell: BackboneCell, made: MaskedModel) -> tuple[nn.Module, Any]:
         """(the module that would be shipped, its shapes)."""
@@ -297,14 +302,15 @@ class Backbone(Kind[BackboneCell, Group]):
         sets, figures = {}, {}
         for name in (TUNING,) if cell.sweep else (*SETS, TUNING):
             pictures = Pictures.of(given.pictures / name, job.dense.preprocess)
-            ours, dense = tokens_of(module, pictures.images), self.dense(name, pictures, job.dense.module, work)
+            dense = self.dense(name, pictures, job.dense.module, work)
+            ours = dense if module is job.dense.module else tokens_of(module, pictures.images)
             sets[name] = {"names": list(pictures.names), **judged(ours, dense, pictures.images.labels)}
             if name == "judge":
                 maps = maps_of(given.decode, ours)
                 sets[name]["saliency"] = by_image(maps, maps_of(given.decode, dense))
                 shown = [(at, each) for at, each in enumerate(pictures.names) if each in given.shown]
                 figures["maps"] = {each: small_map(maps[at]) for at, each in shown}
-                if cell.settings["compress.method"] == "none" and not cell.peer:
+                if module is job.dense.module:
                     figures["thumbnails"] = {each: thumbnail(pictures.paths[at]) for at, each in shown}
         return {"sets": sets, **figures}
 
@@ -423,7 +429,7 @@ def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
         made, chosen = torch_pruning.prune(job.dense, job.source, torch_pruning.Settings.of(settings), gradients)
         folder.parent.mkdir(parents=True, exist_ok=True)
         torch.save(made.module, folder.with_suffix(".pt"))
-    elif recipe.compress.method != "none":
+    else:
         dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": sha256(_weights(recipe))})
         found = compress(job, dense, Latency())
         save_model(found.artifact, folder)
