@@ -130,7 +130,7 @@ def constants(file: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
 
 
 def converted(values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
-    """timm's state dict at 224 pixels.
+    """Timm's state dict at 224 pixels.
 
     Raises:
         ArtifactError: a constant is missing.

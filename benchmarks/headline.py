@@ -113,7 +113,9 @@ def pretrained_table(results: Results) -> str:
         told = None if probe is None else probe.result["probe"]["test"]
         rows.append(
             [
-                "dense" if name == "dense" else f"{record.result['params'] / record.result['dense']['params']:.0%} of the parameters",
+                "dense"
+                if name == "dense"
+                else f"{record.result['params'] / record.result['dense']['params']:.0%} of the parameters",
                 f"{record.result['bytes'] / 1e6:.1f} MB",
                 *(real.shown(real.error(record, "judge", what)) for what in ("class", "patches")),
                 f"{votes} of {judge['neighbours']['total']}",
@@ -121,7 +123,14 @@ def pretrained_table(results: Results) -> str:
                 "–" if name == "dense" else f"{record.seconds['compress']:.0f} s",
             ]
         )
-    head = ["DINOv2 ViT-S/14", "Weights, fp32", "Error, class token", "Error, patches", "Neighbours right", "Probe wrong"]
+    head = [
+        "DINOv2 ViT-S/14",
+        "Weights, fp32",
+        "Error, class token",
+        "Error, patches",
+        "Neighbours right",
+        "Probe wrong",
+    ]
     caption = (
         "No label was read, and nothing was trained after. Error is of the features after the last norm, on photographs of other "
         "scenes and subjects than the 384 crops that it was compressed on: 0 is the dense model, 1 a constant. Neighbours: pictures "
@@ -252,7 +261,9 @@ def drawn(results: Results) -> dict[Path, str]:
     if first:
         shown[ROOT / "models" / "vit_small_patch14_dinov2" / "README.md"] = first
     texts = {
-        page: within(page.read_text(encoding="utf-8"), placed(text, page)) for page, text in shown.items() if page.is_file()
+        page: within(page.read_text(encoding="utf-8"), placed(text, page))
+        for page, text in shown.items()
+        if page.is_file()
     }
     pictures = {"results.svg": picture(results), **({"pretrained.svg": maps} if maps else {})}
     return {**{ROOT / "docs" / name: text for name, text in pictures.items()}, **texts}

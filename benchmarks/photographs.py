@@ -2,8 +2,7 @@
 
 Three sets that share no scene and no subject, chosen once: `calibration`, `tuning`, by which a method is improved, and
 `judge`, which is looked at when nothing is changed any more; beside them `drawings`, which a model calibrated on
-photographs never saw the like of. The lists are fixed, nothing is drawn by chance, and the pictures never leave this
-machine.
+photographs never saw the like of. photographs.toml has the lists. The pictures never leave this machine.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ import argparse
 import hashlib
 import io
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from PIL import Image
@@ -23,16 +24,8 @@ from resource_file import ResourceFile
 
 from toolchain.errors import DataError, SlimvitError
 
-PACKAGES = (
-    "gcompris-qt-data",
-    "tuxpaint-stamps-default",
-    "mate-backgrounds",
-    "lomiri-wallpapers-16.04",
-    "lomiri-wallpapers-20.04",
-    "plasma-workspace-wallpapers",
-    "palapeli-data",
-)
-"""Of Debian 12; releases that have them, too, give the same pictures as long as their files keep their names."""
+LISTS: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+"""The fixed lists."""
 SIDE, SMALLEST = 256, 200
 """Pixels of what is written, and of the shorter side of what is taken."""
 CALIBRATION = 384
@@ -42,71 +35,6 @@ CROPS = ((1.0, 0.5, 0.5), (0.65, 0.3, 0.35), (0.5, 0.75, 0.6))
 
 RESOURCES = "usr/share/gcompris-qt/rcc"
 ACTIVITIES = "gcompris/src/activities"
-SEEN = ("explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music", "erase")
-"""Activities whose pictures are photographs of animals, buildings and people."""
-UNDER_WATER = ("bottom", "sea1", "sea2", "sea3", "sea4", "sea5", "sea6")
-WALLPAPERS = (
-    *(
-        f"usr/share/backgrounds/mate/nature/{name}.jpg"
-        for name in (
-            "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower"
-        ).split()
-    ),
-    *(
-        f"usr/share/backgrounds/{name}.jpg"
-        for name in (
-            "Bridge_by_Sander_Klootwijk Dragonfly_by_Bolly Kleiber_by_Lukas_Baubkus Picture_1A_by_freespace "
-            "Wine_by_Jakkub_Mede aitzgorri_by_Aitzol_Berasategi free_by_Peter_Nerlich friends_by_Aitzol_Berasategi "
-            "greentock_by_Peter_Nerlich life_by_Aitzol_Berasategi picosdeeuropa_by_Aitzol_Berasategi "
-            "seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi"
-        ).split()
-    ),
-    *(
-        f"usr/share/wallpapers/{name}/contents/images/2560x1600.jpg"
-        for name in (
-            "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"
-        ).split()
-    ),
-    *(
-        f"usr/share/palapeli/collection/{name}.jpg"
-        for name in "castle-maintenon cincinnati-bridge european-honey-bee panther-chameleon-female".split()
-    ),
-)
-"""Those that are photographs; the packages' drawings, and photographs of fruit, which the judge has, are left out."""
-SCIKIT = ("china", "flower")
-
-OBJECTS = {"renewable": ("windmill", "solar", "dam"), "tools": (), "fishes": (), "others": ()}
-"""Folder of the activity `categorization` → how its names begin, where its kinds are classes of their own.
-
-Its monuments are not taken, and `numbers`, which are the same toy blocks as `alphabets`.
-"""
-LEFT_OUT = frozenset({"igloo"})
-"""A building, as calibration has them."""
-
-STAMPS = {
-    "birds": "animals/birds",
-    "mammals": "animals/mammals",
-    "sea": "animals/fish",
-    "insects": "animals/insects",
-    "fruit": "food/fruit",
-    "vegetables": "food/vegetables",
-    "household": "household",
-    "vehicles": "vehicles",
-}
-"""Class → folder of the stamps; cut-outs of photographs, but for those whose path has one of DRAWN."""
-DRAWN = ("cartoon", "toys", "mirror")
-SUBJECTS = frozenset(
-    (
-        "bee echidna hedgehog fly "  # drawn or grey
-        "adelaide-rosella rainbow-lorikeet chicken_profile hen rooster drake duck gander heron_greatblue "
-        "heron_greatblue_flying owl tucan chimp gorilla dolphin bison bull cow cow_white goat mountaingoat ram sheep "
-        "sheep_lamb camel dromedary caribou deer doe wapiti indian_blackbuck dingo dog donkey donkey_eating horse zebra "
-        "giraffe pig pig_golden pig_golden2 wildboar rhino_black squirrel tiger tiger_sumatran lion lion-2 bear "
-        "european-bear sea_lion penguin little-penguin magellanic_penguin orca whale yak zebu tamarin_emperor hornet "
-        "hoverfly sedan_police"
-    ).split()
-)
-"""Stamps that are drawn or cut to pieces, and those of animals that calibration has, or of near ones."""
 
 
 @dataclass(frozen=True)
@@ -172,17 +100,18 @@ def enumerated(named: Iterable[tuple[str, str, Image.Image]]) -> Iterator[tuple[
 
 def photographs(root: Path) -> Iterator[tuple[str, Image.Image]]:
     """(scene, photograph) of what a method is calibrated on, the large ones first."""
-    for name in WALLPAPERS:
-        path = required(root / name)
-        scene = path.parents[2].name if path.stem == "2560x1600" else path.stem.partition("_by_")[0]
-        yield scene, opened(path.read_bytes())
-    for name in SCIKIT:
+    for group in LISTS["wallpapers"]:
+        for name in group["names"]:
+            path = required(root / group["path"].format(name))
+            yield name.partition("_by_")[0], opened(path.read_bytes())
+    seen = LISTS["seen"]
+    for name in seen["scikit"]:
         yield name, opened((_scikit() / f"{name}.jpg").read_bytes())
-    for name in SEEN:
+    for name in seen["activities"]:
         for scene, image in activity(root, name):
             yield f"{name.removeprefix('explore_')}-{scene}", image
     for scene, image in activity(root, "clickgame"):
-        if scene in UNDER_WATER:
+        if scene in seen["clickgame"]:
             yield f"under-water-{scene}", image
 
 
@@ -195,21 +124,23 @@ def crops(scenes: Sequence[tuple[str, Image.Image]]) -> Iterator[tuple[str, Imag
 
 def objects(root: Path) -> Iterator[tuple[str, str, Image.Image]]:
     """(class, name, photograph) of objects, none of which are buildings, but for windmills and dams."""
+    wanted, left_out = LISTS["objects"]["classes"], LISTS["objects"]["left_out"]
     for name, image in activity(root, "categorization", flat=False):
         folder, _, stem = name.rpartition("/")
-        kinds = OBJECTS.get("others" if folder == "alphabets" else folder)
-        if kinds is None or stem in LEFT_OUT:
-            continue
-        group = next((kind for kind in kinds if stem.startswith(kind)), "dam" if kinds else folder)
-        yield "others" if folder == "alphabets" else group, stem, image
+        folder = "others" if folder == "alphabets" else folder
+        if folder in wanted and stem not in left_out:
+            kinds = wanted[folder] or [folder]
+            yield next((kind for kind in kinds if stem.startswith(kind)), kinds[-1]), stem, image
 
 
 def stamps(root: Path) -> Iterator[tuple[str, Path]]:
     """(class, file) of cut-outs of photographs whose subject calibration does not have."""
-    for group, below in STAMPS.items():
+    wanted = LISTS["stamps"]
+    for group, below in wanted["classes"].items():
         folder = required(root / "usr/share/tuxpaint/stamps" / below)
         for path in sorted(folder.rglob("*.png")):
-            if not any(word in path.relative_to(folder).as_posix() for word in DRAWN) and path.stem not in SUBJECTS:
+            place = path.relative_to(folder).as_posix()
+            if not any(word in place for word in wanted["drawn"]) and path.stem not in wanted["left_out"]:
                 yield group, path
 
 
@@ -258,7 +189,7 @@ def required(path: Path) -> Path:
     if not path.exists():
         raise DataError(
             f"{path} is missing. The pictures of the suite real come out of Debian packages: apt-get install "
-            f"{' '.join(PACKAGES)}; or unpack them (dpkg-deb -x) and name the folder by SLIMVIT_PICTURES_ROOT."
+            f"{' '.join(LISTS['packages'])}; or unpack them (dpkg-deb -x) and name the folder by SLIMVIT_PICTURES_ROOT."
         )
     return path
 

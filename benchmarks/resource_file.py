@@ -22,7 +22,9 @@ class ResourceFile:
     def __init__(self, path: Path) -> None:
         self._bytes = path.read_bytes()
         if self._bytes[:4] != b"qres":
-            raise DataError(f"{path} is no Qt resource collection: it begins with {self._bytes[:4]!r}, not with b'qres'")
+            raise DataError(
+                f"{path} is no Qt resource collection: it begins with {self._bytes[:4]!r}, not with b'qres'"
+            )
         version, self._tree, self._data, self._names = struct.unpack_from(">4i", self._bytes, 4)
         self._node = 22 if version >= 2 else 14
         self._at = dict(self._walk(0, ""))

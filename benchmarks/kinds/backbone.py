@@ -31,8 +31,7 @@ from kinds.compression import Clock, cost, shaped
 from kinds.cost import peak_bytes
 from kinds.peer import PREFIX
 from toolchain.compress.allocation import Latency
-from toolchain.cost import trace
-from toolchain.data import DataSource, Images
+from toolchain.data import Images
 from toolchain.errors import RecipeError
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.model import MaskedModel, TimmModel, run_stage
@@ -205,7 +204,9 @@ class Backbone(Kind[BackboneCell, Group]):
         else:
             weights, pictures = (record.result[name] for name in ("weights_sha256", "pictures_sha256"))
         peer = torch_pruning.peer_version() if cell.peer else {}
-        return digest_of("backbone", decides, cell.task, bool(cell.sweep), settings, weights, pictures, versions(), peer)
+        return digest_of(
+            "backbone", decides, cell.task, bool(cell.sweep), settings, weights, pictures, versions(), peer
+        )
 
     def of(self, bench: Bench) -> Inputs:
         """What cells work on, fetched when it is first asked for."""
@@ -253,7 +254,8 @@ class Backbone(Kind[BackboneCell, Group]):
             "weights_sha256": given.weights_sha256,
             "pictures_sha256": given.digest,
             "seen": {name: len(job.source.split(name)) for name in ("calibration", "validation", "train")},
-            "labels": job.source.labelled and (settings.get("loss") == "labels" or kept is not None and recipe.finetune.labels),
+            "labels": job.source.labelled
+            and (settings.get("loss") == "labels" or (kept is not None and recipe.finetune.labels)),
             "recovery_kept": kept,
             **cost(shape),
             "dense": cost(job.problem.shape),
@@ -275,7 +277,9 @@ class Backbone(Kind[BackboneCell, Group]):
         """(the model before recovery, what the process that made it says of itself): shared by cells that begin alike."""
         alike = recipe.model_copy(update={"finetune": type(recipe.finetune)()})
         raw, code = alike.model_dump(mode="json"), code_digest()
-        folder = work / "compressed" / digest_of("backbone", raw, settings, versions(), code, sha256(_weights(recipe)))[:24]
+        folder = (
+            work / "compressed" / digest_of("backbone", raw, settings, versions(), code, sha256(_weights(recipe)))[:24]
+        )
         with exclusive(folder):
             facts = folder.with_suffix(".json")
             if not facts.exists():
@@ -369,7 +373,9 @@ def narrowed(job: Job) -> Job:
 def unplanned(dense: TimmModel, module: nn.Module, method: str) -> MaskedModel:
     """A module as a model without a plan, which recovery and judging take as any other."""
     plan = CompressionPlan(model=dense.ref, keeps=(), low_ranks=(), provenance={"method": method})
-    return MaskedModel(dense.ref, module.eval(), dense.family, dense.groups, dense.preprocess, dense.provenance, plan=plan)
+    return MaskedModel(
+        dense.ref, module.eval(), dense.family, dense.groups, dense.preprocess, dense.provenance, plan=plan
+    )
 
 
 def probed(module: nn.Module, job: Job, given: Inputs, *, every: bool) -> dict[str, Any]:

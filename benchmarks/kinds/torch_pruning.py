@@ -141,7 +141,7 @@ def gradients_of(model: TimmModel, source: DataSource, settings: Settings) -> di
     generator = torch.Generator().manual_seed(0)
     likelihood = likelihood_of(model.output, model.module, source.split("calibration"))
 
-    def loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(module: nn.Module, images: Tensor, _labels: Tensor) -> Tensor:
         if settings.loss == "score":
             return likelihood.score_loss(module(images), generator)
         with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import inputs
 import numpy as np
@@ -122,7 +121,11 @@ def of_sweeps(suite: Suite, results: Results) -> str:
         best = best_try(records) if len(records) == len(cells) else None
         keys = list(dict.fromkeys(key for record in records for key in record.definition["tried"]))
         body = [
-            [*(str(record.definition["tried"][key]) for key in keys), _tuning(record), "taken" if record is best else ""]
+            [
+                *(str(record.definition["tried"][key]) for key in keys),
+                _tuning(record),
+                "taken" if record is best else "",
+            ]
             for record in records
         ]
         parts.append(f"### {name}\n\n{markdown([*(f'`{key}`' for key in keys), 'On the tuning set', ''], body)}")
@@ -243,7 +246,9 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
     parts = [missing(len(cells) - len(records), len(cells)), NOTE]
     if [record for record in pictured if not record.definition["row"].startswith("dense")]:
         files["error.svg"] = by_size(pictured)
-        parts.append("![Errors of features and maps on other photographs against the share of parameters left](error.svg)")
+        parts.append(
+            "![Errors of features and maps on other photographs against the share of parameters left](error.svg)"
+        )
     if figure := drawn_maps(suite, results):
         files["maps.svg"] = figure
         whose = "; ".join(inputs.SHOWN.values())

@@ -12,7 +12,13 @@ from onnx import helper, numpy_helper
 
 from toolchain.errors import ArtifactError
 
-NAMES = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+NAMES = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,10 @@ def test_positions_of_a_smooth_table_keep_their_places():
 
 def test_a_weight_has_the_name_of_the_bias_that_its_product_is_added_to():
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
-    nodes = [helper.make_node("MatMul", ["x", "onnx::MatMul_1"], ["y"]), helper.make_node("Add", ["fc.bias", "y"], ["z"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "onnx::MatMul_1"], ["y"]),
+        helper.make_node("Add", ["fc.bias", "y"], ["z"]),
+    ]
     constants = [numpy_helper.from_array(weight.T.copy(), "onnx::MatMul_1")]
     constants.append(numpy_helper.from_array(np.zeros(2, np.float32), "fc.bias"))
     inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])]
@@ -93,6 +102,8 @@ def test_the_decoder_draws_a_map_between_0_and_1_and_its_weights_have_its_names(
         drawn = module(torch.randn(2, 256, 384, generator=torch.Generator().manual_seed(0)))
     assert drawn.shape == (2, 1, 224, 224)
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
-    values = {f"decoder.{name}": value.numpy() for name, value in module.state_dict().items() if "num_batches" not in name}
+    values = {
+        f"decoder.{name}": value.numpy() for name, value in module.state_dict().items() if "num_batches" not in name
+    }
     again = dinov2.Decoder()
     again.load_state_dict(dinov2.decoder_of({**values, "backbone.layernorm.bias": np.zeros(3, np.float32)}))

@@ -28,7 +28,9 @@ def collection(files: dict[str, bytes], compressed: str = "") -> bytes:
 
 
 def test_a_collection_gives_its_files_by_path(tmp_path):
-    (tmp_path / "a.rcc").write_bytes(collection({"b.webp": b"two", "a.webp": b"one", "c.svg": b"zz"}, compressed="c.svg"))
+    (tmp_path / "a.rcc").write_bytes(
+        collection({"b.webp": b"two", "a.webp": b"one", "c.svg": b"zz"}, compressed="c.svg")
+    )
     found = ResourceFile(tmp_path / "a.rcc")
     assert list(found) == ["top/a.webp", "top/b.webp"], "what is compressed is left out"
     assert found.read("top/a.webp") == b"one"
