@@ -115,7 +115,7 @@ def pretrained_table(results: Results) -> str:
             [
                 "dense"
                 if name == "dense"
-                else f"{record.result['params'] / record.result['dense']['params']:.0%} of the parameters",
+                else f"{100 * record.result['params'] / record.result['dense']['params']:.0f} % of the parameters",
                 f"{record.result['bytes'] / 1e6:.1f} MB",
                 *(real.shown(real.error(record, "judge", what)) for what in ("class", "patches")),
                 f"{votes} of {judge['neighbours']['total']}",

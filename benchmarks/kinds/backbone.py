@@ -70,6 +70,12 @@ NOTHING: dict[str, Any] = {"seconds": {}, "chosen": {}, "peak_bytes": None, "pea
 """What is known of compressing where nothing was."""
 
 
+PASSES = 24
+"""Forward passes over the calibration images that compressing costs, about: damage, statistics, and all that is solved."""
+JUDGED, TUNED, MACS, SEARCH_S = 360, 60, 6.1e9, 30.0
+"""Images that a cell and a try are judged on, MACs of one of them, and seconds in which a pruning ratio is found; for predictions."""
+
+
 class Group(Table):
     """Cells that share a name.
 
@@ -216,18 +222,28 @@ class Backbone(Kind[BackboneCell, Group]):
         return self._given[folder]
 
     def predict(self, todo: Sequence[BackboneCell], bench: Bench, rate: float) -> dict[str, float]:
-        """From MACs, or what a recorded cell of the same row took before; the dense model's own pass is the first cell's."""
+        """What the cell took when it was recorded last, or from MACs: what several cells share counts for the first of them."""
         seconds: dict[str, float] = {}
-        begun: set[str] = set()
+        begun: set[tuple[str, ...]] = set()
+
+        def first(*what: str) -> bool:
+            return what not in begun and not begun.add(what)
+
         for cell in todo:
             old = bench.results.read(bench.suite.name, cell.name)
-            images = JUDGED_AT_MOST if not cell.sweep else TUNED_AT_MOST
-            if cell.row not in begun:
-                images += 3 * SEEN if cell.peer else 0 if cell.settings["compress.method"] == "none" else PASSES * SEEN
-            begun.add(cell.row)
-            images += SEEN * (predict.FORWARD_AND_BACKWARD + predict.TEACHER) if cell.training == "recovered" else 0
+            images = TUNED if cell.sweep else JUDGED
+            if first("dense", "probe" if cell.task == "probe" else "pictures"):
+                images += JUDGED
+            if cell.peer and first("gradients", str(cell.settings.get("peer.loss", ""))) and not cell.best:
+                images += SEEN * predict.FORWARD_AND_BACKWARD
+            dense = cell.settings.get("compress.method") == "none"
+            searching = first("compressed", cell.row) and not dense
+            if searching and not cell.peer:
+                images += PASSES * SEEN
+            if cell.training == "recovered":
+                images += SEEN * (predict.FORWARD_AND_BACKWARD + predict.TEACHER)
             known = None if old is None else sum(old.seconds.values())
-            seconds[cell.name] = known or images * MACS / (rate * EFFICIENCY) + (SEARCH_S if cell.peer else 0)
+            seconds[cell.name] = known or images * MACS / (rate * EFFICIENCY) + SEARCH_S * (searching and cell.peer)
         return seconds
 
     def measure(self, cell: BackboneCell, bench: Bench, progress: Progress) -> Outcome:
@@ -334,15 +350,6 @@ class Backbone(Kind[BackboneCell, Group]):
             f"{name}: class {relative(each['class']):.3f}, patches {relative(each['patches']):.3f}"
             for name, each in record.result["sets"].items()
         )
-
-
-PASSES = 24
-"""Forward passes over the calibration images that compressing costs, about: statistics, damage, three β."""
-JUDGED_AT_MOST, TUNED_AT_MOST = 360, 60
-MACS = 6.1e9
-"""Of the backbone, of one image."""
-SEARCH_S = 30.0
-"""Bisection of a pruning ratio."""
 
 
 def best_try(records: Sequence[Record]) -> Record:

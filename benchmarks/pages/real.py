@@ -211,7 +211,7 @@ def _title(record: Record) -> str:
     share = record.result["params"] / record.result["dense"]["params"]
     if share == 1:
         return "dense"
-    return f"{'Torch-Pruning, ' if record.definition['peer'] else ''}{share:.0%} left"
+    return f"{'Torch-Pruning, ' if record.definition['peer'] else ''}{100 * share:.0f} % left"
 
 
 def _bitmap(small: str) -> str:
