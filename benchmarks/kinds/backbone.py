@@ -170,7 +170,8 @@ class Backbone(Kind[BackboneCell, Group]):
         raw: dict[str, Any] = {"model": model, "data": {"source": source, "calibration_images": SEEN}}
         flat = {**chosen, **cell.settings}
         if cell.training == "recovered":
-            flat = {**{f"finetune.{key}": value for key, value in suite.file.recovery.items()}, **flat}
+            recovery = {f"finetune.{key}": value for key, value in suite.file.recovery.items()}
+            flat = {**recovery, "finetune.labels": False, **flat}
         if cell.peer:
             flat = {key: value for key, value in flat.items() if not key.startswith((PREFIX, "budget."))}
             flat["compress.method"] = "none"
@@ -270,8 +271,7 @@ class Backbone(Kind[BackboneCell, Group]):
             "weights_sha256": given.weights_sha256,
             "pictures_sha256": given.digest,
             "seen": {name: len(job.source.split(name)) for name in ("calibration", "validation", "train")},
-            "labels": job.source.labelled
-            and (settings.get("loss") == "labels" or (kept is not None and recipe.finetune.labels)),
+            "labels": cell.peer and torch_pruning.Settings.of(settings).loss == "labels",
             "recovery_kept": kept,
             **cost(shape),
             "dense": cost(job.problem.shape),

@@ -32,7 +32,6 @@ page = "real"
 epochs = 1
 batch_size = 16
 lr = 1e-3
-labels = false
 
 [[cells]]
 name = "dense"
