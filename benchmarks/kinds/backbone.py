@@ -62,7 +62,7 @@ HERE = Path(__file__).resolve().parent
 TOOLCHAIN = HERE.parents[1] / "toolchain"
 DECIDE = ("data", "compress", "budget", "finetune")
 """The sections of a recipe that a cell depends on; of [model] it is the task and the weights."""
-EFFICIENCY = 0.6
+EFFICIENCY = 0.8
 """Share of the matmul rate that a backbone of this size reaches, assumed."""
 
 
@@ -70,9 +70,9 @@ NOTHING: dict[str, Any] = {"seconds": {}, "chosen": {}, "peak_bytes": None, "pea
 """What is known of compressing where nothing was."""
 
 
-PASSES = 24
+PASSES = 12
 """Forward passes over the calibration images that compressing costs, about: damage, statistics, and all that is solved."""
-JUDGED, TUNED, MACS, SEARCH_S = 360, 60, 6.1e9, 30.0
+JUDGED, TUNED, MACS, SEARCH_S = 360, 60, 6.1e9, 15.0
 """Images that a cell and a try are judged on, MACs of one of them, and seconds in which a pruning ratio is found; for predictions."""
 
 
@@ -232,7 +232,8 @@ class Backbone(Kind[BackboneCell, Group]):
 
         for cell in todo:
             old = bench.results.read(bench.suite.name, cell.name)
-            images = TUNED if cell.sweep else JUDGED
+            share = cell.settings.get("budget.params", 1.0)
+            images = share * (TUNED if cell.sweep else JUDGED)
             if first("dense", "probe" if cell.task == "probe" else "pictures"):
                 images += JUDGED
             if cell.peer and first("gradients", str(cell.settings.get("peer.loss", ""))) and not cell.best:
@@ -242,7 +243,7 @@ class Backbone(Kind[BackboneCell, Group]):
             if searching and not cell.peer:
                 images += PASSES * SEEN
             if cell.training == "recovered":
-                images += SEEN * (predict.FORWARD_AND_BACKWARD + predict.TEACHER)
+                images += SEEN * (share * predict.FORWARD_AND_BACKWARD + predict.TEACHER)
             known = None if old is None else sum(old.seconds.values())
             seconds[cell.name] = known or images * MACS / (rate * EFFICIENCY) + SEARCH_S * (searching and cell.peer)
         return seconds
@@ -437,8 +438,10 @@ def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
     clock.lap("prepare")
     loaded, chosen, masked = peak_bytes(), {}, False
     if settings:
-        gradients = _gradients(job, torch_pruning.Settings.of(settings), Path(asked["work"]))
-        clock.lap("gradients")
+        gradients, clock.seconds["gradients"] = _gradients(
+            job, torch_pruning.Settings.of(settings), Path(asked["work"])
+        )
+        clock.skip()
         made, chosen = torch_pruning.prune(job.dense, job.source, torch_pruning.Settings.of(settings), gradients)
         folder.parent.mkdir(parents=True, exist_ok=True)
         torch.save(made.module, folder.with_suffix(".pt"))
@@ -453,15 +456,18 @@ def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"masked": masked, "seconds": seconds, "chosen": chosen, **memory}
 
 
-def _gradients(job: Job, settings: torch_pruning.Settings, work: Path) -> dict[str, Tensor]:
-    """Those that pruning ranks by, computed once for all settings that need the same."""
+def _gradients(job: Job, settings: torch_pruning.Settings, work: Path) -> tuple[dict[str, Tensor], float]:
+    """(those that pruning ranks by, the seconds that they took): computed once for all settings that need the same."""
     alike = (settings.loss, settings.taylor_batches, settings.batch, job.source.digest, sha256(_weights(job.recipe)))
     path = work / "compressed" / f"gradients.{digest_of(*alike)[:24]}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            torch.save(torch_pruning.gradients_of(job.dense, job.source, settings), path)
-        known: dict[str, Tensor] = torch.load(path)
+            clock = Clock()
+            found = torch_pruning.gradients_of(job.dense, job.source, settings)
+            clock.lap("gradients")
+            torch.save((found, clock.seconds["gradients"]), path)
+        known: tuple[dict[str, Tensor], float] = torch.load(path)
         return known
 
 

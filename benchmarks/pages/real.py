@@ -122,7 +122,7 @@ def of_sweeps(suite: Suite, results: Results) -> str:
         keys = list(dict.fromkeys(key for record in records for key in record.definition["tried"]))
         body = [
             [
-                *(str(record.definition["tried"][key]) for key in keys),
+                *(str(record.definition["tried"].get(key, "")) for key in keys),
                 _tuning(record),
                 "taken" if record is best else "",
             ]
@@ -227,7 +227,7 @@ def drawn_maps(suite: Suite, results: Results) -> str:
     """The figure of maps, of the rows that are recorded; "" without the dense one."""
     rows = {row: results.read(suite.name, f"{row}.zero") for row in COLUMNS}
     found = {row: record for row, record in rows.items() if record is not None}
-    peer = next((c.name for c in suite.cells if c.row.startswith("taylor50.features") and c.name.endswith(".zero")), "")
+    peer = next((c.name for c in suite.cells if c.row == "taylor.features.params0.5" and c.name.endswith(".zero")), "")
     if peer and (record := results.read(suite.name, peer)) is not None:
         found[peer] = record
     return maps(found) if COLUMNS[0] in found and "thumbnails" in found[COLUMNS[0]].result else ""

@@ -62,7 +62,7 @@ settings = { "peer.taylor_batches" = 2, "peer.batch" = 16, "budget.params" = 0.5
 grid = { "peer.loss" = ["view", "score"] }
 
 [[cells]]
-name = "taylor50"
+name = "taylor"
 peer = true
 best = ["taylor"]
 settings = { "peer.taylor_batches" = 2, "peer.batch" = 16 }
@@ -146,7 +146,7 @@ def test_the_dense_backbone_is_held_against_itself(measured):
 
 def test_a_compressed_backbone_has_half_of_the_parameters_and_an_error(measured):
     found = records(measured)
-    for name in ("joint.features.params0.5.zero", "taylor50.features.params0.5.zero"):
+    for name in ("joint.features.params0.5.zero", "taylor.features.params0.5.zero"):
         result = found[name].result
         assert abs(result["params"] / result["dense"]["params"] - 0.5) < 0.03
         assert relative(result["sets"]["judge"]["class"]) > 0
@@ -155,7 +155,7 @@ def test_a_compressed_backbone_has_half_of_the_parameters_and_an_error(measured)
     errors = [
         relative(found[name].result["sets"]["tuning"]["class"])
         for name in found
-        if name.startswith(("joint.f", "taylor50"))
+        if name.startswith(("joint.f", "taylor."))
     ]
     assert min(errors) < errors[-1], "slimvit's are nearer than the peer's"
 
@@ -173,8 +173,7 @@ def test_a_try_of_a_sweep_is_not_judged_and_the_best_on_the_tuning_set_is_taken(
     assert all(set(record.result["sets"]) == {"tuning"} for record in tries)
     best = min(tries, key=lambda record: relative(record.result["sets"]["tuning"]["class"]))
     assert (
-        found["taylor50.features.params0.5.zero"].definition["settings"]["loss"]
-        == best.definition["tried"]["peer.loss"]
+        found["taylor.features.params0.5.zero"].definition["settings"]["loss"] == best.definition["tried"]["peer.loss"]
     )
 
 
