@@ -23,6 +23,8 @@ from inputs import Inputs
 from judging import Pictures, by_image, judged, maps_of, packed, relative, small_map, thumbnail, tokens_of
 from pydantic import Field
 from records import Record, described, here, versions
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kinds import torch_pruning
@@ -293,10 +295,8 @@ class Backbone(Kind[BackboneCell, Group]):
     ) -> tuple[MaskedModel, dict[str, Any]]:
         """(the model before recovery, what the process that made it says of itself): shared by cells that begin alike."""
         alike = recipe.model_copy(update={"finetune": type(recipe.finetune)()})
-        raw, code = alike.model_dump(mode="json"), code_digest()
-        folder = (
-            work / "compressed" / digest_of("backbone", raw, settings, versions(), code, sha256(_weights(recipe)))[:24]
-        )
+        raw, code, weights = alike.model_dump(mode="json"), code_digest(), sha256(Path(recipe.model.checkpoint))
+        folder = work / "compressed" / digest_of("backbone", raw, settings, versions(), code, weights)[:24]
         with exclusive(folder):
             facts = folder.with_suffix(".json")
             if not facts.exists():
@@ -307,7 +307,10 @@ class Backbone(Kind[BackboneCell, Group]):
             model = load_model(folder)
             assert isinstance(model, MaskedModel)
             return model, known
-        pruned = torch.load(folder.with_suffix(".pt"), weights_only=False)  # our own file
+        how, ratios = torch_pruning.Settings.of(settings), known["chosen"]
+        gradients, _ = gradients_of(job, how, work)
+        ratio, neurons = ratios["pruning_ratio"], ratios["mlp_pruning_ratio"]
+        pruned = torch_pruning.pruned(job.dense, gradients, how, ratio, neurons)
         return unplanned(job.dense, pruned, "torch-pruning"), known
 
     def final(self, cell: BackboneCell, made: MaskedModel) -> tuple[nn.Module, Any]:
@@ -410,10 +413,6 @@ def _right(module: nn.Module, images: Images) -> Tensor:
     return counted.predictions == counted.labels
 
 
-def _weights(recipe: Recipe) -> Path:
-    return Path(recipe.model.checkpoint)
-
-
 def code_digest() -> str:
     """Of slimvit's own code: what was compressed by another version of it is not taken from the work folder."""
     return digest_of([sha256(path) for path in sorted(TOOLCHAIN.rglob("*.py"))])
@@ -432,43 +431,40 @@ def process(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the process does: compresses into a folder, or prunes into a file beside it; its seconds, and its memory."""
-    recipe, settings, folder = Recipe.from_dict(asked["recipe"]), asked["settings"], Path(asked["folder"])
+    """What the process does: compresses into a folder, or finds the ratios to prune by; its seconds, and its memory."""
+    recipe, folder = Recipe.from_dict(asked["recipe"]), Path(asked["folder"])
     job, clock = narrowed(prepare(recipe)), Clock()
-    clock.lap("prepare")
-    loaded, chosen, masked = peak_bytes(), {}, False
-    if settings:
-        gradients, clock.seconds["gradients"] = _gradients(
-            job, torch_pruning.Settings.of(settings), Path(asked["work"])
-        )
+    loaded = peak_bytes()
+    if asked["settings"]:
+        settings = torch_pruning.Settings.of(asked["settings"])
+        gradients, clock.seconds["gradients"] = gradients_of(job, settings, Path(asked["work"]))
         clock.skip()
-        made, chosen = torch_pruning.prune(job.dense, job.source, torch_pruning.Settings.of(settings), gradients)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(made.module, folder.with_suffix(".pt"))
+        _, chosen = torch_pruning.prune(job.dense, job.source, settings, gradients)
     else:
-        dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": sha256(_weights(recipe))})
-        found = compress(job, dense, Latency())
-        save_model(found.artifact, folder)
-        masked, chosen = True, dict(found.artifact.plan.provenance.get("closed_form", {}))
+        weights = sha256(Path(recipe.model.checkpoint))
+        dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": weights})
+        masked = compress(job, dense, Latency()).artifact
+        save_model(masked, folder)
+        chosen = dict(masked.plan.provenance.get("closed_form", {}))
     clock.lap("compress")
-    seconds = {name: value for name, value in clock.seconds.items() if name != "prepare"}
     memory = {"peak_bytes": peak_bytes(), "peak_bytes_loaded": loaded}
-    return {"masked": masked, "seconds": seconds, "chosen": chosen, **memory}
+    return {"masked": not asked["settings"], "seconds": clock.seconds, "chosen": chosen, **memory}
 
 
-def _gradients(job: Job, settings: torch_pruning.Settings, work: Path) -> tuple[dict[str, Tensor], float]:
+def gradients_of(job: Job, settings: torch_pruning.Settings, work: Path) -> tuple[dict[str, Tensor], float]:
     """(those that pruning ranks by, the seconds that they took): computed once for all settings that need the same."""
-    alike = (settings.loss, settings.taylor_batches, settings.batch, job.source.digest, sha256(_weights(job.recipe)))
-    path = work / "compressed" / f"gradients.{digest_of(*alike)[:24]}.pt"
+    weights = sha256(Path(job.recipe.model.checkpoint))
+    alike = digest_of(settings.loss, settings.taylor_batches, settings.batch, job.source.digest, weights)
+    path = work / "compressed" / f"gradients.{alike[:24]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             clock = Clock()
-            found = torch_pruning.gradients_of(job.dense, job.source, settings)
+            gradients = torch_pruning.gradients_of(job.dense, job.source, settings)
             clock.lap("gradients")
-            torch.save((found, clock.seconds["gradients"]), path)
-        known: tuple[dict[str, Tensor], float] = torch.load(path)
-        return known
+            save_file(gradients, path, {"seconds": str(clock.seconds["gradients"])})
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, float(file.metadata()["seconds"])  # noqa: SIM118
 
 
 def _word(value: Any) -> str:
