@@ -6,43 +6,32 @@ Compressing happens in a process of its own, whose seconds and memory are record
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import compressing
 import inputs
 import predict
 import torch
-from filelock import FileLock
 from inputs import Inputs
 from judging import Pictures, by_image, judged, maps_of, packed, relative, small_map, thumbnail, tokens_of
 from pydantic import Field
 from records import Record, described, here, versions
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kinds import torch_pruning
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
 from kinds.compression import Clock, cost, shaped
-from kinds.cost import peak_bytes
 from kinds.peer import PREFIX
-from toolchain.compress.allocation import Latency
 from toolchain.data import Images
 from toolchain.errors import RecipeError
-from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
-from toolchain.model import MaskedModel, TimmModel, run_stage
+from toolchain.files import digest_of
+from toolchain.model import MaskedModel, run_stage
 from toolchain.pipeline.job import Job, prepare
-from toolchain.pipeline.stages.compress import compress
-from toolchain.plan import CompressionPlan
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
-from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import accuracy
@@ -58,18 +47,10 @@ Task = Literal["features", "tokens", "probe"]
 SETS = ("judge", "drawings")
 """What a cell is judged on; a try of a sweep on the tuning set alone."""
 TUNING = "tuning"
-SEEN, HELD_OUT = 384, 38
-"""Images that a method may see in all, and how many of them are kept apart for its own choices where the data set is large."""
-HERE = Path(__file__).resolve().parent
-TOOLCHAIN = HERE.parents[1] / "toolchain"
 DECIDE = ("data", "compress", "budget", "finetune")
 """The sections of a recipe that a cell depends on; of [model] it is the task and the weights."""
 EFFICIENCY = 0.8
 """Share of the matmul rate that a backbone of this size reaches, assumed."""
-
-
-NOTHING: dict[str, Any] = {"seconds": {}, "chosen": {}, "peak_bytes": None, "peak_bytes_loaded": None}
-"""What is known of compressing where nothing was."""
 
 
 PASSES = 12
@@ -169,7 +150,7 @@ class Backbone(Kind[BackboneCell, Group]):
         source = "none"
         if given is not None:
             model, source = given.model_of(cell.task), given.labelled if cell.task == "probe" else given.source
-        raw: dict[str, Any] = {"model": model, "data": {"source": source, "calibration_images": SEEN}}
+        raw: dict[str, Any] = {"model": model, "data": {"source": source, "calibration_images": compressing.SEEN}}
         flat = {**chosen, **cell.settings}
         if cell.training == "recovered":
             recovery = {f"finetune.{key}": value for key, value in suite.file.recovery.items()}
@@ -239,13 +220,13 @@ class Backbone(Kind[BackboneCell, Group]):
             if first("dense", "probe" if cell.task == "probe" else "pictures"):
                 images += JUDGED
             if cell.peer and first("gradients", str(cell.settings.get("peer.loss", ""))) and not cell.best:
-                images += SEEN * predict.FORWARD_AND_BACKWARD
+                images += compressing.SEEN * predict.FORWARD_AND_BACKWARD
             dense = cell.settings.get("compress.method") == "none"
             searching = first("compressed", cell.row) and not dense
             if searching and not cell.peer:
-                images += PASSES * SEEN
+                images += PASSES * compressing.SEEN
             if cell.training == "recovered":
-                images += SEEN * (share * predict.FORWARD_AND_BACKWARD + predict.TEACHER)
+                images += compressing.SEEN * (share * predict.FORWARD_AND_BACKWARD + predict.TEACHER)
             known = None if old is None else sum(old.seconds.values())
             seconds[cell.name] = known or images * MACS / (rate * EFFICIENCY) + SEARCH_S * (searching and cell.peer)
         return seconds
@@ -254,11 +235,11 @@ class Backbone(Kind[BackboneCell, Group]):
         """Raises RuntimeError with the last lines of the process that compresses if it fails."""
         chosen, given, clock = self.chosen(cell, bench), self.of(bench), Clock()
         recipe, settings = self.recipe(cell, bench.suite, given, chosen), self.peer_settings(cell, chosen)
-        job = narrowed(prepare(recipe))
+        job = compressing.narrowed(prepare(recipe))
         clock.lap("prepare")
-        made, facts = unplanned(job.dense, job.dense.module, "none"), NOTHING
+        made, facts = compressing.unplanned(job.dense, job.dense.module, "none"), compressing.NOTHING
         if settings or recipe.compress.method != "none":
-            made, facts = self.compressed(recipe, job, settings, bench.work)
+            made, facts = compressing.compressed(recipe, job, settings, bench.work)
         clock.skip()
         seconds, kept = {**clock.seconds, **facts["seconds"]}, None
         if cell.training == "recovered":
@@ -289,29 +270,6 @@ class Backbone(Kind[BackboneCell, Group]):
         }
         known = {**versions(), **(torch_pruning.peer_version() if cell.peer else {})}
         return Outcome(definition, result, here(), known, {**seconds, **clock.seconds})
-
-    def compressed(
-        self, recipe: Recipe, job: Job, settings: Mapping[str, Any], work: Path
-    ) -> tuple[MaskedModel, dict[str, Any]]:
-        """(the model before recovery, what the process that made it says of itself): shared by cells that begin alike."""
-        alike = recipe.model_copy(update={"finetune": type(recipe.finetune)()})
-        raw, code, weights = alike.model_dump(mode="json"), code_digest(), sha256(Path(recipe.model.checkpoint))
-        folder = work / "compressed" / digest_of("backbone", raw, settings, versions(), code, weights)[:24]
-        with exclusive(folder):
-            facts = folder.with_suffix(".json")
-            if not facts.exists():
-                asked = {"recipe": raw, "settings": dict(settings), "folder": str(folder), "work": str(work)}
-                write_json(facts, process(asked))
-        known: dict[str, Any] = read_json(facts)
-        if known["masked"]:
-            model = load_model(folder)
-            assert isinstance(model, MaskedModel)
-            return model, known
-        how, ratios = torch_pruning.Settings.of(settings), known["chosen"]
-        gradients, _ = gradients_of(job, how, work)
-        ratio, neurons = ratios["pruning_ratio"], ratios["mlp_pruning_ratio"]
-        pruned = torch_pruning.pruned(job.dense, gradients, how, ratio, neurons)
-        return unplanned(job.dense, pruned, "torch-pruning"), known
 
     def final(self, cell: BackboneCell, made: MaskedModel) -> tuple[nn.Module, Any]:
         """(the module that would be shipped, its shapes)."""
@@ -367,28 +325,6 @@ def best_try(records: Sequence[Record]) -> Record:
     return min(records, key=badness)
 
 
-def narrowed(job: Job) -> Job:
-    """The job with no more images than a method may see in all: where validation is large, HELD_OUT of them.
-
-    What is trained on is what is calibrated on.
-    """
-    source = job.source
-    validation, calibration = source.split("validation"), source.split("calibration")
-    if len(validation) + len(calibration) > SEEN:
-        validation = validation.spread(min(HELD_OUT, len(validation)))
-        calibration = calibration.spread(SEEN - len(validation))
-    splits = {**source.splits, "calibration": calibration, "validation": validation, "train": calibration}
-    return replace(job, source=replace(source, splits=splits))
-
-
-def unplanned(dense: TimmModel, module: nn.Module, method: str) -> MaskedModel:
-    """A module as a model without a plan, which recovery and judging take as any other."""
-    plan = CompressionPlan(model=dense.ref, keeps=(), low_ranks=(), provenance={"method": method})
-    return MaskedModel(
-        dense.ref, module.eval(), dense.family, dense.groups, dense.preprocess, dense.provenance, plan=plan
-    )
-
-
 def probed(module: nn.Module, job: Job, given: Inputs, *, every: bool) -> dict[str, Any]:
     """Errors of the classifier on validation images, and if wanted on test images, there with votes of neighbours and features.
 
@@ -413,60 +349,6 @@ def _right(module: nn.Module, images: Images) -> Tensor:
     return counted.predictions == counted.labels
 
 
-def code_digest() -> str:
-    """Of slimvit's own code: what was compressed by another version of it is not taken from the work folder."""
-    return digest_of([sha256(path) for path in sorted(TOOLCHAIN.rglob("*.py"))])
-
-
-def process(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fresh process says of itself that compresses; raises RuntimeError with its last lines if it fails."""
-    path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "kinds.backbone", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"compressing ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    known: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return known
-
-
-def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the process does: compresses into a folder, or finds the ratios to prune by; its seconds, and its memory."""
-    recipe, folder = Recipe.from_dict(asked["recipe"]), Path(asked["folder"])
-    job, clock = narrowed(prepare(recipe)), Clock()
-    loaded = peak_bytes()
-    if asked["settings"]:
-        settings = torch_pruning.Settings.of(asked["settings"])
-        gradients, clock.seconds["gradients"] = gradients_of(job, settings, Path(asked["work"]))
-        clock.skip()
-        _, chosen = torch_pruning.prune(job.dense, job.source, settings, gradients)
-    else:
-        weights = sha256(Path(recipe.model.checkpoint))
-        dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": weights})
-        masked = compress(job, dense, Latency()).artifact
-        save_model(masked, folder)
-        chosen = dict(masked.plan.provenance.get("closed_form", {}))
-    clock.lap("compress")
-    memory = {"peak_bytes": peak_bytes(), "peak_bytes_loaded": loaded}
-    return {"masked": not asked["settings"], "seconds": clock.seconds, "chosen": chosen, **memory}
-
-
-def gradients_of(job: Job, settings: torch_pruning.Settings, work: Path) -> tuple[dict[str, Tensor], float]:
-    """(those that pruning ranks by, the seconds that they took): computed once for all settings that need the same."""
-    weights = sha256(Path(job.recipe.model.checkpoint))
-    alike = digest_of(settings.loss, settings.taylor_batches, settings.batch, job.source.digest, weights)
-    path = work / "compressed" / f"gradients.{alike[:24]}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            clock = Clock()
-            gradients = torch_pruning.gradients_of(job.dense, job.source, settings)
-            clock.lap("gradients")
-            save_file(gradients, path, {"seconds": str(clock.seconds["gradients"])})
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, float(file.metadata()["seconds"])  # noqa: SIM118
-
-
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "_on" if value else "_off"
@@ -474,7 +356,3 @@ def _word(value: Any) -> str:
 
 
 KIND = Backbone()
-
-if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    print(json.dumps(apart(json.loads(sys.argv[1]))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import xml.etree.ElementTree as ET
 
+import compressing
 import numpy as np
 import pytest
 import run
@@ -107,10 +108,10 @@ def tiny(folder) -> Inputs:
 def _small():
     """Tiny inputs, few images, and no process of its own for compressing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "process", backbone.apart)
+        patch.setattr(compressing, "process", compressing.apart)
         patch.setattr(backbone.KIND, "inputs", tiny)
-        patch.setattr(backbone, "SEEN", 40)
-        patch.setattr(backbone, "HELD_OUT", 8)
+        patch.setattr(compressing, "SEEN", 40)
+        patch.setattr(compressing, "HELD_OUT", 8)
         yield
 
 
