@@ -6,6 +6,7 @@ Compressing happens in a process of its own, whose seconds and memory are record
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,9 +209,10 @@ class Backbone(Kind[BackboneCell, Group]):
     def predict(self, todo: Sequence[BackboneCell], bench: Bench, rate: float) -> dict[str, float]:
         """What the cell took when it was recorded last, or from MACs: what several cells share counts for the first of them."""
         seconds: dict[str, float] = {}
-        begun: set[tuple[str, ...]] = set()
+        done = [cell for cell in bench.suite.cells if isinstance(cell, BackboneCell) and cell not in todo]
+        begun: set[tuple[Any, ...]] = {("compressed", *alike(cell)) for cell in done}
 
-        def first(*what: str) -> bool:
+        def first(*what: Any) -> bool:
             return what not in begun and not begun.add(what)
 
         for cell in todo:
@@ -222,7 +224,7 @@ class Backbone(Kind[BackboneCell, Group]):
             if cell.peer and first("gradients", str(cell.settings.get("peer.loss", ""))) and not cell.best:
                 images += compressing.SEEN * predict.FORWARD_AND_BACKWARD
             dense = cell.settings.get("compress.method") == "none"
-            searching = first("compressed", cell.row) and not dense
+            searching = not dense and first("compressed", *alike(cell))
             if searching and not cell.peer:
                 images += PASSES * compressing.SEEN
             if cell.training == "recovered":
@@ -312,6 +314,12 @@ class Backbone(Kind[BackboneCell, Group]):
             f"{name}: class {relative(each['class']):.3f}, patches {relative(each['patches']):.3f}"
             for name, each in record.result["sets"].items()
         )
+
+
+def alike(cell: BackboneCell) -> tuple[Any, ...]:
+    """What cells have in common that share a compressed model: all that is not about training."""
+    settings = {key: value for key, value in cell.settings.items() if not key.startswith("finetune.")}
+    return (cell.task, cell.peer, cell.sweep if cell.peer else "", json.dumps(settings, sort_keys=True))
 
 
 def best_try(records: Sequence[Record]) -> Record:
