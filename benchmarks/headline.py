@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pages import real
 from pages.files import timed
 from pages.text import hardware, instruction_set, markdown, verified
 from records import Record, Results
+from suite import Suite
 
 from toolchain.errors import ArtifactError
 from toolchain.measure.comparison import Comparison
@@ -90,6 +92,58 @@ def table(results: Results) -> str:
         "int8 weights have eight bits, those that slimvit makes now have seven."
     )
     return f"{markdown(head, rows)}\n\n{caption}\n"
+
+
+PRETRAINED = ("dense", "joint.params0.75", "joint.params0.5", "joint.params0.35")
+"""Rows of the suite `real` that stand in the first table, without training."""
+
+
+def pretrained_table(results: Results) -> str:
+    """What is left of a pretrained backbone at each size, without labels and training; "" until all rows are recorded."""
+    rows = []
+    probes = {name: results.read("real", f"{_of(name, 'probe')}.zero") for name in PRETRAINED}
+    machines = dict[str, str]()
+    for name in PRETRAINED:
+        record = results.read("real", f"{_of(name, 'features')}.zero")
+        if record is None:
+            return ""
+        machines[hardware(record.machine)] = ""
+        judge, probe = record.result["sets"]["judge"], probes[name]
+        votes = judge["neighbours"]["total"] - judge["neighbours"]["wrong"]
+        told = None if probe is None else probe.result["probe"]["test"]
+        rows.append(
+            [
+                "dense"
+                if name == "dense"
+                else f"{100 * record.result['params'] / record.result['dense']['params']:.0f} % of the parameters",
+                f"{record.result['bytes'] / 1e6:.1f} MB",
+                *(real.shown(real.error(record, "judge", what)) for what in ("class", "patches")),
+                f"{votes} of {judge['neighbours']['total']}",
+                "–" if told is None else f"{told['wrong']} of {told['total']}",
+                "–" if name == "dense" else f"{record.seconds['compress']:.0f} s",
+            ]
+        )
+    head = [
+        "DINOv2 ViT-S/14",
+        "Weights, fp32",
+        "Error, class token",
+        "Error, patches",
+        "Neighbours right",
+        "Probe wrong",
+    ]
+    caption = (
+        "No label was read, and nothing was trained after. Error is of the features after the last norm, on photographs of other "
+        "scenes and subjects than the 384 crops that it was compressed on: 0 is the dense model, 1 a constant. Neighbours: pictures "
+        "whose nearest others are mostly of their class. Probe: a linear classifier on Fashion-MNIST, calibrated there. "
+        f"Compressed on: {'; '.join(machines)}. [All rows](benchmarks/results/real/README.md)."
+    )
+    return f"{markdown([*head, 'Compressed in'], rows)}\n\n{caption}\n"
+
+
+def _of(name: str, task: str) -> str:
+    """The row of a name of `PRETRAINED` whose outputs are those of a task."""
+    base, _, rest = name.partition(".")
+    return ".".join(filter(None, (base, task, rest)))
 
 
 STYLE = """\
@@ -196,8 +250,26 @@ def within(page: str, fragment: str) -> str:
 
 
 def drawn(results: Results) -> dict[Path, str]:
-    """File → text: the picture, and the pages that have the table between its two marks."""
-    pages = [page for page in (ROOT / "README.md", ROOT / "docs" / "results.md") if page.is_file()]
-    fragment = table(results)
-    written = {page: within(page.read_text(encoding="utf-8"), fragment) for page in pages}
-    return {ROOT / "docs" / "results.svg": picture(results), **written}
+    """File → text: the pictures, and the pages that have the tables between its two marks.
+
+    Once the suite `real` is recorded its rows are the first table, and its maps a picture beside the other; before, neither.
+    """
+    first = pretrained_table(results)
+    maps = real.drawn_maps(Suite.load(Path("real")), results) if first else ""
+    fragment = f"{first}\n{table(results)}" if first else table(results)
+    shown = {ROOT / "README.md": fragment, ROOT / "docs" / "results.md": fragment}
+    if first:
+        shown[ROOT / "models" / "vit_small_patch14_dinov2" / "README.md"] = first
+    texts = {
+        page: within(page.read_text(encoding="utf-8"), placed(text, page))
+        for page, text in shown.items()
+        if page.is_file()
+    }
+    pictures = {"results.svg": picture(results), **({"pretrained.svg": maps} if maps else {})}
+    return {**{ROOT / "docs" / name: text for name, text in pictures.items()}, **texts}
+
+
+def placed(text: str, page: Path) -> str:
+    """A fragment whose links, which are those of the repository's root, lead to the same files from a page."""
+    up = "../" * (len(page.relative_to(ROOT).parts) - 1)
+    return text.replace("](benchmarks/", f"]({up}benchmarks/")

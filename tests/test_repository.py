@@ -96,6 +96,7 @@ def test_the_shipped_recipes_are_there():
         "models/digits_vit/recipe.vtp.toml",
         "models/deit_small_patch16_224/recipe.toml",
         "models/deit_base_patch16_224/recipe.toml",
+        "models/vit_small_patch14_dinov2/recipe.toml",
     }
 
 

@@ -21,5 +21,6 @@ KINDS: Registry[Kind[Any, Any]] = Registry(
         "floor": "kinds.floor:KIND",
         "files": "kinds.files:KIND",
         "trial": "kinds.trial:KIND",
+        "backbone": "kinds.backbone:KIND",
     },
 )

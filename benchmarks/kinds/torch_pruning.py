@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn import functional
 from toolchain.cost import trace
 from toolchain.data import DataSource, batches
 from toolchain.errors import BudgetError, RecipeError
+from toolchain.likelihood import likelihood_of
 from toolchain.model import MaskedModel, TimmModel
 from toolchain.plan import CompressionPlan
 
@@ -28,6 +30,7 @@ TOLERANCE = 0.01  # of the wanted parameters
 EXACT = 1e-3  # good enough to stop searching
 HALVINGS = 12
 BATCH = 64
+LOSSES = ("labels", "view", "score")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Settings:
         prune_num_heads: remove whole heads, `head_pruning_ratio` of them, and no dimension inside a head.
         head_pruning_ratio: only with `prune_num_heads`.
         round_to: widths are multiples of it; 1 for any.
-        taylor_batches: batches of 64 labelled calibration images whose gradients are accumulated.
+        taylor_batches: batches of calibration images whose gradients are accumulated.
+        batch: images in one of them.
+        loss: whose gradients: "labels" is cross-entropy; of features, which no label trains, "view" is the squared distance
+            of an image's from its mirror image's, in units of their spread, and "score" a random projection of them.
         scale: "dense" keeps the temperature of the softmax of the dense model, "sdpa" takes that of the smaller head.
     """
 
@@ -52,6 +58,8 @@ class Settings:
     head_pruning_ratio: float = 0.0
     round_to: int = 1
     taylor_batches: int = 10
+    batch: int = BATCH
+    loss: str = "labels"
     scale: str = "dense"
 
     @staticmethod
@@ -63,6 +71,8 @@ class Settings:
             raise RecipeError(f"peer settings {sorted(raw)}: {error}") from None
         if settings.scale not in ("dense", "sdpa"):
             raise RecipeError(f"peer.scale is {settings.scale!r}, expected 'dense' or 'sdpa'")
+        if settings.loss not in LOSSES:
+            raise RecipeError(f"peer.loss is {settings.loss!r}, expected one of {', '.join(LOSSES)}")
         return settings
 
 
@@ -71,17 +81,20 @@ def peer_version() -> dict[str, str]:
     return {"torch-pruning": version("torch-pruning")}
 
 
-def prune(model: TimmModel, source: DataSource, settings: Settings) -> tuple[MaskedModel, dict[str, Any]]:
+def prune(
+    model: TimmModel, source: DataSource, settings: Settings, gradients: Mapping[str, Tensor] | None = None
+) -> tuple[MaskedModel, dict[str, Any]]:
     """(the pruned model, what was chosen): the pruning ratio is bisected until the parameters left are those wanted.
 
     The model is returned as one without a plan, so that the same recovery and evaluation take it as any other.
+    `gradients` are those of `gradients_of`, where they are known already.
 
     Raises:
         BudgetError: no pruning ratio comes within 1 % of the wanted parameters.
     """
     dense = trace(model.module, model.family, model.preprocess.input_size).params
     wanted = settings.params * dense
-    gradients = taylor_gradients(model.module, source, settings.taylor_batches)
+    gradients = gradients_of(model, source, settings) if gradients is None else gradients
     best = nearest(lambda ratio: pruned(model, gradients, settings, ratio), wanted)
     if best.distance > EXACT * wanted:  # a head dim is a coarse step; the neurons make up for it
         fine = nearest(lambda ratio: pruned(model, gradients, settings, best.ratio, ratio), wanted)
@@ -120,17 +133,42 @@ def nearest(prune_at: Callable[[float], nn.Module], wanted: float) -> Attempt:
     return min(tries, key=lambda each: each.distance)
 
 
-def taylor_gradients(module: nn.Module, source: DataSource, count: int) -> dict[str, Tensor]:
-    """Parameter → ∂CE/∂w, accumulated over `count` batches of calibration images and their labels.
+def gradients_of(model: TimmModel, source: DataSource, settings: Settings) -> dict[str, Tensor]:
+    """Parameter → the gradient of a loss, accumulated over batches of calibration images."""
+    count, batch = settings.taylor_batches, settings.batch
+    if settings.loss == "labels":
+        return taylor_gradients(model.module, source, count, batch)
+    generator = torch.Generator().manual_seed(0)
+    likelihood = likelihood_of(model.output, model.module, source.split("calibration"))
+
+    def loss(module: nn.Module, images: Tensor, _labels: Tensor) -> Tensor:
+        if settings.loss == "score":
+            return likelihood.score_loss(module(images), generator)
+        with torch.no_grad():
+            mirrored = module(images.flip(-1))
+        return likelihood.divergence(module(images), mirrored).mean()
+
+    return accumulated(model.module, source, count, batch, loss)
+
+
+def taylor_gradients(module: nn.Module, source: DataSource, count: int, batch: int = BATCH) -> dict[str, Tensor]:
+    """Parameter → ∂CE/∂w, accumulated over `count` batches of calibration images and their labels."""
+    return accumulated(module, source, count, batch, lambda work, x, y: functional.cross_entropy(work(x), y))
+
+
+def accumulated(
+    module: nn.Module, source: DataSource, count: int, batch: int, loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Parameter → ∂loss/∂w, summed over `count` batches (images, labels).
 
     Calibration images repeat from the start where there are too few of them.
     """
     work = copy.deepcopy(module).eval()
     images = source.split("calibration")
-    positions = torch.arange(count * BATCH) % len(images)
+    positions = torch.arange(count * batch) % len(images)
     with torch.enable_grad():
-        for batch, labels in batches(images.take(positions), BATCH):
-            functional.cross_entropy(work(batch), labels).backward()  # type: ignore[no-untyped-call]
+        for drawn, labels in batches(images.take(positions), batch):
+            loss(work, drawn, labels).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}
 
 
@@ -153,6 +191,7 @@ def pruned(
     attentions = [part for part in module.modules() if isinstance(part, Attention)]
     mlps = [part for part in module.modules() if isinstance(part, Mlp)]
     hidden = tuple(part.fc1 for part in mlps)
+    scales = [part.gamma for part in module.modules() if isinstance(part, LayerScale)]
     ignored = [module.get_submodule("head"), *(part.fc2 for part in mlps if settings.bottleneck)]
     pruner = torch_pruning.pruner.BasePruner(
         module,
@@ -167,7 +206,7 @@ def pruned(
         prune_head_dims=not settings.prune_num_heads,
         head_pruning_ratio=settings.head_pruning_ratio,
         round_to=settings.round_to if settings.round_to > 1 else None,
-        unwrapped_parameters=[(each, each.ndim - 1) for each in module.parameters(recurse=False)],  # tokens
+        unwrapped_parameters=[(each, each.ndim - 1) for each in (*module.parameters(recurse=False), *scales)],  # tokens
         in_channel_groups={},  # its defaults are shared between calls, and it writes to them
         out_channel_groups={},
         channel_groups={},

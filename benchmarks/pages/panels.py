@@ -77,6 +77,11 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class LogLines(Lines):
+    """A panel of lines over a logarithmic y axis."""
+
+
+@dataclass(frozen=True)
 class Bars:
     """A panel of horizontal bars, the first on top: (label, the number, number of its colour, its meaning)."""
 
@@ -141,6 +146,9 @@ def _lines(axes: Any, panel: Lines, entries: dict[str, Any]) -> None:
         axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if panel.shares:
         axes.set_ylim(0, 105)
+    if isinstance(panel, LogLines):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.grid(visible=True)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)

@@ -9,7 +9,7 @@ import headline
 import pytest
 from benching import changed
 from pages.files import timed
-from records import Results
+from records import Record, Results
 from suite import HERE
 
 from toolchain.errors import ArtifactError
@@ -83,3 +83,43 @@ def test_another_record_is_another_picture_and_table(tmp_path):
 def test_without_the_records_it_says_what_is_missing(tmp_path):
     with pytest.raises(ArtifactError, match="deit_small"):
         headline.table(Results(tmp_path))
+
+
+def backbone_record(cell, share, probe=False):
+    """A made-up record of the suite `real`."""
+    figures = {"wrong": [1 - share] * 4, "spread": [1.0] * 4}
+    counted = {"total": 400, "wrong": round(85 / share), "correct": ""}
+    judge = {"names": [f"objects_a/{n}" for n in range(4)], "class": figures, "patches": figures}
+    result = {
+        "params": round(1000 * share),
+        "bytes": round(4e6 * share),
+        "dense": {"params": 1000},
+        "sets": {"judge": {**judge, "neighbours": {"total": 4, "wrong": 1, "correct": ""}}},
+        **({"probe": {"test": counted}} if probe else {}),
+    }
+    definition = {"row": cell, "peer": False}
+    return Record(
+        "real", f"{cell}.zero", "backbone", "", definition, result, {"cpu": "made up"}, seconds={"compress": 60}
+    )
+
+
+def test_a_pretrained_model_stands_first_once_all_its_rows_are_recorded(tmp_path):
+    results = Results(tmp_path)
+    assert headline.pretrained_table(results) == ""
+    for row, share in (("dense.features", 1.0), ("joint.features.params0.75", 0.75), ("joint.features.params0.5", 0.5)):
+        results.save(backbone_record(row, share))
+    assert headline.pretrained_table(results) == "", "a row is missing"
+    results.save(backbone_record("joint.features.params0.35", 0.35))
+    results.save(backbone_record("joint.probe.params0.5", 0.5, probe=True))
+    rows = [line.split(" | ") for line in headline.pretrained_table(results).splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| dense", *(f"| {share} % of the parameters" for share in (75, 50, 35))]
+    assert [row[2] for row in rows][::2] == ["0", "0.500 [0.500, 0.500]"]
+    assert rows[2][4:] == ["3 of 4", "170 of 400", "60 s |"]
+    assert rows[1][5] == "–", "no probe was measured at that size"
+
+
+def test_links_of_a_fragment_lead_to_the_same_file_from_every_page():
+    text = "[rows](benchmarks/results/real/README.md)"
+    assert headline.placed(text, headline.ROOT / "README.md") == text
+    below = headline.placed(text, headline.ROOT / "models" / "any" / "README.md")
+    assert below == "[rows](../../benchmarks/results/real/README.md)"

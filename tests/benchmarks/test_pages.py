@@ -19,6 +19,7 @@ from toolchain.measure.verify import verify
 
 FILES = ["README.md", "increase.tiny.svg", "widths.tiny.svg", "pruned.tiny.svg"]
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
+CARRIED_OUT = [name for name in SUITES if (HERE / "results" / name).is_dir()]
 
 
 DRAWN_BY = re.compile(r"<dc:title>(matplotlib [^<]*)</dc:title>")
@@ -46,7 +47,7 @@ def test_committed_pages_follow_from_the_committed_records(name):
     assert stale(Suite.load(HERE / "suites" / f"{name}.toml"), Results(HERE / "results")) == []
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", CARRIED_OUT)
 def test_every_committed_record_is_of_a_cell_or_beside_one(name):
     suite, results = Suite.load(HERE / "suites" / f"{name}.toml"), Results(HERE / "results")
     names = {cell.name for cell in suite.cells}
