@@ -191,13 +191,13 @@ def test_anchored_refit_moves_nothing_when_there_is_no_error_and_removes_what_it
     weight, bias = torch.randn(3, 6).double(), torch.randn(3).double()
     moments = Moments()
     moments.add(rows, torch.zeros(len(rows), 3).double())
-    same = anchored_refit(weight, bias, moments)
+    same = anchored_refit(weight, bias, moments, 1e-3)
     assert torch.equal(same[0], weight)
     assert torch.equal(same[1], bias)
     target = rows @ (weight + 0.3).T + bias - 2.0
     moments = Moments()
     moments.add(rows, target - (rows @ weight.T + bias))
-    moved = anchored_refit(weight, bias, moments)
+    moved = anchored_refit(weight, bias, moments, 1e-3)
     left = (target - (rows @ moved[0].T + moved[1])).square().mean()
     assert left <= 1e-3 * (target - (rows @ weight.T + bias)).square().mean()
 

@@ -16,8 +16,8 @@ from toolchain.compress.closed_form import (
     IMAGES,
     MEASURE_MACS,
     SHARES,
+    Work,
     betas_for,
-    damage_share,
     effort,
     reduce_closed_form,
 )
@@ -67,9 +67,13 @@ def test_beta_is_one_where_it_is_dear_or_idle(model):
 
 
 def test_progress_counts_damage_only_where_it_is_measured(model):
-    assert 0 < damage_share(problem_of(model), 512) < 1
-    assert damage_share(problem_of(model, CompressSection(allocation="uniform")), 512) == 0
-    assert damage_share(problem_of(model, CompressSection(method="none", allocation="solver")), 512) == 0
+    work = Work.of(problem_of(model), 512)
+    assert min(work.teacher, work.damage, work.passes) > 0
+    assert Work.of(problem_of(model, CompressSection(allocation="uniform")), 512).damage == 0
+    assert Work.of(problem_of(model, CompressSection(method="none", allocation="solver")), 512).damage == 0
+    parts = [work.part(Progress(), name) for name in ("teacher", "damage", "passes")]
+    assert [part.start for part in parts] == [0, parts[0].end, parts[1].end]
+    assert parts[2].end == 1
 
 
 class Texts(Nobody):

@@ -239,7 +239,12 @@ def test_what_fine_tuning_did_is_told(report, finetune, told):
 
 
 def test_the_closed_form_is_told(report):
-    plan = {"beta": 0.5, "head_refitted": True, "kl": {"0.5": 0.25, "0.5 head": 0.01234, "0.0": 0.5, "0.0 head": 0.75}}
+    plan = {
+        "beta": 0.5,
+        "head_refitted": True,
+        "kl": {"0.5": 0.25, "0.5 head": 0.01234, "0.0": 0.5, "0.0 head": 0.75},
+        "dampings": {"blocks.0.mlp.fc2": 0.03},
+    }
     facts = closed_form(plan)
     assert facts == ClosedForm(beta=0.5, head_refitted=True, kl=0.01234)
     assert closed_form({**plan, "head_refitted": False}).kl == 0.25
@@ -257,7 +262,7 @@ def test_the_closed_form_is_told(report):
 
 @pytest.mark.parametrize("broken", [None, math.inf, math.nan])
 def test_a_closed_form_that_broke_the_model_is_told_in_valid_json(report, broken):
-    facts = closed_form({"beta": 0.0, "head_refitted": False, "kl": {"0.0": broken}})
+    facts = closed_form({"beta": 0.0, "head_refitted": False, "kl": {"0.0": broken}, "dampings": {}})
     assert facts.kl is None
     assert "not a number" in " ".join(notes(typed({**report, "closed_form": facts.model_dump()})))
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,14 @@ from toolchain.compress.choices import Key
 from toolchain.compress.damage import Effort, measure, require_way
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher, flat, sensitivities
-from toolchain.compress.sequential import Head, Pass, reduce_sequentially
+from toolchain.compress.sequential import Head, Pass, Reduced, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection
+from toolchain.surgery.scales import restore_scales
 
 BETAS = (0.5, 0.0, 1.0)
 SHARES = (
@@ -41,6 +43,12 @@ LOOKED_AT = 2
 """Images on which the way through the blocks is held against the model's own."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
+DAMAGE_PASSES = 4
+"""What looking at every site of every block costs."""
+SENSITIVITY_PASSES = 3
+"""What a forward and a backward pass cost."""
+SPREAD = ("regression", "features", "tokens", "layers")
+"""Outputs whose likelihood is found on calibration images."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,13 @@ class ClosedForm:
         beta: as in `Pass`.
         head_refitted: whether the classifier was.
         kl: "BETA", or "BETA head" → mean KL divergence from the dense model; None where it is not finite.
+        dampings: linear that was re-fitted → how far it was held back, chosen over scenes.
     """
 
     beta: float
     head_refitted: bool
     kl: Mapping[str, float | None]
+    dampings: Mapping[str, float]
 
 
 def _some(images: Images, count: float) -> Images:
@@ -93,14 +103,61 @@ def affordable_betas(section: CompressSection, macs: int, images: int) -> tuple[
     return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
 
 
-def damage_share(problem: Problem, images: int) -> float:
-    """The share of the closed form's work that goes into measuring damage, in forward passes; for progress alone."""
-    macs, sites = problem.shape.macs, len(problem.sites)
-    if not problem.method.weighs or not sites:
-        return 0.0
-    how = effort(macs, sites)
-    damage = 2 * images + min(how.images, IMAGES[1]) * _passes(len(how.shares), how.anchors, sites)
-    return damage / (damage + len(betas_for(problem, images)) * PASSES * images)
+@dataclass(frozen=True)
+class Work:
+    """What the closed form will do, in forward passes of the dense model for one image; it tells progress alone.
+
+    Attributes:
+        teacher: finding out what the outputs care about.
+        damage: measuring what each width does.
+        passes: reducing, once for each β.
+    """
+
+    teacher: float
+    damage: float
+    passes: float
+
+    @staticmethod
+    def of(problem: Problem, images: int) -> Work:
+        """The work on so many calibration images."""
+        macs, sites = problem.shape.macs, len(problem.sites)
+        judged = _judged(macs)
+        teacher = images * (problem.dense.output in SPREAD) + SENSITIVITY_PASSES * _bounded(_asked(macs))
+        passes = len(betas_for(problem, images)) * (PASSES * images + judged) + judged
+        if not problem.method.weighs or not sites:
+            return Work(teacher, 0.0, passes)
+        how = effort(macs, sites)
+        probes = _bounded(how.images) * _passes(len(how.shares), how.anchors, sites)
+        return Work(teacher, DAMAGE_PASSES * min(_fitted(macs), images) + probes, passes)
+
+    @property
+    def total(self) -> float:
+        """All of it; never 0."""
+        return self.teacher + self.damage + self.passes or 1.0
+
+    def part(self, progress: Progress, name: Literal["teacher", "damage", "passes"]) -> Progress:
+        """The part of a progress that one of them is."""
+        start = {"teacher": 0.0, "damage": self.teacher, "passes": self.teacher + self.damage}[name]
+        return progress.part(start / self.total, (start + getattr(self, name)) / self.total)
+
+
+def _bounded(count: float) -> float:
+    return min(max(count, IMAGES[0]), IMAGES[1])
+
+
+def _asked(macs: int) -> float:
+    """How many images sensitivities are taken from, before that is rounded."""
+    return SENSITIVITY_MACS / (SENSITIVITY_PASSES * macs)
+
+
+def _fitted(macs: int) -> int:
+    """How many images damage is fitted on, where there are as many."""
+    return max(64, int(0.5 * MEASURE_MACS / (4 * macs)))
+
+
+def _judged(macs: int) -> float:
+    """How many images a pass is judged on."""
+    return _bounded(0.2 * MEASURE_MACS / macs)
 
 
 def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
@@ -108,8 +165,13 @@ def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
     return likelihood_of(dense.output, dense.module, source.split("calibration"))
 
 
-def teacher_for(problem: Problem, source: DataSource) -> Teacher:
+def teacher_for(problem: Problem, source: DataSource, progress: Progress = SILENT) -> Teacher:
     """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise.
+
+    Args:
+        problem: the dense model, and how it is looked at.
+        source: of calibration images.
+        progress: told about every batch.
 
     Raises:
         DataError: as `likelihood_for`.
@@ -121,8 +183,12 @@ def teacher_for(problem: Problem, source: DataSource) -> Teacher:
     if not section.sensitivity or source.synthetic:
         tokens = {name: linear.rows for name, linear in problem.shape.linears.items()}
         return replace(teacher, cares=flat(dense.module, dense.family, tokens))
-    images = _some(calibration, SENSITIVITY_MACS / (3 * problem.shape.macs))
-    return replace(teacher, cares=sensitivities(dense.module, dense.family, images, section.seed, teacher.likelihood))
+    images = _some(calibration, _asked(problem.shape.macs))
+    known = len(calibration) * (dense.output in SPREAD)
+    rest = progress.part(known / (known + SENSITIVITY_PASSES * len(images)), 1.0)
+    rest.at(0.0, "what the outputs care about")
+    cares = sensitivities(dense.module, dense.family, images, section.seed, teacher.likelihood, rest)
+    return replace(teacher, cares=cares)
 
 
 def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Progress = SILENT) -> list[Candidate]:
@@ -136,7 +202,7 @@ def weigh(problem: Problem, teacher: Teacher, source: DataSource, progress: Prog
     sites, choices, macs = problem.sites, problem.choices, problem.shape.macs
     how = effort(macs, len(sites))
     held_out = _some(source.split("validation"), how.images)
-    fit = source.split("calibration").spread(max(64, int(0.5 * MEASURE_MACS / (4 * macs))))
+    fit = source.split("calibration").spread(_fitted(macs))
     refit = problem.method.section.refit
     measured = measure(teacher, sites, choices, how, fit, held_out, refit=refit, progress=progress)
     return interpolate(measured, sites, choices, SHARES[0])
@@ -157,28 +223,29 @@ def reduce_closed_form(
     """
     section, macs, sites = problem.method.section, problem.shape.macs, problem.sites_of(widths)
     calibration = source.split("calibration")
-    validation = _some(source.split("validation"), 0.2 * MEASURE_MACS / macs)
+    validation = _some(source.split("validation"), _judged(macs))
     betas = betas_for(problem, len(calibration))
     reference, start = outputs_of(teacher.module, validation), copy.deepcopy(module)
-    best: tuple[float, nn.Module, Head | None, dict[Key, tuple[int, ...]], float] | None = None
+    best: tuple[float, nn.Module, Head | None, Reduced, float] | None = None
     tried: dict[str, float | None] = {}
     for index, beta in enumerate(betas):
         work, how = copy.deepcopy(start), Pass(beta, section.refit, section.sequential)
-        part = progress.step(index, len(betas))
+        part = progress.step(index, len(betas)).part(0.05, 0.95)
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
             apart = float(divergence_by_image(teacher.likelihood, outputs, reference).mean())
             tried[f"{beta}{'' if head is None else ' head'}"] = apart if math.isfinite(apart) else None
             apart = apart if math.isfinite(apart) else math.inf
             if best is None or apart < best[0]:
-                best = apart, work, head, reduced.kept, beta
+                best = apart, work, head, reduced, beta
     assert best is not None
-    _, chosen, head, kept, beta = best
+    _, chosen, head, reduced, beta = best
     if head is not None:
         head.put_into(chosen)
+    restore_scales(chosen, teacher.module, teacher.family.branches(teacher.module))
     for name, child in chosen.named_children():
         setattr(module, name, child)
-    return kept, ClosedForm(beta, head is not None, tried)
+    return reduced.kept, ClosedForm(beta, head is not None, tried, reduced.dampings)
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -76,6 +79,31 @@ class Moments:
     @property
     def _other_mean(self) -> Tensor:
         return self._other_centre.double() + self._other_sum / self.weight
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What several sums of moments say together; the attributes are those of `Moments`."""
+
+    weight: float
+    mean: Tensor
+    covariance: Tensor
+    other_mean: Tensor
+    cross: Tensor
+
+
+def joined(parts: Sequence[Moments | Joined]) -> Joined:
+    """The moments of all rows of some parts; all of them are about the mean, or none is."""
+    weight = sum(part.weight for part in parts)
+    shares = [part.weight / weight for part in parts]
+    means, others = [part.mean for part in parts], [part.other_mean for part in parts]
+    mean = torch.stack([share * each for share, each in zip(shares, means, strict=True)]).sum(0)
+    other = torch.stack([share * each for share, each in zip(shares, others, strict=True)]).sum(0)
+    covariance, cross = torch.zeros(len(mean), len(mean)).double(), torch.zeros(len(other), len(mean)).double()
+    for share, part, own, its in zip(shares, parts, means, others, strict=True):
+        covariance += share * (part.covariance + torch.outer(own - mean, own - mean))
+        cross += share * (part.cross + torch.outer(its - other, own - mean))
+    return Joined(weight, mean, covariance, other, cross)
 
 
 def _symmetric(x: Tensor, counted: Tensor) -> Tensor:

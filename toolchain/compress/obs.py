@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolchain.compress.moments import Moments, damped
+from toolchain.compress.moments import Joined, Moments, damped
 
 BLOCK = 16
 """Neurons that are removed at once, at least; of wide layers a 64th."""
 DAMPING = 1e-4
-REFIT_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tens
 
 
 def anchored_refit(
-    weight: Tensor, bias: Tensor | None, moments: Moments, damping: float = REFIT_DAMPING
+    weight: Tensor, bias: Tensor | None, moments: Moments | Joined, damping: float
 ) -> tuple[Tensor, Tensor]:
     """(W', b') that take up the error e = y_t − (W₀x + b₀) which is left: a ridge step away from W₀, not from zero.
 

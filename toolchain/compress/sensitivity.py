@@ -17,6 +17,7 @@ from toolchain.compress.moments import damped
 from toolchain.data import Images, batches
 from toolchain.families import Branch, Family
 from toolchain.likelihood import Likelihood
+from toolchain.progress import SILENT, Progress
 
 BATCH = 8  # a backward pass holds what every block computed
 DAMPING = 0.05
@@ -71,7 +72,12 @@ class Sensitivity:
 
 
 def sensitivities(
-    model: nn.Module, family: Family, images: Images, seed: int, likelihood: Likelihood
+    model: nn.Module,
+    family: Family,
+    images: Images,
+    seed: int,
+    likelihood: Likelihood,
+    progress: Progress = SILENT,
 ) -> dict[str, Sensitivity]:
     """Branch module → its sensitivity, from one backward pass over some images; the model is left as it is.
 
@@ -106,7 +112,8 @@ def sensitivities(
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         with torch.enable_grad():
-            for batch, _ in batches(images, BATCH):
+            parts = batches(images, BATCH)
+            for number, (batch, _) in enumerate(parts):
                 likelihood.score_loss(model(batch), generator).backward()  # type: ignore[no-untyped-call]
                 for name, stream in streams.items():
                     assert stream.grad is not None
@@ -115,6 +122,7 @@ def sensitivities(
                     squares = stream.grad.square().flatten(1, -2).sum((0, 2), dtype=torch.float64)
                     norms[name] = norms.get(name, torch.zeros(())) + squares
                 streams.clear()
+                progress.at((number + 1) / len(parts), "what the outputs care about")
     finally:
         for handle in handles:
             handle.remove()

@@ -16,15 +16,12 @@ from torch.utils.data import Dataset
 
 from toolchain.compress.branches import captured, first_residual, input_of
 from toolchain.compress.choices import Key, Site, key_of
-from toolchain.compress.moments import Moments
-from toolchain.compress.obs import anchored_refit
 from toolchain.compress.reductions import REDUCTIONS, sites_in
+from toolchain.compress.ridge import Ridge, folds_of
 from toolchain.compress.sensitivity import Sensitivity, Teacher
 from toolchain.families import Branch
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.scales import fold_scales
-
-HEAD_DAMPING = 0.03  # one row per image is all that the classifier's re-fit has
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,12 @@ class Reduced:
     Attributes:
         kept: key of a site → kept positions per partition.
         head: a re-fit of the classifier to the dense logits, not yet applied; None where there is no one linear.
+        dampings: linear that was re-fitted → how far it was held back, as in `Ridge`.
     """
 
     kept: dict[Key, tuple[int, ...]]
     head: Head | None
+    dampings: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ def reduce_sequentially(
     theirs = first_residual(dense, blocks[0].path, images)
     ours = list(theirs)
     kept: dict[Key, tuple[int, ...]] = {}
+    dampings: dict[str, float] = {}
+    folds = torch.split(folds_of(images), [len(our) for our in ours])
     fold_scales(module, teacher.family.branches(dense))
     for index, block in enumerate(blocks):
         if block.bridge is not None:
@@ -117,14 +118,15 @@ def reduce_sequentially(
             if reader is not None and how.refit:
                 pairs = zip(wanted, theirs, ours, strict=True)
                 towards = (branch.asked(y, their, our, how.beta) for y, their, our in pairs)
-                added = _refitted(module, branch, reader, towards, ours, care)
+                added, dampings[reader[0]] = _refitted(module, branch, reader, towards, ours, folds, care)
             else:
                 added = (branch.gives(module, our) for our in list(ours))
             for batch, (y, own) in enumerate(zip(wanted, added, strict=True)):
                 theirs[batch] = branch.after(theirs[batch], branch.adds(dense, y))
                 ours[batch] = branch.after(ours[batch], branch.adds(module, own)) if how.sequential else theirs[batch]
         progress.at((index + 1) / len(blocks), f"reducing {block.path}")
-    return Reduced(kept, _head(teacher, module, theirs, ours) if how.refit else None)
+    head = _head(teacher, module, theirs, ours, folds, dampings) if how.refit else None
+    return Reduced(kept, head, dampings)
 
 
 def _narrowed(reader: tuple[str, Tensor] | None, latest: tuple[str, Tensor] | None) -> tuple[str, Tensor] | None:
@@ -134,7 +136,14 @@ def _narrowed(reader: tuple[str, Tensor] | None, latest: tuple[str, Tensor] | No
     return latest[0], latest[1][torch.isin(latest[1], reader[1])]
 
 
-def _head(teacher: Teacher, module: nn.Module, theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> Head | None:
+def _head(
+    teacher: Teacher,
+    module: nn.Module,
+    theirs: Sequence[Tensor],
+    ours: Sequence[Tensor],
+    folds: Sequence[Tensor],
+    dampings: dict[str, float],
+) -> Head | None:
     """The last linear that takes up what is left of the error in the outputs, as far as their reader notices it."""
     dense, family = teacher.module, teacher.family
     name = family.classifier(dense)
@@ -142,12 +151,16 @@ def _head(teacher: Teacher, module: nn.Module, theirs: Sequence[Tensor], ours: S
         return None
     linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    moments = Moments(centred=linear.bias is not None)
+    ridge = Ridge(centred=linear.bias is not None)
     with captured(module, {name: "in"}) as seen:
-        for their, our in zip(theirs, ours, strict=True):
-            error = family.head(dense, their) - family.head(module, our)
-            moments.add(seen[name], teacher.likelihood.noticed(error))
-    weight, bias = anchored_refit(linear.weight, linear.bias, moments, HEAD_DAMPING)
+        for their, our, fold in zip(theirs, ours, folds, strict=True):
+            error = teacher.likelihood.noticed(family.head(dense, their) - family.head(module, our))
+            ridge.add(
+                seen[name].reshape(len(our), -1, linear.in_features),
+                error.reshape(len(our), -1, linear.out_features),
+                fold,
+            )
+    weight, bias, dampings[name] = ridge.fitted(linear.weight, linear.bias)
     return Head(name, weight.to(linear.weight), None if linear.bias is None else bias.to(linear.weight))
 
 
@@ -157,9 +170,10 @@ def _refitted(
     reader: tuple[str, Tensor],
     wanted: Iterable[Tensor],
     ours: Sequence[Tensor],
+    folds: Sequence[Tensor],
     care: Sensitivity,
-) -> Iterator[Tensor]:
-    """What a branch gives, batch by batch, after a re-fit of the kept columns of its last linear.
+) -> tuple[Iterator[Tensor], float]:
+    """(what a branch gives, batch by batch, after a re-fit of the kept columns of its last linear, its damping).
 
     They move towards what is wanted of the branch: y_dense + β(r_dense − r_compressed). What enters them is kept
     meanwhile: it is computed once.
@@ -167,17 +181,18 @@ def _refitted(
     name, columns = reader
     linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    moments = Moments(centred=linear.bias is not None)
+    ridge = Ridge(centred=linear.bias is not None)
     entering = [input_of(module, branch, name, our)[..., columns] for our in ours]
     weight = linear.weight[:, columns]
-    for x, y, our in zip(entering, wanted, ours, strict=True):
+    for x, y, our, fold in zip(entering, wanted, ours, folds, strict=True):
         error = branch.arranged(module, y) - functional.linear(x, weight, linear.bias)
-        weights = care.weights(module, branch, our).flatten().to(x)
-        moments.add(x.flatten(0, -2), error.flatten(0, -2), weights)
-    fitted, shift = anchored_refit(weight, linear.bias, moments)
+        weights = care.weights(module, branch, our).to(x).reshape(len(our), -1)
+        entered, lacking = (part.reshape(len(our), -1, part.shape[-1]) for part in (x, error))
+        ridge.add(entered, lacking, fold, weights)
+    fitted, shift, damping = ridge.fitted(weight, linear.bias)
     linear.weight[:, columns] = fitted.to(linear.weight)
     if linear.bias is not None:
         linear.bias.copy_(shift)
     if branch.arrange is not None:
-        return (branch.gives(module, our) for our in list(ours))
-    return (functional.linear(x, linear.weight[:, columns], linear.bias) for x in entering)
+        return (branch.gives(module, our) for our in list(ours)), damping
+    return (functional.linear(x, linear.weight[:, columns], linear.bias) for x in entering), damping

@@ -13,7 +13,7 @@ from toolchain.compress.allocation import Allocation, Check, Settled, allocate, 
 from toolchain.compress.choices import Budget, Costs, Key
 from toolchain.compress.closed_form import (
     ClosedForm,
-    damage_share,
+    Work,
     likelihood_for,
     reduce_closed_form,
     teacher_for,
@@ -67,9 +67,10 @@ class Compress:
         problem.require_latency()
         if not problem.method.weighs or not problem.sites:
             return allocate(problem, (), self.check), None
-        teacher = teacher_for(problem, self.source)
-        progress = self.progress.part(0.0, self._damage_share(problem) or 1.0)
-        return allocate(problem, weigh(problem, teacher, self.source, progress), self.check), teacher
+        work = self._work(problem)
+        teacher = teacher_for(problem, self.source, work.part(self.progress, "teacher"))
+        candidates = weigh(problem, teacher, self.source, work.part(self.progress, "damage"))
+        return allocate(problem, candidates, self.check), teacher
 
     def __call__(self, problem: Problem) -> Made[MaskedModel, Allocation]:
         """The masked model."""
@@ -114,12 +115,12 @@ class Compress:
         wanted = {**widths.kept, **{(linear, RANK): rank for linear, rank in widths.ranks.items()}}
         if not problem.sites_of(wanted):
             return {}, None
-        progress = self.progress.part(self._damage_share(problem), 1.0)
-        teacher = teacher or teacher_for(problem, self.source)
-        return reduce_closed_form(problem, teacher, module, wanted, self.source, progress)
+        work = self._work(problem)
+        teacher = teacher or teacher_for(problem, self.source, work.part(self.progress, "teacher"))
+        return reduce_closed_form(problem, teacher, module, wanted, self.source, work.part(self.progress, "passes"))
 
-    def _damage_share(self, problem: Problem) -> float:
-        return damage_share(problem, 0 if self.source.synthetic else len(self.source.split("calibration")))
+    def _work(self, problem: Problem) -> Work:
+        return Work.of(problem, len(self.source.split("calibration")))
 
     def _scores(self, problem: Problem, module: nn.Module) -> Scores:
         dense, criterion = problem.dense, problem.method.criterion

@@ -11,6 +11,8 @@ from torch import nn
 from toolchain.families import Branch
 from toolchain.surgery.factorised import replace_module
 
+LEAST_SCALE = 0.01
+
 
 @torch.no_grad()
 def fold_scale(module: nn.Module, branch: Branch) -> bool:
@@ -34,6 +36,28 @@ def fold_scales(module: nn.Module, branches: Iterable[Branch]) -> None:
     """Moves every scale into the linear before it, in place, and leaves ones behind: paths and shapes stay."""
     for branch in branches:
         fold_scale(module, branch)
+
+
+@torch.no_grad()
+def restore_scales(module: nn.Module, dense: nn.Module, branches: Iterable[Branch]) -> None:
+    """Gives every scale of ones the values of a dense model again, in place: W ← diag(γ)^{-1}W, b ← γ^{-1}b; exact.
+
+    Training then sees the linears in the size in which they were trained: Adam's steps do not depend on the size of what they
+    change, so that they would be far too large for linears that hold a small γ. A γ near 0 counts as a hundredth of their mean.
+    """
+    for branch in branches:
+        if branch.scale is None:
+            continue
+        scale, gamma = module.get_parameter(branch.scale), dense.get_parameter(branch.scale)
+        least = LEAST_SCALE * float(gamma.square().mean().sqrt())
+        if not least:
+            continue
+        scale.copy_(torch.where(gamma < 0, -1.0, 1.0) * gamma.abs().clamp_min(least))
+        linear = module.get_submodule(branch.reader)
+        last = linear if isinstance(linear, nn.Linear) else linear.get_submodule("up")
+        last.weight.div_(scale[:, None])  # type: ignore[operator]
+        if last.bias is not None:
+            last.bias.div_(scale)  # type: ignore[operator]
 
 
 def remove_scale(module: nn.Module, branch: Branch) -> None:
