@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from builders import problem_of
 
+from toolchain.compress.choices import key_of
 from toolchain.compress.moments import Moments, joined
 from toolchain.compress.obs import anchored_refit
 from toolchain.compress.ridge import DAMPINGS, FOLDS, UNTRIED, Ridge, folds_of, least_damping
+from toolchain.compress.sensitivity import Teacher, flat
+from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.data import Images
+from toolchain.likelihood import CATEGORICAL
 
 WEIGHT, BIAS = torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
 
@@ -98,3 +105,28 @@ def test_weights_count_rows_and_zero_leaves_them_out():
     all_rows.add(x[:, None], y[:, None], torch.arange(16) % FOLDS, weights[:, None])
     for one, other in zip(kept.fitted(WEIGHT, BIAS), all_rows.fitted(WEIGHT, BIAS), strict=True):
         assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_moments_that_are_not_finite_end_in_the_usual_damping():
+    x, y = rows(12)
+    x[3] = torch.inf
+    parts = [joined([moments(x[k::2], y[k::2])]) for k in range(2)]
+    assert least_damping(parts) == UNTRIED
+
+
+def test_scenes_reach_the_damping(tiny):
+    """Eight copies of a picture in as many folds let a fit look known; as one scene they do not."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(6, *tiny.preprocess.input_size, generator=generator)
+    near = pictures.repeat_interleave(8, 0) + 1e-3 * torch.randn(48, *pictures.shape[1:], generator=generator)
+    found = {}
+    for scenes in (None, torch.arange(48) // 8):
+        images, module = Images(near.__getitem__, torch.zeros(48), scenes=scenes), copy.deepcopy(tiny.module)
+        widths = {key_of(site): max(1, site.total // 2) for site in problem_of(tiny).sites}
+        cares = flat(module, tiny.family, {branch.reader: 5 for branch in tiny.family.branches(module)})
+        taught = Teacher(tiny.module, tiny.family, CATEGORICAL, cares)
+        reduced = reduce_sequentially(taught, module, problem_of(tiny).sites, widths, images, Pass(0.5))
+        found[scenes is None] = reduced.dampings
+    assert found[True].keys() == found[False].keys()
+    assert all(found[True][name] <= found[False][name] for name in found[True])
+    assert any(found[True][name] < found[False][name] for name in found[True])

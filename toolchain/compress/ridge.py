@@ -1,11 +1,14 @@
 """How far a re-fit may move: its damping is the one that errs least on scenes which the other images do not show.
 
-A last linear has hundreds of columns. What calibration says of them is worth as much as there are scenes, not rows: the tokens
-of a picture resemble each other, and where the output reads a class token alone each picture is one row. Legend: N images,
-n rows, p columns of a linear, q outputs.
+A last linear has hundreds of columns. The tokens of a picture resemble each other, and where the output reads a class token
+alone, each picture is one row that counts: how well a fit is known depends on the number of scenes, not of rows.
+
+Legend: N images, n rows, p columns of a linear, q outputs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -55,32 +58,43 @@ class Ridge:
             self._parts[fold].add(x[mine].flatten(0, 1), error[mine].flatten(0, 1), counts)
 
     def fitted(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, float]:
-        """(W' [q, p], b' [q], the damping), as `anchored_refit` with the damping that errs least on held-out folds."""
+        """(W' [q, p], b' [q], the damping), as `anchored_refit` with the damping that errs least on held-out folds.
+
+        The sums are used up.
+        """
         parts = [joined([part]) for part in self._parts if part.weight]
+        self._parts.clear()
         damping = UNTRIED if len(parts) < 2 else least_damping(parts)
         return *anchored_refit(weight, bias, joined(parts), damping), damping
 
 
-def least_damping(parts: list[Joined]) -> float:
-    """The damping whose re-fits on all folds but one leave the least squared error on that one, summed over folds."""
+def least_damping(parts: Sequence[Joined]) -> float:
+    """The damping whose re-fits on all folds but one leave the least squared error on that one, summed over folds.
+
+    Where moments are not finite, as behind a stream that overflowed, nothing can be told and the usual one is taken.
+    """
+    if not all(bool(part.covariance.isfinite().all() and part.cross.isfinite().all()) for part in parts):
+        return UNTRIED
     errors = torch.zeros(len(DAMPINGS), dtype=torch.float64)
     for held in parts:
-        errors += held.weight * torch.stack(_held_out(joined([part for part in parts if part is not held]), held))
+        errors += held.weight * _held_out(joined([part for part in parts if part is not held]), held)
     return DAMPINGS[int(errors.argmin())]
 
 
-def _held_out(fit: Joined, held: Joined) -> list[Tensor]:
+def _held_out(fit: Joined, held: Joined) -> Tensor:
     """The mean squared error on `held` after a re-fit on `fit`, less what it is without one, for each damping.
 
-    With D the change of the weights, x̂ and ê the rows of `held` about the means of `fit`: E‖ê − D x̂‖² − E‖ê‖².
+    The change of the weights is D = F V (Λ + λ)^{-1} Vᵀ, with F = E[(e − ē) x̃ᵀ] and V Λ Vᵀ = E[x̃ x̃ᵀ] of `fit`. With x̂ and ê
+    the rows of `held` about the means of `fit`, the error is E‖ê − D x̂‖² − E‖ê‖²: a quadratic form in (Λ + λ)^{-1}, the same
+    for each λ.
     """
     values, vectors = torch.linalg.eigh(fit.covariance)
     away, off = held.mean - fit.mean, held.other_mean - fit.other_mean
-    covariance = vectors.T @ (held.covariance + torch.outer(away, away)) @ vectors
-    cross = (held.cross + torch.outer(off, away)) @ vectors
-    direction, level = fit.cross @ vectors, float(fit.covariance.diagonal().mean())
-    errors = []
-    for damping in DAMPINGS:
-        change = direction / (values.clamp_min(0) + (damping * level or 1e-12))
-        errors.append(((change @ covariance) * change).sum() - 2 * (change * cross).sum())
+    towards = fit.cross @ vectors
+    linear = (towards * ((held.cross + torch.outer(off, away)) @ vectors)).sum(0)
+    square = vectors.T @ (held.covariance + torch.outer(away, away)) @ vectors
+    square *= towards.T @ towards
+    level = float(fit.covariance.diagonal().mean())
+    shrunk = torch.stack([1 / (values.clamp_min(0) + (damping * level or 1e-12)) for damping in DAMPINGS])
+    errors: Tensor = ((shrunk @ square) * shrunk).sum(1) - 2 * shrunk @ linear
     return errors

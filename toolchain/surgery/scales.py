@@ -43,7 +43,8 @@ def restore_scales(module: nn.Module, dense: nn.Module, branches: Iterable[Branc
     """Gives every scale of ones the values of a dense model again, in place: W ← diag(γ)^{-1}W, b ← γ^{-1}b; exact.
 
     Training then sees the linears in the size in which they were trained: Adam's steps do not depend on the size of what they
-    change, so that they would be far too large for linears that hold a small γ. A γ near 0 counts as a hundredth of their mean.
+    change, so that they would be far too large for linears that hold a small γ. A γ near 0 counts as a hundredth of their
+    root mean square.
     """
     for branch in branches:
         if branch.scale is None:
