@@ -16,6 +16,7 @@ from toolchain.data.scenes import PIECES, PROBES, keep_apart, tell_apart
 from toolchain.data.splits import Images, arrange
 from toolchain.data.tensors import tensor_source
 from toolchain.data.transforms import Wanted
+from toolchain.errors import DataError
 
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
@@ -201,14 +202,25 @@ def test_files_that_are_numbered_one_after_the_other_are_rows():
     assert neighbours(names) == [[(0, 1), (1, 2)], [(5, 6)]]
 
 
+def test_files_of_one_number_all_stay_in_their_row():
+    names = ["a1.jpg", "a1.png", "a2.jpg", "a02.jpg", "a3.jpg", "a003.jpg", "b1.jpg", "b01.jpg"]
+    (row,) = neighbours(names)
+    assert {position for pair in row for position in pair} == set(range(6))
+    assert {(names[one][1:].lstrip("0")[0], names[other][1:].lstrip("0")[0]) for one, other in row} == {
+        ("1", "2"),
+        ("2", "3"),
+    }
+
+
 class Looks:
-    """Glances that count how often they are asked for."""
+    """Glances that remember what they were asked for, and how often."""
 
     def __init__(self, glances):
-        self.glances, self.asked = glances, set()
+        self.glances, self.asked, self.times = glances, set(), 0
 
     def __call__(self, position):
         self.asked.add(position)
+        self.times += 1
         return self.glances[position]
 
 
@@ -242,6 +254,58 @@ def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(monkeypat
         assert said == [f"{len(gone)} images were left out of train"] * bool(gone)
 
 
+def test_validation_and_test_of_the_same_images_are_looked_at_once(monkeypatch):
+    monkeypatch.setattr(scenes, "LOOKED_AT", 40)
+    looks = Looks(blobs(100))
+    images = Images(lambda _: torch.zeros(1, 1, 1), [-1] * 100, glances=Glances(looks))
+    held_out = images.take(torch.arange(10, 20))
+    train = images.take(torch.tensor([*range(10), *range(20, 100)]))
+    splits = arrange({"train": train, "validation": held_out, "test": held_out}, 5)
+    keep_apart(splits, ("validation", "test"))
+    assert looks.times == len(looks.asked) == 20 + 10
+    for name in ("validation", "test"):  # own splits count positions each for itself
+        splits[name] = Images(images.raw, [-1] * 10, glances=Glances(Looks(blobs(10, seed=2))))
+    keep_apart(splits, ())
+    assert [splits[name].glances.look.times for name in ("validation", "test")] == [10, 10]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_train_of_hardly_any_images_beside_many_others_is_left(monkeypatch, count):
+    monkeypatch.setattr(scenes, "LOOKED_AT", 20)
+    few, many = (
+        Images(lambda _: None, [-1] * each, glances=Glances(blobs(30).__getitem__, [f"{at}.png" for at in range(each)]))
+        for each in (count, 30)
+    )
+    parts, notes = tell_apart({"train": few, "test": many})
+    assert (parts["train"].scenes.tolist(), notes) == (list(range(count)), [])
+    with pytest.raises(DataError, match=f"there are {count} images to train on.*at least 4 are needed"):
+        arrange(parts, 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "across", "left"),
+    [
+        (1, "1 of 1 image of test looks nearly the same", "1 image was left out of train"),
+        (2, "2 of 2 images of test look nearly the same", "2 images were left out of train"),
+    ],
+)
+def test_one_image_is_said_in_the_singular(monkeypatch, count, across, left):
+    monkeypatch.setattr(scenes, "LOOKED_AT", 200)
+    pictures = blobs(60)
+    own = Images(lambda _: None, [-1] * count, glances=Glances(pictures.__getitem__))
+    _, (note,) = told(pictures, test=own)
+    assert note.startswith(across)
+    assert note.endswith(f"Remove {'it' if count == 1 else 'them'} from train or from test.")
+    monkeypatch.setattr(scenes, "LOOKED_AT", 40)
+    train = Images(lambda _: None, [-1] * 60, glances=Glances(torch.cat([pictures[:50], pictures[:10]]).__getitem__))
+    held_out = train.take(torch.arange(50, 50 + count))
+    splits = {"train": train.take(torch.arange(50)), "validation": held_out, "test": held_out}
+    _, (note,) = keep_apart({**splits, "calibration": train.take(torch.arange(10))}, ("validation", "test"))
+    assert note == (
+        f"{left}, since validation or test has images that look nearly the same. Remove copies from the data to use the rest."
+    )
+
+
 def test_a_large_film_is_split_in_runs(monkeypatch):
     monkeypatch.setattr(scenes, "LOOKED_AT", 100)
     film = texture(3, (1500, 200)).convert("L")
@@ -265,6 +329,8 @@ def test_few_images_and_images_that_are_alike_are_said(tmp_path):
     (few,) = open_(tmp_path, calibration_images=14).notes
     assert few.startswith("14 images are few to calibrate on")
     assert few.endswith("Set data.calibration_images above 14, best to some hundreds.")
+    (one,) = open_(tmp_path, calibration_images=1).notes
+    assert one.startswith("1 image is few to calibrate on")
     assert open_(tmp_path).notes == (), "nothing is calibrated"
     digits = open_source("digits", Wanted((1, 8, 8), CONFIG, calibration_images=512))
     assert digits.notes == ()

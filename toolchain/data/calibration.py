@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from toolchain.data.splits import Images
+from toolchain.data.splits import Images, counted
 
 FEW = 128
 ADVICE = "Add images of other things and places until some hundreds differ; they need no labels (docs/calibration.md)."
@@ -20,11 +20,12 @@ def notes_on(calibration: Images, asked: int, train: int) -> list[str]:
     """
     count, notes = len(calibration), []
     if count < asked and count == train:
-        notes.append(f"Calibration has {count} images, all of train; {asked} were asked for.")
+        notes.append(f"Calibration has {counted(count)}, all of train; {asked} were asked for.")
     if asked and 0 < count < FEW:
         more = ADVICE if count == train else f"Set data.calibration_images above {count}, best to some hundreds."
         notes.append(
-            f"{count} images are few to calibrate on, and the compressed model may be worse on other images than on these. {more}"
+            f"{counted(count)} {'is' if count == 1 else 'are'} few to calibrate on, and the compressed model may be worse on other "
+            f"images than on {'this one' if count == 1 else 'these'}. {more}"
         )
     if count and asked and (scenes := different(calibration)) < count / 2:
         notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import PurePath
 
@@ -29,14 +29,23 @@ def copies(names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def neighbours(names: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Pairs of positions of files that are numbered one after the other, as frames of a film are; a list for each such row."""
-    numbers: dict[tuple[str, str], dict[int, int]] = {}
+    """Pairs of positions of files that are numbered one after the other, as frames of a film are; a list for each such row.
+
+    Files of one number, as `a1.jpg`, `a01.jpg` and `a1.png`, are all in it.
+    """
+    rows: dict[tuple[str, str], dict[int, list[int]]] = {}
     for position, name in enumerate(names):
         folder, stem = _parts(name)
         if numbered := NUMBERED.match(stem):
-            numbers.setdefault((folder, numbered[1]), {})[int(numbered[2])] = position
-    rows = ([(row[number], row[number + 1]) for number in row if number + 1 in row] for row in numbers.values())
-    return [row for row in rows if row]
+            rows.setdefault((folder, numbered[1]), {}).setdefault(int(numbered[2]), []).append(position)
+    found = ([pair for number in row for pair in _next_to(row, number)] for row in rows.values())
+    return [pairs for pairs in found if pairs]
+
+
+def _next_to(row: Mapping[int, Sequence[int]], number: int) -> list[tuple[int, int]]:
+    """Pairs of positions: all of a number with the first of the next, and the first with the others of the next."""
+    several, following = row[number], row.get(number + 1, ())
+    return [(one, following[0]) for one in several if following] + [(several[0], other) for other in following[1:]]
 
 
 def folder_of(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolchain.data.glances import ALIKE, Look, Pairs, alike, glances_at, likenesses
 from toolchain.data.names import copies, folder_of, neighbours
-from toolchain.data.splits import SPLIT_SEED, Images, varied
+from toolchain.data.splits import SPLIT_SEED, Images, counted, varied
 
 LOOKED_AT = 2000
 """So many images of a source are looked at: a JPEG file of two megapixels takes about 5 ms of one core."""
@@ -77,6 +77,8 @@ def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dic
     """
     train, calibration = splits["train"], splits["calibration"]
     held_out = {name: splits[name] for name in ("validation", "test") if splits[name].glances is not None}
+    if len(made) == 2 and splits["validation"].positions.equal(splits["test"].positions):
+        held_out.pop("validation", None)  # both are the same images of train: of own splits, positions count in each
     total = len(train) + sum(map(len, held_out.values()))
     if train.glances is None or not held_out or not len(calibration) or total <= LOOKED_AT:
         return dict(splits), []
@@ -96,9 +98,10 @@ def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dic
     clean, gone = spare.positions[_outside(spare, copied)], len(calibration) - len(left)
     fresh = clean[torch.arange(min(gone, len(clean))) * len(clean) // max(gone, 1)]
     if len(copied):
+        were = "was" if len(copied) == 1 else "were"
         notes.append(
-            f"{len(copied)} images were left out of train, since validation or test has nearly the same. Remove copies from the "
-            "data to use the rest."
+            f"{counted(len(copied))} {were} left out of train, since validation or test has images that look nearly the same. Remove "
+            "copies from the data to use the rest."
         )
     train = train.take(_outside(train, copied)).of_scenes(_merged(train.all_scenes, looked.positions, scenes["train"]))
     calibration = train.take(torch.isin(train.positions, torch.cat([left, fresh])).nonzero().flatten())
@@ -205,8 +208,9 @@ def _copies_across(sequences: Mapping[str, Images], pairs: Pairs, others: Collec
     copied = torch.unique(torch.cat([other[owners[one] == train], one[owners[other] == train]]))
     counts = owners[copied].bincount(minlength=len(names)).tolist()
     return [
-        f"{count} of {of}{len(sequences[name])} images of {name} look nearly the same as images of train, so results on {name} "
-        f"are better than on new images. Remove them from train or from {name}."
+        f"{count} of {of}{counted(len(sequences[name]))} of {name} {'looks' if count == 1 else 'look'} nearly the same as images "
+        f"of train, so results on {name} are better than on new images. Remove {'it' if count == 1 else 'them'} from train or "
+        f"from {name}."
         for name, count in zip(names, counts, strict=True)
         if name in others and count
     ]
@@ -215,7 +219,7 @@ def _copies_across(sequences: Mapping[str, Images], pairs: Pairs, others: Collec
 def _told_by_order(images: Images) -> Images:
     """A part too large to be looked at, with scenes by names and, where neighbours are alike, of runs of neighbours."""
     count, glances = len(images), images.glances
-    if glances is None:
+    if glances is None or count < 2:
         return images
     folders = [folder_of(name) for name in glances.names] or [""] * count
     pairs = copies(glances.names)

@@ -114,6 +114,11 @@ class Images(Dataset[tuple[Tensor, int]]):
         )
 
 
+def counted(images: int) -> str:
+    """So many images, in words for a message."""
+    return "1 image" if images == 1 else f"{images} images"
+
+
 def hold_out(images: Images, size: int, seed: int) -> tuple[Images, Images]:
     """(the rest, about `size` held-out images), stratified, with every scene on one side.
 
