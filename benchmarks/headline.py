@@ -117,7 +117,11 @@ def pretrained_table(results: Results) -> str:
                 if name == "dense"
                 else f"{100 * record.result['params'] / record.result['dense']['params']:.0f} % of the parameters",
                 f"{record.result['bytes'] / 1e6:.1f} MB",
-                *(real.shown(real.error(record, "judge", what)) for what in ("class", "patches")),
+                *(
+                    real.shown(real.error(record, "judge", what, real.PARTS["objects"]))
+                    for what in ("class", "patches")
+                ),
+                real.shown(real.error(record, "judge", "class", real.PARTS["cut-outs"])),
                 f"{votes} of {judge['neighbours']['total']}",
                 "–" if told is None else f"{told['wrong']} of {told['total']}",
                 "–" if name == "dense" else f"{record.seconds['compress']:.0f} s",
@@ -128,13 +132,15 @@ def pretrained_table(results: Results) -> str:
         "Weights, fp32",
         "Error, class token",
         "Error, patches",
+        "Class token, cut-outs",
         "Neighbours right",
         "Probe wrong",
     ]
     caption = (
         "No label was read, and nothing was trained after. Error is of the features after the last norm, on photographs of other "
-        "scenes and subjects than the 384 crops that it was compressed on: 0 is the dense model, 1 a constant. Neighbours: pictures "
-        "whose nearest others are mostly of their class. Probe: a linear classifier on Fashion-MNIST, calibrated there. "
+        "scenes than the 384 crops that it was compressed on, and of the class token also on cut-outs of photographs, on white: 0 is "
+        "the dense model, 1 a constant. Neighbours: photographs and cut-outs whose nearest others are mostly of their "
+        "class. Probe: a linear classifier on Fashion-MNIST, calibrated there. "
         f"Compressed on: {'; '.join(machines)}. [All rows](benchmarks/results/real/README.md)."
     )
     return f"{markdown([*head, 'Compressed in'], rows)}\n\n{caption}\n"

@@ -65,7 +65,7 @@ class Inputs:
     @property
     def source(self) -> str:
         """The data source of the photographs: what is calibrated on is its train, and the tuning set its test."""
-        folder = self.pictures.parent / "source"
+        folder = self.pictures.with_name(f"{self.pictures.name}.source")
         folder.mkdir(exist_ok=True)
         for name, below in (("train", "calibration"), ("test", "tuning")):
             if not (folder / name).exists():
@@ -104,7 +104,6 @@ def pretrained(work: Path) -> Inputs:
         DataError: a Debian package is missing.
     """
     backbone, decoder = dinov2.get(work / "dinov2")
-    pictures = work / "pictures"
-    digest = photographs.write(pictures, Path(os.environ.get(ROOT, "/")))
+    pictures = photographs.write(work / "pictures", Path(os.environ.get(ROOT, "/")))
     model = {"name": dinov2.MODEL, "kwargs": {"img_size": dinov2.PIXELS}}
-    return Inputs(model, backbone, dinov2.decoder(decoder), pictures, digest)
+    return Inputs(model, backbone, dinov2.decoder(decoder), pictures, photographs.digest(pictures))

@@ -1,8 +1,10 @@
 """Folders of pictures out of Debian packages, for the suite `real`: `python benchmarks/photographs.py FOLDER`.
 
-Three sets that share no scene and no subject, chosen once: `calibration`, `tuning`, by which a method is improved, and
-`judge`, which is looked at when nothing is changed any more; beside them `drawings`, which a model calibrated on
-photographs never saw the like of. photographs.toml has the lists. The pictures never leave this machine.
+Four sets, chosen once: `calibration`; `tuning`, by which a method is improved; `judge`, which is looked at when nothing is changed
+any more; and `drawings`, which a model calibrated on photographs never saw the like of. No picture is in two of them.
+Calibration shares no subject with tuning and judge, but for a wallpaper of cups and one of brushes. The photographs of tuning and
+judge are of the same kinds of subject: those of a class go to the two in turn. Drawings are of anything. photographs.toml has
+the lists. The pictures never leave this machine.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +26,7 @@ from PIL import Image
 from resource_file import ResourceFile
 
 from toolchain.errors import DataError, SlimvitError
+from toolchain.files import digest_of
 
 LISTS: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 """The fixed lists."""
@@ -45,11 +49,11 @@ class Picture:
     image: Image.Image
 
 
-def write(folder: Path, root: Path = Path("/")) -> str:
-    """Writes the four sets below a folder, unless they are there, and gives the digest of all that lies there.
+def write(folder: Path, root: Path = Path("/")) -> Path:
+    """The folder of the four sets, whose name is a digest of the lists and sizes; written now, whole, unless it is there.
 
     Args:
-        folder: is made.
+        folder: where that folder lies; is made.
         root: where the packages are installed, or were unpacked.
 
     Raises:
@@ -57,14 +61,16 @@ def write(folder: Path, root: Path = Path("/")) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        done = folder / ".digest"
+        done = folder / digest_of(LISTS, SIDE, SMALLEST, CALIBRATION, CROPS)[:24]
         if not done.exists():
+            part = done.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
             for picture in pictures(root):
-                path = folder / f"{picture.place}.png"
+                path = part / f"{picture.place}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture.image.save(path)
-            done.write_text(digest(folder))
-        return done.read_text()
+            part.rename(done)
+    return done
 
 
 def digest(folder: Path) -> str:
@@ -213,8 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name in ("calibration", "tuning", "judge", "drawings"):
-        print(f"{name}: {len(list((options.folder / name).rglob('*.png')))} pictures")
-    print(f"digest {found}")
+        print(f"{name}: {len(list((found / name).rglob('*.png')))} pictures")
+    print(f"{found}, digest {digest(found)}")
     return 0
 
 

@@ -26,7 +26,7 @@ from kinds import torch_pruning
 from kinds.base import Cell, Kind, NotReady, Outcome, Table
 from kinds.compression import Clock, cost, shaped
 from kinds.peer import PREFIX
-from toolchain.data import Images
+from toolchain.data import DataSource, Images
 from toolchain.errors import RecipeError
 from toolchain.files import digest_of
 from toolchain.model import MaskedModel, run_stage
@@ -207,7 +207,10 @@ class Backbone(Kind[BackboneCell, Group]):
         return self._given[folder]
 
     def predict(self, todo: Sequence[BackboneCell], bench: Bench, rate: float) -> dict[str, float]:
-        """What the cell took when it was recorded last, or from MACs: what several cells share counts for the first of them."""
+        """The seconds that each cell took when it was recorded last, else an estimate from MACs.
+
+        Some work is done once and used by several cells, such as a compressed model that one of them recovers: the first pays for it.
+        """
         seconds: dict[str, float] = {}
         done = [cell for cell in bench.suite.cells if isinstance(cell, BackboneCell) and cell not in todo]
         begun: set[tuple[Any, ...]] = {("compressed", *alike(cell)) for cell in done}
@@ -336,10 +339,10 @@ def best_try(records: Sequence[Record]) -> Record:
 def probed(module: nn.Module, job: Job, given: Inputs, *, every: bool) -> dict[str, Any]:
     """Errors of the classifier on validation images, and if wanted on test images, there with votes of neighbours and features.
 
-    The validation images are others than those that the method saw.
+    The validation images are others than those that the method saw, which are the job's.
     """
     whole = prepare(job.recipe).source
-    check = whole.split("validation").spread(given.tell)
+    check = unseen(whole.split("validation"), job.source).spread(given.tell)
     result: dict[str, Any] = {"validation": packed(_right(module, check))}
     if every:
         test, bank = whole.split("test").spread(given.tell), whole.split("train").spread(given.bank)
@@ -350,6 +353,12 @@ def probed(module: nn.Module, job: Job, given: Inputs, *, every: bool) -> dict[s
         errors = judged(queries[:, None], dense[:, None], torch.full((len(test),), -1))["class"]
         result |= {"test": packed(_right(module, test)), "neighbours": {"k": k, **packed(votes)}, "class": errors}
     return {"probe": result}
+
+
+def unseen(images: Images, source: DataSource) -> Images:
+    """Those of a data set's images that are neither in calibration nor in validation of a part of the same data set."""
+    seen = torch.cat([source.split(name).positions for name in ("calibration", "validation")])
+    return images.take(torch.nonzero(~torch.isin(images.positions, seen))[:, 0])
 
 
 def _right(module: nn.Module, images: Images) -> Tensor:

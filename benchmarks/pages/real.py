@@ -25,7 +25,7 @@ from pages.text import hardware, markdown, missing, percent, whole
 
 NOTE = """\
 *Error* is E‖f_dense − f‖² / E‖f_dense − mean‖² after the last norm: 0 for the dense model, 1 for one that always gives its mean;
-of patch tokens the mean is that of their place. *Objects* are photographs with their backgrounds, *cut-outs* are on white.
+of patch tokens the mean is that of their place. *Objects* are whole photographs, *cut-outs* are cut out of photographs, on white.
 Intervals are 95 % percentile intervals of a bootstrap over pictures. *Neighbours* is how many pictures of both have the class that
 most of the five nearest others have, by the class token. *Saliency* is the same error of the map that a decoder, which was trained
 on the dense backbone and is left as it is, draws of the patch tokens. *Compressing* is in a process of its own, peak memory with it.
@@ -71,15 +71,15 @@ def of_features(records: Sequence[Record]) -> str:
                 *(shown(error(record, "judge", "patches", part)) for part in PARTS.values()),
                 *(shown(error(record, "drawings", what)) for what in ("class", "patches")),
                 f"{votes} of {judge['neighbours']['total']}",
-                shown(error(record, "judge", "saliency")),
+                *(shown(error(record, "judge", "saliency", part)) for part in PARTS.values()),
                 _seconds(seconds),
                 "—" if memory is None else f"{memory / 2**30:.1f} GiB",
             ]
         )
     tokens = [f"{what}, {part}" for what in ("Class token", "Patches") for part in PARTS]
     drawn = ["Class token, drawings", "Patches, drawings"]
-    head = ["Row", "Outputs", "Training", "Params left", *tokens, *drawn]
-    return markdown([*head, "Neighbours", "Saliency", "Compressing", "Peak memory"], body)
+    head = ["Row", "Outputs", "Training", "Params left", *tokens, *drawn, "Neighbours"]
+    return markdown([*head, *(f"Saliency, {part}" for part in PARTS), "Compressing", "Peak memory"], body)
 
 
 def of_probe(records: Sequence[Record]) -> str:
@@ -153,7 +153,7 @@ def _seconds(seconds: Mapping[str, float]) -> str:
 
 
 def by_size(records: Sequence[Record]) -> str:
-    """Errors on the judge's pictures against what is left, one line for each method and training."""
+    """Errors on the judge's photographs of objects against what is left, one line for each method and training."""
     drawn, names = [], dict[str, int]()
     for what, title in (("class", "class token"), ("patches", "patch tokens"), ("saliency", "saliency map")):
         series: dict[str, list[Point]] = {}
@@ -164,7 +164,7 @@ def by_size(records: Sequence[Record]) -> str:
             method = "Torch-Pruning" if about["peer"] else f"joint, {about['task']}"
             label = f"{method}, {TRAINING[about['training']]}"
             names.setdefault(label, len(names))
-            series.setdefault(label, []).append(error(record, "judge", what))
+            series.setdefault(label, []).append(error(record, "judge", what, PARTS["objects"]))
         lines = tuple(Series(label, tuple(points), names[label]) for label, points in series.items())
         drawn.append(LogLines(title, "parameters left, % of dense", "error on other photographs", lines, zero=False))
     return panels.lines(drawn)

