@@ -50,10 +50,10 @@ class Picture:
 
 
 def write(folder: Path, root: Path = Path("/")) -> Path:
-    """The folder of the four sets, below one for all: named by the lists and sizes, and written now unless it is there, or not at all.
+    """The folder of the four sets, whose name is a digest of the lists and sizes; written now, whole, unless it is there.
 
     Args:
-        folder: is made.
+        folder: where that folder lies; is made.
         root: where the packages are installed, or were unpacked.
 
     Raises:
