@@ -37,7 +37,7 @@ IMAGES = (16, 256)
 """The fewest and the most held-out images that anything is judged on."""
 MEASURE_MACS = 6e12
 """What measuring divergences may cost, and trying β. Sizes follow from this and from shapes, never from a clock."""
-SENSITIVITY_MACS = 3e12
+SENSITIVITY_MACS = 1e12
 """What the backward pass for the sensitivities may cost."""
 LOOKED_AT = 2
 """Images on which the way through the blocks is held against the model's own."""

@@ -22,7 +22,7 @@ from toolchain.progress import SILENT, Progress
 BATCH = 8  # a backward pass holds what every block computed
 DAMPING = 0.05
 """Share of the mean curvature that every direction has at least: few images do not see all that matters."""
-FLOOR = 0.3
+FLOOR = 0.1
 """Share of the mean weight that every token has at least, for the same reason: one row per image is too few."""
 
 
