@@ -90,7 +90,7 @@ def test_progress_never_goes_back(model, digits):
     shares = [share for share, _ in texts.told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    assert len(set(shares)) == 3 * 2  # β × blocks
+    assert len(set(shares)) == 3 * 2 + 1  # β × blocks, and the end
 
 
 def test_the_best_of_beta_and_classifier_is_kept(model, digits):

@@ -43,6 +43,8 @@ LOOKED_AT = 2
 """Images on which the way through the blocks is held against the model's own."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
+PASS_SHARE = 0.95
+"""What of a pass is the pass itself; then its outputs on validation images are looked at."""
 DAMAGE_PASSES = 4
 """What looking at every site of every block costs."""
 SENSITIVITY_PASSES = 3
@@ -230,7 +232,7 @@ def reduce_closed_form(
     tried: dict[str, float | None] = {}
     for index, beta in enumerate(betas):
         work, how = copy.deepcopy(start), Pass(beta, section.refit, section.sequential)
-        part = progress.step(index, len(betas)).part(0.05, 0.95)
+        part = progress.step(index, len(betas)).part(0.0, PASS_SHARE)
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):
             apart = float(divergence_by_image(teacher.likelihood, outputs, reference).mean())
@@ -239,6 +241,7 @@ def reduce_closed_form(
             if best is None or apart < best[0]:
                 best = apart, work, head, reduced, beta
     assert best is not None
+    progress.at(1.0, "reduced")
     _, chosen, head, reduced, beta = best
     if head is not None:
         head.put_into(chosen)
