@@ -23,11 +23,11 @@ from records import Record, described, here, versions
 from torch import Tensor, nn
 
 from kinds import torch_pruning
-from kinds.base import Cell, Kind, NotReady, Outcome, Table
+from kinds.base import Outcome, Table
 from kinds.compression import Clock, cost, shaped
 from kinds.peer import PREFIX
+from kinds.sweeps import Swept, SweptCell, put
 from toolchain.data import DataSource, Images
-from toolchain.errors import RecipeError
 from toolchain.files import digest_of
 from toolchain.model import MaskedModel, run_stage
 from toolchain.pipeline.job import Job, prepare
@@ -82,7 +82,7 @@ class Group(Table):
 
 
 @dataclass(frozen=True)
-class BackboneCell(Cell):
+class BackboneCell(SweptCell):
     """One backbone to compress; else as `Group`.
 
     Attributes:
@@ -94,10 +94,9 @@ class BackboneCell(Cell):
     peer: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     tried: Mapping[str, Any] = field(default_factory=dict)
-    best: tuple[str, ...] = ()
 
 
-class Backbone(Kind[BackboneCell, Group]):
+class Backbone(Swept[BackboneCell, Group]):
     """Compresses, recovers and judges.
 
     Attributes:
@@ -120,29 +119,13 @@ class Backbone(Kind[BackboneCell, Group]):
             words = (f"{key.rpartition('.')[2]}{_word(value)}" for key, value in tried.items())
             row = ".".join([group.name, group.task, *words])
             for training in group.training:
-                own = (group.task, training, group.peer, {**group.settings, **tried}, tried, group.best)
+                own = (group.best, group.task, training, group.peer, {**group.settings, **tried}, tried)
                 cells.append(BackboneCell(f"{row}.{training}", self.name, row, group.sweep, 0.0, *own))
         return cells
 
-    def check(self, cell: BackboneCell, suite: Suite) -> None:
-        """Its sweeps must be in the suite."""
-        for sweep in cell.best:
-            if sweep not in suite.sweeps:
-                known = ", ".join(suite.sweeps)
-                raise RecipeError(f"{suite.path}: {cell.name} takes the best of {sweep!r}; known: {known}")
-
-    def waits_for(self, cell: BackboneCell, suite: Suite) -> Sequence[Cell]:
-        """The tries of the sweeps that it takes values from."""
-        return [each for sweep in cell.best for each in suite.sweeps[sweep]]
-
-    def chosen(self, cell: BackboneCell, bench: Bench) -> dict[str, Any]:
-        """What the sweeps gave that a cell relies on; raises NotReady while a try is missing or out of date."""
-        values: dict[str, Any] = {}
-        for sweep in cell.best:
-            tries = [bench.record(each) for each in bench.suite.sweeps[sweep]]
-            if None in tries:
-                raise NotReady(f"{cell.name} waits for the sweep {sweep!r}")
-            values |= best_try([record for record in tries if record is not None]).definition["tried"]
+    def best_values(self, records: Sequence[Record]) -> Mapping[str, Any]:
+        """What the best try of a sweep had."""
+        values: Mapping[str, Any] = best_try(records).definition["tried"]
         return values
 
     def recipe(self, cell: BackboneCell, suite: Suite, given: Inputs | None, chosen: Mapping[str, Any]) -> Recipe:
@@ -159,14 +142,8 @@ class Backbone(Kind[BackboneCell, Group]):
         if cell.peer:
             flat = {key: value for key, value in flat.items() if not key.startswith((PREFIX, "budget."))}
             flat["compress.method"] = "none"
-        for key, value in flat.items():
-            if cell.training == "zero" and key.startswith("finetune."):
-                continue
-            *parents, last = key.split(".")
-            node = raw
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
+        trained = cell.training != "zero"
+        put(raw, {key: value for key, value in flat.items() if trained or not key.startswith("finetune.")})
         return Recipe.from_dict(raw)
 
     def placeless(self, cell: BackboneCell, suite: Suite, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pydantic import Field
 from records import UNALIGNED, Record, described, here, versions
 from torch import nn
 
-from kinds.base import Cell, Kind, NotReady, Outcome, Table
+from kinds.base import NotReady, Outcome, Table
+from kinds.sweeps import Swept, SweptCell, put
 from toolchain.compress.method import Method
 from toolchain.compress.stage import pruned_shares
 from toolchain.cost import ModelShape, Widths, trace
@@ -78,14 +79,13 @@ class Group(Table):
 
 
 @dataclass(frozen=True)
-class CompressionCell(Cell):
+class CompressionCell(SweptCell):
     """One model to compress.
 
     Attributes:
         reference, seed, training: the dense model that it starts from, and whether it is trained after.
         settings: dotted key → value, the sweeps' choices not among them.
         tried: the part of `settings` that came from the grid.
-        best: as in `Group`.
     """
 
     reference: str = ""
@@ -93,7 +93,6 @@ class CompressionCell(Cell):
     training: Training = "zero"
     settings: Mapping[str, Any] = field(default_factory=dict)
     tried: Mapping[str, Any] = field(default_factory=dict)
-    best: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -107,7 +106,7 @@ class CompressionCell(Cell):
         return {**{name: getattr(self, name) for name in names}, "tried": dict(self.tried)}
 
 
-class Compression(Kind[CompressionCell, Group]):
+class Compression(Swept[CompressionCell, Group]):
     """slimvit's own methods."""
 
     name = "compression"
@@ -134,20 +133,9 @@ class Compression(Kind[CompressionCell, Group]):
             for training, seed in itertools.product(group.training, seeds):
                 name = f"{row}.{training}.{group.reference}_s{seed}" if group.reference else row
                 settings = {**group.settings, **tried}
-                own = (group.reference, seed, training, settings, tried, group.best)
+                own = (group.best, group.reference, seed, training, settings, tried)
                 cells.append(CompressionCell(name, self.name, row, group.sweep, 0.0, *own))
         return cells
-
-    def check(self, cell: CompressionCell, suite: Suite) -> None:
-        """Its sweeps must be in the suite."""
-        for sweep in cell.best:
-            if sweep not in suite.sweeps:
-                known = ", ".join(suite.sweeps)
-                raise RecipeError(f"{suite.path}: {cell.name} takes the best of {sweep!r}; known: {known}")
-
-    def waits_for(self, cell: CompressionCell, suite: Suite) -> Sequence[Cell]:
-        """The tries of the sweeps that it takes values from."""
-        return [each for sweep in cell.best for each in suite.sweeps[sweep]]
 
     def recipe(
         self, cell: CompressionCell, suite: Suite, chosen: Mapping[str, Any] | None = None, checkpoint: str = ""
@@ -167,14 +155,11 @@ class Compression(Kind[CompressionCell, Group]):
             flat |= {"model.checkpoint": checkpoint, "model.pretrained": False}
         if cell.training == "recovered":
             flat = {**{f"finetune.{key}": value for key, value in suite.file.recovery.items()}, **flat}
-        for key, value in self.recipe_keys(flat).items():
-            if cell.training == "zero" and key.startswith("finetune."):
-                continue
-            *parents, last = key.split(".")
-            node = raw
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
+        trained = cell.training != "zero"
+        put(
+            raw,
+            {key: value for key, value in self.recipe_keys(flat).items() if trained or not key.startswith("finetune.")},
+        )
         if "latency" not in raw.get("budget", {}):  # no target says otherwise
             raw.setdefault("compress", {}).setdefault("align", UNALIGNED)
         return Recipe.from_dict(raw)
@@ -191,14 +176,9 @@ class Compression(Kind[CompressionCell, Group]):
         """What a cell depends on besides slimvit, torch and timm."""
         return {}
 
-    def chosen(self, cell: CompressionCell, bench: Bench) -> dict[str, Any]:
-        """What the sweeps gave that a cell relies on; raises NotReady while a try is missing or out of date."""
-        values: dict[str, Any] = {}
-        for sweep in cell.best:
-            tries = [bench.record(each) for each in bench.suite.sweeps[sweep]]
-            if None in tries:
-                raise NotReady(f"{cell.name} waits for the sweep {sweep!r}")
-            values |= best_try([record for record in tries if record is not None]).tried
+    def best_values(self, records: Sequence[Record]) -> Mapping[str, Any]:
+        """What the best try of a sweep had."""
+        values: Mapping[str, Any] = best_try(records).tried
         return values
 
     def key(self, cell: CompressionCell, bench: Bench, record: Record | None = None) -> str:

@@ -23,6 +23,7 @@ from toolchain.compress.solver import Candidate, interpolate
 from toolchain.data import DataSource, Images, batches
 from toolchain.likelihood import Likelihood, Outputs, divergence_by_image, likelihood_of, outputs_of
 from toolchain.model import TimmModel
+from toolchain.outputs import FEATURES, Output
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import CompressSection
 from toolchain.surgery.scales import restore_scales
@@ -49,7 +50,7 @@ DAMAGE_PASSES = 4
 """What looking at every site of every block costs."""
 SENSITIVITY_PASSES = 3
 """What a forward and a backward pass cost."""
-SPREAD = ("regression", "features", "tokens", "layers")
+SPREAD = frozenset[Output]({"regression"}) | FEATURES
 """Outputs whose likelihood is found on calibration images."""
 
 
