@@ -256,9 +256,20 @@ def test_it_trains_to_the_average_with_warm_up_and_clipping(dense, masked):
     config = FitConfig(2, 1e-3, 64, warmup_epochs=0.2, ema_decay=1 - 4 / steps, grad_clip=1.0, drop=False, seed=4)
     for change, equal in (({}, True), ({"ema_decay": None}, False), ({"warmup_epochs": 0.0}, False)):
         module = copy.deepcopy(masked.module)
+        module.get_submodule("patch_embed").requires_grad_(False)
         loss = distillation(copy.deepcopy(dense.module), CATEGORICAL)
         fit(module, source.split("train"), config=replace(config, **change), loss=loss)
         assert same(made.module, module) is equal, change
+
+
+def test_the_patch_embedding_alone_stays_as_it_is_and_can_be_trained_again(dense, masked):
+    made = Finetune(GENTLE, digits(), dense)(masked).artifact
+    before, after = dict(masked.module.named_parameters()), dict(made.module.named_parameters())
+    still = {name for name, value in after.items() if value.equal(before[name])}
+    assert still == {name for name in after if name.startswith("patch_embed.")} != set()
+    assert {name for name, value in after.items() if not value.requires_grad} == {
+        name for name, value in before.items() if not value.requires_grad
+    }
 
 
 @pytest.mark.parametrize("labels", [True, False])
