@@ -110,7 +110,7 @@ def get(folder: Path) -> tuple[Path, Path]:
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:
     part = path.with_suffix(".part")
-    save_file(dict(state), part)
+    save_file({name: value.contiguous() for name, value in state.items()}, part)
     part.rename(path)
 
 
