@@ -2,8 +2,8 @@
 
 Usage: `python runner.py SCHEDULE OUT`. SCHEDULE is JSON (schema `slimvit.bench.schedule/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
-OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
-are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the
+OUT receives the raw samples; no statistic is computed here. Python 3.8 and what `MODULES` has for the runtime suffice; other
+runtimes are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the
 session ends when it closes; the samples are the last line of standard output, and one session runs at a time in a
 folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the schedule cannot be
 carried out here, 3 a variant cannot be opened or gives non-finite outputs,
@@ -60,7 +60,7 @@ PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0
 PI_HEX = "(0x)?[0-9a-fA-F]+"
 X86 = ("x86_64", "i686", "AMD64")
 ARM = ("aarch64", "arm64")
-RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
+RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
 EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
@@ -157,6 +157,8 @@ class Runner(Protocol):
 class Unavailable(Exception):
     """A runtime cannot be used on this device, or not as the schedule wants it."""
 
+    exit_code = EXIT_UNAVAILABLE
+
 
 class VariantError(Exception):
     """A variant cannot be opened, or its outputs are not finite."""
@@ -217,7 +219,69 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner}
+class LiteRtRunner:
+    """LiteRT on the CPU: XNNPACK with `threads` threads, and of a file the signature that has the batch of the feeds."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self._calls: dict[int, Any] = {}
+        self._shapes: dict[int, dict[str, list[int]]] = {}
+
+    def __enter__(self) -> Self:
+        from ai_edge_litert.interpreter import Interpreter
+
+        before = _os_threads()
+        interpreter = Interpreter(model_path=self.path, num_threads=self.threads)
+        interpreter.allocate_tensors()
+        started, wanted = _os_threads() - before, self.threads - 1
+        if started < wanted and before:  # it cannot be asked how many it has
+            raise Unavailable(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
+        for key in interpreter.get_signature_list():
+            call = interpreter.get_signature_runner(key)
+            shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
+            batch = next(iter(shapes.values()))[0]
+            self._calls[batch], self._shapes[batch] = call, shapes
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls, self._shapes = {}, {}
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Output name → array for one call; a batch that has no signature of its own goes through smaller ones."""
+        batch, start, parts = len(next(iter(feeds.values()))), 0, []
+        while start < batch:
+            size = max((each for each in self._calls if each <= batch - start), default=batch - start)
+            part = {name: array[start : start + size] for name, array in feeds.items()}
+            parts.append(self._call(part)(**part))
+            start += size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds, arrays copied in and out; the batch has its own signature."""
+        calls = [self._call(feed) for feed in feeds]
+        return time_calls_ns(lambda feed: calls[0](**feed), feeds, samples)
+
+    def _call(self, feeds: Feeds) -> Any:
+        """The signature that takes feeds of these shapes: LiteRT itself would resize its inputs, and fail later."""
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        batch = next(iter(shapes.values()))[0]
+        if self._shapes.get(batch) != shapes:
+            raise ValueError(f"it takes {' or '.join(map(str, self._shapes.values()))}, got {shapes}")
+        return self._calls[batch]
+
+
+def _os_threads() -> int:
+    """How many threads this process has as the system counts them; 0 where it does not tell."""
+    tasks = Path("/proc/self/task")
+    return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0
+
+
+OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner, "litert-cpu": LiteRtRunner}
+MODULES: Mapping[str, Sequence[str]] = {
+    "ort-cpu": ("numpy", "onnxruntime"),
+    "litert-cpu": ("numpy", "ai_edge_litert"),
+}
+"""Runtime → what has to be importable on the device, the runtime itself last; pip knows it by these names too."""
 
 
 def schedule_digest(schedule: Mapping[str, object]) -> str:
@@ -468,7 +532,8 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
         return Unavailable(str(error))
     if isinstance(error, ImportError):
-        return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install numpy onnxruntime")
+        modules = " ".join(MODULES.get(runtime, ("numpy",)))
+        return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install {modules}")
     return VariantError(f"{what} does not run on {runtime}: {error}")
 
 
