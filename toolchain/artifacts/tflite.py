@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ METADATA = "slimvit"
 """Name of the entry of its metadata that says what slimvit's ONNX file says of itself, as JSON."""
 PRECISIONS = {"int4": "int4", "int8": "int8", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """Types of stored weights, coarsest first, and the precisions that they make."""
+AUTOMATIC = re.compile(r"arith\.|.*[/;]|[^.]*$")
+"""How the converter calls what no weight of an ONNX file is."""
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -140,8 +143,8 @@ class Tflite(Engine):
         parts = Counter[Part]()
         for each in self.content.stored:
             assert each.data is not None
-            layered = "." in each.name and "/" not in each.name and ";" not in each.name
-            parts[layer_and_part(each.name) if layered else (GRAPH, "constants")] += each.data.size
+            unnamed = AUTOMATIC.match(each.name)
+            parts[(GRAPH, "constants") if unnamed else layer_and_part(each.name)] += each.data.size
         parts[GRAPH, "nodes and metadata"] += self.size_bytes - parts.total()
         return parts
 
@@ -155,5 +158,8 @@ class Tflite(Engine):
             "inputs": port_facts(self.inputs),
             "outputs": port_facts(self.outputs),
             "nodes": dict(operators.most_common()),
-            "metadata": {key: json.dumps(value) for key, value in self.metadata.items()},
+            "metadata": {
+                f"{METADATA}.{key}": value if isinstance(value, str) else json.dumps(value)
+                for key, value in self.metadata.items()
+            },
         }

@@ -27,6 +27,7 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13",
     "openvino",
+    "ai-edge-litert",
 )
 
 
