@@ -73,7 +73,7 @@ def opener(log, times, output=0.0):
     return {"clockwork": lambda path, threads: Clockwork(times[path], log, path, output)}
 
 
-def test_the_file_is_python_3_8_and_needs_only_numpy_and_onnxruntime():
+def test_the_file_is_python_3_8_and_needs_only_the_modules_that_it_declares():
     tree = ast.parse(SOURCE, feature_version=(3, 8))
     imported = set()
     for node in ast.walk(tree):
@@ -82,9 +82,11 @@ def test_the_file_is_python_3_8_and_needs_only_numpy_and_onnxruntime():
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(node.module.partition(".")[0])
-    assert imported <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    runtimes = {modules[-1] for modules in device_runner.MODULES.values()}
+    assert imported - {*sys.stdlib_module_names} == {"numpy", *runtimes}
     top_level = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert "onnxruntime" not in top_level
+    top_level |= {str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not runtimes & top_level, "a device has the runtime that it is for, and no other"
     assert "tomllib" not in imported  # stdlib only since 3.11
 
 
@@ -270,6 +272,18 @@ def test_a_runtime_that_cannot_be_imported_is_not_the_files_fault(tmp_path, monk
         main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], runners) == device_runner.EXIT_UNAVAILABLE
     )
     assert "-m pip install numpy onnxruntime" in capsys.readouterr().err
+
+
+def test_a_missing_runtime_is_named_as_its_own(tmp_path, monkeypatch, capsys):
+    """Kind: a board for .tflite files that is told to install ONNX Runtime."""
+    told = schedule(blocks=2)
+    for variant in told["variants"]:
+        variant["runtime"] = "litert-cpu"
+    (tmp_path / "schedule.json").write_text(json.dumps(told))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
+    assert main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")]) == device_runner.EXIT_UNAVAILABLE
+    assert "-m pip install numpy ai_edge_litert" in capsys.readouterr().err
 
 
 def test_gpus_are_in_the_fingerprint_where_nvidia_smi_answers(tmp_path, monkeypatch):

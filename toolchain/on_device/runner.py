@@ -532,7 +532,8 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
         return Unavailable(str(error))
     if isinstance(error, ImportError):
-        modules = " ".join(MODULES.get(runtime, ("numpy",)))
+        missing = (error.name or "").partition(".")[0]
+        modules = " ".join(MODULES.get(runtime, ("numpy", missing)))
         return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install {modules}")
     return VariantError(f"{what} does not run on {runtime}: {error}")
 
