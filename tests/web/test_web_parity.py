@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import variant
+from web.chromium import browser_or_skip, logits_in_chromium
 
 from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import torch_call
@@ -12,7 +13,6 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.parity import TOLERANCES, compare_outputs
 from toolchain.targets import get_target
 from toolchain.targets.ort_web.target import installed
-from web.chromium import browser_or_skip, logits_in_chromium
 
 
 @pytest.fixture(scope="module")
