@@ -1,6 +1,7 @@
 // A page that classifies pictures with a file of slimvit's: `?model=model.onnx&labels=labels.txt`, both beside the page.
 import * as ort from "onnxruntime-web/wasm";
 import { described, readOut } from "./answer.mjs";
+import { upright, withoutExif } from "./exif.mjs";
 import { metadata } from "./metadata.mjs";
 import { modelInput } from "./picture.mjs";
 
@@ -60,13 +61,14 @@ async function show(picture) {
   }
 }
 
-// 8-bit RGBA of a picture, without the conversions of colour that a browser makes for a screen.
+// 8-bit RGBA of a picture as it is stored, or turned upright, without the conversions of colour that browsers make for screens.
 async function pixelsOf(picture, turn) {
-  const options = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: turn ? "from-image" : "none" };
-  const bitmap = await createImageBitmap(picture, options);
+  const { bytes, orientation } = withoutExif(new Uint8Array(await picture.arrayBuffer()));
+  const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: picture.type }), options);
   const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+  return upright(context.getImageData(0, 0, bitmap.width, bitmap.height), turn ? orientation : 1);
 }
 
 function tableRow(row, names) {

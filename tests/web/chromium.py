@@ -64,7 +64,7 @@ def serving(folder):
 
 
 @contextlib.contextmanager
-def opened(folder, *flags):
+def opened(folder, *flags, query=""):
     """(page, requests to elsewhere) of a browser on a folder's index.html; its errors fail the block."""
     executable = browser_or_skip()
     from playwright.sync_api import sync_playwright
@@ -78,7 +78,7 @@ def opened(folder, *flags):
             page.on(
                 "request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else elsewhere.append(r.url)
             )
-            page.goto(address)
+            page.goto(f"{address}{query}")
             yield page, elsewhere
         finally:
             browser.close()
