@@ -81,7 +81,9 @@ def page(tmp_path):
 def picture(path, size=(97, 61), orientation=None):
     """A file of colours that vary slowly, as the browser and Pillow both read them."""
     rng = np.random.default_rng(0)
-    pixels = Image.fromarray(rng.integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8))
+    rows, columns = size[1] // 4, size[0] // 4
+    slope = np.linspace(0, 1, rows)[:, None, None] * np.linspace(0.3, 1, columns)[:, None]  # so that turning it shows
+    pixels = Image.fromarray((rng.integers(100, 256, (rows, columns, 3)) * slope).astype(np.uint8))
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
@@ -149,7 +151,7 @@ def test_a_dropped_picture_gets_the_answer_of_the_python_example(page, model_of,
     assert elsewhere == [], "the page asks no one else"
     if way == "turned":
         unturned = expected_logits(infer_onnx, page / "model.onnx", picture(tmp_path / "same.jpeg", (64, 50)))
-        assert np.abs(unturned - expected).max() > 0.05, "the orientation shows"
+        assert np.abs(unturned - expected).max() > 2e-3, "the orientation shows, by far more than is allowed"
 
 
 def test_a_picture_can_be_chosen_and_labels_be_named(page, model_of, tmp_path):
