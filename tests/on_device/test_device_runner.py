@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,8 +321,6 @@ def test_what_a_child_of_this_process_does_is_its_own_and_no_others():
 
 
 def test_runners_tell_of_runtimes_that_are_no_modules_here():
-    class Elsewhere:
-        versions = {"node": "20.1.0"}
-
-    runtimes = fingerprint(1, [Elsewhere(), object()])["machine"]["runtimes"]
+    elsewhere = SimpleNamespace(versions={"node": "20.1.0"})
+    runtimes = fingerprint(1, [elsewhere, object()])["machine"]["runtimes"]
     assert runtimes == {**fingerprint(1)["machine"]["runtimes"], "node": "20.1.0"}

@@ -74,9 +74,8 @@ def rung_of(model, path, tolerance=TOLERANCES["fp32"]):
 
 
 @pytest.mark.usefixtures("there")
-@pytest.mark.parametrize("case", ["Swin", "BEiT"])
-def test_other_structures_are_the_model(tmp_path, case):
-    model = variant(case)
+def test_another_structure_is_the_model(tmp_path):
+    model = variant("Swin")
     export_onnx(model.module, tmp_path / "m.onnx", input_size=SIZE, opset=20, metadata={}, simplify=True)
     assert rung_of(model, tmp_path / "m.onnx").verdict == "pass"
 

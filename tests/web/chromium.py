@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TIMEOUT_MS = 120_000
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
 WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 RUN = """async ({ file, build, provider, feeds }) => {
@@ -64,37 +64,48 @@ def serving(folder):
 
 
 @contextlib.contextmanager
-def opened(folder, *flags, query=""):
-    """(page, requests to elsewhere) of a browser on a folder's index.html; its errors fail the block."""
+def launched(*flags):
+    """A browser; one serves many pages."""
     executable = browser_or_skip()
     from playwright.sync_api import sync_playwright
 
-    errors, elsewhere = [], []
-    with serving(folder) as address, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
         try:
-            page = browser.new_page(viewport={"width": 720, "height": 760})
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on(
-                "request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else elsewhere.append(r.url)
-            )
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser, folder, query="", timeout_ms=TIMEOUT_MS):
+    """(page, requests to elsewhere) of a folder's index.html; its errors fail the block."""
+    errors, elsewhere = [], []
+    with serving(folder) as address:
+        page = browser.new_page(viewport={"width": 720, "height": 760})
+        page.set_default_timeout(timeout_ms)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else elsewhere.append(r.url))
+        try:
             page.goto(f"{address}{query}")
             yield page, elsewhere
         finally:
-            browser.close()
+            page.close()
     assert errors == []
 
 
-def logits_in_chromium(folder, model, feeds, *, provider="wasm", timeout_ms=120_000):
+def noise(batches):
+    """One feed [batch, 3, 32, 32] for each batch."""
+    return [np.random.default_rng(batch).standard_normal((batch, 3, 32, 32)).astype(np.float32) for batch in batches]
+
+
+def logits_in_chromium(browser, folder, model, feeds, *, provider="wasm", timeout_ms=TIMEOUT_MS):
     """[logits] of an ONNX file in a folder that also holds node_modules, for each of the feeds, and what else the page told."""
-    flags, build = ((), "ort.wasm.min.mjs") if provider == "wasm" else (WEBGPU, "ort.webgpu.min.mjs")
+    build = "ort.wasm.min.mjs" if provider == "wasm" else "ort.webgpu.min.mjs"
     (Path(folder) / "index.html").write_text("<!doctype html><link rel=icon href='data:,'><title>parity</title>")
     asked = [{"shape": list(each.shape), "numbers": each.ravel().tolist()} for each in feeds]
-    with opened(folder, *flags) as (page, elsewhere):
-        page.set_default_timeout(timeout_ms)
-        told = page.evaluate(
-            RUN, {"file": model, "build": build, "provider": provider, "feeds": json.loads(json.dumps(asked))}
-        )
+    with opened(browser, folder, timeout_ms=timeout_ms) as (page, elsewhere):
+        told = page.evaluate(RUN, {"file": model, "build": build, "provider": provider, "feeds": asked})
     assert elsewhere == []
     if "error" in told:
         pytest.skip(told["error"])

@@ -22,12 +22,10 @@ from sklearn.datasets import load_digits
 from web.chromium import opened
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.errors import TargetUnavailable
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import with_pixels
 from toolchain.export.stage import onnx_metadata
 from toolchain.model import Preprocess, TimmModel
-from toolchain.targets.ort_web.target import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE, PYTHON_EXAMPLE = ROOT / "examples" / "web", ROOT / "examples" / "infer_onnx.py"
@@ -57,7 +55,7 @@ def model_of(tmp_path_factory):
 
 def written(path, way, output):
     how = WAYS[way]
-    made = dense_model(in_chans=how.input_size[0], num_classes=7, img_size=32, patch_size=16, embed_dim=48)
+    made = dense_model(in_chans=how.input_size[0], num_classes=7, img_size=32, patch_size=16, embed_dim=48, depth=2)
     model = TimmModel(made.ref.model_copy(update={"output": output}), made.module, made.family, made.groups, how, {})
     finish = partial(with_pixels, preprocess=how) if way == "pixels in" else None
     metadata = onnx_metadata(model, "test")
@@ -66,12 +64,8 @@ def written(path, way, output):
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(package, tmp_path):
     """A folder with the example and what it needs, but for model.onnx."""
-    try:
-        package = installed().folder / "node_modules"
-    except TargetUnavailable as error:
-        pytest.skip(str(error))
     folder = tmp_path / "page"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
     (folder / "node_modules").symlink_to(package)
@@ -131,12 +125,12 @@ def table(shown):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_dropped_picture_gets_the_answer_of_the_python_example(page, model_of, tmp_path, infer_onnx, way):
+def test_a_dropped_picture_gets_the_answer_of_the_python_example(browser, page, model_of, tmp_path, infer_onnx, way):
     """Kind: a page that shows other classes than were evaluated, because it resizes, turns or scales pictures by itself."""
     shutil.copy(model_of(way), page / "model.onnx")
     files = [picture(tmp_path / "upright.png"), picture(tmp_path / "mirrored.png", orientation=5)]
     files += [picture(tmp_path / f"{each}.jpeg", (64, 50), orientation=each) for each in range(1, 9)]
-    with opened(page) as (shown, elsewhere):
+    with opened(browser, page) as (shown, elsewhere):
         ready(shown)
         for file in files if way in ("turned", "centre crop") else files[:1]:
             if way == "grey, whole":
@@ -154,10 +148,10 @@ def test_a_dropped_picture_gets_the_answer_of_the_python_example(page, model_of,
         assert np.abs(unturned - expected).max() > 2e-3, "the orientation shows, by far more than is allowed"
 
 
-def test_a_picture_can_be_chosen_and_labels_be_named(page, model_of, tmp_path):
+def test_a_picture_can_be_chosen_and_labels_be_named(browser, page, model_of, tmp_path):
     shutil.copy(model_of("centre crop"), page / "model.onnx")
     (page / "labels.txt").write_text("".join(f"name {index}\n" for index in range(7)))
-    with opened(page, query="?labels=labels.txt") as (shown, _):
+    with opened(browser, page, query="?labels=labels.txt") as (shown, _):
         ready(shown)
         shown.set_input_files("#drop input", picture(tmp_path / "a.png"))
         shown.wait_for_selector("#answer tr")
@@ -165,7 +159,7 @@ def test_a_picture_can_be_chosen_and_labels_be_named(page, model_of, tmp_path):
         assert "one call took" in shown.text_content("#status")
 
 
-def test_what_cannot_be_answered_is_said(page, model_of, tmp_path):
+def test_what_cannot_be_answered_is_said(browser, page, model_of, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
     shutil.copy(model_of("centre crop"), page / "model.onnx")
@@ -180,7 +174,7 @@ def test_what_cannot_be_answered_is_said(page, model_of, tmp_path):
         "?model=absent.onnx": "absent.onnx is not there (404)",
         "?model=short.onnx": "truncated",
     }
-    with opened(page) as (shown, _):
+    with opened(browser, page) as (shown, _):
         ready(shown)
         with pytest.raises(AssertionError, match=r"damaged\.png: "):
             dropped(shown, damaged)
@@ -237,13 +231,13 @@ def test_the_node_example_is_short_and_its_versions_are_those_of_the_target():
 
 
 @pytest.mark.skipif(not RUNS, reason="SLIMVIT_DEMO_RUNS is not set: no demo run to look at")
-def test_the_page_reads_digits_with_the_demos_file(page, tmp_path, infer_onnx):
+def test_the_page_reads_digits_with_the_demos_file(browser, page, tmp_path, infer_onnx):
     """With SLIMVIT_SCREENSHOT=docs/web.png the page is drawn anew."""
     model = shutil.copy(Path(RUNS) / "digits_vit" / "onnx" / "compressed.fp32.onnx", page / "model.onnx")
     digits = load_digits()
     (page / "labels.txt").write_text("".join(f"{index}\n" for index in range(10)))
     right = 0
-    with opened(page, query="?labels=labels.txt") as (shown, _):
+    with opened(browser, page, query="?labels=labels.txt") as (shown, _):
         ready(shown)
         for index in range(-10, 0):
             pixels = Image.fromarray((digits.images[index] * 255 / 16).round().astype(np.uint8))
