@@ -20,8 +20,8 @@ NAME, PACKAGE = "ort-web", "onnxruntime-web"
 FOLDER = "SLIMVIT_ORT_WEB"
 """The environment variable that names the folder in which the package is installed."""
 OLDEST_NODE = 18
-PINNED = ("package.json", "package-lock.json")
-"""What npm installs from; they lie beside this file."""
+PINNED = "package.json"
+"""What npm installs from, with its lock file; both lie beside this file."""
 WASM = "dist/ort-wasm-simd-threaded.wasm"
 """What a page downloads beside the model: the build that runs on the CPU alone, in Node and in browsers."""
 
@@ -33,15 +33,14 @@ def install_folder() -> Path:
 
 def install_line() -> str:
     """What a user runs to have it there: exactly the versions of the lock file, and no script of theirs."""
-    folder, files = shlex.quote(str(install_folder())), [Path(__file__).with_name(name) for name in PINNED]
-    sources = " ".join(shlex.quote(str(file)) for file in files)
-    return f"mkdir -p {folder} && cp {sources} {folder} && npm ci --ignore-scripts --prefix {folder}"
+    folder, here = shlex.quote(str(install_folder())), shlex.quote(str(Path(__file__).parent))
+    return f"mkdir -p {folder} && cp {here}/package*.json {folder} && npm ci --ignore-scripts --prefix {folder}"
 
 
 @functools.cache
 def pinned_version() -> str:
     """The version of onnxruntime-web that is installed and tested."""
-    return str(read_json(Path(__file__).with_name(PINNED[0]))["dependencies"][PACKAGE])
+    return str(read_json(Path(__file__).with_name(PINNED))["dependencies"][PACKAGE])
 
 
 @functools.cache
