@@ -305,19 +305,21 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}
 
 
-def test_what_a_child_of_this_process_does_is_its_own_and_no_others():
+def test_what_a_runners_own_process_does_is_not_that_of_others():
     """Kind: a runtime in a process of its own, whose work would be taken for that of others who disturb the measurement."""
     busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
     before = cpu_seconds()["own"]
     child = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+    runner = SimpleNamespace(pid=child.pid)
     try:
         child.stdout.readline()
-        assert cpu_seconds()["own"] - before >= 0.4
-        assert device_runner._peak_bytes() > device_runner._memory_bytes("VmHWM")
+        assert cpu_seconds()["own"] - before < 0.4 <= cpu_seconds([runner])["own"] - before
+        own = device_runner._peak_bytes(object())
+        assert device_runner._peak_bytes(runner) > own == device_runner._memory_bytes("VmHWM")
     finally:
         child.kill()
         child.communicate()
-    assert str(child.pid) not in device_runner._children()
+    assert device_runner._process_seconds(str(child.pid)) == 0
 
 
 def test_runners_tell_of_runtimes_that_are_no_modules_here():

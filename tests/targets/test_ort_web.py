@@ -181,7 +181,7 @@ def test_what_is_fed_wrongly_is_said_and_the_child_goes_on(tmp_path):
 def test_a_child_that_dies_is_an_error_and_leaves_nothing_behind(tmp_path):
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     with ORT_WEB.open(linear(tmp_path / "m.onnx"), 1) as runner:
-        os.kill(runner._process.pid, signal.SIGKILL)
+        os.kill(runner.pid, signal.SIGKILL)
         with pytest.raises(ArtifactError, match=r"m\.onnx: Node ended in ONNX Runtime Web \(-9\)"):
             runner.infer({"image": np.ones((1, 8), np.float32)})
     assert {child.pid for child in psutil.Process().children(recursive=True)} == before
@@ -194,7 +194,7 @@ def test_the_child_ends_with_its_parent(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from toolchain.targets.ort_web.target import ORT_WEB\n"
         f"with ORT_WEB.open(Path({str(path)!r}), 1) as runner:\n"
-        "    print(runner._process.pid, flush=True); time.sleep(600)"
+        "    print(runner.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))

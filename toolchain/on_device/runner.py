@@ -279,8 +279,9 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
 
     Args:
         threads: that a session was asked for.
-        runners: that are open; one whose runtime is no module of this process has `versions`, name → version.
+        runners: that are open; one whose runtime is a process of its own has `versions`, name → version, and its `pid`.
     """
+    runners = list(runners)
     cpuinfo = _read("/proc/cpuinfo") or ""
     found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
     governors = sorted(set(_read_all_cpus("cpufreq/scaling_governor")))
@@ -310,15 +311,15 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
-            "cpu_seconds": cpu_seconds(),
+            "cpu_seconds": cpu_seconds(runners),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
 
 
-def cpu_seconds() -> dict[str, float] | None:
-    """Seconds that all processes, and this one with those that it started, have been on a processor, and the clock.
+def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
+    """Seconds that all processes, and this one with those of its runners, have been on a processor, and the clock.
 
     None but on Linux.
     """
@@ -327,7 +328,7 @@ def cpu_seconds() -> dict[str, float] | None:
         return None
     user, nice, system, _idle, _iowait, irq, softirq = (int(text) for text in first[1:8])
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    own = sum(os.times()[:4]) + sum(_children().values())
+    own = sum(os.times()[:4]) + sum(map(_process_seconds, _processes(runners)))
     return {"everyone": everyone, "own": own, "clock": time.monotonic()}
 
 
@@ -460,7 +461,7 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
             done = time.perf_counter_ns()
             held = getattr(runner, "device_bytes", None)
             device = None if held is None else held()
-            peak = _peak_bytes()
+            peak = _peak_bytes(runner)
             seen = fingerprint(schedule["threads"], [runner])
     except Exception as error:
         raise _failed(variant["path"], variant["runtime"], error) from error
@@ -491,19 +492,22 @@ def _memory_bytes(field: str, process: str = "self") -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def _peak_bytes() -> int | None:
-    """VmHWM of this process and of those that it started: a runtime may be one of these."""
+def _peak_bytes(runner: object) -> int | None:
+    """VmHWM of this process and of a runner's own."""
     own = _memory_bytes("VmHWM")
-    return None if own is None else own + sum(_memory_bytes("VmHWM", child) or 0 for child in _children())
+    return None if own is None else own + sum(_memory_bytes("VmHWM", pid) or 0 for pid in _processes([runner]))
 
 
-def _children() -> dict[str, float]:
-    """The processes that this one started and that still run → seconds that each has been on a processor; none but on Linux."""
-    stats = {path.parent.name: _read(path) for path in Path("/proc").glob("[0-9]*/stat")}
+def _processes(runners: Iterable[object]) -> list[str]:
+    """The processes that runners have of their own."""
+    return [str(pid) for pid in (getattr(runner, "pid", None) for runner in runners) if pid is not None]
+
+
+def _process_seconds(pid: str) -> float:
+    """Seconds that another process has been on a processor; 0 if it is gone."""
     # What stands behind the name, which may hold anything, in brackets: state, parent, …
-    fields = {process: text.rpartition(")")[2].split() for process, text in stats.items() if text}
-    own = {process: each for process, each in fields.items() if int(each[1]) == os.getpid()}
-    return {process: sum(map(int, each[11:13])) / os.sysconf("SC_CLK_TCK") for process, each in own.items()}
+    fields = (_read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def pin(cores: Sequence[int] | None, threads: int) -> None:

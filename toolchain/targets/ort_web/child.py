@@ -97,6 +97,11 @@ class NodeRunner:
     ) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the child, None where there is none: what it takes is the session's, see `fingerprint` of the device's runner."""
+        return None if self._process is None else self._process.pid
+
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call.
 
