@@ -2,8 +2,10 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from toolchain.on_device.runner import (
     VariantError,
     block_orders,
     calls_per_slot,
+    cpu_seconds,
     fingerprint,
     main,
     make_inputs,
@@ -314,3 +317,26 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert one["machine"]["runtimes"]["numpy"] == np.__version__
     known = {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}
     assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}
+
+
+def test_what_a_runners_own_process_does_is_not_that_of_others():
+    """Kind: a runtime in a process of its own, whose work would be taken for that of others who disturb the measurement."""
+    busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
+    before = cpu_seconds()["own"]
+    child = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+    runner = SimpleNamespace(pid=child.pid)
+    try:
+        child.stdout.readline()
+        assert cpu_seconds()["own"] - before < 0.4 <= cpu_seconds([runner])["own"] - before
+        own = device_runner._peak_bytes(object())
+        assert device_runner._peak_bytes(runner) > own == device_runner._memory_bytes("VmHWM")
+    finally:
+        child.kill()
+        child.communicate()
+    assert device_runner._process_seconds(str(child.pid)) == 0
+
+
+def test_runners_tell_of_runtimes_that_are_no_modules_here():
+    elsewhere = SimpleNamespace(versions={"node": "20.1.0"})
+    runtimes = fingerprint(1, [elsewhere, object()])["machine"]["runtimes"]
+    assert runtimes == {**fingerprint(1)["machine"]["runtimes"], "node": "20.1.0"}

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Protocol, TypedDict  # noqa: UP035 - Python 3.8
@@ -338,8 +338,14 @@ def feeds_of(variant: VariantSchedule, arrays: Sequence[Array]) -> dict[str, Arr
     return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, kinds)}  # noqa: B905
 
 
-def fingerprint(threads: int) -> dict[str, dict[str, object]]:
-    """`machine`: what must not change between measurements that are compared; `state`: what may drift."""
+def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[str, object]]:
+    """`machine`: what must not change between measurements that are compared; `state`: what may drift.
+
+    Args:
+        threads: that a session was asked for.
+        runners: that are open; one whose runtime is a process of its own has `versions`, name → version, and its `pid`.
+    """
+    runners = list(runners)
     cpuinfo = _read("/proc/cpuinfo") or ""
     found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
     governors = sorted(set(_read_all_cpus("cpufreq/scaling_governor")))
@@ -348,6 +354,8 @@ def fingerprint(threads: int) -> dict[str, dict[str, object]]:
     throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
     firmware = _read(PI_THROTTLED)
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
+    for runner in runners:
+        loaded.update(getattr(runner, "versions", {}))
     gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
     return {
         "machine": {
@@ -367,21 +375,25 @@ def fingerprint(threads: int) -> dict[str, dict[str, object]]:
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
-            "cpu_seconds": cpu_seconds(),
+            "cpu_seconds": cpu_seconds(runners),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
 
 
-def cpu_seconds() -> dict[str, float] | None:
-    """Seconds that all processes, and this one, have been on a processor, and the clock; None but on Linux."""
+def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
+    """Seconds that all processes, and this one with those of its runners, have been on a processor, and the clock.
+
+    None but on Linux.
+    """
     first = (_read("/proc/stat") or "").partition("\n")[0].split()
     if not first or first[0] != "cpu":
         return None
     user, nice, system, _idle, _iowait, irq, softirq = (int(text) for text in first[1:8])
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return {"everyone": everyone, "own": sum(os.times()[:4]), "clock": time.monotonic()}
+    own = sum(os.times()[:4]) + sum(map(_process_seconds, _processes(runners)))
+    return {"everyone": everyone, "own": own, "clock": time.monotonic()}
 
 
 def cpu_model() -> str:
@@ -462,7 +474,7 @@ def run_schedule(
             if name not in runners:  # else it is the last, which is there to be the last
                 runners[name], feeds[name] = runner, feed
                 facts[name] = {"outputs": [list(array.shape) for array in outputs.values()]}
-        before = fingerprint(schedule["threads"])
+        before = fingerprint(schedule["threads"], runners.values())
         slots: dict[tuple[str, str], tuple[int, int]] = {}
         for variant in schedule["variants"]:
             name = variant["name"]
@@ -479,7 +491,7 @@ def run_schedule(
         for index, order in enumerate(block_orders(names, schedule["blocks"], schedule["seed"], schedule["session"])):
             blocks.append({"order": order, "samples_ns": _block(order, index, runners, feeds, facts)})
             progress((index + 1) / schedule["blocks"], f"block {index + 1}/{schedule['blocks']}")
-        after = fingerprint(schedule["threads"])
+        after = fingerprint(schedule["threads"], runners.values())
     return {
         "schema": SESSION_SCHEMA,
         "schedule_sha256": schedule_digest(schedule),
@@ -513,6 +525,8 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
             done = time.perf_counter_ns()
             held = getattr(runner, "device_bytes", None)
             device = None if held is None else held()
+            peak = _peak_bytes(runner)
+            seen = fingerprint(schedule["threads"], [runner])
     except Exception as error:
         raise _failed(variant["path"], variant["runtime"], error) from error
     return {
@@ -521,9 +535,9 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
         "open_ns": opened - start,
         "first_ns": done - opened,
         "rss_before_bytes": resident,
-        "peak_rss_bytes": _memory_bytes("VmHWM"),
+        "peak_rss_bytes": peak,
         "device_bytes": device,
-        "fingerprint": fingerprint(schedule["threads"]),
+        "fingerprint": seen,
     }
 
 
@@ -538,10 +552,28 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     return VariantError(f"{what} does not run on {runtime}: {error}")
 
 
-def _memory_bytes(field: str) -> int | None:
-    """VmRSS or VmHWM of this process. Not from getrusage: its maximum may be that of the process that started this one."""
-    found = re.search(rf"^{field}:\s*(\d+) kB", _read("/proc/self/status") or "", re.MULTILINE)
+def _memory_bytes(field: str, process: str = "self") -> int | None:
+    """VmRSS or VmHWM of a process. Not from getrusage: its maximum may be that of the process that started this one."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", _read(f"/proc/{process}/status") or "", re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def _peak_bytes(runner: object) -> int | None:
+    """VmHWM of this process and of a runner's own."""
+    own = _memory_bytes("VmHWM")
+    return None if own is None else own + sum(_memory_bytes("VmHWM", pid) or 0 for pid in _processes([runner]))
+
+
+def _processes(runners: Iterable[object]) -> list[str]:
+    """The processes that runners have of their own."""
+    return [str(pid) for pid in (getattr(runner, "pid", None) for runner in runners) if pid is not None]
+
+
+def _process_seconds(pid: str) -> float:
+    """Seconds that another process has been on a processor; 0 if it is gone."""
+    # What stands behind the name, which may hold anything, in brackets: state, parent, …
+    fields = (_read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def pin(cores: Sequence[int] | None, threads: int) -> None:

@@ -30,6 +30,7 @@ TARGETS: Registry[Target] = Registry(
         "openvino-cpu-bf16": "toolchain.targets.openvino_cpu:OPENVINO_CPU_BF16",
         "litert-cpu": "toolchain.targets.litert.target:LITERT_CPU",
         "ort-cuda": "toolchain.targets.ort_cuda:ORT_CUDA",
+        "ort-web": "toolchain.targets.ort_web.target:ORT_WEB",
         "trt": "toolchain.targets.tensorrt.target:TRT",
         "trt-rtx": "toolchain.targets.tensorrt.target:TRT_RTX",
     },
