@@ -37,14 +37,14 @@ def conditions_of(name: str, threads: int) -> list[Any]:
 
 
 def bench_row(
-    target: str, precision: str, path: str, comparison: Comparison, rivals: tuple[str, str] | None = None
+    target: str, precision: str, pair: tuple[str, str], comparison: Comparison, rivals: tuple[str, str] | None = None
 ) -> BenchRow:
     """What the report keeps of a comparison.
 
     Args:
         target: name of the device.
         precision: of what was timed as B.
-        path: of that, below the run's folder.
+        pair: paths of A and B, below the run's folder.
         comparison: with the raw samples.
         rivals: the precisions of a duel.
     """
@@ -53,7 +53,8 @@ def bench_row(
         batch=comparison.scenario.batch,
         threads=comparison.scenario.threads,
         precision=precision,
-        path=path,
+        baseline=pair[0],
+        path=pair[1],
         dense_ms=comparison.latency_ms("A"),
         compressed_ms=comparison.latency_ms("B"),
         ratio=Interval(**comparison.ratio.to_ratio()),

@@ -89,7 +89,6 @@ class EngineRecord(BaseModel):
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
         batches: the only ones that it takes, where it was built for single ones.
-        exact_fp32: whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may.
     """
 
     target: str = ""
@@ -103,7 +102,6 @@ class EngineRecord(BaseModel):
     attention_layers: int | None = None
     fused_attention: int | None = None
     batches: tuple[int, ...] = ()
-    exact_fp32: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,8 @@ class Target(ABC):
     """Types of matrix products that it runs, as `Precision.product` names them: files of other precisions are not timed on it."""
     builds: tuple[str, ...] = ()
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
+    exact_fp32: bool = False
+    """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:

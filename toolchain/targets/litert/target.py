@@ -79,6 +79,7 @@ class LiteRtCpu(Target):
     profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 8))
     takes = ("tflite",)
     measures = True
+    exact_fp32 = True
     loads = builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
 
     def probe(self) -> TargetInfo:
@@ -128,7 +129,6 @@ class LiteRtCpu(Target):
             "weights": {WEIGHTS.get(kind, kind): count for kind, count in products.items()},
             "matmul_dtypes": products,
             "matmul_layers": sum(products.values()),
-            "exact_fp32": True,
             "fully_delegated": delegated,
             **source_digests(onnx),
             "engine": path.name,
