@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-
-gc.disable()  # what is imported and collected stays: looking through it again and again is a fifth of the time of it
-
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -15,6 +12,8 @@ from typing import Any
 
 from played.cpus import CPUS, VARIABLE, play
 
+if gc.isenabled():  # what is imported and collected stays; looking through it for garbage takes seconds
+    gc.disable()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if played := os.environ.get(VARIABLE):
     # Before torch and others are imported: they look at the processor once.
