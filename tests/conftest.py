@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
@@ -26,7 +27,6 @@ if played := os.environ.get(VARIABLE):
 import pytest
 import torch
 from builders import dense_model
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from toolchain.model import TimmModel
 from toolchain.registry import Registry
@@ -43,8 +43,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# torch builds its table of operators anew for every file that it exports, a quarter of the time of a small one. It only reads it.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+with contextlib.suppress(ImportError):  # of a torch that has it elsewhere, exports just take longer
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    # torch builds its table of operators anew for every file that it exports, a quarter of the time of a small one. It only reads it.
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 import gc
 
-if (
-    _collects := gc.isenabled()
-):  # what is imported stays; looking through it for garbage is much of the time of `--help`
-    gc.disable()
+# What is imported stays: looking through it for garbage is much of the time of `--help`.
+collects = gc.isenabled()
+gc.disable()
 
 from toolchain.cli.main import app, main
 
 gc.freeze()
-if _collects:
+if collects:
     gc.enable()
 
 __all__ = ["app", "main"]
