@@ -147,6 +147,8 @@ class Target(ABC):
     """Types of matrix products that it runs, as `Precision.product` names them: files of other precisions are not timed on it."""
     builds: tuple[str, ...] = ()
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
+    fixed_batches: bool = False
+    """Whether its engines take the batches of their `BuildOptions` alone, and none between them."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
