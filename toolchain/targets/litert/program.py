@@ -94,7 +94,7 @@ class Source:
         for batch in batches:
             program = torch.export.export(named, (), self._inputs(batch, sample))
             if self.precision != FP32:
-                program = program.run_decompositions(UNFOLDED)
+                program = program.run_decompositions({torch.ops.aten.layer_norm.default: scaled_norm})
             torch.export.save(program, folder / f"b{batch}.pt2")
         arrays = {f"weight:{name}": array for name, array in self.weights.items()}
         for name, codes in self.codes.items():
@@ -133,20 +133,6 @@ def scaled_norm(
     centred = x - x.mean(axes, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + epsilon) * weight
     return centred * scale + bias
-
-
-def scaled_columns(x: Tensor, factors: Tensor) -> Tensor:
-    """A product with one factor for each column, as of a layer scale, over a last axis of 1.
-
-    Where the last axis is that of the columns, the converter multiplies the factors into the linear before.
-    """
-    if factors.dim() != 1 or x.dim() < 2 or x.shape[-1:] != factors.shape:
-        return NotImplemented  # as it was
-    return (x.unsqueeze(-1) * factors.unsqueeze(-1)).squeeze(-1)
-
-
-UNFOLDED = {torch.ops.aten.layer_norm.default: scaled_norm, torch.ops.aten.mul.Tensor: scaled_columns}
-"""Operators of torch → what computes the same and leaves the linears around as they are, of files whose weights are rounded."""
 
 
 class Named(nn.Module):
