@@ -6,7 +6,7 @@ import gc
 collects = gc.isenabled()
 gc.disable()
 
-from toolchain.cli.main import app, main
+from toolchain.cli.main import app, main  # noqa: E402
 
 gc.freeze()
 if collects:

@@ -19,6 +19,12 @@ def runtime(target: str) -> list[str]:
     return [info.runtime, info.version, info.device]
 
 
+def builder(target: str) -> list[Any]:
+    """What builds engines of a target here: its runtime, and all that its probe tells, as what it converts with."""
+    info = get_target(target).probe()
+    return [info.runtime, info.version, info.device, dict(info.details)]
+
+
 def conditions(target: str, threads: int) -> list[Any]:
     """What latency depends on besides the files: runtime, device, and the machine without what this process loaded."""
     machine = {name: fact for name, fact in fingerprint(threads)["machine"].items() if name != "runtimes"}

@@ -26,7 +26,7 @@ from toolchain.export.stage import check_section
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, DataSection, Recipe
+from toolchain.recipe import ALIGN, BenchSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
@@ -85,6 +85,8 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
+        if recipe.bench is not None:
+            _require_batches(recipe.engine, recipe.bench)
     start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
     if not start.source.synthetic and recipe.finetune.epochs:
         require_teacher(recipe.finetune, start.source, start.dense)
@@ -218,8 +220,14 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
+        opens = {ModelFolder.name, OnnxFile.name} & set(target.takes)
+        if name in recipe.budget.latency and not opens:
+            raise TargetUnavailable(
+                name,
+                f"it opens {' and '.join(target.takes)} alone, and widths are timed as ONNX files; remove it from budget.latency",
+            )
         built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
-        if section != ENGINE and not built and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
+        if section != ENGINE and not built and not opens:
             raise TargetUnavailable(
                 name,
                 f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files, or under {BENCH} what {ENGINE} "
@@ -230,6 +238,25 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     if recipe.compress.align is None and multiples:
         return multiples
     return dict.fromkeys(UNITS, recipe.compress.align or ALIGN)
+
+
+def _require_batches(engine: EngineSection, bench: BenchSection) -> None:
+    """Raises RecipeError if a batch is to be timed that an engine for fixed batches is not built for."""
+    built, timed, most = set(engine.batch), set(bench.batch), len(engine.batch)
+    wanted = sorted(timed | built if len(timed | built) <= most else timed)
+    fix = f"set engine.batch = {[wanted[0]] * (most - len(wanted)) + wanted}"
+    if len(wanted) > most:
+        fix = f"keep at most {most} in bench.batch, and name them in engine.batch"
+    for runtime in dict.fromkeys(named_target(name).runtime for name in bench.targets):
+        if timed - built and runtime in engine.targets and get_target(runtime).fixed_batches:
+            raise RecipeError(
+                f"engines of {runtime} take the batches of engine.batch alone ({_listed(built)}), and bench.batch has "
+                f"{_listed(timed - built)} as well; {fix}"
+            )
+
+
+def _listed(batches: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(batches)))
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:

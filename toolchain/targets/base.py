@@ -147,6 +147,8 @@ class Target(ABC):
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
     exact_fp32: bool = False
     """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
+    fixed_batches: bool = False
+    """Whether its engines take the batches of their `BuildOptions` alone, and none between them."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:

@@ -11,7 +11,7 @@ from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.export.engine import BuildEngine
 from toolchain.model import Made, run_stage
-from toolchain.pipeline.cell import runtime
+from toolchain.pipeline.cell import builder
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path
@@ -42,7 +42,7 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        return [digest, self.section.model_dump(mode="json"), runtime(self.target)]
+        return [digest, self.section.model_dump(mode="json"), *builder(self.target)]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section

@@ -81,6 +81,7 @@ class LiteRtCpu(Target):
     measures = True
     exact_fp32 = True
     loads = builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
+    fixed_batches = True
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU, and whether files can be built here; raises TargetUnavailable if ai-edge-litert is missing."""
@@ -113,7 +114,7 @@ class LiteRtCpu(Target):
         path = folder / f"{onnx.stem}.tflite"
         with tempfile.TemporaryDirectory(prefix="slimvit-litert-") as work:
             source.save(Path(work), batches, options.input_shape)
-            versions = converter.convert(Path(work), onnx)
+            converter.convert(Path(work), onnx)
             shutil.copyfile(Path(work, "model.tflite"), path)
         products = require_weights(source, path)
         delegated = fully_delegated(path)
@@ -124,7 +125,7 @@ class LiteRtCpu(Target):
             "target": NAME,
             "runtime": info.runtime,
             "version": info.version,
-            "converted_by": versions,
+            "converted_by": dict(converter.versions),
             "batches": list(batches),
             "weights": {WEIGHTS.get(kind, kind): count for kind, count in products.items()},
             "matmul_dtypes": products,
