@@ -27,6 +27,19 @@ def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor |
     return normed if bias is None else normed + bias
 
 
+def _mean(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """The mean over some axes, as one of [others, 1, 1, these] over the last two dimensions."""
+    shape: Tensor = OPERATORS["ReduceMean"](attributes, x.new_empty(x.shape, device="meta"), axes)
+    given = attributes.get("axes", ()) if axes is None else np.asarray(axes).reshape(-1)
+    over = sorted(int(axis) % x.ndim for axis in given)
+    if not over:
+        found: Tensor = OPERATORS["ReduceMean"](attributes, x, axes)
+        return found
+    others = [axis for axis in range(x.ndim) if axis not in over]
+    rows, length = (math.prod(x.shape[axis] for axis in part) for part in (others, over))
+    return x.permute(*others, *over).reshape(rows, 1, 1, length).mean((2, 3), keepdim=True).reshape(shape.shape)
+
+
 def _matmul(_: Attributes, a: Tensor, b: Tensor) -> Tensor:
     """The product a @ b; of equal leading dimensions as one batch of matrices, [B, h, N, d] as [B·h, N, d]."""
     if a.ndim < 3 or a.shape[:-2] != b.shape[:-2]:
@@ -55,10 +68,18 @@ def _gather(attributes: Attributes, x: Tensor, indices: Value) -> Tensor:
     return row.reshape(*x.shape[:axis], *x.shape[axis + 1 :])
 
 
+def _squeeze(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """A reshape in place of what XNNPACK does not have."""
+    shape: Tensor = OPERATORS["Squeeze"](attributes, x.new_empty(x.shape, device="meta"), axes)
+    return x.reshape(shape.shape)
+
+
 REWRITES: Mapping[str, Operator] = {
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
+    "ReduceMean": _mean,
     "Split": _split,
+    "Squeeze": _squeeze,
 }
 """What replaces the interpreter's own operators."""

@@ -60,9 +60,22 @@ class PteRunner:
         self.open_counts.remove(self.threads)
 
     def infer(self, feeds: Feeds) -> Arrays:
-        """Output name → array for one call; raises RecipeError for shapes that the file has no method for."""
-        outputs = self._call(feeds)(feeds)
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, outputs, strict=True)}
+        """Output name → array. A batch without a method of its own is split, and its last part filled with what repeats.
+
+        Raises:
+            RecipeError: an input is missing, or one sample has another shape than the file was built for.
+        """
+        shapes = self._shapes(feeds)
+        if shapes in self._methods or not self._known_sample(shapes):
+            return self._outputs_of(feeds)
+        batch, known = shapes[0][0], sorted(each[0][0] for each in self._methods)
+        step = max((each for each in known if each <= batch), default=known[0])
+        parts = []
+        for start in range(0, batch, step):
+            rows = np.minimum(np.arange(start, start + step), batch - 1)
+            outputs = self._outputs_of({name: np.ascontiguousarray(feeds[name][rows]) for name in self._inputs})
+            parts.append({name: values[: batch - start] for name, values in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` synchronous calls in nanoseconds; inputs enter without a copy. Raises as `infer`."""
@@ -106,6 +119,16 @@ class PteRunner:
         if missing:
             raise RecipeError(f"{self.path}: input {missing[0]!r} got nothing")
         return tuple(np.shape(feeds[name]) for name in self._inputs)
+
+    def _known_sample(self, shapes: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether some method takes samples of these shapes, in a batch of its own."""
+        samples = {tuple(shape[1:] for shape in each) for each in self._methods}
+        batches = {shape[:1] for shape in shapes}
+        return len(batches) == 1 and () not in batches and tuple(shape[1:] for shape in shapes) in samples
+
+    def _outputs_of(self, feeds: Feeds) -> Arrays:
+        outputs = self._call(feeds)(feeds)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, outputs, strict=True)}
 
     def _call(self, feeds: Feeds) -> Call:
         """What runs feeds of these shapes."""
