@@ -1,7 +1,4 @@
-"""Programs of ExecuTorch: one delegate, the file's numbers, and nothing that is left out silently.
-
-Everything here needs executorch, which is no part of `dev` for its 300 MB; without it only what is refused is tested.
-"""
+"""Programs of ExecuTorch: one delegate, the file's numbers, and nothing that is left out silently."""
 
 import importlib
 import json
@@ -232,11 +229,9 @@ def test_another_precision_is_refused(files, tmp_path):
 def test_only_batches_that_were_built_are_timed(builds):
     with EXECUTORCH_XNNPACK.open(builds("fp32").path, 1) as runner:
         assert len(runner.time_ns([{"image": images(3)}], 4)) == 4
-        with pytest.raises(RecipeError, match=r"got \[\[2, 3, 32, 32\]\].*engine\.batch"):
+        with pytest.raises(RecipeError, match=r"got \{'image': \[2, 3, 32, 32\]\}"):
             runner.time_ns([{"image": images(2)}], 4)
-        with pytest.raises(RecipeError, match="feeds of one shape"):
-            runner.time_ns([{"image": images(1)}, {"image": images(3)}], 4)
-        with pytest.raises(RecipeError, match="'image' got nothing"):
+        with pytest.raises(RecipeError, match=r"got \{'picture'"):
             runner.infer({"picture": images(1)})
 
 

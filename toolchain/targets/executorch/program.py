@@ -21,9 +21,11 @@ from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
+from toolchain.on_device.runner import PTE_NAMES
 from toolchain.targets.executorch.operators import REWRITES
-from toolchain.targets.executorch.runner import DESCRIPTION, FORWARD
 
+FORWARD = "forward"
+"""The method of the smallest batch, which is what other programs call when they name none; those of others begin with it."""
 LINEARS = ("aten_linear_default", "aten_addmm_default", "aten_mm_default")
 """How nodes are called that are linears, if they read a weight."""
 INT8_WEIGHT = "quantized_decomposed_dequantize_per_channel"
@@ -55,7 +57,7 @@ class Program:
     Attributes:
         content: the bytes of the .pte file.
         methods: batch → its method.
-        description: what the method `DESCRIPTION` returns.
+        description: what the method `PTE_NAMES` returns.
     """
 
     content: bytes
@@ -93,7 +95,7 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
     exported = {names[batch]: _exported(path, module, signatures[batch], codes) for batch in batches}
     try:
         edge = to_edge_transform_and_lower(
-            exported, partitioner=[XnnpackPartitioner()], constant_methods={DESCRIPTION: json.dumps(description)}
+            exported, partitioner=[XnnpackPartitioner()], constant_methods={PTE_NAMES: json.dumps(description)}
         )
         methods = {
             batch: _method(path, name, edge.exported_program(name), module.stored) for batch, name in names.items()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
+import warnings
 from pathlib import Path
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import atomic_path, sha256
-from toolchain.on_device.runner import Runner, cpu_model
+from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
+from toolchain.targets.checked import Checked
 
-log = logging.getLogger(__name__)
 NAME = "executorch-xnnpack"
 INSTALL = "pip install 'slimvit[executorch]'"
 MODULES = ("executorch.runtime", "executorch.exir", "torchao.quantization.pt2e")
@@ -23,7 +23,7 @@ WEIGHTS = {"FLOAT": "float32", "INT8-DYNAMIC": "int8"}
 class ExecuTorchXnnpack(Target):
     """Target "executorch-xnnpack". Multiples of 8 fill a 256-bit vector of fp32, and a group of XNNPACK's int8 kernels.
 
-    Files are run by the runtime for Python, which imports torch: on this machine, and not over ssh or in bundles.
+    Files are run by the runtime for Python, which needs torch wherever it runs.
     """
 
     name = NAME
@@ -36,7 +36,8 @@ class ExecuTorchXnnpack(Target):
         """The runtime and the CPU; raises TargetUnavailable if executorch is missing, or has no XNNPACK."""
         for module in MODULES:
             try:
-                importlib.import_module(module)
+                with warnings.catch_warnings(action="ignore"):  # of its own parts, which nobody here can mend
+                    importlib.import_module(module)
             except (ImportError, OSError) as error:
                 why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
                 raise TargetUnavailable(NAME, f"the Python module {module} {why}", INSTALL) from error
@@ -57,7 +58,8 @@ class ExecuTorchXnnpack(Target):
         from toolchain.targets.executorch.program import program_of
 
         info = self.probe()
-        program = program_of(onnx, options.batch, options.input_shape)
+        with warnings.catch_warnings(action="ignore"):
+            program = program_of(onnx, options.batch, options.input_shape)
         methods = program.methods
         products = next(iter(methods.values())).products
         if any(each.products != products for each in methods.values()):
@@ -90,9 +92,8 @@ class ExecuTorchXnnpack(Target):
 
     def _open(self, path: Path, threads: int) -> Runner:
         """A runner of a .pte file; raises ArtifactError on entry if it cannot be loaded."""
-        from toolchain.targets.executorch.runner import PteRunner
-
-        return PteRunner(path, threads, NAME)
+        runtime = f"ExecuTorch {importlib.metadata.version('executorch')}"
+        return Checked(ExecuTorchRunner(str(path), threads), path, NAME, runtime)
 
 
 EXECUTORCH_XNNPACK = ExecuTorchXnnpack()
