@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import subprocess
+import sys
+import tarfile
 from functools import cache, partial
 
 import numpy as np
 import onnx
 import pytest
-from builders import dense_model, variant
+from builders import STRUCTURES, dense_model, variant
 from onnx import TensorProto, numpy_helper
 
 from toolchain.artifacts import open_artifact
@@ -18,13 +21,17 @@ from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.quantise import int8_dynamic
 from toolchain.interpreter import module_of
+from toolchain.measure.bundle import Question, pack, unpack
+from toolchain.measure.samples import Design, Workload
 from toolchain.on_device.runner import OrtRunner
 from toolchain.recipe import EngineSection
-from toolchain.targets import BuildOptions, get_target
+from toolchain.targets import BuildOptions
 from toolchain.targets.executorch import target
 from toolchain.targets.executorch.target import EXECUTORCH_XNNPACK, INSTALL, NAME
 
 MODEL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
+USUAL = ("classic", "distilled", "registers", "average pooling", "packed SwiGLU", "q/k norm", "parallel", "Swin")
+"""Structures that are tested every time; all of them are where tests are slow."""
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +242,22 @@ def test_only_batches_that_were_built_are_timed(builds):
             runner.infer({"picture": images(1)})
 
 
+@pytest.mark.clock
+def test_a_bundle_is_measured_without_slimvit(builds, tmp_path):
+    a, b = (builds(precision).path for precision in ("fp32", "int8-dynamic"))
+    design = Design(sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1)
+    bundle, folder = tmp_path / "bundle.tar", tmp_path / "device"
+    pack(a, b, bundle, Question(NAME, Workload(batch=3), design))
+    with tarfile.open(bundle) as tar:
+        tar.extractall(folder, filter="data")
+    assert json.loads((folder / "bundle.json").read_text())["modules"] == ["numpy", "torch", "executorch"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    done = subprocess.run(["sh", "run.sh"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '"executorch": "1.' in (folder / "result.json").read_text().replace('":"', '": "')
+    assert unpack(folder / "result.json", bundle).latency_ms("A") > 0
+
+
 def test_one_process_has_one_number_of_threads(builds):
     library = importlib.import_module("executorch.extension.pybindings.portable_lib")
     path = builds("fp32").path
@@ -263,13 +286,29 @@ def test_a_file_of_others_is_refused(there, tmp_path):
         EXECUTORCH_XNNPACK.open(tmp_path / "y.pte", 1).__enter__()
 
 
-def test_another_structure_has_the_numbers_of_its_file(there, tmp_path):
-    model, path = variant("Swin"), tmp_path / "swin.onnx"
+def test_a_wrong_int8_scale_is_no_program(files, tmp_path, monkeypatch):
+    """A scale leaves the integers what they are."""
+
+    def plant(model):
+        name = next(each.name for each in model.graph.initializer if list(each.dims) == [32, 128])
+        return change(model, name, lambda weight: weight * np.float32(1.01))
+
+    faulty(monkeypatch, plant)
+    with pytest.raises(ArtifactError, match="the scales of"):
+        built(files("int8-dynamic"), tmp_path, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(each, marks=() if each in USUAL else pytest.mark.slow) for each in STRUCTURES]
+)
+def test_every_structure_has_the_numbers_of_its_file(case, there, tmp_path):
+    model, path = variant(case), tmp_path / "m.onnx"
     size = model.preprocess.input_size
     export_onnx(model.module, path, input_size=size, opset=20, metadata={}, simplify=True, outputs=model.output_names)
     made = built(path, tmp_path, (1, 1, 1))
     verdict = rung(made, path)
     assert verdict.verdict == "pass", verdict.reason
+    assert made.facts["methods"]["forward"]["delegates"] >= 1
 
 
 @pytest.mark.parametrize("missing", ["executorch.runtime", "torchao.quantization.pt2e"])
@@ -283,7 +322,7 @@ def test_without_its_packages_it_says_how_to_get_them_before_any_work(missing, m
     for call in (
         EXECUTORCH_XNNPACK.probe,
         lambda: EXECUTORCH_XNNPACK.open(absent, 1),
-        lambda: get_target(NAME).build(absent, tmp_path, BuildOptions()),
+        lambda: EXECUTORCH_XNNPACK.build(absent, tmp_path, BuildOptions()),
     ):
         with pytest.raises(TargetUnavailable, match=f"{missing} is not installed") as caught:
             call()

@@ -153,7 +153,25 @@ def _quantised(exported: ExportedProgram, feeds: tuple[Tensor, ...], codes: Mapp
     quantizer = XNNPACKQuantizer().set_global(replace(config, weight=weight)).set_filter_function(is_int8)
     prepared = prepare_pt2e(exported.module(), quantizer)
     prepared(*feeds)
-    return torch.export.export(convert_pt2e(prepared), feeds)
+    quantised = torch.export.export(convert_pt2e(prepared), feeds)
+    _require_scales(quantised, codes)
+    return quantised
+
+
+def _require_scales(program: ExportedProgram, codes: Mapping[str, Codes]) -> None:
+    """Raises ArtifactError unless every linear of a file is in a program with its integers and, to rounding, its scales."""
+    buffers = program.graph_signature.inputs_to_buffers
+    stored = {**program.state_dict, **program.constants}
+    found: dict[bytes, Any] = {}
+    for node in program.graph.nodes:
+        if "dequantize_per_channel" in str(node.target):
+            weight, scales = (stored[buffers[each.name]].numpy(force=True) for each in node.args[:2])
+            found[weight.tobytes()] = scales
+    for name, each in codes.items():
+        scales = found.get(np.ascontiguousarray(each.codes.T).tobytes())
+        if scales is None or not np.allclose(scales, each.scales, rtol=1e-6, atol=0):
+            wrong = "int8 numbers" if scales is None else "scales"
+            raise ArtifactError(f"the {wrong} of {name!r} are not those that ExecuTorch's quantiser made of them")
 
 
 def _method(path: Path, name: str, program: ExportedProgram, stored: Mapping[str, str]) -> Method:
