@@ -2,10 +2,12 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -133,12 +135,14 @@ def test_int8_numbers_are_those_of_the_file(files, builds):
         assert each.astype(int).__abs__().max() == 64
 
 
-def test_what_the_artifact_tells_without_executorch(files, builds):
+def test_what_the_artifact_tells_without_executorch(files, builds, tmp_path):
     for precision in ("fp32", "int8-dynamic"):
         artifact = open_artifact(builds(precision).path)
         assert (artifact.name, artifact.precision.name) == ("pte", precision)
         assert artifact.signature(3) == open_artifact(files(precision)).signature(3)
         assert [port.name for port in artifact.outputs] == ["logits"]
+        alone = open_artifact(Path(shutil.copy(artifact.path, tmp_path)))
+        assert (alone.precision.name, alone.inputs) == (precision, artifact.inputs)
         with pytest.raises(RecipeError, match=r"batches of 1, 3, asked for 2.*engine\.batch"):
             artifact.signature(2)
 

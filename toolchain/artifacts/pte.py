@@ -1,16 +1,22 @@
-"""ExecuTorch's format: one .pte file, whose weights the delegate has packed; what is in it, engine.json beside it says."""
+"""ExecuTorch's format: one .pte file, whose weights the delegate has packed. It says of itself what it takes and gives, as JSON."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, get_args
 
-from toolchain.artifacts.engine import RECORD, Engine
+from toolchain.artifacts.base import Reading
+from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port, Signature
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import BATCH, Preprocess
 from toolchain.outputs import Output
 
+FORM = {"form": "slimvit.pte/1"}
+"""How what a file says of itself begins."""
+FIRST = json.dumps(FORM).encode()[:-1]
 MAGIC = b"ET12"
 """Bytes 4 to 8 of every file of this format."""
 
@@ -23,21 +29,32 @@ class Pte(Engine):
     word: ClassVar[str] = ".pte file"
     patterns: ClassVar[tuple[str, ...]] = ("*.pte",)
 
-    def _told(self, key: str) -> Any:
-        """What engine.json says under a key; raises ArtifactError for a file that is none of this format, or has no record."""
-        with self.path.open("rb") as stream:
-            if stream.read(8)[4:] != MAGIC:
-                raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")
-        if key not in self.record:
-            raise ArtifactError(
-                f"{self.path}: no {RECORD} beside it tells its {key}; build it again with `slimvit engine`"
-            )
-        return self.record[key]
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What it says of itself; raises ArtifactError for a file that is none of this format, or that slimvit did not write."""
+        content = self.path.read_bytes()
+        if content[4:8] != MAGIC:
+            raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")
+        start = content.find(FIRST)
+        if start < 0:
+            raise ArtifactError(f"{self.path} does not say what it takes and gives: slimvit did not write it")
+        length = int.from_bytes(content[start - 4 : start], "little")  # as flatbuffers store a string
+        try:
+            told = json.loads(content[start : start + length])
+        except ValueError as error:
+            raise ArtifactError(f"{self.path} is damaged where it says what it takes and gives: {error}") from None
+        assert isinstance(told, dict)
+        return told
+
+    @property
+    def precision(self) -> Reading:
+        """That of its coarsest matrix product, or without engine.json what it says of itself."""
+        return super().precision if self.record else Reading(str(self.told["precision"]))
 
     @property
     def batches(self) -> tuple[int, ...]:
         """The batches that it takes, one method each."""
-        return tuple(self._told("batches"))
+        return tuple(self.told["batches"])
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -48,29 +65,29 @@ class Pte(Engine):
                 each["type"],
                 (BATCH if each["shape"][0] is None else each["shape"][0], *each["shape"][1:]),
             )
-            for each in self._told("inputs")
+            for each in self.told["inputs"]
         )
 
     @property
     def outputs(self) -> tuple[Port, ...]:
         """Its outputs, in their order; their shapes are not recorded."""
-        return tuple(Port(name, "", None) for name in self._told("outputs"))
+        return tuple(Port(name, "", None) for name in self.told["outputs"])
 
     @property
     def preprocess(self) -> Preprocess | None:
         """What its ONNX file said of how images become its input."""
-        told = self.record.get("preprocess")
+        told = self.told["preprocess"]
         return None if told is None else Preprocess.from_dict(told)
 
     @property
     def output(self) -> Output | None:
         """What its ONNX file said that its outputs are."""
-        return next((kind for kind in get_args(Output) if kind == self.record.get("output")), None)
+        return next((kind for kind in get_args(Output) if kind == self.told["output"]), None)
 
     @property
     def own_pixels(self) -> bool:
         """Whether it takes slimvit's pixels."""
-        return bool(self.record.get("own_pixels"))
+        return bool(self.told["own_pixels"])
 
     def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
         """Its inputs as they are fed; raises RecipeError for a batch that it has no method for, and as its base does."""

@@ -16,8 +16,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from toolchain.artifacts.inputs import Signature
-from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, plain
+from toolchain.artifacts.pte import FORM
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
@@ -57,12 +58,10 @@ class Program:
     Attributes:
         content: the bytes of the .pte file.
         methods: batch → its method.
-        description: what the method `PTE_NAMES` returns.
     """
 
     content: bytes
     methods: dict[int, Method]
-    description: dict[str, Any]
 
 
 def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | None = None) -> Program:
@@ -91,7 +90,7 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
     batches = sorted(set(batches))
     names = {batch: FORWARD if batch == batches[0] else f"{FORWARD}_{batch}" for batch in batches}
     signatures = {batch: file.signature(batch, sample) for batch in batches}
-    description = _description(file, module, batches, signatures[batches[0]])
+    description = _description(file, module, "int8-dynamic" if codes else FP32, batches, signatures[batches[0]])
     exported = {names[batch]: _exported(path, module, signatures[batch], codes) for batch in batches}
     try:
         edge = to_edge_transform_and_lower(
@@ -106,7 +105,7 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
     except Exception as error:  # the converter's own, of any class
         raise ArtifactError(f"ExecuTorch cannot lower {path}: {_last_line(error)}") from error
     _require_codes(path, lowered, content.codes)
-    return Program(lowered, methods, description)
+    return Program(lowered, methods)
 
 
 def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapping[str, Codes]) -> ExportedProgram:
@@ -221,7 +220,9 @@ def _require_codes(path: Path, content: bytes, codes: Mapping[str, Codes]) -> No
             raise ArtifactError(f"{path.name}: the int8 numbers of {name!r} are not those that ExecuTorch made of them")
 
 
-def _description(file: OnnxFile, module: GraphModule, batches: Sequence[int], signature: Signature) -> dict[str, Any]:
+def _description(
+    file: OnnxFile, module: GraphModule, precision: str, batches: Sequence[int], signature: Signature
+) -> dict[str, Any]:
     """What a file says of itself: names and types by position, and how images become its input."""
     specs = dict(zip(signature.names, signature.inputs, strict=True))
     open_batch = len(batches) > 1
@@ -235,6 +236,8 @@ def _description(file: OnnxFile, module: GraphModule, batches: Sequence[int], si
     ]
     how = file.preprocess
     return {
+        **FORM,
+        "precision": precision,
         "batches": list(batches),
         "inputs": inputs,
         "outputs": list(module.output_names),

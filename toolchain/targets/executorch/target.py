@@ -72,7 +72,7 @@ class ExecuTorchXnnpack(Target):
             "target": NAME,
             "runtime": info.runtime,
             "version": info.version,
-            **program.description,
+            "batches": [*methods],
             "methods": {
                 each.name: {"batch": batch, "delegates": each.delegates, "outside": each.outside}
                 for batch, each in methods.items()
