@@ -12,11 +12,11 @@ from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port, Signature
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import BATCH, Preprocess
+from toolchain.on_device.runner import PTE_FORM
 from toolchain.outputs import Output
 
-FORM = {"form": "slimvit.pte/1"}
+FIRST = json.dumps(PTE_FORM).encode()[:-1]
 """How what a file says of itself begins."""
-FIRST = json.dumps(FORM).encode()[:-1]
 MAGIC = b"ET12"
 """Bytes 4 to 8 of every file of this format."""
 

@@ -67,8 +67,9 @@ RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "t
 
 EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
 STREAM = "-"
+PTE_FORM = {"form": "slimvit.pte/1"}
 PTE_NAMES = "slimvit"
-"""The method of a .pte file that returns what the file says of itself, as JSON."""
+"""The method of a .pte file that returns what the file says of itself, as JSON that begins with the form."""
 LOCK_WAIT_S = 900.0
 
 

@@ -18,11 +18,10 @@ from torch.export import ExportedProgram
 from toolchain.artifacts.inputs import Signature
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, plain
-from toolchain.artifacts.pte import FORM
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
-from toolchain.on_device.runner import PTE_NAMES
+from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
 from toolchain.targets.executorch.operators import REWRITES
 
 FORWARD = "forward"
@@ -236,7 +235,7 @@ def _description(
     ]
     how = file.preprocess
     return {
-        **FORM,
+        **PTE_FORM,
         "precision": precision,
         "batches": list(batches),
         "inputs": inputs,
