@@ -31,7 +31,19 @@ def paths(tmp_path):
     folder = save_model(dense_model(), tmp_path / "dense")
     pytest.importorskip("ai_edge_litert", reason="pip install 'slimvit[litert]'")
     tflite = Path(shutil.copy(TINY, tmp_path))
-    return {"onnx": onnx, "tensorrt-engine": engine, "openvino-ir": ir, "model-folder": folder, "tflite": tflite}
+    pte = tmp_path / "p" / "x.pte"
+    pte.parent.mkdir()
+    pte.write_bytes(b"\0\0\0\0ET12")
+    record = {"engine": "x.pte", "matmul_dtypes": {"INT8-DYNAMIC": 3, "FLOAT": 1}, "target": "executorch-xnnpack"}
+    (pte.parent / "engine.json").write_text(json.dumps(record))
+    return {
+        "onnx": onnx,
+        "tensorrt-engine": engine,
+        "openvino-ir": ir,
+        "model-folder": folder,
+        "tflite": tflite,
+        "pte": pte,
+    }
 
 
 def test_every_kind_is_recognised_and_accounts_for_its_bytes(paths):

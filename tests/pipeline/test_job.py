@@ -65,9 +65,12 @@ def test_engines_that_cannot_be_built_are_refused_before_any_work(engine, precis
 
 
 class Fixed(Refusing):
-    """A target for which engines are built that take single batches."""
+    """A target for which engines are built that take single batches: those of `only`, or of the options."""
 
-    profile, takes, builds, fixed_batches = TargetProfile(), ("onnx",), ("FLOAT",), True
+    profile, takes, builds, only = TargetProfile(), ("onnx",), ("FLOAT",), None
+
+    def batches(self, options):
+        return self.only or tuple(sorted(set(options.batch)))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ class Fixed(Refusing):
         (
             [1, 1, 8],
             [1, 3],
-            r"fixed take the batches of engine\.batch alone \(1, 8\), .* 3 as well; set .* \[1, 3, 8\]$",
+            r"fixed take batch 1, 8 alone, .* 3 as well; set .* \[1, 3, 8\]$",
         ),
         ([2, 2, 2], [4], r"; set engine\.batch = \[2, 2, 4\]$"),
         ([1, 2, 8], [4, 16], r"; set engine\.batch = \[4, 4, 16\]$"),
@@ -87,7 +90,7 @@ class Fixed(Refusing):
 def test_a_batch_that_no_engine_is_built_for_is_refused_before_any_work(engine, bench, words, register):
     """Kind: the batch is refused when everything else is done. Targets whose engines take a range of batches are not asked."""
     ranging = Fixed("ranging", "yes")
-    ranging.fixed_batches = False
+    ranging.batches = lambda _: None
     for target in (ranging, Fixed("fixed", "yes")):
         register(TARGETS, target)
     raw = {
@@ -100,6 +103,19 @@ def test_a_batch_that_no_engine_is_built_for_is_refused_before_any_work(engine, 
         fails = pytest.raises(RecipeError, match=words) if words and name == "fixed" else nullcontext()
         with fails:
             prepare(Recipe.from_dict({**raw, **sections}), shapes_only=True)
+
+
+def test_a_batch_that_a_target_never_takes_is_refused_with_what_would_help(register):
+    single = Fixed("single", "yes")
+    single.only = (1,)
+    register(TARGETS, single)
+    raw = {"model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False}, "data": {"source": "none"}}
+    raw |= {"compress": {"method": "none"}, "engine": {"targets": ["single"]}}
+    prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"]}}), shapes_only=True)
+    with pytest.raises(
+        RecipeError, match=r"take batch 1 alone, .* 8 as well; remove them from bench\.batch, or single"
+    ):
+        prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"], "batch": [1, 8]}}), shapes_only=True)
 
 
 def test_a_section_that_is_not_carried_out_is_told(tmp_path):

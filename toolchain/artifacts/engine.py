@@ -10,7 +10,7 @@ from toolchain.errors import ArtifactError
 from toolchain.files import read_json
 
 RECORD = "engine.json"
-PRODUCTS = {"INT8": "int8", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
+PRODUCTS = {"INT8": "int8", "INT8-DYNAMIC": "int8-dynamic", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
 """The types of matrix products in engine.json, coarsest first, and the precisions that they make."""
 
 

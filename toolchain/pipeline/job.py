@@ -19,7 +19,7 @@ from toolchain.data.transforms import Wanted
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
-from toolchain.export.engine import require_engines
+from toolchain.export.engine import options_of, require_engines
 from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
@@ -241,18 +241,21 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
 
 
 def _require_batches(engine: EngineSection, bench: BenchSection) -> None:
-    """Raises RecipeError if a batch is to be timed that an engine for fixed batches is not built for."""
+    """Raises RecipeError if a batch is to be timed that an engine does not take."""
     built, timed, most = set(engine.batch), set(bench.batch), len(engine.batch)
     wanted = sorted(timed | built if len(timed | built) <= most else timed)
     fix = f"set engine.batch = {[wanted[0]] * (most - len(wanted)) + wanted}"
     if len(wanted) > most:
         fix = f"keep at most {most} in bench.batch, and name them in engine.batch"
     for runtime in dict.fromkeys(named_target(name).runtime for name in bench.targets):
-        if timed - built and runtime in engine.targets and get_target(runtime).fixed_batches:
-            raise RecipeError(
-                f"engines of {runtime} take the batches of engine.batch alone ({_listed(built)}), and bench.batch has "
-                f"{_listed(timed - built)} as well; {fix}"
-            )
+        only = get_target(runtime).batches(options_of(engine))
+        if runtime not in engine.targets or only is None or timed <= set(only):
+            continue
+        if built > set(only):  # no engine.batch would help
+            fix = f"remove them from bench.batch, or {runtime} from bench.targets"
+        raise RecipeError(
+            f"engines of {runtime} take batch {_listed(only)} alone, and bench.batch has {_listed(timed - set(only))} as well; {fix}"
+        )
 
 
 def _listed(batches: Collection[int]) -> str:

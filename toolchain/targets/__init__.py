@@ -28,6 +28,7 @@ TARGETS: Registry[Target] = Registry(
         "eager": "toolchain.targets.eager:EAGER",
         "openvino-cpu": "toolchain.targets.openvino_cpu:OPENVINO_CPU",
         "openvino-cpu-bf16": "toolchain.targets.openvino_cpu:OPENVINO_CPU_BF16",
+        "executorch-xnnpack": "toolchain.targets.executorch.target:EXECUTORCH_XNNPACK",
         "litert-cpu": "toolchain.targets.litert.target:LITERT_CPU",
         "ort-cuda": "toolchain.targets.ort_cuda:ORT_CUDA",
         "ort-web": "toolchain.targets.ort_web.target:ORT_WEB",

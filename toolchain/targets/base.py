@@ -147,12 +147,14 @@ class Target(ABC):
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
     exact_fp32: bool = False
     """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
-    fixed_batches: bool = False
-    """Whether its engines take the batches of their `BuildOptions` alone, and none between them."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
         """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
+
+    def batches(self, options: BuildOptions) -> tuple[int, ...] | None:  # noqa: ARG002
+        """The only batches that an engine built so takes, rising; None where it takes all between the smallest and the largest."""
+        return None
 
     def in_mode(self, mode: Mode) -> Target:
         """The same runtime, timed in another of its modes, which its name tells."""
