@@ -17,6 +17,7 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
         "onnx": "toolchain.artifacts.onnx_file:OnnxFile",
         "tensorrt-engine": "toolchain.artifacts.tensorrt_engine:TensorrtEngine",
         "openvino-ir": "toolchain.artifacts.openvino_ir:OpenVinoIr",
+        "ncnn": "toolchain.artifacts.ncnn_model:NcnnModel",
     },
 )
 

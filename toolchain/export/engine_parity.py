@@ -7,7 +7,7 @@ from collections.abc import Callable
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.calls import Array, opened
-from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
+from toolchain.export.precision import COMPARED, FLOAT, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.model import Preprocess
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
 from toolchain.targets import EngineBuild
@@ -35,7 +35,8 @@ def engine_rung(
         preprocess: how they were prepared, for a file that takes pixels and does not say.
     """
     reading, from_, to = source.precision, source.path.name, built.path.name
-    tolerance = TF32 if reading.name in (FP32, "fp64") else tolerance_of(reading)
+    rounds = reading.name in (FP32, "fp64") and built.record.arithmetic != FLOAT
+    tolerance = TF32 if rounds else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
     if tolerance is None:

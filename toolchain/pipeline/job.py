@@ -26,7 +26,7 @@ from toolchain.export.stage import check_section
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, DataSection, Recipe
+from toolchain.recipe import ALIGN, BenchSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
@@ -85,6 +85,7 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
+        _require_batches(recipe.engine, recipe.bench)
     start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
     if not start.source.synthetic and recipe.finetune.epochs:
         require_teacher(recipe.finetune, start.source, start.dense)
@@ -230,6 +231,20 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     if recipe.compress.align is None and multiples:
         return multiples
     return dict.fromkeys(UNITS, recipe.compress.align or ALIGN)
+
+
+def _require_batches(engine: EngineSection, bench: BenchSection | None) -> None:
+    """Raises RecipeError where engines are to be timed at a batch that they are not built for."""
+    least, _, most = engine.batch
+    for name in bench.targets if bench is not None else ():
+        runtime = named_target(name).runtime
+        if runtime not in engine.targets or {ModelFolder.name, OnnxFile.name} & set(get_target(runtime).takes):
+            continue
+        if bench is not None and (outside := [batch for batch in bench.batch if not least <= batch <= most]):
+            raise RecipeError(
+                f"{BENCH} asks for batch {outside[0]} on {name}, whose engines are built for {least} to {most}: change bench.batch "
+                "or engine.batch"
+            )
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:

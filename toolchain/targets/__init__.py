@@ -29,6 +29,7 @@ TARGETS: Registry[Target] = Registry(
         "openvino-cpu": "toolchain.targets.openvino_cpu:OPENVINO_CPU",
         "openvino-cpu-bf16": "toolchain.targets.openvino_cpu:OPENVINO_CPU_BF16",
         "ort-cuda": "toolchain.targets.ort_cuda:ORT_CUDA",
+        "ncnn": "toolchain.targets.ncnn.target:NCNN",
         "trt": "toolchain.targets.tensorrt.target:TRT",
         "trt-rtx": "toolchain.targets.tensorrt.target:TRT_RTX",
     },

@@ -85,6 +85,7 @@ class EngineRecord(BaseModel):
         matmul_dtypes: type → number of its matrix products, as it was built.
         inspected_products: type → number of layers that read it, as the engine inspector says.
         inspector: what that says; None where there is none.
+        arithmetic: the type in which it multiplies fp32 wherever it runs; "" where the device may take another.
         loaded, loaded_reason: "pass", or "not_run" and why.
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
@@ -95,6 +96,7 @@ class EngineRecord(BaseModel):
     matmul_dtypes: dict[str, int] | None = None
     inspected_products: dict[str, int] = Field(default_factory=dict)
     inspector: JsonValue = None
+    arithmetic: str = ""
     loaded: str = "pass"
     loaded_reason: str = ""
     compute_capabilities: tuple[str, ...] | None = None
