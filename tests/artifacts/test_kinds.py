@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import dense_model, write_classifier
+from builders import dense_model, write_classifier, write_ncnn
 from safetensors.torch import save_file
 
 from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
@@ -25,7 +25,8 @@ def paths(tmp_path):
     (engine.parent / "engine.json").write_text(json.dumps(record))
     ir = pytest.importorskip("openvino") and get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
     folder = save_model(dense_model(), tmp_path / "dense")
-    return {"onnx": onnx, "tensorrt-engine": engine, "openvino-ir": ir, "model-folder": folder}
+    ncnn = write_ncnn(tmp_path / "n.param")
+    return {"onnx": onnx, "tensorrt-engine": engine, "openvino-ir": ir, "ncnn": ncnn, "model-folder": folder}
 
 
 def test_every_kind_is_recognised_and_accounts_for_its_bytes(paths):

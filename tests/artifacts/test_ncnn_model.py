@@ -1,44 +1,20 @@
 """ncnn's files, read without ncnn: every byte has its layer, and what is not known is not guessed."""
 
-import struct
-
-import numpy as np
 import pytest
+from builders import NCNN, NCNN_TAGS, write_ncnn
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.ncnn_format import read_layers, write_layers
 from toolchain.errors import ArtifactError, StorageError
 
-PARAM = """7767517
-5 5
-Input in0 0 1 image 0=4 1=4 2=3
-LayerNorm norm 1 1 image 1 0=4 1=1.000000e-6 2=1
-{flat}
-InnerProduct head 1 1 2 logits 0=5 1=1 2=240
-Softmax soft 1 1 logits probabilities 0=0 1=1
-"""
-FLAT = "Flatten flat 1 1 1 2"
-TAGS = {"fp32": 0, "fp16": 0x01306B47, "int8": 0x000D4B38}
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
-
-def written(folder, precision="fp32", flat=FLAT, cut=0):
-    path = folder / "m.param"
-    path.write_text(PARAM.format(flat=flat))
-    content = np.ones(8, np.float32).tobytes()  # scale and shift of the norm
-    content += struct.pack("<I", TAGS[precision]) + bytes(240 * BYTES[precision])
-    content += np.ones(5, np.float32).tobytes()
-    path.with_suffix(".bin").write_bytes(content[: len(content) - cut])
-    return path
-
-
-@pytest.mark.parametrize("precision", TAGS)
+@pytest.mark.parametrize("precision", NCNN_TAGS)
 def test_every_byte_has_its_layer(precision, tmp_path):
-    model = open_artifact(written(tmp_path, precision))
+    model = open_artifact(write_ncnn(tmp_path / "m.param", precision))
     assert (model.name, model.precision.name, model.own_precision) == ("ncnn", precision, "")
     assert model.layers == {
         "norm": 32,
-        "head": 4 + 240 * BYTES[precision] + 20,
+        "head": 4 + 240 * NCNN_TAGS[precision][1] + 20,
         "(graph)": model.path.stat().st_size,
     }
     assert sum(model.parts.values()) == model.size_bytes
@@ -50,7 +26,7 @@ def test_every_byte_has_its_layer(precision, tmp_path):
 
 
 def test_after_a_layer_that_is_not_known_nothing_is_guessed(tmp_path):
-    model = open_artifact(written(tmp_path, flat=FLAT.replace("Flatten", "LSTM")))
+    model = open_artifact(write_ncnn(tmp_path / "m.param", text=NCNN.replace("Flatten", "LSTM")))
     assert model.layers == {
         "norm": 32,
         "(graph)": model.path.stat().st_size,
@@ -60,7 +36,7 @@ def test_after_a_layer_that_is_not_known_nothing_is_guessed(tmp_path):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    layers = read_layers(written(tmp_path))
+    layers = read_layers(write_ncnn(tmp_path / "m.param"))
     (tmp_path / "again.param").write_text(write_layers(layers))
     assert read_layers(tmp_path / "again.param") == layers
 
@@ -68,7 +44,7 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(("cut", "message"), [(4, "truncated"), (1000, "truncated")])
 def test_a_truncated_bin_is_an_error(cut, message, tmp_path):
     with pytest.raises(ArtifactError, match=rf"m\.bin is {message}"):
-        open_artifact(written(tmp_path, cut=cut)).parts  # noqa: B018
+        open_artifact(write_ncnn(tmp_path / "m.param", cut=cut)).parts  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -81,14 +57,14 @@ def test_a_truncated_bin_is_an_error(cut, message, tmp_path):
     ],
 )
 def test_a_damaged_param_is_an_error(change, message, tmp_path):
-    path = written(tmp_path)
+    path = write_ncnn(tmp_path / "m.param")
     path.write_text(change(path.read_text()))
     with pytest.raises(ArtifactError, match=message):
         open_artifact(path).nodes  # noqa: B018
 
 
 def test_both_files_belong_to_it(tmp_path):
-    path = written(tmp_path)
+    path = write_ncnn(tmp_path / "m.param")
     path.with_suffix(".bin").unlink()
     with pytest.raises(StorageError, match=r"no file .*m\.bin"):
         open_artifact(path).size_bytes  # noqa: B018
