@@ -128,15 +128,16 @@ def _rotate_by_product(graph: ir.Graph) -> None:
         joined = _producer(node, 0, "Concat")
         left, right = (_producer(joined, index, "Unsqueeze") for index in (0, 1))
         odd, even = _producer(_producer(left, 0, "Neg"), 0, "Slice"), _producer(right, 0, "Slice")
-        width = _sizes(node.outputs[0])[-1:]
-        if joined is None or odd is None or even is None or not width or len(joined.inputs) != 2:
+        shape = _sizes(node.outputs[0])
+        if joined is None or odd is None or even is None or not shape or len(joined.inputs) != 2:
             continue
+        width = shape[-1]
         apart = _sizes(joined.outputs[0])
         last = len(apart) - 2
         pair = _every_second(odd, last), _every_second(even, last)
         if (
             odd.inputs[0] is not even.inputs[0]
-            or apart != (*_sizes(node.outputs[0])[:-1], width[0] // 2, 2)
+            or apart != (*shape[:-1], width // 2, 2)
             or joined.attributes.get_int("axis", 0) not in (-1, last + 1)
             or pair[0] is None
             or pair[1] is None
@@ -151,9 +152,9 @@ def _rotate_by_product(graph: ir.Graph) -> None:
             named = (("starts", starts), ("ends", ends), ("axes", axes))
             nodes.append(ir.node("Slice", [source, *(_constant(graph, node, each, what) for what, each in named)]))
             source = nodes[0].outputs[0]
-        turn = np.zeros((*width, *width), np.float32)
-        turn[range(1, *width, 2), range(0, *width, 2)] = -1
-        turn[range(0, *width, 2), range(1, *width, 2)] = 1
+        turn = np.zeros((width, width), np.float32)
+        turn[range(1, width, 2), range(0, width, 2)] = -1
+        turn[range(0, width, 2), range(1, width, 2)] = 1
         _replace(graph, node, [*nodes, ir.node("MatMul", [source, _constant(graph, node, turn, "turn")])])
 
 
@@ -186,20 +187,21 @@ def _integers(value: ir.Value | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(int(each) for each in tensor.numpy().ravel())
 
 
-def _slice(node: ir.Node) -> tuple[tuple[int, ...], ...]:
-    """(starts, ends, axes, steps) of a Slice; fewer of any other node."""
-    return tuple(_integers(value) for value in node.inputs[1:]) if node.op_type == "Slice" else ()
+def _slice(node: ir.Node) -> list[tuple[int, ...]]:
+    """[starts, ends, axes, steps] of a Slice, () where one is left out; of any other node all are ()."""
+    given = [_integers(value) for value in node.inputs[1:]] if node.op_type == "Slice" else []
+    return [*given, (), (), (), ()][:4]
 
 
 def _place(node: ir.Node) -> int:
     """Which place of the first axis a Slice takes; -1 of any other node."""
-    starts, ends, axes, *_ = (*_slice(node), (), (), ())
+    starts, ends, axes, _ = _slice(node)
     return starts[0] if axes == (0,) and len(starts) == 1 and ends == (starts[0] + 1,) else -1
 
 
 def _every_second(node: ir.Node, axis: int) -> tuple[int, Ranges] | None:
     """(where a Slice of every second number up to the end of an axis begins, what it takes of other axes); None of any other."""
-    starts, ends, axes, steps, *_ = (*_slice(node), (), (), (), ())
+    starts, ends, axes, steps = _slice(node)
     if not len(starts) == len(ends) == len(axes) == len(steps):
         return None
     ranges = {each: (start, end, step) for each, start, end, step in zip(axes, starts, ends, steps, strict=True)}
