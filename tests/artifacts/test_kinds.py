@@ -1,6 +1,8 @@
 """What each kind of artifact tells of itself, and how a path becomes one."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from toolchain.cli.screen import fact_lines
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.surgery.replay import save_model
 from toolchain.targets import BuildOptions, get_target
+
+TINY = Path(__file__).parents[1] / "targets/litert/tiny.int8-dynamic.tflite"
 
 
 @pytest.fixture
@@ -25,8 +29,17 @@ def paths(tmp_path):
     (engine.parent / "engine.json").write_text(json.dumps(record))
     ir = pytest.importorskip("openvino") and get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
     folder = save_model(dense_model(), tmp_path / "dense")
+    pytest.importorskip("ai_edge_litert", reason="pip install 'slimvit[litert]'")
+    tflite = Path(shutil.copy(TINY, tmp_path))
     ncnn = write_ncnn(tmp_path / "n.param")
-    return {"onnx": onnx, "tensorrt-engine": engine, "openvino-ir": ir, "ncnn": ncnn, "model-folder": folder}
+    return {
+        "onnx": onnx,
+        "tensorrt-engine": engine,
+        "openvino-ir": ir,
+        "model-folder": folder,
+        "tflite": tflite,
+        "ncnn": ncnn,
+    }
 
 
 def test_every_kind_is_recognised_and_accounts_for_its_bytes(paths):

@@ -219,7 +219,7 @@ def test_a_crash_or_a_hang_ends_the_process_of_ncnn_alone(fault, built):
     with NcnnRunner(path, 1) as runner:
         runner.infer({"image": noise(1)})
         runner._answer_s = 1.0
-        os.kill(runner._process.pid, fault)
+        os.kill(runner.pid, fault)
         expected = "ended with SIGSEGV" if fault == signal.SIGSEGV else "gave no answer within 1 s"
         with pytest.raises(ArtifactError, match=rf"ncnn {expected} while running .*tiny\.param"):
             runner.infer({"image": noise(1)})

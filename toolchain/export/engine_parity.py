@@ -7,7 +7,7 @@ from collections.abc import Callable
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.calls import Array, opened
-from toolchain.export.precision import COMPARED, FLOAT, PRECISIONS, for_output, reference_target, tolerance_of
+from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.model import Preprocess
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
 from toolchain.targets import EngineBuild
@@ -35,8 +35,7 @@ def engine_rung(
         preprocess: how they were prepared, for a file that takes pixels and does not say.
     """
     reading, from_, to = source.precision, source.path.name, built.path.name
-    rounds = reading.name in (FP32, "fp64") and built.record.arithmetic != FLOAT
-    tolerance = TF32 if rounds else tolerance_of(reading)
+    tolerance = TF32 if reading.name in (FP32, "fp64") and not built.record.exact_fp32 else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
     if tolerance is None:
@@ -45,7 +44,7 @@ def engine_rung(
     tolerance = for_output(tolerance, source.output)
     if built.record.loaded != "pass":
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
-    batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
+    batches = [*built.record.batches] or [n for n in BATCHES if profile[0] <= n <= profile[2]] or [profile[0]]
     step = max(batches)
     if available is not None:  # three images say little of top-1
         batches.append(max(step, min(COMPARED, available) // step * step))

@@ -85,10 +85,11 @@ class EngineRecord(BaseModel):
         matmul_dtypes: type → number of its matrix products, as it was built.
         inspected_products: type → number of layers that read it, as the engine inspector says.
         inspector: what that says; None where there is none.
-        arithmetic: the type in which it multiplies fp32 wherever it runs; "" where the device may take another.
         loaded, loaded_reason: "pass", or "not_run" and why.
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
+        batches: the only ones that it takes, where it was built for single ones.
+        exact_fp32: whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may.
     """
 
     target: str = ""
@@ -96,12 +97,13 @@ class EngineRecord(BaseModel):
     matmul_dtypes: dict[str, int] | None = None
     inspected_products: dict[str, int] = Field(default_factory=dict)
     inspector: JsonValue = None
-    arithmetic: str = ""
     loaded: str = "pass"
     loaded_reason: str = ""
     compute_capabilities: tuple[str, ...] | None = None
     attention_layers: int | None = None
     fused_attention: int | None = None
+    batches: tuple[int, ...] = ()
+    exact_fp32: bool = False
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,12 @@ def _add_stacked(graph: ir.Graph) -> None:
     """Sums over tensors that were stacked, whose new axis pnnx takes for the batch: as additions."""
     for node in [node for node in graph if node.op_type == "ReduceSum" and len(node.inputs) > 1]:
         joined = _producer(node, 0, "Concat")
-        if joined is None or _integers(node.inputs[1]) != (0,) or node.attributes.get_int("keepdims", 1):
+        if joined is None or _integers(node.inputs[1]) != (0,) or node.attributes.get_int("keepdims", 1) != 0:
             continue
         stacked = [_producer(joined, index, "Unsqueeze") for index in range(len(joined.inputs))]
-        if joined.attributes.get_int("axis", 1) or any(e is None or _integers(e.inputs[1]) != (0,) for e in stacked):
+        if joined.attributes.get_int("axis", 1) != 0 or any(
+            e is None or _integers(e.inputs[1]) != (0,) for e in stacked
+        ):
             continue
         parts = [each.inputs[0] for each in stacked if each is not None]
         sums = [ir.node("Add", parts[:2])]

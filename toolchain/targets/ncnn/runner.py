@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -47,6 +48,7 @@ class NcnnRunner:
 
     def __init__(self, path: Path, threads: int, answer_s: float = ANSWER_S) -> None:
         self.path, self.threads = path, threads
+        self.versions = {NAME: version(NAME)}
         self._answer_s = answer_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -81,6 +83,11 @@ class NcnnRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, None where there is none: what it takes is the session's, see `fingerprint` of the device's runner."""
+        return None if self._process is None else self._process.pid
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call, as the ONNX file gives it: with a batch of 1.

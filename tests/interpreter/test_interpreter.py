@@ -1,0 +1,175 @@
+"""The interpreter of ONNX files: the file's numbers for every structure, traceable, and nothing guessed."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from builders import STRUCTURES, variant
+from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional
+
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.interpreter import module_of
+from toolchain.on_device.runner import OrtRunner
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Structure → (path of its ONNX file, images [3, C, H, W])."""
+    folder = tmp_path_factory.mktemp("interpreter")
+
+    @cache
+    def export(case, simplify=True):
+        model, path = variant(case), folder / f"{len(list(folder.iterdir()))}.onnx"
+        size, names = model.preprocess.input_size, model.output_names
+        export_onnx(model.module, path, input_size=size, opset=20, metadata={}, simplify=simplify, outputs=names)
+        return path, torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
+
+    return export
+
+
+def in_onnxruntime(path, images):
+    with OrtRunner(str(path), 1) as runner:
+        return [*runner.infer({onnx.load(path).graph.input[0].name: images.numpy()}).values()]
+
+
+def require_close(found, expected):
+    found = found if isinstance(found, tuple) else (found,)
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        scale = max(1.0, float(np.abs(theirs).max()))
+        assert float(np.abs(mine.numpy() - theirs).max()) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("case", list(STRUCTURES))
+def test_it_computes_what_the_file_says_for_every_structure_at_any_batch(case, exported):
+    path, images = exported(case)
+    module = module_of(path)
+    for batch in (1, 3):
+        require_close(module(images[:batch]), in_onnxruntime(path, images[:batch]))
+
+
+@pytest.mark.parametrize("case", ["classic", "Swin", "differential", "hybrid"])
+def test_it_can_be_traced_and_its_products_with_weights_are_linears(case, exported):
+    path, images = exported(case, simplify=False)
+    program = torch.export.export(module_of(path), (images,))
+    require_close(program.module()(images), in_onnxruntime(path, images))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    graph = onnx.load(path).graph
+    matrices = {each.name for each in graph.initializer if len(each.dims) == 2}
+    products = sum(node.op_type in ("MatMul", "Gemm") and node.input[1] in matrices for node in graph.node)
+    assert called.count("aten.linear.default") == products > 0
+    biased = sum("linear" in str(node.target) and len(node.args) == 3 for node in program.graph.nodes)
+    assert biased > 0
+
+
+# Nothing is guessed
+
+
+def graph_of(*nodes, constants=(), inputs=("x",), outputs=("y",), domain=""):
+    """A model of some nodes over float inputs of any shape."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in dict(constants).items()],
+    )
+    imports = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (helper.make_node("NonZero", ["x"], ["y"], name="which"), "'which' is a NonZero"),
+        (helper.make_node("Gelu", ["x"], ["y"], name="fast", domain="com.microsoft"), "com.microsoft.Gelu"),
+    ],
+)
+def test_an_operator_that_is_not_understood_is_refused_by_name(node, words):
+    with pytest.raises(ArtifactError, match=words):
+        module_of(graph_of(node, domain=node.domain))
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("Pad", {"mode": "reflect"}),
+        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1}),
+        ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ],
+)
+def test_an_attribute_that_is_not_understood_is_refused_by_its_node(operator, attributes):
+    inputs = ["x", "pads"] if operator == "Pad" else ["x"]
+    pads = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    module = module_of(graph_of(helper.make_node(operator, inputs, ["y"], name="odd", **attributes), constants=pads))
+    with pytest.raises(ArtifactError, match=r"'odd'.*(not|alone is) understood"):
+        module(torch.zeros(1, 1, 4, 4))
+
+
+def test_a_shape_that_depends_on_the_image_is_refused():
+    nodes = [
+        helper.make_node("Cast", ["x"], ["sizes"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "sizes"], ["y"], name="odd"),
+    ]
+    with pytest.raises(ArtifactError, match=r"'odd'.*depend on what the image shows"):
+        module_of(graph_of(*nodes))(torch.ones(2))
+
+
+def test_what_is_no_onnx_file_is_said(tmp_path):
+    with pytest.raises(StorageError, match="cannot read"):
+        module_of(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_bytes(b"this is no model")
+    with pytest.raises(ArtifactError, match="no ONNX model"):
+        module_of(tmp_path / "text.onnx")
+
+
+# Linears
+
+
+def test_one_square_weight_may_be_read_in_both_ways():
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Gemm", ["a", "w"], ["b"], transB=1),
+        helper.make_node("Mul", ["b", "w"], ["y"]),
+    ]
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    found = module_of(graph_of(*nodes, constants={"w": weight.numpy()}))(x)
+    assert torch.allclose(found, (x @ weight @ weight.T) * weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        # the product is read twice
+        ([("Add", ["p", "b"], ["s"]), ("Mul", ["s", "p"], ["y"])], lambda p, b: (p + b) * p),
+        # what is added is no vector
+        ([("Add", ["p", "m"], ["y"])], lambda p, b: p + torch.ones(2, 3)),
+        # what is added is first
+        ([("Add", ["b", "p"], ["y"])], lambda p, b: p + b),
+        # a bias is subtracted
+        ([("Sub", ["p", "b"], ["y"])], lambda p, b: p - b),
+    ],
+)
+def test_a_bias_goes_into_a_linear_only_where_that_is_the_same(nodes, expected):
+    weight, bias = torch.randn(3, 3), torch.randn(3)
+    constants = {"w": weight.numpy(), "b": bias.numpy(), "m": np.ones((2, 3), np.float32)}
+    rest = [helper.make_node(*node) for node in nodes]
+    module = module_of(graph_of(helper.make_node("MatMul", ["x", "w"], ["p"]), *rest, constants=constants))
+    x = torch.randn(2, 3)
+    assert torch.allclose(module(x), expected(functional.linear(x, weight.T), bias), atol=1e-6)
+
+
+def test_names_and_order_are_those_of_the_file():
+    nodes = [helper.make_node("Sub", ["first", "second"], ["late"]), helper.make_node("Neg", ["late"], ["early"])]
+    module = module_of(graph_of(*nodes, inputs=("second", "first"), outputs=("early", "late")))
+    assert (module.input_names, module.output_names) == (("second", "first"), ("early", "late"))
+    early, late = module(torch.tensor([1.0]), torch.tensor([5.0]))
+    assert (early.item(), late.item()) == (-4.0, 4.0)

@@ -1,0 +1,7 @@
+"""A file that ships as a torch module that computes what the file says: what other runtimes' converters start from."""
+
+from __future__ import annotations
+
+from toolchain.interpreter.graph import GraphModule, module_of
+
+__all__ = ["GraphModule", "module_of"]
