@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import dense_model, variant
+from builders import STRUCTURES, dense_model, variant
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.artifacts import open_artifact
@@ -56,7 +56,8 @@ def exported(model, path):
     metadata = {PREPROCESS: '{"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}'}
     size = model.preprocess.input_size
     metadata = metadata if size == (3, 32, 32) else {}
-    export_onnx(model.module, path, input_size=size, opset=20, metadata=metadata, simplify=True)
+    names = model.output_names
+    export_onnx(model.module, path, input_size=size, opset=20, metadata=metadata, simplify=True, outputs=names)
     return OnnxFile(path)
 
 
@@ -140,6 +141,20 @@ def test_what_pnnx_would_misread_is_rewritten(case, tmp_path):
     """Means without their axis, a rank too many, slices of every second number, stacks, norms that are computed in parts."""
     made = built_of(exported(variant(case), tmp_path / "m.onnx"), tmp_path / "engine")
     assert [each.verdict for each in made.rungs] == ["pass"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(STRUCTURES))
+def test_every_structure_agrees_or_is_refused(case, tmp_path):
+    """A rung that fails (ParityError) is no refusal: pnnx misread the graph, and only its numbers tell."""
+    source = exported(variant(case), tmp_path / "m.onnx")
+    try:
+        made = built_of(source, tmp_path / "engine")
+    except ArtifactError as error:
+        assert not (tmp_path / "engine").exists()
+        assert "pnnx" in str(error)
+    else:
+        assert [each.verdict for each in made.rungs] == ["pass"]
 
 
 def graph(path, nodes, weights, shape=("batch", 3, 32), names=("image", "logits"), out=None):
