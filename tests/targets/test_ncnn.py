@@ -148,13 +148,13 @@ def test_what_pnnx_would_misread_is_rewritten(case, tmp_path):
 def test_every_structure_agrees_or_is_refused(case, tmp_path):
     """A rung that fails (ParityError) is no refusal: pnnx misread the graph, and only its numbers tell."""
     source = exported(variant(case), tmp_path / "m.onnx")
+    refused, verdicts = "", []
     try:
-        made = built_of(source, tmp_path / "engine")
+        verdicts = [each.verdict for each in built_of(source, tmp_path / "engine").rungs]
     except ArtifactError as error:
-        assert not (tmp_path / "engine").exists()
-        assert "pnnx" in str(error)
-    else:
-        assert [each.verdict for each in made.rungs] == ["pass"]
+        refused = str(error)
+    assert verdicts == ["pass"] or "pnnx" in refused
+    assert (tmp_path / "engine").exists() is not bool(refused)
 
 
 def graph(path, nodes, weights, shape=("batch", 3, 32), names=("image", "logits"), out=None):
