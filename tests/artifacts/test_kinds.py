@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import dense_model, write_classifier
+from builders import dense_model, write_classifier, write_ncnn
 from safetensors.torch import save_file
 
 from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
@@ -36,6 +36,7 @@ def paths(tmp_path):
     pte.write_bytes(b"\0\0\0\0ET12")
     record = {"engine": "x.pte", "matmul_dtypes": {"INT8-DYNAMIC": 3, "FLOAT": 1}, "target": "executorch-xnnpack"}
     (pte.parent / "engine.json").write_text(json.dumps(record))
+    ncnn = write_ncnn(tmp_path / "n.param")
     return {
         "onnx": onnx,
         "tensorrt-engine": engine,
@@ -43,6 +44,7 @@ def paths(tmp_path):
         "model-folder": folder,
         "tflite": tflite,
         "pte": pte,
+        "ncnn": ncnn,
     }
 
 

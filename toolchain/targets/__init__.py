@@ -31,6 +31,7 @@ TARGETS: Registry[Target] = Registry(
         "executorch-xnnpack": "toolchain.targets.executorch.target:EXECUTORCH_XNNPACK",
         "litert-cpu": "toolchain.targets.litert.target:LITERT_CPU",
         "ort-cuda": "toolchain.targets.ort_cuda:ORT_CUDA",
+        "ncnn": "toolchain.targets.ncnn.target:NCNN",
         "ort-web": "toolchain.targets.ort_web.target:ORT_WEB",
         "trt": "toolchain.targets.tensorrt.target:TRT",
         "trt-rtx": "toolchain.targets.tensorrt.target:TRT_RTX",
