@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from toolchain.errors import ArtifactError, TargetUnavailable
@@ -41,7 +44,7 @@ class ExecuTorchXnnpack(Target):
         """The runtime and the CPU; raises TargetUnavailable if executorch is missing, or has no XNNPACK."""
         for module in MODULES:
             try:
-                with warnings.catch_warnings(action="ignore"):  # of its own parts, which nobody here can mend
+                with _quiet():
                     importlib.import_module(module)
             except (ImportError, OSError) as error:
                 why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
@@ -63,7 +66,7 @@ class ExecuTorchXnnpack(Target):
         from toolchain.targets.executorch.program import program_of
 
         info = self.probe()
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet():
             program = program_of(onnx, options.batch, options.input_shape)
         methods = program.methods
         products = next(iter(methods.values())).products
@@ -98,6 +101,19 @@ class ExecuTorchXnnpack(Target):
         """A runner of a .pte file; raises ArtifactError on entry if it cannot be loaded."""
         runtime = f"ExecuTorch {importlib.metadata.version('executorch')}"
         return Checked(ExecuTorchRunner(str(path), threads), path, NAME, runtime)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what executorch and torchao say about their own parts, which nobody here can mend."""
+    log = logging.getLogger("torch.utils._pytree")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 EXECUTORCH_XNNPACK = ExecuTorchXnnpack()
