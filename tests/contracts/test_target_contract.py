@@ -22,7 +22,7 @@ from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
-from toolchain.targets import TARGETS, BuildOptions, Profiled, Refittable, Target, get_target
+from toolchain.targets import TARGETS, BuildOptions, Interpreted, Profiled, Refittable, Target, get_target
 from toolchain.targets.mode import Mode
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
@@ -119,10 +119,13 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, tm
     calls = [lambda: target.open(absent, 1), lambda: target.build(absent, tmp_path, BuildOptions())]
     assert isinstance(target, Profiled) or not hasattr(target, "node_times")
     assert isinstance(target, Refittable) or not hasattr(target, "refit")
+    assert isinstance(target, Interpreted) or not hasattr(target, "interpret")
     if isinstance(target, Profiled):
         calls.append(lambda: target.node_times(absent, 1, [], 0, 1))
     if isinstance(target, Refittable):
         calls.append(lambda: target.refit(absent, absent, tmp_path))
+    if isinstance(target, Interpreted):
+        calls.append(lambda: target.interpret(absent))
     for call in calls:
         with pytest.raises(TargetUnavailable, match="planted"):
             call()
@@ -132,7 +135,12 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, tm
 def test_no_target_replaces_what_asks_the_probe(name):
     """What `@final` says to mypy, and a target in a file of someone's own could ignore."""
     kind = type(get_target(name))
-    final = {Target: ("open", "build", "require_run"), Profiled: ("node_times",), Refittable: ("refit",)}
+    final = {
+        Target: ("open", "opened", "build", "require_run", "require_outputs"),
+        Profiled: ("node_times",),
+        Refittable: ("refit",),
+        Interpreted: ("interpret",),
+    }
     for base, methods in final.items():
         if base is Target or issubclass(kind, base):
             assert [getattr(kind, method) for method in methods] == [getattr(base, method) for method in methods]

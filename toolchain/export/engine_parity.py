@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from toolchain.artifacts import Artifact
+from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.calls import Array, opened
 from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.model import Preprocess
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
-from toolchain.targets import EngineBuild
+from toolchain.targets import EngineBuild, Interpreted, get_target
 
 # A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
 TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)
@@ -28,7 +29,8 @@ def engine_rung(
 
     Args:
         source: the file.
-        built: the engine; the rung is not run where it cannot be loaded, and gives the reason.
+        built: the engine; the rung is not run where it can neither be loaded nor interpreted, and gives the reason. One that
+            was interpreted says so in its name.
         profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         images: the number of images that are wanted → that many, [N, C, H, W].
         available: how many images there are for which the largest output names a class; None where it does not, as for noise.
@@ -42,7 +44,13 @@ def engine_rung(
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
     tolerance = for_output(tolerance, source.output)
-    if built.record.loaded != "pass":
+    target = get_target(built.record.target)
+    if (bound := target.max_abs.get(reading.name)) is not None:
+        tolerance = replace(tolerance, max_abs=bound)
+    described = source
+    if isinstance(target, Interpreted) and target.probe().cannot_run:
+        to, described = f"{to}, {target.interpreter}", open_artifact(built.path)
+    elif built.record.loaded != "pass":
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
     batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
     step = max(batches)
@@ -51,7 +59,7 @@ def engine_rung(
     given = images(max(batches))
     with (
         opened(reference_target(source), source.path, preprocess=preprocess) as expected,
-        opened(built.record.target, built.path, described_by=source, preprocess=preprocess, step=step) as got,
+        opened(target.name, built.path, described_by=described, preprocess=preprocess, step=step) as got,
     ):
         return compare(
             from_,

@@ -192,10 +192,17 @@ def _slice(_: Attributes, x: Tensor, starts: Value, ends: Value, axes: Value = N
     return x
 
 
-def _gather(attributes: Attributes, x: Tensor, indices: Tensor) -> Tensor:
-    """Single indices select; an array of them is looked up row by row."""
+def _gather(attributes: Attributes, x: Tensor, indices: Value) -> Tensor:
+    """Single indices select; an array of them is looked up row by row. A single one that is known is no lookup for converters."""
     axis = attributes.get("axis", 0) % x.ndim
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    if isinstance(indices, np.ndarray):
+        if indices.ndim == 0:
+            return x.select(axis, int(indices))
+        indices = torch.tensor(indices % x.shape[axis], device=x.device)
+    elif indices is not None:
+        indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    else:
+        raise ArtifactError("a Gather without indices")
     rows = x.index_select(axis, indices.reshape(-1))
     return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
@@ -337,6 +344,7 @@ OPERATORS: dict[str, Operator] = {
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,),
     "Expand": (1,),
+    "Gather": (1,),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "Squeeze": (1,),
