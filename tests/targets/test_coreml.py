@@ -176,21 +176,31 @@ def test_int8_weights_alone_leave_the_rounding_of_fp16(int8, tmp_path):
     assert np.abs(got - expected).max() <= 2e-3 * max(1.0, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("what", ["scale", "code"])
+@pytest.mark.parametrize("what", ["scale", "weight"])
 def test_a_wrong_scale_or_code_in_one_weight_fails_the_build(what, int8, tmp_path, monkeypatch):
     """Kind: a converter that rounds anew, or by another axis; cosines of the logits would hardly tell."""
-    honest = coreml.Dequantised.forward
+    honest = coreml._convert
 
-    def wrong(self, codes):
+    def wrong(module, *others):
+        (pair,) = [*module.parametrizations.values()][3]
         if what == "scale":
-            self.scale = torch.cat([self.scale[:1] * 1.01, self.scale[1:]])
+            pair.scale[0] *= 1.01
         else:
-            codes = torch.cat([codes[:1] // 2, codes[1:]])
-        return honest(self, codes)
+            [*module.parametrizations.values()][3].original.data[0] //= 2
+        honest(module, *others)
 
-    monkeypatch.setattr(coreml.Dequantised, "forward", wrong)
-    with pytest.raises(ArtifactError):
+    monkeypatch.setattr(coreml, "_convert", wrong)
+    with pytest.raises(ArtifactError, match=rf"the (int8 )?{what}.* not th(at|ose) of the file it was built from"):
         COREML.build(int8, tmp_path, OPTIONS)
+
+
+def test_what_the_converter_raises_is_told_in_words(built, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("Op of kind x is not supported\nand more")
+
+    monkeypatch.setattr(coreml, "_convert", fails)
+    with pytest.raises(ArtifactError, match=r"cannot convert .*\.onnx: Op of kind x is not supported$"):
+        COREML.build(built()[0], tmp_path, OPTIONS)
 
 
 def test_codes_are_compared_weight_by_weight(int8, tmp_path):
@@ -221,12 +231,12 @@ def ignored_operator(operations):
     del gelu.inputs["mode"]
 
 
-def swapped_queries_and_keys(operations):
+def swapped_keys_and_values(operations):
     names = first(operations, "split").outputs
-    names[0].name, names[1].name = names[1].name, names[0].name
+    names[1].name, names[2].name = names[2].name, names[1].name
 
 
-@pytest.mark.parametrize("fault", [dropped_bias, ignored_operator, swapped_queries_and_keys])
+@pytest.mark.parametrize("fault", [dropped_bias, ignored_operator, swapped_keys_and_values])
 def test_a_fault_of_the_converter_fails_the_rung(fault, built, tmp_path):
     onnx_file, engine = built()
     found = rung(onnx_file, broken(engine, tmp_path, fault))
@@ -297,7 +307,9 @@ def test_no_onnx_file_makes_no_package(tmp_path):
         COREML.build(tmp_path / "bad.onnx", tmp_path, OPTIONS)
 
 
-def test_without_coremltools_it_says_how_to_get_it(monkeypatch, tmp_path):
+def test_without_coremltools_it_says_how_to_get_it(exported, monkeypatch, tmp_path):
+    source = OnnxFile(exported())
+
     def absent(name):
         raise ModuleNotFoundError(name)
 
@@ -306,7 +318,7 @@ def test_without_coremltools_it_says_how_to_get_it(monkeypatch, tmp_path):
         COREML.probe,
         lambda: COREML.build(tmp_path / "m.onnx", tmp_path, OPTIONS),
         lambda: COREML.interpret(tmp_path / "m.mlpackage"),
-        lambda: BuildEngine(EngineSection(targets=("coreml",)), "coreml", tmp_path / "e").requires(written(tmp_path)),
+        lambda: BuildEngine(EngineSection(targets=("coreml",)), "coreml", tmp_path / "e").requires(source),
     )
     for call in calls:
         with pytest.raises(TargetUnavailable) as caught:
@@ -315,8 +327,3 @@ def test_without_coremltools_it_says_how_to_get_it(monkeypatch, tmp_path):
             "the Python module coremltools is not installed",
             "pip install 'slimvit[coreml]'",
         )
-
-
-def written(folder):
-    (folder / "x.onnx").write_bytes(b"")
-    return OnnxFile(folder / "x.onnx")

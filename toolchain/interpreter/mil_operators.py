@@ -18,6 +18,7 @@ from torch.nn import functional
 from toolchain.errors import ArtifactError
 
 Integers = NDArray[np.integer[Any]]
+Value = Tensor | Integers | float
 Operator = Callable[..., Any]
 """(arguments by their names) → one output, or a sequence of several."""
 TYPES = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
@@ -238,22 +239,22 @@ def _slice_by_size(x: Tensor, begin: Integers, size: Integers) -> Tensor:
     return x
 
 
-def _gather(x: Any, indices: Any, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def _gather(x: Value, indices: Value, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Single indices select; an array of them is looked up row by row. Out of range is an error, asked for or not."""
     if batch_dims:
         raise ArtifactError("a gather with batches is not understood")
     del validate_indices
-    x, where = _tensor(x), _tensor(indices).long()
-    axis %= x.ndim
-    where = torch.where(where < 0, where + x.shape[axis], where)
-    rows = x.index_select(axis, where.reshape(-1))
-    return rows.reshape(*x.shape[:axis], *where.shape, *x.shape[axis + 1 :])
+    table, where = _tensor(x), _tensor(indices).long()
+    axis %= table.ndim
+    where = torch.where(where < 0, where + table.shape[axis], where)
+    rows = table.index_select(axis, where.reshape(-1))
+    return rows.reshape(*table.shape[:axis], *where.shape, *table.shape[axis + 1 :])
 
 
-def _gather_along_axis(x: Any, indices: Any, axis: int = 0, validate_indices: bool = False) -> Tensor:
+def _gather_along_axis(x: Value, indices: Value, axis: int = 0, validate_indices: bool = False) -> Tensor:
     del validate_indices
-    x, where = _tensor(x), _tensor(indices).long()
-    return x.gather(axis, torch.where(where < 0, where + x.shape[axis], where))
+    table, where = _tensor(x), _tensor(indices).long()
+    return table.gather(axis, torch.where(where < 0, where + table.shape[axis], where))
 
 
 def _expand_dims(x: Tensor, axes: Integers) -> Tensor:
@@ -308,51 +309,46 @@ def _divided(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return torch.linalg.vector_norm(x, 2, axes, keep)
+    norm: Tensor = torch.linalg.vector_norm(x, 2, axes, keep)
+    return norm
 
 
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "mul": torch.mul,
+    "pow": torch.pow,
+    "real_div": _divided,
+    "sub": torch.sub,
+}
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "identity": lambda x: x,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "sin": torch.sin,
+    "softplus": functional.softplus,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tanh": torch.tanh,
+}
+REDUCED: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
+    "reduce_l2_norm": _norm,
+    "reduce_max": lambda x, axes, keep: x.amax(axes, keep),
+    "reduce_mean": lambda x, axes, keep: x.mean(axes, keep),
+    "reduce_min": lambda x, axes, keep: x.amin(axes, keep),
+    "reduce_sum": lambda x, axes, keep: x.sum(axes, keep),
+    "reduce_sum_square": lambda x, axes, keep: x.square().sum(axes, keep),
+}
 OPERATORS: dict[str, Operator] = {
-    **{
-        name: _binary(function)
-        for name, function in {
-            "add": torch.add,
-            "maximum": torch.maximum,
-            "minimum": torch.minimum,
-            "mul": torch.mul,
-            "pow": torch.pow,
-            "real_div": _divided,
-            "sub": torch.sub,
-        }.items()
-    },
-    **{
-        name: _unary(function)
-        for name, function in {
-            "abs": torch.abs,
-            "cos": torch.cos,
-            "erf": torch.erf,
-            "exp": torch.exp,
-            "identity": lambda x: x,
-            "relu": torch.relu,
-            "sigmoid": torch.sigmoid,
-            "silu": functional.silu,
-            "sin": torch.sin,
-            "softplus": functional.softplus,
-            "sqrt": torch.sqrt,
-            "square": torch.square,
-            "tanh": torch.tanh,
-        }.items()
-    },
-    **{
-        name: _reduced(function)
-        for name, function in {
-            "reduce_l2_norm": _norm,
-            "reduce_max": lambda x, axes, keep: x.amax(axes, keep),
-            "reduce_mean": lambda x, axes, keep: x.mean(axes, keep),
-            "reduce_min": lambda x, axes, keep: x.amin(axes, keep),
-            "reduce_sum": lambda x, axes, keep: x.sum(axes, keep),
-            "reduce_sum_square": lambda x, axes, keep: x.square().sum(axes, keep),
-        }.items()
-    },
+    **{name: _binary(function) for name, function in BINARY.items()},
+    **{name: _unary(function) for name, function in UNARY.items()},
+    **{name: _reduced(function) for name, function in REDUCED.items()},
     "batch_norm": _batch_norm,
     "cast": _cast,
     "clip": _clip,

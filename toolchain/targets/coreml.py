@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import platform
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +95,7 @@ class CoreMl(Interpreted):
             try:
                 _convert(module, inputs, source.metadata, path)
             except Exception as error:  # torch's and coremltools' own have no common base
+                traceback.clear_frames(error.__traceback__)  # which hold temporary folders
                 first = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise ArtifactError(f"coremltools {info.version} cannot convert {onnx}: {first}") from error
         program, package = MilProgram(path), open_artifact(path)
@@ -225,7 +227,7 @@ def _load() -> ModuleType:
     """The Python module; raises TargetUnavailable if it is missing, broken, or without the part that reads weights."""
     with _quiet():
         try:
-            module: Any = importlib.import_module("coremltools")
+            module = importlib.import_module("coremltools")
             importlib.import_module("coremltools.libmilstoragepython")
         except (ImportError, OSError) as error:
             why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
