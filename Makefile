@@ -94,8 +94,8 @@ clean:  ## remove caches, build folders and the demo's results
 		.import_linter_cache
 	find toolchain tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## remove the virtual environment as well
-	rm -rf $(VENV)
+distclean: clean  ## remove the virtual environment, and what npm installed for the examples, as well
+	rm -rf $(VENV) examples/web/node_modules
 
 $(VENV)/timm-$(timm_floor): $(VENV)/.installed-dev
 	$(pip) install --no-deps --upgrade --target $@ timm==$(timm_floor)

@@ -170,8 +170,8 @@ def by_size(records: Sequence[Record]) -> str:
     return panels.lines(drawn)
 
 
-CELL, GAP, TOP, LEFT = 112, 6, 34, 4
-"""Pixels of a picture in the figure, between them, above them, and beside them."""
+CELL, GAP, TOP, LEFT, LINE = 112, 6, 42, 4, 15
+"""Pixels of a picture in the figure, between them, above them, and beside them, and of a line of a title."""
 
 
 def maps(columns: Mapping[str, Record]) -> str:
@@ -180,8 +180,9 @@ def maps(columns: Mapping[str, Record]) -> str:
     names = list(dense.result["thumbnails"])
     titles = ["picture", *(_title(record) for record in columns.values())]
     parts = [
-        f'<text x="{_at(column) + CELL / 2:.0f}" y="{TOP - 12}" text-anchor="middle">{title}</text>'
+        f'<text x="{_at(column) + CELL / 2:.0f}" y="{TOP - 10 - LINE * below}" text-anchor="middle">{line}</text>'
         for column, title in enumerate(titles)
+        for below, line in enumerate(reversed(title.split(", ")))
     ]
     for row, name in enumerate(names):
         bitmaps = [f"data:image/jpeg;base64,{dense.result['thumbnails'][name]}"]

@@ -1,6 +1,8 @@
 """What each kind of artifact tells of itself, and how a path becomes one."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from toolchain.cli.screen import fact_lines
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.surgery.replay import save_model
 from toolchain.targets import BuildOptions, get_target
+
+TINY = Path(__file__).parents[1] / "targets/litert/tiny.int8-dynamic.tflite"
 
 
 @pytest.fixture
@@ -31,12 +35,15 @@ def paths(tmp_path):
     ir = get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
     package = get_target("coreml").build(onnx, tmp_path, BuildOptions()).path
     folder = save_model(dense_model(), tmp_path / "dense")
+    pytest.importorskip("ai_edge_litert", reason="pip install 'slimvit[litert]'")
+    tflite = Path(shutil.copy(TINY, tmp_path))
     return {
         "onnx": onnx,
         "tensorrt-engine": engine,
         "openvino-ir": ir,
         "mlpackage": package,
         "model-folder": folder,
+        "tflite": tflite,
     }
 
 

@@ -2,8 +2,10 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from toolchain.on_device.runner import (
     VariantError,
     block_orders,
     calls_per_slot,
+    cpu_seconds,
     fingerprint,
     main,
     make_inputs,
@@ -73,7 +76,7 @@ def opener(log, times, output=0.0):
     return {"clockwork": lambda path, threads: Clockwork(times[path], log, path, output)}
 
 
-def test_the_file_is_python_3_8_and_needs_only_numpy_and_onnxruntime():
+def test_the_file_is_python_3_8_and_needs_only_the_modules_that_it_declares():
     tree = ast.parse(SOURCE, feature_version=(3, 8))
     imported = set()
     for node in ast.walk(tree):
@@ -82,9 +85,11 @@ def test_the_file_is_python_3_8_and_needs_only_numpy_and_onnxruntime():
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(node.module.partition(".")[0])
-    assert imported <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    runtimes = {modules[-1] for modules in device_runner.MODULES.values()}
+    assert imported - {*sys.stdlib_module_names} == {"numpy", *runtimes}
     top_level = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert "onnxruntime" not in top_level
+    top_level |= {str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not runtimes & top_level, "a device has the runtime that it is for, and no other"
     assert "tomllib" not in imported  # stdlib only since 3.11
 
 
@@ -272,6 +277,18 @@ def test_a_runtime_that_cannot_be_imported_is_not_the_files_fault(tmp_path, monk
     assert "-m pip install numpy onnxruntime" in capsys.readouterr().err
 
 
+def test_a_missing_runtime_is_named_as_its_own(tmp_path, monkeypatch, capsys):
+    """Kind: a board for .tflite files that is told to install ONNX Runtime."""
+    told = schedule(blocks=2)
+    for variant in told["variants"]:
+        variant["runtime"] = "litert-cpu"
+    (tmp_path / "schedule.json").write_text(json.dumps(told))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
+    assert main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")]) == device_runner.EXIT_UNAVAILABLE
+    assert "-m pip install numpy ai_edge_litert" in capsys.readouterr().err
+
+
 def test_gpus_are_in_the_fingerprint_where_nvidia_smi_answers(tmp_path, monkeypatch):
     assert not {"gpus", "visible_gpus"} & fingerprint(1)["machine"].keys() or shutil.which("nvidia-smi")
     tool = tmp_path / "nvidia-smi"
@@ -300,3 +317,26 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert one["machine"]["runtimes"]["numpy"] == np.__version__
     known = {"frequency_mhz", "load_average", "throttle_count", "cpu_seconds"}
     assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}
+
+
+def test_what_a_runners_own_process_does_is_not_that_of_others():
+    """Kind: a runtime in a process of its own, whose work would be taken for that of others who disturb the measurement."""
+    busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
+    before = cpu_seconds()["own"]
+    child = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+    runner = SimpleNamespace(pid=child.pid)
+    try:
+        child.stdout.readline()
+        assert cpu_seconds()["own"] - before < 0.4 <= cpu_seconds([runner])["own"] - before
+        own = device_runner._peak_bytes(object())
+        assert device_runner._peak_bytes(runner) > own == device_runner._memory_bytes("VmHWM")
+    finally:
+        child.kill()
+        child.communicate()
+    assert device_runner._process_seconds(str(child.pid)) == 0
+
+
+def test_runners_tell_of_runtimes_that_are_no_modules_here():
+    elsewhere = SimpleNamespace(versions={"node": "20.1.0"})
+    runtimes = fingerprint(1, [elsewhere, object()])["machine"]["runtimes"]
+    assert runtimes == {**fingerprint(1)["machine"]["runtimes"], "node": "20.1.0"}

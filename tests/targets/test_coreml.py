@@ -14,12 +14,13 @@ from onnx import numpy_helper
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.interpreter import graph_of, module_of, weights_only
+from toolchain.interpreter import graph_of, module_of
 from toolchain.interpreter.mil import MilProgram
 from toolchain.model import run_stage
 from toolchain.recipe import EngineSection
@@ -149,6 +150,19 @@ def test_the_weights_of_a_package_are_those_of_the_file_as_fp16_rounds_them(buil
     assert all(np.asarray(each, np.float16).tobytes() in wanted for each in biases)
 
 
+def test_an_fp16_file_makes_the_same_package(built, exported, tmp_path):
+    images = noise((3, 32, 32), 8)
+    half = tmp_path / "m.fp16.onnx"
+    run_stage(Convert("fp16", half, images, images, real_images=False), OnnxFile(exported()))
+    section = EngineSection(targets=("coreml",), batch=OPTIONS.batch)
+    stage = BuildEngine(section, "coreml", tmp_path / "e", lambda made: rung(half, made))
+    engine = run_stage(stage, OnnxFile(half))
+    assert [each.verdict for each in engine.rungs] == ["pass"]
+    feeds = {"image": images[:2]}
+    wanted, got = (COREML.interpret(path).infer(feeds)["logits"] for path in (built()[1].path, engine.artifact.path))
+    np.testing.assert_array_equal(got, wanted)
+
+
 # Int8 weights
 
 
@@ -171,7 +185,7 @@ def test_int8_weights_alone_leave_the_rounding_of_fp16(int8, tmp_path):
     """The file's own activations are rounded to 8 bits, which hides much: against its weights alone the package is as near as fp16."""
     engine = COREML.build(int8, tmp_path, BuildOptions((3, 3, 3)))
     images = noise((3, 32, 32), 3)
-    expected = module_of(weights_only(graph_of(int8)))(torch.from_numpy(images)).numpy()
+    expected = module_of(plain(graph_of(int8)).model)(torch.from_numpy(images)).numpy()
     got = COREML.interpret(engine.path).infer({"image": images})["logits"]
     assert np.abs(got - expected).max() <= 2e-3 * max(1.0, np.abs(expected).max())
 
@@ -206,12 +220,14 @@ def test_what_the_converter_raises_is_told_in_words(built, tmp_path, monkeypatch
 def test_codes_are_compared_weight_by_weight(int8, tmp_path):
     engine = COREML.build(int8, tmp_path, OPTIONS)
     program = MilProgram(engine.path)
-    codes = coreml.quantised(module_of(weights_only(graph_of(int8))))
+    content = plain(graph_of(int8))
+    codes = coreml.quantised(module_of(content.model), content.codes)
     coreml.require_codes(program, codes)
-    (weight, scale), *others = codes
+    one, *others = codes
     for planted, words in (
-        ([(weight + 1, scale), *others], "is not that of the file"),
-        ([(weight, scale * np.float32(1.01)), *others], "scales"),
+        ([Codes(one.codes + 1, one.scales), *others], "is not that of the file"),
+        ([Codes(one.codes, one.scales * np.float32(1.01)), *others], "scales"),
+        ([*others, one], "is not that of the file"),
         (others, "has 8 int8 weights, and its file 7"),
     ):
         with pytest.raises(ArtifactError, match=words):

@@ -18,6 +18,7 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
         "tensorrt-engine": "toolchain.artifacts.tensorrt_engine:TensorrtEngine",
         "mlpackage": "toolchain.artifacts.mlpackage:MlPackage",
         "openvino-ir": "toolchain.artifacts.openvino_ir:OpenVinoIr",
+        "tflite": "toolchain.artifacts.tflite:Tflite",
     },
 )
 

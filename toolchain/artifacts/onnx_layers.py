@@ -33,7 +33,7 @@ def onnx_parts(graph: ir.Graph, tensors: Iterable[onnx.TensorProto], name: str, 
         name: of the file itself, in `sizes`.
         sizes: file → its bytes; all of them are attributed.
     """
-    names = dict(_named(graph))
+    names = dict(named_weights(graph))
     parts: Counter[Part] = Counter()
     seen: set[tuple[str, int | None]] = set()
     for tensor in tensors:
@@ -58,7 +58,7 @@ def onnx_parts(graph: ir.Graph, tensors: Iterable[onnx.TensorProto], name: str, 
     return parts
 
 
-def _named(graph: ir.Graph) -> Iterator[tuple[str, Part]]:
+def named_weights(graph: ir.Graph) -> Iterator[tuple[str, Part]]:
     """(initializer, its layer and part) for weights that the exporter gave a number.
 
     A linear's weight has lost its name, its bias has not: it follows a few nodes later. The first of two factors has no

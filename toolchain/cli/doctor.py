@@ -27,6 +27,7 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13",
     "openvino",
+    "ai-edge-litert",
 )
 
 
@@ -54,5 +55,7 @@ def doctor(json_: JsonFlag = False) -> None:
             details = "; ".join(f"{key}: {value}" for key, value in target.probe().details.items())
             facts[f"target {name}"] = details or "ready"
         except TargetUnavailable as error:
-            facts[f"target {name}"] = f"unavailable: {error.reason}"
+            facts[f"target {name}"] = f"unavailable: {error.reason}" + (
+                f" Try: {error.install}" if error.install else ""
+            )
     print_json(facts) if json_ else print_facts(facts)

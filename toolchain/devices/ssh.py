@@ -28,7 +28,7 @@ from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, Storag
 from toolchain.files import sha256
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
-from toolchain.on_device.runner import Samples, Schedule
+from toolchain.on_device.runner import MODULES, Samples, Schedule
 from toolchain.progress import SILENT, Nobody, Progress
 from toolchain.targets import TargetInfo
 
@@ -52,8 +52,6 @@ source = sys.stdin.buffer.read(int(sys.argv.pop(1)))
 exec(compile(source, "<slimvit>", "exec"))
 """
 RUNNER, STORE = Path(device_runner.__file__), Path(device_store.__file__)
-MODULES = {"ort-cpu": ("numpy", "onnxruntime")}
-"""Runtime → what has to be importable on the device."""
 SSH_FAILED, NO_COMMAND, NOT_EXECUTABLE = 255, 127, 126
 LOOK_LIMIT_S = 180.0
 HINTS = {

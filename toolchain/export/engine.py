@@ -24,7 +24,8 @@ from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, get_target, named
 
 log = logging.getLogger(__name__)
-INT8 = "INT8"
+INTEGERS = ("INT8", "INT8-DYNAMIC")
+"""Products that only the linears of a file have: attention and what gives the logits stay in floating point."""
 
 
 def builds(target: str, precision: str) -> bool:
@@ -126,7 +127,7 @@ class BuildEngine:
         wanted = target.products.get(product, product)
         products = built.record.matmul_dtypes or {}
         right, expected = set(products) == {wanted}, 1
-        if wanted == INT8:  # attention and what gives the logits stay in floating point
+        if wanted in INTEGERS:
             expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
             right = products.get(wanted, 0) == expected > 0 and set(products) <= {wanted, "FLOAT"}
         if not right:
@@ -144,7 +145,7 @@ class BuildEngine:
         if built.record.inspector is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
         fewer = chosen.get(wanted, 0) < expected
-        if chosen and given.own_precision != FP32 and (fewer or (wanted != INT8 and "FLOAT" in chosen)):
+        if chosen and given.own_precision != FP32 and (fewer or (wanted not in INTEGERS and "FLOAT" in chosen)):
             raise ArtifactError(
                 f"{built.path.name} is no {given.own_precision} engine: by the engine inspector its matrix products read {chosen}"
             )

@@ -37,7 +37,7 @@ def engine_rung(
         preprocess: how they were prepared, for a file that takes pixels and does not say.
     """
     reading, from_, to = source.precision, source.path.name, built.path.name
-    tolerance = TF32 if reading.name in (FP32, "fp64") else tolerance_of(reading)
+    tolerance = TF32 if reading.name in (FP32, "fp64") and not built.record.exact_fp32 else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
     if tolerance is None:
@@ -52,7 +52,7 @@ def engine_rung(
         to, described = f"{to}, {target.interpreter}", open_artifact(built.path)
     elif built.record.loaded != "pass":
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
-    batches = [size for size in BATCHES if profile[0] <= size <= profile[2]] or [profile[0]]
+    batches = [*built.record.batches] or [n for n in BATCHES if profile[0] <= n <= profile[2]] or [profile[0]]
     step = max(batches)
     if available is not None:  # three images say little of top-1
         batches.append(max(step, min(COMPARED, available) // step * step))

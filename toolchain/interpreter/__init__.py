@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from toolchain.interpreter.graph import GraphModule, graph_of, module_of
-from toolchain.interpreter.weights_only import weights_only
 
-__all__ = ["GraphModule", "graph_of", "module_of", "weights_only"]
+__all__ = ["GraphModule", "graph_of", "module_of"]

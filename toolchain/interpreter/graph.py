@@ -72,8 +72,6 @@ class GraphModule(nn.Module):
     Attributes:
         input_names, output_names: those of the file, in its order; `forward` takes and gives tensors in this order, a single
             one not in a tuple.
-        codes: parameter → (its int8 codes [out, in], the scale of each output [out]), where the file holds the weight of a
-            linear so; the parameter is their product.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -81,14 +79,12 @@ class GraphModule(nn.Module):
         super().__init__()
         graph = model.graph
         self._constants: dict[str, Array] = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        self._quantised: dict[str, tuple[Array, Array]] = {}
         nodes = [node for node in graph.node if not self._is_constant(node)]
         if graph.sparse_initializer or model.functions:
             raise ArtifactError("sparse weights and functions in an ONNX graph are not understood")
         self.input_names = tuple(each.name for each in graph.input if each.name not in self._constants)
         self.output_names = tuple(each.name for each in graph.output)
         self._weights: dict[tuple[str, bool], str] = {}
-        self.codes: dict[str, tuple[Array, Array]] = {}
         readers = Counter(name for node in nodes for name in node.input) + Counter(self.output_names)
         self._steps = _freed([*self._read(nodes, readers)], self.output_names)
         used = {name for step in self._steps for name in step.inputs} | {*self.output_names}
@@ -96,11 +92,13 @@ class GraphModule(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def linears(self) -> dict[str, str]:
+        """Matrix [in, out] of the file → the parameter [out, in] of the linears that it became, in the order of the graph."""
+        return {name: attribute for (name, turned), attribute in self._weights.items() if turned}
+
     def _is_constant(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is a Constant, or codes times their scales, which then stand with the weights."""
-        if node.op_type == "DequantizeLinear" and all(name in self._constants for name in node.input):
-            self._dequantise(node)
-            return True
+        """Whether a node is a Constant, which then stands with the weights."""
         if node.op_type != "Constant":
             return False
         for attribute in node.attribute:
@@ -109,23 +107,6 @@ class GraphModule(nn.Module):
                 numpy_helper.to_array(value) if attribute.name == "value" else np.asarray(value, _TYPES[attribute.name])
             )
         return True
-
-    def _dequantise(self, node: onnx.NodeProto) -> None:
-        """Stores what a DequantizeLinear of constants gives; raises ArtifactError for scales that belong to blocks."""
-        attributes = _attributes(node)
-        codes, scale, *zeros = (self._constants[name] for name in node.input)
-        axis, shape = attributes.get("axis", 1) % max(1, codes.ndim), [1] * codes.ndim
-        if scale.ndim > 1 or attributes.get("block_size"):
-            raise ArtifactError(f"the node {node.name!r} is a DequantizeLinear of blocks, which is not understood")
-        if scale.size > 1:
-            shape[axis] = scale.size
-        zero = zeros[0] if zeros else np.zeros(1, codes.dtype)
-        centred = codes.astype(np.float32) - zero.astype(np.float32).reshape(
-            shape if zero.size > 1 else [1] * codes.ndim
-        )
-        self._constants[node.output[0]] = (centred * scale.reshape(shape)).astype(scale.dtype)
-        if codes.ndim == 2 and codes.dtype == np.int8 and not zero.any() and (scale.size == 1 or axis == 1):
-            self._quantised[node.output[0]] = codes.T, np.broadcast_to(scale.reshape(-1), codes.shape[1:])
 
     def _read(self, nodes: Sequence[onnx.NodeProto], readers: Counter[str]) -> Iterator[Step]:
         """The steps of the nodes; a product with a constant takes up the bias that alone reads it."""
@@ -206,8 +187,6 @@ class GraphModule(nn.Module):
             else:
                 self.register_buffer(attribute, tensor)
             self._weights[key] = attribute
-            if turned and name in self._quantised:
-                self.codes[attribute] = self._quantised[name]
         return _WEIGHT + self._weights[key]
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -26,14 +26,14 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
-from toolchain.on_device.runner import Samples, Schedule
+from toolchain.on_device.runner import MODULES, Samples, Schedule
 from toolchain.progress import Progress
 
 RUN_SH = '#!/bin/sh\n# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh\n\
 cd "$(dirname "$0")" && exec "${PYTHON:-python3}" run.py\n'
 README = """A slimvit comparison, to be measured on this device.
 
-It needs Python 3.8 or newer with numpy and onnxruntime, and no network.
+It needs Python 3.8 or newer with {modules}, and no network.
 Close what else runs, then:
 
     sh run.sh
@@ -44,7 +44,6 @@ back; on the other side:
     slimvit bench unpack result.json BUNDLE.tar
 """
 PROGRAMS = {"run.py": Path(bundle_run.__file__), bundle_run.RUNNER: Path(device_runner.__file__)}
-TEXTS = {"run.sh": RUN_SH, "README.txt": README}
 MAX_JSON_BYTES = 1 << 30
 
 
@@ -93,7 +92,8 @@ def pack(a: Path, b: Path, out: Path, question: Question) -> int:
     trial, portable = plan_comparison(a, b, question.runtime, question.workload, design), Portable()
     schedules = [portable.of(trial.schedule(session)) for session in range(design.sessions)]
     sources = {**schedules[0].sources, **PROGRAMS}
-    texts = {name: text.encode() for name, text in TEXTS.items()}
+    modules = MODULES[question.runtime]
+    texts = {"run.sh": RUN_SH.encode(), "README.txt": README.format(modules=" and ".join(modules)).encode()}
     digests = {name: hash_of(text).hexdigest() for name, text in texts.items()}
     digests |= {name: sha256(path) for name, path in sources.items()}
     bundle = {
@@ -103,6 +103,7 @@ def pack(a: Path, b: Path, out: Path, question: Question) -> int:
             "workload": asdict(question.workload),
             "design": design.model_dump(mode="json"),
         },
+        "modules": [*modules],
         "schedules": [each.schedule for each in schedules],
         "files": dict(sorted(digests.items())),
     }

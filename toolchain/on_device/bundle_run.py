@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 BUNDLE_SCHEMA, RESULT_SCHEMA = "slimvit.bench.bundle/1", "slimvit.bench.result/1"
 BUNDLE, RESULT, RUNNER, SESSIONS = "bundle.json", "result.json", "device_runner.py", "sessions"
 OLD_RESULT = "result.old.json"
 EXIT_FILES, EXIT_UNAVAILABLE = 4, 5
-NEEDED = ("numpy", "onnxruntime")
 
 
 def body_sha256(result: Mapping[str, object]) -> str:
@@ -34,24 +33,28 @@ def body_sha256(result: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def lacks() -> str:
-    """What keeps this Python from measuring, and what brings it; "" if nothing does."""
+def lacks(needed: Sequence[str]) -> str:
+    """What keeps this Python from measuring, and what brings it; "" if nothing does.
+
+    Args:
+        needed: the modules of bundle.json.
+    """
     if sys.version_info < (3, 8):  # noqa: UP036 - devices have whatever they have
         return f"Python {sys.version.split()[0]} is too old, 3.8 or newer is needed; PYTHON=… names another one"
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        return f"{' and '.join(missing)} cannot be imported; {sys.executable} -m pip install {' '.join(NEEDED)}"
+        return f"{' and '.join(missing)} cannot be imported; {sys.executable} -m pip install {' '.join(needed)}"
     return ""
 
 
 def main() -> int:
     """The exit code; progress goes to stderr."""
-    if lacking := lacks():
-        sys.stderr.write(lacking + "\n")
-        return EXIT_UNAVAILABLE
     root = Path(__file__).resolve().parent
     raw = (root / BUNDLE).read_bytes()
     bundle = json.loads(raw.decode("utf-8"))
+    if lacking := lacks(bundle["modules"]):
+        sys.stderr.write(lacking + "\n")
+        return EXIT_UNAVAILABLE
     wrong = [name for name, digest in bundle["files"].items() if _sha256(root / name) != digest]
     if wrong:
         sys.stderr.write(f"missing or altered: {', '.join(wrong)}; unpack the bundle again\n")

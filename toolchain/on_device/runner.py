@@ -2,8 +2,8 @@
 
 Usage: `python runner.py SCHEDULE OUT`. SCHEDULE is JSON (schema `slimvit.bench.schedule/1`) that describes one session: which
 variants to open side by side, which inputs to generate, how many blocks to time and from which seed their order comes.
-OUT receives the raw samples; no statistic is computed here. Python 3.8, numpy and onnxruntime suffice; other runtimes
-are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the
+OUT receives the raw samples; no statistic is computed here. Python 3.8 and what `MODULES` has for the runtime suffice; other
+runtimes are passed to `run_schedule` as openers. `- -` reads the schedule as one line from standard input, which must stay open: the
 session ends when it closes; the samples are the last line of standard output, and one session runs at a time in a
 folder. `--fingerprint` prints the device. Exit codes: 0 good, 2 the schedule cannot be
 carried out here, 3 a variant cannot be opened or gives non-finite outputs,
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Protocol, TypedDict  # noqa: UP035 - Python 3.8
@@ -60,7 +60,7 @@ PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0
 PI_HEX = "(0x)?[0-9a-fA-F]+"
 X86 = ("x86_64", "i686", "AMD64")
 ARM = ("aarch64", "arm64")
-RUNTIMES = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
+RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
 EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
@@ -157,6 +157,8 @@ class Runner(Protocol):
 class Unavailable(Exception):
     """A runtime cannot be used on this device, or not as the schedule wants it."""
 
+    exit_code = EXIT_UNAVAILABLE
+
 
 class VariantError(Exception):
     """A variant cannot be opened, or its outputs are not finite."""
@@ -217,7 +219,69 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner}
+class LiteRtRunner:
+    """LiteRT on the CPU: XNNPACK with `threads` threads, and of a file the signature that has the batch of the feeds."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self._calls: dict[int, Any] = {}
+        self._shapes: dict[int, dict[str, list[int]]] = {}
+
+    def __enter__(self) -> Self:
+        from ai_edge_litert.interpreter import Interpreter
+
+        before = _os_threads()
+        interpreter = Interpreter(model_path=self.path, num_threads=self.threads)
+        interpreter.allocate_tensors()
+        started, wanted = _os_threads() - before, self.threads - 1
+        if started < wanted and before:  # it cannot be asked how many it has
+            raise Unavailable(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
+        for key in interpreter.get_signature_list():
+            call = interpreter.get_signature_runner(key)
+            shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
+            batch = next(iter(shapes.values()))[0]
+            self._calls[batch], self._shapes[batch] = call, shapes
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls, self._shapes = {}, {}
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Output name → array for one call; a batch that has no signature of its own goes through smaller ones."""
+        batch, start, parts = len(next(iter(feeds.values()))), 0, []
+        while start < batch:
+            size = max((each for each in self._calls if each <= batch - start), default=batch - start)
+            part = {name: array[start : start + size] for name, array in feeds.items()}
+            parts.append(self._call(part)(**part))
+            start += size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds, arrays copied in and out; the batch has its own signature."""
+        calls = [self._call(feed) for feed in feeds]
+        return time_calls_ns(lambda feed: calls[0](**feed), feeds, samples)
+
+    def _call(self, feeds: Feeds) -> Any:
+        """The signature that takes feeds of these shapes: LiteRT itself would resize its inputs, and fail later."""
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        batch = next(iter(shapes.values()))[0]
+        if self._shapes.get(batch) != shapes:
+            raise ValueError(f"it takes {' or '.join(map(str, self._shapes.values()))}, got {shapes}")
+        return self._calls[batch]
+
+
+def _os_threads() -> int:
+    """How many threads this process has as the system counts them; 0 where it does not tell."""
+    tasks = Path("/proc/self/task")
+    return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0
+
+
+OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner, "litert-cpu": LiteRtRunner}
+MODULES: Mapping[str, Sequence[str]] = {
+    "ort-cpu": ("numpy", "onnxruntime"),
+    "litert-cpu": ("numpy", "ai_edge_litert"),
+}
+"""Runtime → what has to be importable on the device, the runtime itself last; pip knows it by these names too."""
 
 
 def schedule_digest(schedule: Mapping[str, object]) -> str:
@@ -274,8 +338,14 @@ def feeds_of(variant: VariantSchedule, arrays: Sequence[Array]) -> dict[str, Arr
     return {name: array.astype(kind, copy=False) for name, array, kind in zip(variant["inputs"], arrays, kinds)}  # noqa: B905
 
 
-def fingerprint(threads: int) -> dict[str, dict[str, object]]:
-    """`machine`: what must not change between measurements that are compared; `state`: what may drift."""
+def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[str, object]]:
+    """`machine`: what must not change between measurements that are compared; `state`: what may drift.
+
+    Args:
+        threads: that a session was asked for.
+        runners: that are open; one whose runtime is a process of its own has `versions`, name → version, and its `pid`.
+    """
+    runners = list(runners)
     cpuinfo = _read("/proc/cpuinfo") or ""
     found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
     governors = sorted(set(_read_all_cpus("cpufreq/scaling_governor")))
@@ -284,6 +354,8 @@ def fingerprint(threads: int) -> dict[str, dict[str, object]]:
     throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
     firmware = _read(PI_THROTTLED)
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
+    for runner in runners:
+        loaded.update(getattr(runner, "versions", {}))
     gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
     return {
         "machine": {
@@ -303,21 +375,25 @@ def fingerprint(threads: int) -> dict[str, dict[str, object]]:
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
-            "cpu_seconds": cpu_seconds(),
+            "cpu_seconds": cpu_seconds(runners),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
         },
     }
 
 
-def cpu_seconds() -> dict[str, float] | None:
-    """Seconds that all processes, and this one, have been on a processor, and the clock; None but on Linux."""
+def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
+    """Seconds that all processes, and this one with those of its runners, have been on a processor, and the clock.
+
+    None but on Linux.
+    """
     first = (_read("/proc/stat") or "").partition("\n")[0].split()
     if not first or first[0] != "cpu":
         return None
     user, nice, system, _idle, _iowait, irq, softirq = (int(text) for text in first[1:8])
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return {"everyone": everyone, "own": sum(os.times()[:4]), "clock": time.monotonic()}
+    own = sum(os.times()[:4]) + sum(map(_process_seconds, _processes(runners)))
+    return {"everyone": everyone, "own": own, "clock": time.monotonic()}
 
 
 def cpu_model() -> str:
@@ -398,7 +474,7 @@ def run_schedule(
             if name not in runners:  # else it is the last, which is there to be the last
                 runners[name], feeds[name] = runner, feed
                 facts[name] = {"outputs": [list(array.shape) for array in outputs.values()]}
-        before = fingerprint(schedule["threads"])
+        before = fingerprint(schedule["threads"], runners.values())
         slots: dict[tuple[str, str], tuple[int, int]] = {}
         for variant in schedule["variants"]:
             name = variant["name"]
@@ -415,7 +491,7 @@ def run_schedule(
         for index, order in enumerate(block_orders(names, schedule["blocks"], schedule["seed"], schedule["session"])):
             blocks.append({"order": order, "samples_ns": _block(order, index, runners, feeds, facts)})
             progress((index + 1) / schedule["blocks"], f"block {index + 1}/{schedule['blocks']}")
-        after = fingerprint(schedule["threads"])
+        after = fingerprint(schedule["threads"], runners.values())
     return {
         "schema": SESSION_SCHEMA,
         "schedule_sha256": schedule_digest(schedule),
@@ -449,6 +525,8 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
             done = time.perf_counter_ns()
             held = getattr(runner, "device_bytes", None)
             device = None if held is None else held()
+            peak = _peak_bytes(runner)
+            seen = fingerprint(schedule["threads"], [runner])
     except Exception as error:
         raise _failed(variant["path"], variant["runtime"], error) from error
     return {
@@ -457,9 +535,9 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
         "open_ns": opened - start,
         "first_ns": done - opened,
         "rss_before_bytes": resident,
-        "peak_rss_bytes": _memory_bytes("VmHWM"),
+        "peak_rss_bytes": peak,
         "device_bytes": device,
-        "fingerprint": fingerprint(schedule["threads"]),
+        "fingerprint": seen,
     }
 
 
@@ -468,14 +546,34 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
         return Unavailable(str(error))
     if isinstance(error, ImportError):
-        return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install numpy onnxruntime")
+        missing = (error.name or "").partition(".")[0]
+        modules = " ".join(MODULES.get(runtime, ("numpy", missing)))
+        return Unavailable(f"{error}; install what {runtime} needs: {sys.executable} -m pip install {modules}")
     return VariantError(f"{what} does not run on {runtime}: {error}")
 
 
-def _memory_bytes(field: str) -> int | None:
-    """VmRSS or VmHWM of this process. Not from getrusage: its maximum may be that of the process that started this one."""
-    found = re.search(rf"^{field}:\s*(\d+) kB", _read("/proc/self/status") or "", re.MULTILINE)
+def _memory_bytes(field: str, process: str = "self") -> int | None:
+    """VmRSS or VmHWM of a process. Not from getrusage: its maximum may be that of the process that started this one."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", _read(f"/proc/{process}/status") or "", re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def _peak_bytes(runner: object) -> int | None:
+    """VmHWM of this process and of a runner's own."""
+    own = _memory_bytes("VmHWM")
+    return None if own is None else own + sum(_memory_bytes("VmHWM", pid) or 0 for pid in _processes([runner]))
+
+
+def _processes(runners: Iterable[object]) -> list[str]:
+    """The processes that runners have of their own."""
+    return [str(pid) for pid in (getattr(runner, "pid", None) for runner in runners) if pid is not None]
+
+
+def _process_seconds(pid: str) -> float:
+    """Seconds that another process has been on a processor; 0 if it is gone."""
+    # What stands behind the name, which may hold anything, in brackets: state, parent, …
+    fields = (_read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def pin(cores: Sequence[int] | None, threads: int) -> None:

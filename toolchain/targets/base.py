@@ -90,6 +90,8 @@ class EngineRecord(BaseModel):
         loaded, loaded_reason: "pass", or "not_run" and why.
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
+        batches: the only ones that it takes, where it was built for single ones.
+        exact_fp32: whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may.
     """
 
     target: str = ""
@@ -102,6 +104,8 @@ class EngineRecord(BaseModel):
     compute_capabilities: tuple[str, ...] | None = None
     attention_layers: int | None = None
     fused_attention: int | None = None
+    batches: tuple[int, ...] = ()
+    exact_fp32: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.interpreter import GraphModule, graph_of, module_of, weights_only
+from toolchain.interpreter import GraphModule, graph_of, module_of
 from toolchain.interpreter.mil import MilProgram
 from toolchain.on_device.runner import Runner
 from toolchain.targets.base import (
@@ -47,8 +46,6 @@ MINIMUM = "iOS18"
 NO_RUN = "Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
 DEBRIS = "executorch_debug_handle_mapping.json"
 """What coremltools writes beside a converted program, and no package needs."""
-Codes = tuple[NDArray[Any], NDArray[Any]]
-"""int8 [out, in], and the scale of each output [out]."""
 NAMES = {"fp16": "HALF", "fp32": "FLOAT"}
 """MIL's types by the names that engine.json has for all targets."""
 
@@ -64,7 +61,7 @@ class CoreMl(Interpreted):
     measures = False
     uses_threads = False
     loads = ()
-    builds = ("FLOAT", "INT8-DYNAMIC")
+    builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
     products = MappingProxyType(dict.fromkeys(builds, "HALF"))
     max_abs = MappingProxyType({"fp32": 2e-3})
     profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 32))
@@ -87,8 +84,9 @@ class CoreMl(Interpreted):
             RecipeError: the file takes something else than floats, or another shape than the one that is asked for.
         """
         info, source = self.probe(), OnnxFile(onnx)
-        module = module_of(weights_only(graph_of(onnx)))
-        codes = quantised(module)
+        content = plain(graph_of(onnx))
+        module = module_of(content.model)
+        codes = quantised(module, content.codes)
         inputs = _example(source, options)
         path = folder / f"{onnx.stem}.mlpackage"
         with _quiet():
@@ -161,15 +159,21 @@ class Dequantised(nn.Module):
         return weight
 
 
-def quantised(module: GraphModule) -> list[Codes]:
-    """The int8 weights of a module, in its order; they are codes and scales there afterwards, where they were products."""
-    for attribute, (codes, scale) in module.codes.items():
+def quantised(module: GraphModule, codes: Mapping[str, Codes]) -> list[Codes]:
+    """The int8 weights of a module in its order; they are codes and scales there afterwards, where they were products.
+
+    Args:
+        module: of the plain graph.
+        codes: its matrices that the file stores as int8.
+    """
+    stored = {attribute: codes[name] for name, attribute in module.linears.items() if name in codes}
+    for attribute, each in stored.items():
         delattr(module, attribute)
-        stored = torch.from_numpy(np.array(codes, order="C"))
-        module.register_parameter(attribute, nn.Parameter(stored, requires_grad=False))
-        scales = torch.from_numpy(np.array(scale, np.float32))
+        turned = torch.from_numpy(np.array(each.codes.T, order="C"))
+        module.register_parameter(attribute, nn.Parameter(turned, requires_grad=False))
+        scales = torch.from_numpy(np.array(each.scales))
         parametrize.register_parametrization(module, attribute, Dequantised(scales), unsafe=True)
-    return [*module.codes.values()]
+    return [*stored.values()]
 
 
 def require_codes(program: MilProgram, expected: Sequence[Codes]) -> None:
@@ -181,12 +185,12 @@ def require_codes(program: MilProgram, expected: Sequence[Codes]) -> None:
     got = program.codes
     if len(got) != len(expected):
         raise ArtifactError(f"{program.path} has {len(got)} int8 weights, and its file {len(expected)}")
-    for (name, (codes, scale)), (wanted, scales) in zip(got.items(), expected, strict=True):
-        if not np.array_equal(codes, wanted):
+    for (name, (codes, scale)), wanted in zip(got.items(), expected, strict=True):
+        if not np.array_equal(codes, wanted.codes.T):
             raise ArtifactError(
                 f"{program.path}: the int8 weight of {name!r} is not that of the file it was built from"
             )
-        if not np.array_equal(np.ravel(scale).astype(np.float16), scales.astype(np.float16)):
+        if not np.array_equal(np.ravel(scale).astype(np.float16), wanted.scales.astype(np.float16)):
             raise ArtifactError(f"{program.path}: the scales of {name!r} are not those of the file it was built from")
 
 

@@ -1,0 +1,167 @@
+"""LiteRT on the CPU: .tflite files in fp32, with fp16 weights, or with int8 linears, computed by XNNPACK."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Self
+
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.files import sha256
+from toolchain.on_device.runner import LiteRtRunner, Runner, Unavailable, cpu_model
+from toolchain.targets.base import (
+    ENGINE_SCHEMA,
+    Arrays,
+    BuildOptions,
+    EngineBuild,
+    Feeds,
+    Target,
+    TargetInfo,
+    TargetProfile,
+)
+from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.litert.converter import Converter
+
+log = logging.getLogger(__name__)
+NAME = "litert-cpu"
+WEIGHTS = {"FLOAT": "float32", "HALF": "float16", "INT8-DYNAMIC": "int8"}
+"""Type of a product → LiteRT's name of its weight's."""
+INSTALL = "pip install 'slimvit[litert]'"
+
+
+@contextlib.contextmanager
+def _as_recipe_error(path: str) -> Iterator[None]:
+    """A block in which what LiteRT says of feeds is the user's error."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+class CheckedLiteRtRunner(LiteRtRunner):
+    """The device's own runner, with what it cannot do reported as the user's error."""
+
+    def __enter__(self) -> Self:
+        if not Path(self.path).is_file():
+            raise StorageError(f"there is no file {self.path}")
+        try:
+            return super().__enter__()
+        except Unavailable as error:
+            raise TargetUnavailable(NAME, str(error)) from error
+        except (ValueError, RuntimeError) as error:
+            raise ArtifactError(f"LiteRT {version('ai-edge-litert')} cannot load {self.path}: {error}") from error
+
+    def infer(self, feeds: Feeds) -> Arrays:
+        """Output name → array; raises RecipeError for feeds that the file does not take."""
+        with _as_recipe_error(self.path):
+            return super().infer(feeds)
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each call in nanoseconds; raises as `infer`, and for a batch without a signature of its own."""
+        with _as_recipe_error(self.path):
+            return super().time_ns(feeds, samples)
+
+
+class LiteRtCpu(Target):
+    """Target "litert-cpu". Multiples of 8 fill a 256-bit vector of fp32; int8 kernels of x86 and Arm take groups of 4 and 8.
+
+    Files are built where an interpreter for that is named, and run wherever ai-edge-litert is.
+    """
+
+    name = NAME
+    profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 8))
+    takes = ("tflite",)
+    measures = True
+    loads = builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
+
+    def probe(self) -> TargetInfo:
+        """The runtime and the CPU, and whether files can be built here; raises TargetUnavailable if ai-edge-litert is missing."""
+        _load()
+        details = {"delegate": "XNNPACK"}
+        try:
+            details["convert"] = ", ".join(f"{name} {each}" for name, each in Converter.found(NAME).versions.items())
+        except TargetUnavailable as error:
+            details["convert"] = f"no: {error.reason} Try: {error.install}"
+        return TargetInfo(NAME, "ai-edge-litert", version("ai-edge-litert"), cpu_model(), details)
+
+    def require(self, options: BuildOptions, precisions: Mapping[str, str]) -> None:  # noqa: ARG002 - as for every target
+        """Raises TargetUnavailable where nothing is there to convert with, with the lines that bring it."""
+        _load()
+        Converter.found(NAME)
+
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """`<stem>.tflite`, with a signature for each batch of the options; its weights have the precision of the ONNX file.
+
+        Raises:
+            TargetUnavailable: there is no interpreter to convert with.
+            ArtifactError: the file cannot be read or converted, or the weights of what came out are others.
+            RecipeError: the file takes another shape than the one that is asked for, or leaves it open.
+        """
+        from toolchain.targets.litert.program import Source  # not in a process that only runs files
+        from toolchain.targets.litert.weights import require_weights
+
+        converter, info = Converter.found(NAME), self.probe()
+        source, batches = Source.of(onnx), tuple(sorted(set(options.batch)))
+        path = folder / f"{onnx.stem}.tflite"
+        with tempfile.TemporaryDirectory(prefix="slimvit-litert-") as work:
+            source.save(Path(work), batches, options.input_shape)
+            versions = converter.convert(Path(work), onnx)
+            shutil.copyfile(Path(work, "model.tflite"), path)
+        products = require_weights(source, path)
+        delegated = fully_delegated(path)
+        if not delegated:
+            log.warning("%s: XNNPACK does not take all operators; the others run on LiteRT's own kernels", path.name)
+        facts = {
+            "schema": ENGINE_SCHEMA,
+            "target": NAME,
+            "runtime": info.runtime,
+            "version": info.version,
+            "converted_by": versions,
+            "batches": list(batches),
+            "weights": {WEIGHTS.get(kind, kind): count for kind, count in products.items()},
+            "matmul_dtypes": products,
+            "matmul_layers": sum(products.values()),
+            "exact_fp32": True,
+            "fully_delegated": delegated,
+            **source_digests(onnx),
+            "engine": path.name,
+            "engine_sha256": sha256(path),
+            "size_bytes": path.stat().st_size,
+            "loaded": "pass",
+            "loaded_reason": "",
+        }
+        return EngineBuild(path, facts)
+
+    def _open(self, path: Path, threads: int) -> Runner:
+        """A runner of a .tflite file; raises ArtifactError on entry if it cannot be loaded."""
+        return CheckedLiteRtRunner(str(path), threads)
+
+
+def fully_delegated(path: Path) -> bool:
+    """Whether XNNPACK takes every operator of every signature of a file; raises ArtifactError if LiteRT cannot load it."""
+    _load()
+    compiled = importlib.import_module("ai_edge_litert.compiled_model")
+    try:
+        with compiled.CompiledModel.from_file(str(path)) as model:
+            return bool(model.is_fully_accelerated())
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(f"LiteRT {version('ai-edge-litert')} cannot load {path}: {error}") from error
+
+
+def _load() -> ModuleType:
+    """The Python module; raises TargetUnavailable if it is missing or broken."""
+    try:
+        return importlib.import_module("ai_edge_litert.interpreter")
+    except (ImportError, OSError) as error:
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        raise TargetUnavailable(NAME, f"the Python module ai_edge_litert {why}", INSTALL) from error
+
+
+LITERT_CPU = LiteRtCpu()

@@ -1,0 +1,111 @@
+// Opens one ONNX file in ONNX Runtime Web and answers requests on standard input until that closes.
+//
+//     node --expose-gc serve.mjs FOLDER MODEL THREADS
+//
+// FOLDER holds node_modules with onnxruntime-web. A message, in either direction, is the length of a JSON header as a
+// little-endian uint32, the header, and the raw bytes of the arrays that it lists: {name, type, shape, bytes}. The first
+// answer tells what was opened; {"error": ...} answers what failed. Standard output holds messages and nothing else.
+import fs from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const TYPES = {
+  float32: Float32Array, float64: Float64Array, float16: Uint16Array, bool: Uint8Array,
+  int8: Int8Array, int16: Int16Array, int32: Int32Array, int64: BigInt64Array,
+  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, uint64: BigUint64Array,
+};
+for (const name of ["log", "info", "debug"]) console[name] = console.error;
+process.on("uncaughtException", (error) => {
+  console.error(reason(error));
+  process.exit(1);
+});
+
+const [folder, model, threads] = process.argv.slice(2);
+const ort = createRequire(path.join(path.resolve(folder), "package.json"))("onnxruntime-web");
+let session;
+try {
+  session = await open(model, Number(threads));
+  send({ threads: ort.env.wasm.numThreads, inputs: session.inputNames });
+} catch (error) {
+  send({ error: reason(error) });
+}
+for (let request = receive(); session && request !== null; request = receive()) {
+  try {
+    await answer(request);
+  } catch (error) {
+    send({ error: reason(error) });
+  }
+}
+process.exit(0);
+
+// As every session of slimvit is opened: see ort_options of on_device/runner.py.
+async function open(file, count) {
+  ort.env.wasm.numThreads = count;
+  ort.env.logLevel = "error";
+  const options = {
+    executionProviders: ["wasm"],
+    graphOptimizationLevel: "all",
+    executionMode: "sequential",
+    logSeverityLevel: 4,
+    extra: { session: { force_spinning_stop: "1" } },
+  };
+  const data = `${file}.data`;
+  if (fs.existsSync(data)) options.externalData = [{ path: path.basename(data), data: fs.readFileSync(data) }];
+  return ort.InferenceSession.create(fs.readFileSync(file), options);
+}
+
+async function answer({ header, bytes }) {
+  const feeds = header.feeds.map((arrays) => Object.fromEntries(arrays.map((array) => [array.name, tensor(array, bytes)])));
+  if (header.samples === undefined) {
+    const outputs = Object.entries(await session.run(feeds[0])).map(([name, { type, dims, data }]) => (
+      { name, type, shape: dims, data: Buffer.from(data.buffer, data.byteOffset, data.byteLength) }));
+    const arrays = outputs.map(({ data, ...array }) => ({ ...array, bytes: data.length }));
+    return send({ outputs: arrays }, outputs.map(({ data }) => data));
+  }
+  globalThis.gc?.(); // a collection within a sample would be charged to whichever call it hits
+  const times = [];
+  for (let index = 0; index < header.samples; index++) {
+    const feed = feeds[index % feeds.length];
+    const start = process.hrtime.bigint();
+    await session.run(feed);
+    times.push(Number(process.hrtime.bigint() - start));
+  }
+  return send({ times_ns: times });
+}
+
+function tensor({ type, shape, offset, bytes: count }, bytes) {
+  const start = bytes.byteOffset + offset;
+  return new ort.Tensor(type, new TYPES[type](bytes.buffer.slice(start, start + count)), shape);
+}
+
+function receive() {
+  const length = read(4);
+  if (length === null) return null;
+  const header = JSON.parse(read(length.readUInt32LE()).toString());
+  return { header, bytes: read(header.bytes) };
+}
+
+// So many bytes of standard input; null where it closed before the first.
+function read(count) {
+  const buffer = Buffer.alloc(count);
+  for (let at = 0; at < count; ) {
+    const got = fs.readSync(0, buffer, at, count - at);
+    if (got === 0 && at === 0) return null;
+    if (got === 0) throw new Error("standard input closed within a message");
+    at += got;
+  }
+  return buffer;
+}
+
+function send(header, arrays = []) {
+  const text = Buffer.from(JSON.stringify(header));
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(text.length);
+  for (const part of [length, text, ...arrays]) {
+    for (let at = 0; at < part.length; ) at += fs.writeSync(1, part, at);
+  }
+}
+
+function reason(error) {
+  return String(error?.message ?? error).replaceAll(/\s+/g, " ");
+}
