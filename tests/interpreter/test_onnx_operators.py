@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from test_graph import graph_of
+from test_interpreter import graph_of
 
 from toolchain.interpreter import module_of
 from toolchain.interpreter.operators import OPERATORS
