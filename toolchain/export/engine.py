@@ -124,7 +124,7 @@ class BuildEngine:
         if not given.own_precision:
             return
         product, target = product_of(given.own_precision), get_target(self.target)
-        wanted = target.products.get(product, product)
+        wanted = target.engine_products.get(product, product)
         products = built.record.matmul_dtypes or {}
         right, expected = set(products) == {wanted}, 1
         if wanted in INTEGERS:

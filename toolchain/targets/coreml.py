@@ -62,7 +62,7 @@ class CoreMl(Interpreted):
     uses_threads = False
     loads = ()
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
-    products = MappingProxyType(dict.fromkeys(builds, "HALF"))
+    engine_products = MappingProxyType(dict.fromkeys(builds, "HALF"))
     max_abs = MappingProxyType({"fp32": 2e-3})
     profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 32))
     never_run = "no package of it has ever been loaded by Core ML: no Apple device was at hand"
