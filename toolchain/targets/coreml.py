@@ -46,12 +46,14 @@ MINIMUM = "iOS18"
 NO_RUN = "Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
 DEBRIS = "executorch_debug_handle_mapping.json"
 """What coremltools writes beside a converted program, and no package needs."""
+ARITHMETIC = {"fp32": "FLOAT32", "fp16": "FLOAT16", "int8-dynamic": "FLOAT16"}
+"""Precision of an ONNX file → what a package of it computes in, by coremltools' name."""
 NAMES = {"fp16": "HALF", "fp32": "FLOAT"}
 """MIL's types by the names that engine.json has for all targets."""
 
 
 class CoreMl(Interpreted):
-    """Target "coreml": fp16 packages of a fixed batch, as the Neural Engine wants them.
+    """Target "coreml": packages of a fixed batch; those with fp16 arithmetic are what the Neural Engine takes.
 
     Preferred multiples fill the 64 bytes that the Neural Engine pads its last axis to, in fp16.
     """
@@ -62,8 +64,8 @@ class CoreMl(Interpreted):
     uses_threads = False
     loads = ()
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
-    engine_products = MappingProxyType(dict.fromkeys(builds, "HALF"))
-    max_abs = MappingProxyType({"fp32": 2e-3})
+    engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
+    max_abs = MappingProxyType({"fp16": 2e-3})
     profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 32))
     never_run = "no package of it has ever been loaded by Core ML: no Apple device was at hand"
     interpreter = "interpreted in torch (not the Neural Engine's arithmetic)"
@@ -75,23 +77,26 @@ class CoreMl(Interpreted):
         return TargetInfo(self.name, "coremltools", str(ct.__version__), f"none ({platform.system()})", details)
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
-        """`<stem>.mlpackage` in `folder`: fp16 weights and arithmetic, inputs and outputs of fp32 under the names of the file.
+        """`<stem>.mlpackage` in `folder`: weights and arithmetic of the file's type, inputs and outputs of fp32 under its names.
 
-        Weights that the file holds as int8 stay the same integers; activations, which an int8-dynamic file rounds, stay fp16. Its batch is fixed: the file's own, else the middle one of the profile. The file's metadata becomes the package's.
+        Weights that the file holds as int8 stay the same integers; activations, which an int8-dynamic file rounds, are fp16.
+        The batch is fixed: the file's own, else the middle one of the profile. The file's metadata becomes the package's.
 
         Raises:
-            ArtifactError: the file cannot be read, or coremltools cannot convert it.
+            ArtifactError: the file cannot be read, is of another precision, or coremltools cannot convert it.
             RecipeError: the file takes something else than floats, or another shape than the one that is asked for.
         """
         info, source = self.probe(), OnnxFile(onnx)
+        inputs = _example(source, options)
+        if (arithmetic := ARITHMETIC.get(source.precision.name)) is None:
+            raise ArtifactError(f"{onnx} is {source.precision}; packages are built from {', '.join(ARITHMETIC)}")
         content = plain(graph_of(onnx))
         module = module_of(content.model)
         codes = quantised(module, content.codes)
-        inputs = _example(source, options)
         path = folder / f"{onnx.stem}.mlpackage"
         with _quiet():
             try:
-                _convert(module, inputs, source.metadata, path)
+                _convert(module, inputs, source.metadata, arithmetic, path)
             except Exception as error:  # torch's and coremltools' own have no common base
                 traceback.clear_frames(error.__traceback__)  # which hold temporary folders
                 first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -109,6 +114,7 @@ class CoreMl(Interpreted):
             "weights": dict(sorted(program.weights.items())),
             "matmul_dtypes": dict(products),
             "matmul_layers": products.total(),
+            "exact_fp32": True,
             "operators": dict(program.operators.most_common()),
             **source_digests(onnx),
             "engine": path.name,
@@ -190,18 +196,22 @@ def require_codes(program: MilProgram, expected: Sequence[Codes]) -> None:
             raise ArtifactError(
                 f"{program.path}: the int8 weight of {name!r} is not that of the file it was built from"
             )
-        if not np.array_equal(np.ravel(scale).astype(np.float16), wanted.scales.astype(np.float16)):
+        if not np.array_equal(np.ravel(scale), wanted.scales.astype(np.float16)):
             raise ArtifactError(f"{program.path}: the scales of {name!r} are not those of the file it was built from")
 
 
-def _convert(module: GraphModule, inputs: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
+def _convert(
+    module: GraphModule, inputs: Mapping[str, torch.Tensor], metadata: Mapping[str, str], arithmetic: str, path: Path
+) -> None:
     """Writes the package of a module, with the names of its file and what that says about itself."""
     ct = _load()
-    program = torch.export.export(module, tuple(inputs.values())).run_decompositions({})
+    program = torch.export.export(module, tuple(inputs.values())).run_decompositions(
+        {torch.ops.aten.reciprocal.default: _quotient}
+    )
     converted = ct.convert(
         program,
         minimum_deployment_target=ct.target[MINIMUM],
-        compute_precision=ct.precision.FLOAT16,
+        compute_precision=ct.precision[arithmetic],
         outputs=[ct.TensorType(name=name, dtype=np.float32) for name in module.output_names],
         skip_model_load=True,
     )
@@ -211,6 +221,11 @@ def _convert(module: GraphModule, inputs: Mapping[str, torch.Tensor], metadata: 
     spec.description.metadata.userDefined.update(metadata)
     ct.models.MLModel(spec, weights_dir=converted.weights_dir, skip_model_load=True).save(str(path))
     (path / DEBRIS).unlink(missing_ok=True)
+
+
+def _quotient(x: Tensor) -> Tensor:
+    """1 / x as a division: the operator that coremltools makes of a reciprocal adds 1e-4 to x."""
+    return torch.ones_like(x) / x
 
 
 @contextlib.contextmanager
