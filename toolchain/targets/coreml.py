@@ -225,7 +225,7 @@ def _convert(
 
 def _quotient(x: Tensor) -> Tensor:
     """1 / x as a division: the operator that coremltools makes of a reciprocal adds 1e-4 to x."""
-    return torch.ones_like(x) / x
+    return torch.full((1,), 1.0) / x
 
 
 @contextlib.contextmanager
