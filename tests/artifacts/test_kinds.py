@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
 from toolchain.cli.screen import fact_lines
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.surgery.replay import save_model
 from toolchain.targets import BuildOptions, get_target
 
@@ -27,7 +27,13 @@ def paths(tmp_path):
     engine.write_bytes(b"engine")
     record = {"engine": "x.engine", "matmul_dtypes": {"HALF": 3, "FLOAT": 1}, "target": "trt"}
     (engine.parent / "engine.json").write_text(json.dumps(record))
-    ir = pytest.importorskip("openvino") and get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
+    for target in ("openvino-cpu", "coreml"):
+        try:
+            get_target(target).probe()
+        except TargetUnavailable as error:
+            pytest.skip(str(error))
+    ir = get_target("openvino-cpu").build(onnx, tmp_path, BuildOptions()).path
+    package = get_target("coreml").build(onnx, tmp_path, BuildOptions()).path
     folder = save_model(dense_model(), tmp_path / "dense")
     pytest.importorskip("ai_edge_litert", reason="pip install 'slimvit[litert]'")
     tflite = Path(shutil.copy(TINY, tmp_path))
@@ -41,6 +47,7 @@ def paths(tmp_path):
         "onnx": onnx,
         "tensorrt-engine": engine,
         "openvino-ir": ir,
+        "mlpackage": package,
         "model-folder": folder,
         "tflite": tflite,
         "pte": pte,
@@ -86,6 +93,28 @@ def test_an_openvino_model_is_read_without_openvino(paths):
     ours.path.write_text("<project/>")
     with pytest.raises(ArtifactError, match="XML of another kind"):
         _ = open_artifact(ours.path).nodes
+
+
+def test_a_core_ml_package_is_read_from_its_own_description(paths):
+    ours, source = open_artifact(paths["mlpackage"]), open_artifact(paths["onnx"])
+    assert ours.signature(1) == source.signature(1)
+    with pytest.raises(RecipeError, match="batch"):
+        ours.signature(3)
+    assert [port.name for port in ours.outputs] == ["logits"]
+    assert ours.outputs[0].shape == (1, 10)
+    assert ours.precision.name == "fp32"
+    assert ours.params == 64 * 10 + 10
+    assert ours.facts()["nodes"]["linear"] == 1
+    assert ours.preprocess == source.preprocess
+    before = ours.sha256
+    ours.model_path.write_bytes(b"no model")
+    damaged = open_artifact(ours.path)
+    assert damaged.sha256 != before, "the digest is that of the whole folder"
+    with pytest.raises(ArtifactError, match=r"x\.mlpackage"):
+        _ = damaged.inputs
+    (ours.path / "Manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"Manifest\.json names no model"):
+        _ = open_artifact(ours.path).inputs
 
 
 def test_an_engine_is_known_by_the_record_beside_it_and_by_no_other(paths):

@@ -25,7 +25,7 @@ from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
-from toolchain.targets import TARGETS, BuildOptions, Profiled, Refittable, Selective, Target, get_target
+from toolchain.targets import TARGETS, BuildOptions, Interpreted, Profiled, Refittable, Target, get_target
 from toolchain.targets.mode import Mode
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
@@ -86,15 +86,9 @@ def artifact(name, artifacts):
 
 
 def batches(name, wanted):
-    """The batches that engines of a target are built for here: those that are wanted, or 1 alone where it knows no other."""
-    try:
-        if isinstance(target := get_target(name), Selective):
-            target.require(BuildOptions(wanted), {})
-    except TargetUnavailable:
-        return wanted
-    except RecipeError:
-        return 1, 1, 1
-    return wanted
+    """The batches of (smallest, usual, largest) that engines of a target take: those that are wanted, or the only ones it knows."""
+    only = get_target(name).batches(BuildOptions(wanted))
+    return wanted if only is None or only[-1] == wanted[-1] else (only[0], only[0], only[-1])
 
 
 @cache
@@ -151,10 +145,13 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, tm
     calls = [lambda: target.open(absent, 1), lambda: target.build(absent, tmp_path, BuildOptions())]
     assert isinstance(target, Profiled) or not hasattr(target, "node_times")
     assert isinstance(target, Refittable) or not hasattr(target, "refit")
+    assert isinstance(target, Interpreted) or not hasattr(target, "interpret")
     if isinstance(target, Profiled):
         calls.append(lambda: target.node_times(absent, 1, [], 0, 1))
     if isinstance(target, Refittable):
         calls.append(lambda: target.refit(absent, absent, tmp_path))
+    if isinstance(target, Interpreted):
+        calls.append(lambda: target.interpret(absent))
     for call in calls:
         with pytest.raises(TargetUnavailable, match="planted"):
             call()
@@ -164,7 +161,12 @@ def test_whatever_a_probe_refuses_is_refused_before_a_file_is_looked_at(name, tm
 def test_no_target_replaces_what_asks_the_probe(name):
     """What `@final` says to mypy, and a target in a file of someone's own could ignore."""
     kind = type(get_target(name))
-    final = {Target: ("open", "build", "require_run"), Profiled: ("node_times",), Refittable: ("refit",)}
+    final = {
+        Target: ("open", "opened", "build", "require_run", "require_outputs"),
+        Profiled: ("node_times",),
+        Refittable: ("refit",),
+        Interpreted: ("interpret",),
+    }
     for base, methods in final.items():
         if base is Target or issubclass(kind, base):
             assert [getattr(kind, method) for method in methods] == [getattr(base, method) for method in methods]

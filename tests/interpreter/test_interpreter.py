@@ -178,3 +178,25 @@ def test_names_and_order_are_those_of_the_file():
     assert (module.input_names, module.output_names) == (("second", "first"), ("early", "late"))
     early, late = module(torch.tensor([1.0]), torch.tensor([5.0]))
     assert (early.item(), late.item()) == (-4.0, 4.0)
+
+
+def test_a_single_known_index_is_no_lookup():
+    """Kind: a class token that is looked up: a converter then meets conditions on an index that everybody knows."""
+    index = {"last": np.array(-1)}
+    module = module_of(graph_of(helper.make_node("Gather", ["x", "last"], ["y"], axis=1), constants=index))
+    images = torch.randn(2, 3, 4)
+    assert torch.equal(module(images), images[:, -1])
+    called = [
+        str(node.target) for node in torch.export.export(module, (images,)).graph.nodes if node.op == "call_function"
+    ]
+    assert called == ["aten.select.int"]
+    rows = module_of(graph_of(helper.make_node("Gather", ["x", "rows"], ["y"], axis=1), constants={"rows": [[-1, 0]]}))
+    assert torch.equal(rows(images), images[:, [[-1, 0]]])
+
+
+def test_a_graph_knows_which_parameter_a_matrix_became():
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    module = module_of(graph_of(helper.make_node("MatMul", ["x", "a.weight"], ["y"]), constants={"a.weight": weight}))
+    ((name, attribute),) = module.linears.items()
+    assert name == "a.weight"
+    np.testing.assert_array_equal(getattr(module, attribute).numpy(), weight.T)

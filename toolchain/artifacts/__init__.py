@@ -16,6 +16,7 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
         "model-folder": "toolchain.artifacts.model_folder:ModelFolder",
         "onnx": "toolchain.artifacts.onnx_file:OnnxFile",
         "tensorrt-engine": "toolchain.artifacts.tensorrt_engine:TensorrtEngine",
+        "mlpackage": "toolchain.artifacts.mlpackage:MlPackage",
         "openvino-ir": "toolchain.artifacts.openvino_ir:OpenVinoIr",
         "pte": "toolchain.artifacts.pte:Pte",
         "ncnn": "toolchain.artifacts.ncnn_model:NcnnModel",

@@ -71,7 +71,7 @@ def opened_outputs(
     One of a fixed batch is called at that batch, the last time with images repeated; others with at most `step` images.
 
     Args:
-        target: what runs it.
+        target: what runs it, or interprets it where it does not run.
         path: the artifact.
         threads: intra-op threads.
         described_by: what an engine was built from, which tells of its input; None where the artifact itself does.
@@ -85,7 +85,7 @@ def opened_outputs(
     described = described_by or open_artifact(path)
     feeds, batch = feeds_of(described, preprocess), described.image.batch
     del described, described_by  # a graph that holds its weights is large
-    with get_target(target).open(path, threads) as runner:
+    with get_target(target).opened(path, threads) as runner:
 
         def call(images: Array) -> dict[str, Array]:
             outputs = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}

@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from toolchain.artifacts import ARTIFACTS
+from toolchain.artifacts import ARTIFACTS, open_artifact
 from toolchain.artifacts.engine import OUTPUT, PREPROCESS, RECORD
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.export.precision import PRECISIONS, product_of
+from toolchain.export.precision import PRECISIONS, int8_kinds, product_of
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
@@ -129,7 +129,8 @@ class BuildEngine:
         """Raises ArtifactError if the engine multiplies in another type than the file says it has."""
         if not given.own_precision:
             return
-        wanted = product_of(given.own_precision)
+        product, target = product_of(given.own_precision), get_target(self.target)
+        wanted = target.engine_products.get(product, product)
         products = built.record.matmul_dtypes or {}
         right, expected = set(products) == {wanted}, 1
         if wanted in INTEGERS:
@@ -139,6 +140,13 @@ class BuildEngine:
             raise ArtifactError(
                 f"{built.path.name} is no {given.own_precision} engine: its matrix products are {products}, expected {wanted}"
             )
+        if wanted != product and given.own_precision in int8_kinds():  # of integers, the weights alone
+            expected = sum(each.kind == TensorProto.INT8 for each in each_linear(onnx.load(given.path)))
+            if (stored := built.record.weights.get("i8", 0)) != expected:
+                raise ArtifactError(
+                    f"{built.path.name} is no {given.own_precision} engine: {stored} of its weights are int8, expected {expected}"
+                )
+            expected = 1
         chosen = built.record.inspected_products
         if built.record.inspector is not None and not chosen:
             log.warning("%s: slimvit recognises no matrix product in what the engine inspector says", built.path.name)
@@ -150,5 +158,5 @@ class BuildEngine:
 
     def ensures(self, given: OnnxFile, made: EngineBuild) -> None:  # noqa: ARG002
         """Raises ArtifactError if no engine was written."""
-        if not made.path.is_file() or made.path.stat().st_size == 0:
+        if not made.path.exists() or open_artifact(made.path).size_bytes == 0:
             raise ArtifactError(f"target {self.target} wrote no engine")

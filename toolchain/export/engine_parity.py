@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from toolchain.artifacts import Artifact
+from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.export.calls import Array, opened
 from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.model import Preprocess
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
-from toolchain.targets import EngineBuild, get_target
+from toolchain.targets import EngineBuild, Interpreted, get_target
 
 # A GPU may multiply fp32 matrices in TF32, which keeps 10 bits of the mantissa: the logits keep their direction.
 TF32 = Tolerance(max_abs=None, cosine_min=0.999, top1_min=None)
@@ -28,7 +29,8 @@ def engine_rung(
 
     Args:
         source: the file.
-        built: the engine, or the file itself on another runtime; the rung is not run where it cannot be loaded, and gives the reason.
+        built: the engine, or the file itself on another runtime; the rung is not run where it can neither be loaded nor interpreted,
+            and gives the reason. One that was interpreted says so in its name.
         profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         images: the number of images that are wanted → that many, [N, C, H, W].
         available: how many images there are for which the largest output names a class; None where it does not, as for noise.
@@ -37,7 +39,8 @@ def engine_rung(
     reading, from_, to = source.precision, source.path.name, built.path.name
     if to == from_:
         to = f"{to} on {built.record.target}"
-    coarse = reading.name in (FP32, "fp64") and not get_target(built.record.target).exact_fp32
+    target = get_target(built.record.target)
+    coarse = reading.name in (FP32, "fp64") and not target.exact_fp32
     tolerance = TF32 if coarse else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
@@ -45,7 +48,12 @@ def engine_rung(
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
     tolerance = for_output(tolerance, source.output)
-    if built.record.loaded != "pass":
+    if (bound := target.max_abs.get(reading.name)) is not None:
+        tolerance = replace(tolerance, max_abs=bound)
+    described = source
+    if isinstance(target, Interpreted) and target.probe().cannot_run:
+        to, described = f"{to}, {target.interpreter}", open_artifact(built.path)
+    elif built.record.loaded != "pass":
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
     batches = [*built.record.batches] or [n for n in BATCHES if profile[0] <= n <= profile[2]] or [profile[0]]
     step = max(batches)
@@ -54,7 +62,7 @@ def engine_rung(
     given = images(max(batches))
     with (
         opened(reference_target(source), source.path, preprocess=preprocess) as expected,
-        opened(built.record.target, built.path, described_by=source, preprocess=preprocess, step=step) as got,
+        opened(target.name, built.path, described_by=described, preprocess=preprocess, step=step) as got,
     ):
         return compare(
             from_,

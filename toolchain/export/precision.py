@@ -168,7 +168,7 @@ def _first_that_runs(targets: Sequence[str], what: str) -> str:
     reasons = []
     for name in targets:
         try:
-            get_target(name).require_run()
+            get_target(name).require_outputs()
         except TargetUnavailable as error:
             reasons.append(str(error))
         else:

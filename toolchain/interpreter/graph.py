@@ -42,14 +42,17 @@ def module_of(model: onnx.ModelProto | Path, operators: Mapping[str, Operator] =
         StorageError: it cannot be read.
         ArtifactError: it is no ONNX model, or has an operator, an attribute or a type that is not understood.
     """
-    if isinstance(model, Path):
-        try:
-            model = onnx.load(model)
-        except OSError as error:
-            raise StorageError(f"cannot read {model}: {error.strerror or error}") from error
-        except Exception as error:  # protobuf's own, which has no public base
-            raise ArtifactError(f"{model} is no ONNX model, or is truncated: {error}") from error
-    return GraphModule(model, operators)
+    return GraphModule(graph_of(model) if isinstance(model, Path) else model, operators)
+
+
+def graph_of(path: Path) -> onnx.ModelProto:
+    """What is in an ONNX file, with its weights; raises as `module_of`."""
+    try:
+        return onnx.load(path)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # protobuf's own, which has no public base
+        raise ArtifactError(f"{path} is no ONNX model, or is truncated: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class GraphModule(nn.Module):
     def stored(self) -> dict[str, str]:
         """Parameter or buffer → the initializer that it holds; the weight of a linear is [out, in], however the file has it."""
         return {attribute: name for (name, _), attribute in self._weights.items()}
+
+    @property
+    def linears(self) -> dict[str, str]:
+        """Matrix [in, out] of the file → the parameter [out, in] of the linears that it became, in the order of the graph."""
+        return {name: attribute for (name, turned), attribute in self._weights.items() if turned}
 
     def _is_constant(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a Constant, which then stands with the weights."""

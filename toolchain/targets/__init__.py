@@ -11,6 +11,7 @@ from toolchain.targets.base import (
     BuildOptions,
     EngineBuild,
     Feeds,
+    Interpreted,
     NodeTime,
     Profiled,
     Refittable,
@@ -25,6 +26,7 @@ TARGETS: Registry[Target] = Registry(
     "slimvit.targets",
     {
         "ort-cpu": "toolchain.targets.ort:ORT_CPU",
+        "coreml": "toolchain.targets.coreml:COREML",
         "eager": "toolchain.targets.eager:EAGER",
         "openvino-cpu": "toolchain.targets.openvino_cpu:OPENVINO_CPU",
         "openvino-cpu-bf16": "toolchain.targets.openvino_cpu:OPENVINO_CPU_BF16",
@@ -70,6 +72,7 @@ __all__ = [
     "BuildOptions",
     "EngineBuild",
     "Feeds",
+    "Interpreted",
     "NodeTime",
     "Profiled",
     "Refittable",

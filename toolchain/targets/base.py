@@ -7,10 +7,12 @@ under the name of a target that is not there, in another precision or on another
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, final, runtime_checkable
 
 from numpy.typing import NDArray
@@ -126,6 +128,14 @@ class NodeTime:
     ns: float
 
 
+class Computation(Protocol):
+    """What gives the outputs of a file: a runner, or an interpreter that stands in for one."""
+
+    def infer(self, feeds: Feeds) -> Arrays:
+        """Output name → array for one call; input and output names are the artifact's own."""
+        ...
+
+
 class Target(ABC):
     """A runtime on which artifacts are built and timed; a subclass implements `probe`, `_build` and `_open`."""
 
@@ -147,6 +157,10 @@ class Target(ABC):
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
     exact_fp32: bool = False
     """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
+    engine_products: Mapping[str, str] = MappingProxyType({})
+    """Of these, type in the file → type in the engine, where that is another."""
+    max_abs: Mapping[str, float] = MappingProxyType({})
+    """Precision of an ONNX file → what outputs of its engines may differ by, in the units of `Tolerance`; cosines alone judge others."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
@@ -165,6 +179,21 @@ class Target(ABC):
         """Raises TargetUnavailable, with the probe's reason, where nothing runs on the target."""
         if missing := self.probe().cannot_run:
             raise TargetUnavailable(self.name, f"engines can be built but not run here ({missing})")
+
+    @final
+    def require_outputs(self) -> None:
+        """Raises TargetUnavailable where nothing here gives the outputs of its files: they neither run nor are interpreted."""
+        self.probe() if isinstance(self, Interpreted) else self.require_run()
+
+    @final
+    @contextmanager
+    def opened(self, path: Path, threads: int) -> Iterator[Computation]:
+        """What gives the outputs of a file in a block, never timed: the interpreter where files do not run; raises as `open`."""
+        if isinstance(self, Interpreted) and self.probe().cannot_run:
+            yield self.interpret(path)
+            return
+        with self.open(path, threads) as runner:
+            yield runner
 
     @final
     def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
@@ -199,6 +228,26 @@ class Selective(Protocol):
             precisions: their names, as a recipe has them → the type of their matrix products, as `builds` has it.
         """
         ...
+
+
+class Interpreted(Target):
+    """A target whose files can be computed where they do not run: by an interpreter, and not in the arithmetic of the device.
+
+    Attributes:
+        interpreter: what computes them and what it is not, in words that every comparison by it carries.
+    """
+
+    interpreter: str
+
+    @final
+    def interpret(self, path: Path) -> Computation:
+        """The interpreter of a file, which knows no time; raises TargetUnavailable if what reads it is not there."""
+        self.probe()
+        return self._interpret(path)
+
+    @abstractmethod
+    def _interpret(self, path: Path) -> Computation:
+        """What `interpret` does once the probe has said that files can be read."""
 
 
 class Refittable(Target):
