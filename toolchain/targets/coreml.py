@@ -55,7 +55,7 @@ NAMES = {"fp16": "HALF", "fp32": "FLOAT"}
 class CoreMl(Interpreted):
     """Target "coreml": packages of a fixed batch; those with fp16 arithmetic are what the Neural Engine takes.
 
-    Preferred multiples fill the 64 bytes that the Neural Engine pads its last axis to, in fp16.
+    It has no preferred multiples: which widths are fast on Apple's devices was never measured.
     """
 
     name = "coreml"
@@ -67,7 +67,7 @@ class CoreMl(Interpreted):
     engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
     max_abs = MappingProxyType({"fp16": 2e-3})
     exact_fp32 = True
-    profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 32))
+    profile = TargetProfile()
     never_run = "no package of it has ever been loaded by Core ML: no Apple device was at hand"
     interpreter = "interpreted in torch (not the Neural Engine's arithmetic)"
 
