@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import run
+import torch
 from engine import Harness
 from kinds.base import Cell, Kind, Outcome, Table
 from records import Record
@@ -93,6 +95,18 @@ class Short(Harness):
     def _floor(self, a: Path, b: Path, target: Any, workload: Any, design: Any, progress: Any) -> Any:
         self.timed.append([a.name, b.name])
         return self.judge(measure_floor(a, b, target, workload, design.model_copy(update=SHORT), progress))
+
+
+def carry_out(
+    suite: Path, *options: str, harness: Harness | None = None, work: Path | None = None, results: Path | None = None
+) -> int:
+    """The exit code of a suite's run, whose work and results lie beside its file; torch has as many threads as before."""
+    threads, beside = torch.get_num_threads(), suite.parent
+    places = ["--work", str(work or beside / "work"), "--results", str(results or beside / "results")]
+    try:
+        return run.main([str(suite), *places, *options], harness or Short())
+    finally:
+        torch.set_num_threads(threads)
 
 
 class ToyGroup(Table):

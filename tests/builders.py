@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -387,6 +388,35 @@ def write_classifier(
     model.metadata_props.add(key=PREPROCESS, value=json.dumps(DIGIT.to_dict()))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=32)
+    return path
+
+
+NCNN = """7767517
+5 5
+Input in0 0 1 image 0=4 1=4 2=3
+LayerNorm norm 1 1 image 1 0=4 1=1.000000e-6 2=1
+Flatten flat 1 1 1 2
+InnerProduct head 1 1 2 logits 0=5 1=1 2=240
+Softmax soft 1 1 logits probabilities 0=0 1=1
+"""
+NCNN_TAGS = {"fp32": (0, 4), "fp16": (0x01306B47, 2), "int8": (0x000D4B38, 1)}
+"""Precision → what stands before weights in a .bin, and the bytes of one."""
+
+
+def write_ncnn(path: Path, precision: str = "fp32", text: str = NCNN, cut: int = 0) -> Path:
+    """A .param and its .bin as ncnn has them: a norm of 4, and a linear of 48 × 5 whose weights are in `precision`.
+
+    Args:
+        path: the .param.
+        precision: one of `NCNN_TAGS`.
+        text: of the .param.
+        cut: how many bytes the .bin lacks.
+    """
+    tag, width = NCNN_TAGS[precision]
+    numbers = [np.ones(8, np.float32).tobytes(), struct.pack("<I", tag), bytes(240 * width)]
+    content = b"".join([*numbers, np.ones(5, np.float32).tobytes()])
+    path.write_text(text)
+    path.with_suffix(".bin").write_bytes(content[: len(content) - cut])
     return path
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import platform
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from played.cpus import CPUS, VARIABLE, play
 
+if gc.isenabled():  # what is imported and collected stays; looking through it for garbage takes seconds
+    gc.disable()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if played := os.environ.get(VARIABLE):
     # Before torch and others are imported: they look at the processor once.
@@ -29,6 +34,20 @@ from toolchain.registry import Registry
 # Processes beside each other (`pytest -n 2`) share the cores; each with threads for all of them would only wait.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is no garbage, and is not looked through again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+with contextlib.suppress(ImportError):  # of a torch that has it elsewhere, exports just take longer
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    # torch builds its table of operators anew for every file that it exports, a quarter of the time of a small one. It only reads it.
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture

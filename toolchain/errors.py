@@ -61,7 +61,8 @@ class TargetUnavailable(SlimvitError):
 
     def __init__(self, target: str, reason: str, install: str = "") -> None:
         self.target, self.reason, self.install = target, reason, install
-        super().__init__(f"target {target!r} is unavailable: {reason}" + (f" Try: {install}" if install else ""))
+        line = f"{'' if reason.endswith('.') else '.'} Try: {install}" if install else ""
+        super().__init__(f"target {target!r} is unavailable: {reason}{line}")
 
 
 class DeviceLost(TargetUnavailable):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import dense_model, write_classifier
+from builders import dense_model, write_classifier, write_ncnn
 from safetensors.torch import save_file
 
 from toolchain.artifacts import ARTIFACTS, PlainFile, open_artifact
@@ -37,6 +37,12 @@ def paths(tmp_path):
     folder = save_model(dense_model(), tmp_path / "dense")
     pytest.importorskip("ai_edge_litert", reason="pip install 'slimvit[litert]'")
     tflite = Path(shutil.copy(TINY, tmp_path))
+    pte = tmp_path / "p" / "x.pte"
+    pte.parent.mkdir()
+    pte.write_bytes(b"\0\0\0\0ET12")
+    record = {"engine": "x.pte", "matmul_dtypes": {"INT8-DYNAMIC": 3, "FLOAT": 1}, "target": "executorch-xnnpack"}
+    (pte.parent / "engine.json").write_text(json.dumps(record))
+    ncnn = write_ncnn(tmp_path / "n.param")
     return {
         "onnx": onnx,
         "tensorrt-engine": engine,
@@ -44,6 +50,8 @@ def paths(tmp_path):
         "mlpackage": package,
         "model-folder": folder,
         "tflite": tflite,
+        "pte": pte,
+        "ncnn": ncnn,
     }
 
 
@@ -94,7 +102,7 @@ def test_a_core_ml_package_is_read_from_its_own_description(paths):
         ours.signature(3)
     assert [port.name for port in ours.outputs] == ["logits"]
     assert ours.outputs[0].shape == (1, 10)
-    assert ours.precision.name == "fp16"
+    assert ours.precision.name == "fp32"
     assert ours.params == 64 * 10 + 10
     assert ours.facts()["nodes"]["linear"] == 1
     assert ours.preprocess == source.preprocess

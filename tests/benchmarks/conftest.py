@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benching import RECORDED, TINY, Toy
+from benching import RECORDED, TINY, Toy, carry_out
 from kinds import KINDS
 from measuring import made_up, own_cache
 from records import Results
@@ -46,14 +46,9 @@ def results(tmp_path) -> Results:
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory) -> Path:
     """A folder in which the tiny suite is measured now: tiny.toml, results/, work/."""
-    import run
-
     root = tmp_path_factory.mktemp("suite")
     (root / "tiny.toml").write_text(TINY)
-    before = torch.get_num_threads()
-    arguments = [str(root / "tiny.toml"), "--work", str(root / "work"), "--results", str(root / "results")]
-    assert run.main(arguments) == 0
-    torch.set_num_threads(before)
+    assert carry_out(root / "tiny.toml") == 0
     return root
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import xml.etree.ElementTree as ET
 
 import compressing
 import numpy as np
 import pytest
-import run
 import timm
 import torch
-from benching import changed
+from benching import carry_out, changed
 from inputs import Inputs
 from judging import relative
 from kinds import KINDS, backbone
@@ -121,16 +119,8 @@ def measured(_small, tmp_path_factory):
     """A folder in which the tiny suite was measured: real.toml, results/, work/."""
     root = tmp_path_factory.mktemp("backbones")
     (root / "real.toml").write_text(SUITE)
-    threads = torch.get_num_threads()
-    arguments = [str(root / "real.toml"), "--work", str(root / "work"), "--results", str(root / "results")]
-    assert run.main(arguments) == 0
-    torch.set_num_threads(threads)
+    assert carry_out(root / "real.toml") == 0
     return root
-
-
-@pytest.fixture
-def copied(measured, tmp_path):
-    return shutil.copytree(measured, tmp_path / "copy")
 
 
 def records(root):
@@ -190,20 +180,12 @@ def test_the_probe_counts_what_it_tells_apart_on_images_that_no_method_saw(measu
 
 
 def test_what_is_recorded_is_not_measured_again_and_other_pictures_are(copied, capsys):
-    arguments = [
-        str(copied / "real.toml"),
-        "--dry-run",
-        "--work",
-        str(copied / "work"),
-        "--results",
-        str(copied / "results"),
-    ]
-    assert run.main(arguments) == 0
+    assert carry_out(copied / "real.toml", "--dry-run") == 0
     assert "8 of 8" in capsys.readouterr().out
     results = Results(copied / "results")
     record = results.read("real", "dense.features.zero")
     results.save(changed(record, pictures_sha256="others"))
-    assert run.main(arguments) == 0
+    assert carry_out(copied / "real.toml", "--dry-run") == 0
     assert "7 of 8" in capsys.readouterr().out
 
 

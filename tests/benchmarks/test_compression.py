@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import references
-import run
 import torch
-from benching import Short
+from benching import Short, carry_out
 from engine import picked
 from kinds import KINDS
 from kinds.compression import CompressionCell, best_try, unpack
@@ -25,11 +24,6 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.training.evaluate import accuracy
-
-
-def carry_out(root: Path, *more: str, harness: Short | None = None) -> int:
-    arguments = [str(root / "tiny.toml"), "--work", str(root / "work"), "--results", str(root / "results"), *more]
-    return run.main(arguments, harness or Short())
 
 
 def path_of(root: Path, name: str) -> Path:
@@ -103,7 +97,7 @@ def test_a_sweep_over_seeds_counts_the_errors_of_all():
 def test_records_hold_where_the_dense_model_lies_elsewhere(copied, capsys):
     shutil.rmtree(copied / "work")
     path_of(copied, "vtp.params0.7.zero.tiny_s0").unlink()
-    assert carry_out(copied, "--dry-run") == 0
+    assert carry_out(copied / "tiny.toml", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "5 of 6 cells are recorded" in out
     assert "train" in out  # what is missing needs a dense model of its own
@@ -117,8 +111,8 @@ def test_records_of_another_dense_model_than_the_one_here_are_measured_again(cop
         next(model.module.parameters()).add_(1e-3)
     shutil.rmtree(folder)
     save_model(model, folder.with_name("other"))
-    assert carry_out(copied, "--adopt", f"tiny_s0={folder.with_name('other')}") == 0
-    assert carry_out(copied, "--dry-run") == 0
+    assert carry_out(copied / "tiny.toml", "--adopt", f"tiny_s0={folder.with_name('other')}") == 0
+    assert carry_out(copied / "tiny.toml", "--dry-run") == 0
     assert "0 of 6 cells are recorded" in capsys.readouterr().out
 
 
@@ -128,12 +122,12 @@ def test_a_changed_definition_is_measured_again_and_nothing_else(copied, capsys)
         text.replace('"compress.vtp.epochs" = 1', '"compress.vtp.epochs" = 1, "compress.vtp.l1" = 0.01')
     )
     before = record(copied, "vtp.params0.7.zero.tiny_s0")
-    assert carry_out(copied, "--dry-run") == 0
+    assert carry_out(copied / "tiny.toml", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "5 of 6 cells are recorded" in out
     assert [line.split()[-1] for line in out.splitlines() if "to do" in line] == ["vtp.params0.7.zero.tiny_s0"]
     assert record(copied, "vtp.params0.7.zero.tiny_s0") == before
-    assert carry_out(copied) == 0
+    assert carry_out(copied / "tiny.toml") == 0
     after = record(copied, "vtp.params0.7.zero.tiny_s0")
     assert after.key != before.key
     assert after.definition["recipe"]["compress"]["vtp"]["l1"] == 0.01
@@ -141,7 +135,7 @@ def test_a_changed_definition_is_measured_again_and_nothing_else(copied, capsys)
 
 def test_a_changed_sweep_makes_what_relies_on_it_to_do(copied, capsys):
     path_of(copied, "sweep-lr.lr0.001.recovered.tiny_s0").unlink()
-    assert carry_out(copied, "--dry-run") == 0
+    assert carry_out(copied / "tiny.toml", "--dry-run") == 0
     todo = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "to do" in line]
     joint = ["joint.params0.5.zero.tiny_s0", "joint.params0.5.recovered.tiny_s0"]
     assert todo == ["sweep-lr.lr0.001.recovered.tiny_s0", *joint]
@@ -160,15 +154,15 @@ def test_only_picks_cells_and_the_sweeps_that_they_rely_on(suite_file):
 
 def test_a_model_is_adopted_if_it_is_the_one(measured, tmp_path, capsys):
     folder, work = measured / "work" / "references" / "tiny_s0", tmp_path / "work"
-    command = [str(measured / "tiny.toml"), "--work", str(work), "--results", str(tmp_path / "results")]
-    assert run.main([*command, "--adopt", f"tiny_s0={folder}"]) == 0
+    options, beside = ("--adopt", f"tiny_s0={folder}"), {"work": work, "results": tmp_path / "results"}
+    assert carry_out(measured / "tiny.toml", *options, **beside) == 0
     suite = Suite.load(measured / "tiny.toml")
     ready = references.find(suite, "tiny", 0, work)
     mine = references.find(suite, "tiny", 0, measured / "work")
     assert ready.weights_sha256 == mine.weights_sha256
     assert ready.facts["test"] == mine.facts["test"]
     assert (ready.facts["trained"], mine.facts["trained"]) == ("adopted", "here")
-    assert run.main([*command, "--adopt", f"tiny_s0={folder}"]) == 2
+    assert carry_out(measured / "tiny.toml", *options, **beside) == 2
     assert "holds a reference already" in capsys.readouterr().err
 
 
@@ -226,7 +220,7 @@ class TestPairsOfRows:
 
     def test_rows_are_exported_timed_and_stand_in_the_page(self, root):
         harness = Short()
-        assert carry_out(root, harness=harness) == 0
+        assert carry_out(root / "tiny.toml", harness=harness) == 0
         assert harness.timed == [["dense.onnx", "joint.params0.5.onnx"]]
         assert record(root, "dense--joint.params0.5").kind == "pair"
         text = page(Suite.load(root / "tiny.toml"), Results(root / "results"))["README.md"]

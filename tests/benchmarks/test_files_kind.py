@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
-import run
-from benching import Short
+from benching import carry_out
 from pages.files import after_compression, int8_line, page, timed
 from records import Results
 from suite import HERE, Suite
@@ -36,13 +33,11 @@ def recorded(tmp_path):
     (tmp_path / "files.toml").write_text(
         'title = "Files"\npage = "files"\n[[cells]]\nkind = "files"\nrecipes = ["small.toml"]\n'
     )
-    options = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    carry_out = functools.partial(run.main, [str(tmp_path / "files.toml"), *options], Short())
-    assert carry_out() == 0
+    assert carry_out(tmp_path / "files.toml") == 0
     suite, results = Suite.load(tmp_path / "files.toml"), Results(tmp_path / "results")
     record = results.read("files", "small")
     assert record is not None
-    assert carry_out() == 0
+    assert carry_out(tmp_path / "files.toml") == 0
     assert results.read("files", "small") == record, "a run that is recorded is not carried out again"
     return suite, results, record
 

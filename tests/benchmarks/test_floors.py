@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import run
-from benching import Short
+from benching import Short, carry_out
 from builders import write_stack
 from engine import Bench
 from kinds import KINDS
@@ -66,8 +65,7 @@ def test_it_is_measured_once_and_the_page_follows(tmp_path):
     for form, layers in (("dense", 6), ("joint50", 2)):
         write_stack(tmp_path / "work" / "shapes" / f"tiny.{form}.fp32.onnx", layers=layers)
     harness = Short()
-    arguments = [str(tmp_path / "floor.toml"), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    assert run.main(arguments, harness) == 0
+    assert carry_out(tmp_path / "floor.toml", harness=harness) == 0
     assert harness.timed == [["tiny.dense.fp32.onnx", "tiny.joint50.fp32.onnx"]]
     text = page(Suite.load(tmp_path / "floor.toml"), Results(tmp_path / "results"))["README.md"]
     assert "| 3.00 |" in text, "the ideal is 6 layers over 2"

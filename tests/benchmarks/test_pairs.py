@@ -7,8 +7,7 @@ import re
 
 import numpy as np
 import pytest
-import run
-from benching import Short
+from benching import Short, carry_out
 from builders import dense_model, write_stack
 from engine import Bench
 from kinds import KINDS
@@ -55,11 +54,6 @@ def shapes(tmp_path):
     return tmp_path
 
 
-def carry_out(root, harness, *more, suite="shapes"):
-    arguments = [str(root / f"{suite}.toml"), "--work", str(root / "work"), "--results", str(root / "results")]
-    return run.main([*arguments, *more], harness)
-
-
 def record(root, suite="shapes", name=PAIR):
     found = Results(root / "results").read(suite, name)
     assert found is not None
@@ -101,7 +95,7 @@ def recorded(root, suite, comparison):
 class TestRecords:
     def test_a_pair_is_timed_once_and_its_page_follows(self, shapes):
         harness = Short()
-        assert carry_out(shapes, harness) == 0
+        assert carry_out(shapes / "shapes.toml", harness=harness) == 0
         assert harness.timed == [["tiny.dense.fp32.onnx", "tiny.joint50.fp32.onnx"]]
         found = record(shapes)
         assert (found.machine["threads"], found.definition["batch"], found.versions["tool"][:7]) == (1, 4, "slimvit")
@@ -113,7 +107,7 @@ class TestRecords:
 
     def test_a_valid_record_of_these_files_is_left_as_it_is(self, timed):
         harness = Short()
-        assert carry_out(timed, harness) == 0
+        assert carry_out(timed / "shapes.toml", harness=harness) == 0
         assert harness.timed == []
 
     def test_an_edited_result_is_timed_again(self, timed):
@@ -148,7 +142,7 @@ class TestRecords:
 
     def test_a_dry_run_times_nothing_and_says_how_long_it_would_take(self, shapes, capsys):
         harness = Short()
-        assert carry_out(shapes, harness, "--dry-run") == 0
+        assert carry_out(shapes / "shapes.toml", "--dry-run", harness=harness) == 0
         assert "0 of 1 cells are recorded; the rest is predicted to take 0.0" in capsys.readouterr().out
         assert harness.timed == []
 
@@ -158,7 +152,7 @@ class TestRecords:
         (shapes / "shapes.toml").write_text(text)
         if not KINDS["pair"].unavailable(Suite.load(shapes / "shapes.toml").cells[0]):
             pytest.skip("this machine has TensorRT and a GPU")
-        assert carry_out(shapes, Short()) == 0
+        assert carry_out(shapes / "shapes.toml") == 0
         out = capsys.readouterr().out
         assert "1 cells are left out: target 'trt' is unavailable" in out
         assert "0 of 0 cells are recorded" in out

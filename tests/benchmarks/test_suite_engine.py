@@ -7,7 +7,7 @@ import json
 
 import pytest
 import run
-from benching import Short
+from benching import Short, carry_out
 from engine import Bench, picked
 from filelock import FileLock
 from kinds import KINDS
@@ -26,12 +26,6 @@ def folder(toy, tmp_path):
         return tmp_path / f"{name}.toml"
 
     return write
-
-
-def carry_out(path, *more, harness=None):
-    root = path.parent
-    arguments = [str(path), "--work", str(root / "work"), "--results", str(root / "results"), *more]
-    return run.main(arguments, harness or Short())
 
 
 def group(*names, after=(), setting=0):

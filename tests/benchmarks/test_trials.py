@@ -11,8 +11,7 @@ from pathlib import Path
 import bursts
 import numpy as np
 import pytest
-import run
-from benching import Short, changed
+from benching import Short, carry_out, changed
 from kinds import trial
 from kinds.trial import verdicts_of
 from pages.validity import page, share
@@ -45,11 +44,6 @@ def suite(tmp_path):
     return Suite.load(tmp_path / "trials.toml")
 
 
-def carry_out(suite, work, harness, *more):
-    results = suite.path.parent / "results"
-    return run.main([str(suite.path), "--work", str(work), "--results", str(results), *more], harness)
-
-
 class Seeds(Short):
     """Little to do; `seeds` are those of the comparisons."""
 
@@ -64,7 +58,7 @@ class Seeds(Short):
 
 def test_it_goes_on_where_it_stopped_and_the_page_follows(suite, work):
     harness, results = Seeds(), Results(suite.path.parent / "results")
-    assert carry_out(suite, work, harness) == 0
+    assert carry_out(suite.path, harness=harness, work=work) == 0
     assert harness.seeds == [0, 1, 2]
     for cell in suite.cells:
         record = results.read("trials", cell.name)
@@ -77,7 +71,7 @@ def test_it_goes_on_where_it_stopped_and_the_page_follows(suite, work):
     # A killed run leaves half a file at most: that comparison is measured again, the others are not.
     path = results.path("trials", "tiny.001")
     path.write_bytes(path.read_bytes()[:100])
-    assert carry_out(suite, work, harness) == 0
+    assert carry_out(suite.path, harness=harness, work=work) == 0
     assert harness.seeds == [0, 1, 2, 1]
     assert "| `tiny` | 1 : 3 | 3 of 3 |" in page(suite, results)["README.md"]
 
@@ -155,7 +149,7 @@ def test_the_load_ends_when_its_parent_is_killed():
 
 def test_a_dry_run_predicts_and_measures_nothing(suite, work, capsys):
     harness = Seeds()
-    assert carry_out(suite, work, harness, "--dry-run") == 0
+    assert carry_out(suite.path, "--dry-run", harness=harness, work=work) == 0
     assert "0 of 3 cells are recorded; the rest is predicted to take 0.02 hours" in capsys.readouterr().out
     assert not harness.seeds
 

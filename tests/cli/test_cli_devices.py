@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from builders import write_stack
@@ -12,6 +13,8 @@ from loopback import loopback
 
 from toolchain.cli import bench
 from toolchain.targets import TARGETS
+
+TFLITE = Path(__file__).parents[1] / "targets" / "litert"
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,28 @@ def test_a_bundle_goes_out_and_its_result_comes_back(command, pair, tmp_path):
     result.write_text(result.read_text().replace('"session":0', '"session":1'))
     altered = command("bench", "unpack", result, bundle)
     assert (altered.code, "altered" in altered.err) == (3, True)
+
+
+@pytest.mark.clock
+def test_a_tflite_file_is_timed_over_ssh_and_from_a_bundle(command, tmp_path):
+    """Kind: a format that the device runner opens here, and that is not sent, or not asked for, elsewhere."""
+    pytest.importorskip("ai_edge_litert.interpreter", reason="pip install 'slimvit[litert]'")
+    pair = [TFLITE / f"tiny.{precision}.tflite" for precision in ("fp32", "int8-dynamic")]
+    asked = ("--batch", 3)
+    design = ("--sessions", 3, "--blocks", 4, "--tau", 0.5)
+    server = loopback(tmp_path)
+    try:
+        table = server.targets_toml(tmp_path / "work" / "targets.toml", runtime="litert-cpu")
+        table.write_text(table.read_text() + '[vault]\ntransport = "bundle"\nruntime = "litert-cpu"\n')
+        there = command("bench", "compare", *pair, "--target", "board", *asked, "--json")
+    finally:
+        server.kill()
+    packed = command("bench", "pack", *pair, "-o", tmp_path / "bundle.tar", "--target", "vault", *asked, *design)
+    assert packed.code == 0, packed.err
+    with tarfile.open(tmp_path / "bundle.tar") as tar:
+        tar.extractall(tmp_path / "device", filter="data")
+    subprocess.run([sys.executable, str(tmp_path / "device" / "run.py")], check=True, capture_output=True)
+    back = command("bench", "unpack", tmp_path / "device" / "result.json", tmp_path / "bundle.tar", "--json")
+    for outcome in (there, back):
+        assert outcome.code in (0, 1, 4), outcome.err
+        assert json.loads(outcome.out)["raw"]["scenario"]["target"] == "litert-cpu"

@@ -66,7 +66,7 @@ def entry_files():
             module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
             if f"{module}:" in declared or (folder == "report/sections" and f'"{path.stem}"' in declared):
                 yield path, module
-    for kind in ("tensorrt_engine", "openvino_ir", "mlpackage", "tflite"):
+    for kind in ("tensorrt_engine", "openvino_ir", "mlpackage", "ncnn_model", "pte", "tflite"):
         yield ROOT / "toolchain/artifacts" / f"{kind}.py", f"toolchain.artifacts.{kind}"
 
 

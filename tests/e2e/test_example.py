@@ -132,16 +132,21 @@ def test_a_damaged_picture_is_a_line_and_no_traceback(file, tmp_path):
     assert done.stderr.startswith(f"cannot read {picture}: ")
 
 
-def test_the_example_needs_numpy_onnxruntime_and_pillow_and_nothing_else(file, tmp_path):
-    """Needs a package index: a virtual environment with these three alone."""
-    path, _, how = file
-    venv = tmp_path / "venv"
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """Of a virtual environment with three packages alone; needs a package index."""
+    venv = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     python = str(venv / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
     subprocess.run([*pip, "numpy", "onnxruntime", "pillow"], check=True)
+    return python
+
+
+def test_the_example_needs_numpy_onnxruntime_and_pillow_and_nothing_else(file, bare_python, tmp_path):
+    path, _, how = file
     (picture, *_) = pictures(tmp_path, how.input_size[0])
-    there, here = (classified([each], EXAMPLE, path, picture, "--json") for each in (python, sys.executable))
+    there, here = (classified([each], EXAMPLE, path, picture, "--json") for each in (bare_python, sys.executable))
     assert json.loads(there) == json.loads(here)
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from builders import write_stack
 
 from toolchain.errors import ArtifactError, MeasurementError, RecipeError, TargetUnavailable
 from toolchain.measure import stored
@@ -24,10 +25,14 @@ SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6)
 LEAST = SHORT.model_copy(update={"sessions": 1, "blocks": 4})
 
 
-@pytest.fixture
-def measured(stack, tmp_path):
-    path = stack(tmp_path / "a.onnx")
-    return path, measure(path, "ort-cpu", FOUR, SHORT.model_copy(update={"blocks": 50}), cold_starts=2)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(a file, its measurement), made once; tests change copies alone."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMVIT_CACHE_DIR", str(folder / "cache"))
+        path = write_stack(folder / "a.onnx")
+        return path, measure(path, "ort-cpu", FOUR, SHORT.model_copy(update={"blocks": 50}), cold_starts=2)
 
 
 def test_one_artifact(measured):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from builders import Refusing
 from made_up_reports import a_report, timed
 
 from toolchain.errors import MeasurementError
 from toolchain.on_device.runner import fingerprint
-from toolchain.pipeline.cell import conditions, require_speedup, runtime
+from toolchain.pipeline.cell import builder, conditions, require_speedup, runtime
+from toolchain.targets import TARGETS
 
 
 def test_conditions_name_runtime_and_machine_and_nothing_that_drifts():
@@ -21,6 +23,16 @@ def test_conditions_name_runtime_and_machine_and_nothing_that_drifts():
     assert conditions("ort-cpu", 1) == found
     assert conditions("ort-cpu", 2) != found
     assert conditions("eager", 1) != found
+
+
+def test_what_builds_is_all_that_a_probe_tells(register):
+    """Kind: an engine that stays when what converted it is another version, because the runtime is still the same."""
+    found = []
+    for told in ("yes", "no: it is an older one"):
+        register(TARGETS, Refusing("converting", told))
+        found.append(builder("converting"))
+    assert found[0] != found[1]
+    assert builder("converting") == found[1]
 
 
 def test_a_required_speedup_must_be_verified_in_every_cell():

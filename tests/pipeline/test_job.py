@@ -2,12 +2,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from builders import Refusing
 
 from toolchain.errors import RecipeError
 from toolchain.pipeline.job import prepare
 from toolchain.plan import ModelRef
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import create_dense
+from toolchain.targets import TARGETS, TargetProfile
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -60,6 +62,60 @@ def test_engines_that_cannot_be_built_are_refused_before_any_work(engine, precis
     )
     with nullcontext() if error is None else pytest.raises(error, match=words):
         prepare(recipe, shapes_only=True)
+
+
+class Fixed(Refusing):
+    """A target for which engines are built that take single batches: those of `only`, or of the options."""
+
+    profile, takes, builds, only = TargetProfile(), ("onnx",), ("FLOAT",), None
+
+    def batches(self, options):
+        return self.only or tuple(sorted(set(options.batch)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "bench", "words"),
+    [
+        ([1, 1, 8], [1, 8], None),
+        (
+            [1, 1, 8],
+            [1, 3],
+            r"fixed take batch 1, 8 alone, .* 3 as well; set .* \[1, 3, 8\]$",
+        ),
+        ([2, 2, 2], [4], r"; set engine\.batch = \[2, 2, 4\]$"),
+        ([1, 2, 8], [4, 16], r"; set engine\.batch = \[4, 4, 16\]$"),
+        ([1, 2, 8], [1, 2, 4, 8], r"; keep at most 3 in bench\.batch, and name them in engine\.batch$"),
+    ],
+)
+def test_a_batch_that_no_engine_is_built_for_is_refused_before_any_work(engine, bench, words, register):
+    """Kind: the batch is refused when everything else is done. Targets whose engines take a range of batches are not asked."""
+    ranging = Fixed("ranging", "yes")
+    ranging.batches = lambda _: None
+    for target in (ranging, Fixed("fixed", "yes")):
+        register(TARGETS, target)
+    raw = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+        "data": {"source": "none"},
+        "compress": {"method": "none"},
+    }
+    for name in ("ranging", "fixed"):
+        sections = {"engine": {"targets": [name], "batch": engine}, "bench": {"targets": [name], "batch": bench}}
+        fails = pytest.raises(RecipeError, match=words) if words and name == "fixed" else nullcontext()
+        with fails:
+            prepare(Recipe.from_dict({**raw, **sections}), shapes_only=True)
+
+
+def test_a_batch_that_a_target_never_takes_is_refused_with_what_would_help(register):
+    single = Fixed("single", "yes")
+    single.only = (1,)
+    register(TARGETS, single)
+    raw = {"model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False}, "data": {"source": "none"}}
+    raw |= {"compress": {"method": "none"}, "engine": {"targets": ["single"]}}
+    prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"]}}), shapes_only=True)
+    with pytest.raises(
+        RecipeError, match=r"take batch 1 alone, .* 8 as well; remove them from bench\.batch, or single"
+    ):
+        prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"], "batch": [1, 8]}}), shapes_only=True)
 
 
 def test_a_section_that_is_not_carried_out_is_told(tmp_path):

@@ -29,6 +29,7 @@ from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
 from toolchain.targets import TARGETS
+from toolchain.targets.ort import OrtCpu
 
 MODEL = {
     "name": "vit_tiny_patch16_224",
@@ -205,7 +206,8 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, stopwatc
     small = min(rows.values(), key=lambda row: row["bytes"])
     assert report["suggestion"]["smallest"] == small["path"]
     text = (tmp_path / "run" / "report.md").read_text()
-    assert f"Smallest file (accuracy is not known): {small['path']}." in text
+    assert "Of all compressed files, as accuracy is not known:" in text
+    assert f"Smallest: {small['path']}." in text
     assert "Where the bytes are" in text
 
     # Another run does only what is new.
@@ -217,6 +219,36 @@ def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, stopwatc
         "compressed.fp32.onnx",
         "dense.fp32.onnx",
     ]
+
+
+class Elsewhere(OrtCpu):
+    """A runtime of its own, that runs ONNX files as they are and may err."""
+
+    name = "elsewhere"
+
+    def __init__(self, error=0.0):
+        self.error = error
+
+    def _open(self, path, threads):
+        runner, error = super()._open(path, threads), self.error
+        infer = runner.infer
+        runner.infer = lambda feeds: {name: values + error for name, values in infer(feeds).items()}
+        return runner
+
+
+def test_files_that_another_runtime_is_timed_on_are_held_against_themselves_there(tmp_path, stopwatch, register):
+    register(TARGETS, Elsewhere())
+    recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cpu", "elsewhere"]}})
+    report = run(recipe, tmp_path / "run", compare=stopwatch)
+    there = {rung.to: rung for rung in report.parity if rung.to.endswith(" on elsewhere")}
+    assert list(there) == ["dense.fp32.onnx on elsewhere", "compressed.fp32.onnx on elsewhere"]
+    assert {rung.verdict for rung in there.values()} == {"pass"}
+    assert [verdict for _, verdict in stopwatch.asked] == ["pass", "pass"]
+    (quickest,) = report.suggestion.quickest
+    assert quickest.path == "onnx/compressed.fp32.onnx"
+    register(TARGETS, Elsewhere(error=1e-3))
+    with pytest.raises(ParityError, match=r"dense\.fp32\.onnx on elsewhere must be the same model"):
+        run(recipe, tmp_path / "other", compare=stopwatch)
 
 
 def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
@@ -237,7 +269,7 @@ def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     assert rung["verdict"] == "pass"
     assert 0 < rung["max_abs"] < 0.1, "fp16 weights are not fp32 ones"
     (row,) = report["engines"]
-    assert (row["bytes"], row["verdict"]) == (facts["size_bytes"], "pass")
+    assert (row["bytes"], row["verdict"], row["model"]) == (facts["size_bytes"], "pass", "compressed")
     assert row["path"] == "engines/openvino-cpu/compressed.fp32.xml"
     assert row["path"] in (tmp_path / "run" / "report.md").read_text()
 

@@ -84,7 +84,17 @@ def test_a_refused_file_is_shown_and_never_suggested():
     refused = FileRow(path=path, model="compressed", precision="int8-qdq", refused="it is another model")
     rows = (*FILES[:-1], refused)
     assert suggestion(rows, BENCH, 0.01).smallest == "onnx/compressed.int8-dynamic.onnx"
-    assert drawn("files", artifacts=rows).table.rows[-1] == (path, "–", "–", "–", "–", "it is another model")
+    assert drawn("files", artifacts=rows, engines=()).table.rows[-1] == (
+        path,
+        "–",
+        "–",
+        "–",
+        "fail",
+        "–",
+        "–",
+        "",
+        "it is another model",
+    )
 
 
 def test_the_tables_add_up():
@@ -100,13 +110,15 @@ def test_the_tables_add_up():
     assert table.header[:3] == ("layers", "dense.fp32", "compressed.fp32")
     assert [row[0] for row in table.rows] == ["blocks.*.mlp.fc1", "head"], "the same layer of all blocks is one kind"
     assert table.rows[0][1] == "4.0 kB"
-    assert drawn("files", artifacts=FILES[:2]).table.rows == (), "the headline says it all"
+    assert drawn("files", artifacts=FILES[:2], engines=()).table.rows == (), "the headline says it all"
     lines = drawn("suggestion", artifacts=FILES, suggestion=suggestion(FILES, BENCH, 0.005)).lines
-    assert lines[1] == (
-        "Fastest file on ort-cpu, batch 1, 1 thread (at most 0.50 % of the images lost): onnx/compressed.int8-qdq.onnx, "
-        "0.250 of the dense time."
+    assert lines == (
+        "Of the files that lose at most 0.50 % of the images, against the compressed fp32 file:",
+        "Smallest: onnx/compressed.int8-qdq.onnx.",
+        "Fastest on ort-cpu, batch 1, 1 thread: onnx/compressed.int8-qdq.onnx, 0.250 of the dense time.",
+        "Left out, as less accurate: onnx/compressed.int8-dynamic.onnx.",
     )
-    assert drawn("suggestion", artifacts=FILES[:2]).lines == ()
+    assert drawn("suggestion", artifacts=FILES[:2], engines=()).lines == ()
 
 
 def duel(point, lo, hi, verdict="pass"):
@@ -169,27 +181,77 @@ def test_what_was_timed_is_suggested():
     assert [row.path for row in suggestion(FILES, bench, 0.0).fastest] == ["deploy", "onnx/compressed.fp32.onnx"]
 
 
-def test_an_engine_stands_beside_the_dense_file_with_what_it_computes_in():
-    engine = EngineRow(
-        target="trt-rtx",
-        precision="fp16",
-        path="engines/trt-rtx.fp16/a.engine",
-        file="a.engine",
-        bytes=3000,
-        download_bytes=900,
-        of_dense=0.75,
-        verdict="not_run",
-        compute_capabilities=("8.9",),
-        matmul_dtypes={"HALF": 13},
-        attention_layers=2,
+def engine(target, precision, size, wrong, verdict="pass", **more):
+    counts = {"accuracy": 1 - wrong / 1000, "wrong": wrong, "total": 1000} if wrong is not None else {}
+    name = f"a.{precision}"
+    return EngineRow(
+        **{
+            "target": target,
+            "model": "compressed",
+            "precision": precision,
+            "path": f"engines/{target}.{precision}/{name}",
+            "file": name,
+            "bytes": size,
+            "download_bytes": size,
+            "verdict": verdict,
+            **counts,
+            **more,
+        }
     )
-    others = (
-        engine.model_copy(update={"path": "m.xml", "attention_layers": None, "matmul_dtypes": None}),
-        engine.model_copy(update={"path": "b.engine", "fused_attention": 1, "verdict": "pass"}),
+
+
+ENGINES = (
+    engine("litert-cpu", "fp32", 2100, 110, model="dense", path="engines/litert-cpu.dense/a"),
+    engine("litert-cpu", "fp32", 2000, 110),
+    engine("litert-cpu", "int8-dynamic", 450, 112),
+    engine("ncnn", "fp16", 400, 130),
+    engine("trt-rtx", "int8-qdq", 300, None, "not_run"),
+)
+
+
+def test_engines_stand_beside_the_files_and_are_suggested_where_they_were_held_against_them():
+    tflite, lossy = ENGINES[2].path, ENGINES[3].path
+    bench = [
+        *BENCH,
+        timed("int8-dynamic", 0.4, target="litert-cpu", path=tflite, baseline=ENGINES[0].path, compressed_ms=0.1),
+        timed("fp16", 0.1, target="ncnn", path=lossy, baseline="b", compressed_ms=0.01),
+    ]
+    given = suggestion(FILES, bench, 0.005, engines=ENGINES)
+    assert given.smallest == tflite, "the engine of 300 bytes was not run, that of 400 loses too much"
+    assert lossy in given.left_out
+    (quickest,) = given.quickest
+    assert (quickest.target, quickest.path, quickest.ms) == ("litert-cpu", tflite, 0.1)
+    table = drawn("files", artifacts=FILES, engines=ENGINES, bench=tuple(bench)).table
+    rows = {row[0]: row for row in table.rows}
+    assert len(rows) == len(FILES) + len(ENGINES)
+    assert table.header[-2:] == ("ms, batch 1, 1 thread", "refused")
+    assert rows[tflite][4:] == ("pass", "88.80 %", "112", "litert-cpu 0.100", "")
+    assert rows[ENGINES[0].path][-2] == "litert-cpu 0.610", "the baseline of what was timed"
+    assert rows[ENGINES[-1].path][4:7] == ("not run", "–", "–")
+    assert rows["onnx/dense.fp32.onnx"][-2] == "ort-cpu 0.610"
+    (line,) = [
+        each for each in drawn("suggestion", artifacts=FILES, suggestion=given).lines if "of all runtimes" in each
+    ]
+    assert f"{tflite} on litert-cpu, 0.100 ms" in line
+
+
+def test_one_runtime_alone_is_not_the_fastest_of_all():
+    elsewhere = timed("fp32", 0.1, target="pi", environment={**BENCH[0].environment, "cpu": "another"})
+    assert suggestion(FILES, [*BENCH, elsewhere], 0.005).quickest == ()
+
+
+def test_an_engine_says_what_it_computes_in():
+    given = (
+        engine(
+            "trt-rtx", "fp16", 3, None, compute_capabilities=("8.9",), matmul_dtypes={"HALF": 13}, attention_layers=2
+        ),
+        engine("openvino-cpu", "fp32", 3, 1),
+        engine("trt", "fp16", 3, None, matmul_dtypes={"HALF": 13}, attention_layers=2, fused_attention=1),
     )
-    assert drawn("engines", engines=(engine, *others)).table.rows == (
-        ("engines/trt-rtx.fp16/a.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "? of 2 fused", "not_run"),
-        ("m.xml", "3.0 kB", "0.9 kB", "75.0 %", "", "–", "not_run"),
-        ("b.engine", "3.0 kB", "0.9 kB", "75.0 %", "13 HALF", "1 of 2 fused", "pass"),
-    )
+    rows = drawn("engines", engines=given).table.rows
+    assert [row[1:] for row in rows] == [
+        ("13 HALF", "? of 2 fused", "8.9"),
+        ("", "–", "–"),
+        ("13 HALF", "1 of 2 fused", "–"),
+    ]
     assert drawn("engines", engines=()).table.rows == ()

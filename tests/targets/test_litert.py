@@ -71,7 +71,7 @@ def named(model, name):
 
 
 def rung(path, source):
-    facts = {"target": "litert-cpu", "exact_fp32": True, "batches": [1, 3], "engine": path.name}
+    facts = {"target": "litert-cpu", "batches": [1, 3], "engine": path.name}
     return _engine_rung(OnnxFile(source), EngineBuild(path, facts), (1, 1, 3), None)
 
 

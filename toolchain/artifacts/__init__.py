@@ -18,6 +18,8 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
         "tensorrt-engine": "toolchain.artifacts.tensorrt_engine:TensorrtEngine",
         "mlpackage": "toolchain.artifacts.mlpackage:MlPackage",
         "openvino-ir": "toolchain.artifacts.openvino_ir:OpenVinoIr",
+        "pte": "toolchain.artifacts.pte:Pte",
+        "ncnn": "toolchain.artifacts.ncnn_model:NcnnModel",
         "tflite": "toolchain.artifacts.tflite:Tflite",
     },
 )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 from toolchain.artifacts.base import Artifact, Fact, Reading
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
+from toolchain.model import Preprocess
+from toolchain.outputs import Output
 
 RECORD = "engine.json"
-PRODUCTS = {"INT8": "int8", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
+PREPROCESS, OUTPUT = "preprocess", "output"
+"""In it: what the ONNX file says of how images become its input, and of what its outputs are."""
+PRODUCTS = {"INT8": "int8", "INT8-DYNAMIC": "int8-dynamic", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
 """The types of matrix products in engine.json, coarsest first, and the precisions that they make."""
 
 
@@ -38,6 +43,18 @@ class Engine(Artifact):
         name = next((precision for kind, precision in PRODUCTS.items() if kind in products), "")
         counts = ", ".join(f"{kind} {count}" for kind, count in products.items())
         return Reading(name, f"its matrix products are {counts}, as {RECORD} says")
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What the ONNX file said of how images become its input; None where that, or engine.json, is missing."""
+        said = self.record.get(PREPROCESS)
+        return None if said is None else Preprocess.from_dict(said)
+
+    @property
+    def output(self) -> Output | None:
+        """What the ONNX file said that its outputs are."""
+        said = self.record.get(OUTPUT)
+        return next((kind for kind in get_args(Output) if kind == said), None)
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows; of what the engine inspector said, the summary alone."""

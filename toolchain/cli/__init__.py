@@ -1,5 +1,15 @@
 """The command `slimvit`: verbs, options and exit codes; the work is done below."""
 
-from toolchain.cli.main import app, main
+import gc
+
+# What is imported stays: looking through it for garbage is much of the time of `--help`.
+collects = gc.isenabled()
+gc.disable()
+
+from toolchain.cli.main import app, main  # noqa: E402
+
+gc.freeze()
+if collects:
+    gc.enable()
 
 __all__ = ["app", "main"]

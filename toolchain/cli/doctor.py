@@ -28,6 +28,8 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "openvino",
     "ai-edge-litert",
+    "executorch",
+    "torchao",
 )
 
 

@@ -37,12 +37,13 @@ def opened(
     *,
     preprocess: Preprocess | None = None,
     step: int = STEP,
+    fill: bool = False,
 ) -> Iterator[Call]:
     """Images [B, C, H, W] → the outputs of a file that are compared and judged, in a block: see `judged`.
 
     Arguments, batches and errors are those of `opened_outputs`.
     """
-    with opened_outputs(target, path, threads, described_by, preprocess=preprocess, step=step) as run:
+    with opened_outputs(target, path, threads, described_by, preprocess=preprocess, step=step, fill=fill) as run:
         yield lambda images: judged(run(images))
 
 
@@ -63,6 +64,7 @@ def opened_outputs(
     *,
     preprocess: Preprocess | None = None,
     step: int = STEP,
+    fill: bool = False,
 ) -> Iterator[Outputs]:
     """Images [B, C, H, W] → name → output of an artifact, in a block.
 
@@ -75,6 +77,7 @@ def opened_outputs(
         described_by: what an engine was built from, which tells of its input; None where the artifact itself does.
         preprocess: how the images were prepared, for a file that takes pixels; None is what it says itself.
         step: the most images of one call.
+        fill: whether every call takes as many, as with a fixed batch.
 
     Raises:
         StorageError, ArtifactError, TargetUnavailable, RecipeError: it cannot be opened, or takes no images.
@@ -88,7 +91,7 @@ def opened_outputs(
             outputs = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}
             return {name: v.astype(np.float32) if v.dtype == np.float16 else v for name, v in outputs.items()}
 
-        yield in_parts(call, batch or step, fill=batch is not None)
+        yield in_parts(call, batch or step, fill=fill or batch is not None)
 
 
 def in_parts(call: Outputs, step: int = STEP, *, fill: bool = False) -> Outputs:

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from toolchain.artifacts import ARTIFACTS, open_artifact
-from toolchain.artifacts.engine import RECORD
+from toolchain.artifacts.engine import OUTPUT, PREPROCESS, RECORD
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
@@ -37,6 +37,12 @@ def engine_files() -> tuple[str, ...]:
     """What may lie in a folder that `BuildEngine` wrote, its record first."""
     kinds = [kind for kind in ARTIFACTS.values() if kind not in (OnnxFile, ModelFolder)]
     return (RECORD, *(pattern for kind in kinds for pattern in kind.patterns))
+
+
+def _said(source: OnnxFile) -> dict[str, object]:
+    """What a file says of its images and of its outputs, which most formats of engines have no place for."""
+    how = source.preprocess
+    return {PREPROCESS: None if how is None else how.to_dict(), OUTPUT: source.output}
 
 
 def options_of(section: EngineSection) -> BuildOptions:
@@ -105,7 +111,7 @@ class BuildEngine:
             rung = self.compare and self.compare(built)
             if rung and rung.verdict != "not_run":
                 require([rung])
-            facts = {**built.facts, "parity": rung.to_dict() if rung else None}
+            facts = {**built.facts, **_said(given), "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
         return Made(EngineBuild(self.folder / built.path.name, facts), None, (rung,) if rung else ())
 

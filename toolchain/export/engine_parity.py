@@ -29,15 +29,18 @@ def engine_rung(
 
     Args:
         source: the file.
-        built: the engine; the rung is not run where it can neither be loaded nor interpreted, and gives the reason. One that
-            was interpreted says so in its name.
+        built: the engine, or the file itself on another runtime; the rung is not run where it can neither be loaded nor interpreted,
+            and gives the reason. One that was interpreted says so in its name.
         profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
         images: the number of images that are wanted → that many, [N, C, H, W].
         available: how many images there are for which the largest output names a class; None where it does not, as for noise.
         preprocess: how they were prepared, for a file that takes pixels and does not say.
     """
     reading, from_, to = source.precision, source.path.name, built.path.name
-    tolerance = TF32 if reading.name in (FP32, "fp64") and not built.record.exact_fp32 else tolerance_of(reading)
+    if to == from_:
+        to = f"{to} on {built.record.target}"
+    coarse = reading.name in (FP32, "fp64") and not get_target(built.record.target).exact_fp32
+    tolerance = TF32 if coarse else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
     if tolerance is None:

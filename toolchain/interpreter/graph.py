@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.interpreter.operators import OPERATORS, SHAPES
+from toolchain.interpreter.operators import OPERATORS, SHAPES, Operator
 
 DOMAINS = ("", "ai.onnx")
 """Where the operators live that are understood."""
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 Value = Tensor | Array | None
 
 
-def module_of(model: onnx.ModelProto | Path) -> GraphModule:
+def module_of(model: onnx.ModelProto | Path, operators: Mapping[str, Operator] = OPERATORS) -> GraphModule:
     """A module that computes what an ONNX file says, as strictly as the file says it; its weights ask for no gradient.
 
     It can be traced by `torch.export` where shapes follow from the batch that it is traced at. A matrix product with a constant
@@ -35,12 +35,14 @@ def module_of(model: onnx.ModelProto | Path) -> GraphModule:
 
     Args:
         model: the file, or what is in it; its opset is 18 or newer.
+        operators: what each is in torch; a converter may want some in another form that computes the same. Linears stay what they
+            are.
 
     Raises:
         StorageError: it cannot be read.
         ArtifactError: it is no ONNX model, or has an operator, an attribute or a type that is not understood.
     """
-    return GraphModule(graph_of(model) if isinstance(model, Path) else model)
+    return GraphModule(graph_of(model) if isinstance(model, Path) else model, operators)
 
 
 def graph_of(path: Path) -> onnx.ModelProto:
@@ -74,9 +76,10 @@ class GraphModule(nn.Module):
             one not in a tuple.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, operators: Mapping[str, Operator] = OPERATORS) -> None:
         """Reads the graph; raises ArtifactError for what is not understood."""
         super().__init__()
+        self._operators = operators
         graph = model.graph
         self._constants: dict[str, Array] = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
         nodes = [node for node in graph.node if not self._is_constant(node)]
@@ -93,9 +96,9 @@ class GraphModule(nn.Module):
         self.eval()
 
     @property
-    def linears(self) -> dict[str, str]:
-        """Matrix [in, out] of the file → the parameter [out, in] of the linears that it became, in the order of the graph."""
-        return {name: attribute for (name, turned), attribute in self._weights.items() if turned}
+    def stored(self) -> dict[str, str]:
+        """Parameter or buffer → the initializer that it holds; the weight of a linear is [out, in], however the file has it."""
+        return {attribute: name for (name, _), attribute in self._weights.items()}
 
     def _is_constant(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a Constant, which then stands with the weights."""
@@ -115,7 +118,7 @@ class GraphModule(nn.Module):
         for index, node in enumerate(nodes):
             if index in taken:
                 continue
-            if node.domain not in DOMAINS or node.op_type not in OPERATORS:
+            if node.domain not in DOMAINS or node.op_type not in self._operators:
                 raise ArtifactError(
                     f"the node {node.name!r} is a {node.domain + '.' if node.domain else ''}{node.op_type}, which the "
                     "interpreter of ONNX files does not understand"
@@ -167,7 +170,7 @@ class GraphModule(nn.Module):
             inputs.append(name if constant is None or as_it_is else self._kept(name, constant))
         return Step(
             node.name or node.op_type,
-            partial(OPERATORS[node.op_type], _attributes(node)),
+            partial(self._operators[node.op_type], _attributes(node)),
             tuple(inputs),
             tuple(node.output),
             _evaluated(node),

@@ -27,10 +27,12 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Protocol, TypedDict  # noqa: UP035 - Python 3.8
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
 
 import numpy as np
 
@@ -65,6 +67,9 @@ RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "t
 
 EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
 STREAM = "-"
+PTE_FORM = {"form": "slimvit.pte/1"}
+PTE_NAMES = "slimvit"
+"""The method of a .pte file that returns what the file says of itself, as JSON that begins with the form."""
 LOCK_WAIT_S = 900.0
 
 
@@ -219,13 +224,43 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-class LiteRtRunner:
-    """LiteRT on the CPU: XNNPACK with `threads` threads, and of a file the signature that has the batch of the feeds."""
+class FixedBatches:
+    """A file that takes some batches alone: `calls` has what runs each, `shapes` the inputs of each by name; a subclass fills both."""
 
     def __init__(self, path: str, threads: int) -> None:
         self.path, self.threads = path, threads
-        self._calls: dict[int, Any] = {}
-        self._shapes: dict[int, dict[str, list[int]]] = {}
+        self.calls: dict[int, Callable[[Feeds], dict[str, Array]]] = {}
+        self.shapes: dict[int, dict[str, list[int]]] = {}
+
+    def __exit__(self, *_: object) -> None:
+        self.calls, self.shapes = {}, {}
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Output name → array for one call; a batch that the file does not take goes through smaller ones."""
+        batch, start, parts = len(next(iter(feeds.values()))), 0, []
+        while start < batch:
+            size = max((each for each in self.calls if each <= batch - start), default=batch - start)
+            part = {name: array[start : start + size] for name, array in feeds.items()}
+            parts.append(self._call(part)(part))
+            start += size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each of `samples` calls in nanoseconds, for a batch that the file takes."""
+        calls = [self._call(feed) for feed in feeds]
+        return time_calls_ns(calls[0], feeds, samples)
+
+    def _call(self, feeds: Feeds) -> Callable[[Feeds], dict[str, Array]]:
+        """What takes feeds of these shapes: a runtime itself may resize inputs, and fail later."""
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        batch = next(iter(shapes.values()))[0]
+        if self.shapes.get(batch) != shapes:
+            raise ValueError(f"it takes {' or '.join(map(str, self.shapes.values()))}, got {shapes}")
+        return self.calls[batch]
+
+
+class LiteRtRunner(FixedBatches):
+    """LiteRT on the CPU: XNNPACK with `threads` threads; a file has a signature for each batch. Arrays are copied in and out."""
 
     def __enter__(self) -> Self:
         from ai_edge_litert.interpreter import Interpreter
@@ -240,34 +275,62 @@ class LiteRtRunner:
             call = interpreter.get_signature_runner(key)
             shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
             batch = next(iter(shapes.values()))[0]
-            self._calls[batch], self._shapes[batch] = call, shapes
+            self.calls[batch], self.shapes[batch] = functools.partial(_by_name, call), shapes
+        return self
+
+
+def _by_name(call: Callable[..., dict[str, Array]], feeds: Feeds) -> dict[str, Array]:
+    return call(**feeds)
+
+
+class ExecuTorchRunner(FixedBatches):
+    """ExecuTorch on the CPU: a .pte file has a method for each batch, and one that names inputs and outputs. Arrays go in uncopied.
+
+    Threads are set for the whole process before a file is opened, and read back. While one is open, none with another count is.
+    """
+
+    _threads_in_use: ClassVar[List[int]] = []  # noqa: UP006 - evaluated, and Python 3.8 has no list[…]
+
+    def __enter__(self) -> Self:
+        with warnings.catch_warnings():  # it says of itself that it is experimental
+            warnings.simplefilter("ignore")
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+
+        self._set_threads(portable_lib)
+        program = Runtime.get().load_program(self.path)
+        methods = {name: program.load_method(name) for name in program.method_names}
+        if PTE_NAMES not in methods:
+            raise ValueError("it does not say how its inputs and outputs are called: slimvit did not write it")
+        told = json.loads(methods.pop(PTE_NAMES).execute(())[0])
+        inputs = [each["name"] for each in told["inputs"]]
+        for method in methods.values():
+            sizes = [method.metadata.input_tensor_meta(at).sizes() for at in range(len(inputs))]
+            self.shapes[sizes[0][0]] = dict(zip(inputs, map(list, sizes)))  # noqa: B905
+            self.calls[sizes[0][0]] = functools.partial(_by_place, method, inputs, told["outputs"])
+        self._threads_in_use.append(self.threads)
+        self.versions = {"executorch": version("executorch")}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._calls, self._shapes = {}, {}
+        super().__exit__()
+        self._threads_in_use.remove(self.threads)
 
-    def infer(self, feeds: Feeds) -> dict[str, Array]:
-        """Output name → array for one call; a batch that has no signature of its own goes through smaller ones."""
-        batch, start, parts = len(next(iter(feeds.values()))), 0, []
-        while start < batch:
-            size = max((each for each in self._calls if each <= batch - start), default=batch - start)
-            part = {name: array[start : start + size] for name, array in feeds.items()}
-            parts.append(self._call(part)(**part))
-            start += size
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def _set_threads(self, library: Any) -> None:
+        if not set(self._threads_in_use) - {self.threads} and library._threadpool_get_thread_count() != self.threads:  # noqa: SLF001
+            library._unsafe_reset_threadpool(self.threads)  # noqa: SLF001
+        count = library._threadpool_get_thread_count()  # noqa: SLF001
+        if count != self.threads:
+            raise Unavailable(
+                f"ExecuTorch has one number of threads for a process: {self.threads} were asked for, and it runs with {count}"
+            )
 
-    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
-        """Wall time of each of `samples` calls in nanoseconds, arrays copied in and out; the batch has its own signature."""
-        calls = [self._call(feed) for feed in feeds]
-        return time_calls_ns(lambda feed: calls[0](**feed), feeds, samples)
 
-    def _call(self, feeds: Feeds) -> Any:
-        """The signature that takes feeds of these shapes: LiteRT itself would resize its inputs, and fail later."""
-        shapes = {name: list(array.shape) for name, array in feeds.items()}
-        batch = next(iter(shapes.values()))[0]
-        if self._shapes.get(batch) != shapes:
-            raise ValueError(f"it takes {' or '.join(map(str, self._shapes.values()))}, got {shapes}")
-        return self._calls[batch]
+def _by_place(method: Any, inputs: Sequence[str], outputs: Sequence[str], feeds: Feeds) -> dict[str, Array]:
+    import torch
+
+    given = [torch.from_numpy(np.require(feeds[name], requirements=("C", "W"))) for name in inputs]
+    return dict(zip(outputs, (each.numpy() for each in method.execute(given))))  # noqa: B905
 
 
 def _os_threads() -> int:
@@ -276,10 +339,15 @@ def _os_threads() -> int:
     return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0
 
 
-OPENERS: Mapping[str, Callable[[str, int], Runner]] = {"ort-cpu": OrtRunner, "litert-cpu": LiteRtRunner}
+OPENERS: Mapping[str, Callable[[str, int], Runner]] = {
+    "ort-cpu": OrtRunner,
+    "litert-cpu": LiteRtRunner,
+    "executorch-xnnpack": ExecuTorchRunner,
+}
 MODULES: Mapping[str, Sequence[str]] = {
     "ort-cpu": ("numpy", "onnxruntime"),
     "litert-cpu": ("numpy", "ai_edge_litert"),
+    "executorch-xnnpack": ("numpy", "torch", "executorch"),
 }
 """Runtime → what has to be importable on the device, the runtime itself last; pip knows it by these names too."""
 

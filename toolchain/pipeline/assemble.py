@@ -72,6 +72,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
     increase, reason = relative_error_increase(dense, compressed, job.dense.output)
     cells, duels = ([done.facts for done in each if done is not None] for each in (outcome.cells, outcome.duels))
     int8 = int8_choices(duels, cells)
+    engines = tuple(_engine(done) for done in outcome.engines)
     facts = outcome.compress.facts
     return Report(
         tool=tool(),
@@ -109,9 +110,9 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         not_measured=tuple(NotMeasured(target=name, reason=why) for name, why in outcome.lost.items()),
         int8=int8,
         artifacts=tuple(rows),
-        engines=tuple(_engine(done, dense.bytes) for done in outcome.engines),
+        engines=engines,
         layers=_layers([done.facts for done in outcome.files]),
-        suggestion=suggestion(rows, cells, recipe.export.accuracy_loss, int8),
+        suggestion=suggestion(rows, cells, recipe.export.accuracy_loss, int8, engines),
         files=listing(files, root),
     )
 
@@ -149,9 +150,9 @@ def _stages(outcome: Outcome) -> tuple[StageRow, ...]:
     return tuple(StageRow(name=name, seconds=seconds, **figures.model_dump()) for name, figures, seconds in forms)
 
 
-def _engine(done: Done[EngineFacts], dense_bytes: int) -> EngineRow:
+def _engine(done: Done[EngineFacts]) -> EngineRow:
     facts = done.facts
-    return EngineRow(**dict(facts), of_dense=facts.bytes / dense_bytes, verdict=done.rungs[0].verdict)
+    return EngineRow(**dict(facts), verdict=done.rungs[0].verdict)
 
 
 def _layers(files: Sequence[FileFacts]) -> tuple[LayerRow, ...]:

@@ -19,6 +19,12 @@ def runtime(target: str) -> list[str]:
     return [info.runtime, info.version, info.device]
 
 
+def builder(target: str) -> list[Any]:
+    """What builds engines of a target here: its runtime, and all that its probe tells, as what it converts with."""
+    info = get_target(target).probe()
+    return [info.runtime, info.version, info.device, dict(info.details)]
+
+
 def conditions(target: str, threads: int) -> list[Any]:
     """What latency depends on besides the files: runtime, device, and the machine without what this process loaded."""
     machine = {name: fact for name, fact in fingerprint(threads)["machine"].items() if name != "runtimes"}
@@ -37,14 +43,14 @@ def conditions_of(name: str, threads: int) -> list[Any]:
 
 
 def bench_row(
-    target: str, precision: str, path: str, comparison: Comparison, rivals: tuple[str, str] | None = None
+    target: str, precision: str, pair: tuple[str, str], comparison: Comparison, rivals: tuple[str, str] | None = None
 ) -> BenchRow:
     """What the report keeps of a comparison.
 
     Args:
         target: name of the device.
         precision: of what was timed as B.
-        path: of that, below the run's folder.
+        pair: paths of A and B, below the run's folder.
         comparison: with the raw samples.
         rivals: the precisions of a duel.
     """
@@ -53,7 +59,8 @@ def bench_row(
         batch=comparison.scenario.batch,
         threads=comparison.scenario.threads,
         precision=precision,
-        path=path,
+        baseline=pair[0],
+        path=pair[1],
         dense_ms=comparison.latency_ms("A"),
         compressed_ms=comparison.latency_ms("B"),
         ratio=Interval(**comparison.ratio.to_ratio()),

@@ -19,14 +19,14 @@ from toolchain.data.transforms import Wanted
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
-from toolchain.export.engine import require_engines
+from toolchain.export.engine import options_of, require_engines
 from toolchain.export.precision import expanded
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, DataSection, Recipe
+from toolchain.recipe import ALIGN, BenchSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
@@ -85,6 +85,8 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     multiples = _multiples(recipe, met)
     if recipe.engine is not None:
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
+        if recipe.bench is not None:
+            _require_batches(recipe.engine, recipe.bench)
     start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
     if not start.source.synthetic and recipe.finetune.epochs:
         require_teacher(recipe.finetune, start.source, start.dense)
@@ -218,8 +220,14 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
             raise TargetUnavailable(
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
+        opens = {ModelFolder.name, OnnxFile.name} & set(target.takes)
+        if name in recipe.budget.latency and not opens:
+            raise TargetUnavailable(
+                name,
+                f"it opens {' and '.join(target.takes)} alone, and widths are timed as ONNX files; remove it from budget.latency",
+            )
         built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
-        if section != ENGINE and not built and not {ModelFolder.name, OnnxFile.name} & set(target.takes):
+        if section != ENGINE and not built and not opens:
             raise TargetUnavailable(
                 name,
                 f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files, or under {BENCH} what {ENGINE} "
@@ -230,6 +238,28 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     if recipe.compress.align is None and multiples:
         return multiples
     return dict.fromkeys(UNITS, recipe.compress.align or ALIGN)
+
+
+def _require_batches(engine: EngineSection, bench: BenchSection) -> None:
+    """Raises RecipeError if a batch is to be timed that an engine does not take."""
+    built, timed, most = set(engine.batch), set(bench.batch), len(engine.batch)
+    wanted = sorted(timed | built if len(timed | built) <= most else timed)
+    fix = f"set engine.batch = {[wanted[0]] * (most - len(wanted)) + wanted}"
+    if len(wanted) > most:
+        fix = f"keep at most {most} in bench.batch, and name them in engine.batch"
+    for runtime in dict.fromkeys(named_target(name).runtime for name in bench.targets):
+        only = get_target(runtime).batches(options_of(engine))
+        if runtime not in engine.targets or only is None or timed <= set(only):
+            continue
+        if built > set(only):  # no engine.batch would help
+            fix = f"remove them from bench.batch, or {runtime} from bench.targets"
+        raise RecipeError(
+            f"engines of {runtime} take batch {_listed(only)} alone, and bench.batch has {_listed(timed - set(only))} as well; {fix}"
+        )
+
+
+def _listed(batches: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(batches)))
 
 
 def _targets(recipe: Recipe) -> dict[str, str]:

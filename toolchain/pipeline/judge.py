@@ -62,6 +62,13 @@ class Judge:
         with opened(target, path, threads=torch.get_num_threads()) as run:
             return self._accuracy(tensor_call(run))
 
+    def built(self, source: Artifact, engine: EngineBuild, profile: tuple[int, int, int]) -> Counts:
+        """Accuracy of an engine on the test split; arguments as of `engine`."""
+        target, path, threads = engine.record.target, engine.path, torch.get_num_threads()
+        step = max(engine.record.batches, default=profile[-1])
+        with opened(target, path, threads, described_by=source, step=step, fill=True) as run:
+            return self._accuracy(tensor_call(run))
+
     def _accuracy(self, model: Callable[[Tensor], Any]) -> Counts:
         """Accuracy with counts where labels judge the outputs; of other outputs their error against the dense model's."""
         if self.output in FEATURES:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from toolchain.artifacts.onnx_file import FP32
-from toolchain.devices.device import Devices
+from toolchain.devices.device import Device, Devices
 from toolchain.errors import ParityError
 from toolchain.export.engine import builds
 from toolchain.export.precision import expanded, int8_kinds
 from toolchain.measure.compare import compare as compare_artifacts
+from toolchain.measure.samples import Parity
+from toolchain.parity import Rung
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.job import Job, prepare
@@ -20,8 +23,9 @@ from toolchain.pipeline.stages.compress import Masked
 from toolchain.pipeline.stages.convert import Converted
 from toolchain.pipeline.stages.dense import Dense
 from toolchain.pipeline.stages.deploy import Deploy
+from toolchain.pipeline.stages.elsewhere import Elsewhere, is_elsewhere
 from toolchain.pipeline.stages.engine import DENSE, Engine
-from toolchain.pipeline.stages.export import Exported
+from toolchain.pipeline.stages.export import Exported, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
 from toolchain.progress import SILENT, Progress
@@ -94,35 +98,45 @@ def _carry_out(run: Run, job: Job) -> Outcome:
 
     files = [run.do(Exported(run, "dense")), run.do(Exported(run, "compressed"))]
     proven = [rung for done in run.done.values() for rung in done.rungs]
-    parity = {FP32: bench.claim(proven)}  # precision of a file that ships → what its rungs prove
+    root = run.root
+    proofs = {root / name: proven for name in ("dense", "deploy")}  # what is timed → the rungs that prove it
+    proofs |= {onnx_path(root, FP32, which): proven for which in ("dense", "compressed")}
+    shipped = [FP32]
     precisions = expanded(recipe.export.precisions)
     for precision in (name for name in precisions if name != FP32):
         file = run.do(Converted(run, precision, precisions[precision]))
         files.append(file)
         if file.facts.row.refused is None:
-            parity[precision] = bench.claim([*proven, *file.rungs])
+            shipped.append(precision)
+            proofs[onnx_path(root, precision)] = [*proven, *file.rungs]
     int8 = [name for name in int8_kinds() if name in precisions]
-    if int8 and not set(int8) & set(parity):
+    if int8 and not set(int8) & set(shipped):
         reasons = [file.facts.row.refused for file in files if file.facts.row.precision in int8]
         raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, reasons))}")
 
     engines = [
         run.do(Engine(run, recipe.engine, target, precision))
-        for target, precision in product(recipe.engine.targets if recipe.engine else (), parity)
+        for target, precision in product(recipe.engine.targets if recipe.engine else (), shipped)
         if recipe.engine is not None and precision in precisions and builds(target, precision)
     ]
-    built = {(done.facts.target, done.facts.precision): run.root / done.facts.path for done in engines}
-    if recipe.bench is not None and recipe.engine is not None:
-        for target in (name for name in recipe.engine.targets if bench.times_engines(name)):
-            built[target, DENSE] = run.root / run.do(Engine(run, recipe.engine, target, DENSE)).facts.path
+    timed_on = {run.devices.get(name).runtime for name in (recipe.bench.targets if recipe.bench else ())}
+    baselines = [
+        run.do(Engine(run, recipe.engine, target, DENSE))
+        for target in (recipe.engine.targets if recipe.engine else ())
+        if recipe.engine is not None and target in timed_on and bench.times_engines(target)
+    ]
+    built = {(done.facts.target, done.facts.precision): root / done.facts.path for done in engines}
+    built |= {(done.facts.target, DENSE): root / done.facts.path for done in baselines}
+    engines = [*baselines, *engines]
+    proofs |= {root / done.facts.path: [*proven, *done.rungs] for done in engines}
 
     cells, duels = [], []
     if recipe.bench is not None:
         for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
             where = bench.Where(run.devices.get(target), batch, threads)
             planned = [
-                bench.Bench(run, where, "bench", precision, pair, claim)
-                for precision, claim in parity.items()
+                bench.Bench(run, where, "bench", precision, pair, _claim(run, where.device, pair, proofs))
+                for precision in shipped
                 # int8 is held against fp32 as well, whether or not that is asked for
                 if precision in precisions or int8
                 if (pair := bench.pair(run, where, precision, built)) is not None
@@ -133,3 +147,10 @@ def _carry_out(run: Run, job: Job) -> Outcome:
                 duels.append(bench.measured(run, bench.duel(*rivals)))
     lost = {name: str(error) for name, error in run.lost.items()}
     return Outcome(dense, masked, tuned, deploy, files, engines, cells, duels, lost)
+
+
+def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:
+    """What is proven of two files that are timed on a device: by the rungs that lead to them, and by theirs on its runtime."""
+    there = [run.do(Elsewhere(run, device.runtime, path)) for path in pair if is_elsewhere(device, path)]
+    rungs = [*(rung for path in pair for rung in proofs[path]), *(rung for done in there for rung in done.rungs)]
+    return bench.claim(rungs)

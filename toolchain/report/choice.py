@@ -1,11 +1,12 @@
-"""Which of the files that could ship to take: the smallest, the fastest in each place, and the faster kind of int8."""
+"""Which of the files that could ship to take: the smallest, the fastest in each place and of all, and the faster kind of int8."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from toolchain.export.precision import int8_kinds
-from toolchain.report.record import BenchRow, Fastest, FileRow, Int8Choice, Suggestion
+from toolchain.report.record import BenchRow, EngineRow, Fastest, FileRow, Int8Choice, Quickest, Shippable, Suggestion
 
 Place = tuple[str, int, int]
 ROUNDING = 1e-9
@@ -14,7 +15,11 @@ UNDECIDED = ("invalid", "inconclusive")
 
 
 def suggestion(
-    files: Sequence[FileRow], bench: Sequence[BenchRow], accuracy_loss: float, int8: Sequence[Int8Choice] = ()
+    files: Sequence[FileRow],
+    bench: Sequence[BenchRow],
+    accuracy_loss: float,
+    int8: Sequence[Int8Choice] = (),
+    engines: Sequence[EngineRow] = (),
 ) -> Suggestion:
     """Which compressed file to take: the smallest, and in each place the fastest, as it was timed there.
 
@@ -24,35 +29,56 @@ def suggestion(
         accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; of outputs
             without labels, how much larger their error may be. Where neither is known every file that passed parity is within it.
         int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
+        engines: those of the run; one that was not held against its file is no candidate.
     """
-    offered = [row for row in files if row.model == "compressed" and row.refused is None]
-    whole = next(row for row in offered if row.precision == "fp32")
+    compressed = [row for row in files if row.model == "compressed" and row.refused is None]
+    whole = next(row for row in compressed if row.precision == "fp32")
 
-    def within(row: FileRow) -> bool:
+    def within(row: Shippable) -> bool:
         best, loss = _loss(whole), _loss(row)
         return best is None or loss is None or loss - best <= accuracy_loss + ROUNDING
 
-    good = {row.precision: row for row in offered if within(row)}
-    chosen = {row.place: row.chosen for row in int8}
-    kinds = set(int8_kinds()) & set(good)
+    offered: list[Shippable] = [
+        *compressed,
+        *(row for row in engines if row.model == "compressed" and row.verdict == "pass"),
+    ]
+    good = [row for row in offered if within(row)]
+    left_out = [row.path for row in offered if not within(row)]
+    timed = [row for row in bench if row.path not in left_out and row.verdict not in UNDECIDED]
+    chosen, kinds = {row.place: row.chosen for row in int8}, set(int8_kinds()) & {row.precision for row in good}
     fastest = []
     for place in dict.fromkeys(row.place for row in bench):
-        timed = [row for row in bench if row.place == place and row.precision in good and row.verdict not in UNDECIDED]
+        there = [row for row in timed if row.place == place]
         if chosen.get(place) in kinds:
-            timed = [row for row in timed if row.precision not in kinds - {chosen[place]}]
-        if timed:
-            best = min(timed, key=lambda row: row.ratio.point)
-            target, batch, threads = place
-            fastest.append(Fastest(target=target, batch=batch, threads=threads, path=best.path, ratio=best.ratio))
+            there = [row for row in there if row.precision not in kinds - {chosen[place]}]
+        if there:
+            best = min(there, key=lambda row: row.ratio.point)
+            fastest.append(Fastest(**_where(best), path=best.path, ratio=best.ratio))
     return Suggestion(
         accuracy_loss=accuracy_loss,
-        smallest=min(good.values(), key=lambda row: row.bytes or 0).path,
+        smallest=min(good, key=lambda row: row.bytes or 0).path,
         fastest=tuple(fastest),
-        left_out=tuple(row.path for row in offered if row.precision not in good),
+        quickest=tuple(_quickest(timed)),
+        left_out=tuple(left_out),
     )
 
 
-def _loss(row: FileRow) -> float | None:
+def _where(row: BenchRow) -> dict[str, Any]:
+    return {"target": row.target, "batch": row.batch, "threads": row.threads}
+
+
+def _quickest(bench: Sequence[BenchRow]) -> Iterator[Quickest]:
+    """On each machine on which several targets were timed at one batch and number of threads, the least time."""
+    alike: dict[tuple[str, int, int], list[BenchRow]] = {}
+    for row in bench:
+        alike.setdefault((str(row.environment["cpu"]), row.batch, row.threads), []).append(row)
+    for (machine, *_), rows in alike.items():
+        if len({row.target for row in rows}) > 1:
+            best = min(rows, key=lambda row: row.compressed_ms)
+            yield Quickest(**_where(best), machine=machine, path=best.path, ms=best.compressed_ms)
+
+
+def _loss(row: Shippable) -> float | None:
     """What a file loses: the share of images that it is wrong about, by classes or by the neighbours of its features.
 
     Without labels it is the share of the dense outputs' variance by which its own are off.

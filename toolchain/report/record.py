@@ -142,12 +142,13 @@ class Place(Record):
 
 
 class BenchRow(Place):
-    """A comparison: `path` is the file or folder of the run that was timed against the baseline.
+    """A comparison: `path` is the file or folder of the run that was timed against `baseline`.
 
-    That is the dense file, or in a duel a file of the first of `rivals`, held against one of the second.
+    That is a dense one, or in a duel a file of the first of `rivals`, held against one of the second.
     """
 
     precision: str
+    baseline: str
     path: str
     dense_ms: float
     compressed_ms: float
@@ -190,14 +191,19 @@ class Int8Choice(Place):
     slower_than_fp32: bool | None
 
 
-class FileRow(Counts):
-    """An ONNX file; one that was refused, because it is another model, has the reason and no size."""
+class Shippable(Counts):
+    """A file that could ship, or a folder; `download_bytes` is what it weighs as gzip."""
 
     path: str
     model: Literal["dense", "compressed"]
     precision: str
     bytes: int | None = None
     download_bytes: int | None = None
+
+
+class FileRow(Shippable):
+    """An ONNX file; one that was refused, because it is another model, has the reason and no size."""
+
     judged_on: str | None = None
     refused: str | None = None
 
@@ -207,13 +213,11 @@ class FileRow(Counts):
         return self.model if self.precision == "fp32" else self.precision
 
 
-class EngineFacts(Record):
-    """An engine: what it weighs and what it computes in, as far as its runtime says."""
+class EngineFacts(Shippable):
+    """An engine: what it weighs, how right it is where it runs here, and what it computes in, as far as its runtime says."""
 
     target: str
-    precision: str
     file: str
-    path: str
     bytes: int
     download_bytes: int
     compute_capabilities: tuple[str, ...] | None = None
@@ -223,9 +227,8 @@ class EngineFacts(Record):
 
 
 class EngineRow(EngineFacts):
-    """An engine beside the dense ONNX file, and whether it is the same model."""
+    """An engine, and whether it is the same model as the file that it was built from."""
 
-    of_dense: float
     verdict: Verdict
 
 
@@ -243,12 +246,28 @@ class Fastest(Place):
     ratio: Interval
 
 
+class Quickest(Place):
+    """The file that took the least milliseconds on a machine, whatever runs it, of those that are accurate enough."""
+
+    machine: str
+    path: str
+    ms: float
+
+
 class Suggestion(Record):
-    """Which compressed file to take, of those that lose at most `accuracy_loss` of the images."""
+    """Which compressed file to take, of those that lose at most `accuracy_loss` of the images.
+
+    Attributes:
+        smallest: the path of the one with the least bytes.
+        fastest: in each place the one with the least of the dense file's time.
+        quickest: on each machine on which several runtimes were timed, the one with the least time.
+        left_out: those that lose more.
+    """
 
     accuracy_loss: float
     smallest: str
     fastest: tuple[Fastest, ...]
+    quickest: tuple[Quickest, ...] = ()
     left_out: tuple[str, ...]
 
 

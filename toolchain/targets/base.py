@@ -91,7 +91,6 @@ class EngineRecord(BaseModel):
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
         batches: the only ones that it takes, where it was built for single ones.
-        exact_fp32: whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may.
     """
 
     target: str = ""
@@ -105,7 +104,6 @@ class EngineRecord(BaseModel):
     attention_layers: int | None = None
     fused_attention: int | None = None
     batches: tuple[int, ...] = ()
-    exact_fp32: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,18 @@ class Target(ABC):
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
     engine_products: Mapping[str, str] = MappingProxyType({})
     """Of these, type in the file → type in the engine, where that is another."""
+    exact_fp32: bool = False
+    """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
     max_abs: Mapping[str, float] = MappingProxyType({})
     """Precision of an ONNX file → what outputs of its engines may differ by, in the units of `Tolerance`; cosines alone judge others."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
         """What is there; raises TargetUnavailable(reason, install line) when it cannot run here."""
+
+    def batches(self, options: BuildOptions) -> tuple[int, ...] | None:  # noqa: ARG002
+        """The only batches that an engine built so takes, rising; None where it takes all between the smallest and the largest."""
+        return None
 
     def in_mode(self, mode: Mode) -> Target:
         """The same runtime, timed in another of its modes, which its name tells."""

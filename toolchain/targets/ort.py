@@ -47,6 +47,7 @@ class OrtCpu(Profiled):
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
     takes = ("onnx",)
     measures = True
+    exact_fp32 = True
     loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")  # it has no MatMul in bf16
 
     def probe(self) -> TargetInfo:

@@ -91,8 +91,8 @@ class Bench(RunStage[BenchRow]):
         )
         path = run.root / "bench" / f"{device.name}.{self.precision}.b{self.where.batch}.t{self.where.threads}.json"
         comparison.save(path)
-        timed = self.pair[1].relative_to(run.root).as_posix()
-        return Made((path,), bench_row(device.name, self.precision, timed, comparison, self.rivals))
+        baseline, timed = (each.relative_to(run.root).as_posix() for each in self.pair)
+        return Made((path,), bench_row(device.name, self.precision, (baseline, timed), comparison, self.rivals))
 
     def settles(self, facts: BenchRow) -> bool:
         return facts.verdict not in UNDECIDED

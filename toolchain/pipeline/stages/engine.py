@@ -11,12 +11,12 @@ from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.export.engine import BuildEngine
 from toolchain.model import Made, run_stage
-from toolchain.pipeline.cell import runtime
+from toolchain.pipeline.cell import builder
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import EngineSection
-from toolchain.report.record import EngineFacts
+from toolchain.report.record import Counts, EngineFacts
 
 DENSE = "dense"
 
@@ -25,7 +25,8 @@ DENSE = "dense"
 class Engine(RunStage[EngineFacts]):
     """The engine of a compressed file for one target; that of the fp32 file has no precision in its name.
 
-    Where `precision` is `DENSE` it is that of the dense fp32 file, for targets on which nothing else can be timed.
+    Where `precision` is `DENSE` it is that of the dense fp32 file: what others of a target are timed against that opens
+    nothing else that a run has.
     """
 
     run: Run
@@ -41,7 +42,7 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        return [digest, self.section.model_dump(mode="json"), runtime(self.target)]
+        return [digest, self.section.model_dump(mode="json"), *builder(self.target)]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section
@@ -50,9 +51,12 @@ class Engine(RunStage[EngineFacts]):
         engine = run_stage(stage, source)
         built = engine.artifact
         artifact = open_artifact(built.path)
+        held = all(rung.verdict == "pass" for rung in engine.rungs)
+        counts = run.judge.built(source, built, section.batch) if held else Counts()
         facts = EngineFacts(
             target=self.target,
-            precision=self.precision,
+            model="dense" if self.precision == DENSE else "compressed",
+            precision=FP32 if self.precision == DENSE else self.precision,
             file=built.path.name,
             path=built.path.relative_to(run.root).as_posix(),
             bytes=artifact.size_bytes,
@@ -61,6 +65,7 @@ class Engine(RunStage[EngineFacts]):
             matmul_dtypes=built.record.matmul_dtypes,
             attention_layers=built.record.attention_layers,
             fused_attention=built.record.fused_attention,
+            **counts.model_dump(),
         )
         return Made((folder,), facts, engine.rungs)
 

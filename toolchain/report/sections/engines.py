@@ -8,8 +8,8 @@ from toolchain.report.tables import Table, size
 
 
 def _draw(report: Report) -> Part:
-    head = ("file", "size", "download", "of dense", "products", "attention", "parity")
-    table = Table("Engines", head, tuple(_cells(row) for row in report.engines), text=(0, 4, 5, 6))
+    head = ("file", "products", "attention", "built for")
+    table = Table("Engines", head, tuple(_cells(row) for row in report.engines), text=(0, 1, 2, 3))
     return Part(table.title, table=table, brief=tuple(f"{row.path}, {size(row.bytes)}" for row in report.engines))
 
 
@@ -17,12 +17,9 @@ def _cells(row: EngineRow) -> tuple[str, ...]:
     fused, attention = row.fused_attention, row.attention_layers
     return (
         row.path,
-        size(row.bytes),
-        size(row.download_bytes),
-        f"{100 * row.of_dense:.1f} %",
         ", ".join(f"{count} {kind}" for kind, count in (row.matmul_dtypes or {}).items()),
         "–" if attention is None else f"{'?' if fused is None else fused} of {attention} fused",
-        row.verdict,
+        ", ".join(row.compute_capabilities or ()) or "–",
     )
 
 

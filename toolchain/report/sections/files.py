@@ -1,22 +1,65 @@
-"""The files that could ship, side by side; of one alone the headline says all."""
+"""The files that could ship, side by side: ONNX files and engines, with what each weighs, loses and takes where it was timed."""
 
 from __future__ import annotations
 
-from toolchain.report.record import Report
+from collections.abc import Sequence
+
+from toolchain.report.record import BenchRow, EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table, counted, size
 
 
 def _draw(report: Report) -> Part:
-    rows = report.artifacts
+    rows: list[FileRow | EngineRow] = [*report.artifacts, *report.engines]
     judged, figures = counted(rows)
-    header = ("file", "size", "as gzip", *judged, "refused")
+    places = list(dict.fromkeys((row.batch, row.threads) for row in report.bench))
+    header = (
+        "file",
+        "size",
+        "of dense",
+        "as gzip",
+        "same outputs",
+        *judged,
+        *(_head(*place) for place in places),
+        "refused",
+    )
     body = tuple(
-        (row.path, size(row.bytes), size(row.download_bytes), *counts, row.refused or "")
+        (
+            row.path,
+            size(row.bytes),
+            "–" if row.bytes is None else f"{100 * row.bytes / report.dense.bytes:.1f} %",
+            size(row.download_bytes),
+            _verdict(row),
+            *counts,
+            *(_times(row.path, place, report.bench) for place in places),
+            (row.refused or "") if isinstance(row, FileRow) else "",
+        )
         for row, counts in zip(rows, figures, strict=True)
     )
-    table = Table("Files", header, body if len(body) > 2 else (), text=(0, len(header) - 1))
+    words = (0, 4, *range(5 + len(judged), len(header)))
+    table = Table("Files", header, body if len(body) > 2 else (), text=words)
     return Part(table.title, table=table, brief=())
+
+
+def _head(batch: int, threads: int) -> str:
+    return f"ms, batch {batch}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _verdict(row: FileRow | EngineRow) -> str:
+    """Whether a file gives what it was made from gives: a run does not go on with an ONNX file that does not."""
+    if isinstance(row, EngineRow):
+        return row.verdict.replace("_", " ")
+    return "fail" if row.refused else "pass"
+
+
+def _times(path: str, place: tuple[int, int], bench: Sequence[BenchRow]) -> str:
+    """Target and milliseconds wherever a file was timed, in one place; of a baseline those of its first comparison."""
+    there = [row for row in bench if row.rivals is None and (row.batch, row.threads) == place]
+    timed: dict[str, float] = {}
+    for row in there:
+        if path in (row.baseline, row.path):
+            timed.setdefault(row.target, row.compressed_ms if row.path == path else row.dense_ms)
+    return ", ".join(f"{target} {ms:.3f}" for target, ms in timed.items())
 
 
 SECTION = Section("files", _draw)

@@ -1,9 +1,9 @@
 """torch programs → one .tflite, in an interpreter that has torch and litert-torch. It imports nothing of the project.
 
 Usage: `python convert_program.py FOLDER`. FOLDER holds request.json, weights.npz and, for each batch of the request, a program
-`b<batch>.pt2` that takes and gives tensors by name; the file is written there as model.tflite, with versions.json beside it.
+`b<batch>.pt2` that takes and gives tensors by name; the file is written there as model.tflite.
 
-request.json: `torch`, the version that saved the programs; `batches`; `precision`, "fp32", "fp16" or "int8-dynamic"; `metadata`, an
+request.json: `batches`; `precision`, "fp32", "fp16" or "int8-dynamic"; `metadata`, an
 object that travels in the file under the name "slimvit". weights.npz: under `weight:<name>` each stored weight, float32, so that
 the tensor that holds it gets its name; under `codes:<name>` and `scales:<name>` int8 codes [out, in] and
 scales [out] of those that are stored as such.
@@ -15,7 +15,6 @@ import json
 import logging
 import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ OHWI = (0, 2, 3, 1)
 def main(folder: Path) -> None:
     """Writes model.tflite; raises SystemExit with the reason where that cannot be."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    require_torch(request["torch"])
     with np.load(folder / "weights.npz") as file:
         arrays = dict(file)
     path = folder / "fp32.tflite"
@@ -52,17 +50,6 @@ def main(folder: Path) -> None:
     put_codes(model, arrays)
     put_metadata(model, json.dumps(request["metadata"], separators=(",", ":")).encode())
     flatbuffer_utils.write_model(model, folder / "model.tflite")
-    packages = ("torch", "litert-torch", "litert-converter", "ai-edge-quantizer")
-    (folder / "versions.json").write_text(json.dumps({name: version(name) for name in packages}), encoding="utf-8")
-
-
-def require_torch(saved_by: str) -> None:
-    """Raises SystemExit where another torch, by its first two numbers, saved the programs."""
-    ours, theirs = (re.findall(r"\d+", each)[:2] for each in (torch.__version__, saved_by))
-    if ours != theirs:
-        sys.exit(
-            f"this interpreter has torch {torch.__version__}, the programs come from {saved_by}: install torch=={saved_by}"
-        )
 
 
 def converted(folder: Path, batches: list[int]) -> Any:

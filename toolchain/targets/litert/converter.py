@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.files import read_json
 
 PYTHON = "SLIMVIT_LITERT_PYTHON"
 """The environment variable that names it."""
 PROGRAM = Path(__file__).with_name("convert_program.py")
-PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer")
+PACKAGES = ("torch", "litert-torch", "litert-converter", "ai-edge-quantizer")
 LOOK = f"import importlib.metadata as m, json; print(json.dumps({{p: m.version(p) for p in {PACKAGES!r}}}))"
 
 
@@ -78,8 +77,8 @@ class Converter:
             raise TargetUnavailable(target, reason, install())
         return Converter(python, versions)
 
-    def convert(self, folder: Path, what: Path) -> dict[str, str]:
-        """Writes model.tflite into a folder that holds a request; returns the versions of what did it.
+    def convert(self, folder: Path, what: Path) -> None:
+        """Writes model.tflite into a folder that holds a request.
 
         Args:
             folder: as `convert_program.py` wants it.
@@ -100,8 +99,6 @@ class Converter:
         if done.returncode:
             reason = _last(done.stderr or done.stdout)
             raise ArtifactError(f"litert-torch {self.versions['litert-torch']} cannot convert {what}: {reason}")
-        versions = read_json(folder / "versions.json")
-        return {str(name): str(version) for name, version in versions.items()}
 
 
 def _last(text: str) -> str:

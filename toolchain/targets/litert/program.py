@@ -102,7 +102,6 @@ class Source:
             arrays[f"scales:{name}"] = np.ascontiguousarray(codes.scales)
         np.savez(folder / "weights.npz", **arrays)  # type: ignore[arg-type]
         request = {
-            "torch": str(torch.__version__).partition("+")[0],
             "batches": list(batches),
             "precision": self.precision,
             "metadata": self.metadata,

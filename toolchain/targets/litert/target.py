@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Self
 
-from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import LiteRtRunner, Runner, Unavailable, cpu_model
+from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
-    Arrays,
     BuildOptions,
     EngineBuild,
-    Feeds,
     Target,
     TargetInfo,
     TargetProfile,
 )
+from toolchain.targets.checked import Checked
 from toolchain.targets.engine_cache import source_digests
 from toolchain.targets.litert.converter import Converter
 
@@ -34,39 +31,6 @@ NAME = "litert-cpu"
 WEIGHTS = {"FLOAT": "float32", "HALF": "float16", "INT8-DYNAMIC": "int8"}
 """Type of a product → LiteRT's name of its weight's."""
 INSTALL = "pip install 'slimvit[litert]'"
-
-
-@contextlib.contextmanager
-def _as_recipe_error(path: str) -> Iterator[None]:
-    """A block in which what LiteRT says of feeds is the user's error."""
-    try:
-        yield
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-class CheckedLiteRtRunner(LiteRtRunner):
-    """The device's own runner, with what it cannot do reported as the user's error."""
-
-    def __enter__(self) -> Self:
-        if not Path(self.path).is_file():
-            raise StorageError(f"there is no file {self.path}")
-        try:
-            return super().__enter__()
-        except Unavailable as error:
-            raise TargetUnavailable(NAME, str(error)) from error
-        except (ValueError, RuntimeError) as error:
-            raise ArtifactError(f"LiteRT {version('ai-edge-litert')} cannot load {self.path}: {error}") from error
-
-    def infer(self, feeds: Feeds) -> Arrays:
-        """Output name → array; raises RecipeError for feeds that the file does not take."""
-        with _as_recipe_error(self.path):
-            return super().infer(feeds)
-
-    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
-        """Wall time of each call in nanoseconds; raises as `infer`, and for a batch without a signature of its own."""
-        with _as_recipe_error(self.path):
-            return super().time_ns(feeds, samples)
 
 
 class LiteRtCpu(Target):
@@ -79,7 +43,12 @@ class LiteRtCpu(Target):
     profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 8))
     takes = ("tflite",)
     measures = True
+    exact_fp32 = True
     loads = builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
+
+    def batches(self, options: BuildOptions) -> tuple[int, ...]:
+        """Those of the options, and none between them."""
+        return tuple(sorted(set(options.batch)))
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU, and whether files can be built here; raises TargetUnavailable if ai-edge-litert is missing."""
@@ -108,11 +77,11 @@ class LiteRtCpu(Target):
         from toolchain.targets.litert.weights import require_weights
 
         converter, info = Converter.found(NAME), self.probe()
-        source, batches = Source.of(onnx), tuple(sorted(set(options.batch)))
+        source, batches = Source.of(onnx), self.batches(options)
         path = folder / f"{onnx.stem}.tflite"
         with tempfile.TemporaryDirectory(prefix="slimvit-litert-") as work:
             source.save(Path(work), batches, options.input_shape)
-            versions = converter.convert(Path(work), onnx)
+            converter.convert(Path(work), onnx)
             shutil.copyfile(Path(work, "model.tflite"), path)
         products = require_weights(source, path)
         delegated = fully_delegated(path)
@@ -123,12 +92,11 @@ class LiteRtCpu(Target):
             "target": NAME,
             "runtime": info.runtime,
             "version": info.version,
-            "converted_by": versions,
+            "converted_by": dict(converter.versions),
             "batches": list(batches),
             "weights": {WEIGHTS.get(kind, kind): count for kind, count in products.items()},
             "matmul_dtypes": products,
             "matmul_layers": sum(products.values()),
-            "exact_fp32": True,
             "fully_delegated": delegated,
             **source_digests(onnx),
             "engine": path.name,
@@ -141,7 +109,7 @@ class LiteRtCpu(Target):
 
     def _open(self, path: Path, threads: int) -> Runner:
         """A runner of a .tflite file; raises ArtifactError on entry if it cannot be loaded."""
-        return CheckedLiteRtRunner(str(path), threads)
+        return Checked(LiteRtRunner(str(path), threads), path, NAME, f"LiteRT {version('ai-edge-litert')}")
 
 
 def fully_delegated(path: Path) -> bool:

@@ -89,6 +89,7 @@ class OrtWeb(Target):
     profile = TargetProfile({"mlp_hidden": 4, "head_dim": 4, "rank": 4})
     takes = ("onnx",)
     measures = True
+    exact_fp32 = True
     loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")
 
     def probe(self) -> TargetInfo:

@@ -1,0 +1,333 @@
+"""Programs of ExecuTorch: one delegate, the file's numbers, and nothing that is left out silently."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builders import STRUCTURES, dense_model, variant
+from onnx import TensorProto, numpy_helper
+
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.cli.stages import _engine_rung
+from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError, TargetUnavailable
+from toolchain.export.engine import BuildEngine
+from toolchain.export.onnx_graph import export_onnx
+from toolchain.export.quantise import int8_dynamic
+from toolchain.interpreter import module_of
+from toolchain.measure.bundle import Question, pack, unpack
+from toolchain.measure.samples import Design, Workload
+from toolchain.on_device.runner import OrtRunner
+from toolchain.recipe import EngineSection
+from toolchain.targets import BuildOptions
+from toolchain.targets.executorch import target
+from toolchain.targets.executorch.target import EXECUTORCH_XNNPACK, INSTALL, NAME
+
+MODEL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
+USUAL = ("classic", "distilled", "registers", "average pooling", "packed SwiGLU", "q/k norm", "parallel", "Swin")
+"""Structures that are tested every time; all of them are where tests are slow."""
+
+
+@pytest.fixture(scope="module")
+def there():
+    """The target; skips, with its own reason, where it is not."""
+    try:
+        EXECUTORCH_XNNPACK.require_run()
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+    return EXECUTORCH_XNNPACK
+
+
+@pytest.fixture(scope="module")
+def files(there, tmp_path_factory):
+    """(precision) → the ONNX file of one tiny model."""
+    folder = tmp_path_factory.mktemp("executorch")
+
+    @cache
+    def written(precision):
+        path = folder / f"tiny.{precision}.onnx"
+        if precision == "fp32":
+            module = dense_model(**MODEL).module
+            export_onnx(module, path, input_size=(3, 32, 32), opset=20, metadata={}, simplify=True)
+        else:
+            onnx.save(int8_dynamic(onnx.load(written("fp32")), images(1)).model, path)
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def builds(there, files, tmp_path_factory):
+    """(precision) → what is built of it, for batches of 1 and 3."""
+    return cache(lambda precision: built(files(precision), tmp_path_factory.mktemp(precision)))
+
+
+def built(path, folder, batch=(1, 1, 3)):
+    made = EXECUTORCH_XNNPACK.build(path, folder, BuildOptions(batch))
+    (folder / "engine.json").write_text(json.dumps(made.facts))
+    return made
+
+
+def images(batch, seed=0):
+    return np.random.default_rng(seed).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+
+
+def outputs(path, batch):
+    opened = EXECUTORCH_XNNPACK.open(path, 1) if path.suffix == ".pte" else OrtRunner(str(path), 1)
+    with opened as runner:
+        return runner.infer({"image": images(batch)})["logits"]
+
+
+def rung(made, source):
+    return _engine_rung(OnnxFile(source), made, (1, 1, 3))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_fp32_is_the_file_to_rounding_at_any_batch(batch, files, builds):
+    expected, got = outputs(files("fp32"), batch), outputs(builds("fp32").path, batch)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_int8_has_the_direction_of_the_file(batch, files, builds):
+    expected, got = outputs(files("int8-dynamic"), batch), outputs(builds("int8-dynamic").path, batch)
+    cosine = (expected * got).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(got, axis=1)
+    assert cosine.min() >= 0.999
+    assert np.abs(got - expected).max() > 0, "activations are rounded otherwise, and visibly"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic"])
+def test_a_plain_vit_is_one_delegate_and_its_rung_passes(precision, files, builds):
+    made = builds(precision)
+    assert rung(made, files(precision)).verdict == "pass"
+    products = {"FLOAT": 5} if precision == "fp32" else {"INT8-DYNAMIC": 4, "FLOAT": 1}
+    assert made.facts["matmul_dtypes"] == products
+    # The class token is repeated for the batch: it is a constant, and ends no delegate.
+    assert made.facts["methods"] == {
+        name: {"batch": batch, "delegates": 1, "outside": {"aten_expand_copy_default": 1}}
+        for name, batch in (("forward", 1), ("forward_3", 3))
+    }
+
+
+def test_batches_share_their_weights(files, builds, tmp_path):
+    alone = built(files("fp32"), tmp_path, (1, 1, 1)).path.stat().st_size
+    weights = sum(numpy_helper.to_array(each).nbytes for each in onnx.load(files("fp32")).graph.initializer)
+    assert builds("fp32").path.stat().st_size - alone < weights / 2
+
+
+def test_int8_numbers_are_those_of_the_file(files, builds):
+    """Integer for integer, as they lie in the program."""
+    content = builds("int8-dynamic").path.read_bytes()
+    codes = [each for each in onnx.load(files("int8-dynamic")).graph.initializer if each.data_type == TensorProto.INT8]
+    matrices = [numpy_helper.to_array(each) for each in codes if len(each.dims) == 2]
+    assert len(matrices) == 4
+    for each in matrices:
+        assert np.ascontiguousarray(each.T).tobytes() in content
+        assert each.astype(int).__abs__().max() == 64
+
+
+def test_what_the_artifact_tells_without_executorch(files, builds, tmp_path):
+    for precision in ("fp32", "int8-dynamic"):
+        artifact = open_artifact(builds(precision).path)
+        assert (artifact.name, artifact.precision.name) == ("pte", precision)
+        assert artifact.signature(3) == open_artifact(files(precision)).signature(3)
+        assert [port.name for port in artifact.outputs] == ["logits"]
+        alone = open_artifact(Path(shutil.copy(artifact.path, tmp_path)))
+        assert (alone.precision.name, alone.inputs) == (precision, artifact.inputs)
+        with pytest.raises(RecipeError, match=r"batches of 1, 3, asked for 2.*engine\.batch"):
+            artifact.signature(2)
+
+
+# Planted faults
+
+
+def change(model, name, how):
+    """A copy of a model in which one initializer is what `how` makes of it."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for each in other.graph.initializer:
+        if each.name == name:
+            each.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(how(numpy_helper.to_array(each))), name))
+            return other
+    raise AssertionError(f"no initializer {name}")
+
+
+def projection(model):
+    """The initializer that the heads' outputs are multiplied by: the one of [width, width]."""
+    (name,) = (each.name for each in model.graph.initializer if list(each.dims) == [32, 32])
+    return name
+
+
+FAULTS = {
+    "a dropped bias": lambda model: change(model, "head.bias", np.zeros_like),
+    "swapped heads": lambda model: change(model, projection(model), lambda weight: np.roll(weight, 16, axis=0)),
+    "a wrong scale": lambda model: change(model, "blocks.0.norm2.weight", lambda weight: weight * 1.01),
+}
+
+
+def faulty(monkeypatch, plant):
+    """The converter starts from another graph than the file's."""
+    program = importlib.import_module("toolchain.targets.executorch.program")
+    monkeypatch.setattr(program, "module_of", lambda model, operators: module_of(plant(model), operators))
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_fault_of_the_converter_fails_the_rung_and_writes_nothing(fault, files, tmp_path, monkeypatch):
+    faulty(monkeypatch, FAULTS[fault])
+    section = EngineSection(targets=(NAME,), batch=(1, 1, 1))
+    source = OnnxFile(files("fp32"))
+    stage = BuildEngine(section, NAME, tmp_path / "engine", partial(rung, source=source.path))
+    with pytest.raises(ParityError, match=r"max \|Δ\|"):
+        stage(source)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_an_operator_that_is_passed_over_fails_the_rung(files, tmp_path, monkeypatch):
+    program = importlib.import_module("toolchain.targets.executorch.program")
+    monkeypatch.setattr(program, "REWRITES", {**program.REWRITES, "Gelu": lambda _, x: x})
+    assert rung(built(files("fp32"), tmp_path, (1, 1, 1)), files("fp32")).verdict == "fail"
+
+
+def test_a_wrong_int8_number_is_no_program(files, tmp_path, monkeypatch):
+    def plant(model):
+        name = next(each.name for each in model.graph.initializer if list(each.dims) == [32, 128])
+        return change(
+            model, name, lambda weight: np.where(np.arange(weight.size).reshape(weight.shape) == 7, 0, weight)
+        )
+
+    faulty(monkeypatch, plant)
+    with pytest.raises(ArtifactError, match="the int8 numbers of"):
+        built(files("int8-dynamic"), tmp_path, (1, 1, 1))
+
+
+def test_a_linear_outside_of_the_delegate_is_no_program(files, tmp_path, monkeypatch):
+    """Named by its weight, whatever the reason for which XNNPACK leaves it out."""
+    partitioner = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    kinds = [
+        kind
+        for kind in partitioner.ALL_PARTITIONER_CONFIGS
+        if kind.__name__ not in ("LinearConfig", "AddmmConfig", "MMConfig")
+    ]
+    monkeypatch.setattr(partitioner, "XnnpackPartitioner", partial(partitioner.XnnpackPartitioner, configs=kinds))
+    with pytest.raises(ArtifactError, match=r"does not take the linear of '[\w.]+'"):
+        built(files("fp32"), tmp_path, (1, 1, 1))
+
+
+# What cannot be built or run is refused
+
+
+def test_another_precision_is_refused(files, tmp_path):
+    half = onnx.load(files("fp32"))
+    half.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(
+            numpy_helper.to_array(half.graph.initializer[0]).astype(np.float16), half.graph.initializer[0].name
+        )
+    )
+    onnx.save(half, tmp_path / "half.onnx")
+    with pytest.raises(RecipeError, match="16-bit weights"):
+        built(tmp_path / "half.onnx", tmp_path)
+
+
+def test_only_batches_that_were_built_are_timed(builds):
+    with EXECUTORCH_XNNPACK.open(builds("fp32").path, 1) as runner:
+        assert len(runner.time_ns([{"image": images(3)}], 4)) == 4
+        with pytest.raises(RecipeError, match=r"got \{'image': \[2, 3, 32, 32\]\}"):
+            runner.time_ns([{"image": images(2)}], 4)
+        with pytest.raises(RecipeError, match=r"got \{'picture'"):
+            runner.infer({"picture": images(1)})
+
+
+@pytest.mark.clock
+def test_a_bundle_is_measured_without_slimvit(builds, tmp_path):
+    a, b = (builds(precision).path for precision in ("fp32", "int8-dynamic"))
+    design = Design(sessions=2, blocks=4, slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1)
+    bundle, folder = tmp_path / "bundle.tar", tmp_path / "device"
+    pack(a, b, bundle, Question(NAME, Workload(batch=3), design))
+    with tarfile.open(bundle) as tar:
+        tar.extractall(folder, filter="data")
+    assert json.loads((folder / "bundle.json").read_text())["modules"] == ["numpy", "torch", "executorch"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    done = subprocess.run(["sh", "run.sh"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '"executorch": "1.' in (folder / "result.json").read_text().replace('":"', '": "')
+    assert unpack(folder / "result.json", bundle).latency_ms("A") > 0
+
+
+def test_one_process_has_one_number_of_threads(builds):
+    library = importlib.import_module("executorch.extension.pybindings.portable_lib")
+    path = builds("fp32").path
+    with (
+        EXECUTORCH_XNNPACK.open(path, 1),
+        pytest.raises(TargetUnavailable, match="2 were asked for, and it runs with 1"),
+    ):
+        EXECUTORCH_XNNPACK.open(path, 2).__enter__()
+    with EXECUTORCH_XNNPACK.open(path, 2):
+        assert library._threadpool_get_thread_count() == 2
+
+
+def test_threads_that_are_not_taken_are_refused(builds, monkeypatch):
+    library = importlib.import_module("executorch.extension.pybindings.portable_lib")
+    monkeypatch.setattr(library, "_unsafe_reset_threadpool", lambda _: None)
+    with pytest.raises(TargetUnavailable, match="5 were asked for"):
+        EXECUTORCH_XNNPACK.open(builds("fp32").path, 5).__enter__()
+
+
+def test_a_file_of_others_is_refused(there, tmp_path):
+    path = tmp_path / "x.pte"
+    path.write_bytes(b"\x00" * 64)
+    with pytest.raises(ArtifactError, match=r"x\.pte"):
+        EXECUTORCH_XNNPACK.open(path, 1).__enter__()
+    with pytest.raises(StorageError, match=r"y\.pte"):
+        EXECUTORCH_XNNPACK.open(tmp_path / "y.pte", 1).__enter__()
+
+
+def test_a_wrong_int8_scale_is_no_program(files, tmp_path, monkeypatch):
+    """A scale leaves the integers what they are."""
+
+    def plant(model):
+        name = next(each.name for each in model.graph.initializer if list(each.dims) == [32, 128])
+        return change(model, name, lambda weight: weight * np.float32(1.01))
+
+    faulty(monkeypatch, plant)
+    with pytest.raises(ArtifactError, match="the scales of"):
+        built(files("int8-dynamic"), tmp_path, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(each, marks=() if each in USUAL else pytest.mark.slow) for each in STRUCTURES]
+)
+def test_every_structure_has_the_numbers_of_its_file(case, there, tmp_path):
+    model, path = variant(case), tmp_path / "m.onnx"
+    size = model.preprocess.input_size
+    export_onnx(model.module, path, input_size=size, opset=20, metadata={}, simplify=True, outputs=model.output_names)
+    made = built(path, tmp_path, (1, 1, 1))
+    verdict = rung(made, path)
+    assert verdict.verdict == "pass", verdict.reason
+    assert made.facts["methods"]["forward"]["delegates"] >= 1
+
+
+@pytest.mark.parametrize("missing", ["executorch.runtime", "torchao.quantization.pt2e"])
+def test_without_its_packages_it_says_how_to_get_them_before_any_work(missing, monkeypatch, tmp_path):
+    def load(name):
+        if name == missing:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(target.importlib, "import_module", load)
+    absent = tmp_path / "absent"
+    for call in (
+        EXECUTORCH_XNNPACK.probe,
+        lambda: EXECUTORCH_XNNPACK.open(absent, 1),
+        lambda: EXECUTORCH_XNNPACK.build(absent, tmp_path, BuildOptions()),
+    ):
+        with pytest.raises(TargetUnavailable, match=f"{missing} is not installed") as caught:
+            call()
+        assert caught.value.install == INSTALL

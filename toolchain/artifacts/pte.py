@@ -1,0 +1,99 @@
+"""ExecuTorch's format: one .pte file, whose weights the delegate has packed. It says of itself what it takes and gives, as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, get_args
+
+from toolchain.artifacts.base import Reading
+from toolchain.artifacts.engine import Engine
+from toolchain.artifacts.inputs import Port, Signature
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.model import BATCH, Preprocess
+from toolchain.on_device.runner import PTE_FORM
+from toolchain.outputs import Output
+
+FIRST = json.dumps(PTE_FORM).encode()[:-1]
+"""How what a file says of itself begins."""
+MAGIC = b"ET12"
+"""Bytes 4 to 8 of every file of this format."""
+
+
+@dataclass(frozen=True)
+class Pte(Engine):
+    """A .pte file, read without ExecuTorch."""
+
+    name: ClassVar[str] = "pte"
+    word: ClassVar[str] = ".pte file"
+    patterns: ClassVar[tuple[str, ...]] = ("*.pte",)
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What it says of itself; raises ArtifactError for a file that is none of this format, or that slimvit did not write."""
+        content = self.path.read_bytes()
+        if content[4:8] != MAGIC:
+            raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")
+        start = content.find(FIRST)
+        if start < 0:
+            raise ArtifactError(f"{self.path} does not say what it takes and gives: slimvit did not write it")
+        length = int.from_bytes(content[start - 4 : start], "little")  # as flatbuffers store a string
+        try:
+            told = json.loads(content[start : start + length])
+        except ValueError as error:
+            raise ArtifactError(f"{self.path} is damaged where it says what it takes and gives: {error}") from None
+        assert isinstance(told, dict)
+        return told
+
+    @property
+    def precision(self) -> Reading:
+        """That of its coarsest matrix product, or without engine.json what it says of itself."""
+        return super().precision if self.record else Reading(str(self.told["precision"]))
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batches that it takes, one method each."""
+        return tuple(self.told["batches"])
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Its inputs; the batch is open where it has methods for several."""
+        return tuple(
+            Port(
+                each["name"],
+                each["type"],
+                (BATCH if each["shape"][0] is None else each["shape"][0], *each["shape"][1:]),
+            )
+            for each in self.told["inputs"]
+        )
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Its outputs, in their order; their shapes are not recorded."""
+        return tuple(Port(name, "", None) for name in self.told["outputs"])
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What its ONNX file said of how images become its input."""
+        told = self.told["preprocess"]
+        return None if told is None else Preprocess.from_dict(told)
+
+    @property
+    def output(self) -> Output | None:
+        """What its ONNX file said that its outputs are."""
+        return next((kind for kind in get_args(Output) if kind == self.told["output"]), None)
+
+    @property
+    def own_pixels(self) -> bool:
+        """Whether it takes slimvit's pixels."""
+        return bool(self.told["own_pixels"])
+
+    def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
+        """Its inputs as they are fed; raises RecipeError for a batch that it has no method for, and as its base does."""
+        if batch not in self.batches:
+            known = ", ".join(map(str, self.batches))
+            raise RecipeError(
+                f"{self.path} was built for batches of {known}, asked for {batch}; name it in engine.batch, and build again"
+            )
+        return super().signature(batch, sample)

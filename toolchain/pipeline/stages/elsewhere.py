@@ -1,0 +1,57 @@
+"""Files that are timed as they are on another runtime than the one that proved them: there they are held against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifacts import open_artifact
+from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.devices.device import Device
+from toolchain.export.precision import reference_target
+from toolchain.model import Made
+from toolchain.parity import BATCHES, require
+from toolchain.pipeline.cell import runtime
+from toolchain.pipeline.folder import Nothing, Written
+from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.targets import EngineBuild
+
+PROFILE = (min(BATCHES), min(BATCHES), max(BATCHES))
+
+
+@dataclass(frozen=True)
+class Elsewhere(RunStage[Nothing]):
+    """An ONNX file on a runtime that opens it as it is, against the same file where it was proven.
+
+    Attributes:
+        run: with the file.
+        target: the runtime.
+        path: of the file.
+    """
+
+    run: Run
+    target: str
+    path: Path
+    facts = Nothing
+
+    @property
+    def name(self) -> str:
+        return f"parity-{self.target}.{self.path.stem}"
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        return [OnnxFile(self.path).sha256, runtime(self.target), self.run.job.source.digest]
+
+    def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
+        built = EngineBuild(self.path, {"target": self.target})
+        rung = self.run.judge.engine(OnnxFile(self.path), built, PROFILE)
+        require([rung])
+        return Made((), Nothing(), (rung,))
+
+
+def is_elsewhere(device: Device, path: Path) -> bool:
+    """Whether a file is timed on this machine by another runtime than the one that its parity was proven on."""
+    artifact = open_artifact(path)
+    return device.is_here and isinstance(artifact, OnnxFile) and device.runtime != reference_target(artifact)

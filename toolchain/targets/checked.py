@@ -1,0 +1,57 @@
+"""A runner as it is on devices, with what it cannot do reported as the project's own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.on_device.runner import Runner, Unavailable
+from toolchain.targets.base import Arrays, Feeds
+
+
+class Checked:
+    """A runner of a file that takes some batches alone.
+
+    Args:
+        runner: the device's own.
+        path: of the file.
+        target: whose it is, for messages.
+        runtime: its name and version, for messages.
+    """
+
+    def __init__(self, runner: Runner, path: Path, target: str, runtime: str) -> None:
+        self._runner, self._path, self._target, self._runtime = runner, path, target, runtime
+
+    def __enter__(self) -> Self:
+        """Raises StorageError or ArtifactError for a file that is not there or cannot be loaded, TargetUnavailable for threads."""
+        if not self._path.is_file():
+            raise StorageError(f"there is no file {self._path}")
+        try:
+            self._runner.__enter__()
+        except Unavailable as error:
+            raise TargetUnavailable(self._target, str(error)) from error
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{self._runtime} cannot load {self._path}: {error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.__exit__(kind, value, trace)
+
+    def infer(self, feeds: Feeds) -> Arrays:
+        """Output name → array; raises RecipeError for feeds that the file does not take."""
+        try:
+            return self._runner.infer(feeds)
+        except ValueError as error:
+            raise RecipeError(f"{self._path}: {error}") from error
+
+    def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
+        """Wall time of each call in nanoseconds; raises as `infer`, and for a batch that is none of the file's."""
+        try:
+            return self._runner.time_ns(feeds, samples)
+        except ValueError as error:
+            raise RecipeError(f"{self._path}: {error}") from error

@@ -1,0 +1,85 @@
+"""ONNX's operators in the forms that XNNPACK takes: the same numbers up to rounding, in one delegate and not in sixty.
+
+XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices but
+neither splits nor selections of one row. What it does not take runs on ExecuTorch's portable kernels, which are slow, and each such
+operator ends a delegate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolchain.interpreter.operators import OPERATORS, Attributes, Operator, Value
+
+
+def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """LayerNorm of x [..., C] over C, by two means of [rows, 1, 1, C] over the last two dimensions."""
+    axis = attributes.get("axis", -1) % x.ndim
+    flat = x.reshape(math.prod(x.shape[:axis]), 1, 1, math.prod(x.shape[axis:]))
+    centred = flat - flat.mean((2, 3), keepdim=True)
+    variance = (centred * centred).mean((2, 3), keepdim=True)
+    normed = (centred * torch.rsqrt(variance + attributes.get("epsilon", 1e-5))).reshape(x.shape) * scale
+    return normed if bias is None else normed + bias
+
+
+def _mean(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """The mean over some axes, as one of [others, 1, 1, these] over the last two dimensions."""
+    shape: Tensor = OPERATORS["ReduceMean"](attributes, x.new_empty(x.shape, device="meta"), axes)
+    given = attributes.get("axes", ()) if axes is None else np.asarray(axes).reshape(-1)
+    over = sorted(int(axis) % x.ndim for axis in given)
+    if not over:
+        found: Tensor = OPERATORS["ReduceMean"](attributes, x, axes)
+        return found
+    others = [axis for axis in range(x.ndim) if axis not in over]
+    rows, length = (math.prod(x.shape[axis] for axis in part) for part in (others, over))
+    return x.permute(*others, *over).reshape(rows, 1, 1, length).mean((2, 3), keepdim=True).reshape(shape.shape)
+
+
+def _matmul(_: Attributes, a: Tensor, b: Tensor) -> Tensor:
+    """The product a @ b; of equal leading dimensions as one batch of matrices, [B, h, N, d] as [B·h, N, d]."""
+    if a.ndim < 3 or a.shape[:-2] != b.shape[:-2]:
+        return torch.matmul(a, b)
+    product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
+    return product.reshape(*a.shape[:-1], b.shape[-1])
+
+
+def _split(attributes: Attributes, x: Tensor, sizes: Value = None) -> Sequence[Tensor]:
+    """Slices where the interpreter would split."""
+    parts: Sequence[Tensor] = OPERATORS["Split"](attributes, x.new_empty(x.shape, device="meta"), sizes)
+    axis, slices, start = attributes.get("axis", 0), [], 0
+    for part in parts:
+        slices.append(x.narrow(axis, start, part.shape[axis]))
+        start += part.shape[axis]
+    return slices
+
+
+def _gather(attributes: Attributes, x: Tensor, indices: Value) -> Tensor:
+    """One row that is known is a slice of one."""
+    if not isinstance(indices, np.ndarray) or indices.ndim:
+        found: Tensor = OPERATORS["Gather"](attributes, x, indices)
+        return found
+    axis = attributes.get("axis", 0) % x.ndim
+    row = x.narrow(axis, int(indices) % x.shape[axis], 1)
+    return row.reshape(*x.shape[:axis], *x.shape[axis + 1 :])
+
+
+def _squeeze(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """A reshape in place of what XNNPACK does not have."""
+    shape: Tensor = OPERATORS["Squeeze"](attributes, x.new_empty(x.shape, device="meta"), axes)
+    return x.reshape(shape.shape)
+
+
+REWRITES: Mapping[str, Operator] = {
+    "Gather": _gather,
+    "LayerNormalization": _layer_norm,
+    "MatMul": _matmul,
+    "ReduceMean": _mean,
+    "Split": _split,
+    "Squeeze": _squeeze,
+}
+"""What replaces the interpreter's own operators."""

@@ -1,0 +1,251 @@
+"""An ONNX file as a program of ExecuTorch: exported for each batch, quantised where the file is, and given to XNNPACK."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx as onnxlib
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from toolchain.artifacts.inputs import Signature
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.artifacts.onnx_plain import Codes, plain
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.interpreter import GraphModule, module_of
+from toolchain.interpreter.operators import OPERATORS
+from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
+from toolchain.targets.executorch.operators import REWRITES
+
+FORWARD = "forward"
+"""The method of the smallest batch, which is what other programs call when they name none; those of others begin with it."""
+LINEARS = ("aten_linear_default", "aten_addmm_default", "aten_mm_default")
+"""How nodes are called that are linears, if they read a weight."""
+INT8_WEIGHT = "quantized_decomposed_dequantize_per_channel"
+MOVES = ("aten_permute_copy", "aten_view_copy", "aten_t_copy", INT8_WEIGHT)
+"""Nodes through which the weight of a linear is looked for."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What became of the graph at one batch.
+
+    Attributes:
+        name: of the method in the file.
+        delegates: how many parts XNNPACK computes; each of them ends where an operator is not its own.
+        outside: operator → how many are left to ExecuTorch's portable kernels.
+        products: type of matrix product, as engine.json has it → how many linears with it XNNPACK computes.
+    """
+
+    name: str
+    delegates: int
+    outside: dict[str, int]
+    products: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and what is known of it.
+
+    Attributes:
+        content: the bytes of the .pte file.
+        methods: batch → its method.
+    """
+
+    content: bytes
+    methods: dict[int, Method]
+
+
+def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | None = None) -> Program:
+    """The program of an ONNX file in fp32 or with dynamic int8 linears, one method for each batch; they share their weights.
+
+    Args:
+        path: the file.
+        batches: those that it takes.
+        sample: shape of one sample, where the file leaves it open.
+
+    Raises:
+        StorageError, ArtifactError: the file cannot be read, an operator is not understood, a linear is left outside of XNNPACK,
+            or the int8 numbers are not those of the file.
+        RecipeError: the file is of another precision, or leaves the shape of a sample open.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    file = OnnxFile(path)
+    _ = file.files  # all of them are there
+    content = plain(onnxlib.load(path))
+    if content.halves:
+        raise RecipeError(f"{path} holds 16-bit weights; .pte files are built from fp32 and int8-dynamic")
+    module = module_of(content.model, {**OPERATORS, **REWRITES})
+    codes = {attribute: content.codes[name] for attribute, name in module.stored.items() if name in content.codes}
+    batches = sorted(set(batches))
+    names = {batch: FORWARD if batch == batches[0] else f"{FORWARD}_{batch}" for batch in batches}
+    signatures = {batch: file.signature(batch, sample) for batch in batches}
+    description = _description(file, module, "int8-dynamic" if codes else FP32, batches, signatures[batches[0]])
+    exported = {names[batch]: _exported(path, module, signatures[batch], codes) for batch in batches}
+    try:
+        edge = to_edge_transform_and_lower(
+            exported, partitioner=[XnnpackPartitioner()], constant_methods={PTE_NAMES: json.dumps(description)}
+        )
+        methods = {
+            batch: _method(path, name, edge.exported_program(name), module.stored) for batch, name in names.items()
+        }
+        lowered = bytes(edge.to_executorch().buffer)
+    except ArtifactError:
+        raise
+    except Exception as error:  # the converter's own, of any class
+        raise ArtifactError(f"ExecuTorch cannot lower {path}: {_last_line(error)}") from error
+    _require_codes(path, lowered, content.codes)
+    return Program(lowered, methods)
+
+
+def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapping[str, Codes]) -> ExportedProgram:
+    """The graph at the shapes of one batch."""
+    by_name = dict(zip(signature.names, signature.inputs, strict=True))
+    feeds = tuple(torch.from_numpy(np.ones(by_name[name].shape, by_name[name].dtype)) for name in module.input_names)
+    try:
+        exported = torch.export.export(module, feeds)
+        return _quantised(exported, feeds, codes) if codes else exported
+    except ArtifactError:
+        raise
+    except Exception as error:  # torch's own, of any class
+        raise ArtifactError(f"torch cannot export {path}: {_last_line(error)}") from error
+
+
+def _quantised(exported: ExportedProgram, feeds: tuple[Tensor, ...], codes: Mapping[str, Codes]) -> ExportedProgram:
+    """The same with int8 linears, whose activations are rounded in each call by their own range.
+
+    The weights are multiples of the file's scales. Rounded to as many steps as the largest code has, with the smallest scale that
+    still is a number, they are the file's integers again.
+
+    Args:
+        exported: the graph in fp32.
+        feeds: inputs that it takes; their values do not matter.
+        codes: parameter → integers and scales of a linear that the file has in int8.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    def is_int8(node: fx.Node) -> bool:
+        weight = node.args[1] if len(node.args) > 1 else None
+        return isinstance(weight, fx.Node) and str(weight.target) in codes
+
+    largest = max(int(np.abs(each.codes.astype(np.int32)).max()) for each in codes.values())
+    config = get_symmetric_quantization_config(
+        is_per_channel=True, is_dynamic=True, weight_qmin=-largest, weight_qmax=largest
+    )
+    observer = PerChannelMinMaxObserver.with_args(eps=float(np.finfo(np.float32).tiny))
+    weight = replace(config.weight, observer_or_fake_quant_ctr=observer)
+    quantizer = XNNPACKQuantizer().set_global(replace(config, weight=weight)).set_filter_function(is_int8)
+    prepared = prepare_pt2e(exported.module(), quantizer)
+    prepared(*feeds)
+    quantised = torch.export.export(convert_pt2e(prepared), feeds)
+    _require_scales(quantised, codes)
+    return quantised
+
+
+def _require_scales(program: ExportedProgram, codes: Mapping[str, Codes]) -> None:
+    """Raises ArtifactError unless every linear of a file is in a program with its integers and, to rounding, its scales."""
+    buffers = program.graph_signature.inputs_to_buffers
+    stored = {**program.state_dict, **program.constants}
+    found: dict[bytes, Any] = {}
+    for node in program.graph.nodes:
+        if "dequantize_per_channel" in str(node.target):
+            weight, scales = (stored[buffers[each.name]].numpy(force=True) for each in node.args[:2])
+            found[weight.tobytes()] = scales
+    for name, each in codes.items():
+        scales = found.get(np.ascontiguousarray(each.codes.T).tobytes())
+        if scales is None or not np.allclose(scales, each.scales, rtol=1e-6, atol=0):
+            wrong = "int8 numbers" if scales is None else "scales"
+            raise ArtifactError(f"the {wrong} of {name!r} are not those that ExecuTorch's quantiser made of them")
+
+
+def _method(path: Path, name: str, program: ExportedProgram, stored: Mapping[str, str]) -> Method:
+    """What became of one method; raises ArtifactError where XNNPACK leaves a linear out."""
+    from executorch.devtools.backend_debug import get_delegation_info
+    from executorch.exir.lowered_backend_module import get_lowered_submodules
+
+    weights = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        weight = _weight(node, weights) if node.name.startswith(LINEARS) else None
+        if weight is not None:
+            raise ArtifactError(
+                f"{path.name}: XNNPACK does not take the linear of {stored.get(weight, weight)!r}, which would run on ExecuTorch's "
+                "portable kernels, many times slower"
+            )
+    products: Counter[str] = Counter()
+    for _, lowered, _ in get_lowered_submodules(program.graph_module):
+        inner = lowered.original_module
+        for node in inner.graph.nodes:
+            if node.name.startswith(LINEARS):
+                rounded = any(each.name.startswith(INT8_WEIGHT) for each in node.all_input_nodes)
+                products["INT8-DYNAMIC" if rounded else "FLOAT"] += 1
+    info = get_delegation_info(program.graph_module)
+    outside = {
+        kind: each.non_delegated
+        for kind, each in sorted(info.delegation_by_operator.items())
+        if each.non_delegated and kind != "getitem"
+    }
+    return Method(name, info.num_delegated_subgraphs, outside, dict(products))
+
+
+def _weight(node: fx.Node, weights: Mapping[str, str]) -> str | None:
+    """The parameter or buffer that a product reads, as it is or turned; None for a product of two activations."""
+    for each in node.all_input_nodes:
+        source = each
+        while source.name.startswith(MOVES):
+            source = source.all_input_nodes[0]
+        if source.name in weights:
+            return weights[source.name]
+    return None
+
+
+def _require_codes(path: Path, content: bytes, codes: Mapping[str, Codes]) -> None:
+    """Raises ArtifactError unless the int8 numbers of every linear are in a program as the file has them, [out, in]."""
+    for name, each in codes.items():
+        if np.ascontiguousarray(each.codes.T).tobytes() not in content:
+            raise ArtifactError(f"{path.name}: the int8 numbers of {name!r} are not those that ExecuTorch made of them")
+
+
+def _description(
+    file: OnnxFile, module: GraphModule, precision: str, batches: Sequence[int], signature: Signature
+) -> dict[str, Any]:
+    """What a file says of itself: names and types by position, and how images become its input."""
+    specs = dict(zip(signature.names, signature.inputs, strict=True))
+    open_batch = len(batches) > 1
+    inputs = [
+        {
+            "name": name,
+            "type": specs[name].dtype,
+            "shape": [None if open_batch else specs[name].shape[0], *specs[name].shape[1:]],
+        }
+        for name in module.input_names
+    ]
+    how = file.preprocess
+    return {
+        **PTE_FORM,
+        "precision": precision,
+        "batches": list(batches),
+        "inputs": inputs,
+        "outputs": list(module.output_names),
+        "preprocess": None if how is None else how.to_dict(),
+        "output": file.output,
+        "own_pixels": file.own_pixels,
+    }
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""ExecuTorch with XNNPACK on the CPU: .pte files in fp32, or with int8 linears whose activations are rounded in each call."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.files import atomic_path, sha256
+from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model
+from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
+from toolchain.targets.checked import Checked
+
+NAME = "executorch-xnnpack"
+INSTALL = "pip install 'slimvit[executorch]'"
+MODULES = ("executorch.runtime", "executorch.exir", "torchao.quantization.pt2e")
+WEIGHTS = {"FLOAT": "float32", "INT8-DYNAMIC": "int8"}
+"""Type of a product → the type of its stored weight."""
+
+
+class ExecuTorchXnnpack(Target):
+    """Target "executorch-xnnpack". Multiples of 8 fill a 256-bit vector of fp32, and a group of XNNPACK's int8 kernels.
+
+    Files are run by the runtime for Python, which needs torch wherever it runs.
+    """
+
+    name = NAME
+    profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), 8))
+    takes = ("pte",)
+    measures = True
+    exact_fp32 = True
+    loads = builds = ("FLOAT", "INT8-DYNAMIC")
+
+    def batches(self, options: BuildOptions) -> tuple[int, ...]:
+        """Those of the options, and none between them."""
+        return tuple(sorted(set(options.batch)))
+
+    def probe(self) -> TargetInfo:
+        """The runtime and the CPU; raises TargetUnavailable if executorch is missing, or has no XNNPACK."""
+        for module in MODULES:
+            try:
+                with _quiet():
+                    importlib.import_module(module)
+            except (ImportError, OSError) as error:
+                why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+                raise TargetUnavailable(NAME, f"the Python module {module} {why}", INSTALL) from error
+        backends = importlib.import_module("executorch.runtime").Runtime.get().backend_registry
+        if not backends.is_available("XnnpackBackend"):
+            raise TargetUnavailable(NAME, "this build of executorch has no XNNPACK", INSTALL)
+        version = importlib.metadata.version("executorch")
+        return TargetInfo(NAME, "executorch", version, cpu_model(), {"delegate": "XNNPACK"})
+
+    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
+        """`<stem>.pte` in `folder`, with a method for each batch of the options.
+
+        Raises:
+            StorageError, ArtifactError: a file cannot be read, written or lowered, or a linear is left outside of XNNPACK.
+            RecipeError: the file has another precision or shape than can be built.
+        """
+        from toolchain.targets.engine_cache import source_digests  # not in a process that only runs files
+        from toolchain.targets.executorch.program import program_of
+
+        info = self.probe()
+        with _quiet():
+            program = program_of(onnx, options.batch, options.input_shape)
+        methods = program.methods
+        products = next(iter(methods.values())).products
+        if any(each.products != products for each in methods.values()):
+            raise ArtifactError(f"{onnx.name}: XNNPACK takes other linears at one batch than at another")
+        path = folder / f"{onnx.stem}.pte"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(program.content)
+        facts = {
+            "schema": ENGINE_SCHEMA,
+            "target": NAME,
+            "runtime": info.runtime,
+            "version": info.version,
+            "batches": [*methods],
+            "methods": {
+                each.name: {"batch": batch, "delegates": each.delegates, "outside": each.outside}
+                for batch, each in methods.items()
+            },
+            "weights": {WEIGHTS[kind]: count for kind, count in products.items()},
+            "matmul_dtypes": products,
+            "matmul_layers": sum(products.values()),
+            **source_digests(onnx),
+            "engine": path.name,
+            "engine_sha256": sha256(path),
+            "size_bytes": len(program.content),
+            "loaded": "pass",
+            "loaded_reason": "",
+        }
+        return EngineBuild(path, facts)
+
+    def _open(self, path: Path, threads: int) -> Runner:
+        """A runner of a .pte file; raises ArtifactError on entry if it cannot be loaded."""
+        runtime = f"ExecuTorch {importlib.metadata.version('executorch')}"
+        return Checked(ExecuTorchRunner(str(path), threads), path, NAME, runtime)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what executorch and torchao say about their own parts, which nobody here can mend."""
+    log = logging.getLogger("torch.utils._pytree")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(before)
+
+
+EXECUTORCH_XNNPACK = ExecuTorchXnnpack()
