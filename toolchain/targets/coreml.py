@@ -103,6 +103,11 @@ class CoreMl(Interpreted):
                 first = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise ArtifactError(f"coremltools {info.version} cannot convert {onnx}: {first}") from error
         program, package = MilProgram(path), open_artifact(path)
+        if (program.input_names, program.output_names) != (module.input_names, module.output_names):
+            has = ", ".join((*program.input_names, *program.output_names))
+            raise ArtifactError(
+                f"coremltools {info.version} renamed inputs or outputs of {onnx}: the package has {has}"
+            )
         require_codes(program, codes)
         products = Counter(NAMES.get(kind, kind) for kind in program.products.elements())
         facts = {
