@@ -12,6 +12,7 @@ from suite import Suite
 from pages.files import after_compression
 from pages.text import hardware, markdown, missing, speedup, verified, whole
 from toolchain.measure.comparison import Comparison
+from toolchain.pipeline.stages.bench import times_engines
 
 HEAD = ("File", "Bytes", "Of the dense file", "Same outputs", "Wrong", "Runtime", "ms", "Speedup", "Verified")
 Timed = dict[tuple[str, str], Comparison]
@@ -38,7 +39,7 @@ def timed(record: Record, results: Results) -> Timed:
 def part(record: Record, results: Results) -> str:
     """One run."""
     run, pairs = record.result, timed(record, results)
-    own = {row["target"] for row in run["engines"]}  # what they time is what they built
+    own = {row["target"] for row in run["engines"] if times_engines(row["target"])}
     dense = run["artifacts"][0]["bytes"]
     rows = [
         line
@@ -46,13 +47,14 @@ def part(record: Record, results: Results) -> str:
         for line in lines(row, "pass", {at: each for at, each in pairs.items() if at[0] not in own}, dense)
     ]
     for row in run["engines"]:
-        there = {at: each for at, each in pairs.items() if at[0] == row["target"]}
-        rows += lines(row, row["verdict"].replace("_", " "), there, dense)
+        there = {at: each for at, each in pairs.items() if at[0] == row["target"] in own}
+        verdict = row["verdict"].replace("_", " ") + ", interpreted" * row.get("interpreted", row["target"] == "coreml")
+        rows += lines(row, verdict, there, dense)
     silent = {rung["reason"] for rung in run["parity"] if rung["verdict"] == "not_run"}
     verdicts = [rung["verdict"] for rung in run["parity"]]
     parity = f"Parity: {verdicts.count('pass')} rungs pass, {verdicts.count('fail')} fail, {verdicts.count('not_run')} not run"
     machines = sorted({f"Measured on: {hardware(each.environment)}." for each in pairs.values()})
-    took = f"From the deploy model to all files and engines, parity and errors included: {after_compression(record.seconds):.0f} s."
+    took = f"From the deploy model to all files and engines, parity and errors included, measuring left out: {after_compression(record.seconds):.0f} s."
     reasons = f" ({'; '.join(sorted(silent))})" if silent else ""
     words = [f"{parity}{reasons}.", took, *machines]
     return f"## {record.cell}\n\n{markdown(HEAD, rows)}\n\n" + "\n".join(words)

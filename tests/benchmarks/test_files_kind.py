@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from benching import carry_out
+from pages import formats
 from pages.files import after_compression, int8_line, page, timed
+from pages.text import speedup
 from records import Results
 from suite import HERE, Suite
 
@@ -93,3 +95,38 @@ def test_what_is_claimed_of_every_file_is_what_was_recorded(name):
         verified = {name: pair.verified_speedup_at_least or 0 for name, pair in pairs.items()}
         assert max(verified["int8-dynamic"], verified["int8-qdq"]) >= 3.8
         assert verified["fp32"] >= 1.75
+
+
+def test_the_page_of_every_runtime_has_a_row_for_each_file(recorded):
+    suite, results, record = recorded
+    text = formats.page(suite, results)["README.md"]
+    dense, *files = record.result["artifacts"]
+    pairs = formats.timed(record, results)
+    assert set(pairs) == {("ort-cpu", precision) for precision in ("fp32", "int8-dynamic", "int8-qdq")}
+    assert f"| `{dense['path']}` | {dense['bytes']:,} | 100.0 % | pass | – | ort-cpu |" in text
+    for row in files:
+        pair = pairs["ort-cpu", row["precision"]]
+        assert f"| `{row['path']}` | {row['bytes']:,} | " in text
+        assert f"| ort-cpu | {pair.latency_ms('B'):.3f} | {speedup(pair)} |" in text
+
+
+@pytest.mark.parametrize("name", ["deit_small_everywhere", "fashion_mnist_everywhere"])
+def test_what_is_claimed_of_every_runtime_is_what_was_recorded(name):
+    """Every format is built and held against its file; half of the parameters is faster on each runtime than the dense file there."""
+    record = RESULTS.read("formats", name)
+    assert record is not None
+    run, pairs = record.result, formats.timed(record, RESULTS)
+    built = {row["target"]: row["verdict"] for row in run["engines"]}
+    runs = ("openvino-cpu", "litert-cpu", "executorch-xnnpack", "ncnn", "coreml")
+    assert built == {**dict.fromkeys(runs, "pass"), "trt-rtx": "not_run"}
+    assert {rung["verdict"] for rung in run["parity"]} == {"pass", "not_run"}
+    assert after_compression(record.seconds) <= 720
+    if name == "deit_small_everywhere":
+        for target in ("litert-cpu", "executorch-xnnpack", "ncnn"):
+            assert (pairs[target, "fp32"].verified_speedup_at_least or 0) >= 1.6
+        assert (pairs["litert-cpu", "int8-dynamic"].verified_speedup_at_least or 0) >= 3
+    else:
+        wrong = {row["path"]: row["wrong"] for row in (*run["artifacts"], *run["engines"]) if row["wrong"] is not None}
+        assert len(wrong) >= 10
+        best = wrong["onnx/compressed.fp32.onnx"]
+        assert all(abs(each - best) <= 0.005 * 10_000 for path, each in wrong.items() if "dense" not in path)

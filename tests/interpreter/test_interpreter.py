@@ -197,6 +197,6 @@ def test_a_single_known_index_is_no_lookup():
 def test_a_graph_knows_which_parameter_a_matrix_became():
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     module = module_of(graph_of(helper.make_node("MatMul", ["x", "a.weight"], ["y"]), constants={"a.weight": weight}))
-    ((name, attribute),) = module.linears.items()
+    ((attribute, name),) = module.stored.items()
     assert name == "a.weight"
     np.testing.assert_array_equal(getattr(module, attribute).numpy(), weight.T)

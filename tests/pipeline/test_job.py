@@ -112,10 +112,16 @@ def test_a_batch_that_a_target_never_takes_is_refused_with_what_would_help(regis
     raw = {"model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False}, "data": {"source": "none"}}
     raw |= {"compress": {"method": "none"}, "engine": {"targets": ["single"]}}
     prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"]}}), shapes_only=True)
-    with pytest.raises(
-        RecipeError, match=r"take batch 1 alone, .* 8 as well; remove them from bench\.batch, or single"
-    ):
-        prepare(Recipe.from_dict({**raw, "bench": {"targets": ["single"], "batch": [1, 8]}}), shapes_only=True)
+    for batch in ([1, 1, 1], [1, 1, 8]):
+        asked = {
+            **raw,
+            "engine": {"targets": ["single"], "batch": batch},
+            "bench": {"targets": ["single"], "batch": [1, 8]},
+        }
+        with pytest.raises(
+            RecipeError, match=r"8 as well; remove them from bench\.batch, or single from bench\.targets"
+        ):
+            prepare(Recipe.from_dict(asked), shapes_only=True)
 
 
 def test_a_section_that_is_not_carried_out_is_told(tmp_path):

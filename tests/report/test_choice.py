@@ -113,7 +113,7 @@ def test_the_tables_add_up():
     assert drawn("files", artifacts=FILES[:2], engines=()).table.rows == (), "the headline says it all"
     lines = drawn("suggestion", artifacts=FILES, suggestion=suggestion(FILES, BENCH, 0.005)).lines
     assert lines == (
-        "Of the files that lose at most 0.50 % of the images, against the compressed fp32 file:",
+        "Of the files that get at most 0.50 % more of the images wrong than the compressed fp32 file:",
         "Smallest: onnx/compressed.int8-qdq.onnx.",
         "Fastest on ort-cpu, batch 1, 1 thread: onnx/compressed.int8-qdq.onnx, 0.250 of the dense time.",
         "Left out, as less accurate: onnx/compressed.int8-dynamic.onnx.",
@@ -236,8 +236,23 @@ def test_engines_stand_beside_the_files_and_are_suggested_where_they_were_held_a
 
 
 def test_one_runtime_alone_is_not_the_fastest_of_all():
-    elsewhere = timed("fp32", 0.1, target="pi", environment={**BENCH[0].environment, "cpu": "another"})
+    elsewhere = timed("fp32", 0.1, target="pi")  # a device of targets.toml: another machine, or other cores of this one
     assert suggestion(FILES, [*BENCH, elsewhere], 0.005).quickest == ()
+
+
+def test_a_package_that_was_interpreted_alone_is_shown_and_not_suggested():
+    package = engine("coreml", "int8-dynamic", 10, None, interpreted=True)
+    assert suggestion(FILES, BENCH, 0.005, engines=[package]).smallest == "onnx/compressed.int8-qdq.onnx"
+    assert drawn("files", artifacts=FILES, engines=(package,)).table.rows[-1][4] == "pass, interpreted"
+
+
+def test_the_kind_of_int8_that_won_the_duel_removes_no_other_where_its_file_is_left_out():
+    """Another runtime's file of that kind may be accurate enough."""
+    bench = [*BENCH, timed("int8-dynamic", 0.1, target="litert-cpu", path=ENGINES[2].path)]
+    int8 = int8_choices([duel(1.1, 1.1, 1.1)], bench)
+    assert int8[-1].chosen == "int8-dynamic"
+    (fastest, _) = suggestion(FILES, bench, 0.005, int8, ENGINES).fastest
+    assert fastest.path == "onnx/compressed.int8-qdq.onnx"
 
 
 def test_an_engine_says_what_it_computes_in():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,7 +69,8 @@ class MlPackage(Engine):
     def spec(self) -> Any:
         """The program as protobuf; raises ArtifactError where it is damaged, TargetUnavailable without coremltools."""
         try:
-            from coremltools.proto import Model_pb2
+            with quiet():
+                from coremltools.proto import Model_pb2
         except ImportError as error:
             raise TargetUnavailable(
                 "coreml", f"{self.path} is read by coremltools, which is not installed", INSTALL
@@ -204,6 +209,20 @@ class MlPackage(Engine):
             "nodes": dict(operators.most_common()),
             "metadata": self.metadata,
         }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which coremltools draws no progress bars and warns of nothing: what it made is read back and compared."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _port(feature: Any) -> Port:

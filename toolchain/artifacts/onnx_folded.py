@@ -179,7 +179,7 @@ class _Graph:
         if node.op_type == "Expand":
             return width > 1 and (width == fresh or self._last(node.input[1]) == 1)
         if node.op_type == "Cast":
-            return bool(node.attribute[0].i == onnx.TensorProto.FLOAT)
+            return any(each.name == "to" and each.i == onnx.TensorProto.FLOAT for each in node.attribute)
         if node.op_type != "Reshape":
             return node.op_type in KEEPS
         return self._last(node.input[1]) == width and (width == fresh or node.input[1] in self._stored)

@@ -5,11 +5,11 @@ import gc
 # What is imported stays: looking through it for garbage is much of the time of `--help`.
 collects = gc.isenabled()
 gc.disable()
-
-from toolchain.cli.main import app, main  # noqa: E402
-
-gc.freeze()
-if collects:
-    gc.enable()
+try:
+    from toolchain.cli.main import app, main
+finally:
+    gc.freeze()
+    if collects:
+        gc.enable()
 
 __all__ = ["app", "main"]

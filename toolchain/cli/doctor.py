@@ -28,6 +28,9 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "openvino",
     "ai-edge-litert",
+    "coremltools",
+    "ncnn",
+    "pnnx",
     "executorch",
     "torchao",
 )

@@ -100,11 +100,6 @@ class GraphModule(nn.Module):
         """Parameter or buffer → the initializer that it holds; the weight of a linear is [out, in], however the file has it."""
         return {attribute: name for (name, _), attribute in self._weights.items()}
 
-    @property
-    def linears(self) -> dict[str, str]:
-        """Matrix [in, out] of the file → the parameter [out, in] of the linears that it became, in the order of the graph."""
-        return {name: attribute for (name, turned), attribute in self._weights.items() if turned}
-
     def _is_constant(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a Constant, which then stands with the weights."""
         if node.op_type != "Constant":

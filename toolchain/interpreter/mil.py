@@ -7,7 +7,6 @@ It is not the arithmetic of the Neural Engine, nor of any other device.
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -123,9 +122,8 @@ class MilProgram:
             if var is not None
         }
         try:
-            inspect.signature(function).bind(**given)
             found = function(**given)
-        except (TypeError, ArtifactError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError, ArtifactError) as error:
             raise ArtifactError(f"{self.path}: {op.name!r}, a {op.op_type}: {error}") from error
         return found if isinstance(found, (tuple, list)) else (found,)
 

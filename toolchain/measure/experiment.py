@@ -125,7 +125,8 @@ def require_target(target: str, paths: Sequence[Path]) -> None:
     """Raises TargetUnavailable if nothing can be timed on a target, RecipeError if it takes other artifacts."""
     where = get_target(target)
     if not where.measures:
-        raise TargetUnavailable(target, "it builds engines but latency cannot be measured on it")
+        why = f": {where.never_run}" if where.never_run else ""
+        raise TargetUnavailable(target, f"it builds engines but latency cannot be measured on it{why}")
     where.require_run()
     words = " and ".join(f"{ARTIFACTS[kind].word}s" for kind in where.takes)
     for artifact in map(open_artifact, paths):

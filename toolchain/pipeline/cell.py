@@ -20,7 +20,7 @@ def runtime(target: str) -> list[str]:
 
 
 def builder(target: str) -> list[Any]:
-    """What builds engines of a target here: its runtime, and all that its probe tells, as what it converts with."""
+    """What builds or runs files of a target here: its runtime, and all that its probe tells, as what it converts with."""
     info = get_target(target).probe()
     return [info.runtime, info.version, info.device, dict(info.details)]
 

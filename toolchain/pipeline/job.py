@@ -28,7 +28,7 @@ from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.recipe import ALIGN, BenchSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
-from toolchain.targets import get_target
+from toolchain.targets import BuildOptions, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
@@ -244,14 +244,16 @@ def _require_batches(engine: EngineSection, bench: BenchSection) -> None:
     """Raises RecipeError if a batch is to be timed that an engine does not take."""
     built, timed, most = set(engine.batch), set(bench.batch), len(engine.batch)
     wanted = sorted(timed | built if len(timed | built) <= most else timed)
-    fix = f"set engine.batch = {[wanted[0]] * (most - len(wanted)) + wanted}"
+    proposal = [wanted[0]] * (most - len(wanted)) + wanted
+    fix = f"set engine.batch = {proposal}"
     if len(wanted) > most:
         fix = f"keep at most {most} in bench.batch, and name them in engine.batch"
     for runtime in dict.fromkeys(named_target(name).runtime for name in bench.targets):
-        only = get_target(runtime).batches(options_of(engine))
+        target = get_target(runtime)
+        only = target.batches(options_of(engine))
         if runtime not in engine.targets or only is None or timed <= set(only):
             continue
-        if built > set(only):  # no engine.batch would help
+        if len(wanted) <= most and target.batches(BuildOptions((proposal[0], proposal[1], proposal[2]))) == only:
             fix = f"remove them from bench.batch, or {runtime} from bench.targets"
         raise RecipeError(
             f"engines of {runtime} take batch {_listed(only)} alone, and bench.batch has {_listed(timed - set(only))} as well; {fix}"

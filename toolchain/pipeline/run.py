@@ -128,7 +128,9 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     built = {(done.facts.target, done.facts.precision): root / done.facts.path for done in engines}
     built |= {(done.facts.target, DENSE): root / done.facts.path for done in baselines}
     engines = [*baselines, *engines]
-    proofs |= {root / done.facts.path: [*proven, *done.rungs] for done in engines}
+    for done in engines:
+        source = onnx_path(root, done.facts.precision, done.facts.model)
+        proofs[root / done.facts.path] = [*proofs[source], *done.rungs]
 
     cells, duels = [], []
     if recipe.bench is not None:
@@ -150,7 +152,8 @@ def _carry_out(run: Run, job: Job) -> Outcome:
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:
-    """What is proven of two files that are timed on a device: by the rungs that lead to them, and by theirs on its runtime."""
-    there = [run.do(Elsewhere(run, device.runtime, path)) for path in pair if is_elsewhere(device, path)]
-    rungs = [*(rung for path in pair for rung in proofs[path]), *(rung for done in there for rung in done.rungs)]
+    """What is proven of two files that are timed on a device: by the rungs that lead to them, and on this machine by its runtime."""
+    rungs = [rung for path in pair for rung in proofs[path]]
+    for stage in (Elsewhere(run, device.runtime, path) for path in pair if is_elsewhere(device, path)):
+        rungs += (run.done.get(stage.name) or run.do(stage)).rungs
     return bench.claim(rungs)

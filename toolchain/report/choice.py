@@ -7,6 +7,7 @@ from typing import Any
 
 from toolchain.export.precision import int8_kinds
 from toolchain.report.record import BenchRow, EngineRow, Fastest, FileRow, Int8Choice, Quickest, Shippable, Suggestion
+from toolchain.targets import is_target
 
 Place = tuple[str, int, int]
 ROUNDING = 1e-9
@@ -29,7 +30,7 @@ def suggestion(
         accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; of outputs
             without labels, how much larger their error may be. Where neither is known every file that passed parity is within it.
         int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
-        engines: those of the run; one that was not held against its file is no candidate.
+        engines: those of the run; one that was not run and held against its file is no candidate.
     """
     compressed = [row for row in files if row.model == "compressed" and row.refused is None]
     whole = next(row for row in compressed if row.precision == "fp32")
@@ -40,17 +41,16 @@ def suggestion(
 
     offered: list[Shippable] = [
         *compressed,
-        *(row for row in engines if row.model == "compressed" and row.verdict == "pass"),
+        *(row for row in engines if row.ran and row.model == "compressed"),
     ]
     good = [row for row in offered if within(row)]
     left_out = [row.path for row in offered if not within(row)]
     timed = [row for row in bench if row.path not in left_out and row.verdict not in UNDECIDED]
-    chosen, kinds = {row.place: row.chosen for row in int8}, set(int8_kinds()) & {row.precision for row in good}
+    chosen = {row.place: row.chosen for row in int8}
+    candidates = [row for row in timed if not _lost(row, timed, chosen.get(row.place))]
     fastest = []
     for place in dict.fromkeys(row.place for row in bench):
-        there = [row for row in timed if row.place == place]
-        if chosen.get(place) in kinds:
-            there = [row for row in there if row.precision not in kinds - {chosen[place]}]
+        there = [row for row in candidates if row.place == place]
         if there:
             best = min(there, key=lambda row: row.ratio.point)
             fastest.append(Fastest(**_where(best), path=best.path, ratio=best.ratio))
@@ -58,9 +58,15 @@ def suggestion(
         accuracy_loss=accuracy_loss,
         smallest=min(good, key=lambda row: row.bytes or 0).path,
         fastest=tuple(fastest),
-        quickest=tuple(_quickest(timed)),
+        quickest=tuple(_quickest(candidates)),
         left_out=tuple(left_out),
     )
+
+
+def _lost(row: BenchRow, timed: Sequence[BenchRow], chosen: str | None) -> bool:
+    """Whether a file is of the kind of int8 that lost its place to the chosen one, which is a candidate there."""
+    kinds = {each.precision for each in timed if each.place == row.place} & set(int8_kinds())
+    return chosen in kinds and row.precision in kinds - {chosen}
 
 
 def _where(row: BenchRow) -> dict[str, Any]:
@@ -68,10 +74,11 @@ def _where(row: BenchRow) -> dict[str, Any]:
 
 
 def _quickest(bench: Sequence[BenchRow]) -> Iterator[Quickest]:
-    """On each machine on which several targets were timed at one batch and number of threads, the least time."""
+    """On this machine, where several of its runtimes were timed at one batch and number of threads, the least time."""
     alike: dict[tuple[str, int, int], list[BenchRow]] = {}
     for row in bench:
-        alike.setdefault((str(row.environment["cpu"]), row.batch, row.threads), []).append(row)
+        if is_target(row.target):  # devices of targets.toml may be others, or other cores of this one
+            alike.setdefault((str(row.environment["cpu"]), row.batch, row.threads), []).append(row)
     for (machine, *_), rows in alike.items():
         if len({row.target for row in rows}) > 1:
             best = min(rows, key=lambda row: row.compressed_ms)

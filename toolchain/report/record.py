@@ -214,9 +214,14 @@ class FileRow(Shippable):
 
 
 class EngineFacts(Shippable):
-    """An engine: what it weighs, how right it is where it runs here, and what it computes in, as far as its runtime says."""
+    """An engine: what it weighs, how right it is, and what it computes in, as far as its runtime says.
+
+    Attributes:
+        interpreted: whether all that is known of its outputs is from an interpreter, because it does not run here.
+    """
 
     target: str
+    interpreted: bool = False
     file: str
     bytes: int
     download_bytes: int
@@ -230,6 +235,11 @@ class EngineRow(EngineFacts):
     """An engine, and whether it is the same model as the file that it was built from."""
 
     verdict: Verdict
+
+    @property
+    def ran(self) -> bool:
+        """Whether it was run here and gives what its file does."""
+        return self.verdict == "pass" and not self.interpreted
 
 
 class LayerRow(Record):

@@ -91,6 +91,7 @@ class EngineRecord(BaseModel):
         compute_capabilities: of the GPUs that it is for.
         attention_layers, fused_attention: how many attentions it has, and how many of its layers are fused attention.
         batches: the only ones that it takes, where it was built for single ones.
+        constant_linears: linears of the file that it lacks, because what they give is a constant.
     """
 
     target: str = ""
@@ -104,6 +105,7 @@ class EngineRecord(BaseModel):
     attention_layers: int | None = None
     fused_attention: int | None = None
     batches: tuple[int, ...] = ()
+    constant_linears: int = 0
 
 
 @dataclass(frozen=True)

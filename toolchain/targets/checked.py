@@ -43,11 +43,13 @@ class Checked:
         self._runner.__exit__(kind, value, trace)
 
     def infer(self, feeds: Feeds) -> Arrays:
-        """Output name → array; raises RecipeError for feeds that the file does not take."""
+        """Output name → array; raises RecipeError for feeds that the file does not take, ArtifactError where the runtime fails."""
         try:
             return self._runner.infer(feeds)
         except ValueError as error:
             raise RecipeError(f"{self._path}: {error}") from error
+        except RuntimeError as error:
+            raise ArtifactError(f"{self._runtime} cannot run {self._path}: {error}") from error
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each call in nanoseconds; raises as `infer`, and for a batch that is none of the file's."""
@@ -55,3 +57,5 @@ class Checked:
             return self._runner.time_ns(feeds, samples)
         except ValueError as error:
             raise RecipeError(f"{self._path}: {error}") from error
+        except RuntimeError as error:
+            raise ArtifactError(f"{self._runtime} cannot run {self._path}: {error}") from error

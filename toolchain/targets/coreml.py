@@ -6,15 +6,11 @@ measured. A target for iOS 18 and macOS 15, whose programs hold int8 weights wit
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import logging
 import platform
 import traceback
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
@@ -24,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from toolchain.artifacts import open_artifact
+from toolchain.artifacts.mlpackage import INSTALL, quiet
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
@@ -41,7 +38,6 @@ from toolchain.targets.base import (
 )
 from toolchain.targets.engine_cache import source_digests
 
-INSTALL = "pip install 'slimvit[coreml]'"
 MINIMUM = "iOS18"
 NO_RUN = "Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
 DEBRIS = "executorch_debug_handle_mapping.json"
@@ -62,7 +58,7 @@ class CoreMl(Interpreted):
     takes = ("mlpackage",)
     measures = False
     uses_threads = False
-    loads = ()
+    loads = ("FLOAT", "HALF")
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
     engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
     max_abs = MappingProxyType({"fp16": 2e-3})
@@ -72,7 +68,7 @@ class CoreMl(Interpreted):
     interpreter = "interpreted in torch (not the Neural Engine's arithmetic)"
 
     def batches(self, options: BuildOptions) -> tuple[int, ...]:
-        """The middle one."""
+        """The middle one of the profile: Core ML's programs have one batch."""
         return (options.batch[1],)
 
     def probe(self) -> TargetInfo:
@@ -99,7 +95,7 @@ class CoreMl(Interpreted):
         module = module_of(content.model)
         codes = quantised(module, content.codes)
         path = folder / f"{onnx.stem}.mlpackage"
-        with _quiet():
+        with quiet():
             try:
                 _convert(module, inputs, source.metadata, arithmetic, path)
             except Exception as error:  # torch's and coremltools' own have no common base
@@ -107,6 +103,11 @@ class CoreMl(Interpreted):
                 first = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise ArtifactError(f"coremltools {info.version} cannot convert {onnx}: {first}") from error
         program, package = MilProgram(path), open_artifact(path)
+        if (program.input_names, program.output_names) != (module.input_names, module.output_names):
+            has = ", ".join((*program.input_names, *program.output_names))
+            raise ArtifactError(
+                f"coremltools {info.version} renamed inputs or outputs of {onnx}: the package has {has}"
+            )
         require_codes(program, codes)
         products = Counter(NAMES.get(kind, kind) for kind in program.products.elements())
         facts = {
@@ -140,7 +141,7 @@ class CoreMl(Interpreted):
 def _example(source: OnnxFile, options: BuildOptions) -> dict[str, torch.Tensor]:
     """Input name → zeros in the shape that a package of the file takes."""
     fixed = next((port.shape[0] for port in source.inputs if port.shape and isinstance(port.shape[0], int)), None)
-    signature = source.signature(fixed or options.batch[1], options.input_shape)
+    signature = source.signature(fixed or COREML.batches(options)[0], options.input_shape)
     for name, spec in zip(signature.names, signature.inputs, strict=True):
         if spec.dtype != "float32":
             raise RecipeError(
@@ -176,7 +177,7 @@ def quantised(module: GraphModule, codes: Mapping[str, Codes]) -> list[Codes]:
         module: of the plain graph.
         codes: its matrices that the file stores as int8.
     """
-    stored = {attribute: codes[name] for name, attribute in module.linears.items() if name in codes}
+    stored = {attribute: codes[name] for attribute, name in module.stored.items() if name in codes}
     for attribute, each in stored.items():
         delattr(module, attribute)
         turned = torch.from_numpy(np.array(each.codes.T, order="C"))
@@ -200,7 +201,9 @@ def require_codes(program: MilProgram, expected: Sequence[Codes]) -> None:
             raise ArtifactError(
                 f"{program.path}: the int8 weight of {name!r} is not that of the file it was built from"
             )
-        if not np.array_equal(np.ravel(scale), wanted.scales.astype(np.float16)):
+        used = wanted.codes.any(axis=0)
+        small = ~np.isclose(np.ravel(scale).astype(np.float32), wanted.scales, rtol=2**-10, atol=0)
+        if (small & used).any() or not np.array_equal(np.ravel(scale), wanted.scales.astype(np.float16)):
             raise ArtifactError(f"{program.path}: the scales of {name!r} are not those of the file it was built from")
 
 
@@ -232,23 +235,9 @@ def _quotient(x: Tensor) -> Tensor:
     return torch.full((1,), 1.0) / x
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A block in which coremltools draws no progress bars and warns of nothing: what it made is read back and compared."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _load() -> ModuleType:
     """The Python module; raises TargetUnavailable if it is missing, broken, or without the part that reads weights."""
-    with _quiet():
+    with quiet():
         try:
             module = importlib.import_module("coremltools")
             importlib.import_module("coremltools.libmilstoragepython")

@@ -1,4 +1,4 @@
-"""Files that are timed as they are on another runtime than the one that proved them: there they are held against themselves."""
+"""An ONNX file that is timed on a second runtime is compared there with its outputs on the first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolchain.devices.device import Device
 from toolchain.export.precision import reference_target
 from toolchain.model import Made
 from toolchain.parity import BATCHES, require
-from toolchain.pipeline.cell import runtime
+from toolchain.pipeline.cell import builder
 from toolchain.pipeline.folder import Nothing, Written
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.targets import EngineBuild
@@ -42,7 +42,8 @@ class Elsewhere(RunStage[Nothing]):
 
     @property
     def inputs(self) -> Sequence[Any]:
-        return [OnnxFile(self.path).sha256, runtime(self.target), self.run.job.source.digest]
+        file = OnnxFile(self.path)
+        return [file.sha256, *map(builder, (self.target, reference_target(file))), self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
         built = EngineBuild(self.path, {"target": self.target})

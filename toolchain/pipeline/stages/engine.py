@@ -42,7 +42,7 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        return [digest, self.section.model_dump(mode="json"), *builder(self.target)]
+        return [digest, self.section.model_dump(mode="json"), *builder(self.target), self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section
@@ -51,12 +51,13 @@ class Engine(RunStage[EngineFacts]):
         engine = run_stage(stage, source)
         built = engine.artifact
         artifact = open_artifact(built.path)
-        held = all(rung.verdict == "pass" for rung in engine.rungs)
-        counts = run.judge.built(source, built, section.batch) if held else Counts()
+        held, interpreted = all(rung.verdict == "pass" for rung in engine.rungs), built.record.loaded != "pass"
+        counts = run.judge.built(source, built, section.batch) if held and not interpreted else Counts()
         facts = EngineFacts(
             target=self.target,
             model="dense" if self.precision == DENSE else "compressed",
             precision=FP32 if self.precision == DENSE else self.precision,
+            interpreted=held and interpreted,
             file=built.path.name,
             path=built.path.relative_to(run.root).as_posix(),
             bytes=artifact.size_bytes,

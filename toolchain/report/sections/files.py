@@ -48,7 +48,7 @@ def _head(batch: int, threads: int) -> str:
 def _verdict(row: FileRow | EngineRow) -> str:
     """Whether a file gives what it was made from gives: a run does not go on with an ONNX file that does not."""
     if isinstance(row, EngineRow):
-        return row.verdict.replace("_", " ")
+        return row.verdict.replace("_", " ") + ", interpreted" * row.interpreted
     return "fail" if row.refused else "pass"
 
 

@@ -10,14 +10,14 @@ from toolchain.report.tables import percent
 def _draw(report: Report) -> Part:
     title = "Which file to take"
     choices = [row for row in report.artifacts if row.model == "compressed"]
-    if len(choices) + sum(row.model == "compressed" and row.verdict == "pass" for row in report.engines) < 2:
+    if len(choices) + sum(row.model == "compressed" and row.ran for row in report.engines) < 2:
         return Part(title)
     suggestion = report.suggestion
     lines = [f"{_of_which(report)}:", f"Smallest: {suggestion.smallest}."]
     lines += [f"Fastest on {row}: {row.path}, {row.ratio.point:.3f} of the dense time." for row in suggestion.fastest]
     lines += [
-        f"Fastest on {row.machine} of all runtimes, batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}: {row.path} on "
-        f"{row.target}, {row.ms:.3f} ms; runtimes were timed one after the other, not in pairs."
+        f"Least time on {row.machine}, batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}: {row.path} on {row.target}, "
+        f"{row.ms:.3f} ms. Runtimes were not timed in pairs."
         for row in suggestion.quickest
     ]
     lines += [int8_line(row) for row in report.int8]
@@ -29,7 +29,7 @@ def _of_which(report: Report) -> str:
     """The files among which one is suggested."""
     most, rows = percent(report.suggestion.accuracy_loss), report.artifacts
     if any(row.total is not None or (row.features and row.features.knn) for row in rows):
-        return f"Of the files that lose at most {most} of the images, against the compressed fp32 file"
+        return f"Of the files that get at most {most} more of the images wrong than the compressed fp32 file"
     if any(row.error is not None or row.features is not None for row in rows):
         return f"Of the files with at most {most} more error than the compressed fp32 file"
     return "Of all compressed files, as accuracy is not known"

@@ -53,7 +53,13 @@ class ExecuTorchXnnpack(Target):
         if not backends.is_available("XnnpackBackend"):
             raise TargetUnavailable(NAME, "this build of executorch has no XNNPACK", INSTALL)
         version = importlib.metadata.version("executorch")
-        return TargetInfo(NAME, "executorch", version, cpu_model(), {"delegate": "XNNPACK"})
+        return TargetInfo(
+            NAME,
+            "executorch",
+            version,
+            cpu_model(),
+            {"delegate": "XNNPACK", "torchao": importlib.metadata.version("torchao")},
+        )
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         """`<stem>.pte` in `folder`, with a method for each batch of the options.

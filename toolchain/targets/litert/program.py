@@ -36,6 +36,7 @@ class Source:
         module: the graph in fp32, with the numbers of the file; what is constant around a linear is in its weight.
         weights: name in the .tflite file → its numbers, float32, as the ONNX file lays them out.
         codes: name in the .tflite file → int8 codes and scales of the linears that have them.
+        constant_linears: int8 linears of the file whose output is a constant, which is what stands for them.
         halves: names of the weights that the ONNX file stores in fp16.
     """
 
@@ -45,6 +46,7 @@ class Source:
     weights: dict[str, Array]
     codes: dict[str, Codes]
     halves: frozenset[str]
+    constant_linears: int = 0
 
     @staticmethod
     def of(path: Path) -> Source:
@@ -57,6 +59,7 @@ class Source:
         _ = file.files  # all of them are there
         content = plain(onnx.load(path))
         layers = {name: ".".join(part) for name, part in named_weights(linked(content.model).graph)}
+        int8 = len(content.codes)
         content = folded(content)
         stored = {
             each.name: numpy_helper.to_array(each)
@@ -70,6 +73,7 @@ class Source:
             {layers.get(name, name): array for name, array in stored.items()},
             {layers.get(name, name): codes for name, codes in content.codes.items()},
             frozenset(layers.get(name, name) for name in content.halves),
+            int8 - len(content.codes),
         )
 
     @property

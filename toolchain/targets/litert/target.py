@@ -97,6 +97,7 @@ class LiteRtCpu(Target):
             "version": info.version,
             "converted_by": dict(converter.versions),
             "batches": list(batches),
+            "constant_linears": source.constant_linears,
             "weights": {WEIGHTS.get(kind, kind): count for kind, count in products.items()},
             "matmul_dtypes": products,
             "matmul_layers": sum(products.values()),

@@ -13,11 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import onnx
-
 from toolchain.artifacts.ncnn_format import Layer, left_over, read_layers, shape_params, write_layers
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.targets.ncnn.graph import for_pnnx
 
 CONVERT_S = 1800.0
 """A model of 300 million parameters takes a minute; pnnx was not seen to hang."""
@@ -64,6 +61,10 @@ def convert(program: Path, source: Path, target: Path, names: Names, *, fp16: bo
         ArtifactError: pnnx cannot convert the file whole; the operators that it left out are named.
         StorageError: a file cannot be read or written.
     """
+    import onnx  # not in a process that only runs files
+
+    from toolchain.targets.ncnn.graph import for_pnnx
+
     with tempfile.TemporaryDirectory(prefix="slimvit-ncnn-") as folder:  # pnnx writes beside what it reads
         copy = Path(folder, "model.onnx")
         try:

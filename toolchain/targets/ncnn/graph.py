@@ -46,15 +46,15 @@ def for_pnnx(path: Path) -> onnx.ModelProto:
     del model.graph.value_info[:]
     try:
         linked = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
-        _drop_casts(linked.graph)
-        _mean_as_product(linked.graph)
-        _split_attention(linked.graph)
-        _rotate_by_product(linked.graph)
-        _add_stacked(linked.graph)
-        RemoveUnusedNodesPass()(linked)
-        return ir.to_proto(linked)
     except (onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
         raise ArtifactError(f"{path}: its shapes at batch 1 cannot be inferred: {error}") from error
+    _drop_casts(linked.graph)
+    _mean_as_product(linked.graph)
+    _split_attention(linked.graph)
+    _rotate_by_product(linked.graph)
+    _add_stacked(linked.graph)
+    RemoveUnusedNodesPass()(linked)
+    return ir.to_proto(linked)
 
 
 def _widen(model: onnx.ModelProto) -> None:
@@ -72,8 +72,10 @@ def _widen(model: onnx.ModelProto) -> None:
 def _drop_casts(graph: ir.Graph) -> None:
     """Casts from fp32 to fp32 go."""
     for node in graph:
-        (source, *_), target = node.inputs, node.outputs[0]
-        if node.op_type == "Cast" and source is not None and source.dtype == target.dtype == ir.DataType.FLOAT:
+        if node.op_type != "Cast":
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        if source is not None and source.dtype == target.dtype == ir.DataType.FLOAT:
             node.op_type = "Identity"
             node.attributes.clear()
     IdentityEliminationPass()(ir.Model(graph, ir_version=10))

@@ -59,8 +59,14 @@ class NcnnRunner:
         weights, graph = files_of(self.path)
         self._inputs = inputs_of(read_layers(graph))
         self._log = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", child.__name__]
-        environment = {**os.environ, **RESTING}
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            child.__name__,
+        ]  # no neighbour of where it is started can shadow a library
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **RESTING, "PYTHONPATH": path}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
         )
