@@ -14,7 +14,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test test-floor lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
-	bench-scale bench-validity bench-speed bench-floor bench-targets bench-real bench-report
+	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-real bench-report
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -81,6 +81,10 @@ bench-floor: $(VENV)/.installed-bench  ## how much of the ideal speedup of DeiT 
 bench-targets: export OMP_NUM_THREADS ?= 2
 bench-targets: $(VENV)/.installed-bench  ## two models as every file that ships: bytes, parity, latency (on a quiet machine)
 	$(call suite,targets)
+
+bench-formats: export OMP_NUM_THREADS ?= 2
+bench-formats: $(VENV)/.installed-bench  ## two models on every runtime, phones' and browsers' among them (on a quiet machine)
+	$(call suite,formats)
 
 bench-real: export OMP_NUM_THREADS ?= 2
 bench-real: $(VENV)/.installed-bench  ## a pretrained DINOv2 on photographs out of Debian packages, beside Torch-Pruning

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine import Bench
     from suite import File
 
-REPORTED = ("model", "data", "artifacts", "files", "parity")
+REPORTED = ("model", "data", "artifacts", "engines", "files", "parity")
 """What of a run's report is recorded; its latencies are records of their own."""
 SECONDS = 900.0
 """What a run is predicted to take until some are recorded."""

@@ -25,16 +25,7 @@ from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
 from toolchain.surgery.replay import save_model
-from toolchain.targets import (
-    TARGETS,
-    BuildOptions,
-    Interpreted,
-    Profiled,
-    Refittable,
-    Selective,
-    Target,
-    get_target,
-)
+from toolchain.targets import TARGETS, BuildOptions, Interpreted, Profiled, Refittable, Target, get_target
 from toolchain.targets.mode import Mode
 
 EVERY_TARGET = pytest.mark.parametrize("name", list(TARGETS))
@@ -95,15 +86,9 @@ def artifact(name, artifacts):
 
 
 def batches(name, wanted):
-    """The batches that engines of a target are built for here: those that are wanted, or 1 alone where it knows no other."""
-    try:
-        if isinstance(target := get_target(name), Selective):
-            target.require(BuildOptions(wanted), {})
-    except TargetUnavailable:
-        return wanted
-    except RecipeError:
-        return 1, 1, 1
-    return wanted
+    """The batches of (smallest, usual, largest) that engines of a target take: those that are wanted, or the only ones it knows."""
+    only = get_target(name).batches(BuildOptions(wanted))
+    return wanted if only is None or only[-1] == wanted[-1] else (only[0], only[0], only[-1])
 
 
 @cache

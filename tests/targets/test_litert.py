@@ -174,9 +174,10 @@ def test_every_int8_code_is_that_of_the_onnx_file():
     assert len(codes) == 4
 
 
-def test_everything_is_delegated():
+def test_everything_is_delegated_and_the_runtime_says_nothing(capfd):
     assert fully_delegated(FP32)
     assert fully_delegated(INT8)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_not_delegated_is_seen(tmp_path):
@@ -340,6 +341,24 @@ def test_a_stage_builds_each_precision_and_its_rung_passes(precision, convertibl
     assert artifact.layers["blocks.0.attn.proj"] > 0
     folded = "blocks.0.attn.qkv" not in artifact.layers
     assert folded == (precision == "fp32"), "of a rounded file every linear is the ONNX file's, and has its name"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8-dynamic"])
+@pytest.mark.parametrize("case", ["layer scale", "attention pool"])
+def test_constants_around_linears_are_in_rounded_weights(case, precision, convertible, tmp_path):
+    """At a batch of 3 the converter would take them in by itself, and its weights would be unknown ones."""
+    source = exported(tmp_path, variant(case), precision)
+    built = LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3)))
+    verdict = rung(built.path, source)
+    assert verdict.verdict == "pass", verdict.reason
+    layers = open_artifact(built.path).layers
+    assert layers["blocks.0.attn.proj"] > 0
+    assert "attn_pool.q" not in layers, "of a constant it is one"
+    stored = 8 if case == "layer scale" else 12
+    assert built.facts["matmul_dtypes"] == (
+        {"HALF": stored + 2} if precision == "fp16" else {"FLOAT": 2, "INT8-DYNAMIC": stored}
+    )
 
 
 @pytest.mark.slow

@@ -121,11 +121,11 @@ def left_over(layers: Sequence[Layer]) -> tuple[str, ...]:
 
 def files_of(path: Path) -> tuple[Path, Path]:
     """The weights and the graph of the model whose .param is at `path`; raises StorageError where one is missing."""
-    both = (path.with_suffix(".bin"), path)
-    for file in both:
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
         if not file.is_file():
             raise StorageError(f"there is no file {file}, which an ncnn model needs")
-    return both
+    return weights, path
 
 
 def inputs_of(layers: Sequence[Layer]) -> tuple[Port, ...]:

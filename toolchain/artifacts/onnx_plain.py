@@ -114,25 +114,7 @@ class _Integers:
             )
             yield names[stored], codes
         if nodes:
-            self._replace([nodes.get(node.output[0], node) for node in self._graph.node])
-
-    def _replace(self, nodes: list[onnx.NodeProto]) -> None:
-        """The graph with these nodes, but for those that nobody reads any more, and the weights of these."""
-        wanted = {each.name for each in self._graph.output}
-        kept: list[onnx.NodeProto] = []
-        for node in reversed(nodes):  # in the order of a graph, a reader comes after what it reads
-            if wanted.intersection(node.output):
-                kept.append(node)
-                wanted.update(node.input)
-        copies = [_copied(node) for node in reversed(kept)]
-        del self._graph.node[:]
-        self._graph.node.extend(copies)
-        tensors = [each for each in self._graph.initializer if each.name in wanted]
-        inputs = [each for each in self._graph.input if each.name in wanted or each.name not in self._stored]
-        for field, entries in ((self._graph.initializer, tensors), (self._graph.input, inputs)):
-            fresh = [_copied(entry) for entry in entries]
-            del field[:]
-            field.extend(fresh)
+            replace_nodes(self._graph, [nodes.get(node.output[0], node) for node in self._graph.node])
 
     def _maker(self, value: str, kind: str, reader: onnx.NodeProto) -> onnx.NodeProto:
         node: onnx.NodeProto | None = self._makers.get(value)
@@ -176,6 +158,23 @@ class _Integers:
             )
         scales = numpy_helper.to_array(self._stored[scale]).astype(np.float32).reshape(-1)
         return Codes(codes, np.broadcast_to(scales, (codes.shape[1],)))
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Gives a graph these nodes, but for those that nobody reads any more, and leaves out initializers that none of them reads."""
+    wanted = {each.name for each in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(nodes):  # in the order of a graph, a reader comes after what it reads
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    stored = {each.name for each in graph.initializer}
+    tensors = [each for each in graph.initializer if each.name in wanted]
+    inputs = [each for each in graph.input if each.name in wanted or each.name not in stored]
+    for field, entries in ((graph.node, kept[::-1]), (graph.initializer, tensors), (graph.input, inputs)):
+        fresh = [_copied(entry) for entry in entries]
+        del field[:]
+        field.extend(fresh)
 
 
 def _copied(message: Any) -> Any:

@@ -39,7 +39,8 @@ def engine_rung(
     reading, from_, to = source.precision, source.path.name, built.path.name
     if to == from_:
         to = f"{to} on {built.record.target}"
-    coarse = reading.name in (FP32, "fp64") and not get_target(built.record.target).exact_fp32
+    target = get_target(built.record.target)
+    coarse = reading.name in (FP32, "fp64") and not target.exact_fp32
     tolerance = TF32 if coarse else tolerance_of(reading)
     if reading.name == FP32 and "f16" in built.record.weights:  # OpenVINO's format: fp16 stored, fp32 computed
         tolerance = PRECISIONS["fp16"].tolerance
@@ -47,7 +48,6 @@ def engine_rung(
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
     tolerance = for_output(tolerance, source.output)
-    target = get_target(built.record.target)
     if (bound := target.max_abs.get(reading.name)) is not None:
         tolerance = replace(tolerance, max_abs=bound)
     described = source

@@ -155,10 +155,10 @@ class Target(ABC):
     """Types of matrix products that it runs, as `Precision.product` names them: files of other precisions are not timed on it."""
     builds: tuple[str, ...] = ()
     """Those of the ONNX files that it builds engines from; none where files run as they are."""
-    engine_products: Mapping[str, str] = MappingProxyType({})
-    """Of these, type in the file → type in the engine, where that is another."""
     exact_fp32: bool = False
     """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
+    engine_products: Mapping[str, str] = MappingProxyType({})
+    """Of these, type in the file → type in the engine, where that is another."""
     max_abs: Mapping[str, float] = MappingProxyType({})
     """Precision of an ONNX file → what outputs of its engines may differ by, in the units of `Tolerance`; cosines alone judge others."""
 

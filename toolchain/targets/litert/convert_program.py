@@ -39,13 +39,13 @@ def main(folder: Path) -> None:
         arrays = dict(file)
     path = folder / "fp32.tflite"
     converted(folder, request["batches"]).export(str(path))
-    model = flatbuffer_utils.read_model_with_mutable_tensors(path)
+    model = flatbuffer_utils.read_model(path)
     names = weight_names(model, arrays)
     recipe = recipe_of(request["precision"], model, names, arrays)
     if recipe:
         rounded = folder / "rounded.tflite"
         quantizer.Quantizer(str(path), recipe).quantize().export_model(str(rounded))
-        model = flatbuffer_utils.read_model_with_mutable_tensors(rounded)
+        model = flatbuffer_utils.read_model(rounded)
     rename(model, names)
     put_codes(model, arrays)
     put_metadata(model, json.dumps(request["metadata"], separators=(",", ":")).encode())

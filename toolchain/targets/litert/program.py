@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from toolchain.artifacts.onnx_file import FORM, FP32, OnnxFile
+from toolchain.artifacts.onnx_folded import folded
 from toolchain.artifacts.onnx_layers import named_weights
 from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.artifacts.onnx_walk import linked
@@ -32,8 +33,8 @@ class Source:
     Attributes:
         file: the ONNX file.
         precision: of the weights in the .tflite file: "fp32", "fp16" or "int8-dynamic".
-        module: the graph in fp32, with the numbers of the file.
-        weights: name in the .tflite file → stored numbers, float32, as the ONNX file lays them out.
+        module: the graph in fp32, with the numbers of the file; what is constant around a linear is in its weight.
+        weights: name in the .tflite file → its numbers, float32, as the ONNX file lays them out.
         codes: name in the .tflite file → int8 codes and scales of the linears that have them.
         halves: names of the weights that the ONNX file stores in fp16.
     """
@@ -56,6 +57,7 @@ class Source:
         _ = file.files  # all of them are there
         content = plain(onnx.load(path))
         layers = {name: ".".join(part) for name, part in named_weights(linked(content.model).graph)}
+        content = folded(content)
         stored = {
             each.name: numpy_helper.to_array(each)
             for each in content.model.graph.initializer

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -115,12 +118,36 @@ class LiteRtCpu(Target):
 def fully_delegated(path: Path) -> bool:
     """Whether XNNPACK takes every operator of every signature of a file; raises ArtifactError if LiteRT cannot load it."""
     _load()
-    compiled = importlib.import_module("ai_edge_litert.compiled_model")
     try:
-        with compiled.CompiledModel.from_file(str(path)) as model:
-            return bool(model.is_fully_accelerated())
+        with quiet_unless_failed():
+            return _accelerated(path)
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(f"LiteRT {version('ai-edge-litert')} cannot load {path}: {error}") from error
+
+
+def _accelerated(path: Path) -> bool:
+    """A function of its own: what it opens ends with it, and says so."""
+    compiled = importlib.import_module("ai_edge_litert.compiled_model")
+    with compiled.CompiledModel.from_file(str(path)) as model:
+        return bool(model.is_fully_accelerated())
+
+
+@contextmanager
+def quiet_unless_failed() -> Iterator[None]:
+    """What LiteRT writes to the process's stderr is shown only where the block raises: it tells of every load."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _load() -> ModuleType:
