@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import read_json
 from toolchain.model import Preprocess
 from toolchain.outputs import OUTPUT, Output
+from toolchain.quiet import quiet
 
 MANIFEST = "Manifest.json"
 INSTALL = "pip install 'slimvit[coreml]'"
@@ -69,7 +66,7 @@ class MlPackage(Engine):
     def spec(self) -> Any:
         """The program as protobuf; raises ArtifactError where it is damaged, TargetUnavailable without coremltools."""
         try:
-            with quiet():
+            with quiet("coremltools"):
                 from coremltools.proto import Model_pb2
         except ImportError as error:
             raise TargetUnavailable(
@@ -209,20 +206,6 @@ class MlPackage(Engine):
             "nodes": dict(operators.most_common()),
             "metadata": self.metadata,
         }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A block in which coremltools draws no progress bars and warns of nothing: what it made is read back and compared."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _port(feature: Any) -> Port:

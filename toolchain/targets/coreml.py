@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from toolchain.artifacts import open_artifact
-from toolchain.artifacts.mlpackage import INSTALL, quiet
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.interpreter import GraphModule, graph_of, module_of
 from toolchain.interpreter.mil import MilProgram
 from toolchain.on_device.runner import Runner
+from toolchain.quiet import quiet
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
     BuildOptions,
@@ -38,6 +38,7 @@ from toolchain.targets.base import (
 )
 from toolchain.targets.engine_cache import source_digests
 
+INSTALL = "pip install 'slimvit[coreml]'"
 MINIMUM = "iOS18"
 NO_RUN = "Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
 DEBRIS = "executorch_debug_handle_mapping.json"
@@ -62,7 +63,6 @@ class CoreMl(Interpreted):
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
     engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
     max_abs = MappingProxyType({"fp16": 2e-3})
-    exact_fp32 = True
     profile = TargetProfile()
     never_run = "no package of it has ever been loaded by Core ML: no Apple device was at hand"
     interpreter = "interpreted in torch (not the Neural Engine's arithmetic)"
@@ -95,7 +95,7 @@ class CoreMl(Interpreted):
         module = module_of(content.model)
         codes = quantised(module, content.codes)
         path = folder / f"{onnx.stem}.mlpackage"
-        with quiet():
+        with quiet("coremltools"):
             try:
                 _convert(module, inputs, source.metadata, arithmetic, path)
             except Exception as error:  # torch's and coremltools' own have no common base
@@ -237,7 +237,7 @@ def _quotient(x: Tensor) -> Tensor:
 
 def _load() -> ModuleType:
     """The Python module; raises TargetUnavailable if it is missing, broken, or without the part that reads weights."""
-    with quiet():
+    with quiet("coremltools"):
         try:
             module = importlib.import_module("coremltools")
             importlib.import_module("coremltools.libmilstoragepython")

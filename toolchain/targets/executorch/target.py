@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import atomic_path, sha256
 from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model
+from toolchain.quiet import quiet
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
 from toolchain.targets.checked import Checked
 
@@ -44,7 +41,7 @@ class ExecuTorchXnnpack(Target):
         """The runtime and the CPU; raises TargetUnavailable if executorch is missing, or has no XNNPACK."""
         for module in MODULES:
             try:
-                with _quiet():
+                with quiet("torch.utils._pytree"):
                     importlib.import_module(module)
             except (ImportError, OSError) as error:
                 why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
@@ -72,7 +69,7 @@ class ExecuTorchXnnpack(Target):
         from toolchain.targets.executorch.program import program_of
 
         info = self.probe()
-        with _quiet():
+        with quiet("torch.utils._pytree"):
             program = program_of(onnx, options.batch, options.input_shape)
         methods = program.methods
         products = next(iter(methods.values())).products
@@ -107,19 +104,6 @@ class ExecuTorchXnnpack(Target):
         """A runner of a .pte file; raises ArtifactError on entry if it cannot be loaded."""
         runtime = f"ExecuTorch {importlib.metadata.version('executorch')}"
         return Checked(ExecuTorchRunner(str(path), threads), path, NAME, runtime)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what executorch and torchao say about their own parts, which nobody here can mend."""
-    log = logging.getLogger("torch.utils._pytree")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        log.setLevel(before)
 
 
 EXECUTORCH_XNNPACK = ExecuTorchXnnpack()
