@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx as onnxlib
 import pytest
+from builders import DIGIT
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
@@ -80,7 +81,7 @@ def write(path, precision="fp32"):
     nodes.append(helper.make_node("MatMul", ["image", "weight"], ["logits"]))
     image, logits = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in ("image", "logits"))
     model = helper.make_model(helper.make_graph(nodes, "g", [image], [logits], weights))
-    for key, value in ((PREPROCESS, "{}"), (PRECISION, precision)):
+    for key, value in ((PREPROCESS, json.dumps(DIGIT.to_dict())), (PRECISION, precision)):
         model.metadata_props.add(key=key, value=value)
     path.parent.mkdir(exist_ok=True)
     onnxlib.save(model, path)

@@ -60,6 +60,7 @@ class CoreMl(Interpreted):
     measures = False
     uses_threads = False
     loads = ("FLOAT", "HALF")
+    exact_fp32 = True
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
     engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
     max_abs = MappingProxyType({"fp16": 2e-3})
