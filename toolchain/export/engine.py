@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ def engine_files() -> tuple[str, ...]:
 def _said(source: OnnxFile) -> dict[str, object]:
     """What a file says of its images and of its outputs, which most formats of engines have no place for."""
     how = source.preprocess
-    return {PREPROCESS: None if how is None else how.to_dict(), OUTPUT: source.output}
+    return {PREPROCESS: None if how is None else json.loads(json.dumps(how.to_dict())), OUTPUT: source.output}
 
 
 def options_of(section: EngineSection) -> BuildOptions:

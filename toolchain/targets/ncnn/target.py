@@ -105,11 +105,7 @@ class Ncnn(Target):
                 file.unlink()
             raise ArtifactError(f"pnnx made no ncnn model of {onnx}: {error} {ELSEWHERE}") from error
         layers, files = read_layers(path), files_of(path)
-        weights, unread = read_numbers(layers, files[0])
-        if unread:
-            raise ArtifactError(
-                f"{path}: {unread:,} bytes of its weights are of layers that slimvit does not know. {ELSEWHERE}"
-            )
+        weights, _ = read_numbers(layers, files[0])
         products = {layer.name for layer in layers if layer.kind in PRODUCTS}
         matrices = [each for each in weights if each.is_matrix and each.layer in products]
         facts = {
