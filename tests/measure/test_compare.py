@@ -88,11 +88,11 @@ def test_outputs_that_are_not_finite_give_no_latency(stack, tmp_path):
 
 def test_a_target_that_does_not_measure_says_so(stack, tmp_path, register):
     class BuildOnly:
-        name, measures = "build-only", False
+        name, measures, never_run = "build-only", False, "no device"
 
     register(TARGETS, BuildOnly())
     a = stack(tmp_path / "a.onnx")
-    with pytest.raises(TargetUnavailable, match="cannot be measured"):
+    with pytest.raises(TargetUnavailable, match="cannot be measured on it: no device"):
         compare(a, a, "build-only", FOUR, SHORT)
 
 
