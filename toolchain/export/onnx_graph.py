@@ -23,6 +23,7 @@ from torch import nn
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import detached, is_large, module_bytes, stored_bytes
+from toolchain.export.selection import selected_early
 from toolchain.families.constants import constants
 from toolchain.model import BATCH, IMAGE
 from toolchain.outputs import LOGITS
@@ -112,14 +113,17 @@ def export_onnx(
             )
         if (fault := _fault(exported, asked, linears)) is not None:
             raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
-        graph, notes = exported, []
+        lean, notes = selected_early(exported), []
+        if (fault := _fault(lean, asked, linears)) is not None:
+            raise ArtifactError(f"the ONNX graph of {type(module).__name__}, once tokens are selected early, {fault}")
+        graph = lean
         if simplify:
             try:
-                graph = _simplified(exported, asked, linears)
+                graph = _simplified(lean, asked, linears)
             except ArtifactError as reason:
                 notes.append(f"not simplified: {reason}")
                 log.warning("%s: %s", path.name, notes[-1])
-        simplified = graph is not exported
+        simplified = graph is not lean
         graph = finish(graph) if finish is not None else graph
         for key in sorted(metadata):
             graph.metadata_props.add(key=key, value=metadata[key])
