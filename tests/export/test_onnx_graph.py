@@ -178,6 +178,11 @@ def test_attention_is_unfused_and_the_module_is_left_as_it_was(module, exported)
 
 
 @pytest.mark.parametrize("form", ["exported", "plain"])
+def test_a_file_leaves_the_shapes_within_it_to_who_reads_it(form, request):
+    assert not onnx.load(request.getfixturevalue(form)[0]).graph.value_info
+
+
+@pytest.mark.parametrize("form", ["exported", "plain"])
 def test_no_byte_tells_where_or_by_what_path_it_was_exported(form, request):
     path, _ = request.getfixturevalue(form)
     data = path.read_bytes()

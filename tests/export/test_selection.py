@@ -30,7 +30,9 @@ WEIGHTS = {
 
 def graph_of(*nodes, outputs=("y",)):
     """A graph of x [batch, 5, 6]; a node is (operator, inputs, output, attributes)."""
-    made = [helper.make_node(op, given, [out], name=f"node_{out}", **attributes) for op, given, out, attributes in nodes]
+    made = [
+        helper.make_node(op, given, [out], name=f"node_{out}", **attributes) for op, given, out, attributes in nodes
+    ]
     read = {name for node in made for name in node.input}
     tensors = [numpy_helper.from_array(value, name) for name, value in WEIGHTS.items() if name in read]
     graph = helper.make_graph(
@@ -80,7 +82,9 @@ STOPPED = {
 @pytest.mark.parametrize("index", ["one", "last", "two"])
 @pytest.mark.parametrize(("op", "given", "attributes", "axis"), PASSED.values(), ids=PASSED)
 def test_what_works_on_each_token_alone_is_passed(op, given, attributes, axis, index):
-    before = graph_of((op, given, "a", attributes), ("Gather", ["a", index], "b", {"axis": axis}), ("Neg", ["b"], "y", {}))
+    before = graph_of(
+        (op, given, "a", attributes), ("Gather", ["a", index], "b", {"axis": axis}), ("Neg", ["b"], "y", {})
+    )
     after = selected_early(before)
     same_function(before, after)
     assert after.graph.node[0].op_type == "Gather"
@@ -88,7 +92,9 @@ def test_what_works_on_each_token_alone_is_passed(op, given, attributes, axis, i
 
 @pytest.mark.parametrize(("op", "given", "attributes", "axis"), STOPPED.values(), ids=STOPPED)
 def test_what_needs_the_others_is_not(op, given, attributes, axis):
-    graph = graph_of((op, given, "a", attributes), ("Gather", ["a", "one"], "b", {"axis": axis}), ("Neg", ["b"], "y", {}))
+    graph = graph_of(
+        (op, given, "a", attributes), ("Gather", ["a", "one"], "b", {"axis": axis}), ("Neg", ["b"], "y", {})
+    )
     assert selected_early(graph) is graph
 
 

@@ -279,7 +279,8 @@ def oldest_ir_version(model: onnx.ModelProto) -> int:
 def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) -> tuple[Path, ...]:
     """The files written for the model, the graph first; they appear whole or not at all.
 
-    The IR version of the graph becomes that of its opsets.
+    The IR version of the graph becomes that of its opsets. Types and shapes of values within it are left out: who reads the file
+    infers them, and ONNX Runtime plans its memory better by its own (ADR 26).
 
     Args:
         model: the graph.
@@ -290,6 +291,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
         StorageError: they cannot be written.
     """
     model.ir_version = oldest_ir_version(model)
+    del model.graph.value_info[:]
     data = data_beside(path)
     try:
         with replacing(path) as partial:
