@@ -46,7 +46,7 @@ def selected_early(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _step(graph: ir.Graph) -> bool:
     """Whether any Gather of a graph was moved up by one node."""
-    return any([_moved(node, graph) for node in list(graph) if node.op_type == "Gather"])
+    return any(_moved(node, graph) for node in list(graph) if node.op_type == "Gather")
 
 
 def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
@@ -67,7 +67,7 @@ def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
     if (axes := RULES[node.op_type](node, axis)) is None:
         return False
     if not flat:
-        index = _constant(graph, f"{index.name}.kept", index.const_value.numpy().reshape(1))
+        index = _constant(graph, f"{index.name}.kept", [int(index.const_value.numpy())])
     for place, own in axes.items():
         node.replace_input_with(place, _selected(graph, node, place, index, own))
     if node.op_type == "Reshape" and (target := _target(node))[axis] > 0:
@@ -91,9 +91,9 @@ def _selected(graph: ir.Graph, node: ir.Node, place: int, index: ir.Value, axis:
     value = node.inputs[place]
     assert value is not None  # RULES name inputs that are there
     for reader, at in value.uses():
-        if reader.op_type == "Gather" and at == 0 and reader.inputs[1] is index:
-            if reader.attributes.get_int("axis", 0) == axis:
-                return reader.outputs[0]
+        same = reader.op_type == "Gather" and at == 0 and reader.inputs[1] is index
+        if same and reader.attributes.get_int("axis", 0) == axis:
+            return reader.outputs[0]
     name = f"{value.name}.selected"
     gather = ir.node("Gather", [value, index], {"axis": axis}, name=name)
     selected = gather.outputs[0]
