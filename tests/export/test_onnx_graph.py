@@ -158,12 +158,12 @@ def test_a_low_rank_pair_stays_two_products(module, exported, plain):
         assert linear_shapes(onnx.load(path)) == wanted
 
 
-def test_simplifying_changes_the_graph_and_never_grows_the_file(exported, plain):
+def test_simplifying_changes_the_graph_and_folds_no_constant_into_the_file(exported, plain):
     assert exported[1].simplified
     assert not plain[1].simplified
     assert exported[1].nodes_before == plain[1].nodes_before
     assert exported[1].nodes_after != plain[1].nodes_after
-    assert exported[1].size_bytes <= plain[1].size_bytes
+    assert exported[1].size_bytes < plain[1].size_bytes + 2048, "more nodes; the smallest weight has 2048 bytes"
     assert exported[1].notes == plain[1].notes == ()
 
 
