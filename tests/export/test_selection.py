@@ -124,7 +124,7 @@ def test_branches_of_a_residual_join_again(index):
     )
     after = selected_early(before)
     same_function(before, after)
-    assert [node.op_type for node in after.graph.node][0] == "Gather"
+    assert after.graph.node[0].op_type == "Gather"
     assert sum(node.op_type == "Gather" for node in after.graph.node) == 1
 
 
