@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import timm
 import torch
@@ -161,6 +162,17 @@ def test_only_linears_with_weights_are_quantised(convert):
     assert products == census.nodes_before["MatMul"] + census.nodes_before.get("Gemm", 0)
     census = convert("int8-dynamic").facts.graph
     assert census.nodes_after["MatMulInteger"] == 9
+
+
+def test_onnx_runtime_runs_each_int8_linear_as_one_operator(convert, tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    ort.InferenceSession(str(convert("int8-dynamic").artifact.path), options, providers=["CPUExecutionProvider"])
+    fused = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert fused["DynamicQuantizeMatMul"] == 9
+    assert fused["LayerNormalization"] == 5
+    assert not fused.keys() & {"DynamicQuantizeLinear", "MatMulInteger", "MatMulIntegerToFloat"}
+    assert "SkipLayerNormalization" not in fused, "slower than an addition and a normalization: ADR 26"
 
 
 def test_smoothing_changes_no_function_and_evens_out_channels(source):
