@@ -34,6 +34,8 @@ def selected_early(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     while _step(moved.graph):
         pass
+    for node in list(moved.graph):
+        _slice(node, moved.graph)
     moved.graph.sort()
     result: onnx.ModelProto = ir.to_proto(moved)
     read = {name for node in result.graph.node for name in node.input}
@@ -67,23 +69,38 @@ def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
     if (axes := RULES[node.op_type](node, axis)) is None:
         return False
     if not flat:
-        index = _constant(graph, f"{index.name}.kept", [int(index.const_value.numpy())])
+        index = _constant(graph, [int(index.const_value.numpy())])
     for place, own in axes.items():
         node.replace_input_with(place, _selected(graph, node, place, index, own))
     if node.op_type == "Reshape" and (target := _target(node))[axis] > 0:
         target[axis] = kept
-        node.replace_input_with(1, _constant(graph, f"{value.name}.shape", target))
+        node.replace_input_with(1, _constant(graph, target))
     value.shape = _resized(value, axis, kept)
     if flat:
         result.replace_all_uses_with(value)
     else:
-        squeeze = ir.node("Squeeze", [value, _constant(graph, f"{result.name}.axis", [axis])], name=gather.name)
+        squeeze = ir.node("Squeeze", [value, _constant(graph, [axis])], name=gather.name)
         only = squeeze.outputs[0]
         only.shape, only.type, only.name, result.name = result.shape, result.type, result.name, f"{result.name}.before"
         graph.insert_after(gather, squeeze)
         result.replace_all_uses_with(only, replace_graph_outputs=True)
     graph.remove(gather, safe=True)
     return True
+
+
+def _slice(node: ir.Node, graph: ir.Graph) -> None:
+    """Puts a Slice in place of a Gather that keeps one place of an axis: a view to most runtimes, where a Gather is a look-up."""
+    index = node.inputs[1] if node.op_type == "Gather" else None
+    if index is None or index.const_value is None or tuple(index.const_value.shape) != (1,):
+        return
+    first = int(index.const_value.numpy()[0])
+    limits = first, first + 1 or np.iinfo(np.int64).max, node.attributes.get_int("axis", 0)
+    part = ir.node("Slice", [node.inputs[0], *(_constant(graph, [number]) for number in limits)], name=node.name)
+    old, new = node.outputs[0], part.outputs[0]
+    new.shape, new.type, new.name, old.name = old.shape, old.type, old.name, f"{old.name}.before"
+    graph.insert_before(node, part)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _selected(graph: ir.Graph, node: ir.Node, place: int, index: ir.Value, axis: int) -> ir.Value:
@@ -103,8 +120,9 @@ def _selected(graph: ir.Graph, node: ir.Node, place: int, index: ir.Value, axis:
     return selected
 
 
-def _constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
-    """The initializer of that name, made where there is none."""
+def _constant(graph: ir.Graph, values: Sequence[int]) -> ir.Value:
+    """The initializer of some integers, made where there is none."""
+    name = "selection." + "_".join(map(str, values))
     if name not in graph.initializers:
         graph.register_initializer(ir.val(name, const_value=ir.tensor(np.array(values, np.int64), name=name)))
     return graph.initializers[name]

@@ -53,7 +53,6 @@ def for_pnnx(path: Path) -> onnx.ModelProto:
     _split_attention(linked.graph)
     _rotate_by_product(linked.graph)
     _add_stacked(linked.graph)
-    _slice_one(linked.graph)
     RemoveUnusedNodesPass()(linked)
     return ir.to_proto(linked)
 
@@ -177,18 +176,6 @@ def _add_stacked(graph: ir.Graph) -> None:
         for part in parts[2:]:
             sums.append(ir.node("Add", [sums[-1].outputs[0], part]))
         _replace(graph, node, sums)
-
-
-def _slice_one(graph: ir.Graph) -> None:
-    """Gathers of one place that keep their axis, which pnnx misreads: as slices."""
-    for node in [node for node in graph if node.op_type == "Gather"]:
-        source, places = node.inputs[0], _integers(node.inputs[1])
-        axis, sizes = node.attributes.get_int("axis", 0), _sizes(source)
-        if len(places) == 1 and sizes and len(_sizes(node.outputs[0])) == len(sizes):
-            first = places[0] % sizes[axis]
-            named = (("starts", first), ("ends", first + 1), ("axes", axis))
-            limits = [_constant(graph, node, np.array([number]), what) for what, number in named]
-            _replace(graph, node, [ir.node("Slice", [source, *limits])])
 
 
 def _producer(node: ir.Node | None, index: int, kind: str) -> ir.Node | None:
