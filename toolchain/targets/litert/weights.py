@@ -41,7 +41,7 @@ def require_weights(source: Source, path: Path) -> dict[str, int]:
         for name, codes in source.codes.items():
             _require(path, named, name, codes.codes.T, "int8", codes.scales)
         for name in source.halves & set(named):
-            half, tensor = _rounded(path, name, source.weights[name]), named[name]
+            half, tensor = rounded(path, name, source.weights[name]), named[name]
             wanted = next((each for each in layouts(half) if np.array_equal(each, tensor.values)), half)
             _require(path, named, name, wanted, "float16")
         halves = [each.name for each in named.values() if each.type == "float16"]
@@ -54,7 +54,7 @@ def _weights(graph: Graph) -> Iterator[StoredTensor]:
     return filter(None, map(graph.weight, graph.nodes))
 
 
-def _rounded(path: Path, name: str, weight: Array) -> Array:
+def rounded(path: Path, name: str, weight: Array) -> Array:
     """A weight of a file in fp16, with the scale that was folded into it; raises ArtifactError where fp16 has no such numbers.
 
     A layer scale may leave single outputs below 6e-5, where fp16 has few digits: next to the other outputs they are small. The whole
