@@ -409,7 +409,9 @@ def test_small_layer_scales_are_in_weights_of_fp16_or_refused(outputs, convertib
         model.module.blocks[0].ls1.gamma[:outputs] = 1e-6
     source = exported(tmp_path, model, "fp16")
     if outputs == 48:
-        with pytest.raises(ArtifactError, match=r"blocks\.0\.attn\.proj\.weight times the scale behind it comes to \S+ at most"):
+        with pytest.raises(
+            ArtifactError, match=r"blocks\.0\.attn\.proj\.weight times the scale behind it comes to \S+ at most"
+        ):
             LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3)))
         return
     verdict = rung(LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3))).path, source)

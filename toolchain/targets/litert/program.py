@@ -119,7 +119,7 @@ class Source:
         names: dict[str, str] = {}
         for name, array in self.weights.items():
             for each in layouts(array):
-                names.setdefault(hashlib.sha256(np.ascontiguousarray(each)).hexdigest(), name)
+                names.setdefault(hashlib.sha256(each.tobytes()).hexdigest(), name)
         request = {
             "batches": list(batches),
             "precision": self.precision,
