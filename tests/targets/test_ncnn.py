@@ -11,6 +11,7 @@ import onnx
 import pytest
 from builders import STRUCTURES, dense_model, variant
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.ncnn_format import read_layers, read_numbers
@@ -134,6 +135,19 @@ def test_fp16_is_how_weights_are_stored(source, built, tmp_path):
     assert engine.record["matmul_dtypes"] == {"HALF": 9}
     assert engine.precision.name == "fp16"
     assert engine.size_bytes < 0.55 * open_artifact(built.artifact.path).size_bytes
+
+
+def test_inputs_and_outputs_of_fp16_are_fp32_in_ncnn(source, tmp_path):
+    halved = convert_float_to_float16(onnx.load(source.path), keep_io_types=False)
+    assert {port.type.tensor_type.elem_type for port in (*halved.graph.input, *halved.graph.output)} == {
+        TensorProto.FLOAT16
+    }
+    halved.metadata_props.add(key=PRECISION, value="fp16")
+    onnx.save(halved, tmp_path / "halved.onnx")
+    made = built_of(OnnxFile(tmp_path / "halved.onnx"), tmp_path / "engine")
+    assert [each.verdict for each in made.rungs] == ["pass"]
+    assert made.artifact.record.weights.keys() == {"f16", "f32"}
+    assert [port.type for port in open_artifact(made.artifact.path).inputs] == ["float32"]
 
 
 @pytest.mark.parametrize("case", ["average pooling", "BEiT", "RoPE-ViT", "parallel", "grouped queries"])

@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.artifacts.onnx_plain import plain
+from toolchain.errors import ArtifactError
+from toolchain.interpreter import graph_of
 
 UNBOUND = (2, 0, 3, 1, 4)
 """How timm brings queries, keys and values [B, N, 3, H, D] to the front, to unbind them."""
@@ -27,23 +28,16 @@ Ranges = tuple[tuple[int, int, int], ...]
 
 
 def for_pnnx(path: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file, with its weights, rewritten.
+    """The graph of an ONNX file, with its weights, rewritten; numbers of fp16 are in fp32, and pnnx rounds them back without a loss.
 
     Raises:
         StorageError: the file cannot be read.
         ArtifactError: it is damaged.
     """
-    try:
-        model = onnx.load(path)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # protobuf's errors and onnx's own share no base
-        raise ArtifactError(f"{path} is not an ONNX file, or is truncated: {error}") from error
-    _widen(model)
+    model = plain(graph_of(path)).model
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_value = 1
-    del model.graph.value_info[:]
     try:
         linked = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     except (onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
@@ -55,18 +49,6 @@ def for_pnnx(path: Path) -> onnx.ModelProto:
     _add_stacked(linked.graph)
     RemoveUnusedNodesPass()(linked)
     return ir.to_proto(linked)
-
-
-def _widen(model: onnx.ModelProto) -> None:
-    """Numbers of fp16 become the same numbers in fp32; pnnx rounds them back without a loss."""
-    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
-    for tensor in tensors:
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.FLOAT
 
 
 def _drop_casts(graph: ir.Graph) -> None:
