@@ -266,7 +266,7 @@ class Afar(Target):
     def probe(self):
         return TargetInfo(self.name, "copy", "1", "none", {"run": "no: needs a phone: none is at hand"})
 
-    def _build(self, onnx, folder, options):  # noqa: ARG002
+    def _build(self, onnx, folder, options):
         path = folder / "model.afar"
         path.write_bytes(onnx.read_bytes())
         return EngineBuild(path, {**FACTS, "target": self.name})
