@@ -35,7 +35,7 @@ def _draw(report: Report) -> Part:
         for row, counts in zip(rows, figures, strict=True)
     )
     words = (0, 4, *range(5 + len(judged), len(header)))
-    table = Table("Files", header, body if len(body) > 2 else (), text=words)
+    table = Table("Files", header, body if len(body) > 2 else (), text=words).without_blanks()
     return Part(table.title, table=table, brief=())
 
 
