@@ -63,10 +63,10 @@ def _why(row: FileRow | EngineFacts, name: str, asked: Sequence[str]) -> tuple[s
     """(in a few words, whole) why a file was not to be timed on a device."""
     target = get_target(named_target(name).runtime)
     if isinstance(row, EngineFacts):
-        if missing := target.probe().cannot_run:
+        if missing := target.probe().cannot_run or (
+            "" if target.measures else "it only builds: nothing is timed on it"
+        ):
             return missing.partition(":")[0], missing
-        if not target.measures:
-            return "it only builds", "engines are built for it, and nothing is timed on it"
         if name not in asked:
             return "not asked for", "bench.targets does not name it"
         if not times_engines(target.name):
