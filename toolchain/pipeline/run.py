@@ -28,6 +28,7 @@ from toolchain.pipeline.stages.engine import DENSE, Engine
 from toolchain.pipeline.stages.export import Exported, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
+from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.pipeline.untimed import not_measured
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
@@ -43,6 +44,7 @@ def run(
     resume: bool = True,
     progress: Progress = SILENT,
     compare: Compare = compare_artifacts,
+    others: Sequence[Path] = (),
 ) -> Report:
     """The report of a recipe that is carried out in the folder `out`.
 
@@ -52,6 +54,7 @@ def run(
         resume: False does every stage anew.
         progress: told how far the run is.
         compare: what times two artifacts against each other.
+        others: folders of other runs, from which a stage of the same inputs is taken over.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -61,7 +64,7 @@ def run(
     """
     require_one("a whole recipe")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
-    workspace = Workspace(Path(out).resolve(), resume=resume)
+    workspace = Workspace(Path(out).resolve(), resume=resume, others=[other.resolve() for other in others])
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
     with workspace.open() as space, Devices() as devices:
@@ -88,7 +91,9 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     tables = [Table(run, timer) for timer in timers]
     for table in tables:
         run.do(table)
-    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables])
+    weighed = Weighed(run, dense_model) if job.problem.method.weighs and job.problem.sites else None
+    weighing = run.do(weighed) if weighed is not None else None
+    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables], weighed)
     masked = run.do(masked_stage)
     model, folder, tuned = masked_stage.model(), masked_stage.folder, None
     if recipe.finetune.epochs and not job.source.synthetic:
@@ -145,13 +150,11 @@ def _carry_out(run: Run, job: Job) -> Outcome:
                 if precision in precisions or int8
                 if (pair := bench.pair(run, where, precision, built)) is not None
             ]
-            timed = [(cell, bench.measured(run, cell)) for cell in planned]
-            cells += timed
+            cells += (timed := [(cell, bench.measured(run, cell)) for cell in planned])
             if len(rivals := bench.fastest_two(timed, int8)) > 1:
                 duels.append(bench.measured(run, bench.duel(*rivals)))
     untimed = not_measured(run, cells, [done.facts.row for done in files], [done.facts for done in engines])
-    made = [done for _, done in cells]
-    return Outcome(dense, masked, tuned, deploy, files, engines, made, duels, untimed)
+    return Outcome(dense, weighing, masked, tuned, deploy, files, engines, [done for _, done in cells], duels, untimed)
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:
