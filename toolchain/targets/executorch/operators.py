@@ -1,7 +1,7 @@
 """ONNX's operators in the forms that XNNPACK takes: the same numbers up to rounding, in one delegate and not in sixty.
 
-XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices but
-neither splits nor selections of one row. What it does not take runs on ExecuTorch's portable kernels, which are slow, and each such
+XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices,
+products and quotients, but neither splits, selections of one row, copies, reciprocals nor lengths. What it does not take runs on ExecuTorch's portable kernels, which are slow, and each such
 operator ends a delegate.
 """
 
@@ -68,18 +68,48 @@ def _gather(attributes: Attributes, x: Tensor, indices: Value) -> Tensor:
     return row.reshape(*x.shape[:axis], *x.shape[axis + 1 :])
 
 
-def _squeeze(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
-    """A reshape in place of what XNNPACK does not have."""
-    shape: Tensor = OPERATORS["Squeeze"](attributes, x.new_empty(x.shape, device="meta"), axes)
-    return x.reshape(shape.shape)
+def _reshaped(name: str) -> Operator:
+    """A reshape in place of an operator that XNNPACK has for some axes alone."""
+
+    def reshape(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+        shape: Tensor = OPERATORS[name](attributes, x.new_empty(x.shape, device="meta"), axes)
+        return x.reshape(shape.shape)
+
+    return reshape
+
+
+def _expand(attributes: Attributes, x: Tensor, shape: Value) -> Tensor:
+    """Floats that are repeated are multiplied by ones; what is as large already is left alone."""
+    wanted: Tensor = OPERATORS["Expand"](attributes, x.new_empty(x.shape, device="meta"), shape)
+    if wanted.shape == x.shape or not x.is_floating_point():
+        found: Tensor = x if wanted.shape == x.shape else OPERATORS["Expand"](attributes, x, shape)
+        return found
+    own = (1,) * (wanted.ndim - x.ndim) + tuple(x.shape)
+    repeated = [1 if length == size else size for length, size in zip(own, wanted.shape, strict=True)]
+    return x * torch.tensor(np.ones(repeated, np.float32))
+
+
+def _reciprocal(_: Attributes, x: Tensor) -> Tensor:
+    """A quotient."""
+    return torch.tensor(1.0) / x
+
+
+def _length(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """The Euclidean length over some axes, by the mean of the squares."""
+    mean = _mean(attributes, x * x, axes)
+    return torch.sqrt(mean * (x.numel() / mean.numel()))
 
 
 REWRITES: Mapping[str, Operator] = {
+    "Expand": _expand,
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
+    "Reciprocal": _reciprocal,
+    "ReduceL2": _length,
     "ReduceMean": _mean,
     "Split": _split,
-    "Squeeze": _squeeze,
+    "Squeeze": _reshaped("Squeeze"),
+    "Unsqueeze": _reshaped("Unsqueeze"),
 }
 """What replaces the interpreter's own operators."""
