@@ -121,7 +121,7 @@ def test_files_of_other_runtimes_are_timed_over_ssh_and_from_a_bundle(name, comm
     if not all(path.exists() for path in pair):
         pair = [target.build(path.with_suffix(".onnx"), tmp_path, BuildOptions((1, 1, 3))).path for path in pair]
     asked = ("--batch", 3)
-    design = ("--sessions", 2, "--blocks", 4, "--tau", 0.5)
+    design = ("--sessions", 3, "--blocks", 4, "--tau", 0.5)
     server = loopback(tmp_path)
     try:
         table = server.targets_toml(tmp_path / "work" / "targets.toml", runtime=name)

@@ -236,12 +236,12 @@ def test_what_is_held_against_the_file_are_the_bytes_that_were_written(files, bu
     content = builds("int8-dynamic").path.read_bytes()
     for method in ("forward", "forward_3"):
         require_codes(method, linears_of(content)[method], codes.items())
-    for name, each in codes.items():
-        for part, what in ((each.codes.T.tobytes(), "int8 numbers"), (each.scales.tobytes(), "scales")):
-            at = content.index(part) + len(part) // 2
-            damaged = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-            with pytest.raises(ArtifactError, match=f"the {what} of '{re.escape(name)}'"):
-                require_codes("forward", linears_of(damaged)["forward"], codes.items())
+    name, each = next(iter(codes.items()))
+    for part, what in ((each.codes.T.tobytes(), "int8 numbers"), (each.scales.tobytes(), "scales")):
+        at = content.index(part) + len(part) // 2
+        damaged = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        with pytest.raises(ArtifactError, match=f"the {what} of '{re.escape(name)}'"):
+            require_codes("forward", linears_of(damaged)["forward"], codes.items())
     with pytest.raises(ArtifactError, match="1 int8 linears more"):
         require_codes("forward", linears_of(content)["forward"], [*codes.items()][1:])
 

@@ -31,7 +31,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
@@ -229,20 +229,20 @@ class OrtRunner:
 
 @contextmanager
 def quiet_unless_failed() -> Iterator[None]:
-    """What a library writes to the process's stderr is logged: as a warning where the block raises, else as information."""
+    """What a library writes to stderr, Python's or the process's, is logged: as a warning where the block raises, else as information."""
     sys.stderr.flush()
     kept, level = os.dup(2), logging.WARNING
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         os.dup2(said.fileno(), 2)
         try:
-            yield
+            with redirect_stderr(said):
+                yield
             level = logging.INFO
         finally:
-            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             said.seek(0)
-            if words := said.read().decode(errors="replace").strip():
+            if words := said.read().strip():
                 log.log(level, "%s", words)
 
 

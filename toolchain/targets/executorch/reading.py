@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,5 +82,6 @@ def _graph(payload: bytes) -> dict[str, Any]:
         schema.write_bytes(files(serialization).joinpath("schema.fbs").read_bytes())
         graph.write_bytes(payload[header.flatbuffer_offset :][: header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(graph), ["--raw-binary"])
-        found: dict[str, Any] = json.loads(graph.with_suffix(".json").read_text(encoding="utf-8"))
+        text = graph.with_suffix(".json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))  # the bound of an open clamp
     return found
