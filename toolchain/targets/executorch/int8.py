@@ -18,8 +18,6 @@ from toolchain.targets.executorch.reading import INT8, Linear
 RANGE = (-128, 127)
 STEP = float(np.finfo(np.float32).eps)
 """The smallest step of a rounded input; XNNPACK chooses its own."""
-
-
 PLACE = "int8."
 """Before the parameter that an int8 linear stands for, in its name."""
 

@@ -1,8 +1,8 @@
 """ONNX's operators in the forms that XNNPACK takes: the same numbers up to rounding, in one delegate and not in sixty.
 
 XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices,
-products and quotients, but neither splits, selections of one row, copies, reciprocals nor lengths. What it does not take runs on ExecuTorch's portable kernels, which are slow, and each such
-operator ends a delegate.
+products and quotients, but neither splits, selections of one row, copies, reciprocals nor lengths. What it does not take runs on
+ExecuTorch's portable kernels, which are slow, and each such operator ends a delegate.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from torch import Tensor
 from toolchain.interpreter.operators import OPERATORS, Attributes, Operator, Value
 
 
-def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """LayerNorm of x [..., C] over C, by two means of [rows, 1, 1, C] over the last two dimensions."""
-    axis = attributes.get("axis", -1) % x.ndim
+def _standardised(x: Tensor, axis: int, epsilon: float) -> Tensor:
+    """What x [..., C] is with mean 0 and variance 1 over the axes from one on, by two means of [rows, 1, 1, C]."""
     flat = x.reshape(math.prod(x.shape[:axis]), 1, 1, math.prod(x.shape[axis:]))
     centred = flat - flat.mean((2, 3), keepdim=True)
     variance = (centred * centred).mean((2, 3), keepdim=True)
-    normed = (centred * torch.rsqrt(variance + attributes.get("epsilon", 1e-5))).reshape(x.shape) * scale
+    return (centred * torch.rsqrt(variance + epsilon)).reshape(x.shape)
+
+
+def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    normed = _standardised(x, attributes.get("axis", -1) % x.ndim, attributes.get("epsilon", 1e-5)) * scale
     return normed if bias is None else normed + bias
+
+
+def _instance_norm(attributes: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    by_channel = (-1,) + (1,) * (x.ndim - 2)
+    normed = _standardised(x, 2, attributes.get("epsilon", 1e-5))
+    return normed * scale.reshape(by_channel) + bias.reshape(by_channel)
 
 
 def _mean(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
@@ -46,6 +55,22 @@ def _matmul(_: Attributes, a: Tensor, b: Tensor) -> Tensor:
         return torch.matmul(a, b)
     product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
     return product.reshape(*a.shape[:-1], b.shape[-1])
+
+
+def _slice(
+    attributes: Attributes, x: Tensor, starts: Value, ends: Value, axes: Value = None, steps: Value = None
+) -> Tensor:
+    """Every k-th number of an axis, as rotary positions take them, is a column of [..., rows, k, ...]."""
+    if steps is not None and axes is not None and np.size(steps) == 1:
+        start, end, axis, step = (int(np.asarray(each).item()) for each in (starts, ends, axes, steps))
+        axis %= x.ndim
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        found = range(size)[start:end:step]
+        if step > 1 and size % step == 0 and len(found) == size // step:
+            rows = x.reshape(*before, size // step, step, *after)
+            return rows.narrow(axis + 1, found.start, 1).reshape(*before, size // step, *after)
+    sliced: Tensor = OPERATORS["Slice"](attributes, x, starts, ends, axes, steps)
+    return sliced
 
 
 def _split(attributes: Attributes, x: Tensor, sizes: Value = None) -> Sequence[Tensor]:
@@ -103,11 +128,13 @@ def _length(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
 REWRITES: Mapping[str, Operator] = {
     "Expand": _expand,
     "Gather": _gather,
+    "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
     "Reciprocal": _reciprocal,
     "ReduceL2": _length,
     "ReduceMean": _mean,
+    "Slice": _slice,
     "Split": _split,
     "Squeeze": _reshaped("Squeeze"),
     "Unsqueeze": _reshaped("Unsqueeze"),
