@@ -88,6 +88,7 @@ CASES = [
     ("Slice", {}, (X, ints(3, 2), ints(0, 0), ints(2, 1), ints(-2, -1))),
     ("Slice", {}, (X, ints(0, 1), ints(2, 3))),
     *[("Slice", {}, (X, ints(start), ints(end), ints(-1), ints(2))) for start, end in ((0, 99), (1, 4), (1, 3))],
+    ("Slice", {}, (X, ints(1, 0), ints(99, 99), ints(1, 2), ints(1, 2))),
     ("Gather", {"axis": 1}, (X, ints(2, 0, -1))),
     ("Gather", {"axis": -1}, (X, np.array(1))),
     ("Gather", {}, (X, np.array([[0, 1], [1, 0]]))),

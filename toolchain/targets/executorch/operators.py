@@ -61,16 +61,20 @@ def _slice(
     attributes: Attributes, x: Tensor, starts: Value, ends: Value, axes: Value = None, steps: Value = None
 ) -> Tensor:
     """Every k-th number of an axis, as rotary positions take them, is a column of [..., rows, k, ...]."""
-    if steps is not None and axes is not None and np.size(steps) == 1:
-        start, end, axis, step = (int(np.asarray(each).item()) for each in (starts, ends, axes, steps))
+    if not isinstance(axes, np.ndarray) or not isinstance(steps, np.ndarray):
+        sliced: Tensor = OPERATORS["Slice"](attributes, x, starts, ends, axes, steps)
+        return sliced
+    for bounds in zip(*(np.asarray(each).reshape(-1, 1) for each in (starts, ends, axes, steps)), strict=True):
+        start, end, axis, step = (int(each[0]) for each in bounds)
         axis %= x.ndim
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
         found = range(size)[start:end:step]
         if step > 1 and size % step == 0 and len(found) == size // step:
             rows = x.reshape(*before, size // step, step, *after)
-            return rows.narrow(axis + 1, found.start, 1).reshape(*before, size // step, *after)
-    sliced: Tensor = OPERATORS["Slice"](attributes, x, starts, ends, axes, steps)
-    return sliced
+            x = rows.narrow(axis + 1, found.start, 1).reshape(*before, size // step, *after)
+        else:
+            x = OPERATORS["Slice"](attributes, x, *bounds)
+    return x
 
 
 def _split(attributes: Attributes, x: Tensor, sizes: Value = None) -> Sequence[Tensor]:
