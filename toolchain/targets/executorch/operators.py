@@ -1,7 +1,7 @@
 """ONNX's operators in the forms that XNNPACK takes: the same numbers up to rounding, in one delegate and not in sixty.
 
 XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices,
-products and quotients, but neither splits, selections of one row, copies, reciprocals nor lengths. What it does not take runs on
+products and quotients, but neither splits, selections of one row, copies, reciprocals nor sums. What it does not take runs on
 ExecuTorch's portable kernels, which are slow, and each such operator ends a delegate.
 """
 
@@ -123,10 +123,17 @@ def _reciprocal(_: Attributes, x: Tensor) -> Tensor:
     return torch.tensor(1.0) / x
 
 
+def _sum(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
+    """The sum over some axes, by their mean; of integers as it is."""
+    if not x.is_floating_point():
+        found: Tensor = OPERATORS["ReduceSum"](attributes, x, axes)
+        return found
+    mean = _mean(attributes, x, axes)
+    return mean * (x.numel() / mean.numel())
+
+
 def _length(attributes: Attributes, x: Tensor, axes: Value = None) -> Tensor:
-    """The Euclidean length over some axes, by the mean of the squares."""
-    mean = _mean(attributes, x * x, axes)
-    return torch.sqrt(mean * (x.numel() / mean.numel()))
+    return torch.sqrt(_sum(attributes, x * x, axes))
 
 
 REWRITES: Mapping[str, Operator] = {
@@ -138,6 +145,7 @@ REWRITES: Mapping[str, Operator] = {
     "Reciprocal": _reciprocal,
     "ReduceL2": _length,
     "ReduceMean": _mean,
+    "ReduceSum": _sum,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _reshaped("Squeeze"),
