@@ -111,7 +111,7 @@ def _selected(graph: ir.Graph, node: ir.Node, place: int, index: ir.Value, axis:
         same = reader.op_type == "Gather" and at == 0 and reader.inputs[1] is index
         if same and reader.attributes.get_int("axis", 0) == axis:
             return reader.outputs[0]
-    name = f"{value.name}.selected"
+    name = f"{value.name}.{axis}.{index.name}"
     gather = ir.node("Gather", [value, index], {"axis": axis}, name=name)
     selected = gather.outputs[0]
     selected.name, selected.type = name, value.type
