@@ -28,7 +28,8 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
 	$(bin)/python -m pytest -m "clock and not slow and not gpu"
-	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .
