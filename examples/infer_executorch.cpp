@@ -24,25 +24,45 @@ static std::vector<float> numbers(const std::string& json, const std::string& ke
   return found;
 }
 
-int main(int argc, char** argv) {
-  if (argc != 3) throw std::invalid_argument("model.pte picture.ppm");
-  Module module(argv[1]);
-  const std::string told(module.execute("slimvit")->at(0).toString());
-  const auto size = numbers(told, "input_size"), mean = numbers(told, "mean"), std = numbers(told, "std");
-  const int channels = size[0], height = size[1], width = size[2];
-  std::ifstream file(argv[2], std::ios::binary);
+// A binary PPM of the model's size and 8 bits a number, [height, width, 3].
+static std::vector<unsigned char> picture(const char* path, int width, int height) {
+  std::ifstream file(path, std::ios::binary);
   std::string kind;
   int w = 0, h = 0, most = 0;
   file >> kind >> w >> h >> most;
   file.get();
-  if (kind != "P6" || w != width || h != height || channels != 3) throw std::runtime_error("a PPM of the model's size is wanted");
+  if (kind != "P6" || w != width || h != height || most != 255)
+    throw std::runtime_error(std::string(path) + " is no binary PPM of " + std::to_string(width) + " x " + std::to_string(height) + " whose largest value is 255");
   std::vector<unsigned char> rgb(3 * w * h);
-  file.read(reinterpret_cast<char*>(rgb.data()), rgb.size());
+  if (!file.read(reinterpret_cast<char*>(rgb.data()), rgb.size())) throw std::runtime_error(std::string(path) + " ends early");
+  return rgb;
+}
+
+static void infer(const char* model, const char* path) {
+  Module module(model);
+  const auto said = module.execute("slimvit");
+  if (!said.ok()) throw std::runtime_error(std::string(model) + " cannot be read, or does not tell how pictures become its input");
+  if (module.load_method("forward") != executorch::runtime::Error::Ok) throw std::runtime_error(std::string(model) + " has no method forward that loads here");
+  const std::string told(said->at(0).toString());
+  const auto size = numbers(told, "input_size"), mean = numbers(told, "mean"), std = numbers(told, "std");
+  const int channels = size[0], height = size[1], width = size[2];
+  if (channels != 3) throw std::runtime_error("a model of three channels is wanted");
+  const auto rgb = picture(path, width, height);
   std::vector<float> image(rgb.size());  // [3, height, width]
   for (int c = 0; c < 3; ++c)
-    for (int i = 0; i < w * h; ++i) image[c * w * h + i] = (rgb[3 * i + c] / 255.0f - mean[c]) / std[c];
-  const auto result = module.forward(from_blob(image.data(), {1, 3, h, w}));
-  if (!result.ok()) throw std::runtime_error("the file does not run");
+    for (int i = 0; i < width * height; ++i) image[c * width * height + i] = (rgb[3 * i + c] / 255.0f - mean[c]) / std[c];
+  const auto result = module.forward(from_blob(image.data(), {1, 3, height, width}));
+  if (!result.ok()) throw std::runtime_error(std::string(model) + " does not run");
   const auto logits = result->at(0).toTensor();
   for (int i = 0; i < logits.numel(); ++i) std::printf("%d %.6f\n", i, logits.const_data_ptr<float>()[i]);
+}
+
+int main(int argc, char** argv) {
+  try {
+    if (argc != 3) throw std::invalid_argument("usage: infer_executorch model.pte picture.ppm");
+    infer(argv[1], argv[2]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
 }

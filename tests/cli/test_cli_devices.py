@@ -12,9 +12,10 @@ from builders import write_stack
 from loopback import loopback
 
 from toolchain.cli import bench
-from toolchain.targets import TARGETS
+from toolchain.errors import TargetUnavailable
+from toolchain.targets import TARGETS, BuildOptions
 
-TFLITE = Path(__file__).parents[1] / "targets" / "litert"
+TINY = Path(__file__).parents[1] / "targets" / "litert"
 
 
 @pytest.fixture(autouse=True)
@@ -100,26 +101,47 @@ def test_a_bundle_goes_out_and_its_result_comes_back(command, pair, tmp_path):
     assert (altered.code, "altered" in altered.err) == (3, True)
 
 
+RUNTIMES = {
+    "litert-cpu": ("tflite", ["numpy", "ai_edge_litert"]),
+    "executorch-xnnpack": ("pte", ["numpy", "torch", "executorch"]),
+}
+"""Target → the suffix of its files, and what a device needs for them."""
+
+
 @pytest.mark.clock
-def test_a_tflite_file_is_timed_over_ssh_and_from_a_bundle(command, tmp_path):
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_files_of_other_runtimes_are_timed_over_ssh_and_from_a_bundle(name, command, tmp_path):
     """Kind: a format that the device runner opens here, and that is not sent, or not asked for, elsewhere."""
-    pytest.importorskip("ai_edge_litert.interpreter", reason="pip install 'slimvit[litert]'")
-    pair = [TFLITE / f"tiny.{precision}.tflite" for precision in ("fp32", "int8-dynamic")]
+    target, (suffix, modules) = TARGETS[name], RUNTIMES[name]
+    try:
+        target.require_run()
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+    pair = [TINY / f"tiny.{precision}.{suffix}" for precision in ("fp32", "int8-dynamic")]
+    if not all(path.exists() for path in pair):
+        pair = [target.build(path.with_suffix(".onnx"), tmp_path, BuildOptions((1, 1, 3))).path for path in pair]
     asked = ("--batch", 3)
     design = ("--sessions", 3, "--blocks", 4, "--tau", 0.5)
     server = loopback(tmp_path)
     try:
-        table = server.targets_toml(tmp_path / "work" / "targets.toml", runtime="litert-cpu")
-        table.write_text(table.read_text() + '[vault]\ntransport = "bundle"\nruntime = "litert-cpu"\n')
+        table = server.targets_toml(tmp_path / "work" / "targets.toml", runtime=name)
+        table.write_text(table.read_text() + f'[vault]\ntransport = "bundle"\nruntime = "{name}"\n')
         there = command("bench", "compare", *pair, "--target", "board", *asked, "--json")
     finally:
         server.kill()
     packed = command("bench", "pack", *pair, "-o", tmp_path / "bundle.tar", "--target", "vault", *asked, *design)
     assert packed.code == 0, packed.err
+    device = tmp_path / "device"
     with tarfile.open(tmp_path / "bundle.tar") as tar:
-        tar.extractall(tmp_path / "device", filter="data")
-    subprocess.run([sys.executable, str(tmp_path / "device" / "run.py")], check=True, capture_output=True)
-    back = command("bench", "unpack", tmp_path / "device" / "result.json", tmp_path / "bundle.tar", "--json")
+        tar.extractall(device, filter="data")
+    assert json.loads((device / "bundle.json").read_text())["modules"] == modules
+    assert f"with {' and '.join(modules)}" in (device / "README.txt").read_text()
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    done = subprocess.run(["sh", "run.sh"], cwd=device, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("session ", "progress ", "done: "))]
+    assert said == [], "what the runtime tells of itself does not reach who runs the bundle"
+    back = command("bench", "unpack", device / "result.json", tmp_path / "bundle.tar", "--json")
     for outcome in (there, back):
         assert outcome.code in (0, 1, 4), outcome.err
-        assert json.loads(outcome.out)["raw"]["scenario"]["target"] == "litert-cpu"
+        assert json.loads(outcome.out)["raw"]["scenario"]["target"] == name

@@ -11,6 +11,7 @@ from test_interpreter import graph_of
 
 from toolchain.interpreter import module_of
 from toolchain.interpreter.operators import OPERATORS
+from toolchain.targets.executorch.operators import REWRITES
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +54,7 @@ CASES = [
     *[(name, {}, (X,)) for name in REDUCED],
     ("ReduceMean", {"noop_with_empty_axes": 1}, (X,)),
     ("Pow", {}, (POSITIVE, Y)),
+    *[("Pow", {}, (POSITIVE, np.float32(exponent))) for exponent in (2, 0.5)],
     ("Not", {}, (BITS,)),
     ("And", {}, (BITS, MORE)),
     ("Or", {}, (BITS, MORE)),
@@ -85,6 +87,8 @@ CASES = [
     ("Slice", {}, (X, ints(-1), ints(-99), ints(2), ints(-1))),
     ("Slice", {}, (X, ints(3, 2), ints(0, 0), ints(2, 1), ints(-2, -1))),
     ("Slice", {}, (X, ints(0, 1), ints(2, 3))),
+    *[("Slice", {}, (X, ints(start), ints(end), ints(-1), ints(2))) for start, end in ((0, 99), (1, 4), (1, 3))],
+    ("Slice", {}, (X, ints(1, 0), ints(99, 99), ints(1, 2), ints(1, 2))),
     ("Gather", {"axis": 1}, (X, ints(2, 0, -1))),
     ("Gather", {"axis": -1}, (X, np.array(1))),
     ("Gather", {}, (X, np.array([[0, 1], [1, 0]]))),
@@ -97,6 +101,8 @@ CASES = [
     ("Cast", {"to": TensorProto.INT64}, (X,)),
     ("Cast", {"to": TensorProto.FLOAT16}, (X,)),
     ("Clip", {}, (X, np.float32(-0.5), np.float32(0.5))),
+    ("Clip", {}, (X, None, np.float32(0.5))),
+    ("Clip", {}, (X, np.float32(0), np.float32(np.inf))),
     ("Pad", {}, (X, ints(0, 1, 2, 0, 0, 1), np.float32(3.0))),
     ("Pad", {}, (X, ints(1, 2), None, ints(2))),
     ("Shape", {"start": 1}, (X,)),
@@ -105,7 +111,7 @@ SPLITS = [({"axis": -1}, (X, ints(1, 3)), 2), ({"axis": 1, "num_outputs": 2}, (X
 KNOWN = ("ConstantOfShape", "Range", "Size")
 
 
-def require_same(operator, attributes, inputs, outputs=("y",), opset=20):
+def require_same(operator, attributes, inputs, outputs=("y",), opset=20, operators=OPERATORS):
     names = [f"i{index}" if value is not None else "" for index, value in enumerate(inputs)]
     given = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
     constants = {name: value for name, value in given.items() if value.dtype == np.int64 or value.ndim == 0}
@@ -119,7 +125,7 @@ def require_same(operator, attributes, inputs, outputs=("y",), opset=20):
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
     expected = ReferenceEvaluator(model).run(None, {name: given[name] for name in fed})
-    found = module_of(model)(*(torch.from_numpy(given[name]) for name in fed))
+    found = module_of(model, operators)(*(torch.from_numpy(given[name]) for name in fed))
     for mine, theirs in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
         assert mine.shape == theirs.shape
         assert mine.numpy().dtype == theirs.dtype
@@ -134,8 +140,14 @@ def test_it_is_the_reference(operator, attributes, inputs):
 
 
 @pytest.mark.parametrize(("attributes", "inputs", "count"), SPLITS)
-def test_a_split_is_the_reference(attributes, inputs, count):
-    require_same("Split", attributes, inputs, tuple(f"y{index}" for index in range(count)))
+@pytest.mark.parametrize("operators", [OPERATORS, {**OPERATORS, **REWRITES}], ids=["own", "executorch"])
+def test_a_split_is_the_reference(attributes, inputs, count, operators):
+    require_same("Split", attributes, inputs, tuple(f"y{index}" for index in range(count)), operators=operators)
+
+
+@pytest.mark.parametrize(("operator", "attributes", "inputs"), [case for case in CASES if case[0] in REWRITES])
+def test_another_form_of_it_for_a_converter_is_the_reference(operator, attributes, inputs):
+    require_same(operator, attributes, inputs, operators={**OPERATORS, **REWRITES})
 
 
 def test_every_operator_is_held_against_the_reference():

@@ -16,7 +16,7 @@ from toolchain.measure.bundle import Question, pack, unpack
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
-from toolchain.on_device.bundle_run import body_sha256
+from toolchain.on_device.bundle_run import body_sha256, lacks
 
 pytestmark = pytest.mark.clock
 
@@ -249,6 +249,12 @@ def test_a_python_that_lacks_a_library_says_what_brings_it(packed, tmp_path):
     folder, told = measure_there(packed[2], tmp_path / "device", python, code=5)
     assert f"numpy and onnxruntime cannot be imported; {python} -m pip install numpy onnxruntime" in told
     assert not (folder / "sessions").exists()
+
+
+def test_what_the_device_lacks_is_what_the_bundle_needs():
+    assert lacks(["numpy"]) == ""
+    assert "no_such_runtime cannot be imported" in lacks(["numpy", "no_such_runtime"])
+    assert lacks(["numpy", "no_such_runtime"]).endswith("-m pip install numpy no_such_runtime")
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(packed, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +29,8 @@ from toolchain.plan import CompressionPlan
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
-from toolchain.targets import TARGETS
+from toolchain.report.sections import SECTIONS
+from toolchain.targets import TARGETS, EngineBuild, Target, TargetInfo, TargetProfile
 from toolchain.targets.ort import OrtCpu
 
 MODEL = {
@@ -130,8 +132,10 @@ def test_a_run_goes_on_without_a_device_that_drops_off(tmp_path, stopwatch):
     assert [batch for batch, _ in stopwatch.asked] == [1, 2], "nothing more is asked of it"
     report = Report.load(tmp_path / "run")
     assert [row.batch for row in report.bench] == [1]
-    assert [row.target for row in report.not_measured] == ["ort-cpu"]
-    assert "Not measured, or not all of it" in (tmp_path / "run" / "report.md").read_text()
+    (missing,) = report.not_measured
+    assert (missing.target, missing.short) == ("ort-cpu", "the device was lost")
+    assert missing.files == ("onnx/dense.fp32.onnx", "onnx/compressed.fp32.onnx"), "at the larger batches"
+    assert str(missing) in (tmp_path / "run" / "report.md").read_text()
     stopwatch.lost = None
     report = run(recipe, tmp_path / "run", compare=stopwatch)
     assert [batch for batch, _ in stopwatch.asked] == [1, 2, 2, 3], "what was measured is kept"
@@ -249,6 +253,54 @@ def test_files_that_another_runtime_is_timed_on_are_held_against_themselves_ther
     register(TARGETS, Elsewhere(error=1e-3))
     with pytest.raises(ParityError, match=r"dense\.fp32\.onnx on elsewhere must be the same model"):
         run(recipe, tmp_path / "other", compare=stopwatch)
+
+
+FACTS = {"loaded": "not_run", "loaded_reason": "no phone", "matmul_dtypes": {"FLOAT": 1}}
+
+
+class Afar(Target):
+    """A target whose engines are copies that run elsewhere."""
+
+    name, takes, measures, profile, builds = "afar", ("file",), False, TargetProfile(), ("FLOAT",)
+
+    def probe(self):
+        return TargetInfo(self.name, "copy", "1", "none", {"run": "no: needs a phone: none is at hand"})
+
+    def _build(self, onnx, folder, options):
+        path = folder / "model.afar"
+        path.write_bytes(onnx.read_bytes())
+        return EngineBuild(path, {**FACTS, "target": self.name})
+
+    def _open(self, path, threads):
+        raise NotImplementedError
+
+
+def test_every_file_has_a_time_or_the_reason_why_not_on_every_runtime(tmp_path, stopwatch, register):
+    elsewhere = Elsewhere()
+    elsewhere.loads = ("FLOAT",)
+    for target in (elsewhere, Afar()):
+        register(TARGETS, target)
+    asked = {"export": {"precisions": ["fp32", "fp16"]}, "engine": {"targets": ["afar"]}}
+    recipe = Recipe.from_dict({**TIMED, **asked, "bench": {"targets": ["ort-cpu", "elsewhere"]}})
+    report = run(recipe, tmp_path / "run", compare=stopwatch)
+    assert [(row.target, row.short, row.reason, row.files) for row in report.not_measured] == [
+        ("elsewhere", "takes no fp16", "it has no products of the type of fp16", ("onnx/compressed.fp16.onnx",)),
+        ("afar", "needs a phone", "needs a phone: none is at hand", ("engines/afar/model.afar",)),
+    ]
+    table = SECTIONS["files"].draw(report).table
+    column = table.header.index("ms, batch 1, 1 thread")
+    cells = {row[0]: row[column] for row in table.rows}
+    number = r"\d+\.\d{3}"
+    for path, words in {
+        "onnx/dense.fp32.onnx": rf"ort-cpu {number}, elsewhere {number}",
+        "onnx/compressed.fp16.onnx": rf"ort-cpu {number}, elsewhere not run: takes no fp16",
+        "engines/afar/model.afar": "afar not run: needs a phone",
+    }.items():
+        assert re.fullmatch(words, cells[path])
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "run" / page).read_text()
+        assert "afar not run: needs a phone" in text
+        assert "Not measured on afar: engines/afar/model.afar (needs a phone: none is at hand)." in text
 
 
 def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):

@@ -80,7 +80,7 @@ def test_settings_that_end_alike_have_their_whole_names(recipe):
         (["budget.params=0.5,0.5"], "give each value once"),
         (["budget.params"], "not of the form"),
         (["budget.params=0.5,1.5"], "less than or equal to 1"),
-        (["budgets.params=0.5,0.4"], "unknown key"),
+        (["budgets.params=0.5,0.4"], "budgets"),
     ],
 )
 def test_what_is_no_grid_is_refused(recipe, settings, words):

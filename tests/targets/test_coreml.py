@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from functools import cache
 
 import numpy as np
@@ -192,6 +193,24 @@ def test_the_weights_of_a_package_are_those_of_the_file_as_fp16_rounds_them(expo
     assert all(np.asarray(each, np.float16).tobytes() in wanted for each in biases)
 
 
+def test_values_are_let_go_after_their_last_reader(built, monkeypatch):
+    """Kind: an interpreter whose memory grows with the depth of the model."""
+    program = MilProgram(built()[1].path)
+    (name,) = program.input_names
+    made, alive, declared = [], [], MilProgram._declared
+
+    def counted(self, var, value):
+        value = declared(self, var, value)
+        made.append(weakref.ref(value))
+        alive.append(sum(each() is not None for each in made))
+        return value
+
+    monkeypatch.setattr(MilProgram, "_declared", counted)
+    program.infer({name: noise((3, 32, 32), 2)})
+    assert len(made) > 40
+    assert max(alive) <= 6, "the residual, q, k, v, and what an operation reads and gives"
+
+
 # Int8 weights
 
 
@@ -317,7 +336,7 @@ def test_a_damaged_package_is_refused_as_such(built, tmp_path):
 
 def test_nothing_runs_and_the_reason_is_told(built):
     _, engine = built()
-    assert COREML.probe().cannot_run.startswith("Core ML computes on Apple's devices alone")
+    assert COREML.probe().cannot_run.startswith("needs macOS: Core ML computes on Apple's devices alone")
     assert not COREML.measures
     assert (engine.record.loaded, bool(engine.record.loaded_reason)) == ("not_run", True)
     with pytest.raises(TargetUnavailable, match="not run here"):

@@ -5,15 +5,18 @@ What converts needs another interpreter, and is skipped where none is named; all
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from builders import dense_model, variant
+import torch
+from builders import TINY, dense_model, variant
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
+from toolchain.artifacts.onnx_folded import folded
 from toolchain.cli.stages import _engine_rung
 from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import BuildEngine
@@ -22,10 +25,10 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.on_device import runner as device_runner
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, get_target
-from toolchain.targets.litert import converter, target
+from toolchain.targets.litert import converter, program, target
 from toolchain.targets.litert.program import Source
 from toolchain.targets.litert.target import LITERT_CPU, fully_delegated
-from toolchain.targets.litert.weights import require_weights
+from toolchain.targets.litert.weights import require_weights, rounded
 
 DATA = Path(__file__).with_name("litert")
 FP32, INT8 = DATA / "tiny.fp32.tflite", DATA / "tiny.int8-dynamic.tflite"
@@ -174,6 +177,30 @@ def test_every_int8_code_is_that_of_the_onnx_file():
     assert len(codes) == 4
 
 
+@pytest.mark.parametrize(("scale", "kept"), [(1e-2, True), (1e-6, False), (1e-9, False), (1e6, False), (0.0, True)])
+def test_a_weight_of_fp16_has_its_digits_or_is_refused(scale, kept):
+    weight = np.random.default_rng(0).standard_normal((48, 48)).astype(np.float32)
+    weight[:3] *= np.float32(1e-7)
+    weight *= np.float32(scale)
+    if not kept:
+        with pytest.raises(ArtifactError, match="fp16 has its digits from 6e-05 to 65504; build from the fp32"):
+            rounded(FP32, "fc.weight", weight)
+        return
+    np.testing.assert_array_equal(rounded(FP32, "fc.weight", weight), weight.astype(np.float16))
+
+
+def test_a_fold_that_changes_what_is_computed_is_found(monkeypatch, tmp_path):
+    def spoilt(content):
+        model = folded(content).model
+        bias = next(each for each in model.graph.initializer if each.name == "blocks.0.attn.proj.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(1.01), bias.name))
+        return replace(content, model=model)
+
+    monkeypatch.setattr(program, "folded", spoilt)
+    with pytest.raises(ArtifactError, match=r"with what is constant taken into its linears, logits is \S+ off"):
+        Source.of(FP32.with_suffix(".onnx")).save(tmp_path, [1], None)
+
+
 def test_everything_is_delegated_and_the_runtime_says_nothing(capfd):
     assert fully_delegated(FP32)
     assert fully_delegated(INT8)
@@ -311,7 +338,7 @@ def exported(folder, model, precision="fp32"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["classic", "layer scale", "Swin", "DINOv3"])
+@pytest.mark.parametrize("case", ["classic", "layer scale", "Swin", "DINOv3", "grouped queries"])
 def test_structures_are_converted_and_proven(case, convertible, tmp_path):
     source = exported(tmp_path, variant(case))
     built = LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3)))
@@ -359,6 +386,36 @@ def test_constants_around_linears_are_in_rounded_weights(case, precision, conver
     assert built.facts["matmul_dtypes"] == (
         {"HALF": stored + 2} if precision == "fp16" else {"FLOAT": 2, "INT8-DYNAMIC": stored}
     )
+
+
+@pytest.mark.slow
+def test_a_model_of_grey_images_has_the_weights_of_its_file(convertible, tmp_path):
+    """Of one channel LiteRT makes a convolution for each output, whose weight lies otherwise."""
+    source = exported(tmp_path, dense_model(**{**TINY, "in_chans": 1}), "fp16")
+    built = LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3)))
+    verdict = rung(built.path, source)
+    assert verdict.verdict == "pass", verdict.reason
+    assert built.facts["matmul_dtypes"] == {"HALF": 10}
+    assert built.facts["fully_delegated"]
+    assert open_artifact(built.path).layers["patch_embed.proj"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outputs", [3, 48])
+def test_small_layer_scales_are_in_weights_of_fp16_or_refused(outputs, convertible, tmp_path):
+    """As trained models have them at single outputs, and fresh ones everywhere."""
+    model = variant("layer scale")
+    with torch.no_grad():
+        model.module.blocks[0].ls1.gamma[:outputs] = 1e-6
+    source = exported(tmp_path, model, "fp16")
+    if outputs == 48:
+        with pytest.raises(
+            ArtifactError, match=r"blocks\.0\.attn\.proj\.weight times the scale behind it comes to \S+ at most"
+        ):
+            LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3)))
+        return
+    verdict = rung(LITERT_CPU.build(source, tmp_path, BuildOptions((1, 1, 3))).path, source)
+    assert verdict.verdict == "pass", verdict.reason
 
 
 @pytest.mark.slow

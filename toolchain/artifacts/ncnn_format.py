@@ -13,8 +13,8 @@ from toolchain.errors import ArtifactError, StorageError
 
 MAGIC = "7767517"
 """The first line of a .param."""
-FREE = 233
-"""In a .param, a number that is not fixed."""
+LARGEST_RANK = 4
+"""How many sizes a tensor has at most, beside the batch."""
 TAGS = {0x01306B47: ("f16", 2), 0x000D4B38: ("i8", 1), 0x0002C056: ("f32", 4), 0: ("f32", 4)}
 """What stands before numbers whose type is open: the type, and the bytes of one."""
 ALIGNED = 4
@@ -208,6 +208,8 @@ def _arrays(layer: Layer) -> tuple[tuple[str, int, bool, bool], ...] | None:
             return (("weight", n(0), False, False),) if n(2, 1) else ()
         case "GroupNorm":
             return (("weight", n(1), False, False), *_bias(n(1))) if n(3, 1) else ()
+        case "InstanceNorm":
+            return (("weight", n(0), False, False), *_bias(n(0))) if n(2, 1) else ()
         case "BatchNorm":
             return tuple((part, n(0), False, False) for part in ("weight", "mean", "variance", "bias"))
         case "MemoryData" if n(21, 1) == 1:

@@ -46,18 +46,21 @@ class Linear:
 
 
 def linears(model: onnx.ModelProto) -> list[Linear]:
-    """Every linear with a stored weight matrix, in the order of the graph; raises as `each_linear`."""
+    """Every linear with a stored weight matrix, in the order of `each_linear`; raises as it does."""
     return list(each_linear(model))
 
 
 def each_linear(model: onnx.ModelProto) -> Iterator[Linear]:
     """The same one at a time: in float64, all weights of a model are many times what it takes on disk.
 
+    They come as the outputs need them. How a graph lists nodes that do not depend on each other is no part of what it computes, and
+    ONNX Runtime's converters list them anew.
+
     Raises:
         ArtifactError: the scale of a quantised weight cannot be found.
     """
     with linked_weights(model) as graph:
-        for node in graph:
+        for node in _needed(graph):
             if node.op_type in LINEARS and (linear := _linear(node)) is not None:
                 yield linear
 
@@ -121,6 +124,19 @@ def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
                     raise ArtifactError(f"{value.name} is rounded with one scale and read with another")
             scales[str(value.name)] = float(_row(how[0])[0])
     return scales
+
+
+def _needed(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes that the outputs depend on, each after those that it reads, which come in the order of its inputs."""
+    waiting = [(value.producer(), False) for value in reversed(graph.outputs)]
+    seen: set[ir.Node] = set()
+    while waiting:
+        node, reads_given = waiting.pop()
+        if node is not None and reads_given:
+            yield node
+        elif node is not None and node not in seen:
+            seen.add(node)
+            waiting += [(node, True), *((each, False) for each in reversed(node.predecessors()))]
 
 
 def _linear(node: ir.Node) -> Linear | None:

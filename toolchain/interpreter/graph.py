@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.interpreter.lifetimes import last_uses
 from toolchain.interpreter.operators import OPERATORS, SHAPES, Operator
 
 DOMAINS = ("", "ai.onnx")
@@ -254,11 +255,5 @@ def _evaluated(node: onnx.NodeProto) -> Callable[..., Sequence[Array]]:
 
 def _freed(steps: Sequence[Step], kept: Sequence[str]) -> list[Step]:
     """The steps, each with the values that no later one reads."""
-    last: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        last.update(dict.fromkeys((*step.inputs, *step.outputs), index))
-    done: dict[int, list[str]] = defaultdict(list)
-    for name, index in last.items():
-        if name and name not in kept and not name.startswith(_WEIGHT):
-            done[index].append(name)
-    return [replace(step, done=tuple(done[index])) for index, step in enumerate(steps)]
+    done = last_uses([(*step.inputs, *step.outputs) for step in steps], kept)
+    return [replace(step, done=names) for step, names in zip(steps, done, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.interpreter.lifetimes import last_uses
 from toolchain.interpreter.mil_operators import OPERATORS
 
 Array = NDArray[Any]
@@ -60,6 +61,8 @@ class MilProgram:
                 raise ArtifactError(
                     f"{path}: {op.name!r} is a {op.op_type}, which the interpreter of Core ML programs does not understand"
                 )
+        used = [[var.name for var in (*_read(op), *op.outputs)] for op in self._operations]
+        self._done = last_uses(used, self.output_names)
         self._constants: dict[str, Any] = {}
 
     @property
@@ -105,10 +108,12 @@ class MilProgram:
             )
         values: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in feeds}
         with torch.no_grad():
-            for op in self._operations:
+            for op, done in zip(self._operations, self._done, strict=True):
                 found = self._carried_out(op, values)
                 for var, value in zip(op.outputs, found, strict=True):
                     values[var.name] = self._declared(var, value)
+                for name in done:
+                    values.pop(name, None)
         return {var.name: _array(var, self._value(var, values)) for var in self._outputs}
 
     def _carried_out(self, op: Any, values: Mapping[str, Any]) -> Sequence[Tensor]:
@@ -169,6 +174,12 @@ def _loaded(path: Path) -> Any:
     except Exception as error:  # protobuf's, the blob reader's and coremltools' own have no common base
         first = (str(error).splitlines() or [""])[0]
         raise ArtifactError(f"{path} is no Core ML program, or is damaged: {first}") from error
+
+
+def _read(op: Any) -> Iterator[Any]:
+    """The variables that an operation reads, also those of lists."""
+    for given in op.inputs.values():
+        yield from given if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 
 def _constant(value: Any) -> Any:

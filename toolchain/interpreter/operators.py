@@ -238,8 +238,23 @@ def _cast(attributes: Attributes, x: Tensor) -> Tensor:
     return x.to(_torch_type(attributes["to"]))
 
 
-def _clip(_: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    return x if low is None and high is None else x.clamp(low, high)
+def _number(value: Value) -> Any:
+    """A single number that is known as Python's own, which converters want; any other value as a tensor."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim:
+        return torch.tensor(value)
+    number = value.item()
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _pow(_: Attributes, x: Tensor, exponent: Value) -> Tensor:
+    return torch.pow(x, _number(exponent))
+
+
+def _clip(_: Attributes, x: Tensor, low: Value = None, high: Value = None) -> Tensor:
+    raised = x if low is None else x.clamp(min=_number(low))
+    return raised if high is None else raised.clamp(max=_number(high))
 
 
 def _pad(attributes: Attributes, x: Tensor, pads: Value, value: Value = None, axes: Value = None) -> Tensor:
@@ -288,7 +303,6 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Neg": torch.neg,
     "Not": torch.logical_not,
     "Or": torch.logical_or,
-    "Pow": torch.pow,
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
@@ -322,6 +336,7 @@ OPERATORS: dict[str, Operator] = {
     "MaxPool": _max_pool,
     "Min": _folded(torch.minimum),
     "Pad": _pad,
+    "Pow": _pow,
     "RMSNormalization": _rms_norm,
     "ReduceL1": _reduced(_norm(1)),
     "ReduceL2": _reduced(_norm(2)),
@@ -350,7 +365,9 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "Squeeze": (1,),
     "Unsqueeze": (1,),
     "Pad": (1, 2, 3),
+    "Pow": (1,),
+    "Clip": (1, 2),
     "Tile": (1,),
     **{name: (1,) for name in OPERATORS if name.startswith("Reduce")},
 }
-"""Operator → which of its inputs must be known before a call, as shapes are."""
+"""Operator → which of its inputs are taken as they are known before a call, as shapes are."""

@@ -17,6 +17,7 @@ import functools
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -25,11 +26,12 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = Mapping[str, Array]
 
+log = logging.getLogger(__name__)
 SCHEDULE_SCHEMA = "slimvit.bench.schedule/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
 COLD_SCHEDULE_SCHEMA = "slimvit.bench.coldschedule/1"
@@ -224,6 +227,25 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
+@contextmanager
+def quiet_unless_failed() -> Iterator[None]:
+    """What a library writes to stderr, Python's or the process's, is logged: as a warning where the block raises, else as information."""
+    sys.stderr.flush()
+    kept, level = os.dup(2), logging.WARNING
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            with redirect_stderr(said):
+                yield
+            level = logging.INFO
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            if words := said.read().strip():
+                log.log(level, "%s", words)
+
+
 class FixedBatches:
     """A file that takes some batches alone: `calls` has what runs each, `shapes` the inputs of each by name; a subclass fills both."""
 
@@ -232,8 +254,17 @@ class FixedBatches:
         self.calls: dict[int, Callable[[Feeds], dict[str, Array]]] = {}
         self.shapes: dict[int, dict[str, list[int]]] = {}
 
+    def __enter__(self) -> Self:
+        with quiet_unless_failed():
+            self._load()
+        return self
+
     def __exit__(self, *_: object) -> None:
         self.calls, self.shapes = {}, {}
+
+    def _load(self) -> None:
+        """Opens the file."""
+        raise NotImplementedError
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Output name → array for one call; a batch that the file does not take goes through smaller ones."""
@@ -262,7 +293,7 @@ class FixedBatches:
 class LiteRtRunner(FixedBatches):
     """LiteRT on the CPU: XNNPACK with `threads` threads; a file has a signature for each batch. Arrays are copied in and out."""
 
-    def __enter__(self) -> Self:
+    def _load(self) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         before = _os_threads()
@@ -276,7 +307,6 @@ class LiteRtRunner(FixedBatches):
             shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
             batch = next(iter(shapes.values()))[0]
             self.calls[batch], self.shapes[batch] = functools.partial(_by_name, call), shapes
-        return self
 
 
 def _by_name(call: Callable[..., dict[str, Array]], feeds: Feeds) -> dict[str, Array]:
@@ -291,7 +321,7 @@ class ExecuTorchRunner(FixedBatches):
 
     _threads_in_use: ClassVar[List[int]] = []  # noqa: UP006 - evaluated, and Python 3.8 has no list[…]
 
-    def __enter__(self) -> Self:
+    def _load(self) -> None:
         with warnings.catch_warnings():  # it says of itself that it is experimental
             warnings.simplefilter("ignore")
             from executorch.extension.pybindings import portable_lib
@@ -310,7 +340,6 @@ class ExecuTorchRunner(FixedBatches):
             self.calls[sizes[0][0]] = functools.partial(_by_place, method, inputs, told["outputs"])
         self._threads_in_use.append(self.threads)
         self.versions = {"executorch": version("executorch")}
-        return self
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

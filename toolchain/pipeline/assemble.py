@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Outcome:
         files: ONNX files: of the dense model, of the compressed one, and its other precisions.
         engines: in the order of the recipe.
         cells, duels: comparisons with the dense file, and of int8 with int8; None for one that could not be made.
-        lost: device → why the rest of its comparisons was not made.
+        not_measured: what has no latency, and why.
     """
 
     dense: Done[Figures]
@@ -54,7 +54,7 @@ class Outcome:
     engines: Sequence[Done[EngineFacts]]
     cells: Sequence[Done[BenchRow] | None]
     duels: Sequence[Done[BenchRow] | None]
-    lost: Mapping[str, str]
+    not_measured: tuple[NotMeasured, ...]
 
 
 def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[Path], root: Path) -> Report:
@@ -109,7 +109,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         parity=tuple(rungs),
         graphs={done.facts.row.label: done.facts.graph for done in outcome.files if done.facts.graph is not None},
         bench=tuple(cells),
-        not_measured=tuple(NotMeasured(target=name, reason=why) for name, why in outcome.lost.items()),
+        not_measured=outcome.not_measured,
         int8=int8,
         artifacts=tuple(rows),
         engines=engines,

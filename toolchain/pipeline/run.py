@@ -15,7 +15,7 @@ from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.measure.samples import Parity
 from toolchain.parity import Rung
 from toolchain.pipeline.assemble import Outcome, assemble
-from toolchain.pipeline.folder import Workspace
+from toolchain.pipeline.folder import Done, Workspace
 from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.stages import bench
 from toolchain.pipeline.stages.base import Compare, Run
@@ -29,10 +29,11 @@ from toolchain.pipeline.stages.export import Exported, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
 from toolchain.pipeline.stages.weigh import Weighed
+from toolchain.pipeline.untimed import not_measured
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.files import write_report
-from toolchain.report.record import Report
+from toolchain.report.record import BenchRow, Report
 from toolchain.training.processes import require_one
 
 
@@ -137,7 +138,8 @@ def _carry_out(run: Run, job: Job) -> Outcome:
         source = onnx_path(root, done.facts.precision, done.facts.model)
         proofs[root / done.facts.path] = [*proofs[source], *done.rungs]
 
-    cells, duels = [], []
+    cells: list[tuple[bench.Bench, Done[BenchRow] | None]] = []
+    duels = []
     if recipe.bench is not None:
         for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
             where = bench.Where(run.devices.get(target), batch, threads)
@@ -148,12 +150,11 @@ def _carry_out(run: Run, job: Job) -> Outcome:
                 if precision in precisions or int8
                 if (pair := bench.pair(run, where, precision, built)) is not None
             ]
-            timed = [bench.measured(run, cell) for cell in planned]
-            cells += timed
-            if len(rivals := bench.fastest_two(zip(planned, timed, strict=True), int8)) > 1:
+            cells += (timed := [(cell, bench.measured(run, cell)) for cell in planned])
+            if len(rivals := bench.fastest_two(timed, int8)) > 1:
                 duels.append(bench.measured(run, bench.duel(*rivals)))
-    lost = {name: str(error) for name, error in run.lost.items()}
-    return Outcome(dense, weighing, masked, tuned, deploy, files, engines, cells, duels, lost)
+    untimed = not_measured(run, cells, [done.facts.row for done in files], [done.facts for done in engines])
+    return Outcome(dense, weighing, masked, tuned, deploy, files, engines, [done for _, done in cells], duels, untimed)
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:

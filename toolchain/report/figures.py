@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-BAR, GAP, LEFT, WIDTH = 14, 8, 210, 720
+BAR, GAP, LEFT, WIDTH = 14, 8, 310, 820
 """Height of a bar, the space between bars, the width of the labels, and that of the whole."""
 PLOT = WIDTH - LEFT - 70
 

@@ -167,10 +167,23 @@ class BenchRow(Place):
 
 
 class NotMeasured(Record):
-    """A target that was lost, and why."""
+    """A target or device that timed nothing, or not all that it might have.
+
+    Attributes:
+        target: its name.
+        reason: why.
+        short: the same in a few words, for a cell of a table.
+        files: paths of those that it has no time of, in one place at least.
+    """
 
     target: str
     reason: str
+    short: str = ""
+    files: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = f": {', '.join(self.files)}" if self.files else ", or not all of it"
+        return f"Not measured on {self.target}{what} ({self.reason})."
 
 
 class Int8Choice(Place):

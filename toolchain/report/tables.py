@@ -20,6 +20,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text: tuple[int, ...] = (0,)
 
+    def without_blanks(self) -> Table:
+        """The same without the columns in which no row says anything."""
+        kept = [index for index in range(len(self.header)) if any(row[index] not in ("", "–") for row in self.rows)]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        header, text = tuple(self.header[index] for index in kept), [kept.index(i) for i in self.text if i in kept]
+        return Table(self.title, header, rows, tuple(text))
+
 
 def number(value: float | None) -> str:
     """1_234_567 → "1,234,567"; None → "–"."""

@@ -40,7 +40,7 @@ from toolchain.targets.engine_cache import source_digests
 
 INSTALL = "pip install 'slimvit[coreml]'"
 MINIMUM = "iOS18"
-NO_RUN = "Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
+NO_RUN = "needs macOS: Core ML computes on Apple's devices alone; slimvit builds packages and interprets them"
 DEBRIS = "executorch_debug_handle_mapping.json"
 """What coremltools writes beside a converted program, and no package needs."""
 ARITHMETIC = {"fp32": "FLOAT32", "fp16": "FLOAT16", "int8-dynamic": "FLOAT16"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from toolchain.report.record import BenchRow, EngineRow, FileRow, Report
+from toolchain.report.record import EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table, counted, size
 
@@ -31,13 +29,13 @@ def _draw(report: Report) -> Part:
             size(row.download_bytes),
             _verdict(row),
             *counts,
-            *(_times(row.path, place, report.bench) for place in places),
+            *(_times(row.path, place, report) or "–" for place in places),
             (row.refused or "") if isinstance(row, FileRow) else "",
         )
         for row, counts in zip(rows, figures, strict=True)
     )
     words = (0, 4, *range(5 + len(judged), len(header)))
-    table = Table("Files", header, body if len(body) > 2 else (), text=words)
+    table = Table("Files", header, body if len(body) > 2 else (), text=words).without_blanks()
     return Part(table.title, table=table, brief=())
 
 
@@ -52,14 +50,19 @@ def _verdict(row: FileRow | EngineRow) -> str:
     return "fail" if row.refused else "pass"
 
 
-def _times(path: str, place: tuple[int, int], bench: Sequence[BenchRow]) -> str:
-    """Target and milliseconds wherever a file was timed, in one place; of a baseline those of its first comparison."""
-    there = [row for row in bench if row.rivals is None and (row.batch, row.threads) == place]
+def _times(path: str, place: tuple[int, int], report: Report) -> str:
+    """Target and milliseconds in one place, or why a target has none; of a baseline those of its first comparison."""
+    there = [row for row in report.bench if row.rivals is None and (row.batch, row.threads) == place]
     timed: dict[str, float] = {}
     for row in there:
         if path in (row.baseline, row.path):
             timed.setdefault(row.target, row.compressed_ms if row.path == path else row.dense_ms)
-    return ", ".join(f"{target} {ms:.3f}" for target, ms in timed.items())
+    missing = {row.target: row.short for row in report.not_measured if path in row.files and row.target not in timed}
+    said = (
+        *(f"{target} {ms:.3f}" for target, ms in timed.items()),
+        *(f"{target} not run: {why}" for target, why in missing.items()),
+    )
+    return ", ".join(said)
 
 
 SECTION = Section("files", _draw)

@@ -15,7 +15,7 @@ def _draw(report: Report) -> Part:
     if report.finetune is not None:
         lines.append(finetune_line(report.finetune, report.output))
     lines += [_latency(row) for row in report.latency_budget if row.measured is not None]
-    lines += [f"Not measured, or not all of it: {row.reason}" for row in report.not_measured]
+    lines += map(str, report.not_measured)
     lines += [f"{name}: {note}" for name, graph in report.graphs.items() for note in graph.notes]
     missed = (
         f"The latency budget on {row.target} is missed: {row.requested:.3f} of the dense model's time was asked for, "

@@ -5,31 +5,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx as onnxlib
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
 
 from toolchain.artifacts.inputs import Signature
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
-from toolchain.artifacts.onnx_plain import Codes, plain
+from toolchain.artifacts.onnx_plain import Codes, Plain, plain
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
 from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
+from toolchain.targets.executorch.int8 import original, require_codes, require_scales, with_codes
 from toolchain.targets.executorch.operators import REWRITES
+from toolchain.targets.executorch.reading import Linear, linears_of
 
 FORWARD = "forward"
 """The method of the smallest batch, which is what other programs call when they name none; those of others begin with it."""
 LINEARS = ("aten_linear_default", "aten_addmm_default", "aten_mm_default")
 """How nodes are called that are linears, if they read a weight."""
-INT8_WEIGHT = "quantized_decomposed_dequantize_per_channel"
-MOVES = ("aten_permute_copy", "aten_view_copy", "aten_t_copy", INT8_WEIGHT)
+MOVES = ("aten_permute_copy", "aten_view_copy", "aten_t_copy", "quantized_decomposed_dequantize_per_channel")
 """Nodes through which the weight of a linear is looked for."""
 
 
@@ -41,13 +42,11 @@ class Method:
         name: of the method in the file.
         delegates: how many parts XNNPACK computes; each of them ends where an operator is not its own.
         outside: operator → how many are left to ExecuTorch's portable kernels.
-        products: type of matrix product, as engine.json has it → how many linears with it XNNPACK computes.
     """
 
     name: str
     delegates: int
     outside: dict[str, int]
-    products: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,12 @@ class Program:
     Attributes:
         content: the bytes of the .pte file.
         methods: batch → its method.
+        products: type of matrix product, as engine.json has it → how many linears with it XNNPACK computes in each method.
     """
 
     content: bytes
     methods: dict[int, Method]
+    products: dict[str, int]
 
 
 def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | None = None) -> Program:
@@ -84,6 +85,8 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
     content = plain(onnxlib.load(path))
     if content.halves:
         raise RecipeError(f"{path} holds 16-bit weights; .pte files are built from fp32 and int8-dynamic")
+    for name, each in content.codes.items():
+        require_scales(name, each)
     module = module_of(content.model, {**OPERATORS, **REWRITES})
     codes = {attribute: content.codes[name] for attribute, name in module.stored.items() if name in content.codes}
     batches = sorted(set(batches))
@@ -99,12 +102,12 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
             batch: _method(path, name, edge.exported_program(name), module.stored) for batch, name in names.items()
         }
         lowered = bytes(edge.to_executorch().buffer)
+        linears = linears_of(lowered)
     except ArtifactError:
         raise
     except Exception as error:  # the converter's own, of any class
         raise ArtifactError(f"ExecuTorch cannot lower {path}: {_last_line(error)}") from error
-    _require_codes(path, lowered, content.codes)
-    return Program(lowered, methods)
+    return Program(lowered, methods, _products(path, {name: linears[name] for name in names.values()}, content))
 
 
 def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapping[str, Codes]) -> ExportedProgram:
@@ -113,92 +116,32 @@ def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapp
     feeds = tuple(torch.from_numpy(np.ones(by_name[name].shape, by_name[name].dtype)) for name in module.input_names)
     try:
         exported = torch.export.export(module, feeds)
-        return _quantised(exported, feeds, codes) if codes else exported
+        return with_codes(exported, feeds, codes) if codes else exported
     except ArtifactError:
         raise
     except Exception as error:  # torch's own, of any class
         raise ArtifactError(f"torch cannot export {path}: {_last_line(error)}") from error
 
 
-def _quantised(exported: ExportedProgram, feeds: tuple[Tensor, ...], codes: Mapping[str, Codes]) -> ExportedProgram:
-    """The same with int8 linears, whose activations are rounded in each call by their own range.
-
-    The weights are multiples of the file's scales. Rounded to as many steps as the largest code has, with the smallest scale that
-    still is a number, they are the file's integers again.
-
-    Args:
-        exported: the graph in fp32.
-        feeds: inputs that it takes; their values do not matter.
-        codes: parameter → integers and scales of a linear that the file has in int8.
-    """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    def is_int8(node: fx.Node) -> bool:
-        weight = node.args[1] if len(node.args) > 1 else None
-        return isinstance(weight, fx.Node) and str(weight.target) in codes
-
-    largest = max(int(np.abs(each.codes.astype(np.int32)).max()) for each in codes.values())
-    config = get_symmetric_quantization_config(
-        is_per_channel=True, is_dynamic=True, weight_qmin=-largest, weight_qmax=largest
-    )
-    observer = PerChannelMinMaxObserver.with_args(eps=float(np.finfo(np.float32).tiny))
-    weight = replace(config.weight, observer_or_fake_quant_ctr=observer)
-    quantizer = XNNPACKQuantizer().set_global(replace(config, weight=weight)).set_filter_function(is_int8)
-    prepared = prepare_pt2e(exported.module(), quantizer)
-    prepared(*feeds)
-    quantised = torch.export.export(convert_pt2e(prepared), feeds)
-    _require_scales(quantised, codes)
-    return quantised
-
-
-def _require_scales(program: ExportedProgram, codes: Mapping[str, Codes]) -> None:
-    """Raises ArtifactError unless every linear of a file is in a program with its integers and, to rounding, its scales."""
-    buffers = program.graph_signature.inputs_to_buffers
-    stored = {**program.state_dict, **program.constants}
-    found: dict[bytes, Any] = {}
-    for node in program.graph.nodes:
-        if "dequantize_per_channel" in str(node.target):
-            weight, scales = (stored[buffers[each.name]].numpy(force=True) for each in node.args[:2])
-            found[weight.tobytes()] = scales
-    for name, each in codes.items():
-        scales = found.get(np.ascontiguousarray(each.codes.T).tobytes())
-        if scales is None or not np.allclose(scales, each.scales, rtol=1e-6, atol=0):
-            wrong = "int8 numbers" if scales is None else "scales"
-            raise ArtifactError(f"the {wrong} of {name!r} are not those that ExecuTorch's quantiser made of them")
-
-
 def _method(path: Path, name: str, program: ExportedProgram, stored: Mapping[str, str]) -> Method:
     """What became of one method; raises ArtifactError where XNNPACK leaves a linear out."""
     from executorch.devtools.backend_debug import get_delegation_info
-    from executorch.exir.lowered_backend_module import get_lowered_submodules
 
     weights = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
     for node in program.graph.nodes:
         weight = _weight(node, weights) if node.name.startswith(LINEARS) else None
         if weight is not None:
             raise ArtifactError(
-                f"{path.name}: XNNPACK does not take the linear of {stored.get(weight, weight)!r}, which would run on ExecuTorch's "
-                "portable kernels, many times slower"
+                f"{path.name}: XNNPACK does not take the linear of {stored.get(original(weight), weight)!r}, which would run on "
+                "ExecuTorch's portable kernels, many times slower"
             )
-    products: Counter[str] = Counter()
-    for _, lowered, _ in get_lowered_submodules(program.graph_module):
-        inner = lowered.original_module
-        for node in inner.graph.nodes:
-            if node.name.startswith(LINEARS):
-                rounded = any(each.name.startswith(INT8_WEIGHT) for each in node.all_input_nodes)
-                products["INT8-DYNAMIC" if rounded else "FLOAT"] += 1
     info = get_delegation_info(program.graph_module)
     outside = {
         kind: each.non_delegated
         for kind, each in sorted(info.delegation_by_operator.items())
         if each.non_delegated and kind != "getitem"
     }
-    return Method(name, info.num_delegated_subgraphs, outside, dict(products))
+    return Method(name, info.num_delegated_subgraphs, outside)
 
 
 def _weight(node: fx.Node, weights: Mapping[str, str]) -> str | None:
@@ -212,11 +155,16 @@ def _weight(node: fx.Node, weights: Mapping[str, str]) -> str | None:
     return None
 
 
-def _require_codes(path: Path, content: bytes, codes: Mapping[str, Codes]) -> None:
-    """Raises ArtifactError unless the int8 numbers of every linear are in a program as the file has them, [out, in]."""
-    for name, each in codes.items():
-        if np.ascontiguousarray(each.codes.T).tobytes() not in content:
-            raise ArtifactError(f"{path.name}: the int8 numbers of {name!r} are not those that ExecuTorch made of them")
+def _products(path: Path, linears: Mapping[str, Sequence[Linear]], content: Plain) -> dict[str, int]:
+    """Type of matrix product → how many linears with it each method has; raises ArtifactError unless all have those of the file."""
+    readers = (name for node in content.model.graph.node for name in node.input)
+    int8 = [(name, content.codes[name]) for name in readers if name in content.codes]
+    counts = [Counter(each.kind for each in found) for found in linears.values()]
+    for name, found in linears.items():
+        require_codes(f"{path.name}, method {name}", found, int8)
+    if any(each != counts[0] for each in counts):
+        raise ArtifactError(f"{path.name}: XNNPACK takes other linears at one batch than at another: {counts}")
+    return dict(counts[0])
 
 
 def _description(

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 from pathlib import Path
 
-from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.errors import TargetUnavailable
 from toolchain.files import atomic_path, sha256
 from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model
 from toolchain.quiet import quiet
@@ -55,7 +55,7 @@ class ExecuTorchXnnpack(Target):
             "executorch",
             version,
             cpu_model(),
-            {"delegate": "XNNPACK", "torchao": importlib.metadata.version("torchao")},
+            {"delegate": "XNNPACK"},
         )
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
@@ -71,10 +71,6 @@ class ExecuTorchXnnpack(Target):
         info = self.probe()
         with quiet("torch.utils._pytree"):
             program = program_of(onnx, options.batch, options.input_shape)
-        methods = program.methods
-        products = next(iter(methods.values())).products
-        if any(each.products != products for each in methods.values()):
-            raise ArtifactError(f"{onnx.name}: XNNPACK takes other linears at one batch than at another")
         path = folder / f"{onnx.stem}.pte"
         with atomic_path(path) as temporary:
             temporary.write_bytes(program.content)
@@ -83,14 +79,14 @@ class ExecuTorchXnnpack(Target):
             "target": NAME,
             "runtime": info.runtime,
             "version": info.version,
-            "batches": [*methods],
+            "batches": [*program.methods],
             "methods": {
                 each.name: {"batch": batch, "delegates": each.delegates, "outside": each.outside}
-                for batch, each in methods.items()
+                for batch, each in program.methods.items()
             },
-            "weights": {WEIGHTS[kind]: count for kind, count in products.items()},
-            "matmul_dtypes": products,
-            "matmul_layers": sum(products.values()),
+            "weights": {WEIGHTS[kind]: count for kind, count in program.products.items()},
+            "matmul_dtypes": program.products,
+            "matmul_layers": sum(program.products.values()),
             **source_digests(onnx),
             "engine": path.name,
             "engine_sha256": sha256(path),

@@ -3,14 +3,15 @@
 Usage: `python convert_program.py FOLDER`. FOLDER holds request.json, weights.npz and, for each batch of the request, a program
 `b<batch>.pt2` that takes and gives tensors by name; the file is written there as model.tflite.
 
-request.json: `batches`; `precision`, "fp32", "fp16" or "int8-dynamic"; `metadata`, an
-object that travels in the file under the name "slimvit". weights.npz: under `weight:<name>` each stored weight, float32, so that
-the tensor that holds it gets its name; under `codes:<name>` and `scales:<name>` int8 codes [out, in] and
-scales [out] of those that are stored as such.
+request.json: `batches`; `precision`, "fp32", "fp16" or "int8-dynamic"; `metadata`, an object that travels in the file under the name
+"slimvit"; `names`, SHA-256 of the numbers of a stored weight as the converter may lay them out, float32 → the name that the
+tensor which holds them gets. weights.npz: under `codes:<name>` and `scales:<name>` int8 codes [out, in] and scales [out] of
+those that are stored as such.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -28,8 +29,6 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
 METADATA = "slimvit"
 LINEAR = schema.BuiltinOperator.FULLY_CONNECTED
-OHWI = (0, 2, 3, 1)
-"""How LiteRT has a convolution's weight [out, in, height, width]."""
 
 
 def main(folder: Path) -> None:
@@ -40,7 +39,7 @@ def main(folder: Path) -> None:
     path = folder / "fp32.tflite"
     converted(folder, request["batches"]).export(str(path))
     model = flatbuffer_utils.read_model(path)
-    names = weight_names(model, arrays)
+    names = weight_names(model, request["names"])
     recipe = recipe_of(request["precision"], model, names, arrays)
     if recipe:
         rounded = folder / "rounded.tflite"
@@ -63,21 +62,15 @@ def converted(folder: Path, batches: list[int]) -> Any:
     return converter.convert(runtime_constant_folding=True)
 
 
-def weight_names(model: Any, arrays: dict[str, Any]) -> dict[str, str]:
-    """The converter's name of a tensor, which no other has in any graph → that of the weight whose values it has."""
-    names: dict[bytes, str] = {}
-    for key, array in arrays.items():
-        kind, _, name = key.partition(":")
-        if kind == "weight":
-            for each in (array.transpose(OHWI),) if array.ndim == 4 else (array, array.T):
-                names.setdefault(np.ascontiguousarray(each).tobytes(), name)
+def weight_names(model: Any, names: dict[str, str]) -> dict[str, str]:
+    """The converter's name of a tensor, which no other has in any graph → that of the weight whose numbers it has."""
     found: dict[str, str] = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             data = model.buffers[tensor.buffer].data
-            values = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-            if values in names:
-                found[tensor.name.decode()] = names[values]
+            if data is not None:
+                digest = hashlib.sha256(np.asarray(data, np.uint8).tobytes()).hexdigest()
+                found |= {tensor.name.decode(): names[digest]} if digest in names else {}
     return found
 
 

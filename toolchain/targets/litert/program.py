@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from toolchain.artifacts.onnx_plain import Codes, plain
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
+from toolchain.interpreter.operators import OPERATORS, Attributes, Value
+from toolchain.parity import TOLERANCES
 
 Array = NDArray[Any]
 
@@ -69,7 +72,7 @@ class Source:
         return Source(
             file,
             "int8-dynamic" if content.codes else "fp16" if content.halves else FP32,
-            module_of(content.model),
+            module_of(content.model, {**OPERATORS, "Expand": repeated}),
             {layers.get(name, name): array for name, array in stored.items()},
             {layers.get(name, name): codes for name, codes in content.codes.items()},
             frozenset(layers.get(name, name) for name in content.halves),
@@ -89,42 +92,93 @@ class Source:
         }
 
     def save(self, folder: Path, batches: Sequence[int], sample: tuple[int, ...] | None) -> None:
-        """Writes what `convert_program.py` reads; raises RecipeError where an input leaves the shape of a sample open.
+        """Writes what `convert_program.py` reads.
 
         Args:
             folder: where.
             batches: one signature for each.
             sample: shape of one sample, where the file leaves it open.
+
+        Raises:
+            RecipeError: an input leaves the shape of a sample open.
+            ArtifactError: what is converted is not what the file computes.
         """
         named = Named(self.module)
-        for batch in batches:
-            program = torch.export.export(named, (), self._inputs(batch, sample))
+        inputs = [self._inputs(batch, sample) for batch in batches]
+        self._require_same(named, inputs[0])
+        for batch, given in zip(batches, inputs, strict=True):
+            program = torch.export.export(named, (), given)
             if self.precision != FP32:
                 program = program.run_decompositions({torch.ops.aten.layer_norm.default: scaled_norm})
             torch.export.save(program, folder / f"b{batch}.pt2")
-        arrays = {f"weight:{name}": array for name, array in self.weights.items()}
+        arrays: dict[str, Array] = {}
         for name, codes in self.codes.items():
             arrays[f"codes:{name}"] = np.ascontiguousarray(codes.codes.T)
             arrays[f"scales:{name}"] = np.ascontiguousarray(codes.scales)
         np.savez(folder / "weights.npz", **arrays)  # type: ignore[arg-type]
+        names: dict[str, str] = {}
+        for name, array in self.weights.items():
+            for each in layouts(array):
+                names.setdefault(hashlib.sha256(each.tobytes()).hexdigest(), name)
         request = {
             "batches": list(batches),
             "precision": self.precision,
             "metadata": self.metadata,
+            "names": names,
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
 
+    def _require_same(self, converted: Named, inputs: dict[str, Tensor]) -> None:
+        """Raises ArtifactError where the graph gives other outputs than before what is constant was taken into its linears."""
+        with torch.inference_mode():
+            expected = Named(module_of(plain(onnx.load(self.file.path)).model))(**inputs)
+            got = converted(**inputs)
+        bound = TOLERANCES[FP32].max_abs or 0.0
+        for name, y in expected.items():
+            error = float((got[name] - y).abs().max())
+            if not error <= bound * max(1.0, float(y.abs().max())):
+                raise ArtifactError(
+                    f"{self.file.path}: with what is constant taken into its linears, {name} is {error:.3g} off; please report it"
+                )
+
     def _inputs(self, batch: int, sample: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """Noise as the file takes it, the same every time."""
         signature = self.file.signature(batch, sample)
         if len(signature.names) != len(self.module.input_names):
             raise ArtifactError(f"{self.file.path} has inputs that its graph does not read")
         kinds = ["float32" if each.dtype == "float16" else each.dtype for each in signature.inputs]
         if unknown := sorted(set(kinds) - {"float32", "uint8", "int32", "int64"}):
             raise RecipeError(f"{self.file.path} takes {', '.join(unknown)}, which .tflite files are not built for")
+        noise = torch.Generator().manual_seed(0)
         return {
-            name: torch.zeros(each.shape, dtype=getattr(torch, kind))
+            name: torch.randn(each.shape, generator=noise)
+            if kind == "float32"
+            else torch.randint(256, each.shape, generator=noise, dtype=getattr(torch, kind))
             for name, each, kind in zip(signature.names, signature.inputs, kinds, strict=True)
         }
+
+
+def layouts(weight: Array) -> tuple[Array, ...]:
+    """An ONNX weight as LiteRT may have it.
+
+    A linear's lies [out, in]. A convolution's [out, in, height, width] lies [out, height, width, in], or where each output reads
+    one channel, as of a grey image, [1, height, width, out].
+    """
+    if weight.ndim != 4:
+        return weight, weight.T
+    return weight.transpose(0, 2, 3, 1), *((weight.transpose(1, 2, 3, 0),) if weight.shape[1] == 1 else ())
+
+
+def repeated(attributes: Attributes, x: Tensor, shape: Value) -> Tensor:
+    """An Expand as copies beside each other.
+
+    Of what is repeated as Expand does, and transposed then, as a key that all heads share, litert-converter makes a reshape.
+    """
+    wanted = OPERATORS["Expand"](attributes, x.new_empty(x.shape, device="meta"), shape).shape
+    x = x.reshape(*(1,) * (len(wanted) - x.ndim), *x.shape)
+    for axis, size in enumerate(wanted):
+        x = x if x.shape[axis] == size else torch.cat([x] * size, axis)
+    return x
 
 
 def scaled_norm(

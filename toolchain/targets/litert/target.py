@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model
+from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model, quiet_unless_failed
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
     BuildOptions,
@@ -131,24 +128,6 @@ def _accelerated(path: Path) -> bool:
     compiled = importlib.import_module("ai_edge_litert.compiled_model")
     with compiled.CompiledModel.from_file(str(path)) as model:
         return bool(model.is_fully_accelerated())
-
-
-@contextmanager
-def quiet_unless_failed() -> Iterator[None]:
-    """What LiteRT writes to the process's stderr is shown only where the block raises: it tells of every load."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _load() -> ModuleType:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolchain.artifacts.tflite_reading import Graph, StoredTensor, read_tflite
 from toolchain.errors import ArtifactError
-from toolchain.targets.litert.program import Source
+from toolchain.targets.litert.program import Source, layouts
 
 Array = NDArray[Any]
 PRODUCTS = {"int8": "INT8-DYNAMIC", "float16": "HALF", "float32": "FLOAT"}
@@ -30,7 +30,7 @@ def require_weights(source: Source, path: Path) -> dict[str, int]:
         path: the .tflite file.
 
     Raises:
-        ArtifactError: a weight is another one, is missing, or the graphs differ in what they multiply by.
+        ArtifactError: a weight is another one, is missing, or is not to be had in fp16; or the graphs differ in what they multiply by.
     """
     model = read_tflite(path)
     counts = [Counter(PRODUCTS.get(each.type, each.type) for each in _weights(graph)) for graph in model.graphs]
@@ -41,8 +41,8 @@ def require_weights(source: Source, path: Path) -> dict[str, int]:
         for name, codes in source.codes.items():
             _require(path, named, name, codes.codes.T, "int8", codes.scales)
         for name in source.halves & set(named):
-            half, tensor = source.weights[name].astype(np.float16), named[name]
-            wanted = next((each for each in _layouts(half) if np.array_equal(each, tensor.values)), half)
+            half, tensor = rounded(path, name, source.weights[name]), named[name]
+            wanted = next((each for each in layouts(half) if np.array_equal(each, tensor.values)), half)
             _require(path, named, name, wanted, "float16")
         halves = [each.name for each in named.values() if each.type == "float16"]
         if source.precision == "fp16" and (strange := sorted(set(halves) - source.halves)):
@@ -54,9 +54,21 @@ def _weights(graph: Graph) -> Iterator[StoredTensor]:
     return filter(None, map(graph.weight, graph.nodes))
 
 
-def _layouts(stored: Array) -> tuple[Array, ...]:
-    """An ONNX weight as LiteRT may lay it out: [out, in] of a linear, [out, height, width, in] of a convolution."""
-    return (stored.transpose(0, 2, 3, 1),) if stored.ndim == 4 else (stored, stored.T)
+def rounded(path: Path, name: str, weight: Array) -> Array:
+    """A weight of a file in fp16, with the scale that was folded into it; raises ArtifactError where fp16 has no such numbers.
+
+    A layer scale may leave single outputs below 6e-5, where fp16 has few digits: next to the other outputs they are small. The whole
+    weight must lose no more than numbers that have all their digits.
+    """
+    exact, range_ = weight.astype(np.float64), np.finfo(np.float16)
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    if not np.linalg.norm(half - exact) <= 2.0**-11 * np.linalg.norm(exact):
+        raise ArtifactError(
+            f"{path.name}: {name} times the scale behind it comes to {np.abs(weight).max(initial=0):.2g} at most, and fp16 has its "
+            f"digits from {range_.tiny:.1g} to {range_.max:.0f}; build from the fp32 or the int8-dynamic file"
+        )
+    return half
 
 
 def _require(

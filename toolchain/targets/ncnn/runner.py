@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.ncnn_format import files_of, inputs_of, read_layers
-from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import Arrays, Feeds
+from toolchain.targets.child import ChildRunner
 from toolchain.targets.ncnn import child
 from toolchain.targets.ncnn.wire import Array, receive, send
 
@@ -40,7 +37,7 @@ ANSWER_S = 300.0
 """After so many seconds without an answer to one call the process is ended: ncnn may hang in a graph that it misreads."""
 
 
-class NcnnRunner:
+class NcnnRunner(ChildRunner):
     """A .param and its .bin in a process of their own, with `threads` threads.
 
     ncnn knows no batch: arrays have a first dimension of 1, which is taken off and put back.
@@ -50,15 +47,10 @@ class NcnnRunner:
         self.path, self.threads = path, threads
         self.versions = {NAME: version(NAME)}
         self._answer_s = answer_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
         self._inputs: tuple[Port, ...] = ()
         self._checked = False
 
-    def __enter__(self) -> Self:
-        weights, graph = files_of(self.path)
-        self._inputs = inputs_of(read_layers(graph))
-        self._log = tempfile.TemporaryFile()
+    def _command(self) -> tuple[list[str], dict[str, str]]:
         command = [
             sys.executable,
             "-P",
@@ -66,33 +58,14 @@ class NcnnRunner:
             child.__name__,
         ]  # no neighbour of where it is started can shadow a library
         path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, **RESTING, "PYTHONPATH": path}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
-        )
-        request = {
-            "do": "open",
-            "param": str(self.path),
-            "weights": str(weights),
-            "threads": self.threads,
-            "options": dict(OPTIONS),
-        }
-        try:
-            self._require(self._ask(request)[0]["options"])
-        except BaseException:
-            self._end()
-            raise
-        return self
+        return command, {**os.environ, **RESTING, "PYTHONPATH": path}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process, None where there is none: what it takes is the session's, see `fingerprint` of the device's runner."""
-        return None if self._process is None else self._process.pid
+    def _opened(self) -> None:
+        weights, graph = files_of(self.path)
+        self._inputs = inputs_of(read_layers(graph))
+        files = {"param": str(self.path), "weights": str(weights)}
+        request = {"do": "open", **files, "threads": self.threads, "options": dict(OPTIONS)}
+        self._require(self._ask(request)[0]["options"])
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call, as the ONNX file gives it: with a batch of 1.
@@ -147,9 +120,7 @@ class NcnnRunner:
         self, request: Mapping[str, object], arrays: Mapping[str, Array] | None = None
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         """The answer to a request; raises ArtifactError where ncnn refuses, dies, or says nothing in time."""
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            raise RuntimeError("NcnnRunner is used outside its `with` block")
+        process = self._running()
         hung: list[bool] = []
 
         def end() -> None:
@@ -172,12 +143,11 @@ class NcnnRunner:
         return answer, outputs
 
     def _died(self, what: str, *, hung: bool) -> Exception:
-        assert self._process is not None
-        code = self._process.wait()
+        code = self._code()
         if hung:
             how = f"gave no answer within {self._answer_s:g} s"
         else:
-            how = f"ended with {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            how = f"ended with {signal.Signals(-code).name if code and code < 0 else f'code {code}'}"
         doing = {"open": "reading", "infer": "running", "time": "timing"}[what]
         said = self._said()
         if "ModuleNotFoundError" in said or "ImportError" in said:
@@ -189,27 +159,5 @@ class NcnnRunner:
 
     def _said(self) -> str:
         """The last line that the process printed, behind a colon; "" if it was silent."""
-        if self._log is None:
-            return ""
-        try:
-            self._log.seek(0)
-            lines = self._log.read().decode(errors="replace").strip().splitlines()
-        except OSError as error:
-            raise StorageError(f"cannot read what ncnn printed: {error.strerror}") from error
+        lines = self._printed()
         return f": {lines[-1]}" if lines else ""
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):  # of a process that died
-                        stream.close()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._log is not None:
-            self._log.close()
-            self._log = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.inputs import Signature
-from toolchain.artifacts.ncnn_format import files_of, read_layers, read_numbers
+from toolchain.artifacts.ncnn_format import LARGEST_RANK, files_of, read_layers, read_numbers
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.files import sha256
 from toolchain.on_device.runner import Runner, cpu_model
@@ -25,7 +25,6 @@ TYPES = {"f32": "FLOAT", "f16": "HALF", "i8": "INT8"}
 """ncnn's types by the names that engine.json has for all targets."""
 PRODUCTS = ("InnerProduct", "Gemm")
 """Its layers that are linears."""
-LARGEST_RANK = 4
 
 
 class Ncnn(Target):

@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import Arrays, Feeds
+from toolchain.targets.child import ChildRunner
 
 SCRIPT = Path(__file__).with_name("serve.mjs")
 LENGTH = np.dtype("<u4")
 """Of a message's header: it comes first."""
-PATIENCE_S = 10.0
-"""How long a child that is told to end may take."""
 NO_REASON = re.compile(r"\s|Node\.js v|\W*$")
 """How lines of Node's begin that say where, and not what."""
 
@@ -60,7 +55,7 @@ class Installed:
     versions: Mapping[str, str]
 
 
-class NodeRunner:
+class NodeRunner(ChildRunner):
     """An ONNX file in ONNX Runtime Web: its wasm with SIMD, all graph optimisations, sequential, `threads` threads.
 
     Times are taken in the child around each call, so they hold what a page waits for and no message between processes.
@@ -70,37 +65,25 @@ class NodeRunner:
         self.path, self.threads = path, threads
         self.versions = dict(installed.versions)
         self._installed, self._target = installed, target
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
         self._inputs: tuple[str, ...] = ()
 
-    def __enter__(self) -> Self:
+    def _command(self) -> tuple[list[str], None]:
+        """Raises TargetUnavailable for more threads than there are cores."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > cores:
             raise TargetUnavailable(
                 self._target, f"{self.threads} threads are more than the {cores} cores that there are"
             )
         command = [self._installed.node, "--expose-gc", str(SCRIPT), str(self._installed.folder), str(self.path)]
-        self._log = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up
-        self._process = subprocess.Popen(
-            [*command, str(self.threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
-        )
-        try:
-            self._inputs = self._opened()
-        except BaseException:
-            self._end()
-            raise
-        return self
+        return [*command, str(self.threads)], None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the child, None where there is none: what it takes is the session's, see `fingerprint` of the device's runner."""
-        return None if self._process is None else self._process.pid
+    def _opened(self) -> None:
+        """Raises TargetUnavailable if the child runs with other threads than asked for."""
+        opened, _ = self._receive()
+        if opened.threads != self.threads:
+            reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {opened.threads}"
+            raise TargetUnavailable(self._target, reason)
+        self._inputs = opened.inputs
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call.
@@ -120,14 +103,6 @@ class NodeRunner:
         """Wall time of each of `samples` calls in nanoseconds by the child's clock, rotating through `feeds`; raises as `infer`."""
         answer, _ = self._ask(feeds, samples)
         return list(answer.times_ns)
-
-    def _opened(self) -> tuple[str, ...]:
-        """The inputs of the file that the child opened; raises TargetUnavailable if it runs with other threads than asked for."""
-        opened, _ = self._receive()
-        if opened.threads != self.threads:
-            reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {opened.threads}"
-            raise TargetUnavailable(self._target, reason)
-        return opened.inputs
 
     def _ask(self, feeds: Sequence[Feeds], samples: int | None = None) -> tuple[_Answer, bytes]:
         """The answer to one request."""
@@ -175,41 +150,11 @@ class NodeRunner:
             raise self._died()
         return got
 
-    def _running(self) -> Any:
-        if self._process is None:
-            raise RuntimeError("NodeRunner is used outside its `with` block")
-        return self._process
-
     def _died(self) -> ArtifactError:
-        """What to raise where the child is gone: the last line of its standard error that says something."""
-        process, log = self._running(), self._log
-        try:
-            code = process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            code = "no exit code"
-        said: list[str] = []
-        if log is not None:
-            log.seek(0)
-            said = [line for line in log.read().decode(errors="replace").splitlines() if not NO_REASON.match(line)]
+        """What to raise where the child is gone: the last of the lines that it printed which says something."""
+        code = self._code()
+        said = [line for line in self._printed() if not NO_REASON.match(line)]
         return ArtifactError(
-            f"{self.path}: Node ended in ONNX Runtime Web ({code}): {said[-1] if said else 'it said nothing'}"
+            f"{self.path}: Node ended in ONNX Runtime Web ({'no exit code' if code is None else code}): "
+            f"{said[-1] if said else 'it said nothing'}"
         )
-
-    def _end(self) -> None:
-        """Ends the child, by force where closing its input does not."""
-        process, self._process = self._process, None
-        if process is not None:
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    try:
-                        stream.close()
-                    except BrokenPipeError:  # what it was sent and did not read
-                        continue
-            try:
-                process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
