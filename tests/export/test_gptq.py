@@ -21,7 +21,9 @@ def problem(inputs, outputs, seed):
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 3), (5, 4), (48, 32), (200, 8)])
 def test_no_output_is_moved_further_than_by_rounding_to_the_nearest(inputs, outputs):
     weight, covariance = problem(inputs, outputs, inputs)
-    ours, plain = (output_error(weight - each.weight, covariance) for each in (gptq(weight, covariance), nearest(weight)))
+    ours, plain = (
+        output_error(weight - each.weight, covariance) for each in (gptq(weight, covariance), nearest(weight))
+    )
     assert (ours <= plain * (1 + 1e-9)).all()
     if inputs > 5:
         assert ours.sum() < 0.4 * plain.sum(), "and most by far less"

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from builders import randomise
+from builders import randomise, variant
 from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError, TargetUnavailable
@@ -125,7 +125,9 @@ def test_moments_are_those_of_what_a_linear_reads():
     """Of a graph whose input is what its linear reads, in two calls."""
     weight = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
     image, out = (onnx.helper.make_tensor_value_info(name, 1, ["n", 2, 3]) for name in ("image", "y"))
-    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["image", "w"], ["y"])], "g", [image], [out], [weight])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["image", "w"], ["y"])], "g", [image], [out], [weight]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
     rows = np.random.default_rng(0).standard_normal((40, 2, 3)).astype(np.float32) + 2
     ended = np.hstack([rows.reshape(-1, 3), np.ones((80, 1))])
@@ -142,6 +144,15 @@ def test_biases_take_up_what_rounding_does_on_average(made, dense):
         mean = made.moments[after.name][-1]  # [in + 1], its last is 1
         np.testing.assert_allclose(mean @ (after.weight - before.weight), 0, atol=1e-4)
         assert not np.array_equal(before.weight[-1], after.weight[-1])
+
+
+def test_what_reads_a_constant_is_rounded_as_well(tmp_path):
+    """The query of an attention pool: it varies by nothing but the rounding of sums."""
+    path = tmp_path / "fp32.onnx"
+    model = variant("attention pool")
+    export_onnx(model.module, path, input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True)
+    pooled = onnx.load(path)
+    assert rung(int4(pooled, blobs(model.preprocess.input_size, 40)), pooled).verdict == "pass"
 
 
 def rung(made, dense):
@@ -166,7 +177,9 @@ def not_a_number(made):
     )
 
 
-@pytest.mark.parametrize("plant", [rounded_to_the_nearest_of_half_as_many, one_never_rounded_for_anything, not_a_number])
+@pytest.mark.parametrize(
+    "plant", [rounded_to_the_nearest_of_half_as_many, one_never_rounded_for_anything, not_a_number]
+)
 def test_a_linear_that_is_worse_than_rounded_to_the_nearest_breaks_the_rung(made, dense, plant: Callable):
     assert rung(made, dense).verdict == "pass"
     plant(made)

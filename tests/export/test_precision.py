@@ -305,7 +305,9 @@ def forgotten_gamma(made):
 
 def doubled_twice(made):
     """A weight twice as large in the file, and in the graph that it is held against."""
-    name = next(t.name for t in made.model.graph.initializer if t.name.endswith("_quantized")).removesuffix("_quantized")
+    name = next(t.name for t in made.model.graph.initializer if t.name.endswith("_quantized")).removesuffix(
+        "_quantized"
+    )
     scale(made.model, f"{name}_scale", 2)
     scale(made.reference, name, 2)
 

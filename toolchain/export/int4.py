@@ -31,6 +31,8 @@ OPSET = 21
 """The first in which int4 can be cast."""
 WORTH_HALVING = 64
 """From so many numbers on a tensor is stored in fp16: a Cast takes bytes as well."""
+LOST = 1e-6
+"""What sums of fp32 may lose of the moments: of a constant input nothing else is left as its covariance."""
 CODES, SCALE = "_quantized", "_scale"
 """How ONNX Runtime's quantiser ends the names of an int8 weight and of its scales."""
 
@@ -48,9 +50,9 @@ def int4(model: onnx.ModelProto, images: Array) -> Conversion:
     model = _in_opset(model)
     linears = _linears(model)
     moments = second_moments(model, sorted({each.read for each in linears}), images)
-    reference, codes = _rounded(model, linears, moments)
+    reference, rounded = _rounded(model, linears, moments)
     made = int8_dynamic(reference, images).model
-    casts = [*_fours(made, codes), *_halves(made)]
+    casts = [*_fours(made, rounded), *_halves(made)]
     nodes = [*made.graph.node]
     del made.graph.node[:]
     made.graph.node.extend([*casts, *nodes])
@@ -126,19 +128,19 @@ def second_moments(model: onnx.ModelProto, names: Sequence[str], images: Array) 
 
 def _rounded(
     model: onnx.ModelProto, linears: Sequence[_Linear], moments: Mapping[str, Array]
-) -> tuple[onnx.ModelProto, list[Rounded]]:
-    """(a copy of a graph whose linears are rounded, in fp32; their codes)."""
+) -> tuple[onnx.ModelProto, dict[str, Rounded]]:
+    """(a copy of a graph whose linears are rounded, in fp32; weight → its codes)."""
     reference = onnx.ModelProto()
     reference.CopyFrom(model)
     stored = {tensor.name: tensor for tensor in reference.graph.initializer}
-    codes = []
+    codes = {}
     for linear in linears:
         weight = numpy_helper.to_array(stored[linear.weight])
         weight = weight.T if linear.turned else weight
         square, mean = moments[linear.read][:-1, :-1], moments[linear.read][-1, :-1]
         covariance = square - np.outer(mean, mean) if linear.bias else square
-        codes.append(gptq(weight, covariance))
-        now = codes[-1].weight
+        codes[linear.weight] = gptq(weight, covariance + LOST * np.trace(square) * np.eye(len(square)))
+        now = codes[linear.weight].weight
         _put(stored[linear.weight], now.T if linear.turned else now)
         if linear.bias:
             bias = stored[linear.bias]
@@ -146,19 +148,19 @@ def _rounded(
     return reference, codes
 
 
-def _fours(model: onnx.ModelProto, codes: Sequence[Rounded]) -> Iterator[onnx.NodeProto]:
+def _fours(model: onnx.ModelProto, codes: Mapping[str, Rounded]) -> Iterator[onnx.NodeProto]:
     """Puts codes and scales in place of those that the quantiser wrote; gives the casts from int4 to int8."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
-    for node, rounded in zip(products, codes, strict=True):
-        name = node.input[1]
-        weight, scale = stored[name], stored[f"{name.removesuffix(CODES)}{SCALE}"]
-        if tuple(weight.dims) != rounded.codes.shape:
-            raise ArtifactError(f"{name} is {[*weight.dims]}, and its codes are {[*rounded.codes.shape]}")
-        weight.CopyFrom(helper.make_tensor(name, TensorProto.INT4, weight.dims, _packed(rounded.codes), raw=True))
-        _put(scale, rounded.scales)
-        node.input[1] = f"{name}.int8"
-        yield helper.make_node("Cast", [name], [node.input[1]], name=f"{name}.cast", to=TensorProto.INT8)
+    readers = {node.input[1]: node for node in model.graph.node if node.op_type == "MatMulInteger"}
+    for weight, rounded in codes.items():
+        name = f"{weight}{CODES}"
+        if name not in readers or tuple(stored[name].dims) != rounded.codes.shape:
+            raise ArtifactError(f"ONNX Runtime's quantiser left no MatMulInteger by {name} {[*rounded.codes.shape]}")
+        fours = helper.make_tensor(name, TensorProto.INT4, rounded.codes.shape, _packed(rounded.codes), raw=True)
+        stored[name].CopyFrom(fours)
+        _put(stored[f"{weight}{SCALE}"], rounded.scales)
+        readers[name].input[1] = f"{name}.int8"
+        yield helper.make_node("Cast", [name], [f"{name}.int8"], name=f"{name}.cast", to=TensorProto.INT8)
 
 
 def _packed(codes: Array) -> bytes:
