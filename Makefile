@@ -13,7 +13,7 @@ on_devices := $(wildcard toolchain/on_device/*.py)
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-floor lint docs clean distclean bench-paper bench-ablation bench-peers bench-latency \
+.PHONY: help demo gate test test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
 	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-real bench-report
 .DELETE_ON_ERROR:
 
@@ -47,6 +47,10 @@ test-floor: $(VENV)/timm-$(timm_floor)  ## the model families and every block st
 
 docs: $(VENV)/.installed-dev  ## write the map of toolchain/ into docs/architecture.md
 	$(bin)/python docs/architecture_map.py
+
+site: $(VENV)/.installed-dev  ## the documentation as pages that open from a disk: build/site/index.html
+	$(bin)/python docs/site_pages.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet
 
 # A suite goes on from the cells that are recorded; one thread, unless OMP_NUM_THREADS says otherwise.
 define suite

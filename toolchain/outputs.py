@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Output = Literal["logits", "multi-label", "regression", "features", "tokens", "layers"]
 """One class of many, read by a softmax; a yes or no each, read by a sigmoid; numbers; or, of a model without a classifier,
@@ -34,6 +34,11 @@ KWARGS: Mapping[Output, Mapping[str, Any]] = {"features": {"num_classes": 0}, "t
 def divergence_words(output: Output) -> str:
     """What the divergence of two models is, to be followed by "from the dense model" and a number of nats."""
     return "half the squared difference over the variance" if output in {"regression", *FEATURES} else "KL divergence"
+
+
+def output_named(name: object) -> Output | None:
+    """The outputs that a file's metadata names; None where it names none, as classes need not be declared."""
+    return next((kind for kind in get_args(Output) if kind == name), None)
 
 
 def output_of(declared: Output | None, width: int) -> Output:

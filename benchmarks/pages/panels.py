@@ -31,6 +31,8 @@ STYLE = {
 LINEAR_TO = 25.0
 """Per cent: an axis that reaches beyond is linear to 10 and logarithmic from there."""
 THRESHOLD = 10.0
+BINS = 60
+"""Of a spread's axis."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,24 @@ class Cells:
     values: tuple[tuple[float, ...], ...]
     x: str
     rule: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A panel of distributions over one axis, each drawn as a step line: (label, numbers, number of its colour).
+
+    Attributes:
+        title, x: texts.
+        groups: the distributions.
+        span: (left, right) end of the axis; what lies outside is counted at the end.
+        rules: (label, x) that are drawn across.
+    """
+
+    title: str
+    x: str
+    groups: tuple[tuple[str, tuple[float, ...], int], ...]
+    span: tuple[float, float]
+    rules: tuple[tuple[str, float], ...]
 
 
 def lines(panels: Sequence[Lines], *, shared: bool = False) -> str:
@@ -206,6 +226,30 @@ def cells(panels: Sequence[Cells]) -> str:
             axes.spines[:].set_visible(False)
             axes.set_title(panel.title)
             axes.set_xlabel(panel.x)
+        return _svg(figure, panels)
+
+
+def spreads(panels: Sequence[Spread]) -> str:
+    """The panels below one another, over axes of equal numbers, and one legend below."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.6, 1.75 * len(panels) + 0.5), layout="constrained")
+        entries: dict[str, Any] = {}
+        for axes, panel in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True):
+            low, high = panel.span
+            edges = [low + (high - low) * step / BINS for step in range(BINS + 1)]
+            for label, numbers, number in panel.groups:
+                inside = [min(max(each, low), high) for each in numbers]
+                weights = [100 / len(inside)] * len(inside)
+                style = {"histtype": "stepfilled", "alpha": 0.55, "color": COLOURS[number]}
+                entries.setdefault(label, axes.hist(inside, edges, weights=weights, **style)[2][0])
+            for (label, x), dashes in zip(panel.rules, ("-", "--"), strict=False):
+                entries.setdefault(label, axes.axvline(x, color="black", linewidth=1.1, linestyle=dashes))
+            axes.set_title(panel.title, loc="left")
+            axes.set_ylabel("% of them")
+            axes.grid(visible=True)
+        axes.set_xlabel(panels[-1].x)
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _signed(f"{value:+g}") if value else "0"))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, fontsize=8)
         return _svg(figure, panels)
 
 

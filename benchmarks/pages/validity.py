@@ -10,8 +10,9 @@ from kinds.trial import TrialCell, verdicts_of
 from records import Results
 from suite import Suite
 
+from pages.panels import Spread, spreads
 from pages.text import hardware, markdown, whole
-from toolchain.measure.samples import SESSIONS, A
+from toolchain.measure.samples import SESSIONS, A, B
 
 VERDICTS = ("pass", "improved", "regressed", "inconclusive", "invalid")
 HEAD = ["Experiment", "Blocks A : B", "Done", *VERDICTS, "ms a call", "Median, s", "Longest, s"]
@@ -19,6 +20,16 @@ HEAD += ["Cores others kept busy", "Wanted"]
 ALONE = """\
 With one look, `--looks 1`, no comparison takes longer than that look. The first six sessions of each comparison
 above, judged alone at 95 %; the seconds are the most that a comparison of one look took."""
+
+SPREAD = """\
+The six sessions of each comparison, read in two ways: **one after the other**, as if file A had been timed in the first three
+and file B in the last three; and **taking turns**, as the protocol does it. Where both files are identical the truth is 0."""
+PICTURE = "![How far both readings stray from the truth](spread.svg)"
+TRUTHS = {
+    "same-idle": ("Identical files, idle machine", 0.0),
+    "same-loaded": ("Identical files, beside another process", 0.0),
+}
+TRUTHS |= {"slower-8": ("25 blocks against 27", 100 * (27 / 25 - 1))}
 
 
 def share(hits: int, total: int) -> str:
@@ -68,4 +79,27 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
         alone.append([f"`{name}`", *counts, f"{max(one_look):.0f}" if one_look else "—"])
     where = "\n".join(f"- {count} measured on: {machine}." for machine, count in machines.most_common())
     looks = markdown(["Experiment", *VERDICTS, "Longest, s"], alone)
-    return {"README.md": whole(suite, [markdown(HEAD, rows), ALONE, looks, where])} if machines else {}
+    if not machines:
+        return {}
+    panels = [_spread(suite, results, name, experiments[name]) for name in TRUTHS if name in experiments]
+    drawn = [panel for panel in panels if panel is not None]
+    parts = [markdown(HEAD, rows), ALONE, looks, *([SPREAD, PICTURE] if drawn else []), where]
+    return {"README.md": whole(suite, parts)} | ({"spread.svg": spreads(drawn)} if drawn else {})
+
+
+def _spread(suite: Suite, results: Results, name: str, cells: list[TrialCell]) -> Spread | None:
+    """How much longer B takes, in per cent, by either reading of an experiment's records; None where fewer than two are there."""
+    apart, turns = list[float](), list[float]()
+    for cell in cells:
+        if (record := results.read(suite.name, cell.name)) is not None:
+            sessions = record.result["slots_ns"][:SESSIONS]
+            first, later = sessions[: SESSIONS // 2], sessions[SESSIONS // 2 :]
+            slots = [np.concatenate([each[file] for each in half]) for file, half in ((A, first), (B, later))]
+            apart.append(100 * (np.median(slots[1]) / np.median(slots[0]) - 1))
+            logs = np.concatenate([np.log(np.array(each[B]) / np.array(each[A])) for each in sessions])
+            turns.append(100 * math.expm1(np.median(logs)))
+    title, truth = TRUTHS[name]
+    groups = (("one after the other", tuple(apart), 1), ("taking turns", tuple(turns), 0))
+    rules = (("no difference", 0.0), *([("MACs of B over MACs of A", truth)] if truth else []))
+    span = (-8.0, 15.0)
+    return Spread(title, "how much longer B takes than A, %", groups, span, rules) if len(turns) > 1 else None

@@ -101,6 +101,16 @@ def test_once_opened_it_is_the_int8_file_of_the_same_codes(made, dense, tmp_path
     assert nodes == Counter(node.op_type for node in dynamic.graph.node), "what an int8-dynamic file runs"
 
 
+def test_openvino_computes_what_ort_cpu_does(made, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
+    onnx.save(made.model, tmp_path / "int4.onnx")
+    outputs = []
+    for name in ("ort-cpu", "openvino-cpu"):
+        with get_target(name).open(tmp_path / "int4.onnx", 1) as runner:
+            outputs.append(runner.infer({"image": blobs(SIZE, 5)})["logits"])
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.ptp(outputs[0]))
+
+
 def test_all_else_is_stored_in_half_the_bytes(made, dense):
     kinds = Counter(each.data_type for each in made.model.graph.initializer if np.prod(each.dims) >= 64)
     scales = sum(name.endswith("_scale") and np.prod(each.dims) >= 64 for name, each in tensors(made.model).items())

@@ -156,3 +156,34 @@ def test_widths_are_aligned_by_the_recipe_its_targets_or_to_8(compress, more, mu
     kept = problem.uniform.kept
     assert {count % multiples[unit] for (_, unit), count in kept.items()} == {0}
     assert ("align" in recipe.model_dump()["compress"]) == bool(compress), "a plan names it where the recipe does"
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"bench": {"targets": ["ort-cpu"]}, "export": {"precisions": ["bf16"]}},
+            "ort-cpu runs no file of .*bf16.*; add fp32 or",
+        ),
+        (
+            {"bench": {"targets": ["eager"]}, "export": {"precisions": ["fp16"]}},
+            r"eager runs no file of .*; add fp32, or remove it",
+        ),
+        ({"bench": {"targets": ["eager"]}, "export": {"precisions": ["int8"]}}, None),  # fp32 is timed beside int8
+        (
+            {"engine": {"targets": ["fixed"]}, "export": {"precisions": ["fp16"]}},
+            "fixed builds no engine of .*; add fp32, or",
+        ),
+        ({"engine": {"targets": ["fixed"]}, "export": {"precisions": ["fp16", "fp32"]}}, None),
+    ],
+)
+def test_a_target_that_has_nothing_to_do_is_refused_before_any_work(sections, words, register):
+    """Kind: it is left out of the report without a word."""
+    register(TARGETS, Fixed("fixed", "yes"))
+    raw = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+        "data": {"source": "none"},
+        "compress": {"method": "none"},
+    }
+    with pytest.raises(RecipeError, match=words) if words else nullcontext():
+        prepare(Recipe.from_dict({**raw, **sections}), shapes_only=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
 
 from toolchain.artifacts.base import Artifact, Fact, Reading
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
 from toolchain.model import Preprocess
-from toolchain.outputs import Output
+from toolchain.outputs import Output, output_named
 
 RECORD = "engine.json"
 PREPROCESS, OUTPUT = "preprocess", "output"
@@ -54,7 +53,7 @@ class Engine(Artifact):
     def output(self) -> Output | None:
         """What the ONNX file said that its outputs are."""
         said = self.record.get(OUTPUT)
-        return next((kind for kind in get_args(Output) if kind == said), None)
+        return output_named(said)
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows; of what the engine inspector said, the summary alone."""

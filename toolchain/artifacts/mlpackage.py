@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from toolchain.artifacts.base import Fact, Part, Reading, port_facts
 from toolchain.artifacts.engine import Engine
@@ -18,7 +18,7 @@ from toolchain.artifacts.onnx_file import FORM, PREPROCESS, UINT8
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import read_json
 from toolchain.model import Preprocess
-from toolchain.outputs import OUTPUT, Output
+from toolchain.outputs import OUTPUT, Output, output_named
 from toolchain.quiet import quiet
 
 MANIFEST = "Manifest.json"
@@ -106,7 +106,7 @@ class MlPackage(Engine):
     @property
     def output(self) -> Output | None:
         """What it says that its outputs are; None where it does not, as classes need not be declared."""
-        return next((kind for kind in get_args(Output) if kind == self.metadata.get(OUTPUT)), None)
+        return output_named(self.metadata.get(OUTPUT))
 
     @property
     def inputs(self) -> tuple[Port, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, TypeVar, get_args
+from typing import ClassVar, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -24,7 +24,7 @@ from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.model import Preprocess
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
-from toolchain.outputs import Output
+from toolchain.outputs import Output, output_named
 
 PREPROCESS, PRECISION, FORM = "slimvit.preprocess", "slimvit.precision", "slimvit.input"
 """Keys of a file's metadata: how images become its input, its precision, and what its input is where that is no image."""
@@ -135,7 +135,7 @@ class OnnxFile(Artifact):
     def output(self) -> Output | None:
         """What it says that its outputs are; None where it does not, as classes need not be declared."""
         declared = self.metadata.get(OUTPUT_KIND)
-        return next((kind for kind in get_args(Output) if kind == declared), None)
+        return output_named(declared)
 
     @cached_property
     def precision(self) -> Reading:

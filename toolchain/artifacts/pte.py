@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from toolchain.artifacts.base import Reading
 from toolchain.artifacts.engine import Engine
@@ -13,7 +13,7 @@ from toolchain.artifacts.inputs import Port, Signature
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import BATCH, Preprocess
 from toolchain.on_device.runner import PTE_FORM
-from toolchain.outputs import Output
+from toolchain.outputs import Output, output_named
 
 FIRST = json.dumps(PTE_FORM).encode()[:-1]
 """How what a file says of itself begins."""
@@ -82,7 +82,7 @@ class Pte(Engine):
     @property
     def output(self) -> Output | None:
         """What its ONNX file said that its outputs are."""
-        return next((kind for kind in get_args(Output) if kind == self.told["output"]), None)
+        return output_named(self.told["output"])
 
     @property
     def own_pixels(self) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
 from toolchain.artifacts.engine import Engine
@@ -17,7 +17,7 @@ from toolchain.artifacts.onnx_layers import GRAPH
 from toolchain.artifacts.tflite_reading import StoredTensor, TfliteModel, read_tflite
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import BATCH, Preprocess
-from toolchain.outputs import Output
+from toolchain.outputs import Output, output_named
 
 METADATA = "slimvit"
 """Name of the entry of its metadata that says what slimvit's ONNX file says of itself, as JSON."""
@@ -98,7 +98,7 @@ class Tflite(Engine):
     @property
     def output(self) -> Output | None:
         """What it says that its outputs are."""
-        return next((kind for kind in get_args(Output) if kind == self.metadata.get("output")), None)
+        return output_named(self.metadata.get("output"))
 
     @property
     def own_pixels(self) -> bool:

@@ -96,7 +96,7 @@ def anchored_refit(
 ) -> tuple[Tensor, Tensor]:
     """(W', b') that take up the error e = y_t − (W₀x + b₀) which is left: a ridge step away from W₀, not from zero.
 
-    ΔW = E[(e − ē)x̃ᵀ](E[x̃x̃ᵀ] + λI)^{-1}, W' = W₀ + ΔW, b' = b₀ + ē − ΔW μ. If there is no error, nothing moves.
+    ΔW = E[(e − ē)x̃ᵀ] (E[x̃x̃ᵀ] + λI)^{-1}, W' = W₀ + ΔW, b' = b₀ + ē − ΔW μ. If there is no error, nothing moves.
 
     Args:
         weight: W₀ [D, p].

@@ -68,6 +68,12 @@ def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
         target = get_target(name)
         if not target.builds:
             raise RecipeError(f"{name} runs files as they are and has no engines; remove it from engine.targets")
+        if precisions and not any(builds(name, each) for each in precisions):
+            able = [each for each in (FP32, *PRECISIONS) if builds(name, each)]
+            raise RecipeError(
+                f"{name} builds no engine of export.precisions = {list(precisions)}; add {' or '.join(able)}, or remove it from "
+                "engine.targets"
+            )
         if isinstance(target, Selective):
             target.require(options_of(section), {each: product_of(each) for each in precisions if builds(name, each)})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from timm.data.config import resolve_model_data_config
 
 from toolchain.artifacts.model_folder import ModelFolder
-from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.compress.method import UNITS, Method
 from toolchain.compress.problem import Problem
 from toolchain.data import DataSource, open_source
@@ -19,8 +19,8 @@ from toolchain.data.transforms import Wanted
 from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
-from toolchain.export.engine import options_of, require_engines
-from toolchain.export.precision import expanded
+from toolchain.export.engine import builds, options_of, require_engines
+from toolchain.export.precision import PRECISIONS, expanded, int8_kinds, product_of
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.measure.experiment import require_threads
@@ -87,6 +87,8 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_engines(recipe.engine, list(expanded(recipe.export.precisions)))
         if recipe.bench is not None:
             _require_batches(recipe.engine, recipe.bench)
+    if recipe.bench is not None:
+        _require_timed(recipe, recipe.bench)
     start = begin(recipe, fetch=fetch, shapes_only=shapes_only)
     if not start.source.synthetic and recipe.finetune.epochs:
         require_teacher(recipe.finetune, start.source, start.dense)
@@ -258,6 +260,24 @@ def _require_batches(engine: EngineSection, bench: BenchSection) -> None:
         raise RecipeError(
             f"engines of {runtime} take batch {_listed(only)} alone, and bench.batch has {_listed(timed - set(only))} as well; {fix}"
         )
+
+
+def _require_timed(recipe: Recipe, bench: BenchSection) -> None:
+    """Raises RecipeError if a target would time no file of the recipe's precisions, and would be left out without a word."""
+    precisions = list(expanded(recipe.export.precisions))
+    timed = [*precisions, FP32] if set(int8_kinds()) & set(precisions) else precisions
+    for name in bench.targets:
+        runtime = named_target(name).runtime
+        takes, loads = get_target(runtime).takes, get_target(runtime).loads
+        whole = [each for each in timed if OnnxFile.name in takes or (ModelFolder.name in takes and each == FP32)]
+        built = [
+            each for each in precisions if recipe.engine and runtime in recipe.engine.targets and builds(runtime, each)
+        ]
+        if not any(product_of(each) in loads for each in (*whole, *built)):
+            able = [each for each in (FP32, *PRECISIONS) if product_of(each) in loads]
+            raise RecipeError(
+                f"{name} runs no file of export.precisions = {precisions}; add {' or '.join(able)}, or remove it from {BENCH}"
+            )
 
 
 def _listed(batches: Collection[int]) -> str:

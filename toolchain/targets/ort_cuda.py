@@ -215,6 +215,7 @@ class OrtCuda(Target):
     measures = True
     uses_threads = False
     modes = EVERY_MODE
+    exact_fp32 = True  # the session switches TF32 off
     loads = ("FLOAT", "HALF")
 
     def __init__(self, mode: Mode = Mode()) -> None:  # noqa: B008 - frozen
