@@ -79,3 +79,7 @@ class StorageError(SlimvitError):
     """Reading or writing a file failed."""
 
     exit_code = 74
+
+
+class FolderBusy(StorageError):
+    """Another process is writing to a run's folder."""

@@ -27,11 +27,12 @@ from toolchain.cli import (
     schema,
     shrink,
     stages,
+    sweep,
 )
 from toolchain.errors import SlimvitError
 from toolchain.measure.samples import Design
 
-RESUMED = ("run", "shrink", "plan", "bench", "gate")
+RESUMED = ("run", "shrink", "sweep", "plan", "bench", "gate")
 """Verbs that keep what they finished."""
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
@@ -47,6 +48,7 @@ app = typer.Typer(
 for module in (
     shrink,
     pipeline,
+    sweep,
     stages,
     measure,
     bench,

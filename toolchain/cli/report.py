@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from toolchain.cli.options import JsonFlag
-from toolchain.cli.screen import print_json, print_report
+from toolchain.cli.screen import print_json, print_part, print_report
 from toolchain.errors import StorageError
 from toolchain.report.files import render
 from toolchain.report.record import Report
+from toolchain.report.several import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,18 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="A run's folder; several are set side by side.")],
+    json_: JsonFlag = False,
 ) -> None:
-    """Print a run's report again, and rewrite report.md and report.html from report.json."""
+    """Print a run's report again, and rewrite report.md and report.html from report.json; set several runs side by side."""
+    if len(folders) > 1:
+        reports = {str(folder): Report.load(folder) for folder in folders}
+        if json_:
+            print_json({name: record.to_dict() for name, record in reports.items()})
+        else:
+            print_part(side_by_side(reports))
+        return
+    (folder,) = folders
     record = Report.load(folder)
     try:
         render(record, folder)

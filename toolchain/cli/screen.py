@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from toolchain.report.record import Report
-from toolchain.report.sections import parts
+from toolchain.report.sections import Part, parts
 from toolchain.report.tables import Table
 
 WIDE = 160
@@ -94,6 +94,12 @@ def print_report(report: Report, folder: Path) -> None:
             print_lines(part.title, part.lines if part.brief is None else part.brief)
             line("")
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
+
+
+def print_part(part: Part) -> None:
+    """The table and the sentences of a part."""
+    print_tables([part.table] if part.table else [])
+    print_wrapped(part.lines)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:

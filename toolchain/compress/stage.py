@@ -24,7 +24,7 @@ from toolchain.compress.factorisations import factorise
 from toolchain.compress.method import HIDDEN
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher
-from toolchain.compress.solver import solve_global, top_indices
+from toolchain.compress.solver import Candidate, solve_global, top_indices
 from toolchain.cost import RANK, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError
@@ -37,6 +37,19 @@ from toolchain.training.stages import light_augmentation
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """What each width does to the outputs; no candidates where the method does not ask.
+
+    Attributes:
+        candidates: the widths, with their damage.
+        teacher: what they were weighed with; None where that was not kept.
+    """
+
+    candidates: Sequence[Candidate] = ()
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
 class Compress:
     """Problem → MaskedModel, whose plan is the outcome; its facts are the allocation: what is kept, and what that costs.
 
@@ -45,6 +58,7 @@ class Compress:
         check: measures latency, where the budget names any; None leaves the tables' word for it.
         checkpoint, key: of training, as in `fit`, where the method trains.
         progress: told how far it is.
+        weighing: what `weigh` found, for this problem or one that differs in its budget alone; None weighs.
     """
 
     source: DataSource
@@ -52,6 +66,7 @@ class Compress:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
+    weighing: Weighing | None = None
     name: str = "compress"
 
     def requires(self, problem: Problem) -> None:
@@ -65,12 +80,18 @@ class Compress:
             RecipeError, BudgetError: as `Problem.require_latency` and `allocate`.
         """
         problem.require_latency()
+        weighing = self.weighing or self._weighed(problem, self._work(problem))
+        return allocate(problem, weighing.candidates, self.check), weighing.teacher
+
+    def weigh(self, problem: Problem) -> Weighing:
+        """What each width does to the outputs, whatever the budget; raises DataError or ModelError as `teacher_for`."""
+        return self._weighed(problem, replace(self._work(problem), passes=0.0))
+
+    def _weighed(self, problem: Problem, work: Work) -> Weighing:
         if not problem.method.weighs or not problem.sites:
-            return allocate(problem, (), self.check), None
-        work = self._work(problem)
+            return Weighing()
         teacher = teacher_for(problem, self.source, work.part(self.progress, "teacher"))
-        candidates = weigh(problem, teacher, self.source, work.part(self.progress, "damage"))
-        return allocate(problem, candidates, self.check), teacher
+        return Weighing(weigh(problem, teacher, self.source, work.part(self.progress, "damage")), teacher)
 
     def __call__(self, problem: Problem) -> Made[MaskedModel, Allocation]:
         """The masked model."""
@@ -120,7 +141,10 @@ class Compress:
         return reduce_closed_form(problem, teacher, module, wanted, self.source, work.part(self.progress, "passes"))
 
     def _work(self, problem: Problem) -> Work:
-        return Work.of(problem, len(self.source.split("calibration")))
+        work = Work.of(problem, len(self.source.split("calibration")))
+        if self.weighing is None:
+            return work
+        return replace(work, damage=0.0, teacher=0.0 if self.weighing.teacher else work.teacher)
 
     def _scores(self, problem: Problem, module: nn.Module) -> Scores:
         dense, criterion = problem.dense, problem.method.criterion

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolchain.outputs import FEATURES, WORDS, Output
 from toolchain.parity import Rung
-from toolchain.pipeline.folder import Done
+from toolchain.pipeline.folder import Done, Nothing
 from toolchain.pipeline.job import Job, tool
 from toolchain.pipeline.stages.compress import CompressFacts
 from toolchain.pipeline.stages.deploy import DeployFacts
@@ -38,6 +38,7 @@ class Outcome:
 
     Attributes:
         dense, compress, finetune, deploy: forms of the model; None where there was no fine-tuning.
+        weigh: what widths do to the outputs, before one was chosen; None where that was not asked.
         files: ONNX files: of the dense model, of the compressed one, and its other precisions.
         engines: in the order of the recipe.
         cells, duels: comparisons with the dense file, and of int8 with int8; None for one that could not be made.
@@ -45,6 +46,7 @@ class Outcome:
     """
 
     dense: Done[Figures]
+    weigh: Done[Nothing] | None
     compress: Done[CompressFacts]
     finetune: Done[TunedFacts] | None
     deploy: Done[DeployFacts]
@@ -139,9 +141,10 @@ def _shipped(model: Figures, file: FileFacts) -> Figures:
 def _stages(outcome: Outcome) -> tuple[StageRow, ...]:
     """One row per form of the model, in order; the ONNX file has no count of parameters of its own."""
     deploy, tuned, onnx = outcome.deploy, outcome.finetune, outcome.files[1]
+    weighing = outcome.weigh.seconds if outcome.weigh else 0.0
     forms: list[tuple[str, Figures, float | None]] = [
         ("dense", outcome.dense.facts, outcome.dense.seconds),
-        ("compressed", outcome.compress.facts.figures, outcome.compress.seconds),
+        ("compressed", outcome.compress.facts.figures, weighing + outcome.compress.seconds),
         *([("finetuned", tuned.facts.figures, tuned.seconds)] if tuned else []),
         ("sliced", deploy.facts.sliced, None),
         ("split", deploy.facts.deploy, deploy.seconds),

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, FolderBusy, StorageError
 from toolchain.files import digest_of, files_below, read_json, sha256, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung
@@ -29,6 +29,7 @@ from toolchain.report.record import Record
 PRIVATE = ".slimvit"
 OUTPUTS = (
     "allocation.json",
+    "damage.json",
     "latency.",
     "plan.json",
     "dense",
@@ -81,10 +82,17 @@ def step_key(name: str, tool: str, inputs: Sequence[Any]) -> str:
 
 
 class Workspace:
-    """The folder of one run."""
+    """The folder of one run.
 
-    def __init__(self, root: Path, *, resume: bool = True) -> None:
+    Attributes:
+        root: the folder.
+        resume: False does every stage anew.
+        others: folders of other runs; a stage that one of them finished from the same inputs is taken over from there.
+    """
+
+    def __init__(self, root: Path, *, resume: bool = True, others: Sequence[Path] = ()) -> None:
         self.root, self.resume = root, resume
+        self.others = [Workspace(other) for other in others if other != root]
         self.private = root / PRIVATE
 
     def check(self) -> None:
@@ -107,7 +115,7 @@ class Workspace:
                 self.private.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(self.private / "lock").acquire(blocking=False))
             except Timeout:
-                raise StorageError(
+                raise FolderBusy(
                     f"another run is writing to {self.root}; wait for it or choose another --out"
                 ) from None
             except OSError as error:
@@ -180,6 +188,15 @@ class Workspace:
             record.unlink(missing_ok=True)
         if not self.resume:
             self.scratch(stage).unlink(missing_ok=True)
+        with self._alone(stage, key):
+            # another run may have done it while this one waited
+            taken = self.recorded(stage, key, kind) if self.others else None
+            if taken is not None and settled(taken.facts):
+                return taken
+            return self._done(stage, key, kind, work)
+
+    def _done(self, stage: str, key: str, kind: type[Facts], work: Callable[[], Made[Written, Facts]]) -> Done[Facts]:
+        """What a stage found out, by doing its work, and recorded."""
         start = time.monotonic()
         outcome = work()
         seconds = time.monotonic() - start
@@ -187,13 +204,15 @@ class Workspace:
             str(file.relative_to(self.root)): sha256(file) for path in outcome.artifact for file in files_below(path)
         }
         content = _Recorded[kind](key=key, seconds=seconds, facts=outcome.facts, rungs=outcome.rungs, outputs=outputs)  # type: ignore[valid-type]
-        write_json(record, content.model_dump(mode="json", by_alias=True))
+        write_json(self.private / f"{stage}.json", content.model_dump(mode="json", by_alias=True))
         self.scratch(stage).unlink(missing_ok=True)
         return Done(outcome.facts, outcome.rungs, seconds, reused=False, outputs=tuple(outputs))
 
     def recorded(self, stage: str, key: str, kind: type[Facts]) -> Done[Facts] | None:
         """What is recorded of a stage, if that still holds and may be reused."""
         record = self.private / f"{stage}.json"
+        if self.resume and not self._holds(record, key):
+            self._take_over(stage, key)
         if not (self.resume and record.exists()):
             return None
         try:
@@ -203,3 +222,42 @@ class Workspace:
         except (StorageError, OSError, ValidationError):
             return None  # a damaged record is no record
         return Done(known.facts, known.rungs, known.seconds, reused=True, outputs=tuple(known.outputs))
+
+    @staticmethod
+    def _holds(record: Path, key: str) -> bool:
+        try:
+            return bool(read_json(record)["key"] == key)
+        except (ArtifactError, StorageError, KeyError, TypeError):
+            return False
+
+    def _alone(self, stage: str, key: str) -> contextlib.AbstractContextManager[object]:
+        """Held against the same stage of other runs, which then take it over instead of doing it as well."""
+        if not self.others:
+            return contextlib.nullcontext()
+        locks = self.root.parent / PRIVATE
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{stage}-{key[:16]}.lock")
+
+    def _take_over(self, stage: str, key: str) -> None:
+        """Puts here what another run wrote in a stage of the same key, as links where the file system has them."""
+        for other in self.others:
+            record = other.private / f"{stage}.json"
+            if not self._holds(record, key):
+                continue
+            with contextlib.suppress(OSError):  # the other run goes on: what is no longer there is not taken over
+                for name in self._outputs(record):
+                    _put(other.root / name, self.root / name)
+                _put(record, self.private / record.name)
+                return
+
+
+def _put(source: Path, to: Path) -> None:
+    """A file in place of what is there, at once: the same file where it can be linked, else a copy."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f".{to.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(to)

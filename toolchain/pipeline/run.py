@@ -28,6 +28,7 @@ from toolchain.pipeline.stages.engine import DENSE, Engine
 from toolchain.pipeline.stages.export import Exported, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
+from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 from toolchain.report.files import write_report
@@ -42,6 +43,7 @@ def run(
     resume: bool = True,
     progress: Progress = SILENT,
     compare: Compare = compare_artifacts,
+    others: Sequence[Path] = (),
 ) -> Report:
     """The report of a recipe that is carried out in the folder `out`.
 
@@ -51,6 +53,7 @@ def run(
         resume: False does every stage anew.
         progress: told how far the run is.
         compare: what times two artifacts against each other.
+        others: folders of other runs, from which a stage of the same inputs is taken over.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -60,7 +63,7 @@ def run(
     """
     require_one("a whole recipe")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
-    workspace = Workspace(Path(out).resolve(), resume=resume)
+    workspace = Workspace(Path(out).resolve(), resume=resume, others=[other.resolve() for other in others])
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
     with workspace.open() as space, Devices() as devices:
@@ -87,7 +90,9 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     tables = [Table(run, timer) for timer in timers]
     for table in tables:
         run.do(table)
-    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables])
+    weighed = Weighed(run, dense_model) if job.problem.method.weighs and job.problem.sites else None
+    weighing = run.do(weighed) if weighed is not None else None
+    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables], weighed)
     masked = run.do(masked_stage)
     model, folder, tuned = masked_stage.model(), masked_stage.folder, None
     if recipe.finetune.epochs and not job.source.synthetic:
@@ -148,7 +153,7 @@ def _carry_out(run: Run, job: Job) -> Outcome:
             if len(rivals := bench.fastest_two(zip(planned, timed, strict=True), int8)) > 1:
                 duels.append(bench.measured(run, bench.duel(*rivals)))
     lost = {name: str(error) for name, error in run.lost.items()}
-    return Outcome(dense, masked, tuned, deploy, files, engines, cells, duels, lost)
+    return Outcome(dense, weighing, masked, tuned, deploy, files, engines, cells, duels, lost)
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:

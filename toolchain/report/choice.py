@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolchain.export.precision import int8_kinds
-from toolchain.report.record import BenchRow, EngineRow, Fastest, FileRow, Int8Choice, Quickest, Shippable, Suggestion
+from toolchain.report.record import (
+    BenchRow,
+    Counts,
+    EngineRow,
+    Fastest,
+    FileRow,
+    Int8Choice,
+    Quickest,
+    Shippable,
+    Suggestion,
+)
 from toolchain.targets import is_target
 
 Place = tuple[str, int, int]
@@ -36,7 +46,7 @@ def suggestion(
     whole = next(row for row in compressed if row.precision == "fp32")
 
     def within(row: Shippable) -> bool:
-        best, loss = _loss(whole), _loss(row)
+        best, loss = loss_of(whole), loss_of(row)
         return best is None or loss is None or loss - best <= accuracy_loss + ROUNDING
 
     offered: list[Shippable] = [
@@ -85,8 +95,8 @@ def _quickest(bench: Sequence[BenchRow]) -> Iterator[Quickest]:
             yield Quickest(**_where(best), machine=machine, path=best.path, ms=best.compressed_ms)
 
 
-def _loss(row: Shippable) -> float | None:
-    """What a file loses: the share of images that it is wrong about, by classes or by the neighbours of its features.
+def loss_of(row: Counts) -> float | None:
+    """What a form of the model loses: the share of images that it is wrong about, by classes or by the neighbours of its features.
 
     Without labels it is the share of the dense outputs' variance by which its own are off.
     """

@@ -1,7 +1,9 @@
-"""Drawings of horizontal bars, in the user units of an SVG."""
+"""Drawings of horizontal bars, and of points between two axes, in the user units of an SVG."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 BAR, GAP, LEFT, WIDTH = 14, 8, 210, 720
@@ -41,3 +43,112 @@ class Figure:
     legend: tuple[str, ...]
     ticks: tuple[tuple[float, str], ...]
     height: float
+
+
+TALL, MARGIN, RIGHT, LABEL = 280, 70, 170, 14
+"""Height of a plot of points, the space to its left and right, and what a label takes of the height."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point with its label, which stands at `label_y`."""
+
+    x: float
+    y: float
+    label: str
+    style: int
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A titled drawing of points; `dots`, `line` and ticks are in its own units, y down.
+
+    Attributes:
+        title, caption: above it, and how to read it.
+        legend: names of the styles of the dots.
+        axes: what is to the right, and what is up.
+        x_ticks, y_ticks: (place, label).
+        line: through some of the dots.
+    """
+
+    title: str
+    caption: str
+    legend: tuple[str, ...]
+    axes: tuple[str, str]
+    dots: tuple[Dot, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    line: tuple[tuple[float, float], ...] = ()
+    height: float = TALL
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a dot stands for: its numbers, its name, and the number of its colour."""
+
+    x: float
+    y: float
+    label: str
+    style: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The name of an axis, and how a number on it is written."""
+
+    name: str
+    text: Callable[[float], str] = "{:g}".format
+
+
+def scatter(
+    points: Sequence[Point],
+    axes: tuple[Axis, Axis],
+    title: str,
+    legend: tuple[str, ...] = (),
+    line: Sequence[Point] = (),
+) -> Scatter:
+    """Points between two axes, of which the one to the right begins at 0; less is better on both.
+
+    Args:
+        points: at least one.
+        axes: x and y.
+        title: of the drawing.
+        legend: names of the styles.
+        line: points that a line goes through, in its order.
+    """
+    across, up = _ticks([0.0, *(point.x for point in points)]), _ticks([point.y for point in points])
+    wide = WIDTH - MARGIN - RIGHT
+
+    def place(point: Point) -> tuple[float, float]:
+        x = (point.x - across[0]) / (across[-1] - across[0])
+        y = (point.y - up[0]) / (up[-1] - up[0])
+        return MARGIN + x * wide, TALL - y * TALL
+
+    dots, taken = list[Dot](), list[tuple[float, float]]()
+    for point in sorted(points, key=lambda each: (each.y, each.x)):
+        x, y = place(point)
+        level = y
+        while any(abs(level - other) < LABEL and x < end for end, other in taken):
+            level -= LABEL / 2
+        taken.append((x + 7 * len(point.label) + 12, level))
+        dots.append(Dot(x, y, point.label, point.style, level))
+    x_ticks = tuple(
+        (MARGIN + wide * index / (len(across) - 1), axes[0].text(tick)) for index, tick in enumerate(across)
+    )
+    y_ticks = tuple((TALL - TALL * index / (len(up) - 1), axes[1].text(tick)) for index, tick in enumerate(up))
+    through = tuple(place(point) for point in line)
+    caption = "Left and down is better."
+    return Scatter(title, caption, legend, (axes[0].name, axes[1].name), tuple(dots), x_ticks, y_ticks, through)
+
+
+def _ticks(numbers: Sequence[float]) -> list[float]:
+    """About five round numbers, evenly apart, around all of some."""
+    low, high = min(numbers), max(numbers)
+    span = high - low or abs(high) or 1.0
+    raw = span / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(each for each in (1, 2, 2.5, 5, 10) if each * power >= raw)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return [step * index for index in range(first, last + 1)]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from toolchain.report.figures import BAR, LEFT, WIDTH
+from toolchain.report.figures import BAR, LEFT, MARGIN, RIGHT, WIDTH
 from toolchain.report.markdown import origin, title
 from toolchain.report.record import Report
-from toolchain.report.sections import parts
+from toolchain.report.sections import Part, parts
 
 
 def to_html(report: Report) -> str:
     """The report as one HTML page, every number from report.json."""
+    return drawn(title(report), origin(report), list(parts(report)))
+
+
+def drawn(title: str, origin: str, parts: Sequence[Part]) -> str:
+    """Some parts as one page, under a title and a line that says where they are from."""
     environment = Environment(loader=PackageLoader("toolchain.report"), autoescape=True, undefined=StrictUndefined)
     page: str = environment.get_template("page.html.j2").render(
-        title=title(report),
-        origin=origin(report),
-        parts=list(parts(report)),
-        geometry={"bar": BAR, "left": LEFT, "width": WIDTH},
+        title=title,
+        origin=origin,
+        parts=parts,
+        geometry={"bar": BAR, "left": LEFT, "width": WIDTH, "margin": MARGIN, "right": WIDTH - RIGHT},
     )
     return page

@@ -66,6 +66,13 @@ def _feature_cells(features: Features | None, count: int) -> tuple[str, ...]:
     return (percent(features.error), cosine, number(features.knn.right if features.knn else None))[:count]
 
 
+def loss_words(row: Counts) -> str:
+    """What `loss_of` is a share of, as the name of an axis."""
+    if row.features is not None:
+        return "relative error" if row.features.knn is None else "images that k-NN gets wrong"
+    return "squared error" if row.error is not None else "images wrong"
+
+
 def features_lines(features: Features) -> tuple[str, ...]:
     """How good features are, in sentences."""
     lines = []

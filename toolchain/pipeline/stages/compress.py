@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from toolchain.compress.allocation import Allocation, Latency
 from toolchain.compress.closed_form import ClosedForm as Chosen
-from toolchain.compress.stage import Compress, pruned_shares
+from toolchain.compress.stage import Compress, Weighing, pruned_shares
 from toolchain.cost import LatencyTable
 from toolchain.files import sha256, write_json, write_text
 from toolchain.model import Made, MaskedModel, TimmModel, run_stage
@@ -20,6 +20,7 @@ from toolchain.pipeline.folder import Written
 from toolchain.pipeline.job import Job
 from toolchain.pipeline.latency_budget import Clock, latency_of
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
+from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
 from toolchain.report.record import ClosedForm, Figures, LatencyBudget, PrunedShare, Record
 
@@ -36,12 +37,13 @@ class CompressFacts(Record):
 
 @dataclass(frozen=True)
 class Masked(RunStage[CompressFacts]):
-    """The dense model, compressed within the budget by what the clocks' tables say."""
+    """The dense model, compressed within the budget by what the clocks' tables say and by what widths were weighed to do."""
 
     run: Run
     dense: TimmModel
     clocks: Sequence[Clock]
     tables: Sequence[LatencyTable]
+    weighed: Weighed | None
     name = "compress"
     facts = CompressFacts
 
@@ -56,6 +58,7 @@ class Masked(RunStage[CompressFacts]):
             dict(job.problem.choices.multiples),
             job.source.digest,
             [table.model_dump(mode="json") for table in self.tables],
+            None if self.weighed is None else sha256(self.weighed.path),
         ]
 
     def work(self, key: str) -> Made[Written, CompressFacts]:
@@ -63,7 +66,8 @@ class Masked(RunStage[CompressFacts]):
         weights = sha256(root / "dense" / "model.safetensors")
         dense = replace(dense, provenance={**dense.provenance, "weights_sha256": weights})
         latency = latency_of(self.clocks, self.tables)
-        compressed = compress(run.job, dense, latency, run.space.scratch(self.name), key, run.progress)
+        weighing = None if self.weighed is None else self.weighed.weighing()
+        compressed = compress(run.job, dense, latency, run.space.scratch(self.name), key, run.progress, weighing)
         masked, allocation = compressed.artifact, compressed.facts
         write_json(root / "allocation.json", allocation.to_dict())
         write_text(root / "plan.json", masked.plan.to_json())
@@ -94,6 +98,7 @@ def compress(
     checkpoint: Path | None = None,
     key: str = "",
     progress: Progress = SILENT,
+    weighing: Weighing | None = None,
 ) -> Made[MaskedModel, Allocation]:
     """The masked model of a job's dense model, with how wide each layer stays and what that costs.
 
@@ -103,9 +108,10 @@ def compress(
         latency: tables of the targets of the budget, and how widths are timed.
         checkpoint, key: of training, where the method trains.
         progress: told how far compression is.
+        weighing: what each width does to the outputs, where that is known.
     """
     problem = replace(job.problem, dense=dense).timed(latency.tables)
-    return run_stage(Compress(job.source, latency.check, checkpoint, key, progress), problem)
+    return run_stage(Compress(job.source, latency.check, checkpoint, key, progress, weighing), problem)
 
 
 def closed_form(facts: Mapping[str, object]) -> ClosedForm | None:

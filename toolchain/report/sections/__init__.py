@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from toolchain.registry import Registry
-from toolchain.report.figures import Figure
+from toolchain.report.figures import Figure, Scatter
 from toolchain.report.record import Report
 from toolchain.report.tables import Table
 
@@ -32,7 +32,7 @@ class Part:
     cautions: tuple[str, ...] = ()
     table: Table | None = None
     lines: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Figure | Scatter, ...] = ()
     brief: tuple[str, ...] | None = None
 
     @property
@@ -60,6 +60,7 @@ SECTIONS: Registry[Section] = Registry(
         "headline",
         "notes",
         "suggestion",
+        "quality",
         "latency",
         "stages",
         "shares",

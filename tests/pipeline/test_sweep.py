@@ -1,0 +1,240 @@
+"""Several variants of a recipe: which they are, what they share, and what is said of them side by side."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from hypothesis import given, strategies
+from made_up_reports import a_report, figures, timed
+
+from toolchain.errors import BudgetError, FolderBusy, RecipeError
+from toolchain.files import read_json
+from toolchain.model import Made
+from toolchain.pipeline import sweep as module
+from toolchain.pipeline.folder import Nothing, Workspace
+from toolchain.pipeline.sweep import alone, sweep, variants
+from toolchain.report.several import front, side_by_side
+
+RECIPE = """
+[model]
+name = "vit_tiny_patch16_224"
+kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
+pretrained = false
+[data]
+source = "digits"
+[train]
+epochs = 1
+[budget]
+params = 0.5
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def report(params, wrong, **changes):
+    return a_report().model_copy(update={"compressed": figures(params, wrong), **changes})
+
+
+# Which variants there are
+
+
+def test_every_combination_is_a_variant(recipe):
+    settings = [
+        "budget.params=0.7,0.5",
+        "compress.method=joint, hybrid",
+        "export.opset=20",
+        'bench.targets=["ort-cpu", "eager"]',
+    ]
+    grid = variants(recipe, settings)
+    assert [each.name for each in grid] == [
+        "params-0.7_method-joint",
+        "params-0.7_method-hybrid",
+        "params-0.5_method-joint",
+        "params-0.5_method-hybrid",
+    ]
+    assert {(each.recipe.budget.params, each.recipe.compress.method) for each in grid} == {
+        (params, method) for params in (0.7, 0.5) for method in ("joint", "hybrid")
+    }
+    assert all(each.recipe.bench.targets == ("ort-cpu", "eager") and each.recipe.export.opset == 20 for each in grid)
+
+
+def test_settings_that_end_alike_have_their_whole_names(recipe):
+    names = [each.name for each in variants(recipe, ["train.epochs=1,2", "finetune.epochs=0,3"])]
+    assert names[0] == "train-epochs-1_finetune-epochs-0"
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["budget.params=0.5"], "nothing is varied"),
+        ([], "nothing is varied"),
+        (["budget.params=0.5,0.5"], "give each value once"),
+        (["budget.params"], "not of the form"),
+        (["budget.params=0.5,1.5"], "less than or equal to 1"),
+        (["budgets.params=0.5,0.4"], "unknown key"),
+    ],
+)
+def test_what_is_no_grid_is_refused(recipe, settings, words):
+    with pytest.raises(RecipeError, match=words):
+        variants(recipe, settings)
+
+
+# What they share
+
+
+def test_a_stage_of_the_same_key_is_taken_over_and_not_done_again(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    done = []
+
+    def work(root):
+        def write():
+            done.append(root.name)
+            (root / "dense").mkdir(exist_ok=True)
+            (root / "dense" / "x.txt").write_text(root.name)
+            return Made((root / "dense",), Nothing())
+
+        return write
+
+    with Workspace(first).open() as space:
+        space.step("one", "key", Nothing, work(first))
+    with Workspace(second, others=[first, second]).open() as space:
+        assert space.step("one", "key", Nothing, work(second)).reused
+        assert not space.step("two", "key", Nothing, work(second)).reused  # it wrote over what was taken over
+    assert done == ["a", "b"]
+    assert (first / "dense" / "x.txt").read_text() == "a" or (first / "dense" / "x.txt").stat().st_nlink == 2
+
+
+def test_what_was_altered_in_the_other_run_is_not_taken_over(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+
+    def work(root):
+        (root / "x.txt").write_text("content")
+        return Made((root / "x.txt",), Nothing())
+
+    with Workspace(first).open() as space:
+        space.step("one", "key", Nothing, lambda: work(first))
+    (first / "x.txt").write_text("altered")
+    with Workspace(second, others=[first]).open() as space:
+        assert not space.step("one", "key", Nothing, lambda: work(second)).reused
+    assert (second / "x.txt").read_text() == "content"
+
+
+def test_runs_that_differ_in_their_budget_share_training_and_damage_and_give_what_they_give_alone(recipe, tmp_path):
+    grid = variants(recipe, ["budget.params=0.6,0.5"])
+    outcome = sweep(grid, tmp_path / "out", alone)
+    assert [*outcome.reports] == ["params-0.6", "params-0.5"]
+    left = [each.ratio.params for each in outcome.reports.values()]
+    assert left[0] > left[1]
+    records = [read_json(tmp_path / "out" / variant.name / ".slimvit" / "weigh.json") for variant in grid]
+    assert records[0] == records[1]
+    plain = alone(grid[1], tmp_path / "alone", ())
+    assert plain.compressed == outcome.reports["params-0.5"].compressed
+    plans = [(tmp_path / folder / "plan.json").read_bytes() for folder in ("alone", "out/params-0.5")]
+    assert plans[0] == plans[1]
+    found = read_json(tmp_path / "out" / "sweep.json")
+    assert [(each["name"], each["compressed"]["params"]) for each in found["runs"]] == [
+        (name, each.compressed.params) for name, each in outcome.reports.items()
+    ]
+    again = sweep(grid, tmp_path / "out", alone)
+    assert again.reports == outcome.reports
+
+
+def test_another_process_that_does_a_stage_is_waited_for(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    started, times = threading.Event(), []
+
+    def slow():
+        times.append("a")
+        started.set()
+        threading.Event().wait(0.5)
+        (first / "x.txt").write_text("x")
+        return Made((first / "x.txt",), Nothing())
+
+    def run_first():
+        with Workspace(first, others=[second]).open() as space:
+            space.step("one", "key", Nothing, slow)
+
+    thread = threading.Thread(target=run_first)
+    thread.start()
+    started.wait(10)
+    with Workspace(second, others=[first]).open() as space:
+        assert space.step("one", "key", Nothing, lambda: times.append("b")).reused
+    thread.join()
+    assert times == ["a"]
+
+
+# What comes of it
+
+
+def test_a_variant_that_fails_ends_alone_and_one_that_is_busy_is_waited_for(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT", 0.0)
+    grid, asked = variants(recipe, ["budget.params=0.7,0.5,0.001"]), []
+
+    def carry_out(variant, folder, folders):
+        asked.append(variant.name)
+        assert folder in folders
+        assert len(folders) == 3
+        if variant.name == "params-0.001":
+            raise BudgetError("out of reach")
+        if variant.name == "params-0.7" and asked.count(variant.name) < 3:
+            raise FolderBusy("another process is at it")
+        return report(1000, 20)
+
+    outcome = sweep(grid, tmp_path, carry_out)
+    assert [*outcome.reports] == ["params-0.7", "params-0.5"]
+    assert {name: str(error) for name, error in outcome.failed.items()} == {"params-0.001": "out of reach"}
+    assert asked == ["params-0.7", "params-0.5", "params-0.001", "params-0.7", "params-0.7"]
+    assert read_json(tmp_path / "sweep.json")["failed"] == {"params-0.001": "out of reach"}
+    for name in ("sweep.md", "sweep.html"):
+        assert "params-0.001 has no report: out of reach" in (tmp_path / name).read_text()
+
+
+@given(
+    strategies.lists(strategies.tuples(strategies.integers(1, 50), strategies.integers(0, 50)), min_size=1, max_size=12)
+)
+def test_the_front_is_what_no_other_run_beats(points):
+    reports = {f"r{index}": report(params, wrong) for index, (params, wrong) in enumerate(points)}
+    best = front(reports)
+    assert best.names
+    where = dict(zip(reports, points, strict=True))
+    for name, (params, wrong) in where.items():
+        beaten = any(other[0] <= params and other[1] <= wrong and other != (params, wrong) for other in where.values())
+        assert not (beaten and name in best.names)
+        assert beaten or any(where[kept] == (params, wrong) for kept in best.names)
+    assert best.knee is None or best.knee in best.names[1:-1]
+
+
+def test_the_knee_is_where_the_front_bends_most():
+    reports = {
+        name: report(params, wrong)
+        for name, params, wrong in [("s", 10, 100), ("m", 20, 20), ("l", 60, 16), ("xl", 100, 14)]
+    }
+    assert front(reports).knee == "m"
+    straight = {str(step): report(10 * step, 100 - 10 * step) for step in range(1, 6)}
+    assert front(straight).knee is None
+
+
+def test_runs_are_shown_side_by_side_with_what_each_was_timed_at():
+    fast = (timed("fp32", 0.4), timed("int8-dynamic", 0.1))
+    part = side_by_side({"a": report(1000, 20, bench=fast), "b": report(900, 30, bench=())})
+    rows = {row[0]: dict(zip(part.table.header, row, strict=True)) for row in part.table.rows}
+    assert rows["a"]["ort-cpu, b1, t1"] == "0.244 ms, 0.400 of dense"
+    assert (rows["b"]["ort-cpu, b1, t1"], rows["b"]["wrong of 359"]) == ("–", "30")
+    assert [dot.label for dot in part.figures[0].dots].count("dense") == 1
+    assert len(part.figures[0].line) == len(front({"a": report(1000, 20), "b": report(900, 30)}).names) == 2
+
+
+def test_what_is_not_known_draws_nothing():
+    blind = figures(1000, 0).model_copy(update={"accuracy": None, "wrong": None, "total": None})
+    part = side_by_side({name: a_report().model_copy(update={"compressed": blind}) for name in "ab"})
+    assert part.figures == ()
+    json.dumps(part.table.rows)

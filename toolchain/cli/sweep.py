@@ -1,0 +1,66 @@
+"""sweep: a recipe in several variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
+from toolchain.cli.screen import Screen, line, print_json, print_part
+from toolchain.files import read_json
+from toolchain.measure.compare import compare
+from toolchain.pipeline.job import prepare
+from toolchain.pipeline.run import run
+from toolchain.pipeline.sweep import Variant, variants
+from toolchain.pipeline.sweep import sweep as sweep_grid
+from toolchain.progress import Progress
+from toolchain.report.record import Report
+from toolchain.report.several import side_by_side
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this file."""
+    app.command()(sweep)
+
+
+def sweep(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=V1,V2", help="Values of a recipe key, e.g. budget.params=0.7,0.5."),
+    ],
+    out: OutOption,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every variant and list them; do no work.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Run a recipe in several variants, which share what they have in common, and set them side by side.
+
+    The same command resumes a sweep. Started twice, two processes share the work.
+    """
+    grid = variants(recipe, set_)
+    if dry_run:
+        for variant in grid:
+            prepare(variant.recipe, fetch=False)
+            line(variant.name)
+        return
+    with Screen() as screen:
+        timed = partial(compare, design=design_of(context))
+
+        def carry_out(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
+            screen.stage(variant.name)
+            return run(variant.recipe, folder, progress=Progress(screen), compare=timed, others=folders)
+
+        outcome = sweep_grid(grid, out, carry_out)
+    if json_:
+        print_json(read_json(out / "sweep.json"))
+    elif outcome.reports:
+        failed = {name: str(error) for name, error in outcome.failed.items()}
+        print_part(side_by_side(outcome.reports, failed))
+        line(f"{out / 'sweep.html'}  (also sweep.md, sweep.json)")
+    for error in outcome.failed.values():
+        raise error

@@ -1,0 +1,154 @@
+"""A recipe in several variants: the runs of a grid of settings, which share every stage that has the same inputs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError
+from toolchain.files import write_json, write_text
+from toolchain.pipeline.run import run
+from toolchain.recipe import Recipe
+from toolchain.report.markdown import table_lines
+from toolchain.report.page import drawn
+from toolchain.report.record import Report
+from toolchain.report.several import front, side_by_side
+from toolchain.report.tables import Table
+
+COMMA = re.compile(r""",(?=(?:[^"'\[\]{}]|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})*$)""")
+"""A comma that stands in no string, array or table."""
+WAIT = 5.0
+"""Seconds until a run that another process carries out is looked at again."""
+SCHEMA = "slimvit.sweep/1"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of settings: the name of its folder, and its recipe."""
+
+    name: str
+    recipe: Recipe
+
+
+Runs = Callable[[Variant, Path, Sequence[Path]], Report]
+"""(variant, its folder, the folders of all) → the report of its run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of each variant, in the order of the grid: a report, or an error."""
+
+    reports: Mapping[str, Report]
+    failed: Mapping[str, SlimvitError]
+
+
+def variants(recipe: Path, settings: Sequence[str]) -> list[Variant]:
+    """Every combination of values, the first setting slowest.
+
+    Args:
+        recipe: the path of a recipe.toml.
+        settings: `key=VALUE`, or `key=VALUE,VALUE,…` for what is varied.
+
+    Raises:
+        RecipeError: nothing is varied, two combinations are the same, or one is no recipe.
+    """
+    split = [_values(setting) for setting in settings]
+    if all(len(values) == 1 for _, values in split):
+        raise RecipeError("nothing is varied: give a key several values, as in --set budget.params=0.7,0.5,0.3")
+    varied = [key for key, values in split if len(values) > 1]
+    found: dict[str, Variant] = {}
+    for chosen in product(*(values for _, values in split)):
+        pairs = {key: value for (key, _), value in zip(split, chosen, strict=True)}
+        name = "_".join(f"{_short(key, varied)}-{_slug(pairs[key])}" for key in varied)
+        if name in found:
+            raise RecipeError(f"two combinations of --set are called {name}; give each value once")
+        found[name] = Variant(name, Recipe.load(recipe, [f"{key}={value}" for key, value in pairs.items()]))
+    return list(found.values())
+
+
+def _values(setting: str) -> tuple[str, list[str]]:
+    key, equals, values = setting.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {setting!r} is not of the form a.b=VALUE or a.b=VALUE,VALUE")
+    return key.strip(), [value.strip() for value in COMMA.split(values)]
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a key, or all of it where another key ends alike."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key.replace(".", "-")
+
+
+def _slug(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-.") or "empty"
+
+
+def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
+    """The runs of a grid, each in a folder of its own below `out`, with sweep.json, sweep.md and sweep.html beside them.
+
+    Several processes may do this at once: each takes the runs that no other is at, and waits for the others' at the end.
+    What a variant cannot do, such as a budget out of reach, ends that variant alone.
+
+    Args:
+        grid: the variants.
+        out: the folder; what earlier sweeps finished in it is taken up.
+        carry_out: runs one of them.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    folders = [out / variant.name for variant in grid]
+    reports, failed = dict[str, Report](), dict[str, SlimvitError]()
+    waiting = list(grid)
+    while waiting:
+        busy = []
+        for variant in waiting:
+            try:
+                reports[variant.name] = carry_out(variant, out / variant.name, folders)
+            except FolderBusy:
+                busy.append(variant)
+            except SlimvitError as error:
+                failed[variant.name] = error
+        if len(busy) == len(waiting):
+            time.sleep(WAIT)
+        waiting = busy
+    names = [variant.name for variant in grid]
+    outcome = Outcome(
+        {name: reports[name] for name in names if name in reports},
+        {name: failed[name] for name in names if name in failed},
+    )
+    _write(outcome, out)
+    return outcome
+
+
+def alone(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
+    """A variant, run in this process and silently."""
+    return run(variant.recipe, folder, others=folders)
+
+
+def _write(outcome: Outcome, out: Path) -> None:
+    best = front(outcome.reports)
+    runs = [
+        {
+            "name": name,
+            "recipe_digest": report.recipe_digest,
+            "compressed": report.compressed.model_dump(mode="json"),
+            "dense": report.dense.model_dump(mode="json"),
+            "front": name in best.names,
+            "knee": name == best.knee,
+        }
+        for name, report in outcome.reports.items()
+    ]
+    failed = {name: str(error) for name, error in outcome.failed.items()}
+    write_json(out / "sweep.json", {"schema": SCHEMA, "runs": runs, "failed": failed})
+    if outcome.reports:
+        part = side_by_side(outcome.reports, failed)
+        title, origin = f"Sweep of {len(runs)} runs", f"In {out.name}; each run has its own report in its folder"
+        table = part.table or Table("", (), ())
+        text = [f"# {title}", "", f"{origin}.", "", *table_lines(table), *(f"\n{line}" for line in part.lines)]
+        write_text(out / "sweep.md", "\n".join(text) + "\n")
+        write_text(out / "sweep.html", drawn(title, origin, [part]))
