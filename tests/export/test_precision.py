@@ -35,6 +35,7 @@ from toolchain.targets.tensorrt import network as trt_network
 
 SIZE = (3, 32, 32)
 INT8 = ("int8-dynamic", "int8-qdq")
+INTEGERS = (*INT8, "int4")
 
 
 def images(count, seed, size=SIZE):
@@ -112,9 +113,11 @@ def test_a_file_of_another_precision_is_the_model(converted, source, name):
     assert set(kinds[:-1]) == PRECISIONS[name].weight_types
     if name in INT8:
         assert kinds[-1] == TensorProto.FLOAT, "the head stays as it is"
+    if name == "int4":
+        assert kinds[-1] == TensorProto.FLOAT16, "the head is stored in half"
 
 
-@pytest.mark.parametrize("name", ["fp16", *INT8])
+@pytest.mark.parametrize("name", ["fp16", *INTEGERS])
 def test_its_bytes_are_attributed_to_the_same_layers(converted, source, name):
     found = []
     for path in (source.path, converted(name).artifact.path):
@@ -123,7 +126,7 @@ def test_its_bytes_are_attributed_to_the_same_layers(converted, source, name):
     assert found[0] == found[1] >= {"blocks.0.attn.qkv.down", "blocks.0.attn.qkv.up", "blocks.1.mlp.fc1"}
 
 
-@pytest.mark.parametrize("name", ["fp16", *INT8])
+@pytest.mark.parametrize("name", ["fp16", *INTEGERS])
 def test_a_second_time_gives_the_same_bytes(convert, tmp_path, name):
     first = convert(name).artifact.path.read_bytes()
     assert convert(name, path=tmp_path / "again" / "other.onnx").artifact.path.read_bytes() == first
@@ -320,21 +323,31 @@ def forgotten_gamma(made):
         scale(model, name, 3)
 
 
+def doubled_twice(made):
+    """A weight twice as large in the file, and in the graph that it is held against."""
+    name = next(t.name for t in made.model.graph.initializer if t.name.endswith("_quantized")).removesuffix(
+        "_quantized"
+    )
+    scale(made.model, f"{name}_scale", 2)
+    scale(made.reference, name, 2)
+
+
 FAULTS = [
-    *((name, weight_scale, "weights must be the same") for name in INT8),
-    *((name, dropped_bias, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, swapped_heads, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, other_activation, r"lost the operators .*Gelu.* gained .*Relu") for name in ("fp16", *INT8)),
-    *((name, frozen_batch, r"has the inputs .*\(1, 3, 32, 32\)") for name in ("fp16", *INT8)),
-    *((name, wrong_query_scale, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, zeroed("pos_embed"), "a weight of pos_embed") for name in ("fp16", *INT8)),
-    *((name, zeroed("cls_token"), "a weight of cls_token") for name in ("fp16", *INT8)),
-    *((name, zeroed("norm.bias"), "a weight of norm.bias") for name in ("fp16", *INT8)),
-    *((name, other_softmax, r"gained \{'Softmax axis = 2': 2\}") for name in ("fp16", *INT8)),
+    *((name, weight_scale, "weights must be the same") for name in INTEGERS),
+    *((name, dropped_bias, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, swapped_heads, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, other_activation, r"lost the operators .*Gelu.* gained .*Relu") for name in ("fp16", *INTEGERS)),
+    *((name, frozen_batch, r"has the inputs .*\(1, 3, 32, 32\)") for name in ("fp16", *INTEGERS)),
+    *((name, wrong_query_scale, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("pos_embed"), "a weight of pos_embed") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("cls_token"), "a weight of cls_token") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("norm.bias"), "a weight of norm.bias") for name in ("fp16", *INTEGERS)),
+    *((name, other_softmax, r"gained \{'Softmax axis = 2': 2\}") for name in ("fp16", *INTEGERS)),
     ("fp16", folded_pair, "9 linears, the fp32 graph 10"),
     ("fp16", one_linear_in_fp32, r"linears of other types: \{'FLOAT': 1\}"),
     ("int8-qdq", activation_scale, "scales must be the same"),
     ("int8-qdq", read_with_another_scale, "read with another"),
+    ("int4", doubled_twice, "fp32 linears to rounded is the first that broke"),
     ("int8-qdq", forgotten_gamma, "to smoothed is the first that broke"),
 ]
 
@@ -350,8 +363,8 @@ def test_every_planted_fault_is_caught_by_its_rung(convert, graphs, register, mo
 
 
 def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, register):
-    with pytest.raises(RecipeError, match="unknown precision 'int4'; did you mean 'int8-qdq'"):
-        convert("int4")
+    with pytest.raises(RecipeError, match="unknown precision 'int3'; did you mean 'int4'"):
+        convert("int3")
     with pytest.raises(RecipeError, match="made from the fp32 file"):
         run_stage(
             Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False),
