@@ -28,7 +28,8 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
 	$(bin)/python -m pytest -m "clock and not slow and not gpu"
-	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code
 	$(bin)/ruff check .
@@ -41,7 +42,7 @@ lint: $(VENV)/.installed-dev  ## everything that `make test` checks without runn
 # The oldest timm that pyproject.toml allows, beside the one that is installed; torch stays what it is, and deprecates what timm used.
 test-floor: $(VENV)/timm-$(timm_floor)  ## the model families and every block structure with the oldest timm that is supported
 	PYTHONPATH=$(abspath $<) $(bin)/python -W ignore -c 'import timm; assert timm.__version__ == "$(timm_floor)", timm.__file__'
-	PYTHONPATH=$(abspath $<) $(bin)/python -m pytest tests/families tests/contracts/test_structures.py \
+	PYTHONPATH=$(abspath $<) $(bin)/python -m pytest tests/families tests/contracts/test_structures.py tests/interpreter/test_interpreter.py \
 		-W ignore::FutureWarning:torch.jit._script -W ignore::DeprecationWarning:torch.jit._script \
 		--numprocesses auto --maxprocesses 4
 

@@ -24,6 +24,7 @@ if played := os.environ.get(VARIABLE):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     play(CPUS[played])
 
+import exports
 import pytest
 import torch
 from builders import dense_model
@@ -48,6 +49,16 @@ with contextlib.suppress(ImportError):  # of a torch that has it elsewhere, expo
 
     # torch builds its table of operators anew for every file that it exports, a quarter of the time of a small one. It only reads it.
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No model is exported twice in a session, by any of its workers."""
+    folder = tmp_path_factory.getbasetemp()
+    kept = (folder.parent if workers else folder) / "exports"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exports.once(torch.onnx.export, kept))
+        yield
 
 
 @pytest.fixture

@@ -295,7 +295,7 @@ def test_what_was_never_measured_has_no_tolerance(tmp_path):
         onnx.save(model, tmp_path / "a.onnx")
         tolerances[name, case] = tolerance_of(OnnxFile(tmp_path / "a.onnx").precision)
     for (name, _), tolerance in tolerances.items():
-        if name in ("int4", "fp8", ""):
+        if name in ("fp8", ""):
             assert tolerance is None
         else:
             known = {"fp32": 0.99999, "fp64": 0.99999, "int8": PRECISIONS["int8-qdq"].tolerance.cosine_min}

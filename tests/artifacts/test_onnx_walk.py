@@ -19,6 +19,12 @@ def graph(*nodes, kind=TensorProto.FLOAT):
     return helper.make_model(helper.make_graph(list(nodes), "g", [x], [y], weights), ir_version=10)
 
 
+def test_a_cast_is_looked_through_where_what_it_casts_is_stored():
+    nodes = [helper.make_node("Cast", [name], [f"{name}.cast"], to=TensorProto.FLOAT) for name in "wx"]
+    add = list(linked(graph(*nodes, helper.make_node("Add", ["w.cast", "x.cast"], ["y"]))).graph)[-1]
+    assert [unscaled(each).name for each in add.inputs] == ["w", "x.cast"]
+
+
 def test_stored_tensors_are_initializers_and_constants_as_they_are():
     constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.full(2, 3, np.float32), "own"))
     scaled = helper.make_node("DequantizeLinear", ["w", "s"], ["d"])

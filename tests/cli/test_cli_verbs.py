@@ -324,8 +324,8 @@ def test_export_in_another_precision(parsed, command, finished, tmp_path):
     assert command("parity", fp32, finished.folder / "onnx" / "dense.fp32.onnx", "--data", "digits").code == 3
     wrong = parsed("evaluate", file, "--data", "digits")["wrong"]
     assert abs(wrong - finished.report["compressed"]["wrong"]) < 20
-    outcome = command("export", deploy, "--precision", "int4", "-o", tmp_path / "x.onnx")
-    assert (outcome.code, "unknown precision 'int4'; did you mean" in outcome.err) == (2, True)
+    outcome = command("export", deploy, "--precision", "int3", "-o", tmp_path / "x.onnx")
+    assert (outcome.code, "unknown precision 'int3'; did you mean" in outcome.err) == (2, True)
     assert not (tmp_path / "x.onnx").exists()
 
 

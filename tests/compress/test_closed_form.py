@@ -59,7 +59,7 @@ def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         return module(images)
 
 
-@pytest.mark.parametrize(("case", "beta"), [*((case, 0.0) for case in VARIANTS), *((case, 1.0) for case in STRUCTURES)])
+@pytest.mark.parametrize(("case", "beta"), [("classic", 0.0), ("Swin", 0.0), *((case, 1.0) for case in STRUCTURES)])
 def test_reducing_nothing_changes_nothing(case, beta):
     model = variant(case)
     module = copy.deepcopy(model.module)

@@ -23,17 +23,18 @@ from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 
 MODELS = {
-    "deit_tiny_patch16_224": {},
-    "deit_tiny_distilled_patch16_224": {},
-    "deit3_small_patch16_224": {},
-    "vit_small_patch14_reg4_dinov2": {"img_size": 98},
-    "vit_medium_patch16_gap_256": {},
+    "deit_tiny_patch16_224": 64,
+    "deit_tiny_distilled_patch16_224": 64,
+    "deit3_small_patch16_224": 64,
+    "vit_small_patch14_reg4_dinov2": 56,
+    "vit_medium_patch16_gap_256": 64,
 }
+"""Name → sides of images: four patches say what fourteen do."""
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_function_from_mask_to_onnx(name, tmp_path):
-    model = dense_model(name, num_classes=50, **MODELS[name])
+    model = dense_model(name, num_classes=50, img_size=MODELS[name])
     assert len(model.module.blocks) == 12
     plan = random_plan(model)
     module = copy.deepcopy(model.module)
@@ -60,7 +61,7 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
 
 
 def test_a_size_budget_is_that_of_the_file(tmp_path):
-    model = dense_model("deit_tiny_patch16_224", num_classes=50)
+    model = dense_model("deit_tiny_patch16_224", num_classes=50, img_size=64)
     section = CompressSection(method="hybrid", attention="svd", neurons="magnitude", allocation="uniform")
     size = model.preprocess.input_size
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -90,7 +90,7 @@ def test_it_is_undone_exactly(files):
         without_pixels(foreign, HOW)
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq"])
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
 def test_every_precision_keeps_taking_pixels(files, tmp_path, name):
     folder, _, takes = files
     images = of_pixels(drawn(32, 1), HOW)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -34,6 +36,7 @@ from toolchain.targets.tensorrt import network as trt_network
 
 SIZE = (3, 32, 32)
 INT8 = ("int8-dynamic", "int8-qdq")
+INTEGERS = (*INT8, "int4")
 
 
 def images(count, seed, size=SIZE):
@@ -63,13 +66,29 @@ def source(tmp_path_factory):
     return OnnxFile(path)
 
 
-@pytest.fixture
-def convert(source, tmp_path):
+def converting(source, folder):
     def run(name, **changes):
-        stage = Convert(name, tmp_path / f"{name}.onnx", images(64, 1), images(32, 2), real_images=False)
+        stage = Convert(name, folder / f"{name}.onnx", images(64, 1), images(32, 2), real_images=False)
         return run_stage(replace(stage, **changes), source)
 
     return run
+
+
+@pytest.fixture
+def convert(source, tmp_path):
+    return converting(source, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def converted(source, tmp_path_factory):
+    """Precision → what the stage made, for tests that only read it."""
+    return cache(converting(source, tmp_path_factory.mktemp("converted")))
+
+
+@pytest.fixture(scope="module")
+def graphs(source):
+    """Precision → what it makes of the graph."""
+    return cache(lambda name: PRECISIONS[name].convert(onnx.load(source.path), images(64, 1)))
 
 
 def skip_unless_it_runs(name):
@@ -80,9 +99,9 @@ def skip_unless_it_runs(name):
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_a_file_of_another_precision_is_the_model(convert, source, name):
+def test_a_file_of_another_precision_is_the_model(converted, source, name):
     skip_unless_it_runs(name)
-    made = convert(name)
+    made = converted(name)
     assert [rung.verdict for rung in made.rungs] == ["pass"] * len(made.rungs)
     model = onnx.load(made.artifact.path)
     assert {entry.key: entry.value for entry in model.metadata_props} == {"slimvit.model": "tiny", PRECISION: name}
@@ -95,18 +114,20 @@ def test_a_file_of_another_precision_is_the_model(convert, source, name):
     assert set(kinds[:-1]) == PRECISIONS[name].weight_types
     if name in INT8:
         assert kinds[-1] == TensorProto.FLOAT, "the head stays as it is"
+    if name == "int4":
+        assert kinds[-1] == TensorProto.FLOAT16, "the head is stored in half"
 
 
-@pytest.mark.parametrize("name", ["fp16", *INT8])
-def test_its_bytes_are_attributed_to_the_same_layers(convert, source, name):
+@pytest.mark.parametrize("name", ["fp16", *INTEGERS])
+def test_its_bytes_are_attributed_to_the_same_layers(converted, source, name):
     found = []
-    for path in (source.path, convert(name).artifact.path):
+    for path in (source.path, converted(name).artifact.path):
         layers = {layer for layer, _ in open_artifact(path).parts}
         found.append({layer for layer in layers if layer.startswith("blocks.")})
     assert found[0] == found[1] >= {"blocks.0.attn.qkv.down", "blocks.0.attn.qkv.up", "blocks.1.mlp.fc1"}
 
 
-@pytest.mark.parametrize("name", ["fp16", *INT8])
+@pytest.mark.parametrize("name", ["fp16", *INTEGERS])
 def test_a_second_time_gives_the_same_bytes(convert, tmp_path, name):
     first = convert(name).artifact.path.read_bytes()
     assert convert(name, path=tmp_path / "again" / "other.onnx").artifact.path.read_bytes() == first
@@ -128,10 +149,10 @@ class MatMulInteger(OpRun):
         return (sums.reshape(*a.shape[:-1], -1).astype(np.int32),)
 
 
-def test_an_int8_file_is_the_same_model_on_a_processor_without_vnni(convert):
+def test_an_int8_file_is_the_same_model_on_a_processor_without_vnni(converted):
     """Kind: a file that is proven on one processor and is another model on the next. With weights of eight bits the cosine
     of these logits falls to 0.78."""
-    model, feeds = onnx.load(convert("int8-dynamic").artifact.path), {"image": images(8, 3)}
+    model, feeds = onnx.load(converted("int8-dynamic").artifact.path), {"image": images(8, 3)}
     (exact,), (cut,) = (ReferenceEvaluator(model, new_ops=ops).run(None, feeds) for ops in ([], [MatMulInteger]))
     np.testing.assert_array_equal(cut, exact)
     for tensor in model.graph.initializer:
@@ -144,11 +165,11 @@ def test_an_int8_file_is_the_same_model_on_a_processor_without_vnni(convert):
 
 
 @pytest.mark.parametrize("name", INT8)
-def test_no_two_products_of_an_int8_file_overflow_16_bits(convert, name):
+def test_no_two_products_of_an_int8_file_overflow_16_bits(converted, name):
     """Whatever the activation, a signed one too: it is made unsigned before it is multiplied."""
     weights = [
         numpy_helper.to_array(tensor).astype(np.int64)
-        for tensor in onnx.load(convert(name).artifact.path).graph.initializer
+        for tensor in onnx.load(converted(name).artifact.path).graph.initializer
         if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2
     ]
     assert len(weights) == 9
@@ -157,12 +178,12 @@ def test_no_two_products_of_an_int8_file_overflow_16_bits(convert, name):
         assert 60 <= np.abs(weight).max() <= 64
 
 
-def test_only_linears_with_weights_are_quantised(convert):
-    census = convert("int8-qdq").facts.graph
+def test_only_linears_with_weights_are_quantised(converted):
+    census = converted("int8-qdq").facts.graph
     assert census.nodes_after["QuantizeLinear"] == 9
     products = census.nodes_after["MatMul"] + census.nodes_after.get("Gemm", 0)
     assert products == census.nodes_before["MatMul"] + census.nodes_before.get("Gemm", 0)
-    census = convert("int8-dynamic").facts.graph
+    census = converted("int8-dynamic").facts.graph
     assert census.nodes_after["MatMulInteger"] == 9
 
 
@@ -314,43 +335,48 @@ def forgotten_gamma(made):
         scale(model, name, 3)
 
 
+def doubled_twice(made):
+    """A weight twice as large in the file, and in the graph that it is held against."""
+    name = next(t.name for t in made.model.graph.initializer if t.name.endswith("_quantized")).removesuffix(
+        "_quantized"
+    )
+    scale(made.model, f"{name}_scale", 2)
+    scale(made.reference, name, 2)
+
+
 FAULTS = [
-    *((name, weight_scale, "weights must be the same") for name in INT8),
-    *((name, dropped_bias, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, swapped_heads, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, other_activation, r"lost the operators .*Gelu.* gained .*Relu") for name in ("fp16", *INT8)),
-    *((name, frozen_batch, r"has the inputs .*\(1, 3, 32, 32\)") for name in ("fp16", *INT8)),
-    *((name, wrong_query_scale, "weights must be the same") for name in ("fp16", *INT8)),
-    *((name, zeroed("pos_embed"), "a weight of pos_embed") for name in ("fp16", *INT8)),
-    *((name, zeroed("cls_token"), "a weight of cls_token") for name in ("fp16", *INT8)),
-    *((name, zeroed("norm.bias"), "a weight of norm.bias") for name in ("fp16", *INT8)),
-    *((name, other_softmax, r"gained \{'Softmax axis = 2': 2\}") for name in ("fp16", *INT8)),
+    *((name, weight_scale, "weights must be the same") for name in INTEGERS),
+    *((name, dropped_bias, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, swapped_heads, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, other_activation, r"lost the operators .*Gelu.* gained .*Relu") for name in ("fp16", *INTEGERS)),
+    *((name, frozen_batch, r"has the inputs .*\(1, 3, 32, 32\)") for name in ("fp16", *INTEGERS)),
+    *((name, wrong_query_scale, "weights must be the same") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("pos_embed"), "a weight of pos_embed") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("cls_token"), "a weight of cls_token") for name in ("fp16", *INTEGERS)),
+    *((name, zeroed("norm.bias"), "a weight of norm.bias") for name in ("fp16", *INTEGERS)),
+    *((name, other_softmax, r"gained \{'Softmax axis = 2': 2\}") for name in ("fp16", *INTEGERS)),
     ("fp16", folded_pair, "9 linears, the fp32 graph 10"),
     ("fp16", one_linear_in_fp32, r"linears of other types: \{'FLOAT': 1\}"),
     ("int8-qdq", activation_scale, "scales must be the same"),
     ("int8-qdq", read_with_another_scale, "read with another"),
+    ("int4", doubled_twice, "fp32 linears to rounded is the first that broke"),
     ("int8-qdq", forgotten_gamma, "to smoothed is the first that broke"),
 ]
 
 
 @pytest.mark.parametrize(("name", "plant", "words"), FAULTS, ids=[f"{n}-{p.__name__}" for n, p, _ in FAULTS])
-def test_every_planted_fault_is_caught_by_its_rung(convert, register, monkeypatch, name, plant, words):
-    honest = PRECISIONS[name]
-
-    def faulty(model, calibration):
-        made = honest.convert(model, calibration)
-        plant(made)
-        return made
-
-    register(PRECISIONS, replace(honest, convert=faulty))
+def test_every_planted_fault_is_caught_by_its_rung(convert, graphs, register, monkeypatch, name, plant, words):
+    made = copy.deepcopy(graphs(name))
+    plant(made)
+    register(PRECISIONS, replace(PRECISIONS[name], convert=lambda *_: made))
     monkeypatch.setattr(onnx.checker, "check_model", lambda *_, **__: None)  # some faults are invalid ONNX as well
     with pytest.raises((ParityError, ArtifactError), match=words):
         convert(name)
 
 
 def test_what_cannot_be_converted_is_refused(convert, source, tmp_path, register):
-    with pytest.raises(RecipeError, match="unknown precision 'int4'; did you mean 'int8-qdq'"):
-        convert("int4")
+    with pytest.raises(RecipeError, match="unknown precision 'int3'; did you mean 'int4'"):
+        convert("int3")
     with pytest.raises(RecipeError, match="made from the fp32 file"):
         run_stage(
             Convert("fp16", tmp_path / "x.onnx", images(4, 1), images(3, 2), real_images=False),
@@ -377,19 +403,19 @@ def claiming(file, precision):
 
 
 @pytest.mark.parametrize(("name", "product"), [("fp16", "HALF"), ("bf16", "BF16")])
-def test_an_engine_multiplies_in_the_type_of_its_file(convert, source, tmp_path, name, product):
+def test_an_engine_multiplies_in_the_type_of_its_file(converted, source, tmp_path, name, product):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
     skip_unless_it_runs(name)
     section = EngineSection(compute_capabilities=("8.9",))
-    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), convert(name).artifact).artifact
+    made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), converted(name).artifact).artifact
     assert made.facts["matmul_dtypes"] == {product: made.facts["matmul_layers"]}
     with pytest.raises(ArtifactError, match=f"no {name} engine"):
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), claiming(source, name))
 
 
-def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tmp_path):
+def test_an_int8_engine_multiplies_int8_in_every_int8_linear(converted, source, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
-    section, given = EngineSection(compute_capabilities=("8.9",)), convert("int8-qdq").artifact
+    section, given = EngineSection(compute_capabilities=("8.9",)), converted("int8-qdq").artifact
     made = run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given).artifact
     assert made.facts["matmul_dtypes"] == {"FLOAT": made.facts["matmul_layers"] - 9, "INT8": 9}
     assert made.facts["attention_layers"] == 2
@@ -397,7 +423,7 @@ def test_an_int8_engine_multiplies_int8_in_every_int8_linear(convert, source, tm
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "other"), claiming(source, "int8-qdq"))
 
 
-def test_an_int8_engine_with_one_linear_less_is_refused(convert, tmp_path, monkeypatch):
+def test_an_int8_engine_with_one_linear_less_is_refused(converted, tmp_path, monkeypatch):
     """The file says nine; the network that was parsed has lost the pair of scales of one."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'slimvit[trt-rtx]'")
     honest = trt_network.with_float_biases
@@ -413,13 +439,13 @@ def test_an_int8_engine_with_one_linear_less_is_refused(convert, tmp_path, monke
         return model
 
     monkeypatch.setattr(trt_network, "with_float_biases", faulty)
-    section, given = EngineSection(compute_capabilities=("8.9",)), convert("int8-qdq").artifact
+    section, given = EngineSection(compute_capabilities=("8.9",)), converted("int8-qdq").artifact
     with pytest.raises(ArtifactError, match=r"no int8-qdq engine: its matrix products are .*'INT8': 8"):
         run_stage(BuildEngine(section, "trt-rtx", tmp_path / "engine"), given)
 
 
-def test_what_tensorrt_gets_of_an_int8_file_is_the_same_model(convert, tmp_path):
-    given = convert("int8-qdq").artifact.path
+def test_what_tensorrt_gets_of_an_int8_file_is_the_same_model(converted, tmp_path):
+    given = converted("int8-qdq").artifact.path
     changed = trt_network.with_float_biases(given)
     onnx.checker.check_model(changed, full_check=True)
     assert not [t for t in changed.graph.initializer if t.data_type == onnx.TensorProto.INT32]
@@ -431,12 +457,12 @@ def test_what_tensorrt_gets_of_an_int8_file_is_the_same_model(convert, tmp_path)
     ):
         difference = np.abs(got.infer(feeds)["logits"] - expected.infer(feeds)["logits"]).max()
     assert 0 <= difference <= 1e-4, "another kernel, the same numbers"
-    assert trt_network.with_float_biases(convert("fp16").artifact.path) is None
+    assert trt_network.with_float_biases(converted("fp16").artifact.path) is None
 
 
-def test_openvino_knows_the_output_of_an_fp16_file_by_its_name(convert):
+def test_openvino_knows_the_output_of_an_fp16_file_by_its_name(converted):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
-    path = convert("fp16").artifact.path
+    path = converted("fp16").artifact.path
     with get_target("openvino-cpu").open(path, 1) as got, get_target("ort-cpu").open(path, 1) as expected:
         feeds = {"image": images(2, 3)}
         np.testing.assert_allclose(got.infer(feeds)["logits"], expected.infer(feeds)["logits"], rtol=0.1, atol=0.1)

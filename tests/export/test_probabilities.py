@@ -69,7 +69,7 @@ def test_the_rest_of_the_graph_is_the_same_and_it_is_undone_exactly(made):
         without_probabilities(foreign)
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq"])
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
 def test_every_precision_keeps_them_in_fp32(made, tmp_path, name):
     folder, both, _ = made
     convert = Convert(name, tmp_path / "x.onnx", images(32, 1), images(16, 2), real_images=False)

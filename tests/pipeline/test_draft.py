@@ -172,12 +172,18 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
         tables_of(str(tmp_path))
 
 
-def test_a_checkpoint_tells_its_architecture(tmp_path: Path):
-    name = "deit3_small_patch16_224"
-    state = timm.create_model(name, num_classes=5, img_size=288).state_dict()
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("deit3_small_patch16_224", {"num_classes": 5, "img_size": 288}),
+        ("vit_tiny_r_s16_p8_224", {"num_classes": 5}),  # whose first convolution is not that of its patches
+    ],
+)
+def test_a_checkpoint_tells_its_architecture(tmp_path: Path, name: str, kwargs: dict[str, int]):
+    state = timm.create_model(name, **kwargs).state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a.pth")
-    assert architecture_of(tmp_path / "a.pth") == (name, {"num_classes": 5, "img_size": 288})
-    assert architecture_of(tmp_path / "a.pth", name) == (name, {"num_classes": 5, "img_size": 288})
+    assert architecture_of(tmp_path / "a.pth") == (name, kwargs)
+    assert architecture_of(tmp_path / "a.pth", name) == (name, kwargs)
 
 
 def test_a_checkpoint_with_classes_of_its_own_is_judged_by_as_many_folders(folder, tmp_path: Path):

@@ -186,12 +186,12 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
         run(Recipe.from_dict(built), tmp_path / "other")
 
 
-PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8"]}}
+PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8", "int4"]}}
 
 
 def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, stopwatch):
     report = run(Recipe.from_dict(PRECISE), tmp_path / "run", compare=stopwatch).to_dict()
-    made = ["fp32", "fp16", "int8-dynamic", "int8-qdq"]
+    made = ["fp32", "fp16", "int8-dynamic", "int8-qdq", "int4"]
     rows = {row["precision"]: row for row in report["artifacts"] if row["model"] == "compressed"}
     assert list(rows) == made
     for row in rows.values():

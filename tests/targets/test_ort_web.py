@@ -81,7 +81,7 @@ def test_another_structure_is_the_model(tmp_path):
 
 
 @pytest.mark.usefixtures("there")
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq"])
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
 def test_files_of_every_precision_that_it_loads_are_those_of_ort_cpu(tiny, tmp_path, name):
     assert PRECISIONS[name].product in ORT_WEB.loads
     path = tmp_path / f"{name}.onnx"

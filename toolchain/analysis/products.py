@@ -236,12 +236,10 @@ def _kind(graph: Graph, node: ir.Node) -> tuple[object, ...]:
 
 
 def _tree(node: ir.Node) -> list[ir.Node]:
-    """A product with the DequantizeLinear before and the QuantizeLinear after it, if there are any.
+    """A product with what `unscaled` looks through before it and the QuantizeLinear after it, if there are any.
 
     With them a runtime multiplies integers, without them floats.
     """
-    before = [
-        part for value in node.inputs if value and (part := value.producer()) and part.op_type == "DequantizeLinear"
-    ]
+    before = [part for value in node.inputs if value and unscaled(value) is not value and (part := value.producer())]
     after = only_reader(node.outputs[0])
     return [*before, node, *([after] if after is not None and after.op_type == "QuantizeLinear" else [])]

@@ -16,9 +16,11 @@ from toolchain.artifacts.onnx_walk import only_reader, unscaled
 GRAPH = "(graph)"
 AUTOMATIC = re.compile(r"(_?v(al)?_\d+|onnx::\w+_\d+|const\w*_\d+|\d+|)(_quantized|_scale|_zero_point)?")
 """How torch's exporters and onnxsim call what no module of the model names; the numbers shift with every change."""
-MULTIPLIES = frozenset({"MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "QLinearMatMul", "DequantizeLinear"})
+MULTIPLIES = frozenset(
+    {"MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "QLinearMatMul", "DequantizeLinear", "Cast"}
+)
 PASSES_ON = MULTIPLIES | {
-    *("Reshape", "Transpose", "Cast", "Identity", "Squeeze", "Unsqueeze", "Mul", "Add"),
+    *("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Mul", "Add"),
     *("QuantizeLinear", "DynamicQuantizeLinear"),
 }
 """What may lie between a weight and the bias that names its layer."""

@@ -58,6 +58,8 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def unscaled(value: ir.Value | None) -> ir.Value | None:
-    """The value itself, or what it was before DequantizeLinear."""
-    node = None if value is None else value.producer()
-    return node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else value
+    """The value itself, or what it was before DequantizeLinear, or before a Cast of something that is stored."""
+    if value is None or (node := value.producer()) is None:
+        return value
+    narrowed = node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and stored(node.inputs[0]) is not None)
+    return node.inputs[0] if narrowed else value

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,12 @@ class Conversion:
         reference: the fp32 graph, equal as a function to the one given, whose weights were rounded.
         ranges: quantised activation → max|x| over the calibration images, where scales are fixed.
         smoothed: whether the reference is another graph than the one given.
+        moments: linear → E[x̂x̂ᵀ] of what it reads, with a 1 at its end, float64 [in + 1, in + 1], where the reference was rounded
+            for that.
     """
 
     model: onnx.ModelProto
     reference: onnx.ModelProto
     ranges: Mapping[str, float] = field(default_factory=dict)
     smoothed: bool = False
+    moments: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from toolchain.artifacts.onnx_file import FP32, GRAPH_TYPE, PRECISION, OnnxFile
 from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
+from toolchain.export.gptq import nearest, output_error
 from toolchain.export.onnx_graph import (
     GraphFacts,
     census,
@@ -36,6 +37,7 @@ from toolchain.model import BATCH, IMAGE, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
 
 INT8_MAX = 127
+INTEGERS = frozenset({TensorProto.INT8, TensorProto.INT4})
 SCALE_ERROR = 0.01
 """What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
 
@@ -109,6 +111,8 @@ class Convert:
             simplified=False,
         )
         rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
+        if made.moments:
+            rungs.insert(0, rounding_rung(dense, made.reference, made.moments, wanted.tolerance))
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
         if made.smoothed:
@@ -181,6 +185,26 @@ def weights_rung(expected: onnx.ModelProto, got: onnx.ModelProto, name: str, tol
     return Rung("fp32 weights", name, None, None, None, tolerance, "fail" if reason else "pass", reason)
 
 
+def rounding_rung(
+    dense: onnx.ModelProto, rounded: onnx.ModelProto, moments: Mapping[str, Array], tolerance: Tolerance
+) -> Rung:
+    """Whether no linear's output is further off, on the calibration images, than if every weight were rounded to the nearest.
+
+    Both graphs are fp32. How far it is off is E‖Δy‖² = tr(ΔᵀMΔ), with Δ the change of weight and bias [in + 1, out].
+    """
+    shares = dict.fromkeys(moments, float("inf"))
+    for ours, theirs in zip(each_linear(dense), each_linear(rounded), strict=True):
+        if (moment := moments.get(theirs.name)) is not None:
+            plain = ours.weight.copy()
+            plain[:-1] = nearest(ours.weight[:-1]).weight
+            errors = [output_error(ours.weight - each, moment).sum() for each in (theirs.weight, plain)]
+            shares[theirs.name] = float(errors[0] / (errors[1] * (1 + 1e-6) + 1e-12))
+    bad = {name: share for name, share in shares.items() if not share <= 1}  # also what is not a number
+    where = max(bad, key=lambda name: bad[name], default="")
+    reason = f"the output of {where} is {bad[where]:.3g} times as far off as by rounding to the nearest" if bad else ""
+    return Rung("fp32 linears", "rounded", None, None, None, tolerance, "fail" if reason else "pass", reason)
+
+
 def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, tolerance: Tolerance) -> Rung:
     """Whether every quantised activation has the scale that its observed range asks for."""
     scales = activation_scales(model)
@@ -213,7 +237,7 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
     if sum(found.values()) != kept:
         raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {kept}")
     others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
-    allowed = len(last_linears(dense)) if TensorProto.INT8 in wanted.weight_types else 0  # they stay as they are
+    allowed = len(last_linears(dense)) if INTEGERS & wanted.weight_types else 0  # they stay in floating point
     if sum(others.values()) > allowed:
         raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
 

@@ -113,17 +113,17 @@ def export_onnx(
             )
         if (fault := _fault(exported, asked, linears)) is not None:
             raise ArtifactError(f"the ONNX graph of {type(module).__name__} {fault}")
-        lean, notes = selected_early(exported), []
-        if (fault := _fault(lean, asked, linears)) is not None:
+        early, notes = selected_early(exported), []
+        if (fault := _fault(early, asked, linears)) is not None:
             raise ArtifactError(f"the ONNX graph of {type(module).__name__}, once tokens are selected early, {fault}")
-        graph = lean
+        graph = early
         if simplify:
             try:
-                graph = _simplified(lean, asked, linears)
+                graph = _simplified(early, asked, linears)
             except ArtifactError as reason:
                 notes.append(f"not simplified: {reason}")
                 log.warning("%s: %s", path.name, notes[-1])
-        simplified = graph is not lean
+        simplified = graph is not early
         graph = finish(graph) if finish is not None else graph
         for key in sorted(metadata):
             graph.metadata_props.add(key=key, value=metadata[key])
@@ -280,7 +280,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
     """The files written for the model, the graph first; they appear whole or not at all.
 
     The IR version of the graph becomes that of its opsets. Types and shapes of values within it are left out: who reads the file
-    infers them, and ONNX Runtime plans its memory better by its own (ADR 26).
+    infers them, and ONNX Runtime is faster with its own (ADR 26).
 
     Args:
         model: the graph.

@@ -22,6 +22,7 @@ from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
+from toolchain.export.int4 import int4
 from toolchain.export.quantise import int8_dynamic, int8_qdq
 from toolchain.export.weights import LINEARS
 from toolchain.model import Preprocess
@@ -53,10 +54,11 @@ class Precision:
         tolerance: what the logits may differ by from those of the fp32 file.
         weight_types: the types that weights of linears may have in the file, but for the last linear.
         product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
-            alone, "INT8-DYNAMIC" where scales are those of each call. Targets that load it run the file: the first that is
-            there judges it, and all are timed if a recipe names them.
+            alone, "INT8-DYNAMIC" where scales are those of each call, "INT4-DYNAMIC" where weights are besides stored in int4.
+            Targets that load it run the file: the first that is there judges it, and all are timed if a recipe names them.
         calibrated: whether the images decide anything.
         operators: what a conversion may add to the graph or take from it.
+        needs: what has to be installed for it where no target loads it; "" where some always does.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Precision:
     product: str = FLOAT
     calibrated: bool = False
     operators: frozenset[str] = AROUND_LINEARS
+    needs: str = ""
 
 
 ENTRIES = (
@@ -91,6 +94,15 @@ ENTRIES = (
         frozenset({TensorProto.INT8}),
         product="INT8",
         calibrated=True,
+    ),
+    Precision(
+        "int4",
+        int4,
+        Tolerance(None, 0.9, 0.95),
+        frozenset({TensorProto.INT4}),
+        product="INT4-DYNAMIC",
+        calibrated=True,
+        needs="onnxruntime 1.23 or newer",
     ),
 )
 PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
@@ -161,10 +173,10 @@ def reference_target(artifact: Artifact) -> str:
 def runs_on(precision: Precision, kind: str = OnnxFile.name) -> str:
     """The first target here that can run artifacts of a precision and a kind; raises TargetUnavailable if there is none."""
     loaders = [name for name, target in TARGETS.items() if kind in target.takes and precision.product in target.loads]
-    return _first_that_runs(loaders, precision.name)
+    return _first_that_runs(loaders, precision.name, f"; it needs {precision.needs}" if precision.needs else "")
 
 
-def _first_that_runs(targets: Sequence[str], what: str) -> str:
+def _first_that_runs(targets: Sequence[str], what: str, needs: str = "") -> str:
     reasons = []
     for name in targets:
         try:
@@ -173,7 +185,7 @@ def _first_that_runs(targets: Sequence[str], what: str) -> str:
             reasons.append(str(error))
         else:
             return name
-    why = "; ".join(reasons) or "no target takes them"
+    why = "; ".join(reasons) or f"no target takes them{needs}"
     raise TargetUnavailable(next(iter(targets), what), f"nothing here runs {what}: {why}")
 
 

@@ -170,10 +170,15 @@ def _rounding(values: Array, kind: int) -> Array:
     return np.maximum(np.abs(values) * ROUNDING[kind], SMALLEST[kind])
 
 
-def _bias(node: ir.Node, width: int) -> tuple[Array, Array]:
-    """A linear's bias [out] and what rounding allows: of the Gemm itself, or what is added to its product soon after."""
+def bias_of(node: ir.Node, width: int) -> ir.Value | None:
+    """A linear's bias [width]: of the Gemm itself, or what is added to its product soon after; None where there is none."""
     own = node.op_type == "Gemm" and len(node.inputs) > 2
-    tensor, path = _source(node.inputs[2] if own else _added(node, width))
+    return node.inputs[2] if own else _added(node, width)
+
+
+def _bias(node: ir.Node, width: int) -> tuple[Array, Array]:
+    """A linear's bias [out] and what rounding allows."""
+    tensor, path = _source(bias_of(node, width))
     return (np.zeros(width), np.zeros(width)) if tensor is None else _values(node, tensor, path)
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -128,7 +128,7 @@ def row_medians(rows: Floats) -> Floats:
 @lru_cache(maxsize=64)
 def _student(freedom: int, count: int) -> Floats:
     """`count` quantiles of Student's t, evenly spaced in probability, ascending."""
-    found: Floats = student.ppf((np.arange(count) + 0.5) / count, freedom)
+    found: Floats = stdtrit(freedom, (np.arange(count) + 0.5) / count)
     return found
 
 

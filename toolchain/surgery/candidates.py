@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook as on_every_parameter
 
 from toolchain.errors import ArtifactError, ModelError
 from toolchain.families import FAMILIES
@@ -95,10 +97,31 @@ def _sketches(stored: Anatomy) -> Iterator[tuple[str, nn.Module]]:
         if home not in homes or ("patch" in name and not re.search(rf"{mark}(?!\d)", name)):
             continue
         try:
-            sketch = _sketch(name)
-        except ModelError:  # one that timm itself cannot build
+            with _only_of_kernel(stored):
+                sketch = _sketch(name)
+        except ModelError:  # of another kernel, or one that timm itself cannot build
             continue
         yield name, sketch
+
+
+@contextmanager
+def _only_of_kernel(stored: Anatomy) -> Iterator[None]:
+    """While it lasts, a model that reads the same pixels by another patch embedding fails there, before it builds its blocks."""
+    kernel = (stored.embed_dim, stored.in_chans, *(stored.patch_size or ()))
+    first = True
+
+    def look(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal first
+        if first and parameter is not None and parameter.ndim == len(kernel):
+            first = False
+            if parameter.shape[1] == stored.in_chans and parameter.shape != kernel:
+                raise ModelError(f"its patch embedding is {tuple(parameter.shape)}, and {kernel} is wanted")
+
+    hook = on_every_parameter(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _fits(stored: Anatomy, sketch: nn.Module) -> bool:

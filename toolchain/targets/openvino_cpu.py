@@ -166,7 +166,7 @@ class OpenVinoCpu(Profiled):
     def __init__(self, name: str, precision: str, lanes: int) -> None:
         self.name, self.precision = name, precision
         self.exact_fp32 = precision == "f32"
-        self.loads = (*self.builds, *(() if precision == "bf16" else ("INT8", "INT8-DYNAMIC")))
+        self.loads = (*self.builds, *(() if precision == "bf16" else ("INT8", "INT8-DYNAMIC", "INT4-DYNAMIC")))
         self.profile = TargetProfile(dict.fromkeys(("mlp_hidden", "head_dim", "rank"), lanes))
 
     def probe(self) -> TargetInfo:

@@ -29,6 +29,9 @@ from toolchain.targets.base import (
 KERNEL = "_kernel_time"
 """Ends the name of a profile's event that is a node's work; others are its synchronisation."""
 
+FOUR_BITS = ("INT4-DYNAMIC",) if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 23) else ()
+"""What is stored in int4, if this version can cast it."""
+
 
 class _CheckedOrtRunner(OrtRunner):
     """The device's own runner, with a file that cannot be loaded reported as the user's error."""
@@ -48,7 +51,7 @@ class OrtCpu(Profiled):
     takes = ("onnx",)
     measures = True
     exact_fp32 = True
-    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")  # it has no MatMul in bf16
+    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC", *FOUR_BITS)  # it has no MatMul in bf16
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""

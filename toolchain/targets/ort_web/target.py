@@ -90,7 +90,7 @@ class OrtWeb(Target):
     takes = ("onnx",)
     measures = True
     exact_fp32 = True
-    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC")
+    loads = ("FLOAT", "HALF", "INT8", "INT8-DYNAMIC", "INT4-DYNAMIC")
 
     def probe(self) -> TargetInfo:
         """The runtime, the CPU, and the wasm that a page downloads; raises TargetUnavailable with the line that installs it."""
