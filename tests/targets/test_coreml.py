@@ -208,7 +208,9 @@ def test_values_are_let_go_after_their_last_reader(built, monkeypatch):
     monkeypatch.setattr(MilProgram, "_declared", counted)
     program.infer({name: noise((3, 32, 32), 2)})
     assert len(made) > 40
-    assert max(alive) <= 7, "the residual, q, its one row in the last block, k, v, and what an operation reads and gives"
+    assert max(alive) <= 7, (
+        "the residual, q, its one row in the last block, k, v, and what an operation reads and gives"
+    )
 
 
 # Int8 weights
