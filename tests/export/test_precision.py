@@ -509,7 +509,7 @@ def test_every_structure_can_be_converted(tmp_path, case):
     model = variant(case)
     size = model.preprocess.input_size
     given = exported(tmp_path / "a.onnx", model.module, input_size=size)
-    for name in ("fp16", *INT8):
+    for name in ("fp16", *INTEGERS):
         stage = Convert(name, tmp_path / f"{name}.onnx", images(32, 1, size), images(8, 2, size), real_images=False)
         assert {rung.verdict for rung in run_stage(stage, given).rungs} == {"pass"}
 

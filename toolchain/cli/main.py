@@ -29,11 +29,14 @@ from toolchain.cli import (
     stages,
     sweep,
 )
+from toolchain.cli.screen import line
 from toolchain.errors import SlimvitError
 from toolchain.measure.samples import Design
+from toolchain.pipeline.job import tool
 
 RESUMED = ("run", "shrink", "sweep", "plan", "bench", "gate")
 """Verbs that keep what they finished."""
+COMPLETING = "_SLIMVIT_COMPLETE"
 INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
 
@@ -41,7 +44,6 @@ app = typer.Typer(
     name="slimvit",
     help="Compress a timm Vision Transformer, export it, build its engine, and verify size and latency.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -66,9 +68,16 @@ for module in (
     module.register(app)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        line(tool())
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done, to stderr."),
+    _: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
 ) -> None:
     """Set up logging before any verb runs."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()], force=True)
@@ -99,6 +108,8 @@ def _code(arguments: list[str] | None, design: Design) -> int:
     try:
         # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
         command = typer.main.get_command(app)
+        if COMPLETING in os.environ:  # a shell asks what could come next
+            command.main([], "slimvit")
         with command.make_context(
             "slimvit", sys.argv[1:] if arguments is None else list(arguments), obj=design
         ) as context:
