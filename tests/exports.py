@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import nn
 
+from toolchain.export import large
 from toolchain.export.large import module_bytes
 
 LARGEST_BYTES = 4 << 20
@@ -36,7 +37,8 @@ def once(export: Callable[..., Any], kept: Path) -> Callable[..., Any]:
 
 
 def _once(export: Callable[..., Any], kept: Path, module: nn.Module, *arguments: object, **options: object) -> Any:
-    key = digest(module, arguments, options) if module_bytes(module) <= LARGEST_BYTES else None
+    few = module_bytes(module) <= min(LARGEST_BYTES, large.INLINE_LIMIT_BYTES)
+    key = digest(module, arguments, options) if few else None
     if key is None:
         return export(module, *arguments, **options)
     path = kept / f"{key}.onnx"
