@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -24,3 +29,25 @@ def quiet(logger: str) -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
+
+
+@contextlib.contextmanager
+def quiet_unless_failed() -> Iterator[None]:
+    """What a library writes to stderr, Python's or the process's, is logged: as a warning where the block raises, else as information.
+
+    Not for a process that another one listens to: where a library aborts, what it said is lost with the block.
+    """
+    sys.stderr.flush()
+    kept, level = os.dup(2), logging.WARNING
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(said):
+                yield
+            level = logging.INFO
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            if words := said.read().strip():
+                log.log(level, "%s", words)

@@ -382,7 +382,7 @@ def test_every_structure_is_one_delegate_with_the_numbers_of_its_file(case, ther
     assert made.facts["methods"]["forward"] == {"batch": 1, "delegates": 1, "outside": {}}
 
 
-@pytest.mark.parametrize("missing", ["executorch.runtime", "torchao.quantization.pt2e"])
+@pytest.mark.parametrize("missing", ["executorch.runtime", "executorch.exir"])
 def test_without_its_packages_it_says_how_to_get_them_before_any_work(missing, monkeypatch, tmp_path):
     def load(name):
         if name == missing:

@@ -18,6 +18,10 @@ from toolchain.errors import ArtifactError
 
 Array = NDArray[Any]
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+WEIGHTS = {"MatMul": 2, "Gemm": 2, "Conv": 4}
+"""Operator → how many dimensions the weight has that it multiplies by."""
+MOVES = ("Transpose", "Identity", "Cast")
+"""Operators through which a weight is looked for."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ def plain(model: onnx.ModelProto) -> Plain:
     del graph.value_info[:]  # types of before
     codes = dict(_Integers(graph).dissolved())
     return Plain(widened, codes, halves)
+
+
+def weighted(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """(a product, the initializer that it multiplies by) for those of a plain graph that have one, in the order of its nodes."""
+    moved = {each.output[0]: each.input[0] for each in graph.node if each.op_type in MOVES}
+    dimensions = {each.name: len(each.dims) for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type in WEIGHTS:
+            name = node.input[1]
+            while name in moved:
+                name = moved[name]
+            if dimensions.get(name) == WEIGHTS[node.op_type]:
+                yield node, name
 
 
 def _widen(tensor: onnx.TensorProto) -> None:

@@ -32,7 +32,6 @@ PACKAGES = (
     "ncnn",
     "pnnx",
     "executorch",
-    "torchao",
 )
 
 

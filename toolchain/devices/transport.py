@@ -76,11 +76,12 @@ class LocalTransport:
 
 
 def follow(lines: Iterable[str], progress: Progress) -> deque[str]:
-    """The last lines that are no progress, when all have come; the runner's progress is passed on as it comes."""
+    """The last lines since the runner's last progress, when all have come; the progress is passed on as it comes."""
     last: deque[str] = deque(maxlen=STDERR_LINES)
     for line in lines:
         if (report := PROGRESS.fullmatch(line.rstrip())) is not None:
             progress.at(float(report[1]), report[2])
+            last.clear()  # what a library said before it went on is no reason to end
         else:
             last.append(line.rstrip())
     return last

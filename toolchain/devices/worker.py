@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from toolchain.on_device.runner import main
+from toolchain.on_device import runner as device_runner
 from toolchain.targets import TARGETS, Runner, get_target, is_target
 from toolchain.targets.base import PRODUCTS
 
@@ -21,6 +21,8 @@ class Openers(Mapping[str, Opener]):
     """What opens a variant, by the name of its target in any of its modes, and of its products alone."""
 
     def __getitem__(self, name: str) -> Opener:
+        if name in device_runner.OPENERS:
+            return device_runner.OPENERS[name]
         target = get_target(name.removeprefix(PRODUCTS))
 
         def opened(path: str, threads: int) -> Runner:
@@ -46,4 +48,4 @@ class Openers(Mapping[str, Opener]):
 OPENERS = Openers()
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], OPENERS))
+    sys.exit(device_runner.main(sys.argv[1:], OPENERS))

@@ -17,7 +17,6 @@ import functools
 import gc
 import hashlib
 import json
-import logging
 import math
 import os
 import platform
@@ -26,12 +25,11 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = Mapping[str, Array]
 
-log = logging.getLogger(__name__)
 SCHEDULE_SCHEMA = "slimvit.bench.schedule/1"
 SESSION_SCHEMA = "slimvit.bench.session/1"
 COLD_SCHEDULE_SCHEMA = "slimvit.bench.coldschedule/1"
@@ -227,25 +224,6 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-@contextmanager
-def quiet_unless_failed() -> Iterator[None]:
-    """What a library writes to stderr, Python's or the process's, is logged: as a warning where the block raises, else as information."""
-    sys.stderr.flush()
-    kept, level = os.dup(2), logging.WARNING
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            with redirect_stderr(said):
-                yield
-            level = logging.INFO
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            said.seek(0)
-            if words := said.read().strip():
-                log.log(level, "%s", words)
-
-
 class FixedBatches:
     """A file that takes some batches alone: `calls` has what runs each, `shapes` the inputs of each by name; a subclass fills both."""
 
@@ -255,8 +233,7 @@ class FixedBatches:
         self.shapes: dict[int, dict[str, list[int]]] = {}
 
     def __enter__(self) -> Self:
-        with quiet_unless_failed():
-            self._load()
+        self._load()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -560,6 +537,7 @@ def run_schedule(
             if runtime not in openers:
                 raise ValueError(f"no opener for runtime {runtime!r}; there are {sorted(openers)}")
             feed: list[Feeds] = [feeds_of(variant, arrays) for arrays in inputs]
+            progress(0.0, f"opening {name}")
             try:
                 runner = stack.enter_context(openers[runtime](variant["path"], schedule["threads"]))
                 outputs = runner.infer(feed[0])

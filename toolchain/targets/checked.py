@@ -9,6 +9,7 @@ from typing import Self
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.on_device.runner import Runner, Unavailable
+from toolchain.quiet import quiet_unless_failed
 from toolchain.targets.base import Arrays, Feeds
 
 
@@ -30,7 +31,8 @@ class Checked:
         if not self._path.is_file():
             raise StorageError(f"there is no file {self._path}")
         try:
-            self._runner.__enter__()
+            with quiet_unless_failed():
+                self._runner.__enter__()
         except Unavailable as error:
             raise TargetUnavailable(self._target, str(error)) from error
         except (ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -10,24 +10,29 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
+from toolchain.errors import TargetUnavailable
+
 PATIENCE_S = 10.0
 """How long a child that is told to end may take."""
 
 
 class ChildRunner(ABC):
-    """A child that answers over its standard streams, from entry to exit; what it prints goes to a file."""
+    """A child that answers over its standard streams, from entry to exit; what it prints goes to a file.
 
+    Attributes:
+        target: whose runner it is, for messages.
+    """
+
+    target: str
     _process: subprocess.Popen[bytes] | None = None
     _log: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Raises what `_command` and `_opened` raise; the child is gone then."""
+        """Raises what `_command` and `_opened` raise, TargetUnavailable where nothing can be started; the child is gone then."""
         command, environment = self._command()
         self._log = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
-        )
         try:
+            self._process = self._started(command, environment)
             self._opened()
         except BaseException:
             self._end()
@@ -51,6 +56,14 @@ class ChildRunner(ABC):
     @abstractmethod
     def _opened(self) -> None:
         """Asks the child to open the file, and checks its answer."""
+
+    def _started(self, command: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
+            )
+        except OSError as error:
+            raise TargetUnavailable(self.target, f"{command[0]} cannot be started: {error.strerror or error}") from error
 
     def _running(self) -> Any:
         """The child; raises RuntimeError where there is none."""

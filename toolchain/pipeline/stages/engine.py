@@ -42,7 +42,8 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        return [digest, self.section.model_dump(mode="json"), *builder(self.target), self.run.job.source.digest]
+        how = self.section.model_dump(mode="json", exclude={"targets"})  # each engine has its own, whatever others there are
+        return [digest, how, *builder(self.target), self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section

@@ -87,6 +87,8 @@ def require_scales(name: str, codes: Codes) -> None:
 def require_codes(where: str, linears: Iterable[Linear], expected: Iterable[tuple[str, Codes]]) -> None:
     """Raises ArtifactError unless the int8 linears of a method are those of the ONNX file, integer for integer and bit for bit.
 
+    They are compared in any order: of two that changed places parity tells.
+
     Args:
         where: the method, for messages.
         linears: those of the written program.

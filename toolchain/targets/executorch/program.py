@@ -17,14 +17,14 @@ from torch.export import ExportedProgram
 
 from toolchain.artifacts.inputs import Signature
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
-from toolchain.artifacts.onnx_plain import Codes, Plain, plain
+from toolchain.artifacts.onnx_plain import Codes, Plain, plain, weighted
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
 from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
 from toolchain.targets.executorch.int8 import original, require_codes, require_scales, with_codes
 from toolchain.targets.executorch.operators import REWRITES
-from toolchain.targets.executorch.reading import Linear, linears_of
+from toolchain.targets.executorch.reading import FLOAT, INT8, Linear, linears_of
 
 FORWARD = "forward"
 """The method of the smallest batch, which is what other programs call when they name none; those of others begin with it."""
@@ -156,15 +156,19 @@ def _weight(node: fx.Node, weights: Mapping[str, str]) -> str | None:
 
 
 def _products(path: Path, linears: Mapping[str, Sequence[Linear]], content: Plain) -> dict[str, int]:
-    """Type of matrix product → how many linears with it each method has; raises ArtifactError unless all have those of the file."""
-    readers = (name for node in content.model.graph.node for name in node.input)
-    int8 = [(name, content.codes[name]) for name in readers if name in content.codes]
-    counts = [Counter(each.kind for each in found) for found in linears.values()]
+    """Type of matrix product → how many linears with it each method has; raises ArtifactError unless all have those of the file.
+
+    Of int8 linears the integers are compared, of those in fp32 the number; where each of them stands, parity tells.
+    """
+    weights = [name for node, name in weighted(content.model.graph) if node.op_type != "Conv"]
+    int8 = [(name, content.codes[name]) for name in weights if name in content.codes]
+    wanted = Counter({INT8: len(int8), FLOAT: len(weights) - len(int8)})
     for name, found in linears.items():
-        require_codes(f"{path.name}, method {name}", found, int8)
-    if any(each != counts[0] for each in counts):
-        raise ArtifactError(f"{path.name}: XNNPACK takes other linears at one batch than at another: {counts}")
-    return dict(counts[0])
+        where = f"{path.name}, method {name}"
+        require_codes(where, found, int8)
+        if (counts := Counter(each.kind for each in found)) != wanted:
+            raise ArtifactError(f"{where}: XNNPACK multiplies by weights of {dict(counts)}, the ONNX file by {dict(+wanted)}")
+    return dict(+wanted)
 
 
 def _description(

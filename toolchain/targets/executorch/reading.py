@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-INT8 = "INT8-DYNAMIC"
-KINDS = {"xnn_datatype_fp32": "FLOAT", "xnn_datatype_qcint8": INT8}
+FLOAT, INT8 = "FLOAT", "INT8-DYNAMIC"
+KINDS = {"xnn_datatype_fp32": FLOAT, "xnn_datatype_qcint8": INT8}
 """XNNPACK's type of a weight → the type of its product, as engine.json has it for all targets."""
 
 

@@ -15,7 +15,7 @@ from toolchain.targets.checked import Checked
 
 NAME = "executorch-xnnpack"
 INSTALL = "pip install 'slimvit[executorch]'"
-MODULES = ("executorch.runtime", "executorch.exir", "torchao.quantization.pt2e")
+MODULES = ("executorch.runtime", "executorch.exir")
 WEIGHTS = {"FLOAT": "float32", "INT8-DYNAMIC": "int8"}
 """Type of a product → the type of its stored weight."""
 

@@ -13,7 +13,8 @@ from types import ModuleType
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model, quiet_unless_failed
+from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model
+from toolchain.quiet import quiet_unless_failed
 from toolchain.targets.base import (
     ENGINE_SCHEMA,
     BuildOptions,

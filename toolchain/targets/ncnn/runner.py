@@ -43,6 +43,8 @@ class NcnnRunner(ChildRunner):
     ncnn knows no batch: arrays have a first dimension of 1, which is taken off and put back.
     """
 
+    target = NAME
+
     def __init__(self, path: Path, threads: int, answer_s: float = ANSWER_S) -> None:
         self.path, self.threads = path, threads
         self.versions = {NAME: version(NAME)}

@@ -64,7 +64,7 @@ class NodeRunner(ChildRunner):
     def __init__(self, path: Path, threads: int, installed: Installed, *, target: str) -> None:
         self.path, self.threads = path, threads
         self.versions = dict(installed.versions)
-        self._installed, self._target = installed, target
+        self._installed, self.target = installed, target
         self._inputs: tuple[str, ...] = ()
 
     def _command(self) -> tuple[list[str], None]:
@@ -72,7 +72,7 @@ class NodeRunner(ChildRunner):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > cores:
             raise TargetUnavailable(
-                self._target, f"{self.threads} threads are more than the {cores} cores that there are"
+                self.target, f"{self.threads} threads are more than the {cores} cores that there are"
             )
         command = [self._installed.node, "--expose-gc", str(SCRIPT), str(self._installed.folder), str(self.path)]
         return [*command, str(self.threads)], None
@@ -82,7 +82,7 @@ class NodeRunner(ChildRunner):
         opened, _ = self._receive()
         if opened.threads != self.threads:
             reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {opened.threads}"
-            raise TargetUnavailable(self._target, reason)
+            raise TargetUnavailable(self.target, reason)
         self._inputs = opened.inputs
 
     def infer(self, feeds: Feeds) -> Arrays:
