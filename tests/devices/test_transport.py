@@ -73,6 +73,37 @@ def test_a_process_that_dies_is_reported_with_its_last_lines(run):
         run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
 
 
+ABORTS = """
+import os
+class Interpreter:
+    def __init__(self, **_):
+        os.write(2, b"Check failed: the reason\\n")
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize("beside", [[], ["openvino-cpu"]])
+def test_the_last_words_of_a_runtime_that_aborts_are_told(beside, tmp_path, monkeypatch):
+    """By either program of a session: the device's runner alone, or the worker for what that has not built in."""
+    package = tmp_path / "ai_edge_litert"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "interpreter.py").write_text(ABORTS)
+    path = tmp_path / "m.tflite"
+    path.touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    variants = [
+        {"name": runtime, "path": str(path), "runtime": runtime, "inputs": ["x"]} for runtime in ("litert-cpu", *beside)
+    ]
+    with pytest.raises(MeasurementError, match=rf"exit code -{int(signal.SIGABRT)}(?s:.*)Check failed: the reason"):
+        LocalTransport().run(schedule(path, variants=variants), SILENT)
+
+
+def test_what_a_library_says_before_it_goes_on_is_no_reason_to_end():
+    lines = ["progress 0.000 opening A\n", "INFO: created\n", "progress 0.000 opening B\n", "the reason\n"]
+    assert list(transport.follow(lines, SILENT)) == ["the reason"]
+
+
 OTHER_SEED = """
 import json, pathlib, subprocess, sys
 path = pathlib.Path(sys.argv[-2])

@@ -303,6 +303,25 @@ def test_every_file_has_a_time_or_the_reason_why_not_on_every_runtime(tmp_path, 
         assert "Not measured on afar: engines/afar/model.afar (needs a phone: none is at hand)." in text
 
 
+def test_an_engine_is_not_built_anew_for_those_of_other_targets(tmp_path, register):
+    made = []
+
+    class Counted(Afar):
+        def __init__(self, name):
+            self.name = name
+
+        def _build(self, onnx, folder, options):
+            made.append(self.name)
+            return super()._build(onnx, folder, options)
+
+    for name in ("afar", "farther"):
+        register(TARGETS, Counted(name))
+    recipe = {name: part for name, part in TIMED.items() if name != "bench"}
+    for targets in (["afar"], ["afar", "farther"]):
+        run(Recipe.from_dict({**recipe, "engine": {"targets": targets}}), tmp_path / "run")
+    assert made == ["afar", "farther"]
+
+
 def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     recipe = {name: part for name, part in TIMED.items() if name != "bench"}

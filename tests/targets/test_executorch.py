@@ -196,6 +196,18 @@ def test_an_operator_that_is_passed_over_fails_the_rung(files, tmp_path, monkeyp
     assert rung(built(files("fp32"), tmp_path, (1, 1, 1)), files("fp32")).verdict == "fail"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic"])
+def test_a_linear_that_becomes_something_else_is_no_program(precision, files, builds, monkeypatch):
+    """Kind: a product that no method has among its linears, whose numbers may be right."""
+    program = importlib.import_module("toolchain.targets.executorch.program")
+    content, found = plain(onnx.load(files(precision))), linears_of(builds(precision).path.read_bytes())
+    path, methods = files(precision), {name: found[name] for name in ("forward", "forward_3")}
+    assert program._products(path, methods, content) == builds(precision).facts["matmul_dtypes"]
+    fewer = {name: [each for each in linears if each.shape != (5, 32)] for name, linears in methods.items()}
+    with pytest.raises(ArtifactError, match=r"method forward: XNNPACK multiplies by weights of .*, the ONNX file by"):
+        program._products(path, fewer, content)
+
+
 def first(change):
     """The int8 linears of a program, of which the first is another."""
 

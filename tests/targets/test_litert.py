@@ -143,8 +143,8 @@ def wrong_code(model):
         return
 
 
-def lost_weight(model):
-    for tensor, _ in named(model, "blocks.0.mlp.fc1.weight"):
+def lost_weight(model, name="blocks.0.mlp.fc1.weight"):
+    for tensor, _ in named(model, name):
         tensor.name = b"other"
 
 
@@ -161,6 +161,19 @@ def test_int8_weights_are_held_integer_for_integer(fault, words, tmp_path):
     assert require_weights(source, INT8) == {"FLOAT": 2, "INT8-DYNAMIC": 4}
     with pytest.raises(ArtifactError, match=words):
         require_weights(source, planted(INT8, tmp_path, fault))
+
+
+def test_a_weight_of_fp16_that_is_missing_is_found(tmp_path):
+    """Kind: a converter that leaves a linear in fp32, under a name of its own."""
+    source = Source.of(FP32.with_suffix(".onnx"))
+    assert require_weights(source, FP32) == {"FLOAT": 6}
+    for name in ("blocks.0.attn.proj.weight", "patch_embed.proj.weight"):
+        asked = replace(source, halves=frozenset({name}))
+        with pytest.raises(ArtifactError, match=f"the weight of {name} is float32; the ONNX file has it in float16"):
+            require_weights(asked, FP32)
+        other = planted(FP32, tmp_path, lambda model, name=name: lost_weight(model, name))
+        with pytest.raises(ArtifactError, match=f"the weight of {name} is missing; the ONNX file has it in float16"):
+            require_weights(asked, other)
 
 
 def test_every_int8_code_is_that_of_the_onnx_file():

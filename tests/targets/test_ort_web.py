@@ -231,6 +231,14 @@ def test_the_last_words_of_a_child_are_the_error(tmp_path, answer, words):
     assert psutil.Process().children() == []
 
 
+def test_a_program_that_cannot_be_started_is_an_error_and_leaves_nothing_open(tmp_path):
+    found = Installed(str(tmp_path / "absent"), tmp_path, {"onnxruntime-web": "1", "node": "20"})
+    runner = NodeRunner(tmp_path / "m.onnx", 1, found, target="ort-web")
+    with pytest.raises(TargetUnavailable, match=r"absent cannot be started: No such file"), runner:
+        pass
+    assert runner._log is None
+
+
 def test_fewer_threads_than_asked_for_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     found = Installed(

@@ -63,7 +63,9 @@ class ChildRunner(ABC):
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
             )
         except OSError as error:
-            raise TargetUnavailable(self.target, f"{command[0]} cannot be started: {error.strerror or error}") from error
+            raise TargetUnavailable(
+                self.target, f"{command[0]} cannot be started: {error.strerror or error}"
+            ) from error
 
     def _running(self) -> Any:
         """The child; raises RuntimeError where there is none."""

@@ -42,7 +42,9 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        how = self.section.model_dump(mode="json", exclude={"targets"})  # each engine has its own, whatever others there are
+        how = self.section.model_dump(
+            mode="json", exclude={"targets"}
+        )  # each engine has its own, whatever others there are
         return [digest, how, *builder(self.target), self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002

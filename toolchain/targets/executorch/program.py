@@ -167,7 +167,9 @@ def _products(path: Path, linears: Mapping[str, Sequence[Linear]], content: Plai
         where = f"{path.name}, method {name}"
         require_codes(where, found, int8)
         if (counts := Counter(each.kind for each in found)) != wanted:
-            raise ArtifactError(f"{where}: XNNPACK multiplies by weights of {dict(counts)}, the ONNX file by {dict(+wanted)}")
+            raise ArtifactError(
+                f"{where}: XNNPACK multiplies by weights of {dict(counts)}, the ONNX file by {dict(+wanted)}"
+            )
     return dict(+wanted)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toolchain.artifacts.onnx_file import FORM, FP32, OnnxFile
 from toolchain.artifacts.onnx_folded import folded
 from toolchain.artifacts.onnx_layers import named_weights
-from toolchain.artifacts.onnx_plain import Codes, plain
+from toolchain.artifacts.onnx_plain import Codes, plain, weighted
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.interpreter import GraphModule, module_of
@@ -40,7 +40,7 @@ class Source:
         weights: name in the .tflite file → its numbers, float32, as the ONNX file lays them out.
         codes: name in the .tflite file → int8 codes and scales of the linears that have them.
         constant_linears: int8 linears of the file whose output is a constant, which is what stands for them.
-        halves: names of the weights that the ONNX file stores in fp16.
+        halves: names of the weights that the ONNX file stores in fp16 and products read; a product of constants becomes one.
     """
 
     file: OnnxFile
@@ -75,7 +75,7 @@ class Source:
             module_of(content.model, {**OPERATORS, "Expand": repeated}),
             {layers.get(name, name): array for name, array in stored.items()},
             {layers.get(name, name): codes for name, codes in content.codes.items()},
-            frozenset(layers.get(name, name) for name in content.halves),
+            frozenset(layers.get(name, name) for name in content.halves & multiplied(content.model.graph)),
             int8 - len(content.codes),
         )
 
@@ -156,6 +156,15 @@ class Source:
             else torch.randint(256, each.shape, generator=noise, dtype=getattr(torch, kind))
             for name, each, kind in zip(signature.names, signature.inputs, kinds, strict=True)
         }
+
+
+def multiplied(graph: onnx.GraphProto) -> frozenset[str]:
+    """The initializers that products of what depends on an input multiply by; a shape depends on none, once the batch is known."""
+    varying = {each.name for each in graph.input} - {each.name for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Shape" and not varying.isdisjoint(node.input):
+            varying.update(node.output)
+    return frozenset(name for node, name in weighted(graph) if node.input[0] in varying)
 
 
 def layouts(weight: Array) -> tuple[Array, ...]:

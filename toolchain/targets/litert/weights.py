@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ def require_weights(source: Source, path: Path) -> dict[str, int]:
         named = {each.name: each for each in _weights(graph)}
         for name, codes in source.codes.items():
             _require(path, named, name, codes.codes.T, "int8", codes.scales)
-        for name in source.halves & set(named):
-            half, tensor = rounded(path, name, source.weights[name]), named[name]
-            wanted = next((each for each in layouts(half) if np.array_equal(each, tensor.values)), half)
-            _require(path, named, name, wanted, "float16")
+        for name in sorted(source.halves):
+            half = rounded(path, name, source.weights[name])
+            stored = name if name in named else _twin(source, named, name)
+            values = named[stored].values if stored in named else half
+            wanted = next((each for each in layouts(half) if np.array_equal(each, values)), half)
+            _require(path, named, stored, wanted, "float16")
         halves = [each.name for each in named.values() if each.type == "float16"]
         if source.precision == "fp16" and (strange := sorted(set(halves) - source.halves)):
             raise ArtifactError(f"{path.name}: {', '.join(strange)} is no weight of {source.file.path.name}")
@@ -52,6 +54,12 @@ def require_weights(source: Source, path: Path) -> dict[str, int]:
 
 def _weights(graph: Graph) -> Iterator[StoredTensor]:
     return filter(None, map(graph.weight, graph.nodes))
+
+
+def _twin(source: Source, named: Iterable[str], name: str) -> str:
+    """The weight with the same numbers that a file has in place of one, whose name it then bears; the weight itself where none is."""
+    same = (each for each in named if each in source.weights)
+    return next((each for each in same if np.array_equal(source.weights[each], source.weights[name])), name)
 
 
 def rounded(path: Path, name: str, weight: Array) -> Array:
