@@ -197,7 +197,7 @@ def test_an_operator_that_is_passed_over_fails_the_rung(files, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-dynamic"])
-def test_a_linear_that_becomes_something_else_is_no_program(precision, files, builds, monkeypatch):
+def test_a_linear_that_becomes_something_else_is_no_program(precision, files, builds):
     """Kind: a product that no method has among its linears, whose numbers may be right."""
     program = importlib.import_module("toolchain.targets.executorch.program")
     content, found = plain(onnx.load(files(precision))), linears_of(builds(precision).path.read_bytes())
