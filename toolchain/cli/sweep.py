@@ -11,6 +11,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_part
+from toolchain.errors import SlimvitError
 from toolchain.files import read_json
 from toolchain.measure.compare import compare
 from toolchain.pipeline.job import prepare
@@ -44,15 +45,17 @@ def sweep(
     """
     grid = variants(recipe, set_)
     if dry_run:
-        for variant in grid:
-            prepare(variant.recipe, fetch=False)
-            line(variant.name)
+        _check(grid)
         return
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
 
+        said = set[str]()
+
         def carry_out(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
-            screen.stage(variant.name)
+            if variant.name not in said:  # one that another process is at is asked again and again
+                screen.say(variant.name)
+                said.add(variant.name)
             return run(variant.recipe, folder, progress=Progress(screen), compare=timed, others=folders)
 
         outcome = sweep_grid(grid, out, carry_out)
@@ -64,3 +67,17 @@ def sweep(
         line(f"{out / 'sweep.html'}  (also sweep.md, sweep.json)")
     for error in outcome.failed.values():
         raise error
+
+
+def _check(grid: Sequence[Variant]) -> None:
+    """Prints every variant, with what stands in its way; raises the first of these errors."""
+    errors = list[SlimvitError]()
+    for variant in grid:
+        try:
+            prepare(variant.recipe, fetch=False)
+            line(variant.name)
+        except SlimvitError as error:
+            errors.append(error)
+            line(f"{variant.name}: {error}")
+    if errors:
+        raise errors[0]

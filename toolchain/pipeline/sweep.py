@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, TargetUnavailable
 from toolchain.files import write_json, write_text
-from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.page import drawn
@@ -39,8 +39,8 @@ Runs = Callable[[Variant, Path, Sequence[Path]], Report]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came out of each variant, in the order of the grid: a report, or an error."""
+class Swept:
+    """What came out of each variant, in the order of the grid: a report, an error, or of a run that lost a device both."""
 
     reports: Mapping[str, Report]
     failed: Mapping[str, SlimvitError]
@@ -87,7 +87,7 @@ def _slug(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-.") or "empty"
 
 
-def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
+def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Swept:
     """The runs of a grid, each in a folder of its own below `out`, with sweep.json, sweep.md and sweep.html beside them.
 
     Several processes may do this at once: each takes the runs that no other is at, and waits for the others' at the end.
@@ -113,11 +113,15 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
                 busy.append(variant)
             except SlimvitError as error:
                 failed[variant.name] = error
+                with contextlib.suppress(SlimvitError):  # a run that lost a device has a report all the same
+                    report = Report.load(out / variant.name)
+                    if isinstance(error, TargetUnavailable) and report.recipe_digest == variant.recipe.digest:
+                        reports[variant.name] = report
         if len(busy) == len(waiting):
             time.sleep(WAIT)
         waiting = busy
     names = [variant.name for variant in grid]
-    outcome = Outcome(
+    outcome = Swept(
         {name: reports[name] for name in names if name in reports},
         {name: failed[name] for name in names if name in failed},
     )
@@ -125,12 +129,7 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
     return outcome
 
 
-def alone(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
-    """A variant, run in this process and silently."""
-    return run(variant.recipe, folder, others=folders)
-
-
-def _write(outcome: Outcome, out: Path) -> None:
+def _write(outcome: Swept, out: Path) -> None:
     best = front(outcome.reports)
     runs = [
         {
@@ -145,6 +144,8 @@ def _write(outcome: Outcome, out: Path) -> None:
     ]
     failed = {name: str(error) for name, error in outcome.failed.items()}
     write_json(out / "sweep.json", {"schema": SCHEMA, "runs": runs, "failed": failed})
+    for name in ("sweep.md", "sweep.html"):
+        (out / name).unlink(missing_ok=True)
     if outcome.reports:
         part = side_by_side(outcome.reports, failed)
         title, origin = f"Sweep of {len(runs)} runs", f"In {out.name}; each run has its own report in its folder"
