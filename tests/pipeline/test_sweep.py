@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies
 from made_up_reports import a_report, figures, timed
 
-from toolchain.errors import BudgetError, FolderBusy, RecipeError, TargetUnavailable
+from toolchain.errors import BudgetError, FolderBusy, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import read_json, write_json, write_text
 from toolchain.model import Made
 from toolchain.pipeline import folder
@@ -17,6 +17,7 @@ from toolchain.pipeline import sweep as module
 from toolchain.pipeline.folder import Nothing, Workspace
 from toolchain.pipeline.run import run
 from toolchain.pipeline.sweep import sweep, variants
+from toolchain.report.record import Report
 from toolchain.report.several import front, side_by_side
 
 RECIPE = """
@@ -85,6 +86,8 @@ def test_settings_that_end_alike_have_their_whole_names(recipe):
         ([], "nothing is varied"),
         (["budget.params=0.5,0.5"], "give each value once"),
         (["budget.params"], "not of the form"),
+        (["budget.params=0.7,0.5", "budget.params=0.3"], "budget.params is given twice"),
+        (["export.precisions=fp32,int4"], r'export.precisions is a list: write \["fp32"\]'),
         (["budget.params=0.5,1.5"], "less than or equal to 1"),
         (["budgets.params=0.5,0.4"], "budgets"),
     ],
@@ -238,6 +241,18 @@ def test_a_variant_that_fails_ends_alone_and_one_that_is_busy_is_waited_for(reci
     assert read_json(tmp_path / "sweep.json")["failed"] == {"params-0.001": "out of reach"}
     for name in ("sweep.md", "sweep.html"):
         assert "params-0.001 has no report: out of reach" in (tmp_path / name).read_text()
+
+
+def test_a_folder_that_cannot_be_written_ends_the_sweep(recipe, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StorageError, match="is not a folder"):
+        sweep(variants(recipe, ["budget.params=0.7,0.5"]), tmp_path / "out", alone)
+
+
+def test_a_folder_of_runs_is_told_from_a_run(tmp_path):
+    write_json(tmp_path / "a" / "report.json", {})
+    with pytest.raises(StorageError, match=r"is not the folder of a run: it has no report.json; its runs are a$"):
+        Report.load(tmp_path)
 
 
 def test_a_run_that_lost_a_device_keeps_its_report(recipe, tmp_path):
