@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pages import real
+from pages import formats, real
 from pages.files import timed
 from pages.text import hardware, instruction_set, markdown, verified
 from records import Record, Results
@@ -25,6 +25,8 @@ DRAWN = "fashion_mnist"
 BEGIN, END = "<!-- results: written by `python benchmarks/report.py` -->", "<!-- /results -->"
 """Lines between which a page has the table."""
 INT8 = ("int8-dynamic", "int8-qdq")
+PLAIN = ("formats", "deit_small_everywhere")
+"""The suite and the run of DeiT-S that were measured on a processor without AMX."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,23 @@ def table(results: Results) -> str:
     caption = (
         "Paired comparisons on `ort-cpu`, one thread, batch 1; the speedup is the lower bound of its interval. Measured on: "
         f"{'; '.join(machines)}. The int8 speedups are of a processor with AMX-INT8, whose tiles multiply bytes; these "
-        "int8 weights have eight bits, those that slimvit makes now have seven."
+        f"int8 weights have eight bits, those that slimvit makes now have seven.{without_amx(results)}"
     )
     return f"{markdown(head, rows)}\n\n{caption}\n"
+
+
+def without_amx(results: Results) -> str:
+    """The speedups of the halved DeiT-S where there is no AMX, as a sentence; "" where the suite of formats is not recorded."""
+    record = results.read(*PLAIN)
+    pairs = {} if record is None else formats.timed(record, results)
+    told = [
+        (precision, pairs["ort-cpu", precision]) for precision in ("fp32", INT8[0]) if ("ort-cpu", precision) in pairs
+    ]
+    if not told:
+        return ""
+    bounds = " and ".join(f"{verified(pair) or 'not verified'} in {precision}" for precision, pair in told)
+    where = hardware(told[0][1].environment)
+    return f" Without AMX half of DeiT-S is {bounds} ({where}; [all files](benchmarks/results/formats/README.md))."
 
 
 PRETRAINED = ("dense", "joint.params0.75", "joint.params0.5", "joint.params0.35")

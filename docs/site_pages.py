@@ -13,12 +13,13 @@ import sys
 from os.path import normpath, relpath
 from pathlib import Path
 
+from toolchain.cli.schema import SCHEMAS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 LINK = re.compile(r"(?P<before>\]\(|\b(?:src|href)=\")(?![a-z]+:|#|/)(?P<path>[^)#\"\s]+)(?=#|\)|\")")
 ELSEWHERE = re.compile(r"!\[[^]]*\]\([a-z]+:[^)]*\)\n?")
 """Pictures of other hosts, such as badges: a reader of the site asks no one else for anything."""
-SCHEMAS = ("recipe", "plan", "report", "gate", "gate-result")
 
 
 def linked_files() -> set[Path]:
@@ -61,7 +62,7 @@ def page(source: Path, files: set[Path]) -> str:
 
     text = (ROOT / source).read_text()
     for name in {match["path"] for match in LINK.finditer(text) if _target(source, match["path"]) not in files}:
-        text = re.sub(rf"\[([^]]*)\]\({re.escape(name)}\)", r"\1", text)
+        text = re.sub(rf"!?\[([^]]*)\]\({re.escape(name)}(#[^)]*)?\)", r"\1", text)
     return LINK.sub(moved, ELSEWHERE.sub("", text))
 
 

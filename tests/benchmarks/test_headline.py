@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import headline
 import pytest
 from benching import changed
+from pages import formats
 from pages.files import timed
 from records import Record, Results
 from suite import HERE
@@ -49,6 +50,13 @@ def test_the_table_has_six_rows_of_the_records_and_the_instruction_set():
     assert pairs["fp32"].verified_speedup_at_least >= 1.49
     caption = headline.table(RESULTS).splitlines()[-1]
     assert "AMX-INT8" in caption
+    plain = re.search(
+        r"Without AMX half of DeiT-S is ≥ ([\d.]+) in fp32 and ≥ ([\d.]+) in int8-dynamic \((.*?);", caption
+    )
+    timed_plain = formats.timed(RESULTS.read(*headline.PLAIN), RESULTS)
+    for bound, precision in zip(plain.groups(), ("fp32", "int8-dynamic"), strict=False):
+        assert 0 <= timed_plain["ort-cpu", precision].verified_speedup_at_least - float(bound) < 0.01
+    assert "AMX" not in plain[3]
     assert pairs["fp32"].environment["cpu"] in caption
 
 

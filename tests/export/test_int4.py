@@ -121,27 +121,42 @@ def test_all_else_is_stored_in_half_the_bytes(made, dense):
     assert sum(len(each.raw_data) for each in fours(made.model)) <= linear_bytes / 8 + 8
 
 
-def test_what_fp16_cannot_hold_stays_as_it_is(dense):
-    tensor = tensors(dense)["pos_embed"]
-    large = onnx.ModelProto()
-    large.CopyFrom(dense)
-    values = numpy_helper.to_array(tensor).copy()
-    values.flat[0] = 1e5
-    tensors(large)["pos_embed"].CopyFrom(numpy_helper.from_array(values, "pos_embed"))
-    assert tensors(int4(large, blobs(SIZE, 4)).model)["pos_embed"].data_type == TensorProto.FLOAT
+@pytest.mark.parametrize(("scale", "kept"), [(1.0, False), (1e8, True), (1e-5, True)])
+def test_what_fp16_cannot_hold_stays_as_it_is(dense, scale, kept):
+    """Kind: a tensor whose numbers are cut off, or so small that fp16 has no digits left for them."""
+    changed, values = onnx.ModelProto(), numpy_helper.to_array(tensors(dense)["pos_embed"]) * np.float32(scale)
+    changed.CopyFrom(dense)
+    tensors(changed)["pos_embed"].CopyFrom(numpy_helper.from_array(values, "pos_embed"))
+    stored = tensors(int4(changed, blobs(SIZE, 4)).model)["pos_embed"]
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), values if kept else values.astype(np.float16))
+    assert stored.data_type == (TensorProto.FLOAT if kept else TensorProto.FLOAT16)
 
 
-def test_moments_are_those_of_what_a_linear_reads():
-    """Of a graph whose input is what its linear reads, in two calls."""
+def linear_alone():
+    """A graph whose input [n, 2, 3] is what its linear reads."""
     weight = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
     image, out = (onnx.helper.make_tensor_value_info(name, 1, ["n", 2, 3]) for name in ("image", "y"))
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["image", "w"], ["y"])], "g", [image], [out], [weight]
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_moments_are_those_of_what_a_linear_reads():
+    """In two calls."""
     rows = np.random.default_rng(0).standard_normal((40, 2, 3)).astype(np.float32) + 2
     ended = np.hstack([rows.reshape(-1, 3), np.ones((80, 1))])
-    np.testing.assert_allclose(second_moments(model, ["image"], rows)["image"], ended.T @ ended / 80, rtol=1e-5)
+    np.testing.assert_allclose(
+        second_moments(linear_alone(), ["image"], rows)["image"], ended.T @ ended / 80, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_moments_that_are_not_finite_are_an_error_with_a_name(value):
+    rows = np.ones((40, 2, 3), np.float32)
+    rows[35, 1, 2] = value
+    with pytest.raises(ArtifactError, match=r"squares of image .* are not finite"):
+        second_moments(linear_alone(), ["image"], rows)
 
 
 def test_it_brings_an_older_graph_to_the_opset_that_casts_int4(made):

@@ -119,6 +119,13 @@ def test_a_file_of_another_precision_is_the_model(converted, source, name):
 
 
 @pytest.mark.parametrize("name", ["fp16", *INTEGERS])
+def test_it_has_as_many_parameters_as_the_model(converted, source, name):
+    """Kind: a gate on parameters fails a file of few bits, whose scales are counted as well."""
+    ours, fp32 = (open_artifact(path).params for path in (converted(name).artifact.path, source.path))
+    assert ours == fp32
+
+
+@pytest.mark.parametrize("name", ["fp16", *INTEGERS])
 def test_its_bytes_are_attributed_to_the_same_layers(converted, source, name):
     found = []
     for path in (source.path, converted(name).artifact.path):

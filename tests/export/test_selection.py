@@ -16,7 +16,9 @@ RNG = np.random.default_rng(0)
 X = "batch", 5, 6
 SELECTIONS = "Slice", "Gather"
 WEIGHTS = {
+    "half": np.array(0.5, np.float32),
     "one": np.array(1),
+    "first": np.array([0]),
     "last": np.array(-1),
     "two": np.array([3, 1]),
     "order": np.array([4, 3, 2, 1, 0]),
@@ -25,14 +27,16 @@ WEIGHTS = {
     "tokens": RNG.standard_normal((1, 5, 6), np.float32),
     "heads": np.array([-1, 5, 2, 3]),
     "merged": np.array([-1, 30]),
+    "rows": np.array([-1, 6]),
     "split": np.array([3, -1, 5, 2]),
 }
 
 
 def graph_of(*nodes, outputs=("y",)):
-    """A graph of x [batch, 5, 6]; a node is (operator, inputs, output, attributes)."""
+    """A graph of x [batch, 5, 6]; a node is (operator, inputs, outputs with spaces between them, attributes)."""
     made = [
-        helper.make_node(op, given, [out], name=f"node_{out}", **attributes) for op, given, out, attributes in nodes
+        helper.make_node(op, given, out.split(), name=f"node_{out}", **attributes)
+        for op, given, out, attributes in nodes
     ]
     read = {name for node in made for name in node.input}
     tensors = [numpy_helper.from_array(value, name) for name, value in WEIGHTS.items() if name in read]
@@ -62,6 +66,7 @@ PASSED = {
     "numbers": ("Gelu", ["x"], {}, 1),
     "a vector for all tokens": ("Add", ["x", "vector"], {}, 1),
     "a vector for each token": ("Mul", ["tokens", "x"], {}, 1),
+    "a scalar": ("Mul", ["x", "half"], {}, 1),
     "both operands": ("Mul", ["x", "x"], {}, 1),
     "rows": ("LayerNormalization", ["x", "vector"], {"axis": -1}, 1),
     "probabilities": ("Softmax", ["x"], {"axis": -1}, 1),
@@ -111,6 +116,47 @@ def test_what_needs_the_others_is_not(op, given, attributes, axis):
 def test_a_selection_that_saves_nothing_stays(index, nodes, outputs):
     graph = graph_of(("Gelu", ["x"], "a", {}), ("Gather", ["a", index], "y", {"axis": 1}), *nodes, outputs=outputs)
     assert selected_early(graph) is graph
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"), [([("Neg", ["m"], "z", {})], ("y", "z")), ([], ("y", "m"))], ids=["a node", "the caller"]
+)
+def test_means_of_all_tokens_stay_where_somebody_reads_them(nodes, outputs):
+    norm = ("LayerNormalization", ["x", "vector"], "a m", {})
+    graph = graph_of(norm, ("Gather", ["a", "one"], "y", {"axis": 1}), *nodes, outputs=outputs)
+    assert selected_early(graph) is graph
+
+
+def test_means_that_nobody_reads_do_not_stop_a_selection():
+    before = graph_of(("LayerNormalization", ["x", "vector"], "a m", {}), ("Gather", ["a", "one"], "y", {"axis": 1}))
+    after = selected_early(before)
+    same_function(before, after)
+    assert after.graph.node[0].op_type == "Slice"
+
+
+def test_a_graph_with_a_value_of_unknown_shape_is_left_as_it_is():
+    graph = graph_of(
+        ("Shape", ["x"], "sizes", {}),
+        ("Shape", ["sizes"], "rank", {}),
+        ("Slice", ["sizes", "first", "rank"], "shape", {}),
+        ("Reshape", ["x", "shape"], "a", {}),
+        ("Gather", ["a", "one"], "b", {"axis": 1}),
+        ("Reshape", ["b", "rows"], "y", {}),
+    )
+    assert selected_early(graph) is graph
+
+
+def test_a_selection_that_has_not_moved_is_written_as_it_was():
+    before = graph_of(
+        ("Gather", ["x", "first"], "a", {"axis": 1}),
+        ("Gelu", ["x"], "b", {}),
+        ("Gather", ["b", "one"], "c", {"axis": 1}),
+        ("Add", ["a", "c"], "y", {}),
+    )
+    after = selected_early(before)
+    same_function(before, after)
+    assert sorted(node.op_type for node in after.graph.node if node.op_type in SELECTIONS) == ["Gather", "Slice"]
+    assert "node_a" in {node.name for node in after.graph.node if node.op_type == "Gather"}
 
 
 @pytest.mark.parametrize("index", ["one", "last", "two"])

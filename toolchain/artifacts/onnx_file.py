@@ -20,7 +20,7 @@ from toolchain.artifacts.base import Artifact, Fact, Part, Reading, port_facts
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_layers import onnx_parts
 from toolchain.artifacts.onnx_types import graph_precision
-from toolchain.artifacts.onnx_walk import linked
+from toolchain.artifacts.onnx_walk import linked, quantisation
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.model import Preprocess
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
@@ -92,9 +92,13 @@ class OnnxFile(Artifact):
 
     @property
     def params(self) -> int:
-        """The numbers stored in its tensors, without scalars and indices."""
-        tensors = messages(self.model, onnx.TensorProto)
-        return sum(math.prod(t.dims) for t in tensors if t.dims and t.data_type not in NOT_WEIGHTS)
+        """The numbers stored in its tensors, without scalars, indices, and the scales and zero points of quantised ones."""
+        scales, codes = quantisation(self.graph)
+        return sum(
+            math.prod(t.dims)
+            for t in messages(self.model, onnx.TensorProto)
+            if t.dims and t.name not in scales and (t.data_type not in NOT_WEIGHTS or t.name in codes)
+        )
 
     @property
     def nodes(self) -> int:

@@ -63,3 +63,25 @@ def unscaled(value: ir.Value | None) -> ir.Value | None:
         return value
     narrowed = node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and stored(node.inputs[0]) is not None)
     return node.inputs[0] if narrowed else value
+
+
+def quantisation(graph: ir.Graph) -> tuple[set[str], set[str]]:
+    """(the names of stored scales and zero points, those of what is stored quantised) in a graph."""
+    scales, codes = list[ir.Value | None](), list[ir.Value | None]()
+    for node in graph:
+        inputs = list(node.inputs)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scales += inputs[1:3]
+            codes += inputs[:1]
+        elif node.op_type == "MatMulInteger":
+            scales += inputs[2:4]
+            codes += map(unscaled, inputs[1:2])
+        elif node.op_type == "Mul":  # the scale of an input that is rounded in each call, times that of the weight
+            scales += [unscaled(other) for one, other in (inputs, inputs[::-1]) if _is_dynamic_scale(one)]
+    names = [{value.name or "" for value in values if value is not None} for values in (scales, codes)]
+    return names[0], names[1]
+
+
+def _is_dynamic_scale(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "DynamicQuantizeLinear" and value is node.outputs[1]

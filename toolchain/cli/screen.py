@@ -202,6 +202,10 @@ class Screen:
         if self._progress is not None:
             self._task = self._progress.add_task(name, total=1.0, text="", left="")
 
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
     def at(self, share: float, text: str) -> None:
         """Moves the bar; without a terminal, a line every ten seconds."""
         soon = self._pace.left(share, self._clock())

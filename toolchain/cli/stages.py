@@ -184,7 +184,7 @@ def export(
     calibrated = precision != FP32 and PRECISIONS.require(precision).calibrated
     if judge.source.synthetic and calibrated:
         raise RecipeError(
-            f"{precision} fixes its scales on images: name some with --data; noise would give other scales"
+            f"{precision} is made for the images that it sees: name pictures with --data; noise would give another file"
         )
     section = ExportSection(opset=opset, simplify=not no_simplify, preprocess=preprocess, softmax=softmax)
     with nullcontext() if precision == FP32 else folder_beside(out) as scratch:  # /tmp may be small

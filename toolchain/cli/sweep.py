@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_part
+from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import read_json
 from toolchain.measure.compare import compare
 from toolchain.pipeline.job import prepare
@@ -44,15 +45,17 @@ def sweep(
     """
     grid = variants(recipe, set_)
     if dry_run:
-        for variant in grid:
-            prepare(variant.recipe, fetch=False)
-            line(variant.name)
+        _check(grid)
         return
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
 
+        said = set[str]()
+
         def carry_out(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
-            screen.stage(variant.name)
+            if variant.name not in said:  # one that another process is at is asked again and again
+                screen.say(variant.name)
+                said.add(variant.name)
             return run(variant.recipe, folder, progress=Progress(screen), compare=timed, others=folders)
 
         outcome = sweep_grid(grid, out, carry_out)
@@ -62,5 +65,25 @@ def sweep(
         failed = {name: str(error) for name, error in outcome.failed.items()}
         print_part(side_by_side(outcome.reports, failed))
         line(f"{out / 'sweep.html'}  (also sweep.md, sweep.json)")
-    for error in outcome.failed.values():
-        raise error
+    _raise_first(outcome.failed, len(grid))
+
+
+def _check(grid: Sequence[Variant]) -> None:
+    """Prints every variant, with what stands in its way; raises the first of these errors."""
+    failed = dict[str, SlimvitError]()
+    for variant in grid:
+        try:
+            prepare(variant.recipe, fetch=False)
+            line(variant.name)
+        except SlimvitError as error:
+            failed[variant.name] = error
+            line(f"{variant.name}: {error}")
+    _raise_first(failed, len(grid))
+
+
+def _raise_first(failed: Mapping[str, SlimvitError], count: int) -> None:
+    """Raises the first error, of the kind that it has, with the names of all variants that failed."""
+    for name, error in failed.items():
+        if isinstance(error, TargetUnavailable):
+            raise error
+        raise type(error)(f"{len(failed)} of {count} variants failed ({', '.join(failed)}); {name}: {error}")

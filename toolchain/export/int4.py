@@ -17,11 +17,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from toolchain.artifacts.half import in_fp16
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.gptq import Rounded, gptq
-from toolchain.export.half import FP16_MAX
 from toolchain.export.onnx_graph import linear_nodes
 from toolchain.export.quantise import int8_dynamic, last_linears, session, steps
 from toolchain.export.weights import bias_of
@@ -100,7 +100,10 @@ def _linears(model: onnx.ModelProto) -> list[_Linear]:
 def second_moments(model: onnx.ModelProto, names: Sequence[str], images: Array) -> dict[str, Array]:
     """Value → E[x̂x̂ᵀ] of its rows with a 1 at their end, x̂ = [x, 1], float64 [p + 1, p + 1], over images.
 
-    Taken inside the graph, so that no activation leaves it; raises ArtifactError where ONNX Runtime cannot run that.
+    Taken inside the graph, so that no activation leaves it.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the graph, or the moments are not finite.
     """
 
     def watch(model: onnx.ModelProto) -> None:
@@ -123,6 +126,12 @@ def second_moments(model: onnx.ModelProto, names: Sequence[str], images: Array) 
         for feeds in steps(images):
             for name, values in run([f"{name}.moments" for name in names], feeds).items():
                 sums[name.removesuffix(".moments")] += values.astype(np.float64)
+    for name, total in sums.items():
+        if not np.isfinite(total).all():
+            raise ArtifactError(
+                f"sums of squares of {name} over the calibration images are not finite in fp32, so int4 cannot round for them; "
+                "look for infinities and NaN in the weights and in the images, or take another precision"
+            )
     return {name: total / total[-1, -1] for name, total in sums.items()}
 
 
@@ -170,15 +179,15 @@ def _packed(codes: Array) -> bytes:
 
 
 def _halves(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Stores the fp32 tensors of a graph in fp16, but for scales, small ones and those beyond fp16; gives the casts back."""
+    """Stores the fp32 tensors of a graph in fp16, but for scales, small ones and those that it has no digits for; gives the casts."""
     cast: dict[str, str] = {}
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or tensor.name.endswith(SCALE):
             continue
         values = numpy_helper.to_array(tensor)
-        if values.size >= WORTH_HALVING and np.abs(values).max() <= FP16_MAX:
+        if values.size >= WORTH_HALVING and (half := in_fp16(values)) is not None:
             cast[tensor.name] = f"{tensor.name}.fp32"
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
             yield helper.make_node(
                 "Cast", [tensor.name], [cast[tensor.name]], name=f"{tensor.name}.cast", to=TensorProto.FLOAT
             )

@@ -30,12 +30,13 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def stored_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of a graph's initializers, wherever they lie."""
-    return sum(
+def stored_bytes(model: onnx.ModelProto, over: int = 0) -> int:
+    """Bytes of those of a graph's initializers that have more than `over`, wherever they lie."""
+    sizes = (
         (ExternalDataInfo(tensor).length or 0) if uses_external_data(tensor) else len(tensor.raw_data)
         for tensor in model.graph.initializer
     )
+    return sum(size for size in sizes if size > over)
 
 
 def detached(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:

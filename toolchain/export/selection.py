@@ -22,6 +22,8 @@ Axes = Mapping[int, int]
 """Input of a node → the axis of it that is selected from in place of an axis of the output."""
 Sizes = tuple[Any, ...]
 """A shape: numbers, and names of what is not fixed."""
+NEW = "selection.new"
+"""Marks a Gather that was made here."""
 
 
 def selected_early(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,7 +62,12 @@ def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
     node = None if value is None else value.producer()
     if value is None or node is None or node.op_type not in RULES or value.is_graph_output() or not only_reader(value):
         return False
-    if index is None or index.const_value is None or not all(each is None or each.shape for each in node.inputs):
+    if index is None or index.const_value is None:
+        return False
+    if not all(each is None or each.shape is not None for each in (value, *node.inputs)):
+        return False
+    others = node.outputs[1:]
+    if any(each.uses() or each.is_graph_output() for each in others):
         return False
     axis, kept = gather.attributes.get_int("axis", 0) % len(_sizes(value)), index.const_value.size
     size, flat = _sizes(value)[axis], len(index.const_value.shape)
@@ -76,6 +83,8 @@ def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
         target[axis] = kept
         node.replace_input_with(1, _constant(graph, target))
     value.shape = _resized(value, axis, kept)
+    for other in others:
+        other.shape = None
     if flat:
         result.replace_all_uses_with(value)
     else:
@@ -89,8 +98,8 @@ def _moved(gather: ir.Node, graph: ir.Graph) -> bool:
 
 
 def _slice(node: ir.Node, graph: ir.Graph) -> None:
-    """Puts a Slice in place of a Gather that keeps one place of an axis: a view to most runtimes, where a Gather is a look-up."""
-    index = node.inputs[1] if node.op_type == "Gather" else None
+    """Puts a Slice in place of a new Gather that keeps one place of an axis: a view to most runtimes, where a Gather is a look-up."""
+    index = node.inputs[1] if NEW in node.meta else None
     if index is None or index.const_value is None or tuple(index.const_value.shape) != (1,):
         return
     first = int(index.const_value.numpy()[0])
@@ -113,6 +122,7 @@ def _selected(graph: ir.Graph, node: ir.Node, place: int, index: ir.Value, axis:
             return reader.outputs[0]
     name = f"{value.name}.{axis}.{index.name}"
     gather = ir.node("Gather", [value, index], {"axis": axis}, name=name)
+    gather.meta[NEW] = True
     selected = gather.outputs[0]
     selected.name, selected.type = name, value.type
     selected.shape = _resized(value, axis, index.const_value.size if index.const_value else 0)

@@ -7,11 +7,13 @@ hold; a half-written or altered file makes its stage run again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,11 +23,12 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from toolchain.errors import ArtifactError, FolderBusy, StorageError
-from toolchain.files import digest_of, files_below, read_json, sha256, write_json
+from toolchain.files import digest_of, exclusive, files_below, read_json, sha256, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung
 from toolchain.report.record import Record
 
+log = logging.getLogger(__name__)
 PRIVATE = ".slimvit"
 OUTPUTS = (
     "allocation.json",
@@ -96,12 +99,15 @@ class Workspace:
         self.private = root / PRIVATE
 
     def check(self) -> None:
-        """Raises StorageError if the folder plainly cannot be written; creates nothing."""
+        """Raises StorageError if the folder plainly cannot be written, FolderBusy if another run is at it; creates nothing."""
         there = next(path for path in (self.root, *self.root.parents) if path.exists())
         if not there.is_dir():
             raise StorageError(f"cannot write to {self.root}: {there} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise StorageError(f"cannot write to {self.root}: {there} is read-only or belongs to another user")
+        if self._lock.exists():
+            with self._held():
+                pass
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Workspace]:
@@ -113,11 +119,7 @@ class Workspace:
         with contextlib.ExitStack() as stack:
             try:
                 self.private.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(self.private / "lock").acquire(blocking=False))
-            except Timeout:
-                raise FolderBusy(
-                    f"another run is writing to {self.root}; wait for it or choose another --out"
-                ) from None
+                stack.enter_context(self._held())
             except OSError as error:
                 raise StorageError(f"cannot write to {self.root}: {error.strerror or error}") from error
             try:
@@ -125,6 +127,23 @@ class Workspace:
                 yield self
             except OSError as error:
                 raise StorageError(f"{error.filename or self.root}: {error.strerror or error}") from error
+
+    @property
+    def _lock(self) -> Path:
+        return self.private / "lock"
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Raises FolderBusy if another run is writing here."""
+        try:
+            lock = FileLock(self._lock)
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise FolderBusy(f"another run is writing to {self.root}; wait for it or choose another --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _sweep(self) -> None:
         """Removes what a killed run left half-written; looks only where a run writes."""
@@ -234,9 +253,8 @@ class Workspace:
         """Held against the same stage of other runs, which then take it over instead of doing it as well."""
         if not self.others:
             return contextlib.nullcontext()
-        locks = self.root.parent / PRIVATE
-        locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{stage}-{key[:16]}.lock")
+        wait = partial(log.warning, "another process is at the stage %s; waiting for it", stage)
+        return exclusive(self.root.parent / PRIVATE / f"{stage}-{key[:16]}", wait)
 
     def _take_over(self, stage: str, key: str) -> None:
         """Puts here what another run wrote in a stage of the same key, as links where the file system has them."""
@@ -244,20 +262,28 @@ class Workspace:
             record = other.private / f"{stage}.json"
             if not self._holds(record, key):
                 continue
-            with contextlib.suppress(OSError):  # the other run goes on: what is no longer there is not taken over
-                for name in self._outputs(record):
+            # A folder without its own record, a JSON file, would be nobody's: no stage replaces it.
+            names = sorted(self._outputs(record), key=lambda name: (not name.endswith(".json"), name))
+            there = list[Path]()
+            try:
+                for name in names:
+                    there.append(self.root / name)
                     _put(other.root / name, self.root / name)
                 _put(record, self.private / record.name)
+            except OSError:  # the other run went on: what is no longer there is not taken over
+                for path in there:
+                    path.unlink(missing_ok=True)
+            else:
                 return
 
 
 def _put(source: Path, to: Path) -> None:
     """A file in place of what is there, at once: the same file where it can be linked, else a copy."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f".{to.name}.partial")
-    partial.unlink(missing_ok=True)
+    new = to.with_name(f".{to.name}.partial")
+    new.unlink(missing_ok=True)
     try:
-        os.link(source, partial)
+        os.link(source, new)
     except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(to)
+        shutil.copyfile(source, new)
+    new.replace(to)

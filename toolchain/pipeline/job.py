@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from toolchain.export.engine import builds, options_of, require_engines
 from toolchain.export.precision import PRECISIONS, expanded, int8_kinds, product_of
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
+from toolchain.files import digest_of, sha256
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
@@ -37,6 +39,13 @@ SYNTHETIC = "none"  # the source of seeded noise
 def tool() -> str:
     """Name and version of this program."""
     return f"slimvit {version('slimvit')}"
+
+
+@cache
+def code() -> str:
+    """Digest of slimvit's own sources, so that a checkout that changed takes nothing over from before."""
+    root = Path(__file__).resolve().parents[1]
+    return digest_of([(path.relative_to(root).as_posix(), sha256(path)) for path in sorted(root.rglob("*.py"))])
 
 
 BENCH, ENGINE = "bench.targets", "engine.targets"

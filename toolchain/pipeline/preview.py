@@ -69,7 +69,7 @@ def from_shapes(job: Job) -> Preview:
     if job.recipe.budget.latency:
         note = "latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"
     elif method.weighs:
-        note = "uniform widths; `slimvit plan` and `slimvit run` choose them by measured damage"
+        note = "uniform widths; `slimvit plan`, and `slimvit run` without --dry-run, choose them by measured damage"
     return Preview(job, Allocation.uniform(job.problem), note)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, TargetUnavailable
 from toolchain.files import write_json, write_text
-from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.page import drawn
@@ -19,6 +21,7 @@ from toolchain.report.record import Report
 from toolchain.report.several import front, side_by_side
 from toolchain.report.tables import Table
 
+log = logging.getLogger(__name__)
 COMMA = re.compile(r""",(?=(?:[^"'\[\]{}]|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})*$)""")
 """A comma that stands in no string, array or table."""
 WAIT = 5.0
@@ -39,8 +42,8 @@ Runs = Callable[[Variant, Path, Sequence[Path]], Report]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came out of each variant, in the order of the grid: a report, or an error."""
+class Swept:
+    """What came out of each variant, in the order of the grid: a report, an error, or of a run that lost a device both."""
 
     reports: Mapping[str, Report]
     failed: Mapping[str, SlimvitError]
@@ -57,6 +60,8 @@ def variants(recipe: Path, settings: Sequence[str]) -> list[Variant]:
         RecipeError: nothing is varied, two combinations are the same, or one is no recipe.
     """
     split = [_values(setting) for setting in settings]
+    if twice := [key for key, count in Counter(key for key, _ in split).items() if count > 1]:
+        raise RecipeError(f"{twice[0]} is given twice; write its values in one --set {twice[0]}=VALUE,VALUE")
     if all(len(values) == 1 for _, values in split):
         raise RecipeError("nothing is varied: give a key several values, as in --set budget.params=0.7,0.5,0.3")
     varied = [key for key, values in split if len(values) > 1]
@@ -87,7 +92,7 @@ def _slug(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-.") or "empty"
 
 
-def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
+def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Swept:
     """The runs of a grid, each in a folder of its own below `out`, with sweep.json, sweep.md and sweep.html beside them.
 
     Several processes may do this at once: each takes the runs that no other is at, and waits for the others' at the end.
@@ -103,7 +108,7 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
     """
     folders = [out / variant.name for variant in grid]
     reports, failed = dict[str, Report](), dict[str, SlimvitError]()
-    waiting = list(grid)
+    waiting, said = list(grid), False
     while waiting:
         busy = []
         for variant in waiting:
@@ -111,13 +116,22 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
                 reports[variant.name] = carry_out(variant, out / variant.name, folders)
             except FolderBusy:
                 busy.append(variant)
+            except StorageError:  # of a folder that cannot be written: the next run's cannot either
+                raise
             except SlimvitError as error:
                 failed[variant.name] = error
-        if len(busy) == len(waiting):
+                with contextlib.suppress(SlimvitError):  # a run that lost a device has a report all the same
+                    report = Report.load(out / variant.name)
+                    if isinstance(error, TargetUnavailable) and report.recipe_digest == variant.recipe.digest:
+                        reports[variant.name] = report
+        if busy and len(busy) == len(waiting):
+            if not said:
+                log.warning("another process is at %s; waiting for it", ", ".join(variant.name for variant in busy))
+            said = True
             time.sleep(WAIT)
         waiting = busy
     names = [variant.name for variant in grid]
-    outcome = Outcome(
+    outcome = Swept(
         {name: reports[name] for name in names if name in reports},
         {name: failed[name] for name in names if name in failed},
     )
@@ -125,12 +139,7 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Outcome:
     return outcome
 
 
-def alone(variant: Variant, folder: Path, folders: Sequence[Path]) -> Report:
-    """A variant, run in this process and silently."""
-    return run(variant.recipe, folder, others=folders)
-
-
-def _write(outcome: Outcome, out: Path) -> None:
+def _write(outcome: Swept, out: Path) -> None:
     best = front(outcome.reports)
     runs = [
         {
@@ -145,9 +154,11 @@ def _write(outcome: Outcome, out: Path) -> None:
     ]
     failed = {name: str(error) for name, error in outcome.failed.items()}
     write_json(out / "sweep.json", {"schema": SCHEMA, "runs": runs, "failed": failed})
+    for name in ("sweep.md", "sweep.html"):
+        (out / name).unlink(missing_ok=True)
     if outcome.reports:
         part = side_by_side(outcome.reports, failed)
-        title, origin = f"Sweep of {len(runs)} runs", f"In {out.name}; each run has its own report in its folder"
+        title, origin = f"Sweep of {len(runs)} runs", f"In {out.name}; each run's folder has its own report.html"
         table = part.table or Table("", (), ())
         text = [f"# {title}", "", f"{origin}.", "", *table_lines(table), *(f"\n{line}" for line in part.lines)]
         write_text(out / "sweep.md", "\n".join(text) + "\n")

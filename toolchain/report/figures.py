@@ -125,21 +125,42 @@ def scatter(
         y = (point.y - up[0]) / (up[-1] - up[0])
         return MARGIN + x * wide, TALL - y * TALL
 
-    dots, taken = list[Dot](), list[tuple[float, float]]()
-    for point in sorted(points, key=lambda each: (each.y, each.x)):
-        x, y = place(point)
-        level = y
-        while any(abs(level - other) < LABEL and x < end for end, other in taken):
-            level -= LABEL / 2
-        taken.append((x + 7 * len(point.label) + 12, level))
-        dots.append(Dot(x, y, point.label, point.style, level))
+    ordered = sorted(points, key=lambda each: (each.y, each.x))
+    places = [place(point) for point in ordered]
+    levels = _levels(places, [point.label for point in ordered])
+    dots = tuple(
+        Dot(*at, point.label, point.style, level) for at, point, level in zip(places, ordered, levels, strict=True)
+    )
     x_ticks = tuple(
         (MARGIN + wide * index / (len(across) - 1), axes[0].text(tick)) for index, tick in enumerate(across)
     )
     y_ticks = tuple((TALL - TALL * index / (len(up) - 1), axes[1].text(tick)) for index, tick in enumerate(up))
     through = tuple(place(point) for point in line)
     caption = "Left and down is better."
-    return Scatter(title, caption, legend, (axes[0].name, axes[1].name), tuple(dots), x_ticks, y_ticks, through)
+    return Scatter(title, caption, legend, (axes[0].name, axes[1].name), dots, x_ticks, y_ticks, through)
+
+
+def _levels(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[float]:
+    """Where labels stand so that none covers another: pushed up from their points, and down again from above the plot.
+
+    Args:
+        places: (x, y) of the points, from the bottom up.
+        labels: theirs; some twenty fit where all points lie at one place.
+    """
+    ends = [x + 7 * len(label) + 12 for (x, _), label in zip(places, labels, strict=True)]
+
+    def beside(one: int, other: int) -> bool:
+        return places[one][0] < ends[other] and places[other][0] < ends[one]
+
+    levels = [y for _, y in places]
+    for index in range(len(levels)):
+        while any(abs(levels[index] - levels[other]) < LABEL and beside(index, other) for other in range(index)):
+            levels[index] -= LABEL / 2
+    order = sorted(range(len(levels)), key=levels.__getitem__)
+    for count, index in enumerate(order):
+        above = (levels[other] + LABEL for other in order[:count] if beside(index, other))
+        levels[index] = max(levels[index], -LABEL / 2, *above)
+    return levels
 
 
 def _ticks(numbers: Sequence[float]) -> list[float]:

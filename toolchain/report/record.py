@@ -348,6 +348,10 @@ class Report(Record):
     def load(folder: Path) -> Report:
         """The report of the run in a folder; raises StorageError if there is none and ArtifactError if it is another version's."""
         path = folder / "report.json"
+        if not path.exists():
+            runs = sorted(each.parent.name for each in folder.glob("*/report.json")) if folder.is_dir() else []
+            hint = f"; its runs are {', '.join(runs)}" if runs else ""
+            raise StorageError(f"{folder} is not the folder of a run: it has no report.json{hint}")
         try:
             return Report.model_validate_json(path.read_bytes())
         except OSError as error:

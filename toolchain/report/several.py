@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolchain.report.choice import loss_of
-from toolchain.report.figures import Axis, Point, scatter
-from toolchain.report.record import Report
+from toolchain.report.choice import UNDECIDED, loss_of
+from toolchain.report.figures import Axis, Point, Scatter, scatter
+from toolchain.report.record import Figures, Report
 from toolchain.report.sections import Part
-from toolchain.report.tables import Table, counted, loss_words, number, size
+from toolchain.report.tables import Table, loss_words, number, percent, size
 
 SEVERAL = 3
-"""So many runs on the front are needed for one of them to be its knee."""
+"""So many different points on the front are needed for one of them to be its knee."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +21,41 @@ class Front:
 
     Attributes:
         names: from the smallest file to the largest.
-        knee: the one that lies farthest from the line between the ends, both axes scaled to their span; None of fewer than 3.
+        knee: the one that lies farthest from the line between the ends, both axes scaled to their span; None where there is no bend.
     """
 
-    names: tuple[str, ...]
-    knee: str | None
+    names: tuple[str, ...] = ()
+    knee: str | None = None
 
 
 def front(reports: Mapping[str, Report]) -> Front:
-    """The front of bytes of the fp32 ONNX file and of what is lost; empty where losses are not known."""
-    known = {
-        name: (report.compressed.bytes, loss) for name, report in reports.items() if (loss := _loss(report)) is not None
+    """The front of bytes of the fp32 ONNX file and of what is lost; empty where losses are not known or not of one kind."""
+    if not _comparable(reports):
+        return Front()
+    points = {name: (report.compressed.bytes, loss_of(report.compressed) or 0.0) for name, report in reports.items()}
+    beaten = {
+        name
+        for name, (bytes_, loss) in points.items()
+        if any(other[0] <= bytes_ and other[1] <= loss and other != (bytes_, loss) for other in points.values())
     }
-    ordered = sorted(known, key=lambda name: (known[name], name))
-    names = [
-        name for place, name in enumerate(ordered) if all(known[other][1] > known[name][1] for other in ordered[:place])
-    ]
-    return Front(tuple(names), _knee([known[name] for name in names], names))
+    names = sorted(points.keys() - beaten, key=lambda name: (points[name], name))
+    return Front(tuple(names), _knee({points[name]: name for name in reversed(names)}))
 
 
-def _knee(points: Sequence[tuple[float, float]], names: Sequence[str]) -> str | None:
+def _comparable(reports: Mapping[str, Report]) -> bool:
+    """Whether all losses are known, of the same images, and shares of the same thing."""
+    kinds = {(report.data.digest, loss_words(report.compressed)) for report in reports.values()}
+    return len(kinds) == 1 and all(loss_of(report.compressed) is not None for report in reports.values())
+
+
+def _knee(names: Mapping[tuple[float, float], str]) -> str | None:
+    points = sorted(names)
     if len(points) < SEVERAL:
         return None
     (left, top), (right, bottom) = points[0], points[-1]
-    below = [1 - (x - left) / (right - left) - (y - bottom) / (top - bottom) for x, y in points]
-    best = max(range(len(points)), key=lambda place: below[place])
-    return names[best] if below[best] > 0 else None
+    below = {point: 1 - (point[0] - left) / (right - left) - (point[1] - bottom) / (top - bottom) for point in points}
+    best = max(points, key=lambda point: below[point])
+    return names[best] if below[best] > 1e-9 else None
 
 
 def side_by_side(reports: Mapping[str, Report], failed: Mapping[str, str] | None = None) -> Part:
@@ -54,65 +63,89 @@ def side_by_side(reports: Mapping[str, Report], failed: Mapping[str, str] | None
 
     Args:
         reports: name → report, at least one.
-        failed: name → why there is none.
+        failed: name → what went wrong; such a run may have a report all the same.
     """
-    best = front(reports)
-    rows = list(reports.values())
-    judged, figures = counted([report.compressed for report in rows])
-    places = list(dict.fromkeys(row.place for report in rows for row in report.bench if row.precision == "fp32"))
-    header = ("run", "parameters", "left", "ONNX, fp32", *judged, *(_head(*place) for place in places), "")
+    best, places = front(reports), _places(reports)
+    several = len({cpu for *_, cpu in places}) > 1
+    header = ("run", "parameters", "left", "ONNX, fp32", "quality", *(_head(place, several) for place in places), "")
     body = [
         (
             name,
             number(report.compressed.params),
             f"{report.ratio.params:.3f}",
             size(report.compressed.bytes),
-            *cells,
+            _quality(report.compressed),
             *(_time(report, place) for place in places),
             "knee" if name == best.knee else "front" if name in best.names else "",
         )
-        for (name, report), cells in zip(reports.items(), figures, strict=True)
+        for name, report in reports.items()
     ]
-    lines = [f"{name} has no report: {why}" for name, why in (failed or {}).items()]
-    if best.names:
-        lines.append("No run on the front is beaten by another in both bytes and quality.")
+    lines = [f"{name}{'' if name in reports else ' has no report'}: {why}" for name, why in (failed or {}).items()]
+    lines += _explained(best, reports)
+    table = Table("Runs side by side", header, tuple(body), text=(0, *range(4, len(header))))
+    return Part(table.title, table=table, lines=tuple(lines), figures=_drawn(reports, best))
+
+
+def _explained(best: Front, reports: Mapping[str, Report]) -> list[str]:
+    if not best.names:
+        return ["There is no front: quality is unknown, or of different images or kinds."] if len(reports) > 1 else []
+    lines = ["No run on the front is beaten by another in both bytes and quality."]
     if best.knee:
-        lines.append(
-            f"At the knee, {best.knee}, the front bends most: smaller files lose more for each byte, larger ones gain less."
-        )
-    table = Table("Runs side by side", header, tuple(body), text=(0, len(header) - 1))
-    losses = {name: loss for name, report in reports.items() if (loss := _loss(report)) is not None}
-    points = {name: Point(reports[name].compressed.bytes / 1e6, loss, name, 1) for name, loss in losses.items()}
-    if len(points) < 2:
-        return Part(table.title, table=table, lines=tuple(lines))
-    first = reports[next(iter(points))]
-    axes = Axis("ONNX file, fp32, MB"), Axis(loss_words(first.compressed), lambda share: f"{100 * share:g} %")
-    dense = {
-        Point(report.dense.bytes / 1e6, loss, "dense")
-        for report in reports.values()
-        if (loss := loss_of(report.dense)) is not None
-    }
-    drawn = (*sorted(dense, key=lambda point: point.x), *points.values())
-    title = "Each run by its file, and the front"
+        bends = "smaller files lose more for each byte, larger ones gain less"
+        lines.append(f"At the knee, {best.knee}, the front bends most: {bends}.")
+    return lines
+
+
+def _drawn(reports: Mapping[str, Report], best: Front) -> tuple[Scatter, ...]:
+    if len(reports) < 2 or not best.names:
+        return ()
+    points = {name: _point(report.compressed, name, 1) for name, report in reports.items()}
+    known = [report.dense for report in reports.values() if loss_of(report.dense) is not None]
+    dense = dict.fromkeys(_point(figures, "dense", 0) for figures in known)
+    words = loss_words(next(iter(reports.values())).compressed)
+    axes = Axis("ONNX file, fp32, MB"), Axis(words, lambda share: f"{100 * share:g} %")
     line = [points[name] for name in best.names]
-    return Part(
-        table.title,
-        table=table,
-        lines=tuple(lines),
-        figures=(scatter(drawn, axes, title, ("dense", "compressed"), line),),
+    title = "Each run by its file, and the front"
+    return (scatter((*dense, *points.values()), axes, title, ("dense", "compressed"), line),)
+
+
+def _point(figures: Figures, label: str, style: int) -> Point:
+    return Point(figures.bytes / 1e6, loss_of(figures) or 0.0, label, style)
+
+
+def _quality(row: Figures) -> str:
+    """What is known of how right a run's model is, in words, since runs may be judged in different ways."""
+    if row.features is not None:
+        knn = row.features.knn
+        votes = "" if knn is None else f", k-NN {number(knn.right)} of {number(knn.total)} right"
+        return f"error {percent(row.features.error)}{votes}"
+    if row.error is not None:
+        return f"squared error {percent(row.error)}"
+    return (
+        "–"
+        if row.wrong is None
+        else f"{number(row.wrong)} of {number(row.total)} wrong ({percent(row.accuracy)} right)"
     )
 
 
-def _loss(report: Report) -> float | None:
-    return loss_of(report.compressed)
+Place = tuple[str, int, int, str]
 
 
-def _head(target: str, batch: int, threads: int) -> str:
-    return f"{target}, b{batch}, t{threads}"
+def _places(reports: Mapping[str, Report]) -> Sequence[Place]:
+    """Where fp32 files were timed: target, batch, threads and processor, each once."""
+    rows = [row for report in reports.values() for row in report.bench if row.precision == "fp32"]
+    return list(dict.fromkeys((*row.place, str(row.environment.get("cpu", ""))) for row in rows))
 
 
-def _time(report: Report, place: tuple[str, int, int]) -> str:
-    row = next(
-        (row for row in report.bench if row.place == place and row.precision == "fp32" and row.rivals is None), None
-    )
-    return "–" if row is None else f"{row.compressed_ms:.3f} ms, {row.ratio.point:.3f} of dense"
+def _head(place: Place, several: bool) -> str:
+    target, batch, threads, cpu = place
+    return f"{target}, batch {batch}, {threads} thread{'s' * (threads > 1)}{f', {cpu}' if several else ''}"
+
+
+def _time(report: Report, place: Place) -> str:
+    for row in report.bench:
+        there = (*row.place, str(row.environment.get("cpu", "")))
+        if row.precision == "fp32" and row.rivals is None and there == place:
+            doubt = f", {row.verdict}" if row.verdict in UNDECIDED else ""
+            return f"{row.compressed_ms:.3f} ms, {row.ratio.point:.3f} of dense{doubt}"
+    return "–"

@@ -15,7 +15,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
 from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
-from toolchain.pipeline.job import Job, tool
+from toolchain.pipeline.job import Job, code, tool
 from toolchain.pipeline.judge import Judge
 from toolchain.progress import Progress
 from toolchain.report.record import Figures
@@ -62,7 +62,7 @@ class Run:
     def do(self, stage: RunStage[Facts]) -> Done[Facts]:
         """A stage, taken up from its record or carried out."""
         self.progress.watcher.stage(stage.name)
-        key = step_key(stage.name, tool(), stage.inputs)
+        key = _key(stage)
         done = self.space.step(stage.name, key, stage.facts, lambda: stage.work(key), settled=stage.settles)
         self.done[stage.name] = done
         self.progress.watcher.done(stage.name, done.seconds, reused=done.reused)
@@ -70,7 +70,7 @@ class Run:
 
     def keep(self, stage: RunStage[Facts]) -> Done[Facts] | None:
         """A stage as an earlier run left it, if one did and its inputs are the same, because it cannot be done again now."""
-        known = self.space.recorded(stage.name, step_key(stage.name, tool(), stage.inputs), stage.facts)
+        known = self.space.recorded(stage.name, _key(stage), stage.facts)
         if known is not None:
             self.done[stage.name] = known
         return known
@@ -105,6 +105,10 @@ class RunStage(ABC, Generic[Facts]):
     def settles(self, facts: Facts) -> bool:  # noqa: ARG002
         """Whether recorded facts answer the question, so that the work need not be done again."""
         return True
+
+
+def _key(stage: RunStage[Any]) -> str:
+    return step_key(stage.name, f"{tool()} {code()}", stage.inputs)
 
 
 def open_as(folder: Path, kind: type[M]) -> M:

@@ -62,10 +62,11 @@ class Weighed(RunStage[Nothing]):
         return self.run.root / "damage.json"
 
     def weighing(self) -> Weighing:
-        """What lies there."""
+        """What lies there; the teacher is handed over once, as a model that nobody asks any more need not stay in memory."""
         rows = ([row[name] for name in COLUMNS] for row in read_json(self.path)["candidates"])
         candidates = [
             Candidate((module, unit), kept, math.inf if damage is None else damage)
             for module, unit, kept, damage in rows
         ]
-        return Weighing(candidates, self.teacher)
+        teacher, self.teacher = self.teacher, None
+        return Weighing(candidates, teacher)

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from toolchain.report.choice import UNDECIDED, loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
-from toolchain.report.record import BenchRow, EngineRow, FileRow, Report
+from toolchain.report.record import BenchRow, Counts, EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import loss_words
 
+TITLE = "Quality against size and time"
 MODELS = ("dense", "compressed")
 
 
 def _draw(report: Report) -> Part:
-    return Part("Quality against size and time", figures=tuple(_figures(report)), brief=())
-
-
-def _figures(report: Report) -> Iterator[Scatter]:
     rows: list[FileRow | EngineRow] = [*report.artifacts, *(row for row in report.engines if row.ran)]
-    lost = {row.path: loss for row in rows if row.bytes is not None and (loss := loss_of(row)) is not None}
+    lost = _losses({row.path: row for row in rows if row.bytes is not None})
     if len(lost) < 2:
-        return
+        return Part(TITLE)
     up = Axis(loss_words(report.dense), lambda share: f"{100 * share:g} %")
     sized = [
         Point((row.bytes or 0) / 1e6, lost[row.path], _label(row), MODELS.index(row.model))
         for row in rows
         if row.path in lost
     ]
-    yield scatter(sized, (Axis("MB"), up), "Each file by its bytes", MODELS)
-    timed = [row for row in report.bench if row.rivals is None and row.verdict not in UNDECIDED and row.path in lost]
+    by_bytes = scatter(sized, (Axis("MB"), up), "Each file by its bytes", MODELS)
+    lost |= _losses({"dense": report.dense, "deploy": report.compressed})  # folders, for a runtime that takes no file
+    timed = [row for row in report.bench if row.rivals is None and row.path in lost]
+    decided = [row for row in timed if row.verdict not in UNDECIDED]
+    return Part(
+        TITLE, lines=_left_out(len(timed) - len(decided)), figures=(by_bytes, *_by_time(decided, lost, up)), brief=()
+    )
+
+
+def _losses(rows: Mapping[str, Counts]) -> dict[str, float]:
+    """Path → what is lost there, where it is known."""
+    return {path: loss for path, row in rows.items() if (loss := loss_of(row)) is not None}
+
+
+def _left_out(count: int) -> tuple[str, ...]:
+    """How many comparisons are not drawn, in a sentence."""
+    what = "one comparison, which is" if count == 1 else f"{count} comparisons, which are"
+    return (f"The drawings leave out {what} {' or '.join(UNDECIDED)}.",) if count else ()
+
+
+def _by_time(timed: Sequence[BenchRow], lost: Mapping[str, float], up: Axis) -> Iterator[Scatter]:
+    """A drawing for each batch and number of threads."""
     targets = tuple(dict.fromkeys(row.target for row in timed))
     for batch, threads in dict.fromkeys((row.batch, row.threads) for row in timed):
         there = [row for row in timed if (row.batch, row.threads) == (batch, threads)]

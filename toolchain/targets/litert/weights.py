@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolchain.artifacts.half import in_fp16
 from toolchain.artifacts.tflite_reading import Graph, StoredTensor, read_tflite
 from toolchain.errors import ArtifactError
 from toolchain.targets.litert.program import Source, layouts
@@ -65,13 +66,10 @@ def _twin(source: Source, named: Iterable[str], name: str) -> str:
 def rounded(path: Path, name: str, weight: Array) -> Array:
     """A weight of a file in fp16, with the scale that was folded into it; raises ArtifactError where fp16 has no such numbers.
 
-    A layer scale may leave single outputs below 6e-5, where fp16 has few digits: next to the other outputs they are small. The whole
-    weight must lose no more than numbers that have all their digits.
+    A layer scale may leave single outputs below 6e-5; `in_fp16` is about the whole weight.
     """
-    exact, range_ = weight.astype(np.float64), np.finfo(np.float16)
-    with np.errstate(over="ignore"):
-        half = weight.astype(np.float16)
-    if not np.linalg.norm(half - exact) <= 2.0**-11 * np.linalg.norm(exact):
+    if (half := in_fp16(weight)) is None:
+        range_ = np.finfo(np.float16)
         raise ArtifactError(
             f"{path.name}: {name} times the scale behind it comes to {np.abs(weight).max(initial=0):.2g} at most, and fp16 has its "
             f"digits from {range_.tiny:.1g} to {range_.max:.0f}; build from the fp32 or the int8-dynamic file"

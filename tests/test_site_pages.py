@@ -1,0 +1,39 @@
+"""The pages of the site: no link of theirs leads to what the site lacks."""
+
+from __future__ import annotations
+
+from os.path import normpath
+from pathlib import Path
+
+import pytest
+import site_pages
+from site_pages import LINK, linked_files, on_site, page
+
+
+def missing(files: set[Path]) -> list[tuple[Path, str]]:
+    """The pages and links that lead nowhere on a site of some files."""
+    there = {on_site(path) for path in files}
+    pages = [path for path in files if on_site(path).suffix == ".md"]
+    return [
+        (source, match["path"])
+        for source in pages
+        for match in LINK.finditer(page(source, files))
+        if Path(normpath(on_site(source).parent / match["path"])) not in there
+    ]
+
+
+def test_every_link_of_every_page_is_on_the_site():
+    files = linked_files()
+    assert len(files) > 100
+    assert missing(files) == []
+
+
+def test_what_the_site_lacks_is_named_without_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("[a](docs/a.md#top) [b](b.md#top) [c](c) ![d](d.png) ![e](docs/e.png#x)")
+    (tmp_path / "docs/a.md").write_text("[back](../README.md)")
+    monkeypatch.setattr(site_pages, "ROOT", tmp_path)
+    files = linked_files()
+    assert page(Path("README.md"), files) == "[a](a.md#top) b c d e"
+    assert page(Path("docs/a.md"), files) == "[back](index.md)"
+    assert missing(files) == []
