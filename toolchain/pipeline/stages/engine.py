@@ -42,9 +42,7 @@ class Engine(RunStage[EngineFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         digest = open_artifact(self._source).sha256
-        how = self.section.model_dump(
-            mode="json", exclude={"targets"}
-        )  # each engine has its own, whatever others there are
+        how = self.section.model_dump(mode="json", exclude={"targets"})  # others are no part of this one
         return [digest, how, *builder(self.target), self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
