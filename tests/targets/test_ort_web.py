@@ -15,6 +15,7 @@ import onnx
 import psutil
 import pytest
 from builders import variant
+from made_up_reports import timed
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.devices.transport import LocalTransport
@@ -24,6 +25,7 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.precision import PRECISIONS
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA
 from toolchain.parity import TOLERANCES, compare_outputs
+from toolchain.pipeline.assemble import downloads
 from toolchain.progress import Progress
 from toolchain.targets import get_target
 from toolchain.targets.ort_web import target as ort_web
@@ -327,3 +329,12 @@ def test_the_bytes_of_the_wasm_are_told(tmp_path):
     facts = ORT_WEB.build(linear(tmp_path / "m.onnx"), tmp_path, ort_web.BuildOptions()).facts
     assert int(info.details["wasm_bytes"]) == wasm.stat().st_size == facts["wasm_bytes"] > 10e6
     assert info.version == facts["version"] == ort_web.pinned_version()
+
+
+def test_a_report_tells_what_a_page_downloads_beside_the_file():
+    name, count = get_target("ort-web").runtime_download()
+    cells = [timed("fp32", 0.5, target=target) for target in ("ort-cpu", "ort-web", "ort-web", "a board")]
+    (line,) = downloads(cells)
+    assert name in line
+    assert f"{count / 1e6:.2f} MB" in line
+    assert count > 5e6

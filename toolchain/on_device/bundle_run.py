@@ -72,8 +72,9 @@ def main() -> int:
             schedule_path.write_text(json.dumps(schedule), encoding="utf-8")
             environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
             command = [sys.executable, str(root / RUNNER), str(schedule_path), str(out)]
-            code = subprocess.call(command, cwd=str(root), env=environment)
+            code, last = _followed(command, root, environment)
             if code:
+                sys.stderr.writelines(last)
                 sys.stderr.write(f"the session ended with exit code {code}; it was not recorded\n")
                 return code
         sessions.append(json.loads(out.read_text(encoding="utf-8")))
@@ -84,6 +85,25 @@ def main() -> int:
     shutil.rmtree(str(root / SESSIONS), ignore_errors=True)
     sys.stderr.write(f"done: {root / RESULT} is what to send back\n")
     return 0
+
+
+def _followed(command: Sequence[str], root: Path, environment: Mapping[str, str]) -> tuple[int, list[str]]:
+    """(exit code, what was said since the last progress) of a session, whose progress is passed on.
+
+    Runtimes tell of themselves when they load a file; that matters only where the session then fails.
+    """
+    last: list[str] = []
+    with subprocess.Popen(
+        command, cwd=str(root), env=environment, stderr=subprocess.PIPE, universal_newlines=True, errors="replace"
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            last = [] if line.startswith("progress ") else [*last, line]
+            if not last:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+        code = process.wait()
+    return code, last
 
 
 def _sha256(path: Path) -> str:

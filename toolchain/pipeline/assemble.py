@@ -30,6 +30,8 @@ from toolchain.report.record import (
     Shares,
     StageRow,
 )
+from toolchain.report.tables import size
+from toolchain.targets import get_target, is_target
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         pruned_shares=facts.pruned_shares,
         closed_form=facts.closed_form,
         restrictions=facts.restrictions,
-        notes=(*weights.get("notes", ()), *source.notes),
+        notes=(*weights.get("notes", ()), *source.notes, *downloads(cells)),
         parity=tuple(rungs),
         graphs={done.facts.row.label: done.facts.graph for done in outcome.files if done.facts.graph is not None},
         bench=tuple(cells),
@@ -117,6 +119,16 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         suggestion=suggestion(rows, cells, recipe.export.accuracy_loss, int8, engines),
         files=listing(files, root),
     )
+
+
+def downloads(cells: Sequence[BenchRow]) -> list[str]:
+    """What users fetch beside a file for each built-in target on which one was timed, as sentences."""
+    timed = dict.fromkeys(row.target for row in cells if is_target(row.target))
+    fetched = [(name, found) for name in timed if (found := get_target(name).runtime_download()) is not None]
+    return [
+        f"With a file for {name} users download its runtime once, {file}: {size(count)}."
+        for name, (file, count) in fetched
+    ]
 
 
 def relative_error_increase(

@@ -172,6 +172,10 @@ class Target(ABC):
         """The only batches that an engine built so takes, rising; None where it takes all between the smallest and the largest."""
         return None
 
+    def runtime_download(self) -> tuple[str, int] | None:
+        """(name, bytes) of the runtime where users fetch it with the model, as a web page's do; None where it is there before."""
+        return None
+
     def in_mode(self, mode: Mode) -> Target:
         """The same runtime, timed in another of its modes, which its name tells."""
         raise NotImplementedError(f"{self.name} has no {mode}")

@@ -98,6 +98,10 @@ class OrtWeb(Target):
         details = {"node": found.versions["node"], "wasm": Path(WASM).name, "wasm_bytes": str(_wasm_bytes(found))}
         return TargetInfo(self.name, PACKAGE, found.versions[PACKAGE], cpu_model(), details)
 
+    def runtime_download(self) -> tuple[str, int]:
+        """The wasm; raises TargetUnavailable where it is not installed."""
+        return Path(WASM).name, _wasm_bytes(installed())
+
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
         """The ONNX file itself, loaded once as proof; nothing is written.
 
