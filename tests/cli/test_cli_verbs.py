@@ -586,9 +586,10 @@ def test_bench_floor(parsed, command, finished, tmp_path):
     found = parsed("bench", "floor", *files, *options, "--out", tmp_path / "f.json")
     assert json.loads((tmp_path / "f.json").read_text()) == found
     assert "of its limit" in command("bench", "verify", tmp_path / "f.json", "--a", files[0], "--b", files[1]).out
-    assert [found[letter]["macs"] for letter in "AB"] == [finished.report[k]["macs"] for k in ("dense", "compressed")]
-    ideal = finished.report["dense"]["macs"] / finished.report["compressed"]["macs"]
-    assert found["realised"]["ideal"] == pytest.approx(ideal)
+    macs = [found[letter]["macs"] for letter in "AB"]
+    for file, name in zip(macs, ("dense", "compressed"), strict=True):  # one token passes the last of two blocks
+        assert 0.5 < file / finished.report[name]["macs"] < 1
+    assert found["realised"]["ideal"] == pytest.approx(macs[0] / macs[1])
     assert "of it realised" in command("bench", "floor", *files, *options).out
     text = command("bench", "floor", files[0], *options).out
     assert "Products of A, dense.fp32.onnx" in text

@@ -24,6 +24,7 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUna
 from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, emulation, fingerprint
+from toolchain.progress import SILENT
 from toolchain.surgery.replay import save_model
 from toolchain.targets import TARGETS, BuildOptions, Interpreted, Profiled, Refittable, Target, get_target
 from toolchain.targets.mode import Mode
@@ -208,7 +209,7 @@ def test_no_session_times_bf16_where_the_cpu_has_none(cpu, monkeypatch, tmp_path
             "variants": [{"name": "A", "path": str(path), "runtime": runtime, "inputs": ["image"]}],
         }
         with pytest.raises(TargetUnavailable, match="no bf16 instructions"):
-            LocalTransport().run(schedule, lambda *_: None)
+            LocalTransport().run(schedule, SILENT)
 
 
 def test_a_played_cpu_is_what_the_project_sees(cpu):

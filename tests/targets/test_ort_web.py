@@ -228,9 +228,10 @@ def fake_node(folder, answer):
 def test_the_last_words_of_a_child_are_the_error(tmp_path, answer, words):
     found = Installed(fake_node(tmp_path, answer), tmp_path, {"onnxruntime-web": "1", "node": "20"})
     runner = NodeRunner(tmp_path / "m.onnx", 1, found, target="ort-web")
+    before = psutil.Process().children()  # tests in the same process may have started others
     with pytest.raises(ArtifactError, match=rf"m\.onnx: .*{words}"), runner:
         pass
-    assert psutil.Process().children() == []
+    assert {*psutil.Process().children()} <= {*before}
 
 
 def test_a_program_that_cannot_be_started_is_an_error_and_leaves_nothing_open(tmp_path):

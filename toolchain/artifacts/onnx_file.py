@@ -93,7 +93,7 @@ class OnnxFile(Artifact):
     @property
     def params(self) -> int:
         """The numbers stored in its tensors, without scalars, indices, and the scales and zero points of quantised ones."""
-        scales, codes = quantisation(self.graph)
+        scales, codes = quantisation(self.model.graph)
         return sum(
             math.prod(t.dims)
             for t in messages(self.model, onnx.TensorProto)

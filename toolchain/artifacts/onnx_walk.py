@@ -65,23 +65,29 @@ def unscaled(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if narrowed else value
 
 
-def quantisation(graph: ir.Graph) -> tuple[set[str], set[str]]:
-    """(the names of stored scales and zero points, those of what is stored quantised) in a graph."""
-    scales, codes = list[ir.Value | None](), list[ir.Value | None]()
-    for node in graph:
-        inputs = list(node.inputs)
+def quantisation(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """(the names of stored scales and zero points, those of what is stored quantised) in a graph, whether or not it can be linked."""
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def before(name: str) -> str:
+        """What a value was before a Cast or DequantizeLinear."""
+        node = makers.get(name)
+        return node.input[0] if node is not None and node.op_type in ("Cast", "DequantizeLinear") else name
+
+    scales, codes = set[str](), set[str]()
+    for node in graph.node:
+        inputs = list(node.input)
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scales += inputs[1:3]
-            codes += inputs[:1]
+            scales |= {*inputs[1:3]}
+            codes |= {*inputs[:1]}
         elif node.op_type == "MatMulInteger":
-            scales += inputs[2:4]
-            codes += map(unscaled, inputs[1:2])
+            scales |= {*inputs[2:4]}
+            codes |= {*map(before, inputs[1:2])}
         elif node.op_type == "Mul":  # the scale of an input that is rounded in each call, times that of the weight
-            scales += [unscaled(other) for one, other in (inputs, inputs[::-1]) if _is_dynamic_scale(one)]
-    names = [{value.name or "" for value in values if value is not None} for values in (scales, codes)]
-    return names[0], names[1]
-
-
-def _is_dynamic_scale(value: ir.Value | None) -> bool:
-    node = None if value is None else value.producer()
-    return node is not None and node.op_type == "DynamicQuantizeLinear" and value is node.outputs[1]
+            dynamic = {
+                name
+                for name in inputs
+                if name in makers and makers[name].op_type == "DynamicQuantizeLinear" and name == makers[name].output[1]
+            }
+            scales |= {before(name) for name in inputs if dynamic and name not in dynamic}
+    return scales, codes
