@@ -6,11 +6,12 @@ weight W [p, q] to Ŵ does to the output is E‖Δy‖² = tr(W − Ŵ)ᵀ C (W 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from toolchain.artifacts.onnx_plain import Codes
 
 Array = NDArray[Any]
 LEVELS = 7
@@ -23,33 +24,14 @@ BLOCK = 128
 """Inputs whose errors are handed on to all others at once."""
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """A weight as integers; it is `codes * scales`.
-
-    Attributes:
-        codes: int8 [p, q], from −LEVELS to LEVELS.
-        scales: float32 [q].
-    """
-
-    codes: Array
-    scales: Array
-
-    @property
-    def weight(self) -> Array:
-        """float32 [p, q]."""
-        product: Array = self.codes.astype(np.float32) * self.scales
-        return product
-
-
-def nearest(weight: Array) -> Rounded:
+def nearest(weight: Array) -> Codes:
     """Every weight [p, q] at the nearest of the codes that reach the largest of its output; a scale of 1 where all are 0."""
     scales = (np.abs(weight).max(axis=0) / LEVELS).astype(np.float32)
     scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1))
-    return Rounded(np.clip(np.rint(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales)
+    return Codes(np.clip(np.rint(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales)
 
 
-def gptq(weight: Array, covariance: Array) -> Rounded:
+def gptq(weight: Array, covariance: Array) -> Codes:
     """A weight [p, q] rounded by GPTQ: each output with that of several scales which moves it least, or as by `nearest`.
 
     Args:
@@ -61,11 +43,11 @@ def gptq(weight: Array, covariance: Array) -> Rounded:
     tries = [plain]
     for share in SHARES:
         scales = (plain.scales * share).astype(np.float32)
-        tries.append(Rounded(_codes(weight, scales.astype(np.float64), *factor), scales))
+        tries.append(Codes(_codes(weight, scales.astype(np.float64), *factor), scales))
     best = np.argmin([output_error(weight - each.weight, covariance) for each in tries], axis=0)
     columns = np.arange(weight.shape[1])
     codes, scales = np.stack([each.codes for each in tries]), np.stack([each.scales for each in tries])
-    return Rounded(codes[best, :, columns].T, scales[best, columns])
+    return Codes(codes[best, :, columns].T, scales[best, columns])
 
 
 def output_error(difference: Array, covariance: Array) -> Array:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from toolchain.artifacts.half import in_fp16
+from toolchain.artifacts.onnx_plain import Codes
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
-from toolchain.export.gptq import Rounded, gptq
+from toolchain.export.gptq import gptq
 from toolchain.export.onnx_graph import linear_nodes
 from toolchain.export.quantise import int8_dynamic, last_linears, session, steps
 from toolchain.export.weights import bias_of
@@ -137,7 +138,7 @@ def second_moments(model: onnx.ModelProto, names: Sequence[str], images: Array) 
 
 def _rounded(
     model: onnx.ModelProto, linears: Sequence[_Linear], moments: Mapping[str, Array]
-) -> tuple[onnx.ModelProto, dict[str, Rounded]]:
+) -> tuple[onnx.ModelProto, dict[str, Codes]]:
     """(a copy of a graph whose linears are rounded, in fp32; weight → its codes)."""
     reference = onnx.ModelProto()
     reference.CopyFrom(model)
@@ -157,7 +158,7 @@ def _rounded(
     return reference, codes
 
 
-def _fours(model: onnx.ModelProto, codes: Mapping[str, Rounded]) -> Iterator[onnx.NodeProto]:
+def _fours(model: onnx.ModelProto, codes: Mapping[str, Codes]) -> Iterator[onnx.NodeProto]:
     """Puts codes and scales in place of those that the quantiser wrote; gives the casts from int4 to int8."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = {node.input[1]: node for node in model.graph.node if node.op_type == "MatMulInteger"}
