@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -365,6 +366,12 @@ class Report(Record):
     def to_dict(self) -> dict[str, object]:
         """The content of report.json."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, in a frame, so that its style is no business of the notebook's."""
+        from toolchain.report.page import to_html  # which reads reports
+
+        return f'<iframe srcdoc="{html.escape(to_html(self))}" style="width:100%; height:60rem; border:0"></iframe>'
 
     @staticmethod
     def load(folder: Path) -> Report:
