@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Output = Literal["logits", "multi-label", "regression", "features", "tokens", "layers"]
 """One class of many, read by a softmax; a yes or no each, read by a sigmoid; numbers; or, of a model without a classifier,
@@ -26,8 +26,8 @@ WORDS: dict[Output, str] = {
 FEATURES: frozenset[Output] = frozenset({"features", "tokens", "layers"})
 """Outputs of a model without a classifier: vectors that something else reads."""
 
-_TOKENS: Mapping[str, Any] = {"num_classes": 0, "global_pool": ""}
-KWARGS: Mapping[Output, Mapping[str, Any]] = {"features": {"num_classes": 0}, "tokens": _TOKENS, "layers": _TOKENS}
+_TOKENS: Mapping[str, object] = {"num_classes": 0, "global_pool": ""}
+KWARGS: Mapping[Output, Mapping[str, object]] = {"features": {"num_classes": 0}, "tokens": _TOKENS, "layers": _TOKENS}
 """The keyword arguments by which timm builds a model of these outputs."""
 
 

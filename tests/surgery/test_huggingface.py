@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from damage import json_damaged
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolchain.errors import ArtifactError, ModelError, StorageError
+from toolchain.data.transforms import Wanted
+from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
@@ -721,3 +723,47 @@ def test_every_layout_has_a_case():
 def hf_config(case: str) -> Any:
     _, config, values = CASES[case]
     return getattr(hf, config)(**values)
+
+
+PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 32, "width": 32},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.2] * 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 32, "width": 32},
+}
+
+
+@pytest.mark.parametrize("case", ["ViT", "Swin", "DINOv2"])
+def test_a_folder_whose_descriptions_are_damaged_is_refused_or_computes_something(tmp_path, case):
+    """Kind: config.json and preprocessor_config.json as hands and other tools leave them; the end is a model or a sentence."""
+    found, whole = [], saved(tmp_path / "whole", next(name for name in CASES if name.startswith(case)))
+    write(whole, "preprocessor_config.json", **PROCESSOR)
+    for name in ("config.json", "preprocessor_config.json"):
+        content = (whole / name).read_bytes()
+        for seed in range(25):
+            (whole / name).write_bytes(json_damaged(content, seed))
+            try:
+                config = loaded(whole).module.pretrained_cfg
+                Wanted((3, 32, 32), config).natural()
+            except SlimvitError as error:
+                found += [] if str(error).strip() else [(name, seed, "no words")]
+            except Exception as error:  # noqa: BLE001 - that there is none is what is tested
+                found.append((name, seed, repr(error)))
+        (whole / name).write_bytes(content)
+    loaded(whole)
+    assert found == []
+
+
+@pytest.mark.parametrize("changes", [{"rescale_factor": 0}, {"image_mean": ["x"] * 3}, {"resample": 99}])
+def test_a_processor_that_prepares_nothing_is_refused(tmp_path, changes):
+    folder = saved(tmp_path)
+    write(folder, "preprocessor_config.json", **{**PROCESSOR, **changes})
+    with pytest.raises(ModelError, match="image processor"):
+        loaded(folder)

@@ -63,7 +63,7 @@ class MilProgram:
                 )
         used = [[var.name for var in (*_read(op), *op.outputs)] for op in self._operations]
         self._done = last_uses(used, self.output_names)
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[str, object] = {}
 
     @property
     def operators(self) -> Counter[str]:
@@ -106,7 +106,7 @@ class MilProgram:
             raise ArtifactError(
                 f"{self.path} takes {', '.join(self.input_names)} and got {', '.join(feeds) or 'nothing'}"
             )
-        values: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in feeds}
+        values: dict[str, object] = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in feeds}
         with torch.no_grad():
             for op, done in zip(self._operations, self._done, strict=True):
                 found = self._carried_out(op, values)
@@ -116,7 +116,7 @@ class MilProgram:
                     values.pop(name, None)
         return {var.name: _array(var, self._value(var, values)) for var in self._outputs}
 
-    def _carried_out(self, op: Any, values: Mapping[str, Any]) -> Sequence[Tensor]:
+    def _carried_out(self, op: Any, values: Mapping[str, object]) -> Sequence[Tensor]:
         """The outputs of one operation."""
         function = OPERATORS[op.op_type]
         given = {
@@ -132,7 +132,7 @@ class MilProgram:
             raise ArtifactError(f"{self.path}: {op.name!r}, a {op.op_type}: {error}") from error
         return found if isinstance(found, (tuple, list)) else (found,)
 
-    def _value(self, var: Any, values: Mapping[str, Any]) -> Any:
+    def _value(self, var: Any, values: Mapping[str, object]) -> Any:
         """What a variable holds: what was computed, or a constant as `_constant` has it."""
         if var.name in values:
             return values[var.name]

@@ -5,8 +5,6 @@ Oquab et al. 2023, arXiv 2304.07193; Darcet et al. 2024, arXiv 2309.16588.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from toolchain.settings import Positive
@@ -69,7 +67,7 @@ class Dinov2Layout(Layout[Dinov2Config]):
         self.config, self.resampling = config, Resampling(antialias=antialias)
 
     def design(self, config: Dinov2Config) -> Design:
-        changes: dict[str, Any] = {"num_classes": 0}
+        changes: dict[str, object] = {"num_classes": 0}
         if config.use_swiglu_ffn:
             changes["act_layer"] = "silu"
         if config.num_register_tokens:

@@ -45,7 +45,7 @@ def encoder_rules(prefix: str, *more: tuple[str, str | Left]) -> Rules:
 def vit_design(
     layout: Layout[Any],
     config: VitConfig,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Mapping[str, object] = MappingProxyType({}),
     *,
     names: Mapping[float, str] = PLAIN,
     notes: tuple[str, ...] = (),

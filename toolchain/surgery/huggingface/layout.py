@@ -60,7 +60,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     architectures: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    id2label: dict[int, Any] | None = None
+    id2label: dict[int, object] | None = None
     num_labels: int | None = None
     problem_type: str | None = None
     image_size: Size = (224, 224)
@@ -114,7 +114,7 @@ class Design:
     """
 
     architecture: str
-    kwargs: Mapping[str, Any]
+    kwargs: Mapping[str, object]
     notes: tuple[str, ...] = ()
 
 
@@ -197,7 +197,7 @@ class Layout(ABC, Generic[C]):
         return (f"Norms add {of_timm:g} to the variance, as timm's do, and not {eps:g} as config.json says.",)
 
 
-def vit_kwargs(config: VitConfig) -> dict[str, Any]:
+def vit_kwargs(config: VitConfig) -> dict[str, object]:
     """Keyword arguments that all of timm's vision transformers have."""
     return {
         "img_size": plain(config.image_size),

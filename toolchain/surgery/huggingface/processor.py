@@ -79,7 +79,7 @@ def preparation(folder: Path, usual: str) -> Preparation:
             raw = raw.get(key) if key else raw
             if raw is not None:
                 return _preparation(raw, usual)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
             raise ModelError(
                 f"{folder / name} does not describe an image processor: {error}. Mend or remove it."
             ) from None

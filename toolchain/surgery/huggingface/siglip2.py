@@ -6,7 +6,6 @@ Tschannen et al. 2025, arXiv 2502.14786.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from pydantic import model_validator
 from torch import Tensor
@@ -24,7 +23,7 @@ class Siglip2Config(SiglipConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _square(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _square(cls, values: dict[str, object]) -> dict[str, object]:
         patch, count = pair(values.get("patch_size", 16)), values.get("num_patches", 256)
         if not (isinstance(count, int) and count > 0 and len(patch) == 2 and all(isinstance(n, int) for n in patch)):
             return values  # which the fields refuse

@@ -6,7 +6,6 @@ Liu et al. 2021, arXiv 2103.14030; Liu et al. 2022, arXiv 2111.09883.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -82,7 +81,7 @@ class SwinLayout(Layout[SwinConfig]):
         if config.use_absolute_embeddings:
             raise self.refusal("it adds absolute positions")
         self.require_windows(config)
-        kwargs: dict[str, Any] = {
+        kwargs: dict[str, object] = {
             "img_size": plain(config.image_size),
             "patch_size": plain(config.patch_size),
             "in_chans": config.num_channels,
