@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.data.transforms import Preprocessing
 from toolchain.errors import DataError, RecipeError, StorageError
+from toolchain.export.precision import PRECISIONS
 from toolchain.model import Preprocess
 from toolchain.publish.configs import preprocessor
 from toolchain.publish.layout import places
@@ -87,6 +90,13 @@ def test_pictures_that_were_never_cropped_are_only_resized():
 )
 def test_no_two_precisions_have_one_file(precisions, paths):
     assert [place.path for place in places(precisions).values()] == paths
+
+
+def test_the_page_lists_every_file():
+    page = (Path(__file__).resolve().parents[2] / "docs/hub.md").read_text(encoding="utf-8")
+    assert [
+        place.path for place in places([FP32, *PRECISIONS]).values() if place.path.rpartition("/")[2] not in page
+    ] == []
 
 
 @pytest.mark.parametrize(

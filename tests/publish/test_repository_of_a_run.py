@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from huggingface_hub import ModelCard
@@ -62,6 +64,24 @@ def test_its_files_compute_bit_for_bit_what_the_runs_files_do(finished, folder, 
     assert np.array_equal(ours, theirs)
 
 
+def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path):
+    """As of models above the 2 GB of a message; transformers.js looks for `model.onnx_data`, and is told so."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "onnx/compressed.fp32.onnx"
+    model = onnx.load(path)
+    path.unlink()
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+    large = repository(run, "org/digits", labels=LABELS)
+    assert set(large) - set(files) == {"onnx/model.onnx_data"}
+    told = json.loads(large["config.json"].data)["transformers.js_config"]
+    assert told["use_external_data_format"] == {"model.onnx": 1}
+    push(large, FolderDestination(tmp_path / "repository"), tool="slimvit 0", message="")
+    session = onnxruntime.InferenceSession(tmp_path / "repository/onnx/model.onnx")
+    whole = onnxruntime.InferenceSession(files["onnx/model.onnx"].data)
+    images = {"pixel_values": np.ones((1, 1, 8, 8), np.float32)}
+    assert np.array_equal(session.run(["logits"], images)[0], whole.run(["logits"], images)[0])
+
+
 def test_transformers_reads_it(folder, finished):
     config = AutoConfig.from_pretrained(folder)
     assert (config.model_type, config.num_labels, config.image_size, config.num_channels) == ("vit", 10, 8, 1)
@@ -112,6 +132,37 @@ def test_as_many_labels_as_classes(finished):
         repository(finished, "a/b", labels=["x", "y"])
     with pytest.raises(DataError, match="'x' stands for two classes"):
         repository(finished, "a/b", labels=["x"] * 10)
+
+
+def changed(finished, tmp_path, **changes):
+    """A copy of the run whose report says something else."""
+    run = shutil.copytree(finished, tmp_path / "changed")
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | changes))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("output", "task", "kind", "problem"),
+    [
+        ("multi-label", "image-classification", "ViTForImageClassification", "multi_label_classification"),
+        ("regression", None, "ViTForImageClassification", "regression"),
+        ("features", "image-feature-extraction", "ViTModel", None),
+    ],
+)
+def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task, kind, problem):
+    files = repository(changed(finished, tmp_path, output=output), "a/b")
+    config = json.loads(files["config.json"].data)
+    assert (config["architectures"], config.get("problem_type")) == ([kind], problem)
+    card = ModelCard(files["README.md"].data.decode())
+    assert card.data.pipeline_tag == task
+    assert ("```js" in card.text) == (output == "features"), "pipelines of classes read a softmax"
+
+
+def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(finished, tmp_path):
+    card = card_of(repository(changed(finished, tmp_path, synthetic=True), "a/b"))
+    assert card.data.eval_results is None
+    assert "> Synthetic images: accuracy is unknown" in card.text
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):

@@ -73,12 +73,19 @@ def _metadata(report: Report, files: Sequence[Shipped], about: About) -> str:
         base_model=about.base or None,
         license=about.license or None,
         library_name="transformers.js",
-        pipeline_tag="image-feature-extraction" if report.output in FEATURES else "image-classification",
+        pipeline_tag=_task(report),
         tags=["slimvit", "timm", "onnx", "onnxruntime", "vision-transformer", "compression"],
-        model_name=about.name.rpartition("/")[2],
+        model_name=about.name.rpartition("/")[2] if results else None,
         eval_results=results,
     )
     return data.to_yaml()
+
+
+def _task(report: Report) -> str | None:
+    """What hubs call the task of its outputs; they have no word for numbers."""
+    if report.output in FEATURES:
+        return "image-feature-extraction"
+    return None if report.output == "regression" else "image-classification"
 
 
 def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[str]:
@@ -143,12 +150,11 @@ def _javascript(report: Report, files: Sequence[Shipped], about: About) -> Itera
     dtype = next((each.place.dtype for each in files if each.place.dtype), "")
     if not dtype or report.output not in ("logits", "features", "tokens"):
         return
-    task = "image-classification" if report.output == "logits" else "image-feature-extraction"
     pool = ", { pool: true }" if report.output == "features" else ""
     yield from (
         "```js",
         'import { pipeline } from "@huggingface/transformers";',
-        f'const model = await pipeline("{task}", "{about.name}", {{ dtype: "{dtype}" }});',
+        f'const model = await pipeline("{_task(report)}", "{about.name}", {{ dtype: "{dtype}" }});',
         f'console.log(await model("picture.jpg"{pool}));',
         "```",
     )
