@@ -25,12 +25,17 @@ if played := os.environ.get(VARIABLE):
     play(CPUS[played])
 
 import exports
+import hypothesis
 import pytest
 import torch
 from builders import dense_model
 
 from toolchain.model import TimmModel
 from toolchain.registry import Registry
+
+# Equal examples in every run, and no clock: a machine that is busy fails no test.
+hypothesis.settings.register_profile("slimvit", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("slimvit")
 
 # Processes beside each other (`pytest -n 2`) share the cores; each with threads for all of them would only wait.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

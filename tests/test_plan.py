@@ -189,7 +189,7 @@ plans = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(plan=plans)
 def test_any_plan_round_trips_to_the_same_bytes(plan):
     text = plan.to_json()

@@ -394,7 +394,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(raw=recipes)
 def test_toml_and_json_round_trip(raw, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("recipe"), "\n".join(f"{name} = {toml(t)}" for name, t in raw.items()))

@@ -18,6 +18,7 @@ from measuring import GateScript
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ParityError
 from toolchain.gate import GateConfig, GateResult, accepts_path, run_gate
+from toolchain.gate.timing import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 FUTURE = (dt.datetime.now(dt.UTC) + dt.timedelta(30)).strftime("%Y-%m-%d")
@@ -166,7 +167,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     path = gate(relation="latency = 0.05", budget='latency = "1 s"')
     slower, today = {"b": 0.2}, dt.date(2030, 1, 15)
     for name, script in (("slow", [slower, slower]), ("broken", [ParityError("they have other inputs")])):
-        result = run_gate(GateConfig.load(path), tool="t", day=today, measure=GateScript(*script))
+        result = run_gate(GateConfig.load(path), tool="t", day=today, clock=Clock(GateScript(*script)))
         (tmp_path / f"{name}.json").write_text(json.dumps(result.to_dict()))
         if name == "slow":
             bound = result.cells[0].checks[1].hi
@@ -309,7 +310,82 @@ def test_the_action_is_a_composite_action_whose_inputs_are_all_used():
 
 def test_the_page_uses_inputs_that_exist():
     page = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
-    (block,) = page.split("```yaml\n")[1:]
-    steps = yaml.safe_load(block.split("```")[0])["jobs"]["gate"]["steps"]
+    workflow, *_ = page.split("```yaml\n")[1:]
+    steps = yaml.safe_load(workflow.split("```")[0])["jobs"]["gate"]["steps"]
     (used,) = [each for each in steps if "slimvit" in each.get("uses", "")]
     assert used["with"].keys() <= action()["inputs"].keys()
+
+
+def commented(tmp_path, listed, *, broken=False, text="## slimvit gate: pass\n"):
+    """The comment step around a client of GitHub that notes what it is asked: (process, calls, body)."""
+    (tmp_path / "gate.md").write_text(text)
+    client = tmp_path / "bin" / "gh"
+    client.parent.mkdir()
+    client.write_text(
+        f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\n'
+        f'{"exit 1" if broken else ""}\ncase "$*" in *--paginate*) printf "{listed}" ;; esac\n'
+    )
+    client.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{client.parent}:{os.environ['PATH']}",
+        "GH_REPO": "o/r",
+        "NUMBER": "7",
+        "MARKER": "<!-- slimvit gate: a -->",
+        "RUN": "https://example.org/run",
+        "RESULTS": str(tmp_path),
+    }
+    script = step("Comment on the pull request")["run"]
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True)
+    return done, (tmp_path / "calls").read_text().splitlines(), (tmp_path / "comment.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("listed", "last"),
+    [
+        ("", "api --method POST repos/o/r/issues/7/comments"),
+        ("31\\n32\\n", "api --method PATCH repos/o/r/issues/comments/31"),
+    ],
+)
+def test_the_action_keeps_one_comment(tmp_path, listed, last):
+    done, calls, body = commented(tmp_path, listed)
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 2
+    assert calls[1].startswith(f"{last} -F body=@")
+    assert body.startswith("<!-- slimvit gate: a -->\n## slimvit gate: pass")
+    assert body.endswith("[All results](https://example.org/run)\n")
+
+
+def test_a_comment_that_may_not_be_written_is_a_warning(tmp_path):
+    done, calls, body = commented(tmp_path, "", broken=True, text="x" * 70_000)
+    assert (done.returncode, len(calls)) == (0, 1)
+    assert "::warning" in done.stdout
+    assert "pull-requests: write" in done.stdout
+    assert len(body) < 65_536, "GitHub takes no longer one"
+    assert "(cut off)" in body
+
+
+def test_the_job_of_gitlab_is_one_that_slimvit_understands(command, gate, monkeypatch, tmp_path):
+    page = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    (block,) = [each.split("```")[0] for each in page.split("```yaml\n")[1:] if "reports:" in each.split("```")[0]]
+    job = yaml.safe_load(block)["gate"]
+    (line,) = job["script"]
+    program, *arguments = line.split()
+    assert program == "slimvit"
+    monkeypatch.chdir(gate('size = "1 MB"').parent)
+    assert command(*arguments).code == 0
+    assert all(Path(name).is_file() for name in (*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]))
+
+
+def test_a_baseline_that_the_job_built_has_no_digest(command, gate):
+    path = gate(relation="size = 0.0")
+    text = path.read_text()
+    built = text.replace(text[text.index("sha256") : text.index("\n[[cell]]")], "built = true")
+    path.write_text(built)
+    assert command("gate", "-c", path).code == 0
+    for neither in (built.replace("built = true", ""), text.replace("sha256", "built = true\nsha256")):
+        path.write_text(neither)
+        outcome = command("gate", "-c", path)
+        assert outcome.code == 2
+        assert "one of the two" in outcome.err

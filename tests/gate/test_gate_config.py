@@ -10,8 +10,9 @@ from builders import write_classifier
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import BaselineError, RecipeError, StorageError
-from toolchain.gate.config import BudgetSection, GateConfig, RelationSection, require_baselines
+from toolchain.gate.config import MEASURED, BudgetSection, GateConfig, RelationSection, require_baselines
 from toolchain.gate.metrics import METRICS
+from toolchain.gate.starts import COSTS
 
 CELL = {"name": "digits", "artifact": "new.onnx", "budget": {"size": "1 MB"}}
 
@@ -160,7 +161,8 @@ def test_one_cell_and_one_check_can_be_taken_out(tmp_path):
 def test_every_key_of_a_budget_or_relation_is_a_check():
     """Kind: a key that is read and judged by nothing."""
     keys = {*BudgetSection.model_fields, *RelationSection.model_fields}
-    assert keys == {*METRICS, "parity", "features", "latency"}
+    assert keys == {*METRICS, *COSTS, "parity", "features", "latency"}
+    assert {*COSTS, "latency"} == {*MEASURED}
 
 
 @pytest.mark.parametrize("bounds", [{"error": 1.0}, {"error": 0.0}, {"cosine": 0.0}, {"cosine": -0.5}, {}])

@@ -13,6 +13,7 @@ from measuring import GateScript
 
 from toolchain.artifacts import open_artifact
 from toolchain.gate import Accept, GateConfig, run_gate
+from toolchain.gate.timing import Clock
 from toolchain.report.gate import why_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def example(tmp_path):
         gate = tmp_path / "gate.toml"
         gate.write_text(text.replace("0" * 64, open_artifact(release).sha256))
         measure = GateScript({"b": 0.01})
-        return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, measure=measure)
+        return run_gate(GateConfig.load(gate), accepts, tool="test", day=TODAY, why=True, clock=Clock(measure))
 
     return call
 

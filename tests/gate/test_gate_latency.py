@@ -23,6 +23,7 @@ from toolchain.errors import (
 from toolchain.gate import Accept, GateConfig, run_gate
 from toolchain.gate.evidence import RATIO, TIME
 from toolchain.gate.latency import Allowance, logs_of, undecided_by
+from toolchain.gate.timing import Clock
 from toolchain.measure.multiplicity import p_value_above
 
 TODAY = dt.date(2030, 1, 15)
@@ -45,7 +46,7 @@ def judge(tmp_path):
             "cell": [{"name": f"cell{i}", **cell} for i in range(cells or len(script))],
         }
         config = GateConfig.from_dict(raw, tmp_path)
-        return run_gate(config, accepts, tool="test", day=TODAY, measure=measurer), measurer
+        return run_gate(config, accepts, tool="test", day=TODAY, clock=Clock(measurer)), measurer
 
     return call
 
@@ -303,7 +304,7 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
         GateConfig.from_dict(raw, tmp_path)
     config, measurer = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml"), GateScript(SAME, SAME)
     with Devices(tmp_path / "targets.toml") as devices:
-        result = run_gate(config, tool="test", day=TODAY, devices=devices, measure=measurer)
+        result = run_gate(config, tool="test", day=TODAY, devices=devices, clock=Clock(measurer))
     assert [device.runtime for device in measurer.devices] == ["ort-cpu"] * 2
     assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0,)), (1, (0, 1))]
     assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1)]

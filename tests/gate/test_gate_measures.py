@@ -11,7 +11,7 @@ from builders import write_classifier
 from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
 from toolchain.gate import GateConfig, run_gate
-from toolchain.gate.timing import timed
+from toolchain.gate.timing import Clock, timed
 from toolchain.measure.samples import Design
 from toolchain.progress import Nobody, Progress
 
@@ -40,7 +40,7 @@ def test_real_measurements_reach_the_result(tmp_path, stack):
     }
     reader, short = Reader(), partial(timed, design=Design(sessions=1, blocks=4, slot_ms=1.0, warmup_s=0.01, looks=1))
     config = GateConfig.from_dict(raw, tmp_path)
-    result = run_gate(config, tool="test", day=TODAY, measure=short, progress=Progress(reader))
+    result = run_gate(config, tool="test", day=TODAY, clock=Clock(short), progress=Progress(reader))
     (check,) = result.cells[0].checks
     assert check.value > 1.5, "forty matmuls take longer than two"
     assert check.status in ("fail", "invalid", "inconclusive")
@@ -63,7 +63,9 @@ def test_a_gate_that_is_cut_off_measures_nothing_twice(tmp_path, monkeypatch):
         reader = Reader(until)
         with Devices() as devices:
             progress = Progress(reader)
-            return reader, run_gate(config, tool="test", day=TODAY, devices=devices, measure=short, progress=progress)
+            return reader, run_gate(
+                config, tool="test", day=TODAY, devices=devices, clock=Clock(short), progress=progress
+            )
 
     with pytest.raises(KeyboardInterrupt):
         judge(until="cell2, session 2")

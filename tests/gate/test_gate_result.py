@@ -15,6 +15,7 @@ from measuring import GateScript
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, GateFile, GateResult, run_gate
+from toolchain.gate.timing import Clock
 from toolchain.measure.stored import sealed
 from toolchain.measure.verify import verify
 
@@ -59,7 +60,7 @@ def result(tmp_path_factory):
     missing = (TargetUnavailable("ort-cuda", "there is no GPU"), MeasurementError("the machine changed"))
     measure = GateScript(SLOWER, {"control": 0.03, **SHORT}, *[SHORT] * 4, *missing, {**SLOWER, "seed": 2})
     config = GateConfig.from_dict(raw, folder)
-    return run_gate(config, accepts, tool="test", day=DAY, measure=measure, why=True)
+    return run_gate(config, accepts, tool="test", day=DAY, clock=Clock(measure), why=True)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, load_accepts, run_gate
-from toolchain.gate.timing import timed
+from toolchain.gate.timing import Clock, timed
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -40,7 +40,7 @@ def judge(tmp_path):
             ],
         }
         config = GateConfig.from_dict(raw, tmp_path)
-        return run_gate(config, accepts, tool="test", day=TODAY, why=why, measure=measure)
+        return run_gate(config, accepts, tool="test", day=TODAY, why=why, clock=Clock(measure))
 
     return call
 

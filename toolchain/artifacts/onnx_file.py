@@ -58,6 +58,8 @@ class OnnxFile(Artifact):
             raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
         except DecodeError as error:
             raise ArtifactError(f"{self.path} is not an ONNX file, or is truncated: {error}") from error
+        if not all(isinstance(name, str) for name in _names(model.graph)):
+            raise ArtifactError(f"{self.path} is damaged: a name in its graph is no text. Export or fetch it again.")
         if not model.graph.output:
             raise ArtifactError(f"{self.path} is not an ONNX file: its graph has no output")
         return model
@@ -185,6 +187,21 @@ class OnnxFile(Artifact):
             "nodes": dict(operators.most_common()),
             "metadata": self.metadata,
         }
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[object]:
+    """What nodes and values are called; protobuf gives bytes for what is no UTF-8."""
+    for node in graph.node:
+        yield from (
+            node.op_type,
+            node.domain,
+            node.name,
+            *node.input,
+            *node.output,
+            *(each.name for each in node.attribute),
+        )
+    for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        yield value.name
 
 
 def _port(value: ir.Value) -> Port:

@@ -27,7 +27,7 @@ from toolchain.gate import (
     run_gate,
 )
 from toolchain.gate.accepts import NEVER
-from toolchain.gate.timing import timed
+from toolchain.gate.timing import Clock, timed
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
 from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
@@ -161,9 +161,9 @@ def _judge(
     why: bool = False,
 ) -> GateResult:
     screen.stage("gate")
-    measure, progress = partial(timed, design=design_of(context)), Progress(screen)
+    clock, progress = Clock(partial(timed, design=design_of(context))), Progress(screen)
     return run_gate(
-        config, accepts, tool=tool(), day=_today(), devices=devices, why=why, measure=measure, progress=progress
+        config, accepts, tool=tool(), day=_today(), devices=devices, why=why, clock=clock, progress=progress
     )
 
 

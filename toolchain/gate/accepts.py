@@ -27,7 +27,7 @@ class Accept(Section):
     """[[accept]]: which check, up to which value (in the check's unit), why, since when, through which day."""
 
     cell: str
-    check: Annotated[str, Field(pattern=r"^(budget|relation)\.[a-z]+$")]
+    check: Annotated[str, Field(pattern=r"^(budget|relation)\.[a-z_]+$")]
     at_most: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
     reason: str
     accepted: dt.date

@@ -33,6 +33,8 @@ from toolchain.settings import (
 )
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+MEASURED = ("latency", "memory", "cold_start")
+"""Keys of a budget or relation that take a device to be judged."""
 S = TypeVar("S", bound=Section)
 
 
@@ -47,7 +49,7 @@ def _bytes(value: Any) -> Any:
     """12_000_000 of "12 MB"; a whole number is bytes already."""
     if not isinstance(value, str):
         return value
-    return int(_amount("size", value, parse_size, "an amount like '12 MB', a share"))
+    return int(_amount("an amount of bytes", value, parse_size, "an amount like '12 MB', a share"))
 
 
 def _milliseconds(value: Any) -> Any:
@@ -64,6 +66,10 @@ Milliseconds = Annotated[
     PlainSerializer(lambda ms: f"{Decimal(repr(ms)):f} ms", when_used="json"),
 ]
 """A time that is written with its unit, in gate.toml and in a result."""
+Bytes = Annotated[Positive, BeforeValidator(_bytes)]
+"""An amount that may be written with a unit."""
+Growth = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""The share by which what is measured may grow; none at all could never be shown."""
 
 
 def _moved(section: S, key: str, base: Path) -> S:
@@ -124,37 +130,51 @@ def _named_tolerance(value: Any) -> Any:
 class BudgetSection(Section):
     """[cell.budget]: what holds by itself. All are at most, accuracy is at least."""
 
-    size: Annotated[Positive, BeforeValidator(_bytes)] | None = None
+    size: Bytes | None = None
+    download: Bytes | None = None
     params: Positive | None = None
     nodes: Positive | None = None
     accuracy: Fraction | None = None
     latency: Milliseconds | None = None
+    memory: Bytes | None = None
+    cold_start: Milliseconds | None = None
 
 
 class RelationSection(Section):
     """[cell.relation]: by how much the artifact may be worse than its baseline.
 
-    Size, params, nodes and latency may grow by a share of the baseline's; accuracy may fall by a share of the images.
+    Size, download, params, nodes, latency, memory and cold start may grow by a share of the baseline's; accuracy may fall by a share of the images.
     Features are those of a model without a classifier.
     """
 
     size: Share | None = None
+    download: Share | None = None
     params: Share | None = None
     nodes: Share | None = None
     accuracy: Share | None = None
     parity: Annotated[ParityBounds, BeforeValidator(_named_tolerance)] | None = None
     features: FeatureBounds | None = None
-    latency: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    latency: Growth | None = None
+    memory: Growth | None = None
+    cold_start: Growth | None = None
 
 
 class BaselineSection(Section):
-    """[baseline.NAME]: an artifact and the digest that it must have."""
+    """[baseline.NAME]: an artifact, and the digest that it must have or that the job itself has `built` it."""
 
     path: str
-    sha256: str
+    sha256: str = ""
+    built: bool = False
 
     @model_validator(mode="after")
     def _is_a_digest(self) -> BaselineSection:
+        if self.built != (not self.sha256):
+            raise ValueError(
+                f"the baseline at {self.path} needs its sha256, which `slimvit gate digest {self.path}` prints, or built = true "
+                "where the job builds it from the base branch; one of the two"
+            )
+        if self.built:
+            return self
         object.__setattr__(self, "sha256", self.sha256.lower())
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(
@@ -273,9 +293,11 @@ class GateConfig(Section):
             raise RecipeError(explain(error, GateConfig, "gate")) from None
         for cell in config.cell:
             settings = named_target(cell.target, targets)
-            if isinstance(settings, BundleSettings) and any(name.endswith(".latency") for name in cell.checks):
+            if isinstance(settings, BundleSettings) and (
+                timed := [name for name in cell.checks if name.partition(".")[2] in MEASURED]
+            ):
                 raise RecipeError(
-                    f"cell {cell.name!r} asks for latency on {cell.target!r}, which is reached by bundles alone; a gate "
+                    f"cell {cell.name!r} asks for {', '.join(timed)} on {cell.target!r}, which is reached by bundles alone; a gate "
                     "measures while it runs. `slimvit bench pack` and `unpack` compare there."
                 )
         data, source = config.data, absolute_source(config.data.source, base)
@@ -327,7 +349,7 @@ def require_baselines(config: GateConfig) -> None:
             digest = open_artifact(path).sha256
         except (ArtifactError, StorageError) as error:
             raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
-        if digest != wanted.sha256:
+        if not wanted.built and digest != wanted.sha256:
             raise BaselineError(
                 f"the baseline {name!r} at {path} has sha256 {digest}, the gate names {wanted.sha256}; fetch that "
                 "artifact, or review the new one and name its digest."

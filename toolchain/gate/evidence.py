@@ -12,6 +12,7 @@ from toolchain.export.accuracy import FeatureEvaluation
 from toolchain.export.agreement import Agreement
 from toolchain.gate.config import Cell
 from toolchain.gate.metrics import METRICS
+from toolchain.gate.starts import COSTS, Starts
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import A, ArtifactFacts, B, Parity, Strict
 
@@ -83,6 +84,7 @@ class Evidence(Strict):
         agreement: of the outputs of both, if parity is asked for.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
+        starts: cold starts of the artifact and its baseline, or why there are none, if something is asked that they tell.
         attempts: the comparison, or why there is none; a second one where the first said that the artifact is too slow.
     """
 
@@ -92,12 +94,18 @@ class Evidence(Strict):
     agreement: Agreement | None = None
     features: FeatureEvaluation | None = None
     changes: tuple[Change, ...] | None = None
+    starts: Starts | Missing | None = None
     attempts: tuple[Comparison | Missing, ...] = ()
 
     @property
     def latency_checks(self) -> tuple[str, ...]:
         """Those of TIME and RATIO that the cell asks for."""
         return tuple(name for name in (TIME, RATIO) if name in self.cell.checks)
+
+    @property
+    def cost_checks(self) -> tuple[str, ...]:
+        """Those checks of the cell that take cold starts."""
+        return tuple(name for name in self.cell.checks if name.partition(".")[2] in COSTS)
 
     @property
     def parity(self) -> Parity | Literal["fail"]:
@@ -113,6 +121,11 @@ class Evidence(Strict):
     def to_time(self) -> bool:
         """Whether latency is asked for, and of an artifact whose parity did not fail."""
         return bool(self.latency_checks) and self.parity != "fail"
+
+    @property
+    def to_start(self) -> bool:
+        """Whether cold starts are asked for, and of an artifact whose parity did not fail."""
+        return bool(self.cost_checks) and self.parity != "fail"
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -149,6 +162,8 @@ class Evidence(Strict):
         gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
         if self.changes is not None and sum(row.change for row in self.changes) != gained:
             yield f"the sizes of its parts do not sum to {gained:,} bytes"
+        if isinstance(self.starts, Starts):
+            yield from self._faults_of_starts(self.starts)
         if any(isinstance(each, Missing) for each in self.attempts[:-1]):
             yield "nothing was measured, and yet confirmed"
         for seed, attempt in enumerate(self.attempts):
@@ -166,3 +181,17 @@ class Evidence(Strict):
                 ):
                     if measured != wanted:
                         yield f"it was measured with another {what}, {measured} instead of {wanted}"
+
+    def _faults_of_starts(self, starts: Starts) -> Iterator[str]:
+        """What does not fit the cell in its cold starts."""
+        cell, scenario = self.cell, starts.scenario
+        related = any(name.startswith("relation.") for name in self.cost_checks)
+        for what, measured, wanted in (
+            ("artifact", starts.artifact, self.artifact.file),
+            ("baseline", starts.baseline, self.baseline.file if self.baseline and related else None),
+            ("batch", scenario.batch, cell.batch),
+            ("number of threads", scenario.threads, cell.threads),
+            ("set of cores", scenario.affinity, cell.affinity),
+        ):
+            if measured != wanted:
+                yield f"it was started with another {what}, {measured} instead of {wanted}"

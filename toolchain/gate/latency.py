@@ -250,12 +250,17 @@ def _doubt(case: Case) -> str:
 
 
 def untimed_check(name: str, evidence: Evidence) -> Check:
-    """The check of a cell that has no measurement."""
+    """The check of a latency that was not measured."""
+    first = evidence.attempts[0] if evidence.attempts else None
+    assert not isinstance(first, Comparison)
+    return missing_check(name, evidence, first, unit=UNITS[name], bound=_bound(name, evidence.cell))
+
+
+def missing_check(name: str, evidence: Evidence, missing: Missing | None, *, unit: str, bound: float) -> Check:
+    """The check of what was not measured in a cell: why it could not be, or None where parity had failed."""
     status: Status = "skipped"
     reason = "It was not timed, because parity with the baseline failed. Mend that first."
-    if evidence.attempts:
-        missing = evidence.attempts[0]
-        assert isinstance(missing, Missing)
+    if missing is not None:
         sentence = missing.reason if missing.reason.endswith((".", "!", "?")) else f"{missing.reason}."
         reason = f"It was not timed: {sentence}"
         if missing.why == "unavailable" and evidence.cell.required:
@@ -264,4 +269,4 @@ def untimed_check(name: str, evidence: Evidence) -> Check:
             status, reason = "fail", f"{reason} Mend the artifact."
         elif missing.why == "failed":
             status, reason = "invalid", f"{reason} Run the gate again."
-    return Check(name=name, status=status, unit=UNITS[name], bound=_bound(name, evidence.cell), reason=reason)
+    return Check(name=name, status=status, unit=unit, bound=bound, reason=reason)

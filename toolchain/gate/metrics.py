@@ -27,6 +27,9 @@ METRICS: Mapping[str, Metric] = {
     "size": Metric(
         "bytes", lambda artifact: artifact.size_bytes, "See with --why which layer they are in and make it smaller"
     ),
+    "download": Metric(
+        "bytes of download", lambda artifact: artifact.download_bytes, "Make it smaller, or its numbers more alike"
+    ),
     "params": Metric("parameters", lambda artifact: artifact.params, "Compress further"),
     "nodes": Metric("nodes", lambda artifact: artifact.nodes, "Simplify the graph"),
     "accuracy": Metric("wrong images", None, "Compress less or train longer"),

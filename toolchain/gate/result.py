@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
 from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
+from toolchain.gate.costs import cost_allowances, cost_check, needs_more
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
     Case,
@@ -31,6 +32,7 @@ from toolchain.gate.latency import (
     undecided_by,
     untimed_check,
 )
+from toolchain.gate.starts import Starts
 from toolchain.gate.why import by_layer
 from toolchain.measure import stored
 from toolchain.measure.comparison import Comparison, Undecided
@@ -112,9 +114,17 @@ class GateResult(Strict):
         """The cells that fail by their first measurement, which a gate confirms by a second one."""
         return tuple(dict.fromkeys(cell for (cell, _), each in self._at_first[0].items() if each.status == "fail"))
 
+    def needs_starts(self, evidence: Evidence) -> Callable[[Starts], bool]:
+        """Whether some cold starts of a cell leave one of its checks open."""
+        return partial(needs_more, allowances=cost_allowances(evidence, self._accepted))
+
     def require_protocol(self) -> None:
         """Raises ValueError unless every measurement was taken that decides a check, and none besides."""
         for each in self.evidence:
+            if each.to_start != (each.starts is not None):
+                raise ValueError(f"cell {each.cell.name!r} was started or asks for it, and not both")
+            if isinstance(each.starts, Starts):
+                each.starts.require_looks(self.needs_starts(each))
             for comparison in each.comparisons:
                 comparison.require_looks(self.undecided(each))
             due = 0 if not each.to_time else 2 if each.cell.name in self.too_slow_at_first else 1
@@ -125,6 +135,8 @@ class GateResult(Strict):
         key = evidence.cell.name, name
         if key in self._cases:
             return latency_check(self._cases[key], confirmed(self._cases[key], self._at_first[0][key]))
+        if name in evidence.cost_checks:
+            return cost_check(name, evidence, self._accepted)
         if name in evidence.latency_checks:
             return untimed_check(name, evidence)
         if name == "relation.parity":

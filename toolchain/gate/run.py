@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -15,7 +16,7 @@ from toolchain.gate.config import GateConfig, require_baselines
 from toolchain.gate.evidence import Evidence
 from toolchain.gate.facts import look
 from toolchain.gate.result import GateResult
-from toolchain.gate.timing import Measure, Pair, attempt, timed
+from toolchain.gate.timing import Beginning, Clock, Pair
 from toolchain.measure.samples import explain
 from toolchain.progress import SILENT, Progress
 
@@ -28,7 +29,7 @@ def run_gate(
     day: dt.date,
     devices: Devices | None = None,
     why: bool = False,
-    measure: Measure = timed,
+    clock: Clock = Clock(),
     progress: Progress = SILENT,
 ) -> GateResult:
     """What came of every cell.
@@ -40,7 +41,7 @@ def run_gate(
         day: today; an accept counts through the day that it expires.
         devices: where cells are timed, to be left open until the result is stored; None opens some of its own.
         why: also attribute the size of every cell's artifact, or its change, to layers.
-        measure: takes one comparison.
+        clock: takes one comparison, or cold starts.
         progress: how far the timing is.
 
     Raises:
@@ -53,23 +54,30 @@ def run_gate(
     with nullcontext(devices) if devices is not None else Devices() as where:
         evidence = tuple(look(config, where, why=why))
         result = GateResult(tool=tool, day=day, accepts=tuple(accepts), evidence=evidence)
+        started = tuple(
+            _started(config, result, each, where, clock, progress.step(index, len(evidence), each.cell.name))
+            if each.to_start
+            else each
+            for index, each in enumerate(evidence)
+        )
+        result = GateResult(**{**dict(result), "evidence": started})
         for again in (False, True):  # what is too slow is timed once more
             names = result.too_slow_at_first if again else [each.cell.name for each in result.evidence if each.to_time]
             cells = {each.cell.name: each for each in result.evidence}
             for index, name in enumerate(names):
                 step = progress.step(index, len(names), f"{name}, once more" if again else name)
-                cells[name] = _timed(config, result, cells[name], where, measure, step)
+                cells[name] = _timed(config, result, cells[name], where, clock, step)
             result = GateResult(**{**dict(result), "evidence": tuple(cells.values())})
     return result
 
 
 def _timed(
-    config: GateConfig, result: GateResult, evidence: Evidence, devices: Devices, measure: Measure, progress: Progress
+    config: GateConfig, result: GateResult, evidence: Evidence, devices: Devices, clock: Clock, progress: Progress
 ) -> Evidence:
     """What is known of a cell after one more attempt to time it."""
     parity = evidence.parity
     assert parity != "fail"
-    artifact, baseline = config.paths(next(cell for cell in config.cell if cell.name == evidence.cell.name))
+    artifact, baseline = _paths(config, evidence)
     pair = Pair(
         cell=evidence.cell,
         artifact=artifact,
@@ -79,8 +87,26 @@ def _timed(
         seed=len(evidence.attempts),
         undecided=result.undecided(evidence),
     )
-    attempts = (*evidence.attempts, attempt(pair, devices, measure, progress))
+    attempts = (*evidence.attempts, clock.attempt(pair, devices, progress))
+    return _extended(evidence, attempts=attempts)
+
+
+def _started(
+    config: GateConfig, result: GateResult, evidence: Evidence, devices: Devices, clock: Clock, progress: Progress
+) -> Evidence:
+    """What is known of a cell after its cold starts."""
+    artifact, baseline = _paths(config, evidence)
+    related = any(name.startswith("relation.") for name in evidence.cost_checks)
+    beginning = Beginning(evidence.cell, artifact, baseline if related else None, result.needs_starts(evidence))
+    return _extended(evidence, starts=clock.attempt_start(beginning, devices, progress))
+
+
+def _paths(config: GateConfig, evidence: Evidence) -> tuple[Path, Path | None]:
+    return config.paths(next(cell for cell in config.cell if cell.name == evidence.cell.name))
+
+
+def _extended(evidence: Evidence, **more: object) -> Evidence:
     try:
-        return Evidence(**{**dict(evidence), "attempts": attempts})
+        return Evidence.model_validate({**dict(evidence), **more})
     except ValidationError as error:
         raise ArtifactError(f"{explain(error)}. Run the gate again, and leave its files alone meanwhile.") from None

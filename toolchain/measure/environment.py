@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 SLOWER = 0.8
 """A clock that was ever below this share of its highest is worth a word."""
@@ -14,12 +15,32 @@ GPU_HELD_BACK = {0x4: "its power limit", 0x8: "hardware slowdown", 0x20: "heat",
 """Bits of what nvidia-smi calls clocks_throttle_reasons.active (nvml.h, nvmlClocksEventReason*) and what they mean."""
 
 
+class Machine(BaseModel):
+    """The facts of a machine that are shown."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    affinity: tuple[int, ...] | None = None
+    threads: int | str | None = None
+    gpus: tuple[dict[str, str], ...] = ()
+    runtimes: dict[str, str] = Field(default_factory=dict)
+
+
+def _described(machine: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    Machine.model_validate(machine)
+    return machine
+
+
+MachineFacts = Annotated[dict[str, JsonValue], AfterValidator(_described)]
+"""What a device tells of itself; whatever of it is shown has the type of `Machine`."""
+
+
 class Fingerprint(BaseModel):
     """What `device_runner.fingerprint` saw: `machine` must not change, `state` (frequency, load, throttling) may."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    machine: dict[str, JsonValue]
+    machine: MachineFacts
     state: dict[str, JsonValue]
 
     @property
@@ -36,17 +57,6 @@ class State(BaseModel):
     throttled_now: int = 0
     cpu_seconds: dict[str, float] | None = None
     gpus: tuple[dict[str, str], ...] = ()
-
-
-class Machine(BaseModel):
-    """The facts of a machine that are shown."""
-
-    cpu: str | None = None
-    cores: int | None = None
-    affinity: tuple[int, ...] | None = None
-    threads: int | str | None = None
-    gpus: tuple[dict[str, str], ...] = ()
-    runtimes: dict[str, str] = Field(default_factory=dict)
 
 
 def machine_changes(fingerprints: Sequence[Fingerprint]) -> list[str]:

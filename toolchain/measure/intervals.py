@@ -155,6 +155,23 @@ def median_interval(
     return percentile_interval(sessions, drawn, alpha=alpha / looks)
 
 
+def order_interval(values: Sequence[float], alpha: float) -> Interval:
+    """The median of values that are drawn alike, with an interval that holds theirs with probability 1 - alpha at least.
+
+    The bounds are the k-th smallest and the k-th largest, with the largest k that 2·P(Binomial(n, ½) < k) ≤ alpha allows; nothing
+    is assumed of how the values are distributed.
+
+    Raises:
+        ValueError: they are too few for this alpha: even the smallest and the largest are too close.
+    """
+    ordered, below, probability = sorted(values), 0, 0.0
+    while (probability := probability + math.comb(len(ordered), below) / 2 ** len(ordered)) * 2 <= alpha:
+        below += 1
+    if not below:
+        raise ValueError(f"{len(ordered)} values have no interval at alpha {alpha:g}; measure more")
+    return Interval(float(np.median(ordered)), ordered[below - 1], ordered[-below])
+
+
 def percentile_interval(sessions: Sequence[Floats], drawn: Floats, *, alpha: float) -> Interval:
     """The median of all blocks with its 1 - alpha interval from what `bootstrap_medians` drew of them [resamples]."""
     lo, hi = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])

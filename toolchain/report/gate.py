@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toolchain.gate import CellResult, GateResult
+from toolchain.gate.starts import Starts
 from toolchain.measure.environment import describe_machine
 from toolchain.report.markdown import table_lines
 from toolchain.report.tables import Table, number
@@ -58,7 +59,9 @@ def gate_notes(result: GateResult) -> list[str]:
         f"{USES[use.state]}."
         for use in result.accept_uses
     ]
-    machines = [describe_machine(each.environment) for cell in result.cells for each in cell.comparisons]
+    environments = [each.environment for cell in result.cells for each in cell.comparisons]
+    environments += [each.starts.environment for each in result.evidence if isinstance(each.starts, Starts)]
+    machines = [describe_machine(each) for each in environments]
     return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.measure.comparison import Verdict as LatencyVerdict
+from toolchain.measure.environment import MachineFacts
 from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
@@ -158,7 +159,7 @@ class BenchRow(Place):
     tau_min: float
     verified_speedup_at_least: float | None
     verdict: LatencyVerdict
-    environment: dict[str, JsonValue]
+    environment: MachineFacts
     summary: str
     rivals: tuple[str, str] | None = None
 

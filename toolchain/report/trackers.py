@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toolchain.gate import GateResult
 from toolchain.gate.metrics import METRICS
+from toolchain.gate.starts import COSTS
 from toolchain.measure.samples import B
 
 NS_PER_MS = 1e6
@@ -57,18 +58,21 @@ def to_bencher(result: GateResult) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def points(result: GateResult) -> Iterator[Point]:
-    """Every number of every cell once: its size, what its checks counted, its latency and ratio if it was timed."""
+    """Every number of every cell once: its size, what its checks counted or measured, its latency if it was timed."""
     for cell in result.cells:
         yield Point(cell.name, "size", "bytes", cell.artifact.size_bytes, extra=f"sha256 {cell.artifact.sha256}")
-        by_unit = {check.unit: check for check in cell.checks}
-        for unit in (metric.unit for metric in METRICS.values()):
-            check = by_unit.get(unit)
+        amounts = {check.unit: check for check in cell.checks if check.unit != "ratio"}
+        for unit in (*(each.unit for each in METRICS.values()), *(each.unit for each in COSTS.values())):
+            check = amounts.get(unit)
             if unit != "bytes" and check is not None and check.value is not None:
-                yield Point(cell.name, unit, unit, check.value, extra=check.reason)
+                yield Point(cell.name, unit, unit, check.value, check.lo, check.hi, extra=check.reason)
+        ratios = {check.name: check for check in cell.checks if check.unit == "ratio"}
         for first in cell.comparisons[:1]:
             workload = f"{cell.target}, batch {cell.batch}, threads {cell.threads}, {first.verdict}"
-            time, ratio = by_unit.get("ms"), by_unit.get("ratio")
+            time = amounts.get("ms")
             bounds = (None, None) if time is None else (time.lo, time.hi)
             yield Point(cell.name, "latency", "ms", first.latency_ms(B), *bounds, extra=workload)
-            if ratio is not None and ratio.value is not None:
-                yield Point(cell.name, "latency ratio", "ratio", ratio.value, ratio.lo, ratio.hi, extra=ratio.reason)
+        for name, check in ratios.items():
+            if check.value is not None:
+                measure = f"{name.partition('.')[2].replace('_', ' ')} ratio"
+                yield Point(cell.name, measure, "ratio", check.value, check.lo, check.hi, extra=check.reason)
