@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from pydantic import JsonValue
 
-from toolchain.errors import RecipeError
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.families import family_of
 from toolchain.model import ModelRecord, Preprocess
 from toolchain.outputs import FEATURES, Output
@@ -69,14 +69,22 @@ def _shape(record: ModelRecord) -> Json:
 
 
 def preprocessor(how: Preprocess) -> Json:
-    """The content of preprocessor_config.json; raises RecipeError where no image processor does the same.
+    """The content of preprocessor_config.json; as the files' own metadata have it.
 
     Args:
-        how: as the files' own metadata have it.
+        how: pictures become the input.
+
+    Raises:
+        RecipeError: no image processor does the same.
+        ArtifactError: the filter is unknown.
     """
     channels, *size = how.input_size
     filters = {name: number for number, name in FILTERS.items()}
     crop, mode = how.crop_pct, how.crop_mode or "center"
+    if how.interpolation not in filters:
+        raise ArtifactError(
+            f"the run's model.json names the unknown filter {how.interpolation[:40]!r}: run the recipe again"
+        )
     whole = crop is None or (mode == "squash" and crop == 1)
     edges = size if crop is None else [math.floor(edge / crop) for edge in size]
     if not whole and (mode == "border" or (mode == "center" and edges[0] != edges[1])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,22 @@ from toolchain.errors import StorageError
 from toolchain.files import atomic_path, files_below
 from toolchain.publish.content import Content, Digests
 from toolchain.recipe import LOCAL
+
+
+class _Files(Mapping[str, Digests]):
+    """Path → digests, computed where they are asked for: most of what lies in a folder is nobody's business."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def __getitem__(self, path: str) -> Digests:
+        return Content(self._files[path]).digests
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class FolderDestination:
         if self.path.exists() and not self.path.is_dir():
             raise StorageError(f"{self.path} is not a folder: name another")
         files = files_below(self.path) if self.path.is_dir() else []
-        return {file.relative_to(self.path).as_posix(): Content(file).digests for file in files}
+        return _Files({file.relative_to(self.path).as_posix(): file for file in files})
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()

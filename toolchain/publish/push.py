@@ -82,7 +82,7 @@ def push(
     Raises:
         StorageError: the place cannot be read or written, or holds foreign files.
     """
-    there = dict(destination.there())
+    there = destination.there()
     before = _receipt(destination) if RECEIPT in there else None
     listed = before.files if before is not None else {}
     own = {path for path, digests in listed.items() if path in there and digests.same(there[path])}

@@ -41,7 +41,7 @@ def sbom(folder: Path) -> str:
         from cyclonedx.validation.json import JsonStrictValidator
     except ImportError:
         raise RecipeError("manifest sbom needs another package. Try: pip install 'slimvit[sbom]'") from None
-    model, files, packages = _model(report, manifest), _files(manifest), _packages(manifest)
+    model, files, packages = _model(report), _files(manifest), _packages(manifest)
     maker = [package for package in packages if package.name == MAKER]
     bom = Bom(
         components=[*files, *packages],
@@ -59,7 +59,7 @@ def sbom(folder: Path) -> str:
     return text
 
 
-def _model(report: Report, manifest: Manifest) -> Component:
+def _model(report: Report) -> Component:
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component, ComponentType
 
@@ -71,14 +71,14 @@ def _model(report: Report, manifest: Manifest) -> Component:
         "method": report.requested_method,
         "data": report.data.source,
         "data_digest": report.data.digest,
-        "recipe_digest": manifest.recipe_digest,
+        "recipe_digest": report.recipe_digest,
         "params_dense": str(report.dense.params),
         "params": str(report.compressed.params),
     }
     return Component(
         name=report.model.name,
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        version=manifest.recipe_digest,
+        version=report.recipe_digest,
         bom_ref="model",
         description=f"timm's {report.model.name} with {100 * report.ratio.params:.1f} % of its parameters",
         properties=[Property(name=f"slimvit:{name}", value=value) for name, value in facts.items() if value],
@@ -95,7 +95,7 @@ def _files(manifest: Manifest) -> list[Component]:
             type=ComponentType.FILE,
             bom_ref=f"file:{file.path}",
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=file.sha256)],
-            properties=[Property(name="slimvit:bytes", value=str(file.bytes))],
+            properties=[] if file.bytes is None else [Property(name="slimvit:bytes", value=str(file.bytes))],
         )
         for file in manifest.files
     ]
