@@ -229,6 +229,13 @@ class CompressionPlan(_Strict):
         """sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows: one row for each decision."""
+        rows = [f"| {keep.module} | {keep.unit} | {keep.total} | {keep.kept} |" for keep in self.keeps]
+        rows += [f"| {low.module} | rank | {min(low.shape)} | {low.rank} |" for low in self.low_ranks]
+        header = ["| module | unit | dense | left |", "|---|---|---|---|"]
+        return "\n".join([f"**{self.model.name}**, compressed", "", *header, *rows])
+
     def summary(self) -> str:
         """One line for a person: how many decisions there are and what they remove."""
         ranks = ", ".join(f"{low.module} r{low.rank}" for low in self.low_ranks[:3])

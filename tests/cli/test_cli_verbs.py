@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -131,7 +132,14 @@ def test_run_prints_what_a_hurried_reader_needs_first(command, finished, copied)
     ):
         assert value in top
     assert report["bench"][0]["summary"] in top
-    assert str(copied / "report.html") in lines[-1]
+    assert str(copied / "report.html") in lines[lines.index("Report") + 1]
+    following = [shlex.split(each, comments=True) for each in lines[lines.index("Next") + 1 :]]
+    assert {tuple(words[:-1]) for words in following} == {
+        ("slimvit", "inspect"),
+        ("slimvit", "bench", "verify"),
+        ("slimvit", "report"),
+    }
+    assert all(command(*words[1:]).code == 0 for words in following), "what is printed can be typed"
     assert lines.index("Stages") < lines.index("Parity")
 
 

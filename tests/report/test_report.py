@@ -24,10 +24,10 @@ from toolchain.report.figures import LEFT, PLOT, WIDTH
 from toolchain.report.files import render
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html
-from toolchain.report.record import ClosedForm, Counts, Interval
+from toolchain.report.record import BlockDamage, ClosedForm, Counts, Interval
 from toolchain.report.sections import SECTIONS, parts
-from toolchain.report.sections.latency import ratios_figure
-from toolchain.report.sections.shares import shares_figure
+from toolchain.report.sections.latency import calls_figure, ratios_figure
+from toolchain.report.sections.shares import damage_figure, shares_figure
 from toolchain.report.tables import number, operations, percent, size
 
 KEYS = {
@@ -366,7 +366,7 @@ def test_without_labels_there_is_a_reason_and_no_number(report):
 
 
 def test_empty_parts_are_left_out(report):
-    report.update(bench=[], files=[], pruned_shares=[], parity=[], graphs={}, engines=[])
+    report.update(bench=[], files=[], pruned_shares=[], damage=[], parity=[], graphs={}, engines=[])
     assert [table.title for table in tables(typed(report))] == ["Dense against compressed", "Stages"]
     page = to_html(typed(report))
     assert "<svg" not in page
@@ -450,7 +450,7 @@ def test_page_is_well_formed_and_complete(report):
         for row in table.rows:
             for cell in row:
                 assert cell in page.text
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 4
     assert SUMMARY in " ".join(page.text)
 
 
@@ -478,7 +478,7 @@ def drawings(text):
 
 
 def test_bars_are_as_long_as_the_shares(report):
-    _, drawing = drawings(to_html(typed(report)))
+    *_, drawing, _ = drawings(to_html(typed(report)))
     widths = [float(rect.get("width")) for rect in drawing.iter("rect")]
     assert widths == pytest.approx([16 / 512 * PLOT, 64 / 512 * PLOT, 64 / 512 * PLOT], abs=0.01)
     labels = [text.text for text in drawing.iter("text") if text.get("text-anchor") == "end" and text.text]
@@ -487,7 +487,7 @@ def test_bars_are_as_long_as_the_shares(report):
 
 
 def test_interval_is_drawn_where_it_lies(report):
-    drawing, _ = drawings(to_html(typed(report)))
+    drawing, *_ = drawings(to_html(typed(report)))
     (rect,) = drawing.iter("rect")
     ticks = {text.text: float(text.get("x")) for text in drawing.iter("text") if text.get("text-anchor") == "middle"}
     (mark,) = [float(line.get("x1")) for line in drawing.iter("line") if line.get("class") == "mark"]
@@ -521,3 +521,25 @@ def test_nodes_are_counted_before_and_after(report):
         ("Reshape", "5", "0", "0"),
         ("all", "13", "8", "17"),
     )
+
+
+def test_single_calls_are_drawn_in_medians_of_their_baseline():
+    rows = [timed("fp32", 0.5), timed("int8-dynamic", 0.25), timed("fp16", 0.9, calls=None)]
+    (drawing,) = calls_figure(rows)
+    dense, half, _, quarter = drawing.bars
+    assert (half.mark / dense.mark, quarter.mark / dense.mark) == pytest.approx((0.5, 0.25))
+    assert all(bar.start < bar.core[0] < bar.mark < bar.core[1] < bar.end <= PLOT for bar in drawing.bars)
+    assert [bar.value for bar in drawing.bars[:2]] == ["0.61 ms", "0.305 ms"]
+    assert calls_figure([timed("fp32", 0.5, calls=None)]) == ()
+
+
+def test_what_a_width_does_is_drawn_beside_its_block():
+    (drawing,) = damage_figure(a_report().damage)
+    assert [(bar.label, bar.value) for bar in drawing.bars] == [
+        ("blocks.9", "0.002"),
+        ("blocks.10", "0.004"),
+        ("", "0.004"),
+    ]
+    assert [bar.end for bar in drawing.bars] == pytest.approx([PLOT / 2, PLOT, PLOT])
+    assert damage_figure([]) == ()
+    assert damage_figure([BlockDamage(block="blocks.0", kind="mlp_hidden", nats=0.0)]) == ()

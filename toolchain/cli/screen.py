@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,6 +95,28 @@ def print_report(report: Report, folder: Path) -> None:
             print_lines(part.title, part.lines if part.brief is None else part.brief)
             line("")
     print_lines("Report", [f"{folder / 'report.html'}  (also report.md, report.json, manifest.json)"])
+    line("")
+    print_lines("Next", _next(report, folder))
+
+
+def _next(report: Report, folder: Path) -> list[str]:
+    """Commands that a reader may type now, each with what it is for."""
+    commands = (
+        [("inspect", report.suggestion.smallest, "what is in the smallest file")] if report.suggestion.smallest else []
+    )
+    if report.bench:
+        row = report.bench[0]
+        name = f"bench/{row.target}.{row.precision}.b{row.batch}.t{row.threads}.json"
+        commands.append(("bench verify", name, "the verdict again, from its raw samples"))
+    shown = [
+        (f"slimvit {verb} {shlex.quote(str(folder / path))}", why)
+        for verb, path, why in commands
+        if (folder / path).exists()
+    ]
+    return [
+        *(f"{command}  # {why}" for command, why in shown),
+        f"slimvit report {shlex.quote(str(folder))}  # this page again",
+    ]
 
 
 def print_part(part: Part) -> None:

@@ -221,6 +221,11 @@ class Comparison(Strict):
 
         return summary(self)
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows: the verdict, and both latencies."""
+        rows = [f"| {self.artifacts[name].name} | {self.latency_ms(name):.3f} ms |" for name in (A, B)]
+        return "\n".join([f"**{self.headline}**", "", "| file | median latency |", "|---|---|", *rows])
+
     @property
     def environment(self) -> dict[str, JsonValue]:
         """The machine, the same before and after all sessions."""

@@ -105,6 +105,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         relative_error_increase_reason=reason,
         finetune=outcome.finetune.facts.finetune if outcome.finetune else None,
         pruned_shares=facts.pruned_shares,
+        damage=facts.damage,
         closed_form=facts.closed_form,
         restrictions=facts.restrictions,
         notes=(*weights.get("notes", ()), *source.notes, *downloads(cells)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import MeasurementError
 from toolchain.measure.comparison import Comparison
+from toolchain.measure.samples import A, B
 from toolchain.measure.summary import summary
 from toolchain.on_device.runner import fingerprint
-from toolchain.report.record import BenchRow, Interval, Report
+from toolchain.report.record import BenchRow, Calls, Interval, Report
 from toolchain.targets import get_target
 
 
@@ -72,7 +75,13 @@ def bench_row(
         environment=comparison.environment,
         summary=summary(comparison),
         rivals=rivals,
+        calls=(_calls(comparison, A), _calls(comparison, B)),
     )
+
+
+def _calls(comparison: Comparison, variant: str) -> Calls:
+    samples = [each for session in comparison.sessions for slot in session.slots_ns(variant) for each in slot]
+    return Calls(**{f"p{share}": float(np.percentile(samples, share)) / 1e6 for share in (5, 25, 50, 75, 95)})
 
 
 def require_speedup(report: Report, least: float) -> None:

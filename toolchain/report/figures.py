@@ -13,7 +13,7 @@ PLOT = WIDTH - LEFT - 70
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from `start` to `end` (0 … PLOT) with its label to the left and its value to the right."""
+    """A bar from `start` to `end` (0 … PLOT) with its label to the left and its value to the right; outside of `core` it is pale."""
 
     y: float
     label: str
@@ -22,6 +22,7 @@ class Bar:
     value: str
     style: int = 0
     mark: float | None = None
+    core: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,6 +100,14 @@ class PrunedShare(Record):
     physical: bool
 
 
+class BlockDamage(Record):
+    """What the width of one kind of unit in a block does to the output, measured alone, in nats an image."""
+
+    block: str
+    kind: str
+    nats: float
+
+
 class ClosedForm(Record):
     """What the closed form chose, and the divergence that it chose by; None where the output was not finite."""
 
@@ -142,10 +151,21 @@ class Place(Record):
         return f"{self.target}, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
+class Calls(Record):
+    """How long the single calls of a file took in a comparison, in ms: what 5, 25, 50, 75 and 95 % of them stay below."""
+
+    p5: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+
+
 class BenchRow(Place):
     """A comparison: `path` is the file or folder of the run that was timed against `baseline`.
 
-    That is a dense one, or in a duel a file of the first of `rivals`, held against one of the second.
+    That is a dense one, or in a duel a file of the first of `rivals`, held against one of the second. `calls` are those of the baseline
+    and of the file.
     """
 
     precision: str
@@ -162,6 +182,7 @@ class BenchRow(Place):
     environment: MachineFacts
     summary: str
     rivals: tuple[str, str] | None = None
+    calls: tuple[Calls, Calls] | None = None
 
     def __str__(self) -> str:
         return super().__str__() if self.precision == "fp32" else f"{self.precision}, {super().__str__()}"
@@ -327,6 +348,7 @@ class Report(Record):
     relative_error_increase_reason: str | None
     finetune: FinetuneFacts | None
     pruned_shares: tuple[PrunedShare, ...]
+    damage: tuple[BlockDamage, ...] = ()
     closed_form: ClosedForm | None
     restrictions: tuple[str, ...]
     notes: tuple[str, ...]
@@ -344,6 +366,12 @@ class Report(Record):
     def to_dict(self) -> dict[str, object]:
         """The content of report.json."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, in a frame, so that its style is no business of the notebook's."""
+        from toolchain.report.page import to_html  # which reads reports
+
+        return f'<iframe srcdoc="{html.escape(to_html(self))}" style="width:100%; height:60rem; border:0"></iframe>'
 
     @staticmethod
     def load(folder: Path) -> Report:

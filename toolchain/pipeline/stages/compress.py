@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from toolchain.compress.allocation import Allocation, Latency
 from toolchain.compress.closed_form import ClosedForm as Chosen
 from toolchain.compress.stage import Compress, Weighing, pruned_shares
-from toolchain.cost import LatencyTable
+from toolchain.cost import RANK, LatencyTable
 from toolchain.files import sha256, write_json, write_text
 from toolchain.model import Made, MaskedModel, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
@@ -22,7 +22,7 @@ from toolchain.pipeline.latency_budget import Clock, latency_of
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
-from toolchain.report.record import ClosedForm, Figures, LatencyBudget, PrunedShare, Record
+from toolchain.report.record import BlockDamage, ClosedForm, Figures, LatencyBudget, PrunedShare, Record
 
 
 class CompressFacts(Record):
@@ -30,6 +30,7 @@ class CompressFacts(Record):
 
     figures: Figures
     pruned_shares: tuple[PrunedShare, ...]
+    damage: tuple[BlockDamage, ...]
     latency: tuple[LatencyBudget, ...]
     restrictions: tuple[str, ...]
     closed_form: ClosedForm | None
@@ -75,6 +76,7 @@ class Masked(RunStage[CompressFacts]):
         facts = CompressFacts(
             figures=saved.facts,
             pruned_shares=tuple(PrunedShare(**asdict(row)) for row in pruned_shares(masked)),
+            damage=tuple(_damages(masked, allocation.damage)),
             latency=tuple(LatencyBudget(**asdict(target)) for target in allocation.latency),
             restrictions=tuple(dense.family.restrictions(dense.module)),
             closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),
@@ -122,3 +124,11 @@ def closed_form(facts: Mapping[str, object]) -> ClosedForm | None:
     best = chosen.kl[f"{chosen.beta}{' head' if chosen.head_refitted else ''}"]
     finite = best is not None and math.isfinite(best)
     return ClosedForm(beta=chosen.beta, head_refitted=chosen.head_refitted, kl=best if finite else None)
+
+
+def _damages(masked: MaskedModel, damage: Mapping[tuple[str, str], float]) -> Iterator[BlockDamage]:
+    """What each width that was weighed does to the output, beside its block."""
+    blocks = masked.family.blocks(masked.module)
+    for (module, unit), nats in damage.items():
+        block = next(block.path for block in blocks if block.holds(module))
+        yield BlockDamage(block=block, kind=f"rank.{module.rpartition('.')[2]}" if unit == RANK else unit, nats=nats)

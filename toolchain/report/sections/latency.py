@@ -17,7 +17,9 @@ def _draw(report: Report) -> Part:
     machines = tuple(dict.fromkeys(f"Measured on: {describe_machine(row.environment)}." for row in rows))
     table = Table("Latency", ("where", "verdict"), tuple((str(row), row.summary) for row in rows), text=(0, 1))
     brief = (*(f"{row}: {row.summary}" for row in rows), *machines)
-    return Part(table.title, table=table, lines=machines, figures=ratios_figure(rows), brief=brief)
+    return Part(
+        table.title, table=table, lines=machines, figures=(*ratios_figure(rows), *calls_figure(rows)), brief=brief
+    )
 
 
 def ratios_figure(rows: Sequence[BenchRow]) -> tuple[Figure, ...]:
@@ -46,6 +48,30 @@ def ratios_figure(rows: Sequence[BenchRow]) -> tuple[Figure, ...]:
     ticks = tuple((x(value), f"{value:g}") for value in dict.fromkeys((low, 1.0, high)))
     caption = "The bar is the confidence interval, the line in it the estimate; left of 1 is faster."
     return (Figure("Compressed time over dense time", caption, bars, (), ticks, len(rows) * step + GAP),)
+
+
+def calls_figure(rows: Sequence[BenchRow]) -> tuple[Figure, ...]:
+    """How long single calls took on both sides of each comparison, in medians of its baseline; nothing where that is not known."""
+    known = [(row, row.calls) for row in rows if row.calls is not None]
+    if not known:
+        return ()
+    ends = [end / base.p50 for _, (base, ours) in known for calls in (base, ours) for end in (calls.p5, calls.p95)]
+    high = math.ceil(10 * max(*ends, 1.0)) / 10
+    bars = list[Bar]()
+    y = float(GAP)
+    for row, (base, ours) in known:
+        for style, calls in enumerate((base, ours)):
+            p5, p25, p50, p75, p95 = (PLOT * each / base.p50 / high for each in calls.model_dump().values())
+            label = "" if style else str(row)
+            bars.append(Bar(y, label, p5, p95, f"{calls.p50:.3g} ms", style, mark=p50, core=(p25, p75)))
+            y += BAR + GAP / 2
+        y += GAP
+    ticks = tuple((PLOT * value / high, f"{value:g}") for value in dict.fromkeys((0.0, 1.0, high)))
+    caption = (
+        "The line is the median of all single calls, the bar holds the middle half of them and its pale part nine in ten. 1 is the "
+        "baseline's median."
+    )
+    return (Figure("Single calls", caption, tuple(bars), ("baseline", "file"), ticks, y),)
 
 
 SECTION = Section("latency", _draw)

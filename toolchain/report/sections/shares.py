@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from toolchain.report.figures import BAR, GAP, PLOT, Bar, Figure
-from toolchain.report.record import PrunedShare, Report
+from toolchain.report.record import BlockDamage, PrunedShare, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table
 
@@ -28,7 +29,7 @@ def _draw(report: Report) -> Part:
     header = ("block", *(f"{kind}{'°' if kind in zeroed else ''}" for kind in kinds))
     title = f"Removed share per block and kind{' (° zeroed, not physically gone)' if zeroed else ''}"
     table = Table(title, header, tuple(body) if rows else ())
-    return Part(title, table=table, figures=shares_figure(rows))
+    return Part(title, table=table, figures=(*shares_figure(rows), *damage_figure(report.damage)))
 
 
 def shares_figure(rows: Sequence[PrunedShare]) -> tuple[Figure, ...]:
@@ -48,6 +49,27 @@ def shares_figure(rows: Sequence[PrunedShare]) -> tuple[Figure, ...]:
     legend = tuple(f"{kind} (zeroed, not physically gone)" if kind in zeroed else kind for kind in kinds)
     ticks = tuple((share * PLOT, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
     return (Figure("Where it was removed", "", tuple(bars), legend, ticks, y),) if bars else ()
+
+
+def damage_figure(rows: Sequence[BlockDamage]) -> tuple[Figure, ...]:
+    """One bar for each block and kind, as long as what its width does to the output; nothing if nothing was weighed."""
+    most = max((row.nats for row in rows), default=0.0)
+    if most <= 0:
+        return ()
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    sums = defaultdict[tuple[str, str], float](float)
+    for row in rows:
+        sums[row.block, row.kind] += max(row.nats, 0.0)
+    bars, y, most = list[Bar](), 0.0, max(sums.values())
+    for block in sorted({row.block for row in rows}, key=_block_order):
+        for index, kind in enumerate(kind for kind in kinds if (block, kind) in sums):
+            nats = sums[block, kind]
+            bars.append(Bar(y, "" if index else block, 0.0, PLOT * nats / most, f"{nats:.2g}", kinds.index(kind)))
+            y += BAR
+        y += GAP
+    caption = "How much the output changes by the width of one layer alone, as it was measured before the solver chose: nats an image."
+    ticks = ((0.0, "0"), (float(PLOT), f"{most:.2g}"))
+    return (Figure("What it does to the output", caption, tuple(bars), tuple(kinds), ticks, y),)
 
 
 def _block_order(name: str) -> list[int]:
