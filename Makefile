@@ -95,7 +95,7 @@ bench-real: export OMP_NUM_THREADS ?= 2
 bench-real: $(VENV)/.installed-bench  ## a pretrained DINOv2 on photographs out of Debian packages, beside Torch-Pruning
 	$(call suite,real)
 
-bench-report: $(VENV)/.installed-bench  ## write all pages, the picture and the table of docs/ anew, from the records alone
+bench-report: $(VENV)/.installed-bench  ## write all pages, the cards of models/, and what docs/ shows anew, from the records alone
 	$(bin)/python benchmarks/report.py
 
 clean:  ## remove caches, build folders and the demo's results

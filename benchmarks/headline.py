@@ -110,6 +110,8 @@ def without_amx(results: Results) -> str:
     return f" Without AMX half of DeiT-S is {bounds} ({where}; [all files](benchmarks/results/formats/README.md))."
 
 
+PRETRAINED_MODEL = "vit_small_patch14_dinov2"
+"""The folder of `models/` that the suite `real` measures."""
 PRETRAINED = ("dense", "joint.params0.75", "joint.params0.5", "joint.params0.35")
 """Rows of the suite `real` that stand in the first table, without training."""
 
@@ -280,8 +282,6 @@ def drawn(results: Results) -> dict[Path, str]:
     maps = real.drawn_maps(Suite.load(Path("real")), results) if first else ""
     fragment = f"{first}\n{table(results)}" if first else table(results)
     shown = {ROOT / "README.md": fragment, ROOT / "docs" / "results.md": fragment}
-    if first:
-        shown[ROOT / "models" / "vit_small_patch14_dinov2" / "README.md"] = first
     texts = {
         page: within(page.read_text(encoding="utf-8"), placed(text, page))
         for page, text in shown.items()

@@ -1,4 +1,4 @@
-"""Pages of every suite, from its records alone: `python benchmarks/report.py [SUITE…]`."""
+"""Pages of every suite, and cards of `models/`, from records alone: `python benchmarks/report.py [SUITE…]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cards
 import headline
 from pages import page_of
 from records import Results
@@ -23,14 +24,15 @@ def regenerate(suite: Suite, results: Results) -> dict[str, str]:
 
 
 def main(names: Sequence[str], results: Path = HERE / "results") -> int:
-    """0 after the pages of the named suites, or of all and what `docs/` shows of them, were written."""
+    """0 after the pages of the named suites, or of all, what `docs/` shows of them, and the cards of `models/`, were written."""
     try:
         for path in [Path(name) for name in names] or sorted(SUITES.glob("*.toml")):
             suite = Suite.load(path)
             for name, text in regenerate(suite, Results(results)).items():
                 write_text(results / suite.name / name, text)
                 print(results / suite.name / name)
-        for path, text in {} if names else headline.drawn(Results(results)).items():
+        drawn = (headline.drawn, cards.drawn)
+        for path, text in () if names else (item for draw in drawn for item in draw(Results(results)).items()):
             write_text(path, text)
             print(path)
     except SlimvitError as error:

@@ -138,6 +138,19 @@ def test_readme_names_the_two_commands():
     }
 
 
+def test_each_container_image_has_the_commands_that_build_and_run_it():
+    text = code_of((ROOT / "docker/README.md").read_text(encoding="utf-8")).replace("\\\n", " ")
+    images = sorted((ROOT / "docker").glob("*.Dockerfile"))
+    assert images
+    for image in images:
+        (tag,) = re.findall(rf"docker build --file docker/{image.name} --tag (\S+) \.", text)
+        runs = re.findall(rf"docker run .*?{tag}(.*)", text)
+        assert any("slimvit run" in run for run in runs), f"no command runs a recipe in {tag}"
+        assert any(not run.split("#")[0].strip() for run in runs), f"no command runs the tests in {tag}"
+    for recipe in re.findall(r"models/\S+\.toml", text):
+        assert (ROOT / recipe).is_file()
+
+
 def test_no_large_file():
     assert {relative(path): size for path in FILES if (size := path.lstat().st_size) > MAX_BYTES} == {}
 

@@ -43,8 +43,10 @@ from toolchain.settings import (
 
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
-LOCAL = "local-dir"
-"""What stands before a model's name that is the path of a folder."""
+LOCAL, HUB = "local-dir", "hf-hub"
+"""What stands before a model's name that is the path of a folder, or a repository of a hub."""
+HUB_URL = "hf://"
+"""What may stand before a repository's name in place of "hf-hub:"."""
 CLASS_LISTS = (
     "imagenet-1k",
     "imagenet-12k",
@@ -292,7 +294,8 @@ class Recipe(Section):
         Nor do the threads that decode count.
         """
         kind, classes = self.data.source.partition(":")[0], self.data.classes
-        name = LOCAL if model_source(self.model.name)[0] == LOCAL else self.model.name
+        source, place = model_source(self.model.name)
+        name = {LOCAL: LOCAL, HUB: f"{HUB}:{place}"}.get(source, self.model.name)
         model = {"name": name, "checkpoint": "file" if self.model.checkpoint else ""}
         data = {
             "source": kind if kind in PATH_SOURCES else self.data.source,
@@ -354,6 +357,8 @@ def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
 
 def model_source(name: str) -> tuple[str, str]:
     """("local-dir" or "hf-hub", what follows it) of a model's name; ("", name) for one of timm's own."""
+    if name.lower().startswith(HUB_URL):
+        return HUB, name[len(HUB_URL) :]
     kind, colon, place = name.partition(":")
     return (kind.lower().replace("_", "-"), place) if colon else ("", name)
 

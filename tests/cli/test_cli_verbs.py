@@ -44,7 +44,20 @@ VERBS = [
     "evaluate",
     "parity",
 ]
-VERBS += ["bench", "gate", "inspect", "models", "targets", "doctor", "report", "manifest", "schema", "init", "shrink"]
+VERBS += [
+    "bench",
+    "gate",
+    "inspect",
+    "models",
+    "targets",
+    "doctor",
+    "report",
+    "manifest",
+    "schema",
+    "init",
+    "shrink",
+    "push",
+]
 
 
 @pytest.fixture
@@ -88,6 +101,7 @@ def test_every_verb_is_in_the_help(command):
         "gate accept",
         "gate digest",
         "manifest verify",
+        "manifest sbom",
     ],
 )
 def test_every_verb_has_help_and_json(command, verb):
@@ -707,6 +721,14 @@ def test_manifest_holds_until_a_file_changes(parsed, command, copied):
     (copied / "plan.json").unlink()
     assert sorted(parsed("manifest", "verify", copied, code=3)["wrong"]) == ["deploy/model.safetensors", "plan.json"]
     assert "2 of" in command("manifest", "verify", copied).err
+
+
+def test_a_bill_of_materials_is_printed_or_written(parsed, command, finished, tmp_path):
+    bill = parsed("manifest", "sbom", finished.folder)
+    assert bill["bomFormat"] == "CycloneDX"
+    outcome = command("manifest", "sbom", finished.folder, "--out", tmp_path / "bom.json")
+    assert (outcome.code, outcome.out) == (0, f"wrote {tmp_path / 'bom.json'}\n")
+    assert json.loads((tmp_path / "bom.json").read_text()) == bill
 
 
 def test_manifest_that_is_none(command, tmp_path):

@@ -111,6 +111,7 @@ def test_a_source_stays_as_it_is_and_a_missing_folder_is_refused():
         ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
         ("timm/vit_tiny", "hf-hub:timm/vit_tiny"),
         ("hf-hub:timm/vit_tiny", "hf-hub:timm/vit_tiny"),
+        ("hf://timm/vit_tiny@v1", "hf://timm/vit_tiny@v1"),
     ],
 )
 def test_names_are_those_of_timm_or_of_a_hub(model: str, name: str):

@@ -361,7 +361,9 @@ def test_a_choice_among_a_folders_weights_is_told(folder):
 
 
 def test_an_unknown_source():
-    with pytest.raises(ModelError, match="has the unknown source 'zoo'; known: hf-hub:ORG/NAME, local-dir:PATH"):
+    with pytest.raises(
+        ModelError, match="has the unknown source 'zoo'; known: hf://ORG/NAME, hf-hub:ORG/NAME, local-dir:PATH"
+    ):
         load_dense(ModelSection(name="zoo:a"))
 
 

@@ -18,7 +18,7 @@ from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE, Draft
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A timm name, a hub's ORG/NAME, a checkpoint, or a folder of transformers or of timm."
+        metavar="MODEL", help="A timm name, hf://ORG/NAME, a checkpoint, or a folder of transformers or of timm."
     ),
 ]
 DataOption = Annotated[str, typer.Option("--data", help="A folder of pictures, or a source such as digits or hf:NAME.")]

@@ -1,4 +1,4 @@
-"""manifest verify: whether a run's files are those that it wrote."""
+"""manifest verify, manifest sbom: whether a run's files are those that it wrote, and a bill of materials of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json
-from toolchain.errors import ArtifactError
-from toolchain.files import read_json, sha256
+from toolchain.files import write_text
+from toolchain.publish.manifest import Manifest
+from toolchain.publish.sbom import sbom as bill_of
 
-manifest = typer.Typer(help="Check the files of a run against its manifest.", no_args_is_help=True)
+manifest = typer.Typer(
+    help="Check the files of a run against its manifest, and list them for others.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb of this file."""
+    """Adds the verbs of this file."""
     manifest.command("verify")(verify)
-    manifest.callback()(lambda: None)
+    manifest.command("sbom")(sbom)
     app.add_typer(manifest, name="manifest")
 
 
@@ -26,19 +29,25 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
 ) -> None:
     """Whether every file of a run is the one that its manifest lists; exit 3 if not."""
-    record = read_json(folder / "manifest.json")
-    if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("slimvit.manifest/"):
-        raise ArtifactError(f"{folder / 'manifest.json'} is not a manifest that slimvit wrote")
-    try:
-        listed = {str(entry["path"]): entry["sha256"] for entry in record["files"]}
-    except (KeyError, TypeError):
-        raise ArtifactError(f"{folder / 'manifest.json'} lists no files with their digests; it is damaged") from None
-    wrong = [
-        name for name, digest in listed.items() if not (folder / name).is_file() or sha256(folder / name) != digest
-    ]
+    record = Manifest.load(folder)
     if json_:
-        print_json({"files": len(listed), "wrong": wrong})
-    if wrong:
-        raise ArtifactError(f"{len(wrong)} of {len(listed)} files are missing or altered: {', '.join(wrong[:5])}")
+        print_json({"files": len(record.files), "wrong": record.wrong(folder)})
+    record.require(folder)
     if not json_:
-        line(f"{len(listed)} files, all as listed")
+        line(f"{len(record.files)} files, all as listed")
+
+
+def sbom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there, and not to stdout.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Write a bill of materials in CycloneDX's form: the model, its files with SHA-256, and the packages that wrote them."""
+    text = bill_of(folder)
+    if out is None:
+        line(text.rstrip("\n"))
+    else:
+        write_text(out, text)
+        print_json({"path": str(out)}) if json_ else line(f"wrote {out}")

@@ -14,10 +14,10 @@ from toolchain.data.folders import Layout, folders_in
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
-from toolchain.recipe import LOCAL, Recipe, override
+from toolchain.recipe import HUB, LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
-from toolchain.surgery.hub import CONFIG, HUB, read_config
+from toolchain.surgery.hub import CONFIG, read_config
 from toolchain.surgery.huggingface.folder import Folder, class_names
 from toolchain.surgery.load import load_dense
 

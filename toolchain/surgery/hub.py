@@ -1,4 +1,4 @@
-"""Models with a source before their name ("hf-hub:org/name", "local-dir:PATH"), and whether a hub can be reached."""
+"""Models with a source before their name ("hf://org/name", "local-dir:PATH"), and whether a hub can be reached."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from toolchain.errors import ModelError, StorageError
 from toolchain.outputs import Output
 from toolchain.plan import ModelRef
-from toolchain.recipe import LOCAL, model_source
+from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
+from toolchain.surgery.refusals import refusal
 
-HUB = "hf-hub"
 CONFIG = "config.json"
 WEIGHTS = (
     *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
@@ -81,14 +81,16 @@ def resolved(name: str, kwargs: Mapping[str, Any]) -> Source:
         return _source(config, kwargs, {"file": str(folder), "source": LOCAL}, name, LOCAL, folder)
     if kind == HUB:
         if not place:
-            raise ModelError(f"the model {name!r} is written {HUB}:ORG/NAME")
+            raise ModelError(f"the model {name!r} is written {HUB_URL}ORG/NAME")
         path = _config_of_hub(place, name)
         if is_folder(path.parent):
             _fetch(place, [file for file, _ in PROCESSORS])
             return replace(described(Folder.open(path.parent), kwargs), origin=f"{HUB}:{place}")
         config = read_config(path, name)
         return _source(config, kwargs, {"hf_hub_id": place, "source": HUB}, name, f"{HUB}:{place}", None)
-    raise ModelError(f"the model {name!r} has the unknown source {kind!r}; known: {HUB}:ORG/NAME, {LOCAL}:PATH")
+    raise ModelError(
+        f"the model {name!r} has the unknown source {kind!r}; known: {HUB_URL}ORG/NAME, {HUB}:ORG/NAME, {LOCAL}:PATH"
+    )
 
 
 def described(folder: Folder, kwargs: Mapping[str, Any]) -> Source:
@@ -172,7 +174,7 @@ def _config_of_hub(place: str, name: str) -> Path:
     except Exception as error:  # whatever a library makes of a network
         if cached is not None:
             return cached
-        raise ModelError(f"the model {name}: the hub does not give its {CONFIG}: {_line(error)}") from error
+        raise ModelError(f"the model {name} cannot be fetched: {refusal(error, place)}") from error
 
 
 def _cached(place: str, file: str) -> Path | None:
@@ -193,7 +195,7 @@ def _fetch(place: str, patterns: Sequence[str]) -> str:
     try:
         huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns))
     except Exception as error:  # noqa: BLE001 - whatever a library makes of a network
-        return f"the hub does not give {place}: {_line(error)}"
+        return f"the weights of {place} cannot be fetched: {refusal(error, place)}"
     return ""
 
 

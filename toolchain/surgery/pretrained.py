@@ -9,6 +9,7 @@ from typing import Any
 
 import timm.models
 import torch
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor, nn
 
 from toolchain.errors import ModelError, SlimvitError
@@ -26,6 +27,7 @@ from toolchain.surgery.fit import (
     without_classifier,
 )
 from toolchain.surgery.hub import Source, local_weights
+from toolchain.surgery.refusals import refusal
 from toolchain.surgery.replay import first_line
 from toolchain.surgery.resampling import FLEXIBLE, TIMM
 
@@ -141,6 +143,9 @@ def load_pretrained(
     except Exception as error:  # whatever timm, the hub's client and torch make of it
         if results:
             check_names(results[0], module, origin)
+        place = str(config_of(module).get("hf_hub_id") or architecture)
+        if isinstance(error, HfHubHTTPError | EntryNotFoundError):
+            raise ModelError(f"{PRETRAINED} cannot be fetched: {refusal(error, place)}") from error
         raise ModelError(
             f"timm cannot load {PRETRAINED} of {architecture}: {first_line(error)}. "
             "Without a network set model.checkpoint to a local file, or model.pretrained = false"

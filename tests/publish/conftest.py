@@ -1,0 +1,66 @@
+"""One small run in several precisions that the tests of its repository share, and a hub to push it to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import TOKEN, Hub, serving
+from huggingface_hub import constants
+from measuring import Stopwatch
+
+from toolchain.pipeline.run import run
+
+RECIPE = """[model]
+name = "vit_tiny_patch16_224"
+kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
+pretrained = false
+
+[data]
+source = "digits"
+
+[train]
+epochs = 1
+batch_size = 128
+
+[budget]
+params = 0.6
+
+[export]
+precisions = ["fp32", "fp16", "int8-dynamic"]
+
+[bench]
+targets = ["ort-cpu"]
+"""
+
+
+@pytest.fixture(scope="package")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run; tests only read it."""
+    root = tmp_path_factory.mktemp("published")
+    (root / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
+        run(root / "recipe.toml", root / "run", compare=Stopwatch())
+    yield root / "run"
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on this machine, for which there is a token."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files go by git-lfs, which this hub speaks
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

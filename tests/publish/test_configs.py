@@ -1,0 +1,120 @@
+"""The files that transformers reads say what the run's own metadata say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from toolchain.artifacts.onnx_file import FP32
+from toolchain.data.transforms import Preprocessing
+from toolchain.errors import DataError, RecipeError, StorageError
+from toolchain.export.precision import PRECISIONS
+from toolchain.model import Preprocess
+from toolchain.publish.configs import preprocessor
+from toolchain.publish.layout import places
+from toolchain.publish.repository import read_labels
+from toolchain.surgery.huggingface.processor import preparation
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WAYS = [
+    {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+    {"crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bilinear"},
+    {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+    {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    {"crop_pct": 0.95, "crop_mode": None, "interpolation": "bilinear"},
+]
+
+
+@pytest.fixture
+def picture():
+    """Smooth and wide, so that two libraries' filters differ by rounding alone."""
+    rows, columns = np.mgrid[0:300, 0:420] / 50
+    waves = [np.sin(rows + phase) * np.cos(columns - phase) for phase in (0.0, 1.0, 2.0)]
+    return Image.fromarray(np.round(127.5 + 120 * np.stack(waves, -1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_transformers_prepares_pictures_as_the_run_did(tmp_path, picture, way):
+    how = {"input_size": (3, 224, 224), "mean": MEAN, "std": STD, **way}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor(Preprocess(**how))))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    ours = Preprocessing(**how).of_picture(picture).numpy()
+    assert theirs.shape == ours.shape == (3, 224, 224)
+    assert np.abs(theirs - ours).mean() < 0.03  # a crop that begins between two pixels is rounded either way
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_written_is_read_back(tmp_path, way):
+    how = Preprocess((3, 224, 224), MEAN, STD, **way)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor(how)))
+    read = preparation(tmp_path, "ViT")
+    assert read.crop == (224, 224)
+    assert read.fields["mean"] == pytest.approx(MEAN)
+    assert read.fields["std"] == pytest.approx(STD)
+    assert read.fields["interpolation"] == how.interpolation
+    assert read.fields["crop_mode"] == (how.crop_mode or "center")
+    assert math.floor(224 / read.fields["crop_pct"]) == math.floor(224 / (how.crop_pct or 1))
+
+
+@pytest.mark.parametrize(("mode", "size"), [("border", (3, 224, 224)), ("center", (3, 224, 160))])
+def test_what_no_processor_does_is_refused(mode, size):
+    with pytest.raises(RecipeError, match=r"crop_mode '\w+' .*; run the recipe with"):
+        preprocessor(Preprocess(size, MEAN, STD, crop_pct=0.9, crop_mode=mode))
+
+
+def test_pictures_that_were_never_cropped_are_only_resized():
+    said = preprocessor(Preprocess((1, 8, 12), (0.3,), (0.4,)))
+    assert said["size"] == {"height": 8, "width": 12}
+    assert said["do_center_crop"] is False
+    assert said["do_convert_rgb"] is False
+
+
+@pytest.mark.parametrize(
+    ("precisions", "paths"),
+    [
+        (["fp32"], ["onnx/model.onnx"]),
+        (["int8-qdq", "fp16"], ["onnx/model_quantized.onnx", "onnx/model_fp16.onnx"]),
+        (["int8-qdq", "int8-dynamic"], ["onnx/model_int8.onnx", "onnx/model_quantized.onnx"]),
+        (
+            ["int4", "bf16", "of-a-plugin"],
+            ["onnx/model_q4f16.onnx", "onnx/model_bf16.onnx", "onnx/model_of_a_plugin.onnx"],
+        ),
+    ],
+)
+def test_no_two_precisions_have_one_file(precisions, paths):
+    assert [place.path for place in places(precisions).values()] == paths
+
+
+def test_the_page_lists_every_file():
+    page = (Path(__file__).resolve().parents[2] / "docs/hub.md").read_text(encoding="utf-8")
+    assert [
+        place.path for place in places([FP32, *PRECISIONS]).values() if place.path.rpartition("/")[2] not in page
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.txt", "cat\n\n big dog \n"),
+        ("labels.json", '["cat", "big dog"]'),
+        ("config.json", '{"id2label": {"1": "big dog", "0": "cat"}}'),
+    ],
+)
+def test_labels_are_read_as_people_have_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_labels(tmp_path / name) == ("cat", "big dog")
+
+
+def test_labels_that_are_none_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text("3")
+    with pytest.raises(DataError, match="holds no names of classes: write one a line"):
+        read_labels(tmp_path / "a.json")
+    with pytest.raises(StorageError, match=r"cannot read .*none\.txt"):
+        read_labels(tmp_path / "none.txt")

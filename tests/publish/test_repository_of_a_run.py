@@ -1,0 +1,170 @@
+"""A run's repository: everything in it is of the run, and those for whom it is made read it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoImageProcessor
+
+from toolchain.errors import DataError, StorageError
+from toolchain.publish.folder import FolderDestination
+from toolchain.publish.push import push
+from toolchain.publish.repository import repository
+from toolchain.recipe import Recipe
+from toolchain.report.record import Report
+
+LABELS = [f"digit {index}" for index in range(10)]
+
+
+@pytest.fixture(scope="module")
+def files(finished):
+    return repository(finished, "org/digits", labels=LABELS, license_="apache-2.0")
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("repository")
+    push(files, FolderDestination(path), tool="slimvit 0", message="")
+    return path
+
+
+def card_of(files):
+    return ModelCard(files["README.md"].data.decode())
+
+
+def test_it_holds_what_the_hubs_readers_look_for(files):
+    assert list(files) == [
+        "README.md",
+        "config.json",
+        "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
+        "onnx/model_quantized.onnx",
+        "plan.json",
+        "preprocessor_config.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"), [("fp32", "model"), ("fp16", "model_fp16"), ("int8-dynamic", "model_quantized")]
+)
+def test_its_files_compute_bit_for_bit_what_the_runs_files_do(finished, folder, precision, name):
+    images = np.random.default_rng(0).standard_normal((3, 1, 8, 8), dtype=np.float32)
+    (ours,) = onnxruntime.InferenceSession(finished / f"onnx/compressed.{precision}.onnx").run(
+        ["logits"], {"image": images}
+    )
+    (theirs,) = onnxruntime.InferenceSession(folder / f"onnx/{name}.onnx").run(["logits"], {"pixel_values": images})
+    assert np.array_equal(ours, theirs)
+
+
+def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path):
+    """As of models above the 2 GB of a message; transformers.js looks for `model.onnx_data`, and is told so."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "onnx/compressed.fp32.onnx"
+    model = onnx.load(path)
+    path.unlink()
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+    large = repository(run, "org/digits", labels=LABELS)
+    assert set(large) - set(files) == {"onnx/model.onnx_data"}
+    told = json.loads(large["config.json"].data)["transformers.js_config"]
+    assert told["use_external_data_format"] == {"model.onnx": 1}
+    push(large, FolderDestination(tmp_path / "repository"), tool="slimvit 0", message="")
+    session = onnxruntime.InferenceSession(tmp_path / "repository/onnx/model.onnx")
+    whole = onnxruntime.InferenceSession(files["onnx/model.onnx"].data)
+    images = {"pixel_values": np.ones((1, 1, 8, 8), np.float32)}
+    assert np.array_equal(session.run(["logits"], images)[0], whole.run(["logits"], images)[0])
+
+
+def test_transformers_reads_it(folder, finished):
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.num_labels, config.image_size, config.num_channels) == ("vit", 10, 8, 1)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 2)
+    assert config.id2label == dict(enumerate(LABELS))
+    processor = AutoImageProcessor.from_pretrained(folder)
+    grey = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    pixels = processor(grey, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    how = json.loads((finished / "deploy/model.json").read_text())["preprocess"]
+    assert pixels == pytest.approx(((grey[None, None, ..., 0] / 255) - how["mean"][0]) / how["std"][0], abs=1e-5)
+
+
+def test_the_front_of_the_card_is_what_hubs_read(files, finished):
+    data, report = card_of(files).data, Report.load(finished)
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers.js",
+        "image-classification",
+    )
+    assert {"onnx", "slimvit"} <= set(data.tags)
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", report.compressed.accuracy)
+
+
+def test_every_number_of_the_cards_tables_is_the_reports(files, finished):
+    text, report = card_of(files).text, Report.load(finished)
+    assert f"{report.compressed.params:,}" in text
+    for row in report.artifacts:
+        if row.model == "compressed":
+            assert f"{100 * row.bytes / report.dense.bytes:.1f} %" in text
+    assert f"{report.bench[0].compressed_ms:.3f}" in text
+    assert str(finished) not in text, "a card does not say where a run lay"
+    assert "int8-dynamic" in text
+
+
+def test_the_cards_recipe_is_one(files, finished):
+    text = re.search(r"```toml\n(.*?)```", card_of(files).text, re.DOTALL)[1]
+    recipe = Recipe.from_dict(tomllib.loads(text))
+    report = Report.load(finished)
+    assert recipe.budget == report.budget
+    assert recipe.model.kwargs == report.model.kwargs
+    assert recipe.compress.method == report.requested_method
+
+
+def test_as_many_labels_as_classes(finished):
+    assert json.loads(repository(finished, "a/b")["config.json"].data)["id2label"]["3"] == "LABEL_3"
+    with pytest.raises(DataError, match="2 labels, and the model has 10 classes"):
+        repository(finished, "a/b", labels=["x", "y"])
+    with pytest.raises(DataError, match="'x' stands for two classes"):
+        repository(finished, "a/b", labels=["x"] * 10)
+
+
+def changed(finished, tmp_path, **changes):
+    """A copy of the run whose report says something else."""
+    run = shutil.copytree(finished, tmp_path / "changed")
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | changes))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("output", "task", "kind", "problem"),
+    [
+        ("multi-label", "image-classification", "ViTForImageClassification", "multi_label_classification"),
+        ("regression", None, "ViTForImageClassification", "regression"),
+        ("features", "image-feature-extraction", "ViTModel", None),
+    ],
+)
+def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task, kind, problem):
+    files = repository(changed(finished, tmp_path, output=output), "a/b")
+    config = json.loads(files["config.json"].data)
+    assert (config["architectures"], config.get("problem_type")) == ([kind], problem)
+    card = ModelCard(files["README.md"].data.decode())
+    assert card.data.pipeline_tag == task
+    assert ("```js" in card.text) == (output == "features"), "pipelines of classes read a softmax"
+
+
+def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(finished, tmp_path):
+    card = card_of(repository(changed(finished, tmp_path, synthetic=True), "a/b"))
+    assert card.data.eval_results is None
+    assert "> Synthetic images: accuracy is unknown" in card.text
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path):
+    with pytest.raises(StorageError, match="is not the folder of a run"):
+        repository(tmp_path, "a/b")

@@ -1,0 +1,114 @@
+"""The files of a repository brought to where they are to be, without touching what others wrote there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from toolchain.errors import StorageError
+from toolchain.publish.content import Content, Digests
+
+RECEIPT = "slimvit.json"
+"""The file of a repository that says which of its files slimvit wrote."""
+
+
+class Destination(Protocol):
+    """Where a repository's files go: a hub, or a folder."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    def there(self) -> Mapping[str, Digests]:
+        """Path → digests of every file that is there; nothing where the repository is still to be made. Raises StorageError."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file that is there; raises StorageError."""
+        ...
+
+    def write(self, files: Mapping[str, Content], gone: Sequence[str], message: str) -> str:
+        """Writes files and removes others, all or none where the place can; returns where to look. Raises StorageError."""
+        ...
+
+
+class Receipt(BaseModel):
+    """The content of slimvit.json."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: Literal["slimvit.pushed/1"] = Field("slimvit.pushed/1", alias="schema")
+    tool: str
+    files: dict[str, Digests]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        url: where to look.
+        written: paths that are new or have other bytes than before.
+        unchanged: paths that were there as they are.
+        removed: paths of an earlier push that belong to the repository no longer.
+    """
+
+    url: str
+    written: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def push(
+    files: Mapping[str, Content], destination: Destination, *, tool: str, message: str, overwrite: bool = False
+) -> Pushed:
+    """Brings files to a place.
+
+    Files that are there and neither the same nor of an earlier push are foreign, and so are those of one that were changed
+    since, such as a card that someone edited.
+
+    Args:
+        files: path → content.
+        destination: the place.
+        tool: name and version of this program.
+        message: of the commit.
+        overwrite: whether foreign files are replaced.
+
+    Raises:
+        StorageError: the place cannot be read or written, or holds foreign files.
+    """
+    there = destination.there()
+    before = _receipt(destination) if RECEIPT in there else None
+    listed = before.files if before is not None else {}
+    own = {path for path, digests in listed.items() if path in there and digests.same(there[path])}
+    same = {path for path, content in files.items() if path in there and content.digests.same(there[path])}
+    foreign = sorted(set(files) & set(there) - own - same)
+    if RECEIPT in there and before is None:
+        foreign.append(RECEIPT)
+    if foreign and not overwrite:
+        names = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise StorageError(
+            f"{destination.name} holds {names}, which slimvit did not write or which {'was' if len(foreign) == 1 else 'were'} "
+            "changed since: choose another repository or revision, or pass --overwrite to replace"
+        )
+    removed = sorted(own - set(files))
+    receipt = Receipt(tool=tool, files={path: content.digests for path, content in files.items()})
+    text = json.dumps(receipt.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+    fresh = {path: content for path, content in files.items() if path not in same}
+    if fresh or removed or before is None:
+        fresh[RECEIPT] = Content.of_text(text)
+    url = destination.write(fresh, removed, message)
+    return Pushed(url, tuple(sorted(fresh)), tuple(sorted(same)), tuple(removed))
+
+
+def _receipt(destination: Destination) -> Receipt | None:
+    """What an earlier push left there; None where that file is of someone else."""
+    try:
+        return Receipt.model_validate_json(destination.read(RECEIPT))
+    except ValidationError:
+        return None
