@@ -10,7 +10,8 @@ from builders import write_classifier
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import BaselineError, RecipeError, StorageError
-from toolchain.gate.config import MEASURED, BudgetSection, GateConfig, RelationSection, require_baselines
+from toolchain.gate.baselines import require_baselines
+from toolchain.gate.config import MEASURED, BudgetSection, GateConfig, RelationSection
 from toolchain.gate.metrics import METRICS
 from toolchain.gate.starts import COSTS
 

@@ -12,12 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from toolchain.artifacts import open_artifact
 from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
-from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
+from toolchain.errors import RecipeError
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.recipe import absolute_classes, absolute_source
+from toolchain.recipe import HUB_URL, absolute_classes, absolute_source
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -166,6 +165,11 @@ class BaselineSection(Section):
     sha256: str = ""
     built: bool = False
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a file of a hub, hf://ORG/NAME/FILE, which is fetched when the gate runs."""
+        return self.path.startswith(HUB_URL)
+
     @model_validator(mode="after")
     def _is_a_digest(self) -> BaselineSection:
         if self.built != (not self.sha256):
@@ -303,7 +307,9 @@ class GateConfig(Section):
         data, source = config.data, absolute_source(config.data.source, base)
         update = {
             "data": data.model_copy(update={"source": source, "classes": absolute_classes(data.classes, base)}),
-            "baseline": {name: _moved(each, "path", base) for name, each in config.baseline.items()},
+            "baseline": {
+                name: each if each.on_hub else _moved(each, "path", base) for name, each in config.baseline.items()
+            },
             "cell": tuple(_moved(cell, "artifact", base) for cell in config.cell),
         }
         return config.model_copy(update=update)
@@ -329,28 +335,3 @@ class GateConfig(Section):
             kept[kind] = kept[kind].model_copy(update={metric: getattr(getattr(cell, kind), metric)})
             cell = cell.model_copy(update=kept)
         return self.model_copy(update={"cell": (cell,)})
-
-
-def require_baselines(config: GateConfig) -> None:
-    """Nothing, if every baseline that a cell names is there and is the one that was meant.
-
-    Raises:
-        BaselineError: one is missing, damaged, or has another digest.
-    """
-    for name in dict.fromkeys(cell.baseline for cell in config.cell if cell.baseline):
-        wanted = config.baseline[name]
-        path = Path(wanted.path)
-        if not path.exists():
-            raise BaselineError(
-                f"the baseline {name!r} is not at {path}; fetch it before the gate runs. It is never replaced by "
-                "numbers of an earlier run."
-            )
-        try:
-            digest = open_artifact(path).sha256
-        except (ArtifactError, StorageError) as error:
-            raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
-        if not wanted.built and digest != wanted.sha256:
-            raise BaselineError(
-                f"the baseline {name!r} at {path} has sha256 {digest}, the gate names {wanted.sha256}; fetch that "
-                "artifact, or review the new one and name its digest."
-            )

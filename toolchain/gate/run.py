@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError
 from toolchain.gate.accepts import Accept
-from toolchain.gate.config import GateConfig, require_baselines
+from toolchain.gate.baselines import fetched, require_baselines
+from toolchain.gate.config import GateConfig
 from toolchain.gate.evidence import Evidence
 from toolchain.gate.facts import look
 from toolchain.gate.result import GateResult
@@ -45,11 +46,12 @@ def run_gate(
         progress: how far the timing is.
 
     Raises:
-        BaselineError: a baseline is missing or is another artifact; nothing is judged.
+        BaselineError: a baseline is missing, cannot be fetched or is another artifact; nothing is judged.
         RecipeError: a check does not suit its artifact or data.
         StorageError: an artifact cannot be read.
         ArtifactError: an artifact is damaged, or was replaced while the gate ran.
     """
+    config = fetched(config)
     require_baselines(config)
     with nullcontext(devices) if devices is not None else Devices() as where:
         evidence = tuple(look(config, where, why=why))

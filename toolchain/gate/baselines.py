@@ -1,0 +1,73 @@
+"""Baselines of a gate: fetched from a hub where they lie there, and held to be those that were meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+
+from toolchain.artifacts import open_artifact
+from toolchain.errors import ArtifactError, BaselineError, StorageError
+from toolchain.gate.config import BaselineSection, GateConfig
+from toolchain.recipe import HUB_URL
+from toolchain.surgery.refusals import refusal
+
+FILE_ON_HUB = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
+
+
+def fetched(config: GateConfig) -> GateConfig:
+    """The gate with files of this machine for baselines that lie on a hub and that a cell names; the client's cache keeps them.
+
+    Raises:
+        BaselineError: one cannot be had.
+    """
+    named = {cell.baseline for cell in config.cell}
+    baselines = {name: _fetched(name, each) if name in named else each for name, each in config.baseline.items()}
+    return config.model_copy(update={"baseline": baselines})
+
+
+def _fetched(name: str, baseline: BaselineSection) -> BaselineSection:
+    if not baseline.on_hub:
+        return baseline
+    place = FILE_ON_HUB.fullmatch(baseline.path.removeprefix(HUB_URL))
+    if place is None:
+        raise BaselineError(f"the baseline {name!r} is written {HUB_URL}ORG/NAME/FILE, got {baseline.path!r}")
+    repository, revision, file = place["repository"], place["revision"], place["file"]
+    wanted = [file, f"{file}.data", f"{file}_data"]  # an ONNX file, and where its weights lie
+    try:
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+    except Exception as error:
+        where = f"{repository}@{revision}" if revision else repository
+        raise BaselineError(f"the baseline {name!r} cannot be fetched: {refusal(error, where)}") from error
+    path = Path(folder, file)
+    if not path.exists():
+        raise BaselineError(
+            f"the baseline {name!r} is not there: {repository} has no file {file}; name one that it has"
+        )
+    return baseline.model_copy(update={"path": str(path)})
+
+
+def require_baselines(config: GateConfig) -> None:
+    """Nothing, if every baseline that a cell names is there and is the one that was meant.
+
+    Raises:
+        BaselineError: one is missing, damaged, or has another digest.
+    """
+    for name in dict.fromkeys(cell.baseline for cell in config.cell if cell.baseline):
+        wanted = config.baseline[name]
+        path = Path(wanted.path)
+        if not path.exists():
+            raise BaselineError(
+                f"the baseline {name!r} is not at {path}; fetch it before the gate runs. It is never replaced by "
+                "numbers of an earlier run."
+            )
+        try:
+            digest = open_artifact(path).sha256
+        except (ArtifactError, StorageError) as error:
+            raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
+        if not wanted.built and digest != wanted.sha256:
+            raise BaselineError(
+                f"the baseline {name!r} at {path} has sha256 {digest}, the gate names {wanted.sha256}; fetch that "
+                "artifact, or review the new one and name its digest."
+            )
