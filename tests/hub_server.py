@@ -214,7 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self._error(404, "EntryNotFound", "Entry not found")
         content = files[path]
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.sha("main")}
+        commit = repository.sha(revision) if revision in repository.branches else revision
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
         return self._answer(200, content, headers)
 
     def _json(self, value: object) -> None:
