@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from kinds.compression import Clock
+from records import Results
 from torch import nn
 
 from experiments.freer_attention import FINE
-from experiments.starts import REFERENCES, Start, parser, record, start
+from experiments.starts import NAME, REFERENCES, RESULTS, Start, parser, record, start
 from experiments.streams import NarrowFamily, Stream, narrow, narrowed, read, write_within
 from toolchain.compress.allocation import Allocation, allocate
 from toolchain.compress.choices import Budget, Costs
@@ -29,8 +30,8 @@ from toolchain.compress.solver import Candidate, interpolate, solve_uniform
 from toolchain.cost import trace
 from toolchain.recipe import BudgetSection
 
-IMAGES = 256
-"""Images that the stream is chosen by."""
+KIND, IMAGES = "narrower-stream", 256
+"""The name of its records, and images that the stream is chosen by."""
 COARSE = Effort(SHARES[0], 3, 64)
 """How damage is looked at where time is short."""
 ALIKE = 1e-3
@@ -103,6 +104,18 @@ def described(stream: Stream | None, kind: str, params: float, found: Mapping[st
     return {"width": None if stream is None else stream.width, "basis": kind, "budget": params, **found}
 
 
+def others(begun: Start, definition: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the record that is there has of other budgets, if nothing else differs; the definition then names these too."""
+    old = Results(RESULTS).read(NAME, f"{KIND}.{begun.name}")
+    if old is None or any(old.definition.get(name) != definition[name] for name in definition if name != "budgets"):
+        return []
+    if old.definition["calibration_images"] != len(begun.job.source.split("calibration")):
+        return []
+    kept = [row for row in old.result["outcomes"] if row["budget"] not in definition["budgets"]]
+    definition["budgets"] = sorted({*definition["budgets"], *(row["budget"] for row in kept)}, reverse=True)
+    return kept
+
+
 def main(arguments: Sequence[str]) -> int:
     """0 after the record was written."""
     options = parser(__doc__)
@@ -146,7 +159,8 @@ def main(arguments: Sequence[str]) -> int:
         "outcomes": outcomes,
     }
     definition = {"budgets": budgets, "asked": IMAGES, "D": width, **asdict(how)}
-    record("narrower-stream", begun, definition, result, clock.seconds)
+    result["outcomes"] = [*others(begun, definition), *outcomes]
+    record(KIND, begun, definition, result, clock.seconds)
     return 0
 
 
