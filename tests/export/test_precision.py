@@ -25,9 +25,9 @@ from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnav
 from toolchain.export import precision, smooth
 from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
+from toolchain.export.observe import largest_channels
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISIONS
-from toolchain.export.quantise import largest_channels
 from toolchain.export.weights import largest_error, linears
 from toolchain.model import run_stage
 from toolchain.recipe import EngineSection

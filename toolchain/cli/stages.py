@@ -195,7 +195,8 @@ def export(
         if precision != FP32:
             converted = run_stage(judge.convert(precision, out), exported.artifact)
             graph, rungs = converted.facts.graph, [*rungs, *converted.rungs]
-    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": list(exported.facts.notes)}
+    notes = [*dict.fromkeys((*exported.facts.notes, *graph.notes))]
+    facts = {"file": str(out), "precision": precision, "bytes": graph.size_bytes, "notes": notes}
     held = [str(rung) for rung in rungs]
     print_json({**facts, "parity": held}) if json_ else print_facts({**facts, "parity": "; ".join(held)})
 

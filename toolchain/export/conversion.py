@@ -21,6 +21,8 @@ class Conversion:
         smoothed: whether the reference is another graph than the one given.
         moments: linear → E[x̂x̂ᵀ] of what it reads, with a 1 at its end, float64 [in + 1, in + 1], where the reference was rounded
             for that.
+        left: linears of an int8 graph that stay in fp32, by the names of their nodes in the fp32 graph.
+        notes: a sentence on each choice that was made.
     """
 
     model: onnx.ModelProto
@@ -28,3 +30,5 @@ class Conversion:
     ranges: Mapping[str, float] = field(default_factory=dict)
     smoothed: bool = False
     moments: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    left: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()

@@ -16,9 +16,11 @@ from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
 from toolchain.export.gptq import nearest, output_error
+from toolchain.export.observe import session
 from toolchain.export.onnx_graph import (
     GraphFacts,
     census,
+    last_linears,
     replacing,
     strip,
     write_onnx,
@@ -31,7 +33,6 @@ from toolchain.export.probabilities import (
     with_probabilities,
     without_probabilities,
 )
-from toolchain.export.quantise import last_linears, session
 from toolchain.export.weights import activation_scales, each_linear, largest_difference, largest_error
 from toolchain.model import BATCH, IMAGE, Made, Preprocess
 from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, require
@@ -101,7 +102,7 @@ class Convert:
             whole.metadata_props.add(key=key, value=value)
         files = write_onnx(whole, path)
         model = onnx.load(path)
-        require_precision(model, shipped, wanted)
+        require_precision(model, shipped, wanted, left=len(made.left))
         graph = GraphFacts(
             files=files,
             size_bytes=sum(file.stat().st_size for file in files),
@@ -109,6 +110,7 @@ class Convert:
             nodes_before=census(shipped),
             nodes_after=census(model),
             simplified=False,
+            notes=made.notes,
         )
         rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
         if made.moments:
@@ -216,8 +218,8 @@ def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, 
     return Rung("observed ranges", name, None, None, None, tolerance, "fail" if reason else "pass", reason)
 
 
-def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision) -> None:
-    """Nothing, if a graph has the precision that was asked for, and is otherwise used like the fp32 graph.
+def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision, left: int = 0) -> None:
+    """Nothing, if a graph has the precision that was asked for, but for `left` linears, and is otherwise used like the fp32 graph.
 
     Raises:
         ArtifactError: a linear kept another type, linears were lost, or inputs and outputs are others.
@@ -237,7 +239,7 @@ def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Pr
     if sum(found.values()) != kept:
         raise ArtifactError(f"the {wanted.name} graph has {sum(found.values())} linears, the fp32 graph {kept}")
     others = {TensorProto.DataType.Name(kind): n for kind, n in found.items() if kind not in wanted.weight_types}
-    allowed = len(last_linears(dense)) if INTEGERS & wanted.weight_types else 0  # they stay in floating point
+    allowed = left + len(last_linears(dense)) if INTEGERS & wanted.weight_types else 0  # they stay in floating point
     if sum(others.values()) > allowed:
         raise ArtifactError(f"the {wanted.name} graph has linears of other types: {others}")
 

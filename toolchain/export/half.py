@@ -19,7 +19,7 @@ from onnx import TensorProto, numpy_helper
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.large import with_shapes
-from toolchain.export.quantise import largest_values
+from toolchain.export.observe import largest_values
 
 KEPT_FP32 = ["LayerNormalization", "RMSNormalization", "Softmax"]
 FP16_MAX = float(np.finfo(np.float16).max)

@@ -23,8 +23,9 @@ from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.gptq import gptq
-from toolchain.export.onnx_graph import linear_nodes
-from toolchain.export.quantise import int8_dynamic, last_linears, session, steps
+from toolchain.export.observe import session, steps
+from toolchain.export.onnx_graph import last_linears, linear_nodes
+from toolchain.export.quantise import dynamic
 from toolchain.export.weights import bias_of
 
 Array = NDArray[Any]
@@ -39,7 +40,7 @@ CODES, SCALE = "_quantized", "_scale"
 
 
 def int4(model: onnx.ModelProto, images: Array) -> Conversion:
-    """The graph of `int8_dynamic` with weights of four bits.
+    """The graph of `dynamic` with weights of four bits.
 
     Args:
         model: fp32.
@@ -52,7 +53,7 @@ def int4(model: onnx.ModelProto, images: Array) -> Conversion:
     linears = _linears(model)
     moments = second_moments(model, sorted({each.read for each in linears}), images)
     reference, rounded = _rounded(model, linears, moments)
-    made = int8_dynamic(reference, images).model
+    made = dynamic(reference)
     casts = [*_fours(made, rounded), *_halves(made)]
     nodes = [*made.graph.node]
     del made.graph.node[:]

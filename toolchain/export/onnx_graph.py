@@ -20,6 +20,7 @@ import torch
 from onnx.external_data_helper import uses_external_data
 from torch import nn
 
+from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import KEPT_BYTES, detached, is_large, module_bytes, stored_bytes
@@ -155,6 +156,25 @@ def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The MatMul and Gemm nodes that multiply by a constant weight matrix."""
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     return [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
+
+
+def last_linears(model: onnx.ModelProto) -> set[str]:
+    """Names of the linears that the logits come from: one, or several whose outputs are averaged; none of features."""
+    linears, found = {node.name for node in linear_nodes(model)}, set()
+    waiting = [value for value in linked(model).graph.outputs if value.name == LOGITS]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node.name in linears:
+            found.add(node.name)
+        elif node is not None:
+            waiting += filter(None, node.inputs)
+    return found
+
+
+def inner_linears(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of all other linears, in the order of the graph."""
+    last = last_linears(model)
+    return tuple(node.name for node in linear_nodes(model) if node.name not in last)
 
 
 def linear_shapes(model: onnx.ModelProto) -> Counter[tuple[int, int]]:

@@ -56,7 +56,8 @@ class Precision:
         product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
             alone, "INT8-DYNAMIC" where scales are those of each call, "INT4-DYNAMIC" where weights are besides stored in int4.
             Targets that load it run the file: the first that is there judges it, and all are timed if a recipe names them.
-        calibrated: whether the images decide anything.
+        calibrated: whether the images decide every file.
+        adapts: whether they decide something where there are real ones, and none are needed.
         operators: what a conversion may add to the graph or take from it.
         needs: what has to be installed for it where no target loads it; "" where some always does.
     """
@@ -67,6 +68,7 @@ class Precision:
     weight_types: frozenset[int]
     product: str = FLOAT
     calibrated: bool = False
+    adapts: bool = False
     operators: frozenset[str] = AROUND_LINEARS
     needs: str = ""
 
@@ -86,6 +88,7 @@ ENTRIES = (
         Tolerance(None, 0.95, 0.97),
         frozenset({TensorProto.INT8}),
         product="INT8-DYNAMIC",
+        adapts=True,
     ),
     Precision(
         "int8-qdq",

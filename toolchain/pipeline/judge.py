@@ -109,9 +109,11 @@ class Judge:
 
     def convert(self, precision: str, path: Path) -> Convert:
         """The stage that makes a file of another precision, with the images that it calibrates and compares on."""
-        calibrated = precision in PRECISIONS and PRECISIONS[precision].calibrated
+        how = PRECISIONS.get(precision)
         images = stack_images(self.source.to_compare(max(BATCHES) if self.source.synthetic else COMPARED))
-        observed = self.calibration() if calibrated else images
+        observed = images
+        if how is not None and (how.calibrated or how.adapts):
+            observed = images[:0] if how.adapts and self.source.synthetic else self.calibration()
         return Convert(precision, path, observed, images, real_images=self.names_classes)
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
