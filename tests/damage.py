@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 
 ODD: tuple[object, ...] = (
-    *(None, True, False, 0, -1, 1, 10**30, -0.0, 1e308, 0.5),
+    *(None, True, False, 0, -1, 1, 10**30, 10**400, -0.0, 1e308, 0.5),
     *("", " ", "nan", "\ud7ff", "a" * 5000, "../../x", "\0", "🐸"),
     *([], {}, [[]], {"": None}, [1, "a", None], {"a": {"a": {"a": []}}}),
 )

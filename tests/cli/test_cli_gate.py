@@ -181,7 +181,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     (tmp_path / "edited.json").write_text(json.dumps(edited))
     assert accept(command, path, "--from", tmp_path / "edited.json").code == 3
     outcome = accept(command, path, "--from", tmp_path / "broken.json")
-    assert (outcome.code, "failed without a value: It was not timed: they have other inputs" in outcome.err) == (
+    assert (outcome.code, "failed without a value: It was not measured: they have other inputs" in outcome.err) == (
         2,
         True,
     )
@@ -323,7 +323,7 @@ def commented(tmp_path, listed, *, broken=False, text="## slimvit gate: pass\n")
     client.parent.mkdir()
     client.write_text(
         f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\n'
-        f'{"exit 1" if broken else ""}\ncase "$*" in *--paginate*) printf "{listed}" ;; esac\n'
+        f'{"echo no such right >&2; exit 1" if broken else ""}\ncase "$*" in *--paginate*) printf "{listed}" ;; esac\n'
     )
     client.chmod(0o755)
     environment = {
@@ -331,6 +331,7 @@ def commented(tmp_path, listed, *, broken=False, text="## slimvit gate: pass\n")
         "PATH": f"{client.parent}:{os.environ['PATH']}",
         "GH_REPO": "o/r",
         "NUMBER": "7",
+        "COMMIT": "0123abc",
         "MARKER": "<!-- slimvit gate: a -->",
         "RUN": "https://example.org/run",
         "RESULTS": str(tmp_path),
@@ -353,15 +354,17 @@ def test_the_action_keeps_one_comment(tmp_path, listed, last):
     assert done.returncode == 0, done.stderr
     assert len(calls) == 2
     assert calls[1].startswith(f"{last} -F body=@")
-    assert body.startswith("<!-- slimvit gate: a -->\n## slimvit gate: pass")
-    assert body.endswith("[All results](https://example.org/run)\n")
+    assert (
+        body
+        == "<!-- slimvit gate: a -->\nOf 0123abc: [all results](https://example.org/run)\n\n## slimvit gate: pass\n"
+    )
 
 
 def test_a_comment_that_may_not_be_written_is_a_warning(tmp_path):
     done, calls, body = commented(tmp_path, "", broken=True, text="x" * 70_000)
     assert (done.returncode, len(calls)) == (0, 1)
     assert "::warning" in done.stdout
-    assert "pull-requests: write" in done.stdout
+    assert "(no such right); does the job have the permission pull-requests: write?" in done.stdout
     assert len(body) < 65_536, "GitHub takes no longer one"
     assert "(cut off)" in body
 

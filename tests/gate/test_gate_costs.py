@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import random
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from measuring import device_of
 
 from toolchain.artifacts import open_artifact
-from toolchain.errors import ArtifactError, DeviceLost, RecipeError
+from toolchain.errors import ArtifactError, BaselineError, DeviceLost, RecipeError, TargetUnavailable
 from toolchain.gate import Accept, GateConfig, GateResult, run_gate
 from toolchain.gate.starts import LOOKS
 from toolchain.gate.timing import Clock, started
 from toolchain.measure.intervals import order_interval
 from toolchain.measure.samples import A, B
+from toolchain.measure.stored import sealed
 from toolchain.on_device.runner import COLD_SCHEMA
 from toolchain.report.gate import gate_markdown
 from toolchain.report.trackers import points
@@ -110,9 +112,9 @@ def test_a_cold_start_is_opening_and_the_first_call(judge):
 
 def test_starts_grow_while_a_check_is_open_and_no_further(judge):
     clear, doubtful = Starter(), Starter(larger=1.1)
-    assert len(judge(clear, relation={"memory": 0.1}).evidence[0].starts.pairs) == LOOKS[0]
+    assert len(judge(clear, relation={"memory": 0.1}).evidence[0].starts[0].pairs) == LOOKS[0]
     result = judge(doubtful, relation={"memory": 0.1})
-    assert len(result.evidence[0].starts.pairs) == LOOKS[-1]
+    assert len(result.evidence[0].starts[0].pairs) == LOOKS[-1]
     assert outcome(result) == {"relation.memory": "inconclusive"}
     assert result.exit_code == 4
     assert len(doubtful.asked) == 2 * (LOOKS[-1] + 1), "the first start of each file does not count"
@@ -149,13 +151,90 @@ def test_what_could_not_be_measured_is_no_pass(judge, starter):
     assert result.exit_code == 4
 
 
+class Absent:
+    """A measurer of a device that is not there."""
+
+    def run(self, schedule, progress):
+        raise TargetUnavailable("ort-cpu", "it is switched off")
+
+
 def test_a_target_that_is_not_here_is_skipped(judge):
-    result = judge(Starter(), {"memory": "1 GB"}, target="ort-cuda")
-    assert outcome(result) in ({"budget.memory": "skipped"}, {"budget.memory": "pass"})
-    with pytest.raises(RecipeError, match="no unit"):
-        judge(Starter(), {"cold_start": 8})
-    with pytest.raises(RecipeError, match="belongs in a relation"):
-        judge(Starter(), {"memory": "10%"})
+    result = judge(Absent(), {"memory": "1 GB"})
+    assert outcome(result) == {"budget.memory": "skipped"}
+    assert result.exit_code == 1, "a gate that evaluated nothing has failed"
+    assert outcome(judge(Absent(), {"memory": "1 GB"}, required=True)) == {"budget.memory": "fail"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [({"cold_start": 8}, "no unit"), ({"memory": "10%"}, "belongs in a relation")]
+)
+def test_a_bound_without_a_meaning_is_refused(judge, budget, words):
+    with pytest.raises(RecipeError, match=words):
+        judge(Starter(), budget)
+
+
+class Burst(Starter):
+    """Another process takes the machine for the first starts."""
+
+    def run(self, schedule, progress):
+        self.slower = 1.5 if len(self.asked) < 2 * (LOOKS[0] + 1) else 1.0
+        return super().run(schedule, progress)
+
+
+def test_what_does_not_repeat_fails_no_job(judge):
+    """Kind: a job that fails because something else ran on the machine for some seconds."""
+    result = judge(Burst(), relation={"cold_start": 0.1})
+    assert outcome(result) == {"relation.cold_start": "inconclusive"}
+    assert "pass in starts that were taken later" in result.cells[0].checks[0].reason
+    confirmed = judge(Starter(slower=1.5), relation={"cold_start": 0.1})
+    assert [len(starts.pairs) for starts in confirmed.evidence[0].starts] == [LOOKS[0]] * 2
+    assert "confirmed it" in confirmed.cells[0].checks[0].reason
+
+
+def test_an_accept_below_the_bound_covers_nothing(judge):
+    entry = {"cell": "a", "check": "relation.memory", "reason": "x", "accepted": TODAY, "expires": TODAY}
+    for at_most in (0, 1.05):
+        result = judge(Starter(larger=1.1), relation={"memory": 0.1}, accepts=[Accept(**entry, at_most=at_most)])
+        assert outcome(result) == {"relation.memory": "inconclusive"}
+        assert [use.state for use in result.accept_uses] == ["undecided"]
+    over = judge(Starter(larger=1.22), relation={"memory": 0.1}, accepts=[Accept(**entry, at_most=1.2199)])
+    assert "The interval holds 1.220" in over.cells[0].checks[0].reason or outcome(over) != {
+        "relation.memory": "inconclusive"
+    }
+
+
+def test_starts_that_do_not_fit_the_cell_are_refused(judge, tmp_path):
+    record = judge(Starter(), relation=BOTH).to_dict()
+
+    def load(change):
+        altered = copy.deepcopy(record["raw"])
+        change(altered["evidence"][0]["starts"][0])
+        (tmp_path / "gate.json").write_text(json.dumps({**record, **sealed(altered)}))
+        return GateResult.load(tmp_path / "gate.json")
+
+    for change, words in (
+        (lambda starts: starts["scenario"].update(target="openvino-cpu"), "another target"),
+        (lambda starts: starts["pairs"][0]["artifact"].update(peak_rss_bytes=None), "some do not"),
+        (lambda starts: starts["pairs"][0]["artifact"].update(peak_rss_bytes=10**400), "peak_rss_bytes"),
+        (lambda starts: starts["pairs"].pop(), "at least 8"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            load(change)
+
+
+def test_a_baseline_that_the_job_built_is_told(tmp_path):
+    write_classifier(tmp_path / "old.onnx")
+    write_classifier(tmp_path / "new.onnx")
+    cell = {"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"size": 0.0}}
+    raw = {"baseline": {"old": {"path": "old.onnx", "built": True}}, "cell": [cell]}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+    assert "The baseline of a was built by this job, and held to no digest." in gate_markdown(result)
+    raw["cell"][0]["artifact"] = "old.onnx"
+    with pytest.raises(BaselineError, match="is the artifact itself"):
+        run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+    raw["baseline"]["old"]["path"] = "hf://org/name/a.onnx"
+    with pytest.raises(RecipeError, match="name its sha256"):
+        GateConfig.from_dict(raw, tmp_path)
 
 
 def test_a_result_is_read_back_and_an_altered_start_is_noticed(judge, tmp_path):
@@ -164,7 +243,7 @@ def test_a_result_is_read_back_and_an_altered_start_is_noticed(judge, tmp_path):
     path = tmp_path / "gate.json"
     path.write_text(json.dumps(record))
     assert GateResult.load(path) == result
-    start = record["raw"]["evidence"][0]["starts"]["pairs"][0]["artifact"]
+    start = record["raw"]["evidence"][0]["starts"][0]["pairs"][0]["artifact"]
     start["peak_rss_bytes"] -= 10 * MB
     path.write_text(json.dumps(record))
     with pytest.raises(ArtifactError):
@@ -175,15 +254,17 @@ def test_more_starts_than_decide_are_refused(judge):
     """Kind: measuring on until the answer suits."""
     decided = judge(Starter(), relation={"memory": 0.1})
     doubtful = judge(Starter(noise=0.02), relation={"memory": 0.01})
-    assert len(doubtful.evidence[0].starts.pairs) > LOOKS[0]
+    assert len(doubtful.evidence[0].starts[0].pairs) > LOOKS[0]
     for result, starts in (
-        (decided, doubtful.evidence[0].starts),
+        (decided, doubtful.evidence[0].starts[0]),
         (
             doubtful,
-            doubtful.evidence[0].starts.model_copy(update={"pairs": doubtful.evidence[0].starts.pairs[: LOOKS[0]]}),
+            doubtful.evidence[0]
+            .starts[0]
+            .model_copy(update={"pairs": doubtful.evidence[0].starts[0].pairs[: LOOKS[0]]}),
         ),
     ):
-        forged = result.model_copy(update={"evidence": (result.evidence[0].model_copy(update={"starts": starts}),)})
+        forged = result.model_copy(update={"evidence": (result.evidence[0].model_copy(update={"starts": (starts,)}),)})
         with pytest.raises(ValueError, match="which is not when they decide"):
             forged.require_protocol()
 

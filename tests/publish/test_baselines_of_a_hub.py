@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 
+import onnx
 import pytest
-from builders import write_classifier
+from builders import write_classifier, write_stack
 from hub_server import Repository
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import BaselineError
 from toolchain.gate import GateConfig, run_gate
+from toolchain.gate.baselines import fetched_file
 
 DAY = dt.date(2030, 1, 15)
 
@@ -57,3 +59,18 @@ def test_a_revision_is_that_branch(gate):
 def test_what_is_not_the_baseline_ends_the_gate(gate, place, words):
     with pytest.raises(BaselineError, match=words):
         gate(place)
+
+
+def test_a_baseline_with_weights_beside_it_is_whole(hub, tmp_path):
+    """Kind: files that lie behind links, as in the cache of a hub's client."""
+    whole = onnx.load(write_stack(tmp_path / "plain.onnx", layers=2))
+    onnx.save(whole, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    hub.repositories["org/name"] = Repository()
+    files = hub.repositories["org/name"].branches["main"]
+    files |= {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")}
+    cell = {"name": "a", "artifact": "model.onnx", "baseline": "hub", "relation": {"size": 0.0}}
+    digest = open_artifact(tmp_path / "model.onnx").sha256
+    raw = {"baseline": {"hub": {"path": "hf://org/name/model.onnx", "sha256": digest}}, "cell": [cell]}
+    (check,) = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=DAY).cells[0].checks
+    assert (check.status, check.value) == ("pass", check.baseline)
+    assert open_artifact(fetched_file("hf://org/name/model.onnx")).sha256 == digest

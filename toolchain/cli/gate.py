@@ -27,6 +27,7 @@ from toolchain.gate import (
     run_gate,
 )
 from toolchain.gate.accepts import NEVER
+from toolchain.gate.baselines import fetched_file
 from toolchain.gate.timing import Clock, timed
 from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
@@ -124,10 +125,11 @@ def accept(
 
 
 def digest(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")], json_: JsonFlag = False
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file or a folder, or hf://ORG/NAME/FILE.")],
+    json_: JsonFlag = False,
 ) -> None:
     """Print the sha256 by which a gate.toml names a baseline."""
-    value = open_artifact(path).sha256
+    value = open_artifact(fetched_file(path)).sha256
     print_json({"path": str(path), "sha256": value}) if json_ else line(value)
 
 

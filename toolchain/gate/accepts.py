@@ -62,7 +62,7 @@ class Accept(Section):
 class AcceptUse(Accept):
     """What came of an entry in one run of the gate."""
 
-    state: Literal["used", "unused", "exceeded", "expired", "unknown"]
+    state: Literal["used", "unused", "exceeded", "undecided", "expired", "unknown"]
 
 
 class _AcceptFile(Section):

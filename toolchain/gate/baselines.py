@@ -16,6 +16,11 @@ from toolchain.surgery.refusals import refusal
 FILE_ON_HUB = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
+def fetched_file(path: str) -> Path:
+    """The file of this machine for a path, which may be hf://ORG/NAME/FILE; raises BaselineError if that cannot be had."""
+    return Path(_fetched(path, BaselineSection(path=path, sha256="0" * 64)).path)
+
+
 def fetched(config: GateConfig) -> GateConfig:
     """The gate with files of this machine for baselines that lie on a hub and that a cell names; the client's cache keeps them.
 
@@ -66,6 +71,12 @@ def require_baselines(config: GateConfig) -> None:
             digest = open_artifact(path).sha256
         except (ArtifactError, StorageError) as error:
             raise BaselineError(f"the baseline {name!r} cannot be read: {error}") from error
+        if wanted.built and any(
+            Path(cell.artifact).resolve() == path.resolve() for cell in config.cell if cell.baseline == name
+        ):
+            raise BaselineError(
+                f"the baseline {name!r} is the artifact itself, {path}; build it from the base branch, elsewhere"
+            )
         if not wanted.built and digest != wanted.sha256:
             raise BaselineError(
                 f"the baseline {name!r} at {path} has sha256 {digest}, the gate names {wanted.sha256}; fetch that "

@@ -177,6 +177,8 @@ class BaselineSection(Section):
                 f"the baseline at {self.path} needs its sha256, which `slimvit gate digest {self.path}` prints, or built = true "
                 "where the job builds it from the base branch; one of the two"
             )
+        if self.built and self.on_hub:
+            raise ValueError(f"the baseline {self.path} lies on a hub, where a job builds nothing: name its sha256")
         if self.built:
             return self
         object.__setattr__(self, "sha256", self.sha256.lower())

@@ -15,10 +15,16 @@ from toolchain.gate.metrics import METRICS
 from toolchain.gate.starts import COSTS, Starts
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import A, ArtifactFacts, B, Parity, Strict
+from toolchain.targets import TARGETS
 
 RATIO, TIME = "relation.latency", "budget.latency"
 DEFAULT_TAU = 0.05
 Count = Annotated[int, Field(ge=0)]
+
+
+def runtime_of(cell: Cell) -> str | None:
+    """The runtime that a cell names itself; None where it names a device, whose runtime targets.toml says."""
+    return cell.target if cell.target.partition("+")[0] in TARGETS else None
 
 
 class Facts(Strict):
@@ -84,7 +90,9 @@ class Evidence(Strict):
         agreement: of the outputs of both, if parity is asked for.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
-        starts: cold starts of the artifact and its baseline, or why there are none, if something is asked that they tell.
+        built: whether the job built the baseline itself, so that no digest was held.
+        starts: cold starts of the artifact and its baseline, or why there are none, if something is asked that they tell; a second time
+            where the first said that they cost too much.
         attempts: the comparison, or why there is none; a second one where the first said that the artifact is too slow.
     """
 
@@ -94,7 +102,8 @@ class Evidence(Strict):
     agreement: Agreement | None = None
     features: FeatureEvaluation | None = None
     changes: tuple[Change, ...] | None = None
-    starts: Starts | Missing | None = None
+    built: bool = False
+    starts: tuple[Starts | Missing, ...] = ()
     attempts: tuple[Comparison | Missing, ...] = ()
 
     @property
@@ -162,14 +171,16 @@ class Evidence(Strict):
         gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
         if self.changes is not None and sum(row.change for row in self.changes) != gained:
             yield f"the sizes of its parts do not sum to {gained:,} bytes"
-        if isinstance(self.starts, Starts):
-            yield from self._faults_of_starts(self.starts)
-        if any(isinstance(each, Missing) for each in self.attempts[:-1]):
+        for starts in self.starts:
+            if isinstance(starts, Starts):
+                yield from self._faults_of_starts(starts)
+        if any(isinstance(each, Missing) for each in (*self.attempts[:-1], *self.starts[:-1])):
             yield "nothing was measured, and yet confirmed"
         for seed, attempt in enumerate(self.attempts):
             if isinstance(attempt, Comparison):
                 workload, design = attempt.scenario, attempt.design
                 for what, measured, wanted in (
+                    ("target", workload.target, runtime_of(cell) or workload.target),
                     ("artifact", attempt.artifacts[B], ours.file),
                     ("baseline", attempt.artifacts[A], (theirs or ours).file),
                     ("batch", workload.batch, cell.batch),
@@ -187,6 +198,7 @@ class Evidence(Strict):
         cell, scenario = self.cell, starts.scenario
         related = any(name.startswith("relation.") for name in self.cost_checks)
         for what, measured, wanted in (
+            ("target", scenario.target, runtime_of(cell) or scenario.target),
             ("artifact", starts.artifact, self.artifact.file),
             ("baseline", starts.baseline, self.baseline.file if self.baseline and related else None),
             ("batch", scenario.batch, cell.batch),

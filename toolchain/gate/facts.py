@@ -46,6 +46,7 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         raise RecipeError(
             f"cell {cell.name!r}: {facts.images} images for the artifact, {reference.images} for its baseline"
         )
+    built = bool(cell.baseline) and config.baseline[cell.baseline].built
     agreement, bounds = None, cell.relation.parity
     if bounds is not None and baseline is not None:
         data = config.data
@@ -64,6 +65,7 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         cell=cell.model_copy(update={"artifact": artifact.name, **resolved}),
         artifact=facts,
         baseline=reference,
+        built=built,
         agreement=agreement,
         features=features,
         changes=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))

@@ -59,6 +59,10 @@ class Allowance:
         """The value that the check fails above."""
         return max(self.bound, self.accepted or 0.0)
 
+    def covers(self, point: float) -> bool:
+        """Whether an accept that allows more than the bound allows what was measured, of which this is the logarithm."""
+        return self.accepted is not None and self.accepted >= self.bound and point <= math.log(self.accepted)
+
 
 def allowances(evidence: Evidence, accepted: Mapping[Key, Number]) -> dict[str, Allowance]:
     """Check → what it allows, for the latency checks of a cell."""
@@ -112,8 +116,7 @@ def status_of(check: str, comparison: Comparison, allowance: Allowance) -> Statu
             return "inconclusive"  # as `judge` says
         if verdict == "regressed" and estimate.lo > fails_above:
             return "fail"
-    accepted = allowance.accepted
-    return "accepted" if accepted is not None and estimate.point <= math.log(accepted) else "inconclusive"
+    return "accepted" if allowance.covers(estimate.point) else "inconclusive"
 
 
 def undecided_by(checks: Mapping[str, Allowance]) -> Undecided:
@@ -259,10 +262,10 @@ def untimed_check(name: str, evidence: Evidence) -> Check:
 def missing_check(name: str, evidence: Evidence, missing: Missing | None, *, unit: str, bound: float) -> Check:
     """The check of what was not measured in a cell: why it could not be, or None where parity had failed."""
     status: Status = "skipped"
-    reason = "It was not timed, because parity with the baseline failed. Mend that first."
+    reason = "It was not measured, because parity with the baseline failed. Mend that first."
     if missing is not None:
         sentence = missing.reason if missing.reason.endswith((".", "!", "?")) else f"{missing.reason}."
-        reason = f"It was not timed: {sentence}"
+        reason = f"It was not measured: {sentence}"
         if missing.why == "unavailable" and evidence.cell.required:
             status, reason = "fail", f"{reason} The cell is required, so this fails; run the gate where the target is."
         elif missing.why == "unfit":

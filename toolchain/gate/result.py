@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
 from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
-from toolchain.gate.costs import cost_allowances, cost_check, needs_more
+from toolchain.gate.costs import cost_allowances, cost_check, fails_at_first, needs_more
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
     Case,
@@ -114,6 +114,11 @@ class GateResult(Strict):
         """The cells that fail by their first measurement, which a gate confirms by a second one."""
         return tuple(dict.fromkeys(cell for (cell, _), each in self._at_first[0].items() if each.status == "fail"))
 
+    @property
+    def too_costly_at_first(self) -> tuple[str, ...]:
+        """The cells whose cold starts fail a check, which a gate confirms by starts that it takes later."""
+        return tuple(each.cell.name for each in self.evidence if fails_at_first(each, self._accepted))
+
     def needs_starts(self, evidence: Evidence) -> Callable[[Starts], bool]:
         """Whether some cold starts of a cell leave one of its checks open."""
         return partial(needs_more, allowances=cost_allowances(evidence, self._accepted))
@@ -121,10 +126,14 @@ class GateResult(Strict):
     def require_protocol(self) -> None:
         """Raises ValueError unless every measurement was taken that decides a check, and none besides."""
         for each in self.evidence:
-            if each.to_start != (each.starts is not None):
-                raise ValueError(f"cell {each.cell.name!r} was started or asks for it, and not both")
-            if isinstance(each.starts, Starts):
-                each.starts.require_looks(self.needs_starts(each))
+            for starts in each.starts:
+                if isinstance(starts, Starts):
+                    starts.require_looks(self.needs_starts(each))
+            due = 0 if not each.to_start else 2 if fails_at_first(each, self._accepted) else 1
+            if len(each.starts) != due:
+                raise ValueError(
+                    f"cell {each.cell.name!r} has cold starts of {len(each.starts)} times, and {due} are due"
+                )
             for comparison in each.comparisons:
                 comparison.require_looks(self.undecided(each))
             due = 0 if not each.to_time else 2 if each.cell.name in self.too_slow_at_first else 1
@@ -175,14 +184,18 @@ class GateResult(Strict):
         entries = last_of_each(self.accepts).items()
         return tuple(AcceptUse(**dict(each), state=self._use(each, checks.get(key))) for key, each in entries)
 
-    def _use(self, entry: Accept, check: Check | None) -> Literal["used", "unused", "exceeded", "expired", "unknown"]:
+    def _use(
+        self, entry: Accept, check: Check | None
+    ) -> Literal["used", "unused", "exceeded", "undecided", "expired", "unknown"]:
         if check is None:
             return "unknown"
         if entry.expires < self.day:
             return "expired"
         if check.status == "accepted":
             return "used"
-        return "exceeded" if check.status == "fail" and check.value is not None else "unused"
+        if check.status == "fail" and check.value is not None:
+            return "exceeded"
+        return "unused" if check.status == "pass" else "undecided"
 
     @property
     def summary(self) -> Summary | None:

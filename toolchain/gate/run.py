@@ -56,20 +56,19 @@ def run_gate(
     with nullcontext(devices) if devices is not None else Devices() as where:
         evidence = tuple(look(config, where, why=why))
         result = GateResult(tool=tool, day=day, accepts=tuple(accepts), evidence=evidence)
-        started = tuple(
-            _started(config, result, each, where, clock, progress.step(index, len(evidence), each.cell.name))
-            if each.to_start
-            else each
-            for index, each in enumerate(evidence)
-        )
-        result = GateResult(**{**dict(result), "evidence": started})
-        for again in (False, True):  # what is too slow is timed once more
-            names = result.too_slow_at_first if again else [each.cell.name for each in result.evidence if each.to_time]
-            cells = {each.cell.name: each for each in result.evidence}
-            for index, name in enumerate(names):
-                step = progress.step(index, len(names), f"{name}, once more" if again else name)
-                cells[name] = _timed(config, result, cells[name], where, clock, step)
-            result = GateResult(**{**dict(result), "evidence": tuple(cells.values())})
+        for again in (False, True):  # what costs too much or is too slow is measured once more, after all else
+            for measured, names in (
+                (
+                    _started,
+                    result.too_costly_at_first if again else [e.cell.name for e in result.evidence if e.to_start],
+                ),
+                (_timed, result.too_slow_at_first if again else [e.cell.name for e in result.evidence if e.to_time]),
+            ):
+                cells = {each.cell.name: each for each in result.evidence}
+                for index, name in enumerate(names):
+                    step = progress.step(index, len(names), f"{name}, once more" if again else name)
+                    cells[name] = measured(config, result, cells[name], where, clock, step)
+                result = GateResult(**{**dict(result), "evidence": tuple(cells.values())})
     return result
 
 
@@ -100,7 +99,7 @@ def _started(
     artifact, baseline = _paths(config, evidence)
     related = any(name.startswith("relation.") for name in evidence.cost_checks)
     beginning = Beginning(evidence.cell, artifact, baseline if related else None, result.needs_starts(evidence))
-    return _extended(evidence, starts=clock.attempt_start(beginning, devices, progress))
+    return _extended(evidence, starts=(*evidence.starts, clock.attempt_start(beginning, devices, progress)))
 
 
 def _paths(config: GateConfig, evidence: Evidence) -> tuple[Path, Path | None]:

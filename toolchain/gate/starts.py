@@ -81,6 +81,8 @@ class Starts(Strict):
         if any((pair.baseline is None) != (self.baseline is None) for pair in self.pairs):
             raise ValueError("some cold starts are of a baseline that others lack")
         every = [start for pair in self.pairs for start in (pair.artifact, pair.baseline) if start is not None]
+        if len({_bytes(start) is None for start in every}) > 1:
+            raise ValueError("some cold starts tell how much memory they took, and some do not")
         if changes := machine_changes([start.fingerprint for start in every]):
             raise ValueError(f"the machine changed while it was measured: {'; '.join(changes)}")
         return self

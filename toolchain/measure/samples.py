@@ -20,8 +20,8 @@ LOOKS = 3
 """How often a comparison is judged at most while it grows, if nothing else is said."""
 
 Parity = Literal["pass", "not claimed"]
-Count = Annotated[int, Field(ge=1)]
-Nanoseconds = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Nanoseconds = Annotated[int, Field(gt=0, le=2**63 - 1)]
 Cores = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(lambda cores: tuple(sorted(set(cores))))]
 """Numbers of cores, ascending and each once, as a system names those that a process may use."""
 

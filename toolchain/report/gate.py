@@ -13,6 +13,7 @@ LAYERS = 12
 USES = {
     "used": "used",
     "exceeded": "exceeded; the check is beyond what was accepted",
+    "undecided": "the check is open; keep it until that is judged",
     "unused": "not needed any more; remove it",
     "expired": "expired, so it covers nothing; mend the regression, or accept it again",
     "unknown": "for a cell or check that the gate does not have; remove it",
@@ -60,7 +61,13 @@ def gate_notes(result: GateResult) -> list[str]:
         for use in result.accept_uses
     ]
     environments = [each.environment for cell in result.cells for each in cell.comparisons]
-    environments += [each.starts.environment for each in result.evidence if isinstance(each.starts, Starts)]
+    started = [starts for each in result.evidence for starts in each.starts if isinstance(starts, Starts)]
+    environments += [starts.environment for starts in started]
+    notes += [
+        f"The baseline of {each.cell.name} was built by this job, and held to no digest."
+        for each in result.evidence
+        if each.built
+    ]
     machines = [describe_machine(each) for each in environments]
     return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 
