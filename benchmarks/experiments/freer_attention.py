@@ -123,9 +123,12 @@ def main(arguments: Sequence[str]) -> int:
     clock, begun = Clock(), start(asked.model, asked.work, asked.images)
     large = begun.name == BACKBONE
     budgets = asked.budgets or ([0.5, 0.35] if large else [0.5, 0.3, 0.2])
+    how = COARSE if large else FINE
+    definition = {"budgets": budgets, "fitted": FITTED if large else None, **asdict(how)}
     if asked.again:
         old = Results(RESULTS).read(NAME, f"{KIND}.{begun.name}")
-        assert old is not None, "there is no record to take damages from"
+        if old is None:
+            options.error(f"there is no record of {begun.name} to take damages from: leave --again out")
         known = [Candidate((module, unit), kept, damage) for module, unit, kept, damage in old.result["damages"]]
         forms = list(dict.fromkeys(row["form"] for row in old.result["outcomes"]))
         trial = Trial(begun, forms, teacher_for(begun.job.problem, begun.job.source), known)
@@ -133,14 +136,19 @@ def main(arguments: Sequence[str]) -> int:
     else:
         trial = Trial.of(begun, asked.forms)
         clock.lap("damage")
-    how = COARSE if large else FINE
-    definition = {"budgets": budgets, "fitted": FITTED if large else None, **asdict(how)}
+    if asked.again and (changed := [name for name, value in definition.items() if old.definition.get(name) != value]):
+        options.error(
+            f"the record that is there has another {', '.join(changed)}: leave --again out, or ask for the same"
+        )
     rows = [row for params in budgets for row in trial.outcomes(params)]
+    if asked.again:  # whole models that are recorded stay
+        made = {(row["budget"], row["form"]): row for row in old.result["outcomes"]}
+        rows = [{**made.get((row["budget"], row["form"]), {}), **row} for row in rows]
     result = {
         "dense": begun.job.problem.shape.params,
         "damages": [[*each.key, each.kept, each.damage] for each in trial.measured],
         "outcomes": rows,
-        "judged": {},
+        "judged": old.result["judged"] if asked.again else {},
     }
     record(KIND, begun, definition, result, clock.seconds)
     for params in budgets:

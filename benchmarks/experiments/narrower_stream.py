@@ -123,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--bases", nargs="+", default=["weighed", "plain"], help="how directions are chosen")
     options.add_argument("--coarse", action="store_true", help="look at damage less closely")
     asked = options.parse_args(arguments)
-    assert asked.model in REFERENCES, "a LayerScale or features would need more than is tried here"
+    if asked.model not in REFERENCES:
+        options.error("a LayerScale or features would need more than is tried here: name a reference")
     clock, begun = Clock(), start(asked.model, asked.work, asked.images)
     problem, source = begun.job.problem, begun.job.source
     budgets = asked.budgets or [0.3, 0.2]

@@ -10,7 +10,10 @@ from builders import close, images, problem_of
 from experiments import halves
 from experiments.freer_attention import freed
 from experiments.narrower_stream import Narrower
+from experiments.page import page
+from experiments.starts import NAME, RESULTS
 from experiments.streams import NarrowFamily, narrow, narrowed, read, write_within
+from records import Results
 
 from toolchain.compress.branches import first_residual
 from toolchain.compress.choices import key_of
@@ -131,3 +134,7 @@ def test_the_pass_stays_within_the_stream(tiny):
     reduce_sequentially(teacher, narrower.module, problem.sites, widths, seen, Pass(0.5))
     with torch.no_grad():
         assert close(narrowed(narrower.module, stream)(seen.images), narrower.module(seen.images), 1e-4)
+
+
+def test_the_page_is_what_its_records_say():
+    assert page(Results(RESULTS)) == (RESULTS / NAME / "README.md").read_text(encoding="utf-8")
