@@ -12,8 +12,9 @@ import timm
 import torch
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.errors import ArtifactError
-from toolchain.export import quantise
+from toolchain.errors import ArtifactError, ParityError
+from toolchain.export import loss, quantise
+from toolchain.export.conversion import Conversion
 from toolchain.export.convert import Convert
 from toolchain.export.loss import BOUND, FEWEST, STANDS_OUT, Yardstick, alone, least_lossy, standing_out
 from toolchain.export.observe import largest_channels, peaks, session
@@ -23,6 +24,7 @@ from toolchain.export.quantise import dynamic, int8_dynamic, int8_qdq
 from toolchain.export.smooth import norms, smoothed, smoothing
 from toolchain.export.weights import linears
 from toolchain.model import run_stage
+from toolchain.parity import spread_error
 from toolchain.pipeline.judge import Judge
 
 SIZE, SEEN, OTHER = (3, 32, 32), 1, 2
@@ -103,7 +105,7 @@ def test_smoothing_changes_no_function_and_its_scales_are_positive(graph, judge,
 def test_a_file_that_loses_little_is_left_as_it_is(graph, judge, name):
     made = INT8[name](graph(plain), blobs(SEEN))
     assert judge(plain).lost(made.model) < BOUND
-    assert (made.left, made.notes) == (frozenset(), ())
+    assert (made.left, made.notes, made.plain) == (frozenset(), (), None)
     if name == "int8-dynamic":
         without = INT8[name](graph(plain), blobs(SEEN)[:0])
         assert made.model.SerializeToString() == without.model.SerializeToString(), "images decide nothing"
@@ -201,15 +203,65 @@ def test_peaks_are_those_of_the_values(graph):
     assert peaks(model, names, blobs(SEEN)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_of_a_few_images_nothing_is_measured(graph):
-    asked = []
+def test_what_is_not_measured_is_said(graph, monkeypatch):
+    asked, model = [], graph(large_neuron)
 
     def make(left):
         asked.append(left)
-        return "made"
+        return Conversion(model, model)
 
-    assert least_lossy(graph(large_neuron), [make, None], blobs(SEEN)[: FEWEST - 1]) == "made"
-    assert asked == [frozenset()]
+    made = least_lossy(model, [make, None], blobs(SEEN)[: FEWEST - 1])
+    assert made.model is model
+    assert made.notes == (
+        "What int8 loses was not measured: that takes at least 8 calibration images, and there are 7.",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(loss, "is_large", lambda _: True)
+        made = least_lossy(model, [make, None], blobs(SEEN))
+    assert made.notes == ("What int8 loses was not measured: the weights need a second file.",)
+    assert asked == [frozenset()] * 2
+
+
+def test_each_image_is_measured_in_a_call_of_its_own(graph, judge):
+    """In a batch one image's range would be that of all: here the loss of each is that of a call with it alone."""
+    made, images = dynamic(graph(large_channel)), judge(large_channel).images
+    with session(graph(large_channel)) as run:
+        expected = np.concatenate([run(["features"], {"image": image[None]})["features"] for image in images])
+    with session(made) as run:
+        alone = np.concatenate([run(["features"], {"image": image[None]})["features"] for image in images])
+        together = run(["features"], {"image": images})["features"]
+    lost = judge(large_channel).lost(made)
+    assert lost == pytest.approx(spread_error(expected, alone), rel=1e-6)
+    assert abs(lost - spread_error(expected, together)) > 0.01 * lost, "a batch has other ranges"
+
+
+def test_smoothing_that_fails_its_rung_leaves_the_plain_file(file, tmp_path, monkeypatch):
+    """Fault: a smoothed graph that is nearly the model, loses less in int8, and is not within the tolerance of fp32."""
+
+    def sloppy(model, scales):
+        even = smoothed(model, scales)
+        tensor = next(each for each in even.graph.initializer if each.name == norms(even)[0].parameters[0])
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
+        )
+        return even
+
+    plain_model = dynamic(onnx.load(file(large_channel).path))
+    monkeypatch.setattr(quantise, "smoothed", sloppy)
+    stage = Convert("int8-dynamic", tmp_path / "x.onnx", blobs(SEEN), blobs(OTHER), real_images=False)
+    made = run_stage(stage, file(large_channel))
+    assert [rung.verdict for rung in made.rungs] == ["pass"] * len(made.rungs)
+    assert "smoothed" not in [rung.to for rung in made.rungs]
+    note = made.facts.graph.notes[0]
+    assert note.startswith(
+        "Normalizations are not smoothed: in fp32 that would be another model than features.fp32.onnx (max |Δ| "
+    )
+    assert not any(each.startswith("Normalizations are smoothed") for each in made.facts.graph.notes)
+    kept = {each.name: each for each in made.artifact.model.graph.initializer}
+    for tensor in plain_model.graph.initializer:
+        np.testing.assert_array_equal(*(onnx.numpy_helper.to_array(each) for each in (kept[tensor.name], tensor)))
+    with pytest.raises(ParityError, match="to smoothed is the first that broke"):
+        run_stage(replace(stage, precision="int8-qdq"), file(large_channel))
 
 
 class Pictures:

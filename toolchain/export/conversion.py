@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ class Conversion:
             for that.
         left: linears of an int8 graph that stay in fp32, by the names of their nodes in the fp32 graph.
         notes: a sentence on each choice that was made.
+        plain: makes it without the smoothing, where that was a choice; None where it belongs to the precision.
     """
 
     model: onnx.ModelProto
@@ -32,3 +33,4 @@ class Conversion:
     moments: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     left: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    plain: Callable[[], Conversion] | None = None

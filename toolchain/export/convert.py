@@ -15,6 +15,7 @@ from toolchain.artifacts.onnx_file import FP32, GRAPH_TYPE, PRECISION, OnnxFile
 from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
+from toolchain.export.conversion import Conversion as Converted
 from toolchain.export.gptq import nearest, output_error
 from toolchain.export.observe import session
 from toolchain.export.onnx_graph import (
@@ -91,7 +92,7 @@ class Convert:
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = _pixels_of(given)
         dense = without_probabilities(shipped if how is None else without_pixels(shipped, how))
-        made = wanted.convert(dense, self.calibration)
+        made, smoothing = self._converted(given, dense)
         strip(made.model)
         whole = made.model if how is None else with_pixels(made.model, how)
         whole = with_probabilities(whole, given.output or "logits") if gives_probabilities(shipped) else whole
@@ -112,16 +113,25 @@ class Convert:
             simplified=False,
             notes=made.notes,
         )
-        rungs = [weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance)]
+        rungs = smoothing
         if made.moments:
-            rungs.insert(0, rounding_rung(dense, made.reference, made.moments, wanted.tolerance))
+            rungs.append(rounding_rung(dense, made.reference, made.moments, wanted.tolerance))
+        rungs.append(weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance))
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
-        if made.smoothed:
-            with opened("ort-cpu", given.path) as expected:
-                images = self.images if how is None else representable(self.images, how)
-                rungs.insert(0, self._smoothed(given, expected, made.reference, images))
         return graph, rungs, runs_on(wanted)
+
+    def _converted(self, given: OnnxFile, dense: onnx.ModelProto) -> tuple[Converted, list[Rung]]:
+        """(what the precision makes of a graph, the rung of its smoothing): smoothing that was a choice and fails is left out."""
+        made = PRECISIONS[self.precision].convert(dense, self.calibration)
+        if not made.smoothed:
+            return made, []
+        rung = self._smoothed(given, made.reference)
+        if made.plain is None or rung.verdict == "pass":
+            return made, [rung]
+        plain = made.plain()
+        note = f"Normalizations are not smoothed: in fp32 that would be another model than {given.path.name} ({rung.reason})."
+        return replace(plain, notes=(note, *plain.notes)), []
 
     def _run(self, given: OnnxFile, path: Path, target: str) -> list[Rung]:
         """What is now at a path, run beside the fp32 file."""
@@ -136,9 +146,11 @@ class Convert:
             rungs.append(probabilities_rung(path, target, feeds, file.output or "logits"))
         return rungs
 
-    def _smoothed(self, given: OnnxFile, expected: Call, reference: onnx.ModelProto, images: Array) -> Rung:
+    def _smoothed(self, given: OnnxFile, reference: onnx.ModelProto) -> Rung:
         """The rung of the fp32 graph that the weights were rounded from, against the fp32 file."""
-        with session(reference) as run:
+        how = _pixels_of(given)
+        images = self.images if how is None else representable(self.images, how)
+        with opened("ort-cpu", given.path) as expected, session(reference) as run:
             names = [value.name for value in reference.graph.output]
             smooth = in_parts(lambda part: run(names, {IMAGE: part}))
             return self._rung(

@@ -1,7 +1,8 @@
 """What rounding to int8 loses of a graph's outputs, and which linears stay in fp32 because most of it is theirs.
 
 The loss is Σ‖y − z‖² / Σ‖y − ȳ‖², with y the outputs of the fp32 graph on calibration images, ȳ their mean over images and z those
-of the int8 file. A linear stays in fp32 if it alone, in int8, loses many times its share of that: one channel of what it reads is
+of the int8 file. Each image is a call of its own, as in an app with batch 1: where scales are those of each call, a batch would
+have others. A linear stays in fp32 if it alone, in int8, loses many times its share of that: one channel of what it reads is
 then so much larger than all others that they are left a handful of values. Linears are tried in the order of how far the largest
 number that they read is from the usual ones. Nothing is changed in a file that loses little.
 """
@@ -71,15 +72,16 @@ def least_lossy(model: onnx.ModelProto, makes: Sequence[Make], images: Array) ->
     Args:
         model: fp32.
         makes: the ways, the plain one first.
-        images: calibration images [N, C, H, W]; on fewer than FEWEST nothing is measured, nor of weights that need a second file.
+        images: calibration images [N, C, H, W]; on fewer than FEWEST nothing is measured, nor of weights that need a second file,
+            and a note says so.
 
     Raises:
         ArtifactError: ONNX Runtime cannot quantise or run the graph.
     """
     make, all_int8 = makes[0], frozenset[str]()
     made = make(all_int8)
-    if len(images) < FEWEST or is_large(stored_bytes(model)):
-        return made
+    if why := _unmeasured(model, images):
+        return replace(made, notes=(f"What int8 loses was not measured: {why}.",))
     yardstick = Yardstick.of(model, images)
     first = lost = yardstick.lost(made.model)
     if lost <= BOUND:
@@ -88,13 +90,14 @@ def least_lossy(model: onnx.ModelProto, makes: Sequence[Make], images: Array) ->
     for other in makes[1:]:
         found = other(all_int8)
         if (now := yardstick.lost(found.model)) <= BETTER * lost:
-            make, made, lost = other, found, now
+            make, lost = other, now
+            made = replace(found, plain=lambda: least_lossy(model, makes[:1], images))
             notes = [f"Normalizations are smoothed: {lost:.2g} {OF_SPREAD} is lost, {first:.2g} without."]
     if lost > BOUND and (costs := standing_out(made, inner_linears(model), yardstick, lost)):
         found = make(frozenset(costs))
         if (now := yardstick.lost(found.model)) < lost:
             notes += _left_notes(model, costs, now, lost)
-            made, lost = replace(found, left=frozenset(costs)), now
+            made, lost = replace(found, left=frozenset(costs), plain=made.plain), now
     if lost > BOUND:
         notes.append(f"{lost:.2g} {OF_SPREAD} is lost. Where that is too much, take fp16.")
     return replace(made, notes=tuple(notes))
@@ -148,10 +151,17 @@ def alone(model: onnx.ModelProto, name: str, ranges: Mapping[str, float]) -> onn
     return result
 
 
+def _unmeasured(model: onnx.ModelProto, images: Array) -> str:
+    """Why nothing is measured, as the end of a sentence, or ""."""
+    if len(images) < FEWEST:
+        return f"that takes at least {FEWEST} calibration images, and there are {len(images)}"
+    return "the weights need a second file" if is_large(stored_bytes(model)) else ""
+
+
 def _outputs(model: onnx.ModelProto, images: Array) -> tuple[Array, ...]:
     names = [value.name for value in model.graph.output]
     with session(model) as run:
-        parts = [run(names, feeds) for feeds in steps(images)]
+        parts = [run(names, feeds) for feeds in steps(images, 1)]
     return tuple(np.concatenate([part[name] for part in parts]) for name in names)
 
 

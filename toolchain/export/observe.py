@@ -25,10 +25,10 @@ STEP = 32
 """Images of one call while activations are observed."""
 
 
-def steps(images: Array) -> Iterator[dict[str, Array]]:
-    """The images as inputs of a few at a time."""
-    for start in range(0, len(images), STEP):
-        yield {IMAGE: images[start : start + STEP]}
+def steps(images: Array, step: int = STEP) -> Iterator[dict[str, Array]]:
+    """The images as inputs of `step` at a time."""
+    for start in range(0, len(images), step):
+        yield {IMAGE: images[start : start + step]}
 
 
 def largest_channels(model: onnx.ModelProto, names: Sequence[str], images: Array) -> dict[str, Array]:
