@@ -35,7 +35,7 @@ BOUND = 0.01
 STANDS_OUT = 5.0
 """Times its share of the file's loss that a linear must lose alone to stay in fp32. So no more than one in so many can, nor is tried."""
 BETTER = 0.8
-"""Times the loss of the plain file that one made in another way may have to be taken in its place."""
+"""Times the loss of a file that one made in another way, or with linears in fp32, may have to be taken in its place."""
 MEASURED, FEWEST = 16, 8
 """Images that a loss is measured on, spread over those of the calibration, and the fewest that it is measured on at all."""
 WEIGHT_MAX, ACTIVATION_MAX = 64, 127
@@ -95,7 +95,7 @@ def least_lossy(model: onnx.ModelProto, makes: Sequence[Make], images: Array) ->
             notes = [f"Normalizations are smoothed: {lost:.2g} {OF_SPREAD} is lost, {first:.2g} without."]
     if lost > BOUND and (costs := standing_out(made, inner_linears(model), yardstick, lost)):
         found = make(frozenset(costs))
-        if (now := yardstick.lost(found.model)) < lost:
+        if (now := yardstick.lost(found.model)) <= BETTER * lost:
             notes += _left_notes(model, costs, now, lost)
             made, lost = replace(found, left=frozenset(costs), plain=made.plain), now
     if lost > BOUND:
