@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor
 
-from toolchain.errors import DataError, StorageError
+from toolchain.errors import ArtifactError, DataError, StorageError
 from toolchain.publish.folder import FolderDestination
 from toolchain.publish.push import push
 from toolchain.publish.repository import repository
@@ -64,13 +64,14 @@ def test_its_files_compute_bit_for_bit_what_the_runs_files_do(finished, folder, 
     assert np.array_equal(ours, theirs)
 
 
-def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path):
+def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path, relisted):
     """As of models above the 2 GB of a message; transformers.js looks for `model.onnx_data`, and is told so."""
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "onnx/compressed.fp32.onnx"
     model = onnx.load(path)
     path.unlink()
     onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+    relisted(run)
     large = repository(run, "org/digits", labels=LABELS)
     assert set(large) - set(files) == {"onnx/model.onnx_data"}
     told = json.loads(large["config.json"].data)["transformers.js_config"]
@@ -134,12 +135,18 @@ def test_as_many_labels_as_classes(finished):
         repository(finished, "a/b", labels=["x"] * 10)
 
 
-def changed(finished, tmp_path, **changes):
-    """A copy of the run whose report says something else."""
-    run = shutil.copytree(finished, tmp_path / "changed")
-    report = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps(report | changes))
-    return run
+@pytest.fixture
+def changed(finished, tmp_path, relisted):
+    """Makes a copy of the run whose report says something else."""
+
+    def change(**changes):
+        run = shutil.copytree(finished, tmp_path / "changed")
+        report = json.loads((run / "report.json").read_text())
+        (run / "report.json").write_text(json.dumps(report | changes))
+        relisted(run)
+        return run
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -150,8 +157,8 @@ def changed(finished, tmp_path, **changes):
         ("features", "image-feature-extraction", "ViTModel", None),
     ],
 )
-def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task, kind, problem):
-    files = repository(changed(finished, tmp_path, output=output), "a/b")
+def test_outputs_that_are_no_classes_are_named(changed, output, task, kind, problem):
+    files = repository(changed(output=output), "a/b")
     config = json.loads(files["config.json"].data)
     assert (config["architectures"], config.get("problem_type")) == ([kind], problem)
     card = ModelCard(files["README.md"].data.decode())
@@ -159,10 +166,45 @@ def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task,
     assert ("```js" in card.text) == (output == "features"), "pipelines of classes read a softmax"
 
 
-def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(finished, tmp_path):
-    card = card_of(repository(changed(finished, tmp_path, synthetic=True), "a/b"))
+def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(changed):
+    card = card_of(repository(changed(synthetic=True), "a/b"))
     assert card.data.eval_results is None
     assert "> Synthetic images: accuracy is unknown" in card.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["report.json", "plan.json", "deploy/model.json", "onnx/compressed.fp32.onnx", "onnx/compressed.fp32.onnx.data"],
+)
+def test_an_altered_run_is_not_pushed_with_the_numbers_of_the_original(finished, tmp_path, relisted, name):
+    run = shutil.copytree(finished, tmp_path / "altered")
+    if name.endswith(".data"):
+        model = onnx.load(run / "onnx/compressed.fp32.onnx")
+        onnx.save_model(
+            model, run / "onnx/compressed.fp32.onnx", save_as_external_data=True, location=name[5:], size_threshold=100
+        )
+        relisted(run)
+        repository(run, "a/b")
+        content = bytearray((run / name).read_bytes())
+        content[0] ^= 1
+        (run / name).write_bytes(content)
+    elif name.endswith(".onnx"):
+        shutil.copyfile(run / "onnx/dense.fp32.onnx", run / name)
+    else:
+        (run / name).write_text((run / name).read_text() + "\n")
+    with pytest.raises(
+        ArtifactError, match=rf"^{re.escape(name)} of .* is not what manifest\.json lists, .*: run the recipe again$"
+    ):
+        repository(run, "a/b")
+
+
+def test_a_file_that_the_run_did_not_list_is_not_pushed(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "unlisted")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"] = [each for each in manifest["files"] if each["path"] != "plan.json"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"^plan\.json of .* is not what"):
+        repository(run, "a/b")
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -17,11 +17,13 @@ from toolchain.publish.card import About, Shipped, card
 from toolchain.publish.configs import config, preprocessor
 from toolchain.publish.content import Content
 from toolchain.publish.layout import NAMES, places
+from toolchain.publish.manifest import Manifest
 from toolchain.publish.renamed import referring_to, renamed
 from toolchain.recipe import HUB
 from toolchain.report.record import Report
 
 CARD, CONFIG, PREPROCESSOR, PLAN = "README.md", "config.json", "preprocessor_config.json", "plan.json"
+REPORT, RECORD = "report.json", "deploy/model.json"
 DATA = "_data"
 """What stands behind the name of an ONNX file that keeps its weights beside it."""
 
@@ -40,19 +42,23 @@ def repository(
 
     Raises:
         StorageError: the folder is not that of a run, or lacks files that its report lists.
-        ArtifactError: one of them is not what it says.
+        ArtifactError: one of them is not what it says, or was altered since the run wrote it.
         RecipeError: its files take pixels, or no image processor prepares pictures as they need it.
         DataError: there are more or fewer labels than classes.
     """
     report = Report.load(folder)
-    record = ModelRecord.load(folder / "deploy" / "model.json")
+    manifest = Manifest.load(folder)
+    record = ModelRecord.load(folder / RECORD)
     rows = [row for row in report.artifacts if row.model == "compressed" and row.refused is None]
     if not rows:
         raise StorageError(f"{folder} has no ONNX file of a compressed model; run its recipe with export.precisions")
+    opened = [_opened(folder / row.path) for row in rows]
+    read = [file.relative_to(folder).as_posix() for artifact in opened for file in artifact.files]
+    manifest.require_these(folder, [REPORT, RECORD, PLAN, *read])
     where = places([row.precision for row in rows])
     files, shipped, external = dict[str, Content](), list[Shipped](), dict[str, JsonValue]()
-    for row in rows:
-        artifact, place = _opened(folder / row.path), where[row.precision]
+    for row, artifact in zip(rows, opened, strict=True):
+        place = where[row.precision]
         names = {port.name: NAMES.get(port.name, port.name) for port in (*artifact.inputs, *artifact.outputs)}
         beside = [file for file in artifact.files if file != artifact.path]
         model = renamed(artifact.model, names)
@@ -64,7 +70,7 @@ def repository(
             external[Path(place.path).name] = 1
         files[place.path] = Content(model.SerializeToString())
         shipped.append(Shipped(row, place, names[artifact.main_output]))
-    count = 0 if report.output in FEATURES else _classes(_opened(folder / rows[0].path))
+    count = 0 if report.output in FEATURES else _classes(opened[0])
     classes = _labels(labels, count)
     browser: dict[str, JsonValue] = {} if where.get("int8-dynamic") or where.get("int8-qdq") else _default(shipped)
     if external:
@@ -72,7 +78,7 @@ def repository(
     files[CONFIG] = _json(config(record, report.output, classes, browser))
     files[PREPROCESSOR] = _json(preprocessor(record.preprocess))
     files[PLAN] = Content((folder / PLAN).read_bytes())
-    about = About(name, base or _base(record), license_, _versions(folder))
+    about = About(name, base or _base(record), license_, manifest.versions)
     files[CARD] = Content.of_text(card(report, shipped, about))
     return dict(sorted(files.items()))
 
@@ -114,13 +120,6 @@ def _base(record: ModelRecord) -> str:
     """The repository of a hub that the dense weights came from; "" if they came from elsewhere."""
     origin = str(record.provenance.get("pretrained", "")).removeprefix(f"{HUB}:").partition("@")[0]
     return origin if origin.count("/") == 1 else ""
-
-
-def _versions(folder: Path) -> Mapping[str, str]:
-    manifest = folder / "manifest.json"
-    raw = read_json(manifest) if manifest.is_file() else {}
-    versions = raw.get("versions") if isinstance(raw, dict) else None
-    return {str(key): str(value) for key, value in versions.items()} if isinstance(versions, dict) else {}
 
 
 def _json(value: object) -> Content:
