@@ -16,6 +16,10 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 """How a client of the hub gets a token."""
 
 
+CONFLICT = 409
+"""The status of what is there already, or was changed meanwhile."""
+
+
 def refusal(error: Exception, place: str, right: str = "read") -> str:
     """One sentence on an error of the hub's client.
 
@@ -39,12 +43,12 @@ def refusal(error: Exception, place: str, right: str = "read") -> str:
         return f"{place} lacks a file that is needed: name a repository of timm or of transformers with weights"
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token to {right} {repository} with: {LOG_IN}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    status = status_of(error)
     if status == 401:
         return f"the hub does not accept the token for {repository}: {LOG_IN} again"
     if status == 403:
         return f"the token may not {right} {repository}: {LOG_IN} to a token with that right"
-    if status in (409, 412):
+    if status in (CONFLICT, 412):
         return f"someone else wrote to {repository} meanwhile: push again"
     if status == 429:
         return f"the hub takes no more requests for now: wait some minutes, then {right} {repository} again"
@@ -53,3 +57,9 @@ def refusal(error: Exception, place: str, right: str = "read") -> str:
     line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
     verb = "give" if right == "read" else "take"
     return f"the hub does not {verb} {place}: {line}. Check the name and the network"
+
+
+def status_of(error: Exception) -> int:
+    """The status of HTTP that a hub answered with; 0 if it did not answer."""
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    return 0 if response is None else int(response.status_code)
