@@ -40,6 +40,10 @@ def card_of(files):
     return ModelCard(files["README.md"].data.decode())
 
 
+def toml_of(text):
+    return Recipe.from_dict(tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1]))
+
+
 def test_it_holds_what_the_hubs_readers_look_for(files):
     assert list(files) == [
         "README.md",
@@ -119,12 +123,29 @@ def test_every_number_of_the_cards_tables_is_the_reports(files, finished):
 
 
 def test_the_cards_recipe_is_one(files, finished):
-    text = re.search(r"```toml\n(.*?)```", card_of(files).text, re.DOTALL)[1]
-    recipe = Recipe.from_dict(tomllib.loads(text))
-    report = Report.load(finished)
+    """The folder has none: it is what the report knows, and the card claims no more."""
+    text, report = card_of(files).text, Report.load(finished)
+    assert "## What is known of the recipe" in text
+    assert "these parts are missing" in text
+    assert "carries this recipe out" not in text
+    recipe = toml_of(text)
     assert recipe.budget == report.budget
     assert recipe.model.kwargs == report.model.kwargs
     assert recipe.compress.method == report.requested_method
+    assert recipe.model.pretrained is False
+    assert recipe.data.source == "digits"
+
+
+def test_a_recipe_that_lies_in_the_folder_is_the_cards(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.copyfile(finished.parent / "recipe.toml", run / "recipe.toml")
+    text = card_of(repository(run, "a/b")).text
+    assert "## How to make it again" in text
+    assert toml_of(text) == Recipe.load(run / "recipe.toml")
+    (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("epochs = 1", "epochs = 2"))
+    assert "## What is known of the recipe" in card_of(repository(run, "a/b")).text, "that is not the run's"
+    (run / "recipe.toml").write_text("[model")
+    assert "## What is known of the recipe" in card_of(repository(run, "a/b")).text
 
 
 def test_as_many_labels_as_classes(finished):

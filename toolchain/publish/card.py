@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCardData
+from pydantic import JsonValue
 
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.publish.layout import PIXELS, Named
-from toolchain.publish.recipe_of import recipe_of
+from toolchain.publish.recipe_of import HOLE, RECIPE, UNKNOWN, known, whole
+from toolchain.recipe import Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.record import FileRow, Report
 from toolchain.report.sections import SECTIONS, Part
@@ -40,12 +42,16 @@ class About:
         base: the repository that the weights came from; "" if none.
         license: as hubs spell it; "" if nobody said.
         versions: package → version that wrote the run.
+        provenance: of the model: where its weights came from.
+        recipe: of the run; None if its folder does not have it.
     """
 
     name: str
     base: str
     license: str
     versions: Mapping[str, str]
+    provenance: Mapping[str, JsonValue]
+    recipe: Recipe | None
 
 
 def card(report: Report, files: Sequence[Shipped], about: About) -> str:
@@ -113,11 +119,20 @@ def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[s
     if notes.lines:
         yield from ("", "## Notes", "", *(f"- {line}" for line in notes.lines))
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    yield from ("", "## How to make it again", "", "```toml", recipe_of(report).strip(), "```", "")
-    yield "`slimvit run recipe.toml --out runs/again` carries this recipe out; put your paths in place of PATH."
+    yield from _recipe(report, about)
     yield f"The run's own recipe has the digest `{report.recipe_digest[:12]}`, its images `{report.data.digest[:12]}`."
     if versions:
         yield f"Written with {versions}."
+
+
+def _recipe(report: Report, about: About) -> Iterator[str]:
+    """What was carried out, or as much of it as is known."""
+    if about.recipe is not None:
+        yield from ("", "## How to make it again", "", "```toml", whole(about.recipe).strip(), "```", "")
+        yield f"`slimvit run {RECIPE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
+    else:
+        yield from ("", "## What is known of the recipe", "", "```toml")
+        yield from (known(report, about.provenance).strip(), "```", "", UNKNOWN)
 
 
 def _part(part: Part) -> Iterator[str]:

@@ -18,6 +18,7 @@ from toolchain.publish.configs import config, preprocessor
 from toolchain.publish.content import Content
 from toolchain.publish.layout import NAMES, places
 from toolchain.publish.manifest import Manifest
+from toolchain.publish.recipe_of import recipe_in
 from toolchain.publish.renamed import referring_to, renamed
 from toolchain.recipe import HUB
 from toolchain.report.record import Report
@@ -78,7 +79,14 @@ def repository(
     files[CONFIG] = _json(config(record, report.output, classes, browser))
     files[PREPROCESSOR] = _json(preprocessor(record.preprocess))
     files[PLAN] = Content((folder / PLAN).read_bytes())
-    about = About(name, base or _base(record), license_, manifest.versions)
+    about = About(
+        name,
+        base or _base(record),
+        license_,
+        manifest.versions,
+        record.provenance,
+        recipe_in(folder, report.recipe_digest),
+    )
     files[CARD] = Content.of_text(card(report, shipped, about))
     return dict(sorted(files.items()))
 
