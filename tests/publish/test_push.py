@@ -206,7 +206,9 @@ def test_a_token_that_is_refused_is_told_and_not_repeated(hub, monkeypatch):
 
 def test_a_token_without_the_right_is_told(hub):
     hub.may_write = False
-    with pytest.raises(StorageError, match="the token may not write org/name: ") as told:
+    with pytest.raises(
+        StorageError, match=r"the token may not write org/name: the hub says .* the rights to create .*; log in"
+    ) as told:
         push(FILES, HubDestination.of("org/name"), tool="t", message="m")
     assert TOKEN not in str(told.value)
     assert hub.repositories == {}
@@ -229,7 +231,9 @@ def test_a_push_of_someone_else_in_between_is_not_overwritten(hub):
             hub.repositories["org/name"].branches["main"]["other.txt"] = b"theirs"
             return super().write(files, gone, message)
 
-    with pytest.raises(StorageError, match="someone else wrote to org/name meanwhile: push again"):
+    with pytest.raises(
+        StorageError, match=r"someone else wrote to org/name meanwhile: the hub says .* happened since'; push again"
+    ):
         push({"a": Content(b"b")}, Late("org/name"), tool="t", message="m")
 
 
