@@ -55,7 +55,7 @@ def push(
     ] = False,
     json_: JsonFlag = False,
 ) -> None:
-    """Write a run's ONNX files to a hub, as transformers.js, transformers and optimum find them, with a card."""
+    """Write a run's ONNX files to a hub, as transformers.js finds them, with a card."""
     kind, place = model_source(to)
     if kind not in (HUB, LOCAL) or not place:
         raise RecipeError(f"{to!r} is no place to push to: write {HUB_URL}ORG/NAME, or {LOCAL}:PATH for a folder")
