@@ -152,8 +152,19 @@ def test_as_many_labels_as_classes(finished):
     assert json.loads(repository(finished, "a/b")["config.json"].data)["id2label"]["3"] == "LABEL_3"
     with pytest.raises(DataError, match="2 labels, and the model has 10 classes"):
         repository(finished, "a/b", labels=["x", "y"])
-    with pytest.raises(DataError, match="'x' stands for two classes"):
-        repository(finished, "a/b", labels=["x"] * 10)
+
+
+def test_two_classes_may_be_the_same_word(finished, tmp_path):
+    """As "crane" is in ImageNet."""
+    labels = ["crane", "x", "crane", "crane (2)", "crane", *"abcde"]
+    files = repository(finished, "a/b", labels=labels)
+    config = json.loads(files["config.json"].data)
+    assert list(config["id2label"].values()) == labels
+    assert list(config["label2id"]) == ["crane", "x", "crane (3)", "crane (2)", "crane (4)", *"abcde"]
+    assert list(config["label2id"].values()) == list(range(10))
+    push(files, FolderDestination(tmp_path / "there"), tool="slimvit 0", message="")
+    read = AutoConfig.from_pretrained(tmp_path / "there")
+    assert (read.num_labels, read.id2label) == (10, dict(enumerate(labels)))
 
 
 @pytest.fixture

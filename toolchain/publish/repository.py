@@ -1,4 +1,4 @@
-"""A run's folder → the files of a repository that transformers.js, transformers and optimum read."""
+"""A run's folder → the files of a repository that transformers.js finds, under the names that optimum expects."""
 
 from __future__ import annotations
 
@@ -111,9 +111,6 @@ def _classes(file: OnnxFile) -> int:
 def _labels(labels: Sequence[str], count: int) -> tuple[str, ...]:
     if labels and len(labels) != count:
         raise DataError(f"there are {len(labels)} labels, and the model has {count} classes: give one label for each")
-    if len(set(labels)) != len(labels):
-        twice = next(name for name in labels if list(labels).count(name) > 1)
-        raise DataError(f"the label {twice!r} stands for two classes: give each class a name of its own")
     return tuple(labels) or tuple(f"LABEL_{index}" for index in range(count))
 
 
@@ -139,7 +136,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         StorageError: it cannot be read.
-        DataError: it holds no names.
+        DataError: it holds no names, or numbers them otherwise than from 0 on.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -150,8 +147,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
     else:
         raw = read_json(path)
         table = raw.get("id2label", raw) if isinstance(raw, dict) else raw
-        if isinstance(table, dict) and all(key.isdecimal() for key in table):
-            table = [table[key] for key in sorted(table, key=int)]
+        if isinstance(table, dict) and table and all(key.isdecimal() for key in table):
+            missing = [index for index in range(len(table)) if str(index) not in table]
+            if missing:
+                raise DataError(
+                    f"{path} numbers {len(table)} classes, and none of them is {missing[0]}: number them from 0 to {len(table) - 1}"
+                )
+            table = [table[str(index)] for index in range(len(table))]
         names = tuple(map(str, table)) if isinstance(table, list) else ()
     if not names:
         raise DataError(
