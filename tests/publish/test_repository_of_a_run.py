@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from toolchain.errors import ArtifactError, DataError, StorageError
@@ -228,6 +229,35 @@ def test_an_altered_run_is_not_pushed_with_the_numbers_of_the_original(finished,
         ArtifactError, match=rf"^{re.escape(name)} of .* is not what manifest\.json lists, .*: run the recipe again$"
     ):
         repository(run, "a/b")
+
+
+def test_snippets_name_the_repository_and_its_branch(files, finished):
+    text = card_of(files).text
+    assert text.count('"org/digits"') == 3
+    assert "revision" not in text
+    assert "ORG/NAME" not in text
+    branch = card_of(repository(finished, "org/digits", revision="small")).text
+    assert 'pipeline("image-classification", "org/digits", { dtype: "fp32", revision: "small" })' in branch
+    assert 'from_pretrained("org/digits", revision="small")' in branch
+    assert 'hf_hub_download("org/digits", "onnx/model.onnx", revision="small")' in branch
+
+
+def test_snippets_do_not_name_a_folder_as_a_repository(finished):
+    text = card_of(repository(finished, "here")).text
+    assert text.count('"ORG/NAME"') == 3
+    assert '"here"' not in text
+    assert "Put the repository to which these files are pushed in place of ORG/NAME." in text
+
+
+def test_the_python_of_a_card_runs(files, folder, tmp_path, monkeypatch):
+    """With the repository in a folder, where a hub's client would fetch it to."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "picture.jpg")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, path: str(folder / path))
+    program = re.search(r"```python\n(.*?)```", card_of(files).text, re.DOTALL)[1]
+    names = {}
+    exec(program.replace('from_pretrained("org/digits")', f'from_pretrained("{folder}")'), names)
+    assert names["outputs"].shape == (1, 10)
 
 
 def test_a_file_that_the_run_did_not_list_is_not_pushed(finished, tmp_path):

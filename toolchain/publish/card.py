@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from toolchain.report.markdown import table_lines
 from toolchain.report.record import FileRow, Report
 from toolchain.report.sections import SECTIONS, Part
 from toolchain.report.tables import Table, counted, size
+
+ANY = "ORG/NAME"
+"""What snippets call a repository where files are written to a folder, of which nobody knows where it will be pushed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class About:
     """What a card says besides the report.
 
     Attributes:
-        name: of the repository: "org/name".
+        name: of the repository: "org/name"; of a folder, which is none, without a "/".
+        revision: the branch that is written to; "" for the one that readers take unless they are told otherwise.
         base: the repository that the weights came from; "" if none.
         license: as hubs spell it; "" if nobody said.
         versions: package → version that wrote the run.
@@ -47,11 +52,17 @@ class About:
     """
 
     name: str
+    revision: str
     base: str
     license: str
     versions: Mapping[str, str]
     provenance: Mapping[str, JsonValue]
     recipe: Recipe | None
+
+    @property
+    def address(self) -> str:
+        """What snippets call the repository."""
+        return self.name if "/" in self.name else ANY
 
 
 def card(report: Report, files: Sequence[Shipped], about: About) -> str:
@@ -113,7 +124,10 @@ def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[s
         f"`{files[0].output}`. These names are the only difference to the files of the run. `config.json` describes the dense "
         "model, as transformers has no words for widths that differ from block to block; `plan.json` has them."
     )
-    yield from ("", "## Use", "", *_javascript(report, files, about), "", *_python(files, about))
+    yield from ("", "## Use", "")
+    if about.address == ANY:
+        yield from (f"Put the repository to which these files are pushed in place of {ANY}.", "")
+    yield from (*_javascript(report, files, about), "", *_python(files, about))
     yield from _part(latency)
     yield from ("", "## Checks", "", *_checks(report))
     if notes.lines:
@@ -166,16 +180,18 @@ def _javascript(report: Report, files: Sequence[Shipped], about: About) -> Itera
     if not dtype or report.output not in ("logits", "features", "tokens"):
         return
     pool = ", { pool: true }" if report.output == "features" else ""
+    revision = f", revision: {json.dumps(about.revision)}" if about.revision else ""
     yield from (
         "```js",
         'import { pipeline } from "@huggingface/transformers";',
-        f'const model = await pipeline("{_task(report)}", "{about.name}", {{ dtype: "{dtype}" }});',
+        f'const model = await pipeline("{_task(report)}", "{about.address}", {{ dtype: "{dtype}"{revision} }});',
         f'console.log(await model("picture.jpg"{pool}));',
         "```",
     )
 
 
 def _python(files: Sequence[Shipped], about: About) -> Iterator[str]:
+    revision = f", revision={json.dumps(about.revision)}" if about.revision else ""
     yield from (
         "```python",
         "import onnxruntime",
@@ -183,8 +199,9 @@ def _python(files: Sequence[Shipped], about: About) -> Iterator[str]:
         "from PIL import Image",
         "from transformers import AutoImageProcessor",
         "",
-        f'processor = AutoImageProcessor.from_pretrained("{about.name}")',
-        f'session = onnxruntime.InferenceSession(hf_hub_download("{about.name}", "{files[0].place.path}"))',
+        f'processor = AutoImageProcessor.from_pretrained("{about.address}"{revision})',
+        f'path = hf_hub_download("{about.address}", "{files[0].place.path}"{revision})',
+        "session = onnxruntime.InferenceSession(path)",
         'pixels = processor(Image.open("picture.jpg"), return_tensors="np")["pixel_values"]',
         f'(outputs,) = session.run(["{files[0].output}"], {{"{PIXELS}": pixels}})',
         "```",

@@ -29,6 +29,20 @@ MAIN = "main"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def branch_of(place: str, revision: str = "") -> tuple[str, str]:
+    """("org/name", branch) that a user names as "org/name" or "org/name@branch"; no hub is asked.
+
+    Raises:
+        RecipeError: that is no name of a repository, or two branches are named.
+    """
+    repository, _, named = place.partition("@")
+    if not REPOSITORY.fullmatch(repository):
+        raise RecipeError(f"{HUB_URL}{place} names no repository: write {HUB_URL}ORG/NAME")
+    if named and revision and named != revision:
+        raise RecipeError(f"{HUB_URL}{place} and --revision {revision} name two branches: leave one out")
+    return repository, named or revision or MAIN
+
+
 class Api(Protocol):
     """The part of `huggingface_hub.HfApi` that is used here."""
 
@@ -91,11 +105,7 @@ class HubDestination:
             RecipeError: that is no name of a repository, or two branches are named.
             StorageError: there is no token, or no network.
         """
-        repository, _, named = place.partition("@")
-        if not REPOSITORY.fullmatch(repository):
-            raise RecipeError(f"{HUB_URL}{place} names no repository: write {HUB_URL}ORG/NAME")
-        if named and revision and named != revision:
-            raise RecipeError(f"{HUB_URL}{place} and --revision {revision} name two branches: leave one out")
+        repository, branch = branch_of(place, revision)
         if not reachable(constants.ENDPOINT):
             why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "check the network"
             raise StorageError(
@@ -103,7 +113,7 @@ class HubDestination:
             )
         if get_token() is None:
             raise StorageError(refusal(LocalTokenNotFoundError(), repository, "write"))
-        return HubDestination(repository, named or revision or MAIN, private)
+        return HubDestination(repository, branch, private)
 
     @property
     def name(self) -> str:

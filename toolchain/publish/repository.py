@@ -30,13 +30,14 @@ DATA = "_data"
 
 
 def repository(
-    folder: Path, name: str, *, labels: Sequence[str] = (), license_: str = "", base: str = ""
+    folder: Path, name: str, *, revision: str = "", labels: Sequence[str] = (), license_: str = "", base: str = ""
 ) -> dict[str, Content]:
     """Path → content of every file of a run's repository.
 
     Args:
         folder: of the run.
-        name: of the repository, for the snippets of its card.
+        name: of the repository, for the snippets of its card; of a folder, without a "/", there is none to name in them.
+        revision: the branch that its snippets name; "" for that which readers take unless they are told otherwise.
         labels: names of the classes in the order of the outputs; () for those of transformers, "LABEL_0" and so on.
         license_: of the weights, as hubs spell it.
         base: the repository that the dense weights came from; "" for that which the run took them from, if it did.
@@ -81,6 +82,7 @@ def repository(
     files[PLAN] = Content((folder / PLAN).read_bytes())
     about = About(
         name,
+        revision,
         base or _base(record),
         license_,
         manifest.versions,
