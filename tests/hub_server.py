@@ -21,9 +21,11 @@ TOKEN = "hf_" + "of-these-tests"
 
 @dataclass
 class Repository:
-    """Branches of files; every commit is known by a number."""
+    """Branches of files; every commit is known by a number. A hidden one is private to somebody else than the token's owner."""
 
     private: bool = False
+    hidden: bool = False
+    gated: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"*.onnx lfs\n"}})
     messages: list[str] = field(default_factory=list)
 
@@ -119,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _seen(self, name: str, token: str) -> Repository | None:
         repository = self.hub.repositories.get(name)
-        return repository if repository is not None and (token or not repository.private) else None
+        if repository is None or repository.hidden:
+            return None
+        return repository if token or not repository.private else None
 
     def _create(self, asked: dict[str, object], token: str) -> None:
         if not token:
@@ -128,13 +132,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403, "", "You don't have the rights to create a model under the namespace")
         name = f"{asked['organization']}/{asked['name']}"
         private = asked.get("private") is True or asked.get("visibility") == "private"
-        self.hub.repositories.setdefault(name, Repository(private=private))
+        if name in self.hub.repositories:
+            return self._error(409, "", "You already created this model repo")
+        self.hub.repositories[name] = Repository(private=private)
         return self._json({"url": f"{self.hub.url}/{name}", "name": name})
 
     def _api(self, name: str, what: str, rest: str, body: bytes, token: str) -> None:
         repository = self._seen(name, token)
         if repository is None:
             return self._error(401 if not token else 404, "RepoNotFound", "Repository not found")
+        if repository.gated:
+            return self._error(403, "GatedRepo", "Access to this model is restricted")
         if what == "branch":
             repository.branches.setdefault(rest, dict(repository.branches["main"]))
             return self._json({})

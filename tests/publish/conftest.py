@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from huggingface_hub import constants
 from measuring import Stopwatch
 
 from toolchain.pipeline.run import run
+from toolchain.report.files import listing
 
 RECIPE = """[model]
 name = "vit_tiny_patch16_224"
@@ -48,6 +50,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run(root / "recipe.toml", root / "run", compare=Stopwatch())
     yield root / "run"
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def relisted() -> Callable[[Path], None]:
+    """Lists the files of a run anew, as if it had written them as they are now."""
+
+    def relist(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = [path for path in folder.rglob("*") if path.is_file() and ".slimvit" not in path.parts]
+        listed = listing((path for path in files if path.name != "manifest.json"), folder)
+        manifest["files"] = [each.model_dump() for each in listed]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return relist
 
 
 @pytest.fixture

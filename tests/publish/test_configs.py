@@ -112,6 +112,15 @@ def test_labels_are_read_as_people_have_them(tmp_path, name, text):
     assert read_labels(tmp_path / name) == ("cat", "big dog")
 
 
+@pytest.mark.parametrize(
+    "text", ['{"1": "cat", "2": "dog"}', '{"id2label": {"0": "cat", "2": "dog"}}', '{"0": "a", "01": "b"}']
+)
+def test_labels_that_are_not_numbered_from_0_are_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"numbers 2 classes, and none of them is [01]: number them from 0 to 1"):
+        read_labels(tmp_path / "a.json")
+
+
 def test_labels_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("3")
     with pytest.raises(DataError, match="holds no names of classes: write one a line"):

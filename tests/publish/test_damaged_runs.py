@@ -1,4 +1,4 @@
-"""Kind: a run that is damaged, cut or edited by hand. It is refused in words, or pushed as what it says."""
+"""Kind: a run that is damaged, cut or edited by hand. It is refused in words, or where its manifest says the same pushed as it is."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ def run(finished, tmp_path_factory):
 )
 def test_a_damaged_run_is_refused_in_words_or_pushed(run, name, damaged):
     assert faults(run / name, damaged, lambda: repository(run, "a/b")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("report.json", json_damaged),
+        ("deploy/model.json", json_damaged),
+        ("onnx/compressed.fp32.onnx", bytes_damaged),
+    ],
+)
+def test_one_whose_manifest_lists_it_as_it_is_is_refused_in_words_or_pushed(run, relisted, name, damaged):
+    assert faults(run / name, damaged, lambda: (relisted(run), repository(run, "a/b"))) == []
 
 
 @pytest.mark.parametrize("damaged", [json_damaged, bytes_damaged])

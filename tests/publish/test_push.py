@@ -104,6 +104,30 @@ def test_a_file_that_someone_edited_is_not_removed(place):
     assert place.files()["config.json"] == b'{"mine": 1}'
 
 
+def test_a_file_of_someone_else_that_is_the_same_stays_theirs(place):
+    """It was never written here: no receipt lists it, and no later push removes or replaces it."""
+    mine = FILES["config.json"].data
+    place.edit("config.json", mine)
+    done = place.push()
+    assert done.unchanged == ("config.json",)
+    assert set(json.loads(place.files()[RECEIPT])["files"]) == set(FILES) - {"config.json"}
+    with pytest.raises(StorageError, match=r"holds config\.json, which slimvit did not write"):
+        place.push({**FILES, "config.json": Content.of_text('{"a": 1}\n')})
+    rest = {path: content for path, content in FILES.items() if path != "config.json"}
+    assert place.push(rest).removed == ()
+    assert place.files()["config.json"] == mine
+
+
+def test_the_receipt_is_written_where_it_says_something_else(place):
+    """Here somebody wrote what a push would have: the file is theirs from then on, although nothing else is written."""
+    place.push()
+    new = {**FILES, "config.json": Content.of_text('{"theirs": 1}\n')}
+    place.edit("config.json", new["config.json"].data)
+    assert place.push(new).written == (RECEIPT,)
+    assert "config.json" not in json.loads(place.files()[RECEIPT])["files"]
+    assert place.push(new).written == ()
+
+
 def test_a_receipt_of_someone_else_is_a_foreign_file(place):
     place.edit(RECEIPT, b'{"schema": "other"}')
     with pytest.raises(StorageError, match=r"holds slimvit\.json, which"):
@@ -120,6 +144,23 @@ def test_a_repository_is_made_public_or_private(hub):
     assert hub.repositories["org/open"].messages == ["m"], "one commit"
     with pytest.raises(StorageError, match="is public: make it private in its settings first"):
         push(FILES, HubDestination.of("org/open", private=True), tool="t", message="m")
+
+
+def test_a_repository_that_cannot_be_seen_is_not_written_over(hub):
+    theirs = {"README.md": b"# Theirs\n"}
+    hub.repositories["org/name"] = Repository(private=True, hidden=True, branches={"main": dict(theirs)})
+    with pytest.raises(
+        StorageError, match=r"^there is a repository org/name already, which the token may not read: choose"
+    ):
+        push(FILES, HubDestination.of("org/name"), tool="t", message="m")
+    assert hub.repositories["org/name"].branches == {"main": theirs}
+
+
+def test_a_gated_repository_is_not_taken_for_none(hub):
+    hub.repositories["org/name"] = Repository(gated=True)
+    with pytest.raises(StorageError, match=r"^org/name is gated: accept its conditions"):
+        push(FILES, HubDestination.of("org/name"), tool="t", message="m")
+    assert "POST /api/repos/create" not in hub.requests
 
 
 def test_a_branch_is_made(hub):
@@ -165,7 +206,9 @@ def test_a_token_that_is_refused_is_told_and_not_repeated(hub, monkeypatch):
 
 def test_a_token_without_the_right_is_told(hub):
     hub.may_write = False
-    with pytest.raises(StorageError, match="the token may not write org/name: ") as told:
+    with pytest.raises(
+        StorageError, match=r"the token may not write org/name: the hub says .* the rights to create .*; log in"
+    ) as told:
         push(FILES, HubDestination.of("org/name"), tool="t", message="m")
     assert TOKEN not in str(told.value)
     assert hub.repositories == {}
@@ -188,7 +231,9 @@ def test_a_push_of_someone_else_in_between_is_not_overwritten(hub):
             hub.repositories["org/name"].branches["main"]["other.txt"] = b"theirs"
             return super().write(files, gone, message)
 
-    with pytest.raises(StorageError, match="someone else wrote to org/name meanwhile: push again"):
+    with pytest.raises(
+        StorageError, match=r"someone else wrote to org/name meanwhile: the hub says .* happened since'; push again"
+    ):
         push({"a": Content(b"b")}, Late("org/name"), tool="t", message="m")
 
 

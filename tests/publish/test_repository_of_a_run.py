@@ -12,9 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
-from toolchain.errors import DataError, StorageError
+from toolchain.errors import ArtifactError, DataError, StorageError
 from toolchain.publish.folder import FolderDestination
 from toolchain.publish.push import push
 from toolchain.publish.repository import repository
@@ -38,6 +39,10 @@ def folder(files, tmp_path_factory):
 
 def card_of(files):
     return ModelCard(files["README.md"].data.decode())
+
+
+def toml_of(text):
+    return Recipe.from_dict(tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1]))
 
 
 def test_it_holds_what_the_hubs_readers_look_for(files):
@@ -64,13 +69,14 @@ def test_its_files_compute_bit_for_bit_what_the_runs_files_do(finished, folder, 
     assert np.array_equal(ours, theirs)
 
 
-def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path):
+def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path, relisted):
     """As of models above the 2 GB of a message; transformers.js looks for `model.onnx_data`, and is told so."""
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "onnx/compressed.fp32.onnx"
     model = onnx.load(path)
     path.unlink()
     onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+    relisted(run)
     large = repository(run, "org/digits", labels=LABELS)
     assert set(large) - set(files) == {"onnx/model.onnx_data"}
     told = json.loads(large["config.json"].data)["transformers.js_config"]
@@ -118,28 +124,62 @@ def test_every_number_of_the_cards_tables_is_the_reports(files, finished):
 
 
 def test_the_cards_recipe_is_one(files, finished):
-    text = re.search(r"```toml\n(.*?)```", card_of(files).text, re.DOTALL)[1]
-    recipe = Recipe.from_dict(tomllib.loads(text))
-    report = Report.load(finished)
+    """The folder has none: it is what the report knows, and the card claims no more."""
+    text, report = card_of(files).text, Report.load(finished)
+    assert "## What is known of the recipe" in text
+    assert "these parts are missing" in text
+    assert "carries this recipe out" not in text
+    recipe = toml_of(text)
     assert recipe.budget == report.budget
     assert recipe.model.kwargs == report.model.kwargs
     assert recipe.compress.method == report.requested_method
+    assert recipe.model.pretrained is False
+    assert recipe.data.source == "digits"
+
+
+def test_a_recipe_that_lies_in_the_folder_is_the_cards(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.copyfile(finished.parent / "recipe.toml", run / "recipe.toml")
+    text = card_of(repository(run, "a/b")).text
+    assert "## How to make it again" in text
+    assert toml_of(text) == Recipe.load(run / "recipe.toml")
+    (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("epochs = 1", "epochs = 2"))
+    assert "## What is known of the recipe" in card_of(repository(run, "a/b")).text, "that is not the run's"
+    (run / "recipe.toml").write_text("[model")
+    assert "## What is known of the recipe" in card_of(repository(run, "a/b")).text
 
 
 def test_as_many_labels_as_classes(finished):
     assert json.loads(repository(finished, "a/b")["config.json"].data)["id2label"]["3"] == "LABEL_3"
     with pytest.raises(DataError, match="2 labels, and the model has 10 classes"):
         repository(finished, "a/b", labels=["x", "y"])
-    with pytest.raises(DataError, match="'x' stands for two classes"):
-        repository(finished, "a/b", labels=["x"] * 10)
 
 
-def changed(finished, tmp_path, **changes):
-    """A copy of the run whose report says something else."""
-    run = shutil.copytree(finished, tmp_path / "changed")
-    report = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps(report | changes))
-    return run
+def test_two_classes_may_be_the_same_word(finished, tmp_path):
+    """As "crane" is in ImageNet."""
+    labels = ["crane", "x", "crane", "crane (2)", "crane", *"abcde"]
+    files = repository(finished, "a/b", labels=labels)
+    config = json.loads(files["config.json"].data)
+    assert list(config["id2label"].values()) == labels
+    assert list(config["label2id"]) == ["crane", "x", "crane (3)", "crane (2)", "crane (4)", *"abcde"]
+    assert list(config["label2id"].values()) == list(range(10))
+    push(files, FolderDestination(tmp_path / "there"), tool="slimvit 0", message="")
+    read = AutoConfig.from_pretrained(tmp_path / "there")
+    assert (read.num_labels, read.id2label) == (10, dict(enumerate(labels)))
+
+
+@pytest.fixture
+def changed(finished, tmp_path, relisted):
+    """Makes a copy of the run whose report says something else."""
+
+    def change(**changes):
+        run = shutil.copytree(finished, tmp_path / "changed")
+        report = json.loads((run / "report.json").read_text())
+        (run / "report.json").write_text(json.dumps(report | changes))
+        relisted(run)
+        return run
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -150,8 +190,8 @@ def changed(finished, tmp_path, **changes):
         ("features", "image-feature-extraction", "ViTModel", None),
     ],
 )
-def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task, kind, problem):
-    files = repository(changed(finished, tmp_path, output=output), "a/b")
+def test_outputs_that_are_no_classes_are_named(changed, output, task, kind, problem):
+    files = repository(changed(output=output), "a/b")
     config = json.loads(files["config.json"].data)
     assert (config["architectures"], config.get("problem_type")) == ([kind], problem)
     card = ModelCard(files["README.md"].data.decode())
@@ -159,10 +199,74 @@ def test_outputs_that_are_no_classes_are_named(finished, tmp_path, output, task,
     assert ("```js" in card.text) == (output == "features"), "pipelines of classes read a softmax"
 
 
-def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(finished, tmp_path):
-    card = card_of(repository(changed(finished, tmp_path, synthetic=True), "a/b"))
+def test_a_synthetic_run_claims_no_accuracy_and_says_what_it_is(changed):
+    card = card_of(repository(changed(synthetic=True), "a/b"))
     assert card.data.eval_results is None
     assert "> Synthetic images: accuracy is unknown" in card.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["report.json", "plan.json", "deploy/model.json", "onnx/compressed.fp32.onnx", "onnx/compressed.fp32.onnx.data"],
+)
+def test_an_altered_run_is_not_pushed_with_the_numbers_of_the_original(finished, tmp_path, relisted, name):
+    run = shutil.copytree(finished, tmp_path / "altered")
+    if name.endswith(".data"):
+        model = onnx.load(run / "onnx/compressed.fp32.onnx")
+        onnx.save_model(
+            model, run / "onnx/compressed.fp32.onnx", save_as_external_data=True, location=name[5:], size_threshold=100
+        )
+        relisted(run)
+        repository(run, "a/b")
+        content = bytearray((run / name).read_bytes())
+        content[0] ^= 1
+        (run / name).write_bytes(content)
+    elif name.endswith(".onnx"):
+        shutil.copyfile(run / "onnx/dense.fp32.onnx", run / name)
+    else:
+        (run / name).write_text((run / name).read_text() + "\n")
+    with pytest.raises(
+        ArtifactError, match=rf"^{re.escape(name)} of .* is not what manifest\.json lists, .*: run the recipe again$"
+    ):
+        repository(run, "a/b")
+
+
+def test_snippets_name_the_repository_and_its_branch(files, finished):
+    text = card_of(files).text
+    assert text.count('"org/digits"') == 3
+    assert "revision" not in text
+    assert "ORG/NAME" not in text
+    branch = card_of(repository(finished, "org/digits", revision="small")).text
+    assert 'pipeline("image-classification", "org/digits", { dtype: "fp32", revision: "small" })' in branch
+    assert 'from_pretrained("org/digits", revision="small")' in branch
+    assert 'hf_hub_download("org/digits", "onnx/model.onnx", revision="small")' in branch
+
+
+def test_snippets_do_not_name_a_folder_as_a_repository(finished):
+    text = card_of(repository(finished, "here")).text
+    assert text.count('"ORG/NAME"') == 3
+    assert '"here"' not in text
+    assert "Put the repository to which these files are pushed in place of ORG/NAME." in text
+
+
+def test_the_python_of_a_card_runs(files, folder, tmp_path, monkeypatch):
+    """With the repository in a folder, where a hub's client would fetch it to."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "picture.jpg")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, path: str(folder / path))
+    program = re.search(r"```python\n(.*?)```", card_of(files).text, re.DOTALL)[1]
+    names = {}
+    exec(program.replace('from_pretrained("org/digits")', f'from_pretrained("{folder}")'), names)
+    assert names["outputs"].shape == (1, 10)
+
+
+def test_a_file_that_the_run_did_not_list_is_not_pushed(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "unlisted")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"] = [each for each in manifest["files"] if each["path"] != "plan.json"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"^plan\.json of .* is not what"):
+        repository(run, "a/b")
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):

@@ -12,7 +12,7 @@ from toolchain.cli.screen import line, print_json, print_tables
 from toolchain.errors import RecipeError
 from toolchain.pipeline.job import tool
 from toolchain.publish.folder import FolderDestination
-from toolchain.publish.hub import HubDestination
+from toolchain.publish.hub import MAIN, HubDestination, branch_of
 from toolchain.publish.push import RECEIPT, Destination
 from toolchain.publish.push import push as push_files
 from toolchain.publish.repository import read_labels, repository
@@ -55,15 +55,17 @@ def push(
     ] = False,
     json_: JsonFlag = False,
 ) -> None:
-    """Write a run's ONNX files to a hub, as transformers.js, transformers and optimum find them, with a card."""
+    """Write a run's ONNX files to a hub, as transformers.js finds them, with a card."""
     kind, place = model_source(to)
     if kind not in (HUB, LOCAL) or not place:
         raise RecipeError(f"{to!r} is no place to push to: write {HUB_URL}ORG/NAME, or {LOCAL}:PATH for a folder")
     if kind == LOCAL and (private or revision):
         raise RecipeError("--private and --revision are of a hub: leave them out for a folder")
-    name = place.partition("@")[0] if kind == HUB else Path(place).expanduser().resolve().name
+    name, branch = branch_of(place, revision) if kind == HUB else (Path(place).expanduser().resolve().name, MAIN)
     names = () if labels is None else read_labels(labels)
-    files = repository(folder, name, labels=names, license_=license_, base=base)
+    files = repository(
+        folder, name, revision="" if branch == MAIN else branch, labels=names, license_=license_, base=base
+    )
     rows = [(path, content.digests.bytes) for path, content in files.items()]
     if dry_run:
         if json_:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCardData
+from pydantic import JsonValue
 
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.publish.layout import PIXELS, Named
-from toolchain.publish.recipe_of import recipe_of
+from toolchain.publish.recipe_of import HOLE, RECIPE, UNKNOWN, known, whole
+from toolchain.recipe import Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.record import FileRow, Report
 from toolchain.report.sections import SECTIONS, Part
 from toolchain.report.tables import Table, counted, size
+
+ANY = "ORG/NAME"
+"""What snippets call a repository where files are written to a folder, of which nobody knows where it will be pushed."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,27 @@ class About:
     """What a card says besides the report.
 
     Attributes:
-        name: of the repository: "org/name".
+        name: of the repository: "org/name"; of a folder, which is none, without a "/".
+        revision: the branch that is written to; "" for the one that readers take unless they are told otherwise.
         base: the repository that the weights came from; "" if none.
         license: as hubs spell it; "" if nobody said.
         versions: package → version that wrote the run.
+        provenance: of the model: where its weights came from.
+        recipe: of the run; None if its folder does not have it.
     """
 
     name: str
+    revision: str
     base: str
     license: str
     versions: Mapping[str, str]
+    provenance: Mapping[str, JsonValue]
+    recipe: Recipe | None
+
+    @property
+    def address(self) -> str:
+        """What snippets call the repository."""
+        return self.name if "/" in self.name else ANY
 
 
 def card(report: Report, files: Sequence[Shipped], about: About) -> str:
@@ -107,17 +124,29 @@ def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[s
         f"`{files[0].output}`. These names are the only difference to the files of the run. `config.json` describes the dense "
         "model, as transformers has no words for widths that differ from block to block; `plan.json` has them."
     )
-    yield from ("", "## Use", "", *_javascript(report, files, about), "", *_python(files, about))
+    yield from ("", "## Use", "")
+    if about.address == ANY:
+        yield from (f"Put the repository to which these files are pushed in place of {ANY}.", "")
+    yield from (*_javascript(report, files, about), "", *_python(files, about))
     yield from _part(latency)
     yield from ("", "## Checks", "", *_checks(report))
     if notes.lines:
         yield from ("", "## Notes", "", *(f"- {line}" for line in notes.lines))
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    yield from ("", "## How to make it again", "", "```toml", recipe_of(report).strip(), "```", "")
-    yield "`slimvit run recipe.toml --out runs/again` carries this recipe out; put your paths in place of PATH."
+    yield from _recipe(report, about)
     yield f"The run's own recipe has the digest `{report.recipe_digest[:12]}`, its images `{report.data.digest[:12]}`."
     if versions:
         yield f"Written with {versions}."
+
+
+def _recipe(report: Report, about: About) -> Iterator[str]:
+    """What was carried out, or as much of it as is known."""
+    if about.recipe is not None:
+        yield from ("", "## How to make it again", "", "```toml", whole(about.recipe).strip(), "```", "")
+        yield f"`slimvit run {RECIPE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
+    else:
+        yield from ("", "## What is known of the recipe", "", "```toml")
+        yield from (known(report, about.provenance).strip(), "```", "", UNKNOWN)
 
 
 def _part(part: Part) -> Iterator[str]:
@@ -151,16 +180,18 @@ def _javascript(report: Report, files: Sequence[Shipped], about: About) -> Itera
     if not dtype or report.output not in ("logits", "features", "tokens"):
         return
     pool = ", { pool: true }" if report.output == "features" else ""
+    revision = f", revision: {json.dumps(about.revision)}" if about.revision else ""
     yield from (
         "```js",
         'import { pipeline } from "@huggingface/transformers";',
-        f'const model = await pipeline("{_task(report)}", "{about.name}", {{ dtype: "{dtype}" }});',
+        f'const model = await pipeline("{_task(report)}", "{about.address}", {{ dtype: "{dtype}"{revision} }});',
         f'console.log(await model("picture.jpg"{pool}));',
         "```",
     )
 
 
 def _python(files: Sequence[Shipped], about: About) -> Iterator[str]:
+    revision = f", revision={json.dumps(about.revision)}" if about.revision else ""
     yield from (
         "```python",
         "import onnxruntime",
@@ -168,8 +199,9 @@ def _python(files: Sequence[Shipped], about: About) -> Iterator[str]:
         "from PIL import Image",
         "from transformers import AutoImageProcessor",
         "",
-        f'processor = AutoImageProcessor.from_pretrained("{about.name}")',
-        f'session = onnxruntime.InferenceSession(hf_hub_download("{about.name}", "{files[0].place.path}"))',
+        f'processor = AutoImageProcessor.from_pretrained("{about.address}"{revision})',
+        f'path = hf_hub_download("{about.address}", "{files[0].place.path}"{revision})',
+        "session = onnxruntime.InferenceSession(path)",
         'pixels = processor(Image.open("picture.jpg"), return_tensors="np")["pixel_values"]',
         f'(outputs,) = session.run(["{files[0].output}"], {{"{PIXELS}": pixels}})',
         "```",

@@ -30,7 +30,7 @@ def config(record: ModelRecord, output: Output, labels: Sequence[str], browser: 
     Args:
         record: of the deploy model.
         output: what its outputs are.
-        labels: the names of its classes in order; () where there are none.
+        labels: the names of its classes in order, of which two may be the same word; () where there are none.
         browser: what transformers.js is told.
     """
     channels, height, width = record.preprocess.input_size
@@ -44,12 +44,25 @@ def config(record: ModelRecord, output: Output, labels: Sequence[str], browser: 
     }
     if head:
         content["id2label"] = {str(index): name for index, name in enumerate(labels)}
-        content["label2id"] = {name: index for index, name in enumerate(labels)}
+        content["label2id"] = {name: index for index, name in enumerate(distinct(labels))}
     if problem := next((name for name, kind in OUTPUTS.items() if kind == output), ""):
         content["problem_type"] = problem
     content["transformers.js_config"] = dict(browser)
     content["slimvit"] = {"timm": record.model.name, "kwargs": record.model.kwargs, "output": output}
     return content
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """The same names, of which those that were there already have a number: ImageNet has a crane that flies and one that lifts."""
+    taken, result = set(labels), dict[str, None]()
+    for label in labels:
+        name, number = label, 2
+        if label in result:
+            while name in taken:
+                name, number = f"{label} ({number})", number + 1
+            taken.add(name)
+        result[name] = None
+    return list(result)
 
 
 def _shape(record: ModelRecord) -> Json:

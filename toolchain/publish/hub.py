@@ -10,17 +10,37 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
-from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 
 from toolchain.errors import RecipeError, SlimvitError, StorageError
 from toolchain.publish.content import Content, Digests
 from toolchain.recipe import HUB_URL
 from toolchain.surgery.hub import reachable
-from toolchain.surgery.refusals import refusal
+from toolchain.surgery.refusals import CONFLICT, LOG_IN, refusal, status_of
 
 MAIN = "main"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def branch_of(place: str, revision: str = "") -> tuple[str, str]:
+    """("org/name", branch) that a user names as "org/name" or "org/name@branch"; no hub is asked.
+
+    Raises:
+        RecipeError: that is no name of a repository, or two branches are named.
+    """
+    repository, _, named = place.partition("@")
+    if not REPOSITORY.fullmatch(repository):
+        raise RecipeError(f"{HUB_URL}{place} names no repository: write {HUB_URL}ORG/NAME")
+    if named and revision and named != revision:
+        raise RecipeError(f"{HUB_URL}{place} and --revision {revision} name two branches: leave one out")
+    return repository, named or revision or MAIN
 
 
 class Api(Protocol):
@@ -38,8 +58,8 @@ class Api(Protocol):
         """Where a file of it lies in the user's cache, once it was fetched."""
         ...
 
-    def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> Any:
-        """Makes it."""
+    def create_repo(self, repo_id: str, *, private: bool | None = None) -> Any:
+        """Makes it; an error if it is there."""
         ...
 
     def create_branch(self, repo_id: str, *, branch: str, exist_ok: bool = False) -> None:
@@ -85,11 +105,7 @@ class HubDestination:
             RecipeError: that is no name of a repository, or two branches are named.
             StorageError: there is no token, or no network.
         """
-        repository, _, named = place.partition("@")
-        if not REPOSITORY.fullmatch(repository):
-            raise RecipeError(f"{HUB_URL}{place} names no repository: write {HUB_URL}ORG/NAME")
-        if named and revision and named != revision:
-            raise RecipeError(f"{HUB_URL}{place} and --revision {revision} name two branches: leave one out")
+        repository, branch = branch_of(place, revision)
         if not reachable(constants.ENDPOINT):
             why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "check the network"
             raise StorageError(
@@ -97,7 +113,7 @@ class HubDestination:
             )
         if get_token() is None:
             raise StorageError(refusal(LocalTokenNotFoundError(), repository, "write"))
-        return HubDestination(repository, named or revision or MAIN, private)
+        return HubDestination(repository, branch, private)
 
     @property
     def name(self) -> str:
@@ -107,6 +123,8 @@ class HubDestination:
         with self._told("read"):
             try:
                 info = self.api.repo_info(self.repository)
+            except GatedRepoError:  # which is there, whoever may read it
+                raise
             except RepositoryNotFoundError:
                 return {}
             self._exists = True
@@ -128,7 +146,7 @@ class HubDestination:
     def write(self, files: Mapping[str, Content], gone: Sequence[str], message: str) -> str:
         with self._told("write"):
             if not self._exists:
-                self.api.create_repo(self.repository, private=self.private or None, exist_ok=True)
+                self._create()
             if self.revision != MAIN:
                 self.api.create_branch(self.repository, branch=self.revision, exist_ok=True)
             if files or gone:
@@ -143,6 +161,18 @@ class HubDestination:
                     parent_commit=self._parent,
                 )
         return f"{constants.ENDPOINT}/{self.repository}/tree/{self.revision}"
+
+    def _create(self) -> None:
+        """Makes the repository; one that was not seen and is there holds files that nobody looked at, and is left alone."""
+        try:
+            self.api.create_repo(self.repository, private=self.private or None)
+        except HfHubHTTPError as error:
+            if status_of(error) != CONFLICT:
+                raise
+            raise StorageError(
+                f"there is a repository {self.repository} already, which the token may not read: choose another name, or {LOG_IN} "
+                "to a token that may"
+            ) from error
 
     @contextlib.contextmanager
     def _told(self, right: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The names by which transformers, transformers.js and optimum find a model's ONNX files and their inputs and outputs."""
+"""The names by which transformers.js finds, and optimum expects, a model's ONNX files and their inputs and outputs."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -59,6 +60,16 @@ class Manifest(BaseModel):
         if wrong := self.wrong(folder):
             raise ArtifactError(
                 f"{len(wrong)} of {len(self.files)} files are missing or altered: {', '.join(wrong[:5])}"
+            )
+
+    def require_these(self, folder: Path, paths: Iterable[str]) -> None:
+        """Raises ArtifactError unless each of some files is listed, and is as it is listed; the others may be large, and are not read."""
+        listed = {each.path: each.sha256 for each in self.files}
+        wrong = [path for path in paths if path not in listed or not _is(folder / path, listed[path])]
+        if wrong:
+            raise ArtifactError(
+                f"{', '.join(wrong[:5])} of {folder} {'is' if len(wrong) == 1 else 'are'} not what {MANIFEST} lists, so the "
+                "report is not of these files: run the recipe again"
             )
 
 

@@ -70,7 +70,8 @@ def push(
     """Brings files to a place.
 
     Files that are there and neither the same nor of an earlier push are foreign, and so are those of one that were changed
-    since, such as a card that someone edited.
+    since, such as a card that someone edited. Files of others that happen to be the same stay theirs: the receipt lists what
+    was written now or before, so that no later push removes them.
 
     Args:
         files: path → content.
@@ -97,11 +98,11 @@ def push(
             "changed since: choose another repository or revision, or pass --overwrite to replace"
         )
     removed = sorted(own - set(files))
-    receipt = Receipt(tool=tool, files={path: content.digests for path, content in files.items()})
-    text = json.dumps(receipt.model_dump(mode="json", by_alias=True), indent=2) + "\n"
     fresh = {path: content for path, content in files.items() if path not in same}
-    if fresh or removed or before is None:
-        fresh[RECEIPT] = Content.of_text(text)
+    receipt = Receipt(tool=tool, files={path: files[path].digests for path in files if path in fresh or path in own})
+    said = Content.of_text(json.dumps(receipt.model_dump(mode="json", by_alias=True), indent=2) + "\n")
+    if RECEIPT not in there or not said.digests.same(there[RECEIPT]):
+        fresh[RECEIPT] = said
     url = destination.write(fresh, removed, message)
     return Pushed(url, tuple(sorted(fresh)), tuple(sorted(same)), tuple(removed))
 

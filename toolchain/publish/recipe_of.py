@@ -1,37 +1,121 @@
-"""The recipe of a run as its report tells it, without the places of one machine."""
+"""The recipe of a run for its card: the whole one where the run's folder has it, else what the report knows of it."""
 
 from __future__ import annotations
 
-import tomlkit
+from collections.abc import Mapping
+from pathlib import Path
 
-from toolchain.recipe import PATH_SOURCES, PRESETS
+import tomlkit
+from pydantic import JsonValue
+
+from toolchain.data.sources import SOURCES
+from toolchain.errors import SlimvitError
+from toolchain.recipe import (
+    CLASS_LISTS,
+    HUB,
+    HUB_URL,
+    LOCAL,
+    PATH_SOURCES,
+    PRESETS,
+    CompressSection,
+    Recipe,
+    model_source,
+)
 from toolchain.report.record import Report
 
+RECIPE = "recipe.toml"
+"""The file of a run's folder that holds its recipe, where `slimvit shrink` or the user put it there."""
+HOLE = "PATH"
+"""What stands for a place on one machine."""
+OPTIONAL = ("train", "engine", "bench")
+"""Sections that do something by being there, even with nothing in them."""
+UNKNOWN = (
+    "The folder of the run held no recipe, so these parts are missing, which may not have been at their defaults: [train], "
+    "[finetune], [engine] and [bench], of [model] layers and resample_patches, of [data] all but the kind of source, of "
+    "[export] all but the precisions."
+)
+"""What a report does not say of a recipe."""
 
-def recipe_of(report: Report) -> str:
-    """A recipe as TOML that does the same to the same model; images and weights that lay in files are to be filled in."""
+
+def recipe_in(folder: Path, digest: str) -> Recipe | None:
+    """The recipe that lies in a run's folder; None where there is none, or it is not the one of this digest."""
+    try:
+        recipe = Recipe.load(folder / RECIPE) if (folder / RECIPE).is_file() else None
+    except SlimvitError:
+        return None
+    return recipe if recipe is not None and recipe.digest == digest else None
+
+
+def whole(recipe: Recipe) -> str:
+    """A recipe as TOML without the places of one machine, which are to be filled in; its digest stays."""
+    raw = recipe.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    model, data = raw["model"], raw.get("data", {})
+    if model_source(recipe.model.name)[0] == LOCAL:
+        model["name"] = f"{LOCAL}:{HOLE}"
+    if "checkpoint" in model:
+        model["checkpoint"] = HOLE
+    if "kwargs" in model:
+        model["kwargs"] = _placeless(model["kwargs"])
+    kind, colon, _ = recipe.data.source.partition(":")
+    if colon and kind in PATH_SOURCES:
+        data["source"] = f"{kind}:{HOLE}"
+    if recipe.data.classes and recipe.data.classes not in CLASS_LISTS:
+        data["classes"] = HOLE
+    raw["compress"] = _method(recipe.compress, recipe.compress.method)
+    return tomlkit.dumps({name: keys for name, keys in raw.items() if keys or name in OPTIONAL})
+
+
+def known(report: Report, provenance: Mapping[str, JsonValue]) -> str:
+    """What is known of a run's recipe, as TOML: the model, the kind of images, the method and the budget; see `UNKNOWN`.
+
+    Args:
+        report: of the run.
+        provenance: of its model: where the weights came from.
+    """
     model: dict[str, object] = {"name": report.model.name}
+    kind, place = model_source(str(provenance.get("pretrained", "")))
+    if kind == HUB:
+        model["name"] = f"{HUB_URL}{place}"
+    elif LOCAL in (kind, place):
+        model["name"] = f"{LOCAL}:{HOLE}"
     if report.model.kwargs:
-        model["kwargs"] = dict(report.model.kwargs)
+        model["kwargs"] = _placeless(report.model.kwargs)
     if report.model.checkpoint_sha256 is not None:
-        model["checkpoint"] = "PATH"
-    source = report.data.source.partition(":")[0] if report.data.source.startswith(PATH_SOURCES) else report.data.source
-    tables: dict[str, dict[str, object]] = {
+        model["checkpoint"] = HOLE
+    elif provenance.get("weights") == "initial":
+        model["pretrained"] = False
+    if report.output not in ("logits", "layers"):
+        model["output"] = report.output
+    source = report.data.source
+    usage = SOURCES[source].usage if source in SOURCES else source
+    tables: dict[str, object] = {
         "model": model,
-        "data": {"source": f"{source}:PATH" if source in PATH_SOURCES else source},
-        "compress": _method(report),
+        "data": {"source": usage.replace("[", "").replace("]", "")},
+        "compress": _method(report.method, report.requested_method),
         "budget": report.budget.model_dump(mode="json", exclude_defaults=True),
+        "export": {
+            "precisions": [
+                row.precision for row in report.artifacts if row.model == "compressed" and row.refused is None
+            ]
+        },
     }
-    precisions = [row.precision for row in report.artifacts if row.model == "compressed" and row.refused is None]
-    tables["export"] = {"precisions": precisions}
     return tomlkit.dumps({name: keys for name, keys in tables.items() if keys})
 
 
-def _method(report: Report) -> dict[str, object]:
+def _method(section: CompressSection, requested: str) -> dict[str, object]:
     """[compress] with what its method does not imply."""
-    keys = report.method.model_dump(mode="json", exclude_defaults=True)
-    parts = dict(zip(("attention", "neurons", "allocation"), PRESETS.get(report.requested_method, ()), strict=False))
+    keys = section.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    parts = dict(zip(("attention", "neurons", "allocation"), PRESETS.get(requested, ()), strict=False))
     return {
-        "method": report.requested_method,
+        "method": requested,
         **{key: value for key, value in keys.items() if key != "method" and parts.get(key) != value},
     }
+
+
+def _placeless(value: object) -> object:
+    """Keyword arguments without paths of one machine."""
+    if isinstance(value, Mapping):
+        return {key: _placeless(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placeless(each) for each in value]
+    return HOLE if isinstance(value, str) and Path(value).expanduser().is_absolute() else value

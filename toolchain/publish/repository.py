@@ -1,9 +1,9 @@
-"""A run's folder → the files of a repository that transformers.js, transformers and optimum read."""
+"""A run's folder → the files of a repository that transformers.js finds, under the names that optimum expects."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -17,42 +17,50 @@ from toolchain.publish.card import About, Shipped, card
 from toolchain.publish.configs import config, preprocessor
 from toolchain.publish.content import Content
 from toolchain.publish.layout import NAMES, places
+from toolchain.publish.manifest import Manifest
+from toolchain.publish.recipe_of import recipe_in
 from toolchain.publish.renamed import referring_to, renamed
 from toolchain.recipe import HUB
 from toolchain.report.record import Report
 
 CARD, CONFIG, PREPROCESSOR, PLAN = "README.md", "config.json", "preprocessor_config.json", "plan.json"
+REPORT, RECORD = "report.json", "deploy/model.json"
 DATA = "_data"
 """What stands behind the name of an ONNX file that keeps its weights beside it."""
 
 
 def repository(
-    folder: Path, name: str, *, labels: Sequence[str] = (), license_: str = "", base: str = ""
+    folder: Path, name: str, *, revision: str = "", labels: Sequence[str] = (), license_: str = "", base: str = ""
 ) -> dict[str, Content]:
     """Path → content of every file of a run's repository.
 
     Args:
         folder: of the run.
-        name: of the repository, for the snippets of its card.
+        name: of the repository, for the snippets of its card; of a folder, without a "/", there is none to name in them.
+        revision: the branch that its snippets name; "" for that which readers take unless they are told otherwise.
         labels: names of the classes in the order of the outputs; () for those of transformers, "LABEL_0" and so on.
         license_: of the weights, as hubs spell it.
         base: the repository that the dense weights came from; "" for that which the run took them from, if it did.
 
     Raises:
         StorageError: the folder is not that of a run, or lacks files that its report lists.
-        ArtifactError: one of them is not what it says.
+        ArtifactError: one of them is not what it says, or was altered since the run wrote it.
         RecipeError: its files take pixels, or no image processor prepares pictures as they need it.
         DataError: there are more or fewer labels than classes.
     """
     report = Report.load(folder)
-    record = ModelRecord.load(folder / "deploy" / "model.json")
+    manifest = Manifest.load(folder)
+    record = ModelRecord.load(folder / RECORD)
     rows = [row for row in report.artifacts if row.model == "compressed" and row.refused is None]
     if not rows:
         raise StorageError(f"{folder} has no ONNX file of a compressed model; run its recipe with export.precisions")
+    opened = [_opened(folder / row.path) for row in rows]
+    read = [file.relative_to(folder).as_posix() for artifact in opened for file in artifact.files]
+    manifest.require_these(folder, [REPORT, RECORD, PLAN, *read])
     where = places([row.precision for row in rows])
     files, shipped, external = dict[str, Content](), list[Shipped](), dict[str, JsonValue]()
-    for row in rows:
-        artifact, place = _opened(folder / row.path), where[row.precision]
+    for row, artifact in zip(rows, opened, strict=True):
+        place = where[row.precision]
         names = {port.name: NAMES.get(port.name, port.name) for port in (*artifact.inputs, *artifact.outputs)}
         beside = [file for file in artifact.files if file != artifact.path]
         model = renamed(artifact.model, names)
@@ -64,7 +72,7 @@ def repository(
             external[Path(place.path).name] = 1
         files[place.path] = Content(model.SerializeToString())
         shipped.append(Shipped(row, place, names[artifact.main_output]))
-    count = 0 if report.output in FEATURES else _classes(_opened(folder / rows[0].path))
+    count = 0 if report.output in FEATURES else _classes(opened[0])
     classes = _labels(labels, count)
     browser: dict[str, JsonValue] = {} if where.get("int8-dynamic") or where.get("int8-qdq") else _default(shipped)
     if external:
@@ -72,7 +80,15 @@ def repository(
     files[CONFIG] = _json(config(record, report.output, classes, browser))
     files[PREPROCESSOR] = _json(preprocessor(record.preprocess))
     files[PLAN] = Content((folder / PLAN).read_bytes())
-    about = About(name, base or _base(record), license_, _versions(folder))
+    about = About(
+        name,
+        revision,
+        base or _base(record),
+        license_,
+        manifest.versions,
+        record.provenance,
+        recipe_in(folder, report.recipe_digest),
+    )
     files[CARD] = Content.of_text(card(report, shipped, about))
     return dict(sorted(files.items()))
 
@@ -97,9 +113,6 @@ def _classes(file: OnnxFile) -> int:
 def _labels(labels: Sequence[str], count: int) -> tuple[str, ...]:
     if labels and len(labels) != count:
         raise DataError(f"there are {len(labels)} labels, and the model has {count} classes: give one label for each")
-    if len(set(labels)) != len(labels):
-        twice = next(name for name in labels if list(labels).count(name) > 1)
-        raise DataError(f"the label {twice!r} stands for two classes: give each class a name of its own")
     return tuple(labels) or tuple(f"LABEL_{index}" for index in range(count))
 
 
@@ -116,13 +129,6 @@ def _base(record: ModelRecord) -> str:
     return origin if origin.count("/") == 1 else ""
 
 
-def _versions(folder: Path) -> Mapping[str, str]:
-    manifest = folder / "manifest.json"
-    raw = read_json(manifest) if manifest.is_file() else {}
-    versions = raw.get("versions") if isinstance(raw, dict) else None
-    return {str(key): str(value) for key, value in versions.items()} if isinstance(versions, dict) else {}
-
-
 def _json(value: object) -> Content:
     return Content.of_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -132,7 +138,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         StorageError: it cannot be read.
-        DataError: it holds no names.
+        DataError: it holds no names, or numbers them otherwise than from 0 on.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,8 +149,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
     else:
         raw = read_json(path)
         table = raw.get("id2label", raw) if isinstance(raw, dict) else raw
-        if isinstance(table, dict) and all(key.isdecimal() for key in table):
-            table = [table[key] for key in sorted(table, key=int)]
+        if isinstance(table, dict) and table and all(key.isdecimal() for key in table):
+            missing = [index for index in range(len(table)) if str(index) not in table]
+            if missing:
+                raise DataError(
+                    f"{path} numbers {len(table)} classes, and none of them is {missing[0]}: number them from 0 to {len(table) - 1}"
+                )
+            table = [table[str(index)] for index in range(len(table))]
         names = tuple(map(str, table)) if isinstance(table, list) else ()
     if not names:
         raise DataError(

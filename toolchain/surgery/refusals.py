@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from json import JSONDecodeError
+
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,6 +17,10 @@ from huggingface_hub.errors import (
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 """How a client of the hub gets a token."""
+
+
+CONFLICT = 409
+"""The status of what is there already, or was changed meanwhile."""
 
 
 def refusal(error: Exception, place: str, right: str = "read") -> str:
@@ -39,17 +46,42 @@ def refusal(error: Exception, place: str, right: str = "read") -> str:
         return f"{place} lacks a file that is needed: name a repository of timm or of transformers with weights"
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token to {right} {repository} with: {LOG_IN}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    status, said = status_of(error), _said(error)
     if status == 401:
-        return f"the hub does not accept the token for {repository}: {LOG_IN} again"
+        return f"the hub does not accept the token for {repository}: {said}{LOG_IN} again"
     if status == 403:
-        return f"the token may not {right} {repository}: {LOG_IN} to a token with that right"
-    if status in (409, 412):
-        return f"someone else wrote to {repository} meanwhile: push again"
+        return f"the token may not {right} {repository}: {said}{LOG_IN} to a token with that right"
+    if status in (CONFLICT, 412):
+        return f"someone else wrote to {repository} meanwhile: {said}push again"
     if status == 429:
-        return f"the hub takes no more requests for now: wait some minutes, then {right} {repository} again"
+        return f"the hub takes no more requests for now: {said}wait some minutes, then {right} {repository} again"
+    verb = "give" if right == "read" else "take"
+    if status in range(400, 500):
+        return f"the hub does not {verb} {place}, with status {status}: {said}check the name and what is asked for"
     if status:
         return f"the hub fails with status {status} at {repository}: try again later"
+    if isinstance(error, ValueError) and not isinstance(
+        error, JSONDecodeError | UnicodeError
+    ):  # of the client, or of what it asked the hub about, such as a card
+        return f"the hub does not {verb} {place}: {_joined(str(error)) or type(error).__name__}. Change what is refused, and try again"
     line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    verb = "give" if right == "read" else "take"
     return f"the hub does not {verb} {place}: {line}. Check the name and the network"
+
+
+def _said(error: Exception) -> str:
+    """What the hub gave as its reason, as the beginning of what to do; "" if it gave none."""
+    message = error.server_message if isinstance(error, HfHubHTTPError) else None
+    reason = _joined(message or "")
+    return f"the hub says {reason!r}; " if reason else ""
+
+
+def _joined(text: str) -> str:
+    """The lines of a message as one, without the dots at its end."""
+    listed = re.sub(r"(?<![.:;,])\s*\n\s*- ", "; ", text.strip())
+    return re.sub(r"\s*\n\s*(- )?", " ", listed).rstrip(". ")
+
+
+def status_of(error: Exception) -> int:
+    """The status of HTTP that a hub answered with; 0 if it did not answer."""
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    return 0 if response is None else int(response.status_code)
