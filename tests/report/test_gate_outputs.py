@@ -117,7 +117,7 @@ def test_markdown_says_first_what_failed(result):
     assert lines[0] == f"## slimvit gate: fail: 8 checks in 5 cells ({counts})"
     rows = [line for line in lines if line.startswith("| ") and "|---" not in line][1:]
     assert len(rows) == 8
-    assert rows[0].startswith("| fail | odd (name) | budget.latency | It was not timed: two lines")
+    assert rows[0].startswith("| fail | odd (name) | budget.latency | It was not measured: two lines")
     assert '"\\|" <b>. Mend the artifact.' in rows[0]
     assert "Geometric mean over 2 cells: 0.800 [" in text
     assert "Skipped, wholly or in part: 1 of 5 cells (away)" in text
