@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolchain.compress.allocation import Latency
 from toolchain.files import digest_of, exclusive, read_json, sha256, write_json
 from toolchain.model import MaskedModel, TimmModel
 from toolchain.pipeline.job import Job, prepare
@@ -114,7 +113,7 @@ def apart(asked: Mapping[str, Any]) -> dict[str, Any]:
     else:
         weights = sha256(Path(recipe.model.checkpoint))
         dense = replace(job.dense, provenance={**job.dense.provenance, "weights_sha256": weights})
-        masked = compress(job, dense, Latency()).artifact
+        masked = compress(job, dense).artifact
         save_model(masked, folder)
         chosen = dict(masked.plan.provenance.get("closed_form", {}))
     clock.lap("compress")

@@ -10,7 +10,6 @@ import numpy as np
 from records import UNALIGNED
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.compress.allocation import Latency
 from toolchain.cost import trace
 from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
@@ -62,7 +61,7 @@ class Shape:
         job = prepare(Recipe.from_dict(raw))
         module, size = job.dense.module, job.dense.preprocess.input_size
         if self.sections:
-            masked = compress(job, job.dense, Latency()).artifact
+            masked = compress(job, job.dense).artifact
             module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
         shape = trace(module, job.dense.family, size)
         about = {"slimvit.tool": tool(), "benchmark": path.stem}

@@ -182,18 +182,28 @@ class CompressSection(Section):
         return {key: value for key, value in record.items() if key != "align" or value is not None}
 
 
+ANY = "any"
+"""In `budget.size`: the file of whichever precision of the recipe does the least damage."""
+
+
 class BudgetSection(Section):
-    """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together."""
+    """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together.
+
+    `size` is of the weights in fp32, or a table: precision → size of the whole file of that precision, shares of the dense weights
+    in fp32.
+    """
 
     params: Fraction | None = None
     macs: Fraction | None = None
-    size: str | None = None
+    size: str | dict[str, str] | None = None
     latency: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _readable(self) -> BudgetSection:
-        if self.size is not None:
-            parse_size(self.size)
+        for text in (self.size,) if isinstance(self.size, str) else self.files.values():
+            parse_size(text)
+        if ANY in self.files and len(self.files) > 1:
+            raise ValueError(f"size.{ANY} stands alone: name it, or the precisions whose files are limited")
         for text in self.latency.values():
             parse_latency(text)
         return self
@@ -201,7 +211,21 @@ class BudgetSection(Section):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is limited."""
-        return self.params is None and self.macs is None and self.size is None and not self.latency
+        return self.params is None and self.macs is None and not self.size and not self.latency
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Precision, or `ANY` → the size of its file, where `size` says that."""
+        return self.size if isinstance(self.size, dict) else {}
+
+    @property
+    def shown(self) -> str:
+        """What is limited, in one line; "" for nothing."""
+        whole = self.size if isinstance(self.size, str) else None
+        files = {f"size.{name}": text for name, text in self.files.items()}
+        latency = {f"latency.{name}": text for name, text in self.latency.items()}
+        limits = {"params": self.params, "macs": self.macs, "size": whole, **files, **latency}
+        return ", ".join(f"{name} {value}" for name, value in limits.items() if value)
 
 
 class FinetuneSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from toolchain.pipeline.preview import Preview, from_shapes, preview
 from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
+from toolchain.report.record import FrontPoint
+from toolchain.report.sections.front import front_table
 from toolchain.report.tables import Table, number, size
 
 
@@ -104,6 +107,10 @@ def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
             ("bytes", size, dense.size_bytes, left.size_bytes, least.size_bytes),
         )
     ]
+    for file in allocation.files:
+        share, (low, high) = file.predicted / dense.size_bytes, (each / dense.size_bytes for each in file.reachable)
+        sizes = (size(dense.size_bytes), size(file.predicted))
+        cost.append((f"{file.precision} file", *sizes, f"{share:.4f}", f"{low:.3f} … {high:.3f}"))
     for row in allocation.latency:
         times = [f"{share * row.dense_ms:.3f} ms" for share in (1.0, row.predicted)]
         where = f"{row.target}, batch {row.batch}, {row.threads} thread(s)"
@@ -121,4 +128,5 @@ def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
     header = ("module", "unit", "kept", "damage (nats per image)")
     count = len(header) if damage else len(header) - 1
     kept = Table("Kept per layer", header[:count], tuple(row[:count] for row in rows), text=(0, 1))
-    return [predicted, *([kept] if rows else [])]
+    others = front_table([FrontPoint(**asdict(point)) for point in allocation.front])
+    return [predicted, *([kept] if rows else []), *([others] if others.rows else [])]

@@ -65,6 +65,7 @@ from toolchain.pipeline.stages.base import M, open_as
 from toolchain.pipeline.stages.compress import compress as compress_model
 from toolchain.pipeline.stages.dense import trained
 from toolchain.pipeline.stages.latency import clocks
+from toolchain.pipeline.stages.rounding import rounded
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
@@ -107,7 +108,7 @@ def compress(
         progress = Progress(screen)
         latency = latency_of(clocks(job, dense, devices, progress))
         dense = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
-        compressed = compress_model(job, dense, latency, progress=progress)
+        compressed = compress_model(job, dense, latency, rounded(job, dense), progress=progress)
     masked, allocation = compressed.artifact, compressed.facts
     save_model(masked, out)
     write_json(out / "allocation.json", allocation.to_dict())

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from toolchain.compress.choices import Budget, Costs, Key
+from toolchain.compress.choices import ROOM, Budget, Costs, Key
+from toolchain.compress.front import FrontPoint, front
 from toolchain.compress.problem import Problem
 from toolchain.compress.solver import Candidate, Damages, narrowest
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths
@@ -33,6 +34,9 @@ class Latency:
 
     tables: tuple[LatencyTable, ...] = ()
     check: Check | None = None
+
+
+UNTIMED = Latency()
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,24 @@ class TargetLatency:
 
 
 @dataclass(frozen=True)
+class FileSize:
+    """What some widths mean for the file of one precision, in bytes.
+
+    Attributes:
+        requested: the most that was asked for.
+        predicted: of the file.
+        reachable: by the narrowest widths, and by the dense model.
+        rounding: what it does to the dense model's outputs: mean KL divergence per image, nats; None where that was not measured.
+    """
+
+    precision: str
+    requested: int
+    predicted: int
+    reachable: tuple[int, int]
+    rounding: float | None
+
+
+@dataclass(frozen=True)
 class Allocation:
     """How wide each layer stays, and what that is predicted to cost and to damage.
 
@@ -143,6 +165,7 @@ class Allocation:
         damage: unit or linear → what its width does to the output, measured alone: mean KL divergence per image, nats.
         planned: the allocation before scores over all layers moved its widths, where they did.
         learned: whether the final widths depend on learned or measured scores.
+        front: what other budgets would do, from the narrowest widths to the widest; empty where no damage was measured.
     """
 
     problem: Problem
@@ -150,6 +173,7 @@ class Allocation:
     damage: Mapping[Key, float] = field(default_factory=dict)
     planned: Allocation | None = None
     learned: bool = False
+    front: tuple[FrontPoint, ...] = ()
 
     @staticmethod
     def uniform(problem: Problem) -> Allocation:
@@ -164,6 +188,12 @@ class Allocation:
     def widths(self) -> Widths:
         """The decision."""
         return self.settled.widths
+
+    @property
+    def total(self) -> float:
+        """What the widths, each measured alone, and the rounding of the file that a budget leaves open do to the outputs: nats an image."""
+        own = [file.rounding or 0.0 for file in self.files if file.precision == self.problem.file]
+        return sum(self.damage.values()) + sum(own)
 
     @property
     def predicted(self) -> ModelShape:
@@ -194,6 +224,18 @@ class Allocation:
         """What the widths mean on each target of the budget."""
         return tuple(self._latency(table) for table in self.settled.costs.tables)
 
+    @property
+    def files(self) -> tuple[FileSize, ...]:
+        """What the widths mean for each file that the budget limits."""
+        most = self.problem.budget.most
+        shapes = (self.predicted, self.smallest, self.problem.shape)
+        sizes = {file: [math.ceil(file.bytes_of(shape)) for shape in shapes] for file in self.problem.costs.files}
+        return tuple(
+            FileSize(file.precision, round(most[file.name] / (1 - ROOM)), own, (least, whole), file.damage)
+            for file, (own, least, whole) in sizes.items()
+            if file.name in most
+        )
+
     def to_dict(self) -> dict[str, object]:
         """The content of allocation.json."""
         dense, smallest = _cost(self.problem.shape), _cost(self.smallest)
@@ -204,6 +246,8 @@ class Allocation:
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
             **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
+            "front": [asdict(point) for point in self.front],
+            "files": [{**asdict(file), "reachable": list(file.reachable)} for file in self.files],
             "latency": [{**asdict(target), "reachable": list(target.reachable)} for target in self.latency],
             **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
@@ -265,7 +309,12 @@ def allocate(problem: Problem, candidates: Sequence[Candidate] = (), check: Chec
         return uniform
 
     settled = settle(pick, problem.costs, budget, check)
-    return replace(planned, settled=settled, damage=Damages(candidates).all(choices.chosen(settled.widths)))
+    return replace(
+        planned,
+        settled=settled,
+        damage=Damages(candidates).all(choices.chosen(settled.widths)),
+        front=front(candidates, choices, settled.costs, next(iter(budget.most), "params")),
+    )
 
 
 def _cost(shape: ModelShape) -> dict[str, int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from toolchain.cost import RANK, LatencyTable, ModelShape, Widths, pair_pays
+from toolchain.cost import RANK, FileCost, LatencyTable, ModelShape, Widths, pair_pays
 from toolchain.errors import BudgetError
 from toolchain.families import Factorizable, UnitGroup
 from toolchain.recipe import BudgetSection
@@ -16,6 +16,8 @@ Key = tuple[str, str]
 """(module, unit) of a unit, (linear, "rank") of a linear that is factorised."""
 Site = UnitGroup | Factorizable
 """What is reduced: a unit's positions, or a linear's rank."""
+ROOM = 0.003
+"""The share of a file's budget that is left free: its graph is known from the dense model's, and differs a little with the widths."""
 TOLERANCE = 0.05
 """By how much, as a share of a latency budget, the measured latency may lie above it; all other budgets are exact."""
 
@@ -33,11 +35,13 @@ class Costs:
         dense: the dense shape.
         groups: all unit groups of the model.
         tables: measured latency, one table for each target.
+        files: what files of other precisions cost, those that the budget speaks of.
     """
 
     dense: ModelShape
     groups: tuple[UnitGroup, ...]
     tables: tuple[LatencyTable, ...] = ()
+    files: tuple[FileCost, ...] = ()
 
     @property
     def whole(self) -> dict[str, float]:
@@ -46,17 +50,19 @@ class Costs:
         `of(Widths())` is a little less: what ships has its LayerScales folded away, whatever is kept.
         """
         times = {f"latency.{table.target}": table.dense_ms for table in self.tables}
-        return {"params": self.dense.params, "macs": self.dense.macs, "size": self.dense.size_bytes, **times}
+        files = dict.fromkeys((file.name for file in self.files), self.dense.size_bytes)
+        return {"params": self.dense.params, "macs": self.dense.macs, "size": self.dense.size_bytes, **files, **times}
 
     def shape(self, widths: Widths) -> ModelShape:
         """The shape that some widths leave."""
         return self.dense.shrunk(widths, self.groups)
 
     def of(self, widths: Widths) -> dict[str, float]:
-        """Name of a budget → cost: "params", "macs", "size" in bytes, "latency.<target>" in ms."""
+        """Name of a budget → cost: "params", "macs", "size" and "size.<precision>" in bytes, "latency.<target>" in ms."""
         shape = self.shape(widths)
         times = {f"latency.{table.target}": table.dense_ms * table.ratio(widths) for table in self.tables}
-        return {"params": shape.params, "macs": shape.macs, "size": shape.size_bytes, **times}
+        files = {file.name: file.bytes_of(shape) for file in self.files}
+        return {"params": shape.params, "macs": shape.macs, "size": shape.size_bytes, **files, **times}
 
     def corrected(self, widths: Widths, measured: Mapping[str, float]) -> Costs:
         """The same costs with latency tables that predict what was measured: target → ratio to dense."""
@@ -75,15 +81,19 @@ class Budget:
 
     @staticmethod
     def of(budget: BudgetSection, costs: Costs) -> Budget:
-        """What a recipe's [budget] means for a dense model; of latency, on the targets that costs have tables of."""
+        """What a recipe's [budget] means for a dense model: of latency and of files, those that costs have tables and sizes of."""
         whole: Mapping[str, float] = costs.whole
         most: dict[str, float] = {}
         for name, share in (("params", budget.params), ("macs", budget.macs)):
             if share is not None:
                 most[name] = float(math.floor(share * whole[name]))
-        if budget.size is not None:
+        if isinstance(budget.size, str):
             value, is_share = parse_size(budget.size)
             most["size"] = float(math.floor(value * whole["size"] if is_share else value))
+        for precision, text in budget.files.items():
+            if (name := f"size.{precision}") in whole:
+                value, is_share = parse_size(text)
+                most[name] = float(math.floor((1 - ROOM) * (value * whole["size"] if is_share else value)))
         for target, text in budget.latency.items():
             if (name := f"latency.{target}") in whole:
                 value, is_share = parse_latency(text)
@@ -104,13 +114,16 @@ class Budget:
 
     def require(self, narrowest: Widths, costs: Costs) -> None:
         """Raises BudgetError if even the narrowest widths miss it; the message names the reachable range."""
-        least, whole = costs.of(narrowest), costs.whole
+        least, widest, whole = costs.of(narrowest), costs.of(Widths()), costs.whole
+        files = {file.name for file in costs.files}
         parts = []
         for name, limit in self.most.items():
             if limit < least[name]:
+                asked, most = (limit / (1 - ROOM), widest[name]) if name in files else (limit, whole[name])
+                low, high = least[name] / whole[name], most / whole[name]
                 parts.append(
-                    f"budget.{name} asks for {_shown(name, limit)} ({limit / whole[name]:.3f} of dense); reachable is "
-                    f"{_shown(name, least[name])} … {_shown(name, whole[name])} ({least[name] / whole[name]:.3f} … 1)"
+                    f"budget.{name} asks for {_shown(name, asked)} ({asked / whole[name]:.3f} of dense); reachable is "
+                    f"{_shown(name, least[name])} … {_shown(name, most)} ({low:.3f} … {high:.3g})"
                 )
         if parts:
             raise BudgetError(f"the budget cannot be met: {'; '.join(parts)}")

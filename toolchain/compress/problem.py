@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
 from toolchain.compress.method import HEAD_DIM, HIDDEN, Method
 from toolchain.compress.solver import solve_uniform
-from toolchain.cost import LatencyTable, ModelShape, Widths, trace
+from toolchain.cost import FileCost, LatencyTable, ModelShape, Widths, trace
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.model import TimmModel
-from toolchain.recipe import BudgetSection, CompressSection
+from toolchain.recipe import ANY, BudgetSection, CompressSection
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Problem:
         costs: of any widths.
         budget: what `request` means for this model.
         uniform: the widest widths within the budget at which all layers shrink alike.
+        file: the precision whose file the budget speaks of, where the recipe leaves that open and this is one of `options`.
     """
 
     dense: TimmModel
@@ -37,6 +38,7 @@ class Problem:
     costs: Costs
     budget: Budget
     uniform: Widths
+    file: str = ""
 
     @staticmethod
     def of(
@@ -45,6 +47,7 @@ class Problem:
         request: BudgetSection,
         multiples: Mapping[str, int],
         *,
+        files: Sequence[FileCost] = (),
         synthetic: bool = False,
     ) -> Problem:
         """The problem, from shapes alone: nothing is read from the weights.
@@ -55,6 +58,7 @@ class Problem:
             dense: the model.
             section, request: [compress] and [budget].
             multiples: unit name, or "rank" → multiple that kept counts are rounded down to.
+            files: of the precisions that the budget speaks of.
             synthetic: whether the images are noise, of which nothing is learned.
 
         Raises:
@@ -66,7 +70,7 @@ class Problem:
         if (method.criterion or method.factorisation) and not (choices.groups or choices.linears):
             why = "; ".join(dense.family.restrictions(dense.module))
             raise RecipeError(f"nothing of {dense.ref.name} can be reduced by this method{': ' + why if why else ''}")
-        costs = Costs(trace(dense.module, dense.family, dense.preprocess.input_size), dense.groups)
+        costs = Costs(trace(dense.module, dense.family, dense.preprocess.input_size), dense.groups, files=tuple(files))
         budget = Budget.of(request, costs)
         try:
             uniform = solve_uniform(choices, costs, budget)
@@ -76,15 +80,43 @@ class Problem:
             raise BudgetError(
                 f"{error}. Kept counts are multiples of {align}; compress.align = 1 allows any."
             ) from None
-        return Problem(dense, method, request, choices, _closed_sites(dense, method, choices), costs, budget, uniform)
+        sites = _closed_sites(dense, method, choices)
+        problem = Problem(dense, method, request, choices, sites, costs, budget, uniform)
+        _ = problem.options  # one of them can be met
+        return problem
 
     def timed(self, tables: Sequence[LatencyTable]) -> Problem:
         """The same problem with measured latency; raises BudgetError as `of`."""
-        if not tables:
-            return self
-        costs = replace(self.costs, tables=tuple(tables))
+        return self.at(replace(self.costs, tables=tuple(tables))) if tables else self
+
+    def sized(self, files: Sequence[FileCost]) -> Problem:
+        """The same problem with files of the dense model that were weighed; raises BudgetError as `of`."""
+        return self.at(replace(self.costs, files=tuple(files))) if files else self
+
+    def at(self, costs: Costs) -> Problem:
+        """The same problem by other costs; raises BudgetError as `of`."""
         budget = Budget.of(self.request, costs)
         return replace(self, costs=costs, budget=budget, uniform=solve_uniform(self.choices, costs, budget))
+
+    @property
+    def options(self) -> tuple[Problem, ...]:
+        """The problem itself; one for each precision that can meet it where the budget leaves open which file it speaks of.
+
+        Raises:
+            BudgetError: none can; the message names the range of the last.
+        """
+        if ANY not in self.request.files:
+            return (self,)
+        options, errors = list[Problem](), list[BudgetError]()
+        for file in self.costs.files:
+            request = self.request.model_copy(update={"size": {file.precision: self.request.files[ANY]}})
+            try:
+                options.append(replace(self, request=request, file=file.precision).at(self.costs))
+            except BudgetError as error:
+                errors.append(error)
+        if not options:
+            raise errors[-1]
+        return tuple(options)
 
     def require_latency(self) -> None:
         """Raises RecipeError if the budget names a target that has no table."""

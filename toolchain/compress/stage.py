@@ -81,7 +81,15 @@ class Compress:
         """
         problem.require_latency()
         weighing = self.weighing or self._weighed(problem, self._work(problem))
-        return allocate(problem, weighing.candidates, self.check), weighing.teacher
+        return allocate(self._option(problem, weighing), weighing.candidates, self.check), weighing.teacher
+
+    @staticmethod
+    def _option(problem: Problem, weighing: Weighing) -> Problem:
+        """Of the precisions whose file could meet the budget, the one of which widths and rounding do the least damage."""
+        options = problem.options
+        return (
+            options[0] if len(options) == 1 else min(options, key=lambda one: allocate(one, weighing.candidates).total)
+        )
 
     def weigh(self, problem: Problem) -> Weighing:
         """What each width does to the outputs, whatever the budget; raises DataError or ModelError as `teacher_for`."""
@@ -96,6 +104,7 @@ class Compress:
     def __call__(self, problem: Problem) -> Made[MaskedModel, Allocation]:
         """The masked model."""
         planned, teacher = self.decide(problem)
+        problem = planned.problem
         dense, method, widths = problem.dense, problem.method, planned.widths
         module = copy.deepcopy(dense.module)
         if method.factorisation is not None and method.factorisation.factorise is not None:

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from toolchain.artifacts import Artifact, Reading
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.cost import FileCost, Storage
 from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
@@ -44,6 +45,9 @@ AROUND_LINEARS = frozenset(
 """Linears, and the operators that a conversion may put around them."""
 
 
+FLOATS = Storage()
+
+
 @dataclass(frozen=True)
 class Precision:
     """How a file of one precision is made from the fp32 file.
@@ -60,6 +64,7 @@ class Precision:
         adapts: whether they decide something where there are real ones, and none are needed.
         operators: what a conversion may add to the graph or take from it.
         needs: what has to be installed for it where no target loads it; "" where some always does.
+        storage: the bytes of its weights; what no width changes is measured.
     """
 
     name: str
@@ -71,16 +76,31 @@ class Precision:
     adapts: bool = False
     operators: frozenset[str] = AROUND_LINEARS
     needs: str = ""
+    storage: Storage = FLOATS
 
 
+HALF = Storage(weight=2, other=2)
+INT8 = Storage(weight=1, output=5, pair=900)
+"""A scale of four bytes and a zero point of one for each output."""
+QDQ = Storage(weight=1, output=13, pair=1000)
+"""The same, and a scale and a zero point of four bytes each for its bias."""
+INT4 = Storage(weight=0.5, output=5, other=2, pair=1000)
 ENTRIES = (
-    Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16}), product="HALF"),
+    Precision(
+        "fp16",
+        fp16,
+        Tolerance(None, 0.9999, 0.98),
+        frozenset({TensorProto.FLOAT16}),
+        product="HALF",
+        storage=HALF,
+    ),
     Precision(
         "bf16",
         bf16,
         Tolerance(None, 0.999, 0.97),
         frozenset({TensorProto.BFLOAT16}),
         product="BF16",
+        storage=HALF,
     ),
     Precision(
         "int8-dynamic",
@@ -89,6 +109,7 @@ ENTRIES = (
         frozenset({TensorProto.INT8}),
         product="INT8-DYNAMIC",
         adapts=True,
+        storage=INT8,
     ),
     Precision(
         "int8-qdq",
@@ -97,6 +118,7 @@ ENTRIES = (
         frozenset({TensorProto.INT8}),
         product="INT8",
         calibrated=True,
+        storage=QDQ,
     ),
     Precision(
         "int4",
@@ -106,6 +128,7 @@ ENTRIES = (
         product="INT4-DYNAMIC",
         calibrated=True,
         needs="onnxruntime 1.23 or newer",
+        storage=INT4,
     ),
 )
 PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
@@ -139,6 +162,11 @@ def int8_kinds() -> tuple[str, ...]:
 def product_of(precision: str) -> str:
     """The type of the matrix products in files of a precision, as `Target.loads` and `Target.builds` name it."""
     return FLOAT if precision == FP32 else PRECISIONS.require(precision).product
+
+
+def file_cost(precision: str) -> FileCost:
+    """What files of a precision cost by their weights alone; raises RecipeError if it is unknown."""
+    return FileCost(precision, FLOATS if precision == FP32 else PRECISIONS.require(precision).storage)
 
 
 def expanded(asked: Sequence[str]) -> dict[str, bool]:

@@ -23,11 +23,13 @@ from toolchain.report.record import (
     EngineFacts,
     EngineRow,
     Figures,
+    FileRow,
     LayerRow,
     ModelName,
     NotMeasured,
     Report,
     Shares,
+    SizeBudget,
     StageRow,
 )
 from toolchain.report.tables import size
@@ -92,6 +94,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         requested_method=recipe.compress.method,
         budget=recipe.budget,
         latency_budget=facts.latency,
+        size_budget=_sizes(facts, rows),
         recipe_digest=recipe.digest,
         stages=_stages(outcome),
         dense=dense,
@@ -106,6 +109,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         finetune=outcome.finetune.facts.finetune if outcome.finetune else None,
         pruned_shares=facts.pruned_shares,
         damage=facts.damage,
+        front=facts.front,
         closed_form=facts.closed_form,
         restrictions=facts.restrictions,
         notes=(*weights.get("notes", ()), *source.notes, *downloads(cells)),
@@ -120,6 +124,12 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
         suggestion=suggestion(rows, cells, recipe.export.accuracy_loss, int8, engines),
         files=listing(files, root),
     )
+
+
+def _sizes(facts: CompressFacts, rows: Sequence[FileRow]) -> tuple[SizeBudget, ...]:
+    """The budgets of files, with the bytes that these have."""
+    made = {row.precision: row.bytes for row in rows if row.model == "compressed" and row.refused is None}
+    return tuple(each.model_copy(update={"bytes": made.get(each.precision)}) for each in facts.sizes)
 
 
 def downloads(cells: Sequence[BenchRow]) -> list[str]:

@@ -21,14 +21,14 @@ from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import builds, options_of, require_engines
-from toolchain.export.precision import PRECISIONS, expanded, int8_kinds, product_of
+from toolchain.export.precision import PRECISIONS, expanded, file_cost, int8_kinds, product_of
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.files import digest_of, sha256
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, BenchSection, DataSection, EngineSection, Recipe
+from toolchain.recipe import ALIGN, ANY, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import BuildOptions, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
@@ -104,10 +104,39 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
     if recipe.export.softmax:
         require_probabilities(start.dense.output)
     synthetic = recipe.data.source == SYNTHETIC
-    problem = Problem.of(start.dense, section, recipe.budget, multiples, synthetic=synthetic)
+    request = _files_named(recipe)
+    limited = precisions_of(recipe) if ANY in request.files else tuple(request.files)
+    problem = Problem.of(
+        start.dense, section, request, multiples, files=[file_cost(name) for name in limited], synthetic=synthetic
+    )
     method = Method.of(section, synthetic=start.source.synthetic)  # of shapes alone nothing is learned
     method.require(start.source, start.dense)
+    if ANY in request.files and not (shapes_only or (problem.method.weighs and problem.sites)):
+        raise RecipeError(
+            f"budget.size.{ANY} takes the precision that does the least damage, and here none is measured (that needs images, "
+            f"and compress.allocation = 'solver'); name one: budget.size.{limited[-1]}"
+        )
     return Job(start.recipe, start.source, start.dense, start.labelled, problem)
+
+
+def precisions_of(recipe: Recipe) -> tuple[str, ...]:
+    """The precisions of a recipe's files, fp32 first, of which there always is one."""
+    return tuple(dict.fromkeys((FP32, *expanded(recipe.export.precisions))))
+
+
+def _files_named(recipe: Recipe) -> BudgetSection:
+    """The budget with every kind of int8 named; raises RecipeError where a file is limited that the recipe does not make."""
+    budget, made = recipe.budget, precisions_of(recipe)
+    if not budget.files:
+        return budget
+    files = {
+        each: text for name, text in budget.files.items() for each in ((name,) if name == ANY else expanded([name]))
+    }
+    if missing := [name for name in files if name not in (ANY, *made)]:
+        raise RecipeError(
+            f"budget.size.{missing[0]}: the recipe makes no such file; add {missing[0]!r} to export.precisions, now {list(made)}"
+        )
+    return budget.model_copy(update={"size": files})
 
 
 def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> Start:

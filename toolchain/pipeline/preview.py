@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from toolchain.compress.allocation import Allocation, allocate
 from toolchain.compress.stage import Compress
+from toolchain.cost import FileCost
 from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, DataError, ModelError, StorageError
 from toolchain.model import TimmModel
@@ -14,6 +15,7 @@ from toolchain.pipeline.latency_budget import latency_of
 from toolchain.pipeline.stages.base import open_as
 from toolchain.pipeline.stages.dense import baseline_folder, trains
 from toolchain.pipeline.stages.latency import clocks
+from toolchain.pipeline.stages.rounding import rounded
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import Recipe
 
@@ -47,17 +49,19 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
     if not measure:
         return from_shapes(job)
     method, dense = job.problem.method, job.dense
-    if method.weighs:
+    files = list[FileCost]()
+    if method.weighs or recipe.budget.files:
         try:
             full = prepare(recipe)
             dense, job = _baseline(full), full
+            files = rounded(full, dense)
         except (DataError, ModelError, StorageError) as error:
             why = f"uniform widths; those by measured damage come later: {error}"
     with Devices() as devices:
         latency = latency_of(clocks(job, dense, devices, progress))
-        problem = replace(job.problem, dense=dense).timed(latency.tables)
+        problem = replace(job.problem, dense=dense).timed(latency.tables).sized(files)
         if why:
-            return Preview(job, allocate(problem, (), latency.check), why)
+            return Preview(job, allocate(problem.options[0], (), latency.check), why)
         decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
     return Preview(job, decided, LEARNED if method.allocation.over_layers else "")
 
@@ -66,11 +70,13 @@ def from_shapes(job: Job) -> Preview:
     """What shapes alone tell of a job."""
     method = job.problem.method
     note = LEARNED if method.allocation.over_layers else ""
+    if job.recipe.budget.files:
+        note = "sizes of files are those of their weights; `slimvit plan` and `slimvit run` measure the rest"
     if job.recipe.budget.latency:
         note = "latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"
     elif method.weighs:
         note = "uniform widths; `slimvit plan`, and `slimvit run` without --dry-run, choose them by measured damage"
-    return Preview(job, Allocation.uniform(job.problem), note)
+    return Preview(job, Allocation.uniform(job.problem.options[0]), note)
 
 
 def _baseline(job: Job) -> TimmModel:

@@ -13,13 +13,14 @@ from toolchain.export.engine import builds
 from toolchain.export.precision import expanded, int8_kinds
 from toolchain.measure.compare import compare as compare_artifacts
 from toolchain.measure.samples import Parity
+from toolchain.model import TimmModel
 from toolchain.parity import Rung
 from toolchain.pipeline.assemble import Outcome, assemble
-from toolchain.pipeline.folder import Done, Workspace
+from toolchain.pipeline.folder import Done, Nothing, Workspace
 from toolchain.pipeline.job import Job, prepare
 from toolchain.pipeline.stages import bench
 from toolchain.pipeline.stages.base import Compare, Run
-from toolchain.pipeline.stages.compress import Masked
+from toolchain.pipeline.stages.compress import Known, Masked
 from toolchain.pipeline.stages.convert import Converted
 from toolchain.pipeline.stages.dense import Dense
 from toolchain.pipeline.stages.deploy import Deploy
@@ -28,6 +29,7 @@ from toolchain.pipeline.stages.engine import DENSE, Engine
 from toolchain.pipeline.stages.export import Exported, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
+from toolchain.pipeline.stages.rounding import Rounded, sized
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.pipeline.untimed import not_measured
 from toolchain.progress import SILENT, Progress
@@ -86,14 +88,9 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     recipe = job.recipe
     dense = run.do(stage := Dense(run))
     dense_model = stage.model()
-
-    timers = clocks(job, dense_model, run.devices, run.progress)
-    tables = [Table(run, timer) for timer in timers]
-    for table in tables:
-        run.do(table)
-    weighed = Weighed(run, dense_model) if job.problem.method.weighs and job.problem.sites else None
-    weighing = run.do(weighed) if weighed is not None else None
-    masked_stage = Masked(run, dense_model, timers, [table.table() for table in tables], weighed)
+    file = run.do(Exported(run, "dense"))
+    known, weighing = _known(run, job, dense_model)
+    masked_stage = Masked(run, dense_model, known)
     masked = run.do(masked_stage)
     model, folder, tuned = masked_stage.model(), masked_stage.folder, None
     if recipe.finetune.epochs and not job.source.synthetic:
@@ -102,7 +99,7 @@ def _carry_out(run: Run, job: Job) -> Outcome:
         model, folder = finetuned.model(), finetuned.folder
     deploy = run.do(Deploy(run, model, folder))
 
-    files = [run.do(Exported(run, "dense")), run.do(Exported(run, "compressed"))]
+    files = [file, run.do(Exported(run, "compressed"))]
     proven = [rung for done in run.done.values() for rung in done.rungs]
     root = run.root
     proofs = {root / name: proven for name in ("dense", "deploy")}  # what is timed → the rungs that prove it
@@ -155,6 +152,18 @@ def _carry_out(run: Run, job: Job) -> Outcome:
                 duels.append(bench.measured(run, bench.duel(*rivals)))
     untimed = not_measured(run, cells, [done.facts.row for done in files], [done.facts for done in engines])
     return Outcome(dense, weighing, masked, tuned, deploy, files, engines, [done for _, done in cells], duels, untimed)
+
+
+def _known(run: Run, job: Job, dense: TimmModel) -> tuple[Known, Done[Nothing] | None]:
+    """(what is measured of the dense model before it is compressed, the stage that weighs widths)."""
+    sizes = [run.do(Rounded(run, dense, each.precision)).facts for each in job.problem.costs.files]
+    timers = clocks(job, dense, run.devices, run.progress)
+    tables = [Table(run, timer) for timer in timers]
+    for table in tables:
+        run.do(table)
+    weighed = Weighed(run, dense) if job.problem.method.weighs and job.problem.sites else None
+    weighing = run.do(weighed) if weighed is not None else None
+    return Known(timers, [table.table() for table in tables], sized(job, sizes), weighed), weighing
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:

@@ -23,11 +23,7 @@ def to_markdown(report: Report) -> str:
 
 def title(report: Report) -> str:
     """Model, method and budget in one line."""
-    budget = report.budget
-    limits = {"params": budget.params, "macs": budget.macs, "size": budget.size}
-    limits |= {f"latency.{name}": value for name, value in budget.latency.items()}
-    shown = ", ".join(f"{name} {value}" for name, value in limits.items() if value)
-    return f"{report.model.name}: {report.requested_method}, {shown or 'no budget'}"
+    return f"{report.model.name}: {report.requested_method}, {report.budget.shown or 'no budget'}"
 
 
 def origin(report: Report) -> str:

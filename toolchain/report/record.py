@@ -90,6 +90,35 @@ class LatencyBudget(Record):
     correction: float
 
 
+class SizeBudget(Record):
+    """The size of the file of one precision, in bytes: asked for, predicted for the widths, and of the file itself.
+
+    Attributes:
+        reachable: by the narrowest widths, and by the dense model.
+        rounding: what rounding does to the dense model's outputs, in nats an image; None where that was not measured.
+        bytes: None where the file was refused.
+    """
+
+    precision: str
+    requested: int
+    predicted: int
+    reachable: tuple[int, int]
+    rounding: float | None
+    bytes: int | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the file keeps it."""
+        return None if self.bytes is None else self.bytes <= self.requested
+
+
+class FrontPoint(Record):
+    """The least damage that widths do at some cost: shares of the dense model's, nats an image, each width measured alone."""
+
+    ratio: dict[str, float]
+    damage: float
+
+
 class PrunedShare(Record):
     """How many positions of one kind a block lost; without `physical` they are only zeroed."""
 
@@ -339,6 +368,7 @@ class Report(Record):
     requested_method: str
     budget: BudgetSection
     latency_budget: tuple[LatencyBudget, ...]
+    size_budget: tuple[SizeBudget, ...] = ()
     recipe_digest: str
     stages: tuple[StageRow, ...]
     dense: Figures
@@ -349,6 +379,7 @@ class Report(Record):
     finetune: FinetuneFacts | None
     pruned_shares: tuple[PrunedShare, ...]
     damage: tuple[BlockDamage, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
     closed_form: ClosedForm | None
     restrictions: tuple[str, ...]
     notes: tuple[str, ...]

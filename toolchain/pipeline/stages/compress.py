@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from toolchain.compress.allocation import Allocation, Latency
+from toolchain.compress.allocation import UNTIMED, Allocation, Latency
 from toolchain.compress.closed_form import ClosedForm as Chosen
 from toolchain.compress.stage import Compress, Weighing, pruned_shares
-from toolchain.cost import RANK, LatencyTable
+from toolchain.cost import RANK, FileCost, LatencyTable
 from toolchain.files import sha256, write_json, write_text
 from toolchain.model import Made, MaskedModel, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
@@ -22,7 +22,16 @@ from toolchain.pipeline.latency_budget import Clock, latency_of
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
-from toolchain.report.record import BlockDamage, ClosedForm, Figures, LatencyBudget, PrunedShare, Record
+from toolchain.report.record import (
+    BlockDamage,
+    ClosedForm,
+    Figures,
+    FrontPoint,
+    LatencyBudget,
+    PrunedShare,
+    Record,
+    SizeBudget,
+)
 
 
 class CompressFacts(Record):
@@ -32,25 +41,42 @@ class CompressFacts(Record):
     pruned_shares: tuple[PrunedShare, ...]
     damage: tuple[BlockDamage, ...]
     latency: tuple[LatencyBudget, ...]
+    sizes: tuple[SizeBudget, ...]
+    front: tuple[FrontPoint, ...]
     restrictions: tuple[str, ...]
     closed_form: ClosedForm | None
 
 
 @dataclass(frozen=True)
+class Known:
+    """What was measured of the dense model before it is compressed.
+
+    Attributes:
+        clocks: that time widths on the targets of the budget.
+        tables: what they said.
+        files: what the files cost that the budget limits.
+        weighed: what each width does to the outputs; None where the method does not ask.
+    """
+
+    clocks: Sequence[Clock]
+    tables: Sequence[LatencyTable]
+    files: Sequence[FileCost]
+    weighed: Weighed | None
+
+
+@dataclass(frozen=True)
 class Masked(RunStage[CompressFacts]):
-    """The dense model, compressed within the budget by what the clocks' tables say and by what widths were weighed to do."""
+    """The dense model, compressed within the budget by what is known of it."""
 
     run: Run
     dense: TimmModel
-    clocks: Sequence[Clock]
-    tables: Sequence[LatencyTable]
-    weighed: Weighed | None
+    known: Known
     name = "compress"
     facts = CompressFacts
 
     @property
     def inputs(self) -> Sequence[Any]:
-        job, root = self.run.job, self.run.root
+        job, root, known = self.run.job, self.run.root, self.known
         return [
             sha256(root / "dense" / "model.safetensors"),
             sha256(root / "dense" / "model.json"),
@@ -58,17 +84,19 @@ class Masked(RunStage[CompressFacts]):
             job.recipe.budget.model_dump(mode="json"),
             dict(job.problem.choices.multiples),
             job.source.digest,
-            [table.model_dump(mode="json") for table in self.tables],
-            None if self.weighed is None else sha256(self.weighed.path),
+            [table.model_dump(mode="json") for table in known.tables],
+            [asdict(file) for file in known.files],
+            None if known.weighed is None else sha256(known.weighed.path),
         ]
 
     def work(self, key: str) -> Made[Written, CompressFacts]:
-        run, dense, root = self.run, self.dense, self.run.root
+        run, dense, root, known = self.run, self.dense, self.run.root, self.known
         weights = sha256(root / "dense" / "model.safetensors")
         dense = replace(dense, provenance={**dense.provenance, "weights_sha256": weights})
-        latency = latency_of(self.clocks, self.tables)
-        weighing = None if self.weighed is None else self.weighed.weighing()
-        compressed = compress(run.job, dense, latency, run.space.scratch(self.name), key, run.progress, weighing)
+        latency = latency_of(known.clocks, known.tables)
+        weighing = None if known.weighed is None else known.weighed.weighing()
+        scratch = run.space.scratch(self.name)
+        compressed = compress(run.job, dense, latency, known.files, scratch, key, run.progress, weighing)
         masked, allocation = compressed.artifact, compressed.facts
         write_json(root / "allocation.json", allocation.to_dict())
         write_text(root / "plan.json", masked.plan.to_json())
@@ -78,6 +106,8 @@ class Masked(RunStage[CompressFacts]):
             pruned_shares=tuple(PrunedShare(**asdict(row)) for row in pruned_shares(masked)),
             damage=tuple(_damages(masked, allocation.damage)),
             latency=tuple(LatencyBudget(**asdict(target)) for target in allocation.latency),
+            sizes=tuple(SizeBudget(**asdict(file)) for file in allocation.files),
+            front=tuple(FrontPoint(**asdict(point)) for point in allocation.front),
             restrictions=tuple(dense.family.restrictions(dense.module)),
             closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),
         )
@@ -96,7 +126,8 @@ class Masked(RunStage[CompressFacts]):
 def compress(
     job: Job,
     dense: TimmModel,
-    latency: Latency,
+    latency: Latency = UNTIMED,
+    files: Sequence[FileCost] = (),
     checkpoint: Path | None = None,
     key: str = "",
     progress: Progress = SILENT,
@@ -108,11 +139,12 @@ def compress(
         job: the recipe.
         dense: its dense model, with "weights_sha256" in the provenance.
         latency: tables of the targets of the budget, and how widths are timed.
+        files: what the files cost that the budget limits.
         checkpoint, key: of training, where the method trains.
         progress: told how far compression is.
         weighing: what each width does to the outputs, where that is known.
     """
-    problem = replace(job.problem, dense=dense).timed(latency.tables)
+    problem = replace(job.problem, dense=dense).timed(latency.tables).sized(files)
     return run_stage(Compress(job.source, latency.check, checkpoint, key, progress, weighing), problem)
 
 

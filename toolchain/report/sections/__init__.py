@@ -64,6 +64,7 @@ SECTIONS: Registry[Section] = Registry(
         "latency",
         "stages",
         "shares",
+        "front",
         "files",
         "layers",
         "graphs",

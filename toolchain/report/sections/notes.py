@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from toolchain.outputs import FEATURES, Output, divergence_words
-from toolchain.report.record import ClosedForm, LatencyBudget, Report
+from toolchain.report.record import ClosedForm, LatencyBudget, Report, SizeBudget
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import finetune_line
+from toolchain.report.tables import finetune_line, percent, size
 
 
 def _draw(report: Report) -> Part:
@@ -15,15 +15,32 @@ def _draw(report: Report) -> Part:
     if report.finetune is not None:
         lines.append(finetune_line(report.finetune, report.output))
     lines += [_latency(row) for row in report.latency_budget if row.measured is not None]
+    lines += [_size(row) for row in report.size_budget]
     lines += map(str, report.not_measured)
     lines += [f"{name}: {note}" for name, graph in report.graphs.items() for note in graph.notes]
-    missed = (
+    missed = [
         f"The latency budget on {row.target} is missed: {row.requested:.3f} of the dense model's time was asked for, "
         f"{row.measured:.3f} was measured for these shapes."
         for row in report.latency_budget
         if row.met is False
-    )
+    ]
+    missed += [
+        f"The size budget of the {row.precision} file is missed: it has {size(row.bytes)}, and {size(row.requested)} was asked for. "
+        f"Ask for {percent((row.bytes or 0) / row.requested - 1)} less."
+        for row in report.size_budget
+        if row.met is False
+    ]
     return Part("Notes", tuple(missed), lines=tuple(lines))
+
+
+def _size(row: SizeBudget) -> str:
+    rounds = (
+        ""
+        if row.rounding is None
+        else f" Rounding alone moves the dense model's outputs by {row.rounding:.2g} nats an image."
+    )
+    has = "was refused" if row.bytes is None else f"has {size(row.bytes)}"
+    return f"Size budget of the {row.precision} file: {size(row.requested)} was asked for, it {has}.{rounds}"
 
 
 def _latency(row: LatencyBudget) -> str:

@@ -1,0 +1,57 @@
+"""What files of every precision are predicted to cost: bytes of a compressed model's file, from the dense model's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from builders import STRUCTURES, dense_model, images, random_plan, variant, with_random_factors
+
+from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.compress.choices import ROOM
+from toolchain.cost import Widths, trace
+from toolchain.export.convert import Convert
+from toolchain.export.precision import PRECISIONS, file_cost
+from toolchain.export.stage import Export
+from toolchain.model import run_stage
+from toolchain.recipe import ExportSection
+from toolchain.surgery.slice import Slice
+from toolchain.surgery.split import Split
+
+LARGER = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 2, "num_heads": 3}
+
+
+def sizes(model, folder):
+    """Precision → bytes of the model's file."""
+    some, path = images(model, 9).numpy(), folder / "model.onnx"
+    run_stage(Export(ExportSection(), path, some, real_images=False, tool="test"), model)
+    found = {FP32: OnnxFile(path).size_bytes}
+    for name in PRECISIONS:
+        made = folder / f"{name}.onnx"
+        found[name] = run_stage(Convert(name, made, some, some, real_images=False), OnnxFile(path)).artifact.size_bytes
+    return found
+
+
+def check(model, folder):
+    (folder / "dense").mkdir()
+    dense, shape = sizes(model, folder / "dense"), trace(model.module, model.family, model.preprocess.input_size)
+    for low_rank in (False, True):
+        plan = random_plan(model, 3, low_rank=low_rank)
+        deploy = run_stage(Split(), run_stage(Slice(), with_random_factors(model, plan)).artifact).artifact
+        small = shape.shrunk(Widths.of(plan), model.groups)
+        (folder / f"{low_rank}").mkdir()
+        for name, size in sizes(deploy, folder / f"{low_rank}").items():
+            cost = file_cost(name)
+            cost = replace(cost, rest=dense[name] - cost.storage.bytes_of(shape))
+            predicted = cost.bytes_of(small)
+            assert 0.95 * predicted <= size <= (1 + ROOM) * predicted, (name, low_rank, size, predicted)
+
+
+def test_a_compressed_file_has_no_more_bytes_than_were_predicted(tmp_path):
+    check(dense_model(**LARGER), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_so_in_every_structure(case, tmp_path):
+    check(variant(case), tmp_path)
