@@ -106,7 +106,7 @@ class Draft:
 REMARKS = {
     "budget.params": "the share of the parameters that is left",
     "budget.macs": "the share of the multiply-accumulates that is left",
-    "budget.size": "of the ONNX file: a share of the dense one's, or in MB",
+    "budget.size": "of the weights in fp32: a share of the dense ones, or in MB; { int8 = … } is of the int8 file",
     "export.precisions": "also fp16, bf16, int8",
     "bench.targets": "where dense and compressed are timed; [] is nowhere",
 }

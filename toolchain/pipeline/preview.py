@@ -69,14 +69,14 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
 def from_shapes(job: Job) -> Preview:
     """What shapes alone tell of a job."""
     method = job.problem.method
-    note = LEARNED if method.allocation.over_layers else ""
-    if job.recipe.budget.files:
-        note = "sizes of files are those of their weights; `slimvit plan` and `slimvit run` measure the rest"
+    notes = [LEARNED] if method.allocation.over_layers else []
     if job.recipe.budget.latency:
-        note = "latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"
+        notes = ["latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"]
     elif method.weighs:
-        note = "uniform widths; `slimvit plan`, and `slimvit run` without --dry-run, choose them by measured damage"
-    return Preview(job, Allocation.uniform(job.problem.options[0]), note)
+        notes = ["uniform widths; `slimvit plan`, and `slimvit run` without --dry-run, choose them by measured damage"]
+    if job.recipe.budget.files:
+        notes.append("sizes of files are of their weights alone; `slimvit plan` and `slimvit run` measure the rest")
+    return Preview(job, Allocation.uniform(job.problem.options[0]), "; ".join(notes))
 
 
 def _baseline(job: Job) -> TimmModel:
