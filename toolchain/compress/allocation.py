@@ -142,14 +142,14 @@ class FileSize:
     """What some widths mean for the file of one precision, in bytes.
 
     Attributes:
-        requested: the most that was asked for.
+        requested: the most that was asked for; None of a precision that could have been chosen, and was not.
         predicted: of the file.
         reachable: by the narrowest widths, and by the dense model.
         rounding: what it does to the dense model's outputs: mean KL divergence per image, nats; None where that was not measured.
     """
 
     precision: str
-    requested: int
+    requested: int | None
     predicted: int
     reachable: tuple[int, int]
     rounding: float | None
@@ -226,14 +226,13 @@ class Allocation:
 
     @property
     def files(self) -> tuple[FileSize, ...]:
-        """What the widths mean for each file that the budget limits."""
-        most = self.problem.budget.most
+        """What the widths mean for each file that the budget speaks of."""
+        most = {name: round(bytes_ / (1 - ROOM)) for name, bytes_ in self.problem.budget.most.items()}
         shapes = (self.predicted, self.smallest, self.problem.shape)
         sizes = {file: [math.ceil(file.bytes_of(shape)) for shape in shapes] for file in self.problem.costs.files}
         return tuple(
-            FileSize(file.precision, round(most[file.name] / (1 - ROOM)), own, (least, whole), file.damage)
+            FileSize(file.precision, most.get(file.name), own, (least, whole), file.damage)
             for file, (own, least, whole) in sizes.items()
-            if file.name in most
         )
 
     def to_dict(self) -> dict[str, object]:

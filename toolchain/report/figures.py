@@ -128,9 +128,13 @@ def scatter(
 
     ordered = sorted(points, key=lambda each: (each.y, each.x))
     places = [place(point) for point in ordered]
-    levels = _levels(places, [point.label for point in ordered])
+    labelled = [index for index, point in enumerate(ordered) if point.label]
+    others = [places[index] for index, point in enumerate(ordered) if not point.label]
+    levels = _levels([places[index] for index in labelled], [ordered[index].label for index in labelled], others)
+    level_of = dict(zip(labelled, levels, strict=True))
     dots = tuple(
-        Dot(*at, point.label, point.style, level) for at, point, level in zip(places, ordered, levels, strict=True)
+        Dot(*places[index], point.label, point.style, level_of.get(index, places[index][1]))
+        for index, point in enumerate(ordered)
     )
     x_ticks = tuple(
         (MARGIN + wide * index / (len(across) - 1), axes[0].text(tick)) for index, tick in enumerate(across)
@@ -141,12 +145,15 @@ def scatter(
     return Scatter(title, caption, legend, (axes[0].name, axes[1].name), dots, x_ticks, y_ticks, through)
 
 
-def _levels(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[float]:
+def _levels(
+    places: Sequence[tuple[float, float]], labels: Sequence[str], others: Sequence[tuple[float, float]] = ()
+) -> list[float]:
     """Where labels stand so that none covers another: pushed up from their points, and down again from above the plot.
 
     Args:
         places: (x, y) of the points, from the bottom up.
         labels: theirs; some twenty fit where all points lie at one place.
+        others: points without a label, which none covers either while there is room.
     """
     ends = [x + 7 * len(label) + 12 for (x, _), label in zip(places, labels, strict=True)]
 
@@ -154,6 +161,10 @@ def _levels(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> lis
         return places[one][0] < ends[other] and places[other][0] < ends[one]
 
     levels = [y for _, y in places]
+    for index, (x, _) in enumerate(places):
+        under = [there[1] for there in others if x < there[0] < ends[index]]
+        while levels[index] > LABEL and any(abs(levels[index] - y) < LABEL for y in under):
+            levels[index] -= LABEL / 2
     for index in range(len(levels)):
         while any(abs(levels[index] - levels[other]) < LABEL and beside(index, other) for other in range(index)):
             levels[index] -= LABEL / 2

@@ -94,13 +94,14 @@ class SizeBudget(Record):
     """The size of the file of one precision, in bytes: asked for, predicted for the widths, and of the file itself.
 
     Attributes:
+        requested: None of a precision that could have been chosen, and was not.
         reachable: by the narrowest widths, and by the dense model.
         rounding: what rounding does to the dense model's outputs, in nats an image; None where that was not measured.
         bytes: None where the file was refused.
     """
 
     precision: str
-    requested: int
+    requested: int | None
     predicted: int
     reachable: tuple[int, int]
     rounding: float | None
@@ -109,7 +110,7 @@ class SizeBudget(Record):
     @property
     def met(self) -> bool | None:
         """Whether the file keeps it."""
-        return None if self.bytes is None else self.bytes <= self.requested
+        return None if self.bytes is None or self.requested is None else self.bytes <= self.requested
 
 
 class FrontPoint(Record):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from toolchain.cost import BYTES_PER_PARAM
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import FrontPoint, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table, percent
 
+TITLE, OWN = "What other budgets would do", "this run"
 LEAST = 1e-7
 """Damage in nats below which nothing is drawn: the dense model's is 0, which has no place on a logarithmic axis."""
 SHOWN = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -17,21 +19,13 @@ SHOWN = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 def _draw(report: Report) -> Part:
-    chosen = FrontPoint(
-        ratio={"params": report.ratio.params, "macs": report.ratio.macs}, damage=sum(row.nats for row in report.damage)
-    )
     table = front_table(report.front)
     explained = (
         "Damage is the sum over layers of how far each width alone moves the output, in nats an image. It is known before anything is "
         "reduced: it ranks choices, and the test images above say what came of the one that was made."
     )
-    return Part(
-        table.title,
-        table=table,
-        lines=(explained,) if table.rows else (),
-        figures=front_figure(report.front, chosen),
-        brief=(),
-    )
+    lines = (explained,) if table.rows else ()
+    return Part(TITLE, table=table, lines=lines, figures=front_figure(report), brief=())
 
 
 def front_table(points: Sequence[FrontPoint]) -> Table:
@@ -42,21 +36,50 @@ def front_table(points: Sequence[FrontPoint]) -> Table:
         if points and points[0].ratio["params"] <= share <= points[-1].ratio["params"]:
             near = min(points, key=lambda point: abs(point.ratio["params"] - share))
             rows.append((percent(near.ratio["params"]), percent(near.ratio["macs"]), f"{near.damage:.2g}"))
-    return Table("What other budgets would do", header, tuple(dict.fromkeys(rows)), text=())
+    return Table(TITLE, header, tuple(dict.fromkeys(rows)), text=())
 
 
-def front_figure(points: Sequence[FrontPoint], chosen: FrontPoint) -> tuple[Scatter, ...]:
-    """The front on a logarithmic axis, with what was chosen; nothing without one."""
+def front_figure(report: Report) -> tuple[Scatter, ...]:
+    """The front on a logarithmic axis, with what was chosen, nothing without one; by bytes where the budget speaks of files.
 
-    def place(point: FrontPoint, label: str, style: int) -> Point:
-        return Point(100 * point.ratio["params"], math.log10(point.damage), label, style)
-
-    drawn = [place(point, "", 0) for point in points if LEAST <= point.damage < math.inf]
-    if len(drawn) < 2:
+    A file's damage is then that of widths and of rounding together.
+    """
+    spent = sum(row.nats for row in report.damage)
+    files = [row for row in report.size_budget if row.rounding is not None]
+    if files:
+        axis = Axis("bytes of the file, % of the dense weights in fp32")
+        whole = report.stages[0].params * BYTES_PER_PARAM
+        drawn = [
+            (point.ratio[f"size.{row.precision}"], point.damage + (row.rounding or 0.0), style)
+            for style, row in enumerate(files)
+            for point in report.front
+        ]
+        own = [
+            (row.predicted / whole, spent + (row.rounding or 0.0), style)
+            for style, row in enumerate(files)
+            if row.requested is not None
+        ]
+        legend = tuple(row.precision for row in files)
+    else:
+        axis, legend = Axis("parameters left, %"), ("front", "this run")
+        drawn = [(point.ratio["params"], point.damage, 0) for point in report.front]
+        own = [(report.ratio.params, spent, 1)]
+    points, marked = (
+        [_point(*each, label) for each in some if _shown(each[1])] for some, label in ((drawn, ""), (own, OWN))
+    )
+    if len(points) < 2:
         return ()
-    own = [place(chosen, "this run", 1)] if LEAST <= chosen.damage < math.inf else []
-    axes = (Axis("parameters left, %"), Axis("damage, nats per image", lambda power: f"{10**power:.2g}"))
-    return (scatter([*drawn, *own], axes, "What other budgets would do", ("front", "this run")[: 1 + len(own)], drawn),)
+    up = Axis("damage, nats per image", lambda power: f"{10**power:.2g}")
+    line = () if files else points
+    return (scatter([*points, *marked], (axis, up), TITLE, legend, line),)
+
+
+def _shown(damage: float) -> bool:
+    return LEAST <= damage < math.inf
+
+
+def _point(share: float, damage: float, style: int, label: str) -> Point:
+    return Point(100 * share, math.log10(damage), label, style)
 
 
 SECTION = Section("front", _draw)

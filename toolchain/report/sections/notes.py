@@ -15,7 +15,7 @@ def _draw(report: Report) -> Part:
     if report.finetune is not None:
         lines.append(finetune_line(report.finetune, report.output))
     lines += [_latency(row) for row in report.latency_budget if row.measured is not None]
-    lines += [_size(row) for row in report.size_budget]
+    lines += [_size(row) for row in report.size_budget if row.requested is not None]
     lines += map(str, report.not_measured)
     lines += [f"{name}: {note}" for name, graph in report.graphs.items() for note in graph.notes]
     missed = [
@@ -26,7 +26,7 @@ def _draw(report: Report) -> Part:
     ]
     missed += [
         f"The size budget of the {row.precision} file is missed: it has {size(row.bytes)}, and {size(row.requested)} was asked for. "
-        f"Ask for {percent((row.bytes or 0) / row.requested - 1)} less."
+        f"Ask for {percent((row.bytes or 0) / (row.requested or 1) - 1)} less."
         for row in report.size_budget
         if row.met is False
     ]
