@@ -98,13 +98,15 @@ class Storage:
 
     Attributes:
         weight: of a weight of a linear.
-        output: of what comes with each output of such a linear beside its bias: scales and zero points.
-        other: of a bias, and of every parameter of another layer.
+        output: of what comes with each output of such a linear: scales and zero points.
+        bias: of a bias, with its own.
+        other: of every parameter of another layer.
         pair: of what stands in the graph for the second matmul of a linear that is split.
     """
 
     weight: float = BYTES_PER_PARAM
     output: float = 0.0
+    bias: float = BYTES_PER_PARAM
     other: float = BYTES_PER_PARAM
     pair: float = 200.0
 
@@ -112,12 +114,8 @@ class Storage:
         """The bytes of all weights of a model, the last linear's as those of the others."""
         linears = shape.linears.values()
         weights = sum(self.weight * each.weight_params + self.output * each.outputs for each in linears)
-        pairs = self.pair * sum(each.is_pair for each in linears)
-        return (
-            weights
-            + pairs
-            + self.other * (shape.other_params + sum(each.params - each.weight_params for each in linears))
-        )
+        biases = self.bias * sum(each.params - each.weight_params for each in linears)
+        return weights + biases + self.pair * sum(each.is_pair for each in linears) + self.other * shape.other_params
 
 
 @dataclass(frozen=True)

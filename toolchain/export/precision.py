@@ -79,12 +79,12 @@ class Precision:
     storage: Storage = FLOATS
 
 
-HALF = Storage(weight=2, other=2)
+HALF = Storage(weight=2, bias=2, other=2)
 INT8 = Storage(weight=1, output=5, pair=900)
 """A scale of four bytes and a zero point of one for each output."""
-QDQ = Storage(weight=1, output=13, pair=1000)
-"""The same, and a scale and a zero point of four bytes each for its bias."""
-INT4 = Storage(weight=0.5, output=5, other=2, pair=1000)
+QDQ = Storage(weight=1, output=5, bias=12, pair=900)
+"""The same, and a scale and a zero point of four bytes each for a bias."""
+INT4 = Storage(weight=0.5, output=5, bias=2, other=2, pair=1000)
 ENTRIES = (
     Precision(
         "fp16",
