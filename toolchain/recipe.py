@@ -186,6 +186,16 @@ ANY = "any"
 """In `budget.size`: the file of whichever precision of the recipe does the least damage."""
 
 
+def _size(value: Any) -> Any:
+    """The value of `budget.size` where it is of a right type; raises ValueError."""
+    texts = value.values() if isinstance(value, dict) else [value]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"expects '45%' or '12 MB', or a table of such by precision, as in {{ int4 = '3 MB' }}; got {value!r}"
+        )
+    return value
+
+
 class BudgetSection(Section):
     """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together.
 
@@ -195,7 +205,7 @@ class BudgetSection(Section):
 
     params: Fraction | None = None
     macs: Fraction | None = None
-    size: str | dict[str, str] | None = None
+    size: Annotated[str | dict[str, str] | None, BeforeValidator(_size)] = None
     latency: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -203,7 +213,8 @@ class BudgetSection(Section):
         for text in (self.size,) if isinstance(self.size, str) else self.files.values():
             parse_size(text)
         if ANY in self.files and len(self.files) > 1:
-            raise ValueError(f"size.{ANY} stands alone: name it, or the precisions whose files are limited")
+            names = ", ".join(self.files)
+            raise ValueError(f"size limits the files {names}: keep {ANY!r} alone, or only the precisions that you mean")
         for text in self.latency.values():
             parse_latency(text)
         return self

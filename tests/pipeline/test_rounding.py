@@ -110,7 +110,12 @@ def test_shapes_alone_tell_roughly():
         ),
         ({"size": {"in4": "8%"}}, ["fp32", "int4"], RecipeError, "unknown precision 'in4'"),
         ({"size": {"int4": "0.01%"}}, ["int4"], BudgetError, r"budget\.size\.int4 asks for .* reachable is"),
-        ({"size": {"any": "0.01%"}}, ["fp32", "int4"], BudgetError, r"budget\.size\.int4 asks for"),
+        (
+            {"size": {"any": "0.01%"}},
+            ["fp32", "int4"],
+            BudgetError,
+            r"no file of .* keeps budget\.size\.any; .*budget\.size\.int4 asks for",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(budget, precisions, error, message):
@@ -120,7 +125,12 @@ def test_what_cannot_be_is_refused_before_any_work(budget, precisions, error, me
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [({"any": "8%", "int4": "8%"}, "stands alone"), ({"int4": "8 potatoes"}, "potatoes"), ({"int4": 8}, "string")],
+    [
+        ({"any": "8%", "int4": "8%"}, "keep 'any' alone"),
+        ({"int4": "8 potatoes"}, "potatoes"),
+        ({"int4": 8}, "as in { int4 = '3 MB' }"),
+        (8, "expects"),
+    ],
 )
 def test_a_table_of_sizes_is_read_strictly(size, message):
     with pytest.raises(RecipeError, match=message):

@@ -103,19 +103,21 @@ class Problem:
         """The problem itself; one for each precision that can meet it where the budget leaves open which file it speaks of.
 
         Raises:
-            BudgetError: none can; the message names the range of the last.
+            BudgetError: none can; the message names the range of the one that becomes smallest.
         """
         if ANY not in self.request.files:
             return (self,)
-        options, errors = list[Problem](), list[BudgetError]()
+        options, errors = list[Problem](), dict[float, BudgetError]()
         for file in self.costs.files:
             request = self.request.model_copy(update={"size": {file.precision: self.request.files[ANY]}})
             try:
                 options.append(replace(self, request=request, file=file.precision).at(self.costs))
             except BudgetError as error:
-                errors.append(error)
+                errors[file.bytes_of(self.costs.shape(self.narrowest))] = error
         if not options:
-            raise errors[-1]
+            raise BudgetError(
+                f"no file of export.precisions keeps budget.size.{ANY}; the smallest: {errors[min(errors)]}"
+            )
         return tuple(options)
 
     def require_latency(self) -> None:
