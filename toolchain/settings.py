@@ -126,7 +126,8 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if first["type"] in ("tuple_type", "list_type"):
-        return f"{what} {where} is a list: write [{got!r}]".replace("'", '"')
+        entries = [part.strip() for part in got.split(",")] if isinstance(got, str) else [got]
+        return f"{what} {where} is a list: write {entries!r}".replace("'", '"')
     whole = isinstance(got, dict | list | tuple | bytes | BaseModel) or first["type"] in ("value_error", "json_invalid")
     shown = "" if whole else f", got {got!r}"
     return f"{what} {where or 'file'}: {message}{shown}"

@@ -135,6 +135,17 @@ def test_any_other_file_has_a_size_and_a_digest(tmp_path):
         open_artifact(tmp_path / "y")
 
 
+def test_another_file_of_an_artifact_is_refused_by_the_name_of_the_one_to_take(tmp_path):
+    """Kind: the weights of a model in the place of its graph, which would be taken for a plain file of some size."""
+    weights, graph = tmp_path / "m.bin", tmp_path / "m.param"
+    weights.write_bytes(b"123")
+    graph.write_text("7767517\n")
+    with pytest.raises(RecipeError, match=r"m\.bin is a part of the ncnn model .*m\.param: name that file instead"):
+        open_artifact(weights)
+    graph.write_text("something else")
+    assert isinstance(open_artifact(weights), PlainFile)
+
+
 def test_safetensors_are_counted_wherever_they_lie(tmp_path):
     """Kind: weights that others wrote, as one file or below a folder."""
     below = tmp_path / "folder" / "unet"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolchain.artifacts.base import Artifact, PlainFile, Reading
 from toolchain.artifacts.inputs import ImageInput, InputSpec, Port, Signature
-from toolchain.errors import StorageError
+from toolchain.errors import RecipeError, StorageError
 from toolchain.registry import Registry
 
 ARTIFACTS: Registry[type[Artifact]] = Registry(
@@ -30,10 +30,18 @@ def open_artifact(path: Path) -> Artifact:
 
     Raises:
         StorageError: there is nothing.
+        RecipeError: the file is another one of an artifact that a file beside it names, such as an ncnn model's .bin.
     """
     if not path.exists():
         raise StorageError(f"there is no file or folder {path}")
-    return next((kind(path) for kind in reversed([*ARTIFACTS.values()]) if kind.recognises(path)), PlainFile(path))
+    kinds = [*reversed([*ARTIFACTS.values()])]
+    for kind in kinds:
+        if kind.recognises(path):
+            return kind(path)
+    for kind in kinds:
+        if (named := kind.named_beside(path)) is not None:
+            raise RecipeError(f"{path} is a part of the {kind.word} {named}: name that file instead")
+    return PlainFile(path)
 
 
 __all__ = [

@@ -68,6 +68,15 @@ class Artifact(ABC):
         """Whether what lies at a path is of this kind."""
         return path.is_file() and fnmatch.fnmatchcase(path.name, cls.patterns[0])
 
+    @classmethod
+    def named_beside(cls, path: Path) -> Path | None:
+        """The file that names the artifact of this kind whose other file a path is, by their endings; None where there is none."""
+        ending, *others = (pattern.removeprefix("*") for pattern in cls.patterns)
+        if not cls.patterns[0].startswith("*"):
+            return None
+        beside = (path.with_name(path.name.removesuffix(each) + ending) for each in others if path.name.endswith(each))
+        return next((each for each in beside if cls.recognises(each)), None)
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """Every file that has to be shipped, sorted."""

@@ -24,12 +24,12 @@ from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.int4 import int4
+from toolchain.export.precisions import PRECISIONS as PRECISIONS  # noqa: PLC0414 - where it is looked for
 from toolchain.export.quantise import int8_dynamic, int8_qdq
 from toolchain.export.weights import LINEARS
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, Output
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.registry import Registry
 from toolchain.targets import TARGETS, get_target
 
 Array = NDArray[Any]
@@ -79,59 +79,53 @@ class Precision:
     storage: Storage = FLOATS
 
 
-HALF = Storage(weight=2, bias=2, other=2)
-INT8 = Storage(weight=1, output=5, pair=900)
+HALVES = Storage(weight=2, bias=2, other=2)
+EIGHTS = Storage(weight=1, output=5, pair=900)
 """A scale of four bytes and a zero point of one for each output."""
-QDQ = Storage(weight=1, output=5, bias=12, pair=900)
-"""The same, and a scale and a zero point of four bytes each for a bias."""
-INT4 = Storage(weight=0.5, output=5, bias=2, other=2, pair=1000)
-ENTRIES = (
-    Precision(
-        "fp16",
-        fp16,
-        Tolerance(None, 0.9999, 0.98),
-        frozenset({TensorProto.FLOAT16}),
-        product="HALF",
-        storage=HALF,
-    ),
-    Precision(
-        "bf16",
-        bf16,
-        Tolerance(None, 0.999, 0.97),
-        frozenset({TensorProto.BFLOAT16}),
-        product="BF16",
-        storage=HALF,
-    ),
-    Precision(
-        "int8-dynamic",
-        int8_dynamic,
-        Tolerance(None, 0.95, 0.97),
-        frozenset({TensorProto.INT8}),
-        product="INT8-DYNAMIC",
-        adapts=True,
-        storage=INT8,
-    ),
-    Precision(
-        "int8-qdq",
-        int8_qdq,
-        Tolerance(None, 0.95, 0.97),
-        frozenset({TensorProto.INT8}),
-        product="INT8",
-        calibrated=True,
-        storage=QDQ,
-    ),
-    Precision(
-        "int4",
-        int4,
-        Tolerance(None, 0.9, 0.95),
-        frozenset({TensorProto.INT4}),
-        product="INT4-DYNAMIC",
-        calibrated=True,
-        needs="onnxruntime 1.23 or newer",
-        storage=INT4,
-    ),
+FP16 = Precision(
+    "fp16",
+    fp16,
+    Tolerance(None, 0.9999, 0.98),
+    frozenset({TensorProto.FLOAT16}),
+    product="HALF",
+    storage=HALVES,
 )
-PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
+BF16 = Precision(
+    "bf16",
+    bf16,
+    Tolerance(None, 0.999, 0.97),
+    frozenset({TensorProto.BFLOAT16}),
+    product="BF16",
+    storage=HALVES,
+)
+INT8_DYNAMIC = Precision(
+    "int8-dynamic",
+    int8_dynamic,
+    Tolerance(None, 0.95, 0.97),
+    frozenset({TensorProto.INT8}),
+    product="INT8-DYNAMIC",
+    adapts=True,
+    storage=EIGHTS,
+)
+INT8_QDQ = Precision(
+    "int8-qdq",
+    int8_qdq,
+    Tolerance(None, 0.95, 0.97),
+    frozenset({TensorProto.INT8}),
+    product="INT8",
+    calibrated=True,
+    storage=replace(EIGHTS, bias=12),  # with a scale and a zero point of four bytes each
+)
+INT4 = Precision(
+    "int4",
+    int4,
+    Tolerance(None, 0.9, 0.95),
+    frozenset({TensorProto.INT4}),
+    product="INT4-DYNAMIC",
+    calibrated=True,
+    needs="onnxruntime 1.23 or newer",
+    storage=Storage(weight=0.5, output=5, bias=2, other=2, pair=1000),
+)
 
 
 SPREAD_MAX = 0.5

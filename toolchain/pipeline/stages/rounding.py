@@ -27,12 +27,13 @@ from toolchain.likelihood import divergence_by_image, outputs_of
 from toolchain.model import Made, TimmModel, run_stage
 from toolchain.pipeline.cell import runtime
 from toolchain.pipeline.folder import Written
-from toolchain.pipeline.job import Job, tool
+from toolchain.pipeline.job import Job
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
 from toolchain.recipe import ANY
 from toolchain.report.record import Record
+from toolchain.version import tool
 
 IMAGES = 128
 """Held-out images that the damage of rounding is measured on, at most."""
