@@ -785,6 +785,13 @@ def test_shrink_does_what_its_recipe_does(parsed, command, finished, tmp_path):
     assert "says something else" in other.err
 
 
+def test_shrink_limits_the_file_of_a_precision(command, parsed, finished, tmp_path):
+    line = "shrink", finished.folder / "dense", "--data", "digits", "--set", "bench.targets=[]", "--out"
+    (row,) = parsed(*line, tmp_path / "run", "--size", "fp16=40%")["size_budget"]
+    assert (row["precision"], row["bytes"] <= row["requested"]) == ("fp16", True)
+    assert "unknown precision 'int5'" in command(*line, tmp_path / "none", "--size", "int5=40%").err
+
+
 @pytest.mark.parametrize(
     ("model", "code", "message"),
     [

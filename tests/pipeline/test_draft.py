@@ -198,3 +198,20 @@ def test_shapes_that_fit_several_are_not_guessed_at(tmp_path: Path):
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "a.pth")
     with pytest.raises(ModelError, match=r"deit_tiny_patch16_224.*vit_tiny_patch16_224.*--model"):
         architecture_of(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "precisions"),
+    [
+        ("45%", (), ["fp32"]),
+        ({"int4": "3 MB"}, (), ["fp32", "int4"]),
+        ({"any": "3 MB"}, (), ["fp32", "fp16", "int8-dynamic", "int4"]),
+        ({"any": "3 MB"}, ("export.precisions=['int8','int4']",), ["int8", "int4"]),
+        (None, ("budget.size.fp16=3 MB",), ["fp32", "fp16"]),
+    ],
+)
+def test_the_files_that_a_budget_speaks_of_are_made(folder, size, overrides, precisions):
+    budget = {} if size is None else {"size": size}
+    draft = Draft.of("vit_tiny_patch16_224", str(folder(0)), budget, overrides=overrides)
+    assert list(draft.recipe.export.precisions) == precisions
+    assert Recipe.from_dict(tomllib.loads(draft.text())) == draft.recipe

@@ -35,7 +35,9 @@ def shrink(
         float | None, typer.Option(min=0.0, max=1.0, help=f"Share of the parameters LEFT; {PARAMS} without any budget.")
     ] = None,
     macs: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of the MACs LEFT.")] = None,
-    size: Annotated[str, typer.Option(help="Of the ONNX file: '45%' or '12 MB'.")] = "",
+    size: Annotated[
+        str, typer.Option(help="Of the fp32 weights: '45%' or '12 MB'; of a file: 'int4=3 MB', or 'any=3 MB'.")
+    ] = "",
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
     json_: JsonFlag = False,
@@ -45,7 +47,9 @@ def shrink(
     from toolchain.pipeline.draft import Draft
     from toolchain.pipeline.run import run as run_recipe
 
-    wishes = {"params": params, "macs": macs, "size": size or None}
+    precision, named, text = size.rpartition("=")
+    limit = {precision.strip(): text.strip()} if named else size
+    wishes = {"params": params, "macs": macs, "size": limit or None}
     budget = {key: value for key, value in wishes.items() if value is not None}
     folder = out or Path("runs") / _folder_name(model)
     draft = Draft.of(model, data, budget, name=name, overrides=set_ or (), beside=folder)

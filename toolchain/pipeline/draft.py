@@ -9,13 +9,14 @@ from typing import Any
 
 import tomlkit
 
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.data import SOURCES
 from toolchain.data.folders import Layout, folders_in
 from toolchain.defaults import PARAMS
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
-from toolchain.recipe import HUB, LOCAL, Recipe, override
+from toolchain.recipe import ANY, HUB, LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.hub import CONFIG, read_config
@@ -24,6 +25,8 @@ from toolchain.surgery.load import load_dense
 
 CLASSES_FILE, SCHEMA_FILE = "classes.json", "recipe.schema.json"
 """Beside a recipe: its class map, and the JSON schema that editors complete and check it by."""
+OFFERED = ("fp16", "int8-dynamic", "int4")
+"""The precisions that a file may have whose precision the user leaves open."""
 HEAD = "docs/recipe.md says what every key means."
 
 
@@ -65,9 +68,10 @@ class Draft:
             SlimvitError: one of them is not there, or is not supported.
         """
         tables = {**tables_of(model, name), "budget": dict(budget)}
-        tables |= {"export": {"precisions": ["fp32"]}, "bench": {"targets": ["ort-cpu"]}}
+        tables |= {"export": {}, "bench": {"targets": ["ort-cpu"]}}
         for each in overrides:
             override(tables, each)
+        tables["export"] = {"precisions": _precisions(tables["budget"].get("size")), **tables["export"]}
         if not tables["budget"]:
             tables["budget"] = {"params": PARAMS}
         section = Recipe.from_dict({"model": tables["model"]}).model
@@ -109,6 +113,12 @@ REMARKS = {
     "export.precisions": "also fp16, bf16, int8",
     "bench.targets": "where dense and compressed are timed; [] is nowhere",
 }
+
+
+def _precisions(size: object) -> list[str]:
+    """The precisions of the files that `budget.size` speaks of, fp32 first."""
+    named = list(size) if isinstance(size, dict) else []
+    return list(dict.fromkeys([FP32, *(OFFERED if ANY in named else named)]))
 
 
 def _absolute(tables: Mapping[str, Any]) -> dict[str, Any]:
