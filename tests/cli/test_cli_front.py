@@ -90,27 +90,40 @@ def test_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"slimvit {version('slimvit')}\n"
 
 
-def told(words, folder="."):
-    """What a shell is told that could stand in place of the last of the words."""
-    asked = {"_SLIMVIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+def asked(words):
+    """How bash asks what could stand in place of the last of the words."""
+    return {"_SLIMVIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+
+
+@pytest.fixture
+def told(monkeypatch, capsys, tmp_path):
+    """What bash is told, in an empty folder and without settings of the user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def call(words):
+        for name, value in asked(words).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main([])
+        streams = capsys.readouterr()
+        assert (ended.value.code, streams.err) == (0, "")
+        return streams.out.split()
+
+    return call
+
+
+def test_a_shell_is_told_the_verbs_and_the_options(told):
+    command = [sys.executable, "-m", "toolchain"]
     ended = subprocess.run(
-        [sys.executable, "-m", "toolchain"],
-        env={**os.environ, **asked},
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
+        command, env={**os.environ, **asked("slimvit sw")}, capture_output=True, text=True, check=True
     )
-    assert ended.stderr == ""
-    return ended.stdout.split()
-
-
-def test_a_shell_is_told_the_verbs_and_the_options():
+    assert (ended.stdout.split(), ended.stderr) == (["sweep"], "")
     assert told("slimvit sw") == ["sweep"]
     assert {"--set", "--out"} <= {*told("slimvit run --")}
 
 
-def test_a_shell_is_told_the_names_that_an_option_takes():
+def test_a_shell_is_told_the_names_that_an_option_takes(told):
     assert told("slimvit export DIR --precision ") == ["fp32", *PRECISIONS]
     assert told("slimvit schema ") == [*SCHEMAS]
     assert told("slimvit evaluate FILE --split ca") == ["calibration"]
@@ -118,24 +131,24 @@ def test_a_shell_is_told_the_names_that_an_option_takes():
     assert told("slimvit engine FILE --hardware-compatible a") == ["ampere_plus"]
 
 
-def test_a_shell_is_told_the_targets_of_the_machine_and_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def test_a_shell_is_told_the_targets_of_the_machine_and_of_the_file(told, tmp_path):
     (tmp_path / "targets.toml").write_text('[pi5]\ntransport = "ssh"\nhost = "pi5"\n')
     (tmp_path / "other.toml").write_text('[phone]\ntransport = "bundle"\n')
-    assert told("slimvit bench compare A B --target ", tmp_path) == [*TARGETS, "pi5"]
-    assert told("slimvit bench compare A B --targets other.toml --target p", tmp_path) == ["phone"]
+    assert told("slimvit bench compare A B --target ") == [*TARGETS, "pi5"]
+    assert told("slimvit bench compare A B --targets other.toml --target p") == ["phone"]
     (tmp_path / "targets.toml").write_text("[pi5")
-    assert told("slimvit bench run A --target ort-c", tmp_path) == ["ort-cpu", "ort-cuda"], "the verb will complain"
+    assert told("slimvit bench run A --target ort-c") == ["ort-cpu", "ort-cuda"], "the verb will complain"
 
 
-def test_a_shell_is_told_the_targets_that_build():
-    builders = told("slimvit engine FILE --target ")
-    assert builders == [name for name in TARGETS if TARGETS[name].builds]
+def test_a_shell_is_told_the_targets_that_build(told):
+    assert told("slimvit engine FILE --target ") == [name for name in TARGETS if TARGETS[name].builds]
     assert told("slimvit refit ENGINE FILE --target ") == ["trt", "trt-rtx"]
 
 
-def test_a_shell_is_told_timms_names_once_one_was_begun(tmp_path):
-    assert "deit_tiny_patch16_224" in told("slimvit shrink deit_tiny", tmp_path)
+def test_a_shell_is_told_models_and_sources_once_one_was_begun(told, tmp_path):
+    assert "deit_tiny_patch16_224" in told("slimvit shrink deit_tiny")
+    assert told("slimvit evaluate FILE --data d") == ["digits"]
+    assert told("slimvit evaluate FILE --data i") == [], "those of a folder need its path"
     (tmp_path / "deit_of_mine").mkdir()
-    for words in ("slimvit shrink ", "slimvit shrink ./deit", "slimvit shrink deit_"):
-        assert told(words, tmp_path) == [], "the shell offers files"
+    for words in ("slimvit shrink ", "slimvit init MODEL --data ", "slimvit shrink ./deit", "slimvit shrink deit_"):
+        assert told(words) == [], "the shell offers files"

@@ -6,6 +6,7 @@ Where nothing is offered, shells offer files.
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +61,23 @@ def class_lists() -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Names of timm, once one was begun that no file here begins with: they are many, and listing them takes seconds."""
-    is_path = "/" in incomplete or any(path.name.startswith(incomplete) for path in Path().iterdir())
-    if is_path or not incomplete[:1].isalnum():
+    """Names of timm; they are many."""
+    if _may_be_a_path(incomplete):
         return []
     from toolchain.surgery.support import timm_names
 
     return timm_names(f"{incomplete}*")
+
+
+def sources(incomplete: str) -> list[str]:
+    """The data sources that are a word alone."""
+    if _may_be_a_path(incomplete):
+        return []
+    from toolchain.data import SOURCES
+
+    return [name for name, kind in SOURCES.items() if not kind.usage.startswith(f"{name}:")]
+
+
+def _may_be_a_path(incomplete: str) -> bool:
+    """Whether files are what is asked for: listing names takes seconds, so these are offered once one was begun that no file has."""
+    return not incomplete[:1].isalnum() or "/" in incomplete or any(Path().glob(f"{glob.escape(incomplete)}*"))

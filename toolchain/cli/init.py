@@ -26,7 +26,14 @@ ModelArgument = Annotated[
         autocompletion=completion.models,
     ),
 ]
-DataOption = Annotated[str, typer.Option("--data", help="A folder of pictures, or a source such as digits or hf:NAME.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="A folder of pictures, or a source such as digits or hf:NAME.",
+        autocompletion=completion.sources,
+    ),
+]
 NameOption = Annotated[
     str,
     typer.Option(

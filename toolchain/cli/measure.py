@@ -38,7 +38,14 @@ InterpolationOption = Annotated[str, typer.Option(help="How pictures are resized
 
 def evaluate(
     path: PathArgument,
-    data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.",
+            autocompletion=completion.sources,
+        ),
+    ],
     split: Annotated[
         str,
         typer.Option(
@@ -113,7 +120,9 @@ def _show(facts: Mapping[str, object], lines: Sequence[str], out: Path | None, *
 def parity(
     a: Annotated[Path, typer.Argument(metavar="A", help="Taken as right: a model folder or an ONNX file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Compared with it.")],
-    data: Annotated[str, typer.Option("--data", help="A data source; seeded noise if absent.")] = "none",
+    data: Annotated[
+        str, typer.Option("--data", help="A data source; seeded noise if absent.", autocompletion=completion.sources)
+    ] = "none",
     mean: MeanOption = "",
     std: StdOption = "",
     crop_pct: CropOption = None,

@@ -174,7 +174,12 @@ def export(
         str, typer.Option(help=f"fp32, {', '.join(PRECISIONS)}.", autocompletion=completion.precisions)
     ] = "fp32",
     data: Annotated[
-        str, typer.Option(metavar="SOURCE", help="Images to calibrate and to compare on; seeded noise if absent.")
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Images to calibrate and to compare on; seeded noise if absent.",
+            autocompletion=completion.sources,
+        ),
     ] = "none",
     json_: JsonFlag = False,
 ) -> None:
@@ -225,7 +230,7 @@ def engine(
     target: Annotated[
         str,
         typer.Option(
-            help="What the engine is for: a target that builds, see `slimvit targets`.",
+            help="What it is for, such as trt or openvino-cpu; a shell completes the others.",
             autocompletion=completion.builders,
         ),
     ] = "trt-rtx",
