@@ -21,8 +21,8 @@ from kinds.base import Cell
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import atomic_path, digest_of, read_json
 from toolchain.on_device.runner import fingerprint
-from toolchain.pipeline.job import tool
 from toolchain.recipe import LOCAL, Recipe, model_source
+from toolchain.version import tool
 
 SCHEMA = "slimvit.benchmarks/1"
 SUFFIX = ".json.gz"

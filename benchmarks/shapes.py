@@ -16,11 +16,12 @@ from toolchain.export.convert import Convert
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.model import run_stage
 from toolchain.parity import BATCHES
-from toolchain.pipeline.job import prepare, tool
+from toolchain.pipeline.job import prepare
 from toolchain.pipeline.stages.compress import compress
 from toolchain.recipe import Recipe
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
+from toolchain.version import tool
 
 DENSE = "dense"
 

@@ -23,8 +23,9 @@ from toolchain.files import digest_of
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.experiment import require_target
 from toolchain.measure.samples import BLOCKS, Design, Workload
-from toolchain.pipeline.job import prepare, tool
+from toolchain.pipeline.job import prepare
 from toolchain.progress import SILENT, Progress
+from toolchain.version import tool
 
 if TYPE_CHECKING:
     from engine import Bench

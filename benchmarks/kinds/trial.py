@@ -26,9 +26,9 @@ from toolchain.measure.comparison import judge
 from toolchain.measure.environment import cores_of_others
 from toolchain.measure.intervals import bootstrap_medians, percentile_interval, slot_medians
 from toolchain.measure.samples import CONTROL, SESSIONS, VARIANTS, A, B, Design
-from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
 from toolchain.surgery.load import randomise_untrained
+from toolchain.version import tool
 
 if TYPE_CHECKING:
     from engine import Bench

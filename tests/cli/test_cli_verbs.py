@@ -17,8 +17,9 @@ import torch
 import typer
 from builders import write_samples
 
+from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
-from toolchain.cli import bench, limits
+from toolchain.cli import bench
 from toolchain.cli.pipeline import default_folder
 from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
@@ -348,6 +349,10 @@ def test_export_in_another_precision(parsed, command, finished, tmp_path):
     assert abs(wrong - finished.report["compressed"]["wrong"]) < 20
     outcome = command("export", deploy, "--precision", "int3", "-o", tmp_path / "x.onnx")
     assert (outcome.code, "unknown precision 'int3'; did you mean" in outcome.err) == (2, True)
+    outcome = command("export", deploy, "--precision", "int4, fp32", "-o", tmp_path / "x.onnx")
+    assert outcome.code == 2
+    assert "give --precision int4 and export again for each other" in outcome.err
+    assert """--set 'export.precisions=["int4", "fp32"]'""" in outcome.err
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -629,7 +634,7 @@ def test_bench_profile(parsed, command, finished, monkeypatch):
         nodes = [NodeTime(f"n{i}", op, 1e6 * (i + 1)) for i, op in enumerate(["Add", *["MatMul"] * 6])]
         return Profile(path.name, "ort-cpu", 1, 1, 30, tuple(nodes[: 7 if path == files[0] else 2]))
 
-    monkeypatch.setattr(limits, "profile_operators", made_up)
+    monkeypatch.setattr(operators, "profile_operators", made_up)
     assert list(parsed("bench", "profile", *files)) == ["A", "B"]
     lines = [line.split() for line in command("bench", "profile", *files).out.splitlines()]
     assert lines[0][:6] == ["Costliest", "nodes", "of", "A,", "dense.fp32.onnx", "(ort-cpu,"]

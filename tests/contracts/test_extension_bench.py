@@ -78,7 +78,10 @@ def test_a_format_is_timed_as_what_its_target_built_of_both_models(timed, regist
     register(ARTIFACTS, toy_format.ToyFormat)
     register(TARGETS, toy_format.TOY)
     bench = {"targets": ["toy"], "batch": [1]}
-    with pytest.raises(TargetUnavailable, match=r"add it to engine\.targets, or remove it from bench\.targets"):
+    with pytest.raises(
+        TargetUnavailable,
+        match=r"toy files alone, and this recipe builds none\. Add it to engine\.targets, or remove it from bench\.targets",
+    ):
         timed(bench=bench)
     (files,) = timed(bench=bench, engine={"targets": ["toy"]}).values()
     assert {precision: open_artifact(path).name for precision, path in files.items()} == {"fp32": "toy"}

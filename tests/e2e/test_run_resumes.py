@@ -40,7 +40,9 @@ lr = 1e-3
 """
 FORKS = multiprocessing.get_context("forkserver")
 """A run is a process of its own, forked from one that has imported what a run needs: most of its seconds would be imports."""
-FORKS.set_forkserver_preload(["toolchain.cli.main", "toolchain.pipeline.run", "toolchain.pipeline.preview"])
+FORKS.set_forkserver_preload(
+    ["toolchain.cli.main", "toolchain.pipeline.run", "toolchain.pipeline.preview", "toolchain.report.sections"]
+)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from toolchain.analysis.realised import (
     variants_of,
 )
 from toolchain.artifacts import Signature
+from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
@@ -34,8 +35,7 @@ from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS
 from toolchain.targets.products import OPENERS
 
-DESIGN = Design(sessions=3, blocks=10)
-"""A block holds one slot of every model, of A once more, and of every shape of product."""
+DESIGN = Design(sessions=FLOOR_SESSIONS, blocks=FLOOR_BLOCKS)
 
 
 def measure_floor(

@@ -1,15 +1,5 @@
 """The command `slimvit`: verbs, options and exit codes; the work is done below."""
 
-import gc
-
-# What is imported stays: looking through it for garbage is much of the time of `--help`.
-collects = gc.isenabled()
-gc.disable()
-try:
-    from toolchain.cli.main import app, main
-finally:
-    gc.freeze()
-    if collects:
-        gc.enable()
+from toolchain.cli.main import app, main
 
 __all__ = ["app", "main"]

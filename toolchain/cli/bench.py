@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,19 +20,14 @@ from toolchain.cli.options import (
     write_result,
 )
 from toolchain.cli.screen import Screen, line, print_facts, print_json, print_tables
-from toolchain.devices.device import open_device
-from toolchain.measure.calibration import Calibration, built_in
-from toolchain.measure.calibration import calibrate as calibrate_machine
-from toolchain.measure.compare import compare as compare_artifacts
-from toolchain.measure.comparison import Comparison
-from toolchain.measure.environment import BUSY, cores_of_others, describe_machine, slowed
-from toolchain.measure.samples import LOOKS
-from toolchain.measure.single import COLD_STARTS, Measurement
-from toolchain.measure.single import measure as measure_artifact
-from toolchain.measure.stored import read
-from toolchain.measure.verify import verify as verify_file
+from toolchain.defaults import COLD_STARTS, LOOKS
 from toolchain.progress import Progress
 from toolchain.report.tables import Table
+
+if TYPE_CHECKING:
+    from toolchain.measure.calibration import Calibration
+    from toolchain.measure.comparison import Comparison
+    from toolchain.measure.single import Measurement
 
 EXIT = {"regressed": 1, "invalid": 4, "inconclusive": 4}
 FEW = "n/a (too few samples)"
@@ -62,9 +57,12 @@ def run(
     json_: JsonFlag = False,
 ) -> None:
     """Latency, tails, throughput, cold start and memory of one artifact; only `compare` says which of two is faster."""
+    from toolchain.devices.device import open_device
+    from toolchain.measure.single import measure
+
     with Screen() as screen, open_device(asked.target, asked.targets) as device:
         screen.stage("bench")
-        measurement = measure_artifact(
+        measurement = measure(
             artifact,
             device,
             asked.workload(device),
@@ -95,6 +93,9 @@ def compare(
     json_: JsonFlag = False,
 ) -> None:
     """Time B against A, interleaved with A again as control; exit 1 if regressed, 4 if nothing can be said."""
+    from toolchain.devices.device import open_device
+    from toolchain.measure.compare import compare as compare_artifacts
+
     with Screen() as screen, open_device(asked.target, asked.targets) as device:
         screen.stage("bench")
         design = design_of(context, blocks=blocks, looks=looks, tau=tau, seed=seed)
@@ -127,6 +128,10 @@ def calibrate(
     json_: JsonFlag = False,
 ) -> None:
     """How small a difference this machine can support now, and how long a comparison takes for it."""
+    from toolchain.devices.device import open_device
+    from toolchain.measure.calibration import built_in
+    from toolchain.measure.calibration import calibrate as calibrate_machine
+
     with (
         Screen() as screen,
         tempfile.TemporaryDirectory(prefix="slimvit-bench-") as folder,
@@ -153,6 +158,9 @@ def verify(
     json_: JsonFlag = False,
 ) -> None:
     """Recompute every statistic of results from their raw samples; exit 3 if one does not follow. Needs no hardware."""
+    from toolchain.measure.stored import read
+    from toolchain.measure.verify import verify as verify_file
+
     checked = [(path, verify_file(path, a=a, b=b, here=here)) for path in files]
     if json_:
         rows = [{"path": str(path), **{k: v for k, v in read(path).items() if k != "raw"}} for path, _ in checked]
@@ -163,6 +171,8 @@ def verify(
 
 
 def _run_facts(found: Measurement) -> dict[str, str]:
+    from toolchain.measure.environment import describe_machine
+
     latency, cold = found.latency.to_ratio(), found.cold_start
     facts = {
         "latency": f"{latency['point']:.3f} ms  [{latency['lo']:.3f}, {latency['hi']:.3f}]",
@@ -196,6 +206,8 @@ def _pair_facts(found: Comparison) -> dict[str, str]:
 
 def _pace(found: Measurement | Comparison) -> dict[str, str]:
     """What a reader should know of the device and of what ran beside, if there is something."""
+    from toolchain.measure.environment import BUSY, cores_of_others, slowed
+
     prints = [(each.fingerprint.before, each.fingerprint.after) for each in found.sessions]
     said, others = slowed(prints), cores_of_others(prints)
     facts = {"the device slowed down": "; ".join(said)} if said else {}
@@ -209,6 +221,8 @@ def _ms(value: float | None) -> str:
 
 
 def _print_calibration(found: Calibration) -> None:
+    from toolchain.measure.environment import describe_machine
+
     rows = tuple(
         (str(row.look), str(row.sessions), str(row.blocks), f"{100 * row.tau_min:.1f} %", f"{row.seconds:.0f} s")
         for row in found.rows

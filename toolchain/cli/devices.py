@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,13 +25,12 @@ from toolchain.cli.options import (
     write_result,
 )
 from toolchain.cli.screen import line, print_facts, print_json, print_tables
-from toolchain.devices.device import Device, probe
-from toolchain.devices.targets_toml import bundled_runtime, load_targets, named_target
+from toolchain.defaults import SESSIONS
 from toolchain.errors import SlimvitError, TargetUnavailable
-from toolchain.measure.bundle import Question, pack, unpack
-from toolchain.measure.samples import SESSIONS
 from toolchain.report.tables import Table
-from toolchain.targets import TARGETS, Target, TargetInfo
+
+if TYPE_CHECKING:
+    from toolchain.targets import Target, TargetInfo
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +42,10 @@ def register(app: typer.Typer) -> None:
 
 def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None:
     """Which targets can be used: those of this machine, and the devices of targets.toml, which are asked."""
+    from toolchain.devices.device import probe
+    from toolchain.devices.targets_toml import load_targets
+    from toolchain.targets import TARGETS
+
     named = load_targets(targets_file)
     rows = [_row(name, partial(TARGETS.require, name)) for name in TARGETS]
     with ThreadPoolExecutor() as pool:
@@ -75,6 +78,8 @@ class Row:
 
 
 def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> Row:
+    from toolchain.targets import Target
+
     never_run = ""
     try:
         answer = ask()
@@ -102,6 +107,10 @@ def bench_pack(
     json_: JsonFlag = False,
 ) -> None:
     """Write a tar that measures B against A on a device without a network; `bench unpack` reads what comes back."""
+    from toolchain.devices.device import Device
+    from toolchain.devices.targets_toml import bundled_runtime, named_target
+    from toolchain.measure.bundle import Question, pack
+
     settings = named_target(asked.target, asked.targets)
     device = Device(
         asked.target, bundled_runtime(asked.target, settings), threads=settings.threads, affinity=settings.affinity
@@ -123,6 +132,8 @@ def bench_unpack(
     json_: JsonFlag = False,
 ) -> None:
     """Check what a bundle's device sent back and judge it; exit codes as `bench compare`."""
+    from toolchain.measure.bundle import unpack
+
     comparison = unpack(result, bundle)
     write_result(comparison.to_dict(), out)
     show_comparison(comparison, json_=json_)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import psutil
-import torch
 import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
 from toolchain.errors import TargetUnavailable
-from toolchain.pipeline.job import tool
-from toolchain.targets import TARGETS
+from toolchain.version import tool
 
 PACKAGES = (
     "torch",
@@ -42,6 +39,11 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json_: JsonFlag = False) -> None:
     """What a bug report needs: versions, machine, targets."""
+    import psutil
+    import torch
+
+    from toolchain.targets import TARGETS
+
     facts: dict[str, object] = {"slimvit": tool(), "python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:

@@ -7,33 +7,20 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.artifacts import open_artifact
 from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
-from toolchain.devices.device import Devices
 from toolchain.errors import RecipeError
 from toolchain.files import write_json, write_text
-from toolchain.gate import (
-    Accept,
-    Check,
-    GateConfig,
-    GateResult,
-    add_accepts,
-    load_accepts,
-    run_gate,
-)
-from toolchain.gate.accepts import NEVER
-from toolchain.gate.baselines import fetched_file
-from toolchain.gate.timing import Clock, timed
-from toolchain.pipeline.job import tool
 from toolchain.progress import Progress
-from toolchain.report.gate import checks_table, gate_markdown, gate_notes, why_table
-from toolchain.report.junit import to_junit
-from toolchain.report.trackers import to_bencher, to_github_benchmark
+from toolchain.version import tool
+
+if TYPE_CHECKING:
+    from toolchain.devices.device import Devices
+    from toolchain.gate import Accept, Check, GateConfig, GateResult
 
 gate = typer.Typer(help="Hold artifacts against budgets and against a baseline that is measured beside them.")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="GATE", help="A gate.toml.")]
@@ -69,6 +56,12 @@ def run(
             verb = context.invoked_subcommand
             raise RecipeError(f"options of `gate {verb}` stand behind it: slimvit gate {verb} --config GATE …")
         return
+    from toolchain.devices.device import Devices
+    from toolchain.gate import GateConfig, load_accepts
+    from toolchain.report.gate import gate_markdown
+    from toolchain.report.junit import to_junit
+    from toolchain.report.trackers import to_bencher, to_github_benchmark
+
     loaded = GateConfig.load(config, targets)
     accepts = load_accepts(config)
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written
@@ -102,6 +95,9 @@ def accept(
     json_: JsonFlag = False,
 ) -> None:
     """Accept what fails in a cell, each check up to its value of now, until a day; writes GATE's .accepts.toml."""
+    from toolchain.devices.device import Devices
+    from toolchain.gate import Accept, GateConfig, GateResult, add_accepts
+
     today = _today()
     if expires.date() < today:
         raise RecipeError(f"--expires {expires.date()} is in the past; today is {today}")
@@ -129,12 +125,17 @@ def digest(
     json_: JsonFlag = False,
 ) -> None:
     """Print the sha256 by which a gate.toml names a baseline."""
+    from toolchain.artifacts import open_artifact
+    from toolchain.gate.baselines import fetched_file
+
     value = open_artifact(fetched_file(path)).sha256
     print_json({"path": str(path), "sha256": value}) if json_ else line(value)
 
 
 def _acceptable(result: GateResult, cell: str, name: str) -> Sequence[tuple[Check, float]]:
     """The failing checks of a cell, or the one of that name, beside the value that each is accepted up to."""
+    from toolchain.gate.accepts import NEVER
+
     checks = [check for each in result.cells if each.name == cell for check in each.checks]
     failing = [check for check in checks if check.status == "fail" and name in ("", check.name)]
     if not failing:
@@ -162,6 +163,9 @@ def _judge(
     *,
     why: bool = False,
 ) -> GateResult:
+    from toolchain.gate import run_gate
+    from toolchain.gate.timing import Clock, timed
+
     screen.stage("gate")
     clock, progress = Clock(partial(timed, design=design_of(context))), Progress(screen)
     return run_gate(
@@ -170,6 +174,8 @@ def _judge(
 
 
 def _print(result: GateResult) -> None:
+    from toolchain.report.gate import checks_table, gate_notes, why_table
+
     tables = [checks_table(result), *(table for cell in result.cells if (table := why_table(cell)) is not None)]
     print_tables(tables)
     print_wrapped(gate_notes(result))

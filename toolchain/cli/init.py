@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import StorageError
 from toolchain.files import write_text
-from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE, Draft
+
+if TYPE_CHECKING:
+    from toolchain.pipeline.draft import Draft
 
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A timm name, hf://ORG/NAME, a checkpoint, or a folder of transformers or of timm."
+        metavar="MODEL",
+        help="A timm name, hf://ORG/NAME, a checkpoint, or a folder of transformers or of timm.",
+        autocompletion=completion.models,
     ),
 ]
-DataOption = Annotated[str, typer.Option("--data", help="A folder of pictures, or a source such as digits or hf:NAME.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="A folder of pictures, or a source such as digits or hf:NAME.",
+        autocompletion=completion.sources,
+    ),
+]
 NameOption = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="timm's name of the model, where a checkpoint does not tell.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="timm's name of the model, where a checkpoint does not tell.",
+        autocompletion=completion.models,
+    ),
 ]
 
 
@@ -42,6 +60,8 @@ def init(
     json_: JsonFlag = False,
 ) -> None:
     """Write a commented recipe that fits a model and images; an existing file is left alone."""
+    from toolchain.pipeline.draft import Draft
+
     if out.exists():
         raise StorageError(f"{out} exists; choose another name with --out")
     write_recipe(Draft.of(model, data, {}, name=name, beside=out.parent), out)
@@ -50,6 +70,8 @@ def init(
 
 def write_recipe(draft: Draft, path: Path) -> None:
     """Writes a recipe, and beside it its class map, if it has one, and the schema that editors check it by."""
+    from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE
+
     if draft.classes:
         write_text(path.parent / CLASSES_FILE, json.dumps(draft.classes, indent=2) + "\n")
     schema = json.dumps(schema_of("recipe"), indent=2) + "\n"

@@ -8,16 +8,10 @@ from typing import Annotated
 
 import typer
 
-from toolchain.artifacts import PlainFile, open_artifact
-from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import read_json
-from toolchain.plan import CompressionPlan
-from toolchain.report.record import Report
-from toolchain.surgery.checkpoint import checkpoint_facts
-from toolchain.surgery.huggingface.folder import is_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +34,13 @@ def inspect(
 
 
 def _inspect(path: Path) -> Mapping[str, object]:
+    from toolchain.artifacts import PlainFile, open_artifact
+    from toolchain.artifacts.model_folder import ModelFolder
+    from toolchain.plan import CompressionPlan
+    from toolchain.report.record import Report
+    from toolchain.surgery.checkpoint import checkpoint_facts
+    from toolchain.surgery.huggingface.folder import is_folder
+
     if (path / "report.json").is_file():
         keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.analysis.floor import DESIGN, measure_floor
-from toolchain.analysis.operators import OperatorTime, Profile, profile_operators
-from toolchain.analysis.realised import Floor, Limit
 from toolchain.cli.bench import bench
 from toolchain.cli.options import (
     Asked,
@@ -23,11 +20,13 @@ from toolchain.cli.options import (
     write_result,
 )
 from toolchain.cli.screen import Screen, line, print_json, print_lines, print_tables
-from toolchain.devices.device import Devices
-from toolchain.measure.environment import describe_machine
-from toolchain.measure.intervals import outward
+from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.progress import Progress
 from toolchain.report.tables import Table, operations
+
+if TYPE_CHECKING:
+    from toolchain.analysis.operators import OperatorTime, Profile
+    from toolchain.analysis.realised import Floor, Limit
 
 FirstFile = Annotated[Path, typer.Argument(metavar="A", help="An ONNX file; the dense one where there are two.")]
 SecondFile = Annotated[Path | None, typer.Argument(metavar="[B]", help="The compressed one.")]
@@ -45,13 +44,16 @@ def bench_floor(
     a: FirstFile,
     asked: Asked,
     b: SecondFile = None,
-    sessions: SessionsOption = DESIGN.sessions,
-    blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = DESIGN.blocks,
+    sessions: SessionsOption = FLOOR_SESSIONS,
+    blocks: Annotated[int, typer.Option(min=4, help="Per session.")] = FLOOR_BLOCKS,
     seed: SeedOption = None,
     out: OutFile = None,
     json_: JsonFlag = False,
 ) -> None:
     """How close A (and B) come to the time of their matrix products alone, and how much of the ideal speedup is real."""
+    from toolchain.analysis.floor import measure_floor
+    from toolchain.devices.device import Devices
+
     with Screen() as screen, Devices(asked.targets) as devices:
         screen.stage("floor")
         device = devices.here(asked.target, "a floor")
@@ -71,6 +73,9 @@ def bench_profile(
     json_: JsonFlag = False,
 ) -> None:
     """Where the time goes: the costliest nodes of A (and of B beside it), and all of them by operator."""
+    from toolchain.analysis.operators import profile_operators
+    from toolchain.devices.device import Devices
+
     with Screen() as screen, Devices(asked.targets) as devices:
         screen.stage("profile")
         device = devices.here(asked.target, "a profile")
@@ -82,6 +87,8 @@ def bench_profile(
 
 
 def _show_floor(found: Floor) -> None:
+    from toolchain.measure.environment import describe_machine
+
     limits = [(limit.letter, limit) for limit in found.limits]
     header = ("", "file", "MACs", "latency", "products alone", "rate", "share of the limit")
     rows = tuple((letter, *_limit_cells(limit)) for letter, limit in limits)
@@ -145,4 +152,6 @@ def _operator_cells(times: Sequence[Mapping[str, OperatorTime]], op: str) -> lis
 
 
 def _interval(ratio: dict[str, float]) -> str:
+    from toolchain.measure.intervals import outward
+
     return f"{ratio['point']:.2f} {outward(ratio['lo'], ratio['hi'])}"

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from toolchain.cli import (
-    bench,
-    devices,
-    doctor,
-    gate,
-    init,
-    inspect,
-    limits,
-    manifest,
-    measure,
-    models,
-    pipeline,
-    push,
-    report,
-    schema,
-    shrink,
-    stages,
-    sweep,
-)
 from toolchain.cli.screen import line
 from toolchain.errors import SlimvitError
-from toolchain.measure.samples import Design
-from toolchain.pipeline.job import tool
+from toolchain.version import tool
 
+if TYPE_CHECKING:
+    from toolchain.measure.samples import Design
+
+VERBS = (
+    "shrink",
+    "pipeline",
+    "sweep",
+    "stages",
+    "measure",
+    "bench",
+    "devices",
+    "limits",
+    "gate",
+    "inspect",
+    "models",
+    "doctor",
+    "report",
+    "push",
+    "manifest",
+    "schema",
+    "init",
+)
+"""The files of the verbs, in the order of `--help`. All are imported for it, so a file imports at its head what its signatures
+need, and in a function what that function calls."""
 RESUMED = ("run", "shrink", "sweep", "plan", "bench", "gate")
 """Verbs that keep what they finished."""
 COMPLETING = "_SLIMVIT_COMPLETE"
@@ -48,26 +54,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (
-    shrink,
-    pipeline,
-    sweep,
-    stages,
-    measure,
-    bench,
-    devices,
-    limits,
-    gate,
-    inspect,
-    models,
-    doctor,
-    report,
-    push,
-    manifest,
-    schema,
-    init,
-):
-    module.register(app)
+for verb in VERBS:
+    importlib.import_module(f"toolchain.cli.{verb}").register(app)
 
 
 def _version(asked: bool) -> None:
@@ -95,18 +83,21 @@ class _Stderr(logging.Handler):
         sys.stderr.write(f"slimvit: {record.levelname.lower()}: {_one_line(record.getMessage())}\n")
 
 
-def main(arguments: list[str] | None = None, design: Design = Design()) -> None:
+def main(arguments: list[str] | None = None, design: Design | None = None) -> None:
     """Runs the command and exits with its code; SLIMVIT_DEBUG=1 shows the traceback of any error.
 
     Args:
         arguments: of the command; None are those of the process.
-        design: how latency is timed where no option says otherwise.
+        design: how latency is timed where no option says otherwise; None is `Design()`.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    gc.set_threshold(
+        50_000, 1, 1
+    )  # what a verb imports stays; looking for garbage in it, as often as usual, takes longer
     sys.exit(_code(arguments, design))
 
 
-def _code(arguments: list[str] | None, design: Design) -> int:
+def _code(arguments: list[str] | None, design: Design | None) -> int:
     try:
         # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
         command = typer.main.get_command(app)

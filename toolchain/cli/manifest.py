@@ -10,8 +10,6 @@ import typer
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json
 from toolchain.files import write_text
-from toolchain.publish.manifest import Manifest
-from toolchain.publish.sbom import sbom as bill_of
 
 manifest = typer.Typer(
     help="Check the files of a run against its manifest, and list them for others.", no_args_is_help=True
@@ -29,6 +27,8 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")], json_: JsonFlag = False
 ) -> None:
     """Whether every file of a run is the one that its manifest lists; exit 3 if not."""
+    from toolchain.publish.manifest import Manifest
+
     record = Manifest.load(folder)
     if json_:
         print_json({"files": len(record.files), "wrong": record.wrong(folder)})
@@ -45,6 +45,8 @@ def sbom(
     json_: JsonFlag = False,
 ) -> None:
     """Write a bill of materials in CycloneDX's form: the model, its files with SHA-256, and the packages that wrote them."""
+    from toolchain.publish.sbom import sbom as bill_of
+
     text = bill_of(folder)
     if out is None:
         line(text.rstrip("\n"))

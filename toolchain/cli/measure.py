@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.artifacts import open_artifact
+from toolchain.cli import completion
 from toolchain.cli.options import FactsFile, JsonFlag, ShapeOption, numbers, write_result
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
-from toolchain.export.accuracy import accuracy_of, features_of
-from toolchain.export.agreement import parity_of
-from toolchain.export.preparation import Preparation
 from toolchain.outputs import FEATURES
-from toolchain.parity import Tolerance, require
 from toolchain.report.tables import features_lines
+
+if TYPE_CHECKING:
+    from toolchain.export.preparation import Preparation
 
 
 def register(app: typer.Typer) -> None:
@@ -39,9 +38,20 @@ InterpolationOption = Annotated[str, typer.Option(help="How pictures are resized
 
 def evaluate(
     path: PathArgument,
-    data: Annotated[str, typer.Option("--data", help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.",
+            autocompletion=completion.sources,
+        ),
+    ],
     split: Annotated[
-        str, typer.Option(help="train, calibration, validation or test; of features with labels validation or test.")
+        str,
+        typer.Option(
+            help="train, calibration, validation or test; of features with labels validation or test.",
+            autocompletion=completion.one_of("train", "calibration", "validation", "test"),
+        ),
     ] = "test",
     reference: Annotated[
         Path | None,
@@ -54,6 +64,7 @@ def evaluate(
         typer.Option(
             metavar="NAME|FILE",
             help="A class map of a classifier: which output each class folder is, e.g. imagenet-1k.",
+            autocompletion=completion.class_lists,
         ),
     ] = "",
     mean: MeanOption = "",
@@ -65,6 +76,9 @@ def evaluate(
     json_: JsonFlag = False,
 ) -> None:
     """Top-1 accuracy of a model folder or an ONNX file, with counts; of features their error against a reference, and k-NN counts."""
+    from toolchain.artifacts import open_artifact
+    from toolchain.export.accuracy import accuracy_of, features_of
+
     asked, shape = _preparation(mean, std, crop_pct, interpolation), numbers(input_shape, "--input-shape")
     if reference is not None or open_artifact(path).output in FEATURES:
         if classes:
@@ -106,7 +120,9 @@ def _show(facts: Mapping[str, object], lines: Sequence[str], out: Path | None, *
 def parity(
     a: Annotated[Path, typer.Argument(metavar="A", help="Taken as right: a model folder or an ONNX file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Compared with it.")],
-    data: Annotated[str, typer.Option("--data", help="A data source; seeded noise if absent.")] = "none",
+    data: Annotated[
+        str, typer.Option("--data", help="A data source; seeded noise if absent.", autocompletion=completion.sources)
+    ] = "none",
     mean: MeanOption = "",
     std: StdOption = "",
     crop_pct: CropOption = None,
@@ -120,6 +136,9 @@ def parity(
     json_: JsonFlag = False,
 ) -> None:
     """Whether two artifacts are one and the same model, as their precisions allow; exit 3 if they are not."""
+    from toolchain.export.agreement import parity_of
+    from toolchain.parity import Tolerance, require
+
     tolerance = None if cosine_min is None else Tolerance(None, cosine_min, None)
     asked = _preparation(mean, std, crop_pct, interpolation)
     agreement = parity_of(a, b, data, tolerance, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
@@ -132,6 +151,8 @@ def parity(
 
 
 def _preparation(mean: str, std: str, crop_pct: float | None, interpolation: str) -> Preparation:
+    from toolchain.export.preparation import Preparation
+
     return Preparation(_shares(mean, "--mean"), _shares(std, "--std"), crop_pct, interpolation or None)
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json, print_tables
 from toolchain.errors import RecipeError
 from toolchain.report.tables import Table, number
-from toolchain.surgery.support import supports, timm_names
 
 
 def register(app: typer.Typer) -> None:
@@ -20,10 +20,14 @@ def register(app: typer.Typer) -> None:
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Wildcard over timm's names, e.g. 'deit*'.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(help="Wildcard over timm's names, e.g. 'deit*'.", autocompletion=completion.models)
+    ] = "*",
     json_: JsonFlag = False,
 ) -> None:
     """Which timm models are supported: full, partial (with the limit), or refused (with the reason)."""
+    from toolchain.surgery.support import supports, timm_names
+
     rows = supports(timm_names(pattern))
     if not rows:
         raise RecipeError(f"no timm model matches {pattern!r}; try 'deit*' or '*vit*'")

@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from toolchain.devices.device import Device
+from toolchain.cli import completion
+from toolchain.defaults import BLOCKS
 from toolchain.errors import RecipeError
 from toolchain.files import write_text
-from toolchain.measure.experiment import workload_on
-from toolchain.measure.samples import BLOCKS, Design, Workload
+
+if TYPE_CHECKING:
+    from toolchain.devices.device import Device
+    from toolchain.measure.samples import Design, Workload
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 SetOption = Annotated[
@@ -51,7 +54,9 @@ FactsFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", h
 class Asked:
     """What the options of a measurement say of its target and of a call; see `with_workload`."""
 
-    target: Annotated[str, typer.Option(help="Where to run: see `slimvit targets`.")] = "ort-cpu"
+    target: Annotated[
+        str, typer.Option(help="Where to run: see `slimvit targets`.", autocompletion=completion.targets)
+    ] = "ort-cpu"
     targets: TargetsOption = None
     threads: Annotated[
         int | None, typer.Option(min=1, help="Intra-op threads; if absent, what targets.toml says, else 1.")
@@ -62,6 +67,8 @@ class Asked:
 
     def workload(self, device: Device) -> Workload:
         """The options as they were given, and what targets.toml says where they were not; raises as `numbers`."""
+        from toolchain.measure.experiment import workload_on
+
         return workload_on(
             device,
             batch=self.batch,
@@ -95,6 +102,8 @@ def with_workload(verb: Callable[..., None]) -> Callable[..., None]:
 
 def design_of(context: typer.Context, **options: float | None) -> Design:
     """How latency is timed: what the options say, and what the command was started with where they say nothing."""
+    from toolchain.measure.samples import Design
+
     design = context.find_root().obj or Design()
     return design.model_copy(update={name: value for name, value in options.items() if value is not None})
 

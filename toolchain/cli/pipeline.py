@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
-from toolchain.compress.allocation import Allocation
-from toolchain.cost import RANK
-from toolchain.measure.compare import compare
-from toolchain.pipeline.cell import require_speedup
-from toolchain.pipeline.job import prepare
-from toolchain.pipeline.preview import Preview, from_shapes, preview
-from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
-from toolchain.recipe import Recipe
 from toolchain.report.tables import Table, number, size
+
+if TYPE_CHECKING:
+    from toolchain.compress.allocation import Allocation
+    from toolchain.pipeline.preview import Preview
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +39,13 @@ def run(
     json_: JsonFlag = False,
 ) -> None:
     """Carry out a recipe: load, compress, fine-tune, slice, split, export, build, measure, report."""
+    from toolchain.measure.compare import compare
+    from toolchain.pipeline.cell import require_speedup
+    from toolchain.pipeline.job import prepare
+    from toolchain.pipeline.preview import from_shapes
+    from toolchain.pipeline.run import run as run_recipe
+    from toolchain.recipe import Recipe
+
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
         _show(from_shapes(prepare(loaded, fetch=False)), json_=json_)
@@ -77,6 +80,9 @@ def plan(
 
     Nothing is changed. Damage is measured on the recipe's weights and images, latency on this machine.
     """
+    from toolchain.pipeline.preview import preview
+    from toolchain.recipe import Recipe
+
     loaded = Recipe.load(recipe, set_ or ())
     with Screen() as screen:
         screen.stage("plan")
@@ -95,6 +101,8 @@ def _show(shown: Preview, *, json_: bool) -> None:
 
 
 def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
+    from toolchain.cost import RANK
+
     dense, left, least = allocation.problem.shape, allocation.predicted, allocation.smallest
     cost: list[tuple[str, ...]] = [
         (what, show(whole), show(part), f"{part / whole:.4f}", f"{narrowest / whole:.3f} … 1")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json, print_tables
 from toolchain.errors import RecipeError
-from toolchain.pipeline.job import tool
-from toolchain.publish.folder import FolderDestination
-from toolchain.publish.hub import MAIN, HubDestination, branch_of
-from toolchain.publish.push import RECEIPT, Destination
-from toolchain.publish.push import push as push_files
-from toolchain.publish.repository import read_labels, repository
-from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
 from toolchain.report.tables import Table, size
+from toolchain.version import tool
+
+if TYPE_CHECKING:
+    from toolchain.publish.push import Destination
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +53,13 @@ def push(
     json_: JsonFlag = False,
 ) -> None:
     """Write a run's ONNX files to a hub, as transformers.js finds them, with a card."""
+    from toolchain.publish.folder import FolderDestination
+    from toolchain.publish.hub import MAIN, HubDestination, branch_of
+    from toolchain.publish.push import RECEIPT
+    from toolchain.publish.push import push as push_files
+    from toolchain.publish.repository import read_labels, repository
+    from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
+
     kind, place = model_source(to)
     if kind not in (HUB, LOCAL) or not place:
         raise RecipeError(f"{to!r} is no place to push to: write {HUB_URL}ORG/NAME, or {LOCAL}:PATH for a folder")

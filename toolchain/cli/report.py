@@ -11,9 +11,6 @@ import typer
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json, print_part, print_report
 from toolchain.errors import StorageError
-from toolchain.report.files import render
-from toolchain.report.record import Report
-from toolchain.report.several import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +25,10 @@ def report(
     json_: JsonFlag = False,
 ) -> None:
     """Print a run's report again, and rewrite report.md and report.html from report.json; set several runs side by side."""
+    from toolchain.report.files import render
+    from toolchain.report.record import Report
+    from toolchain.report.several import side_by_side
+
     if len(folders) > 1:
         reports = {str(folder): Report.load(folder) for folder in folders}
         if json_:

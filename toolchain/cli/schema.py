@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pkgutil import resolve_name
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
-from toolchain.artifacts.onnx_file import FP32
+from toolchain.cli.completion import one_of
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json
-from toolchain.compress.criteria import CRITERIA
-from toolchain.compress.factorisations import FACTORISATIONS
-from toolchain.compress.method import NONE
-from toolchain.compress.solver import ALLOCATIONS
 from toolchain.errors import RecipeError
-from toolchain.export.precision import EITHER, PRECISIONS
-from toolchain.gate import GateConfig, GateFile
-from toolchain.plan import CompressionPlan
-from toolchain.recipe import Recipe
-from toolchain.report.record import Report
-from toolchain.targets import TARGETS
 
-SCHEMAS: dict[str, type[BaseModel]] = {
-    "recipe": Recipe,
-    "plan": CompressionPlan,
-    "report": Report,
-    "gate": GateConfig,
-    "gate-result": GateFile,
+SCHEMAS = {
+    "recipe": "toolchain.recipe:Recipe",
+    "plan": "toolchain.plan:CompressionPlan",
+    "report": "toolchain.report.record:Report",
+    "gate": "toolchain.gate:GateConfig",
+    "gate-result": "toolchain.gate:GateFile",
 }
+"""Name → where the model is that says what the file may hold."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.", autocompletion=one_of(*SCHEMAS))],
     json_: JsonFlag = False,  # noqa: ARG001 - every verb takes it; here there is nothing else to print
 ) -> None:
     """Print a JSON schema."""
@@ -48,7 +39,7 @@ def schema(
 
 def schema_of(name: str) -> dict[str, object]:
     """The JSON schema of one of `SCHEMAS`; that of a recipe names what is registered."""
-    document = SCHEMAS[name].model_json_schema()
+    document: dict[str, Any] = resolve_name(SCHEMAS[name]).model_json_schema()
     if name == "recipe":
         for section, keys in _names().items():
             for key, known in keys.items():
@@ -59,6 +50,15 @@ def schema_of(name: str) -> dict[str, object]:
 
 def _names() -> dict[str, dict[str, list[str]]]:
     """Section → key → the names that it takes, those of installed packages among them; "" leaves the choice to the method."""
+    from toolchain.artifacts.onnx_file import FP32
+    from toolchain.compress.criteria import CRITERIA
+    from toolchain.compress.factorisations import FACTORISATIONS
+    from toolchain.compress.method import NONE
+    from toolchain.compress.solver import ALLOCATIONS
+    from toolchain.export.precision import EITHER
+    from toolchain.export.precisions import PRECISIONS
+    from toolchain.targets import TARGETS
+
     return {
         "CompressSection": {
             "attention": ["", NONE, *FACTORISATIONS],

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,9 +19,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.report.record import Report
-from toolchain.report.sections import Part, parts
 from toolchain.report.tables import Table
+
+if TYPE_CHECKING:
+    from toolchain.report.record import Report
+    from toolchain.report.sections import Part
 
 WIDE = 160
 
@@ -83,6 +85,8 @@ def print_wrapped(lines: Iterable[str], *, indent: int = 0) -> None:
 
 def print_report(report: Report, folder: Path) -> None:
     """A run, section by section: cautions first, then what came out, and at last where to read on."""
+    from toolchain.report.sections import parts
+
     drawn = list(parts(report))
     print_wrapped(f"note: {caution}" for part in drawn for caution in part.cautions)
     for part in drawn:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolchain.cli.init import DataOption, ModelArgument, NameOption, write_recipe
 from toolchain.cli.options import JsonFlag, SetOption, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_report
+from toolchain.defaults import PARAMS
 from toolchain.errors import StorageError
-from toolchain.measure.compare import compare
-from toolchain.pipeline.draft import PARAMS, Draft
-from toolchain.pipeline.folder import Workspace
-from toolchain.pipeline.run import run as run_recipe
 from toolchain.progress import Progress
-from toolchain.recipe import Recipe
+
+if TYPE_CHECKING:
+    from toolchain.pipeline.draft import Draft
+    from toolchain.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +41,10 @@ def shrink(
     json_: JsonFlag = False,
 ) -> None:
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
+    from toolchain.measure.compare import compare
+    from toolchain.pipeline.draft import Draft
+    from toolchain.pipeline.run import run as run_recipe
+
     wishes = {"params": params, "macs": macs, "size": size or None}
     budget = {key: value for key, value in wishes.items() if value is not None}
     folder = out or Path("runs") / _folder_name(model)
@@ -60,6 +64,9 @@ def shrink(
 
 def _written(draft: Draft, path: Path) -> Recipe:
     """The recipe of a draft, once it lies at the path; raises StorageError where another one does that was carried out."""
+    from toolchain.pipeline.folder import Workspace
+    from toolchain.recipe import Recipe
+
     recipe = draft.recipe
     if path.exists() and Workspace(path.parent).has("") and Recipe.load(path) != recipe:
         raise StorageError(

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.artifacts import Artifact
-from toolchain.artifacts.engine import RECORD
-from toolchain.artifacts.inputs import resolved
-from toolchain.artifacts.onnx_file import FP32, OnnxFile
+from toolchain.cli import completion
 from toolchain.cli.options import (
     FolderArgument,
     JsonFlag,
@@ -25,16 +22,8 @@ from toolchain.cli.options import (
     numbers,
 )
 from toolchain.cli.screen import Screen, print_facts, print_json
-from toolchain.cost import trace
-from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.export.agreement import noise
-from toolchain.export.engine import BuildEngine
-from toolchain.export.engine_parity import engine_rung
-from toolchain.export.onnx_graph import folder_beside
-from toolchain.export.precision import PRECISIONS
-from toolchain.export.preparation import raw_pixels, source_for
-from toolchain.export.stage import Export
+from toolchain.export.precisions import PRECISIONS
 from toolchain.files import (
     check_replaceable,
     read_json,
@@ -42,38 +31,17 @@ from toolchain.files import (
     write_json,
     write_text,
 )
-from toolchain.model import (
-    MODEL_FILES,
-    AnyModel,
-    DeployModel,
-    MaskedModel,
-    SlicedModel,
-    TimmModel,
-    run_stage,
-)
-from toolchain.parity import TOLERANCES, Rung, not_run
-from toolchain.pipeline.job import (
-    SYNTHETIC,
-    Start,
-    begin,
-    prepare,
-    tool,
-)
-from toolchain.pipeline.judge import Judge
-from toolchain.pipeline.latency_budget import latency_of
-from toolchain.pipeline.stages.base import M, open_as
-from toolchain.pipeline.stages.compress import compress as compress_model
-from toolchain.pipeline.stages.dense import trained
-from toolchain.pipeline.stages.latency import clocks
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import EngineSection, ExportSection, Recipe
 from toolchain.report.tables import finetune_line
-from toolchain.surgery.replay import load_model, save_model
-from toolchain.surgery.slice import Slice
-from toolchain.surgery.split import Split
-from toolchain.targets import EngineBuild, Refittable, named
-from toolchain.training.processes import require_one, together
-from toolchain.training.stages import Finetune, require_teacher
+from toolchain.version import tool
+
+if TYPE_CHECKING:
+    from toolchain.artifacts import Artifact
+    from toolchain.model import AnyModel
+    from toolchain.parity import Rung
+    from toolchain.pipeline.job import Start
+    from toolchain.pipeline.stages.base import M
+    from toolchain.targets import EngineBuild
 
 
 def register(app: typer.Typer) -> None:
@@ -86,6 +54,12 @@ def register(app: typer.Typer) -> None:
 
 def load(recipe: RecipeArgument, out: OutOption, set_: SetOption = None, json_: JsonFlag = False) -> None:
     """Write the dense model of a recipe; trained, if the recipe asks for it."""
+    from toolchain.model import MODEL_FILES
+    from toolchain.pipeline.job import begin
+    from toolchain.pipeline.stages.dense import trained
+    from toolchain.recipe import Recipe
+    from toolchain.training.processes import require_one
+
     require_one("load")
     check_replaceable(out, MODEL_FILES)
     start = begin(Recipe.load(recipe, set_ or ()))
@@ -98,6 +72,16 @@ def compress(
     folder: FolderArgument, recipe: RecipeOption, out: OutOption, set_: SetOption = None, json_: JsonFlag = False
 ) -> None:
     """Dense model folder → masked model folder with plan.json and allocation.json."""
+    from toolchain.devices.device import Devices
+    from toolchain.model import MODEL_FILES, TimmModel
+    from toolchain.pipeline.job import prepare
+    from toolchain.pipeline.latency_budget import latency_of
+    from toolchain.pipeline.stages.compress import compress as compress_model
+    from toolchain.pipeline.stages.latency import clocks
+    from toolchain.recipe import Recipe
+    from toolchain.surgery.replay import save_model
+    from toolchain.training.processes import require_one
+
     require_one("compress")
     check_replaceable(out, MODEL_FILES)
     job = prepare(Recipe.load(recipe, set_ or ()), fetch=False)
@@ -126,6 +110,13 @@ def finetune(
     json_: JsonFlag = False,
 ) -> None:
     """Masked model folder → masked model folder, trained; what was removed stays removed. Also runs below torchrun."""
+    from toolchain.model import MODEL_FILES, MaskedModel, TimmModel, run_stage
+    from toolchain.pipeline.job import begin
+    from toolchain.recipe import Recipe
+    from toolchain.surgery.replay import save_model
+    from toolchain.training.processes import together
+    from toolchain.training.stages import Finetune, require_teacher
+
     check_replaceable(out, MODEL_FILES)
     job = begin(Recipe.load(recipe, set_ or ()), fetch=False)
     masked = _open_for(job, folder, MaskedModel)
@@ -155,11 +146,19 @@ def finetune(
 
 def slice_(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Masked model folder → sliced model folder: removed positions are physically gone."""
+    from toolchain.model import MaskedModel, run_stage
+    from toolchain.pipeline.stages.base import open_as
+    from toolchain.surgery.slice import Slice
+
     _save(run_stage(Slice(), open_as(folder, MaskedModel)).artifact, out, json_=json_)
 
 
 def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> None:
     """Sliced model folder → deploy model folder: stock modules only, two linears per low-rank pair that pays."""
+    from toolchain.model import SlicedModel, run_stage
+    from toolchain.pipeline.stages.base import open_as
+    from toolchain.surgery.split import Split
+
     _save(run_stage(Split(), open_as(folder, SlicedModel)).artifact, out, json_=json_)
 
 
@@ -170,13 +169,36 @@ def export(
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Take uint8 pixels, and normalise them.")] = False,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities too, as a second output.")] = False,
-    precision: Annotated[str, typer.Option(help=f"fp32, {', '.join(PRECISIONS)}.")] = FP32,
+    precision: Annotated[
+        str, typer.Option(help=f"fp32, {', '.join(PRECISIONS)}.", autocompletion=completion.precisions)
+    ] = "fp32",
     data: Annotated[
-        str, typer.Option(metavar="SOURCE", help="Images to calibrate and to compare on; seeded noise if absent.")
-    ] = SYNTHETIC,
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Images to calibrate and to compare on; seeded noise if absent.",
+            autocompletion=completion.sources,
+        ),
+    ] = "none",
     json_: JsonFlag = False,
 ) -> None:
     """Dense or deploy model folder → ONNX file, read back and compared with the model at several batch sizes."""
+    if "," in precision:
+        names = [*map(str.strip, precision.split(","))]
+        recipe = f"export.precisions={names}".replace("'", '"')
+        raise RecipeError(
+            f"--precision takes one, and one file is written; give --precision {names[0]} and export again for each other, or "
+            f"have a whole run write all of them: slimvit shrink … --set '{recipe}'"
+        )
+    from toolchain.artifacts.onnx_file import FP32
+    from toolchain.export.onnx_graph import folder_beside
+    from toolchain.export.preparation import source_for
+    from toolchain.export.stage import Export
+    from toolchain.model import DeployModel, TimmModel, run_stage
+    from toolchain.pipeline.judge import Judge
+    from toolchain.recipe import ExportSection
+    from toolchain.surgery.replay import load_model
+
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
@@ -204,7 +226,13 @@ def export(
 def engine(
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
     out: OutOption,
-    target: Annotated[str, typer.Option(help=f"{named(lambda each: bool(each.builds), 'or')}.")] = "trt-rtx",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What it is for, such as trt or openvino-cpu; a shell completes the others.",
+            autocompletion=completion.builders,
+        ),
+    ] = "trt-rtx",
     compute_capability: Annotated[list[str] | None, typer.Option(help="Such as 8.9; may be repeated.")] = None,
     batch: Annotated[tuple[int, int, int], typer.Option(help="min opt max of the optimization profile.")] = (1, 1, 8),
     strip: Annotated[
@@ -214,12 +242,21 @@ def engine(
         bool, typer.Option("--version-compatible", help="Let later versions of the runtime load it (trt).")
     ] = False,
     hardware_compatible: Annotated[
-        str, typer.Option(help="none, ampere_plus or same_compute_capability (trt).")
+        str,
+        typer.Option(
+            help="none, ampere_plus or same_compute_capability (trt).",
+            autocompletion=completion.one_of("none", "ampere_plus", "same_compute_capability"),
+        ),
     ] = "none",
     input_shape: ShapeOption = "",
     json_: JsonFlag = False,
 ) -> None:
     """ONNX file → engine and engine.json."""
+    from toolchain.artifacts.onnx_file import OnnxFile
+    from toolchain.export.engine import BuildEngine
+    from toolchain.model import run_stage
+    from toolchain.recipe import EngineSection, Recipe
+
     options: dict[str, object] = {
         "targets": [target],
         "batch": list(batch),
@@ -243,6 +280,12 @@ def _engine_rung(
     source: Artifact, built: EngineBuild, batch: tuple[int, int, int], input_shape: tuple[int, ...] | None = None
 ) -> Rung:
     """The engine against its file on seeded noise; not run where it cannot be, and for a file that takes no images."""
+    from toolchain.artifacts.inputs import resolved
+    from toolchain.export.agreement import noise
+    from toolchain.export.engine_parity import engine_rung
+    from toolchain.export.preparation import raw_pixels
+    from toolchain.parity import TOLERANCES, not_run
+
     try:
         image = source.image
         size = resolved({source.path: image}, input_shape)
@@ -258,10 +301,18 @@ def refit(
     ],
     onnx: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file that it was built from.")],
     out: OutOption,
-    target: Annotated[str, typer.Option(help=f"{named(lambda each: isinstance(each, Refittable), 'or')}.")] = "trt-rtx",
+    target: Annotated[
+        str, typer.Option(help="The target that built it.", autocompletion=completion.refitters)
+    ] = "trt-rtx",
     json_: JsonFlag = False,
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""
+    from toolchain.artifacts.engine import RECORD
+    from toolchain.artifacts.onnx_file import OnnxFile
+    from toolchain.export.engine import BuildEngine
+    from toolchain.model import run_stage
+    from toolchain.recipe import EngineSection
+
     record = read_json(engine_.with_name(RECORD))
     profile = list(record.get("profile", {}).values())
     sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
@@ -283,6 +334,8 @@ def _tell_engine(built: EngineBuild, *, json_: bool) -> None:
 
 def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     """The model in a folder; raises RecipeError if it is not that of the job's recipe."""
+    from toolchain.pipeline.stages.base import open_as
+
     model = open_as(folder, kind)
     for what, ours, theirs in (
         ("model", model.ref, job.dense.ref),
@@ -294,11 +347,15 @@ def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
 
 
 def _save(model: AnyModel, out: Path, *, json_: bool) -> None:
+    from toolchain.surgery.replay import save_model
+
     save_model(model, out)
     _tell(model, out, json_=json_)
 
 
 def _tell(model: AnyModel, out: Path, *, json_: bool, more: Mapping[str, object] | None = None) -> None:
+    from toolchain.cost import trace
+
     shape = trace(model.module, model.family, model.preprocess.input_size)
     facts = {"folder": str(out), "stage": model.stage, "params": shape.params, "macs": shape.macs, **(more or {})}
     print_json(facts) if json_ else print_facts(facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,14 +13,11 @@ from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_part
 from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import read_json
-from toolchain.measure.compare import compare
-from toolchain.pipeline.job import prepare
-from toolchain.pipeline.run import run
-from toolchain.pipeline.sweep import Variant, variants
-from toolchain.pipeline.sweep import sweep as sweep_grid
 from toolchain.progress import Progress
-from toolchain.report.record import Report
-from toolchain.report.several import side_by_side
+
+if TYPE_CHECKING:
+    from toolchain.pipeline.sweep import Variant
+    from toolchain.report.record import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +40,12 @@ def sweep(
 
     The same command resumes a sweep. Started twice, two processes share the work.
     """
+    from toolchain.measure.compare import compare
+    from toolchain.pipeline.run import run
+    from toolchain.pipeline.sweep import sweep as sweep_grid
+    from toolchain.pipeline.sweep import variants
+    from toolchain.report.several import side_by_side
+
     grid = variants(recipe, set_)
     if dry_run:
         _check(grid)
@@ -70,6 +73,8 @@ def sweep(
 
 def _check(grid: Sequence[Variant]) -> None:
     """Prints every variant, with what stands in its way; raises the first of these errors."""
+    from toolchain.pipeline.job import prepare
+
     failed = dict[str, SlimvitError]()
     for variant in grid:
         try:

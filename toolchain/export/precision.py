@@ -23,12 +23,12 @@ from toolchain.export.calls import Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.int4 import int4
+from toolchain.export.precisions import PRECISIONS as PRECISIONS  # noqa: PLC0414 - where it is looked for
 from toolchain.export.quantise import int8_dynamic, int8_qdq
 from toolchain.export.weights import LINEARS
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, Output
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.registry import Registry
 from toolchain.targets import TARGETS, get_target
 
 Array = NDArray[Any]
@@ -73,42 +73,33 @@ class Precision:
     needs: str = ""
 
 
-ENTRIES = (
-    Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16}), product="HALF"),
-    Precision(
-        "bf16",
-        bf16,
-        Tolerance(None, 0.999, 0.97),
-        frozenset({TensorProto.BFLOAT16}),
-        product="BF16",
-    ),
-    Precision(
-        "int8-dynamic",
-        int8_dynamic,
-        Tolerance(None, 0.95, 0.97),
-        frozenset({TensorProto.INT8}),
-        product="INT8-DYNAMIC",
-        adapts=True,
-    ),
-    Precision(
-        "int8-qdq",
-        int8_qdq,
-        Tolerance(None, 0.95, 0.97),
-        frozenset({TensorProto.INT8}),
-        product="INT8",
-        calibrated=True,
-    ),
-    Precision(
-        "int4",
-        int4,
-        Tolerance(None, 0.9, 0.95),
-        frozenset({TensorProto.INT4}),
-        product="INT4-DYNAMIC",
-        calibrated=True,
-        needs="onnxruntime 1.23 or newer",
-    ),
+FP16 = Precision("fp16", fp16, Tolerance(None, 0.9999, 0.98), frozenset({TensorProto.FLOAT16}), product="HALF")
+BF16 = Precision("bf16", bf16, Tolerance(None, 0.999, 0.97), frozenset({TensorProto.BFLOAT16}), product="BF16")
+INT8_DYNAMIC = Precision(
+    "int8-dynamic",
+    int8_dynamic,
+    Tolerance(None, 0.95, 0.97),
+    frozenset({TensorProto.INT8}),
+    product="INT8-DYNAMIC",
+    adapts=True,
 )
-PRECISIONS: Registry[Precision] = Registry("precision", "slimvit.precisions", {each.name: each for each in ENTRIES})
+INT8_QDQ = Precision(
+    "int8-qdq",
+    int8_qdq,
+    Tolerance(None, 0.95, 0.97),
+    frozenset({TensorProto.INT8}),
+    product="INT8",
+    calibrated=True,
+)
+INT4 = Precision(
+    "int4",
+    int4,
+    Tolerance(None, 0.9, 0.95),
+    frozenset({TensorProto.INT4}),
+    product="INT4-DYNAMIC",
+    calibrated=True,
+    needs="onnxruntime 1.23 or newer",
+)
 
 
 SPREAD_MAX = 0.5

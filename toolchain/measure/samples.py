@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from toolchain.artifacts import InputSpec
+from toolchain.defaults import BLOCKS, LOOKS, SESSIONS, WARMUP_S
 from toolchain.measure.environment import Fingerprint
 
 A: Literal["A"] = "A"
@@ -15,9 +16,6 @@ B: Literal["B"] = "B"
 CONTROL = "A'"
 VARIANTS = (A, B, CONTROL)
 """The baseline, what is compared with it, and the baseline loaded a second time."""
-
-LOOKS = 3
-"""How often a comparison is judged at most while it grows, if nothing else is said."""
 
 Parity = Literal["pass", "not claimed"]
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -57,11 +55,6 @@ class Scenario(Strict):
     batch: Count
     inputs: tuple[InputSpec, ...]
     affinity: Cores | None = None
-
-
-SESSIONS, BLOCKS, WARMUP_S = 6, 12, 0.5
-"""A comparison's first look: many short sessions, as processes differ by more than blocks do. Six let every variant be opened
-first twice."""
 
 
 class Design(Strict):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
 
+from toolchain.defaults import COLD_STARTS, LOOKS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError
 from toolchain.measure import stored
@@ -27,7 +28,6 @@ from toolchain.measure.intervals import (
 )
 from toolchain.measure.samples import (
     CONTROL,
-    LOOKS,
     A,
     ArtifactFacts,
     ColdStart,
@@ -44,7 +44,6 @@ from toolchain.progress import SILENT, Progress
 SCHEMA = "slimvit.bench.run/1"
 PAIR = (A, CONTROL)
 """The artifact, and the same loaded a second time: what the two differ by is noise."""
-COLD_STARTS = 5
 
 
 @dataclass(frozen=True)

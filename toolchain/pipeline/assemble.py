@@ -9,7 +9,7 @@ from pathlib import Path
 from toolchain.outputs import FEATURES, WORDS, Output
 from toolchain.parity import Rung
 from toolchain.pipeline.folder import Done, Nothing
-from toolchain.pipeline.job import Job, tool
+from toolchain.pipeline.job import Job
 from toolchain.pipeline.stages.compress import CompressFacts
 from toolchain.pipeline.stages.deploy import DeployFacts
 from toolchain.pipeline.stages.export import FileFacts
@@ -32,6 +32,7 @@ from toolchain.report.record import (
 )
 from toolchain.report.tables import size
 from toolchain.targets import get_target, is_target
+from toolchain.version import tool
 
 
 @dataclass(frozen=True)

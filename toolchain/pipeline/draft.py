@@ -11,6 +11,7 @@ import tomlkit
 
 from toolchain.data import SOURCES
 from toolchain.data.folders import Layout, folders_in
+from toolchain.defaults import PARAMS
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
@@ -24,8 +25,6 @@ from toolchain.surgery.load import load_dense
 CLASSES_FILE, SCHEMA_FILE = "classes.json", "recipe.schema.json"
 """Beside a recipe: its class map, and the JSON schema that editors complete and check it by."""
 HEAD = "docs/recipe.md says what every key means."
-PARAMS = 0.5
-"""The share of the parameters that is left where nobody says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from timm.data.config import resolve_model_data_config
 
+from toolchain.artifacts import ARTIFACTS
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.compress.method import UNITS, Method
@@ -34,11 +34,6 @@ from toolchain.targets import BuildOptions, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
-
-
-def tool() -> str:
-    """Name and version of this program."""
-    return f"slimvit {version('slimvit')}"
 
 
 @cache
@@ -232,17 +227,18 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
         opens = {ModelFolder.name, OnnxFile.name} & set(target.takes)
+        words = " and ".join(f"{ARTIFACTS[kind].word}s" for kind in target.takes)
         if name in recipe.budget.latency and not opens:
             raise TargetUnavailable(
                 name,
-                f"it opens {' and '.join(target.takes)} alone, and widths are timed as ONNX files; remove it from budget.latency",
+                f"it opens {words} alone, and widths are timed as ONNX files; remove it from budget.latency",
             )
         built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
         if section != ENGINE and not built and not opens:
             raise TargetUnavailable(
                 name,
-                f"it opens {' and '.join(target.takes)} alone, and a run times ONNX files, or under {BENCH} what {ENGINE} "
-                f"builds; add it to {ENGINE}, or remove it from {section}",
+                f"it opens {words} alone, and this recipe builds none. "
+                f"Add {'it' if settings.runtime == name else settings.runtime} to {ENGINE}, or remove it from {section}.",
             )
         for unit, multiple in target.profile.multiples.items():
             multiples[unit] = math.lcm(multiples.get(unit, 1), multiple)

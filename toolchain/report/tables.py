@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from toolchain.outputs import Output, divergence_words
-from toolchain.report.record import Counts
-from toolchain.training.features import Features
-from toolchain.training.stages import FinetuneFacts
+
+if TYPE_CHECKING:  # a table is drawn without what some tables are of
+    from toolchain.report.record import Counts
+    from toolchain.training.features import Features
+    from toolchain.training.stages import FinetuneFacts
 
 
 @dataclass(frozen=True)

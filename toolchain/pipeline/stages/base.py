@@ -15,11 +15,12 @@ from toolchain.measure.comparison import Comparison
 from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
 from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
-from toolchain.pipeline.job import Job, code, tool
+from toolchain.pipeline.job import Job, code
 from toolchain.pipeline.judge import Judge
 from toolchain.progress import Progress
 from toolchain.report.record import Figures
 from toolchain.surgery.replay import load_model, save_model
+from toolchain.version import tool
 
 Compare = Callable[..., Comparison]
 """Times two artifacts, as `toolchain.compare` does."""

@@ -13,12 +13,13 @@ from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import exclusive, user_cache
 from toolchain.model import Made, TimmModel, run_stage
 from toolchain.pipeline.folder import Written, step_key
-from toolchain.pipeline.job import Start, tool
+from toolchain.pipeline.job import Start
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.progress import SILENT, Progress
 from toolchain.report.record import Figures
 from toolchain.surgery.replay import save_model
 from toolchain.training.stages import Train
+from toolchain.version import tool
 
 log = logging.getLogger(__name__)
 

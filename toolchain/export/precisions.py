@@ -1,0 +1,22 @@
+"""Which precisions there are, by name; each is imported when it is asked for, so that naming them takes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toolchain.registry import Registry
+
+if TYPE_CHECKING:
+    from toolchain.export.precision import Precision
+
+PRECISIONS: Registry[Precision] = Registry(
+    "precision",
+    "slimvit.precisions",
+    {
+        "fp16": "toolchain.export.precision:FP16",
+        "bf16": "toolchain.export.precision:BF16",
+        "int8-dynamic": "toolchain.export.precision:INT8_DYNAMIC",
+        "int8-qdq": "toolchain.export.precision:INT8_QDQ",
+        "int4": "toolchain.export.precision:INT4",
+    },
+)

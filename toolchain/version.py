@@ -1,0 +1,10 @@
+"""What this program calls itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+
+def tool() -> str:
+    """Name and version of this program."""
+    return f"slimvit {version('slimvit')}"
