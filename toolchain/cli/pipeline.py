@@ -103,8 +103,8 @@ def _show(shown: Preview, *, json_: bool) -> None:
 
 def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
     from toolchain.cost import RANK
+    from toolchain.report.front import front_table
     from toolchain.report.record import FrontPoint
-    from toolchain.report.sections.front import front_table
 
     dense, left, least = allocation.problem.shape, allocation.predicted, allocation.smallest
     cost: list[tuple[str, ...]] = [

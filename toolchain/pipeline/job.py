@@ -30,7 +30,7 @@ from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.recipe import ALIGN, ANY, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
-from toolchain.targets import BuildOptions, get_target
+from toolchain.targets import BuildOptions, Target, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
 
 SYNTHETIC = "none"  # the source of seeded noise
@@ -256,17 +256,16 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
                 name, f"it builds engines here and runs none{why}, so nothing is measured; remove it from {section}"
             )
         opens = {ModelFolder.name, OnnxFile.name} & set(target.takes)
-        words = " and ".join(f"{ARTIFACTS[kind].word}s" for kind in target.takes)
         if name in recipe.budget.latency and not opens:
             raise TargetUnavailable(
                 name,
-                f"it opens {words} alone, and widths are timed as ONNX files; remove it from budget.latency",
+                f"it opens {_kinds(target)} alone, and widths are timed as ONNX files; remove it from budget.latency",
             )
         built = section == BENCH and recipe.engine is not None and settings.runtime in recipe.engine.targets
         if section != ENGINE and not built and not opens:
             raise TargetUnavailable(
                 name,
-                f"it opens {words} alone, and this recipe builds none. "
+                f"it opens {_kinds(target)} alone, and this recipe builds none. "
                 f"Add {'it' if settings.runtime == name else settings.runtime} to {ENGINE}, or remove it from {section}.",
             )
         for unit, multiple in target.profile.multiples.items():
@@ -274,6 +273,14 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
     if recipe.compress.align is None and multiples:
         return multiples
     return dict.fromkeys(UNITS, recipe.compress.align or ALIGN)
+
+
+def _kinds(target: Target) -> str:
+    """What a target opens, in words."""
+    known = [ARTIFACTS.get(kind) for kind in target.takes]
+    return " and ".join(
+        f"{kind if entry is None else entry.word}s" for kind, entry in zip(target.takes, known, strict=True)
+    )
 
 
 def _require_batches(engine: EngineSection, bench: BenchSection) -> None:

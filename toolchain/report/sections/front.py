@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from toolchain.cost import BYTES_PER_PARAM
 from toolchain.report.figures import Axis, Point, Scatter, scatter
-from toolchain.report.record import FrontPoint, Report
+from toolchain.report.front import TITLE, front_table
+from toolchain.report.record import Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import Table, percent
 
-TITLE, OWN = "What other budgets would do", "this run"
+OWN = "this run"
 LEAST = 1e-7
 """Damage in nats below which nothing is drawn: the dense model's is 0, which has no place on a logarithmic axis."""
-SHOWN = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Shares of the parameters that a table tells of, where the front reaches them."""
 
 
 def _draw(report: Report) -> Part:
@@ -26,17 +23,6 @@ def _draw(report: Report) -> Part:
     )
     lines = (explained,) if table.rows else ()
     return Part(TITLE, table=table, lines=lines, figures=front_figure(report), brief=())
-
-
-def front_table(points: Sequence[FrontPoint]) -> Table:
-    """One row for each of `SHOWN` that the front reaches: shares left of everything that costs, and damage."""
-    header = ("parameters left", "MACs left", "damage (nats per image)")
-    rows = []
-    for share in SHOWN:
-        if points and points[0].ratio["params"] <= share <= points[-1].ratio["params"]:
-            near = min(points, key=lambda point: abs(point.ratio["params"] - share))
-            rows.append((percent(near.ratio["params"]), percent(near.ratio["macs"]), f"{near.damage:.2g}"))
-    return Table(TITLE, header, tuple(dict.fromkeys(rows)), text=())
 
 
 def front_figure(report: Report) -> tuple[Scatter, ...]:
