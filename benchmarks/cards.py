@@ -99,7 +99,6 @@ def what(folder: Path, recipe: Recipe, shape: ModelShape) -> list[list[str]]:
     """Name and value of what the recipe asks for."""
     model, budget, export = recipe.model, recipe.budget, recipe.export
     weights = "timm's pretrained ones" if model.pretrained else "trained by the recipe" if recipe.train else "untrained"
-    asked = {"params": budget.params, "macs": budget.macs, "size": budget.size, **budget.latency}
     source = read_toml(folder / RECIPE, "the recipe ")["data"]["source"]  # as it is written, for any reader's home
     others = [path.name for path in sorted(folder.glob("recipe.*.toml"))]
     rows = [
@@ -109,7 +108,7 @@ def what(folder: Path, recipe: Recipe, shape: ModelShape) -> list[list[str]]:
         ["weights", weights],
         ["images", f"`{source}`, {recipe.data.calibration_images} of them to calibrate on"],
         ["method", f"`{recipe.compress.method}`"],
-        ["budget", ", ".join(f"{name} {value}" for name, value in asked.items() if value)],
+        ["budget", budget.shown],
         ["training after", f"{recipe.finetune.epochs} epochs" if recipe.finetune.epochs else "none"],
         ["files", ", ".join(export.precisions)],
         ["engines", ", ".join(recipe.engine.targets) or "none"],

@@ -8,7 +8,7 @@ are not counted, nor what attention makes of coordinates alone: files hold its o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -110,8 +110,12 @@ class Storage:
     other: float = BYTES_PER_PARAM
     pair: float = 200.0
 
-    def bytes_of(self, shape: ModelShape) -> float:
-        """The bytes of all weights of a model, the last linear's as those of the others."""
+    def bytes_of(self, shape: ModelShape, whole: Collection[str] = ()) -> float:
+        """The bytes of all weights of a model, but those of some linears that stay in fp32: these are counted as such."""
+        if whole:
+            in_fp32 = replace(shape, linears={name: shape.linears[name] for name in whole}, other_params=0)
+            rest = replace(shape, linears={name: each for name, each in shape.linears.items() if name not in whole})
+            return Storage().bytes_of(in_fp32) + self.bytes_of(rest)
         linears = shape.linears.values()
         weights = sum(self.weight * each.weight_params + self.output * each.outputs for each in linears)
         biases = self.bias * sum(each.params - each.weight_params for each in linears)
@@ -125,13 +129,15 @@ class FileCost:
     Attributes:
         precision: of the file.
         storage: how it stores weights.
-        rest: bytes that no width changes: the graph, and linears that stay in fp32. Measured on the file of the dense model.
+        rest: bytes that no width changes, the graph above all: measured on the file of the dense model, None where that was not done.
+        whole: linears that stay in fp32 in that file.
         damage: what rounding does to the dense model's outputs: mean KL divergence per image, nats; None where it was not measured.
     """
 
     precision: str
     storage: Storage
-    rest: float = 0.0
+    rest: float | None = None
+    whole: tuple[str, ...] = ()
     damage: float | None = None
 
     @property
@@ -141,7 +147,12 @@ class FileCost:
 
     def bytes_of(self, shape: ModelShape) -> float:
         """The bytes of the file of a model of some shape."""
-        return self.rest + self.storage.bytes_of(shape)
+        return (self.rest or 0.0) + self.storage.bytes_of(shape, self.whole)
+
+    def measured(self, shape: ModelShape, size: int, whole: Collection[str], damage: float | None) -> FileCost:
+        """The same once the file of the dense model, of some shape, is there."""
+        rest = size - self.storage.bytes_of(shape, whole)
+        return replace(self, rest=rest, whole=tuple(sorted(whole)), damage=damage)
 
 
 @dataclass(frozen=True)

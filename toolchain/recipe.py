@@ -214,7 +214,9 @@ class BudgetSection(Section):
             parse_size(text)
         if ANY in self.files and len(self.files) > 1:
             names = ", ".join(self.files)
-            raise ValueError(f"size limits the files {names}: keep {ANY!r} alone, or only the precisions that you mean")
+            raise ValueError(
+                f"size speaks of the files {names}: keep {ANY!r} alone, or only the precisions that you mean"
+            )
         for text in self.latency.values():
             parse_latency(text)
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_up_reports import a_report
 from onnx import numpy_helper
 
 from toolchain.artifacts.onnx_file import OnnxFile
@@ -17,6 +18,8 @@ from toolchain.pipeline.run import run
 from toolchain.pipeline.stages.rounding import RoundingFacts, sized
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
+from toolchain.report.record import SizeBudget
+from toolchain.report.sections import SECTIONS
 
 MODEL = {
     "name": "vit_tiny_patch16_224",
@@ -95,7 +98,7 @@ def test_without_images_a_named_file_is_limited_and_an_open_one_refused(tmp_path
 
 def test_shapes_alone_tell_roughly():
     shown = from_shapes(prepare(Recipe.from_dict(OPEN), fetch=False))
-    assert "measure the rest" in shown.note
+    assert "the rest is measured later" in shown.note
     assert shown.allocation.files
 
 
@@ -137,10 +140,32 @@ def test_a_table_of_sizes_is_read_strictly(size, message):
         Recipe.from_dict({**OPEN, "budget": {"size": size}})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_names_one_kind_of_int8_says_more_than_what_names_both(order):
+    sizes = dict([("int8-qdq", "20%"), ("int8", "30%")][::order])
+    recipe = Recipe.from_dict({**OPEN, "budget": {"size": sizes}, "export": {"precisions": ["int8"]}})
+    asked = prepare(recipe, shapes_only=True).problem.budget.asked
+    assert asked["size.int8-dynamic"] == pytest.approx(1.5 * asked["size.int8-qdq"], abs=2)
+
+
 def test_every_kind_of_int8_is_limited_by_one_word():
     recipe = Recipe.from_dict({**OPEN, "budget": {"size": {"int8": "30%"}}, "export": {"precisions": ["int8"]}})
     problem = prepare(recipe, shapes_only=True).problem
     assert {"size.int8-dynamic", "size.int8-qdq"} == set(problem.budget.most)
+
+
+def test_a_file_above_its_budget_is_told():
+    row = SizeBudget(
+        precision="int8-qdq", requested=100_000, predicted=99_000, reachable=(1, 2), rounding=0.1, bytes=101_234
+    )
+    part = SECTIONS["notes"].draw(a_report().model_copy(update={"size_budget": (row,)}))
+    assert any(
+        "int8-qdq file is missed: it has 101,234 bytes, and 100,000 were asked for." in each for each in part.cautions
+    )
+    met = SECTIONS["notes"].draw(
+        a_report().model_copy(update={"size_budget": (row.model_copy(update={"bytes": 99_999}),)})
+    )
+    assert not any("int8-qdq" in each for each in met.cautions)
 
 
 def test_a_precision_that_is_another_model_is_no_option_and_an_error_if_named(tmp_path, register):
@@ -156,6 +181,10 @@ def test_a_precision_that_is_another_model_is_no_option_and_an_error_if_named(tm
     noise = {**NOISE, "budget": {"size": {"int4": "24%"}}}
     with pytest.raises(BudgetError, match=r"budget\.size\.int4 cannot be met: .*weights"):
         run(Recipe.from_dict(noise), tmp_path / "named")
+    report = run(Recipe.from_dict({**OPEN, "export": {"precisions": ["int8-dynamic", "int4"]}}), tmp_path / "open")
+    assert [row.precision for row in report.size_budget if row.requested is not None] == ["int8-dynamic"]
+    assert [row.precision for row in report.artifacts if row.refused is not None] == ["int4"]
+
     job = prepare(Recipe.from_dict(OPEN), shapes_only=True)
     good = RoundingFacts(precision="int8-dynamic", bytes=90_000, damage=0.1)
     bad = RoundingFacts(precision="int4", bytes=None, damage=None, refused="it is another model")

@@ -50,8 +50,9 @@ def test_the_drawing_marks_this_run_on_the_line():
 
 def test_files_of_several_precisions_are_drawn_by_their_bytes():
     """Rounding is a floor: a file that rounds more ends higher, however wide it is."""
+    whole = 4 * a_report().stages[0].params
     sizes = tuple(
-        SizeBudget(precision=name, requested=asked, predicted=100_000, reachable=(1, 2), rounding=damage)
+        SizeBudget(precision=name, requested=asked, predicted=round(0.06 * whole), reachable=(1, 2), rounding=damage)
         for name, asked, damage in (("int8", None, 1e-4), ("int4", 100_000, 1e-2), ("noise", None, None))
     )
     report = a_report().model_copy(update={"front": points(0.2, 0.5, 0.9, int8=0.25, int4=0.125), "size_budget": sizes})
@@ -64,6 +65,14 @@ def test_files_of_several_precisions_are_drawn_by_their_bytes():
     assert max(dot.y for dot in by_style[0]) > max(dot.y for dot in by_style[1])
     assert max(dot.x for dot in by_style[0]) > max(dot.x for dot in by_style[1])
     assert [(dot.label, dot.style) for dot in figure.dots if dot.label] == [(OWN, 1)]
+
+
+def test_a_run_below_the_front_has_no_point():
+    report = a_report()
+    assert report.ratio.params < 0.7
+    damage = (BlockDamage(block="blocks.0", kind="mlp_hidden", nats=0.01),)
+    (figure,) = front_figure(report.model_copy(update={"front": points(0.7, 0.9), "damage": damage}))
+    assert not any(dot.label for dot in figure.dots), "damage was not measured there"
 
 
 @pytest.mark.parametrize("front", [(), points(0.5)], ids=["none", "one point"])

@@ -91,9 +91,7 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
         design: how latency is timed where no option says otherwise; None is `Design()`.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    gc.set_threshold(
-        50_000, 1, 1
-    )  # what a verb imports stays; looking for garbage in it, as often as usual, takes longer
+    gc.set_threshold(50_000)  # what a verb imports stays; looking for garbage in it, as often as usual, takes longer
     sys.exit(_code(arguments, design))
 
 

@@ -118,7 +118,7 @@ def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
     for file in allocation.files:
         share, (low, high) = file.predicted / dense.size_bytes, (each / dense.size_bytes for each in file.reachable)
         sizes = (size(dense.size_bytes), size(file.predicted))
-        own = "" if file.requested is not None else ", not chosen"
+        own = "" if file.requested is not None else ", not limited"
         cost.append((f"{file.precision} file{own}", *sizes, f"{share:.4f}", f"{low:.3f} … {high:.3f}"))
     for row in allocation.latency:
         times = [f"{share * row.dense_ms:.3f} ms" for share in (1.0, row.predicted)]

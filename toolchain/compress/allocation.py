@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from toolchain.compress.choices import ROOM, Budget, Costs, Key
+from toolchain.compress.choices import Budget, Costs, Key
 from toolchain.compress.front import FrontPoint, front
 from toolchain.compress.problem import Problem
 from toolchain.compress.solver import Candidate, Damages, narrowest
@@ -227,7 +227,7 @@ class Allocation:
     @property
     def files(self) -> tuple[FileSize, ...]:
         """What the widths mean for each file that the budget speaks of."""
-        most = {name: round(bytes_ / (1 - ROOM)) for name, bytes_ in self.problem.budget.most.items()}
+        most = self.problem.budget.asked
         shapes = (self.predicted, self.smallest, self.problem.shape)
         sizes = {file: [math.ceil(file.bytes_of(shape)) for shape in shapes] for file in self.problem.costs.files}
         return tuple(

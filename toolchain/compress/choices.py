@@ -18,8 +18,9 @@ Site = UnitGroup | Factorizable
 """What is reduced: a unit's positions, or a linear's rank."""
 ROOM = 0.003
 """The share of a file's budget that is left free: its graph is known from the dense model's, and differs a little with the widths."""
+UNREACHABLE = "the budget cannot be met"
 TOLERANCE = 0.05
-"""By how much, as a share of a latency budget, the measured latency may lie above it; all other budgets are exact."""
+"""By how much, as a share of a latency budget, the measured latency may lie above it."""
 
 
 def key_of(site: Site) -> Key:
@@ -75,15 +76,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a compressed model may cost: name of a cost, as in `Costs.of`, → amount. What has no entry is free."""
+    """The most that a compressed model may cost. What has no entry is free.
+
+    Attributes:
+        most: name of a cost, as in `Costs.of`, → amount.
+        asked: the same of files, before `ROOM` was left free.
+    """
 
     most: Mapping[str, float] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(budget: BudgetSection, costs: Costs) -> Budget:
         """What a recipe's [budget] means for a dense model: of latency and of files, those that costs have tables and sizes of."""
         whole: Mapping[str, float] = costs.whole
-        most: dict[str, float] = {}
+        most, asked = dict[str, float](), dict[str, int]()
         for name, share in (("params", budget.params), ("macs", budget.macs)):
             if share is not None:
                 most[name] = float(math.floor(share * whole[name]))
@@ -93,12 +100,13 @@ class Budget:
         for precision, text in budget.files.items():
             if (name := f"size.{precision}") in whole:
                 value, is_share = parse_size(text)
-                most[name] = float(math.floor((1 - ROOM) * (value * whole["size"] if is_share else value)))
+                asked[name] = math.floor(value * whole["size"] if is_share else value)
+                most[name] = float(math.floor((1 - ROOM) * asked[name]))
         for target, text in budget.latency.items():
             if (name := f"latency.{target}") in whole:
                 value, is_share = parse_latency(text)
                 most[name] = value * whole[name] if is_share else value
-        return Budget(most)
+        return Budget(most, asked)
 
     def met_by(self, cost: Mapping[str, float]) -> bool:
         """Whether a cost stays within it."""
@@ -115,18 +123,21 @@ class Budget:
     def require(self, narrowest: Widths, costs: Costs) -> None:
         """Raises BudgetError if even the narrowest widths miss it; the message names the reachable range."""
         least, widest, whole = costs.of(narrowest), costs.of(Widths()), costs.whole
-        files = {file.name for file in costs.files}
         parts = []
         for name, limit in self.most.items():
             if limit < least[name]:
-                asked, most = (limit / (1 - ROOM), widest[name]) if name in files else (limit, whole[name])
-                low, high = least[name] / whole[name], most / whole[name]
+                file = name in self.asked
+                asked, low, high = (
+                    (self.asked[name], math.ceil(least[name] / (1 - ROOM)) + 1, widest[name])
+                    if file
+                    else (limit, least[name], whole[name])
+                )
                 parts.append(
                     f"budget.{name} asks for {_shown(name, asked)} ({asked / whole[name]:.3f} of dense); reachable is "
-                    f"{_shown(name, least[name])} … {_shown(name, most)} ({low:.3f} … {high:.3g})"
+                    f"{_shown(name, low)} … {_shown(name, high)} ({low / whole[name]:.3f} … {high / whole[name]:.3g})"
                 )
         if parts:
-            raise BudgetError(f"the budget cannot be met: {'; '.join(parts)}")
+            raise BudgetError(f"{UNREACHABLE}: {'; '.join(parts)}")
 
 
 def _shown(name: str, value: float) -> str:

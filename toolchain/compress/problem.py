@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolchain.compress.choices import Budget, Choices, Costs, Key, Site, key_of
+from toolchain.compress.choices import UNREACHABLE, Budget, Choices, Costs, Key, Site, key_of
 from toolchain.compress.method import HEAD_DIM, HIDDEN, Method
 from toolchain.compress.solver import solve_uniform
 from toolchain.cost import FileCost, LatencyTable, ModelShape, Widths, trace
@@ -90,7 +90,7 @@ class Problem:
         return self.at(replace(self.costs, tables=tuple(tables))) if tables else self
 
     def sized(self, files: Sequence[FileCost]) -> Problem:
-        """The same problem with files of the dense model that were weighed; raises BudgetError as `of`."""
+        """The same problem with what files cost, measured on the dense model's; raises BudgetError as `of`."""
         return self.at(replace(self.costs, files=tuple(files))) if files else self
 
     def at(self, costs: Costs) -> Problem:
@@ -107,6 +107,10 @@ class Problem:
         """
         if ANY not in self.request.files:
             return (self,)
+        if not self.costs.files:
+            raise RecipeError(
+                f"budget.size.{ANY} needs what files of some precisions cost (toolchain.pipeline.job.prepare)"
+            )
         options, errors = list[Problem](), dict[float, BudgetError]()
         for file in self.costs.files:
             request = self.request.model_copy(update={"size": {file.precision: self.request.files[ANY]}})
@@ -115,9 +119,8 @@ class Problem:
             except BudgetError as error:
                 errors[file.bytes_of(self.costs.shape(self.narrowest))] = error
         if not options:
-            raise BudgetError(
-                f"no file of export.precisions keeps budget.size.{ANY}; the smallest: {errors[min(errors)]}"
-            )
+            smallest = str(errors[min(errors)]).removeprefix(f"{UNREACHABLE}: ")
+            raise BudgetError(f"no file of export.precisions keeps budget.size.{ANY}; the smallest: {smallest}")
         return tuple(options)
 
     def require_latency(self) -> None:
@@ -126,6 +129,16 @@ class Problem:
             raise RecipeError(
                 f"budget.latency.{min(missing)} needs a latency table of that target, measured on the dense model; "
                 "`slimvit run`, `plan` and `compress` measure it (toolchain.pipeline.latency_budget)"
+            )
+
+    def require_files(self) -> None:
+        """Raises RecipeError if the budget speaks of files that were not measured."""
+        known = {file.precision for file in self.costs.files if file.rest is not None}
+        wanted = set[str]() if ANY in self.request.files else {*self.request.files}
+        if self.request.files and (not known or not known >= wanted & {file.precision for file in self.costs.files}):
+            raise RecipeError(
+                f"budget.size.{next(iter(self.request.files))} needs the files of the dense model, which say what a graph takes; `slimvit "
+                "run`, `plan` and `compress` make them (toolchain.pipeline.stages.rounding)"
             )
 
     def uniform_at(self, costs: Costs) -> Widths:

@@ -24,7 +24,7 @@ from toolchain.compress.factorisations import factorise
 from toolchain.compress.method import HIDDEN
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher
-from toolchain.compress.solver import Candidate, solve_global, top_indices
+from toolchain.compress.solver import Candidate, narrowest, solve_global, top_indices
 from toolchain.cost import RANK, Widths
 from toolchain.data import DataSource
 from toolchain.errors import BudgetError
@@ -32,6 +32,7 @@ from toolchain.families import Block, UnitGroup
 from toolchain.model import Made, MaskedModel
 from toolchain.plan import CompressionPlan, Keep, LowRank
 from toolchain.progress import SILENT, Progress
+from toolchain.recipe import ANY, BudgetSection
 from toolchain.surgery.mask import add_masks, baked, mask_model
 from toolchain.training.stages import light_augmentation
 
@@ -80,16 +81,24 @@ class Compress:
             RecipeError, BudgetError: as `Problem.require_latency` and `allocate`.
         """
         problem.require_latency()
+        problem.require_files()
         weighing = self.weighing or self._weighed(problem, self._work(problem))
         return allocate(self._option(problem, weighing), weighing.candidates, self.check), weighing.teacher
 
     @staticmethod
     def _option(problem: Problem, weighing: Weighing) -> Problem:
         """Of the precisions whose file could meet the budget, the one of which widths and rounding do the least damage."""
-        options = problem.options
-        return (
-            options[0] if len(options) == 1 else min(options, key=lambda one: allocate(one, weighing.candidates).total)
-        )
+        options, candidates = problem.options, weighing.candidates
+        if len(options) == 1:
+            return options[0]
+
+        def rank(one: Problem) -> tuple[bool, float]:
+            """Least damage first; where no measured width fits, damage says nothing of widths, and the widest comes first."""
+            if not one.budget.met_by(one.costs.of(narrowest(candidates, one.choices))):
+                return True, -one.costs.of(one.uniform)["params"]
+            return False, allocate(one, candidates).total
+
+        return min(options, key=rank)
 
     def weigh(self, problem: Problem) -> Weighing:
         """What each width does to the outputs, whatever the budget; raises DataError or ModelError as `teacher_for`."""
@@ -178,7 +187,10 @@ class Compress:
         """Raises BudgetError if the plan, once sliced and split, would not stay within the budget."""
         untimed = replace(problem.costs, tables=())  # latency is measured, not predicted
         cost = untimed.of(Widths.of(masked.plan))
-        if not Budget.of(problem.request, untimed).met_by(cost):
+        request = problem.request
+        if ANY in request.files:  # the plan says which it became
+            request = BudgetSection.model_validate(masked.plan.provenance["budget"])
+        if not Budget.of(request, untimed).met_by(cost):
             raise BudgetError(f"the plan misses the budget: {cost['params']:,} parameters, {cost['macs']:,} MACs")
 
 

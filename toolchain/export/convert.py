@@ -17,6 +17,7 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
 from toolchain.export.conversion import Conversion as Converted
 from toolchain.export.gptq import nearest, output_error
+from toolchain.export.loss import layer_of
 from toolchain.export.observe import session
 from toolchain.export.onnx_graph import (
     GraphFacts,
@@ -46,10 +47,17 @@ SCALE_ERROR = 0.01
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is in a file of another precision, and on which target it was held against the fp32 file."""
+    """What is in a file of another precision.
+
+    Attributes:
+        graph: what it consists of.
+        target: where it was held against the fp32 file.
+        left: layers whose linears stay in fp32.
+    """
 
     graph: GraphFacts
     target: str
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,13 @@ class Convert:
     def __call__(self, given: OnnxFile) -> Made[OnnxFile, Conversion]:
         """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
         with replacing(self.path) as partial:
-            graph, rungs, target = self._written(given, partial)  # the graphs that it holds are gone when files are run
-            rungs += self._run(given, partial, target)
+            graph, rungs, found = self._written(given, partial)  # the graphs that it holds are gone when files are run
+            rungs += self._run(given, partial, found.target)
             require(rungs)
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
-        return Made(OnnxFile(self.path), Conversion(graph, target), tuple(rungs))
+        return Made(OnnxFile(self.path), replace(found, graph=graph), tuple(rungs))
 
-    def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], str]:
+    def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], Conversion]:
         """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = _pixels_of(given)
@@ -119,7 +127,8 @@ class Convert:
         rungs.append(weights_rung(made.reference, model, f"{self.path.name}, weights", wanted.tolerance))
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
-        return graph, rungs, runs_on(wanted)
+        left = tuple(sorted(layer_of(dense, name) for name in made.left))
+        return graph, rungs, Conversion(graph, runs_on(wanted), left)
 
     def _converted(self, given: OnnxFile, dense: onnx.ModelProto) -> tuple[Converted, list[Rung]]:
         """(what the precision makes of a graph, the rung of its smoothing): smoothing that was a choice and fails is left out."""

@@ -168,13 +168,13 @@ def _outputs(model: onnx.ModelProto, images: Array) -> tuple[Array, ...]:
 def _left_notes(model: onnx.ModelProto, costs: Mapping[str, float], now: float, before: float) -> list[str]:
     """A sentence for each linear that stays in fp32, and one on what all of them save."""
     why = [
-        f"{_layer(model, name)} stays in fp32: in int8 it alone loses {cost:.2g} {OF_SPREAD}."
+        f"{layer_of(model, name)} stays in fp32: in int8 it alone loses {cost:.2g} {OF_SPREAD}."
         for name, cost in costs.items()
     ]
     return [*why, f"With that {now:.2g} is lost, and {before:.2g} with all linears in int8."]
 
 
-def _layer(model: onnx.ModelProto, name: str) -> str:
+def layer_of(model: onnx.ModelProto, name: str) -> str:
     """The layer of a linear as the model calls it."""
     weight = next(node.input[1] for node in model.graph.node if node.name == name)
     named = dict(named_weights(linked(model).graph))

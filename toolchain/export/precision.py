@@ -163,14 +163,14 @@ def file_cost(precision: str) -> FileCost:
     return FileCost(precision, FLOATS if precision == FP32 else PRECISIONS.require(precision).storage)
 
 
-def expanded(asked: Sequence[str]) -> dict[str, bool]:
-    """Precision → whether a file of it that is not the same model is an error, for what a recipe asks; raises RecipeError."""
+def expanded(asked: Sequence[str], key: str = "export.precisions") -> dict[str, bool]:
+    """Precision → whether a file of it that is not the same model is an error, for what a recipe's key asks; raises RecipeError."""
     required: dict[str, bool] = {}
     for name in asked:
         for each in int8_kinds() if name == EITHER else (name,):
             if each not in (FP32, *PRECISIONS):
                 known = ", ".join((FP32, EITHER, *PRECISIONS))
-                raise RecipeError(f"unknown precision {each!r} in export.precisions; known: {known}")
+                raise RecipeError(f"unknown precision {each!r} in {key}; known: {known}")
             required[each] = required.get(each, False) or name != EITHER
     return required
 

@@ -21,7 +21,7 @@ from toolchain.devices.device import probe, require_direct
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import ModelError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import builds, options_of, require_engines
-from toolchain.export.precision import PRECISIONS, expanded, file_cost, int8_kinds, product_of
+from toolchain.export.precision import EITHER, PRECISIONS, expanded, file_cost, int8_kinds, product_of
 from toolchain.export.probabilities import require_probabilities
 from toolchain.export.stage import check_section
 from toolchain.files import digest_of, sha256
@@ -100,16 +100,16 @@ def prepare(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False, me
         require_probabilities(start.dense.output)
     synthetic = recipe.data.source == SYNTHETIC
     request = _files_named(recipe)
-    limited = precisions_of(recipe) if ANY in request.files else tuple(request.files)
+    precisions = tuple(expanded(recipe.export.precisions) if ANY in request.files else request.files)
     problem = Problem.of(
-        start.dense, section, request, multiples, files=[file_cost(name) for name in limited], synthetic=synthetic
+        start.dense, section, request, multiples, files=[file_cost(name) for name in precisions], synthetic=synthetic
     )
     method = Method.of(section, synthetic=start.source.synthetic)  # of shapes alone nothing is learned
     method.require(start.source, start.dense)
     if ANY in request.files and not (shapes_only or (problem.method.weighs and problem.sites)):
         raise RecipeError(
             f"budget.size.{ANY} takes the precision that does the least damage, and here none is measured (that needs images, "
-            f"and compress.allocation = 'solver'); name one: budget.size.{limited[-1]}"
+            f"and compress.allocation = 'solver'); name one: budget.size.{precisions[-1]}"
         )
     return Job(start.recipe, start.source, start.dense, start.labelled, problem)
 
@@ -121,16 +121,18 @@ def precisions_of(recipe: Recipe) -> tuple[str, ...]:
 
 def _files_named(recipe: Recipe) -> BudgetSection:
     """The budget with every kind of int8 named; raises RecipeError where a file is limited that the recipe does not make."""
-    budget, made = recipe.budget, precisions_of(recipe)
-    if not budget.files:
+    budget, written = recipe.budget, precisions_of(recipe)
+    if not budget.files or ANY in budget.files:
         return budget
-    files = {
-        each: text for name, text in budget.files.items() for each in ((name,) if name == ANY else expanded([name]))
-    }
-    if missing := [name for name in files if name not in (ANY, *made)]:
-        raise RecipeError(
-            f"budget.size.{missing[0]}: the recipe makes no such file; add {missing[0]!r} to export.precisions, now {list(made)}"
-        )
+    files = dict(budget.files)
+    for each in expanded([name], "budget.size") if (name := EITHER) in files else ():
+        files.setdefault(each, files[EITHER])  # what names one kind says more than what names both
+    files.pop(EITHER, None)
+    for each in expanded(tuple(files), "budget.size"):
+        if each not in written:
+            raise RecipeError(
+                f"budget.size.{each}: the recipe makes no such file; add {each!r} to export.precisions, now {list(written)}"
+            )
     return budget.model_copy(update={"size": files})
 
 

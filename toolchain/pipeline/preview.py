@@ -61,6 +61,7 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
         latency = latency_of(clocks(job, dense, devices, progress))
         problem = replace(job.problem, dense=dense).timed(latency.tables).sized(files)
         if why:
+            why = "; ".join([why, *_of_files(job)])
             return Preview(job, allocate(problem.options[0], (), latency.check), why)
         decided, _ = Compress(job.source, latency.check, progress=progress).decide(problem)
     return Preview(job, decided, LEARNED if method.allocation.over_layers else "")
@@ -74,9 +75,18 @@ def from_shapes(job: Job) -> Preview:
         notes = ["latency budgets were left out: `slimvit plan` and `slimvit run` measure what they mean"]
     elif method.weighs:
         notes = ["uniform widths; `slimvit plan`, and `slimvit run` without --dry-run, choose them by measured damage"]
-    if job.recipe.budget.files:
-        notes.append("sizes of files are of their weights alone; `slimvit plan` and `slimvit run` measure the rest")
+    notes += _of_files(job)
     return Preview(job, Allocation.uniform(job.problem.options[0]), "; ".join(notes))
+
+
+def _of_files(job: Job) -> list[str]:
+    """What is not known of files until they are measured, as sentences without a full stop."""
+    files = job.recipe.budget.files
+    first = job.problem.options[0].file
+    return [
+        *(["sizes of files are of their weights alone, and the rest is measured later"] if files else []),
+        *([f"which precision is taken follows from damage; these widths are for {first}"] if first else []),
+    ]
 
 
 def _baseline(job: Job) -> TimmModel:

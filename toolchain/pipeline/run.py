@@ -33,7 +33,7 @@ from toolchain.pipeline.stages.rounding import Rounded, sized
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.pipeline.untimed import not_measured
 from toolchain.progress import SILENT, Progress
-from toolchain.recipe import Recipe
+from toolchain.recipe import ANY, Recipe
 from toolchain.report.files import write_report
 from toolchain.report.record import BenchRow, Report
 from toolchain.training.processes import require_one
@@ -107,7 +107,8 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     shipped = [FP32]
     precisions = expanded(recipe.export.precisions)
     for precision in (name for name in precisions if name != FP32):
-        file = run.do(Converted(run, precision, precisions[precision]))
+        left_open = ANY in recipe.budget.files and precision not in [row.precision for row in masked.facts.limited]
+        file = run.do(Converted(run, precision, precisions[precision] and not left_open))
         files.append(file)
         if file.facts.row.refused is None:
             shipped.append(precision)
@@ -157,13 +158,15 @@ def _carry_out(run: Run, job: Job) -> Outcome:
 def _known(run: Run, job: Job, dense: TimmModel) -> tuple[Known, Done[Nothing] | None]:
     """(what is measured of the dense model before it is compressed, the stage that weighs widths)."""
     sizes = [run.do(Rounded(run, dense, each.precision)).facts for each in job.problem.costs.files]
+    files = sized(job, sizes)
+    _ = job.problem.sized(files).options  # what no widths can meet is refused before they are weighed
     timers = clocks(job, dense, run.devices, run.progress)
     tables = [Table(run, timer) for timer in timers]
     for table in tables:
         run.do(table)
     weighed = Weighed(run, dense) if job.problem.method.weighs and job.problem.sites else None
     weighing = run.do(weighed) if weighed is not None else None
-    return Known(timers, [table.table() for table in tables], sized(job, sizes), weighed), weighing
+    return Known(timers, [table.table() for table in tables], files, weighed), weighing
 
 
 def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:

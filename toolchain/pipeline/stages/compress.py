@@ -46,6 +46,11 @@ class CompressFacts(Record):
     restrictions: tuple[str, ...]
     closed_form: ClosedForm | None
 
+    @property
+    def limited(self) -> tuple[SizeBudget, ...]:
+        """The files that the budget limits."""
+        return tuple(row for row in self.sizes if row.requested is not None)
+
 
 @dataclass(frozen=True)
 class Known:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ from toolchain.compress.closed_form import likelihood_for
 from toolchain.cost import FileCost
 from toolchain.errors import ArtifactError, BudgetError, ParityError
 from toolchain.export.calls import opened, tensor_call
+from toolchain.export.onnx_graph import folder_beside
 from toolchain.export.precision import PRECISIONS, file_cost, runs_on
 from toolchain.export.stage import Export
 from toolchain.files import sha256
@@ -31,7 +32,6 @@ from toolchain.pipeline.job import Job
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
-from toolchain.recipe import ANY
 from toolchain.report.record import Record
 from toolchain.version import tool
 
@@ -45,12 +45,14 @@ class RoundingFacts(Record):
     Attributes:
         bytes: of the file; None where it is not the model.
         damage: mean KL divergence of its outputs from the dense model's, in nats an image; None on noise.
+        whole: linears that stay in fp32.
         refused: why it is not the model.
     """
 
     precision: str
     bytes: int | None
     damage: float | None
+    whole: tuple[str, ...] = ()
     refused: str | None = None
 
 
@@ -84,14 +86,17 @@ def rounding(judge: Judge, dense: TimmModel, file: Path, precision: str) -> Roun
     """The facts of one precision of a dense model whose fp32 file is there."""
     if precision == FP32:
         return RoundingFacts(precision=precision, bytes=_size(file), damage=None if judge.source.synthetic else 0.0)
-    with TemporaryDirectory(prefix="slimvit-rounding-") as folder:
-        path = Path(folder) / f"dense.{precision}.onnx"
+    with folder_beside(file.with_name(f"rounding.{precision}")) as folder:
+        path = folder / f"dense.{precision}.onnx"
         try:
             made = run_stage(judge.convert(precision, path), OnnxFile(file))
         except (ParityError, ArtifactError) as error:
             return RoundingFacts(precision=precision, bytes=None, damage=None, refused=str(error))
         damage = None if judge.source.synthetic else _damage(judge, dense, path, made.facts.target)
-        return RoundingFacts(precision=precision, bytes=made.facts.graph.size_bytes, damage=damage)
+        if damage is not None and not math.isfinite(damage):
+            return RoundingFacts(precision=precision, bytes=None, damage=None, refused="its outputs are not finite")
+        facts = made.facts
+        return RoundingFacts(precision=precision, bytes=facts.graph.size_bytes, damage=damage, whole=facts.left)
 
 
 def _damage(judge: Judge, dense: TimmModel, path: Path, target: str) -> float:
@@ -99,8 +104,7 @@ def _damage(judge: Judge, dense: TimmModel, path: Path, target: str) -> float:
     with opened(target, path, threads=torch.get_num_threads()) as run:
         outputs = outputs_of(tensor_call(run), images)
     expected = outputs_of(dense.module, images)
-    apart = float(divergence_by_image(likelihood_for(dense, judge.source), outputs, expected).mean())
-    return apart if math.isfinite(apart) else math.inf
+    return float(divergence_by_image(likelihood_for(dense, judge.source), outputs, expected).mean())
 
 
 def _size(file: Path) -> int:
@@ -111,19 +115,16 @@ def sized(job: Job, facts: Sequence[RoundingFacts]) -> list[FileCost]:
     """What files cost for any widths, from what was found of the dense model's.
 
     Raises:
-        BudgetError: the budget names a precision whose file is not the model, or no file is.
+        BudgetError: the budget names a precision whose file is not the model, or no file is the model that it could speak of.
     """
-    shape = job.problem.shape
-    files = []
+    shape, files = job.problem.shape, list[FileCost]()
     for each in facts:
-        if each.bytes is None:
-            if ANY not in job.recipe.budget.files:
-                raise BudgetError(f"budget.size.{each.precision} cannot be met: {each.refused}")
-            continue
-        cost = file_cost(each.precision)
-        files.append(replace(cost, rest=each.bytes - cost.storage.bytes_of(shape), damage=each.damage))
+        if each.bytes is not None:
+            files.append(file_cost(each.precision).measured(shape, each.bytes, each.whole, each.damage))
+        elif each.precision in job.recipe.budget.files:
+            raise BudgetError(f"budget.size.{each.precision} cannot be met: {each.refused}")
     if facts and not files:
-        raise BudgetError(f"budget.size.{ANY} cannot be met: {facts[-1].refused}")
+        raise BudgetError(f"budget.size.{next(iter(job.recipe.budget.files))} cannot be met: {facts[-1].refused}")
     return files
 
 

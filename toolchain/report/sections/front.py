@@ -19,7 +19,8 @@ def _draw(report: Report) -> Part:
     table = front_table(report.front)
     explained = (
         "Damage is the sum over layers of how far each width alone moves the output, in nats an image. It is known before anything is "
-        "reduced: it ranks choices, and the test images above say what came of the one that was made."
+        "reduced: it ranks choices, and the test images above say what came of the one that was made. These are the best at each cost of the "
+        "first budget."
     )
     lines = (explained,) if table.rows else ()
     return Part(TITLE, table=table, lines=lines, figures=front_figure(report), brief=())
@@ -50,6 +51,11 @@ def front_figure(report: Report) -> tuple[Scatter, ...]:
         axis, legend = Axis("parameters left, %"), ("front", "this run")
         drawn = [(point.ratio["params"], point.damage, 0) for point in report.front]
         own = [(report.ratio.params, spent, 1)]
+    if report.front:
+        narrowest = {
+            style: min(share for share, _, each in drawn if each == style) for style in range(max(len(files), 1))
+        }
+        own = [each for each in own if each[0] >= narrowest[each[2] if files else 0]]  # below nothing was measured
     points, marked = (
         [_point(*each, label) for each in some if _shown(each[1])] for some, label in ((drawn, ""), (own, OWN))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolchain.outputs import FEATURES, Output, divergence_words
 from toolchain.report.record import ClosedForm, LatencyBudget, Report, SizeBudget
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import finetune_line, percent, size
+from toolchain.report.tables import finetune_line, number, size
 
 
 def _draw(report: Report) -> Part:
@@ -25,8 +25,8 @@ def _draw(report: Report) -> Part:
         if row.met is False
     ]
     missed += [
-        f"The size budget of the {row.precision} file is missed: it has {size(row.bytes)}, and {size(row.requested)} was asked for. "
-        f"Ask for {percent((row.bytes or 0) / (row.requested or 1) - 1)} less."
+        f"The size budget of the {row.precision} file is missed: it has {number(row.bytes)} bytes, and {number(row.requested)} were asked for. "
+        "Ask for that much less."
         for row in report.size_budget
         if row.met is False
     ]

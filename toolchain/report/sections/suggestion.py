@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.report.record import Int8Choice, Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import percent
+from toolchain.report.tables import percent, size
 
 
 def _draw(report: Report) -> Part:
@@ -14,6 +14,11 @@ def _draw(report: Report) -> Part:
         return Part(title)
     suggestion = report.suggestion
     lines = [f"{_of_which(report)}:", f"Smallest: {suggestion.smallest}."]
+    lines += [
+        f"Made for the size budget of {size(row.requested)}: the {row.precision} file, {size(row.bytes)}."
+        for row in report.size_budget
+        if row.met
+    ]
     lines += [f"Fastest on {row}: {row.path}, {row.ratio.point:.3f} of the dense time." for row in suggestion.fastest]
     lines += [
         f"Least time on {row.machine}, batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}: {row.path} on {row.target}, "
