@@ -130,7 +130,7 @@ def _base(record: ModelRecord) -> str:
 
 
 def _json(value: object) -> Content:
-    return Content.of_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return Content.of_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
