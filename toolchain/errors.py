@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class SlimvitError(Exception):
     """Base of all errors that slimvit raises on purpose; the message is written for the user."""
@@ -64,9 +66,16 @@ class TargetUnavailable(SlimvitError):
         line = f"{'' if reason.endswith('.') else '.'} Try: {install}" if install else ""
         super().__init__(f"target {target!r} is unavailable: {reason}{line}")
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
+        return type(self), (self.target, self.reason, self.install)
+
 
 class DeviceLost(TargetUnavailable):
     """A target that had answered went away, or others held it for too long: nothing is known of what was to run there."""
+
+
+class WorkerLost(TargetUnavailable):
+    """A worker of a cluster went away with what it was carrying out."""
 
 
 class BaselineError(SlimvitError):

@@ -10,6 +10,8 @@ Output = Literal["logits", "multi-label", "regression", "features", "tokens", "l
 one pooled vector, the tokens after the last norm, or the tokens after several blocks, each through that norm."""
 OUTPUT = "slimvit.output"
 """The key of an ONNX file's metadata that says which of these it gives."""
+CLASS_NAMES, CLASSES = "class_names", "slimvit.classes"
+"""The keys of a model's provenance and of an ONNX file's metadata that say what each output stands for, in order, where that is known."""
 LOGITS, LAYER = "logits", "layer_"
 """What the output of a model with a classifier is called, and what the outputs of layers begin with."""
 

@@ -64,6 +64,8 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
+OPTIONAL = ("train", "engine", "bench")
+"""Sections that do something by being there, even with nothing in them."""
 
 
 class ModelSection(Section):
@@ -175,6 +177,15 @@ class CompressSection(Section):
             if not getattr(self, name):
                 object.__setattr__(self, name, preset)
         return self
+
+    def said(self, requested: str) -> dict[str, Any]:
+        """What is neither at its default nor implied by the method that was requested, as TOML nests it."""
+        keys = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        parts = dict(zip(("attention", "neurons", "allocation"), PRESETS.get(requested, ()), strict=False))
+        return {
+            "method": requested,
+            **{key: value for key, value in keys.items() if key != "method" and parts.get(key) != value},
+        }
 
     @model_serializer(mode="wrap")
     def _without_what_the_targets_say(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -350,6 +361,12 @@ class Recipe(Section):
     def to_json(self) -> str:
         """The effective recipe as canonical JSON."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def tables(self) -> dict[str, Any]:
+        """Its sections as TOML nests them, without what is at its default; read back they are this recipe."""
+        raw = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        raw["compress"] = self.compress.said(self.compress.method)
+        return {name: raw[name] for name in Recipe.model_fields if raw.get(name) or (name in OPTIONAL and name in raw)}
 
     @staticmethod
     def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

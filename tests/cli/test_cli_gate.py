@@ -48,6 +48,19 @@ def test_a_gate_passes_and_prints_what_it_judged(command, gate):
     assert outcome.out.splitlines()[-1] == "pass: 3 checks in 1 cell (3 pass)"
 
 
+def test_a_gate_knows_which_pictures_the_run_of_its_files_had(command, finished, tmp_path):
+    files = {name: finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")}
+    (tmp_path / "gate.toml").write_text(
+        f'[data]\nsource = "digits"\n[baseline.dense]\npath = "{files["dense"]}"\nsha256 = "{open_artifact(files["dense"]).sha256}"\n'
+        f'[[cell]]\nname = "digits"\nartifact = "{files["compressed"]}"\nbaseline = "dense"\nrelation = {{ accuracy = 0.9 }}\n'
+    )
+    outcome = command("gate", "-c", tmp_path / "gate.toml", "--out", tmp_path / "out.json")
+    assert outcome.code == 0, outcome.out
+    (evidence,) = GateResult.load(tmp_path / "out.json").evidence
+    for known in (evidence.artifact, evidence.baseline):
+        assert known.pictures == known.pictures_of_run == finished.report["data"]["pictures"]["test"]
+
+
 def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
     names = ("out", "markdown", "junit", "github-benchmark", "bencher")
     files = [part for name in names for part in (f"--{name}", tmp_path / f"out.{name}")]

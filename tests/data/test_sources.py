@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,23 @@ def test_the_digest_depends_on_splits_and_preprocessing(every_source, kind):
     digests = [open_(name, **variant).digest for variant in variants]
     # A calibration of 512 is all of train in the small sources, and 7 never is, so all five differ.
     assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "none"])
+def test_which_pictures_are_in_a_split_is_known_whatever_they_are_prepared_as(every_source, kind):
+    name = every_source[kind]
+    variants = [{}, {"mean": (0.1,)}, {"calibration_images": 7}, {"calibration_images": 0}, {"size": (1, 8, 8)}]
+    sources = [open_(name, **variant) for variant in variants]
+    assert len({source.content for source in sources}) == 1
+    for split in ("validation", "test"):
+        (pictures,) = {source.pictures(split) for source in sources}
+        assert sources[0].unlabelled("").pictures(split) == pictures
+    assert len({sources[0].pictures(split) for split in sources[0].splits}) >= 3, "calibration may be all of train"
+    split = sources[0].split("test")
+    moved = replace(sources[0], splits={"test": split.take(torch.arange(len(split) - 1))})
+    assert moved.pictures("test") != sources[0].pictures("test")
+    turned = replace(sources[0], splits={"test": split.take(torch.arange(len(split)).flip(0))})
+    assert turned.pictures("test") == sources[0].pictures("test"), "their order does not count"
 
 
 def test_digits_declare_their_own_statistics():

@@ -27,7 +27,7 @@ from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
 from toolchain.export.observe import largest_channels
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
-from toolchain.export.precision import PRECISIONS
+from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS
 from toolchain.export.weights import largest_error, linears
 from toolchain.model import run_stage
 from toolchain.recipe import EngineSection
@@ -493,6 +493,12 @@ KINDS = {
     "opset 18": ({}, {"opset": 18}),
     "q/k norm": ({"qk_norm": True}, {}),
 }
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
+def test_a_file_that_was_made_for_noise_says_so(convert, name):
+    notes = {noise: convert(name, noise=noise).facts.graph.notes for noise in (True, False)}
+    assert notes[True] == ((MADE_FOR_NOISE, *notes[False]) if name in ("int8-qdq", "int4") else notes[False])
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq"])

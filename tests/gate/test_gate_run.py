@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from toolchain.artifacts import open_artifact
+from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
-from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, load_accepts, run_gate
+from toolchain.files import sha256, write_json
+from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, facts, load_accepts, run_gate
 from toolchain.gate.timing import Clock, timed
 
 TODAY = dt.date(2030, 1, 15)
@@ -127,6 +131,84 @@ def test_accuracy_is_compared_in_images(judge):
     right = (total - check.value) / total
     assert statuses(judge({"accuracy": round(right - 1e-6, 6)}, swap=3)) == {"budget.accuracy": "pass"}
     assert statuses(judge({"accuracy": round(right + 1e-5, 6)}, swap=3)) == {"budget.accuracy": "fail"}
+
+
+DIGITS = open_source("digits", Wanted((1, 8, 8), {"mean": (0.0,), "std": (1.0,)}))
+
+
+@pytest.fixture
+def judge_runs(tmp_path):
+    """Judges the file of a run against that of another, by what their reports say of their pictures."""
+
+    def call(artifact, baseline, relation=True):
+        for name, data in (("new", artifact), ("old", baseline)):
+            path = write_classifier(tmp_path / name / "onnx" / f"{name}.onnx")
+            listed = [{"path": f"onnx/{name}.onnx", "bytes": 1, "sha256": data.pop("sha256", sha256(path))}]
+            if data:
+                write_json(tmp_path / name / "report.json", {"files": listed, "data": data})
+        cell = {"name": "digits", "artifact": "new/onnx/new.onnx", "budget": {"accuracy": 0.5}}
+        raw = {"data": {"source": "digits"}, "cell": [cell]}
+        if relation:
+            cell |= {"baseline": "old", "relation": {"accuracy": 0.0, "size": 0.0}}
+            path = "old/onnx/old.onnx"
+            raw["baseline"] = {"old": {"path": path, "sha256": open_artifact(tmp_path / path).sha256}}
+        return run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+
+    return call
+
+
+def said(test, content=DIGITS.content, **more):
+    return {"content": content, "pictures": {"test": test, "train": "1"}, **more}
+
+
+SAME, OTHER = DIGITS.pictures("test"), "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("artifact", "baseline", "who"),
+    [
+        (said(OTHER), said(SAME), "the artifact"),
+        (said(SAME), said(OTHER), "its baseline"),
+        (said(OTHER), said("1" * 64), "the artifact and that which made its baseline"),
+        (said(OTHER), {}, "the artifact"),
+    ],
+)
+def test_accuracy_on_pictures_that_a_run_may_have_learned_from_is_undecided(judge_runs, artifact, baseline, who):
+    result = judge_runs(dict(artifact), dict(baseline))
+    checks = {check.name: check for check in result.cells[0].checks}
+    assert {name: check.status for name, check in checks.items()} == {
+        "budget.accuracy": "pass",
+        "relation.size": "pass",
+        "relation.accuracy": "inconclusive",
+    }
+    assert f"The run that made {who} split these pictures otherwise" in checks["relation.accuracy"].reason
+    assert ("split these pictures otherwise" in checks["budget.accuracy"].reason) == (artifact != said(SAME))
+    assert (result.verdict, result.exit_code) == ("inconclusive", 4)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "baseline"),
+    [
+        (said(SAME), said(SAME)),
+        ({}, {}),
+        (said(OTHER, content="2" * 64), said(SAME)),
+        (said(OTHER, sha256="0" * 64), said(SAME)),
+        ({"source": "digits", "digest": "1"}, {"content": 3, "pictures": []}),
+    ],
+    ids=["the same", "no report", "another source", "another file", "an older report"],
+)
+def test_what_is_not_known_of_a_runs_pictures_changes_nothing(judge_runs, artifact, baseline):
+    result = judge_runs(dict(artifact), dict(baseline))
+    assert set(statuses(result).values()) == {"pass"}
+    assert not any("pictures" in check.reason for check in result.cells[0].checks)
+
+
+def test_pictures_that_change_while_the_gate_runs_leave_it_undecided(judge, monkeypatch):
+    real, marks = facts.accuracy_of, iter("ab")
+    monkeypatch.setattr(facts, "accuracy_of", lambda *a, **b: replace(real(*a, **b), pictures=next(marks)))
+    result = judge({"accuracy": 0.5}, {"accuracy": 0.9})
+    assert statuses(result) == {"budget.accuracy": "pass", "relation.accuracy": "inconclusive"}
+    assert "were judged on different pictures" in result.cells[0].checks[-1].reason
 
 
 def test_a_better_artifact_passes(judge):

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor
 
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.data.transforms import Preprocessing
 from toolchain.errors import DataError, RecipeError, StorageError
 from toolchain.export.precision import PRECISIONS
-from toolchain.model import Preprocess
-from toolchain.publish.configs import preprocessor
+from toolchain.model import ModelRecord, Preprocess
+from toolchain.plan import ModelRef
+from toolchain.publish.configs import architecture, config, preprocessor
 from toolchain.publish.layout import places
 from toolchain.publish.repository import read_labels
 from toolchain.surgery.huggingface.processor import preparation
+from toolchain.surgery.replay import create_dense
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WAYS = [
@@ -61,6 +64,72 @@ def test_what_is_written_is_read_back(tmp_path, way):
     assert read.fields["interpolation"] == how.interpolation
     assert read.fields["crop_mode"] == (how.crop_mode or "center")
     assert math.floor(224 / read.fields["crop_pct"]) == math.floor(224 / (how.crop_pct or 1))
+
+
+KWARGS = {
+    "img_size": [32, 48],
+    "patch_size": 8,
+    "in_chans": 1,
+    "num_classes": 3,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "init_values": 1e-5,
+    "qkv_bias": True,
+    "class_token": True,
+    "reg_tokens": 0,
+    "norm_layer": None,
+    "act_layer": "gelu_tanh",
+}
+
+
+def record_of(**kwargs):
+    return ModelRecord(
+        stage="deploy",
+        model=ModelRef(name="vit_tiny_patch16_224", kwargs=kwargs),
+        preprocess=Preprocess((1, 32, 48), (0.5,), (0.5,)),
+        provenance={},
+        weights_sha256="",
+        structure=[],
+        plan=None,
+    )
+
+
+def test_of_the_arguments_those_are_written_that_say_what_the_model_computes():
+    others = {
+        "drop_path_rate": 0.1,
+        "drop_rate": 0.2,
+        "weight_init": "jax",
+        "table": "/home/me/table.pt",
+        "tables": {"first": ["C:\\mine\\a.pt"]},
+        "home": "~me",
+        "scale": float("nan"),
+        "scales": [1.0, float("inf")],
+    }
+    assert architecture({**KWARGS, **others}) == KWARGS
+
+
+def test_what_is_written_makes_the_same_model_again():
+    record = record_of(**KWARGS, drop_path_rate=0.1)
+    written = json.loads(json.dumps(config(record, "logits", ["a", "b", "c"], {}), allow_nan=False))
+    again = create_dense(ModelRef(name=written["slimvit"]["timm"], kwargs=written["slimvit"]["kwargs"]))
+    ours = create_dense(record.model)
+    shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (ours, again)]
+    assert shapes[0] == shapes[1]
+    again.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 1, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours(images), again(images))
+
+
+def test_transformers_reads_the_configuration(tmp_path):
+    record = record_of(**KWARGS)
+    (tmp_path / "config.json").write_text(json.dumps(config(record, "logits", ["a", "b", "c"], {"dtype": "fp32"})))
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert type(read).__name__ == "ViTConfig"
+    assert (read.hidden_size, read.num_hidden_layers, read.num_attention_heads) == (32, 2, 2)
+    assert (read.patch_size, read.num_channels) == (8, 1)
+    assert read.id2label == {0: "a", 1: "b", 2: "c"}
 
 
 @pytest.mark.parametrize(("mode", "size"), [("border", (3, 224, 224)), ("center", (3, 224, 160))])

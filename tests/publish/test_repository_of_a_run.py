@@ -123,9 +123,16 @@ def test_every_number_of_the_cards_tables_is_the_reports(files, finished):
     assert "int8-dynamic" in text
 
 
-def test_the_cards_recipe_is_one(files, finished):
-    """The folder has none: it is what the report knows, and the card claims no more."""
-    text, report = card_of(files).text, Report.load(finished)
+def test_the_cards_recipe_is_the_runs(files, finished):
+    text = card_of(files).text
+    assert "## How to make it again" in text
+    assert toml_of(text) == Recipe.load(finished / "recipe.toml") == Recipe.load(finished.parent / "recipe.toml")
+
+
+def test_without_a_recipe_the_card_has_what_the_report_knows_and_claims_no_more(finished, tmp_path):
+    run, report = shutil.copytree(finished, tmp_path / "run"), Report.load(finished)
+    (run / "recipe.toml").unlink()
+    text = card_of(repository(run, "a/b")).text
     assert "## What is known of the recipe" in text
     assert "these parts are missing" in text
     assert "carries this recipe out" not in text
@@ -137,12 +144,8 @@ def test_the_cards_recipe_is_one(files, finished):
     assert recipe.data.source == "digits"
 
 
-def test_a_recipe_that_lies_in_the_folder_is_the_cards(finished, tmp_path):
+def test_a_recipe_that_is_not_the_runs_is_not_the_cards(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    shutil.copyfile(finished.parent / "recipe.toml", run / "recipe.toml")
-    text = card_of(repository(run, "a/b")).text
-    assert "## How to make it again" in text
-    assert toml_of(text) == Recipe.load(run / "recipe.toml")
     (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("epochs = 1", "epochs = 2"))
     assert "## What is known of the recipe" in card_of(repository(run, "a/b")).text, "that is not the run's"
     (run / "recipe.toml").write_text("[model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from made_up_reports import a_report, timed
 
+from toolchain.export.precision import MADE_FOR_NOISE
 from toolchain.report.choice import int8_choices, suggestion
 from toolchain.report.record import EngineRow, FileRow, Interval, LayerRow
 from toolchain.report.sections import SECTIONS
@@ -119,6 +120,22 @@ def test_the_tables_add_up():
         "Left out, as less accurate: onnx/compressed.int8-dynamic.onnx.",
     )
     assert drawn("suggestion", artifacts=FILES[:2], engines=()).lines == ()
+
+
+def test_a_file_that_was_made_for_noise_is_not_suggested_without_a_word():
+    files = (*FILES, file("int4", 300, None, total=None))
+    unjudged = tuple(row.model_copy(update={"accuracy": None, "wrong": None, "total": None}) for row in files)
+    given = suggestion(unjudged, BENCH, 0.005)
+    assert given.smallest == "onnx/compressed.int4.onnx"
+    noise = [
+        drawn("suggestion", artifacts=unjudged, suggestion=given, synthetic=synthetic).lines
+        for synthetic in (True, False)
+    ]
+    assert [line for line in noise[0] if "seeded noise" in line] == [f"int4: {MADE_FOR_NOISE}"]
+    assert noise[1] == tuple(line for line in noise[0] if "seeded noise" not in line)
+    fastest = suggestion(unjudged, [timed("int8-qdq", 0.2), timed("fp32", 0.4)], 0.005)
+    lines = drawn("suggestion", artifacts=unjudged, suggestion=fastest, synthetic=True).lines
+    assert {f"{name}: {MADE_FOR_NOISE}" for name in ("int4", "int8-qdq")} <= set(lines)
 
 
 def duel(point, lo, hi, verdict="pass"):

@@ -23,13 +23,15 @@ from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.artifacts.onnx_walk import linked, quantisation
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.model import Preprocess
+from toolchain.outputs import CLASSES, Output, output_named
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
-from toolchain.outputs import Output, output_named
 
 PREPROCESS, PRECISION, FORM = "slimvit.preprocess", "slimvit.precision", "slimvit.input"
 """Keys of a file's metadata: how images become its input, its precision, and what its input is where that is no image."""
 GRAPH_TYPE = "slimvit.precision.type"
 """The type that its graph rounds to, where the name of its precision does not begin with that."""
+SHOWN = 5
+"""So many names of classes are shown of a file that has some."""
 UINT8 = "uint8 pixels [batch, H, W, C], 0…255, RGB or grey"
 PROBABILITIES, SOFTMAX = "probabilities", "slimvit.softmax"
 """The output that slimvit adds on request, and the name of its node."""
@@ -143,6 +145,17 @@ class OnnxFile(Artifact):
         declared = self.metadata.get(OUTPUT_KIND)
         return output_named(declared)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What it says that its outputs stand for, in order; () where it does not."""
+        try:
+            names = json.loads(self.metadata.get(CLASSES, "[]"))
+        except json.JSONDecodeError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ArtifactError(f"{self.path} has damaged metadata: {CLASSES} is no list of names")
+        return tuple(names)
+
     @cached_property
     def precision(self) -> Reading:
         """That of its graph, which its metadata only names closer: "int8-qdq" says more than the graph's "int8"."""
@@ -176,7 +189,7 @@ class OnnxFile(Artifact):
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows."""
-        operators = Counter(node.op_type for node in self.graph)
+        operators, names = Counter(node.op_type for node in self.graph), self.class_names
         return {
             **super().facts(),
             "precision": str(self.precision),
@@ -185,7 +198,8 @@ class OnnxFile(Artifact):
             "inputs": port_facts(self.inputs),
             "outputs": port_facts(self.outputs),
             "nodes": dict(operators.most_common()),
-            "metadata": self.metadata,
+            **({"classes": f"{len(names)}: {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}"} if names else {}),
+            "metadata": {key: value for key, value in self.metadata.items() if key != CLASSES},
         }
 
 

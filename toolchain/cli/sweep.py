@@ -11,7 +11,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_part
-from toolchain.errors import SlimvitError, TargetUnavailable
+from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
 from toolchain.files import read_json
 from toolchain.progress import Progress
 
@@ -34,6 +34,12 @@ def sweep(
     ],
     out: OutOption,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every variant and list them; do no work.")] = False,
+    dask: Annotated[
+        str,
+        typer.Option(
+            "--dask", metavar="ADDRESS", help="Of a Dask scheduler, as tcp://HOST:8786, whose workers do the work."
+        ),
+    ] = "",
     json_: JsonFlag = False,
 ) -> None:
     """Run a recipe in several variants, which share what they have in common, and set them side by side.
@@ -42,12 +48,14 @@ def sweep(
     """
     from toolchain.measure.compare import compare
     from toolchain.pipeline.run import run
+    from toolchain.pipeline.sweep import gathered, variants
     from toolchain.pipeline.sweep import sweep as sweep_grid
-    from toolchain.pipeline.sweep import variants
     from toolchain.report.several import side_by_side
 
     grid = variants(recipe, set_)
     if dry_run:
+        if dask:
+            raise RecipeError("--dry-run checks the variants on this machine: leave --dask out")
         _check(grid)
         return
     with Screen() as screen:
@@ -61,7 +69,12 @@ def sweep(
                 said.add(variant.name)
             return run(variant.recipe, folder, progress=Progress(screen), compare=timed, others=folders)
 
-        outcome = sweep_grid(grid, out, carry_out)
+        if dask:
+            from toolchain.pipeline.sweep_dask import on_dask
+
+            outcome = gathered(grid, out, on_dask(grid, out, dask, design_of(context), screen.say))
+        else:
+            outcome = sweep_grid(grid, out, carry_out)
     if json_:
         print_json(read_json(out / "sweep.json"))
     elif outcome.reports:

@@ -22,6 +22,7 @@ from toolchain.data.scenes import keep_apart, tell_apart
 from toolchain.data.splits import Images, arrange, made
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
+from toolchain.files import digest_of
 
 logger = logging.getLogger(__name__)
 LEAST_COMPARED = 3
@@ -54,6 +55,7 @@ class DataSource:
         digest: sha256 of content, splits and preprocessing; where the content lies does not count.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
         splits: "train", "calibration" (a subset of train), "validation", "test".
+        content: identifies what was read, before it is split and prepared; "" if that is not known.
     """
 
     name: str
@@ -71,6 +73,12 @@ class DataSource:
     exif_orientation: bool = False
     classes: str = ""
     notes: tuple[str, ...] = ()
+    content: str = ""
+
+    def pictures(self, split: str) -> str:
+        """sha256 of which pictures are in a split, whatever they are prepared as and labelled with; "" if that is not known."""
+        positions = self.split(split).positions.sort().values.numpy().tobytes()
+        return hashlib.sha256(self.content.encode() + positions).hexdigest() if self.content else ""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -198,6 +206,7 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
         splits=splits,
         classes=classes,
         notes=tuple(notes),
+        content=digest_of(kind, content.digest),
     )
 
 

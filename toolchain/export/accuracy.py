@@ -30,10 +30,18 @@ SEARCHED = ("train", "calibration")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The accuracy of an artifact, and one sentence for each thing that was assumed of it or replaced in what it says."""
+    """The accuracy of an artifact.
+
+    Attributes:
+        accuracy: its predictions beside the labels.
+        notes: one sentence for each thing that was assumed of it or replaced in what it says.
+        content, pictures: as of the source, and of the split that it was judged on.
+    """
 
     accuracy: Accuracy
     notes: tuple[str, ...]
+    content: str
+    pictures: str
 
 
 def accuracy_of(
@@ -82,7 +90,7 @@ def accuracy_of(
         raise ArtifactError(
             f"{path} gives NaN or infinity for {result.without_class} of {result.total} images, so that it has no accuracy"
         )
-    return Evaluation(result, (*notes, *artifact.notes))
+    return Evaluation(result, (*notes, *artifact.notes), source.content, source.pictures(split))
 
 
 @dataclass(frozen=True)

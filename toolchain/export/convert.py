@@ -28,7 +28,7 @@ from toolchain.export.onnx_graph import (
     write_onnx,
 )
 from toolchain.export.pixels import representable, with_pixels, without_pixels
-from toolchain.export.precision import PRECISIONS, Precision, for_output, runs_on
+from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS, Precision, for_output, runs_on
 from toolchain.export.probabilities import (
     gives_probabilities,
     probabilities_rung,
@@ -70,6 +70,7 @@ class Convert:
         calibration: preprocessed images [N, C, H, W] that activations are observed on.
         images: at least 3 preprocessed images, others than those, that the files are compared on.
         real_images: whether they are real.
+        noise: whether those that it calibrates on are none, but seeded noise.
     """
 
     precision: str
@@ -77,6 +78,7 @@ class Convert:
     calibration: Array
     images: Array
     real_images: bool
+    noise: bool = False
     name: str = "convert"
 
     def requires(self, given: OnnxFile) -> None:
@@ -119,7 +121,7 @@ class Convert:
             nodes_before=census(shipped),
             nodes_after=census(model),
             simplified=False,
-            notes=made.notes,
+            notes=(*([MADE_FOR_NOISE] if self.noise and wanted.calibrated else []), *made.notes),
         )
         rungs = smoothing
         if made.moments:

@@ -144,6 +144,11 @@ def for_output(tolerance: Tolerance, output: Output | None) -> Tolerance:
 
 COMPARED = 256
 """Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
+MADE_FOR_NOISE = (
+    "The file was made for seeded noise, as there are no pictures: its bytes and times hold, its outputs for pictures may be far off. "
+    "Name pictures in data.source before you ship it."
+)
+"""What is said of a file whose numbers were chosen for images that are none."""
 EITHER = "int8"
 """In a recipe: every kind of int8, of which one that is not the same model is left out."""
 

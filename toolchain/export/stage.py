@@ -19,6 +19,7 @@ from toolchain.export.pixels import representable, with_pixels
 from toolchain.export.precision import PRECISIONS, expanded, runs_on
 from toolchain.export.probabilities import probabilities_rung, require_probabilities, with_probabilities
 from toolchain.model import DeployModel, Made, Preprocess, TimmModel
+from toolchain.outputs import CLASS_NAMES, CLASSES, FEATURES
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
 from toolchain.parity import BATCHES, TOLERANCES, Rung, compare, require
 from toolchain.recipe import ExportSection
@@ -34,6 +35,8 @@ def onnx_metadata(model: TimmModel | DeployModel, tool: str) -> dict[str, str]:
     }
     if model.output != "logits":
         found[OUTPUT_KIND] = model.output
+    if (names := model.provenance.get(CLASS_NAMES)) and model.output not in FEATURES:
+        found[CLASSES] = json.dumps(names, ensure_ascii=False)
     if isinstance(model, DeployModel):
         found["slimvit.plan_sha256"] = model.plan.digest
     return found

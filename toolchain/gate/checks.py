@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 from typing import Literal
 
-from toolchain.gate.evidence import Evidence
+from toolchain.gate.evidence import Evidence, Facts
 from toolchain.gate.metrics import METRICS
 from toolchain.measure.samples import Strict
 
@@ -81,6 +81,9 @@ def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check
         if status == "fail":
             said.append(f"{METRICS[metric].advice}, {ACCEPT}.")
     if metric == "accuracy":
+        if doubt := _doubt(facts, other):
+            said.append(doubt)
+            status = "inconclusive" if other else status
         said += dict.fromkeys((*facts.notes, *(other.notes if other else ())))
     return Check(
         name=name,
@@ -91,6 +94,23 @@ def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check
         baseline=baseline,
         total=total,
         reason=" ".join(said),
+    )
+
+
+def _doubt(facts: Facts, other: Facts | None) -> str:
+    """Why wrong answers were not counted on pictures that nothing was learned from, or not on the same; "" if they were."""
+    if other is not None and facts.pictures != other.pictures:
+        return (
+            "The artifact and its baseline were judged on different pictures, so that their counts say nothing of each other: leave "
+            "the images of [data] alone while the gate runs, and run it again."
+        )
+    named = {"the artifact": facts, "its baseline": other}
+    moved = [name for name, each in named.items() if each is not None and each.split_otherwise]
+    if not moved:
+        return ""
+    return (
+        f"The run that made {' and that which made '.join(moved)} split these pictures otherwise, and may have learned from some that "
+        "are judged here: give the folder train/, val/ and test/, and run the recipe again."
     )
 
 

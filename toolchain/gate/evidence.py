@@ -34,13 +34,22 @@ class Facts(Strict):
         file: which artifact it is.
         counts: metric → its number, for what its cell asks for.
         images: that accuracy was counted on.
+        pictures: which these were.
+        pictures_of_run: which the run that made the artifact has in the same split of the same source; None where that is not known.
         notes: one sentence for each thing that was assumed to count it.
     """
 
     file: ArtifactFacts
     counts: dict[str, Count] = Field(default_factory=dict)
     images: Count | None = None
+    pictures: str | None = None
+    pictures_of_run: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def split_otherwise(self) -> bool:
+        """Whether the run that made the artifact may have learned from what it was judged on here."""
+        return self.pictures_of_run is not None and self.pictures_of_run != self.pictures
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Facts:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from toolchain.artifacts import open_artifact
 from toolchain.devices.device import Devices
-from toolchain.errors import RecipeError
-from toolchain.export.accuracy import accuracy_of, features_of
+from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.export.accuracy import Evaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
-from toolchain.gate.config import Cell, DataSection, GateConfig
+from toolchain.files import files_below, read_json, sha256
+from toolchain.gate.config import Cell, GateConfig
 from toolchain.gate.evidence import Evidence, Facts
 from toolchain.gate.metrics import METRICS
 from toolchain.gate.why import size_changes
 from toolchain.measure.experiment import artifact_facts
 
-Accuracy = Callable[[Path, tuple[int, ...] | None], tuple[int, int, tuple[str, ...]]]
-"""(wrong, images, what was assumed) of an artifact whose samples have some shape."""
+Accuracy = Callable[[Path, tuple[int, ...] | None], Evaluation]
+"""That of an artifact whose samples have some shape."""
 
 
 def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
@@ -34,14 +35,22 @@ def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
         StorageError: an artifact cannot be read.
         ArtifactError: it is damaged, or accuracy or parity is asked of a file that does not say how images are prepared.
     """
-    accuracy = cache(lambda path, shape: _accuracy(config.data, path, shape))
+    data = config.data
+
+    @cache
+    def accuracy(path: Path, shape: tuple[int, ...] | None) -> Evaluation:
+        return accuracy_of(
+            path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
+        )
+
     return [_look(config, cell, devices, accuracy, why=why) for cell in config.cell]
 
 
 def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, *, why: bool) -> Evidence:
     artifact, baseline = config.paths(cell)
-    facts = _facts(cell, artifact, accuracy, ("budget", "relation"))
-    reference = None if baseline is None else _facts(cell, baseline, accuracy, ("relation",))
+    split = config.data.split
+    facts = _facts(cell, artifact, accuracy, ("budget", "relation"), split)
+    reference = None if baseline is None else _facts(cell, baseline, accuracy, ("relation",), split)
     if cell.relation.accuracy is not None and reference is not None and facts.images != reference.images:
         raise RecipeError(
             f"cell {cell.name!r}: {facts.images} images for the artifact, {reference.images} for its baseline"
@@ -74,19 +83,43 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
     )
 
 
-def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...]) -> Facts:
+def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], split: str) -> Facts:
     """What the budgets, or the relations alone, of a cell need of an artifact."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
         return Facts(file=artifact_facts(path), counts=counts)
-    wrong, images, notes = accuracy(path, cell.input_shape)
-    return Facts(file=artifact_facts(path), counts={**counts, "accuracy": wrong}, images=images, notes=notes)
-
-
-def _accuracy(data: DataSection, path: Path, shape: tuple[int, ...] | None) -> tuple[int, int, tuple[str, ...]]:
-    evaluation = accuracy_of(
-        path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
+    judged = accuracy(path, cell.input_shape)
+    return Facts(
+        file=artifact_facts(path),
+        counts={**counts, "accuracy": judged.accuracy.wrong},
+        images=judged.accuracy.total,
+        pictures=judged.pictures or None,
+        pictures_of_run=pictures_of_run(path, judged.content, split),
+        notes=judged.notes,
     )
-    return evaluation.accuracy.wrong, evaluation.accuracy.total, evaluation.notes
+
+
+def pictures_of_run(path: Path, content: str, split: str) -> str | None:
+    """Which pictures are in a split by the report of the run that an artifact lies in and belongs to.
+
+    Args:
+        path: the artifact.
+        content: what the split is one of; a run that read something else is not asked.
+        split: its name.
+
+    Returns:
+        None where there is no such report, or it does not say.
+    """
+    for folder in (path.parent, path.parent.parent):
+        try:
+            report = read_json(folder / "report.json")
+            listed = {entry["path"]: entry["sha256"] for entry in report["files"]}
+            own = all(listed.get(file.relative_to(folder).as_posix()) == sha256(file) for file in files_below(path))
+            data = report["data"]
+            if own and content and data["content"] == content:
+                return str(data["pictures"][split])
+        except (StorageError, ArtifactError, KeyError, TypeError):
+            continue
+    return None

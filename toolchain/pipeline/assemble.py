@@ -90,7 +90,11 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
             checkpoint_sha256=weights.get("checkpoint_sha256"),
         ),
         output=job.dense.output,
-        data=Data(**source.identity),
+        data=Data(
+            **source.identity,
+            content=source.content,
+            pictures={name: source.pictures(name) for name in source.splits} if source.content else {},
+        ),
         method=job.problem.method.section,
         requested_method=recipe.compress.method,
         budget=recipe.budget,

@@ -35,6 +35,7 @@ OUTPUTS = (
     "damage.json",
     "latency.",
     "plan.json",
+    "recipe.toml",
     "dense",
     "masked",
     "finetuned",

@@ -114,7 +114,7 @@ class Judge:
         observed = images
         if how is not None and (how.calibrated or how.adapts):
             observed = images[:0] if how.adapts and self.source.synthetic else self.calibration()
-        return Convert(precision, path, observed, images, real_images=self.names_classes)
+        return Convert(precision, path, observed, images, real_images=self.names_classes, noise=self.source.synthetic)
 
     def modules(self, from_: str, expected: nn.Module, to: str, got: nn.Module) -> Rung:
         """The rung of two forms that are both PyTorch modules."""

@@ -18,6 +18,7 @@ from toolchain.parity import Rung
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Done, Nothing, Workspace
 from toolchain.pipeline.job import Job, prepare
+from toolchain.pipeline.recipe_file import leave_recipe
 from toolchain.pipeline.stages import bench
 from toolchain.pipeline.stages.base import Compare, Run
 from toolchain.pipeline.stages.compress import Known, Masked
@@ -74,6 +75,7 @@ def run(
         outcome = _carry_out(under_way, job)
         space.forget_all_but(under_way.done)
         files = [space.root / name for done in under_way.done.values() for name in done.outputs]
+        files += leave_recipe(recipe, space)
         report = assemble(
             job, outcome, [rung for done in under_way.done.values() for rung in done.rungs], files, space.root
         )

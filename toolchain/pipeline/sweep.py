@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -39,6 +39,8 @@ class Variant:
 
 Runs = Callable[[Variant, Path, Sequence[Path]], Report]
 """(variant, its folder, the folders of all) → the report of its run."""
+Ended = tuple[Variant, Report | SlimvitError]
+"""A variant, and the report of its run or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -106,37 +108,59 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Swept:
     Raises:
         StorageError: the folder cannot be written.
     """
-    folders = [out / variant.name for variant in grid]
+    return gathered(grid, out, _one_after_another(grid, out, carry_out))
+
+
+def gathered(grid: Sequence[Variant], out: Path, ended: Iterable[Ended]) -> Swept:
+    """What came out of a grid, with sweep.json, sweep.md and sweep.html in `out`.
+
+    Args:
+        grid: the variants.
+        out: the folder that holds those of their runs.
+        ended: each variant with its outcome, in any order.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     reports, failed = dict[str, Report](), dict[str, SlimvitError]()
+    for variant, outcome in ended:
+        if isinstance(outcome, Report):
+            reports[variant.name] = outcome
+            continue
+        if isinstance(outcome, StorageError):  # of a folder that cannot be written: the next run's cannot either
+            raise outcome
+        failed[variant.name] = outcome
+        with contextlib.suppress(SlimvitError):  # a run that lost a device has a report all the same
+            report = Report.load(out / variant.name)
+            if isinstance(outcome, TargetUnavailable) and report.recipe_digest == variant.recipe.digest:
+                reports[variant.name] = report
+    names = [variant.name for variant in grid]
+    swept = Swept(
+        {name: reports[name] for name in names if name in reports},
+        {name: failed[name] for name in names if name in failed},
+    )
+    _write(swept, out)
+    return swept
+
+
+def _one_after_another(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Iterator[Ended]:
+    folders = [out / variant.name for variant in grid]
     waiting, said = list(grid), False
     while waiting:
         busy = []
         for variant in waiting:
             try:
-                reports[variant.name] = carry_out(variant, out / variant.name, folders)
+                yield variant, carry_out(variant, out / variant.name, folders)
             except FolderBusy:
                 busy.append(variant)
-            except StorageError:  # of a folder that cannot be written: the next run's cannot either
-                raise
             except SlimvitError as error:
-                failed[variant.name] = error
-                with contextlib.suppress(SlimvitError):  # a run that lost a device has a report all the same
-                    report = Report.load(out / variant.name)
-                    if isinstance(error, TargetUnavailable) and report.recipe_digest == variant.recipe.digest:
-                        reports[variant.name] = report
+                yield variant, error
         if busy and len(busy) == len(waiting):
             if not said:
                 log.warning("another process is at %s; waiting for it", ", ".join(variant.name for variant in busy))
             said = True
             time.sleep(WAIT)
         waiting = busy
-    names = [variant.name for variant in grid]
-    outcome = Swept(
-        {name: reports[name] for name in names if name in reports},
-        {name: failed[name] for name in names if name in failed},
-    )
-    _write(outcome, out)
-    return outcome
 
 
 def _write(outcome: Swept, out: Path) -> None:

@@ -19,6 +19,8 @@ from toolchain.surgery.replay import create_dense
 Json = dict[str, JsonValue]
 MODEL_TYPE = "vit"
 """The interface, whatever the family: one input `pixel_values`, the outputs of a ViT of transformers."""
+TRAINED_BY = ("_rate", "weight_init", "fix_init", "grad_checkpointing")
+"""How names of timm's arguments end that change nothing once a model is trained: dropout, and what weights begin as."""
 
 
 def config(record: ModelRecord, output: Output, labels: Sequence[str], browser: Mapping[str, JsonValue]) -> Json:
@@ -48,8 +50,29 @@ def config(record: ModelRecord, output: Output, labels: Sequence[str], browser: 
     if problem := next((name for name, kind in OUTPUTS.items() if kind == output), ""):
         content["problem_type"] = problem
     content["transformers.js_config"] = dict(browser)
-    content["slimvit"] = {"timm": record.model.name, "kwargs": record.model.kwargs, "output": output}
+    content["slimvit"] = {"timm": record.model.name, "kwargs": architecture(record.model.kwargs), "output": output}
     return content
+
+
+def architecture(kwargs: Mapping[str, object]) -> Json:
+    """Those keyword arguments of a model that say what it computes, as JSON.
+
+    What is left out says how it was trained or first filled, is a place on one machine, or has no word in JSON: a page in a
+    browser reads none of the file if there is one NaN in it.
+    """
+    named = {name: value for name, value in kwargs.items() if not name.endswith(TRAINED_BY)}
+    return {name: value for name, value in named.items() if _is_plain(value)}  # type: ignore[misc]
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON has a word for a value, in which no place on one machine is named."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return not any(mark in value for mark in ("/", "\\", "~"))
+    return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def distinct(labels: Sequence[str]) -> list[str]:

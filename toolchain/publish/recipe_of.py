@@ -16,19 +16,15 @@ from toolchain.recipe import (
     HUB_URL,
     LOCAL,
     PATH_SOURCES,
-    PRESETS,
-    CompressSection,
     Recipe,
     model_source,
 )
 from toolchain.report.record import Report
 
 RECIPE = "recipe.toml"
-"""The file of a run's folder that holds its recipe, where `slimvit shrink` or the user put it there."""
+"""The file of a run's folder that holds its recipe."""
 HOLE = "PATH"
 """What stands for a place on one machine."""
-OPTIONAL = ("train", "engine", "bench")
-"""Sections that do something by being there, even with nothing in them."""
 UNKNOWN = (
     "The folder of the run held no recipe, so these parts are missing, which may not have been at their defaults: [train], "
     "[finetune], [engine] and [bench], of [model] layers and resample_patches, of [data] all but the kind of source, of "
@@ -48,7 +44,7 @@ def recipe_in(folder: Path, digest: str) -> Recipe | None:
 
 def whole(recipe: Recipe) -> str:
     """A recipe as TOML without the places of one machine, which are to be filled in; its digest stays."""
-    raw = recipe.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    raw = recipe.tables()
     model, data = raw["model"], raw.get("data", {})
     if model_source(recipe.model.name)[0] == LOCAL:
         model["name"] = f"{LOCAL}:{HOLE}"
@@ -61,8 +57,7 @@ def whole(recipe: Recipe) -> str:
         data["source"] = f"{kind}:{HOLE}"
     if recipe.data.classes and recipe.data.classes not in CLASS_LISTS:
         data["classes"] = HOLE
-    raw["compress"] = _method(recipe.compress, recipe.compress.method)
-    return tomlkit.dumps({name: keys for name, keys in raw.items() if keys or name in OPTIONAL})
+    return tomlkit.dumps(raw)
 
 
 def known(report: Report, provenance: Mapping[str, JsonValue]) -> str:
@@ -91,7 +86,7 @@ def known(report: Report, provenance: Mapping[str, JsonValue]) -> str:
     tables: dict[str, object] = {
         "model": model,
         "data": {"source": usage.replace("[", "").replace("]", "")},
-        "compress": _method(report.method, report.requested_method),
+        "compress": report.method.said(report.requested_method),
         "budget": report.budget.model_dump(mode="json", exclude_defaults=True),
         "export": {
             "precisions": [
@@ -100,16 +95,6 @@ def known(report: Report, provenance: Mapping[str, JsonValue]) -> str:
         },
     }
     return tomlkit.dumps({name: keys for name, keys in tables.items() if keys})
-
-
-def _method(section: CompressSection, requested: str) -> dict[str, object]:
-    """[compress] with what its method does not imply."""
-    keys = section.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    parts = dict(zip(("attention", "neurons", "allocation"), PRESETS.get(requested, ()), strict=False))
-    return {
-        "method": requested,
-        **{key: value for key, value in keys.items() if key != "method" and parts.get(key) != value},
-    }
 
 
 def _placeless(value: object) -> object:

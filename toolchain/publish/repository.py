@@ -38,7 +38,8 @@ def repository(
         folder: of the run.
         name: of the repository, for the snippets of its card; of a folder, without a "/", there is none to name in them.
         revision: the branch that its snippets name; "" for that which readers take unless they are told otherwise.
-        labels: names of the classes in the order of the outputs; () for those of transformers, "LABEL_0" and so on.
+        labels: names of the classes in the order of the outputs; () for those that the files say, and where they say none for those
+            of transformers, "LABEL_0" and so on.
         license_: of the weights, as hubs spell it.
         base: the repository that the dense weights came from; "" for that which the run took them from, if it did.
 
@@ -73,7 +74,7 @@ def repository(
         files[place.path] = Content(model.SerializeToString())
         shipped.append(Shipped(row, place, names[artifact.main_output]))
     count = 0 if report.output in FEATURES else _classes(opened[0])
-    classes = _labels(labels, count)
+    classes = _labels(labels or opened[0].class_names, count)
     browser: dict[str, JsonValue] = {} if where.get("int8-dynamic") or where.get("int8-qdq") else _default(shipped)
     if external:
         browser["use_external_data_format"] = external
@@ -130,7 +131,7 @@ def _base(record: ModelRecord) -> str:
 
 
 def _json(value: object) -> Content:
-    return Content.of_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return Content.of_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -61,10 +61,17 @@ class ModelName(Record):
 
 
 class Data(Record):
-    """The kind of source and the digest of its content."""
+    """The kind of source and the digest of its content.
+
+    Attributes:
+        content, pictures: identify what was read, and which of it is in each split, whatever it is prepared as; absent where
+            that is not known.
+    """
 
     source: str
     digest: str
+    content: str = ""
+    pictures: dict[str, str] = Field(default_factory=dict)
 
 
 class Shares(Record):

@@ -48,7 +48,7 @@ class Source:
         origin: what stands for the place in files that must not say where it lies: "local-dir", or the hub's name.
         folder: where weights lie on this machine; None if they do not.
         output: what its outputs are, where the source says so.
-        class_names: as `Folder.class_names`.
+        class_names: as `Folder.class_names`, or as timm's config.json has them.
         suggested_size: as `Folder.suggested_size`.
     """
 
@@ -146,7 +146,18 @@ def _source(
     fields = {field.name for field in dataclasses.fields(PretrainedCfg)}
     config = {key: value for key, value in config.items() if key in fields} | dict(where)
     config["architecture"] = architecture
-    return Source(_ref(architecture, json.loads(json.dumps(whole))), config, origin, folder)
+    names = _class_names(raw)
+    return Source(_ref(architecture, json.loads(json.dumps(whole))), config, origin, folder, class_names=names)
+
+
+def _class_names(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """What classes are called in timm's config.json, in words where it has some for its labels; () where it does not say."""
+    nested = raw.get("pretrained_cfg")
+    said = {**(nested if isinstance(nested, Mapping) else {}), **raw}
+    labels, words = said.get("label_names"), said.get("label_descriptions")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return ()
+    return tuple(str(words.get(label, label)) if isinstance(words, Mapping) else label for label in labels)
 
 
 def read_config(path: Path, name: str) -> Mapping[str, Any]:

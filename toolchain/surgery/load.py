@@ -16,7 +16,7 @@ from torch import nn
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
 from toolchain.families.layered import LayeredFamily
-from toolchain.outputs import KWARGS, WORDS, Output
+from toolchain.outputs import CLASS_NAMES, KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by
@@ -44,8 +44,9 @@ class Loaded:
         ref: the plain architecture with all of its keyword arguments; rebuilds the module without a hub or a folder.
         module: in eval mode.
         family: what declares its units.
-        provenance: where its weights come from; "notes" are sentences on what was done to them, absent if there are none.
-        class_names: of its outputs in order, where a Hugging Face folder names them; else ().
+        provenance: where its weights come from; "notes" are sentences on what was done to them, "class_names" what its outputs
+            stand for; absent if there are none.
+        class_names: of its outputs in order, where a folder or a hub names them; else ().
         suggested_size: (height, width) that a Hugging Face folder's processor makes images of and its model runs at, where
             its positions are for another size; else None.
     """
@@ -132,6 +133,8 @@ def load_dense(
         provenance["notes"] = list(notes)
     ref = source.ref.model_copy(update={"output": output, "layers": section.layers})
     names = source.class_names if len(source.class_names) == module.num_classes else ()
+    if names:
+        provenance[CLASS_NAMES] = list(names)
     return Loaded(ref, module, family, provenance, names, source.suggested_size)
 
 

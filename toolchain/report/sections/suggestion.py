@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS
 from toolchain.report.record import Int8Choice, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import percent, size
@@ -27,6 +28,7 @@ def _draw(report: Report) -> Part:
     ]
     lines += [int8_line(row) for row in report.int8]
     lines += [f"Left out, as less accurate: {path}." for path in suggestion.left_out]
+    lines += [f"{name}: {MADE_FOR_NOISE}" for name in _unseen(report)]
     return Part(title, lines=tuple(lines))
 
 
@@ -38,6 +40,15 @@ def _of_which(report: Report) -> str:
     if any(row.error is not None or row.features is not None for row in rows):
         return f"Of the files with at most {most} more error than the compressed fp32 file"
     return "Of all compressed files, as accuracy is not known"
+
+
+def _unseen(report: Report) -> list[str]:
+    """The precisions of suggested files that were made for what they saw, where that was noise."""
+    suggested = report.suggestion
+    paths = {suggested.smallest, *(row.path for row in suggested.fastest), *(row.path for row in suggested.quickest)}
+    rows = [row for row in (*report.artifacts, *report.engines) if report.synthetic and row.path in paths]
+    known = {row.precision: PRECISIONS.get(row.precision) for row in rows}
+    return [name for name, each in known.items() if each is not None and each.calibrated]
 
 
 def int8_line(row: Int8Choice) -> str:

@@ -1,0 +1,69 @@
+"""`recipe.toml` in a run's folder: what was carried out, so that it can be carried out again."""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from pathlib import Path
+
+import tomlkit
+from tomlkit.exceptions import ConvertError
+
+from toolchain.errors import SlimvitError
+from toolchain.files import sha256, write_text
+from toolchain.pipeline.folder import Workspace
+from toolchain.recipe import Recipe
+from toolchain.version import tool
+
+log = logging.getLogger(__name__)
+RECIPE = "recipe.toml"
+OURS = "recipe.sha256"
+"""Where a run keeps the digest of the recipe.toml that it wrote: any other was written by a person, and is not replaced."""
+
+
+def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
+    """`recipe.toml` below a run's folder, if it says what was carried out; else [].
+
+    One that says so already stays as it is, with its comments, and so does one that a person wrote and that says something else.
+    Relative paths were made absolute, so that it is the same recipe wherever it is read from.
+
+    Args:
+        recipe: what was carried out.
+        space: the run's folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path, ours = space.root / RECIPE, space.private / OURS
+    if path.exists():
+        if _says(path, recipe):
+            return [path]
+        if not (ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)):
+            log.warning("%s is not the recipe that was carried out, and is left as it is; remove it to have that", path)
+            return []
+    text = _text(recipe)
+    if text is None:
+        path.unlink(missing_ok=True)
+        return []
+    write_text(path, text)
+    write_text(ours, sha256(path))
+    return [path]
+
+
+def _text(recipe: Recipe) -> str | None:
+    """A recipe as TOML; None where something in it, of a recipe that was made in Python, has no words there."""
+    try:
+        body = tomlkit.dumps(recipe.tables())
+        same = Recipe.from_dict(tomllib.loads(body)).to_json() == recipe.to_json()
+    except (ConvertError, SlimvitError, ValueError):
+        return None
+    head = f"# What {tool()} carried out here; keys that are not there were at their defaults. docs/recipe.md says what they mean.\n"
+    return f"{head}\n{body}" if same else None
+
+
+def _says(path: Path, recipe: Recipe) -> bool:
+    """Whether a file is the same recipe, with the same paths."""
+    try:
+        return Recipe.load(path).to_json() == recipe.to_json()
+    except SlimvitError:
+        return False
