@@ -26,22 +26,8 @@ USUAL = frozenset(
 
 FEW = frozenset(
     (
-        *(
-            "classic",
-            "distilled",
-            "Swin, narrow heads",
-            "Swin V2, of smaller windows",
-            "RoPE-ViT mixed",
-            "grouped queries",
-        ),
-        *(
-            "parallel",
-            "differential, parallel",
-            "attention pool over registers",
-            "relative position MLP",
-            "NaFlex gated",
-        ),
-        "hybrid",
+        *("distilled", "Swin V2, of smaller windows", "RoPE-ViT mixed", "grouped queries", "parallel"),
+        *("differential, parallel", "attention pool over registers", "BEiT shared", "NaFlex gated", "hybrid"),
     )
 )
 """Those for what takes seconds for each."""
