@@ -13,7 +13,7 @@ on_devices := $(wildcard toolchain/on_device/*.py)
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
+.PHONY: help demo gate test test-slow test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
 	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-real bench-report
 .DELETE_ON_ERROR:
 
@@ -29,6 +29,11 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
 	$(bin)/python -m pytest -m "clock and not slow and not gpu"
 	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
+
+test-slow: $(VENV)/.installed-dev  ## what `make test` leaves out: every structure on every runtime, runs that are killed, a release elsewhere (minutes)
+	$(bin)/python -m pytest -m "clock and slow and not gpu"
+	$(bin)/python -m pytest -m "slow and not clock and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev  ## everything that `make test` checks without running the code

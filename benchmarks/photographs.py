@@ -15,7 +15,7 @@ import io
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,12 +49,13 @@ class Picture:
     image: Image.Image
 
 
-def write(folder: Path, root: Path = Path("/")) -> Path:
+def write(folder: Path, root: Path = Path("/"), read: Callable[[Path], Iterator[Picture]] | None = None) -> Path:
     """The folder of the four sets, whose name is a digest of the lists and sizes; written now, whole, unless it is there.
 
     Args:
         folder: where that folder lies; is made.
         root: where the packages are installed, or were unpacked.
+        read: the pictures below a root; those of the packages, unless others are given.
 
     Raises:
         DataError: a package's file is not there.
@@ -65,7 +66,7 @@ def write(folder: Path, root: Path = Path("/")) -> Path:
         if not done.exists():
             part = done.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
-            for picture in pictures(root):
+            for picture in (read or pictures)(root):
                 path = part / f"{picture.place}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture.image.save(path)

@@ -204,6 +204,14 @@ def variant(case: str, seed: int = 0) -> TimmModel:
     return dense_model(name, seed, **kwargs)
 
 
+def shallow(case: str, seed: int = 0) -> TimmModel:
+    """One of `STRUCTURES` of a single block, which has the operators of all; of Swin all that it takes to shift windows."""
+    name, kwargs = named(case)
+    if "depth" in kwargs and case != "RoPE-ViT mixed":  # there, each block has rotations of its own
+        kwargs["depth"] = 1
+    return dense_model(name, seed, **kwargs)
+
+
 def random_plan(model: TimmModel, seed: int = 0, *, low_rank: bool = True, share: float = 0.5) -> CompressionPlan:
     """A plan that removes about 1 − share of every unit and factorises every attention linear."""
     generator = torch.Generator().manual_seed(seed)

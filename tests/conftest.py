@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from played.cpus import CPUS, VARIABLE, play
 
@@ -55,6 +57,12 @@ with contextlib.suppress(ImportError):  # of a torch that has it elsewhere, expo
     # torch builds its table of operators anew for every file that it exports, a quarter of the time of a small one. It only reads it.
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
+with contextlib.suppress(ImportError):
+    from torch.fx.traceback import NodeSource
+
+    # Every pass over a graph copies, for each of its nodes, all that the node came from. Nothing changes that afterwards.
+    NodeSource.__deepcopy__ = lambda source, _: source
+
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -78,6 +86,43 @@ def register() -> Iterator[Callable[[Registry[Any], Any], None]]:
     yield put
     for registry, name, entry in reversed(before):
         registry.discard(name) if entry is None else registry.add(entry)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a function was called by, and what it was given."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], list[Call]]:
+    """Lists the calls of `owner.name`, which does what it does; all that one test watches are in one list."""
+    calls: list[Call] = []
+
+    def watch(owner: Any, name: str) -> list[Call]:
+        real = getattr(owner, name)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            calls.append(Call(name, arguments, options))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, called)
+        return calls
+
+    return watch
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], None]:
+    """Lets `owner.name` fail as on a disk that has no space left."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return lambda owner, name: monkeypatch.setattr(owner, name, fail)
 
 
 @pytest.fixture

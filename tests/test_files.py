@@ -108,16 +108,15 @@ def test_a_disk_that_is_full_only_at_fsync_changes_no_file(tmp_path, monkeypatch
     assert tree(tmp_path) == {}
 
 
-def test_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    order = []
-    sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), sync(handle))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("replace"), replace(self, to))[1])
+def test_content_is_on_disk_before_it_gets_its_name(tmp_path, watched):
+    watched(os, "fsync")
+    calls = watched(Path, "replace")
     write_text(tmp_path / "a.txt", "x")
     with atomic_folder(tmp_path / "b") as partial:
         (partial / "one").write_text("1")
         (partial / "sub").mkdir()
         (partial / "sub" / "two").write_text("2")
+    order = [call.name for call in calls]
     assert [what for what in order if what == "fsync"] == ["fsync"] * 3
     assert order.index("replace") == 1
     assert "replace" not in order[2:4]

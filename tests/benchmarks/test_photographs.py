@@ -95,47 +95,43 @@ def test_a_missing_package_is_named(tmp_path):
         photographs.write(tmp_path / "made", tmp_path / "nowhere")
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """The roots that pictures were read from, one picture each."""
-    made = []
+class Reader:
+    """One picture of every root; keeps those that it was asked for."""
 
-    def pictures(root):
-        made.append(root)
+    def __init__(self):
+        self.roots = []
+
+    def __call__(self, root):
+        self.roots.append(root)
         yield photographs.Picture("judge/a/one", Image.new("RGB", (8, 8), (1, 2, 3)))
 
-    monkeypatch.setattr(photographs, "pictures", pictures)
-    return made
 
-
-def test_what_is_written_is_not_written_again(tmp_path, made):
-    first = photographs.write(tmp_path)
-    assert photographs.write(tmp_path) == first
-    assert len(made) == 1
+def test_what_is_written_is_not_written_again(tmp_path):
+    read = Reader()
+    first = photographs.write(tmp_path, read=read)
+    assert photographs.write(tmp_path, read=read) == first
+    assert len(read.roots) == 1
     before = photographs.digest(first)
     Image.new("RGB", (8, 8), (1, 2, 4)).save(first / "judge/a/one.png")
     assert photographs.digest(first) != before
 
 
 @pytest.mark.parametrize("change", [("CALIBRATION", 12), ("LISTS", {**photographs.LISTS, "seen": {}})])
-def test_other_lists_and_sizes_are_written_elsewhere(tmp_path, made, monkeypatch, change):
-    first = photographs.write(tmp_path)
+def test_other_lists_and_sizes_are_written_elsewhere(tmp_path, monkeypatch, change):
+    read = Reader()
+    first = photographs.write(tmp_path, read=read)
     monkeypatch.setattr(photographs, *change)
-    assert photographs.write(tmp_path) != first
-    assert len(made) == 2
+    assert photographs.write(tmp_path, read=read) != first
+    assert len(read.roots) == 2
 
 
-def test_what_was_interrupted_is_written_anew(tmp_path, made, monkeypatch):
-    whole = photographs.pictures
-
+def test_what_was_interrupted_is_written_anew(tmp_path):
     def torn(root):
         yield photographs.Picture("judge/a/left", Image.new("RGB", (8, 8)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(photographs, "pictures", torn)
     with pytest.raises(KeyboardInterrupt):
-        photographs.write(tmp_path)
-    monkeypatch.setattr(photographs, "pictures", whole)
-    written = photographs.write(tmp_path)
+        photographs.write(tmp_path, read=torn)
+    written = photographs.write(tmp_path, read=Reader())
     assert [path.name for path in written.rglob("*.png")] == ["one.png"]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [written.name]

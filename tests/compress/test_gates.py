@@ -125,28 +125,19 @@ def test_gradients_reach_gates_and_weights():
 # Training
 
 
-def train(model: TimmModel, monkeypatch: pytest.MonkeyPatch | None = None, **config: object):
-    """(module, scores, the groups that AdamW got) after a short training of the gates."""
-    seen: list[dict[str, object]] = []
-    if monkeypatch is not None:
-        real = gates_module.fit
-
-        def spy(module, images, *, param_groups, config, **rest):
-            seen.extend(param_groups(module, config))
-            return real(module, images, param_groups=param_groups, config=config, **rest)
-
-        monkeypatch.setattr(gates_module, "fit", spy)
+def train(model: TimmModel, **config: object):
+    """(module, scores) after a short training of the gates."""
     module = copy.deepcopy(model.module)
     section = CompressSection(vtp=VtpSection(**{"epochs": 2, "batch_size": 8, **config}))
     known = Evidence(module, gated_groups(model), data(model), section, Lessons(data(model), CATEGORICAL))
     scores, result = learn_gates(known)
     assert len(result.losses) == section.vtp.epochs
-    return module, scores, seen
+    return module, scores
 
 
 def test_scores_are_the_absolute_gates():
     model = build()
-    module, scores, _ = train(model, gate_lr=0.5, l1=0.5)
+    module, scores = train(model, gate_lr=0.5, l1=0.5)
     gate = module.blocks[0].mlp.fc2.parametrizations.weight[0].values
     found = scores["blocks.0.mlp", "mlp_hidden"]
     assert torch.equal(found, gate.detach().abs().double())
@@ -156,9 +147,12 @@ def test_scores_are_the_absolute_gates():
     }
 
 
-def test_weight_decay_is_on_weights_and_not_on_gates(monkeypatch):
+def test_weight_decay_is_on_weights_and_not_on_gates(watched):
     model = build()
-    module, _, groups = train(model, monkeypatch, gate_lr=0.03)
+    calls = watched(gates_module, "fit")
+    module, _ = train(model, gate_lr=0.03)
+    (call,) = calls
+    groups = call.options["param_groups"](module, call.options["config"])
     gates = {id(p) for name, p in module.named_parameters() if name.endswith(".values")}
     assert len(gates) == len(gated_groups(model))
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
@@ -174,7 +168,7 @@ def test_l1_shrinks_the_gates_and_nothing_else_does():
     model = build()
     means = []
     for l1 in (0.0, 1e-2, 1.0):
-        _, scores, _ = train(model, l1=l1, gate_lr=0.02, epochs=3)
+        _, scores = train(model, l1=l1, gate_lr=0.02, epochs=3)
         means.append(float(torch.cat(list(scores.values())).mean()))
     assert means[0] == pytest.approx(1.0, abs=0.02)
     assert means[0] > means[1] > means[2]
@@ -187,7 +181,7 @@ def test_training_is_the_same_twice_and_leaves_the_global_state_alone():
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        module, scores, _ = train(model)
+        module, scores = train(model)
         assert torch.equal(torch.random.get_rng_state(), before)
         results.append((scores, baked(module).state_dict()))
     (one, weights), (two, again) = results
@@ -197,6 +191,6 @@ def test_training_is_the_same_twice_and_leaves_the_global_state_alone():
 
 def test_the_weights_train_with_the_gates():
     model = build()
-    module, _, _ = train(model, lr=1e-3)
+    module, _ = train(model, lr=1e-3)
     trained: Tensor = module.blocks[1].mlp.fc1.weight
     assert not torch.equal(trained, model.module.blocks[1].mlp.fc1.weight)

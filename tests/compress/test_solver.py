@@ -10,6 +10,7 @@ import torch
 from builders import TINY, candidates_of, choices_of, costs_of, dense_model, shapes_of, table_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sweeps import swept
 
 from toolchain.compress.choices import Budget, Choices, Costs
 from toolchain.compress.solver import Candidate, Damages, choose, interpolate, narrowest, solve_uniform
@@ -47,7 +48,7 @@ def total(candidates, choices, widths):
     ],
     ids=" and ".join,
 )
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", swept([0, 1], [0]))
 def test_no_choice_of_candidates_within_the_limits_does_less_damage(tiny_model, section, most, seed):
     choices = choices_of(tiny_model, section, {"head_dim": 4, "mlp_hidden": 16, "rank": 4})
     costs = costs_of(tiny_model, (table_of(choices, 5), table_of(choices, 6, "eager")))
@@ -91,7 +92,7 @@ def test_limits_are_met_and_no_single_multiple_more_would_fit(tiny_model, seed, 
             assert wider is None or not limits.met_by(costs.of(choices.widths({**chosen, key: wider}))), (key, kept)
 
 
-@pytest.mark.parametrize("multiple", [1, 8, 16])
+@pytest.mark.parametrize("multiple", swept([1, 8, 16], [8]))
 @pytest.mark.parametrize("section", [JOINT, SPLIT], ids=["head dims", "ranks"])
 @pytest.mark.parametrize("budget", [{"params": 0.5}, {"macs": 0.6}, {"params": 0.8}, {"size": "55%"}], ids=str)
 def test_a_full_size_model_uses_99_percent_of_the_budget(budget, section, multiple):

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from builders import TWINS, dense_model, problem_of, variant
+from sweeps import swept
 
 from toolchain.compress.criteria import CRITERIA
 from toolchain.compress.factorisations import FACTORISATIONS
@@ -50,7 +51,6 @@ WAYS = [
     for allocation in ALLOCATIONS
     if goes_together((attention, neurons, allocation))
 ]
-EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids="-".join)
 
 
 def covering(ways: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -62,6 +62,9 @@ def covering(ways: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
             seen.update(enumerate(way))
             chosen.append(way)
     return chosen
+
+
+EVERY_WAY = pytest.mark.parametrize("way", swept(WAYS, covering(WAYS)), ids="-".join)
 
 
 @cache

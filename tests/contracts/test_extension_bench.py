@@ -24,6 +24,7 @@ MODEL = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embe
 RECIPE = {
     "model": {"name": "vit_tiny_patch16_224", "kwargs": MODEL, "pretrained": False},
     "data": {"source": "none"},
+    "compress": {"method": "hybrid", "attention": "none", "neurons": "magnitude", "allocation": "uniform"},
     "budget": {"params": 0.6},
 }
 

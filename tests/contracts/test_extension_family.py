@@ -193,6 +193,7 @@ simplify = false
 """
 
 
+@pytest.mark.slow
 def test_an_installed_package_needs_no_more_than_entry_points(tmp_path):
     """The whole pipeline, in a process that finds the package as pip would have installed it."""
     about = tmp_path / "site" / "toy-1.0.dist-info"

@@ -44,7 +44,12 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def carried_out(out, method, **more):
-    raw = {"model": MODEL, "data": {"source": "none"}, "compress": {"method": method}, "budget": {"params": 0.6}}
+    raw = {
+        "model": MODEL,
+        "data": {"source": "none"},
+        "compress": {"method": method, "allocation": "uniform"},
+        "budget": {"params": 0.6},
+    }
     return run(Recipe.from_dict({**raw, **more}), out)
 
 

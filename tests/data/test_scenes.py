@@ -230,8 +230,14 @@ def blobs(count, seed=0):
     return (255 * torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear")[:, 0]).to(torch.uint8)
 
 
-def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(monkeypatch):
-    monkeypatch.setattr(scenes, "LOOKED_AT", 400)
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Says of how many images scenes are told at most."""
+    return lambda count: monkeypatch.setattr(scenes, "LOOKED_AT", count)
+
+
+def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(looked_at):
+    looked_at(400)
     once = blobs(3000)
     plain = arrange({"train": Images(lambda _: torch.zeros(1, 1, 1), [-1] * 3000)}, 150)
     copied, held_out = plain["calibration"].positions[::3], plain["validation"].spread(100).positions
@@ -254,8 +260,8 @@ def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(monkeypat
         assert said == [f"{len(gone)} images were left out of train"] * bool(gone)
 
 
-def test_validation_and_test_of_the_same_images_are_looked_at_once(monkeypatch):
-    monkeypatch.setattr(scenes, "LOOKED_AT", 40)
+def test_validation_and_test_of_the_same_images_are_looked_at_once(looked_at):
+    looked_at(40)
     looks = Looks(blobs(100))
     images = Images(lambda _: torch.zeros(1, 1, 1), [-1] * 100, glances=Glances(looks))
     held_out = images.take(torch.arange(10, 20))
@@ -270,8 +276,8 @@ def test_validation_and_test_of_the_same_images_are_looked_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_train_of_hardly_any_images_beside_many_others_is_left(monkeypatch, count):
-    monkeypatch.setattr(scenes, "LOOKED_AT", 20)
+def test_a_train_of_hardly_any_images_beside_many_others_is_left(looked_at, count):
+    looked_at(20)
     few, many = (
         Images(lambda _: None, [-1] * each, glances=Glances(blobs(30).__getitem__, [f"{at}.png" for at in range(each)]))
         for each in (count, 30)
@@ -289,14 +295,14 @@ def test_a_train_of_hardly_any_images_beside_many_others_is_left(monkeypatch, co
         (2, "2 of 2 images of test look nearly the same", "2 images were left out of train"),
     ],
 )
-def test_one_image_is_said_in_the_singular(monkeypatch, count, across, left):
-    monkeypatch.setattr(scenes, "LOOKED_AT", 200)
+def test_one_image_is_said_in_the_singular(looked_at, count, across, left):
+    looked_at(200)
     pictures = blobs(60)
     own = Images(lambda _: None, [-1] * count, glances=Glances(pictures.__getitem__))
     _, (note,) = told(pictures, test=own)
     assert note.startswith(across)
     assert note.endswith(f"Remove {'it' if count == 1 else 'them'} from train or from test.")
-    monkeypatch.setattr(scenes, "LOOKED_AT", 40)
+    looked_at(40)
     train = Images(lambda _: None, [-1] * 60, glances=Glances(torch.cat([pictures[:50], pictures[:10]]).__getitem__))
     held_out = train.take(torch.arange(50, 50 + count))
     splits = {"train": train.take(torch.arange(50)), "validation": held_out, "test": held_out}
@@ -306,8 +312,8 @@ def test_one_image_is_said_in_the_singular(monkeypatch, count, across, left):
     )
 
 
-def test_a_large_film_is_split_in_runs(monkeypatch):
-    monkeypatch.setattr(scenes, "LOOKED_AT", 100)
+def test_a_large_film_is_split_in_runs(looked_at):
+    looked_at(100)
     film = texture(3, (1500, 200)).convert("L")
     frames = [seen(film.crop((x, 0, x + 200, 200))) for x in range(1000)]
     parts, _ = tell_apart({"train": Images(lambda _: None, [-1] * 1000, glances=Glances(frames.__getitem__))})

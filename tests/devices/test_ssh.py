@@ -11,6 +11,7 @@ import pytest
 from builders import write_stack
 from loopback import loopback
 from measuring import progress_to
+from sweeps import swept
 
 import toolchain
 from toolchain.devices.device import open_device, probe
@@ -202,7 +203,10 @@ def test_ctrl_c_leaves_nothing_running_either(board, pair, tmp_path):
     assert wait_until(lambda: not runners(tmp_path))
 
 
-@pytest.mark.parametrize("fault", ["data[:-1] + bytes([data[-1] ^ 1])", "data[:-10]"])
+FAULTS = ["data[:-1] + bytes([data[-1] ^ 1])", "data[:-10]"]
+
+
+@pytest.mark.parametrize("fault", swept(FAULTS, FAULTS[:1]))
 def test_an_upload_that_arrives_altered_or_short_is_caught(board, pair, tmp_path, fault):
     python = lying_python(
         tmp_path,

@@ -42,7 +42,7 @@ def file(request, tmp_path_factory):
     """(the ONNX file, the model, its preprocessing); the last file takes uint8 pixels."""
     whole = request.param not in WAYS
     how = WAYS["centre crop" if whole else request.param]
-    made = dense_model(in_chans=how.input_size[0], num_classes=7, img_size=32, patch_size=16, embed_dim=48)
+    made = dense_model(in_chans=how.input_size[0], num_classes=7, img_size=32, patch_size=16, embed_dim=48, depth=1)
     model = TimmModel(made.ref, made.module, made.family, made.groups, how, {})
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     metadata = onnx_metadata(model, "test")

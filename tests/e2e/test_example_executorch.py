@@ -1,6 +1,5 @@
 """examples/infer_executorch.cpp, compiled against the libraries of the wheel: the logits of the ONNX file, from a picture."""
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import dense_model
+from builders import TINY, dense_model
 
 from toolchain.artifacts.onnx_file import PREPROCESS
 from toolchain.errors import TargetUnavailable
@@ -26,7 +25,7 @@ PICTURE = b"P6\n32 32\n255\n" + PIXELS.tobytes()
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """(the model, its ONNX file, the target, the program)."""
+    """(the model, its ONNX file, the .pte file of it, the program)."""
     compiler, target, folder = shutil.which("g++"), get_target("executorch-xnnpack"), tmp_path_factory.mktemp("example")
     if compiler is None:
         pytest.skip("there is no g++")
@@ -34,7 +33,7 @@ def example(tmp_path_factory):
         target.require_run()
     except TargetUnavailable as error:
         pytest.skip(str(error))
-    model, source = dense_model(), folder / "m.onnx"
+    model, source = dense_model(**{**TINY, "depth": 1}), folder / "m.onnx"
     export_onnx(
         model.module,
         source,
@@ -49,19 +48,18 @@ def example(tmp_path_factory):
     line += [f"-L{wheel}/lib", f"-Wl,-rpath,{wheel}/lib", "-Wl,--no-as-needed", "-lexecutorch"]
     line += ["-lexecutorch_kernels_optimized", "-lexecutorch_backend_xnnpack", "-lexecutorch_threadpool"]
     subprocess.run([*line, "-o", str(folder / "infer")], check=True)
-    return model, source, target, folder / "infer"
+    return model, source, target.build(source, folder, BuildOptions((1, 1, 1))).path, folder / "infer"
 
 
-def infer(example, path, picture):
-    file = path.with_suffix(".ppm")
+def infer(example, path, picture, folder):
+    file = folder / "picture.ppm"
     file.write_bytes(picture)
     return subprocess.run([example[3], path, file], capture_output=True, text=True)
 
 
 def test_the_program_prepares_a_picture_as_the_file_says_and_refuses_any_other(example, tmp_path):
-    model, source, target, _ = example
-    path = target.build(source, tmp_path, BuildOptions((1, 1, 1))).path
-    done = infer(example, path, PICTURE)
+    model, source, path, _ = example
+    done = infer(example, path, PICTURE, tmp_path)
     assert done.returncode == 0, done.stderr
     got = [float(line.split()[1]) for line in done.stdout.splitlines()]
     how = model.preprocess
@@ -76,18 +74,18 @@ def test_the_program_prepares_a_picture_as_the_file_says_and_refuses_any_other(e
     }
     for words, pictures in wrong.items():
         for picture in pictures:
-            refused = infer(example, path, picture)
+            refused = infer(example, path, picture, tmp_path)
             assert (refused.returncode, refused.stdout) == (1, "")
             assert words in refused.stderr.splitlines()[-1]
 
 
-def test_a_file_without_the_method_or_of_others_is_refused(example, tmp_path, monkeypatch):
-    _, source, target, _ = example
-    monkeypatch.setattr(importlib.import_module("toolchain.targets.executorch.program"), "FORWARD", "other")
-    path = target.build(source, tmp_path, BuildOptions((1, 1, 1))).path
-    wrong = tmp_path / "wrong.pte"
+def test_a_file_without_the_method_or_of_others_is_refused(example, tmp_path):
+    other, wrong = tmp_path / "other.pte", tmp_path / "wrong.pte"
+    content = example[2].read_bytes()
+    assert content.count(b"forward") == 1
+    other.write_bytes(content.replace(b"forward", b"another"))
     wrong.write_bytes(b"\0" * 64)
-    for file, words in ((path, "has no method forward"), (wrong, "cannot be read")):
-        refused = infer(example, file, PICTURE)
+    for file, words in ((other, "has no method forward"), (wrong, "cannot be read")):
+        refused = infer(example, file, PICTURE, tmp_path)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert words in refused.stderr.splitlines()[-1]

@@ -19,19 +19,12 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from recipes import tiny_recipe
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-RECIPE = """[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-
-[data]
-source = "digits"
-
-[train]
+RECIPE = tiny_recipe("""[train]
 epochs = 1
 batch_size = 128
 
@@ -40,7 +33,7 @@ params = 0.6
 
 [bench]
 targets = []
-"""
+""")
 
 
 def present():

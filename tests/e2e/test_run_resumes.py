@@ -13,18 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import tiny_recipe
 
 from toolchain.cli.main import main
 
-RECIPE = """[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-
-[data]
-source = "digits"
-
-[train]
+RECIPE = tiny_recipe("""[train]
 epochs = 3
 
 [compress]
@@ -37,7 +30,7 @@ params = 0.5
 [finetune]
 epochs = 2
 lr = 1e-3
-"""
+""")
 FORKS = multiprocessing.get_context("forkserver")
 """A run is a process of its own, forked from one that has imported what a run needs: most of its seconds would be imports."""
 FORKS.set_forkserver_preload(
@@ -105,6 +98,7 @@ def mtime(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments(recipe, tmp_path):
     """In the middle of each training, and during export."""
     finish(recipe, tmp_path / "whole", tmp_path / "cache_whole")

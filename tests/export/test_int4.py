@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from builders import randomise, variant
+from builders import randomise, shallow
 from onnx import TensorProto, numpy_helper
 
 from toolchain.errors import ArtifactError, TargetUnavailable
@@ -22,7 +23,7 @@ from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISIONS, runs_on
 from toolchain.export.quantise import int8_dynamic
 from toolchain.export.weights import linears
-from toolchain.targets import get_target
+from toolchain.targets import TARGETS, get_target
 
 SIZE = (3, 16, 16)
 TOLERANCE = PRECISIONS["int4"].tolerance
@@ -174,7 +175,7 @@ def test_biases_take_up_what_rounding_does_on_average(made, dense):
 def test_what_reads_a_constant_is_rounded_as_well(tmp_path):
     """The query of an attention pool: it varies by nothing but the rounding of sums."""
     path = tmp_path / "fp32.onnx"
-    model = variant("attention pool")
+    model = shallow("attention pool")
     export_onnx(model.module, path, input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True)
     pooled = onnx.load(path)
     assert rung(int4(pooled, blobs(model.preprocess.input_size, 40)), pooled).verdict == "pass"
@@ -230,8 +231,10 @@ def test_linears_that_share_a_weight_are_refused(dense):
         int4(shared, blobs(SIZE, 4))
 
 
-def test_where_no_runtime_casts_int4_the_reason_is_said(monkeypatch):
+def test_where_no_runtime_casts_int4_the_reason_is_said(register):
     for name in ("ort-cpu", "ort-web", "openvino-cpu"):
-        monkeypatch.setattr(get_target(name), "loads", ("FLOAT",))
+        older = copy.copy(TARGETS[name])
+        older.loads = ("FLOAT",)
+        register(TARGETS, older)
     with pytest.raises(TargetUnavailable, match=r"nothing here runs int4: .* it needs onnxruntime 1\.23 or newer"):
         runs_on(PRECISIONS["int4"])

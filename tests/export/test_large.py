@@ -141,12 +141,9 @@ def test_other_weights_beside_the_same_graph_are_another_source(exported, tmp_pa
     assert before != after
 
 
-def test_a_failed_export_leaves_nothing_behind(limit, source, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
+def test_a_failed_export_leaves_nothing_behind(limit, source, tmp_path, full_disk):
     model = dense_model(**KWARGS)
-    monkeypatch.setattr(onnx, "save_model", full)
+    full_disk(onnx, "save_model")
     images = np.zeros((3, 1, 8, 8), np.float32)
     with pytest.raises(Exception, match="No space left"):
         run_stage(Export(ExportSection(), tmp_path / "a.onnx", images, False, "test"), model)

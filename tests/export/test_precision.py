@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ from builders import STRUCTURES, randomise, variant
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from sweeps import swept
 from torch import nn
 
 from toolchain.artifacts import open_artifact
@@ -501,9 +503,12 @@ def test_a_file_that_was_made_for_noise_says_so(convert, name):
     assert notes[True] == ((MADE_FOR_NOISE, *notes[False]) if name in ("int8-qdq", "int4") else notes[False])
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_can_be_converted(tmp_path, kind, name):
+CONVERSIONS = [*itertools.product(KINDS, ("fp16", "int8-dynamic", "int8-qdq"))]
+
+
+@pytest.mark.parametrize("conversion", swept(CONVERSIONS, CONVERSIONS[::4]), ids="-".join)
+def test_every_kind_of_model_can_be_converted(tmp_path, conversion):
+    kind, name = conversion
     options, how = KINDS[kind]
     given = exported(tmp_path / "a.onnx", small(**options), **how)
     made = run_stage(Convert(name, tmp_path / "b.onnx", images(32, 1), images(8, 2), real_images=False), given)
@@ -514,10 +519,9 @@ def test_every_kind_of_model_can_be_converted(tmp_path, kind, name):
 
 LISTED_ANEW = ("parallel", "attention pool")
 """Structures whose linears ONNX Runtime's converters list in another order: they do not wait for each other."""
-SWEEP = [pytest.param(case, marks=() if case in LISTED_ANEW else pytest.mark.slow) for case in STRUCTURES]
 
 
-@pytest.mark.parametrize("case", SWEEP)
+@pytest.mark.parametrize("case", swept(STRUCTURES, LISTED_ANEW))
 def test_every_structure_can_be_converted(tmp_path, case):
     model = variant(case)
     size = model.preprocess.input_size

@@ -11,6 +11,7 @@ import re
 import pytest
 from builders import few_sessions, write_classifier
 from measuring import GateScript
+from sweeps import swept
 
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, MeasurementError, TargetUnavailable
@@ -137,10 +138,11 @@ def kinds(record):
     return {re.sub(r"\d+", "0", ".".join(map(str, path))): path for path in leaves(record)}
 
 
-def test_whatever_is_altered_is_refused(record, load):
-    paths = kinds(record)
+@pytest.mark.parametrize("step", swept([1, 4], [4]))
+def test_whatever_is_altered_is_refused(record, load, step):
+    paths = [*kinds(record).values()]
     assert len(paths) > 150
-    for path in paths.values():
+    for path in paths[::step]:
         try:
             load(altered(record, path))
         except ArtifactError:

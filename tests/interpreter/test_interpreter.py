@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import STRUCTURES, dense_model, images, named, random_plan, with_random_factors
+from builders import STRUCTURES, images, random_plan, shallow, with_random_factors
 from onnx import TensorProto, helper, numpy_helper
+from sweeps import FEW, swept
 from torch.nn import functional
 
 from toolchain.errors import ArtifactError, StorageError
@@ -32,11 +33,7 @@ def exported(tmp_path_factory):
 
     @cache
     def export(case, simplify=True):
-        name, kwargs = named(case)
-        # The second block has the operators of the first; the second of a stage shifts its windows.
-        if "depth" in kwargs and case != "RoPE-ViT mixed":  # there, each has rotations of its own
-            kwargs["depth"] = 1
-        model, path = dense_model(name, **kwargs), folder / f"{len(list(folder.iterdir()))}.onnx"
+        model, path = shallow(case), folder / f"{len(list(folder.iterdir()))}.onnx"
         masked = with_random_factors(model, random_plan(model))
         module = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact.module
         size, names = model.preprocess.input_size, model.output_names
@@ -61,7 +58,7 @@ def require_close(found, expected, bound=1e-5):
         assert float(np.abs(np.asarray(mine) - theirs).max()) <= bound * scale
 
 
-@pytest.mark.parametrize("case", list(STRUCTURES))
+@pytest.mark.parametrize("case", swept(STRUCTURES, FEW))
 def test_the_file_of_every_structure_is_the_model_and_is_understood_at_any_batch(case, exported):
     path, batch, expected = exported(case)
     module = module_of(path)

@@ -7,6 +7,7 @@ import pytest
 from builders import Refusing
 from measuring import device_of, progress_to
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from sweeps import swept
 
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, TargetUnavailable
 from toolchain.measure.compare import compare
@@ -127,7 +128,7 @@ def test_model_folders_are_timed_in_eager_torch(tmp_path):
         compare(deep, deep / "model.json", "eager", FOUR, SHORT)
 
 
-@pytest.mark.parametrize("target", ["openvino-cpu", "openvino-cpu-bf16"])
+@pytest.mark.parametrize("target", swept(["openvino-cpu", "openvino-cpu-bf16"], ["openvino-cpu"]))
 def test_openvino_is_timed_like_any_target(stack, tmp_path, target):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
 

@@ -58,11 +58,8 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path):
     assert left(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(device_store.os, "fsync", full)
+def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path, full_disk):
+    full_disk(device_store.os, "fsync")
     with pytest.raises(OSError, match="No space left"):
         receive(tmp_path, announced(), stream())
     assert left(tmp_path) == []

@@ -15,6 +15,7 @@ import timm
 import torch
 from builders import write_classifier
 from PIL import Image
+from sweeps import swept
 
 from toolchain.artifacts import open_artifact
 from toolchain.cli.main import main
@@ -45,7 +46,7 @@ RUNS = {
 }
 MODEL = {"features": {}, "tokens": {"output": "tokens"}, "layers": {"layers": [0, 1]}}
 NAMES = {"features": ["features"], "tokens": ["tokens"], "layers": ["layer_0", "layer_1"]}
-EVERY = pytest.mark.parametrize("output", RUNS)
+EVERY = pytest.mark.parametrize("output", swept(RUNS, ["features", "tokens"]))
 EXAMPLE = Path(__file__).parents[2] / "examples" / "infer_onnx.py"
 
 

@@ -47,7 +47,15 @@ TRAINED = {
     "budget": {"params": 0.5},
     "finetune": {"epochs": 1},
 }
-TIMED = {"model": MODEL, "data": {"source": "none"}, "budget": {"params": 0.6}, "bench": {"targets": ["ort-cpu"]}}
+QUICK = {"method": "hybrid", "attention": "none", "neurons": "magnitude", "allocation": "uniform"}
+"""Where the weights do not matter."""
+TIMED = {
+    "model": MODEL,
+    "data": {"source": "none"},
+    "compress": QUICK,
+    "budget": {"params": 0.6},
+    "bench": {"targets": ["ort-cpu"]},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -424,17 +432,25 @@ def test_a_latency_budget_is_measured_held_and_recorded(tmp_path, device):
     assert len(device) == 2 * before, "unless everything is to be done anew"
 
 
+class Killer(Nobody):
+    """Ends a run once it has decided."""
+
+    def stage(self, name):
+        if name == "deploy":
+            raise ZeroDivisionError
+
+
+def decided(recipe, out):
+    """The allocation of a run that goes no further."""
+    with pytest.raises(ZeroDivisionError):
+        run(recipe, out, progress=Progress(Killer()))
+    return read_json(out / "allocation.json")
+
+
 def test_a_killed_run_goes_on_to_the_same_plan(tmp_path, device):
     recipe = Recipe.from_dict(LIMITED)
     run(recipe, tmp_path / "whole")
-
-    class Killer(Nobody):
-        def stage(self, name):
-            if name == "deploy":
-                raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(recipe, tmp_path / "cut", progress=Progress(Killer()))
+    decided(recipe, tmp_path / "cut")
     (tmp_path / "cut" / ".slimvit" / "compress.json").unlink()
     assert (tmp_path / "cut" / "latency.ort-cpu.json").is_file()
     run(recipe, tmp_path / "cut")
@@ -450,8 +466,7 @@ def test_plan_tells_what_a_run_decides(tmp_path, device):
     ):
         recipe = Recipe.from_dict({**LIMITED, **changed})
         shown = preview(recipe)
-        run(recipe, tmp_path / "run")
-        assert (shown.allocation.to_dict(), shown.note) == (read_json(tmp_path / "run" / "allocation.json"), "")
+        assert (shown.allocation.to_dict(), shown.note) == (decided(recipe, tmp_path / "run"), "")
 
 
 def test_plan_measures_damage_where_the_baseline_is_there(tmp_path, cache):
@@ -460,10 +475,10 @@ def test_plan_measures_damage_where_the_baseline_is_there(tmp_path, cache):
     assert "`slimvit run` has not trained the baseline yet" in guess.note
     assert guess.allocation.to_dict()["damage"] is None
     assert not (cache / "dense").exists(), "nothing is trained for a plan"
-    run(recipe, tmp_path / "run")
+    allocation = decided(recipe, tmp_path / "run")
     before = sorted(path for path in cache.rglob("*"))
     shown = preview(recipe)
-    assert (shown.allocation.to_dict(), shown.note) == (read_json(tmp_path / "run" / "allocation.json"), "")
+    assert (shown.allocation.to_dict(), shown.note) == (allocation, "")
     assert shown.allocation.to_dict()["damage"] > 0
     assert sorted(path for path in cache.rglob("*")) == before, "and nothing is changed"
     quick = preview(recipe, measure=False)

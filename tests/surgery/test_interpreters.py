@@ -10,6 +10,7 @@ import torch
 from builders import STRUCTURES, TINY, TWINS, VARIANTS, dense_model, random_plan, variant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import swept
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,7 +57,7 @@ def fused(module: nn.Module, flag: bool) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", swept(STRUCTURES))
 @pytest.mark.parametrize("fused_attention", [True, False])
 def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
     model = variant(case)
@@ -71,7 +72,7 @@ def test_mask_slice_and_split_agree(case: str, fused_attention: bool) -> None:
     assert float((dense - m).abs().max()) >= 1e-2 * float(dense.std()), "the plan changes nothing: vacuous"
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_any_plan_means_the_same_masked_and_sliced(data: st.DataObject) -> None:
     model = variant(data.draw(st.sampled_from(sorted(STRUCTURES))), seed=data.draw(st.integers(0, 3)))
@@ -118,7 +119,7 @@ def check_cost(model: TimmModel, plan: CompressionPlan, deploy: DeployModel) -> 
     assert (again.params, again.macs) == (predicted.params, predicted.macs)
 
 
-@pytest.mark.parametrize("case", STRUCTURES)
+@pytest.mark.parametrize("case", swept(STRUCTURES))
 def test_dense_cost_is_what_torch_counts(case: str) -> None:
     model = variant(case)
     nothing = CompressionPlan(model=model.ref)
@@ -142,7 +143,7 @@ def test_keeping_everything_changes_nothing(case: str) -> None:
         assert torch.equal(model.module(x), sliced.module(x))
 
 
-@pytest.mark.parametrize("case", [*VARIANTS, *TWINS])
+@pytest.mark.parametrize("case", swept([*VARIANTS, *TWINS]))
 @pytest.mark.parametrize("stage", ["dense", "masked", "sliced", "deploy"])
 def test_replay_is_bit_equal(case: str, stage: str, tmp_path) -> None:
     model = variant(case)

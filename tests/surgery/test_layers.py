@@ -12,6 +12,7 @@ import timm
 import torch
 from builders import STRUCTURES, TINY, named, random_plan, randomise
 from pydantic import ValidationError
+from sweeps import swept
 
 from toolchain.compress.damage import finish, way_through
 from toolchain.compress.sensitivity import Teacher
@@ -78,7 +79,7 @@ def test_every_form_gives_what_the_dense_model_gives_at_its_plan(case, output, t
     assert again.output_names == output_names(output, layers_of(case, output))
 
 
-@EVERY
+@pytest.mark.parametrize("output", swept(OUTPUTS, ["layers"]))
 def test_the_file_has_the_names_and_the_numbers(output, tmp_path):
     model = dense("registers", output)
     masked = mask_model(model, copy.deepcopy(model.module), random_plan(model, low_rank=False))

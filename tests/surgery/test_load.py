@@ -126,15 +126,13 @@ def test_positions_are_resampled_to_another_image_size(tmp_path):
     assert torch.equal(module.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
 
 
-def test_a_checkpoint_wins_over_pretrained_and_nothing_is_fetched(tmp_path, monkeypatch):
-    asked = []
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: (asked.append(k), create(*a, **k))[1])
-    monkeypatch.setattr(timm.models, "load_pretrained", lambda *_, **__: pytest.fail("nothing is fetched"))
+def test_a_checkpoint_wins_over_pretrained_and_nothing_is_fetched(tmp_path, watched):
+    watched(timm, "create_model")
+    calls = watched(timm.models, "load_pretrained")
     path = saved(tmp_path / "a.pth", weights())
     loaded = load_dense(at(path).model_copy(update={"pretrained": True}))
-    assert asked
-    assert not any(kwargs.get("pretrained") for kwargs in asked)
+    assert {call.name for call in calls} == {"create_model"}
+    assert not any(call.options.get("pretrained") for call in calls)
     assert loaded.provenance["weights"] == "checkpoint"
 
 

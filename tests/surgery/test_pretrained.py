@@ -104,8 +104,8 @@ def test_a_classifier_at_random_is_refused_with_the_ways_out(folder):
         assert way in text
 
 
-def test_a_classifier_at_random_is_refused_before_anything_is_fetched(monkeypatch):
-    monkeypatch.setattr(hub, "reachable", lambda _: pytest.fail("the hub is not asked"))
+@pytest.mark.usefixtures("no_hub")
+def test_a_classifier_at_random_is_refused_before_anything_is_fetched():
     with pytest.raises(ModelError, match="have 1000 classes and the model 10"):
         load_dense(ModelSection(name="deit_tiny_patch16_224", kwargs={"num_classes": 10}))
     with pytest.raises(
@@ -383,11 +383,21 @@ def no_proxy(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.usefixtures("no_proxy")
-def test_a_missing_network_is_told_at_once(monkeypatch, tmp_path, closed_port):
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path, closed_port, no_proxy):
+    """Nothing answers where the hub is, and its cache is an empty folder; further settings of its client may be given."""
+
+    def be(**settings):
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+
+    be(ENDPOINT=closed_port, HF_HUB_CACHE=str(tmp_path / "cache"))
+    return be
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_missing_network_is_told_at_once():
     """Kind: a wait that says nothing. The hub's own client tries for most of a minute."""
-    monkeypatch.setattr(constants, "ENDPOINT", closed_port)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     began = time.monotonic()
     for name in ("deit_tiny_patch16_224", "hf-hub:a/b"):
         with pytest.raises(
@@ -397,23 +407,24 @@ def test_a_missing_network_is_told_at_once(monkeypatch, tmp_path, closed_port):
     assert time.monotonic() - began < 3 * hub.REACH_S
 
 
-def test_offline_is_told_as_such(monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+def test_offline_is_told_as_such(no_hub):
+    no_hub(HF_HUB_OFFLINE=True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
         load_dense(ModelSection(name="deit_tiny_patch16_224"))
 
 
-def test_without_a_network_the_cache_is_enough(monkeypatch, tmp_path, folder):
-    monkeypatch.setattr(hub, "reachable", lambda _: False)
-    files = {"config.json": str(folder / "config.json"), "model.safetensors": str(folder / "model.safetensors")}
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _repo, file, **_: files.get(file))
+@pytest.mark.usefixtures("no_hub")
+def test_without_a_network_the_cache_is_enough(tmp_path, folder):
+    repository, commit = tmp_path / "cache" / "models--org--name", "0" * 40
+    cached = Path(shutil.copytree(folder, repository / "snapshots" / commit))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
     loaded = load_dense(ModelSection(name="hf-hub:org/name@v1"))
     assert torch.equal(loaded.module.head.weight, state(folder)["head.weight"])
     assert loaded.provenance["pretrained"] == "hf-hub:org/name@v1"
     assert loaded.ref.name == ARCHITECTURE
     other = make_hub(tmp_path / "other", seed=1)
-    files["model.safetensors"] = str(other / "model.safetensors")
+    shutil.copy(other / "model.safetensors", cached)
     changed = load_dense(ModelSection(name="hf-hub:org/name@v1"))
     assert changed.provenance["pretrained"] == loaded.provenance["pretrained"]
     assert changed.provenance["weights_sha256"] != loaded.provenance["weights_sha256"]

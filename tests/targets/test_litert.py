@@ -5,6 +5,7 @@ What converts needs another interpreter, and is skipped where none is named; all
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.on_device import runner as device_runner
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, get_target
-from toolchain.targets.litert import converter, program, target
+from toolchain.targets.litert import converter, program
 from toolchain.targets.litert.program import Source
 from toolchain.targets.litert.target import LITERT_CPU, fully_delegated
 from toolchain.targets.litert.weights import require_weights, rounded
@@ -293,10 +294,8 @@ def test_a_damaged_file_is_refused_as_such(tmp_path):
 
 
 def test_without_the_runtime_it_says_how_to_get_it(monkeypatch, tmp_path):
-    def absent(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(target.importlib, "import_module", absent)
+    for module in ("ai_edge_litert", "ai_edge_litert.interpreter", "ai_edge_litert.compiled_model"):
+        monkeypatch.setitem(sys.modules, module, None)
     for call in (LITERT_CPU.probe, lambda: LITERT_CPU.open(tmp_path / "m.tflite", 1)):
         with pytest.raises(TargetUnavailable) as caught:
             call()
@@ -329,11 +328,12 @@ def test_without_a_converter_nothing_is_begun_and_the_lines_that_make_one_are_sa
     assert not (tmp_path / "out").exists()
 
 
-def test_another_torch_is_refused(monkeypatch):
-    monkeypatch.setenv(converter.PYTHON, "python")
+def test_another_torch_is_refused(monkeypatch, tmp_path):
     answer = json.dumps({"torch": "1.13.0", "litert-torch": "0.10.0", "ai-edge-quantizer": "0.10.0"})
-    done = converter.subprocess.CompletedProcess([], 0, answer, "")
-    monkeypatch.setattr(converter.subprocess, "run", lambda *_, **__: done)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    python.chmod(0o755)
+    monkeypatch.setenv(converter.PYTHON, str(python))
     with pytest.raises(TargetUnavailable, match=r"has torch 1\.13\.0, and programs come from"):
         converter.Converter.found("litert-cpu")
 

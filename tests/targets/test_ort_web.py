@@ -332,6 +332,7 @@ def test_the_bytes_of_the_wasm_are_told(tmp_path):
     assert info.version == facts["version"] == ort_web.pinned_version()
 
 
+@pytest.mark.usefixtures("there")
 def test_a_report_tells_what_a_page_downloads_beside_the_file():
     name, count = get_target("ort-web").runtime_download()
     cells = [timed("fp32", 0.5, target=target) for target in ("ort-cpu", "ort-web", "ort-web", "a board")]

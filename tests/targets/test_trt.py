@@ -252,10 +252,10 @@ def test_running_without_a_gpu_is_refused(no_gpu, tmp_path):
 @needs_rtx
 def test_a_gpu_without_kernels_builds_and_does_not_run(monkeypatch, tmp_path):
     """Such as an H100, of which TensorRT for RTX knows nothing."""
-    for module in (trt_target, gpu):
-        monkeypatch.setattr(module, "no_gpu", lambda: None)
-        monkeypatch.setattr(module, "local_capability", lambda: "9.0")
-    monkeypatch.setattr(trt_target.torch.cuda, "get_device_name", lambda: "H100")
+    found = {"no_gpu": None, "local_capability": "9.0"}
+    places = [(module, name, answer) for module in (trt_target, gpu) for name, answer in found.items()]
+    for place, name, answer in (*places, (trt_target.torch.cuda, "get_device_name", "H100")):
+        monkeypatch.setattr(place, name, lambda answer=answer: answer)
     info = TRT_RTX.probe()
     assert info.device == "H100 (compute capability 9.0)"
     assert info.details["build"].startswith("yes")
@@ -373,19 +373,12 @@ def test_every_api_name_exists_in_the_installed_module():
 
 
 @needs_rtx
-def test_an_onnx_file_is_built_once_for_a_batch_and_a_gpu(onnx_file, no_gpu, tmp_path, monkeypatch):
+def test_an_onnx_file_is_built_once_for_a_batch_and_a_gpu(onnx_file, no_gpu, tmp_path, monkeypatch, watched):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
-    built = []
-    build = TensorRT.build
-
-    def counted(self, onnx, folder, options):
-        built.append(options)
-        return build(self, onnx, folder, options)
-
-    monkeypatch.setattr(TensorRT, "build", counted)
+    built = watched(TensorRT, "build")
     first = cached_engine(TRT_RTX, onnx_file, 2, "8.9")
     stamp = first.stat().st_mtime_ns
-    assert built == [BuildOptions((2, 2, 2), ("8.9",))]
+    assert [call.arguments[-1] for call in built] == [BuildOptions((2, 2, 2), ("8.9",))]
     assert cached_engine(TRT_RTX.in_mode(Mode(graph=True)), onnx_file, 2, "8.9") == first, "a mode changes no engine"
     assert (len(built), first.stat().st_mtime_ns) == (1, stamp)
     others = {cached_engine(TRT_RTX, onnx_file, 3, "8.9"), cached_engine(TRT_RTX, onnx_file, 2, "8.6")}

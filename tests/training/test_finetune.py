@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import VARIANTS, dense_model, random_plan, variant
 from PIL import Image
+from sweeps import swept
 from torch import nn
 
 from toolchain.data import open_source
@@ -229,17 +230,27 @@ def test_a_harmful_training_is_thrown_away(dense, masked, labels, caplog):
         assert found["before"] == accuracy(masked.module, digits().split("validation")).wrong
 
 
-def test_a_model_that_is_not_a_number_is_thrown_away(dense, masked, monkeypatch):
-    values = iter([0.5, math.nan])
-    monkeypatch.setattr(stages, "divergence", lambda *_: next(values))
+@pytest.fixture
+def diverging(monkeypatch):
+    """Says how far a model is from its parent, before and after."""
+
+    def by(*values):
+        left = iter(values)
+        monkeypatch.setattr(stages, "divergence", lambda *_: next(left))
+
+    return by
+
+
+def test_a_model_that_is_not_a_number_is_thrown_away(dense, masked, diverging):
+    diverging(0.5, math.nan)
     made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked).artifact
     found = made.provenance["finetuned"]
     assert (found["before"], found["after"], found["kept"]) == (0.5, None, "before")
     assert same(made.module, masked.module)
 
 
-def test_of_two_that_are_as_good_the_trained_one_is_kept(dense, masked, monkeypatch):
-    monkeypatch.setattr(stages, "divergence", lambda *_: 0.5)
+def test_of_two_that_are_as_good_the_trained_one_is_kept(dense, masked, diverging):
+    diverging(0.5, 0.5)
     made = run_stage(Finetune(without_labels(GENTLE), digits(100), dense), masked).artifact
     assert made.provenance["finetuned"]["kept"] == "after"
     assert not same(made.module, masked.module)
@@ -296,7 +307,7 @@ def normalised(tokens):
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("case", swept(VARIANTS))
 def test_the_loss_is_its_formula_for_every_form(case):
     teacher, student = variant(case, 0), variant(case, 1)
     block, tokens = teacher.family.blocks(teacher.module)[-1].path, teacher.family.read_tokens(teacher.module)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from killable_fit import CONFIG, EPOCHS, digest, make_data, make_model, train
 from safetensors import safe_open
+from sweeps import swept
 from torch import nn
 
 from toolchain.errors import DataError, RecipeError, StorageError
@@ -52,26 +53,29 @@ def test_the_same_arguments_give_the_same_bits(undisturbed):
     assert result.losses == undisturbed[1].losses
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 4},
-        {"lr": 4e-3},
-        {"weight_decay": 0.1},
-        {"warmup_epochs": 0.5},
-        {"label_smoothing": 0.0},
-        {"shift_px": 0},
-        {"flip": False},
-        {"ema_decay": None},
-        {"grad_clip": 0.1},
-        {"drop": False},
-    ],
+CHANGES = (
+    {"seed": 4},
+    {"lr": 4e-3},
+    {"weight_decay": 0.1},
+    {"warmup_epochs": 0.5},
+    {"label_smoothing": 0.0},
+    {"shift_px": 0},
+    {"flip": False},
+    {"ema_decay": None},
+    {"grad_clip": 0.1},
+    {"drop": False},
 )
+
+
+@pytest.mark.parametrize("change", swept(CHANGES, CHANGES[::3]))
 def test_every_setting_matters(undisturbed, change):
     assert train(None, config=replace(CONFIG, **change))[0] != undisturbed[0]
 
 
-@pytest.mark.parametrize("stops", [[(1, 1)], [(2, 1)], [(3, 8)], [(2, 5), (2, 5), (4, 8)]])
+STOPS = [[(1, 1)], [(2, 1)], [(3, 8)], [(2, 5), (2, 5), (4, 8)]]
+
+
+@pytest.mark.parametrize("stops", swept(STOPS, STOPS[3:]))
 def test_an_interrupted_training_ends_bit_identical(undisturbed, tmp_path, stops):
     path = tmp_path / "fit.safetensors"
     for epoch, step in stops:

@@ -19,6 +19,7 @@ import pytest
 from builders import dense_model
 from PIL import Image
 from sklearn.datasets import load_digits
+from sweeps import swept
 from web.chromium import opened
 
 from toolchain.artifacts.onnx_file import OnnxFile
@@ -201,7 +202,7 @@ def test_the_metadata_is_read_from_the_file_alone(model_of, tmp_path):
     assert json.loads(done.stdout) == OnnxFile(file).metadata
 
 
-@pytest.mark.parametrize("way", ["centre crop", "grey, whole", "pixels in", "turned"])
+@pytest.mark.parametrize("way", swept(WAYS, ["turned", "pixels in"]))
 def test_node_gives_the_answer_of_the_python_example(model_of, tmp_path, way):
     if shutil.which("node") is None or not (EXAMPLE / "node_modules" / "sharp").is_dir():
         pytest.skip("npm ci has not been run in examples/web")

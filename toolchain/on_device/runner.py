@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
 
@@ -299,13 +300,9 @@ class ExecuTorchRunner(FixedBatches):
     _threads_in_use: ClassVar[List[int]] = []  # noqa: UP006 - evaluated, and Python 3.8 has no list[…]
 
     def _load(self) -> None:
-        with warnings.catch_warnings():  # it says of itself that it is experimental
-            warnings.simplefilter("ignore")
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
-
-        self._set_threads(portable_lib)
-        program = Runtime.get().load_program(self.path)
+        library, runtime = executorch_runtime()
+        self._set_threads(library)
+        program = runtime.get().load_program(self.path)
         methods = {name: program.load_method(name) for name in program.method_names}
         if PTE_NAMES not in methods:
             raise ValueError("it does not say how its inputs and outputs are called: slimvit did not write it")
@@ -330,6 +327,23 @@ class ExecuTorchRunner(FixedBatches):
             raise Unavailable(
                 f"ExecuTorch has one number of threads for a process: {self.threads} were asked for, and it runs with {count}"
             )
+
+
+def executorch_runtime() -> tuple[Any, Any]:
+    """(the bindings of ExecuTorch, its runtime), without its compiler: of that they read two decorators, and it takes seconds."""
+    compiler = "executorch.exir"
+    found = None if compiler in sys.modules else find_spec(compiler)
+    if found is not None:
+        sys.modules[compiler] = module_from_spec(found)  # a package that is not run, whose modules can be imported
+    try:
+        with warnings.catch_warnings():  # it says of itself that it is experimental
+            warnings.simplefilter("ignore")
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+    finally:
+        if found is not None:
+            del sys.modules[compiler]
+    return portable_lib, Runtime
 
 
 def _by_place(method: Any, inputs: Sequence[str], outputs: Sequence[str], feeds: Feeds) -> dict[str, Array]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import importlib.util
 from pathlib import Path
 
 from toolchain.errors import TargetUnavailable
 from toolchain.files import atomic_path, sha256
-from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model
+from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model, executorch_runtime
 from toolchain.quiet import quiet
 from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
 from toolchain.targets.checked import Checked
@@ -40,14 +40,13 @@ class ExecuTorchXnnpack(Target):
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; raises TargetUnavailable if executorch is missing, or has no XNNPACK."""
         for module in MODULES:
-            try:
-                with quiet("torch.utils._pytree"):
-                    importlib.import_module(module)
-            except (ImportError, OSError) as error:
-                why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-                raise TargetUnavailable(NAME, f"the Python module {module} {why}", INSTALL) from error
-        backends = importlib.import_module("executorch.runtime").Runtime.get().backend_registry
-        if not backends.is_available("XnnpackBackend"):
+            if not _is_there(module):
+                raise TargetUnavailable(NAME, f"the Python module {module} is not installed", INSTALL)
+        try:
+            _, runtime = executorch_runtime()
+        except (ImportError, OSError) as error:
+            raise TargetUnavailable(NAME, f"executorch cannot be loaded ({error})", INSTALL) from error
+        if not runtime.get().backend_registry.is_available("XnnpackBackend"):
             raise TargetUnavailable(NAME, "this build of executorch has no XNNPACK", INSTALL)
         version = importlib.metadata.version("executorch")
         return TargetInfo(
@@ -100,6 +99,14 @@ class ExecuTorchXnnpack(Target):
         """A runner of a .pte file; raises ArtifactError on entry if it cannot be loaded."""
         runtime = f"ExecuTorch {importlib.metadata.version('executorch')}"
         return Checked(ExecuTorchRunner(str(path), threads), path, NAME, runtime)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is installed; its package is imported, and it is not: ExecuTorch's compiler takes seconds."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 EXECUTORCH_XNNPACK = ExecuTorchXnnpack()
