@@ -153,9 +153,15 @@ class Sizes(Kind[SizesCell, Group]):
         return f"{result['precision']}: {test['wrong']} of {test['total']} wrong, {result['bytes']:,} of {result['budget']:,} bytes"
 
 
+def asked_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The budget, and what was predicted within it; precisions that could have been chosen and were not have none."""
+    asked: Mapping[str, Any] = next(each for each in report["size_budget"] if each["requested"] is not None)
+    return asked
+
+
 def file_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """The row of the file that the budget speaks of."""
-    (asked,) = report["size_budget"]
+    asked = asked_of(report)
     return next(
         row for row in report["artifacts"] if row["model"] == "compressed" and row["precision"] == asked["precision"]
     )
@@ -163,7 +169,7 @@ def file_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def found(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a run says of its file: bytes asked for, predicted and there, what is left, and the damage that was predicted."""
-    (asked,), row, plan = report["size_budget"], file_of(report), read_json(folder / "allocation.json")
+    asked, row, plan = asked_of(report), file_of(report), read_json(folder / "allocation.json")
     return {
         "precision": asked["precision"],
         "budget": asked["requested"],

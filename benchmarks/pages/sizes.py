@@ -99,7 +99,7 @@ def budgets_kept(known: Known) -> str:
 
 def choices(known: Known) -> str:
     """What `any` takes at each budget beside what errs least there, as a table and in one sentence."""
-    body, best, noise = [], 0, 0
+    body, best, noise, equal = [], 0, 0, list[bool]()
     for cell, free in known.items():
         others, _ = alike(cell, known)
         if cell.precision != ANY or not others:
@@ -111,6 +111,8 @@ def choices(known: Known) -> str:
         apart = more(free, others[least])
         is_best = free.result["test"]["wrong"] <= others[least].result["test"]["wrong"]
         best, noise = best + is_best, noise + (not is_best and not apart.excludes_zero)
+        twins = [each.result for c, each in others.items() if c.precision == free.result["precision"]]
+        equal += [twin["file_sha256"] == free.result["file_sha256"] for twin in twins]
         body.append(
             [
                 cell.model,
@@ -127,6 +129,8 @@ def choices(known: Known) -> str:
     said = f"At {best} of {len(body)} budgets no other file errs less than the one that `any` gives"
     said += f", at {noise} the difference from the best is noise" if noise else ""
     said += f", at {rest} it is not" if rest else ""
+    if equal:
+        said += f". Of {len(equal)} files of `any` {sum(equal)} are byte for byte the one that its precision gives when it is named"
     head = ["Model", "Budget", "`any` takes", "Least predicted damage", "Errs least", "`any` beside that one"]
     return f"## What `any` takes\n\n{said}.\n\n{markdown(head, body)}"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from benching import TINY, carry_out, changed
 from kinds.compression import pack, unpack
-from pages.sizes import page, total
+from pages.sizes import alike, more, page, total
 from records import Results
-from suite import Suite
+from suite import HERE, Suite
 
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.training.evaluate import Accuracy
@@ -136,3 +136,18 @@ def test_a_group_of_an_unknown_model_is_refused(tmp_path):
     path.write_text(HEAD + REFERENCE + CELLS.replace('"tiny"', '"huge"'))
     with pytest.raises(RecipeError, match="no reference 'huge'; known: tiny"):
         Suite.load(path)
+
+
+def test_what_is_claimed_of_any_is_what_was_recorded():
+    """No file has more bytes than its budget, and none errs less than that of `any` by more than noise."""
+    suite, results = Suite.load(HERE / "suites" / "sizes.toml"), Results(HERE / "results")
+    every = {cell: record for cell in suite.cells if (record := results.read(suite.name, cell.name)) is not None}
+    known = {cell: record for cell, record in every.items() if not record.result["out_of_reach"]}
+    assert known
+    for cell, record in known.items():
+        others, free = alike(cell, known)
+        assert record.result["bytes"] <= record.result["budget"]
+        if free is not None and cell in others:
+            apart = more(record, free)
+            assert apart.point >= 0 or not apart.excludes_zero, cell.name
+            assert total(free) <= total(record)
