@@ -43,7 +43,7 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
     gap = missing(len(waiting), len(cells)) + (f" They are {', '.join(waiting)}." if waiting else "")
     machines = Machines()
     parts = [gap, NOTE, budgets_kept(known), choices(known)]
-    figures = {name: draw(known) for name in PLACES if known}
+    figures = {name: drawn for name in PLACES if (drawn := draw(known))}
     parts += [f"![{caption}]({name})" for name, caption in PLACES.items() if name in figures]
     parts += [f"## {model}\n\n{table(model, known, machines)}" for model in models(known)]
     parts += [out_of_reach(every, refused), machines.lines()]
@@ -191,16 +191,17 @@ def shown(estimate: Estimate) -> str:
 
 
 def draw(known: Known) -> str:
-    """Errors more than the dense file makes over bytes: a panel for each model, a line for each precision."""
+    """Errors more than the dense file makes over bytes: a panel for each model with several budgets, a line for each precision."""
     names = list(dict.fromkeys(cell.precision for cell in known if cell.precision != ANY))
     drawn = []
     for model in models(known):
         series = {
             name: tuple(point(known[c]) for c in known if (c.model, c.precision) == (model, name)) for name in names
         }
-        lines = tuple(Series(name, points, names.index(name)) for name, points in series.items() if points)
-        drawn.append(Lines(model, "size of the file, kB", INCREASE, lines))
-    return panels.lines(drawn, shared=True)
+        lines = tuple(Series(name, own, names.index(name)) for name, own in series.items() if len(own) > 1)
+        if lines:
+            drawn.append(Lines(model, "size of the file, kB", INCREASE, lines, log=True))
+    return panels.lines(drawn, shared=True) if drawn else ""
 
 
 def point(record: Record) -> Point:

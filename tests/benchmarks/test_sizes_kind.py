@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -89,15 +91,24 @@ def test_what_is_recorded_is_not_carried_out_again_and_a_record_knows_its_weight
 
 def test_the_page_tells_files_budgets_and_what_is_out_of_reach(measured):
     suite, results = measured
-    files = page(suite, results)
-    text = files["README.md"]
-    assert set(files) == {"README.md", "errors.svg"}
+    text = page(suite, results)["README.md"]
     record = results.read("small", "int8-dynamic.90KB.tiny_s0")
     assert f"{record.result['bytes']:,} of 90,000" in text
     assert f"{record.result['test']['wrong']} of {record.result['test']['total']:,}" in text
     assert "None of 2 files has more bytes than its budget" in text
     assert text.count("reachable is") == 2
     assert "have not been measured" not in text
+
+
+def test_a_line_is_drawn_where_a_precision_has_files_of_several_budgets(measured, results):
+    suite, _ = measured
+    assert set(page(suite, results)) == {"README.md"}
+    record = results.read("small", "int8-dynamic.90KB.tiny_s0")
+    results.save(dataclasses.replace(changed(record, bytes=80_000), cell="int8-dynamic.1pct.tiny_s0"))
+    files = page(suite, results)
+    assert set(files) == {"README.md", "errors.svg"}
+    assert "](errors.svg)" in files["README.md"]
+    assert ">int8-dynamic<" in files["errors.svg"]
 
 
 def test_a_file_above_its_budget_stops_the_page(measured, results):
