@@ -14,7 +14,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test test-slow test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
-	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-real bench-report
+	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-sizes bench-real bench-report
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -95,6 +95,9 @@ bench-targets: $(VENV)/.installed-bench  ## two models as every file that ships:
 bench-formats: export OMP_NUM_THREADS ?= 2
 bench-formats: $(VENV)/.installed-bench  ## two models on every runtime, phones' and browsers' among them (on a quiet machine)
 	$(call suite,formats)
+
+bench-sizes: $(VENV)/.installed-bench  ## one budget of bytes, several precisions, and the one that `any` takes (hours)
+	$(call suite,sizes)
 
 bench-real: export OMP_NUM_THREADS ?= 2
 bench-real: $(VENV)/.installed-bench  ## a pretrained DINOv2 on photographs out of Debian packages, beside Torch-Pruning

@@ -24,6 +24,8 @@ from toolchain.families.constants import constants
 from toolchain.plan import CompressionPlan
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
+VARIED = 150
+"""Bytes that the graph of a file has more for each attention whose width is not that of the others: shapes, and longer names."""
 RANK = "rank"
 """The unit name of a factorised linear's rank, where ranks and kept positions are counted alike."""
 
@@ -151,7 +153,8 @@ class FileCost:
 
     def measured(self, shape: ModelShape, size: int, whole: Collection[str], damage: float | None) -> FileCost:
         """The same once the file of the dense model, of some shape, is there."""
-        rest = size - self.storage.bytes_of(shape, whole)
+        own = VARIED * len(shape.attentions)
+        rest = size - self.storage.bytes_of(shape, whole) + own
         return replace(self, rest=rest, whole=tuple(sorted(whole)), damage=damage)
 
 

@@ -20,6 +20,7 @@ KINDS: Registry[Kind[Any, Any]] = Registry(
         "pair": "kinds.pair:KIND",
         "floor": "kinds.floor:KIND",
         "files": "kinds.files:KIND",
+        "sizes": "kinds.sizes:KIND",
         "trial": "kinds.trial:KIND",
         "backbone": "kinds.backbone:KIND",
     },
