@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hub_server import TOKEN, serving
-from huggingface_hub import constants
+from hub_server import TOKEN, visited
 
 
 def test_a_dry_run_lists_and_writes_nothing(command, finished, tmp_path):
@@ -46,14 +45,7 @@ def test_a_folder_is_written_once_and_foreign_files_stay(command, finished, tmp_
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # within the hub's client
 def test_a_hub_is_written_and_no_token_is_printed(command, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with visited(monkeypatch, tmp_path / "hub") as hub:
         outcome = command("push", finished.folder, "hf://org/name", "--revision", "small", "--private")
         assert outcome.code == 0, outcome.err
         assert outcome.out == f"6 files written, 0 unchanged: {hub.url}/org/name/tree/small\n"

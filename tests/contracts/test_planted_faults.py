@@ -230,8 +230,8 @@ def test_without_a_fault_every_rung_passes(tmp_path, method):
     assert {rung.verdict for rung in report.parity} == {"pass"}
     ladder = " ".join(f"{rung.from_}=={rung.to}" for rung in report.parity)
     assert ladder == (
-        "dense==reloaded masked==reloaded masked==sliced sliced==split split==deploy "
-        "dense==dense.fp32.onnx deploy==compressed.fp32.onnx"
+        "dense==reloaded dense==dense.fp32.onnx masked==reloaded masked==sliced sliced==split split==deploy "
+        "deploy==compressed.fp32.onnx"
     )
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, Hub, serving
-from huggingface_hub import constants
+from hub_server import Hub, visited
 from measuring import Stopwatch
 
 from toolchain.pipeline.run import run
@@ -69,14 +68,5 @@ def relisted() -> Callable[[Path], None]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub on this machine, for which there is a token."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with serving() as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files go by git-lfs, which this hub speaks
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with visited(monkeypatch, tmp_path / "hub") as server:
         yield server

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from toolchain.artifacts.onnx_file import FP32
 from toolchain.report.choice import UNDECIDED, loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
-from toolchain.report.record import Figures, Report
+from toolchain.report.record import Counts, Report
 from toolchain.report.sections import Part
 from toolchain.report.tables import Table, loss_words, number, percent, size
 
@@ -28,11 +29,38 @@ class Front:
     knee: str | None = None
 
 
+@dataclass(frozen=True)
+class RunFile:
+    """The file that stands for a run: the one that its budget limits, else the fp32 file.
+
+    Attributes:
+        counts: how right it is.
+    """
+
+    precision: str
+    bytes: int
+    counts: Counts
+
+    @property
+    def loss(self) -> float | None:
+        """As `loss_of`."""
+        return loss_of(self.counts)
+
+
+def file_of(report: Report) -> RunFile:
+    """The file that stands for a run; of several that are limited, or one that was refused, the fp32 file."""
+    limited = [row.precision for row in report.size_budget if row.requested is not None]
+    for row in report.artifacts:
+        if [row.precision] == limited and row.model == "compressed" and row.bytes is not None:
+            return RunFile(row.precision, row.bytes, row)
+    return RunFile(FP32, report.compressed.bytes, report.compressed)
+
+
 def front(reports: Mapping[str, Report]) -> Front:
-    """The front of bytes of the fp32 ONNX file and of what is lost; empty where losses are not known or not of one kind."""
+    """The front of bytes and loss of each run's file; empty where losses are not known or not of one kind."""
     if not _comparable(reports):
         return Front()
-    points = {name: (report.compressed.bytes, loss_of(report.compressed) or 0.0) for name, report in reports.items()}
+    points = {name: (file_of(report).bytes, file_of(report).loss or 0.0) for name, report in reports.items()}
     beaten = {
         name
         for name, (bytes_, loss) in points.items()
@@ -45,7 +73,7 @@ def front(reports: Mapping[str, Report]) -> Front:
 def _comparable(reports: Mapping[str, Report]) -> bool:
     """Whether all losses are known, of the same images, and shares of the same thing."""
     kinds = {(report.data.digest, loss_words(report.compressed)) for report in reports.values()}
-    return len(kinds) == 1 and all(loss_of(report.compressed) is not None for report in reports.values())
+    return len(kinds) == 1 and all(file_of(report).loss is not None for report in reports.values())
 
 
 def _knee(names: Mapping[tuple[float, float], str]) -> str | None:
@@ -67,14 +95,16 @@ def side_by_side(reports: Mapping[str, Report], failed: Mapping[str, str] | None
     """
     best, places = front(reports), _places(reports)
     several = len({cpu for *_, cpu in places}) > 1
-    header = ("run", "parameters", "left", "ONNX, fp32", "quality", *(_head(place, several) for place in places), "")
+    precisions = {file_of(report).precision for report in reports.values()}
+    file = f"ONNX, {next(iter(precisions))}" if len(precisions) == 1 else "ONNX"
+    header = ("run", "parameters", "left", file, "quality", *(_head(place, several) for place in places), "")
     body = [
         (
             name,
             number(report.compressed.params),
             f"{report.ratio.params:.3f}",
-            size(report.compressed.bytes),
-            _quality(report.compressed),
+            _size(file_of(report), alone=len(precisions) == 1),
+            _quality(file_of(report).counts),
             *(_time(report, place) for place in places),
             "knee" if name == best.knee else "front" if name in best.names else "",
         )
@@ -99,21 +129,25 @@ def _explained(best: Front, reports: Mapping[str, Report]) -> list[str]:
 def _drawn(reports: Mapping[str, Report], best: Front) -> tuple[Scatter, ...]:
     if len(reports) < 2 or not best.names:
         return ()
-    points = {name: _point(report.compressed, name, 1) for name, report in reports.items()}
+    points = {name: _point(file_of(report), name, 1) for name, report in reports.items()}
     known = [report.dense for report in reports.values() if loss_of(report.dense) is not None]
-    dense = dict.fromkeys(_point(figures, "dense", 0) for figures in known)
+    dense = dict.fromkeys(_point(RunFile(FP32, figures.bytes, figures), "dense", 0) for figures in known)
     words = loss_words(next(iter(reports.values())).compressed)
-    axes = Axis("ONNX file, fp32, MB"), Axis(words, lambda share: f"{100 * share:g} %")
+    axes = Axis("ONNX file, MB"), Axis(words, lambda share: f"{100 * share:g} %")
     line = [points[name] for name in best.names]
     title = "Each run by its file, and the front"
     return (scatter((*dense, *points.values()), axes, title, ("dense", "compressed"), line),)
 
 
-def _point(figures: Figures, label: str, style: int) -> Point:
-    return Point(figures.bytes / 1e6, loss_of(figures) or 0.0, label, style)
+def _point(file: RunFile, label: str, style: int) -> Point:
+    return Point(file.bytes / 1e6, file.loss or 0.0, label, style)
 
 
-def _quality(row: Figures) -> str:
+def _size(file: RunFile, *, alone: bool) -> str:
+    return size(file.bytes) if alone else f"{size(file.bytes)}, {file.precision}"
+
+
+def _quality(row: Counts) -> str:
     """What is known of how right a run's model is, in words, since runs may be judged in different ways."""
     if row.features is not None:
         knn = row.features.knn
