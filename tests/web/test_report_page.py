@@ -71,5 +71,5 @@ def test_the_demos_report_is_a_picture(browser, tmp_path, size):
         drawn = (Path(SCREENSHOTS) if SCREENSHOTS else tmp_path) / f"report-{size}.png"
         page.screenshot(path=drawn, full_page=True, clip={"x": 0, "y": 0, "width": SIZES[size][0], "height": 1700})
     with Image.open(drawn) as picture:
-        picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(drawn, optimize=True)
+        picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(drawn, optimize=True)
     assert 5_000 < drawn.stat().st_size < 200_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolchain.report.claim import claim
 from toolchain.report.record import Report
 from toolchain.report.sections import parts
 from toolchain.report.tables import Table
@@ -10,7 +11,7 @@ from toolchain.report.tables import Table
 def to_markdown(report: Report) -> str:
     """The report as Markdown, every number from report.json."""
     drawn = list(parts(report))
-    lines = [f"# {title(report)}", "", f"{origin(report)}."]
+    lines = [f"# {title(report)}", "", f"**{claim(report)}**", "", f"{origin(report)}."]
     lines += [f"\n> {caution}" for part in drawn for caution in part.cautions]
     for part in drawn:
         if not part.is_empty:
