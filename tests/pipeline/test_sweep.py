@@ -8,6 +8,7 @@ import threading
 import pytest
 from hypothesis import given, strategies
 from made_up_reports import a_report, figures, timed
+from recipes import tiny_recipe
 
 from toolchain.errors import BudgetError, FolderBusy, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import read_json, write_json, write_text
@@ -20,18 +21,7 @@ from toolchain.pipeline.sweep import sweep, variants
 from toolchain.report.record import Report
 from toolchain.report.several import front, side_by_side
 
-RECIPE = """
-[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-[data]
-source = "digits"
-[train]
-epochs = 1
-[budget]
-params = 0.5
-"""
+RECIPE = tiny_recipe("[train]\nepochs = 1\n[budget]\nparams = 0.5\n")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from hypothesis import given, settings, strategies
 from made_up_reports import a_report
+from recipes import tiny_recipe
 
 from toolchain import errors
 from toolchain.cli import main
@@ -39,18 +40,7 @@ distributed = pytest.importorskip(
     "distributed", reason="distributed is not installed: pip install 'slimvit[distributed]'"
 )
 
-RECIPE = """
-[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-[data]
-source = "digits"
-[train]
-epochs = 1
-[budget]
-params = 0.5
-"""
+RECIPE = tiny_recipe("[train]\nepochs = 1\n[budget]\nparams = 0.5\n")
 
 
 @pytest.fixture

@@ -10,19 +10,12 @@ import pytest
 import torch
 from hub_server import Hub, visited
 from measuring import Stopwatch
+from recipes import tiny_recipe
 
 from toolchain.pipeline.run import run
 from toolchain.report.files import listing
 
-RECIPE = """[model]
-name = "vit_tiny_patch16_224"
-kwargs = { img_size = 8, patch_size = 2, in_chans = 1, num_classes = 10, embed_dim = 32, depth = 2, num_heads = 2 }
-pretrained = false
-
-[data]
-source = "digits"
-
-[train]
+RECIPE = tiny_recipe("""[train]
 epochs = 1
 batch_size = 128
 
@@ -34,7 +27,7 @@ precisions = ["fp32", "fp16", "int8-dynamic"]
 
 [bench]
 targets = ["ort-cpu"]
-"""
+""")
 
 
 @pytest.fixture(scope="package")

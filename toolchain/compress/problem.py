@@ -104,6 +104,7 @@ class Problem:
 
         Raises:
             BudgetError: none can; the message names the range of the one that becomes smallest.
+            RecipeError: it is not known what any file costs.
         """
         if ANY not in self.request.files:
             return (self,)
@@ -133,9 +134,8 @@ class Problem:
 
     def require_files(self) -> None:
         """Raises RecipeError if the budget speaks of files that were not measured."""
-        known = {file.precision for file in self.costs.files if file.rest is not None}
-        wanted = set[str]() if ANY in self.request.files else {*self.request.files}
-        if self.request.files and (not known or not known >= wanted & {file.precision for file in self.costs.files}):
+        files = self.costs.files
+        if self.request.files and (not files or any(file.rest is None for file in files)):
             raise RecipeError(
                 f"budget.size.{next(iter(self.request.files))} needs the files of the dense model, which say what a graph takes; `slimvit "
                 "run`, `plan` and `compress` make them (toolchain.pipeline.stages.rounding)"
