@@ -51,11 +51,8 @@ def front_figure(report: Report) -> tuple[Scatter, ...]:
         axis, legend = Axis("parameters left, %"), ("front", "this run")
         drawn = [(point.ratio["params"], point.damage, 0) for point in report.front]
         own = [(report.ratio.params, spent, 1)]
-    if report.front:
-        narrowest = {
-            style: min(share for share, _, each in drawn if each == style) for style in range(max(len(files), 1))
-        }
-        own = [each for each in own if each[0] >= narrowest[each[2] if files else 0]]  # below nothing was measured
+    # Below the front nothing was measured, so a run that lies there has no point.
+    own = [each for each in own if any(share <= each[0] for share, _, style in drawn if not files or style == each[2])]
     points, marked = (
         [_point(*each, label) for each in some if _shown(each[1])] for some, label in ((drawn, ""), (own, OWN))
     )
