@@ -21,22 +21,27 @@ if TYPE_CHECKING:
     from toolchain.pipeline.job import prepare
     from toolchain.pipeline.run import run
     from toolchain.plan import CompressionPlan
-    from toolchain.recipe import Recipe
+    from toolchain.recipe import BudgetSection, CompressSection, ExportSection, Recipe
+    from toolchain.report.record import Report
     from toolchain.surgery.replay import load_model, save_model
     from toolchain.surgery.slice import Slice
     from toolchain.surgery.split import Split
     from toolchain.training.stages import Finetune, Train
 
 __all__ = [
+    "BudgetSection",
     "BuildEngine",
     "Compress",
+    "CompressSection",
     "CompressionPlan",
     "DeployModel",
     "Design",
     "Export",
+    "ExportSection",
     "Finetune",
     "MaskedModel",
     "Recipe",
+    "Report",
     "Shrunk",
     "Slice",
     "SlicedModel",
@@ -66,7 +71,8 @@ _HOME = {
     "pipeline.job": ("prepare",),
     "pipeline.run": ("run",),
     "plan": ("CompressionPlan",),
-    "recipe": ("Recipe",),
+    "recipe": ("BudgetSection", "CompressSection", "ExportSection", "Recipe"),
+    "report.record": ("Report",),
     "surgery.replay": ("load_model", "save_model"),
     "surgery.slice": ("Slice",),
     "surgery.split": ("Split",),

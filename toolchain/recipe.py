@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +43,8 @@ from toolchain.settings import (
 
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
+SAVED = "hf"
+"""The kind whose argument is a path where it begins as paths do, with "/", "." or "~"; else it is the name of a data set."""
 LOCAL, HUB = "local-dir", "hf-hub"
 """What stands before a model's name that is the path of a folder, or a repository of a hub."""
 HUB_URL = "hf://"
@@ -124,7 +126,7 @@ class DataSection(Section):
     kind of source has it. `workers` is the number of threads that decode, and changes no outcome.
     """
 
-    source: str = "digits"
+    source: str = ""
     calibration_images: Positive = 512
     mean: Numbers | None = None
     std: Numbers | None = None
@@ -341,12 +343,12 @@ class Recipe(Section):
         Of a path only that there is one counts: what it holds has a digest of its own, beside this one in every report.
         Nor do the threads that decode count.
         """
-        kind, classes = self.data.source.partition(":")[0], self.data.classes
+        source_path, classes = path_of_source(self.data.source), self.data.classes
         source, place = model_source(self.model.name)
         name = {LOCAL: LOCAL, HUB: f"{HUB}:{place}"}.get(source, self.model.name)
         model = {"name": name, "checkpoint": "file" if self.model.checkpoint else ""}
         data = {
-            "source": kind if kind in PATH_SOURCES else self.data.source,
+            "source": self.data.source.removesuffix(f":{source_path}") if source_path else self.data.source,
             "classes": "file" if classes and classes not in CLASS_LISTS else classes,
             "workers": None,
         }
@@ -370,7 +372,9 @@ class Recipe(Section):
 
     @staticmethod
     def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-        """The recipe in a TOML file, with `a.b=VALUE` overrides; relative paths are relative to the file.
+        """The recipe in a TOML file, with `a.b=VALUE` overrides.
+
+        Relative paths are relative to the file, and those of overrides to the working directory, as in any command.
 
         Raises:
             StorageError: the file cannot be read.
@@ -393,20 +397,12 @@ class Recipe(Section):
 
 def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     """The same recipe with its relative paths made absolute, from `base`."""
-    changed: dict[str, Any] = {}
-    places: dict[str, Any] = {}
-    if recipe.model.checkpoint:
-        places["checkpoint"] = absolute_path(recipe.model.checkpoint, base)
-    kind, place = model_source(recipe.model.name)
-    if kind == LOCAL:
-        places["name"] = f"{LOCAL}:{absolute_path(place, base)}"
-    changed["model"] = recipe.model.model_copy(update=places)
-    data = {
-        "source": absolute_source(recipe.data.source, base),
-        "classes": absolute_classes(recipe.data.classes, base),
-    }
-    changed["data"] = recipe.data.model_copy(update=data)
-    return recipe.model_copy(update=changed)
+    changed: dict[str, dict[str, str]] = {"model": {}, "data": {}}
+    for (section, key), absolute in PLACES.items():
+        changed[section][key] = absolute(getattr(getattr(recipe, section), key), base)
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=places) for name, places in changed.items()}
+    )
 
 
 def model_source(name: str) -> tuple[str, str]:
@@ -417,15 +413,41 @@ def model_source(name: str) -> tuple[str, str]:
     return (kind.lower().replace("_", "-"), place) if colon else ("", name)
 
 
+def path_of_source(source: str) -> str:
+    """The path in the name of a data source; "" where there is none."""
+    kind, _, rest = source.partition(":")
+    return rest if kind in PATH_SOURCES or (kind == SAVED and rest.startswith(("/", ".", "~"))) else ""
+
+
 def absolute_source(source: str, base: Path) -> str:
     """The name of a data source with the path in it, if there is one, made absolute from `base`."""
-    kind, colon, rest = source.partition(":")
-    return f"{kind}:{absolute_path(rest, base)}" if colon and kind in PATH_SOURCES else source
+    path = path_of_source(source)
+    return f"{source.removesuffix(path)}{absolute_path(path, base)}" if path else source
 
 
 def absolute_classes(classes: str, base: Path) -> str:
     """The name of a class map, or its path made absolute from `base`; "" if there is none."""
     return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
+
+
+def absolute_model(name: str, base: Path) -> str:
+    """The name of a model with the path in it, if there is one, made absolute from `base`."""
+    kind, place = model_source(name)
+    return f"{LOCAL}:{absolute_path(place, base)}" if kind == LOCAL else name
+
+
+def absolute_checkpoint(checkpoint: str, base: Path) -> str:
+    """The path of a checkpoint made absolute from `base`; "" if there is none."""
+    return absolute_path(checkpoint, base) if checkpoint else ""
+
+
+PLACES: dict[tuple[str, str], Callable[[str, Path], str]] = {
+    ("model", "name"): absolute_model,
+    ("model", "checkpoint"): absolute_checkpoint,
+    ("data", "source"): absolute_source,
+    ("data", "classes"): absolute_classes,
+}
+"""Keys whose value may name a place → what makes it absolute from a folder."""
 
 
 def override(raw: dict[str, object], text: str) -> None:
@@ -438,6 +460,8 @@ def override(raw: dict[str, object], text: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     *parents, last = key.strip().split(".")
+    if isinstance(parsed, str) and (absolute := PLACES.get((".".join(parents), last))):
+        parsed = absolute(parsed, Path.cwd())
     if parents[:2] == ["budget", "latency"]:  # target names hold no dots
         parents, last = parents[:2], ".".join([*parents[2:], last])
     node = raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -102,6 +103,16 @@ def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
     return nested
 
 
+_IN_A_SHELL = ", and single quotes around KEY=VALUE, or the shell takes the double quotes away"
+
+
+def _as_list(value: object) -> str:
+    """What was meant as a list, as TOML; of "[a, b]", what a shell leaves of a list whose quotes it took, the two names."""
+    bare = value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else value
+    entries = [part.strip(" \"'") for part in bare.split(",")] if isinstance(bare, str) else [bare]
+    return json.dumps([entry for entry in entries if entry != ""])
+
+
 def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     """One line for the first fault: where it is, what is wrong, and the nearest known key.
 
@@ -126,8 +137,7 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if first["type"] in ("tuple_type", "list_type"):
-        entries = [part.strip() for part in got.split(",")] if isinstance(got, str) else [got]
-        return f"{what} {where} is a list: write {entries!r}".replace("'", '"')
+        return f"{what} {where} is a list: write {_as_list(got)}{_IN_A_SHELL if str(got).startswith('[') else ''}"
     whole = isinstance(got, dict | list | tuple | bytes | BaseModel) or first["type"] in ("value_error", "json_invalid")
     shown = "" if whole else f", got {got!r}"
     return f"{what} {where or 'file'}: {message}{shown}"

@@ -117,6 +117,8 @@ def test_an_unknown_precision_says_what_there_is(refused):
 
 def test_names_between_commas_are_shown_as_the_list_that_they_should_be(refused):
     assert refused(2, "export.precisions=int4, fp32").endswith('export.precisions is a list: write ["int4", "fp32"]')
+    unquoted = refused(2, "export.precisions=[int4, fp32]")  # what a shell leaves of ["int4", "fp32"]
+    assert 'write ["int4", "fp32"], and single quotes around KEY=VALUE' in unquoted
 
 
 def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):

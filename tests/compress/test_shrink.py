@@ -17,6 +17,7 @@ import toolchain
 from toolchain.compress.place import Place
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.errors import BudgetError, DataError, ModelError
+from toolchain.outputs import Output
 from toolchain.recipe import CompressSection
 
 HEADLESS = {**TINY, "num_classes": 0}
@@ -234,6 +235,40 @@ def test_tokens_of_a_call_are_tokens():
     assert small(pictures()[0]).shape == (8, 5, 48)
 
 
+def test_numbers_that_are_no_classes_are_kept_as_numbers(caplog: pytest.LogCaptureFixture):
+    model = vit(num_classes=4)
+    model.head.weight.data.mul_(20)  # pixels, say: a softmax of such numbers is nearly always one and the same class
+    images = torch.cat(pictures(48))
+    wanted = model(images)
+
+    @torch.no_grad()
+    def error(output: Output | None) -> float:
+        small, plan = toolchain.shrink(model, pictures(48), params=0.6, output=output)
+        assert plan.model.output == output
+        return float((small(images) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+    as_classes = error(None)
+    assert "taken for class logits" in caplog.text
+    caplog.clear()
+    assert error("regression") < 0.8 * as_classes
+    assert "taken for" not in caplog.text
+
+
+def test_the_outputs_of_a_projection_are_features(caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    kwargs = {**TINY, "num_classes": 512}
+    tower = randomise(timm.create_model("vit_base_patch32_clip_224", **kwargs)).eval()
+    _, plan = toolchain.shrink(tower, pictures(), params=0.8, compress=UNIFORM)
+    assert plan.model.output == "features"
+    assert "taken for" not in caplog.text
+
+
+@pytest.mark.parametrize(("kwargs", "output"), [({}, "logits"), ({"global_pool": ""}, "features"), ({}, "tokens")])
+def test_outputs_that_are_not_what_was_said_are_refused(kwargs: dict[str, str], output: Output):
+    with pytest.raises(ModelError, match=f"output is '{output}'"):
+        toolchain.shrink(vit(**kwargs), pictures(), params=0.7, output=output)
+
+
 def test_pairs_and_single_images_are_read_as_a_loader_gives_them():
     pairs = [(image, 3) for image in torch.cat(pictures())]
     one, _ = toolchain.shrink(vit(), pairs, params=0.7, compress=UNIFORM)
@@ -275,6 +310,19 @@ def test_too_few_or_unequal_images_are_refused():
         toolchain.shrink("vit_tiny_patch16_224", pictures())  # type: ignore[arg-type]
     with pytest.raises(DataError, match="of several sizes"):
         toolchain.shrink(vit(dynamic_img_size=True), sizes)
+
+
+def test_every_limit_of_a_recipe_holds_in_memory():
+    model = vit()
+    by_size, _ = toolchain.shrink(model, pictures(), size="60%", compress=UNIFORM)
+    assert params(by_size) <= 0.6 * params(model)
+    _, plan = toolchain.shrink(model, pictures(), macs=0.6, compress=UNIFORM)
+    assert plan.provenance["budget"]["macs"] == 0.6
+    half, _ = toolchain.shrink(model, pictures(), compress=UNIFORM.model_copy(update={"align": 4}))
+    assert params(half) <= 0.5 * params(model)
+    for limit, words in (({"macs": 1.2}, "macs is the share"), ({"size": "12"}, "size")):
+        with pytest.raises(BudgetError, match=words):
+            toolchain.shrink(model, pictures(), **limit)
 
 
 def test_a_share_out_of_reach_names_the_range():

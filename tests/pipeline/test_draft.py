@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from builders import TINY, dense_model
 from PIL import Image
 
 from toolchain.cli.init import write_recipe
+from toolchain.data.sources import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError, StorageError
 from toolchain.pipeline.draft import Draft, pictures_of, tables_of
 from toolchain.pipeline.job import prepare
@@ -53,13 +56,27 @@ def test_a_draft_is_a_recipe_that_says_the_same(folder, tmp_path: Path):
     assert tomllib.loads(text)["budget"]["params"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "imagefolder"), (3, 7, "images")]
-)
+@pytest.mark.parametrize(("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "images"), (3, 7, "images")])
 def test_labels_are_read_where_they_can_judge_the_model(folder, classes: int, of_model: int, kind: str):
     pictures = pictures_of(str(folder(classes)), of_model)
     assert pictures.source.partition(":")[0] == kind
     assert pictures.remark
+
+
+def test_albums_are_no_classes_for_a_model_without_any(folder, tmp_path: Path):
+    albums = folder(2)
+    for index in range(9):
+        Image.new("RGB", (16, 16), (index * 20, 0, 0)).save(albums / f"{index}.png")
+    pictures = pictures_of(str(albums), 0)
+    assert pictures.source == f"images:{albums.resolve()}"
+    assert "imagefolder:" in pictures.remark
+    source = open_source(pictures.source, Wanted((3, 16, 16), {"mean": (0.5,) * 3, "std": (0.5,) * 3}))
+    assert sum(len(source.split(name)) for name in ("train", "validation", "test")) == 17
+    for split in ("train", "val"):
+        shutil.copytree(folder(2), tmp_path / "sorted" / split)
+    assert pictures_of(str(tmp_path / "sorted"), 0).source.startswith("imagefolder:")
+    (tmp_path / "sorted" / "val" / "more").mkdir()
+    assert pictures_of(str(tmp_path / "sorted"), 0).source.startswith("images:")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +110,13 @@ def test_a_class_map_lies_beside_the_recipe(folder, tmp_path: Path):
     assert job.source.labelled
     first = job.source.split("test").positions[0]
     assert int(job.source.split("test").labels[0]) == (1 if first < 4 else 0)
+    write_recipe(draft, tmp_path / "run" / "recipe.toml")  # what is there already may be written again
+    own = tmp_path / "run" / "classes.json"
+    own.write_text('{"mine": 0}')
+    with pytest.raises(StorageError, match=r"classes\.json maps classes in another way"):
+        write_recipe(draft, tmp_path / "run" / "other.toml")
+    assert own.read_text() == '{"mine": 0}'
+    assert not (tmp_path / "run" / "other.toml").exists()
 
 
 def test_a_flat_folder_has_no_labels(folder):

@@ -37,6 +37,14 @@ def test_every_seed_sees_the_same_splits(source):
         assert first.split(name)[0][0].equal(second.split(name)[0][0])
 
 
+def test_no_pictures_are_anyones_default():
+    model = {"name": "vit_tiny_patch16_224", "kwargs": {**DIGITS, "num_classes": 0}}
+    recipe = Recipe.from_dict({"model": model, "budget": {"params": 0.6}, "compress": {"align": 1}})
+    with pytest.raises(RecipeError, match=r"data\.source is missing: name your pictures"):
+        prepare(recipe)
+    assert prepare(recipe, shapes_only=True).source.synthetic  # a plan of shapes alone needs none
+
+
 @pytest.mark.parametrize(
     ("engine", "precisions", "error", "words"),
     [

@@ -34,6 +34,7 @@ RECIPES = [
         "bench": {"targets": []},
     },
     {"model": {"name": "hf-hub:org/name@v1"}, "data": {"source": "fashion-mnist"}, "budget": {"macs": 0.5}},
+    {"model": {"name": "x"}, "data": {"source": "hf:/home/me/saved"}, "budget": {"macs": 0.5}},
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from made_up_reports import a_report
 
-from toolchain.report.record import SizeBudget
-from toolchain.report.several import file_of, front, side_by_side
+from toolchain.report.record import Listed, SizeBudget
+from toolchain.report.several import DENSE_WEIGHTS, file_of, front, side_by_side
 
 
 def limited(precision, size, wrong):
@@ -54,3 +54,21 @@ def test_the_front_and_the_table_are_of_these_files():
     assert [row[3] for row in table.rows] == ["1.0 kB, int4", "2.0 kB, int8-dynamic", "2.5 kB, int4"]
     assert "9 of 100 wrong" in table.rows[0][4]
     assert side_by_side({"a": reports["small"], "b": reports["bad"]}).table.header[3] == "ONNX, int4"
+
+
+def test_no_front_joins_errors_that_are_relative_to_different_models():
+    """Half of one model's error may be more than the whole of another's; images that are wrong count alike for both."""
+
+    def relative_to(digest, error):
+        report = a_report()
+        counts = {"accuracy": None, "wrong": None, "total": None, "error": error}
+        rows = [row.model_copy(update=counts) for row in report.artifacts]
+        compressed = report.compressed.model_copy(update=counts)
+        dense = Listed(path=DENSE_WEIGHTS, bytes=1, sha256=digest)
+        return report.model_copy(update={"artifacts": tuple(rows), "compressed": compressed, "files": (dense,)})
+
+    assert front({"a": relative_to("1", 0.1), "b": relative_to("1", 0.2)}).names == ("a",)
+    assert front({"a": relative_to("1", 0.1), "b": relative_to("2", 0.2)}).names == ()
+    counted = a_report()
+    other = counted.model_copy(update={"files": (Listed(path=DENSE_WEIGHTS, bytes=1, sha256="2"),)})
+    assert front({"a": counted, "b": other}).names

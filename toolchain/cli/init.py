@@ -69,11 +69,20 @@ def init(
 
 
 def write_recipe(draft: Draft, path: Path) -> None:
-    """Writes a recipe, and beside it its class map, if it has one, and the schema that editors check it by."""
+    """Writes a recipe unless it is there, and beside it its class map, if it has one, and the schema that editors check it by.
+
+    Raises:
+        StorageError: another class map lies there, or a file cannot be written.
+    """
     from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE
 
     if draft.classes:
-        write_text(path.parent / CLASSES_FILE, json.dumps(draft.classes, indent=2) + "\n")
-    schema = json.dumps(schema_of("recipe"), indent=2) + "\n"
-    write_text(path.parent / SCHEMA_FILE, schema)
-    write_text(path, draft.text())
+        classes, text = path.parent / CLASSES_FILE, json.dumps(draft.classes, indent=2) + "\n"
+        if classes.exists() and classes.read_bytes() != text.encode():
+            raise StorageError(
+                f"{classes} maps classes in another way: choose another folder with --out, or remove that file"
+            )
+        write_text(classes, text)
+    write_text(path.parent / SCHEMA_FILE, json.dumps(schema_of("recipe"), indent=2) + "\n")
+    if not path.exists():
+        write_text(path, draft.text())

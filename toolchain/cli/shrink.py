@@ -67,18 +67,27 @@ def shrink(
 
 
 def _written(draft: Draft, path: Path) -> Recipe:
-    """The recipe of a draft, once it lies at the path; raises StorageError where another one does that was carried out."""
-    from toolchain.pipeline.folder import Workspace
-    from toolchain.recipe import Recipe
+    """The recipe of a draft, once it lies at the path.
 
-    recipe = draft.recipe
-    if path.exists() and Workspace(path.parent).has("") and Recipe.load(path) != recipe:
-        raise StorageError(
-            f"{path} was carried out and says something else: choose another --out, or edit that recipe and carry it out with "
-            f"`slimvit run {path} --out {path.parent}`"
-        )
+    Raises:
+        StorageError: another recipe lies there, and a person wrote it or it was carried out.
+    """
+    from toolchain.pipeline.folder import Workspace
+    from toolchain.pipeline.recipe_file import claim, is_ours, says
+
+    space = Workspace(path.parent)
+    if path.exists() and not says(path, draft.recipe):
+        if space.has("") or not is_ours(space):
+            raise StorageError(
+                f"{path} says something else than this command: choose another --out, or carry that recipe out with "
+                f"`slimvit run {path} --out {path.parent}`"
+            )
+        path.unlink()
+    written = not path.exists()
     write_recipe(draft, path)
-    return recipe
+    if written:
+        claim(space)
+    return draft.recipe
 
 
 def _folder_name(model: str) -> str:

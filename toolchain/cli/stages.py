@@ -105,8 +105,8 @@ def finetune(
     recipe: RecipeOption,
     out: OutOption,
     teacher: Annotated[
-        Path, typer.Option("--teacher", help="Dense model folder; needed where finetune.distill is true.")
-    ] = Path(),
+        Path | None, typer.Option("--teacher", help="Dense model folder; needed where finetune.distill is true.")
+    ] = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> None:
@@ -124,12 +124,12 @@ def finetune(
     section = job.recipe.finetune
     if not section.epochs:
         raise RecipeError("finetune.epochs is 0: there is nothing to do; --set finetune.epochs=5")
-    if section.distill and teacher == Path():
+    if section.distill and teacher is None:
         raise RecipeError(
             "finetune.distill is true: name the dense model with --teacher, or --set finetune.distill=false"
         )
     require_teacher(section, job.source, job.dense)
-    parent = _open_for(job, teacher, TimmModel) if section.distill else job.dense
+    parent = _open_for(job, teacher, TimmModel) if section.distill and teacher else job.dense
     with together() as writes, Screen() if writes else nullcontext() as screen:
         progress = SILENT
         if screen is not None:

@@ -56,7 +56,7 @@ def sweep(
     if dry_run:
         if dask:
             raise RecipeError("--dry-run checks the variants on this machine: leave --dask out")
-        _check(grid)
+        _check(grid, json_=json_)
         return
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
@@ -84,7 +84,7 @@ def sweep(
     _raise_first(outcome.failed, len(grid))
 
 
-def _check(grid: Sequence[Variant]) -> None:
+def _check(grid: Sequence[Variant], *, json_: bool) -> None:
     """Prints every variant, with what stands in its way; raises the first of these errors."""
     from toolchain.pipeline.job import prepare
 
@@ -92,10 +92,13 @@ def _check(grid: Sequence[Variant]) -> None:
     for variant in grid:
         try:
             prepare(variant.recipe, fetch=False)
-            line(variant.name)
         except SlimvitError as error:
             failed[variant.name] = error
-            line(f"{variant.name}: {error}")
+        if not json_:
+            line(f"{variant.name}: {failed[variant.name]}" if variant.name in failed else variant.name)
+    if json_:
+        errors = {name: str(error) for name, error in failed.items()}
+        print_json([{"name": variant.name, "error": errors.get(variant.name)} for variant in grid])
     _raise_first(failed, len(grid))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -17,19 +19,23 @@ from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.compress.witness import Reading, witnessed
 from toolchain.data.tensors import tensor_source
+from toolchain.defaults import PARAMS
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.families import Family, adapt, family_of
 from toolchain.model import Preprocess, TimmModel, run_stage
-from toolchain.outputs import Output
+from toolchain.outputs import WORDS, Output
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
+from toolchain.settings import explain
 from toolchain.surgery.layers import as_layered
+from toolchain.surgery.projection import projects
 from toolchain.surgery.replay import first_line
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import judged
 
+log = logging.getLogger(__name__)
 JOINT = CompressSection()
 Images = Iterable[Any]
 """Tensors [C, H, W] or [B, C, H, W], pairs that begin with one, or whatever else `forward` takes."""
@@ -50,41 +56,49 @@ class Shrunk(NamedTuple):
 def shrink(
     model: nn.Module,
     images: Images,
-    params: float = 0.5,
+    params: float | None = None,
     *,
+    macs: float | None = None,
+    size: str | None = None,
     at: str = "",
     forward: Callable[[Any], object] | None = None,
+    output: Output | None = None,
     compress: CompressSection = JOINT,
     progress: Progress = SILENT,
 ) -> Shrunk:
     """A smaller model that gives nearly the same outputs, and its plan; nothing is trained, and no label is read.
 
-    The weights are solved for on the images, as by `method = "joint"` of a recipe. What the outputs are is seen from the
-    way in which a larger model reads its part: the output of a call, the tokens of `forward_features`, or the layers of
-    `forward_intermediates`.
+    The weights are solved for on the images, as by `method = "joint"` of a recipe. What is read of the part is seen from the
+    larger model: the output of a call, the tokens of `forward_features`, or the layers of `forward_intermediates`. What the
+    numbers of a call mean cannot be seen. Two or more are taken for class logits, with a line on the log; `output` says
+    otherwise.
 
     Args:
         model: a timm model of a supported family, or a larger one with such a model in it.
         images: as the model takes them, already normalised; each a tensor [C, H, W] or a batch [B, C, H, W], alone or first
             in a tuple, as a DataLoader gives them. The first 1024 are read. With `forward`, whatever that takes.
-        params: the share of the parameters of what shrinks that is left.
+        params, macs: the shares of the parameters and of the multiply-accumulates of what shrinks that are left.
+        size: of its weights in fp32, such as "12 MB" or "45%". Several limits hold together; without any, params is 0.5.
         at: path of the part that shrinks, such as "backbone.body"; it is replaced in `model`. "" is the model itself, which
             is left as it is.
         forward: what runs the larger model on one element of `images`; it must reach the part. If absent, `model` is called.
+        output: what the outputs of a call of the part are: "logits" of one class of many, "multi-label", "regression" or
+            "features". What is preserved follows from it: a softmax, sigmoids, or the numbers themselves.
         compress: how, as in [compress] of a recipe.
         progress: told how far it is.
 
     Raises:
-        ModelError: what shrinks is of no supported family, the larger model does not reach it, or it cannot be replaced.
+        ModelError: what shrinks is of no supported family, the larger model does not reach it, it cannot be replaced, or its
+            outputs are not what `output` says.
         DataError: there are too few images, or they differ in size.
-        BudgetError: so few parameters are out of reach; the message names the range.
+        BudgetError: a limit is none, or out of reach; the message names the range.
     """
-    budget = _budget(params)
+    budget = _budget(params, macs, size)
     place = Place.of(model, at)
     with judged(model):
         run = forward or partial(_run, model)
         entering, reading = witnessed(place.part, run, images if forward else _batches(images, model))
-    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading)
+    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading, output)
     problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
     masked = run_stage(Compress(source, progress=progress), problem).artifact
     smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
@@ -102,10 +116,15 @@ def _run(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
-def _budget(params: float) -> BudgetSection:
-    if not 0 < params <= 1:
-        raise BudgetError(f"params is the share of the parameters that is left, above 0 and at most 1; got {params}")
-    return BudgetSection(params=float(params))
+def _budget(params: float | None, macs: float | None, size: str | None) -> BudgetSection:
+    for name, share in (("params", params), ("macs", macs)):
+        if share is not None and not 0 < share <= 1:
+            raise BudgetError(f"{name} is the share that is left, above 0 and at most 1; got {share}")
+    try:
+        budget = BudgetSection(params=params, macs=macs, size=size)
+    except ValidationError as error:
+        raise BudgetError(explain(error, BudgetSection, "budget")) from None
+    return BudgetSection(params=PARAMS) if budget.is_empty else budget
 
 
 def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
@@ -124,7 +143,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
-def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmModel:
+def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading, declared: Output | None) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
     adapt(module)
@@ -136,17 +155,37 @@ def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmMod
     if layers:
         family = as_layered(module, family, layers, normed=reading.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
-    ref = ModelRef(name=name, output=_output(module, image), layers=layers)
+    ref = ModelRef(name=name, output=_output(module, name, image, declared), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
 
 
 @torch.no_grad()
-def _output(module: nn.Module, image: Tensor) -> Output | None:
-    """What the outputs are, by what one image [1, C, H, W] gives; None where the number of classes says it."""
+def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None) -> Output | None:
+    """What the outputs are, by what one image [1, C, H, W] gives and by what was declared; None where the number of classes says it.
+
+    Raises:
+        ModelError: they cannot be what was declared.
+    """
     outputs = module(image)
-    if isinstance(outputs, tuple):
-        return "layers"
-    return "tokens" if outputs.ndim > 2 else None
+    seen: Output | None = "layers" if isinstance(outputs, tuple) else "tokens" if outputs.ndim > 2 else None
+    if seen is None and not getattr(module, "num_classes", 1):
+        seen = "features"
+    if declared is not None:
+        if seen not in (None, declared):
+            raise ModelError(f"output is {declared!r}, but what is read of {name} are {WORDS[seen]}: leave output out")
+        if declared in ("tokens", "layers") and seen is None:
+            raise ModelError(f"output is {declared!r}, but what is read of {name} is one vector for an image")
+        return declared
+    if seen is None and projects(ModelRef(name=name, kwargs={"num_classes": outputs.shape[-1]})):
+        return "features"
+    if seen is None and outputs.shape[-1] > 1:
+        log.warning(
+            "The %d outputs of %s are taken for class logits, of which a softmax is preserved. If they are not, pass output="
+            '"regression", "multi-label" or "features"; output="logits" is silent.',
+            outputs.shape[-1],
+            name,
+        )
+    return seen
 
 
 def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:

@@ -194,7 +194,8 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
 
     Args:
         data: as in `Draft.of`.
-        classes: of the model; 0 where labels only judge its features.
+        classes: of the model; 0 where it has none. Folders are then read as labels, by which its features are judged, only where
+            every split has the same ones: whoever sorts pictures into albums means no classes.
         names: of these classes in the order of the outputs, where the model says them.
 
     Raises:
@@ -207,12 +208,15 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
         what = f"{data} is a file" if folder.is_file() else f"there is no folder {data}"
         raise DataError(f"{what}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:
-        folders = list(folders_in(Layout.of(folder).folders["train"]))
+        splits = {part: list(folders_in(below)) for part, below in Layout.of(folder).folders.items()}
     except DataError:  # no folders that could be classes
-        folders = []
+        splits = {"train": []}
+    folders = splits["train"]
     unlabelled, count = f"images:{folder.resolve()}", len(folders)
     if count < 2:
         return Pictures(unlabelled, "no labels")
+    if not classes and (len(splits) < 2 or any(names != folders for names in splits.values())):
+        return Pictures(unlabelled, f"no labels; imagefolder:{folder} takes its {count} folders for classes")
     if classes not in (0, count):
         return Pictures(unlabelled, f"{count} folders, but the model has {classes} classes: labels are not read")
     labelled = f"imagefolder:{folder.resolve()}"

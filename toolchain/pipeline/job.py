@@ -146,6 +146,11 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     Raises:
         RecipeError, ModelError, DataError, StorageError, ArtifactError: as `prepare`.
     """
+    if not (recipe.data.source or shapes_only):
+        raise RecipeError(
+            "recipe data.source is missing: name your pictures, such as 'images:~/pictures' or 'imagefolder:PATH'; 'none' is for "
+            "size and latency alone"
+        )
     if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
         raise StorageError(f"there is no checkpoint {recipe.model.checkpoint}")
     synthetic = recipe.data.source == SYNTHETIC

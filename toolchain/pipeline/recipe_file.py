@@ -34,11 +34,11 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    path, ours = space.root / RECIPE, space.private / OURS
+    path = space.root / RECIPE
     if path.exists():
-        if _says(path, recipe):
+        if says(path, recipe):
             return [path]
-        if not (ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)):
+        if not is_ours(space):
             log.warning("%s is not the recipe that was carried out, and is left as it is; remove it to have that", path)
             return []
     text = _text(recipe)
@@ -46,8 +46,19 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
         path.unlink(missing_ok=True)
         return []
     write_text(path, text)
-    write_text(ours, sha256(path))
+    claim(space)
     return [path]
+
+
+def claim(space: Workspace) -> None:
+    """Remembers that the run's recipe.toml, as it is now, was written by slimvit and by nobody else."""
+    write_text(space.private / OURS, sha256(space.root / RECIPE))
+
+
+def is_ours(space: Workspace) -> bool:
+    """Whether the run's recipe.toml is to the byte what slimvit wrote there, so that it may be replaced."""
+    path, ours = space.root / RECIPE, space.private / OURS
+    return ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)
 
 
 def _text(recipe: Recipe) -> str | None:
@@ -61,7 +72,7 @@ def _text(recipe: Recipe) -> str | None:
     return f"{head}\n{body}" if same else None
 
 
-def _says(path: Path, recipe: Recipe) -> bool:
+def says(path: Path, recipe: Recipe) -> bool:
     """Whether a file is the same recipe, with the same paths."""
     try:
         return Recipe.load(path).to_json() == recipe.to_json()

@@ -27,7 +27,7 @@ from toolchain.measure.samples import Design
 from toolchain.pipeline.folder import PRIVATE
 from toolchain.pipeline.job import code
 from toolchain.pipeline.sweep import WAIT, Ended, Variant
-from toolchain.recipe import CLASS_LISTS, LOCAL, PATH_SOURCES, Recipe, model_source
+from toolchain.recipe import CLASS_LISTS, LOCAL, Recipe, model_source, path_of_source
 from toolchain.report.record import Report
 
 if TYPE_CHECKING:
@@ -194,11 +194,10 @@ def _token(out: Path) -> Iterator[Path]:
 def _places(recipe: Recipe) -> Iterator[Path]:
     """What a recipe reads by path."""
     kind, place = model_source(recipe.model.name)
-    source, _, pictures = recipe.data.source.partition(":")
     named = {
         place: kind == LOCAL,
         recipe.model.checkpoint: True,
-        pictures: source in PATH_SOURCES,
+        path_of_source(recipe.data.source): True,
         recipe.data.classes: recipe.data.classes not in CLASS_LISTS,
     }
     yield from (Path(path) for path, is_path in named.items() if path and is_path)

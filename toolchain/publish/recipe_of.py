@@ -15,9 +15,10 @@ from toolchain.recipe import (
     HUB,
     HUB_URL,
     LOCAL,
-    PATH_SOURCES,
+    SAVED,
     Recipe,
     model_source,
+    path_of_source,
 )
 from toolchain.report.record import Report
 
@@ -52,9 +53,9 @@ def whole(recipe: Recipe) -> str:
         model["checkpoint"] = HOLE
     if "kwargs" in model:
         model["kwargs"] = _placeless(model["kwargs"])
-    kind, colon, _ = recipe.data.source.partition(":")
-    if colon and kind in PATH_SOURCES:
-        data["source"] = f"{kind}:{HOLE}"
+    if path := path_of_source(recipe.data.source):
+        kind = recipe.data.source.removesuffix(path)
+        data["source"] = f"{kind}./{HOLE}" if kind == f"{SAVED}:" else f"{kind}{HOLE}"
     if recipe.data.classes and recipe.data.classes not in CLASS_LISTS:
         data["classes"] = HOLE
     return tomlkit.dumps(raw)

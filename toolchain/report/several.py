@@ -12,6 +12,8 @@ from toolchain.report.record import Counts, Report
 from toolchain.report.sections import Part
 from toolchain.report.tables import Table, loss_words, number, percent, size
 
+DENSE_WEIGHTS = "dense/model.safetensors"
+"""The dense model's weights in the folder of a run."""
 SEVERAL = 3
 """So many different points on the front are needed for one of them to be its knee."""
 
@@ -72,8 +74,15 @@ def front(reports: Mapping[str, Report]) -> Front:
 
 def _comparable(reports: Mapping[str, Report]) -> bool:
     """Whether all losses are known, of the same images, and shares of the same thing."""
-    kinds = {(report.data.digest, loss_words(report.compressed)) for report in reports.values()}
+    kinds = {(report.data.digest, loss_words(report.compressed), _parent(report)) for report in reports.values()}
     return len(kinds) == 1 and all(file_of(report).loss is not None for report in reports.values())
+
+
+def _parent(report: Report) -> str:
+    """What a loss is relative to: "" where it counts wrong images, else the weights of the dense model."""
+    if report.compressed.error is None and (report.compressed.features is None or report.compressed.features.knn):
+        return ""
+    return next((file.sha256 for file in report.files if file.path == DENSE_WEIGHTS), report.model.model_dump_json())
 
 
 def _knee(names: Mapping[tuple[float, float], str]) -> str | None:
