@@ -198,6 +198,19 @@ def test_required_speedup_without_a_measurement(command, recipe, tmp_path):
     assert "[bench]" in outcome.err
 
 
+def test_a_run_that_made_the_model_slower_ends_so(command, finished, copied, monkeypatch):
+    """Kind: `slimvit run` in CI is green although the compressed model is slower than the dense one."""
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    record = next((copied / ".slimvit").glob("bench-*.json"))
+    content = json.loads(record.read_text())
+    content["facts"] |= {"verdict": "regressed", "ratio": {"point": 1.5, "lo": 1.4, "hi": 1.6}}
+    record.write_text(json.dumps(content))
+    outcome = command("run", finished.recipe, "--out", copied, "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["bench"][0]["verdict"] == "regressed", "the report is there all the same"
+    assert "the compressed model is slower than the dense one: ort-cpu, batch 1" in outcome.err.splitlines()[-1]
+
+
 def test_dry_run_and_plan_are_one_thing_and_write_nothing(parsed, finished, tmp_path):
     planned = parsed("plan", finished.recipe)
     assert planned == parsed("run", finished.recipe, "--dry-run", "--out", tmp_path / "out")
@@ -780,9 +793,19 @@ def test_shrink_does_what_its_recipe_does(parsed, command, finished, tmp_path):
     assert bytes_of(once / "plan.json") == bytes_of(again / "plan.json")
     (once / "recipe.toml").touch()
     assert parsed(*line, "--out", once)["ratio"]["params"] <= 0.6, "the same line takes up the same run"
+    required = command(*line, "--out", once, "--require-speedup", "1.0")
+    assert (required.code, "[bench]" in required.err) == (4, True)
+    fresh = command(*line, "--out", once, "--no-resume")
+    assert (fresh.code, "kept from an earlier run" in fresh.err) == (0, False)
     other = command(*line, "--macs", "0.5", "--out", once)
     assert other.code == 74
     assert "says something else" in other.err
+
+
+def test_shrink_tells_what_it_would_do_and_does_nothing(parsed, finished, tmp_path):
+    line = "shrink", finished.folder / "dense", "--data", "digits", "--params", "0.6", "--dry-run"
+    assert parsed(*line, "--out", tmp_path / "out")["predicted"]["params"] > 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_shrink_limits_the_file_of_a_precision(command, parsed, finished, tmp_path):
