@@ -345,6 +345,17 @@ def test_any_change_changes_the_digest(tmp_path, change):
     assert Recipe.load(path, [change]).digest != Recipe.load(path).digest
 
 
+@pytest.mark.parametrize("setting", ["mirror=false"])
+def test_a_key_that_came_later_counts_where_it_is_named(tmp_path, setting):
+    """Kind: an update of slimvit after which no report's recipe is the one that is carried out."""
+    path, key = write(tmp_path, CONTRACT), setting.partition("=")[0]
+    plain, named = Recipe.load(path), Recipe.load(path, [f"data.{setting}"])
+    assert key not in json.loads(plain.to_json())["data"]
+    assert key in json.loads(named.to_json())["data"]
+    assert named.digest != plain.digest
+    assert Recipe.from_dict(named.tables()) == named
+
+
 @pytest.mark.parametrize("source", ["imagefolder:images", "images:images", "fashion-mnist:images"])
 def test_digest_does_not_depend_on_where_the_recipe_lies(tmp_path, source):
     places = [tmp_path / "a", tmp_path / "b" / "c"]

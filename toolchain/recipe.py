@@ -64,6 +64,8 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
+LATER = ("mirror",)
+"""Keys of [data] that came later: they count in the digest of a recipe only where it names them."""
 OPTIONAL = ("train", "engine", "bench")
 """Sections that do something by being there, even with nothing in them."""
 
@@ -121,7 +123,8 @@ class DataSection(Section):
     """[data]: where images come from.
 
     `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
-    kind of source has it. `workers` is the number of threads that decode, and changes no outcome.
+    kind of source has it. `workers` is the number of threads that decode, and changes no outcome. Without `mirror`, training mirrors
+    images where the source allows it.
     """
 
     source: str = "digits"
@@ -132,6 +135,12 @@ class DataSection(Section):
     classes: str = ""
     exif_orientation: bool | None = None
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    mirror: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_source_says(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if key not in LATER or value is not None}
 
 
 class TrainSection(Section):

@@ -131,6 +131,7 @@ class Wanted:
         exif_orientation: the recipe's, or None where the source does what is usual for its kind.
         classes: class name → number of the model's output, or None where the source numbers its own.
         workers: threads that decode, or None for as many as are worth it.
+        mirror: whether training may mirror images, or None where the source does what is usual for its kind.
     """
 
     input_size: tuple[int, int, int]
@@ -142,6 +143,7 @@ class Wanted:
     exif_orientation: bool | None = None
     classes: Mapping[str, int] | None = None
     workers: int | None = None
+    mirror: bool | None = None
 
     def declared(self, mean: float, std: float) -> Preprocessing:
         """The preprocessing of a grey source that declares its own statistics and is never cropped.

@@ -222,6 +222,7 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
             calibration_images=data.calibration_images,
             exif_orientation=data.exif_orientation,
             workers=data.workers,
+            mirror=data.mirror,
         ),
         classes=data.classes,
         outputs=None if loaded.ref.output in FEATURES else module.num_classes or None,  # type: ignore[arg-type]
