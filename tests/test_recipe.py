@@ -196,6 +196,11 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("train", epochs=1.5), "train.epochs"),
         (with_("data", mean=[float("nan")]), "data.mean.0"),
         (with_("data", mean=[]), "data.mean"),
+        (
+            with_("data", interpolation="cubic"),
+            r"data\.interpolation: .*'nearest', 'bilinear', 'bicubic'.*, got 'cubic'",
+        ),
+        (with_("data", crop_mode="centre"), r"data\.crop_mode: .*'center', 'squash' or 'border', got 'centre'"),
         (with_("compress", method="pruning"), "'joint', 'hybrid', 'vtp' or 'none', got 'pruning'"),
         (with_("compress", seed=-1), "compress.seed"),
         (with_("compress", seed=2**32), "compress.seed"),
@@ -345,7 +350,7 @@ def test_any_change_changes_the_digest(tmp_path, change):
     assert Recipe.load(path, [change]).digest != Recipe.load(path).digest
 
 
-@pytest.mark.parametrize("setting", ["mirror=false"])
+@pytest.mark.parametrize("setting", ["mirror=false", "interpolation='lanczos'", "crop_mode='squash'"])
 def test_a_key_that_came_later_counts_where_it_is_named(tmp_path, setting):
     """Kind: an update of slimvit after which no report's recipe is the one that is carried out."""
     path, key = write(tmp_path, CONTRACT), setting.partition("=")[0]

@@ -56,6 +56,10 @@ CLASS_LISTS = (
     "imagenet-22k-ms",
 )
 """The class lists that timm ships: which output each synset is of a model that was trained on them."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""Pillow's filters, by the names that timm has for them; its "random" is none, for it draws one for each image."""
+CropMode = Literal["center", "squash", "border"]
+"""timm's ways to a picture of the model's size."""
 ALIGN = 8
 """Widths are multiples of it where a recipe names no target: of others, a head dim of 35 say, no runtime is fast."""
 PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
@@ -64,7 +68,7 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
-LATER = ("mirror",)
+LATER = ("interpolation", "crop_mode", "mirror")
 """Keys of [data] that came later: they count in the digest of a recipe only where it names them."""
 OPTIONAL = ("train", "engine", "bench")
 """Sections that do something by being there, even with nothing in them."""
@@ -122,7 +126,8 @@ class ModelSection(Section):
 class DataSection(Section):
     """[data]: where images come from.
 
-    `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
+    `interpolation` and `crop_mode` are timm's: how a picture is resized, and what becomes of one that has another shape than the
+    input. `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
     kind of source has it. `workers` is the number of threads that decode, and changes no outcome. Without `mirror`, training mirrors
     images where the source allows it.
     """
@@ -132,6 +137,8 @@ class DataSection(Section):
     mean: Numbers | None = None
     std: Numbers | None = None
     crop_pct: Fraction | None = None
+    interpolation: Interpolation | None = None
+    crop_mode: CropMode | None = None
     classes: str = ""
     exif_orientation: bool | None = None
     workers: Annotated[int, Field(ge=0, le=256)] | None = None

@@ -223,6 +223,8 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
             exif_orientation=data.exif_orientation,
             workers=data.workers,
             mirror=data.mirror,
+            interpolation=data.interpolation,
+            crop_mode=data.crop_mode,
         ),
         classes=data.classes,
         outputs=None if loaded.ref.output in FEATURES else module.num_classes or None,  # type: ignore[arg-type]
