@@ -350,7 +350,9 @@ def test_any_change_changes_the_digest(tmp_path, change):
     assert Recipe.load(path, [change]).digest != Recipe.load(path).digest
 
 
-@pytest.mark.parametrize("setting", ["mirror=false", "interpolation='lanczos'", "crop_mode='squash'"])
+@pytest.mark.parametrize(
+    "setting", ["mirror=false", "interpolation='lanczos'", "crop_mode='squash'", "label_column=''"]
+)
 def test_a_key_that_came_later_counts_where_it_is_named(tmp_path, setting):
     """Kind: an update of slimvit after which no report's recipe is the one that is carried out."""
     path, key = write(tmp_path, CONTRACT), setting.partition("=")[0]

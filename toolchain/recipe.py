@@ -68,7 +68,7 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
-LATER = ("interpolation", "crop_mode", "mirror")
+LATER = ("interpolation", "crop_mode", "mirror", "image_column", "label_column")
 """Keys of [data] that came later: they count in the digest of a recipe only where it names them."""
 OPTIONAL = ("train", "engine", "bench")
 """Sections that do something by being there, even with nothing in them."""
@@ -129,7 +129,8 @@ class DataSection(Section):
     `interpolation` and `crop_mode` are timm's: how a picture is resized, and what becomes of one that has another shape than the
     input. `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
     kind of source has it. `workers` is the number of threads that decode, and changes no outcome. Without `mirror`, training mirrors
-    images where the source allows it.
+    images where the source allows it. `image_column` and `label_column` say which columns of a table are read where several
+    could be; a label column "" is none.
     """
 
     source: str = "digits"
@@ -143,6 +144,8 @@ class DataSection(Section):
     exif_orientation: bool | None = None
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     mirror: bool | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_the_source_says(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

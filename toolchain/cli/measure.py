@@ -42,7 +42,7 @@ def evaluate(
         str,
         typer.Option(
             "--data",
-            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.",
+            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME[:CONFIG][@REVISION].",
             autocompletion=completion.sources,
         ),
     ],

@@ -171,6 +171,10 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
     kind, argument = _parse(name)
     if classes and not SOURCES[kind].names_classes:
         raise DataError(f"data.classes maps the names of classes, and {kind!r} has none; remove it")
+    if (wanted.image_column, wanted.label_column) != (None, None) and not getattr(SOURCES[kind], "has_columns", False):
+        raise DataError(
+            f"data.image_column and data.label_column name columns of hf:, and {kind!r} has none; remove them"
+        )
     numbers = read_classes(classes) if classes else None
     content = SOURCES[kind]().read(argument, replace(wanted, classes=numbers))
     usual = content.flip

@@ -133,6 +133,7 @@ class Wanted:
         exif_orientation: the recipe's, or None where the source does what is usual for its kind.
         classes: class name → number of the model's output, or None where the source numbers its own.
         workers: threads that decode, or None for as many as are worth it.
+        image_column, label_column: of a table, or None where only one can be meant; no labels are read where that is "".
         mirror: whether training may mirror images, or None where the source does what is usual for its kind.
     """
 
@@ -148,6 +149,8 @@ class Wanted:
     mirror: bool | None = None
     interpolation: str | None = None
     crop_mode: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def declared(self, mean: float, std: float) -> Preprocessing:
         """The preprocessing of a grey source that declares its own statistics and is never cropped.
