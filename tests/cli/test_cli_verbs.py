@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
@@ -11,11 +12,13 @@ from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import onnx as onnxlib
 import pytest
 import torch
 import typer
 from builders import write_samples
+from PIL import Image
 
 from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
@@ -196,6 +199,28 @@ def test_required_speedup_without_a_measurement(command, recipe, tmp_path):
     outcome = command("run", recipe, "--out", tmp_path / "out", "--require-speedup", "1.0")
     assert outcome.code == 4
     assert "[bench]" in outcome.err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "parity", "export"])
+def test_columns_are_named_where_there_is_no_recipe(command, finished, tmp_path, verb):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": png(number), "path": None} for number in range(8)], "a": [0, 1] * 4, "b": [1, 0] * 4}
+    classes = datasets.ClassLabel(names=["x", "y"])
+    features = datasets.Features({"image": datasets.Image(), "a": classes, "b": classes})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    dense = finished.folder / "dense"
+    more = {"parity": [dense], "export": ["--out", tmp_path / "x.onnx"]}.get(verb, [])
+    line = verb, dense, *more, "--data", f"hf:{tmp_path / 'saved'}"
+    for asked, words in (([], "to one of a, b"), (["--label-column", "c"], "no column 'c' of labels")):
+        outcome = command(*line, *asked)
+        assert (outcome.code, words in outcome.err) == (2, True), outcome.err
+
+
+def png(seed):
+    """The bytes of a small picture."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)).save(stream, "png")
+    return stream.getvalue()
 
 
 def test_a_run_that_made_the_model_slower_ends_so(command, finished, copied, monkeypatch):

@@ -10,6 +10,9 @@ from toolchain.data import open_source
 from toolchain.data.tables import Place
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError
+from toolchain.export.preparation import resized_source
+from toolchain.gate.config import DataSection
+from toolchain.model import Preprocess
 
 datasets = pytest.importorskip("datasets")
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -61,7 +64,9 @@ def cifar(tmp_path_factory):
 
 def test_fine_and_coarse_classes_are_told_apart_by_the_recipe(cifar):
     """Kind: CIFAR-100 cannot be read at all, because it has two columns of classes."""
-    with pytest.raises(DataError, match=r"set data\.label_column to one of fine_label, coarse_label, or to '' to"):
+    with pytest.raises(
+        DataError, match=r"set data\.label_column \(--label-column\) to one of fine_label, coarse_label, or to '' to"
+    ):
         open_(cifar)
     sources = {column: open_(cifar, label_column=column) for column in ("fine_label", "coarse_label", "")}
     assert [source.num_classes for source in sources.values()] == [4, 2, None]
@@ -81,12 +86,12 @@ def test_a_column_of_whole_numbers_may_be_the_labels(cifar):
     [
         (
             {"label_column": "fine"},
-            "no column 'fine' of labels; set data.label_column to one of fine_label, coarse_label",
+            r"no column 'fine' of labels; set data\.label_column .* to one of fine_label, coarse_label",
         ),
         ({"label_column": "img"}, "no column 'img' of labels"),
         (
             {"label_column": "", "image_column": "count"},
-            "no column 'count' of images; set data.image_column to one of img",
+            r"no column 'count' of images; set data\.image_column .* to one of img",
         ),
     ],
 )
@@ -98,13 +103,21 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(cifar, asked,
 def test_one_of_two_columns_of_images_is_named(tmp_path):
     other = pictures(tmp_path / "other")[::-1]
     root = saved(tmp_path, depth=(other, datasets.Image()))
-    with pytest.raises(DataError, match=r"set data\.image_column to one of img, depth$"):
+    with pytest.raises(DataError, match=r"set data\.image_column \(--image-column\) to one of img, depth$"):
         open_(root)
     img, depth = (open_(root, image_column=name) for name in ("img", "depth"))
     assert img.digest != depth.digest
     position = int(img.split("train").positions[0])
     twin = depth.split("train").positions.tolist().index(position)
     assert not img.split("train")[0][0].equal(depth.split("train")[twin][0])
+
+
+def test_what_judges_a_file_names_columns_too(cifar):
+    """Kind: a recipe can read CIFAR-100, and the gate of what it made cannot."""
+    how = Preprocess((3, 8, 8), (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0, "center")
+    data = DataSection(source=f"hf:{cifar}", label_column="coarse_label")
+    assert resized_source(data.source, how, data.preparation).num_classes == 2
+    assert data.preparation.asked == {}, "a column is nothing that an artifact says otherwise"
 
 
 def test_columns_of_what_is_no_table_are_refused():

@@ -48,6 +48,13 @@ TargetsOption = Annotated[
 ShapeOption = Annotated[
     str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
 ]
+ImageColumnOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of an hf: data set with several columns of images.")
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of an hf: data set with several columns of classes; '' reads no labels."),
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of inputs, orders and bootstrap; 0 if absent.")]
 SessionsOption = Annotated[
     int, typer.Option(min=3, help="Fresh processes; fewer than 3 do not show what processes differ by.")

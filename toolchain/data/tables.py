@@ -145,12 +145,12 @@ def _chosen(argument: str, what: str, asked: str | None, usual: list[str], possi
     if asked is not None:
         if asked not in possible:
             raise DataError(
-                f"hf:{argument} has no column {asked!r} of {what}s; set data.{what}_column to one of {', '.join(possible)}"
+                f"hf:{argument} has no column {asked!r} of {what}s; set data.{what}_column (--{what}-column) to one of {', '.join(possible)}"
             )
         return asked
     if len(usual) > 1:
         none = ", or to '' to read none" if what == "label" else ""
         raise DataError(
-            f"hf:{argument} has several columns of {what}s: set data.{what}_column to one of {', '.join(usual)}{none}"
+            f"hf:{argument} has several columns of {what}s: set data.{what}_column (--{what}-column) to one of {', '.join(usual)}{none}"
         )
     return usual[0]
