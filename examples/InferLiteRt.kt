@@ -17,6 +17,9 @@ class Classifier(context: Context, asset: String, told: JSONObject) {
     private val mean = FloatArray(3) { how.getJSONArray("mean").getDouble(it).toFloat() }
     private val std = FloatArray(3) { how.getJSONArray("std").getDouble(it).toFloat() }
     private val crop = how.optDouble("crop_pct", Double.NaN) // null: all of the picture is scaled
+    init {
+        check(how.isNull("crop_mode") || how.getString("crop_mode") == "center") { "this crop mode is not in this example" }
+    }
     private val model = CompiledModel.create(context.assets, asset, CompiledModel.Options(Accelerator.CPU))
     private val inputs = model.createInputBuffers() // of the first signature, "b1"
     private val outputs = model.createOutputBuffers()

@@ -197,6 +197,11 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("train", epochs=1.5), "train.epochs"),
         (with_("data", mean=[float("nan")]), "data.mean.0"),
         (with_("data", mean=[]), "data.mean"),
+        (
+            with_("data", interpolation="cubic"),
+            r"data\.interpolation: .*'nearest', 'bilinear', 'bicubic'.*, got 'cubic'",
+        ),
+        (with_("data", crop_mode="centre"), r"data\.crop_mode: .*'center', 'squash' or 'border', got 'centre'"),
         (with_("compress", method="pruning"), "'joint', 'hybrid', 'vtp' or 'none', got 'pruning'"),
         (with_("compress", seed=-1), "compress.seed"),
         (with_("compress", seed=2**32), "compress.seed"),
@@ -370,6 +375,19 @@ def test_digest_depends_on_meaning_alone(tmp_path):
 def test_any_change_changes_the_digest(tmp_path, change):
     path = write(tmp_path, CONTRACT)
     assert Recipe.load(path, [change]).digest != Recipe.load(path).digest
+
+
+@pytest.mark.parametrize(
+    "setting", ["mirror=false", "interpolation='lanczos'", "crop_mode='squash'", "label_column=''"]
+)
+def test_a_key_that_came_later_counts_where_it_is_named(tmp_path, setting):
+    """Kind: an update of slimvit after which no report's recipe is the one that is carried out."""
+    path, key = write(tmp_path, CONTRACT), setting.partition("=")[0]
+    plain, named = Recipe.load(path), Recipe.load(path, [f"data.{setting}"])
+    assert key not in json.loads(plain.to_json())["data"]
+    assert key in json.loads(named.to_json())["data"]
+    assert named.digest != plain.digest
+    assert Recipe.from_dict(named.tables()) == named
 
 
 @pytest.mark.parametrize("source", ["imagefolder:images", "images:images", "fashion-mnist:images"])

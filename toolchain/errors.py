@@ -51,6 +51,12 @@ class MeasurementError(SlimvitError):
     exit_code = 4
 
 
+class Slowdown(SlimvitError):
+    """The compressed model takes more time than the dense one, beyond the tolerance."""
+
+    exit_code = 1
+
+
 class TargetUnavailable(SlimvitError):
     """A target cannot be used on this machine.
 

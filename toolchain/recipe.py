@@ -58,6 +58,10 @@ CLASS_LISTS = (
     "imagenet-22k-ms",
 )
 """The class lists that timm ships: which output each synset is of a model that was trained on them."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""Pillow's filters, by the names that timm has for them; its "random" is none, for it draws one for each image."""
+CropMode = Literal["center", "squash", "border"]
+"""timm's ways to a picture of the model's size."""
 ALIGN = 8
 """Widths are multiples of it where a recipe names no target: of others, a head dim of 35 say, no runtime is fast."""
 PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, allocation
@@ -66,6 +70,8 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # method → attention, neurons, a
     "vtp": ("none", "vtp", "global"),
     "none": ("none", "none", "uniform"),
 }
+LATER = ("interpolation", "crop_mode", "mirror", "image_column", "label_column")
+"""Keys of [data] that came later: they count in the digest of a recipe only where it names them."""
 OPTIONAL = ("train", "engine", "bench")
 """Sections that do something by being there, even with nothing in them."""
 
@@ -122,8 +128,11 @@ class ModelSection(Section):
 class DataSection(Section):
     """[data]: where images come from.
 
-    `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
-    kind of source has it. `workers` is the number of threads that decode, and changes no outcome.
+    `interpolation` and `crop_mode` are timm's: how a picture is resized, and what becomes of one that has another shape than the
+    input. `classes` maps class folders to the model's outputs. Without `exif_orientation`, pictures are turned or not as the
+    kind of source has it. `workers` is the number of threads that decode, and changes no outcome. Without `mirror`, training mirrors
+    images where the source allows it. `image_column` and `label_column` say which columns of a table are read where several
+    could be; a label column "" is none.
     """
 
     source: str = ""
@@ -131,9 +140,19 @@ class DataSection(Section):
     mean: Numbers | None = None
     std: Numbers | None = None
     crop_pct: Fraction | None = None
+    interpolation: Interpolation | None = None
+    crop_mode: CropMode | None = None
     classes: str = ""
     exif_orientation: bool | None = None
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    mirror: bool | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_source_says(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {key: value for key, value in record.items() if key not in LATER or value is not None}
 
 
 class TrainSection(Section):

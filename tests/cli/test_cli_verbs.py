@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
@@ -11,11 +12,13 @@ from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import onnx as onnxlib
 import pytest
 import torch
 import typer
 from builders import write_samples
+from PIL import Image
 
 from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
@@ -196,6 +199,41 @@ def test_required_speedup_without_a_measurement(command, recipe, tmp_path):
     outcome = command("run", recipe, "--out", tmp_path / "out", "--require-speedup", "1.0")
     assert outcome.code == 4
     assert "[bench]" in outcome.err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "parity", "export"])
+def test_columns_are_named_where_there_is_no_recipe(command, finished, tmp_path, verb):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": png(number), "path": None} for number in range(8)], "a": [0, 1] * 4, "b": [1, 0] * 4}
+    classes = datasets.ClassLabel(names=["x", "y"])
+    features = datasets.Features({"image": datasets.Image(), "a": classes, "b": classes})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    dense = finished.folder / "dense"
+    more = {"parity": [dense], "export": ["--out", tmp_path / "x.onnx"]}.get(verb, [])
+    line = verb, dense, *more, "--data", f"hf:{tmp_path / 'saved'}"
+    for asked, words in (([], "to one of a, b"), (["--label-column", "c"], "no column 'c' of labels")):
+        outcome = command(*line, *asked)
+        assert (outcome.code, words in outcome.err) == (2, True), outcome.err
+
+
+def png(seed):
+    """The bytes of a small picture."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)).save(stream, "png")
+    return stream.getvalue()
+
+
+def test_a_run_that_made_the_model_slower_ends_so(command, finished, copied, monkeypatch):
+    """Kind: `slimvit run` in CI is green although the compressed model is slower than the dense one."""
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
+    record = next((copied / ".slimvit").glob("bench-*.json"))
+    content = json.loads(record.read_text())
+    content["facts"] |= {"verdict": "regressed", "ratio": {"point": 1.5, "lo": 1.4, "hi": 1.6}}
+    record.write_text(json.dumps(content))
+    outcome = command("run", finished.recipe, "--out", copied, "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["bench"][0]["verdict"] == "regressed", "the report is there all the same"
+    assert "the compressed model is slower than the dense one: ort-cpu, batch 1" in outcome.err.splitlines()[-1]
 
 
 def test_dry_run_and_plan_are_one_thing_and_write_nothing(parsed, finished, tmp_path):
@@ -780,9 +818,19 @@ def test_shrink_does_what_its_recipe_does(parsed, command, finished, tmp_path):
     assert bytes_of(once / "plan.json") == bytes_of(again / "plan.json")
     (once / "recipe.toml").touch()
     assert parsed(*line, "--out", once)["ratio"]["params"] <= 0.6, "the same line takes up the same run"
+    required = command(*line, "--out", once, "--require-speedup", "1.0")
+    assert (required.code, "[bench]" in required.err) == (4, True)
+    fresh = command(*line, "--out", once, "--no-resume")
+    assert (fresh.code, "kept from an earlier run" in fresh.err) == (0, False)
     other = command(*line, "--macs", "0.5", "--out", once)
     assert other.code == 74
     assert "says something else" in other.err
+
+
+def test_shrink_tells_what_it_would_do_and_does_nothing(parsed, finished, tmp_path):
+    line = "shrink", finished.folder / "dense", "--data", "digits", "--params", "0.6", "--dry-run"
+    assert parsed(*line, "--out", tmp_path / "out")["predicted"]["params"] > 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_shrink_limits_the_file_of_a_precision(command, parsed, finished, tmp_path):

@@ -102,7 +102,7 @@ def test_a_picture_is_bit_for_bit_what_timms_own_transform_makes_of_it(crop_mode
 @pytest.mark.parametrize(("key", "value"), [("interpolation", "random"), ("crop_mode", "centre")])
 def test_what_timm_would_draw_or_replace_by_something_else_is_refused(key, value):
     """Kind: a default in place of what was asked for. timm takes an unknown crop mode for a centre crop."""
-    with pytest.raises(DataError, match=rf"'{value}'; expected one of .*pretrained_cfg_overlay"):
+    with pytest.raises(DataError, match=rf"'{value}'; expected one of .*Set data.{key}"):
         Wanted((3, 8, 8), CONFIG | {key: value}).natural()
 
 

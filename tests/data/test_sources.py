@@ -125,6 +125,18 @@ def test_the_digest_depends_on_splits_and_preprocessing(every_source, kind):
     assert len(set(digests)) == len(digests)
 
 
+@pytest.mark.parametrize("kind", list(SOURCES))
+def test_the_recipe_says_whether_images_are_mirrored(every_source, kind):
+    """Kind: a traffic sign is mirrored in training, keeps its label, and no key turns that off."""
+    name = every_source[kind]
+    usual, on, off = open_(name), open_(name, mirror=True), open_(name, mirror=False)
+    assert usual.flip == (kind not in ("digits", "none"))
+    assert (on.flip, off.flip) == (True, False)
+    same, other = (on, off) if usual.flip else (off, on)
+    assert same.digest == usual.digest, "what is done as ever leaves no trace"
+    assert other.digest != usual.digest, "what is trained otherwise is not taken up from before"
+
+
 @pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "none"])
 def test_which_pictures_are_in_a_split_is_known_whatever_they_are_prepared_as(every_source, kind):
     name = every_source[kind]

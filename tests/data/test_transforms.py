@@ -52,6 +52,17 @@ def test_the_recipe_overrides_mean_and_std():
     assert Wanted((1, 8, 8), {}, mean=(0.1,)).declared(0.9, 1.0).mean == (0.1,)
 
 
+def test_the_recipe_overrides_the_filter_and_the_crop():
+    """Kind: a key of timm's evaluation that the recipe cannot say, and whose error sends to the inside of timm."""
+    used = Wanted((3, 8, 8), COLOUR, interpolation="lanczos", crop_mode="squash", crop_pct=1.0).natural()
+    assert (used.interpolation, used.crop_mode, used.crop_pct) == ("lanczos", "squash", 1.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    squeezed = Image.fromarray(pixels).resize((8, 8), Image.Resampling.LANCZOS)
+    assert used.pixels_of(Image.fromarray(pixels)).equal(torch.from_numpy(np.array(squeezed)).permute(2, 0, 1))
+    kept = Wanted((3, 8, 8), COLOUR).natural()
+    assert (kept.interpolation, kept.crop_mode) == ("bicubic", "center")
+
+
 def test_preprocessing_reaches_worker_processes():
     used = Wanted((3, 8, 8), COLOUR).natural()
     assert pickle.loads(pickle.dumps(used)) == used
@@ -68,7 +79,9 @@ def test_preprocessing_reaches_worker_processes():
             r"std is \[nan\]; it is for pixels in 0…1",
         ),
         (lambda: Wanted((4, 8, 8), COLOUR).natural(), "4 channels"),
-        (lambda: Wanted((1, 8, 8), {}, crop_pct=0.9).declared(0.0, 1.0), "never cropped"),
+        (lambda: Wanted((1, 8, 8), {}, crop_pct=0.9).declared(0.0, 1.0), r"never cropped, but data\.crop_pct"),
+        (lambda: Wanted((1, 8, 8), {}, crop_mode="squash").declared(0.0, 1.0), r"never cropped, but data\.crop_mode"),
+        (lambda: Wanted((1, 8, 8), {}, interpolation="box").declared(0.0, 1.0), "by bilinear, always"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):

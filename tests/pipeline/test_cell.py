@@ -6,9 +6,9 @@ import pytest
 from builders import Refusing
 from made_up_reports import a_report, timed
 
-from toolchain.errors import MeasurementError
+from toolchain.errors import MeasurementError, Slowdown
 from toolchain.on_device.runner import fingerprint
-from toolchain.pipeline.cell import builder, conditions, require_speedup, runtime
+from toolchain.pipeline.cell import builder, conditions, require_speed, runtime
 from toolchain.targets import TARGETS
 
 
@@ -35,14 +35,58 @@ def test_what_builds_is_all_that_a_probe_tells(register):
     assert builder("converting") == found[1]
 
 
-def test_a_required_speedup_must_be_verified_in_every_cell():
-    row = timed("fp32", 0.6, verified_speedup_at_least=1.5)
-    doubted = row.model_copy(update={"verified_speedup_at_least": None})
-    require_speedup(a_report().model_copy(update={"bench": (row,)}), 1.5)
-    for rows, least, words in (
-        ((row,), 1.6, "1.50 was verified"),
-        ((row, doubted), 1.2, "no speedup"),
-        ((), 1.2, "measures nothing"),
-    ):
-        with pytest.raises(MeasurementError, match=words):
-            require_speedup(a_report().model_copy(update={"bench": rows}), least)
+ASKED = ("int8-dynamic", "int8-qdq")
+
+
+def judged(*rows, least=None, precisions=ASKED):
+    require_speed(a_report().model_copy(update={"bench": rows}), precisions, least)
+
+
+def row(precision, point, **changes):
+    """A comparison that verified 1 / point, where that is a speedup."""
+    return timed(precision, point, **{"verified_speedup_at_least": 1 / point if point < 1 else None, **changes})
+
+
+def test_a_required_speedup_is_that_of_the_fastest_file_that_was_asked_for():
+    """Kind: int8 is asked for and 4.6 times as fast, and the fp32 file that is timed beside it fails the run."""
+    rows = row("fp32", 1 / 1.95), row("int8-dynamic", 1 / 4.6), row("int8-qdq", 1 / 1.5)
+    judged(*rows, least=2.0)
+    with pytest.raises(MeasurementError, match=r"1\.95 was verified \(fp32: improved\)"):
+        judged(*rows, least=2.0, precisions=["fp32"])
+    with pytest.raises(MeasurementError, match=r"4\.60 was verified"):
+        judged(*rows, least=5.0)
+    judged(row("int8-dynamic", 0.2, verified_speedup_at_least=None, verdict="invalid"), rows[2], least=1.5)
+
+
+def test_a_speedup_is_required_in_every_place():
+    here, there = row("int8-qdq", 0.25), row("int8-qdq", 0.9, threads=2)
+    judged(here, there, least=1.1)
+    with pytest.raises(MeasurementError, match=r"on ort-cpu, batch 1, 2 threads; 1\.11 was verified"):
+        judged(here, there, least=2.0)
+    with pytest.raises(MeasurementError, match=r"where no file of export\.precisions was timed"):
+        judged(here, row("fp32", 0.25, target="eager"), least=2.0)
+
+
+@pytest.mark.parametrize("verdict", ["invalid", "inconclusive"])
+def test_what_was_not_decided_verifies_nothing_and_fails_nothing_else(verdict):
+    doubted = row("int8-qdq", 0.5, verified_speedup_at_least=None, verdict=verdict)
+    judged(doubted)
+    with pytest.raises(MeasurementError, match=r"no speedup was verified .* on a quieter machine"):
+        judged(doubted, least=1.2)
+
+
+def test_a_speedup_cannot_be_required_of_nothing():
+    judged()
+    with pytest.raises(MeasurementError, match="measures nothing"):
+        judged(least=1.2)
+
+
+def test_a_model_that_became_slower_is_no_success():
+    """Kind: a run whose every file is slower than the dense one ends like one that reached its goal."""
+    slow, slower = row("int8-dynamic", 1.3, verdict="regressed"), row("int8-qdq", 1.4, verdict="regressed")
+    for least in (None, 1.2):
+        with pytest.raises(Slowdown, match="int8-dynamic, ort-cpu, batch 1, 1 thread") as caught:
+            judged(slow, slower, least=least)
+    assert caught.value.exit_code == 1
+    judged(slower, row("int8-dynamic", 0.5))
+    judged(row("fp32", 1.3, verdict="regressed"))

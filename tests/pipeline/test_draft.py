@@ -161,13 +161,14 @@ def test_a_damaged_config_is_said(tmp_path: Path):
 
 def test_the_dense_model_of_a_run_keeps_its_outputs_and_preprocessing(folder, tmp_path: Path):
     dense = dense_model(**{**TINY, "num_classes": 3})
-    how = replace(dense.preprocess, mean=(0.1, 0.2, 0.3), crop_pct=0.5)
+    how = replace(dense.preprocess, mean=(0.1, 0.2, 0.3), crop_pct=0.5, interpolation="box", crop_mode="squash")
     model = replace(dense, ref=dense.ref.model_copy(update={"output": "multi-label"}), preprocess=how)
     place = save_model(model, tmp_path / "dense")
     draft = Draft.of(str(place), str(folder(0)), HALF)
     assert draft.recipe.model.output == "multi-label"
     assert draft.recipe.data.mean == (0.1, 0.2, 0.3)
-    assert draft.recipe.data.crop_pct == 0.5
+    data = draft.recipe.data
+    assert (data.crop_pct, data.interpolation, data.crop_mode) == (0.5, "box", "squash")
 
 
 def test_paths_mean_the_same_wherever_the_recipe_lies(folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from toolchain.files import exclusive, files_below, read_json, user_cache, write
 from toolchain.model import Made
 from toolchain.parity import TOLERANCES, not_run
 from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace
+from toolchain.pipeline.tools import Tools
 from toolchain.report.record import Record
 
 
@@ -183,7 +186,7 @@ def test_a_record_without_facts_does_the_work_again(root, work):
         assert not space.step("stage", "key", Facts, work).reused
 
 
-def test_a_stage_that_fails_leaves_no_record_of_an_earlier_success(root, work):
+def test_a_stage_that_fails_half_way_is_no_earlier_success(root, work):
     """What it wrote before it failed is no longer what the old record describes."""
 
     def fails() -> Made[list[Path], Facts]:
@@ -194,8 +197,72 @@ def test_a_stage_that_fails_leaves_no_record_of_an_earlier_success(root, work):
         space.step("stage", "old", Facts, work)
         with pytest.raises(ModelError):
             space.step("stage", "new", Facts, fails)
-        assert not (space.private / "stage.json").exists()
         assert not space.step("stage", "old", Facts, work).reused
+
+
+HERE = Tools(slimvit="slimvit 0.1.0", sources="abc", torch="2.13.0", timm="1.0.20", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"torch": "2.14.1"}, "torch is 2.14.1, it was 2.13.0"),
+        ({"timm": "1.1", "torch": "2.14.1"}, "torch is 2.14.1, it was 2.13.0; timm is 1.1, it was 1.0.20"),
+        ({"threads": 2}, r"the number of threads \(OMP_NUM_THREADS\) is 2, it was 1"),
+        ({"slimvit": "slimvit 0.2.0", "sources": "def"}, r"slimvit is 0.2.0, it was 0.1.0\."),
+        ({"sources": "def"}, "the sources of slimvit have changed"),
+    ],
+)
+def test_what_keeps_a_run_from_being_taken_up_is_said_once(root, work, caplog, change, words):
+    """Kind: hours of training are done again because of another OMP_NUM_THREADS, and no line says so."""
+    stages = "dense", "finetune"
+    with Workspace(root).open() as space:
+        for stage in stages:
+            space.step(stage, "key", Facts, work, tools=HERE)
+    assert not caplog.records, "what was never there is not made anew"
+    with Workspace(root).open() as space:
+        for stage in stages:
+            space.step(stage, "other", Facts, work, tools=HERE.model_copy(update=change))
+    (line,) = caplog.messages
+    assert re.match(f"dense is made anew, and so is all that follows: {words}", line)
+
+
+def test_an_output_that_was_altered_is_named(root, work, caplog):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", Facts, work, tools=HERE)
+        (root / "b" / "c" / "d.txt").write_text("mine")
+        space.step("stage", "key", Facts, work, tools=HERE)
+    assert caplog.messages == ["stage is made anew: b/c/d.txt is gone or is not as it was written"]
+
+
+def test_a_change_that_was_made_on_purpose_and_an_old_record_are_no_warning(root, work, caplog):
+    with Workspace(root).open() as space:
+        space.step("stage", "key", Facts, work, tools=HERE)
+        space.step("stage", "other recipe", Facts, work, tools=HERE)
+        space.step("old", "key", Facts, work)
+        space.step("old", "other", Facts, work, tools=HERE)
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_without_resume_nothing_needs_to_be_said(root, work, caplog):
+    for threads in (1, 2):
+        with Workspace(root, resume=False).open() as space:
+            space.step("stage", str(threads), Facts, work, tools=HERE.model_copy(update={"threads": threads}))
+    assert not caplog.records
+
+
+def test_a_run_that_is_interrupted_at_such_a_line_is_taken_up_by_what_made_it(root, work):
+    """Kind: the line comes too late, for the record is gone when it is read."""
+
+    def interrupted() -> Made[list[Path], Facts]:
+        raise KeyboardInterrupt
+
+    with Workspace(root).open() as space:
+        space.step("stage", "one thread", Facts, work, tools=HERE)
+        with pytest.raises(KeyboardInterrupt):
+            space.step("stage", "two", Facts, interrupted, tools=HERE.model_copy(update={"threads": 2}))
+    with Workspace(root).open() as space:
+        assert space.step("stage", "one thread", Facts, work, tools=HERE).reused
 
 
 def test_scratch_is_removed_when_the_stage_is_done_and_kept_when_it_is_not(root, work):

@@ -5,7 +5,7 @@ import torch
 from builders import Refusing
 
 from toolchain.errors import RecipeError
-from toolchain.pipeline.job import prepare
+from toolchain.pipeline.job import begin, prepare
 from toolchain.plan import ModelRef
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import create_dense
@@ -43,6 +43,19 @@ def test_no_pictures_are_anyones_default():
     with pytest.raises(RecipeError, match=r"data\.source is missing: name your pictures"):
         prepare(recipe)
     assert prepare(recipe, shapes_only=True).source.synthetic  # a plan of shapes alone needs none
+
+
+def test_how_pictures_are_prepared_and_mirrored_reaches_the_model_and_its_files():
+    """Kind: a key of [data] that is read and changes nothing. What a file's metadata tells is the model's `preprocess`."""
+    said = {"mean": [0.1], "std": [0.2], "crop_pct": 0.9, "interpolation": "lanczos", "crop_mode": "squash"}
+    recipe = {
+        "model": {"name": "vit_tiny_patch16_224", "kwargs": DIGITS, "pretrained": False},
+        "data": {"source": "none", "mirror": True, **said},
+    }
+    start = begin(Recipe.from_dict(recipe))
+    how = start.dense.preprocess.to_dict()
+    assert how == {"input_size": (1, 8, 8), **said, "mean": (0.1,), "std": (0.2,)}
+    assert start.source.flip
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolchain.cli import completion
-from toolchain.cli.options import FactsFile, JsonFlag, ShapeOption, numbers, write_result
+from toolchain.cli.options import (
+    FactsFile,
+    ImageColumnOption,
+    JsonFlag,
+    LabelColumnOption,
+    ShapeOption,
+    numbers,
+    write_result,
+)
 from toolchain.cli.screen import line, print_json
 from toolchain.errors import ParityError, RecipeError
 from toolchain.outputs import FEATURES
@@ -42,7 +50,7 @@ def evaluate(
         str,
         typer.Option(
             "--data",
-            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME.",
+            help="digits, fashion-mnist, imagefolder:PATH, images:PATH, hf:NAME[:CONFIG][@REVISION].",
             autocompletion=completion.sources,
         ),
     ],
@@ -71,6 +79,8 @@ def evaluate(
     std: StdOption = "",
     crop_pct: CropOption = None,
     interpolation: InterpolationOption = "",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     input_shape: ShapeOption = "",
     out: FactsFile = None,
     json_: JsonFlag = False,
@@ -79,7 +89,10 @@ def evaluate(
     from toolchain.artifacts import open_artifact
     from toolchain.export.accuracy import accuracy_of, features_of
 
-    asked, shape = _preparation(mean, std, crop_pct, interpolation), numbers(input_shape, "--input-shape")
+    asked, shape = (
+        _preparation(mean, std, crop_pct, interpolation, image_column, label_column),
+        numbers(input_shape, "--input-shape"),
+    )
     if reference is not None or open_artifact(path).output in FEATURES:
         if classes:
             raise RecipeError(
@@ -127,6 +140,8 @@ def parity(
     std: StdOption = "",
     crop_pct: CropOption = None,
     interpolation: InterpolationOption = "",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     input_shape: ShapeOption = "",
     cosine_min: Annotated[
         float | None,
@@ -140,7 +155,7 @@ def parity(
     from toolchain.parity import Tolerance, require
 
     tolerance = None if cosine_min is None else Tolerance(None, cosine_min, None)
-    asked = _preparation(mean, std, crop_pct, interpolation)
+    asked = _preparation(mean, std, crop_pct, interpolation, image_column, label_column)
     agreement = parity_of(a, b, data, tolerance, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
     rung = agreement.rung
     facts = {**rung.to_dict(), "notes": list(agreement.notes)}
@@ -150,10 +165,13 @@ def parity(
     require([rung])
 
 
-def _preparation(mean: str, std: str, crop_pct: float | None, interpolation: str) -> Preparation:
+def _preparation(
+    mean: str, std: str, crop_pct: float | None, interpolation: str, image_column: str | None, label_column: str | None
+) -> Preparation:
     from toolchain.export.preparation import Preparation
 
-    return Preparation(_shares(mean, "--mean"), _shares(std, "--std"), crop_pct, interpolation or None)
+    shares = _shares(mean, "--mean"), _shares(std, "--std")
+    return Preparation(*shares, crop_pct, interpolation or None, image_column, label_column)
 
 
 def _shares(text: str, option: str) -> tuple[float, ...] | None:

@@ -25,6 +25,16 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. budget.params=0.4.")
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; do no work.")]
+NoResumeOption = Annotated[bool, typer.Option("--no-resume", help="Do every stage anew.")]
+SpeedupOption = Annotated[
+    float | None,
+    typer.Option(
+        "--require-speedup",
+        min=0.0,
+        help="Exit 4 unless in every place the fastest file of export.precisions verified this speedup.",
+    ),
+]
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.toml.")]
 RecipeOption = Annotated[Path, typer.Option("--recipe", metavar="RECIPE", help="A recipe.toml.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder that a stage before wrote.")]
@@ -37,6 +47,13 @@ TargetsOption = Annotated[
 ]
 ShapeOption = Annotated[
     str, typer.Option(help="One sample in the layout of the file, e.g. 3,224,224, where it leaves that open.")
+]
+ImageColumnOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of an hf: data set with several columns of images.")
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of an hf: data set with several columns of classes; '' reads no labels."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of inputs, orders and bootstrap; 0 if absent.")]
 SessionsOption = Annotated[

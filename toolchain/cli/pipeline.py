@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli.options import JsonFlag, RecipeArgument, SetOption, design_of
+from toolchain.cli.options import (
+    DryRunOption,
+    JsonFlag,
+    NoResumeOption,
+    RecipeArgument,
+    SetOption,
+    SpeedupOption,
+    design_of,
+)
 from toolchain.cli.screen import Screen, print_json, print_report, print_tables, print_wrapped
 from toolchain.progress import Progress
 from toolchain.report.tables import Table, number, size
@@ -17,6 +25,7 @@ from toolchain.report.tables import Table, number, size
 if TYPE_CHECKING:
     from toolchain.compress.allocation import Allocation
     from toolchain.pipeline.preview import Preview
+    from toolchain.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -30,26 +39,21 @@ def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the plan; do no work.")
-    ] = False,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Do every stage anew.")] = False,
-    require: Annotated[
-        float | None, typer.Option("--require-speedup", min=0.0, help="Exit 4 unless this speedup is verified.")
-    ] = None,
+    dry_run: DryRunOption = False,
+    no_resume: NoResumeOption = False,
+    require: SpeedupOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Carry out a recipe: load, compress, fine-tune, slice, split, export, build, measure, report."""
+    from toolchain.export.precision import expanded
     from toolchain.measure.compare import compare
-    from toolchain.pipeline.cell import require_speedup
-    from toolchain.pipeline.job import prepare
-    from toolchain.pipeline.preview import from_shapes
+    from toolchain.pipeline.cell import require_speed
     from toolchain.pipeline.run import run as run_recipe
     from toolchain.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_ or ())
     if dry_run:
-        _show(from_shapes(prepare(loaded, fetch=False)), json_=json_)
+        show_plan(loaded, json_=json_)
         return
     folder = out or default_folder(recipe)
     with Screen() as screen:
@@ -59,8 +63,15 @@ def run(
         print_json(report.to_dict())
     else:
         print_report(report, folder)
-    if require is not None:
-        require_speedup(report, require)
+    require_speed(report, expanded(loaded.export.precisions), require)
+
+
+def show_plan(recipe: Recipe, *, json_: bool) -> None:
+    """Checks everything about a recipe and prints its plan; nothing is done."""
+    from toolchain.pipeline.job import prepare
+    from toolchain.pipeline.preview import from_shapes
+
+    _show(from_shapes(prepare(recipe, fetch=False)), json_=json_)
 
 
 def default_folder(recipe: Path) -> Path:

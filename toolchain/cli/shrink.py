@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolchain.cli.init import DataOption, ModelArgument, NameOption, write_recipe
-from toolchain.cli.options import JsonFlag, SetOption, design_of
+from toolchain.cli.options import DryRunOption, JsonFlag, NoResumeOption, SetOption, SpeedupOption, design_of
+from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
 from toolchain.errors import StorageError
@@ -40,10 +42,15 @@ def shrink(
     ] = "",
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
+    dry_run: DryRunOption = False,
+    no_resume: NoResumeOption = False,
+    require: SpeedupOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
+    from toolchain.export.precision import expanded
     from toolchain.measure.compare import compare
+    from toolchain.pipeline.cell import require_speed
     from toolchain.pipeline.draft import Draft
     from toolchain.pipeline.run import run as run_recipe
 
@@ -52,18 +59,25 @@ def shrink(
     wishes = {"params": params, "macs": macs, "size": limit or None}
     budget = {key: value for key, value in wishes.items() if value is not None}
     folder = out or Path("runs") / _folder_name(model)
-    draft = Draft.of(model, data, budget, name=name, overrides=set_ or (), beside=folder)
+    drafted = partial(Draft.of, model, data, budget, name=name, overrides=set_ or ())
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:  # a class map lies beside its recipe
+            draft = drafted(beside=Path(scratch))
+            write_recipe(draft, Path(scratch, "recipe.toml"))
+            show_plan(draft.recipe, json_=json_)
+        return
+    draft = drafted(beside=folder)
     recipe = _written(draft, folder / "recipe.toml")
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
-        report = run_recipe(recipe, folder, progress=Progress(screen), compare=timed)
+        report = run_recipe(recipe, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
     if json_:
         print_json(report.to_dict())
-        return
-    print_report(report, folder)
-    line(
-        f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}"
-    )
+    else:
+        print_report(report, folder)
+        path = folder / "recipe.toml"
+        line(f"Recipe: {path}; change it and carry it out with: slimvit run {path} --out {folder}")
+    require_speed(report, expanded(recipe.export.precisions), require)
 
 
 def _written(draft: Draft, path: Path) -> Recipe:

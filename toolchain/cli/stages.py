@@ -13,7 +13,9 @@ import typer
 from toolchain.cli import completion
 from toolchain.cli.options import (
     FolderArgument,
+    ImageColumnOption,
     JsonFlag,
+    LabelColumnOption,
     OutOption,
     RecipeArgument,
     RecipeOption,
@@ -181,6 +183,8 @@ def export(
             autocompletion=completion.sources,
         ),
     ] = "none",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Dense or deploy model folder → ONNX file, read back and compared with the model at several batch sizes."""
@@ -193,7 +197,7 @@ def export(
         )
     from toolchain.artifacts.onnx_file import FP32
     from toolchain.export.onnx_graph import folder_beside
-    from toolchain.export.preparation import source_for
+    from toolchain.export.preparation import Preparation, source_for
     from toolchain.export.stage import Export
     from toolchain.model import DeployModel, TimmModel, run_stage
     from toolchain.pipeline.judge import Judge
@@ -203,7 +207,8 @@ def export(
     model = load_model(folder)
     if not isinstance(model, TimmModel | DeployModel):
         raise ArtifactError(f"{folder} holds a {model.stage} model; export takes a dense or a deploy model")
-    judge = Judge(source_for(data, model.preprocess), model.output)
+    columns = Preparation(image_column=image_column, label_column=label_column)
+    judge = Judge(source_for(data, model.preprocess, asked=columns), model.output)
     calibrated = precision != FP32 and PRECISIONS.require(precision).calibrated
     if judge.source.synthetic and calibrated:
         raise RecipeError(

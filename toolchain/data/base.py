@@ -37,7 +37,8 @@ class Reader(Protocol):
     """One kind of source; the argument is what follows the colon in the recipe.
 
     `usage` shows the user how it is written; it also says whether an argument is "kind" (none), "kind:ARG" (needed) or
-    "kind[:ARG]" (optional). `names_classes` says whether its classes have names, which `data.classes` can map.
+    "kind[:ARG]" (optional). `names_classes` says whether its classes have names, which `data.classes` can map. One that also has
+    `has_columns` true reads a table, whose columns `data.image_column` and `data.label_column` name.
     """
 
     usage: ClassVar[str]

@@ -6,8 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from PIL import Image
 from torch import Tensor
@@ -15,43 +14,29 @@ from torch import Tensor
 from toolchain.data.base import Content
 from toolchain.data.classes import numbers_of
 from toolchain.data.files import header_notes, sample, workers
-from toolchain.data.folders import NAMES_READ, by_split, listed
 from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
+from toolchain.data.tables import USAGE, Split, columns_of, tables_of
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError
 
 
-class Split(Protocol):
-    """A table of the `datasets` library, as far as it is used here."""
-
-    features: Mapping[str, object]
-    _fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row_or_column: int | str) -> Any: ...
-
-    def with_format(self, kind: None) -> Any:
-        """The same, whose cells are Python values."""
-        ...
-
-
 class HuggingFace:
-    """A data set of the `datasets` library: one saved to a local folder, or a name on the hub."""
+    """A data set of the `datasets` library: a local folder, or a name on the hub."""
 
-    usage: ClassVar[str] = "hf:NAME"
+    usage: ClassVar[str] = USAGE
     names_classes: ClassVar[bool] = True
+    has_columns: ClassVar[bool] = True
 
     def read(self, argument: str, wanted: Wanted, /) -> Content:
         """The splits that there are; raises DataError if they cannot be loaded or the columns are not clear."""
         preprocessing = wanted.natural(turned=True)  # as `datasets` does by itself
-        tables, notes = _load(argument)
+        tables, notes = tables_of(argument)
         first = tables["train"]
-        image_column, label_column = _columns(argument, first.features)
+        image_column, label_column = columns_of(argument, first.features, wanted)
         numbers = _numbers(argument, tables, label_column, wanted)
-        digest, headers = hashlib.sha256(), Headers()
+        digest, headers = hashlib.sha256(f"{image_column}\n".encode() if wanted.image_column else b""), Headers()
         parts = {}
         for part, table in tables.items():
             labels = [UNLABELLED] * len(table)
@@ -132,43 +117,6 @@ def _pixels(preprocessing: Preprocessing, rows: Rows, position: int) -> Tensor:
 
 def _glance(rows: Rows, turn: bool, position: int) -> Tensor | None:
     return glance(lambda: rows.open(position), turn=turn)
-
-
-def _load(name: str) -> tuple[dict[str, Split], list[str]]:
-    """(part → table, what was left out as sentences); raises DataError."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError("hf: needs the package datasets. Try: pip install datasets") from error
-    is_saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-    try:
-        loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name)
-    except Exception as error:  # whatever the library and the readers below it make of a table or a network
-        raise DataError(f"cannot load hf:{name}: {type(error).__name__} {error}".rstrip()) from error
-    tables = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-    if len(tables) == 1:  # the only split there is gets split here
-        return {"train": next(iter(tables.values()))}, []
-    names = by_split(tables, f"hf:{name}")
-    if "train" not in names:
-        raise DataError(
-            f"hf:{name} has the splits {', '.join(tables)}; expected 'train' among them, or only one. "
-            f"Names that are read: {NAMES_READ}."
-        )
-    others = [each for each in tables if each not in names.values()]
-    notes = [f"Beside the splits that are read, these were left out: {listed(others)}."] if others else []
-    return {part: tables[each] for part, each in names.items()}, notes
-
-
-def _columns(name: str, features: Mapping[str, object]) -> tuple[str, str | None]:
-    """(the image column, the label column or None) of a table; raises DataError if it is not clear which."""
-    kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    images = [column for column, kind in kinds.items() if kind == "Image"]
-    classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    labels = [column for column in ("label", "labels") if column in kinds] or classes
-    if len(images) != 1 or len(labels) > 1:
-        shown = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-        raise DataError(f"hf:{name} has the columns {shown}; expected one Image and at most one label column")
-    return images[0], labels[0] if labels else None
 
 
 def _numbers(name: str, tables: Mapping[str, Split], column: str | None, wanted: Wanted) -> list[int] | None:

@@ -52,7 +52,7 @@ class DataSource:
         synthetic: whether the images mean nothing.
         flip: whether training may mirror images.
         mean, std, interpolation, crop_pct, crop_mode, exif_orientation: the preprocessing (see `Preprocessing`).
-        digest: sha256 of content, splits and preprocessing; where the content lies does not count.
+        digest: sha256 of content, splits, preprocessing, and a `flip` that is not usual; where the content lies does not count.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
         splits: "train", "calibration" (a subset of train), "validation", "test".
         content: identifies what was read, before it is split and prepared; "" if that is not known.
@@ -171,8 +171,14 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
     kind, argument = _parse(name)
     if classes and not SOURCES[kind].names_classes:
         raise DataError(f"data.classes maps the names of classes, and {kind!r} has none; remove it")
+    if (wanted.image_column, wanted.label_column) != (None, None) and not getattr(SOURCES[kind], "has_columns", False):
+        raise DataError(
+            f"data.image_column and data.label_column name columns of hf:, and {kind!r} has none; remove them"
+        )
     numbers = read_classes(classes) if classes else None
     content = SOURCES[kind]().read(argument, replace(wanted, classes=numbers))
+    usual = content.flip
+    content = replace(content, flip=usual if wanted.mirror is None else wanted.mirror)
     notes = list(content.notes)
     parts, told = content.parts, list[str]()
     if wanted.calibration_images or made(parts):  # else nothing is split, and nothing calibrated
@@ -202,7 +208,7 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
         crop_pct=used.crop_pct,
         crop_mode=used.crop_mode,
         exif_orientation=used.exif_orientation,
-        digest=_digest(kind, content, splits, mapped=numbers is not None),
+        digest=_digest(kind, content, splits, mapped=numbers is not None, mirrored=content.flip != usual),
         splits=splits,
         classes=classes,
         notes=tuple(notes),
@@ -228,11 +234,15 @@ def _parse(name: str) -> tuple[str, str]:
     return kind, argument
 
 
-def _digest(kind: str, content: Content, splits: Mapping[str, Images], *, mapped: bool) -> str:
+def _digest(kind: str, content: Content, splits: Mapping[str, Images], *, mapped: bool, mirrored: bool) -> str:
+    """`mapped` says whether labels are by a class map, `mirrored` whether training mirrors where it usually does not, or does not."""
     used = asdict(content.preprocessing)
     if not used["exif_orientation"]:  # what is not done leaves no trace, so that records of older data stay true
         del used["exif_orientation"]
-    head = json.dumps([kind, content.digest, used, *(["classes"] if mapped else [])], sort_keys=True)
+    head = json.dumps(
+        [kind, content.digest, used, *(["classes"] if mapped else []), *([content.flip] if mirrored else [])],
+        sort_keys=True,
+    )
     digest = hashlib.sha256(head.encode())
     for name, images in splits.items():
         digest.update(name.encode() + images.positions.numpy().tobytes() + images.labels.numpy().tobytes())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import torch
 from PIL import Image
@@ -20,9 +20,12 @@ from torch.nn import functional
 
 from toolchain.data.pictures import BAD_FILE, eight_bit
 from toolchain.errors import DataError
+from toolchain.recipe import CropMode, Interpolation
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+CROP_MODES: tuple[str, ...] = get_args(CropMode)
+ALWAYS = "bilinear"
+"""How images are resized that are no pictures of files."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,12 @@ class Preprocessing:
         # timm draws a filter for each image under "random", and takes an unknown crop mode for "center".
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
-                f"the model's interpolation is {self.interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}. "
-                "Set it with model.kwargs.pretrained_cfg_overlay = { interpolation = 'bicubic' }."
+                f"the interpolation is {self.interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}. "
+                "Set data.interpolation of the recipe or the gate, or --interpolation."
             )
         if self.crop_mode not in (None, *CROP_MODES):
             raise DataError(
-                f"the model's crop mode is {self.crop_mode!r}; expected one of {', '.join(CROP_MODES)}. "
-                "Set it with model.kwargs.pretrained_cfg_overlay = { crop_mode = 'center' }."
+                f"the crop mode is {self.crop_mode!r}; expected one of {', '.join(CROP_MODES)}. Set data.crop_mode of the recipe."
             )
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
@@ -126,11 +128,13 @@ class Wanted:
     Attributes:
         input_size: (C, H, W) of the model.
         model_config: timm's resolved data config of the model (mean, std, interpolation, crop_pct, crop_mode).
-        mean, std, crop_pct: the recipe's overrides, or None.
+        mean, std, crop_pct, interpolation, crop_mode: the recipe's overrides, or None.
         calibration_images: how many images calibration would like.
         exif_orientation: the recipe's, or None where the source does what is usual for its kind.
         classes: class name → number of the model's output, or None where the source numbers its own.
         workers: threads that decode, or None for as many as are worth it.
+        image_column, label_column: of a table, or None where only one can be meant; no labels are read where that is "".
+        mirror: whether training may mirror images, or None where the source does what is usual for its kind.
     """
 
     input_size: tuple[int, int, int]
@@ -142,18 +146,28 @@ class Wanted:
     exif_orientation: bool | None = None
     classes: Mapping[str, int] | None = None
     workers: int | None = None
+    mirror: bool | None = None
+    interpolation: str | None = None
+    crop_mode: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def declared(self, mean: float, std: float) -> Preprocessing:
         """The preprocessing of a grey source that declares its own statistics and is never cropped.
 
         Raises:
-            DataError: the recipe asks for a crop, or its mean or std do not fit the channels.
+            DataError: the recipe asks for a crop or another filter, or its mean or std do not fit the channels.
         """
-        if self.crop_pct is not None:
-            raise DataError(f"this source is never cropped, but data.crop_pct is {self.crop_pct}; remove it")
+        for name, value in (("crop_pct", self.crop_pct), ("crop_mode", self.crop_mode)):
+            if value is not None:
+                raise DataError(f"this source is never cropped, but data.{name} is {value}; remove it")
+        if self.interpolation not in (None, ALWAYS):
+            raise DataError(
+                f"the images of this source are resized by {ALWAYS}, always, but data.interpolation is {self.interpolation}; remove it"
+            )
         if self.exif_orientation:
             raise DataError("the images of this source have no EXIF, but data.exif_orientation is true; remove it")
-        return Preprocessing(self.input_size, *self._statistics((mean,), (std,)), interpolation="bilinear")
+        return Preprocessing(self.input_size, *self._statistics((mean,), (std,)), interpolation=ALWAYS)
 
     def natural(self, *, turned: bool = False) -> Preprocessing:
         """The preprocessing that the model's own data config declares, with the recipe's overrides.
@@ -174,9 +188,9 @@ class Wanted:
         return Preprocessing(
             self.input_size,
             *self._statistics(mean, std),
-            interpolation=config.interpolation,
+            interpolation=self.interpolation or config.interpolation,
             crop_pct=1.0 if crop_pct is None else crop_pct,
-            crop_mode=config.crop_mode,
+            crop_mode=self.crop_mode or config.crop_mode,
             exif_orientation=turned if self.exif_orientation is None else self.exif_orientation,
         )
 

@@ -242,7 +242,7 @@ def _compared_on(
 ) -> _Compared:
     """The images of `parity_of`; many if top-1 is judged, and at least `BLOBS` if the spread over images is."""
     if data == SYNTHETIC:
-        if asked.asked:
+        if asked != Preparation():
             raise RecipeError("images are prepared where they come from --data; seeded noise is fed as it is")
         known = next((artifact.preprocess for artifact in artifacts if artifact.preprocess), None)
         fed = noise(size, max(BATCHES))

@@ -1,4 +1,4 @@
-"""How images are prepared for an artifact: what it says, what is asked for in place of that, and what is assumed."""
+"""How images are read and prepared for an artifact: what it says, what is asked for in place of that, and what is assumed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toolchain.model import Preprocess
 SPREAD = 0.5, 0.25
 """(mean, std) that raw pixels are thought to be normalised by, where a file takes them and says no more of them."""
 ASSUMED = "bicubic"
+COLUMNS = ("image_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,20 @@ class Preparation:
         mean, std: one value, or one per channel, for pixels in 0…1.
         crop_pct: share of the resized image that the centre crop keeps.
         interpolation: timm's name of the resize filter.
+        image_column, label_column: of a table that has several, as in `Wanted`; no artifact says them.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     @property
     def asked(self) -> dict[str, object]:
         """What is to be replaced, by its name in `Preprocess`."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in COLUMNS}
 
 
 def prepared(artifact: Artifact, asked: Preparation, size: tuple[int, ...]) -> tuple[Preprocess, list[str]]:
@@ -91,7 +95,13 @@ def _brief(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration_images: int = 512) -> DataSource:
+def source_for(
+    name: str,
+    preprocess: Preprocess,
+    classes: str = "",
+    calibration_images: int = 512,
+    asked: Preparation = Preparation(),
+) -> DataSource:
     """The data source of that name, its images prepared as an artifact declares; raises DataError.
 
     Args:
@@ -99,6 +109,7 @@ def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration
         preprocess: of the artifact.
         classes: a class map, as in `open_source`.
         calibration_images: 0 where none is needed, so that too few are nobody's concern.
+        asked: names columns of a table that has several; how images are prepared, `preprocess` says already.
     """
     return open_source(
         name,
@@ -116,6 +127,8 @@ def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration
             crop_pct=preprocess.crop_pct,
             exif_orientation=preprocess.exif_orientation,
             calibration_images=calibration_images,
+            image_column=asked.image_column,
+            label_column=asked.label_column,
         ),
         classes=classes,
     )
@@ -130,7 +143,7 @@ def resized_source(
     name: str, preprocess: Preprocess, asked: Preparation, classes: str = "", calibration_images: int = 0
 ) -> DataSource:
     """`source_for`, refused where it does not resize as it was asked to."""
-    source = source_for(name, preprocess, classes, calibration_images)
+    source = source_for(name, preprocess, classes, calibration_images, asked)
     if asked.interpolation is not None and source.interpolation != asked.interpolation:
         raise RecipeError(
             f"images of {name!r} are resized by {source.interpolation}, always; remove interpolation = {asked.interpolation!r}"

@@ -193,7 +193,7 @@ class DataSection(Section):
     """[data]: the images for accuracy, features and parity; with "none", parity is judged on seeded noise.
 
     `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
-    `classes` maps class folders to the model's outputs, as in a recipe.
+    `classes` maps class folders to the model's outputs, and `image_column` and `label_column` name columns, as in a recipe.
     """
 
     source: str = "none"
@@ -203,11 +203,13 @@ class DataSection(Section):
     std: Numbers | None = None
     crop_pct: Fraction | None = None
     interpolation: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     @property
     def preparation(self) -> Preparation:
         """The same for `export.preparation`."""
-        return Preparation(self.mean, self.std, self.crop_pct, self.interpolation)
+        return Preparation(self.mean, self.std, self.crop_pct, self.interpolation, self.image_column, self.label_column)
 
 
 class Cell(Section):

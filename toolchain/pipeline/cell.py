@@ -1,18 +1,20 @@
-"""What a measured latency depends on, what the report keeps of it, and what may be required of all."""
+"""What a measured latency depends on, what the report keeps of it, and what may be required of it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from toolchain.devices.targets_toml import LocalSettings, named_target
-from toolchain.errors import MeasurementError
+from toolchain.errors import MeasurementError, Slowdown
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import A, B
 from toolchain.measure.summary import summary
 from toolchain.on_device.runner import fingerprint
-from toolchain.report.record import BenchRow, Calls, Interval, Report
+from toolchain.report.choice import UNDECIDED
+from toolchain.report.record import BenchRow, Calls, Interval, Place, Report
 from toolchain.targets import get_target
 
 
@@ -84,15 +86,43 @@ def _calls(comparison: Comparison, variant: str) -> Calls:
     return Calls(**{f"p{share}": float(np.percentile(samples, share)) / 1e6 for share in (5, 25, 50, 75, 95)})
 
 
-def require_speedup(report: Report, least: float) -> None:
-    """Raises MeasurementError unless every measured cell verified at least this speedup."""
-    if not report.bench:
+def require_speed(report: Report, precisions: Collection[str], least: float | None = None) -> None:
+    """Holds the fastest of the files that were asked for against the dense one, in each place where they were timed.
+
+    Args:
+        report: of the run.
+        precisions: of the files that the recipe asks for. Others are timed beside them, and nothing is required of those.
+        least: the speedup that one of them has to have verified in each place; None where none is required.
+
+    Raises:
+        Slowdown: in some place the fastest of them is slower than the dense file by more than the tolerance.
+        MeasurementError: a speedup is required and in some place none of them verified it.
+    """
+    if least is not None and not report.bench:
         raise MeasurementError(f"a speedup of {least:g} was required, but the recipe measures nothing; add [bench]")
-    for row in report.bench:
-        verified = row.verified_speedup_at_least
+    asked = [row for row in report.bench if row.precision in precisions]
+    places = {row.place: [each for each in asked if each.place == row.place] for row in report.bench}
+    for rows in places.values():
+        fastest = min(rows, key=lambda row: row.ratio.point, default=None)
+        if fastest is not None and fastest.verdict == "regressed":
+            raise Slowdown(
+                f"the compressed model is slower than the dense one: {fastest}: {fastest.summary}. Shrink it further, or take "
+                f"{fastest.target} out of bench.targets where speed does not matter."
+            )
+    if least is None:
+        return
+    for (target, batch, threads), rows in places.items():
+        place = Place(target=target, batch=batch, threads=threads)
+        best = max(rows, key=lambda row: (row.verified_speedup_at_least or 0.0, -row.ratio.point), default=None)
+        if best is None:
+            raise MeasurementError(
+                f"a speedup of {least:g} was required on {place}, where no file of export.precisions was timed; add a precision "
+                f"that {target} runs, or take it out of bench.targets"
+            )
+        verified = best.verified_speedup_at_least
         if verified is None or verified < least:
             shown = "no speedup was verified" if verified is None else f"{verified:.2f} was verified"
+            what = "measure again on a quieter machine" if best.verdict in UNDECIDED else "shrink it further"
             raise MeasurementError(
-                f"a speedup of {least:g} was required on {row.target} (batch {row.batch}, {row.threads} threads); "
-                f"{shown} ({row.verdict})"
+                f"a speedup of {least:g} was required on {place}; {shown} ({best.precision}: {best.verdict}). Ask for less, or {what}."
             )

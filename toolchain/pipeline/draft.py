@@ -173,7 +173,9 @@ def _run_tables(folder: Path, record: ModelRecord) -> dict[str, Any]:
     ref, how = record.model, record.preprocess
     model: dict[str, object] = {"name": ref.name, "kwargs": ref.kwargs, "checkpoint": str(folder / "model.safetensors")}
     model |= {"output": ref.output or "", "layers": list(ref.layers)}
-    data = {"mean": list(how.mean), "std": list(how.std), "crop_pct": how.crop_pct or 0}
+    data: dict[str, object] = {"mean": list(how.mean), "std": list(how.std), "crop_pct": how.crop_pct or 0}
+    if how.crop_pct:  # of pictures, which a source without any resizes in its own way
+        data |= {"interpolation": how.interpolation, "crop_mode": how.crop_mode or ""}
     return {
         "model": {key: value for key, value in model.items() if value},
         "data": {key: value for key, value in data.items() if value},

@@ -26,6 +26,7 @@ from toolchain.errors import ArtifactError, FolderBusy, StorageError
 from toolchain.files import digest_of, exclusive, files_below, read_json, sha256, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung
+from toolchain.pipeline.tools import Tools
 from toolchain.report.record import Record
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,19 @@ class Done(Generic[Facts]):
     outputs: tuple[str, ...] = ()
 
 
+class _Head(BaseModel):
+    """What every record says, whatever its facts are; `tools` are None in one of an earlier version."""
+
+    key: str
+    tools: Tools | None = None
+    outputs: dict[str, str]
+
+
 class _Recorded(Record, Generic[Facts]):
     """The content of a record."""
 
     key: str
+    tools: Tools | None = None
     seconds: float
     facts: Facts
     rungs: tuple[Rung, ...]
@@ -98,6 +108,7 @@ class Workspace:
         self.root, self.resume = root, resume
         self.others = [Workspace(other) for other in others if other != root]
         self.private = root / PRIVATE
+        self._told = set[str]()
 
     def check(self) -> None:
         """Raises StorageError if the folder plainly cannot be written, FolderBusy if another run is at it; creates nothing."""
@@ -190,8 +201,9 @@ class Workspace:
         work: Callable[[], Made[Written, Facts]],
         *,
         settled: Callable[[Facts], bool] = lambda _: True,
+        tools: Tools | None = None,
     ) -> Done[Facts]:
-        """What a stage found out: from its record if that still holds, else by doing the work.
+        """What a stage found out: from its record if that still holds, else by doing the work, with a warning why.
 
         Args:
             stage: name of the record.
@@ -199,23 +211,57 @@ class Workspace:
             kind: of the facts.
             work: returns what was written below the root, the facts, and the rungs.
             settled: whether recorded facts answer the question; if not, the work is done again.
+            tools: what does the work, and is part of the key; None where a record need not tell.
         """
-        record = self.private / f"{stage}.json"
         known = self.recorded(stage, key, kind)
         if known is not None and settled(known.facts):
             return known
-        if known is None:  # else it holds until the work is done
-            record.unlink(missing_ok=True)
-        if not self.resume:
+        if not self.resume:  # else the record holds, for what it speaks of, until the work is done
+            (self.private / f"{stage}.json").unlink(missing_ok=True)
             self.scratch(stage).unlink(missing_ok=True)
+        elif known is None and tools is not None:
+            self._tell(stage, key, tools)
         with self._alone(stage, key):
             # another run may have done it while this one waited
             taken = self.recorded(stage, key, kind) if self.others else None
             if taken is not None and settled(taken.facts):
                 return taken
-            return self._done(stage, key, kind, work)
+            return self._done(stage, key, tools, kind, work)
 
-    def _done(self, stage: str, key: str, kind: type[Facts], work: Callable[[], Made[Written, Facts]]) -> Done[Facts]:
+    def _tell(self, stage: str, key: str, tools: Tools) -> None:
+        """Warns, once for each reason, that a stage is done again although it is recorded."""
+        record = self.private / f"{stage}.json"
+        try:
+            known = _Head.model_validate_json(record.read_bytes())
+        except (OSError, ValidationError):  # there is none, or none that can be read
+            return
+        if known.tools is None:
+            return
+        if other := tools.other_than(known.tools):
+            reason = f"{other}. To keep what is there, interrupt this run and go back to that."
+            if reason not in self._told:
+                log.warning("%s is made anew, and so is all that follows: %s", stage, reason)
+            self._told.add(reason)
+        elif known.key != key:
+            log.info("%s is made anew: the recipe, the data, or what comes before it changed", stage)
+        elif altered := [name for name, digest in known.outputs.items() if self._digest(name) != digest]:
+            log.warning("%s is made anew: %s is gone or is not as it was written", stage, altered[0])
+
+    def _digest(self, name: str) -> str:
+        """sha256 of a file of the run; "" if it cannot be read."""
+        try:
+            return sha256(self.root / name)
+        except (OSError, StorageError):
+            return ""
+
+    def _done(
+        self,
+        stage: str,
+        key: str,
+        tools: Tools | None,
+        kind: type[Facts],
+        work: Callable[[], Made[Written, Facts]],
+    ) -> Done[Facts]:
         """What a stage found out, by doing its work, and recorded."""
         start = time.monotonic()
         outcome = work()
@@ -223,7 +269,9 @@ class Workspace:
         outputs = {
             str(file.relative_to(self.root)): sha256(file) for path in outcome.artifact for file in files_below(path)
         }
-        content = _Recorded[kind](key=key, seconds=seconds, facts=outcome.facts, rungs=outcome.rungs, outputs=outputs)  # type: ignore[valid-type]
+        content = _Recorded[kind](  # type: ignore[valid-type]
+            key=key, tools=tools, seconds=seconds, facts=outcome.facts, rungs=outcome.rungs, outputs=outputs
+        )
         write_json(self.private / f"{stage}.json", content.model_dump(mode="json", by_alias=True))
         self.scratch(stage).unlink(missing_ok=True)
         return Done(outcome.facts, outcome.rungs, seconds, reused=False, outputs=tuple(outputs))

@@ -171,7 +171,8 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
         )
     if recipe.train is not None and recipe.model.checkpoint:
         loaded = loaded.noted("[train] is not carried out: model.checkpoint has the weights.")
-    data = recipe.data.model_copy(update={"source": SYNTHETIC, "classes": ""}) if shapes_only else recipe.data
+    shapeless = {"source": SYNTHETIC, "classes": "", "image_column": None, "label_column": None}
+    data = recipe.data.model_copy(update=shapeless) if shapes_only else recipe.data
     whole, dense = _with_data(data, loaded)
     source = _judging(whole, dense)
     if not source.synthetic:
@@ -227,6 +228,11 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
             calibration_images=data.calibration_images,
             exif_orientation=data.exif_orientation,
             workers=data.workers,
+            mirror=data.mirror,
+            interpolation=data.interpolation,
+            crop_mode=data.crop_mode,
+            image_column=data.image_column,
+            label_column=data.label_column,
         ),
         classes=data.classes,
         outputs=None if loaded.ref.output in FEATURES else module.num_classes or None,  # type: ignore[arg-type]

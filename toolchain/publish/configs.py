@@ -126,7 +126,7 @@ def preprocessor(how: Preprocess) -> Json:
     if not whole and (mode == "border" or (mode == "center" and edges[0] != edges[1])):
         raise RecipeError(
             f"no preprocessor_config.json says how these pictures are cropped (crop_mode {mode!r} to {size[0]}×{size[1]}); "
-            "run the recipe with model.kwargs.pretrained_cfg_overlay = { crop_mode = 'squash' }"
+            "run the recipe with data.crop_mode = 'squash'"
         )
     both: Json = {"height": edges[0], "width": edges[1]}
     content: Json = {

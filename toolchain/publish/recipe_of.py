@@ -84,9 +84,10 @@ def known(report: Report, provenance: Mapping[str, JsonValue]) -> str:
         model["output"] = report.output
     source = report.data.source
     usage = SOURCES[source].usage if source in SOURCES else source
+    needed = usage.partition("[")[0]
     tables: dict[str, object] = {
         "model": model,
-        "data": {"source": usage.replace("[", "").replace("]", "")},
+        "data": {"source": needed if ":" in needed else usage.replace("[", "").replace("]", "")},
         "compress": report.method.said(report.requested_method),
         "budget": report.budget.model_dump(mode="json", exclude_defaults=True),
         "export": {

@@ -17,6 +17,7 @@ from toolchain.parity import require
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
 from toolchain.pipeline.job import Job, code
 from toolchain.pipeline.judge import Judge
+from toolchain.pipeline.tools import Tools
 from toolchain.progress import Progress
 from toolchain.report.record import Figures
 from toolchain.surgery.replay import load_model, save_model
@@ -64,7 +65,9 @@ class Run:
         """A stage, taken up from its record or carried out."""
         self.progress.watcher.stage(stage.name)
         key = _key(stage)
-        done = self.space.step(stage.name, key, stage.facts, lambda: stage.work(key), settled=stage.settles)
+        done = self.space.step(
+            stage.name, key, stage.facts, lambda: stage.work(key), settled=stage.settles, tools=Tools.now(code())
+        )
         self.done[stage.name] = done
         self.progress.watcher.done(stage.name, done.seconds, reused=done.reused)
         return done
