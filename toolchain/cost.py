@@ -315,7 +315,7 @@ class LatencyTable(_Strict):
         dense_ms: of the dense model.
         saved: one curve for each class of equal units.
         correction: measured saving of a whole model over the sum of what its units save alone.
-        environment: the machine, as `targets.device_runner.fingerprint` saw it.
+        environment: the machine, as `toolchain.on_device.runner.fingerprint` describes it.
     """
 
     schema_: Annotated[Literal["slimvit.latency/1"], Field(alias="schema")] = "slimvit.latency/1"

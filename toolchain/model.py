@@ -172,11 +172,6 @@ class Made(Generic[Out, Facts_co]):
 class Stage(Protocol[In_contra, Out, Facts_co]):
     """One step of the pipeline: a check of its input, the work, and a check of its outcome."""
 
-    @property
-    def name(self) -> str:
-        """What the step is called in messages and reports."""
-        ...
-
     def requires(self, given: In_contra, /) -> None:
         """Raises if the step cannot work on `given`."""
         ...

@@ -68,7 +68,6 @@ class Compress:
     key: str = ""
     progress: Progress = SILENT
     weighing: Weighing | None = None
-    name: str = "compress"
 
     def requires(self, problem: Problem) -> None:
         """Raises RecipeError, DataError or ModelError if the method cannot be carried out on this model and data."""

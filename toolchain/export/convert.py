@@ -79,7 +79,6 @@ class Convert:
     images: Array
     real_images: bool
     noise: bool = False
-    name: str = "convert"
 
     def requires(self, given: OnnxFile) -> None:
         """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""

@@ -97,7 +97,6 @@ class BuildEngine:
     compare: Callable[[EngineBuild], Rung] | None = None
     stripped: Path | None = None
     input_shape: tuple[int, ...] | None = None
-    name: str = "engine"
 
     def requires(self, given: OnnxFile) -> None:
         """Raises StorageError for a missing file or a folder that is no engine's, RecipeError for a precision, TargetUnavailable."""

@@ -36,7 +36,7 @@ MachineFacts = Annotated[dict[str, JsonValue], AfterValidator(_described)]
 
 
 class Fingerprint(BaseModel):
-    """What `device_runner.fingerprint` saw: `machine` must not change, `state` (frequency, load, throttling) may."""
+    """What `toolchain.on_device.runner.fingerprint` returns: `machine` must not change, `state` (frequency, load, throttling) may."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -104,7 +104,6 @@ class Train:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
-    name: str = "train"
 
     def requires(self, given: TimmModel) -> None:
         """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
@@ -208,7 +207,6 @@ class Finetune:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
-    name: str = "finetune"
 
     @property
     def reads_labels(self) -> bool:
