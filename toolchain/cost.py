@@ -2,7 +2,8 @@
 
 A model is traced once on the meta device (no weights, no arithmetic); after that the cost of any plan is a sum over
 shapes. MACs are those of linears, convolutions, q kᵀ and (softmax) v for one image; norms, activations and additions
-are not counted, nor what attention makes of coordinates alone: files hold its outcome. Its parameters are counted all the same. Latency is measured elsewhere (`toolchain.pipeline.latency_budget`); here is only what was measured, as data.
+are not counted. Position-bias MLPs are constant-folded on export: their MACs are not counted, their parameters are. Latency is
+measured elsewhere (`toolchain.pipeline.latency_budget`); this module only holds the measured table.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from toolchain.plan import CompressionPlan
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
 VARIED = 150
-"""Bytes that the graph of a file has more for each attention whose width is not that of the others: shapes, and longer names."""
+"""Extra bytes in a file's graph for each attention whose width differs from the others': shapes, and longer names."""
 RANK = "rank"
 """The unit name of a factorised linear's rank, where ranks and kept positions are counted alike."""
 
 
 def pair_pays(rank: int, out_features: int, in_features: int) -> bool:
-    """Whether two matmuls of this rank hold fewer parameters than the one matmul that they replace."""
+    """Whether two matmuls of this rank have fewer parameters than the matmul that they replace."""
     return rank * (out_features + in_features) < out_features * in_features
 
 
@@ -160,7 +161,7 @@ class FileCost:
 
 @dataclass(frozen=True)
 class Widths:
-    """How much is kept, without saying which: what cost depends on.
+    """How many positions and ranks are kept, which is all that cost depends on; not which ones.
 
     Attributes:
         kept: (module, unit) → positions kept per partition.
@@ -180,7 +181,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Every shape that cost depends on; `other_*` is all that no plan can change.
+    """Every shape that cost depends on; `other_*` sums what no plan can change.
 
     `scale_params` of them are LayerScales, which every model that ships has folded away.
     """

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as JSON, known by their digests, held by one process at a time, cached per user."""
+"""File helpers: atomic writes, JSON, digests, locks between processes, and the user's cache folder."""
 
 from __future__ import annotations
 

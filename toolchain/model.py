@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a process that only measures reads and writes files, and ha
     from toolchain.families import Family, UnitGroup
 
 IMAGE, BATCH = "image", "batch"
-"""What input and open dimension of every form are called."""
+"""Name of the input, and of its open dimension, in every form of a model."""
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")

@@ -1,4 +1,4 @@
-"""Files that a user writes: strict tables, read from TOML or refused with the nearest key, and amounts with their units."""
+"""Reads TOML files that a user writes: strict tables, errors that offer the nearest key, and amounts with units."""
 
 from __future__ import annotations
 

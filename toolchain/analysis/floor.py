@@ -1,4 +1,4 @@
-"""The time of the matrix products alone, on this machine and in the same run as the models that consist of them.
+"""Times a model's matrix products alone, on this machine and in the same run as the model.
 
 The rate of the products is measured in the runtime itself, for the model's own shapes, with the model's own weights and
 the same threads: another library's rate would bound what another runtime could do. Models and products take turns in
@@ -52,9 +52,9 @@ def measure_floor(
         a: an ONNX file, the dense one where there are two.
         b: the compressed one.
         target: one that runs products alone, such as "ort-cpu"; on this machine.
-        workload: what a call is to be.
-        design: how it is timed; one look is all it takes.
-        progress: who is told.
+        workload: batch, threads and input shape of a call.
+        design: how it is timed; only its first look is used.
+        progress: gets progress reports.
 
     Raises:
         RecipeError: a number is out of range, or a file has products that are not counted.
@@ -95,7 +95,7 @@ def measure_floor(
 
 
 def _parts(folder: Path, graphs: Mapping[Letter, Graph], models: Mapping[Letter, Counted]) -> dict[str, Path]:
-    """Variant → a file with nothing but products: of each model all together, then those of each shape."""
+    """Variant → a file of matrix products only: for each model one file with all of them, then one per shape."""
     parts = {}
     for letter, graph in graphs.items():
         shapes = models[letter].products

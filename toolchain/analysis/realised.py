@@ -1,6 +1,6 @@
-"""How close latencies come to the time of their matrix products, and how much of an ideal speedup is real.
+"""How close a latency comes to the time of its matrix products, and which share of the ideal speedup is realised.
 
-Raw samples, and what follows from them; they are taken in `toolchain.analysis.floor`.
+Holds raw samples and derives every figure from them; `toolchain.analysis.floor` takes the samples.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Letter = Literal["A", "B"]
 
 
 def alone(letter: str) -> str:
-    """The variant of a session that holds all products of a model, and nothing else."""
+    """Name of the variant with all products of a model, and nothing else."""
     return f"{letter} alone"
 
 
@@ -81,7 +81,7 @@ class Rate:
 
 
 class Limit:
-    """One model beside its products, as properties all that follows from a floor's samples.
+    """One model compared with its products; the properties are derived from a floor's samples.
 
     Args:
         letter: of the model.
@@ -129,7 +129,7 @@ class Limit:
         return [Rate(str(p), p.dtype, p.count, p.total_macs, ms, p.total_macs / ms / 1e6) for p, ms in timed]
 
     def to_dict(self) -> dict[str, object]:
-        """What a reader wants; the samples are not in it."""
+        """The figures as JSON values, without the samples."""
         return {
             "name": self.name,
             "sha256": self.counted.artifact.sha256,
@@ -176,7 +176,7 @@ class Floor(Strict):
 
     @cached_property
     def control(self) -> Interval:
-        """ln(A'/A), the same file twice: what the run sees where there is nothing to see."""
+        """ln(A'/A): the same file against itself, which shows the run's own noise."""
         return _log_ratio(self.sessions, CONTROL, A, self.design)
 
     @property
@@ -186,7 +186,7 @@ class Floor(Strict):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the control allows to speak of shares at the design's tolerance."""
+        """Whether the control stays within the design's tolerance, so that shares may be stated."""
         return self.tau_min <= self.design.tau
 
     @cached_property

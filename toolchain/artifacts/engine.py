@@ -1,4 +1,4 @@
-"""What a target built from an ONNX file, and the engine.json beside it that says how."""
+"""An engine that a target built from an ONNX file, and the engine.json beside it that describes the build."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from toolchain.outputs import Output, output_named
 
 RECORD = "engine.json"
 PREPROCESS, OUTPUT = "preprocess", "output"
-"""In it: what the ONNX file says of how images become its input, and of what its outputs are."""
+"""Keys of engine.json: the preprocessing and the kind of output that the ONNX file declared."""
 PRODUCTS = {"INT8": "int8", "INT8-DYNAMIC": "int8-dynamic", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
 """The types of matrix products in engine.json, coarsest first, and the precisions that they make."""
 
 
 @dataclass(frozen=True)
 class Engine(Artifact):
-    """An artifact with an engine.json beside it; without that, of a foreign engine, its bytes alone are known."""
+    """An artifact with an engine.json beside it; of a foreign engine, which has none, only the bytes are known."""
 
     @cached_property
     def record(self) -> dict[str, Fact]:
-        """What engine.json says; nothing where there is none, or where it is of another engine."""
+        """The content of engine.json; empty if there is none, or if it describes another engine."""
         beside = self.path.with_name(RECORD)
         if not beside.is_file():
             return {}

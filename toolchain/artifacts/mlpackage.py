@@ -24,7 +24,7 @@ from toolchain.quiet import quiet
 MANIFEST = "Manifest.json"
 INSTALL = "pip install 'slimvit[coreml]'"
 PORTS = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32"}
-"""What Core ML calls the types of arrays that go in and out: numpy's names."""
+"""Core ML's codes of array types → numpy's names."""
 STORED = {
     "FLOAT16": ("fp16", 16),
     "FLOAT32": ("fp32", 32),
@@ -85,7 +85,7 @@ class MlPackage(Engine):
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """What it says about itself: `creatorDefined` metadata, in Apple's words."""
+        """Its user-defined metadata (`creatorDefined` in the format)."""
         return dict(sorted(self.spec.description.metadata.userDefined.items()))
 
     @property

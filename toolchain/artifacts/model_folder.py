@@ -1,4 +1,4 @@
-"""A model folder: safetensors, and the model.json that says what they are the weights of."""
+"""A model folder: weights as safetensors, and the model.json that describes the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD, WEIGHTS = "model.json", ".safetensors"
 
 @dataclass(frozen=True)
 class ModelFolder(Artifact):
-    """A folder of safetensors that slimvit wrote; of one that others wrote, bytes and parameters are known."""
+    """A folder of safetensors. Of a folder that slimvit did not write, only bytes and parameters are known."""
 
     name: ClassVar[str] = "model-folder"
     word: ClassVar[str] = "model folder"

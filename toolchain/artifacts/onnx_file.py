@@ -29,9 +29,9 @@ from toolchain.outputs import OUTPUT as OUTPUT_KIND
 PREPROCESS, PRECISION, FORM = "slimvit.preprocess", "slimvit.precision", "slimvit.input"
 """Keys of a file's metadata: how images become its input, its precision, and what its input is where that is no image."""
 GRAPH_TYPE = "slimvit.precision.type"
-"""The type that its graph rounds to, where the name of its precision does not begin with that."""
+"""Metadata key: the type that the graph rounds to, if the name of its precision does not begin with it."""
 SHOWN = 5
-"""So many names of classes are shown of a file that has some."""
+"""How many class names `inspect` shows."""
 UINT8 = "uint8 pixels [batch, H, W, C], 0…255, RGB or grey"
 PROBABILITIES, SOFTMAX = "probabilities", "slimvit.softmax"
 """The output that slimvit adds on request, and the name of its node."""
@@ -39,7 +39,7 @@ FP32 = "fp32"
 NOT_WEIGHTS = frozenset(
     {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
-"""Shapes, axes and indices are stored like weights and are none."""
+"""Element types of initializers that are not weights: shapes, axes and indices."""
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -158,7 +158,7 @@ class OnnxFile(Artifact):
 
     @cached_property
     def precision(self) -> Reading:
-        """That of its graph, which its metadata only names closer: "int8-qdq" says more than the graph's "int8"."""
+        """The precision of its graph; metadata can only refine it, as "int8-qdq" refines the graph's "int8"."""
         name, reason = graph_precision(self.model)
         declared = self.metadata.get(PRECISION, FP32 if PREPROCESS in self.metadata else "")
         if declared and name in ("", self.metadata.get(GRAPH_TYPE, declared.partition("-")[0])):

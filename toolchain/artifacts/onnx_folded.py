@@ -1,4 +1,4 @@
-"""A plain graph with what is constant around its linears taken into them, which converters would else do by themselves.
+"""Folds constants around the linears of a plain graph into their weights, before a converter does it in its own way.
 
 A layer scale behind a linear becomes part of its weight and bias, and a linear of a constant becomes a constant. Where a
 converter does this, its rounded weights are no longer those of the file, and nothing says which they are.

@@ -16,7 +16,7 @@ from toolchain.on_device.runner import PTE_FORM
 from toolchain.outputs import Output, output_named
 
 FIRST = json.dumps(PTE_FORM).encode()[:-1]
-"""How what a file says of itself begins."""
+"""First bytes of the JSON with which a file describes itself."""
 MAGIC = b"ET12"
 """Bytes 4 to 8 of every file of this format."""
 
@@ -31,7 +31,7 @@ class Pte(Engine):
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """What it says of itself; raises ArtifactError for a file that is none of this format, or that slimvit did not write."""
+        """Its own description; raises ArtifactError for a file of another format, or one that slimvit did not write."""
         content = self.path.read_bytes()
         if content[4:8] != MAGIC:
             raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")

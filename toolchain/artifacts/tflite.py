@@ -20,7 +20,7 @@ from toolchain.model import BATCH, Preprocess
 from toolchain.outputs import Output, output_named
 
 METADATA = "slimvit"
-"""Name of the entry of its metadata that says what slimvit's ONNX file says of itself, as JSON."""
+"""Metadata entry that holds the metadata of slimvit's ONNX file, as JSON."""
 PRECISIONS = {"int4": "int4", "int8": "int8", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """Types of stored weights, coarsest first, and the precisions that they make."""
 AUTOMATIC = re.compile(r"arith\.|.*[/;]|[^.]*$")

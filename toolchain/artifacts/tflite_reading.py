@@ -1,4 +1,4 @@
-"""What a .tflite file holds: graphs, their tensors with what is stored of them, signatures and metadata."""
+"""Reads a .tflite file: graphs, tensors and their stored data, signatures and metadata."""
 
 from __future__ import annotations
 

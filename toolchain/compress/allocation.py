@@ -1,7 +1,7 @@
-"""How wide each layer stays: decided before anything is reduced, and held against measured latency in a closed loop.
+"""Chooses the width of each layer before anything is reduced, and corrects the choice by measured latency.
 
-A latency table adds up what units save when each kind is narrowed alone. What a whole model of the chosen shapes saves
-differs a little: it is measured, the table is scaled to it, and the widths are chosen again.
+A latency table adds up the savings of units that were narrowed one kind at a time. A whole model of the chosen shapes saves
+slightly more or less: it is timed, the table is scaled to match, and the widths are chosen again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from toolchain.plan import CompressionPlan
 
 log = logging.getLogger(__name__)
 CLOSE = 0.02
-"""How far, as a share of what was asked for, the measured latency may lie from it before the widths are chosen again."""
+"""Relative deviation of measured from requested latency above which the widths are chosen again."""
 ROUNDS = 3
-"""How often they are at most."""
+"""How many times at most the widths are chosen again."""
 Check = Callable[[Widths], Mapping[str, float]]
 """Widths → {target: time of a model of these widths over the dense model's, measured}."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """What is known of latency on the targets of a budget, one table for each, and how any widths are timed."""
+    """Latency tables, one for each target of a budget, and a function that times any widths."""
 
     tables: tuple[LatencyTable, ...] = ()
     check: Check | None = None
@@ -49,7 +49,7 @@ class Settled:
 
 
 def settle(pick: Callable[[Costs], Widths], costs: Costs, budget: Budget, check: Check | None) -> Settled:
-    """The widths that a choice gives once the tables predict the measured latency.
+    """Chooses widths until the latency tables predict what is measured.
 
     Chosen again, at most `ROUNDS` times, while a measured latency differs from the budget by more than `CLOSE`, except
     where it lies below because another budget binds. The closest of all rounds is returned; a budget that even this one

@@ -89,13 +89,13 @@ class Criterion:
 
     @property
     def on_noise(self) -> bool:
-        """Whether it still gives the shapes that are asked for where images are noise: nothing is learned from them."""
+        """Whether it can run on noise images: it then gives the requested shapes and learns nothing."""
         return self.score is None or not (self.needs.images or self.needs.training)
 
 
 @contextmanager
 def _watch(module: nn.Module, linears: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, what enters each of some linears is seen."""
+    """Calls `see` with the input of each of some linears, inside the block."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _layer, inputs: see(name, inputs[0])

@@ -1,4 +1,4 @@
-"""What each width costs: measured on the otherwise dense model, from a cached prefix.
+"""Measures the damage of each width of each site, with the rest of the model dense and its prefix cached.
 
 For each block and site a ladder of widths is tried. The damage of a candidate is the KL divergence of the stitched
 model's output from the dense one's, by the likelihood of these outputs, on held-out images. Where that is too dear for every width, it is measured at
@@ -30,9 +30,9 @@ from toolchain.surgery.factorised import replace_module
 from toolchain.surgery.scales import fold_scales
 
 WAY_ROUNDING = 1e-3
-"""How far the outputs of a model and of its blocks one after another may be apart, in units of the largest output."""
+"""Largest allowed difference between calling the model and running its blocks in turn, in units of the largest output."""
 WORST = 1e6
-"""What stands for the damage of a width that leaves no finite output, in nats."""
+"""Damage in nats that is assumed for a width whose output is not finite."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def require_way(teacher: Teacher, name: str, images: Dataset[tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How closely damage is looked at.
+    """How closely damage is measured.
 
     Attributes:
         shares: the widths to try, as shares of a site.

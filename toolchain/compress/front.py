@@ -1,4 +1,4 @@
-"""What other budgets would do: the least damage at each cost, from the damage of single layers.
+"""The Pareto front of other budgets: the least damage at each cost, from the damage of single layers.
 
 A multiplier λ joins damage and cost. For each λ every layer takes the width of least damage + λ · cost by itself, and the model
 that this gives does the least damage of all that cost no more (Everett 1963). As λ falls, one layer after another is widened.

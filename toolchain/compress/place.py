@@ -1,4 +1,4 @@
-"""A part of a larger model: what speaks against another in its place, and how that other one becomes as the old one was."""
+"""Replaces a part of a larger model by a smaller one: checks that it can be replaced, and gives the new one its state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolchain.errors import ModelError
 from toolchain.families import FAMILIES
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where torch keeps what runs beside a module."""
+"""Attributes in which torch keeps a module's hooks."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The closed-form pass: block by block, on what the compressed prefix really feeds them.
+"""The closed-form pass: reduces block by block, on the activations of the already compressed prefix.
 
 Each branch is reduced, then its last linear is re-fitted towards what the dense model computes. What is kept in memory is
 the residual stream between two blocks, dense and compressed, and small second moments.

@@ -1,4 +1,4 @@
-"""A model that is in memory made smaller: the compress stage without a recipe, a folder or a data source."""
+"""Shrinks a model in memory: the compress stage without a recipe, a folder or a data source."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from toolchain.training.stages import light_augmentation
 
 @dataclass(frozen=True)
 class Weighing:
-    """What each width does to the outputs; no candidates where the method does not ask.
+    """Candidates with their measured damage; none if the method does not weigh widths.
 
     Attributes:
         candidates: the widths, with their damage.

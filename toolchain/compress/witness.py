@@ -1,4 +1,4 @@
-"""What a larger model does with a backbone in it: which images it gives it, and what it reads of it."""
+"""Observes how a larger model uses its backbone: which images it passes in, and which outputs it reads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from toolchain.errors import DataError, ModelError
 log = logging.getLogger(__name__)
 
 MOST, MOST_BYTES = 1024, 2**31
-"""So many images are read of what may have no end, or fewer large ones."""
+"""Most images, and most bytes of images, that are read from an iterable that may be endless."""
 LARGE = 20.0
-"""No usual mean and std make values as large of pixels in 0…1."""
+"""Values above this are not normalised: no usual mean and std give them for pixels in 0…1."""
 WAYS = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
 """The methods of timm's models by which images enter."""
 READ = (
@@ -34,7 +34,7 @@ READ = (
     "reshape",
     "return_prefix_tokens",
 )
-"""Their arguments that say what is read, or only in which form."""
+"""Arguments of these methods that choose what is read, or its form."""
 
 
 @dataclass(frozen=True)

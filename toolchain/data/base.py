@@ -1,4 +1,4 @@
-"""What a kind of data source is: one class with `usage`, `names_classes` and `read`."""
+"""The interface of a data source: one class with `usage`, `names_classes` and `read`."""
 
 from __future__ import annotations
 

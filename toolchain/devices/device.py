@@ -1,4 +1,4 @@
-"""A target by its name, built in or of targets.toml, ready to be measured on."""
+"""Opens a target by its name, built in or from targets.toml, for measuring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An artifact as a function from images to its outputs, whatever its input is and whatever runs it."""
+"""Opens an artifact as a function from images to outputs, for any input layout and any runtime."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, requ
 INT8_MAX = 127
 INTEGERS = frozenset({TensorProto.INT8, TensorProto.INT4})
 SCALE_ERROR = 0.01
-"""What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
+"""Relative difference allowed between a scale and that of its observed range: fp32 sums in another order."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, 
 
 log = logging.getLogger(__name__)
 INTEGERS = ("INT8", "INT8-DYNAMIC")
-"""Products that only the linears of a file have: attention and what gives the logits stay in floating point."""
+"""Product types that only linears can have: attention and the last linear stay in floating point."""
 
 
 def builds(target: str, precision: str) -> bool:
@@ -41,7 +41,7 @@ def engine_files() -> tuple[str, ...]:
 
 
 def _said(source: OnnxFile) -> dict[str, object]:
-    """What a file says of its images and of its outputs, which most formats of engines have no place for."""
+    """A file's preprocessing and kind of output, which most engine formats cannot store."""
     how = source.preprocess
     return {PREPROCESS: None if how is None else json.loads(json.dumps(how.to_dict())), OUTPUT: source.output}
 

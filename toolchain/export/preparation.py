@@ -1,4 +1,4 @@
-"""How images are prepared for an artifact: what it says, what is asked for in place of that, and what is assumed."""
+"""Preprocessing for an artifact: as declared by the file, overridden by the user, or assumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Preparation:
 
     @property
     def asked(self) -> dict[str, object]:
-        """What is to be replaced, by its name in `Preprocess`."""
+        """The overridden values, by their names in `Preprocess`."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -98,7 +98,7 @@ def source_for(name: str, preprocess: Preprocess, classes: str = "", calibration
         name: of the source.
         preprocess: of the artifact.
         classes: a class map, as in `open_source`.
-        calibration_images: 0 where none is needed, so that too few are nobody's concern.
+        calibration_images: 0 if none are needed; then nobody is warned of too few.
     """
     return open_source(
         name,

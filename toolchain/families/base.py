@@ -1,4 +1,4 @@
-"""What a model family declares: which units can be removed, which linears can be factorised, and how its blocks run.
+"""The interface of a model family: which units can be removed, which linears can be factorised, and how its blocks run.
 
 Masking, slicing, cost prediction, the closed form and export checks read nothing but these declarations, so a new timm
 family is one object in `FAMILIES`. Legend: B images, D width of the residual stream, which may change between stages.
@@ -229,7 +229,7 @@ def pre_norm(norm: str | None, module: str, context: Callable[[nn.Module], Mappi
 
 
 Bridge = Step
-"""What the stream goes through between two blocks: patch merging, a change of layout. Nothing in it is compressed."""
+"""What is applied to the stream between two blocks, such as patch merging; nothing in it is compressed."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Block:
 
     @property
     def pools(self) -> bool:
-        """Whether something else takes the place of the tokens in it."""
+        """Whether the block replaces the tokens by pooled ones."""
         return any(isinstance(branch, Pooling) for branch in self.branches)
 
     def holds(self, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""A check of one budget or relation, and those that need no clock: counts that may be at most a bound, features, and parity."""
+"""The result of one check, and the checks that need no timing: counts, features and parity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gate knows of a cell: what was asked there, what was read and counted, and what was timed. Nothing is judged here."""
+"""The evidence of a cell: its request, what was read and counted, and what was timed. Nothing is judged here."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Change(Strict):
 
     @property
     def change(self) -> int:
-        """Bytes gained."""
+        """Bytes after less bytes before."""
         return self.after - self.before
 
 

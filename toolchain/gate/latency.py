@@ -1,4 +1,4 @@
-"""The latency checks of a gate, from their samples alone: each by itself, then all together, then a confirmation."""
+"""The latency checks of a gate: each judged alone, then all together, then confirmed by a second measurement."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
         status: of the check.
         p_value: one-sided: how likely samples like these are if what is allowed is kept.
-        note: why it is not what the case by itself would say, and what to do.
+        note: why the outcome differs from that of the case alone, and what to do.
     """
 
     status: Status

@@ -1,7 +1,7 @@
-"""What a gate knows of its cells, and as properties all that is said of them: checks, verdict, exit code.
+"""The evidence of all cells, and everything derived from it: checks, verdict, exit code.
 
-Nothing of what is said is stored. The file that is written shows it too, and is refused on loading if it does not follow
-from the evidence in it.
+Derived values are never stored in the object. The file shows them too, and is refused on loading if they do not follow from
+the evidence in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A gate from its baselines to its result: look, time, time once more what was too slow."""
+"""Runs a gate: static checks, then timing, then one repeat of every timing check that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cold starts of a cell: fresh processes that open its artifact, in turns with its baseline, and what they cost. Nothing is judged here."""
+"""Cold starts of a cell: fresh processes that open its artifact and its baseline in turns. Nothing is judged here."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Starts(Strict):
         return self.pairs[0].artifact.fingerprint.machine
 
     def require_looks(self, needs_more: Callable[[Starts], bool]) -> None:
-        """Raises ValueError unless every look before the last one left something open, and the last one nothing if more were allowed."""
+        """Raises ValueError unless sampling stopped at the first look that decided every check, or at the maximum."""
         for count in LOOKS[: LOOKS.index(len(self.pairs)) + 1]:
             look = self.model_copy(update={"pairs": self.pairs[:count]})
             if count < LOOKS[-1] and needs_more(look) != (count < len(self.pairs)):

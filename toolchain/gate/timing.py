@@ -1,4 +1,4 @@
-"""One measurement of a cell: its baseline and its artifact timed or started together, or why that could not be."""
+"""Measures one cell: times or starts its artifact and its baseline together, or says why that is impossible."""
 
 from __future__ import annotations
 

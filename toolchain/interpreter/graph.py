@@ -1,4 +1,4 @@
-"""An ONNX graph as a torch module: the converters of other runtimes start from torch, and what ships is the file."""
+"""An ONNX graph as a torch module, for converters of other runtimes that start from torch."""
 
 from __future__ import annotations
 

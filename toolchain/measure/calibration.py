@@ -1,4 +1,4 @@
-"""How small a difference this machine can support now, and how long that takes: one artifact against itself."""
+"""Compares one artifact with itself, to find the smallest difference that this machine can verify, and the time it takes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Calibration(Strict):
 
 
 def _always(comparison: Comparison) -> bool:  # noqa: ARG001 - whatever it says
-    """A calibration takes every look."""
+    """Always True: a calibration takes every look."""
     return True
 
 

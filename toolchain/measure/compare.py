@@ -1,4 +1,4 @@
-"""Two artifacts on one target: parity of form first, then paired sessions, judged while they grow, then the verdict."""
+"""Compares two artifacts on one target: checks their inputs and outputs, runs paired sessions until they decide, gives a verdict."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def compare(
 ) -> Comparison:
     """B timed against A, interleaved with A itself as control, each session in a fresh process.
 
-    While nothing can be said, and looks are left, as much again is measured. Every look is judged at confidence
-    1 − 5 %/looks, so that looking often does not buy a verdict.
+    While the verdict is open, and looks are left, the samples are doubled. Every look is judged at confidence 1 − 5 %/looks, so
+    that repeated looks do not raise the chance of a false verdict.
 
     Args:
         a: the baseline: an ONNX file, or for "eager" a model folder.

@@ -1,4 +1,4 @@
-"""Where a measurement was taken, and whether two fingerprints are of the same machine."""
+"""Describes the machine of a measurement, and compares the fingerprints of two."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 SLOWER = 0.8
-"""A clock that was ever below this share of its highest is worth a word."""
+"""A clock frequency below this share of its highest is noted."""
 BUSY = 0.2
-"""As is a machine on which others kept more than this many cores busy."""
+"""More than this many cores kept busy by other processes are noted."""
 GPU_HELD_BACK = {0x4: "its power limit", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "its power supply"}
 """Bits of what nvidia-smi calls clocks_throttle_reasons.active (nvml.h, nvmlClocksEventReason*) and what they mean."""
 

@@ -1,4 +1,4 @@
-"""What is measured and how: workload, design, scenario, and the raw samples of every session. Data alone; nothing is judged here."""
+"""Data types of measurements: workload, design, scenario, and the raw samples of every session. Nothing is judged here."""
 
 from __future__ import annotations
 

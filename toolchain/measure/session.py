@@ -1,4 +1,4 @@
-"""The one loop over sessions: each in a fresh process somewhere, as many as are asked for."""
+"""Runs the sessions of an experiment one after another, each in a fresh process."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def measure(
         workload: what a call is to be.
         design: how it is timed; each block holds two slots.
         cold_starts: fresh processes that open the artifact and call it once, before the sessions.
-        progress: who is told.
+        progress: gets progress reports.
     """
     device = device_for(target)
     experiment = plan_experiment(device.runtime, workload, design.once, dict.fromkeys(PAIR, artifact))

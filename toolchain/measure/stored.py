@@ -1,4 +1,4 @@
-"""Results on disk: a file says its statistics and the raw samples under them, and is refused if they disagree."""
+"""Results on disk: a file holds statistics and raw samples, and is refused if the statistics do not follow from them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SEALED = ("raw", "raw_sha256")
 
 
 def sealed(raw: dict[str, object]) -> dict[str, object]:
-    """Raw samples as a result holds them, with their digest: it tells of a change that no statistic feels.
+    """Raw samples with their digest, which shows changes that no statistic shows.
 
     Results that were written before there was a digest have none. It shows accidents and edits; it is no signature.
     """
@@ -88,7 +88,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     """The result in a JSON object that lies somewhere else than in a file of its own; arguments and errors as `load`.
 
     Args:
-        where: how messages call it.
+        where: its name in messages.
     """
     found = stored.get("schema") if isinstance(stored, dict) else None
     if found != schema:

@@ -1,4 +1,4 @@
-"""The report of a run, from what its stages recorded."""
+"""Builds the report of a run from the records of its stages."""
 
 from __future__ import annotations
 

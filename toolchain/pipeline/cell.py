@@ -1,4 +1,4 @@
-"""What a measured latency depends on, what the report keeps of it, and what may be required of all."""
+"""The conditions of a latency measurement, its row in the report, and the check of a required speedup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder: what is done is recorded by content, so a run that was killed goes on where it stopped.
+"""A run's folder: finished stages are recorded by content, so that a killed run resumes where it stopped.
 
 A stage's record holds the digest of everything it depended on and of everything it wrote. It counts only if both still
 hold; a half-written or altered file makes its stage run again.
@@ -56,7 +56,7 @@ Written = Sequence[Path]
 
 
 class Nothing(Record):
-    """The facts of a stage that has none."""
+    """Facts of a stage that reports none."""
 
 
 @dataclass(frozen=True)

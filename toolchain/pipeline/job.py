@@ -1,4 +1,4 @@
-"""A recipe, looked at whole before any work: model, data, targets and allocation."""
+"""Checks a whole recipe before any work: model, data, targets and allocation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BENCH, ENGINE = "bench.targets", "engine.targets"
 
 @dataclass(frozen=True)
 class Start:
-    """A recipe's dense model and its data: everything that what comes after works on.
+    """A recipe's dense model and its data, on which all stages work.
 
     Attributes:
         labelled: of features, the source with the labels that judge them through their neighbours; what trains and
@@ -63,7 +63,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Job(Start):
-    """A recipe that was looked at whole: everything that can be refused before any work has been."""
+    """A checked recipe: every error that can be found before any work was raised."""
 
     problem: Problem
 
@@ -178,7 +178,7 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
 
 
 def _judging(source: DataSource, dense: TimmModel) -> DataSource:
-    """The source as it judges a model: without labels where the recipe says that its outputs are no classes, and noted so.
+    """Drops labels that cannot score this model's outputs, and adds a note that says why.
 
     Raises:
         ModelError: the labels do not fit the model.

@@ -1,4 +1,4 @@
-"""What is known of the forms of a model: figures, accuracy on the test split, and parity with the form before."""
+"""Judges each form of a model: figures, accuracy on the test split, and parity with the form before."""
 
 from __future__ import annotations
 

@@ -49,13 +49,13 @@ from toolchain.targets import get_target
 SHARES = (0.0, 0.25, 0.5, 0.75)
 """The widths of a table, as shares of what a unit has; all of it is the dense model."""
 DESIGN = Design(sessions=1, blocks=21, looks=1)
-"""Its blocks are the most that a session has."""
+"""The design of a table's session; `blocks` is the maximum."""
 FEWEST_BLOCKS, SESSION_S = 7, 10.0
 """A session has fewer blocks than `DESIGN`, but never fewer than these, where all would take longer than these seconds."""
 LOOK = {"sessions": 1, "blocks": 1, "looks": 1}
-"""Of the session that tells how long a call of the dense model takes."""
+"""Changes of the design for the session that only finds how long a call of the dense model takes."""
 CHECK_SESSIONS = 3
-"""So many fresh processes check the chosen widths."""
+"""Number of fresh processes in which the chosen widths are timed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def time_widths(
         variants: what is timed beside it.
         setting: where and what.
         design: how; the blocks of its sessions are pooled.
-        progress: who is told.
+        progress: gets progress reports.
 
     Raises:
         ArtifactError: a variant cannot be exported or opened.
@@ -204,7 +204,7 @@ class Clock:
         dense: the model; only its shapes matter.
         choices: what may be reduced.
         setting: where and how it is timed.
-        progress: who is told.
+        progress: gets progress reports.
         timer: times some widths, as `time_widths` does.
     """
 

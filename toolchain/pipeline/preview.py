@@ -1,4 +1,4 @@
-"""What a run will decide, before any work: for `slimvit plan` and `slimvit run --dry-run`."""
+"""Previews the allocation of a run, for `slimvit plan` and `slimvit run --dry-run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recipe.toml` in a run's folder: what was carried out, so that it can be carried out again."""
+"""Writes `recipe.toml` into a run's folder, so that the run can be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep whose variants are carried out by the workers of a Dask cluster, in a folder that all of them share.
+"""Runs a sweep on the workers of a Dask cluster, in a folder that all of them share.
 
 Which worker takes what is decided here and not by Dask: one variant a worker, of variants that time anything one a machine,
 and no worker that was not looked at first.

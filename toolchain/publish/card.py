@@ -1,4 +1,4 @@
-"""README.md of a repository: a card with what hubs read before its text, every number from the run's report."""
+"""README.md of a repository: a model card with the hub's YAML header; every number comes from the run's report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toolchain.report.sections import SECTIONS, Part
 from toolchain.report.tables import Table, counted, size
 
 ANY = "ORG/NAME"
-"""What snippets call a repository where files are written to a folder, of which nobody knows where it will be pushed."""
+"""Placeholder for the repository's name in snippets, if files are written to a folder instead of a hub."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json: what transformers and transformers.js need to know of a model's files."""
+"""Writes config.json and preprocessor_config.json, which transformers and transformers.js read."""
 
 from __future__ import annotations
 

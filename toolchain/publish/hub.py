@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face hub, or of one that speaks its language, by its own client."""
+"""A repository of the Hugging Face hub, or of a hub with the same API, through its own client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names by which transformers.js finds, and optimum expects, a model's ONNX files and their inputs and outputs."""
+"""File names, inputs and outputs of ONNX models as transformers.js and optimum expect them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a repository brought to where they are to be, without touching what others wrote there."""
+"""Pushes the files of a repository, without touching files that others wrote there."""
 
 from __future__ import annotations
 

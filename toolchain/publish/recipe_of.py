@@ -1,4 +1,4 @@
-"""The recipe of a run for its card: the whole one where the run's folder has it, else what the report knows of it."""
+"""The recipe of a run for its card: from the run's folder, or else reconstructed from the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from toolchain.report.record import Report
 RECIPE = "recipe.toml"
 """The file of a run's folder that holds its recipe."""
 HOLE = "PATH"
-"""What stands for a place on one machine."""
+"""Placeholder for a path of one machine."""
 UNKNOWN = (
     "The folder of the run held no recipe, so these parts are missing, which may not have been at their defaults: [train], "
     "[finetune], [engine] and [bench], of [model] layers and resample_patches, of [data] all but the kind of source, of "

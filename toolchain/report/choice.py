@@ -1,4 +1,4 @@
-"""Which of the files that could ship to take: the smallest, the fastest in each place and of all, and the faster kind of int8."""
+"""Suggests files to ship: the smallest, the fastest in each place and overall, and the faster kind of int8."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toolchain.targets import is_target
 
 Place = tuple[str, int, int]
 ROUNDING = 1e-9
-"""Shares of images are quotients: as many more as are allowed must not be one too many."""
+"""Slack for rounding when shares of images are compared with `accuracy_loss`."""
 UNDECIDED = ("invalid", "inconclusive")
 
 

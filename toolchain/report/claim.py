@@ -1,4 +1,4 @@
-"""What a run claims, in one sentence with its evidence: how much is left, what that loses, and what it saves in time."""
+"""One sentence that sums up a run, with its evidence: the share that is left, the loss, and the time saved."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Point:
-    """What a dot stands for: its numbers, its name, and the number of its colour."""
+    """The data of a dot: its two numbers, its name, and the number of its colour."""
 
     x: float
     y: float

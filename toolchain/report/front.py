@@ -1,4 +1,4 @@
-"""What other budgets would do, as a table: for a plan and for a report."""
+"""The Pareto front of other budgets as a table, for a plan and for a report."""
 
 from __future__ import annotations
 

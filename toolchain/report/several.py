@@ -1,4 +1,4 @@
-"""Runs side by side: what each left, loses and takes, and which of them no other beats."""
+"""Compares runs: size, loss and latency of each, and the runs that no other dominates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with a source before their name ("hf://org/name", "local-dir:PATH"), and whether a hub can be reached."""
+"""Resolves model names with a source ("hf://org/name", "local-dir:PATH"), and checks whether a hub can be reached."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def _downloaded(url: str) -> bool:
 
 
 def unreachable(url: str, what: str) -> str:
-    """What to tell where a hub cannot be reached."""
+    """The message for a hub that cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{urlsplit(url).hostname} cannot be reached"
     return (
         f"{what} cannot be fetched: {why}, and the user's cache has no copy. "

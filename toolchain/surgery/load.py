@@ -33,7 +33,7 @@ from toolchain.surgery.resampling import TIMM
 log = logging.getLogger(__name__)
 
 SAME = 1e-3
-"""Up to this share of the largest output two models of the same weights differ by rounding alone."""
+"""Largest difference, as a share of the largest output, that is taken for rounding between two models of equal weights."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pretrained weights of a hub or a folder, loaded by timm; what timm leaves at random, or changes, is refused or said."""
+"""Loads pretrained weights through timm; refuses or notes what timm leaves at random or changes."""
 
 from __future__ import annotations
 

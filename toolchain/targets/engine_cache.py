@@ -1,4 +1,4 @@
-"""Engines of ONNX files that are only to be run here: built once for a batch and a GPU, kept in the user's cache."""
+"""Engines built for this machine only, once for each file, batch and GPU, and kept in the user's cache."""
 
 from __future__ import annotations
 

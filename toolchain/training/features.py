@@ -1,4 +1,4 @@
-"""How good features are that no label can judge: their error against the dense model's, and what their neighbours know.
+"""Judges features without a classifier: by their error against the dense model's, and by k-NN on labelled images.
 
 Legend: B, N images, * positions of tokens, D width.
 """
@@ -20,7 +20,7 @@ from toolchain.likelihood import Outputs, in_batches, parts_of
 from toolchain.parity import ROUNDING, STILL
 
 K = 20
-"""Neighbours that vote, where each class has as many; the custom of self-supervised learning (DINO, arXiv 2104.14294)."""
+"""Number of neighbours that vote, if each class has as many; usual in self-supervised learning (DINO, arXiv 2104.14294)."""
 BANK = 2048
 """The most training images whose neighbours are looked for; of more classes than that one image each."""
 HELD = 2**24

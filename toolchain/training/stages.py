@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 PATCHES = "patch_embed"
-"""What timm calls the layer that turns pixels into tokens."""
+"""timm's name of the layer that turns pixels into tokens."""
 
 
 class Augmentation(TypedDict):

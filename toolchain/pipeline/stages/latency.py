@@ -1,4 +1,4 @@
-"""`latency.<target>.json`: what the widths of the dense model cost on a target of the budget, measured."""
+"""`latency.<target>.json`: the measured latency table of the dense model on a target of the budget."""
 
 from __future__ import annotations
 

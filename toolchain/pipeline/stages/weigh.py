@@ -62,7 +62,7 @@ class Weighed(RunStage[Nothing]):
         return self.run.root / "damage.json"
 
     def weighing(self) -> Weighing:
-        """What lies there; the teacher is handed over once, as a model that nobody asks any more need not stay in memory."""
+        """Reads damage.json. Gives up the reference to the teacher, so that it can be freed; a second call returns None for it."""
         rows = ([row[name] for name in COLUMNS] for row in read_json(self.path)["candidates"])
         candidates = [
             Candidate((module, unit), kept, math.inf if damage is None else damage)

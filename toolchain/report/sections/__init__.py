@@ -17,7 +17,7 @@ from toolchain.report.tables import Table
 
 @dataclass(frozen=True)
 class Part:
-    """What a section has to say of one run.
+    """The content of a section for one run.
 
     Attributes:
         title: above the sentences, where they stand without a table.

@@ -1,4 +1,4 @@
-"""What each file loses against what it weighs, and against the time that it takes: one point for each file and runtime."""
+"""Scatter plots of the loss of each file over its size, and over its latency on each runtime."""
 
 from __future__ import annotations
 

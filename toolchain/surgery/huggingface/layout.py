@@ -1,4 +1,4 @@
-"""What a layout of transformers declares: the timm model that computes the same, and what its tensors are called there."""
+"""The interface of a layout of transformers: the timm model that computes the same, and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ACTIVATIONS = {
 OUTPUTS: Mapping[str, Output] = {"multi_label_classification": "multi-label", "regression": "regression"}
 """The problem_type of a config.json → what the outputs are."""
 ROUND_EPS = 1e-5
-"""Up to here the constant that a norm adds to the variance is as good as another."""
+"""Up to this value, a different epsilon of a norm makes no difference that matters."""
 WHOLE = ("architectures", "id2label", "num_labels", "problem_type")
 """What the top of a config.json says, also of a model with two towers."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

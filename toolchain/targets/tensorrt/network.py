@@ -1,4 +1,4 @@
-"""What TensorRT makes of an ONNX file: the network that it parses, in which types, and what its inspector says of an engine."""
+"""Reads what TensorRT makes of an ONNX file: the parsed network and its types, and the inspector's report on an engine."""
 
 from __future__ import annotations
 
