@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from toolchain.errors import ArtifactError
 from toolchain.families import Family, UnitGroup
 from toolchain.families.constants import constants
 from toolchain.plan import CompressionPlan
+from toolchain.records import Record, first_fault
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
 VARIED = 150
@@ -280,11 +281,7 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
     return ModelShape(linears, attentions, others, conv_macs, scale_params)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class SavedLatency(_Strict):
+class SavedLatency(Record):
     """What narrowing one unit saves, measured once for all units of equal shapes.
 
     Attributes:
@@ -308,7 +305,7 @@ class SavedLatency(_Strict):
         return float(np.interp(kept, widths, shares))
 
 
-class LatencyTable(_Strict):
+class LatencyTable(Record):
     """The latency of any widths on one target: ratio to dense = 1 − correction · Σ over units of what each saves.
 
     Attributes:
@@ -356,6 +353,4 @@ class LatencyTable(_Strict):
         try:
             return LatencyTable.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise ArtifactError(f"not a slimvit.latency/1 table: {where}: {first['msg']}") from None
+            raise ArtifactError(f"not a slimvit.latency/1 table: {first_fault(error, 'top level')}") from None

@@ -19,6 +19,7 @@ from toolchain.files import read_json
 from toolchain.outputs import Output, label_classes, output_names, output_of
 from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
+from toolchain.records import first_fault
 
 if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
     from torch import nn
@@ -68,12 +69,7 @@ class Preprocess:
         try:
             return TypeAdapter(Preprocess).validate_python(raw)
         except ValidationError as error:
-            raise ArtifactError(f"the preprocessing is invalid at {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
+            raise ArtifactError(f"the preprocessing is invalid at {first_fault(error, 'top level')}") from None
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ class ModelRecord(BaseModel):
         try:
             return ModelRecord.model_validate(raw)
         except ValidationError as error:
-            raise ArtifactError(f"{path} is invalid at {_first(error)}") from None
+            raise ArtifactError(f"{path} is invalid at {first_fault(error, 'top level')}") from None
 
 
 def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, object]]) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolchain.errors import RecipeError, StorageError
+from toolchain.records import Record
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -32,10 +33,10 @@ Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_num
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(tuple_of)]
 
 
-class Section(BaseModel):
+class Section(Record):
     """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def read_toml(path: Path, what: str = "") -> dict[str, object]:

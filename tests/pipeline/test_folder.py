@@ -17,7 +17,7 @@ from toolchain.files import exclusive, files_below, read_json, user_cache, write
 from toolchain.model import Made
 from toolchain.parity import TOLERANCES, not_run
 from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace
-from toolchain.report.record import Record
+from toolchain.records import Record
 
 
 class Facts(Record):

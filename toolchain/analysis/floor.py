@@ -28,9 +28,10 @@ from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError, ParityError, RecipeError
 from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
-from toolchain.measure.samples import CONTROL, A, B, Design, Workload, explain
+from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS
 from toolchain.targets.products import OPENERS
@@ -91,7 +92,7 @@ def measure_floor(
     try:
         return Floor(scenario=experiment.scenario, design=experiment.design, models=models, sessions=sessions)
     except ValidationError as error:
-        raise MeasurementError(f"the floor of {a}: {explain(error)}") from None
+        raise MeasurementError(f"the floor of {a}: {first_fault(error)}") from None
 
 
 def _parts(folder: Path, graphs: Mapping[Letter, Graph], models: Mapping[Letter, Counted]) -> dict[str, Path]:

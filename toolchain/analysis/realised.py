@@ -25,16 +25,8 @@ from toolchain.measure.intervals import (
     median_interval,
     slot_medians,
 )
-from toolchain.measure.samples import (
-    CONTROL,
-    A,
-    ArtifactFacts,
-    B,
-    Design,
-    Scenario,
-    Session,
-    Strict,
-)
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Scenario, Session
+from toolchain.records import Record
 
 SCHEMA = "slimvit.floor/2"
 Letter = Literal["A", "B"]
@@ -56,7 +48,7 @@ def variants_of(models: Mapping[Letter, Counted]) -> list[str]:
     return [*models, CONTROL, *parts]
 
 
-class Counted(Strict):
+class Counted(Record):
     """A model, and its products by shape, the costliest first."""
 
     artifact: ArtifactFacts
@@ -142,7 +134,7 @@ class Limit:
         }
 
 
-class Floor(Strict):
+class Floor(Record):
     """The limits of one or two models, measured side by side, with A loaded a second time as control.
 
     Raises:

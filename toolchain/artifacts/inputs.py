@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import Preprocess
+from toolchain.records import Record
 
 Sample = tuple[int | None, ...]
 """The shape of one sample, without the batch; None where the file leaves it open."""
@@ -37,10 +38,8 @@ class Port:
     shape: tuple[int | str | None, ...] | None
 
 
-class InputSpec(BaseModel):
+class InputSpec(Record):
     """One input tensor that is fed, batch included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     dtype: str

@@ -19,9 +19,8 @@ from toolchain.export.preparation import Preparation, prepared, raw_pixels, resi
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, LOGITS
 from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error, worst
+from toolchain.recipe import SYNTHETIC
 
-SYNTHETIC = "none"
-"""The data source of seeded noise."""
 BLOBS = 16
 """Images of coarse noise that a rounded file of another tool is compared on besides: fine noise looks the same to a ViT."""
 SPREAD_ERRORS = {"pictures": 0.1, "noise": 0.75}

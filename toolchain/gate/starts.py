@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, JsonValue, model_validator
 
 from toolchain.measure.environment import machine_changes
-from toolchain.measure.samples import ArtifactFacts, ColdStart, Scenario, Strict
+from toolchain.measure.samples import ArtifactFacts, ColdStart, Scenario
+from toolchain.records import Record
 
 LOOKS = (8, 16, 32)
 """After how many pairs of starts the data is judged, at most: each look doubles what there is."""
@@ -55,14 +56,14 @@ COSTS: Mapping[str, Cost] = {
 """Key of gate.toml → what it bounds: one entry, and a key in both sections, is one more check."""
 
 
-class Start(Strict):
+class Start(Record):
     """A cold start of the artifact, and the one of its baseline beside it; None without a baseline."""
 
     artifact: ColdStart
     baseline: ColdStart | None = None
 
 
-class Starts(Strict):
+class Starts(Record):
     """Cold starts of a cell, in the order in which they ran; the number of the artifact's is one of LOOKS.
 
     Raises:

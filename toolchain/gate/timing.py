@@ -16,9 +16,10 @@ from toolchain.gate.starts import LOOKS, Start, Starts
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison, Undecided
 from toolchain.measure.experiment import artifact_facts, plan_experiment
-from toolchain.measure.samples import A, B, Design, Parity, Workload, explain
+from toolchain.measure.samples import A, B, Design, Parity, Workload
 from toolchain.measure.session import cold_start_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def started(beginning: Beginning, device: Device, progress: Progress) -> Starts:
                     scenario=experiment.scenario, artifact=facts[B], baseline=facts.get(A), pairs=tuple(measured)
                 )
             except ValidationError as error:
-                raise MeasurementError(f"{beginning.artifact} on {device.name}: {explain(error)}") from None
+                raise MeasurementError(f"{beginning.artifact} on {device.name}: {first_fault(error)}") from None
             if not beginning.needs_more(starts):
                 break
     return starts

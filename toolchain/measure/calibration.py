@@ -16,8 +16,9 @@ from toolchain.devices.device import Device, device_for
 from toolchain.measure import stored
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import A, ArtifactFacts, Design, Scenario, Strict, Workload
+from toolchain.measure.samples import A, ArtifactFacts, Design, Scenario, Workload
 from toolchain.progress import SILENT, Progress
+from toolchain.records import Record
 
 SCHEMA = "slimvit.bench.calibration/3"
 WIDTH, LAYERS, TOKENS = 384, 8, 197
@@ -35,7 +36,7 @@ class Row:
     seconds: float
 
 
-class Calibration(Strict):
+class Calibration(Record):
     """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
 
     name: ClassVar[str] = SCHEMA

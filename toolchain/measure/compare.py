@@ -15,9 +15,10 @@ from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError, ParityError
 from toolchain.measure.comparison import Comparison, Undecided, without_verdict
 from toolchain.measure.experiment import Experiment, artifact_facts, plan_experiment
-from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload, explain
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Trial(Experiment):
                 sessions=tuple(sessions),
             )
         except ValidationError as error:
-            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {explain(error)}") from None
+            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {first_fault(error)}") from None
 
     def _require_equal_outputs(self, session: Session) -> None:
         ours, theirs = ([list(shape) for shape in session.variants[name].outputs] for name in (A, B))

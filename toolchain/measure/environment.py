@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
+
+from toolchain.records import Record
 
 SLOWER = 0.8
 """A clock frequency below this share of its highest is noted."""
@@ -35,10 +37,8 @@ MachineFacts = Annotated[dict[str, JsonValue], AfterValidator(_described)]
 """What a device tells of itself; whatever of it is shown has the type of `Machine`."""
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(Record):
     """What `toolchain.on_device.runner.fingerprint` returns: `machine` must not change, `state` (frequency, load, throttling) may."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     machine: MachineFacts
     state: dict[str, JsonValue]

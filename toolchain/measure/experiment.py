@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from toolchain.artifacts import ARTIFACTS, InputSpec, Signature, open_artifact
 from toolchain.devices.device import Device
 from toolchain.errors import RecipeError, TargetUnavailable
-from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload, explain
+from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA, Inputs, Schedule, Tensor, VariantSchedule
+from toolchain.records import first_fault
 from toolchain.targets import get_target
 
 INPUT_SETS = 8
@@ -106,7 +107,7 @@ def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...])
             affinity=workload.affinity,
         )
     except ValidationError as error:
-        raise RecipeError(f"cannot measure: {explain(error)}") from None
+        raise RecipeError(f"cannot measure: {first_fault(error)}") from None
 
 
 def workload_on(

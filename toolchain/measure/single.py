@@ -26,20 +26,10 @@ from toolchain.measure.intervals import (
     slot_medians,
     tail,
 )
-from toolchain.measure.samples import (
-    CONTROL,
-    A,
-    ArtifactFacts,
-    ColdStart,
-    Design,
-    Scenario,
-    Session,
-    Strict,
-    Workload,
-    explain,
-)
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Scenario, Session, Workload
 from toolchain.measure.session import cold_start_of, sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import Record, first_fault
 
 SCHEMA = "slimvit.bench.run/1"
 PAIR = (A, CONTROL)
@@ -63,7 +53,7 @@ def _median(values: Sequence[int | None]) -> float | None:
     return float(statistics.median(known)) if len(known) == len(values) else None
 
 
-class Measurement(Strict):
+class Measurement(Record):
     """One artifact: the design, the raw samples, and as properties all that follows from them.
 
     Latency is of this machine in its state of that hour; only ratios that were measured side by side compare artifacts.
@@ -212,4 +202,4 @@ def measure(
             cold=tuple(starts),
         )
     except ValidationError as error:
-        raise MeasurementError(f"{artifact} on {device.name}: {explain(error)}") from None
+        raise MeasurementError(f"{artifact} on {device.name}: {first_fault(error)}") from None

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import digest_of, read_json, write_text
-from toolchain.measure.samples import explain
+from toolchain.records import first_fault
 
 
 class Result(Protocol):
@@ -101,7 +101,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     try:
         result = parse(json.dumps(raw))
     except ValidationError as error:
-        raise ArtifactError(f"{where}: {explain(error)}") from None
+        raise ArtifactError(f"{where}: {first_fault(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
     said = {key: value for key, value in stored.items() if key not in SEALED}

@@ -26,7 +26,7 @@ from toolchain.errors import ArtifactError, FolderBusy, StorageError
 from toolchain.files import digest_of, exclusive, files_below, read_json, sha256, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung
-from toolchain.report.record import Record
+from toolchain.records import Record
 
 log = logging.getLogger(__name__)
 PRIVATE = ".slimvit"

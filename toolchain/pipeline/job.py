@@ -28,12 +28,10 @@ from toolchain.files import digest_of, sha256
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, ANY, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
+from toolchain.recipe import ALIGN, ANY, SYNTHETIC, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import BuildOptions, Target, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
-
-SYNTHETIC = "none"  # the source of seeded noise
 
 
 @cache

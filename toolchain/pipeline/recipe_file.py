@@ -12,11 +12,10 @@ from tomlkit.exceptions import ConvertError
 from toolchain.errors import SlimvitError
 from toolchain.files import sha256, write_text
 from toolchain.pipeline.folder import Workspace
-from toolchain.recipe import Recipe
+from toolchain.recipe import RECIPE_FILE, Recipe
 from toolchain.version import tool
 
 log = logging.getLogger(__name__)
-RECIPE = "recipe.toml"
 OURS = "recipe.sha256"
 """Where a run keeps the digest of the recipe.toml that it wrote: any other was written by a person, and is not replaced."""
 
@@ -34,7 +33,7 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    path, ours = space.root / RECIPE, space.private / OURS
+    path, ours = space.root / RECIPE_FILE, space.private / OURS
     if path.exists():
         if _says(path, recipe):
             return [path]

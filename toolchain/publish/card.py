@@ -11,8 +11,8 @@ from pydantic import JsonValue
 
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.publish.layout import PIXELS, Named
-from toolchain.publish.recipe_of import HOLE, RECIPE, UNKNOWN, known, whole
-from toolchain.recipe import Recipe
+from toolchain.publish.recipe_of import HOLE, UNKNOWN, known, whole
+from toolchain.recipe import RECIPE_FILE, Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.record import FileRow, Report
 from toolchain.report.sections import SECTIONS, Part
@@ -143,7 +143,7 @@ def _recipe(report: Report, about: About) -> Iterator[str]:
     """What was carried out, or as much of it as is known."""
     if about.recipe is not None:
         yield from ("", "## How to make it again", "", "```toml", whole(about.recipe).strip(), "```", "")
-        yield f"`slimvit run {RECIPE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
+        yield f"`slimvit run {RECIPE_FILE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
     else:
         yield from ("", "## What is known of the recipe", "", "```toml")
         yield from (known(report, about.provenance).strip(), "```", "", UNKNOWN)

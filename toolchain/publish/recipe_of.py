@@ -16,13 +16,12 @@ from toolchain.recipe import (
     HUB_URL,
     LOCAL,
     PATH_SOURCES,
+    RECIPE_FILE,
     Recipe,
     model_source,
 )
 from toolchain.report.record import Report
 
-RECIPE = "recipe.toml"
-"""The file of a run's folder that holds its recipe."""
 HOLE = "PATH"
 """Placeholder for a path of one machine."""
 UNKNOWN = (
@@ -36,7 +35,7 @@ UNKNOWN = (
 def recipe_in(folder: Path, digest: str) -> Recipe | None:
     """The recipe that lies in a run's folder; None where there is none, or it is not the one of this digest."""
     try:
-        recipe = Recipe.load(folder / RECIPE) if (folder / RECIPE).is_file() else None
+        recipe = Recipe.load(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     except SlimvitError:
         return None
     return recipe if recipe is not None and recipe.digest == digest else None

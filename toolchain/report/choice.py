@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolchain.export.precision import int8_kinds
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.report.record import (
     BenchRow,
     Counts,
@@ -22,7 +23,6 @@ from toolchain.targets import is_target
 Place = tuple[str, int, int]
 ROUNDING = 1e-9
 """Slack for rounding when shares of images are compared with `accuracy_loss`."""
-UNDECIDED = ("invalid", "inconclusive")
 
 
 def suggestion(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.measure.intervals import outward
-from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow, Counts, Report
 from toolchain.report.several import file_of
 from toolchain.report.tables import number, percent

@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.measure.comparison import Verdict as LatencyVerdict
@@ -14,17 +14,12 @@ from toolchain.measure.environment import MachineFacts
 from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
+from toolchain.records import Record
 from toolchain.settings import explain
 from toolchain.training.features import Features
 from toolchain.training.stages import FinetuneFacts
 
 SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
-
-
-class Record(BaseModel):
-    """Facts as they are recorded and read back: frozen, of exactly these fields and types."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Counts(Record):

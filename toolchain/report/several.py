@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolchain.artifacts.onnx_file import FP32
-from toolchain.report.choice import UNDECIDED, loss_of
+from toolchain.measure.comparison import UNDECIDED
+from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import Counts, Report
 from toolchain.report.sections import Part

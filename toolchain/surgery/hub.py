@@ -23,6 +23,7 @@ from toolchain.errors import ModelError, StorageError
 from toolchain.outputs import Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
+from toolchain.records import place_and_fault
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
@@ -111,7 +112,7 @@ def _ref(name: str, kwargs: Mapping[str, Any]) -> ModelRef:
     try:
         return ModelRef(name=name, kwargs=dict(kwargs))
     except ValidationError as error:
-        raise ModelError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ModelError(place_and_fault(error)[1]) from None
 
 
 def _source(

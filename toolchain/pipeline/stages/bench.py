@@ -14,6 +14,7 @@ from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
 from toolchain.errors import DeviceLost, TargetUnavailable
 from toolchain.export.precision import EITHER, product_of
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.measure.experiment import workload_on
 from toolchain.measure.samples import Parity
 from toolchain.model import Made
@@ -24,7 +25,6 @@ from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.engine import DENSE
 from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import Recipe
-from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow
 from toolchain.targets import get_target
 

@@ -22,16 +22,8 @@ from toolchain.pipeline.latency_budget import Clock, latency_of
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
-from toolchain.report.record import (
-    BlockDamage,
-    ClosedForm,
-    Figures,
-    FrontPoint,
-    LatencyBudget,
-    PrunedShare,
-    Record,
-    SizeBudget,
-)
+from toolchain.records import Record
+from toolchain.report.record import BlockDamage, ClosedForm, Figures, FrontPoint, LatencyBudget, PrunedShare, SizeBudget
 
 
 class CompressFacts(Record):

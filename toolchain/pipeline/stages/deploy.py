@@ -14,7 +14,8 @@ from toolchain.parity import require
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.judge import require_cost
 from toolchain.pipeline.stages.base import Run, RunStage
-from toolchain.report.record import Figures, Record
+from toolchain.records import Record
+from toolchain.report.record import Figures
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split

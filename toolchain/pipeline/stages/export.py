@@ -19,7 +19,8 @@ from toolchain.model import DeployModel, Made, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.deploy import MODEL_FILES
-from toolchain.report.record import Counts, FileRow, Graph, Record
+from toolchain.records import Record
+from toolchain.report.record import Counts, FileRow, Graph
 from toolchain.version import tool
 
 GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes")

@@ -12,7 +12,8 @@ from toolchain.model import Made, MaskedModel, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.deploy import MODEL_FILES
-from toolchain.report.record import Figures, Record
+from toolchain.records import Record
+from toolchain.report.record import Figures
 from toolchain.training.stages import Finetune, FinetuneFacts
 
 

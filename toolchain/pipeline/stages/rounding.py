@@ -32,7 +32,7 @@ from toolchain.pipeline.job import Job
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
-from toolchain.report.record import Record
+from toolchain.records import Record
 from toolchain.version import tool
 
 IMAGES = 128

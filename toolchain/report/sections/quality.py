@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from toolchain.report.choice import UNDECIDED, loss_of
+from toolchain.measure.comparison import UNDECIDED
+from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import BenchRow, Counts, EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
 from toolchain.outputs import Output
+from toolchain.records import place_and_fault
 from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
 from toolchain.surgery.resampling import Resampling
@@ -158,9 +159,9 @@ class Layout(ABC, Generic[C]):
         try:
             return self.config.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, filter(None, (self.inside, *first["loc"]))))
-            raise ModelError(f"config.json of model_type {self.name!r} has a wrong {place}: {first['msg']}") from None
+            where, what = place_and_fault(error)
+            place = ".".join(filter(None, (self.inside, where)))
+            raise ModelError(f"config.json of model_type {self.name!r} has a wrong {place}: {what}") from None
 
     @abstractmethod
     def design(self, config: C) -> Design:
