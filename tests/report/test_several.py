@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_up_reports import a_report
 
-from toolchain.report.record import SizeBudget
+from toolchain.compress.outcome import SizeBudget
 from toolchain.report.several import file_of, front, side_by_side
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from toolchain.compress.choices import Budget, Costs, Key
-from toolchain.compress.front import FrontPoint, front
+from toolchain.compress.front import front
+from toolchain.compress.outcome import FrontPoint, LatencyBudget, SizeBudget
 from toolchain.compress.problem import Problem
 from toolchain.compress.solver import Candidate, Damages, narrowest
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths
@@ -115,47 +116,6 @@ def _distance(costs: Costs, budget: Budget, widths: Widths, measured: Mapping[st
 
 
 @dataclass(frozen=True)
-class TargetLatency:
-    """What some widths mean on one target of a budget; all but `dense_ms` are times over the dense model's.
-
-    Attributes:
-        requested: the most that was asked for.
-        reachable: by the narrowest widths, and by the dense model.
-        measured, met: None where whole models of the widths were not timed.
-        correction: of the table, by whole models.
-    """
-
-    target: str
-    batch: int
-    threads: int
-    dense_ms: float
-    requested: float
-    reachable: tuple[float, float]
-    predicted: float
-    measured: float | None
-    met: bool | None
-    correction: float
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """What some widths mean for the file of one precision, in bytes.
-
-    Attributes:
-        requested: the most that was asked for; None of a precision that could have been chosen, and was not.
-        predicted: of the file.
-        reachable: by the narrowest widths, and by the dense model.
-        rounding: what it does to the dense model's outputs: mean KL divergence per image, nats; None where that was not measured.
-    """
-
-    precision: str
-    requested: int | None
-    predicted: int
-    reachable: tuple[int, int]
-    rounding: float | None
-
-
-@dataclass(frozen=True)
 class Allocation:
     """How wide each layer stays, and what that is predicted to cost and to damage.
 
@@ -220,18 +180,24 @@ class Allocation:
         return self.problem.costs.shape(self.problem.narrowest)
 
     @property
-    def latency(self) -> tuple[TargetLatency, ...]:
+    def latency(self) -> tuple[LatencyBudget, ...]:
         """What the widths mean on each target of the budget."""
         return tuple(self._latency(table) for table in self.settled.costs.tables)
 
     @property
-    def files(self) -> tuple[FileSize, ...]:
+    def files(self) -> tuple[SizeBudget, ...]:
         """What the widths mean for each file that the budget speaks of."""
         most = self.problem.budget.asked
         shapes = (self.predicted, self.smallest, self.problem.shape)
         sizes = {file: [math.ceil(file.bytes_of(shape)) for shape in shapes] for file in self.problem.costs.files}
         return tuple(
-            FileSize(file.precision, most.get(file.name), own, (least, whole), file.damage)
+            SizeBudget(
+                precision=file.precision,
+                requested=most.get(file.name),
+                predicted=own,
+                reachable=(least, whole),
+                rounding=file.damage,
+            )
             for file, (own, least, whole) in sizes.items()
         )
 
@@ -245,9 +211,9 @@ class Allocation:
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
             **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
-            "front": [asdict(point) for point in self.front],
-            "files": [{**asdict(file), "reachable": list(file.reachable)} for file in self.files],
-            "latency": [{**asdict(target), "reachable": list(target.reachable)} for target in self.latency],
+            "front": [point.model_dump() for point in self.front],
+            "files": [file.model_dump(mode="json", exclude={"bytes"}) for file in self.files],
+            "latency": [target.model_dump(mode="json") for target in self.latency],
             **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
 
@@ -266,13 +232,13 @@ class Allocation:
             "ranks": [row({"linear": name}, (name, RANK), "rank", rank) for name, rank in ranks],
         }
 
-    def _latency(self, table: LatencyTable) -> TargetLatency:
+    def _latency(self, table: LatencyTable) -> LatencyBudget:
         budget, measured = self.problem.budget, self.settled.measured.get(table.target)
-        return TargetLatency(
-            table.target,
-            table.batch,
-            table.threads,
-            table.dense_ms,
+        return LatencyBudget(
+            target=table.target,
+            batch=table.batch,
+            threads=table.threads,
+            dense_ms=table.dense_ms,
             requested=budget.latency_share(table),
             reachable=(table.ratio(self.problem.narrowest), 1.0),
             predicted=table.ratio(self.widths),

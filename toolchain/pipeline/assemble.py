@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.compress.outcome import SizeBudget
 from toolchain.outputs import FEATURES, WORDS, Output
 from toolchain.parity import Rung
 from toolchain.pipeline.folder import Done, Nothing
@@ -29,7 +30,6 @@ from toolchain.report.record import (
     NotMeasured,
     Report,
     Shares,
-    SizeBudget,
     StageRow,
 )
 from toolchain.report.tables import size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.report.record import FrontPoint
+from toolchain.compress.outcome import FrontPoint
 from toolchain.report.tables import Table, percent
 
 TITLE = "What other budgets would do"
