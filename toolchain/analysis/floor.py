@@ -27,7 +27,7 @@ from toolchain.artifacts import Signature
 from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError, ParityError, RecipeError
-from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
+from toolchain.measure.experiment import TimedArtifact, artifact_facts, plan_experiment
 from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
@@ -83,7 +83,7 @@ def measure_floor(
             raise RecipeError(f"{path} has no matrix product, and so no floor")
     with tempfile.TemporaryDirectory(prefix="slimvit-floor-") as folder:
         parts = {
-            name: Variant(path, PRODUCTS + device.runtime, Signature((), ()))
+            name: TimedArtifact(path, PRODUCTS + device.runtime, Signature((), ()))
             for name, path in _parts(Path(folder), graphs, models).items()
         }
         experiment = replace(experiment, variants={**experiment.variants, **parts})

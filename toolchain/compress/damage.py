@@ -36,8 +36,8 @@ WORST = 1e6
 
 
 @dataclass(frozen=True)
-class Place:
-    """A step of the stream, and what the model's next output is made by from the stream after it; None for no output."""
+class Tap:
+    """A step of the stream, and the function that makes the model's next output of the stream after it; None for no output."""
 
     step: Step
     read: Step | None
@@ -47,11 +47,11 @@ class Place:
         return [] if self.read is None else [self.read(model, x)]
 
 
-def way_through(teacher: Teacher) -> list[Place]:
-    """All that the stream goes through, from before the first block, with every place where it is read."""
+def way_through(teacher: Teacher) -> list[Tap]:
+    """Every step of the stream from before the first block on, each with the output that is read after it."""
     reads = teacher.family.readings(teacher.module)
     return [
-        Place(step, reads.get(block.path) if last else None)
+        Tap(step, reads.get(block.path) if last else None)
         for block in teacher.family.blocks(teacher.module)
         for step, last in zip(block.steps, (*([False] * (len(block.steps) - 1)), True), strict=True)
     ]
@@ -154,7 +154,7 @@ class _Tried:
     work: nn.Module
     teacher: Teacher
     branch: Branch
-    way: Sequence[Place]
+    way: Sequence[Tap]
     done: int
     reduction: Reduction
     refit: bool
@@ -204,7 +204,7 @@ def follow(errors: Sequence[float], divergences: dict[int, float]) -> list[float
 
 
 @torch.no_grad()
-def finish(teacher: Teacher, batches: Sequence[Tensor], way: Sequence[Place], done: int = 0) -> tuple[Tensor, ...]:
+def finish(teacher: Teacher, batches: Sequence[Tensor], way: Sequence[Tap], done: int = 0) -> tuple[Tensor, ...]:
     """The outputs of all batches that are read from the residual stream after `done` steps of the way, or later."""
     outputs = []
     for batch in batches:

@@ -12,10 +12,10 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from toolchain.compress.method import UNITS
-from toolchain.compress.place import Place
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
-from toolchain.compress.witness import Reading, witnessed
+from toolchain.compress.submodule import Submodule
+from toolchain.compress.witness import Readout, witnessed
 from toolchain.data.tensors import tensor_source
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.families import Family, adapt, family_of
@@ -80,11 +80,11 @@ def shrink(
         BudgetError: so few parameters are out of reach; the message names the range.
     """
     budget = _budget(params)
-    place = Place.of(model, at)
+    place = Submodule.of(model, at)
     with judged(model):
         run = forward or partial(_run, model)
-        entering, reading = witnessed(place.part, run, images if forward else _batches(images, model))
-    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading)
+        entering, readout = witnessed(place.part, run, images if forward else _batches(images, model))
+    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], readout)
     problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
     masked = run_stage(Compress(source, progress=progress), problem).artifact
     smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
@@ -124,7 +124,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
-def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmModel:
+def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
     adapt(module)
@@ -132,9 +132,9 @@ def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading) -> TimmMod
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
     _, channels, height, width = image.shape
     family = family_of(module, at or name).at((channels, height, width))
-    layers = _blocks(module, family, reading)
+    layers = _blocks(module, family, readout)
     if layers:
-        family = as_layered(module, family, layers, normed=reading.normed)
+        family = as_layered(module, family, layers, normed=readout.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, image), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
@@ -149,9 +149,9 @@ def _output(module: nn.Module, image: Tensor) -> Output | None:
     return "tokens" if outputs.ndim > 2 else None
 
 
-def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
+def _blocks(module: nn.Module, family: Family, readout: Readout) -> tuple[int, ...]:
     """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
     paths = [block.path for block in family.trunk(module)]
-    if reading.way == "forward_features":
+    if readout.way == "forward_features":
         return (len(paths) - 1,)
-    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in reading.parts)
+    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in readout.parts)

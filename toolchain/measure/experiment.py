@@ -20,7 +20,7 @@ INPUT_SETS = 8
 
 
 @dataclass(frozen=True)
-class Variant:
+class TimedArtifact:
     """An artifact of a session: where it lies, what opens it, and what it is fed."""
 
     path: Path
@@ -34,7 +34,7 @@ class Experiment:
 
     scenario: Scenario
     design: Design
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, TimedArtifact]
 
     def schedule(self, session: int) -> Schedule:
         """What the device runner needs for one session, by its number over all looks."""
@@ -93,7 +93,7 @@ def plan_experiment(runtime: str, workload: Workload, design: Design, artifacts:
     shape = workload.input_shape
     signatures = {p: open_artifact(p).signature(workload.batch, shape) for p in dict.fromkeys(artifacts.values())}
     scenario = scenario_of(runtime, workload, next(iter(signatures.values())).inputs)
-    return Experiment(scenario, design, {n: Variant(p, runtime, signatures[p]) for n, p in artifacts.items()})
+    return Experiment(scenario, design, {n: TimedArtifact(p, runtime, signatures[p]) for n, p in artifacts.items()})
 
 
 def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...]) -> Scenario:

@@ -30,7 +30,7 @@ from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
 from toolchain.measure.comparison import require_sessions
-from toolchain.measure.experiment import Experiment, Variant, scenario_of
+from toolchain.measure.experiment import Experiment, TimedArtifact, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
 from toolchain.measure.samples import Design, Workload
 from toolchain.measure.session import sessions_of
@@ -134,7 +134,7 @@ def time_widths(
         for index, (name, widths) in enumerate(zip(names, (Widths(), *variants), strict=True)):
             progress.at(0.5 * index / len(names), f"{setting.target}: preparing model {index + 1} of {len(names)}")
             path = _written(variant_of(dense, widths), setting, Path(folder, name))
-            files[name] = Variant(path, device.runtime, signature)
+            files[name] = TimedArtifact(path, device.runtime, signature)
         look = Experiment(scenario, design.model_copy(update=LOOK), {"dense": files["dense"]})
         (alone,) = sessions_of(look, device.measurer, SILENT)
         call_ns = alone.variants["dense"].call_ns

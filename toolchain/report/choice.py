@@ -20,7 +20,7 @@ from toolchain.report.record import (
 )
 from toolchain.targets import is_target
 
-Place = tuple[str, int, int]
+PlaceKey = tuple[str, int, int]
 ROUNDING = 1e-9
 """Slack for rounding when shares of images are compared with `accuracy_loss`."""
 
@@ -126,12 +126,12 @@ def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[
     return (*lone, *(_duelled(duel, _shares(bench, duel.place)) for duel in duels))
 
 
-def _shares(bench: Sequence[BenchRow], place: Place) -> dict[str, float]:
+def _shares(bench: Sequence[BenchRow], place: PlaceKey) -> dict[str, float]:
     """Precision → its share of the dense file's time, of the valid comparisons in a place."""
     return {row.precision: row.ratio.point for row in bench if row.place == place and row.verdict != "invalid"}
 
 
-def _lone(place: Place, shares: dict[str, float], kind: str) -> Int8Choice:
+def _lone(place: PlaceKey, shares: dict[str, float], kind: str) -> Int8Choice:
     slower = shares[kind] >= shares["fp32"]
     return _choice(place, None if slower else kind, slower=slower)
 
@@ -147,7 +147,7 @@ def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
     return choice.model_copy(update={"rivals": duel.rivals, "ratio": ratio, "verified": apart})
 
 
-def _choice(place: Place, chosen: str | None, *, slower: bool | None) -> Int8Choice:
+def _choice(place: PlaceKey, chosen: str | None, *, slower: bool | None) -> Int8Choice:
     target, batch, threads = place
     return Int8Choice(
         target=target,

@@ -163,21 +163,21 @@ def _quality(row: Counts) -> str:
     )
 
 
-Place = tuple[str, int, int, str]
+TimingColumn = tuple[str, int, int, str]
 
 
-def _places(reports: Mapping[str, Report]) -> Sequence[Place]:
+def _places(reports: Mapping[str, Report]) -> Sequence[TimingColumn]:
     """Where fp32 files were timed: target, batch, threads and processor, each once."""
     rows = [row for report in reports.values() for row in report.bench if row.precision == "fp32"]
     return list(dict.fromkeys((*row.place, str(row.environment.get("cpu", ""))) for row in rows))
 
 
-def _head(place: Place, several: bool) -> str:
+def _head(place: TimingColumn, several: bool) -> str:
     target, batch, threads, cpu = place
     return f"{target}, batch {batch}, {threads} thread{'s' * (threads > 1)}{f', {cpu}' if several else ''}"
 
 
-def _time(report: Report, place: Place) -> str:
+def _time(report: Report, place: TimingColumn) -> str:
     for row in report.bench:
         there = (*row.place, str(row.environment.get("cpu", "")))
         if row.precision == "fp32" and row.rivals is None and there == place:

@@ -20,7 +20,7 @@ from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 
-MODEL_FILES = ("model.safetensors", "model.json")
+WEIGHTS_AND_RECORD = ("model.safetensors", "model.json")
 
 
 class DeployFacts(Record):
@@ -42,7 +42,7 @@ class Deploy(RunStage[DeployFacts]):
 
     @property
     def inputs(self) -> Sequence[Any]:
-        return [[sha256(self.before / file) for file in MODEL_FILES], self.run.job.source.digest]
+        return [[sha256(self.before / file) for file in WEIGHTS_AND_RECORD], self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, DeployFacts]:  # noqa: ARG002
         masked, judge, folder = self.masked, self.run.judge, self.run.root / "deploy"
