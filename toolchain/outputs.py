@@ -44,7 +44,7 @@ def output_named(name: object) -> Output | None:
 
 
 def output_of(declared: Output | None, width: int) -> Output:
-    """What `width` outputs are, where nobody declared it: one class of many; of a single one a number; of 0 classes features."""
+    """The declared kind of output, or by default: logits for several outputs, a regression for one, features for 0 classes."""
     return declared or ("logits" if width > 1 else "regression" if width else "features")
 
 

@@ -70,7 +70,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX graph of which all shapes are known."""
+    """An ONNX graph in which every shape is known."""
 
     path: Path
     file: onnx.ModelProto

@@ -146,7 +146,7 @@ def image_input(path: Path, ports: Sequence[Port], preprocess: Preprocess | None
 
     Raises:
         RecipeError: there are several inputs, or the one is no batch of images.
-        ArtifactError: there is none, or what it says is of another file.
+        ArtifactError: there is none, or the declared preprocessing belongs to another file.
     """
     if not ports:
         raise ArtifactError(f"{path} has no input; there is nothing to feed")
@@ -185,7 +185,7 @@ def resolved(inputs: Mapping[Path, ImageInput], input_shape: tuple[int, ...] | N
         input_shape: the requested shape, in the layout of each artifact; None takes it from the artifacts.
 
     Raises:
-        RecipeError: they take other shapes than each other or than what was asked for, or all leave it open.
+        RecipeError: their shapes differ from each other or from `input_shape`, or all leave the shape open.
     """
     size: Sample | None = None
     for path, each in inputs.items():

@@ -90,7 +90,7 @@ class MlPackage(Engine):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input; None where slimvit did not write it."""
+        """The preprocessing that it declares; None if slimvit did not write it."""
         if (declared := self.metadata.get(PREPROCESS)) is None:
             return None
         try:
@@ -126,7 +126,7 @@ class MlPackage(Engine):
 
     @property
     def precision(self) -> Reading:
-        """The coarsest type that its weights are stored in; Core ML computes in fp16 or finer whatever that is."""
+        """The coarsest type of its stored weights; Core ML computes in fp16 or finer for any of them."""
         held = Counter(kind for _, kind, shape, _ in self._weights() if len(shape) > 1)
         known = {STORED[kind][0] for kind in held if kind in STORED}
         name = next((each for each in COARSEST if each in known), "")

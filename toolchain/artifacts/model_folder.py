@@ -76,7 +76,7 @@ class ModelFolder(Artifact):
 
     @property
     def precision(self) -> Reading:
-        """It runs in fp32, whatever its tensors are stored in."""
+        """Always fp32: stored tensors of other types are converted when it is loaded."""
         return Reading("fp32")
 
     @property

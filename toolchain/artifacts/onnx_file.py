@@ -126,7 +126,7 @@ class OnnxFile(Artifact):
 
     @cached_property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input; None where slimvit did not write it."""
+        """The preprocessing that it declares; None if slimvit did not write it."""
         if (declared := self.metadata.get(PREPROCESS)) is None:
             return None
         try:

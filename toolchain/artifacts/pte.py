@@ -1,4 +1,4 @@
-"""ExecuTorch's format: one .pte file, whose weights the delegate has packed. It says of itself what it takes and gives, as JSON."""
+"""ExecuTorch's format: one .pte file, with weights packed by the delegate, and its inputs and outputs described as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pte(Engine):
 
     @property
     def precision(self) -> Reading:
-        """That of its coarsest matrix product, or without engine.json what it says of itself."""
+        """The precision of its coarsest matrix product; without engine.json, the one that the file declares."""
         return super().precision if self.record else Reading(str(self.told["precision"]))
 
     @property

@@ -43,7 +43,7 @@ class Tflite(Engine):
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """What it says of itself; nothing where slimvit did not write it."""
+        """Its metadata; empty if slimvit did not write it."""
         raw = self.content.metadata.get(METADATA, b"{}")
         try:
             told = json.loads(raw)
@@ -91,13 +91,13 @@ class Tflite(Engine):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input."""
+        """The preprocessing that it declares."""
         told = self.metadata.get("preprocess")
         return None if told is None else Preprocess.from_dict(told)
 
     @property
     def output(self) -> Output | None:
-        """What it says that its outputs are."""
+        """The kind of output that it declares."""
         return output_named(self.metadata.get("output"))
 
     @property

@@ -119,7 +119,7 @@ class TfliteModel:
 
     @property
     def stored(self) -> Iterator[StoredTensor]:
-        """The tensors of which something is stored, those that share it once."""
+        """The tensors with stored data; tensors that share a buffer count once."""
         seen = set[int]()
         for graph in self.graphs:
             for tensor in graph.tensors:

@@ -48,7 +48,7 @@ class Costs:
     def whole(self) -> dict[str, float]:
         """What the dense model itself costs, as in `of`: the whole that shares of a budget refer to.
 
-        `of(Widths())` is a little less: what ships has its LayerScales folded away, whatever is kept.
+        `of(Widths())` is a little less: models that ship have no LayerScales.
         """
         times = {f"latency.{table.target}": table.dense_ms for table in self.tables}
         files = dict.fromkeys((file.name for file in self.files), self.dense.size_bytes)

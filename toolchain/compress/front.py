@@ -26,7 +26,7 @@ def front(candidates: Sequence[Candidate], choices: Choices, costs: Costs, name:
         candidates: the damage of every layer at some widths, its whole among them.
         choices: what may be reduced.
         costs: of any widths.
-        name: of the cost that the damage is held against.
+        name: of the cost on the other axis of the front.
     """
     if not candidates:
         return ()

@@ -247,7 +247,7 @@ def moments_of_input(
 
 
 def _columns(linear: nn.Linear, span: Span, kept: Tensor) -> Tensor:
-    """The columns of a linear of which none is one of a span's positions that are not in `kept`, bool."""
+    """Indices of a linear's columns, without those positions of a span at which `kept`, bool, is False."""
     flags = torch.ones(linear.in_features, dtype=torch.bool)
     flags[span.offset : span.offset + len(kept)] = kept
     return flags.nonzero().squeeze(1)

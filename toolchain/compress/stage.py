@@ -87,7 +87,7 @@ class Compress:
 
     @staticmethod
     def _option(problem: Problem, weighing: Weighing) -> Problem:
-        """Of the precisions whose file could meet the budget, the one of which widths and rounding do the least damage."""
+        """The precision of least damage, by widths and rounding together, among those whose file could meet the budget."""
         options, candidates = problem.options, weighing.candidates
         if len(options) == 1:
             return options[0]
@@ -101,7 +101,7 @@ class Compress:
         return min(options, key=rank)
 
     def weigh(self, problem: Problem) -> Weighing:
-        """What each width does to the outputs, whatever the budget; raises DataError or ModelError as `teacher_for`."""
+        """The damage of each width, which does not depend on the budget; raises DataError or ModelError as `teacher_for`."""
         return self._weighed(problem, replace(self._work(problem), passes=0.0))
 
     def _weighed(self, problem: Problem, work: Work) -> Weighing:

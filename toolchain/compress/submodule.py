@@ -36,7 +36,7 @@ class Submodule:
         """The part at a path; "" is the model itself.
 
         Raises:
-            ModelError: no family claims what is there, or a smaller one would not do all that it does.
+            ModelError: no family supports the part, or a smaller one could not replace everything that the part does.
         """
         part = _claimed(model, at)
         paths = tuple(path for path, module in model.named_modules(remove_duplicate=False) if module is part)

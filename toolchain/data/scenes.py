@@ -35,7 +35,7 @@ PIECES = 8
 CLASS_TO_KEEP = 8
 """A class of at least this many images must be on both sides of a split, even if it is one scene."""
 NEARLY = 0.9
-"""The likeness from which on an image of a split that the user made is told to have a copy in another."""
+"""Least likeness of two images in different splits of the user's that is reported as a copy."""
 SEQUENCE = 0.9
 """Of images that are numbered one after the other half the neighbours are this alike where they are frames of one film."""
 PROBES, RUNS = 100, 200

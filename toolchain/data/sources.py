@@ -76,7 +76,7 @@ class DataSource:
     content: str = ""
 
     def pictures(self, split: str) -> str:
-        """sha256 of which pictures are in a split, whatever they are prepared as and labelled with; "" if that is not known."""
+        """sha256 over the identities of the pictures in a split, without preprocessing and labels; "" if unknown."""
         positions = self.split(split).positions.sort().values.numpy().tobytes()
         return hashlib.sha256(self.content.encode() + positions).hexdigest() if self.content else ""
 

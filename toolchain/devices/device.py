@@ -81,7 +81,7 @@ class Devices:
         self._stack.__exit__(kind, value, trace)
 
     def settings(self, name: str) -> NamedTarget:
-        """What targets.toml says of a name, or what holds for a built-in target.
+        """The settings of a name in targets.toml, or of a built-in target.
 
         Raises:
             StorageError: targets.toml cannot be read.

@@ -53,9 +53,9 @@ def parity_of(
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
     Of several outputs every one that both have is compared, and the worst decides; the notes say which are not.
-    A rounded file of another tool, whose weights were never held against another's, must also differ between images as A does.
+    A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
-    has no tolerance and none is given, what they differ by is told and not judged.
+    has no tolerance and none is given, the difference is reported and not judged.
 
     Args:
         a: what is right: a model folder or an ONNX file.

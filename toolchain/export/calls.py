@@ -74,8 +74,8 @@ def opened_outputs(
         target: what runs it, or interprets it where it does not run.
         path: the artifact.
         threads: intra-op threads.
-        described_by: what an engine was built from, which tells of its input; None where the artifact itself does.
-        preprocess: how the images were prepared, for a file that takes pixels; None is what it says itself.
+        described_by: the file that an engine was built from, if only that describes the input; else None.
+        preprocess: how the images were prepared, for a file that takes pixels; None uses the file's own declaration.
         step: the most images of one call.
         fill: whether every call takes as many, as with a fixed batch.
 
@@ -126,7 +126,7 @@ def feeds_of(artifact: Artifact, preprocess: Preprocess | None = None) -> Callab
 
     Raises:
         RecipeError: it takes no images.
-        ArtifactError: it takes pixels, and nobody says of which images.
+        ArtifactError: it takes pixels, and no preprocessing is known.
     """
     image, how = artifact.image, artifact.preprocess or preprocess
     if image.takes_pixels and how is None:

@@ -51,7 +51,7 @@ class ConvertFacts:
 
     Attributes:
         graph: what it consists of.
-        target: where it was held against the fp32 file.
+        target: on which it was compared with the fp32 file.
         left: layers whose linears stay in fp32.
     """
 
@@ -241,7 +241,7 @@ def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, 
 
 
 def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision, left: int = 0) -> None:
-    """Nothing, if a graph has the precision that was asked for, but for `left` linears, and is otherwise used like the fp32 graph.
+    """Requires that all linears but `left` have the wanted precision, and that the graph equals the fp32 one otherwise.
 
     Raises:
         ArtifactError: a linear kept another type, linears were lost, or inputs and outputs are others.

@@ -58,11 +58,11 @@ def options_of(section: EngineSection) -> BuildOptions:
 
 
 def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
-    """Nothing, if all engines of a section could be built here; for a recipe, before any work.
+    """Requires that all engines of a section can be built here; called before any work.
 
     Raises:
         RecipeError: a target has no engines, or none with these options, of files in these precisions.
-        TargetUnavailable: one needs what is not here.
+        TargetUnavailable: a target is not installed, or lacks hardware.
     """
     for name in section.targets:
         target = get_target(name)

@@ -33,7 +33,7 @@ Make = Callable[[frozenset[str]], Conversion]
 BOUND = 0.01
 """Loss up to which a file stays as it is."""
 STANDS_OUT = 5.0
-"""A linear stays in fp32 only if it alone loses this many times an equal share of the file's loss; so at most one in this many can."""
+"""A linear stays in fp32 only if it alone loses this many times an equal share of the file's loss; so one in this many can, at most, and only so many are tried."""
 BETTER = 0.8
 """A file made in another way, or with linears in fp32, replaces the first if its loss is at most this share of it."""
 MEASURED, FEWEST = 16, 8

@@ -43,7 +43,7 @@ def prepared(artifact: Artifact, asked: Preparation, size: tuple[int, ...]) -> t
 
     Args:
         artifact: the artifact.
-        asked: what is put in place of what it says, or where it says nothing.
+        asked: values that override the artifact's declaration or complete it.
         size: of an image, (C, H, W), as `resolved` gives it.
 
     Raises:
@@ -129,7 +129,7 @@ def raw_pixels(size: tuple[int, int, int]) -> Preprocess:
 def resized_source(
     name: str, preprocess: Preprocess, asked: Preparation, classes: str = "", calibration_images: int = 0
 ) -> DataSource:
-    """`source_for`, refused where it does not resize as it was asked to."""
+    """As `source_for`; raises if the source does not resize with the requested filter and crop."""
     source = source_for(name, preprocess, classes, calibration_images)
     if asked.interpolation is not None and source.interpolation != asked.interpolation:
         raise RecipeError(

@@ -56,7 +56,7 @@ class Calibration(Record):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One for each look of a comparison: what is said there follows from the control, A' against A."""
+        """One row for each look, derived from the control, A' against A."""
         looks = [self.comparison.at_look(look) for look in range(1, self.comparison.looks + 1)]
         return tuple(
             Row(at.looks, len(at.sessions), at.blocks, at.tau_min, seconds)
@@ -113,7 +113,7 @@ def calibrate(
     design: Design = Design(),
     progress: Progress = SILENT,
 ) -> Calibration:
-    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`.
+    """Compares an artifact with itself through all looks; arguments and errors as `compare`.
 
     Sessions of an earlier run are not taken up: how long it takes is part of the answer.
     """

@@ -103,7 +103,7 @@ def compare(
         design: how it is timed and judged.
         parity: what the caller has proven about B and A.
         undecided: whether a look leaves open what the caller wants to know; the verdict is wanted if nothing is said.
-        progress: who is told; the share jumps where fewer looks sufficed.
+        progress: gets progress reports; the share jumps to the end if fewer looks sufficed.
 
     Raises:
         RecipeError: a number is out of range or does not fit the artifacts.

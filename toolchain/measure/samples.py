@@ -32,7 +32,7 @@ class Workload:
     Attributes:
         batch: first dimension of the inputs.
         threads: intra-op threads.
-        affinity: the cores to run on; None is all that the process may use.
+        affinity: the cores to run on; None for all that the process may use.
         input_shape: shape of one sample; only needed where the file leaves it open.
     """
 
@@ -82,7 +82,7 @@ class Design(Record):
 
     @property
     def once(self) -> Design:
-        """The same with a single look: how what is not judged while it grows is timed."""
+        """The same design with a single look, for measurements that are not judged while they grow."""
         return self.model_copy(update={"looks": 1})
 
     def share(self, sessions: int) -> float:

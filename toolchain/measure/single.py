@@ -54,7 +54,7 @@ def _median(values: Sequence[int | None]) -> float | None:
 
 
 class Measurement(Record):
-    """One artifact: the design, the raw samples, and as properties all that follows from them.
+    """One artifact: the design and the raw samples; every statistic is a property derived from them.
 
     Latency is of this machine in its state of that hour; only ratios that were measured side by side compare artifacts.
 

@@ -116,7 +116,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
 
 
 def difference(said: Any, follows: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """(where, what is said, what follows) of the first difference in two JSON values, or None.
+    """(path, stated value, derived value) of the first difference of two JSON values; None if they are equal.
 
     The last bits of floats may differ, as they do between builds of numpy.
     """

@@ -66,7 +66,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
     """The report of a run.
 
     Args:
-        job: what was asked for.
+        job: the recipe that was carried out.
         outcome: its stages.
         rungs: of all stages, in order.
         files: everything that the stages wrote, below `root`.

@@ -23,7 +23,7 @@ def runtime(target: str) -> list[str]:
 
 
 def builder(target: str) -> list[Any]:
-    """What builds or runs files of a target here: its runtime, and all that its probe tells, as what it converts with."""
+    """The runtime of a target and the details of its probe, such as its converter: what a built file depends on."""
     info = get_target(target).probe()
     return [info.runtime, info.version, info.device, dict(info.details)]
 

@@ -112,7 +112,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Workspace]:
-        """This workspace, writable and held against other runs until the block ends.
+        """This workspace, writable and locked against other runs until the block ends.
 
         Raises:
             StorageError: the folder cannot be written, another run holds it, or reading or writing failed in the block.

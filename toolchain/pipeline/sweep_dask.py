@@ -47,7 +47,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Found:
-    """What a worker says of itself: its machine, what it has installed, and what it lacks, "" if nothing."""
+    """A worker's report on itself: its machine, its packages, and what it lacks, "" if nothing."""
 
     machine: str
     installed: Mapping[str, str]
@@ -83,7 +83,7 @@ class Order:
 
 
 def installed() -> dict[str, str]:
-    """Package → version of all that makes runs differ."""
+    """Package → version, for every package on which the outcome of a run depends."""
     return {"slimvit": f"{version('slimvit')} ({code()[:8]})", "torch": version("torch"), "timm": version("timm")}
 
 

@@ -27,7 +27,7 @@ class Shipped:
     """An ONNX file of a run, and where it lies in the repository.
 
     Attributes:
-        row: what the report says of it.
+        row: its row in the report.
         place: its path and dtype there.
         output: what its first output is called there.
     """
@@ -43,9 +43,9 @@ class About:
 
     Attributes:
         name: of the repository: "org/name"; of a folder, which is none, without a "/".
-        revision: the branch that is written to; "" for the one that readers take unless they are told otherwise.
+        revision: the branch that is written to; "" for the default branch.
         base: the repository that the weights came from; "" if none.
-        license: as hubs spell it; "" if nobody said.
+        license: as hubs spell it; "" if none was given.
         versions: package → version that wrote the run.
         provenance: of the model: where its weights came from.
         recipe: of the run; None if its folder does not have it.

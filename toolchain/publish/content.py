@@ -17,8 +17,8 @@ class Digests(BaseModel):
 
     Attributes:
         bytes: its size.
-        sha256: of its bytes; "" where nobody says it.
-        git: the id of the blob that git makes of it; "" where nobody says it.
+        sha256: of its bytes; "" if unknown.
+        git: the id of its git blob; "" if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -29,7 +29,7 @@ SUFFIXES: Mapping[str, tuple[str, str]] = {
 }
 """Precision → (what stands behind "model" in the file's name, what transformers.js calls it as a dtype)."""
 QUANTISED = ("int8-dynamic", "int8-qdq")
-"""What `model_quantized.onnx` is: the first of these that there is. Browsers take that file unless they are told otherwise."""
+"""`model_quantized.onnx` is the first of these that exists; browsers take that file by default."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def suggestion(
         accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; of outputs
             without labels, how much larger their error may be. Where neither is known every file that passed parity is within it.
         int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
-        engines: those of the run; one that was not run and held against its file is no candidate.
+        engines: those of the run; an engine that was not run and compared with its file is no candidate.
     """
     compressed = [row for row in files if row.model == "compressed" and row.refused is None]
     whole = next(row for row in compressed if row.precision == "fp32")

@@ -9,7 +9,7 @@ from toolchain.report.tables import Table, percent
 
 TITLE = "What other budgets would do"
 SHOWN = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Shares of the parameters that a table tells of, where the front reaches them."""
+"""Shares of the parameters with a row in the table, if the front reaches them."""
 
 
 def front_table(points: Sequence[FrontPoint]) -> Table:

@@ -56,7 +56,7 @@ class Origin:
         what: how a message calls them, such as "the checkpoint m.pth".
         plural: whether that is a plural, as "the pretrained weights" is.
         made_for: (height, width) of the images that they were trained on, where that is known.
-        resample_patches: whether another patch size was asked for.
+        resample_patches: whether the recipe allows another patch size.
         positions: how positions are brought to the model's grid.
         patches: how a patch embedding is brought to the model's size.
         may_differ: fields of `Anatomy` in which they may differ from the model: somebody else sees to those.

@@ -54,7 +54,7 @@ def cached_engine(
 
 
 def source_digests(onnx: Path) -> dict[str, str | dict[str, str]]:
-    """What engine.json says of the file that an engine was built from: its digest, and those of the files with its weights.
+    """The entries of engine.json on the source file: its digest, and those of its weight files.
 
     Raises:
         StorageError: one cannot be read.

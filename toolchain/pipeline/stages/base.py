@@ -97,7 +97,7 @@ class RunStage(ABC, Generic[Facts]):
     @property
     @abstractmethod
     def inputs(self) -> Sequence[Any]:
-        """JSON values of all that the outcome depends on, but for what carries it out."""
+        """JSON values of everything that the outcome depends on, except the code of slimvit."""
 
     @abstractmethod
     def work(self, key: str) -> Made[Written, Facts]:

@@ -1,4 +1,4 @@
-"""`damage.json`: what each width of each layer does to the dense model's outputs, whatever the budget."""
+"""`damage.json`: the damage of each width of each layer to the dense model's outputs, for any budget."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def inspected(information: Mapping[str, Sequence[object]]) -> dict[str, object]:
 
     Returns:
         inspected_products: the types that matrix products read → number of layers; fused_attention: how many layers are
-        fused attention, to be held against "attention_layers".
+        fused attention, to be compared with "attention_layers".
     """
     products: Counter[str] = Counter()
     fused = 0
