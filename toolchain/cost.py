@@ -146,7 +146,7 @@ class FileCost:
 
     @property
     def name(self) -> str:
-        """Of the cost, in budgets."""
+        """Name of this cost in budgets."""
         return f"size.{self.precision}"
 
     def bytes_of(self, shape: ModelShape) -> float:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from toolchain.errors import ArtifactError, StorageError
 
 GZIP = b"\x1f\x8b"
-"""How a gzipped file begins."""
+"""First bytes of a gzipped file."""
 
 
 def sha256(path: Path) -> str:

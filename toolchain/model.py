@@ -74,7 +74,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class _Model:
-    """What every model has.
+    """The attributes of every form of a model.
 
     Attributes:
         ref: timm name and kwargs.
@@ -95,12 +95,12 @@ class _Model:
 
     @property
     def output(self) -> Output:
-        """What its outputs are."""
+        """The kind of its outputs."""
         return output_of(self.ref.output, int(self.module.num_classes))  # type: ignore[arg-type]
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What its outputs are called."""
+        """The names of its outputs."""
         return output_names(self.output, self.ref.layers)
 
     @property
@@ -152,7 +152,7 @@ AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
 
 @dataclass(frozen=True)
 class Made(Generic[Out, Facts_co]):
-    """What a stage hands back.
+    """The result of a stage.
 
     Attributes:
         artifact: a model, a file, a table: what the next stage takes.

@@ -17,11 +17,11 @@ from toolchain.errors import RecipeError
 
 
 class Named(Protocol):
-    """What can be an entry."""
+    """The protocol of an entry."""
 
     @property
     def name(self) -> str:
-        """What it is called in recipes and commands."""
+        """Its name in recipes and commands."""
         ...
 
 

@@ -55,7 +55,7 @@ class Product:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of such products in the graph."""
         return len(self.nodes)
 
     @property

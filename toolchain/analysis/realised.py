@@ -87,7 +87,7 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.counted.artifact.name
 
     @property
@@ -163,7 +163,7 @@ class Floor(Record):
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """Of A, and of B if there is one."""
+        """The limits of A, and of B if there is one."""
         return tuple(self.limit(letter) for letter in self.models)
 
     @cached_property
@@ -193,12 +193,12 @@ class Floor(Record):
 
     @property
     def artifacts(self) -> dict[Letter, ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {letter: counted.artifact for letter, counted in self.models.items()}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in self.limits]
         return ", ".join(shares) + ("" if self.is_valid else ", not verified")
 

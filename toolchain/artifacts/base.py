@@ -64,7 +64,7 @@ class Artifact(ABC):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether what lies at a path is of this kind."""
+        """Whether the file or folder at a path is of this kind."""
         return path.is_file() and fnmatch.fnmatchcase(path.name, cls.patterns[0])
 
     @classmethod
@@ -83,7 +83,7 @@ class Artifact(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
@@ -238,7 +238,7 @@ class Artifact(ABC):
         return said
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         return {"kind": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
 
 

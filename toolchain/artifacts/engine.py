@@ -35,7 +35,7 @@ class Engine(Artifact):
 
     @property
     def precision(self) -> Reading:
-        """That of its coarsest matrix product, as engine.json has it."""
+        """The precision of its coarsest matrix product, from engine.json."""
         products = self.record.get("matmul_dtypes")
         if not isinstance(products, dict) or not products:
             return Reading("", f"no {RECORD} beside it tells its matrix products")
@@ -45,13 +45,13 @@ class Engine(Artifact):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What the ONNX file said of how images become its input; None where that, or engine.json, is missing."""
+        """The preprocessing that the ONNX file declared; None if that, or engine.json, is missing."""
         said = self.record.get(PREPROCESS)
         return None if said is None else Preprocess.from_dict(said)
 
     @property
     def output(self) -> Output | None:
-        """What the ONNX file said that its outputs are."""
+        """The kind of output that the ONNX file declared."""
         said = self.record.get(OUTPUT)
         return output_named(said)
 

@@ -46,7 +46,7 @@ class MlPackage(Engine):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether what lies at a path is of this kind."""
+        """Whether the file or folder at a path is of this kind."""
         return path.suffix == ".mlpackage" and path.is_dir()
 
     @cached_property
@@ -100,7 +100,7 @@ class MlPackage(Engine):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return self.metadata.get(FORM) == UINT8
 
     @property
@@ -194,7 +194,7 @@ class MlPackage(Engine):
                     yield name, kind, shape, value.WhichOneof("value") == "blobFileValue"
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators: Counter[str] = Counter(op.type for _, op in self._operations() if op.type != "const")
         return {
             **super().facts(),

@@ -37,7 +37,7 @@ class ModelFolder(Artifact):
 
     @cached_property
     def record(self) -> ModelRecord:
-        """What model.json says."""
+        """The content of model.json."""
         return ModelRecord.load(self.path / RECORD)
 
     @cached_property
@@ -71,7 +71,7 @@ class ModelFolder(Artifact):
 
     @property
     def output(self) -> Output | None:
-        """What its recipe says that its outputs are."""
+        """The kind of output that its recipe declared."""
         return self.record.model.output
 
     @property
@@ -92,7 +92,7 @@ class ModelFolder(Artifact):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         if not (self.path / RECORD).is_file():
             return {**super().facts(), "params": self.params}
         from toolchain.cost import trace

@@ -56,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a layer holds.
+    """One array of numbers of a layer.
 
     Attributes:
         layer: its name.

@@ -121,7 +121,7 @@ class OnnxFile(Artifact):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says about itself."""
+        """Its metadata."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @cached_property
@@ -136,7 +136,7 @@ class OnnxFile(Artifact):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return self.metadata.get(FORM) == UINT8
 
     @property
@@ -147,7 +147,7 @@ class OnnxFile(Artifact):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What it says that its outputs stand for, in order; () where it does not."""
+        """The class names that it declares, in the order of the outputs; () if it declares none."""
         try:
             names = json.loads(self.metadata.get(CLASSES, "[]"))
         except json.JSONDecodeError:
@@ -188,7 +188,7 @@ class OnnxFile(Artifact):
         return onnx_parts(self.graph, messages(self.model, onnx.TensorProto), self.path.name, sizes)
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators, names = Counter(node.op_type for node in self.graph), self.class_names
         return {
             **super().facts(),

@@ -77,7 +77,7 @@ class _Graph:
         self._uses = Counter(names)
 
     def linears(self) -> Iterator[_Linear]:
-        """Those whose weight and bias nobody else reads."""
+        """The linears whose weight and bias nothing else reads."""
         for node in self._nodes:
             if node.op_type not in ("MatMul", "Gemm") or (weight := self._stored.get(node.input[1])) is None:
                 continue

@@ -75,13 +75,13 @@ class Pte(Engine):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What its ONNX file said of how images become its input."""
+        """The preprocessing that its ONNX file declared."""
         told = self.told["preprocess"]
         return None if told is None else Preprocess.from_dict(told)
 
     @property
     def output(self) -> Output | None:
-        """What its ONNX file said that its outputs are."""
+        """The kind of output that its ONNX file declared."""
         return output_named(self.told["output"])
 
     @property

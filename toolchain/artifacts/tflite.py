@@ -38,7 +38,7 @@ class Tflite(Engine):
 
     @cached_property
     def content(self) -> TfliteModel:
-        """What it holds."""
+        """Its parsed content."""
         return read_tflite(self.path)
 
     @cached_property
@@ -102,7 +102,7 @@ class Tflite(Engine):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return bool(self.metadata.get("input") == UINT8)
 
     @property
@@ -149,7 +149,7 @@ class Tflite(Engine):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators = Counter(node.op for node in self.content.graphs[0].nodes)
         return {
             **super().facts(),

@@ -129,7 +129,7 @@ class TfliteModel:
 
 
 def read_tflite(path: Path) -> TfliteModel:
-    """What a file holds.
+    """Reads a .tflite file.
 
     Raises:
         StorageError: it cannot be read.

@@ -28,7 +28,7 @@ Scores = dict[tuple[str, str], Tensor]
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a criterion that trains learns from.
+    """Training data and settings for a criterion that trains.
 
     Attributes:
         images: labelled, of the training split.
@@ -48,7 +48,7 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at.
+    """The inputs of a criterion.
 
     Attributes:
         module: the model; one that trains changes it in place.

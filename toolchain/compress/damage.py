@@ -43,7 +43,7 @@ class Tap:
     read: Step | None
 
     def outputs(self, model: nn.Module, x: Tensor) -> list[Tensor]:
-        """What is read here of the stream after the step."""
+        """The outputs that are read of the stream after this step."""
         return [] if self.read is None else [self.read(model, x)]
 
 

@@ -27,7 +27,7 @@ class Heads:
     group: UnitGroup
 
     def span(self, role: str) -> Span:
-        """Where one of "query", "key", "value", "output" lies."""
+        """The span of "query", "key", "value" or "output"."""
         return next(span for span in self.group.spans if span.role == role)
 
     def linear(self, role: str) -> nn.Linear:

@@ -87,7 +87,7 @@ class Method:
 
     @property
     def allocation(self) -> Allocator:
-        """How widths are decided."""
+        """The allocator that decides widths."""
         return ALLOCATIONS[self.section.allocation]
 
     @property

@@ -72,7 +72,7 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Of a symmetric positive definite matrix."""
+    """The inverse of a symmetric positive definite matrix."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 

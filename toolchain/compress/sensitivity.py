@@ -28,7 +28,7 @@ FLOOR = 0.1
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one branch.
+    """The sensitivity of the outputs to one branch.
 
     Attributes:
         root: L with LLᵀ = G up to a factor, symmetric, float64 [D, D].

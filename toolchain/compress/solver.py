@@ -199,7 +199,7 @@ def _falling(known: Mapping[int, float]) -> dict[int, float]:
 
 
 def _floor(known: Mapping[int, float]) -> float:
-    """What stands for 0 where a logarithm is taken."""
+    """The positive number that replaces a damage of 0 in logarithms."""
     return max(1e-12, 1e-3 * min((value for value in known.values() if value > 0), default=1e-9))
 
 

@@ -12,7 +12,7 @@ from toolchain.data.transforms import Preprocessing, Wanted
 
 @dataclass(frozen=True)
 class Content:
-    """What a source read, before it is split.
+    """The content of a source, before it is split.
 
     Attributes:
         parts: "train", and "validation" and "test" where the source has them.

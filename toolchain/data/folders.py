@@ -126,7 +126,7 @@ class Walk:
         return pictures
 
     def notes(self) -> list[str]:
-        """What was left out, as sentences."""
+        """One sentence for each kind of file that was left out."""
         if not self.endings:
             return []
         shown = ", ".join(f"{ending} ({count})" for ending, count in sorted(self.endings.items()))
@@ -161,7 +161,7 @@ def _is_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of an image folder lie.
+    """The folders of the parts of an image folder.
 
     Attributes:
         folders: part → the folder of its class folders; "train" alone is the whole, to be split.

@@ -34,7 +34,7 @@ class Split(Protocol):
     def __getitem__(self, row_or_column: int | str) -> Any: ...
 
     def with_format(self, kind: None) -> Any:
-        """The same, whose cells are Python values."""
+        """The same table with cells as Python values."""
         ...
 
 
@@ -98,7 +98,7 @@ class Rows:
         return len(self._table)
 
     def described(self, position: int) -> str:
-        """What a message calls a row."""
+        """The name of a row in messages."""
         return f"in row {position} of {self._name}"
 
     def open(self, position: int) -> Image.Image:

@@ -117,7 +117,7 @@ class _Declared(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model and a recipe want from a source.
+    """What a model and a recipe require of a source.
 
     Attributes:
         input_size: (C, H, W) of the model.

@@ -26,7 +26,7 @@ from toolchain.targets import TargetInfo, get_target
 
 @dataclass(frozen=True)
 class Device:
-    """Where something is measured.
+    """A machine with a runtime on which artifacts are measured.
 
     Attributes:
         name: as the user says.

@@ -162,7 +162,7 @@ def torch_call(module: nn.Module) -> Call:
 
 
 def tensor_call(call: Call) -> Callable[[torch.Tensor], Any]:
-    """The same function from tensors to tensors."""
+    """The function with tensors in place of arrays."""
 
     def run(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         outputs = call(images.numpy())

@@ -47,7 +47,7 @@ SCALE_ERROR = 0.01
 
 @dataclass(frozen=True)
 class ConvertFacts:
-    """What is in a file of another precision.
+    """Facts of a converted file.
 
     Attributes:
         graph: what it consists of.

@@ -47,7 +47,7 @@ def _said(source: OnnxFile) -> dict[str, object]:
 
 
 def options_of(section: EngineSection) -> BuildOptions:
-    """How the engines of a section are built."""
+    """The build options of a section."""
     return BuildOptions(
         section.batch,
         section.compute_capabilities,

@@ -38,7 +38,7 @@ GRAPH, DATA = "graph.onnx", "graph.onnx.data"
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was exported.
+    """Facts of an exported graph.
 
     Attributes:
         files: every file that belongs to the model, the graph first.
@@ -333,7 +333,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
 
 
 def data_beside(path: Path) -> Path:
-    """Where the weights of a large ONNX file lie."""
+    """The path of the weights of a large ONNX file."""
     return path.with_name(f"{path.name}.data")
 
 

@@ -109,7 +109,7 @@ class Export:
         return [rung, probabilities_rung(path, "ort-cpu", feeds, given.output)]
 
     def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-        """What is put around the graph of the model."""
+        """The change of the graph that adds preprocessing and probabilities, as the section asks."""
 
         def finish(model: onnx.ModelProto) -> onnx.ModelProto:
             model = with_pixels(model, given.preprocess) if self.section.preprocess else model

@@ -24,7 +24,7 @@ from toolchain.records import first_fault
 
 @dataclass(frozen=True)
 class Pair:
-    """What is timed for a cell.
+    """The inputs of a timing of a cell.
 
     Attributes:
         cell: what is asked, threads and cores resolved.
@@ -47,7 +47,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is started for a cell.
+    """The inputs of the cold starts of a cell.
 
     Attributes:
         cell: what is asked, threads and cores resolved.

@@ -65,17 +65,17 @@ class Calibration(Record):
 
     @property
     def scenario(self) -> Scenario:
-        """What was timed."""
+        """The scenario that was timed."""
         return self.comparison.scenario
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {A: self.comparison.artifacts["A"]}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         last = self.rows[-1]
         return f"τ ≥ {100 * last.tau_min:.1f} % with {last.blocks} blocks"
 

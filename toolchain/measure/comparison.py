@@ -155,7 +155,7 @@ class Comparison(Record):
 
     @property
     def looks(self) -> int:
-        """How often the data was judged."""
+        """The number of looks at which the data was judged."""
         return len(self.sessions) // self.design.sessions
 
     @property
@@ -180,7 +180,7 @@ class Comparison(Record):
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said at tolerance `design.tau`."""
+        """The verdict at tolerance `design.tau`."""
         return self._judgement.verdict
 
     @property
@@ -206,7 +206,7 @@ class Comparison(Record):
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         from toolchain.measure.summary import summary  # which reads comparisons
 
         return summary(self)

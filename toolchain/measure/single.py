@@ -124,12 +124,12 @@ class Measurement(Record):
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {A: self.artifact}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         shown = self.latency.to_ratio()
         return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
 

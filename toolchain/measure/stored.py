@@ -26,7 +26,7 @@ class Result(Protocol):
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         ...
 
     def to_dict(self) -> dict[str, object]:

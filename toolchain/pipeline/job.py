@@ -276,7 +276,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
 
 
 def _kinds(target: Target) -> str:
-    """What a target opens, in words."""
+    """The kinds of artifact that a target opens, in words."""
     known = [ARTIFACTS.get(kind) for kind in target.takes]
     return " and ".join(
         f"{kind if entry is None else entry.word}s" for kind, entry in zip(target.takes, known, strict=True)

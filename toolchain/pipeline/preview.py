@@ -68,7 +68,7 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
 
 
 def from_shapes(job: Job) -> Preview:
-    """What shapes alone tell of a job."""
+    """The preview that needs only shapes, no weights and no images."""
     method = job.problem.method
     notes = [LEARNED] if method.allocation.over_layers else []
     if job.recipe.budget.latency:

@@ -192,7 +192,7 @@ def _token(out: Path) -> Iterator[Path]:
 
 
 def _places(recipe: Recipe) -> Iterator[Path]:
-    """What a recipe reads by path."""
+    """The files and folders that a recipe names by path."""
     kind, place = model_source(recipe.model.name)
     source, _, pictures = recipe.data.source.partition(":")
     named = {

@@ -39,7 +39,7 @@ class Shipped:
 
 @dataclass(frozen=True)
 class About:
-    """What a card says besides the report.
+    """The facts on a card that are not in the report.
 
     Attributes:
         name: of the repository: "org/name"; of a folder, which is none, without a "/".
@@ -61,7 +61,7 @@ class About:
 
     @property
     def address(self) -> str:
-        """What snippets call the repository."""
+        """The name of the repository in snippets."""
         return self.name if "/" in self.name else ANY
 
 

@@ -42,7 +42,7 @@ class Content:
 
     @cached_property
     def digests(self) -> Digests:
-        """Its digests."""
+        """The size and digests of the content."""
         size = len(self.data) if isinstance(self.data, bytes) else self.data.stat().st_size
         plain, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         if isinstance(self.data, bytes):

@@ -47,7 +47,7 @@ class Api(Protocol):
     """The part of `huggingface_hub.HfApi` that is used here."""
 
     def repo_info(self, repo_id: str, *, revision: str | None = None) -> Any:
-        """What is known of a repository."""
+        """The description of a repository."""
         ...
 
     def list_repo_tree(self, repo_id: str, *, recursive: bool = False, revision: str | None = None) -> Iterable[Any]:

@@ -12,7 +12,7 @@ from toolchain.outputs import LOGITS
 ONNX = "onnx"
 """The folder of a repository in which its ONNX files lie."""
 PIXELS = "pixel_values"
-"""What an image model's input is called."""
+"""Name of an image model's input."""
 NAMES: Mapping[str, str] = {
     IMAGE: PIXELS,
     LOGITS: LOGITS,
@@ -34,7 +34,7 @@ QUANTISED = ("int8-dynamic", "int8-qdq")
 
 @dataclass(frozen=True)
 class Named:
-    """Where an ONNX file lies in a repository.
+    """The place of an ONNX file in a repository.
 
     Attributes:
         path: of the file.

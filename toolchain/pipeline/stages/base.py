@@ -92,7 +92,7 @@ class RunStage(ABC, Generic[Facts]):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the record, and on the screen."""
+        """The name of the stage in its record and on the screen."""
 
     @property
     @abstractmethod

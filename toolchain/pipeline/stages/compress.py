@@ -113,11 +113,11 @@ class Masked(RunStage[CompressFacts]):
 
     @property
     def folder(self) -> Path:
-        """Where the masked model lies."""
+        """The folder of the masked model."""
         return self.run.root / "masked"
 
     def model(self) -> MaskedModel:
-        """The model that lies there."""
+        """The model in the folder."""
         return open_as(self.folder, MaskedModel)
 
 

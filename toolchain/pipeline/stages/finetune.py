@@ -50,9 +50,9 @@ class Finetuned(RunStage[TunedFacts]):
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The folder of the model."""
         return self.run.root / "finetuned"
 
     def model(self) -> MaskedModel:
-        """The model that lies there."""
+        """The model in the folder."""
         return open_as(self.folder, MaskedModel)

@@ -43,7 +43,7 @@ class Table(RunStage[Nothing]):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return self.run.root / f"latency.{self.clock.setting.target}.json"
 
     def table(self) -> LatencyTable:

@@ -58,7 +58,7 @@ class Weighed(RunStage[Nothing]):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return self.run.root / "damage.json"
 
     def weighing(self) -> Weighing:

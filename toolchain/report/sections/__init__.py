@@ -76,5 +76,5 @@ SECTIONS: Registry[Section] = Registry(
 
 
 def parts(report: Report) -> Iterator[Part]:
-    """What every section says of a run, in reading order."""
+    """The parts of all sections for a run, in reading order."""
     return (section.draw(report) for section in SECTIONS.values())
