@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolchain.errors import RecipeError, StorageError
-from toolchain.records import Record
+from toolchain.records import Record, place_and_fault
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -113,7 +113,7 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     """
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    where = ".".join(path)
+    where, message = place_and_fault(error)
     if first["type"] == "extra_forbidden":
         section = root
         for part in path[:-1]:  # an index or the key of a mapping stays in the section that its field holds
@@ -124,7 +124,6 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
         return f"unknown {what} key {where!r}; {hint}"
     if first["type"] == "missing":
         return f"the {what} needs {where!r}"
-    message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if first["type"] in ("tuple_type", "list_type"):
         entries = [part.strip() for part in got.split(",")] if isinstance(got, str) else [got]

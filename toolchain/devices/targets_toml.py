@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 
 from toolchain.errors import RecipeError
 from toolchain.on_device.runner import OPENERS
-from toolchain.records import Record
+from toolchain.records import Record, place_and_fault
 from toolchain.settings import Positive, read_toml, tuple_of
 from toolchain.targets import TARGETS, is_target
 
@@ -195,4 +195,4 @@ def _explain(name: str, table: Mapping[str, object], error: ValidationError) -> 
         return f"{where} is unknown for transport {transport!r}; {hint}"
     if first["type"].startswith("union_tag"):
         return f"{name}.transport is {table.get('transport')!r}; expected 'local', 'ssh' or 'bundle'"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {place_and_fault(error)[1]}"
