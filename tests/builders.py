@@ -16,6 +16,7 @@ import onnx
 import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
 from toolchain.artifacts.onnx_file import PREPROCESS
@@ -25,7 +26,7 @@ from toolchain.compress.problem import Problem, choices_for
 from toolchain.compress.solver import Candidate
 from toolchain.cost import RANK, LatencyTable, SavedLatency, Widths, trace
 from toolchain.data import open_source
-from toolchain.data.transforms import Wanted
+from toolchain.data.transforms import Preprocessing, Wanted
 from toolchain.errors import TargetUnavailable
 from toolchain.export.calls import stack_images
 from toolchain.families import family_of
@@ -179,6 +180,11 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             elif parameter.ndim < 2 or name.endswith(("bias_table", "logit_scale", "fc1_g.weight")):
                 parameter.add_(0.1 * noise)
     return module
+
+
+def input_of(preprocessing: Preprocessing, picture: Image.Image) -> Tensor:
+    """Model input float32 [C, H, W] of one picture."""
+    return preprocessing.of_pixels(preprocessing.pixels_of(picture)[None])[0]
 
 
 def dense_model(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: object) -> TimmModel:

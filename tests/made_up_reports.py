@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from toolchain.compress.outcome import PrunedShare
 from toolchain.parity import Rung, Tolerance
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.report.record import (
@@ -18,7 +19,6 @@ from toolchain.report.record import (
     Interval,
     Listed,
     ModelName,
-    PrunedShare,
     Report,
     Shares,
     StageRow,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import tomllib
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 
 import architecture_map
 import pytest
@@ -173,3 +175,30 @@ def test_public_api_is_what_was_promised():
     promised = (ROOT / "tests/public_api.txt").read_text(encoding="utf-8").split()
     assert sorted(toolchain.__all__) == promised
     assert all(hasattr(toolchain, name) for name in promised)
+
+
+def attributes_that_are_gone(text: str) -> list[str]:
+    """Dotted names below `toolchain` in a text that lead to no module, or to no name in one."""
+    gone = []
+    for name in re.findall(r"\btoolchain(?:\.\w+)+", text):
+        try:
+            resolve_name(name)
+        except (ImportError, AttributeError):
+            gone.append(name)
+    return gone
+
+
+def test_dotted_names_of_docstrings_and_pages_exist():
+    sources = [path for path in FILES if path.suffix == ".py" and path.is_relative_to(ROOT / "toolchain")]
+    texts = {relative(page): page.read_text(encoding="utf-8") for page in PAGES}
+    for path in sources:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        texts[relative(path)] = "\n".join(
+            node.value.value
+            for node in nodes
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        )
+    assert {name: gone for name, text in texts.items() if (gone := attributes_that_are_gone(text))} == {}
+    assert attributes_that_are_gone("`toolchain.on_device.runner.fingerprint`, toolchain.targets.gone") == [
+        "toolchain.targets.gone"
+    ]

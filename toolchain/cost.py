@@ -2,7 +2,8 @@
 
 A model is traced once on the meta device (no weights, no arithmetic); after that the cost of any plan is a sum over
 shapes. MACs are those of linears, convolutions, q kᵀ and (softmax) v for one image; norms, activations and additions
-are not counted, nor what attention makes of coordinates alone: files hold its outcome. Its parameters are counted all the same. Latency is measured elsewhere (`toolchain.pipeline.latency_budget`); here is only what was measured, as data.
+are not counted. Position-bias MLPs are constant-folded on export: their MACs are not counted, their parameters are. Latency is
+measured elsewhere (`toolchain.pipeline.latency_budget`); this module only holds the measured table.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from toolchain.errors import ArtifactError
 from toolchain.families import Family, UnitGroup
 from toolchain.families.constants import constants
 from toolchain.plan import CompressionPlan
+from toolchain.records import Record, first_fault
 
 BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
 VARIED = 150
-"""Bytes that the graph of a file has more for each attention whose width is not that of the others: shapes, and longer names."""
+"""Extra bytes in a file's graph for each attention whose width differs from the others': shapes, and longer names."""
 RANK = "rank"
 """The unit name of a factorised linear's rank, where ranks and kept positions are counted alike."""
 
 
 def pair_pays(rank: int, out_features: int, in_features: int) -> bool:
-    """Whether two matmuls of this rank hold fewer parameters than the one matmul that they replace."""
+    """Whether two matmuls of this rank have fewer parameters than the matmul that they replace."""
     return rank * (out_features + in_features) < out_features * in_features
 
 
@@ -144,7 +146,7 @@ class FileCost:
 
     @property
     def name(self) -> str:
-        """Of the cost, in budgets."""
+        """Name of this cost in budgets."""
         return f"size.{self.precision}"
 
     def bytes_of(self, shape: ModelShape) -> float:
@@ -160,7 +162,7 @@ class FileCost:
 
 @dataclass(frozen=True)
 class Widths:
-    """How much is kept, without saying which: what cost depends on.
+    """How many positions and ranks are kept, which is all that cost depends on; not which ones.
 
     Attributes:
         kept: (module, unit) → positions kept per partition.
@@ -180,7 +182,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Every shape that cost depends on; `other_*` is all that no plan can change.
+    """Every shape that cost depends on; `other_*` sums what no plan can change.
 
     `scale_params` of them are LayerScales, which every model that ships has folded away.
     """
@@ -279,11 +281,7 @@ def trace(module: nn.Module, family: Family, input_size: tuple[int, int, int]) -
     return ModelShape(linears, attentions, others, conv_macs, scale_params)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class SavedLatency(_Strict):
+class SavedLatency(Record):
     """What narrowing one unit saves, measured once for all units of equal shapes.
 
     Attributes:
@@ -307,7 +305,7 @@ class SavedLatency(_Strict):
         return float(np.interp(kept, widths, shares))
 
 
-class LatencyTable(_Strict):
+class LatencyTable(Record):
     """The latency of any widths on one target: ratio to dense = 1 − correction · Σ over units of what each saves.
 
     Attributes:
@@ -315,7 +313,7 @@ class LatencyTable(_Strict):
         dense_ms: of the dense model.
         saved: one curve for each class of equal units.
         correction: measured saving of a whole model over the sum of what its units save alone.
-        environment: the machine, as `targets.device_runner.fingerprint` saw it.
+        environment: the machine, as `toolchain.on_device.runner.fingerprint` describes it.
     """
 
     schema_: Annotated[Literal["slimvit.latency/1"], Field(alias="schema")] = "slimvit.latency/1"
@@ -355,6 +353,4 @@ class LatencyTable(_Strict):
         try:
             return LatencyTable.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise ArtifactError(f"not a slimvit.latency/1 table: {where}: {first['msg']}") from None
+            raise ArtifactError(f"not a slimvit.latency/1 table: {first_fault(error, 'top level')}") from None

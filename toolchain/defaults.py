@@ -1,12 +1,12 @@
-"""Numbers that hold where nobody names others; alone here, so that a command can tell them without what they are for."""
+"""Default values, in a module without heavy imports so that `--help` can print them quickly."""
 
 from __future__ import annotations
 
 PARAMS = 0.5
-"""The share of the parameters that is left."""
+"""Share of the parameters that a compressed model keeps."""
 
 LOOKS = 3
-"""How often a comparison is judged at most while it grows."""
+"""How many times at most a comparison is judged while samples are added."""
 
 SESSIONS, BLOCKS, WARMUP_S = 6, 12, 0.5
 """A comparison's first look: many short sessions, as processes differ by more than blocks do. Six let every variant be opened

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as JSON, known by their digests, held by one process at a time, cached per user."""
+"""File helpers: atomic writes, JSON, digests, locks between processes, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from toolchain.errors import ArtifactError, StorageError
 
 GZIP = b"\x1f\x8b"
-"""How a gzipped file begins."""
+"""First bytes of a gzipped file."""
 
 
 def sha256(path: Path) -> str:

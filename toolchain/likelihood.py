@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart, as the likelihood that belongs to these outputs measures it.
+"""The divergence between the outputs of two models, by the likelihood that belongs to the kind of output.
 
 Everything that compression minimises, measures or imitates is the KL divergence between what the dense and the compressed
 model say of an image. A new kind of output is one class here and one line in `likelihood_of`.
@@ -30,7 +30,7 @@ SPREAD_FLOOR = 1e-3
 
 
 STEPS = 5
-"""How often weights and spread of tokens follow from each other; they hardly move after three."""
+"""Iterations between the weights and the spread of tokens; they hardly move after three."""
 NOTHING_VARIES = (
     "the model's {}, so there is nothing to hold "
     "compression against: give images that differ, or set data.calibration_images to 2 or more"

@@ -19,6 +19,7 @@ from toolchain.files import read_json
 from toolchain.outputs import Output, label_classes, output_names, output_of
 from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
+from toolchain.records import first_fault
 
 if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
     from torch import nn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # a process that only measures reads and writes files, and ha
     from toolchain.families import Family, UnitGroup
 
 IMAGE, BATCH = "image", "batch"
-"""What input and open dimension of every form are called."""
+"""Name of the input, and of its open dimension, in every form of a model."""
 MODEL_SCHEMA = "slimvit.model/1"
 # What lies in a folder that a stage writes, its record first: only such a folder is ever replaced.
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json", "allocation.json")
@@ -68,17 +69,12 @@ class Preprocess:
         try:
             return TypeAdapter(Preprocess).validate_python(raw)
         except ValidationError as error:
-            raise ArtifactError(f"the preprocessing is invalid at {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
+            raise ArtifactError(f"the preprocessing is invalid at {first_fault(error, 'top level')}") from None
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What every model has.
+    """The attributes of every form of a model.
 
     Attributes:
         ref: timm name and kwargs.
@@ -99,12 +95,12 @@ class _Model:
 
     @property
     def output(self) -> Output:
-        """What its outputs are."""
+        """The kind of its outputs."""
         return output_of(self.ref.output, int(self.module.num_classes))  # type: ignore[arg-type]
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What its outputs are called."""
+        """The names of its outputs."""
         return output_names(self.output, self.ref.layers)
 
     @property
@@ -156,7 +152,7 @@ AnyModel = TimmModel | MaskedModel | SlicedModel | DeployModel
 
 @dataclass(frozen=True)
 class Made(Generic[Out, Facts_co]):
-    """What a stage hands back.
+    """The result of a stage.
 
     Attributes:
         artifact: a model, a file, a table: what the next stage takes.
@@ -171,11 +167,6 @@ class Made(Generic[Out, Facts_co]):
 
 class Stage(Protocol[In_contra, Out, Facts_co]):
     """One step of the pipeline: a check of its input, the work, and a check of its outcome."""
-
-    @property
-    def name(self) -> str:
-        """What the step is called in messages and reports."""
-        ...
 
     def requires(self, given: In_contra, /) -> None:
         """Raises if the step cannot work on `given`."""
@@ -220,7 +211,7 @@ class ModelRecord(BaseModel):
         try:
             return ModelRecord.model_validate(raw)
         except ValidationError as error:
-            raise ArtifactError(f"{path} is invalid at {_first(error)}") from None
+            raise ArtifactError(f"{path} is invalid at {first_fault(error, 'top level')}") from None
 
 
 def describe(model: AnyModel, weights_sha256: str, structure: Sequence[Mapping[str, object]]) -> str:

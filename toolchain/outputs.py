@@ -1,4 +1,4 @@
-"""What the numbers are that a model gives for an image: it decides how two models are compared, and which labels can judge them."""
+"""Kinds of model output; the kind decides how two models are compared, and which labels can judge them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS: dict[Output, str] = {
     "tokens": "tokens",
     "layers": "tokens of several layers",
 }
-"""What they are called in a sentence that begins with "the outputs are"."""
+"""Kind of output → its words in a sentence that begins with "the outputs are"."""
 
 FEATURES: frozenset[Output] = frozenset({"features", "tokens", "layers"})
 """Outputs of a model without a classifier: vectors that something else reads."""
@@ -44,7 +44,7 @@ def output_named(name: object) -> Output | None:
 
 
 def output_of(declared: Output | None, width: int) -> Output:
-    """What `width` outputs are, where nobody declared it: one class of many; of a single one a number; of 0 classes features."""
+    """The declared kind of output, or by default: logits for several outputs, a regression for one, features for 0 classes."""
     return declared or ("logits" if width > 1 else "regression" if width else "features")
 
 

@@ -214,7 +214,7 @@ def worst(rungs: Sequence[Rung]) -> Rung:
 
 
 class CannotRun(Exception):
-    """What a runtime raised at a batch, in words; never seen outside of a comparison."""
+    """A runtime's error at one batch size; raised and caught within a comparison."""
 
 
 def outputs_of(name: str, call: Callable[[Array], T], images: Array, batches: Sequence[int]) -> list[T]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -26,6 +24,7 @@ from pydantic import (
 
 from toolchain.errors import ArtifactError, PlanError, StorageError
 from toolchain.outputs import Output
+from toolchain.records import Record, first_fault
 from toolchain.settings import tuple_of
 
 SCHEMA = "slimvit.plan/1"
@@ -37,11 +36,7 @@ NOT_KWARGS = (
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ModelRef(_Strict):
+class ModelRef(Record):
     """The timm model that a plan, or a folder of weights, belongs to.
 
     Attributes:
@@ -70,7 +65,7 @@ class ModelRef(_Strict):
         return self
 
 
-class Keep(_Strict):
+class Keep(Record):
     """The kept positions of one unit of one module.
 
     `indices[p]` are the kept positions of partition `p`, each in `0..total-1`, strictly increasing. `total` counts one
@@ -115,7 +110,7 @@ class Keep(_Strict):
         return sum(self.total - len(part) for part in self.indices)
 
 
-class LowRank(_Strict):
+class LowRank(Record):
     """A linear of shape [out, in] that is replaced by a product of rank `rank`."""
 
     module: str
@@ -136,7 +131,7 @@ class LowRank(_Strict):
         return self
 
 
-class CompressionPlan(_Strict):
+class CompressionPlan(Record):
     """What compression decided for a whole model.
 
     Attributes:
@@ -179,7 +174,7 @@ class CompressionPlan(_Strict):
         def line(value: Any) -> str:
             return json.dumps(value, sort_keys=True, separators=(", ", ": "))
 
-        def rows(items: tuple[_Strict, ...]) -> str:
+        def rows(items: tuple[Record, ...]) -> str:
             return "[" + ",".join(f"\n    {line(item.model_dump(mode='json'))}" for item in items) + "\n  ]"
 
         return (
@@ -210,9 +205,7 @@ class CompressionPlan(_Strict):
         try:
             return CompressionPlan.model_validate({k: v for k, v in raw.items() if k != "schema"})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PlanError(f"the plan is invalid at {where or 'top level'}: {first['msg']}") from None
+            raise PlanError(f"the plan is invalid at {first_fault(error, 'top level')}") from None
 
     @staticmethod
     def load(path: Path) -> CompressionPlan:

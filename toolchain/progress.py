@@ -1,4 +1,4 @@
-"""How far some work is, and who is told."""
+"""Progress of some work, and the watchers that receive it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Who is told how far some work is: a terminal, a log, nobody."""
+    """Receives progress: a terminal, a log, or nothing."""
 
     def stage(self, name: str) -> None:
         """A stage begins."""
@@ -37,7 +37,7 @@ class Progress:
     """A part of some work, by default the whole of a stage.
 
     Attributes:
-        watcher: who is told.
+        watcher: receives the progress.
         start, end: the share of the stage that is done before this part and after it.
         label: stands before the text of every report, if it is not empty.
     """

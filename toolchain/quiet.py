@@ -1,4 +1,4 @@
-"""Blocks in which a library says nothing about its own parts, which nobody here can mend."""
+"""Context managers that silence a library's messages about its own internals, which a user cannot mend."""
 
 from __future__ import annotations
 

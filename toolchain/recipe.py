@@ -41,6 +41,10 @@ from toolchain.settings import (
     tuple_of,
 )
 
+RECIPE_FILE = "recipe.toml"
+"""Name of the recipe in the folder of a run."""
+SYNTHETIC = "none"
+"""The data source of seeded noise."""
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
 SAVED = "hf"

@@ -1,4 +1,4 @@
-"""Tables of what can be named in a recipe or a command, open to other packages: one object is one entry.
+"""Registries of everything that a recipe or a command can name; other packages can add entries.
 
 An entry has a `name`. Built-in entries are imported when they are asked for, so that a process that times one runtime
 loads no other. Another installed package adds its own through an entry point of the table's group, a program by `add`.
@@ -17,11 +17,11 @@ from toolchain.errors import RecipeError
 
 
 class Named(Protocol):
-    """What can be an entry."""
+    """The protocol of an entry."""
 
     @property
     def name(self) -> str:
-        """What it is called in recipes and commands."""
+        """Its name in recipes and commands."""
         ...
 
 

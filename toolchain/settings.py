@@ -1,4 +1,4 @@
-"""Files that a user writes: strict tables, read from TOML or refused with the nearest key, and amounts with their units."""
+"""Reads TOML files that a user writes: strict tables, errors that offer the nearest key, and amounts with units."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolchain.errors import RecipeError, StorageError
+from toolchain.records import Record, place_and_fault
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -33,10 +34,10 @@ Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_num
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(tuple_of)]
 
 
-class Section(BaseModel):
+class Section(Record):
     """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def read_toml(path: Path, what: str = "") -> dict[str, object]:
@@ -123,7 +124,7 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     """
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    where = ".".join(path)
+    where, message = place_and_fault(error)
     if first["type"] == "extra_forbidden":
         section = root
         for part in path[:-1]:  # an index or the key of a mapping stays in the section that its field holds
@@ -134,7 +135,6 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
         return f"unknown {what} key {where!r}; {hint}"
     if first["type"] == "missing":
         return f"the {what} needs {where!r}"
-    message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if first["type"] in ("tuple_type", "list_type"):
         return f"{what} {where} is a list: write {_as_list(got)}{_IN_A_SHELL if str(got).startswith('[') else ''}"

@@ -14,8 +14,8 @@ from builders import TINY, randomise
 from torch import Tensor, nn
 
 import toolchain
-from toolchain.compress.place import Place
-from toolchain.compress.witness import Reading, witnessed
+from toolchain.compress.submodule import Submodule
+from toolchain.compress.witness import Readout, witnessed
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.outputs import Output
 from toolchain.recipe import CompressSection
@@ -108,16 +108,16 @@ def test_the_larger_model_exports_as_it_is(tmp_path: Path):
 
 def test_what_the_larger_model_feeds_the_backbone_is_what_counts():
     detector = Detector("forward_features")
-    images, reading = witnessed(detector.backbone["body"], detector, pictures(8, 4))
+    images, readout = witnessed(detector.backbone["body"], detector, pictures(8, 4))
     torch.testing.assert_close(images, torch.cat(pictures(8, 4)) * 2 - 1)
-    assert reading == Reading("forward_features")
+    assert readout == Readout("forward_features")
     assert "forward_features" not in vars(detector.backbone["body"])
 
 
 def test_intermediate_features_are_told_by_their_numbers():
     detector = Detector("forward_intermediates")
-    _, reading = witnessed(detector.backbone["body"], detector, pictures(8, 4))
-    assert reading == Reading("forward_intermediates", ("blocks.0", "blocks.1"), normed=False)
+    _, readout = witnessed(detector.backbone["body"], detector, pictures(8, 4))
+    assert readout == Readout("forward_intermediates", ("blocks.0", "blocks.1"), normed=False)
 
 
 def test_forward_takes_whatever_the_images_are():
@@ -159,7 +159,7 @@ def test_every_part_keeps_its_own_mode_type_and_gradients():
 def test_a_type_of_its_own_stays_with_its_tensor():
     part = vit().to(torch.bfloat16)
     part.norm.float()
-    smaller = Place.of(part, "").fill(vit())
+    smaller = Submodule.of(part, "").fill(vit())
     assert smaller.norm.weight.dtype == torch.float32
     assert smaller.blocks[1].mlp.fc1.weight.dtype == torch.bfloat16
 

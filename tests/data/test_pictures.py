@@ -8,6 +8,7 @@ import modes
 import numpy as np
 import pytest
 import torch
+from builders import input_of
 from modes import COLOUR, FILES, GREY
 from PIL import Image
 from timm.data.transforms_factory import create_transform
@@ -95,7 +96,7 @@ def test_a_picture_is_bit_for_bit_what_timms_own_transform_makes_of_it(crop_mode
         )
         pictures = [Image.fromarray(COLOUR).convert("L" if size[0] == 1 else "RGB").resize((n, 31)) for n in (17, 50)]
         expected = torch.stack([theirs(picture) for picture in pictures])
-        assert torch.stack([used.of_picture(picture) for picture in pictures]).equal(expected)
+        assert torch.stack([input_of(used, picture) for picture in pictures]).equal(expected)
         assert used.of_pixels(torch.stack([used.pixels_of(picture) for picture in pictures])).equal(expected)
 
 

@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from builders import input_of
 from PIL import Image
 
 from toolchain.data.transforms import Preprocessing, Wanted
@@ -31,10 +32,10 @@ def test_a_picture_goes_through_the_models_own_transform():
     used = Wanted((3, 8, 8), COLOUR).natural()
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[8:24, 8:24] = (255, 102, 51)  # crop_pct 0.5 keeps exactly this square
-    out = used.of_picture(Image.fromarray(pixels))
+    out = input_of(used, Image.fromarray(pixels))
     expected = (torch.tensor([1.0, 0.4, 0.2]) - torch.tensor(COLOUR["mean"])) / torch.tensor(COLOUR["std"])
     torch.testing.assert_close(out[:, 2:6, 2:6], expected[:, None, None].expand(3, 4, 4))
-    whole = Wanted((3, 8, 8), COLOUR, crop_pct=1.0).natural().of_picture(Image.fromarray(pixels))
+    whole = input_of(Wanted((3, 8, 8), COLOUR, crop_pct=1.0).natural(), Image.fromarray(pixels))
     assert not torch.allclose(whole, out)
 
 
@@ -42,7 +43,7 @@ def test_grey_models_average_the_statistics_and_decode_grey():
     used = Wanted((1, 8, 8), COLOUR).natural()
     assert used.mean == pytest.approx((0.4,))
     assert used.std == pytest.approx((0.2,))
-    out = used.of_picture(Image.new("RGB", (8, 8), (102, 102, 102)))
+    out = input_of(used, Image.new("RGB", (8, 8), (102, 102, 102)))
     torch.testing.assert_close(out, torch.zeros(1, 8, 8))
 
 

@@ -14,7 +14,7 @@ import modes
 import numpy as np
 import pytest
 import torch
-from builders import dense_model
+from builders import dense_model, input_of
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
@@ -76,7 +76,7 @@ def test_the_example_sees_what_the_model_sees(file, tmp_path):
     for file_ in files:
         with Image.open(file_) as picture:
             grey = torch.from_numpy(np.array(picture))[None, None]
-            image = ours.of_picture(picture) if how.crop_pct is not None else ours.of_pixels(grey)[0]
+            image = input_of(ours, picture) if how.crop_pct is not None else ours.of_pixels(grey)[0]
         with torch.no_grad():
             shares = module(image[None]).softmax(1)[0]
         rows = found[str(file_)]
@@ -114,7 +114,7 @@ def test_outputs_that_are_no_classes_are_read_as_what_they_are(tmp_path, output,
     (picture, *_) = pictures(tmp_path, 3)
     rows = json.loads(classified([sys.executable, "-c", RUN], EXAMPLE, path, picture, "--json"))[str(picture)]
     with Image.open(picture) as opened:
-        image = Preprocessing(**{**vars(how), "exif_orientation": False}).of_picture(opened)
+        image = input_of(Preprocessing(**{**vars(how), "exif_orientation": False}), opened)
     expected = made.module(image[None])[0].detach()
     expected = expected if output == "regression" else expected.sigmoid()
     said = "value" if output == "regression" else "probability"

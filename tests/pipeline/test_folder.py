@@ -20,7 +20,7 @@ from toolchain.model import Made
 from toolchain.parity import TOLERANCES, not_run
 from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace
 from toolchain.pipeline.tools import Tools
-from toolchain.report.record import Record
+from toolchain.records import Record
 
 
 class Facts(Record):

@@ -9,6 +9,7 @@ from made_up_reports import a_report
 from onnx import numpy_helper
 
 from toolchain.artifacts.onnx_file import OnnxFile
+from toolchain.compress.outcome import SizeBudget
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json
@@ -18,7 +19,6 @@ from toolchain.pipeline.run import run
 from toolchain.pipeline.stages.rounding import RoundingFacts, sized
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import Recipe
-from toolchain.report.record import SizeBudget
 from toolchain.report.sections import SECTIONS
 
 MODEL = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import input_of
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -48,7 +49,7 @@ def test_transformers_prepares_pictures_as_the_run_did(tmp_path, picture, way):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor(Preprocess(**how))))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     theirs = processor(picture, return_tensors="np")["pixel_values"][0]
-    ours = Preprocessing(**how).of_picture(picture).numpy()
+    ours = input_of(Preprocessing(**how), picture).numpy()
     assert theirs.shape == ours.shape == (3, 224, 224)
     assert np.abs(theirs - ours).mean() < 0.03  # a crop that begins between two pixels is rounded either way
 

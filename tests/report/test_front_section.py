@@ -7,9 +7,10 @@ import math
 import pytest
 from made_up_reports import a_report
 
+from toolchain.compress.outcome import FrontPoint, SizeBudget
 from toolchain.report.front import TITLE, front_table
 from toolchain.report.page import to_html
-from toolchain.report.record import BlockDamage, FrontPoint, SizeBudget
+from toolchain.report.record import BlockDamage
 from toolchain.report.sections.front import OWN, front_figure
 
 

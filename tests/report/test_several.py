@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from made_up_reports import a_report
 
-from toolchain.report.record import Listed, SizeBudget
+from toolchain.compress.outcome import SizeBudget
+from toolchain.report.record import Listed
 from toolchain.report.several import DENSE_WEIGHTS, file_of, front, side_by_side
 
 

@@ -1,1 +1,1 @@
-"""What a latency consists of: the time of its matrix products, and of each node."""
+"""Breaks a latency down: the time of the matrix products alone, and the time of each node."""

@@ -1,4 +1,4 @@
-"""The time of the matrix products alone, on this machine and in the same run as the models that consist of them.
+"""Times a model's matrix products alone, on this machine and in the same run as the model.
 
 The rate of the products is measured in the runtime itself, for the model's own shapes, with the model's own weights and
 the same threads: another library's rate would bound what another runtime could do. Models and products take turns in
@@ -27,10 +27,11 @@ from toolchain.artifacts import Signature
 from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError, ParityError, RecipeError
-from toolchain.measure.experiment import Variant, artifact_facts, plan_experiment
-from toolchain.measure.samples import CONTROL, A, B, Design, Workload, explain
+from toolchain.measure.experiment import TimedArtifact, artifact_facts, plan_experiment
+from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS
 from toolchain.targets.products import OPENERS
@@ -52,9 +53,9 @@ def measure_floor(
         a: an ONNX file, the dense one where there are two.
         b: the compressed one.
         target: one that runs products alone, such as "ort-cpu"; on this machine.
-        workload: what a call is to be.
-        design: how it is timed; one look is all it takes.
-        progress: who is told.
+        workload: batch, threads and input shape of a call.
+        design: how it is timed; only its first look is used.
+        progress: gets progress reports.
 
     Raises:
         RecipeError: a number is out of range, or a file has products that are not counted.
@@ -82,7 +83,7 @@ def measure_floor(
             raise RecipeError(f"{path} has no matrix product, and so no floor")
     with tempfile.TemporaryDirectory(prefix="slimvit-floor-") as folder:
         parts = {
-            name: Variant(path, PRODUCTS + device.runtime, Signature((), ()))
+            name: TimedArtifact(path, PRODUCTS + device.runtime, Signature((), ()))
             for name, path in _parts(Path(folder), graphs, models).items()
         }
         experiment = replace(experiment, variants={**experiment.variants, **parts})
@@ -91,11 +92,11 @@ def measure_floor(
     try:
         return Floor(scenario=experiment.scenario, design=experiment.design, models=models, sessions=sessions)
     except ValidationError as error:
-        raise MeasurementError(f"the floor of {a}: {explain(error)}") from None
+        raise MeasurementError(f"the floor of {a}: {first_fault(error)}") from None
 
 
 def _parts(folder: Path, graphs: Mapping[Letter, Graph], models: Mapping[Letter, Counted]) -> dict[str, Path]:
-    """Variant → a file with nothing but products: of each model all together, then those of each shape."""
+    """Variant → a file of matrix products only: for each model one file with all of them, then one per shape."""
     parts = {}
     for letter, graph in graphs.items():
         shapes = models[letter].products

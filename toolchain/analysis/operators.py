@@ -1,6 +1,6 @@
-"""Where the time of a file goes: what each node costs, by the runtime's own profiler, in a fresh process.
+"""Time of each node of a file, from the runtime's own profiler, in a fresh process.
 
-A profiler slows down what it looks at: its times are for comparing nodes of one file, and never stand for a latency.
+Profiling slows a model down: use these times to compare nodes of one file, never as its latency.
 
 Usage of the process: `python -m toolchain.analysis.operators REQUEST OUT`; exit codes are the device runner's.
 """
@@ -108,11 +108,11 @@ def profile_operators(
     Args:
         path: the file.
         target: one that can profile, such as "ort-cpu" or "openvino-cpu"; on this machine.
-        workload: what a call is to be.
+        workload: batch, threads and input shape of a call.
         warm_up: calls before those that count.
         calls: that are averaged.
         seed: of the inputs.
-        progress: who is told.
+        progress: gets progress reports.
 
     Raises:
         RecipeError: an option is out of range or does not fit the file.

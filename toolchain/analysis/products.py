@@ -1,4 +1,4 @@
-"""The matrix products of an ONNX file: their shapes, their multiply-accumulates, and files that hold nothing else.
+"""The matrix products of an ONNX file: their shapes and MACs, and how to write files that contain only them.
 
 Linears, convolutions and the two products of attention are what a transformer's arithmetic consists of. A file of
 products holds every one of a kind with its own weights, so that a runtime does in it the work that it does in the model.
@@ -32,7 +32,7 @@ NOT_COUNTED = frozenset(
     | {"Einsum", "ConvTranspose", "LSTM", "GRU", "RNN", "If", "Loop", "Scan", "DynamicQuantizeMatMul"}
     | {"MatMulIntegerToFloat"}
 )
-"""Operators that hold products, or graphs, in which they are not counted: a sum without them would be too small."""
+"""Operators whose products are not counted here. A graph with one of them is refused, since the sum would be too small."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Product:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of such products in the graph."""
         return len(self.nodes)
 
     @property
@@ -70,7 +70,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX graph of which all shapes are known."""
+    """An ONNX graph in which every shape is known."""
 
     path: Path
     file: onnx.ModelProto
@@ -222,7 +222,7 @@ def _macs(graph: Graph, node: ir.Node) -> int:
 
 
 def _kind(graph: Graph, node: ir.Node) -> tuple[object, ...]:
-    """What makes two products the same work: operator, attributes, and of each input shape, type and constancy."""
+    """Key by which products are grouped: operator, attributes, and for each input its shape, type and whether it is constant."""
     tree = _tree(node)
     own = {value for part in tree for value in part.outputs}
     return tuple(
@@ -236,7 +236,7 @@ def _kind(graph: Graph, node: ir.Node) -> tuple[object, ...]:
 
 
 def _tree(node: ir.Node) -> list[ir.Node]:
-    """A product with what `unscaled` looks through before it and the QuantizeLinear after it, if there are any.
+    """The nodes of a product: the DequantizeLinears or Casts before it, the product, and a QuantizeLinear after it.
 
     With them a runtime multiplies integers, without them floats.
     """

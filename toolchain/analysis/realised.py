@@ -1,6 +1,6 @@
-"""How close latencies come to the time of their matrix products, and how much of an ideal speedup is real.
+"""How close a latency comes to the time of its matrix products, and which share of the ideal speedup is realised.
 
-Raw samples, and what follows from them; they are taken in `toolchain.analysis.floor`.
+Holds raw samples and derives every figure from them; `toolchain.analysis.floor` takes the samples.
 """
 
 from __future__ import annotations
@@ -25,23 +25,15 @@ from toolchain.measure.intervals import (
     median_interval,
     slot_medians,
 )
-from toolchain.measure.samples import (
-    CONTROL,
-    A,
-    ArtifactFacts,
-    B,
-    Design,
-    Scenario,
-    Session,
-    Strict,
-)
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Scenario, Session
+from toolchain.records import Record
 
 SCHEMA = "slimvit.floor/2"
 Letter = Literal["A", "B"]
 
 
 def alone(letter: str) -> str:
-    """The variant of a session that holds all products of a model, and nothing else."""
+    """Name of the variant with all products of a model, and nothing else."""
     return f"{letter} alone"
 
 
@@ -56,7 +48,7 @@ def variants_of(models: Mapping[Letter, Counted]) -> list[str]:
     return [*models, CONTROL, *parts]
 
 
-class Counted(Strict):
+class Counted(Record):
     """A model, and its products by shape, the costliest first."""
 
     artifact: ArtifactFacts
@@ -81,7 +73,7 @@ class Rate:
 
 
 class Limit:
-    """One model beside its products, as properties all that follows from a floor's samples.
+    """One model compared with its products; the properties are derived from a floor's samples.
 
     Args:
         letter: of the model.
@@ -95,7 +87,7 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.counted.artifact.name
 
     @property
@@ -129,7 +121,7 @@ class Limit:
         return [Rate(str(p), p.dtype, p.count, p.total_macs, ms, p.total_macs / ms / 1e6) for p, ms in timed]
 
     def to_dict(self) -> dict[str, object]:
-        """What a reader wants; the samples are not in it."""
+        """The figures as JSON values, without the samples."""
         return {
             "name": self.name,
             "sha256": self.counted.artifact.sha256,
@@ -142,7 +134,7 @@ class Limit:
         }
 
 
-class Floor(Strict):
+class Floor(Record):
     """The limits of one or two models, measured side by side, with A loaded a second time as control.
 
     Raises:
@@ -171,12 +163,12 @@ class Floor(Strict):
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """Of A, and of B if there is one."""
+        """The limits of A, and of B if there is one."""
         return tuple(self.limit(letter) for letter in self.models)
 
     @cached_property
     def control(self) -> Interval:
-        """ln(A'/A), the same file twice: what the run sees where there is nothing to see."""
+        """ln(A'/A): the same file against itself, which shows the run's own noise."""
         return _log_ratio(self.sessions, CONTROL, A, self.design)
 
     @property
@@ -186,7 +178,7 @@ class Floor(Strict):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the control allows to speak of shares at the design's tolerance."""
+        """Whether the control stays within the design's tolerance, so that shares may be stated."""
         return self.tau_min <= self.design.tau
 
     @cached_property
@@ -201,12 +193,12 @@ class Floor(Strict):
 
     @property
     def artifacts(self) -> dict[Letter, ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {letter: counted.artifact for letter, counted in self.models.items()}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in self.limits]
         return ", ".join(shares) + ("" if self.is_valid else ", not verified")
 

@@ -1,4 +1,4 @@
-"""What ships: one file for each kind of artifact; a new kind is one subclass of `Artifact` and one entry of `ARTIFACTS`."""
+"""Artifacts, one module for each kind; a new kind is one subclass of `Artifact` and one entry of `ARTIFACTS`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARTIFACTS: Registry[type[Artifact]] = Registry(
 
 
 def open_artifact(path: Path) -> Artifact:
-    """What lies at a path, as its kind, those of other packages first; any other file or folder has a size and a digest.
+    """The artifact at a path. Kinds that other packages registered are tried first; an unknown file is a `PlainFile`.
 
     Raises:
         StorageError: there is nothing.

@@ -1,4 +1,4 @@
-"""What every kind of artifact tells of itself: files, bytes, digest, inputs and outputs, precision, bytes by layer."""
+"""What every kind of artifact can report: files, bytes, digest, inputs and outputs, precision, bytes by layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GZIP = 31
 
 @dataclass(frozen=True)
 class Reading:
-    """The precision of an artifact, and where it is known from.
+    """The precision of an artifact, and what it was read from.
 
     Attributes:
         name: a precision of a recipe, or of others' files a type of `onnx_types.COARSEST_FIRST`; "" where it is not known.
@@ -45,16 +45,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Artifact(ABC):
-    """A file or folder that ships, as it is now: what is asked of it is read once, so open it again after it changed.
+    """A file or folder that ships. Properties are read once and cached: open it again after the file changed.
 
-    A kind says its `name`, its `word` and its `patterns`, and overrides what it knows better than this class, which knows
-    files and bytes alone. Whatever is asked of it raises StorageError where a file cannot be read and ArtifactError where
-    one is damaged.
+    A subclass sets `name`, `word` and `patterns`, and overrides the properties that its format can answer; this class only
+    knows files and bytes. Every property raises StorageError if a file cannot be read, and ArtifactError if it is damaged.
 
     Attributes:
         path: the file that names it, or the folder.
         name: of the kind, in `Target.takes` and in `inspect`.
-        word: what one is called in messages; with an s, what several are.
+        word: its name in messages; an appended s makes the plural.
         patterns: wildcards over its files' names, that of `path` first.
     """
 
@@ -65,12 +64,12 @@ class Artifact(ABC):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether what lies at a path is of this kind."""
+        """Whether the file or folder at a path is of this kind."""
         return path.is_file() and fnmatch.fnmatchcase(path.name, cls.patterns[0])
 
     @classmethod
     def named_beside(cls, path: Path) -> Path | None:
-        """The file that names the artifact of this kind whose other file a path is, by their endings; None where there is none."""
+        """The main file of the artifact that the file at a path belongs to, by their endings; None if there is none."""
         ending, *others = (pattern.removeprefix("*") for pattern in cls.patterns)
         if not cls.patterns[0].startswith("*"):
             return None
@@ -84,7 +83,7 @@ class Artifact(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
@@ -111,7 +110,7 @@ class Artifact(ABC):
 
     @property
     def sha256(self) -> str:
-        r"""What it is known by: the sha256 of its file, or of the listing "digest  name" of its files.
+        r"""Its digest: the sha256 of its one file, or of the listing "digest  name" of its files.
 
         The listing is that of `sha256sum` in its folder, sorted by name, so that no tool of ours is needed:
         `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
@@ -124,47 +123,47 @@ class Artifact(ABC):
 
     @property
     def params(self) -> int:
-        """The numbers stored in its tensors, without scalars and indices; raises RecipeError where its kind tells none."""
+        """Count of the numbers in its tensors, without scalars and indices; raises RecipeError if its format does not tell."""
         raise RecipeError(f"parameters cannot be read from {self.path}; judge an ONNX file or a model folder by params")
 
     @property
     def nodes(self) -> int:
-        """The nodes of its graph, those in subgraphs and functions included; raises RecipeError where its kind tells none."""
+        """Count of the nodes of its graph, with those in subgraphs and functions; raises RecipeError if its format does not tell."""
         raise RecipeError(f"{self.path} has no ONNX nodes; judge an ONNX file by nodes")
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """What it takes; raises RecipeError where its kind does not tell."""
+        """Its inputs; raises RecipeError if its format does not tell."""
         raise RecipeError(f"cannot tell the inputs of {self.path}; expected an .onnx file or a model folder")
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """What it gives; raises RecipeError where its kind does not tell."""
+        """Its outputs; raises RecipeError if its format does not tell."""
         raise RecipeError(f"cannot tell the outputs of {self.path}; expected an .onnx file or a model folder")
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input; None where it says nothing."""
+        """The preprocessing that the file declares; None if it declares none."""
         return None
 
     @property
     def output(self) -> Output | None:
-        """What it says that the numbers it gives are; None where it says nothing."""
+        """The kind of output that the file declares; None if it declares none."""
         return None
 
     @property
     def precision(self) -> Reading:
-        """Its precision, and where that is known from."""
+        """Its precision, and what it was read from."""
         return Reading("", f"{self.word}s do not tell their precision")
 
     @property
     def own_precision(self) -> str:
-        """Its precision if slimvit made it and it says so itself, else ""."""
+        """The precision that a file made by slimvit declares, else ""."""
         return "" if self.precision.reason else self.precision.name
 
     @property
     def fixed_scales(self) -> bool:
-        """Whether it rounds activations by scales that are stored, those of the images that it was calibrated on."""
+        """Whether it quantises activations with stored scales, those of its calibration images."""
         return False
 
     @property
@@ -183,7 +182,7 @@ class Artifact(ABC):
         return dict(layers)
 
     def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
-        """Its inputs as they are fed.
+        """The shapes and types to feed.
 
         Args:
             batch: what the first dimension of every input is to be.
@@ -196,7 +195,7 @@ class Artifact(ABC):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes pixels [H, W, C], as slimvit's own files do."""
+        """Whether the file declares that it takes uint8 pixels [H, W, C], as slimvit's own files can."""
         return False
 
     @cached_property
@@ -211,13 +210,13 @@ class Artifact(ABC):
 
     @property
     def main_output(self) -> str:
-        """The output that is judged: "logits", or one that is called so with a number behind; else the first."""
+        """The output that is judged: "logits", or "logits" with a number appended; else the first."""
         called = [name for name in self.ranks if name.startswith(LOGITS)]
         return LOGITS if LOGITS in called else next(iter([*called, *self.ranks]))
 
     @property
     def notes(self) -> list[str]:
-        """One sentence each on what was read from its graph, or has to be known of it where it runs on images."""
+        """One sentence for each assumption about how it runs on images, and for each fact that was read from its graph."""
         said, name, image, how = [], self.path.name, self.image, self.preprocess
         if self.precision.reason:
             said.append(f"{name} is {self.precision}.")
@@ -239,7 +238,7 @@ class Artifact(ABC):
         return said
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         return {"kind": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
 
 

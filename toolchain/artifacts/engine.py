@@ -1,4 +1,4 @@
-"""What a target built from an ONNX file, and the engine.json beside it that says how."""
+"""An engine that a target built from an ONNX file, and the engine.json beside it that describes the build."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from toolchain.outputs import Output, output_named
 
 RECORD = "engine.json"
 PREPROCESS, OUTPUT = "preprocess", "output"
-"""In it: what the ONNX file says of how images become its input, and of what its outputs are."""
+"""Keys of engine.json: the preprocessing and the kind of output that the ONNX file declared."""
 PRODUCTS = {"INT8": "int8", "INT8-DYNAMIC": "int8-dynamic", "BF16": "bf16", "HALF": "fp16", "FLOAT": "fp32"}
 """The types of matrix products in engine.json, coarsest first, and the precisions that they make."""
 
 
 @dataclass(frozen=True)
 class Engine(Artifact):
-    """An artifact with an engine.json beside it; without that, of a foreign engine, its bytes alone are known."""
+    """An artifact with an engine.json beside it; of a foreign engine, which has none, only the bytes are known."""
 
     @cached_property
     def record(self) -> dict[str, Fact]:
-        """What engine.json says; nothing where there is none, or where it is of another engine."""
+        """The content of engine.json; empty if there is none, or if it describes another engine."""
         beside = self.path.with_name(RECORD)
         if not beside.is_file():
             return {}
@@ -35,7 +35,7 @@ class Engine(Artifact):
 
     @property
     def precision(self) -> Reading:
-        """That of its coarsest matrix product, as engine.json has it."""
+        """The precision of its coarsest matrix product, from engine.json."""
         products = self.record.get("matmul_dtypes")
         if not isinstance(products, dict) or not products:
             return Reading("", f"no {RECORD} beside it tells its matrix products")
@@ -45,13 +45,13 @@ class Engine(Artifact):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What the ONNX file said of how images become its input; None where that, or engine.json, is missing."""
+        """The preprocessing that the ONNX file declared; None if that, or engine.json, is missing."""
         said = self.record.get(PREPROCESS)
         return None if said is None else Preprocess.from_dict(said)
 
     @property
     def output(self) -> Output | None:
-        """What the ONNX file said that its outputs are."""
+        """The kind of output that the ONNX file declared."""
         said = self.record.get(OUTPUT)
         return output_named(said)
 

@@ -1,4 +1,4 @@
-"""Numbers in fp16, where it has digits for them."""
+"""Conversion of numbers to fp16, refused where too many digits would be lost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 ROUNDING = 2.0**-11
-"""What fp16 loses of a number that has all its digits, as a share of it."""
+"""Relative rounding error of fp16 for a normal number."""
 
 
 def in_fp16(values: Array) -> Array | None:
-    """The numbers in fp16; None where that loses more of them, taken together, than of numbers that have all their digits.
+    """The numbers in fp16; None if their total rounding error exceeds that of normal fp16 numbers.
 
-    Above 65504 fp16 has no numbers, and below 6e-5 few digits. Single small numbers lose little next to the others.
+    fp16 ends at 65504, and has fewer digits below 6e-5. A few small numbers add little to the total error.
     """
     exact = values.astype(np.float64)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""What an artifact takes: its inputs as declared, what is fed to them at one batch, and the one input that is images."""
+"""Inputs of an artifact: as declared, as fed at one batch size, and the one input that takes images."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.model import Preprocess
+from toolchain.records import Record
 
 Sample = tuple[int | None, ...]
 """The shape of one sample, without the batch; None where the file leaves it open."""
 CHANNELS = (1, 3)
 FLOATS = ("float32", "float16", "float64")
 GENERATED = frozenset({*FLOATS, "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
-"""Element types whose values can be drawn."""
+"""Element types for which random values can be generated."""
 FIXED_SIZE = "height and width of an ONNX file are fixed at export"
 
 
@@ -37,10 +38,8 @@ class Port:
     shape: tuple[int | str | None, ...] | None
 
 
-class InputSpec(BaseModel):
+class InputSpec(Record):
     """One input tensor that is fed, batch included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     dtype: str
@@ -54,7 +53,7 @@ class Signature:
     inputs: tuple[InputSpec, ...]
 
     def fits(self, other: Signature) -> bool:
-        """Whether the same values can be fed to both: of equal shapes and types, or of floats that differ in their bits."""
+        """Whether both accept the same values: equal shapes, and equal types or floats of different widths."""
         return len(self.inputs) == len(other.inputs) and all(
             ours.shape == theirs.shape
             and (ours.dtype == theirs.dtype or {np.dtype(ours.dtype).kind, np.dtype(theirs.dtype).kind} == {"f"})
@@ -63,7 +62,7 @@ class Signature:
 
 
 def signature_of(path: Path, ports: Sequence[Port], batch: int, sample: tuple[int, ...] | None) -> Signature:
-    """What is fed to an artifact's inputs at one batch; raises as `Artifact.signature`."""
+    """The inputs of an artifact at one batch size; raises as `Artifact.signature`."""
     if not ports:
         raise ArtifactError(f"{path} has no input; there is nothing to feed")
     if sample is not None and len(ports) > 1:
@@ -132,22 +131,22 @@ class ImageInput:
         return self.turned(self.sample)
 
     def turned(self, sample: Sample) -> Sample:
-        """A shape of one image in this input's own layout, with the channels first."""
+        """The shape of one image, given in this input's layout, with the channels first."""
         return (sample[-1], *sample[:-1]) if self.channels_last and len(sample) == 3 else sample
 
 
 def image_input(path: Path, ports: Sequence[Port], preprocess: Preprocess | None, *, own_pixels: bool) -> ImageInput:
-    """The one input that takes images. Where the channels are follows from the shape, and of slimvit's own pixels is known.
+    """The one input that takes images. The axis of the channels follows from the shape; slimvit's own pixels are [H, W, C].
 
     Args:
         path: the artifact, for messages.
         ports: its inputs.
-        preprocess: what it says of them.
-        own_pixels: whether it says that it takes pixels as slimvit's own files do.
+        preprocess: the preprocessing that it declares.
+        own_pixels: whether it declares that it takes pixels as slimvit's own files do.
 
     Raises:
         RecipeError: there are several inputs, or the one is no batch of images.
-        ArtifactError: there is none, or what it says is of another file.
+        ArtifactError: there is none, or the declared preprocessing belongs to another file.
     """
     if not ports:
         raise ArtifactError(f"{path} has no input; there is nothing to feed")
@@ -183,10 +182,10 @@ def resolved(inputs: Mapping[Path, ImageInput], input_shape: tuple[int, ...] | N
 
     Args:
         inputs: artifact → what it takes.
-        input_shape: what was asked for, in the layout of each; None takes it from the artifacts.
+        input_shape: the requested shape, in the layout of each artifact; None takes it from the artifacts.
 
     Raises:
-        RecipeError: they take other shapes than each other or than what was asked for, or all leave it open.
+        RecipeError: their shapes differ from each other or from `input_shape`, or all leave the shape open.
     """
     size: Sample | None = None
     for path, each in inputs.items():

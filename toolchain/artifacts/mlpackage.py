@@ -24,7 +24,7 @@ from toolchain.quiet import quiet
 MANIFEST = "Manifest.json"
 INSTALL = "pip install 'slimvit[coreml]'"
 PORTS = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32"}
-"""What Core ML calls the types of arrays that go in and out: numpy's names."""
+"""Core ML's codes of array types → numpy's names."""
 STORED = {
     "FLOAT16": ("fp16", 16),
     "FLOAT32": ("fp32", 32),
@@ -46,7 +46,7 @@ class MlPackage(Engine):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether what lies at a path is of this kind."""
+        """Whether the file or folder at a path is of this kind."""
         return path.suffix == ".mlpackage" and path.is_dir()
 
     @cached_property
@@ -85,12 +85,12 @@ class MlPackage(Engine):
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """What it says about itself: `creatorDefined` metadata, in Apple's words."""
+        """Its user-defined metadata (`creatorDefined` in the format)."""
         return dict(sorted(self.spec.description.metadata.userDefined.items()))
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input; None where slimvit did not write it."""
+        """The preprocessing that it declares; None if slimvit did not write it."""
         if (declared := self.metadata.get(PREPROCESS)) is None:
             return None
         try:
@@ -100,7 +100,7 @@ class MlPackage(Engine):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return self.metadata.get(FORM) == UINT8
 
     @property
@@ -126,7 +126,7 @@ class MlPackage(Engine):
 
     @property
     def precision(self) -> Reading:
-        """The coarsest type that its weights are stored in; Core ML computes in fp16 or finer whatever that is."""
+        """The coarsest type of its stored weights; Core ML computes in fp16 or finer for any of them."""
         held = Counter(kind for _, kind, shape, _ in self._weights() if len(shape) > 1)
         known = {STORED[kind][0] for kind in held if kind in STORED}
         name = next((each for each in COARSEST if each in known), "")
@@ -194,7 +194,7 @@ class MlPackage(Engine):
                     yield name, kind, shape, value.WhichOneof("value") == "blobFileValue"
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators: Counter[str] = Counter(op.type for _, op in self._operations() if op.type != "const")
         return {
             **super().facts(),

@@ -1,4 +1,4 @@
-"""A model folder: safetensors, and the model.json that says what they are the weights of."""
+"""A model folder: weights as safetensors, and the model.json that describes the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD, WEIGHTS = "model.json", ".safetensors"
 
 @dataclass(frozen=True)
 class ModelFolder(Artifact):
-    """A folder of safetensors that slimvit wrote; of one that others wrote, bytes and parameters are known."""
+    """A folder of safetensors. Of a folder that slimvit did not write, only bytes and parameters are known."""
 
     name: ClassVar[str] = "model-folder"
     word: ClassVar[str] = "model folder"
@@ -37,7 +37,7 @@ class ModelFolder(Artifact):
 
     @cached_property
     def record(self) -> ModelRecord:
-        """What model.json says."""
+        """The content of model.json."""
         return ModelRecord.load(self.path / RECORD)
 
     @cached_property
@@ -71,12 +71,12 @@ class ModelFolder(Artifact):
 
     @property
     def output(self) -> Output | None:
-        """What its recipe says that its outputs are."""
+        """The kind of output that its recipe declared."""
         return self.record.model.output
 
     @property
     def precision(self) -> Reading:
-        """It runs in fp32, whatever its tensors are stored in."""
+        """Always fp32: stored tensors of other types are converted when it is loaded."""
         return Reading("fp32")
 
     @property
@@ -92,7 +92,7 @@ class ModelFolder(Artifact):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         if not (self.path / RECORD).is_file():
             return {**super().facts(), "params": self.params}
         from toolchain.cost import trace

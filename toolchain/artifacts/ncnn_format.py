@@ -1,4 +1,4 @@
-"""ncnn's two files: layers as lines of text, and the numbers that they hold one after another, read without ncnn."""
+"""Reads ncnn's two files without ncnn: the .param lists layers as text, the .bin holds their numbers in the same order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAGIC = "7767517"
 LARGEST_RANK = 4
 """How many sizes a tensor has at most, beside the batch."""
 TAGS = {0x01306B47: ("f16", 2), 0x000D4B38: ("i8", 1), 0x0002C056: ("f32", 4), 0: ("f32", 4)}
-"""What stands before numbers whose type is open: the type, and the bytes of one."""
+"""Tag before an array of the .bin → (type, bytes of one number)."""
 ALIGNED = 4
 WEIGHTLESS = frozenset(
     {"Input", "Noop", "Split", "Concat", "Slice", "Crop", "Reshape", "Permute", "Flatten", "Squeeze", "ExpandDims"}
@@ -24,7 +24,7 @@ WEIGHTLESS = frozenset(
     | {"TanH", "ELU", "SELU", "CELU", "Mish", "Clip", "Dropout", "Eltwise", "Interp", "Pooling", "Padding", "MatMul"}
     | {"Einsum", "Tile", "Cast", "CumulativeSum", "Erf", "Exp", "Log", "Power", "AbsVal", "Softplus", "SDPA", "Packing"}
 )
-"""Layers that hold no numbers; of those that are neither here nor in `_arrays` nothing is known."""
+"""Layers without numbers. A layer that is neither here nor in `_arrays` is unknown."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a layer holds.
+    """One array of numbers of a layer.
 
     Attributes:
         layer: its name.

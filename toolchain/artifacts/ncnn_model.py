@@ -105,7 +105,7 @@ class NcnnModel(Engine):
         return +parts
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         return {
             **super().facts(),
             "params": self.params,

@@ -1,4 +1,4 @@
-"""Copies of ONNX graphs without their weights: what is asked of the graph alone need not hold those in memory."""
+"""Copies of ONNX graphs without their weights, so that questions about the graph need not load them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from onnx.external_data_helper import set_external_data
 
 KEPT_NUMBERS = 128
-"""Tensors of no more stay in the graph: shapes and axes are read from them."""
+"""Tensors of at most this many numbers stay in the graph: shapes and axes are read from them."""
 
 
 def bare(model: onnx.ModelProto) -> onnx.ModelProto:

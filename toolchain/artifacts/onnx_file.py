@@ -29,9 +29,9 @@ from toolchain.outputs import OUTPUT as OUTPUT_KIND
 PREPROCESS, PRECISION, FORM = "slimvit.preprocess", "slimvit.precision", "slimvit.input"
 """Keys of a file's metadata: how images become its input, its precision, and what its input is where that is no image."""
 GRAPH_TYPE = "slimvit.precision.type"
-"""The type that its graph rounds to, where the name of its precision does not begin with that."""
+"""Metadata key: the type that the graph rounds to, if the name of its precision does not begin with it."""
 SHOWN = 5
-"""So many names of classes are shown of a file that has some."""
+"""How many class names `inspect` shows."""
 UINT8 = "uint8 pixels [batch, H, W, C], 0…255, RGB or grey"
 PROBABILITIES, SOFTMAX = "probabilities", "slimvit.softmax"
 """The output that slimvit adds on request, and the name of its node."""
@@ -39,7 +39,7 @@ FP32 = "fp32"
 NOT_WEIGHTS = frozenset(
     {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
-"""Shapes, axes and indices are stored like weights and are none."""
+"""Element types of initializers that are not weights: shapes, axes and indices."""
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -121,12 +121,12 @@ class OnnxFile(Artifact):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says about itself."""
+        """Its metadata."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @cached_property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input; None where slimvit did not write it."""
+        """The preprocessing that it declares; None if slimvit did not write it."""
         if (declared := self.metadata.get(PREPROCESS)) is None:
             return None
         try:
@@ -136,7 +136,7 @@ class OnnxFile(Artifact):
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return self.metadata.get(FORM) == UINT8
 
     @property
@@ -147,7 +147,7 @@ class OnnxFile(Artifact):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What it says that its outputs stand for, in order; () where it does not."""
+        """The class names that it declares, in the order of the outputs; () if it declares none."""
         try:
             names = json.loads(self.metadata.get(CLASSES, "[]"))
         except json.JSONDecodeError:
@@ -158,7 +158,7 @@ class OnnxFile(Artifact):
 
     @cached_property
     def precision(self) -> Reading:
-        """That of its graph, which its metadata only names closer: "int8-qdq" says more than the graph's "int8"."""
+        """The precision of its graph; metadata can only refine it, as "int8-qdq" refines the graph's "int8"."""
         name, reason = graph_precision(self.model)
         declared = self.metadata.get(PRECISION, FP32 if PREPROCESS in self.metadata else "")
         if declared and name in ("", self.metadata.get(GRAPH_TYPE, declared.partition("-")[0])):
@@ -188,7 +188,7 @@ class OnnxFile(Artifact):
         return onnx_parts(self.graph, messages(self.model, onnx.TensorProto), self.path.name, sizes)
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators, names = Counter(node.op_type for node in self.graph), self.class_names
         return {
             **super().facts(),

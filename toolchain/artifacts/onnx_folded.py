@@ -1,4 +1,4 @@
-"""A plain graph with what is constant around its linears taken into them, which converters would else do by themselves.
+"""Folds constants around the linears of a plain graph into their weights, before a converter does it in its own way.
 
 A layer scale behind a linear becomes part of its weight and bias, and a linear of a constant becomes a constant. Where a
 converter does this, its rounded weights are no longer those of the file, and nothing says which they are.
@@ -77,7 +77,7 @@ class _Graph:
         self._uses = Counter(names)
 
     def linears(self) -> Iterator[_Linear]:
-        """Those whose weight and bias nobody else reads."""
+        """The linears whose weight and bias nothing else reads."""
         for node in self._nodes:
             if node.op_type not in ("MatMul", "Gemm") or (weight := self._stored.get(node.input[1])) is None:
                 continue

@@ -15,7 +15,7 @@ from toolchain.artifacts.onnx_walk import only_reader, unscaled
 
 GRAPH = "(graph)"
 AUTOMATIC = re.compile(r"(_?v(al)?_\d+|onnx::\w+_\d+|const\w*_\d+|\d+|)(_quantized|_scale|_zero_point)?")
-"""How torch's exporters and onnxsim call what no module of the model names; the numbers shift with every change."""
+"""Names that torch's exporters and onnxsim generate; their numbers change with every change of the model."""
 MULTIPLIES = frozenset(
     {"MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "QLinearMatMul", "DequantizeLinear", "Cast"}
 )

@@ -178,7 +178,7 @@ class _Integers:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Gives a graph these nodes, but for those that nobody reads any more, and leaves out initializers that none of them reads."""
+    """Replaces the nodes of a graph, and removes nodes and initializers that nothing reads any more."""
     wanted = {each.name for each in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):  # in the order of a graph, a reader comes after what it reads

@@ -1,6 +1,6 @@
-"""In which types a graph holds its weights and rounds its values, whoever wrote it.
+"""The types in which any ONNX graph stores its weights and rounds its values.
 
-Precision is in the graph. What a file's metadata says of it may be missing, or left over from the file that it was made from.
+Precision is read from the graph: metadata may be missing, or copied from the file that this one was made from.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def weight_types(model: onnx.ModelProto) -> Counter[str]:
 
 
 def coarsest(names: set[str]) -> str:
-    """The one of some types that keeps the least of a number; "" of none."""
+    """The coarsest of some types; "" if there are none."""
     return min(names & set(COARSEST_FIRST), key=COARSEST_FIRST.index, default="")
 
 

@@ -1,4 +1,4 @@
-"""ONNX graphs as onnx-ir links them, and what walks over them ask of a value that is no method of its own."""
+"""ONNX graphs linked by onnx-ir, and helpers for walking over their values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from toolchain.errors import ArtifactError
 
 
 def linked(model: onnx.ModelProto) -> ir.Model:
-    """The same graph, in which values know what makes and what reads them; its large weights are only described.
+    """The same graph with links from each value to its producer and readers; large weights are only described.
 
-    Values and nodes hold each other, and would hold the weights as well until Python's collector comes by.
+    Values and nodes refer to each other, so weights would stay in memory until Python's garbage collector runs.
 
     Raises:
         ArtifactError: onnx-ir cannot read it.

@@ -138,7 +138,7 @@ class OpenVinoIr(Engine):
         return constants
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators = Counter(layer.get("type", "") for layer in self._layers())
         return {
             **super().facts(),

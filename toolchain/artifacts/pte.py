@@ -1,4 +1,4 @@
-"""ExecuTorch's format: one .pte file, whose weights the delegate has packed. It says of itself what it takes and gives, as JSON."""
+"""ExecuTorch's format: one .pte file, with weights packed by the delegate, and its inputs and outputs described as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolchain.on_device.runner import PTE_FORM
 from toolchain.outputs import Output, output_named
 
 FIRST = json.dumps(PTE_FORM).encode()[:-1]
-"""How what a file says of itself begins."""
+"""First bytes of the JSON with which a file describes itself."""
 MAGIC = b"ET12"
 """Bytes 4 to 8 of every file of this format."""
 
@@ -31,7 +31,7 @@ class Pte(Engine):
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """What it says of itself; raises ArtifactError for a file that is none of this format, or that slimvit did not write."""
+        """Its own description; raises ArtifactError for a file of another format, or one that slimvit did not write."""
         content = self.path.read_bytes()
         if content[4:8] != MAGIC:
             raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")
@@ -48,7 +48,7 @@ class Pte(Engine):
 
     @property
     def precision(self) -> Reading:
-        """That of its coarsest matrix product, or without engine.json what it says of itself."""
+        """The precision of its coarsest matrix product; without engine.json, the one that the file declares."""
         return super().precision if self.record else Reading(str(self.told["precision"]))
 
     @property
@@ -75,13 +75,13 @@ class Pte(Engine):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What its ONNX file said of how images become its input."""
+        """The preprocessing that its ONNX file declared."""
         told = self.told["preprocess"]
         return None if told is None else Preprocess.from_dict(told)
 
     @property
     def output(self) -> Output | None:
-        """What its ONNX file said that its outputs are."""
+        """The kind of output that its ONNX file declared."""
         return output_named(self.told["output"])
 
     @property

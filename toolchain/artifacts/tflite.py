@@ -20,7 +20,7 @@ from toolchain.model import BATCH, Preprocess
 from toolchain.outputs import Output, output_named
 
 METADATA = "slimvit"
-"""Name of the entry of its metadata that says what slimvit's ONNX file says of itself, as JSON."""
+"""Metadata entry that holds the metadata of slimvit's ONNX file, as JSON."""
 PRECISIONS = {"int4": "int4", "int8": "int8", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """Types of stored weights, coarsest first, and the precisions that they make."""
 AUTOMATIC = re.compile(r"arith\.|.*[/;]|[^.]*$")
@@ -38,12 +38,12 @@ class Tflite(Engine):
 
     @cached_property
     def content(self) -> TfliteModel:
-        """What it holds."""
+        """Its parsed content."""
         return read_tflite(self.path)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """What it says of itself; nothing where slimvit did not write it."""
+        """Its metadata; empty if slimvit did not write it."""
         raw = self.content.metadata.get(METADATA, b"{}")
         try:
             told = json.loads(raw)
@@ -91,18 +91,18 @@ class Tflite(Engine):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What it says of how images become its input."""
+        """The preprocessing that it declares."""
         told = self.metadata.get("preprocess")
         return None if told is None else Preprocess.from_dict(told)
 
     @property
     def output(self) -> Output | None:
-        """What it says that its outputs are."""
+        """The kind of output that it declares."""
         return output_named(self.metadata.get("output"))
 
     @property
     def own_pixels(self) -> bool:
-        """Whether it says that it takes slimvit's pixels."""
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
         return bool(self.metadata.get("input") == UINT8)
 
     @property
@@ -149,7 +149,7 @@ class Tflite(Engine):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows."""
+        """The facts that `inspect` prints."""
         operators = Counter(node.op for node in self.content.graphs[0].nodes)
         return {
             **super().facts(),

@@ -1,4 +1,4 @@
-"""What a .tflite file holds: graphs, their tensors with what is stored of them, signatures and metadata."""
+"""Reads a .tflite file: graphs, tensors and their stored data, signatures and metadata."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TfliteModel:
 
     @property
     def stored(self) -> Iterator[StoredTensor]:
-        """The tensors of which something is stored, those that share it once."""
+        """The tensors with stored data; tensors that share a buffer count once."""
         seen = set[int]()
         for graph in self.graphs:
             for tensor in graph.tensors:
@@ -129,7 +129,7 @@ class TfliteModel:
 
 
 def read_tflite(path: Path) -> TfliteModel:
-    """What a file holds.
+    """Reads a .tflite file.
 
     Raises:
         StorageError: it cannot be read.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -115,7 +114,6 @@ def _show(shown: Preview, *, json_: bool) -> None:
 def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
     from toolchain.cost import RANK
     from toolchain.report.front import front_table
-    from toolchain.report.record import FrontPoint
 
     dense, left, least = allocation.problem.shape, allocation.predicted, allocation.smallest
     cost: list[tuple[str, ...]] = [
@@ -148,5 +146,5 @@ def _tables(name: str, method: str, allocation: Allocation) -> list[Table]:
     header = ("module", "unit", "kept", "damage (nats per image)")
     count = len(header) if damage else len(header) - 1
     kept = Table("Kept per layer", header[:count], tuple(row[:count] for row in rows), text=(0, 1))
-    others = front_table([FrontPoint(**asdict(point)) for point in allocation.front])
+    others = front_table(allocation.front)
     return [predicted, *([kept] if rows else []), *([others] if others.rows else [])]

@@ -1,7 +1,7 @@
-"""How wide each layer stays: decided before anything is reduced, and held against measured latency in a closed loop.
+"""Chooses the width of each layer before anything is reduced, and corrects the choice by measured latency.
 
-A latency table adds up what units save when each kind is narrowed alone. What a whole model of the chosen shapes saves
-differs a little: it is measured, the table is scaled to it, and the widths are chosen again.
+A latency table adds up the savings of units that were narrowed one kind at a time. A whole model of the chosen shapes saves
+slightly more or less: it is timed, the table is scaled to match, and the widths are chosen again.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from toolchain.compress.choices import Budget, Costs, Key
-from toolchain.compress.front import FrontPoint, front
+from toolchain.compress.front import front
+from toolchain.compress.outcome import FrontPoint, LatencyBudget, SizeBudget
 from toolchain.compress.problem import Problem
 from toolchain.compress.solver import Candidate, Damages, narrowest
 from toolchain.cost import RANK, LatencyTable, ModelShape, Widths
@@ -21,16 +22,16 @@ from toolchain.plan import CompressionPlan
 
 log = logging.getLogger(__name__)
 CLOSE = 0.02
-"""How far, as a share of what was asked for, the measured latency may lie from it before the widths are chosen again."""
+"""Relative deviation of measured from requested latency above which the widths are chosen again."""
 ROUNDS = 3
-"""How often they are at most."""
+"""How many times at most the widths are chosen again."""
 Check = Callable[[Widths], Mapping[str, float]]
 """Widths → {target: time of a model of these widths over the dense model's, measured}."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """What is known of latency on the targets of a budget, one table for each, and how any widths are timed."""
+    """Latency tables, one for each target of a budget, and a function that times any widths."""
 
     tables: tuple[LatencyTable, ...] = ()
     check: Check | None = None
@@ -49,7 +50,7 @@ class Settled:
 
 
 def settle(pick: Callable[[Costs], Widths], costs: Costs, budget: Budget, check: Check | None) -> Settled:
-    """The widths that a choice gives once the tables predict the measured latency.
+    """Chooses widths until the latency tables predict what is measured.
 
     Chosen again, at most `ROUNDS` times, while a measured latency differs from the budget by more than `CLOSE`, except
     where it lies below because another budget binds. The closest of all rounds is returned; a budget that even this one
@@ -112,47 +113,6 @@ def _distance(costs: Costs, budget: Budget, widths: Widths, measured: Mapping[st
         if off > 0 or binds:
             worst = max(worst, abs(off))
     return worst if math.isfinite(worst) else math.inf
-
-
-@dataclass(frozen=True)
-class TargetLatency:
-    """What some widths mean on one target of a budget; all but `dense_ms` are times over the dense model's.
-
-    Attributes:
-        requested: the most that was asked for.
-        reachable: by the narrowest widths, and by the dense model.
-        measured, met: None where whole models of the widths were not timed.
-        correction: of the table, by whole models.
-    """
-
-    target: str
-    batch: int
-    threads: int
-    dense_ms: float
-    requested: float
-    reachable: tuple[float, float]
-    predicted: float
-    measured: float | None
-    met: bool | None
-    correction: float
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """What some widths mean for the file of one precision, in bytes.
-
-    Attributes:
-        requested: the most that was asked for; None of a precision that could have been chosen, and was not.
-        predicted: of the file.
-        reachable: by the narrowest widths, and by the dense model.
-        rounding: what it does to the dense model's outputs: mean KL divergence per image, nats; None where that was not measured.
-    """
-
-    precision: str
-    requested: int | None
-    predicted: int
-    reachable: tuple[int, int]
-    rounding: float | None
 
 
 @dataclass(frozen=True)
@@ -220,18 +180,24 @@ class Allocation:
         return self.problem.costs.shape(self.problem.narrowest)
 
     @property
-    def latency(self) -> tuple[TargetLatency, ...]:
+    def latency(self) -> tuple[LatencyBudget, ...]:
         """What the widths mean on each target of the budget."""
         return tuple(self._latency(table) for table in self.settled.costs.tables)
 
     @property
-    def files(self) -> tuple[FileSize, ...]:
+    def files(self) -> tuple[SizeBudget, ...]:
         """What the widths mean for each file that the budget speaks of."""
         most = self.problem.budget.asked
         shapes = (self.predicted, self.smallest, self.problem.shape)
         sizes = {file: [math.ceil(file.bytes_of(shape)) for shape in shapes] for file in self.problem.costs.files}
         return tuple(
-            FileSize(file.precision, most.get(file.name), own, (least, whole), file.damage)
+            SizeBudget(
+                precision=file.precision,
+                requested=most.get(file.name),
+                predicted=own,
+                reachable=(least, whole),
+                rounding=file.damage,
+            )
             for file, (own, least, whole) in sizes.items()
         )
 
@@ -245,9 +211,9 @@ class Allocation:
             "reachable": {name: [smallest[name] / dense[name], 1.0] for name in dense},
             **self.outcome(),
             "damage": sum(self.damage.values()) if self.damage else None,
-            "front": [asdict(point) for point in self.front],
-            "files": [{**asdict(file), "reachable": list(file.reachable)} for file in self.files],
-            "latency": [{**asdict(target), "reachable": list(target.reachable)} for target in self.latency],
+            "front": [point.model_dump() for point in self.front],
+            "files": [file.model_dump(mode="json", exclude={"bytes"}) for file in self.files],
+            "latency": [target.model_dump(mode="json") for target in self.latency],
             **({} if self.planned is None else {"planned": self.planned.outcome()}),
         }
 
@@ -266,13 +232,13 @@ class Allocation:
             "ranks": [row({"linear": name}, (name, RANK), "rank", rank) for name, rank in ranks],
         }
 
-    def _latency(self, table: LatencyTable) -> TargetLatency:
+    def _latency(self, table: LatencyTable) -> LatencyBudget:
         budget, measured = self.problem.budget, self.settled.measured.get(table.target)
-        return TargetLatency(
-            table.target,
-            table.batch,
-            table.threads,
-            table.dense_ms,
+        return LatencyBudget(
+            target=table.target,
+            batch=table.batch,
+            threads=table.threads,
+            dense_ms=table.dense_ms,
             requested=budget.latency_share(table),
             reachable=(table.ratio(self.problem.narrowest), 1.0),
             predicted=table.ratio(self.widths),

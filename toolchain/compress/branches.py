@@ -1,4 +1,4 @@
-"""One residual branch at a time: what enters it, and what enters a linear of it. Legend: B images, D width."""
+"""Captures the input of one residual branch, and of the linears in it. Legend: B images, D width."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def captured(module: nn.Module, watched: Mapping[str, str]) -> Iterator[dict[str
 
 
 class _Stop(Exception):
-    """Ends a forward pass once what is wanted is known."""
+    """Raised to end a forward pass as soon as the wanted activation was captured."""
 
 
 def _entering(model: nn.Module, name: str, run: Callable[[], object]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What may be reduced, what any widths cost, and what they may cost at most."""
+"""What may be reduced (`Choices`), what widths cost (`Costs`), and what they may cost at most (`Budget`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOM = 0.003
 """The share of a file's budget that is left free: its graph is known from the dense model's, and differs a little with the widths."""
 UNREACHABLE = "the budget cannot be met"
 TOLERANCE = 0.05
-"""By how much, as a share of a latency budget, the measured latency may lie above it."""
+"""Relative amount by which measured latency may exceed a latency budget."""
 
 
 def key_of(site: Site) -> Key:
@@ -48,7 +48,7 @@ class Costs:
     def whole(self) -> dict[str, float]:
         """What the dense model itself costs, as in `of`: the whole that shares of a budget refer to.
 
-        `of(Widths())` is a little less: what ships has its LayerScales folded away, whatever is kept.
+        `of(Widths())` is a little less: models that ship have no LayerScales.
         """
         times = {f"latency.{table.target}": table.dense_ms for table in self.tables}
         files = dict.fromkeys((file.name for file in self.files), self.dense.size_bytes)

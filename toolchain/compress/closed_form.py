@@ -41,17 +41,17 @@ MEASURE_MACS = 6e12
 SENSITIVITY_MACS = 1e12
 """What the backward pass for the sensitivities may cost."""
 LOOKED_AT = 2
-"""Images on which the way through the blocks is held against the model's own."""
+"""Images on which running the blocks one after another is compared with calling the model."""
 PASSES = 6
 """What one sequential pass costs, in forward passes of the dense model."""
 PASS_SHARE = 0.95
-"""What of a pass is the pass itself; then its outputs on validation images are looked at."""
+"""Share of a pass's work that is the pass itself; the rest judges its outputs on validation images."""
 DAMAGE_PASSES = 4
-"""What looking at every site of every block costs."""
+"""What measuring every site of every block costs, in forward passes of the dense model."""
 SENSITIVITY_PASSES = 3
-"""What a forward and a backward pass cost."""
+"""What a forward and a backward pass cost, in forward passes."""
 SPREAD = frozenset[Output]({"regression"}) | FEATURES
-"""Outputs whose likelihood is found on calibration images."""
+"""Kinds of output whose likelihood is estimated on calibration images."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _some(images: Images, count: float) -> Images:
 
 
 def effort(macs: int, sites: int) -> Effort:
-    """How closely the damage of a model is looked at. Fewer images come first, then fewer widths, then a coarser ladder."""
+    """How closely damage is measured within `MEASURE_MACS`: first images are dropped, then widths, then the ladder gets coarser."""
     for shares in SHARES:
         for anchors in (len(shares), 3, 1):
             count = MEASURE_MACS / (macs * _passes(len(shares), anchors, sites))
@@ -108,7 +108,7 @@ def affordable_betas(section: CompressSection, macs: int, images: int) -> tuple[
 
 @dataclass(frozen=True)
 class Work:
-    """What the closed form will do, in forward passes of the dense model for one image; it tells progress alone.
+    """Estimated work, in dense forward passes per image; used only for the progress bar.
 
     Attributes:
         teacher: finding out what the outputs care about.
@@ -169,7 +169,9 @@ def likelihood_for(dense: TimmModel, source: DataSource) -> Likelihood:
 
 
 def teacher_for(problem: Problem, source: DataSource, progress: Progress = SILENT) -> Teacher:
-    """The dense model with what its outputs care about, from calibration images: flat where the recipe says so, or on noise.
+    """The dense model and the sensitivities of its outputs to each branch, from calibration images.
+
+    The sensitivities are flat if the recipe turns them off, or if the images are noise.
 
     Args:
         problem: the dense model, and how it is looked at.

@@ -28,7 +28,7 @@ Scores = dict[tuple[str, str], Tensor]
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a criterion that trains learns from.
+    """Training data and settings for a criterion that trains.
 
     Attributes:
         images: labelled, of the training split.
@@ -48,7 +48,7 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at.
+    """The inputs of a criterion.
 
     Attributes:
         module: the model; one that trains changes it in place.
@@ -89,13 +89,13 @@ class Criterion:
 
     @property
     def on_noise(self) -> bool:
-        """Whether it still gives the shapes that are asked for where images are noise: nothing is learned from them."""
+        """Whether it can run on noise images: it then gives the requested shapes and learns nothing."""
         return self.score is None or not (self.needs.images or self.needs.training)
 
 
 @contextmanager
 def _watch(module: nn.Module, linears: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, what enters each of some linears is seen."""
+    """Calls `see` with the input of each of some linears, inside the block."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _layer, inputs: see(name, inputs[0])

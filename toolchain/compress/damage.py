@@ -1,4 +1,4 @@
-"""What each width costs: measured on the otherwise dense model, from a cached prefix.
+"""Measures the damage of each width of each site, with the rest of the model dense and its prefix cached.
 
 For each block and site a ladder of widths is tried. The damage of a candidate is the KL divergence of the stitched
 model's output from the dense one's, by the likelihood of these outputs, on held-out images. Where that is too dear for every width, it is measured at
@@ -30,28 +30,28 @@ from toolchain.surgery.factorised import replace_module
 from toolchain.surgery.scales import fold_scales
 
 WAY_ROUNDING = 1e-3
-"""How far the outputs of a model and of its blocks one after another may be apart, in units of the largest output."""
+"""Largest allowed difference between calling the model and running its blocks in turn, in units of the largest output."""
 WORST = 1e6
-"""What stands for the damage of a width that leaves no finite output, in nats."""
+"""Damage in nats that is assumed for a width whose output is not finite."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A step of the stream, and what the model's next output is made by from the stream after it; None for no output."""
+class Tap:
+    """A step of the stream, and the function that makes the model's next output of the stream after it; None for no output."""
 
     step: Step
     read: Step | None
 
     def outputs(self, model: nn.Module, x: Tensor) -> list[Tensor]:
-        """What is read here of the stream after the step."""
+        """The outputs that are read of the stream after this step."""
         return [] if self.read is None else [self.read(model, x)]
 
 
-def way_through(teacher: Teacher) -> list[Place]:
-    """All that the stream goes through, from before the first block, with every place where it is read."""
+def way_through(teacher: Teacher) -> list[Tap]:
+    """Every step of the stream from before the first block on, each with the output that is read after it."""
     reads = teacher.family.readings(teacher.module)
     return [
-        Place(step, reads.get(block.path) if last else None)
+        Tap(step, reads.get(block.path) if last else None)
         for block in teacher.family.blocks(teacher.module)
         for step, last in zip(block.steps, (*([False] * (len(block.steps) - 1)), True), strict=True)
     ]
@@ -85,7 +85,7 @@ def require_way(teacher: Teacher, name: str, images: Dataset[tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How closely damage is looked at.
+    """How closely damage is measured.
 
     Attributes:
         shares: the widths to try, as shares of a site.
@@ -154,7 +154,7 @@ class _Tried:
     work: nn.Module
     teacher: Teacher
     branch: Branch
-    way: Sequence[Place]
+    way: Sequence[Tap]
     done: int
     reduction: Reduction
     refit: bool
@@ -204,7 +204,7 @@ def follow(errors: Sequence[float], divergences: dict[int, float]) -> list[float
 
 
 @torch.no_grad()
-def finish(teacher: Teacher, batches: Sequence[Tensor], way: Sequence[Place], done: int = 0) -> tuple[Tensor, ...]:
+def finish(teacher: Teacher, batches: Sequence[Tensor], way: Sequence[Tap], done: int = 0) -> tuple[Tensor, ...]:
     """The outputs of all batches that are read from the residual stream after `done` steps of the way, or later."""
     outputs = []
     for batch in batches:

@@ -29,7 +29,7 @@ class Factorisation:
 
     @property
     def needs(self) -> Needs:
-        """What must be there."""
+        """Its requirements on the data and the model."""
         return Needs(images=self.factorise is None)
 
 

@@ -1,4 +1,4 @@
-"""What other budgets would do: the least damage at each cost, from the damage of single layers.
+"""The Pareto front of other budgets: the least damage at each cost, from the damage of single layers.
 
 A multiplier λ joins damage and cost. For each λ every layer takes the width of least damage + λ · cost by itself, and the model
 that this gives does the least damage of all that cost no more (Everett 1963). As λ falls, one layer after another is widened.
@@ -7,29 +7,16 @@ that this gives does the least damage of all that cost no more (Everett 1963). A
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from toolchain.compress.choices import Choices, Costs, Key
+from toolchain.compress.outcome import FrontPoint
 from toolchain.compress.solver import Candidate
 
 STEPS = 24
 """How many choices a front holds at most."""
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """One choice of all widths.
-
-    Attributes:
-        ratio: name of a cost, as in `Costs.of` → its share of the dense model's.
-        damage: the sum over layers, each measured alone: mean KL divergence per image, nats.
-    """
-
-    ratio: Mapping[str, float]
-    damage: float
 
 
 def front(candidates: Sequence[Candidate], choices: Choices, costs: Costs, name: str) -> tuple[FrontPoint, ...]:
@@ -39,7 +26,7 @@ def front(candidates: Sequence[Candidate], choices: Choices, costs: Costs, name:
         candidates: the damage of every layer at some widths, its whole among them.
         choices: what may be reduced.
         costs: of any widths.
-        name: of the cost that the damage is held against.
+        name: of the cost on the other axis of the front.
     """
     if not candidates:
         return ()
@@ -61,7 +48,7 @@ def front(candidates: Sequence[Candidate], choices: Choices, costs: Costs, name:
     for state in states:
         cost = costs.of(choices.widths({key: candidate.kept for key, candidate in state.items()}))
         ratio = {each: cost[each] / whole[each] for each in whole}
-        points.append(FrontPoint(ratio, sum(candidate.damage for candidate in state.values())))
+        points.append(FrontPoint(ratio=ratio, damage=sum(candidate.damage for candidate in state.values())))
     return _spread(points, name)
 
 

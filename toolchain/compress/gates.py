@@ -97,4 +97,4 @@ VTP = Criterion(
     least_kept=lambda section: 1 - section.vtp.max_prune_ratio,
     every_unit=True,
 )
-"""Alone it gates every kind of dimension, as published; where attention shrinks too, the hidden neurons."""
+"""Used alone it gates every kind of dimension, as published; if attention shrinks by another method, only hidden neurons."""

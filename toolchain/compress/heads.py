@@ -1,4 +1,4 @@
-"""The four matrices of attention, head by head, whatever linears they lie in.
+"""The four matrices of attention, head by head, from any layout of linears.
 
 Attention sees a head's query and key weights only in the product W_qᵀ W_k, and its value and output weights only in W_o W_v,
 so its dimensions may be rotated and cut in these products: A3, arXiv 2505.12942; MoDeGPT, arXiv 2408.09632.
@@ -27,7 +27,7 @@ class Heads:
     group: UnitGroup
 
     def span(self, role: str) -> Span:
-        """Where one of "query", "key", "value", "output" lies."""
+        """The span of "query", "key", "value" or "output"."""
         return next(span for span in self.group.spans if span.role == role)
 
     def linear(self, role: str) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""What a recipe's [compress] means: its names resolved, and refused where they do not go together."""
+"""Resolves the names in a recipe's [compress] section, and refuses combinations that do not work."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from toolchain.recipe import CompressSection
 NONE = "none"
 HIDDEN, HEAD_DIM = "mlp_hidden", "head_dim"
 UNITS = (HIDDEN, HEAD_DIM, RANK)
-"""What can be physically fewer."""
+"""Kinds of unit that can be physically removed."""
 SWITCHES = ("refit", "sequential", "sensitivity")
-"""Keys that speak of the closed form alone."""
+"""Keys that apply only to the closed form."""
 IN_PLACE_ON_NOISE = "magnitude"
 
 
 @dataclass(frozen=True)
 class Method:
-    """[compress] as it is carried out.
+    """A [compress] section with its names resolved.
 
     Attributes:
         section: the keys.
@@ -87,7 +87,7 @@ class Method:
 
     @property
     def allocation(self) -> Allocator:
-        """How widths are decided."""
+        """The allocator that decides widths."""
         return ALLOCATIONS[self.section.allocation]
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 WIDE = 1024
-"""From this width on half of a symmetric product is mirrored instead of computed."""
+"""Width from which only half of a symmetric product is computed, and the other half mirrored."""
 
 
 class Moments:
@@ -83,7 +83,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Joined:
-    """What several sums of moments say together; the attributes are those of `Moments`."""
+    """Moments over several sums together; the attributes are those of `Moments`."""
 
     weight: float
     mean: Tensor

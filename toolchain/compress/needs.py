@@ -1,4 +1,4 @@
-"""What a way to compress needs: each criterion and each factorisation declares it in its entry."""
+"""Requirements of a compression method; each criterion and each factorisation declares its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolchain.training.stages import require_classes, require_labels
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there.
+    """Requirements on the data and the model.
 
     Attributes:
         images: calibration images.
@@ -31,7 +31,7 @@ class Needs:
         return self.classes or self.training
 
     def require(self, what: str, source: DataSource, dense: TimmModel) -> None:
-        """Raises DataError, ModelError or RecipeError if a source or a model does not have it; `what` needs it."""
+        """Raises DataError, ModelError or RecipeError if a source or a model lacks one; `what` names the method in the message."""
         if self.training:
             require_classes(what, dense, "set compress.method = 'joint', which needs none")
             require_labels(source, what)

@@ -13,13 +13,13 @@ from torch import Tensor
 from toolchain.compress.moments import Joined, Moments, damped
 
 BLOCK = 16
-"""Neurons that are removed at once, at least; of wide layers a 64th."""
+"""Neurons that are removed at once: at least this many, in wide layers a 64th."""
 DAMPING = 1e-4
 
 
 @dataclass(frozen=True)
 class Elimination:
-    """The whole path from all neurons to none.
+    """The order in which all neurons are removed, and the damage after each.
 
     Attributes:
         order: neurons in the order of their removal, [M].
@@ -72,7 +72,7 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Of a symmetric positive definite matrix."""
+    """The inverse of a symmetric positive definite matrix."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 

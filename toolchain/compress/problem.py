@@ -1,4 +1,4 @@
-"""What is to be compressed, and within what: choices, sites, costs and budget of one dense model, each computed once."""
+"""A compression problem: choices, sites, costs and budget of one dense model, each computed once."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Problem:
 
     @property
     def narrowest(self) -> Widths:
-        """The least that may be kept everywhere."""
+        """The narrowest allowed widths of all sites."""
         return self.choices.uniform(0.0)
 
     @property

@@ -1,4 +1,4 @@
-"""What closed-form compression can do to a branch: look at it once, then cut it to any width.
+"""Closed-form reductions of a branch: each gathers statistics once, then cuts to any width.
 
 A new reduction is one class and its registration in `REDUCTIONS`. Legend: B images, N tokens, D width, H heads, d head dim,
 M hidden neurons, r rank; where a branch works in windows, B counts these and N the tokens of one.
@@ -31,7 +31,7 @@ def sites_in(branch: Branch, sites: Iterable[Site]) -> list[Site]:
 
 
 class Reduction(Protocol):
-    """A site that was looked at once and can be cut to any width; the last cut counts.
+    """A site whose statistics were gathered, and that can be cut to any width; a new cut replaces the last one.
 
     Attributes:
         name: of the unit, or "rank": what is fewer afterwards.
@@ -247,7 +247,7 @@ def moments_of_input(
 
 
 def _columns(linear: nn.Linear, span: Span, kept: Tensor) -> Tensor:
-    """The columns of a linear of which none is one of a span's positions that are not in `kept`, bool."""
+    """Indices of a linear's columns, without those positions of a span at which `kept`, bool, is False."""
     flags = torch.ones(linear.in_features, dtype=torch.bool)
     flags[span.offset : span.offset + len(kept)] = kept
     return flags.nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""How far a re-fit may move: its damping is the one that errs least on scenes which the other images do not show.
+"""Ridge re-fit of a linear, with the damping that errs least on held-out scenes.
 
 A last linear has hundreds of columns. The tokens of a picture resemble each other, and where the output reads a class token
 alone, each picture is one row that counts: how well a fit is known depends on the number of scenes, not of rows.
@@ -20,9 +20,9 @@ from toolchain.data import Images
 
 FOLDS = 4
 DAMPINGS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Those that are tried, as shares of the mean variance of a column."""
+"""Dampings that are tried, as shares of the mean variance of a column."""
 UNTRIED = 0.03
-"""What is taken where all images show one scene, so that nothing can be held back."""
+"""Damping that is used if all images show one scene, so that none can be held out."""
 
 
 def folds_of(images: Dataset[tuple[Tensor, int]]) -> Tensor:
@@ -71,7 +71,7 @@ class Ridge:
 def least_damping(parts: Sequence[Joined]) -> float:
     """The damping whose re-fits on all folds but one leave the least squared error on that one, summed over folds.
 
-    Where moments are not finite, as behind a stream that overflowed, nothing can be told and the usual one is taken.
+    If moments are not finite, as after an overflow, `UNTRIED` is used.
     """
     if not all(bool(part.covariance.isfinite().all() and part.cross.isfinite().all()) for part in parts):
         return UNTRIED

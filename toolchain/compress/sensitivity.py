@@ -1,4 +1,4 @@
-"""How much the output cares about each branch: which directions of what it adds, and at which tokens.
+"""Sensitivity of the model's output to errors of each branch, by direction and by token.
 
 The Fisher information of the model's own predictions, factored as in K-FAC (Martens & Grosse 2015, arXiv 1503.05671):
 an error Δy of a branch costs about ½ Σ_n ω_n Δy_nᵀ G Δy_n nats, G = E[g gᵀ], g the gradient of log p(ŷ) with ŷ drawn from
@@ -21,14 +21,14 @@ from toolchain.progress import SILENT, Progress
 
 BATCH = 8  # a backward pass holds what every block computed
 DAMPING = 0.05
-"""Share of the mean curvature that every direction has at least: few images do not see all that matters."""
+"""Least curvature of a direction, as a share of the mean: few images do not show every direction that matters."""
 FLOOR = 0.1
-"""Share of the mean weight that every token has at least, for the same reason: one row per image is too few."""
+"""Least weight of a token, as a share of the mean, for the same reason: one row per image is too few."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one branch.
+    """The sensitivity of the outputs to one branch.
 
     Attributes:
         root: L with LLᵀ = G up to a factor, symmetric, float64 [D, D].
@@ -152,7 +152,7 @@ def flat(model: nn.Module, family: Family, tokens: Mapping[str, int]) -> Mapping
 
 @dataclass(frozen=True)
 class Teacher:
-    """A dense model as the closed form looks at it.
+    """A dense model, its likelihood and its sensitivities, as the closed form uses them.
 
     Attributes:
         module, family: the model; it is left as it is.

@@ -1,4 +1,4 @@
-"""The closed-form pass: block by block, on what the compressed prefix really feeds them.
+"""The closed-form pass: reduces block by block, on the activations of the already compressed prefix.
 
 Each branch is reduced, then its last linear is re-fitted towards what the dense model computes. What is kept in memory is
 the residual stream between two blocks, dense and compressed, and small second moments.
@@ -44,7 +44,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a sequential pass decided.
+    """The outcome of a sequential pass.
 
     Attributes:
         kept: key of a site → kept positions per partition.
@@ -59,7 +59,7 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Pass:
-    """How one pass over the blocks goes.
+    """Settings of one pass over the blocks.
 
     Attributes:
         beta: share of the error that earlier blocks left in the residual stream which a branch is asked to correct.

@@ -1,4 +1,4 @@
-"""A model that is in memory made smaller: the compress stage without a recipe, a folder or a data source."""
+"""Shrinks a model in memory: the compress stage without a recipe, a folder or a data source."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from toolchain.compress.method import UNITS
-from toolchain.compress.place import Place
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
-from toolchain.compress.witness import Reading, witnessed
+from toolchain.compress.submodule import Submodule
+from toolchain.compress.witness import Readout, witnessed
 from toolchain.data.tensors import tensor_source
 from toolchain.defaults import PARAMS
 from toolchain.errors import BudgetError, DataError, ModelError
@@ -94,11 +94,11 @@ def shrink(
         BudgetError: a limit is none, or out of reach; the message names the range.
     """
     budget = _budget(params, macs, size)
-    place = Place.of(model, at)
+    place = Submodule.of(model, at)
     with judged(model):
         run = forward or partial(_run, model)
-        entering, reading = witnessed(place.part, run, images if forward else _batches(images, model))
-    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], reading, output)
+        entering, readout = witnessed(place.part, run, images if forward else _batches(images, model))
+    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], readout, output)
     problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
     masked = run_stage(Compress(source, progress=progress), problem).artifact
     smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
@@ -143,7 +143,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
-def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading, declared: Output | None) -> TimmModel:
+def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
     adapt(module)
@@ -151,9 +151,9 @@ def _dense(part: nn.Module, at: str, image: Tensor, reading: Reading, declared: 
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
     _, channels, height, width = image.shape
     family = family_of(module, at or name).at((channels, height, width))
-    layers = _blocks(module, family, reading)
+    layers = _blocks(module, family, readout)
     if layers:
-        family = as_layered(module, family, layers, normed=reading.normed)
+        family = as_layered(module, family, layers, normed=readout.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, name, image, declared), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
@@ -188,9 +188,9 @@ def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None
     return seen
 
 
-def _blocks(module: nn.Module, family: Family, reading: Reading) -> tuple[int, ...]:
+def _blocks(module: nn.Module, family: Family, readout: Readout) -> tuple[int, ...]:
     """The numbers of the blocks after which the model is read; () where it is what a call returns. Of a stage it is the last."""
     paths = [block.path for block in family.trunk(module)]
-    if reading.way == "forward_features":
+    if readout.way == "forward_features":
         return (len(paths) - 1,)
-    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in reading.parts)
+    return tuple(max(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{part}.")) for part in readout.parts)

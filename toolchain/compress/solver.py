@@ -18,12 +18,12 @@ from toolchain.families import Factorizable
 from toolchain.registry import Registry
 
 Worth = Callable[[Key, int, int], float]
-"""What widening a unit from one width to another is worth; more is done first."""
+"""(unit, width, next width) → the worth of that widening; the highest worth is done first."""
 GAP = 1e-4
 SCALE = 1e3
-"""The objective of a choice that is known; far above what HiGHS takes for equal."""
+"""Scale of the MILP objective: the known feasible choice costs 1000, so that HiGHS's absolute gap of 1e-6 is negligible."""
 MARGINS = (0.0, 1e-6)
-"""How far inside its budget the knapsack is sought, as a share of dense: HiGHS holds a row to about 1e-7 only."""
+"""Safety margins to the budget that are tried in turn, as shares of dense: HiGHS keeps a row only to about 1e-7."""
 
 
 def largest(low: float, high: float, fits: Callable[[float], bool]) -> float | None:
@@ -199,7 +199,7 @@ def _falling(known: Mapping[int, float]) -> dict[int, float]:
 
 
 def _floor(known: Mapping[int, float]) -> float:
-    """What stands for 0 where a logarithm is taken."""
+    """The positive number that replaces a damage of 0 in logarithms."""
     return max(1e-12, 1e-3 * min((value for value in known.values() if value > 0), default=1e-9))
 
 

@@ -22,6 +22,7 @@ from toolchain.compress.closed_form import (
 from toolchain.compress.criteria import Evidence, Lessons, Scores
 from toolchain.compress.factorisations import factorise
 from toolchain.compress.method import HIDDEN
+from toolchain.compress.outcome import PrunedShare
 from toolchain.compress.problem import Problem
 from toolchain.compress.sensitivity import Teacher
 from toolchain.compress.solver import Candidate, narrowest, solve_global, top_indices
@@ -39,7 +40,7 @@ from toolchain.training.stages import light_augmentation
 
 @dataclass(frozen=True)
 class Weighing:
-    """What each width does to the outputs; no candidates where the method does not ask.
+    """Candidates with their measured damage; none if the method does not weigh widths.
 
     Attributes:
         candidates: the widths, with their damage.
@@ -68,7 +69,6 @@ class Compress:
     key: str = ""
     progress: Progress = SILENT
     weighing: Weighing | None = None
-    name: str = "compress"
 
     def requires(self, problem: Problem) -> None:
         """Raises RecipeError, DataError or ModelError if the method cannot be carried out on this model and data."""
@@ -87,7 +87,7 @@ class Compress:
 
     @staticmethod
     def _option(problem: Problem, weighing: Weighing) -> Problem:
-        """Of the precisions whose file could meet the budget, the one of which widths and rounding do the least damage."""
+        """The precision of least damage, by widths and rounding together, among those whose file could meet the budget."""
         options, candidates = problem.options, weighing.candidates
         if len(options) == 1:
             return options[0]
@@ -101,7 +101,7 @@ class Compress:
         return min(options, key=rank)
 
     def weigh(self, problem: Problem) -> Weighing:
-        """What each width does to the outputs, whatever the budget; raises DataError or ModelError as `teacher_for`."""
+        """The damage of each width, which does not depend on the budget; raises DataError or ModelError as `teacher_for`."""
         return self._weighed(problem, replace(self._work(problem), passes=0.0))
 
     def _weighed(self, problem: Problem, work: Work) -> Weighing:
@@ -243,31 +243,26 @@ def _plan(
     return CompressionPlan(model=dense.ref, keeps=tuple(keeps), low_ranks=tuple(lows), provenance=provenance)
 
 
-@dataclass(frozen=True)
-class Removed:
-    """How many positions of one kind a block lost; without `physical` they are only zeroed."""
-
-    block: str
-    kind: str
-    total: int
-    removed: int
-    physical: bool
-
-
-def pruned_shares(model: MaskedModel) -> list[Removed]:
+def pruned_shares(model: MaskedModel) -> list[PrunedShare]:
     """One row per block and kind of unit: how many positions the plan removes, and whether physically.
 
     A factorised linear counts as kind "rank" with total = min(out, in).
     """
-    rows = []
     physical = {(group.module, group.unit): group.sliceable for group in model.groups}
     blocks = model.family.blocks(model.module)
-    for keep in model.plan.keeps:
-        total, sliced = keep.total * len(keep.indices), physical[keep.module, keep.unit]
-        rows.append(Removed(_block(keep.module, blocks), keep.unit, total, keep.removed, sliced))
+    rows = [
+        PrunedShare(
+            block=_block(keep.module, blocks),
+            kind=keep.unit,
+            total=keep.total * len(keep.indices),
+            removed=keep.removed,
+            physical=physical[keep.module, keep.unit],
+        )
+        for keep in model.plan.keeps
+    ]
     for low in model.plan.low_ranks:
-        kind, total = f"rank.{low.module.rpartition('.')[2]}", min(low.shape)
-        rows.append(Removed(_block(low.module, blocks), kind, total, total - low.rank, physical=True))
+        block, kind, total = _block(low.module, blocks), f"rank.{low.module.rpartition('.')[2]}", min(low.shape)
+        rows.append(PrunedShare(block=block, kind=kind, total=total, removed=total - low.rank, physical=True))
     return rows
 
 

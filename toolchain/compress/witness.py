@@ -1,4 +1,4 @@
-"""What a larger model does with a backbone in it: which images it gives it, and what it reads of it."""
+"""Observes how a larger model uses its backbone: which images it passes in, and which outputs it reads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from toolchain.errors import DataError, ModelError
 log = logging.getLogger(__name__)
 
 MOST, MOST_BYTES = 1024, 2**31
-"""So many images are read of what may have no end, or fewer large ones."""
+"""Most images, and most bytes of images, that are read from an iterable that may be endless."""
 LARGE = 20.0
-"""No usual mean and std make values as large of pixels in 0…1."""
+"""Values above this are not normalised: no usual mean and std give them for pixels in 0…1."""
 WAYS = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
 """The methods of timm's models by which images enter."""
 READ = (
@@ -34,11 +34,11 @@ READ = (
     "reshape",
     "return_prefix_tokens",
 )
-"""Their arguments that say what is read, or only in which form."""
+"""Arguments of these methods that choose what is read, or its form."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class Readout:
     """What is read of a backbone: its own output, its tokens after the last norm, or its intermediate features.
 
     Attributes:
@@ -53,7 +53,7 @@ class Reading:
 
 
 @torch.no_grad()
-def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterable[Any]) -> tuple[Tensor, Reading]:
+def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterable[Any]) -> tuple[Tensor, Readout]:
     """(the images that enter a backbone while `run` is called on each of some inputs, what is read of it).
 
     Images are float32 [N, C, H, W], on the CPU.
@@ -81,15 +81,15 @@ def witnessed(backbone: nn.Module, run: Callable[[Any], object], inputs: Iterabl
                 break
     if empty:
         raise DataError("there are no images: give an iterable of tensors [C, H, W] or [B, C, H, W]")
-    if len(seen.readings) > 1:
-        ways = ", ".join(sorted({reading.way for reading in seen.readings}))
+    if len(seen.readouts) > 1:
+        ways = ", ".join(sorted({readout.way for readout in seen.readouts}))
         raise ModelError(
             f"the larger model reads what is to shrink in several ways ({ways}); give forward, with one of them"
         )
     if len(sizes := {tuple(batch.shape[1:]) for batch in seen.images}) > 1:
         some = " and ".join("×".join(map(str, size)) for size in sorted(sizes)[:2])
         raise DataError(f"images of several sizes enter what is to shrink, such as {some}: give images of one size")
-    return torch.cat(seen.images)[:MOST], seen.readings.pop()
+    return torch.cat(seen.images)[:MOST], seen.readouts.pop()
 
 
 @dataclass
@@ -97,9 +97,9 @@ class _Seen:
     """Batches that entered a backbone, and the ways in which it was read."""
 
     images: list[Tensor] = field(default_factory=list)
-    readings: set[Reading] = field(default_factory=set)
+    readouts: set[Readout] = field(default_factory=set)
 
-    def add(self, entering: object, reading: Reading) -> None:
+    def add(self, entering: object, readout: Readout) -> None:
         if not (isinstance(entering, Tensor) and entering.ndim == 4):
             raise ModelError(f"what is to shrink is given a {type(entering).__name__}; it must be images [B, C, H, W]")
         if not entering.is_floating_point():
@@ -109,7 +109,7 @@ class _Seen:
                 "The images reach %.0f, which is far for normalised ones; are they still pixels in 0…255?",
                 float(entering.abs().max()),
             )
-        self.readings.add(reading)
+        self.readouts.add(readout)
         if not self.is_full:
             self.images.append(entering.detach().float().cpu())
 
@@ -121,7 +121,7 @@ class _Seen:
 
 @contextmanager
 def _watched(backbone: nn.Module, seen: _Seen) -> Iterator[None]:
-    """A block in which the outermost call of each of `WAYS` adds its images and its reading."""
+    """A block in which the outermost call of each of `WAYS` adds its images and its readout."""
     depth = 0
 
     def watch(way: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +130,7 @@ def _watched(backbone: nn.Module, seen: _Seen) -> Iterator[None]:
             if depth == 0:
                 bound = inspect.signature(method).bind(*args, **kwargs)
                 bound.apply_defaults()
-                seen.add(next(iter(bound.arguments.values())), _reading(backbone, way, bound))
+                seen.add(next(iter(bound.arguments.values())), _readout(backbone, way, bound))
             depth += 1
             try:
                 return method(*args, **kwargs)
@@ -149,7 +149,7 @@ def _watched(backbone: nn.Module, seen: _Seen) -> Iterator[None]:
             object.__delattr__(backbone, way)
 
 
-def _reading(backbone: nn.Module, way: str, bound: inspect.BoundArguments) -> Reading:
+def _readout(backbone: nn.Module, way: str, bound: inspect.BoundArguments) -> Readout:
     arguments, parameters = bound.arguments, [*bound.signature.parameters.values()]
     for parameter in parameters[1:]:
         value = arguments[parameter.name]
@@ -160,10 +160,10 @@ def _reading(backbone: nn.Module, way: str, bound: inspect.BoundArguments) -> Re
                 "forward, a function that runs it without"
             )
     if way in WAYS[:2]:
-        return Reading(way)
+        return Readout(way)
     wanted = arguments["indices" if way == WAYS[2] else "n"]
     parts = "blocks" if hasattr(backbone, "blocks") else "layers"
     count = len(getattr(backbone, parts))
     taken, _ = feature_take_indices(count, list(wanted) if isinstance(wanted, tuple) else wanted)
     whole = {count - 1} if way == WAYS[2] and not arguments["intermediates_only"] else set()
-    return Reading(WAYS[2], tuple(f"{parts}.{index}" for index in sorted({*taken, *whole})), bool(arguments["norm"]))
+    return Readout(WAYS[2], tuple(f"{parts}.{index}" for index in sorted({*taken, *whole})), bool(arguments["norm"]))

@@ -1,4 +1,4 @@
-"""What a kind of data source is: one class with `usage`, `names_classes` and `read`."""
+"""The interface of a data source: one class with `usage`, `names_classes` and `read`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolchain.data.transforms import Preprocessing, Wanted
 
 @dataclass(frozen=True)
 class Content:
-    """What a source read, before it is split.
+    """The content of a source, before it is split.
 
     Attributes:
         parts: "train", and "validation" and "test" where the source has them.

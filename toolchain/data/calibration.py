@@ -1,4 +1,4 @@
-"""What is said of images that are too few, or too much alike, to calibrate on."""
+"""Notes on calibration images that are too few, or too much alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADVICE = "Add images of other things and places until some hundreds differ; they
 
 
 def notes_on(calibration: Images, asked: int, train: int) -> list[str]:
-    """One sentence for each thing that a calibration lacks, none where no images were asked for.
+    """One sentence for each shortcoming of the calibration images; none if no images were requested.
 
     Args:
         calibration: the images.

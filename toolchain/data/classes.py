@@ -1,4 +1,4 @@
-"""Class maps: which output of the model a class folder stands for, so that a subset of the classes can be evaluated."""
+"""Class maps: class folder → output of the model, so that a subset of the classes can be evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files and folders of a data set are data, and which folder is which split."""
+"""Finds the pictures of a data set, and the folder of each split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLIT_NAMES = {
 WEAKER = ("dev", "eval")
 """Names of validation that give way to its others."""
 LIKE_SPLITS = re.compile(r"(?<![a-z])(train|val|test|dev|eval)", re.IGNORECASE)
-"""What the name of a folder has that may be a split's, as "train_images" or "seg_test"."""
+"""Words by which a folder's name looks like a split, as in "train_images" or "seg_test"."""
 COLLECTIONS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "png", "data"})
 """Names of a folder of pictures within a class or an unlabelled test set: they tell of no class."""
 NAMES_READ = "train or training; val, valid, validation, dev or eval; test or testing; in any case"
@@ -126,7 +126,7 @@ class Walk:
         return pictures
 
     def notes(self) -> list[str]:
-        """What was left out, as sentences."""
+        """One sentence for each kind of file that was left out."""
         if not self.endings:
             return []
         shown = ", ".join(f"{ending} ({count})" for ending, count in sorted(self.endings.items()))
@@ -161,7 +161,7 @@ def _is_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of an image folder lie.
+    """The folders of the parts of an image folder.
 
     Attributes:
         folders: part → the folder of its class folders; "train" alone is the whole, to be split.

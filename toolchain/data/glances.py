@@ -1,4 +1,4 @@
-"""A small grey look at every picture of a source, and which of them look nearly the same.
+"""Small grey thumbnails ("glances") of the pictures of a source, and the pairs that look nearly the same.
 
 A picture is described by the differences between neighbouring cells of a coarse grid over it: brightness, contrast, size and
 encoding leave these nearly as they are, other motifs do not. A picture is also laid on parts of others, so that crops are found.
@@ -25,7 +25,7 @@ GRID = 12
 DECODED_SIDE = 96
 """JPEG files are decoded at a fraction of their size, but no smaller."""
 FLAT = 1.0
-"""Grey levels between neighbouring cells, root mean square: with less there is nothing to tell a picture by."""
+"""Least root mean square of grey-level differences between cells: a flatter picture cannot be recognised."""
 ALIKE = 0.8
 """The correlation from which on pictures are alike; docs/adr/0023 has what it finds, and what it takes for alike wrongly."""
 PARTS = (  # top, left, height, width of what is compared: the whole, crops of 0.72 of the area, and of three quarters

@@ -83,7 +83,7 @@ class Rows:
         return len(self._table)
 
     def described(self, position: int) -> str:
-        """What a message calls a row."""
+        """The name of a row in messages."""
         return f"in row {position} of {self._name}"
 
     def open(self, position: int) -> Image.Image:

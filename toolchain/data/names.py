@@ -1,4 +1,4 @@
-"""What the names of picture files tell: copies of one picture in several sizes, and pictures that follow each other."""
+"""Relations between pictures that follow from file names: copies of one picture, and consecutive frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COPY = re.compile(r"([-_ .](\d{2,5}x\d{2,5}|copy|crop(ped)?\d*|resized|thumb(nai
 AUGMENTED = re.compile(r"[-_.](jpe?g|png)\.rf\.[0-9a-f]{16,}$")
 """What Roboflow adds to the name of a picture for each of its variants."""
 MOST_COPIES = 16
-"""Of more files whose names differ in such endings alone, the endings tell the pictures apart, and not the copies."""
+"""Largest group of names that count as copies: in a larger group the endings distinguish different pictures."""
 NUMBERED = re.compile(r"(.*?)(\d{1,9})$", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""From a decoded picture of any mode to 8 bits a channel: what is scaled, what is refused, and what headers tell of it.
+"""Converts a picture of any mode to 8 bits a channel, or refuses it; and summarises what headers say.
 
 `examples/infer_onnx.py` has the same rule in its own words; a test holds the two equal.
 """
@@ -83,7 +83,7 @@ def largest(picture: Image.Image) -> int | None:
 
 
 class Headers:
-    """What the headers of a source's pictures tell, counted, to be said once."""
+    """Counts of what the headers of a source's pictures say, for one note each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

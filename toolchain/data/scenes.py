@@ -1,4 +1,4 @@
-"""Scenes: images that show nearly the same belong to one, and splits keep each on one side.
+"""Groups images that look nearly the same into scenes; splits keep each scene on one side.
 
 Up to `LOOKED_AT` images are all compared with each other. Of more, only names are compared before the split, and after it those
 that calibration and the judges see. Images of an own kind, as digits or clothes on a plain ground, all resemble each other: a
@@ -27,15 +27,15 @@ STRICTER = (0.85, 0.9, 0.95, 0.97, 0.98)
 LARGE_SHARE, LARGE = 0.02, 8
 """A scene is large that holds more than a fiftieth of all images and more than eight, or more than `MOST_SHARE` of a class."""
 MOST_SHARE = 0.6
-"""A scene with at most so many of all images, or of a class, can stay in train, and leaves enough to hold out."""
+"""Largest scene, as a share of all images or of a class, that can stay in train and leave enough to hold out."""
 LEAST = 3
 """Train, validation and test need a scene each."""
 PIECES = 8
-"""Into so many pieces a scene is cut that no split could keep on one side."""
+"""Number of pieces that a scene is cut into if no split could keep it on one side."""
 CLASS_TO_KEEP = 8
-"""A class of so many images must be on both sides of a split, even where it is one scene."""
+"""A class of at least this many images must be on both sides of a split, even if it is one scene."""
 NEARLY = 0.9
-"""The likeness from which on an image of a split that the user made is told to have a copy in another."""
+"""Least likeness of two images in different splits of the user's that is reported as a copy."""
 SEQUENCE = 0.9
 """Of images that are numbered one after the other half the neighbours are this alike where they are frames of one film."""
 PROBES, RUNS = 100, 200

@@ -1,4 +1,4 @@
-"""Named data sources: what `data.source` in a recipe can be, and what it becomes."""
+"""Opens the data source that `data.source` of a recipe names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from toolchain.files import digest_of
 
 logger = logging.getLogger(__name__)
 LEAST_COMPARED = 3
-"""So many images that differ are needed to compare two models: outputs that never change say nothing."""
+"""Least number of distinct images on which two models can be compared."""
 SEARCHED = 1000
-"""So many images are looked through for these."""
+"""How many images are searched for distinct ones."""
 
 SOURCES: dict[str, type[Reader]] = {
     "digits": Digits,
@@ -76,7 +76,7 @@ class DataSource:
     content: str = ""
 
     def pictures(self, split: str) -> str:
-        """sha256 of which pictures are in a split, whatever they are prepared as and labelled with; "" if that is not known."""
+        """sha256 over the identities of the pictures in a split, without preprocessing and labels; "" if unknown."""
         positions = self.split(split).positions.sort().values.numpy().tobytes()
         return hashlib.sha256(self.content.encode() + positions).hexdigest() if self.content else ""
 

@@ -72,10 +72,6 @@ class Preprocessing:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return ((images - mean) / std).contiguous()
 
-    def of_picture(self, picture: Image.Image) -> Tensor:
-        """Model input float32 [C, H, W] of a picture as it was opened, by timm's evaluation transform; raises ValueError."""
-        return self.of_pixels(self.pixels_of(picture)[None])[0]
-
     def pixels_of(self, picture: Image.Image) -> Tensor:
         """uint8 [C, H, W] of a picture as it was opened: turned, in 8 bits, resized and cropped, and not normalised.
 
@@ -123,7 +119,7 @@ class _Declared(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model and a recipe want from a source.
+    """What a model and a recipe require of a source.
 
     Attributes:
         input_size: (C, H, W) of the model.

@@ -1,4 +1,4 @@
-"""A target by its name, built in or of targets.toml, ready to be measured on."""
+"""Opens a target by its name, built in or from targets.toml, for measuring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from toolchain.targets import TargetInfo, get_target
 
 @dataclass(frozen=True)
 class Device:
-    """Where something is measured.
+    """A machine with a runtime on which artifacts are measured.
 
     Attributes:
         name: as the user says.
@@ -81,7 +81,7 @@ class Devices:
         self._stack.__exit__(kind, value, trace)
 
     def settings(self, name: str) -> NamedTarget:
-        """What targets.toml says of a name, or what holds for a built-in target.
+        """The settings of a name in targets.toml, or of a built-in target.
 
         Raises:
             StorageError: targets.toml cannot be read.

@@ -24,23 +24,23 @@ from toolchain.progress import Progress
 log = logging.getLogger(__name__)
 FOLDER = "sessions"
 OPEN: set[str] = set()
-"""Tokens of what is open in this process: none of them takes up what another has just measured."""
+"""Tokens of the KeptSessions open in this process. One never reuses sessions that another recorded."""
 SAME_PROCESS_S = 5.0
-"""By how much a process's beginning may seem to move while the system's clock is set."""
+"""How far a process's start time, in seconds, may seem to move when the system's clock is set."""
 MAX_AGE_S = 24 * 3600
-"""A machine of yesterday is another one; an older session is measured again."""
+"""A kept session older than this, in seconds, is measured again: the machine may have changed."""
 
 
 class KeptSessions:
     """A measurer that stores every finished session until its comparison is complete; a context manager.
 
-    A session counts for one schedule, the very artifacts (by content) and one device. Sessions are only taken up where they
-    were cut off: by an interruption or a full disk all of the block's, by a session that failed those that belong to it.
-    What ends well, or ends in a judgement, is forgotten, and the next run measures afresh.
+    A kept session is reused only for the same schedule, the same artifacts (by content) and the same device. It is kept only if
+    its comparison was cut off: an interruption or a full disk keeps all sessions of the block, a failed session keeps those of
+    its comparison. Sessions of a comparison that finished are deleted, and the next run measures afresh.
 
     Args:
         measurer: runs the sessions that are not there.
-        device: where it does; sessions of one device never count for another.
+        device: identifies where they run; sessions of one device are never reused for another.
     """
 
     def __init__(self, measurer: Measurer, device: str) -> None:

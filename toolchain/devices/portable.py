@@ -1,4 +1,4 @@
-"""A session's schedule without any path of this machine: artifacts are named by their content, here and on every device."""
+"""Schedules without paths of this machine: artifacts are named by the digest of their content, here and on every device."""
 
 from __future__ import annotations
 

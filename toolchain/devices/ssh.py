@@ -64,7 +64,7 @@ HINTS = {
 
 
 class _Look(BaseModel):
-    """What a device says of itself, as `device_store.look` gives it."""
+    """What a device reports about itself, as `toolchain.on_device.store.look` returns it."""
 
     root: str
     python: str
@@ -88,7 +88,7 @@ class _Dropped(Exception):
 
 
 class _Last(Nobody):
-    """Passes reports on, and keeps the last one's text."""
+    """Forwards progress reports, and keeps the text of the last one."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.text = progress, ""
@@ -117,7 +117,7 @@ class SshTransport:
 
     @property
     def destination(self) -> str:
-        """user@host as ssh is told, without what its configuration adds."""
+        """The user@host argument for ssh, without what ssh's configuration adds."""
         return "@".join(filter(None, [self.settings.user, self.settings.host]))
 
     def run(self, schedule: Schedule, progress: Progress) -> Samples:

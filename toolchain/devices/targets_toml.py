@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from toolchain.errors import RecipeError
 from toolchain.on_device.runner import OPENERS
+from toolchain.records import Record, place_and_fault
 from toolchain.settings import Positive, read_toml, tuple_of
 from toolchain.targets import TARGETS, is_target
 
@@ -52,25 +53,23 @@ def _one_line(text: str) -> str:
     return text
 
 
-Cores = Annotated[
+ListedCores = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...],
     Field(min_length=1),
     BeforeValidator(tuple_of),
     AfterValidator(lambda cores: tuple(sorted(set(cores)))),
 ]
-"""Numbers of cores, ascending and each once, as a system names those that a process may use."""
+"""Numbers of cores as a user lists them: at least one; ascending and each once afterwards."""
 DeviceRuntime = Annotated[str, AfterValidator(_on_devices)]
 Word = Annotated[str, AfterValidator(_word)]
 DevicePath = Annotated[str, AfterValidator(_one_line)]
 
 
-class _Settings(BaseModel):
+class _Settings(Record):
     """What every named target has: its runtime, and what a command takes if no option says otherwise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     threads: Positive = 1
-    affinity: Cores | None = None
+    affinity: ListedCores | None = None
 
 
 class LocalSettings(_Settings):
@@ -196,4 +195,4 @@ def _explain(name: str, table: Mapping[str, object], error: ValidationError) -> 
         return f"{where} is unknown for transport {transport!r}; {hint}"
     if first["type"].startswith("union_tag"):
         return f"{name}.transport is {table.get('transport')!r}; expected 'local', 'ssh' or 'bundle'"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {place_and_fault(error)[1]}"

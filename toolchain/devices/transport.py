@@ -1,4 +1,4 @@
-"""How a session's schedule reaches a device and its raw samples come back. Here: a fresh process on this machine."""
+"""The `Measurer` protocol, which runs a schedule and returns raw samples, and its form for a process on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Measurer(Protocol):
     """Carries out schedules somewhere: on this machine, on a device, or from what was measured before."""
 
     def run(self, schedule: Schedule, progress: Progress) -> Samples:
-        """What `device_runner.run_schedule` gives for a schedule, from a process of its own.
+        """The result of `toolchain.on_device.runner.run_schedule` for a schedule, from a process of its own.
 
         Raises:
             ArtifactError: a variant cannot be opened there, or gives outputs that are not finite.

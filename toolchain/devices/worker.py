@@ -1,7 +1,7 @@
 """One measuring session in a fresh process, for the runtimes that the device runner does not have built in.
 
 Usage: `python -m toolchain.devices.worker SCHEDULE OUT`; exit codes are the device runner's. Only the runtime of the schedule
-is imported: what else a process holds would be counted as the artifact's memory.
+is imported: any other module would be counted as memory of the artifact.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from toolchain.training.features import FeatureJudge, Features
 
 G = TypeVar("G")
 SEARCHED = ("train", "calibration")
-"""Splits whose images neighbours are looked for among, so that none of theirs can be judged by them."""
+"""Splits in which nearest neighbours are searched; their images cannot be judged by those neighbours."""
 
 
 @dataclass(frozen=True)

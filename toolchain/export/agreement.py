@@ -19,9 +19,8 @@ from toolchain.export.preparation import Preparation, prepared, raw_pixels, resi
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, LOGITS
 from toolchain.parity import BATCHES, CannotRun, Rung, Tolerance, compare_outputs, outputs_of, spread_error, worst
+from toolchain.recipe import SYNTHETIC
 
-SYNTHETIC = "none"
-"""The data source of seeded noise."""
 BLOBS = 16
 """Images of coarse noise that a rounded file of another tool is compared on besides: fine noise looks the same to a ViT."""
 SPREAD_ERRORS = {"pictures": 0.1, "noise": 0.75}
@@ -54,9 +53,9 @@ def parity_of(
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
     Of several outputs every one that both have is compared, and the worst decides; the notes say which are not.
-    A rounded file of another tool, whose weights were never held against another's, must also differ between images as A does.
+    A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
-    has no tolerance and none is given, what they differ by is told and not judged.
+    has no tolerance and none is given, the difference is reported and not judged.
 
     Args:
         a: what is right: a model folder or an ONNX file.

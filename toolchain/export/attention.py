@@ -40,7 +40,7 @@ class LeanAttention(Attention):
 
 
 class Known(nn.Module):
-    """Stands for a module that is always given the same: it gives what that one gave."""
+    """Replaces a module whose input never changes by the value that it computed."""
 
     value: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""An artifact as a function from images to its outputs, whatever its input is and whatever runs it."""
+"""Opens an artifact as a function from images to outputs, for any input layout and any runtime."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def opened_outputs(
         target: what runs it, or interprets it where it does not run.
         path: the artifact.
         threads: intra-op threads.
-        described_by: what an engine was built from, which tells of its input; None where the artifact itself does.
-        preprocess: how the images were prepared, for a file that takes pixels; None is what it says itself.
+        described_by: the file that an engine was built from, if only that describes the input; else None.
+        preprocess: how the images were prepared, for a file that takes pixels; None uses the file's own declaration.
         step: the most images of one call.
         fill: whether every call takes as many, as with a fixed batch.
 
@@ -126,7 +126,7 @@ def feeds_of(artifact: Artifact, preprocess: Preprocess | None = None) -> Callab
 
     Raises:
         RecipeError: it takes no images.
-        ArtifactError: it takes pixels, and nobody says of which images.
+        ArtifactError: it takes pixels, and no preprocessing is known.
     """
     image, how = artifact.image, artifact.preprocess or preprocess
     if image.takes_pixels and how is None:
@@ -162,7 +162,7 @@ def torch_call(module: nn.Module) -> Call:
 
 
 def tensor_call(call: Call) -> Callable[[torch.Tensor], Any]:
-    """The same function from tensors to tensors."""
+    """The function with tensors in place of arrays."""
 
     def run(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         outputs = call(images.numpy())

@@ -1,4 +1,4 @@
-"""What a converter gives: a graph of another precision, and what its weights and scales can be held against."""
+"""The result of a precision converter: a graph, and the references that its weights and scales are checked against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Conversion:
-    """A graph of another precision, and what it was made from.
+    """A converted graph, and the references to check it against.
 
     Attributes:
         model: the graph.
@@ -23,7 +23,7 @@ class Conversion:
             for that.
         left: linears of an int8 graph that stay in fp32, by the names of their nodes in the fp32 graph.
         notes: a sentence on each choice that was made.
-        plain: makes it without the smoothing, where that was a choice; None where it belongs to the precision.
+        plain: makes the graph without smoothing; None where smoothing is not optional.
     """
 
     model: onnx.ModelProto

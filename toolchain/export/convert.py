@@ -15,7 +15,7 @@ from toolchain.artifacts.onnx_file import FP32, GRAPH_TYPE, PRECISION, OnnxFile
 from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.calls import Array, Call, feeds_of, in_parts, judged, no_preprocess, opened
-from toolchain.export.conversion import Conversion as Converted
+from toolchain.export.conversion import Conversion
 from toolchain.export.gptq import nearest, output_error
 from toolchain.export.loss import layer_of
 from toolchain.export.observe import session
@@ -42,16 +42,16 @@ from toolchain.parity import BATCHES, TOLERANCES, Rung, Tolerance, compare, requ
 INT8_MAX = 127
 INTEGERS = frozenset({TensorProto.INT8, TensorProto.INT4})
 SCALE_ERROR = 0.01
-"""What a scale may differ by from the one that its observed range asks for: fp32 arithmetic in another order."""
+"""Relative difference allowed between a scale and that of its observed range: fp32 sums in another order."""
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What is in a file of another precision.
+class ConvertFacts:
+    """Facts of a converted file.
 
     Attributes:
         graph: what it consists of.
-        target: where it was held against the fp32 file.
+        target: on which it was compared with the fp32 file.
         left: layers whose linears stay in fp32.
     """
 
@@ -79,7 +79,6 @@ class Convert:
     images: Array
     real_images: bool
     noise: bool = False
-    name: str = "convert"
 
     def requires(self, given: OnnxFile) -> None:
         """Raises RecipeError for an unknown precision or a file that is not fp32, TargetUnavailable if none can run it."""
@@ -88,7 +87,7 @@ class Convert:
             raise RecipeError(f"{given.path} is {given.precision}; precisions are made from the fp32 file")
         runs_on(PRECISIONS[self.precision])
 
-    def __call__(self, given: OnnxFile) -> Made[OnnxFile, Conversion]:
+    def __call__(self, given: OnnxFile) -> Made[OnnxFile, ConvertFacts]:
         """The converted file, put in place of what was there once it is known to be the model; raises ParityError if it is not."""
         with replacing(self.path) as partial:
             graph, rungs, found = self._written(given, partial)  # the graphs that it holds are gone when files are run
@@ -97,7 +96,7 @@ class Convert:
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
         return Made(OnnxFile(self.path), replace(found, graph=graph), tuple(rungs))
 
-    def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], Conversion]:
+    def _written(self, given: OnnxFile, path: Path) -> tuple[GraphFacts, list[Rung], ConvertFacts]:
         """(what is now at a path, its weights and scales held against the fp32 file's, what can run it)."""
         wanted, shipped = PRECISIONS[self.precision], onnx.load(given.path)
         how = _pixels_of(given)
@@ -130,9 +129,9 @@ class Convert:
         if made.ranges:
             rungs.append(scales_rung(made.ranges, model, f"{self.path.name}, scales", wanted.tolerance))
         left = tuple(sorted(layer_of(dense, name) for name in made.left))
-        return graph, rungs, Conversion(graph, runs_on(wanted), left)
+        return graph, rungs, ConvertFacts(graph, runs_on(wanted), left)
 
-    def _converted(self, given: OnnxFile, dense: onnx.ModelProto) -> tuple[Converted, list[Rung]]:
+    def _converted(self, given: OnnxFile, dense: onnx.ModelProto) -> tuple[Conversion, list[Rung]]:
         """(what the precision makes of a graph, the rung of its smoothing): smoothing that was a choice and fails is left out."""
         made = PRECISIONS[self.precision].convert(dense, self.calibration)
         if not made.smoothed:
@@ -242,7 +241,7 @@ def scales_rung(ranges: Mapping[str, float], model: onnx.ModelProto, name: str, 
 
 
 def require_precision(model: onnx.ModelProto, dense: onnx.ModelProto, wanted: Precision, left: int = 0) -> None:
-    """Nothing, if a graph has the precision that was asked for, but for `left` linears, and is otherwise used like the fp32 graph.
+    """Requires that all linears but `left` have the wanted precision, and that the graph equals the fp32 one otherwise.
 
     Raises:
         ArtifactError: a linear kept another type, linears were lost, or inputs and outputs are others.

@@ -26,7 +26,7 @@ from toolchain.targets import BuildOptions, EngineBuild, Refittable, Selective, 
 
 log = logging.getLogger(__name__)
 INTEGERS = ("INT8", "INT8-DYNAMIC")
-"""Products that only the linears of a file have: attention and what gives the logits stay in floating point."""
+"""Product types that only linears can have: attention and the last linear stay in floating point."""
 
 
 def builds(target: str, precision: str) -> bool:
@@ -41,13 +41,13 @@ def engine_files() -> tuple[str, ...]:
 
 
 def _said(source: OnnxFile) -> dict[str, object]:
-    """What a file says of its images and of its outputs, which most formats of engines have no place for."""
+    """A file's preprocessing and kind of output, which most engine formats cannot store."""
     how = source.preprocess
     return {PREPROCESS: None if how is None else json.loads(json.dumps(how.to_dict())), OUTPUT: source.output}
 
 
 def options_of(section: EngineSection) -> BuildOptions:
-    """How the engines of a section are built."""
+    """The build options of a section."""
     return BuildOptions(
         section.batch,
         section.compute_capabilities,
@@ -58,11 +58,11 @@ def options_of(section: EngineSection) -> BuildOptions:
 
 
 def require_engines(section: EngineSection, precisions: Sequence[str]) -> None:
-    """Nothing, if all engines of a section could be built here; for a recipe, before any work.
+    """Requires that all engines of a section can be built here; called before any work.
 
     Raises:
         RecipeError: a target has no engines, or none with these options, of files in these precisions.
-        TargetUnavailable: one needs what is not here.
+        TargetUnavailable: a target is not installed, or lacks hardware.
     """
     for name in section.targets:
         target = get_target(name)
@@ -97,7 +97,6 @@ class BuildEngine:
     compare: Callable[[EngineBuild], Rung] | None = None
     stripped: Path | None = None
     input_shape: tuple[int, ...] | None = None
-    name: str = "engine"
 
     def requires(self, given: OnnxFile) -> None:
         """Raises StorageError for a missing file or a folder that is no engine's, RecipeError for a precision, TargetUnavailable."""

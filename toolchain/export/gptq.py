@@ -19,9 +19,9 @@ LEVELS = 7
 SHARES = np.linspace(0.6, 1.0, 9)
 """Scales that are tried, as shares of the one that reaches the largest weight: cutting off a few makes all other steps finer."""
 DAMPING = 0.01
-"""Of the mean diagonal of C, added to it."""
+"""Share of the mean diagonal of C that is added to the diagonal."""
 BLOCK = 128
-"""Inputs whose errors are handed on to all others at once."""
+"""Number of inputs whose rounding errors are passed on to the later inputs in one product."""
 
 
 def nearest(weight: Array) -> Codes:

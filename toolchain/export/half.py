@@ -24,7 +24,7 @@ from toolchain.export.observe import largest_values
 KEPT_FP32 = ["LayerNormalization", "RMSNormalization", "Softmax"]
 FP16_MAX = float(np.finfo(np.float16).max)
 MARGIN = 2.0
-"""Other images may give larger values than those that were observed."""
+"""Safety factor on observed activations: other images may give larger values."""
 
 
 def fp16(model: onnx.ModelProto, images: NDArray[Any]) -> Conversion:

@@ -30,11 +30,11 @@ from toolchain.export.weights import bias_of
 
 Array = NDArray[Any]
 OPSET = 21
-"""The first in which int4 can be cast."""
+"""The first opset whose Cast knows int4."""
 WORTH_HALVING = 64
-"""From so many numbers on a tensor is stored in fp16: a Cast takes bytes as well."""
+"""Least count of numbers from which a tensor is stored in fp16: its Cast node takes bytes too."""
 LOST = 1e-6
-"""What sums of fp32 may lose of the moments: of a constant input nothing else is left as its covariance."""
+"""Relative rounding error of moments summed in fp32: the covariance of a constant input consists only of this error."""
 CODES, SCALE = "_quantized", "_scale"
 """How ONNX Runtime's quantiser ends the names of an int8 weight and of its scales."""
 

@@ -14,7 +14,7 @@ from torch import nn
 from toolchain.artifacts.onnx_bare import bare, described, without_weights
 
 INLINE_LIMIT_BYTES = 1_800_000_000
-"""Weights that come close to protobuf's end are written as a second file."""
+"""Bytes of weights above which they are written to a second file, below protobuf's limit of 2 GiB."""
 KEPT_BYTES = 1024
 """Tensors up to this size stay in the graph: shapes and axes are read from them."""
 

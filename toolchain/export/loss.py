@@ -31,13 +31,13 @@ Array = NDArray[Any]
 Make = Callable[[frozenset[str]], Conversion]
 """The linears that stay in fp32, by the names of their nodes → the int8 graph."""
 BOUND = 0.01
-"""A file that loses no more is left as it is."""
+"""Loss up to which a file stays as it is."""
 STANDS_OUT = 5.0
-"""Times its share of the file's loss that a linear must lose alone to stay in fp32. So no more than one in so many can, nor is tried."""
+"""A linear stays in fp32 only if it alone loses this many times an equal share of the file's loss; so one in this many can, at most, and only so many are tried."""
 BETTER = 0.8
-"""Times the loss of a file that one made in another way, or with linears in fp32, may have to be taken in its place."""
+"""A file made in another way, or with linears in fp32, replaces the first if its loss is at most this share of it."""
 MEASURED, FEWEST = 16, 8
-"""Images that a loss is measured on, spread over those of the calibration, and the fewest that it is measured on at all."""
+"""Number of calibration images that a loss is measured on, and the number below which none is measured."""
 WEIGHT_MAX, ACTIVATION_MAX = 64, 127
 """The largest code of a weight, and of an activation whose scale is fixed."""
 OF_SPREAD = "of how outputs differ between calibration images"
@@ -45,7 +45,7 @@ OF_SPREAD = "of how outputs differ between calibration images"
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the fp32 graph gives for a few images.
+    """Outputs of the fp32 graph for a few images, as reference for losses.
 
     Attributes:
         images: [N, C, H, W].

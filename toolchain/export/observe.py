@@ -1,4 +1,4 @@
-"""What a graph computes on images, by ONNX Runtime on the CPU: outputs, and the largest values on the way to them."""
+"""Runs a graph on images, by ONNX Runtime on the CPU, and records outputs and the largest intermediate values."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ GRAPH, DATA = "graph.onnx", "graph.onnx.data"
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was exported.
+    """Facts of an exported graph.
 
     Attributes:
         files: every file that belongs to the model, the graph first.
@@ -47,7 +47,7 @@ class GraphFacts:
         nodes_before: operator → number of nodes as torch exported them.
         nodes_after: operator → number of nodes in the file.
         simplified: whether the file is onnxsim's result.
-        notes: one sentence for each thing that was asked for and not done, with the reason.
+        notes: one sentence for each option that was not carried out, with the reason.
     """
 
     files: tuple[Path, ...]
@@ -91,11 +91,11 @@ def export_onnx(
         opset: version of the default ONNX domain.
         metadata: becomes the file's `metadata_props`, sorted by key.
         simplify: run onnxsim and keep its result if it is the same model by every check here.
-        finish: what is done to the graph after all that, before it is written.
+        finish: a last change of the graph before it is written.
         outputs: what the module's outputs are to be called.
 
     Raises:
-        ArtifactError: torch cannot export the module, or the graph is not what was asked for.
+        ArtifactError: torch cannot export the module, or the graph has another input, opset or outputs than requested.
         StorageError: the file cannot be written.
     """
     plain, asked = _plain(module), Asked(input_size, opset, tuple(outputs))
@@ -333,7 +333,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
 
 
 def data_beside(path: Path) -> Path:
-    """Where the weights of a large ONNX file lie."""
+    """The path of the weights of a large ONNX file."""
     return path.with_name(f"{path.name}.data")
 
 

@@ -129,7 +129,7 @@ INT4 = Precision(
 
 
 SPREAD_MAX = 0.5
-"""What outputs that name no class may lose of how they differ between images, in any file: all of it is 1. Weights were held already."""
+"""Largest `spread_error` of outputs that name no class, in a file of any precision; weights are checked separately."""
 
 
 def for_output(tolerance: Tolerance, output: Output | None) -> Tolerance:
@@ -148,7 +148,7 @@ MADE_FOR_NOISE = (
     "The file was made for seeded noise, as there are no pictures: its bytes and times hold, its outputs for pictures may be far off. "
     "Name pictures in data.source before you ship it."
 )
-"""What is said of a file whose numbers were chosen for images that are none."""
+"""Note on a file that was calibrated on noise."""
 EITHER = "int8"
 """In a recipe: every kind of int8, of which one that is not the same model is left out."""
 

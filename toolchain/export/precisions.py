@@ -1,4 +1,4 @@
-"""Which precisions there are, by name; each is imported when it is asked for, so that naming them takes nothing."""
+"""The registry of precisions; each is imported on first use, so that listing names is fast."""
 
 from __future__ import annotations
 

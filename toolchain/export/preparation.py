@@ -1,4 +1,4 @@
-"""How images are read and prepared for an artifact: what it says, what is asked for in place of that, and what is assumed."""
+"""Preprocessing for an artifact: as declared by the file, overridden by the user, or assumed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Preparation:
 
     @property
     def asked(self) -> dict[str, object]:
-        """What is to be replaced, by its name in `Preprocess`."""
+        """The overridden values, by their names in `Preprocess`."""
         return {name: value for name, value in vars(self).items() if value is not None and name not in COLUMNS}
 
 
@@ -47,7 +47,7 @@ def prepared(artifact: Artifact, asked: Preparation, size: tuple[int, ...]) -> t
 
     Args:
         artifact: the artifact.
-        asked: what is put in place of what it says, or where it says nothing.
+        asked: values that override the artifact's declaration or complete it.
         size: of an image, (C, H, W), as `resolved` gives it.
 
     Raises:
@@ -108,8 +108,8 @@ def source_for(
         name: of the source.
         preprocess: of the artifact.
         classes: a class map, as in `open_source`.
-        calibration_images: 0 where none is needed, so that too few are nobody's concern.
-        asked: names columns of a table that has several; how images are prepared, `preprocess` says already.
+        calibration_images: 0 if none are needed; then nobody is warned of too few.
+        asked: names the columns of a table that has several; how images are prepared is said by `preprocess`.
     """
     return open_source(
         name,
@@ -142,7 +142,7 @@ def raw_pixels(size: tuple[int, int, int]) -> Preprocess:
 def resized_source(
     name: str, preprocess: Preprocess, asked: Preparation, classes: str = "", calibration_images: int = 0
 ) -> DataSource:
-    """`source_for`, refused where it does not resize as it was asked to."""
+    """As `source_for`; raises if the source does not resize with the requested filter and crop."""
     source = source_for(name, preprocess, classes, calibration_images, asked)
     if asked.interpolation is not None and source.interpolation != asked.interpolation:
         raise RecipeError(

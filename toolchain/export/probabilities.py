@@ -21,11 +21,11 @@ from toolchain.targets import get_target
 
 Array = NDArray[Any]
 ROUNDING = 1e-6
-"""What a probability may differ by from the softmax of the logits beside it, in float64."""
+"""Largest allowed difference of a probability from the softmax, in float64, of the logits."""
 
 
 ACTIVATIONS: dict[Output, str] = {"logits": "Softmax", "multi-label": "Sigmoid"}
-"""What makes probabilities of a kind of output; of others there are none."""
+"""Kind of output → the operator that makes probabilities of it; other kinds have none."""
 
 
 def require_probabilities(output: Output) -> None:

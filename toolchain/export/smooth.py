@@ -23,7 +23,7 @@ from toolchain.artifacts.onnx_walk import linked
 Array = NDArray[Any]
 ALPHA = 0.5
 LEAST = 1e-5
-"""No channel is scaled by less: one that is always zero has no largest value."""
+"""Least scale of a channel: one that is always zero has none of its own."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +59,6 @@ class Export:
     images: Array
     real_images: bool
     tool: str
-    name: str = "export"
 
     def requires(self, given: TimmModel | DeployModel) -> None:
         """Raises RecipeError for what this version cannot export."""
@@ -110,7 +109,7 @@ class Export:
         return [rung, probabilities_rung(path, "ort-cpu", feeds, given.output)]
 
     def _finish(self, given: TimmModel | DeployModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-        """What is put around the graph of the model."""
+        """The change of the graph that adds preprocessing and probabilities, as the section asks."""
 
         def finish(model: onnx.ModelProto) -> onnx.ModelProto:
             model = with_pixels(model, given.preprocess) if self.section.preprocess else model
@@ -142,15 +141,3 @@ def check_section(section: ExportSection) -> None:
     for name in expanded(section.precisions):
         if name != FP32:
             runs_on(PRECISIONS[name])
-
-
-def graph_dict(graph: GraphFacts) -> Mapping[str, object]:
-    """The facts of a graph as JSON values."""
-    return {
-        "size_bytes": graph.size_bytes,
-        "opset": graph.opset,
-        "nodes_before": dict(graph.nodes_before),
-        "nodes_after": dict(graph.nodes_after),
-        "simplified": graph.simplified,
-        "notes": list(graph.notes),
-    }

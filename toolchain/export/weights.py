@@ -1,7 +1,7 @@
-"""The weights of a graph's linears as a runtime multiplies by them: whatever their type, with their scales applied.
+"""The weights of a graph's linears in float64, dequantised as a runtime uses them.
 
-Logits tell little of one linear among many; its weights tell all. A file of another precision is therefore held against
-the fp32 graph weight by weight, to the rounding of its type.
+Logits hardly show a fault in one linear among many. So a file of another precision is compared with the fp32 graph weight by
+weight, to the rounding of its type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model family declares: which units can be removed, which linears can be factorised, and how its blocks run.
+"""The interface of a model family: which units can be removed, which linears can be factorised, and how its blocks run.
 
 Masking, slicing, cost prediction, the closed form and export checks read nothing but these declarations, so a new timm
 family is one object in `FAMILIES`. Legend: B images, D width of the residual stream, which may change between stages.
@@ -132,19 +132,19 @@ class Branch:
         return inside and not (self.apart is not None and f"{path}.".startswith(f"{self.apart}."))
 
     def gives(self, model: nn.Module, x: Tensor) -> Tensor:
-        """What the branch computes of the stream, before a norm that follows."""
+        """The output of the branch for a stream x, before a norm that follows."""
         y = self.compute(model, x)
         return y if self.scale is None else y * model.get_parameter(self.scale)
 
     def adds(self, model: nn.Module, y: Tensor) -> Tensor:
-        """What is added to the stream where the branch gives y."""
+        """The term that is added to the stream if the branch computes y."""
         if self.norm is None:
             return y
         normed: Tensor = model.get_submodule(self.norm)(y)
         return normed
 
     def base(self, x: Tensor) -> Tensor:
-        """What the branch adds to, of the stream before it."""
+        """The part of the stream to which the branch adds its output."""
         return x
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Branch:
         return self.after(x, self.run(model, x))
 
     def arranged(self, model: nn.Module, y: Tensor) -> Tensor:
-        """What is laid out as the stream, as linears of the branch are given it."""
+        """y, given in the layout of the stream, rearranged as the linears of the branch take it."""
         return y if self.arrange is None else self.arrange(model, y)
 
     def asked(self, y: Tensor, their: Tensor, our: Tensor, beta: float) -> Tensor:
@@ -229,7 +229,7 @@ def pre_norm(norm: str | None, module: str, context: Callable[[nn.Module], Mappi
 
 
 Bridge = Step
-"""What the stream goes through between two blocks: patch merging, a change of layout. Nothing in it is compressed."""
+"""What is applied to the stream between two blocks, such as patch merging; nothing in it is compressed."""
 
 
 @dataclass(frozen=True)
@@ -242,12 +242,12 @@ class Block:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What happens to the stream, one after another."""
+        """The steps of the stream through the block, in order."""
         return self.branches if self.bridge is None else (self.bridge, *self.branches)
 
     @property
     def pools(self) -> bool:
-        """Whether something else takes the place of the tokens in it."""
+        """Whether the block replaces the tokens by pooled ones."""
         return any(isinstance(branch, Pooling) for branch in self.branches)
 
     def holds(self, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What attentions, MLPs and the branches around them declare, whatever model of timm's they are in."""
+"""Declarations of timm's attentions, MLPs and the branches around them, shared by all families."""
 
 from __future__ import annotations
 

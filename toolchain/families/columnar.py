@@ -1,4 +1,4 @@
-"""Models whose tokens stay the same from the first block to the last: what timm's ViTs have in common, and the way out."""
+"""Base of families whose token count and width are the same in every block, as in timm's ViTs."""
 
 from __future__ import annotations
 

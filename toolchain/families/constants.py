@@ -1,4 +1,4 @@
-"""Parts of attention that are given the same in every call, so that their outcome is a constant of the model."""
+"""Parts of attention whose input never changes, so that their output is a constant of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intermediate layers as the outputs of a model: the same modules under the same paths, and another forward."""
+"""Models that output intermediate layers: the same modules under the same paths, with another forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolchain.families.base import AttentionSite, Block, Factorizable, Family, 
 
 
 class Layered(nn.Module):
-    """What a model's class is mixed with so that it gives the tokens after some blocks; like a parametrization of torch's.
+    """Mixin that makes a model output the tokens after some blocks; set on the instance, as torch's parametrizations are.
 
     Attributes:
         layered_family: what declares its blocks, and which of them are read.
@@ -40,7 +40,7 @@ class Layered(nn.Module):
 
 @dataclass(frozen=True)
 class LayeredFamily(Family):
-    """The family of a model that is read after some of its blocks: what is not read is as if it were not there.
+    """The family of a model that outputs the tokens after some blocks; later blocks and the head are ignored.
 
     Blocks end with the last that is read; no pool, no classifier and no choice of tokens comes after it.
 

@@ -1,8 +1,8 @@
-"""timm's modules that take a head to be as wide as their input divides into, rewritten so that heads may be narrower.
+"""Twins of timm's modules that assume head_dim = width / heads, in which heads may be narrower.
 
 At full size each is the function that timm's is, with the same children under the same names; `narrow` puts it in place of
-timm's. What timm computes past a linear (a bias that is kept beside it, a product split over two linears) goes through the
-linear, so that it can be counted, looked at and replaced.
+timm's. What timm computes outside a linear (a bias that is kept beside it, a product split over two linears) is moved into the
+linear, so that it can be counted, observed and replaced.
 
 Legend: B images, N tokens, D width, H heads, d head dim, M hidden neurons, L latent tokens.
 """

@@ -1,4 +1,4 @@
-"""The gate of a CI job: artifacts held against budgets, and against a baseline that is measured beside them."""
+"""The gate of a CI job: checks artifacts against budgets, and against a baseline that is measured in the same job."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ HEADER = """# Regressions that were accepted, written by `slimvit gate accept` a
 # An entry covers one check of one cell up to `at_most`, through the day `expires`; of several, the last one counts.
 """
 NEVER = {"relation.parity": "a parity failure", "relation.features": "a failure of features"}
-"""Checks of which no entry can be written, in words: their bounds are in gate.toml."""
+"""Checks that cannot be accepted → their name in messages; their bounds are in gate.toml."""
 Key = tuple[str, str]
 """The names of a cell and of one of its checks."""
 

@@ -1,4 +1,4 @@
-"""Baselines of a gate: fetched from a hub where they lie there, and held to be those that were meant."""
+"""Baselines of a gate: fetched from a hub if needed, and checked against their digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check of one budget or relation, and those that need no clock: counts that may be at most a bound, features, and parity."""
+"""The result of one check, and the checks that need no timing: counts, features and parity."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 from toolchain.gate.evidence import Evidence, Facts
 from toolchain.gate.metrics import METRICS
-from toolchain.measure.samples import Strict
+from toolchain.records import Record
 
 Status = Literal["pass", "fail", "accepted", "inconclusive", "invalid", "skipped"]
 Number = float | int
 ACCEPT = "or accept this value with `slimvit gate accept`"
 
 
-class Check(Strict):
+class Check(Record):
     """One budget or relation of one cell. All but a cosine and an agreement are better lower.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from toolchain.devices.targets_toml import BundleSettings, Cores, named_target
+from toolchain.devices.targets_toml import BundleSettings, ListedCores, named_target
 from toolchain.errors import RecipeError
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
@@ -225,7 +225,7 @@ class Cell(Section):
     target: str = "ort-cpu"
     batch: Positive = 1
     threads: Positive | None = None
-    affinity: Cores | None = None
+    affinity: ListedCores | None = None
     input_shape: Counts | None = None
     required: bool = False
     budget: BudgetSection = BudgetSection()

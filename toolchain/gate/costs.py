@@ -1,4 +1,4 @@
-"""The checks of what a cold start costs, from the starts alone: memory, and the time until the first answer."""
+"""The checks of cold starts: memory, and the time until the first output."""
 
 from __future__ import annotations
 

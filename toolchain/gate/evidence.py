@@ -1,4 +1,4 @@
-"""What a gate knows of a cell: what was asked there, what was read and counted, and what was timed. Nothing is judged here."""
+"""The evidence of a cell: its request, what was read and counted, and what was timed. Nothing is judged here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from toolchain.gate.config import Cell
 from toolchain.gate.metrics import METRICS
 from toolchain.gate.starts import COSTS, Starts
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import A, ArtifactFacts, B, Parity, Strict
+from toolchain.measure.samples import A, ArtifactFacts, B, Parity
+from toolchain.records import Record
 from toolchain.targets import TARGETS
 
 RATIO, TIME = "relation.latency", "budget.latency"
@@ -27,7 +28,7 @@ def runtime_of(cell: Cell) -> str | None:
     return cell.target if cell.target.partition("+")[0] in TARGETS else None
 
 
-class Facts(Strict):
+class Facts(Record):
     """What was read of an artifact.
 
     Attributes:
@@ -60,7 +61,7 @@ class Facts(Strict):
         return self
 
 
-class Change(Strict):
+class Change(Record):
     """A part of an artifact, in bytes before and after; before is 0 for what is new, or without a baseline."""
 
     layer: str
@@ -70,11 +71,11 @@ class Change(Strict):
 
     @property
     def change(self) -> int:
-        """Bytes gained."""
+        """Bytes after less bytes before."""
         return self.after - self.before
 
 
-class Missing(Strict):
+class Missing(Record):
     """Why there is no comparison: the target is not there, the artifacts cannot be compared, or measuring failed."""
 
     why: Literal["unavailable", "unfit", "failed"]
@@ -88,7 +89,7 @@ class Missing(Strict):
         return Missing(why="unfit" if isinstance(error, ParityError | ArtifactError) else "failed", reason=str(error))
 
 
-class Evidence(Strict):
+class Evidence(Record):
     """One cell.
 
     Attributes:

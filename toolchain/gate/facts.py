@@ -1,4 +1,4 @@
-"""What a gate looks at before any clock runs: sizes and counts, wrong answers, and how far the outputs agree."""
+"""The static facts of a gate: sizes and counts, wrong answers, and agreement of outputs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from toolchain.gate.why import size_changes
 from toolchain.measure.experiment import artifact_facts
 
 Accuracy = Callable[[Path, tuple[int, ...] | None], Evaluation]
-"""That of an artifact whose samples have some shape."""
+"""(artifact, shape of a sample) → its accuracy."""
 
 
 def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
-    """What can be said of every cell without a clock; what several cells ask of one artifact is evaluated once.
+    """The evidence of every cell that needs no timing; what several cells ask of one artifact is evaluated once.
 
     Args:
         config: the gate, its paths absolute.

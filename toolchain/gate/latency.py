@@ -1,4 +1,4 @@
-"""The latency checks of a gate, from their samples alone: each by itself, then all together, then a confirmation."""
+"""The latency checks of a gate: each judged alone, then all together, then confirmed by a second measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from toolchain.measure.intervals import (
     too_few,
 )
 from toolchain.measure.multiplicity import geometric_mean, holm, p_value_above
-from toolchain.measure.samples import A, B, Strict
+from toolchain.measure.samples import A, B
+from toolchain.records import Record
 
 ALONE = 5
 """Up to this many latency cells are judged each by itself, more of them by Holm's procedure."""
@@ -31,7 +32,7 @@ UNITS = {RATIO: "ratio", TIME: "ms"}
 IDLE = "Retry on an idle machine"
 
 
-class Summary(Strict):
+class Summary(Record):
     """The geometric mean over cells of the time of the artifact over that of its baseline, with its own interval."""
 
     cells: int
@@ -40,7 +41,7 @@ class Summary(Strict):
     hi: float
 
 
-class Holm(Strict):
+class Holm(Record):
     """How several latency checks were judged together."""
 
     hypotheses: int
@@ -136,12 +137,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
         status: of the check.
         p_value: one-sided: how likely samples like these are if what is allowed is kept.
-        note: why it is not what the case by itself would say, and what to do.
+        note: why the outcome differs from that of the case alone, and what to do.
     """
 
     status: Status

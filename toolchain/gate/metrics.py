@@ -1,4 +1,4 @@
-"""What a gate counts in an artifact without a clock: one entry, and a key of gate.toml, is one more check."""
+"""What a gate counts in an artifact without timing; a new check is one entry here and one key of gate.toml."""
 
 from __future__ import annotations
 

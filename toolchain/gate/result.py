@@ -1,7 +1,7 @@
-"""What a gate knows of its cells, and as properties all that is said of them: checks, verdict, exit code.
+"""The evidence of all cells, and everything derived from it: checks, verdict, exit code.
 
-Nothing of what is said is stored. The file that is written shows it too, and is refused on loading if it does not follow
-from the evidence in it.
+Derived values are never stored in the object. The file shows them too, and is refused on loading if they do not follow from
+the evidence in it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from toolchain.gate.starts import Starts
 from toolchain.gate.why import by_layer
 from toolchain.measure import stored
 from toolchain.measure.comparison import Comparison, Undecided
-from toolchain.measure.samples import ArtifactFacts, Strict
+from toolchain.measure.samples import ArtifactFacts
+from toolchain.records import Record
 
 SCHEMA: Literal["slimvit.gate/2"] = "slimvit.gate/2"
 GateVerdict = Literal["pass", "fail", "inconclusive"]
@@ -48,7 +49,7 @@ def _statistics(comparison: Comparison) -> dict[str, object]:
     return {key: value for key, value in comparison.to_dict().items() if key not in stored.SEALED}
 
 
-class CellResult(Strict):
+class CellResult(Record):
     """One cell: its checks in the order of gate.toml's keys, its size or the change of it by layer, its measurements."""
 
     name: str
@@ -67,7 +68,7 @@ class CellResult(Strict):
         return any(check.status == "skipped" for check in self.checks)
 
 
-class GateResult(Strict):
+class GateResult(Record):
     """What a gate was asked, when, what had been accepted, and what is known of every cell; the rest follows from it.
 
     Raises:

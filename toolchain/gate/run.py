@@ -1,4 +1,4 @@
-"""A gate from its baselines to its result: look, time, time once more what was too slow."""
+"""Runs a gate: static checks, then timing, then one repeat of every timing check that failed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from toolchain.gate.evidence import Evidence
 from toolchain.gate.facts import look
 from toolchain.gate.result import GateResult
 from toolchain.gate.timing import Beginning, Clock, Pair
-from toolchain.measure.samples import explain
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 
 
 def run_gate(
@@ -110,4 +110,4 @@ def _extended(evidence: Evidence, **more: object) -> Evidence:
     try:
         return Evidence.model_validate({**dict(evidence), **more})
     except ValidationError as error:
-        raise ArtifactError(f"{explain(error)}. Run the gate again, and leave its files alone meanwhile.") from None
+        raise ArtifactError(f"{first_fault(error)}. Run the gate again, and leave its files alone meanwhile.") from None

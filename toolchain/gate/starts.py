@@ -1,4 +1,4 @@
-"""Cold starts of a cell: fresh processes that open its artifact, in turns with its baseline, and what they cost. Nothing is judged here."""
+"""Cold starts of a cell: fresh processes that open its artifact and its baseline in turns. Nothing is judged here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, JsonValue, model_validator
 
 from toolchain.measure.environment import machine_changes
-from toolchain.measure.samples import ArtifactFacts, ColdStart, Scenario, Strict
+from toolchain.measure.samples import ArtifactFacts, ColdStart, Scenario
+from toolchain.records import Record
 
 LOOKS = (8, 16, 32)
 """After how many pairs of starts the data is judged, at most: each look doubles what there is."""
@@ -55,14 +56,14 @@ COSTS: Mapping[str, Cost] = {
 """Key of gate.toml → what it bounds: one entry, and a key in both sections, is one more check."""
 
 
-class Start(Strict):
+class Start(Record):
     """A cold start of the artifact, and the one of its baseline beside it; None without a baseline."""
 
     artifact: ColdStart
     baseline: ColdStart | None = None
 
 
-class Starts(Strict):
+class Starts(Record):
     """Cold starts of a cell, in the order in which they ran; the number of the artifact's is one of LOOKS.
 
     Raises:
@@ -93,7 +94,7 @@ class Starts(Strict):
         return self.pairs[0].artifact.fingerprint.machine
 
     def require_looks(self, needs_more: Callable[[Starts], bool]) -> None:
-        """Raises ValueError unless every look before the last one left something open, and the last one nothing if more were allowed."""
+        """Raises ValueError unless sampling stopped at the first look that decided every check, or at the maximum."""
         for count in LOOKS[: LOOKS.index(len(self.pairs)) + 1]:
             look = self.model_copy(update={"pairs": self.pairs[:count]})
             if count < LOOKS[-1] and needs_more(look) != (count < len(self.pairs)):

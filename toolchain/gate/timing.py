@@ -1,4 +1,4 @@
-"""One measurement of a cell: its baseline and its artifact timed or started together, or why that could not be."""
+"""Measures one cell: times or starts its artifact and its baseline together, or says why that is impossible."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from toolchain.gate.starts import LOOKS, Start, Starts
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison, Undecided
 from toolchain.measure.experiment import artifact_facts, plan_experiment
-from toolchain.measure.samples import A, B, Design, Parity, Workload, explain
+from toolchain.measure.samples import A, B, Design, Parity, Workload
 from toolchain.measure.session import cold_start_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What is timed for a cell.
+    """The inputs of a timing of a cell.
 
     Attributes:
         cell: what is asked, threads and cores resolved.
@@ -46,7 +47,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is started for a cell.
+    """The inputs of the cold starts of a cell.
 
     Attributes:
         cell: what is asked, threads and cores resolved.
@@ -114,7 +115,7 @@ def started(beginning: Beginning, device: Device, progress: Progress) -> Starts:
                     scenario=experiment.scenario, artifact=facts[B], baseline=facts.get(A), pairs=tuple(measured)
                 )
             except ValidationError as error:
-                raise MeasurementError(f"{beginning.artifact} on {device.name}: {explain(error)}") from None
+                raise MeasurementError(f"{beginning.artifact} on {device.name}: {first_fault(error)}") from None
             if not beginning.needs_more(starts):
                 break
     return starts

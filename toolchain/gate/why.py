@@ -1,4 +1,4 @@
-"""What changed the size of an artifact: the parts whose bytes differ from its baseline's. Sums are exact."""
+"""Attributes a change of size to parts of the artifact; the changes sum to the difference exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that ships as a torch module that computes what the file says: what other runtimes' converters start from."""
+"""Turns a shipped file into a torch module or function that computes the same; other runtimes' converters start from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX graph as a torch module: the converters of other runtimes start from torch, and what ships is the file."""
+"""An ONNX graph as a torch module, for converters of other runtimes that start from torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def graph_of(path: Path) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Step:
-    """One node: what it does, to which values, where its outputs go, and which values nobody reads after it."""
+    """One node: its function, its inputs and outputs, and the values that are freed after it."""
 
     name: str
     run: Callable[..., Any]
@@ -78,7 +78,7 @@ class GraphModule(nn.Module):
     """
 
     def __init__(self, model: onnx.ModelProto, operators: Mapping[str, Operator] = OPERATORS) -> None:
-        """Reads the graph; raises ArtifactError for what is not understood."""
+        """Reads the graph; raises ArtifactError for an unknown operator, attribute or type."""
         super().__init__()
         self._operators = operators
         graph = model.graph

@@ -1,4 +1,4 @@
-"""How long the values of a program live: each is let go after its last reader, so that memory does not grow with depth."""
+"""Lifetimes of a program's values: each is freed after its last reader, so that memory does not grow with depth."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A Core ML package as a function: its program, read back with its weights and carried out operator by operator in torch.
 
-Nothing that Apple ships computes on other systems, so this is how a package is held against the file that it was built from.
+Apple's runtime exists only on Apple's systems, so this interpreter is how a package is compared with its source file.
 Each operator is computed in fp32 and rounded once to the type that the program gives its output: an overflow of fp16 shows.
 It is not the arithmetic of the Neural Engine, nor of any other device.
 """

@@ -1,4 +1,4 @@
-"""What each operator of Core ML's MIL is in torch. One that is not in the table is refused, so that nothing is guessed.
+"""Core ML's MIL operators in torch. An operator that is not in the table is refused, so that nothing is guessed.
 
 Arguments have MIL's names: one that a function here does not have is refused as well. Floats come as fp32, whatever the program
 holds them in; constants that are no floats come as numpy arrays, single ones as Python's. Semantics are those of opset iOS18.

@@ -1,4 +1,4 @@
-"""What each ONNX operator is in torch. An operator that is not in the table is refused, so that nothing is guessed.
+"""ONNX operators in torch. An operator that is not in the table is refused, so that nothing is guessed.
 
 A value is a tensor, or where it is known from shapes alone a numpy array, so that a graph which computes shapes can be traced.
 Semantics are those of ONNX's operator specification, opset 18 to 23, of the default domain.
@@ -20,7 +20,7 @@ from torch.nn import functional
 from toolchain.errors import ArtifactError
 
 Known = NDArray[Any]
-"""A value that no input changes but by its shape."""
+"""A value that depends only on the shapes of the inputs."""
 Value = Tensor | Known | None
 """None is an optional input that was left out."""
 Attributes = Mapping[str, Any]
@@ -370,4 +370,4 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "Tile": (1,),
     **{name: (1,) for name in OPERATORS if name.startswith("Reduce")},
 }
-"""Operator → which of its inputs are taken as they are known before a call, as shapes are."""
+"""Operator → the positions of its inputs that must be known before a call, such as shapes."""

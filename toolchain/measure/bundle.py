@@ -86,7 +86,7 @@ def pack(a: Path, b: Path, out: Path, question: Question) -> int:
 
     Raises:
         StorageError: `out` cannot be written.
-        SlimvitError: whatever `compare` says of artifacts or numbers that do not fit.
+        SlimvitError: as `compare`, for artifacts or numbers that do not fit.
     """
     design = question.design.once
     trial, portable = plan_comparison(a, b, question.runtime, question.workload, design), Portable()

@@ -1,4 +1,4 @@
-"""How small a difference this machine can support now, and how long that takes: one artifact against itself."""
+"""Compares one artifact with itself, to find the smallest difference that this machine can verify, and the time it takes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from toolchain.devices.device import Device, device_for
 from toolchain.measure import stored
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
-from toolchain.measure.samples import A, ArtifactFacts, Design, Scenario, Strict, Workload
+from toolchain.measure.samples import A, ArtifactFacts, Design, Scenario, Workload
 from toolchain.progress import SILENT, Progress
+from toolchain.records import Record
 
 SCHEMA = "slimvit.bench.calibration/3"
 WIDTH, LAYERS, TOKENS = 384, 8, 197
@@ -35,7 +36,7 @@ class Row:
     seconds: float
 
 
-class Calibration(Strict):
+class Calibration(Record):
     """A comparison of an artifact with itself that took all its looks, and the seconds that had gone by at each."""
 
     name: ClassVar[str] = SCHEMA
@@ -55,7 +56,7 @@ class Calibration(Strict):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One for each look of a comparison: what is said there follows from the control, A' against A."""
+        """One row for each look, derived from the control, A' against A."""
         looks = [self.comparison.at_look(look) for look in range(1, self.comparison.looks + 1)]
         return tuple(
             Row(at.looks, len(at.sessions), at.blocks, at.tau_min, seconds)
@@ -64,17 +65,17 @@ class Calibration(Strict):
 
     @property
     def scenario(self) -> Scenario:
-        """What was timed."""
+        """The scenario that was timed."""
         return self.comparison.scenario
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {A: self.comparison.artifacts["A"]}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         last = self.rows[-1]
         return f"τ ≥ {100 * last.tau_min:.1f} % with {last.blocks} blocks"
 
@@ -101,7 +102,7 @@ class Calibration(Strict):
 
 
 def _always(comparison: Comparison) -> bool:  # noqa: ARG001 - whatever it says
-    """A calibration takes every look."""
+    """Always True: a calibration takes every look."""
     return True
 
 
@@ -112,7 +113,7 @@ def calibrate(
     design: Design = Design(),
     progress: Progress = SILENT,
 ) -> Calibration:
-    """What an artifact, compared with itself through all looks, says of the machine; arguments and errors as `compare`.
+    """Compares an artifact with itself through all looks; arguments and errors as `compare`.
 
     Sessions of an earlier run are not taken up: how long it takes is part of the answer.
     """

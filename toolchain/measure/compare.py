@@ -1,4 +1,4 @@
-"""Two artifacts on one target: parity of form first, then paired sessions, judged while they grow, then the verdict."""
+"""Compares two artifacts on one target: checks their inputs and outputs, runs paired sessions until they decide, gives a verdict."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError, ParityError
 from toolchain.measure.comparison import Comparison, Undecided, without_verdict
 from toolchain.measure.experiment import Experiment, artifact_facts, plan_experiment
-from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload, explain
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import first_fault
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Trial(Experiment):
                 sessions=tuple(sessions),
             )
         except ValidationError as error:
-            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {explain(error)}") from None
+            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {first_fault(error)}") from None
 
     def _require_equal_outputs(self, session: Session) -> None:
         ours, theirs = ([list(shape) for shape in session.variants[name].outputs] for name in (A, B))
@@ -90,8 +91,8 @@ def compare(
 ) -> Comparison:
     """B timed against A, interleaved with A itself as control, each session in a fresh process.
 
-    While nothing can be said, and looks are left, as much again is measured. Every look is judged at confidence
-    1 − 5 %/looks, so that looking often does not buy a verdict.
+    While the verdict is open, and looks are left, the samples are doubled. Every look is judged at confidence 1 − 5 %/looks, so
+    that repeated looks do not raise the chance of a false verdict.
 
     Args:
         a: the baseline: an ONNX file, or for "eager" a model folder.
@@ -102,7 +103,7 @@ def compare(
         design: how it is timed and judged.
         parity: what the caller has proven about B and A.
         undecided: whether a look leaves open what the caller wants to know; the verdict is wanted if nothing is said.
-        progress: who is told; the share jumps where fewer looks sufficed.
+        progress: gets progress reports; the share jumps to the end if fewer looks sufficed.
 
     Raises:
         RecipeError: a number is out of range or does not fit the artifacts.

@@ -26,19 +26,9 @@ from toolchain.measure.intervals import (
     tail,
     too_few,
 )
-from toolchain.measure.samples import (
-    CONTROL,
-    VARIANTS,
-    A,
-    ArtifactFacts,
-    B,
-    Design,
-    Parity,
-    Scenario,
-    Session,
-    Strict,
-)
+from toolchain.measure.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Design, Parity, Scenario, Session
 from toolchain.on_device.runner import block_orders
+from toolchain.records import Record
 
 SCHEMA = "slimvit.bench/2"
 Verdict = Literal["invalid", "regressed", "improved", "pass", "inconclusive"]
@@ -113,7 +103,7 @@ def require_sessions(sessions: Sequence[Session], design: Design, scenario: Scen
             raise ValueError(f"the scenario says {key} {wanted}, the samples were taken with {found}")
 
 
-class Comparison(Strict):
+class Comparison(Record):
     """B against A: the design, the raw samples, and as properties all that follows from them.
 
     Ratios are time of B over time of A: below 1, B is faster.
@@ -165,7 +155,7 @@ class Comparison(Strict):
 
     @property
     def looks(self) -> int:
-        """How often the data was judged."""
+        """The number of looks at which the data was judged."""
         return len(self.sessions) // self.design.sessions
 
     @property
@@ -190,7 +180,7 @@ class Comparison(Strict):
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said at tolerance `design.tau`."""
+        """The verdict at tolerance `design.tau`."""
         return self._judgement.verdict
 
     @property
@@ -216,7 +206,7 @@ class Comparison(Strict):
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         from toolchain.measure.summary import summary  # which reads comparisons
 
         return summary(self)

@@ -1,16 +1,18 @@
-"""Where a measurement was taken, and whether two fingerprints are of the same machine."""
+"""Describes the machine of a measurement, and compares the fingerprints of two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
+
+from toolchain.records import Record
 
 SLOWER = 0.8
-"""A clock that was ever below this share of its highest is worth a word."""
+"""A clock frequency below this share of its highest is noted."""
 BUSY = 0.2
-"""As is a machine on which others kept more than this many cores busy."""
+"""More than this many cores kept busy by other processes are noted."""
 GPU_HELD_BACK = {0x4: "its power limit", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "its power supply"}
 """Bits of what nvidia-smi calls clocks_throttle_reasons.active (nvml.h, nvmlClocksEventReason*) and what they mean."""
 
@@ -35,10 +37,8 @@ MachineFacts = Annotated[dict[str, JsonValue], AfterValidator(_described)]
 """What a device tells of itself; whatever of it is shown has the type of `Machine`."""
 
 
-class Fingerprint(BaseModel):
-    """What `device_runner.fingerprint` saw: `machine` must not change, `state` (frequency, load, throttling) may."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class Fingerprint(Record):
+    """What `toolchain.on_device.runner.fingerprint` returns: `machine` must not change, `state` (frequency, load, throttling) may."""
 
     machine: MachineFacts
     state: dict[str, JsonValue]

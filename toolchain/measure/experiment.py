@@ -11,15 +11,16 @@ from pydantic import ValidationError
 from toolchain.artifacts import ARTIFACTS, InputSpec, Signature, open_artifact
 from toolchain.devices.device import Device
 from toolchain.errors import RecipeError, TargetUnavailable
-from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload, explain
+from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA, Inputs, Schedule, Tensor, VariantSchedule
+from toolchain.records import first_fault
 from toolchain.targets import get_target
 
 INPUT_SETS = 8
 
 
 @dataclass(frozen=True)
-class Variant:
+class TimedArtifact:
     """An artifact of a session: where it lies, what opens it, and what it is fed."""
 
     path: Path
@@ -33,7 +34,7 @@ class Experiment:
 
     scenario: Scenario
     design: Design
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, TimedArtifact]
 
     def schedule(self, session: int) -> Schedule:
         """What the device runner needs for one session, by its number over all looks."""
@@ -92,7 +93,7 @@ def plan_experiment(runtime: str, workload: Workload, design: Design, artifacts:
     shape = workload.input_shape
     signatures = {p: open_artifact(p).signature(workload.batch, shape) for p in dict.fromkeys(artifacts.values())}
     scenario = scenario_of(runtime, workload, next(iter(signatures.values())).inputs)
-    return Experiment(scenario, design, {n: Variant(p, runtime, signatures[p]) for n, p in artifacts.items()})
+    return Experiment(scenario, design, {n: TimedArtifact(p, runtime, signatures[p]) for n, p in artifacts.items()})
 
 
 def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...]) -> Scenario:
@@ -106,7 +107,7 @@ def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...])
             affinity=workload.affinity,
         )
     except ValidationError as error:
-        raise RecipeError(f"cannot measure: {explain(error)}") from None
+        raise RecipeError(f"cannot measure: {first_fault(error)}") from None
 
 
 def workload_on(

@@ -1,15 +1,16 @@
-"""What is measured and how: workload, design, scenario, and the raw samples of every session. Data alone; nothing is judged here."""
+"""Data types of measurements: workload, design, scenario, and the raw samples of every session. Nothing is judged here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from toolchain.artifacts import InputSpec
 from toolchain.defaults import BLOCKS, LOOKS, SESSIONS, WARMUP_S
 from toolchain.measure.environment import Fingerprint
+from toolchain.records import Record
 
 A: Literal["A"] = "A"
 B: Literal["B"] = "B"
@@ -31,7 +32,7 @@ class Workload:
     Attributes:
         batch: first dimension of the inputs.
         threads: intra-op threads.
-        affinity: the cores to run on; None is all that the process may use.
+        affinity: the cores to run on; None for all that the process may use.
         input_shape: shape of one sample; only needed where the file leaves it open.
     """
 
@@ -41,13 +42,7 @@ class Workload:
     input_shape: tuple[int, ...] | None = None
 
 
-class Strict(BaseModel):
-    """Frozen, of exactly these fields and types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Scenario(Strict):
+class Scenario(Record):
     """What is timed: where, with how many threads, on which cores (None: all that are allowed), on which inputs."""
 
     target: str
@@ -57,7 +52,7 @@ class Scenario(Strict):
     affinity: Cores | None = None
 
 
-class Design(Strict):
+class Design(Record):
     """How it is timed and judged.
 
     Attributes:
@@ -87,7 +82,7 @@ class Design(Strict):
 
     @property
     def once(self) -> Design:
-        """The same with a single look: how what is not judged while it grows is timed."""
+        """The same design with a single look, for measurements that are not judged while they grow."""
         return self.model_copy(update={"looks": 1})
 
     def share(self, sessions: int) -> float:
@@ -96,7 +91,7 @@ class Design(Strict):
         return sum(every[:sessions]) / sum(every)
 
 
-class ArtifactFacts(Strict):
+class ArtifactFacts(Record):
     """Which bytes were timed; `sha256` is `Artifact.sha256`: for one file, what sha256sum prints."""
 
     name: str
@@ -104,7 +99,7 @@ class ArtifactFacts(Strict):
     sha256: str
 
 
-class VariantFacts(Strict):
+class VariantFacts(Record):
     """How one variant was sampled in one session, and the shapes of its outputs."""
 
     outputs: tuple[tuple[int, ...], ...]
@@ -115,21 +110,21 @@ class VariantFacts(Strict):
     discarded: Annotated[int, Field(ge=0)]
 
 
-class Fingerprints(Strict):
+class Fingerprints(Record):
     """The device before the first and after the last slot of a session."""
 
     before: Fingerprint
     after: Fingerprint
 
 
-class Block(Strict):
+class Block(Record):
     """One slot of every variant, in the order in which they ran."""
 
     order: tuple[str, ...]
     samples_ns: dict[str, tuple[Nanoseconds, ...]]
 
 
-class Session(Strict):
+class Session(Record):
     """Everything that one fresh process measured."""
 
     schema_: Annotated[Literal["slimvit.bench.session/1"], Field(alias="schema")]
@@ -143,7 +138,7 @@ class Session(Strict):
         return [block.samples_ns[variant] for block in self.blocks]
 
 
-class ColdStart(Strict):
+class ColdStart(Record):
     """What a fresh process needed for one artifact: to open it, for the first call, and the most memory it held.
 
     `rss_before` is what the process held before it loaded the runtime and opened the artifact, None where the system does not
@@ -157,10 +152,3 @@ class ColdStart(Strict):
     peak_rss_bytes: Count | None
     device_bytes: Count | None
     fingerprint: Fingerprint
-
-
-def explain(error: ValidationError) -> str:
-    """One line for the first fault that pydantic found: where it is and what is wrong."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")

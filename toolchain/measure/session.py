@@ -1,4 +1,4 @@
-"""The one loop over sessions: each in a fresh process somewhere, as many as are asked for."""
+"""Runs the sessions of an experiment one after another, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError
 from toolchain.measure.experiment import Experiment
-from toolchain.measure.samples import ColdStart, Session, Strict, explain
+from toolchain.measure.samples import ColdStart, Session
 from toolchain.on_device.runner import Samples
 from toolchain.progress import Progress
+from toolchain.records import Record, first_fault
 
-R = TypeVar("R", bound=Strict)
+R = TypeVar("R", bound=Record)
 
 
 def sessions_of(experiment: Experiment, measurer: Measurer, progress: Progress) -> Iterator[Session]:
@@ -40,4 +41,4 @@ def _read(kind: type[R], samples: Samples, what: str) -> R:
     try:
         return kind.model_validate_json(json.dumps(samples))
     except ValidationError as error:
-        raise MeasurementError(f"{what}: {explain(error)}") from None
+        raise MeasurementError(f"{what}: {first_fault(error)}") from None

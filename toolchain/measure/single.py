@@ -26,20 +26,10 @@ from toolchain.measure.intervals import (
     slot_medians,
     tail,
 )
-from toolchain.measure.samples import (
-    CONTROL,
-    A,
-    ArtifactFacts,
-    ColdStart,
-    Design,
-    Scenario,
-    Session,
-    Strict,
-    Workload,
-    explain,
-)
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Scenario, Session, Workload
 from toolchain.measure.session import cold_start_of, sessions_of
 from toolchain.progress import SILENT, Progress
+from toolchain.records import Record, first_fault
 
 SCHEMA = "slimvit.bench.run/1"
 PAIR = (A, CONTROL)
@@ -63,8 +53,8 @@ def _median(values: Sequence[int | None]) -> float | None:
     return float(statistics.median(known)) if len(known) == len(values) else None
 
 
-class Measurement(Strict):
-    """One artifact: the design, the raw samples, and as properties all that follows from them.
+class Measurement(Record):
+    """One artifact: the design and the raw samples; every statistic is a property derived from them.
 
     Latency is of this machine in its state of that hour; only ratios that were measured side by side compare artifacts.
 
@@ -134,12 +124,12 @@ class Measurement(Strict):
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """Which bytes were timed."""
+        """The artifacts that were timed, with their digests."""
         return {A: self.artifact}
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         shown = self.latency.to_ratio()
         return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
 
@@ -194,7 +184,7 @@ def measure(
         workload: what a call is to be.
         design: how it is timed; each block holds two slots.
         cold_starts: fresh processes that open the artifact and call it once, before the sessions.
-        progress: who is told.
+        progress: gets progress reports.
     """
     device = device_for(target)
     experiment = plan_experiment(device.runtime, workload, design.once, dict.fromkeys(PAIR, artifact))
@@ -212,4 +202,4 @@ def measure(
             cold=tuple(starts),
         )
     except ValidationError as error:
-        raise MeasurementError(f"{artifact} on {device.name}: {explain(error)}") from None
+        raise MeasurementError(f"{artifact} on {device.name}: {first_fault(error)}") from None

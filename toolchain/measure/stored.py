@@ -1,4 +1,4 @@
-"""Results on disk: a file says its statistics and the raw samples under them, and is refused if they disagree."""
+"""Results on disk: a file holds statistics and raw samples, and is refused if the statistics do not follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import digest_of, read_json, write_text
-from toolchain.measure.samples import explain
+from toolchain.records import first_fault
 
 
 class Result(Protocol):
@@ -26,7 +26,7 @@ class Result(Protocol):
 
     @property
     def headline(self) -> str:
-        """What it says, in one line."""
+        """The result in one line."""
         ...
 
     def to_dict(self) -> dict[str, object]:
@@ -44,7 +44,7 @@ SEALED = ("raw", "raw_sha256")
 
 
 def sealed(raw: dict[str, object]) -> dict[str, object]:
-    """Raw samples as a result holds them, with their digest: it tells of a change that no statistic feels.
+    """Raw samples with their digest, which shows changes that no statistic shows.
 
     Results that were written before there was a digest have none. It shows accidents and edits; it is no signature.
     """
@@ -88,7 +88,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     """The result in a JSON object that lies somewhere else than in a file of its own; arguments and errors as `load`.
 
     Args:
-        where: how messages call it.
+        where: its name in messages.
     """
     found = stored.get("schema") if isinstance(stored, dict) else None
     if found != schema:
@@ -101,7 +101,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
     try:
         result = parse(json.dumps(raw))
     except ValidationError as error:
-        raise ArtifactError(f"{where}: {explain(error)}") from None
+        raise ArtifactError(f"{where}: {first_fault(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
     said = {key: value for key, value in stored.items() if key not in SEALED}
@@ -116,7 +116,7 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
 
 
 def difference(said: Any, follows: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """(where, what is said, what follows) of the first difference in two JSON values, or None.
+    """(path, stated value, derived value) of the first difference of two JSON values; None if they are equal.
 
     The last bits of floats may differ, as they do between builds of numpy.
     """

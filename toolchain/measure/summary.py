@@ -1,4 +1,4 @@
-"""A comparison in one line, in words that a sceptic accepts."""
+"""A comparison in one line that claims no more than the samples show."""
 
 from __future__ import annotations
 

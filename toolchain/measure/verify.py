@@ -1,4 +1,4 @@
-"""Results recomputed from their raw samples: what a sceptic runs, without the hardware."""
+"""Recomputes results from their raw samples; needs no hardware."""
 
 from __future__ import annotations
 

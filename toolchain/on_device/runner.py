@@ -107,7 +107,7 @@ class VariantSchedule(TypedDict, total=False):
 
 
 class Schedule(TypedDict, total=False):
-    """What a session is told, or a cold start, which has no `session`; see `run_schedule`.
+    """The input of a session, or of a cold start, which has no `session`; see `run_schedule`.
 
     Attributes:
         affinity: the cores that it keeps to, or None.
@@ -128,7 +128,7 @@ class Schedule(TypedDict, total=False):
 
 
 class VariantFacts(TypedDict, total=False):
-    """What a session tells of a variant beside its samples."""
+    """What a session reports about a variant besides its samples."""
 
     outputs: list[list[int]]
     warmup_calls: int
@@ -139,7 +139,7 @@ class VariantFacts(TypedDict, total=False):
 
 
 Samples = Dict[str, object]  # noqa: UP006 - evaluated, and Python 3.8 has no dict[…]
-"""What a session gives, as JSON: the raw samples and the device's fingerprint."""
+"""The output of a session, as JSON: the raw samples and the device's fingerprint."""
 
 
 class Runner(Protocol):

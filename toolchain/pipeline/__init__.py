@@ -1,1 +1,1 @@
-"""A recipe carried out: a checked job, the run's folder, the stages, and what they depend on."""
+"""Runs a recipe: checks it, keeps the run's folder, and carries out the stages."""

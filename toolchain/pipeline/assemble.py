@@ -1,4 +1,4 @@
-"""The report of a run, from what its stages recorded."""
+"""Builds the report of a run from the records of its stages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.compress.outcome import SizeBudget
 from toolchain.outputs import FEATURES, WORDS, Output
 from toolchain.parity import Rung
 from toolchain.pipeline.folder import Done, Nothing
@@ -29,7 +30,6 @@ from toolchain.report.record import (
     NotMeasured,
     Report,
     Shares,
-    SizeBudget,
     StageRow,
 )
 from toolchain.report.tables import size
@@ -66,7 +66,7 @@ def assemble(job: Job, outcome: Outcome, rungs: Sequence[Rung], files: Sequence[
     """The report of a run.
 
     Args:
-        job: what was asked for.
+        job: the recipe that was carried out.
         outcome: its stages.
         rungs: of all stages, in order.
         files: everything that the stages wrote, below `root`.

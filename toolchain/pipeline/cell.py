@@ -1,4 +1,4 @@
-"""What a measured latency depends on, what the report keeps of it, and what may be required of it."""
+"""The conditions of a latency measurement, its row in the report, and the check of a required speedup."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 
 from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import MeasurementError, Slowdown
-from toolchain.measure.comparison import Comparison
+from toolchain.measure.comparison import UNDECIDED, Comparison
 from toolchain.measure.samples import A, B
 from toolchain.measure.summary import summary
 from toolchain.on_device.runner import fingerprint
-from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow, Calls, Interval, Place, Report
 from toolchain.targets import get_target
 
@@ -25,7 +24,7 @@ def runtime(target: str) -> list[str]:
 
 
 def builder(target: str) -> list[Any]:
-    """What builds or runs files of a target here: its runtime, and all that its probe tells, as what it converts with."""
+    """The runtime of a target and the details of its probe, such as its converter: what a built file depends on."""
     info = get_target(target).probe()
     return [info.runtime, info.version, info.device, dict(info.details)]
 

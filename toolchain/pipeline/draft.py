@@ -1,4 +1,4 @@
-"""A recipe written for a model and images that a user names: what `slimvit init` and `slimvit shrink` begin with."""
+"""Drafts a recipe for a model and images, for `slimvit init` and `slimvit shrink`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder: what is done is recorded by content, so a run that was killed goes on where it stopped.
+"""A run's folder: finished stages are recorded by content, so that a killed run resumes where it stopped.
 
 A stage's record holds the digest of everything it depended on and of everything it wrote. It counts only if both still
 hold; a half-written or altered file makes its stage run again.
@@ -27,7 +27,7 @@ from toolchain.files import digest_of, exclusive, files_below, read_json, sha256
 from toolchain.model import Made
 from toolchain.parity import Rung
 from toolchain.pipeline.tools import Tools
-from toolchain.report.record import Record
+from toolchain.records import Record
 
 log = logging.getLogger(__name__)
 PRIVATE = ".slimvit"
@@ -57,7 +57,7 @@ Written = Sequence[Path]
 
 
 class Nothing(Record):
-    """The facts of a stage that has none."""
+    """Facts of a stage that reports none."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Workspace]:
-        """This workspace, writable and held against other runs until the block ends.
+        """This workspace, writable and locked against other runs until the block ends.
 
         Raises:
             StorageError: the folder cannot be written, another run holds it, or reading or writing failed in the block.

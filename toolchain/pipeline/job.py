@@ -1,4 +1,4 @@
-"""A recipe, looked at whole before any work: model, data, targets and allocation."""
+"""Checks a whole recipe before any work: model, data, targets and allocation."""
 
 from __future__ import annotations
 
@@ -28,12 +28,10 @@ from toolchain.files import digest_of, sha256
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
 from toolchain.outputs import FEATURES, WORDS
-from toolchain.recipe import ALIGN, ANY, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
+from toolchain.recipe import ALIGN, ANY, SYNTHETIC, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import BuildOptions, Target, get_target
 from toolchain.training.stages import UNTRAINED, require_classes, require_labels, require_teacher
-
-SYNTHETIC = "none"  # the source of seeded noise
 
 
 @cache
@@ -48,7 +46,7 @@ BENCH, ENGINE = "bench.targets", "engine.targets"
 
 @dataclass(frozen=True)
 class Start:
-    """A recipe's dense model and its data: everything that what comes after works on.
+    """A recipe's dense model and its data, on which all stages work.
 
     Attributes:
         labelled: of features, the source with the labels that judge them through their neighbours; what trains and
@@ -63,7 +61,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Job(Start):
-    """A recipe that was looked at whole: everything that can be refused before any work has been."""
+    """A checked recipe: every error that can be found before any work was raised."""
 
     problem: Problem
 
@@ -184,7 +182,7 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
 
 
 def _judging(source: DataSource, dense: TimmModel) -> DataSource:
-    """The source as it judges a model: without labels where the recipe says that its outputs are no classes, and noted so.
+    """Drops labels that cannot score this model's outputs, and adds a note that says why.
 
     Raises:
         ModelError: the labels do not fit the model.
@@ -289,7 +287,7 @@ def _multiples(recipe: Recipe, met: Collection[str]) -> dict[str, int]:
 
 
 def _kinds(target: Target) -> str:
-    """What a target opens, in words."""
+    """The kinds of artifact that a target opens, in words."""
     known = [ARTIFACTS.get(kind) for kind in target.takes]
     return " and ".join(
         f"{kind if entry is None else entry.word}s" for kind, entry in zip(target.takes, known, strict=True)

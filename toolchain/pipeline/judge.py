@@ -1,4 +1,4 @@
-"""What is known of the forms of a model: figures, accuracy on the test split, and parity with the form before."""
+"""Judges each form of a model: figures, accuracy on the test split, and parity with the form before."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Judge:
     Attributes:
         source: the images.
         output: what the model's outputs are.
-        dense: the model before compression; outputs that labels cannot judge are held against its own. None for no such figure.
+        dense: the model before compression, whose outputs are the reference where labels cannot judge; None for no such figure.
         labelled: the source with the labels by which features are judged through their neighbours; None where there are none.
     """
 

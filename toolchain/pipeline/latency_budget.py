@@ -30,7 +30,7 @@ from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
 from toolchain.measure.comparison import require_sessions
-from toolchain.measure.experiment import Experiment, Variant, scenario_of
+from toolchain.measure.experiment import Experiment, TimedArtifact, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
 from toolchain.measure.samples import Design, Workload
 from toolchain.measure.session import sessions_of
@@ -49,13 +49,13 @@ from toolchain.targets import get_target
 SHARES = (0.0, 0.25, 0.5, 0.75)
 """The widths of a table, as shares of what a unit has; all of it is the dense model."""
 DESIGN = Design(sessions=1, blocks=21, looks=1)
-"""Its blocks are the most that a session has."""
+"""The design of a table's session; `blocks` is the maximum."""
 FEWEST_BLOCKS, SESSION_S = 7, 10.0
 """A session has fewer blocks than `DESIGN`, but never fewer than these, where all would take longer than these seconds."""
 LOOK = {"sessions": 1, "blocks": 1, "looks": 1}
-"""Of the session that tells how long a call of the dense model takes."""
+"""Changes of the design for the session that only finds how long a call of the dense model takes."""
 CHECK_SESSIONS = 3
-"""So many fresh processes check the chosen widths."""
+"""Number of fresh processes in which the chosen widths are timed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def time_widths(
         variants: what is timed beside it.
         setting: where and what.
         design: how; the blocks of its sessions are pooled.
-        progress: who is told.
+        progress: gets progress reports.
 
     Raises:
         ArtifactError: a variant cannot be exported or opened.
@@ -134,7 +134,7 @@ def time_widths(
         for index, (name, widths) in enumerate(zip(names, (Widths(), *variants), strict=True)):
             progress.at(0.5 * index / len(names), f"{setting.target}: preparing model {index + 1} of {len(names)}")
             path = _written(variant_of(dense, widths), setting, Path(folder, name))
-            files[name] = Variant(path, device.runtime, signature)
+            files[name] = TimedArtifact(path, device.runtime, signature)
         look = Experiment(scenario, design.model_copy(update=LOOK), {"dense": files["dense"]})
         (alone,) = sessions_of(look, device.measurer, SILENT)
         call_ns = alone.variants["dense"].call_ns
@@ -204,7 +204,7 @@ class Clock:
         dense: the model; only its shapes matter.
         choices: what may be reduced.
         setting: where and how it is timed.
-        progress: who is told.
+        progress: gets progress reports.
         timer: times some widths, as `time_widths` does.
     """
 

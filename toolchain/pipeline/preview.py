@@ -1,4 +1,4 @@
-"""What a run will decide, before any work: for `slimvit plan` and `slimvit run --dry-run`."""
+"""Previews the allocation of a run, for `slimvit plan` and `slimvit run --dry-run`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def preview(recipe: Recipe, *, measure: bool = True, progress: Progress = SILENT
 
 
 def from_shapes(job: Job) -> Preview:
-    """What shapes alone tell of a job."""
+    """The preview that needs only shapes, no weights and no images."""
     method = job.problem.method
     notes = [LEARNED] if method.allocation.over_layers else []
     if job.recipe.budget.latency:

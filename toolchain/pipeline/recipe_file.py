@@ -1,4 +1,4 @@
-"""`recipe.toml` in a run's folder: what was carried out, so that it can be carried out again."""
+"""Writes `recipe.toml` into a run's folder, so that the run can be repeated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tomlkit.exceptions import ConvertError
 from toolchain.errors import SlimvitError
 from toolchain.files import sha256, write_text
 from toolchain.pipeline.folder import Workspace
-from toolchain.recipe import Recipe
+from toolchain.recipe import RECIPE_FILE, Recipe
 from toolchain.version import tool
 
 log = logging.getLogger(__name__)
-RECIPE = "recipe.toml"
 OURS = "recipe.sha256"
 """Where a run keeps the digest of the recipe.toml that it wrote: any other was written by a person, and is not replaced."""
 
@@ -34,7 +33,7 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    path = space.root / RECIPE
+    path = space.root / RECIPE_FILE
     if path.exists():
         if says(path, recipe):
             return [path]
@@ -52,12 +51,12 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
 
 def claim(space: Workspace) -> None:
     """Remembers that the run's recipe.toml, as it is now, was written by slimvit and by nobody else."""
-    write_text(space.private / OURS, sha256(space.root / RECIPE))
+    write_text(space.private / OURS, sha256(space.root / RECIPE_FILE))
 
 
 def is_ours(space: Workspace) -> bool:
     """Whether the run's recipe.toml is to the byte what slimvit wrote there, so that it may be replaced."""
-    path, ours = space.root / RECIPE, space.private / OURS
+    path, ours = space.root / RECIPE_FILE, space.private / OURS
     return ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)
 
 

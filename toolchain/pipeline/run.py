@@ -1,8 +1,8 @@
-"""A recipe carried out: its stages in order, each checked, recorded, and taken up again where a killed run stopped."""
+"""Carries out a recipe: its stages in order, each checked, recorded, and taken up again where a killed run stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from toolchain.pipeline.stages.dense import Dense
 from toolchain.pipeline.stages.deploy import Deploy
 from toolchain.pipeline.stages.elsewhere import Elsewhere, is_elsewhere
 from toolchain.pipeline.stages.engine import DENSE, Engine
-from toolchain.pipeline.stages.export import Exported, onnx_path
+from toolchain.pipeline.stages.export import Exported, FileFacts, onnx_path
 from toolchain.pipeline.stages.finetune import Finetuned
 from toolchain.pipeline.stages.latency import Table, clocks
 from toolchain.pipeline.stages.rounding import Rounded, sized
@@ -36,8 +36,13 @@ from toolchain.pipeline.untimed import not_measured
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ANY, Recipe
 from toolchain.report.files import write_report
-from toolchain.report.record import BenchRow, Report
+from toolchain.report.record import BenchRow, EngineFacts, Report
 from toolchain.training.processes import require_one
+
+Proofs = Mapping[Path, Sequence[Rung]]
+"""A model folder, file or engine of the run → the rungs that lead to it."""
+Cell = tuple[bench.Bench, Done[BenchRow] | None]
+"""A comparison with the dense model, and its outcome; None if its device is lost."""
 
 
 def run(
@@ -90,7 +95,7 @@ def _carry_out(run: Run, job: Job) -> Outcome:
     recipe = job.recipe
     dense = run.do(stage := Dense(run))
     dense_model = stage.model()
-    file = run.do(Exported(run, "dense"))
+    dense_file = run.do(Exported(run, "dense"))
     known, weighing = _known(run, job, dense_model)
     masked_stage = Masked(run, dense_model, known)
     masked = run.do(masked_stage)
@@ -101,60 +106,95 @@ def _carry_out(run: Run, job: Job) -> Outcome:
         model, folder = finetuned.model(), finetuned.folder
     deploy = run.do(Deploy(run, model, folder))
 
-    files = [file, run.do(Exported(run, "compressed"))]
-    proven = [rung for done in run.done.values() for rung in done.rungs]
-    root = run.root
-    proofs = {root / name: proven for name in ("dense", "deploy")}  # what is timed → the rungs that prove it
-    proofs |= {onnx_path(root, FP32, which): proven for which in ("dense", "compressed")}
-    shipped = [FP32]
-    precisions = expanded(recipe.export.precisions)
-    for precision in (name for name in precisions if name != FP32):
-        left_open = ANY in recipe.budget.files and precision not in [row.precision for row in masked.facts.limited]
-        file = run.do(Converted(run, precision, precisions[precision] and not left_open))
-        files.append(file)
-        if file.facts.row.refused is None:
-            shipped.append(precision)
-            proofs[onnx_path(root, precision)] = [*proven, *file.rungs]
-    int8 = [name for name in int8_kinds() if name in precisions]
-    if int8 and ANY not in recipe.budget.files and not set(int8) & set(shipped):
-        reasons = [file.facts.row.refused for file in files if file.facts.row.precision in int8]
-        raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, reasons))}")
-
-    engines = [
-        run.do(Engine(run, recipe.engine, target, precision))
-        for target, precision in product(recipe.engine.targets if recipe.engine else (), shipped)
-        if recipe.engine is not None and precision in precisions and builds(target, precision)
-    ]
-    timed_on = {run.devices.get(name).runtime for name in (recipe.bench.targets if recipe.bench else ())}
-    baselines = [
-        run.do(Engine(run, recipe.engine, target, DENSE))
-        for target in (recipe.engine.targets if recipe.engine else ())
-        if recipe.engine is not None and target in timed_on and bench.times_engines(target)
-    ]
-    built = {(done.facts.target, done.facts.precision): root / done.facts.path for done in engines}
-    built |= {(done.facts.target, DENSE): root / done.facts.path for done in baselines}
-    engines = [*baselines, *engines]
-    for done in engines:
-        source = onnx_path(root, done.facts.precision, done.facts.model)
-        proofs[root / done.facts.path] = [*proofs[source], *done.rungs]
-
-    cells: list[tuple[bench.Bench, Done[BenchRow] | None]] = []
-    duels = []
-    if recipe.bench is not None:
-        for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
-            where = bench.Where(run.devices.get(target), batch, threads)
-            planned = [
-                bench.Bench(run, where, "bench", precision, pair, _claim(run, where.device, pair, proofs))
-                for precision in shipped
-                # int8 is held against fp32 as well, whether or not that is asked for
-                if precision in precisions or int8
-                if (pair := bench.pair(run, where, precision, built)) is not None
-            ]
-            cells += (timed := [(cell, bench.measured(run, cell)) for cell in planned])
-            if len(rivals := bench.fastest_two(timed, int8)) > 1:
-                duels.append(bench.measured(run, bench.duel(*rivals)))
+    compressed, proofs = _files(run, recipe, [row.precision for row in masked.facts.limited])
+    files = [dense_file, *compressed]
+    shipped = [done.facts.row.precision for done in compressed if done.facts.row.refused is None]
+    engines, proofs = _engines(run, recipe, shipped, proofs)
+    cells, duels = _timings(run, recipe, shipped, [done.facts for done in engines], proofs)
     untimed = not_measured(run, cells, [done.facts.row for done in files], [done.facts for done in engines])
     return Outcome(dense, weighing, masked, tuned, deploy, files, engines, [done for _, done in cells], duels, untimed)
+
+
+def _files(run: Run, recipe: Recipe, limited: Collection[str]) -> tuple[list[Done[FileFacts]], Proofs]:
+    """(the compressed model's files, fp32 first; what proves each of them, the dense file, and both models).
+
+    Args:
+        run: with both models and the dense file.
+        recipe: of the run.
+        limited: the precisions whose files the budget limits.
+
+    Raises:
+        ParityError: a file that the recipe requires is not the model, or no kind of int8 is.
+    """
+    root, files = run.root, [run.do(Exported(run, "compressed"))]
+    proven = [rung for done in run.done.values() for rung in done.rungs]
+    proofs = {root / name: proven for name in ("dense", "deploy")}
+    proofs |= {onnx_path(root, FP32, which): proven for which in ("dense", "compressed")}
+    precisions, left_open = expanded(recipe.export.precisions), ANY in recipe.budget.files
+    for precision in (name for name in precisions if name != FP32):
+        required = precisions[precision] and (not left_open or precision in limited)
+        file = run.do(Converted(run, precision, required))
+        files.append(file)
+        if file.facts.row.refused is None:
+            proofs[onnx_path(root, precision)] = [*proven, *file.rungs]
+    int8 = [done.facts.row for done in files if done.facts.row.precision in int8_kinds()]
+    if int8 and not left_open and all(row.refused is not None for row in int8):
+        raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, (row.refused for row in int8)))}")
+    return files, proofs
+
+
+def _engines(
+    run: Run, recipe: Recipe, shipped: Sequence[str], proofs: Proofs
+) -> tuple[list[Done[EngineFacts]], Proofs]:
+    """(the engines of the files in the `shipped` precisions, dense baselines first; the proofs, with those of the engines)."""
+    section = recipe.engine
+    if section is None:
+        return [], proofs
+    asked = [name for name in shipped if name in expanded(recipe.export.precisions)]
+    compressed = [
+        run.do(Engine(run, section, target, precision))
+        for target, precision in product(section.targets, asked)
+        if builds(target, precision)
+    ]
+    timed_on = {run.devices.get(name).runtime for name in (recipe.bench.targets if recipe.bench else ())}
+    dense = [
+        run.do(Engine(run, section, target, DENSE))
+        for target in section.targets
+        if target in timed_on and bench.times_engines(target)
+    ]
+    engines, proven = [*dense, *compressed], dict(proofs)
+    for done in engines:
+        source = onnx_path(run.root, done.facts.precision, done.facts.model)
+        proven[run.root / done.facts.path] = [*proofs[source], *done.rungs]
+    return engines, proven
+
+
+def _timings(
+    run: Run, recipe: Recipe, shipped: Sequence[str], engines: Iterable[EngineFacts], proofs: Proofs
+) -> tuple[list[Cell], list[Done[BenchRow] | None]]:
+    """(every comparison with the dense model, every duel of two kinds of int8)."""
+    cells: list[Cell] = []
+    duels: list[Done[BenchRow] | None] = []
+    if recipe.bench is None:
+        return cells, duels
+    precisions = expanded(recipe.export.precisions)
+    int8 = [name for name in int8_kinds() if name in precisions]
+    built = {
+        (each.target, DENSE if each.model == "dense" else each.precision): run.root / each.path for each in engines
+    }
+    for target, batch, threads in product(recipe.bench.targets, recipe.bench.batch, recipe.bench.threads):
+        where = bench.Where(run.devices.get(target), batch, threads)
+        planned = [
+            bench.Bench(run, where, "bench", precision, pair, _claim(run, where.device, pair, proofs))
+            for precision in shipped
+            # int8 is held against fp32 as well, whether or not that is asked for
+            if precision in precisions or int8
+            if (pair := bench.pair(run, where, precision, built)) is not None
+        ]
+        cells += (timed := [(cell, bench.measured(run, cell)) for cell in planned])
+        if len(rivals := bench.fastest_two(timed, int8)) > 1:
+            duels.append(bench.measured(run, bench.duel(*rivals)))
+    return cells, duels
 
 
 def _known(run: Run, job: Job, dense: TimmModel) -> tuple[Known, Done[Nothing] | None]:
@@ -171,7 +211,7 @@ def _known(run: Run, job: Job, dense: TimmModel) -> tuple[Known, Done[Nothing] |
     return Known(timers, [table.table() for table in tables], files, weighed), weighing
 
 
-def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Mapping[Path, Sequence[Rung]]) -> Parity:
+def _claim(run: Run, device: Device, pair: tuple[Path, Path], proofs: Proofs) -> Parity:
     """What is proven of two files that are timed on a device: by the rungs that lead to them, and on this machine by its runtime."""
     rungs = [rung for path in pair for rung in proofs[path]]
     for stage in (Elsewhere(run, device.runtime, path) for path in pair if is_elsewhere(device, path)):

@@ -1,4 +1,4 @@
-"""A sweep whose variants are carried out by the workers of a Dask cluster, in a folder that all of them share.
+"""Runs a sweep on the workers of a Dask cluster, in a folder that all of them share.
 
 Which worker takes what is decided here and not by Dask: one variant a worker, of variants that time anything one a machine,
 and no worker that was not looked at first.
@@ -47,7 +47,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Found:
-    """What a worker says of itself: its machine, what it has installed, and what it lacks, "" if nothing."""
+    """A worker's report on itself: its machine, its packages, and what it lacks, "" if nothing."""
 
     machine: str
     installed: Mapping[str, str]
@@ -83,7 +83,7 @@ class Order:
 
 
 def installed() -> dict[str, str]:
-    """Package → version of all that makes runs differ."""
+    """Package → version, for every package on which the outcome of a run depends."""
     return {"slimvit": f"{version('slimvit')} ({code()[:8]})", "torch": version("torch"), "timm": version("timm")}
 
 
@@ -192,7 +192,7 @@ def _token(out: Path) -> Iterator[Path]:
 
 
 def _places(recipe: Recipe) -> Iterator[Path]:
-    """What a recipe reads by path."""
+    """The files and folders that a recipe names by path."""
     kind, place = model_source(recipe.model.name)
     named = {
         place: kind == LOCAL,

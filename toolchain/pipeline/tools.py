@@ -5,7 +5,7 @@ from __future__ import annotations
 import timm
 import torch
 
-from toolchain.report.record import Record
+from toolchain.records import Record
 from toolchain.version import tool
 
 

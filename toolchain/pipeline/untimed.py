@@ -1,4 +1,4 @@
-"""What has no latency, and why: every file of a run on every device that might have timed it."""
+"""Lists files that were not timed on a device of the recipe, with the reason."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A run handed on: as a repository of a hub with a card, and as a bill of materials."""
+"""Publishes a run: as a repository of a hub with a card, and as a bill of materials."""

@@ -1,4 +1,4 @@
-"""README.md of a repository: a card with what hubs read before its text, every number from the run's report."""
+"""README.md of a repository: a model card with the hub's YAML header; every number comes from the run's report."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pydantic import JsonValue
 
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.publish.layout import PIXELS, Named
-from toolchain.publish.recipe_of import HOLE, RECIPE, UNKNOWN, known, whole
-from toolchain.recipe import Recipe
+from toolchain.publish.recipe_of import HOLE, UNKNOWN, known, whole
+from toolchain.recipe import RECIPE_FILE, Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.record import FileRow, Report
 from toolchain.report.sections import SECTIONS, Part
 from toolchain.report.tables import Table, counted, size
 
 ANY = "ORG/NAME"
-"""What snippets call a repository where files are written to a folder, of which nobody knows where it will be pushed."""
+"""Placeholder for the repository's name in snippets, if files are written to a folder instead of a hub."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shipped:
     """An ONNX file of a run, and where it lies in the repository.
 
     Attributes:
-        row: what the report says of it.
+        row: its row in the report.
         place: its path and dtype there.
         output: what its first output is called there.
     """
@@ -39,13 +39,13 @@ class Shipped:
 
 @dataclass(frozen=True)
 class About:
-    """What a card says besides the report.
+    """The facts on a card that are not in the report.
 
     Attributes:
         name: of the repository: "org/name"; of a folder, which is none, without a "/".
-        revision: the branch that is written to; "" for the one that readers take unless they are told otherwise.
+        revision: the branch that is written to; "" for the default branch.
         base: the repository that the weights came from; "" if none.
-        license: as hubs spell it; "" if nobody said.
+        license: as hubs spell it; "" if none was given.
         versions: package → version that wrote the run.
         provenance: of the model: where its weights came from.
         recipe: of the run; None if its folder does not have it.
@@ -61,7 +61,7 @@ class About:
 
     @property
     def address(self) -> str:
-        """What snippets call the repository."""
+        """The name of the repository in snippets."""
         return self.name if "/" in self.name else ANY
 
 
@@ -143,7 +143,7 @@ def _recipe(report: Report, about: About) -> Iterator[str]:
     """What was carried out, or as much of it as is known."""
     if about.recipe is not None:
         yield from ("", "## How to make it again", "", "```toml", whole(about.recipe).strip(), "```", "")
-        yield f"`slimvit run {RECIPE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
+        yield f"`slimvit run {RECIPE_FILE} --out runs/again` carries this recipe out; put your paths in place of {HOLE}."
     else:
         yield from ("", "## What is known of the recipe", "", "```toml")
         yield from (known(report, about.provenance).strip(), "```", "", UNKNOWN)

@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json: what transformers and transformers.js need to know of a model's files."""
+"""Writes config.json and preprocessor_config.json, which transformers and transformers.js read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolchain.surgery.replay import create_dense
 
 Json = dict[str, JsonValue]
 MODEL_TYPE = "vit"
-"""The interface, whatever the family: one input `pixel_values`, the outputs of a ViT of transformers."""
+"""The interface for every family: one input `pixel_values`, and the outputs of a ViT of transformers."""
 TRAINED_BY = ("_rate", "weight_init", "fix_init", "grad_checkpointing")
 """How names of timm's arguments end that change nothing once a model is trained: dropout, and what weights begin as."""
 
@@ -32,8 +32,8 @@ def config(record: ModelRecord, output: Output, labels: Sequence[str], browser: 
     Args:
         record: of the deploy model.
         output: what its outputs are.
-        labels: the names of its classes in order, of which two may be the same word; () where there are none.
-        browser: what transformers.js is told.
+        labels: the names of its classes in order, in which a word may occur twice; () if there are none.
+        browser: the settings for transformers.js.
     """
     channels, height, width = record.preprocess.input_size
     head = output not in FEATURES
@@ -76,7 +76,7 @@ def _is_plain(value: object) -> bool:
 
 
 def distinct(labels: Sequence[str]) -> list[str]:
-    """The same names, of which those that were there already have a number: ImageNet has a crane that flies and one that lifts."""
+    """The same names, with a number behind repeated ones: ImageNet has "crane" the bird and "crane" the machine."""
     taken, result = set(labels), dict[str, None]()
     for label in labels:
         name, number = label, 2

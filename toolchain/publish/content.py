@@ -17,8 +17,8 @@ class Digests(BaseModel):
 
     Attributes:
         bytes: its size.
-        sha256: of its bytes; "" where nobody says it.
-        git: the id of the blob that git makes of it; "" where nobody says it.
+        sha256: of its bytes; "" if unknown.
+        git: the id of its git blob; "" if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Content:
 
     @cached_property
     def digests(self) -> Digests:
-        """Its digests."""
+        """The size and digests of the content."""
         size = len(self.data) if isinstance(self.data, bytes) else self.data.stat().st_size
         plain, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         if isinstance(self.data, bytes):

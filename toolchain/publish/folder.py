@@ -1,4 +1,4 @@
-"""A repository as a folder of this machine: to look at before it is pushed, for a web server, or for a hub's own tools."""
+"""A repository as a local folder: for a look before pushing, for a web server, or for a hub's own tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolchain.recipe import LOCAL
 
 
 class _Files(Mapping[str, Digests]):
-    """Path → digests, computed where they are asked for: most of what lies in a folder is nobody's business."""
+    """Path → digests, computed on access: a folder may hold many files of others."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = files

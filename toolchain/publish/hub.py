@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face hub, or of one that speaks its language, by its own client."""
+"""A repository of the Hugging Face hub, or of a hub with the same API, through its own client."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Api(Protocol):
     """The part of `huggingface_hub.HfApi` that is used here."""
 
     def repo_info(self, repo_id: str, *, revision: str | None = None) -> Any:
-        """What is known of a repository."""
+        """The description of a repository."""
         ...
 
     def list_repo_tree(self, repo_id: str, *, recursive: bool = False, revision: str | None = None) -> Iterable[Any]:

@@ -1,4 +1,4 @@
-"""The names by which transformers.js finds, and optimum expects, a model's ONNX files and their inputs and outputs."""
+"""File names, inputs and outputs of ONNX models as transformers.js and optimum expect them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolchain.outputs import LOGITS
 ONNX = "onnx"
 """The folder of a repository in which its ONNX files lie."""
 PIXELS = "pixel_values"
-"""What an image model's input is called."""
+"""Name of an image model's input."""
 NAMES: Mapping[str, str] = {
     IMAGE: PIXELS,
     LOGITS: LOGITS,
@@ -29,12 +29,12 @@ SUFFIXES: Mapping[str, tuple[str, str]] = {
 }
 """Precision → (what stands behind "model" in the file's name, what transformers.js calls it as a dtype)."""
 QUANTISED = ("int8-dynamic", "int8-qdq")
-"""What `model_quantized.onnx` is: the first of these that there is. Browsers take that file unless they are told otherwise."""
+"""`model_quantized.onnx` is the first of these that exists; browsers take that file by default."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """Where an ONNX file lies in a repository.
+    """The place of an ONNX file in a repository.
 
     Attributes:
         path: of the file.

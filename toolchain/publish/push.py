@@ -1,4 +1,4 @@
-"""The files of a repository brought to where they are to be, without touching what others wrote there."""
+"""Pushes the files of a repository, without touching files that others wrote there."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RECEIPT = "slimvit.json"
 
 
 class Destination(Protocol):
-    """Where a repository's files go: a hub, or a folder."""
+    """The place that a repository's files are written to: a hub, or a folder."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         ...
 
     def there(self) -> Mapping[str, Digests]:
@@ -49,7 +49,7 @@ class Receipt(BaseModel):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did.
+    """The outcome of a push.
 
     Attributes:
         url: where to look.

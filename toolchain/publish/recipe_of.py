@@ -1,4 +1,4 @@
-"""The recipe of a run for its card: the whole one where the run's folder has it, else what the report knows of it."""
+"""The recipe of a run for its card: from the run's folder, or else reconstructed from the report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toolchain.recipe import (
     HUB,
     HUB_URL,
     LOCAL,
+    RECIPE_FILE,
     SAVED,
     Recipe,
     model_source,
@@ -22,10 +23,8 @@ from toolchain.recipe import (
 )
 from toolchain.report.record import Report
 
-RECIPE = "recipe.toml"
-"""The file of a run's folder that holds its recipe."""
 HOLE = "PATH"
-"""What stands for a place on one machine."""
+"""Placeholder for a path of one machine."""
 UNKNOWN = (
     "The folder of the run held no recipe, so these parts are missing, which may not have been at their defaults: [train], "
     "[finetune], [engine] and [bench], of [model] layers and resample_patches, of [data] all but the kind of source, of "
@@ -37,7 +36,7 @@ UNKNOWN = (
 def recipe_in(folder: Path, digest: str) -> Recipe | None:
     """The recipe that lies in a run's folder; None where there is none, or it is not the one of this digest."""
     try:
-        recipe = Recipe.load(folder / RECIPE) if (folder / RECIPE).is_file() else None
+        recipe = Recipe.load(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     except SlimvitError:
         return None
     return recipe if recipe is not None and recipe.digest == digest else None

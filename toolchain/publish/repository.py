@@ -37,7 +37,7 @@ def repository(
     Args:
         folder: of the run.
         name: of the repository, for the snippets of its card; of a folder, without a "/", there is none to name in them.
-        revision: the branch that its snippets name; "" for that which readers take unless they are told otherwise.
+        revision: the branch that its snippets name; "" for the default branch.
         labels: names of the classes in the order of the outputs; () for those that the files say, and where they say none for those
             of transformers, "LABEL_0" and so on.
         license_: of the weights, as hubs spell it.

@@ -1,1 +1,1 @@
-"""What a run found, as JSON, as Markdown and on the terminal."""
+"""The report of a run as JSON, Markdown, HTML and on the terminal."""

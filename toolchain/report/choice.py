@@ -1,4 +1,4 @@
-"""Which of the files that could ship to take: the smallest, the fastest in each place and of all, and the faster kind of int8."""
+"""Suggests files to ship: the smallest, the fastest in each place and overall, and the faster kind of int8."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolchain.export.precision import int8_kinds
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.report.record import (
     BenchRow,
     Counts,
@@ -19,10 +20,9 @@ from toolchain.report.record import (
 )
 from toolchain.targets import is_target
 
-Place = tuple[str, int, int]
+PlaceKey = tuple[str, int, int]
 ROUNDING = 1e-9
-"""Shares of images are quotients: as many more as are allowed must not be one too many."""
-UNDECIDED = ("invalid", "inconclusive")
+"""Slack for rounding when shares of images are compared with `accuracy_loss`."""
 
 
 def suggestion(
@@ -40,7 +40,7 @@ def suggestion(
         accuracy_loss: how much less accurate than the compressed fp32 file a file may be, as a share of the images; of outputs
             without labels, how much larger their error may be. Where neither is known every file that passed parity is within it.
         int8: what `int8_choices` found; in each of its places the other kind of int8 is no candidate for the fastest.
-        engines: those of the run; one that was not run and held against its file is no candidate.
+        engines: those of the run; an engine that was not run and compared with its file is no candidate.
     """
     compressed = [row for row in files if row.model == "compressed" and row.refused is None]
     whole = next(row for row in compressed if row.precision == "fp32")
@@ -126,12 +126,12 @@ def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[
     return (*lone, *(_duelled(duel, _shares(bench, duel.place)) for duel in duels))
 
 
-def _shares(bench: Sequence[BenchRow], place: Place) -> dict[str, float]:
+def _shares(bench: Sequence[BenchRow], place: PlaceKey) -> dict[str, float]:
     """Precision → its share of the dense file's time, of the valid comparisons in a place."""
     return {row.precision: row.ratio.point for row in bench if row.place == place and row.verdict != "invalid"}
 
 
-def _lone(place: Place, shares: dict[str, float], kind: str) -> Int8Choice:
+def _lone(place: PlaceKey, shares: dict[str, float], kind: str) -> Int8Choice:
     slower = shares[kind] >= shares["fp32"]
     return _choice(place, None if slower else kind, slower=slower)
 
@@ -147,7 +147,7 @@ def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
     return choice.model_copy(update={"rivals": duel.rivals, "ratio": ratio, "verified": apart})
 
 
-def _choice(place: Place, chosen: str | None, *, slower: bool | None) -> Int8Choice:
+def _choice(place: PlaceKey, chosen: str | None, *, slower: bool | None) -> Int8Choice:
     target, batch, threads = place
     return Int8Choice(
         target=target,

@@ -1,11 +1,11 @@
-"""What a run claims, in one sentence with its evidence: how much is left, what that loses, and what it saves in time."""
+"""One sentence that sums up a run, with its evidence: the share that is left, the loss, and the time saved."""
 
 from __future__ import annotations
 
 import math
 
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.measure.intervals import outward
-from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow, Counts, Report
 from toolchain.report.several import file_of
 from toolchain.report.tables import number, percent

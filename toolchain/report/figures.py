@@ -86,7 +86,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Point:
-    """What a dot stands for: its numbers, its name, and the number of its colour."""
+    """The data of a dot: its two numbers, its name, and the number of its colour."""
 
     x: float
     y: float
@@ -109,7 +109,7 @@ def scatter(
     legend: tuple[str, ...] = (),
     line: Sequence[Point] = (),
 ) -> Scatter:
-    """Points between two axes, of which the one to the right begins at 0; less is better on both.
+    """A scatter plot whose x axis begins at 0; less is better on both axes.
 
     Args:
         points: at least one.

@@ -1,15 +1,15 @@
-"""What other budgets would do, as a table: for a plan and for a report."""
+"""The Pareto front of other budgets as a table, for a plan and for a report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.report.record import FrontPoint
+from toolchain.compress.outcome import FrontPoint
 from toolchain.report.tables import Table, percent
 
 TITLE = "What other budgets would do"
 SHOWN = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Shares of the parameters that a table tells of, where the front reaches them."""
+"""Shares of the parameters with a row in the table, if the front reaches them."""
 
 
 def front_table(points: Sequence[FrontPoint]) -> Table:

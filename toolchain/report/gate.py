@@ -18,7 +18,7 @@ USES = {
     "expired": "expired, so it covers nothing; mend the regression, or accept it again",
     "unknown": "for a cell or check that the gate does not have; remove it",
 }
-"""What came of an accept, and what to do."""
+"""Outcome of an accept → its words, with what to do."""
 
 
 def gate_markdown(result: GateResult) -> str:

@@ -28,7 +28,7 @@ def title(report: Report) -> str:
 
 
 def origin(report: Report) -> str:
-    """What wrote the report, and from what."""
+    """One line on the version that wrote the report, and on the recipe and data that it is from."""
     return f"Written by {report.tool} from recipe {report.recipe_digest[:12]}; data: {report.data.source}"
 
 

@@ -6,25 +6,21 @@ import html
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
+from toolchain.compress.outcome import FrontPoint, LatencyBudget, PrunedShare, SizeBudget
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.measure.comparison import Verdict as LatencyVerdict
 from toolchain.measure.environment import MachineFacts
 from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
+from toolchain.records import Record
 from toolchain.settings import explain
 from toolchain.training.features import Features
 from toolchain.training.stages import FinetuneFacts
 
 SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
-
-
-class Record(BaseModel):
-    """Facts as they are recorded and read back: frozen, of exactly these fields and types."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Counts(Record):
@@ -80,61 +76,6 @@ class Shares(Record):
     params: float
     macs: float
     bytes: float
-
-
-class LatencyBudget(Record):
-    """A latency budget on one target; all but `dense_ms` are times over the dense model's."""
-
-    target: str
-    batch: int
-    threads: int
-    dense_ms: float
-    requested: float
-    reachable: tuple[float, float]
-    predicted: float
-    measured: float | None
-    met: bool | None
-    correction: float
-
-
-class SizeBudget(Record):
-    """The size of the file of one precision, in bytes: asked for, predicted for the widths, and of the file itself.
-
-    Attributes:
-        requested: None of a precision that could have been chosen, and was not.
-        reachable: by the narrowest widths, and by the dense model.
-        rounding: what rounding does to the dense model's outputs, in nats an image; None where that was not measured.
-        bytes: None where the file was refused.
-    """
-
-    precision: str
-    requested: int | None
-    predicted: int
-    reachable: tuple[int, int]
-    rounding: float | None
-    bytes: int | None = None
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the file keeps it."""
-        return None if self.bytes is None or self.requested is None else self.bytes <= self.requested
-
-
-class FrontPoint(Record):
-    """The least damage that widths do at some cost: shares of the dense model's, nats an image, each width measured alone."""
-
-    ratio: dict[str, float]
-    damage: float
-
-
-class PrunedShare(Record):
-    """How many positions of one kind a block lost; without `physical` they are only zeroed."""
-
-    block: str
-    kind: str
-    total: int
-    removed: int
-    physical: bool
 
 
 class BlockDamage(Record):

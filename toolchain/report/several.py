@@ -1,4 +1,4 @@
-"""Runs side by side: what each left, loses and takes, and which of them no other beats."""
+"""Compares runs: size, loss and latency of each, and the runs that no other dominates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolchain.artifacts.onnx_file import FP32
-from toolchain.report.choice import UNDECIDED, loss_of
+from toolchain.measure.comparison import UNDECIDED
+from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import Counts, Report
 from toolchain.report.sections import Part
@@ -171,21 +172,21 @@ def _quality(row: Counts) -> str:
     )
 
 
-Place = tuple[str, int, int, str]
+TimingColumn = tuple[str, int, int, str]
 
 
-def _places(reports: Mapping[str, Report]) -> Sequence[Place]:
+def _places(reports: Mapping[str, Report]) -> Sequence[TimingColumn]:
     """Where fp32 files were timed: target, batch, threads and processor, each once."""
     rows = [row for report in reports.values() for row in report.bench if row.precision == "fp32"]
     return list(dict.fromkeys((*row.place, str(row.environment.get("cpu", ""))) for row in rows))
 
 
-def _head(place: Place, several: bool) -> str:
+def _head(place: TimingColumn, several: bool) -> str:
     target, batch, threads, cpu = place
     return f"{target}, batch {batch}, {threads} thread{'s' * (threads > 1)}{f', {cpu}' if several else ''}"
 
 
-def _time(report: Report, place: Place) -> str:
+def _time(report: Report, place: TimingColumn) -> str:
     for row in report.bench:
         there = (*row.place, str(row.environment.get("cpu", "")))
         if row.precision == "fp32" and row.rivals is None and there == place:

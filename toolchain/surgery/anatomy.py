@@ -1,4 +1,4 @@
-"""What the names and shapes of a vision transformer's tensors say of it, and in what two of them differ."""
+"""Infers the architecture of a vision transformer from names and shapes of its tensors, and compares two of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARKS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)layer\d+\.\d+\.(conv|bn)\d", "a ResNet"),
     (r"layers\.\d+\.blocks\.\d+\.", "a hierarchical transformer such as Swin"),
 )
-"""Names that give away whose they are, where they are not timm's."""
+"""Patterns of tensor names that show which other library wrote them."""
 
 
 @dataclass(frozen=True)
@@ -236,5 +236,5 @@ def _toml(value: Any) -> str:
 
 
 def others(names: Collection[str]) -> str:
-    """Whose names these are, where they are not timm's and can be told; "" otherwise."""
+    """The library that these tensor names come from, if it is known and not timm; "" otherwise."""
     return next((who for mark, who in MARKS if any(re.search(mark, name) for name in names)), "")

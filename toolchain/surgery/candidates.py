@@ -1,4 +1,4 @@
-"""Which of timm's architectures a checkpoint may be of, by the names and shapes of its tensors alone."""
+"""Finds timm's architectures that fit a checkpoint, from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _sketches(stored: Anatomy) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def _only_of_kernel(stored: Anatomy) -> Iterator[None]:
-    """While it lasts, a model that reads the same pixels by another patch embedding fails there, before it builds its blocks."""
+    """In this block, building a model with another patch embedding fails at once, before its blocks are built."""
     kernel = (stored.embed_dim, stored.in_chans, *(stored.patch_size or ()))
     first = True
 

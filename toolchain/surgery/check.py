@@ -1,4 +1,4 @@
-"""A plan against the model that it is meant for: everything that must hold before a weight is touched."""
+"""Checks a plan against its model before any weight is changed."""
 
 from __future__ import annotations
 

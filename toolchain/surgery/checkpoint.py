@@ -1,4 +1,4 @@
-"""A checkpoint: a file of tensors as people save one, read without running any code, and what is in it."""
+"""Reads checkpoints of common forms without running any code, and finds the model's weights in them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 ANCHOR = "patch_embed.proj.weight"
 """The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
 CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
-"""How blocks are called in chunks; the second number counts through all of them."""
+"""Names of blocks that are grouped in chunks; the second number counts through all blocks."""
 LEFT_TO_TIMM = ("visual.", "vision_encoder.")
 """Prefixes with a meaning for timm's own conversions."""
 DEPTH = 3
-"""How many mappings deep tensors are looked for in any case; deeper only where there are none."""
+"""Depth of nested mappings that is always searched for tensors; deeper ones only if none were found."""
 
 
 @dataclass(frozen=True)

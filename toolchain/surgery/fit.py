@@ -1,4 +1,4 @@
-"""Tensors under anybody's names and sizes → the state of a model; what had to be changed is said, what cannot be is refused."""
+"""Fits stored tensors to a model: converts names, resamples sizes with a note, and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolchain.surgery.resampling import TIMM, Resampling
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
-"""Of fp16 and bf16; floats of fewer bytes are codes whose scales lie elsewhere."""
+"""Bytes of an fp16 or bf16 number; smaller floats are codes whose scales are stored elsewhere."""
 CLASSIFIERS, POOLING = ("head", "head_dist"), ("attn_pool", "fc_norm")
 PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
 """Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
@@ -50,13 +50,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of tensors beside themselves.
+    """Where tensors come from, and how they may be adapted.
 
     Attributes:
         what: how a message calls them, such as "the checkpoint m.pth".
         plural: whether that is a plural, as "the pretrained weights" is.
         made_for: (height, width) of the images that they were trained on, where that is known.
-        resample_patches: whether another patch size was asked for.
+        resample_patches: whether the recipe allows another patch size.
         positions: how positions are brought to the model's grid.
         patches: how a patch embedding is brought to the model's size.
         may_differ: fields of `Anatomy` in which they may differ from the model: somebody else sees to those.
@@ -88,7 +88,7 @@ _PLURALS = {"does": "do", "has": "have", "holds": "hold", "it": "they", "its": "
 
 
 class _Equal:
-    """A count that no other count differs from."""
+    """A count that equals every other count."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -308,9 +308,9 @@ _TOKENS = ("class_token", "distilled", "reg_tokens")
 
 
 def _embeds_tokens(stored: Anatomy, model: Anatomy, grid: tuple[int, int], origin: Origin) -> bool | None:
-    """Whether the stored table has rows for the tokens before the patches, where the model's has the opposite; else None.
+    """Whether the stored table has positions for class and register tokens, if that differs from the model's; else None.
 
-    A table does not say it. It is taken to be like the model's unless its rows are more of a known grid otherwise.
+    The file does not say it. Assume what the model does, unless the other reading gives a better-known grid.
     """
     if not (stored.positions and model.positions and stored.prefix_tokens and model.prefix_tokens):
         return None

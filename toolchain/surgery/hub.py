@@ -1,4 +1,4 @@
-"""Models with a source before their name ("hf://org/name", "local-dir:PATH"), and whether a hub can be reached."""
+"""Resolves model names with a source ("hf://org/name", "local-dir:PATH"), and checks whether a hub can be reached."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from toolchain.errors import ModelError, StorageError
 from toolchain.outputs import Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
+from toolchain.records import place_and_fault
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
@@ -111,7 +112,7 @@ def _ref(name: str, kwargs: Mapping[str, Any]) -> ModelRef:
     try:
         return ModelRef(name=name, kwargs=dict(kwargs))
     except ValidationError as error:
-        raise ModelError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ModelError(place_and_fault(error)[1]) from None
 
 
 def _source(
@@ -273,7 +274,7 @@ def _downloaded(url: str) -> bool:
 
 
 def unreachable(url: str, what: str) -> str:
-    """What to tell where a hub cannot be reached."""
+    """The message for a hub that cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{urlsplit(url).hostname} cannot be reached"
     return (
         f"{what} cannot be fetched: {why}, and the user's cache has no copy. "

@@ -1,4 +1,4 @@
-"""Stand-ins for the values that trainers save beside weights: a pickle may name these, and nothing of theirs is run."""
+"""Harmless stand-ins for classes that trainers pickle beside weights, so that none of their code is run."""
 
 from __future__ import annotations
 

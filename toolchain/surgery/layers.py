@@ -1,4 +1,4 @@
-"""Which blocks of a model are read, and what becomes of those after the last of them."""
+"""Makes a model output the tokens after some blocks, and removes the blocks after the last of them."""
 
 from __future__ import annotations
 

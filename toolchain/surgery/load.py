@@ -33,7 +33,7 @@ from toolchain.surgery.resampling import TIMM
 log = logging.getLogger(__name__)
 
 SAME = 1e-3
-"""Up to this share of the largest output two models of the same weights differ by rounding alone."""
+"""Largest difference, as a share of the largest output, that is taken for rounding between two models of equal weights."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def load_dense(
 
     Args:
         section: the recipe's [model].
-        weights: False leaves the fresh initialisation, where shapes are all that is wanted.
+        weights: False leaves the fresh initialisation, for callers that only need shapes.
         fetch: False does not ask for pretrained weights, where a folder has them.
         seed: of the initialisation.
         may_be_untrained: whether parts for which the pretrained weights have nothing may stay at random, as where they
-            are trained next, or nobody looks at what they give.
+            are trained next, or their outputs are never used.
 
     Raises:
         ModelError: unknown to timm, unsupported by every family, a keyword argument that is not the architecture's or

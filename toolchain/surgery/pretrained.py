@@ -1,4 +1,4 @@
-"""Pretrained weights of a hub or a folder, loaded by timm; what timm leaves at random, or changes, is refused or said."""
+"""Loads pretrained weights through timm; refuses or notes what timm leaves at random or changes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def load_pretrained(
 ) -> list[str]:
     """Loads pretrained weights in place; a sentence for each way in which the module is not what they were trained as.
 
-    Parameters are NaN before timm loads: whatever timm's loaders leave out stays so, by whichever way the weights came.
+    Parameters are set to NaN before timm loads, so that every parameter that its loaders leave out is found.
 
     Args:
         module: as `fresh` gives it.

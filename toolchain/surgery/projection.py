@@ -1,4 +1,4 @@
-"""Heads that are no classifier: the towers of CLIP and its kin project an image to the numbers that it shares with texts."""
+"""Recognises heads that are no classifier: image towers as CLIP's project to the space shared with texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def projects(ref: ModelRef) -> bool:
 
 
 def projection_note(ref: ModelRef) -> str:
-    """What is to be said of such a model."""
+    """The note on such a model."""
     return (
         f"The head of {ref.name} projects an image to the numbers that it shares with texts: they are its features, and no "
         "classes. model.kwargs.num_classes = 0 gives the vector before it; model.output = 'logits' says that they are classes."

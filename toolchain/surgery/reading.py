@@ -1,4 +1,4 @@
-"""A file of tensors as safetensors or torch wrote it → its content, read without running any code."""
+"""Reads a file that safetensors or torch wrote, without running any code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hub that refuses means, as one sentence that ends in what to do."""
+"""Turns an error of the hub's client into one sentence that ends in what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 CONFLICT = 409
-"""The status of what is there already, or was changed meanwhile."""
+"""HTTP status for something that exists already, or was changed in the meantime."""
 
 
 def refusal(error: Exception, place: str, right: str = "read") -> str:
@@ -69,7 +69,7 @@ def refusal(error: Exception, place: str, right: str = "read") -> str:
 
 
 def _said(error: Exception) -> str:
-    """What the hub gave as its reason, as the beginning of what to do; "" if it gave none."""
+    """The hub's own reason, to stand before the advice; "" if it gave none."""
     message = error.server_message if isinstance(error, HfHubHTTPError) else None
     reason = _joined(message or "")
     return f"the hub says {reason!r}; " if reason else ""

@@ -1,4 +1,4 @@
-"""How a table of positions or a patch embedding is brought to another grid."""
+"""Filters that resample a table of positions or a patch embedding to another grid."""
 
 from __future__ import annotations
 

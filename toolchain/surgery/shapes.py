@@ -1,4 +1,4 @@
-"""Models as shapes alone: built without memory for weights, and without filling what holds no values."""
+"""Builds models on the meta device, without memory for weights and without running initialisers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FILLS = {
     *(getattr(Tensor, name) for name in _METHODS),
     *(getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")),
 }
-"""What writes values into its first argument and leaves the shape alone."""
+"""Functions that only write values into their first argument."""
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves tensors without values as they are, where something would fill them: most of the time of a constructor."""
+    """Skips functions that would fill meta tensors; they take most of a constructor's time."""
 
     def __torch_function__(
         self,
@@ -38,6 +38,6 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """While it lasts, modules are made on the meta device, and their initialisation costs nothing."""
+    """In this block, modules are made on the meta device and not initialised."""
     with torch.device("meta"), _Unfilled():
         yield

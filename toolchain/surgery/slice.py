@@ -51,8 +51,6 @@ def slice_module(module: nn.Module, plan: CompressionPlan, groups: Sequence[Unit
 class Slice:
     """MaskedModel → SlicedModel. Positions that stock modules cannot lose stay, as zeros."""
 
-    name = "slice"
-
     def requires(self, given: MaskedModel) -> None:
         """Raises PlanError if a decision would leave nothing to keep; `Keep` itself rules out the rest."""
         for group, keep in decisions(given.plan, given.groups, sliceable=True):

@@ -34,8 +34,6 @@ def split_module(module: nn.Module, family: Family) -> None:
 class Split:
     """SlicedModel → DeployModel."""
 
-    name = "split"
-
     def requires(self, given: SlicedModel) -> None:
         """Raises PlanError if a linear of the plan's low ranks is not factorised."""
         for low in given.plan.low_ranks:

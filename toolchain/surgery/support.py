@@ -1,4 +1,4 @@
-"""How far each timm model is supported, read from the model itself, built as shapes alone."""
+"""Determines how far each timm model is supported, from the model built on the meta device."""
 
 from __future__ import annotations
 

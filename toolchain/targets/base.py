@@ -1,7 +1,7 @@
-"""What every target offers: a probe, a build, and a runner that knows its own clock.
+"""The interface of a target: a probe, a build, and a runner that times its own calls.
 
-Nothing is built, opened or profiled but through the final methods here, which ask the probe first. So no file can ever run
-under the name of a target that is not there, in another precision or on another device, whatever a subclass forgets.
+Building, opening and profiling go through the final methods here, which call the probe first. So a file can never run under
+the name of a target that is missing, or in another precision or on another device, whatever a subclass forgets.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class BuildOptions:
 
 
 class EngineRecord(BaseModel):
-    """What is read of the facts of an engine; what a target does not tell is not known.
+    """The fields of an engine's facts that are read again; a field that a target does not report is unknown.
 
     Attributes:
         target: that built it.
@@ -131,7 +131,7 @@ class NodeTime:
 
 
 class Computation(Protocol):
-    """What gives the outputs of a file: a runner, or an interpreter that stands in for one."""
+    """Computes the outputs of a file: a runner, or an interpreter that replaces one."""
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call; input and output names are the artifact's own."""

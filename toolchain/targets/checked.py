@@ -1,4 +1,4 @@
-"""A runner as it is on devices, with what it cannot do reported as the project's own errors."""
+"""Wraps a device's runner so that its failures become the project's own errors."""
 
 from __future__ import annotations
 

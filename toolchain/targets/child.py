@@ -1,4 +1,4 @@
-"""Runners whose file another process holds open: how that starts, what it said last, and how it ends."""
+"""Base of runners whose file is opened in a child process: start, error messages and end of the child."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 from toolchain.errors import TargetUnavailable
 
 PATIENCE_S = 10.0
-"""How long a child that is told to end may take."""
+"""Seconds that a child may take to end before it is killed."""
 
 
 class ChildRunner(ABC):

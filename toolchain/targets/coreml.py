@@ -1,6 +1,6 @@
 """Core ML: packages for Apple's devices, built on any system by coremltools from the ONNX file. Nothing of it runs here.
 
-A package is held against its file by an interpreter of its program, which is not the arithmetic of a device; latency is not
+A package is compared with its file by an interpreter of its program, which is not the arithmetic of a device; latency is not
 measured. A target for iOS 18 and macOS 15, whose programs hold int8 weights with a scale for each output.
 """
 

@@ -1,4 +1,4 @@
-"""Engines of ONNX files that are only to be run here: built once for a batch and a GPU, kept in the user's cache."""
+"""Engines built for this machine only, once for each file, batch and GPU, and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cached_engine(
 
 
 def source_digests(onnx: Path) -> dict[str, str | dict[str, str]]:
-    """What engine.json says of the file that an engine was built from: its digest, and those of the files with its weights.
+    """The entries of engine.json on the source file: its digest, and those of its weight files.
 
     Raises:
         StorageError: one cannot be read.

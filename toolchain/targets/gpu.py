@@ -1,4 +1,4 @@
-"""How a call on an NVIDIA GPU is timed: a few named modes, and the one clock that all GPU runners share.
+"""Times calls on an NVIDIA GPU: a few named modes, and the timing code that all GPU runners share.
 
 A mode is part of a target's name ("trt+graph"), so that samples of two modes are never compared by accident.
 Torch owns the device memory, the streams; the runtimes only enqueue their work.

@@ -1,4 +1,4 @@
-"""What one sample on a GPU holds, as part of a target's name; without CUDA, which names alone do not need."""
+"""The timing mode in a GPU target's name; a module of its own, so that names need no CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense parent as a teacher, with labels beside it or alone."""
+"""Distillation losses with the dense model as the teacher, with labels or without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy of a model, an ONNX runner or any other function from images to logits; how far a model is from its parent."""
+"""Accuracy of a model or any function from images to logits, and the divergence of a model from its dense parent."""
 
 from __future__ import annotations
 

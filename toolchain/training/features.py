@@ -1,4 +1,4 @@
-"""How good features are that no label can judge: their error against the dense model's, and what their neighbours know.
+"""Judges features without a classifier: by their error against the dense model's, and by k-NN on labelled images.
 
 Legend: B, N images, * positions of tokens, D width.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,9 +17,10 @@ from toolchain.data import Images
 from toolchain.errors import ArtifactError, DataError
 from toolchain.likelihood import Outputs, in_batches, parts_of
 from toolchain.parity import ROUNDING, STILL
+from toolchain.records import Record
 
 K = 20
-"""Neighbours that vote, where each class has as many; the custom of self-supervised learning (DINO, arXiv 2104.14294)."""
+"""Number of neighbours that vote, if each class has as many; usual in self-supervised learning (DINO, arXiv 2104.14294)."""
 BANK = 2048
 """The most training images whose neighbours are looked for; of more classes than that one image each."""
 HELD = 2**24
@@ -28,7 +28,7 @@ HELD = 2**24
 Model = Callable[[Tensor], Outputs]
 
 
-class Neighbours(BaseModel):
+class Neighbours(Record):
     """k-NN by cosine: how many test images have the label that most of their nearest training images have.
 
     Attributes:
@@ -39,8 +39,6 @@ class Neighbours(BaseModel):
         total: test images.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
     k: int
     bank: int = 0
     right: int
@@ -48,7 +46,7 @@ class Neighbours(BaseModel):
     total: int
 
 
-class Worst(BaseModel):
+class Worst(Record):
     """Where features are furthest from the dense ones: a mean over outputs and positions averages a dead one away.
 
     Attributes:
@@ -58,15 +56,13 @@ class Worst(BaseModel):
         cosine_at: where that is.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
     error: float
     error_at: str = ""
     cosine: float
     cosine_at: str = ""
 
 
-class Features(BaseModel):
+class Features(Record):
     """Features on the test split: against the dense model's, where there is one, and by what their neighbours know.
 
     Attributes:
@@ -76,8 +72,6 @@ class Features(BaseModel):
         images: test images that were compared; None where there is nothing to compare with.
         knn: None where the data has no labels.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     error: float | None
     cosine: float | None

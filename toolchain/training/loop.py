@@ -117,7 +117,7 @@ def fit(
     The same arguments give the same weights, bit for bit, on one machine and thread count, whether or not the run was
     killed and started again in between; the global random state is neither read nor changed.
 
-    Processes that `torchrun` started, of which each calls this alike, share every batch and end with the same weights.
+    Processes that `torchrun` started must all call this with the same arguments. They share every batch and end with the same weights.
     These differ from those of one process by rounding alone, unless the model drops something (`drop`): what a process
     drops is its own draw. The main process writes the checkpoint, and all read it.
 

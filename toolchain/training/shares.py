@@ -1,4 +1,4 @@
-"""The global batch of a step: its order, its augmentation, and the share of it that one process computes.
+"""Splits the global batch of a step between processes, with its order and its augmentation.
 
 Nothing in a global batch depends on the number of processes, so that one recipe is one training on 1 or on 8 of them.
 """

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from toolchain.data import DataSource, Images
@@ -21,6 +20,7 @@ from toolchain.model import Made, MaskedModel, TimmModel
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
+from toolchain.records import Record
 from toolchain.surgery.mask import baked, decisions, kept_positions
 from toolchain.training.distill import distillation, imitation, supervision
 from toolchain.training.evaluate import accuracy, divergence
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 PATCHES = "patch_embed"
-"""What timm calls the layer that turns pixels into tokens."""
+"""timm's name of the layer that turns pixels into tokens."""
 
 
 class Augmentation(TypedDict):
@@ -104,7 +104,6 @@ class Train:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
-    name: str = "train"
 
     def requires(self, given: TimmModel) -> None:
         """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
@@ -147,7 +146,7 @@ class Train:
             raise DataError("training did not change the model")
 
 
-class FinetuneFacts(BaseModel):
+class FinetuneFacts(Record):
     """What fine-tuning learned from, how validation judged it, and which model it kept.
 
     Attributes:
@@ -158,8 +157,6 @@ class FinetuneFacts(BaseModel):
         before, after: of the model that was given and of the trained one; None where it is not a number.
         kept: which of the two is the outcome.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     data: dict[str, str]
     loss: str
@@ -208,7 +205,6 @@ class Finetune:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
-    name: str = "finetune"
 
     @property
     def reads_labels(self) -> bool:

@@ -1,1 +1,1 @@
-"""The stages of a run, one file each: what a stage is called, what its outcome depends on, and its work."""
+"""The stages of a run, one module each: name, inputs and work of a stage."""

@@ -1,4 +1,4 @@
-"""What every stage of a run is, and what the stages share: the job, the folder, who is told, what was done before."""
+"""The base class of stages, and the state of a run that they share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run:
         job: the recipe, looked at whole.
         space: the run's folder.
         devices: that it measures on.
-        progress: who is told.
+        progress: gets progress reports.
         compare: what times two artifacts.
         done: name → stage that was carried out or taken up, in order.
         lost: devices that could not be measured on, and why.
@@ -57,7 +57,7 @@ class Run:
 
     @cached_property
     def judge(self) -> Judge:
-        """What is asked about the forms of the model."""
+        """The judge of the run's models and files."""
         job = self.job
         return Judge(job.source, job.dense.output, job.dense.module, job.labelled)
 
@@ -95,12 +95,12 @@ class RunStage(ABC, Generic[Facts]):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the record, and on the screen."""
+        """The name of the stage in its record and on the screen."""
 
     @property
     @abstractmethod
     def inputs(self) -> Sequence[Any]:
-        """JSON values of all that the outcome depends on, but for what carries it out."""
+        """JSON values of everything that the outcome depends on, except the code of slimvit."""
 
     @abstractmethod
     def work(self, key: str) -> Made[Written, Facts]:

@@ -14,6 +14,7 @@ from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
 from toolchain.errors import DeviceLost, TargetUnavailable
 from toolchain.export.precision import EITHER, product_of
+from toolchain.measure.comparison import UNDECIDED
 from toolchain.measure.experiment import workload_on
 from toolchain.measure.samples import Parity
 from toolchain.model import Made
@@ -24,7 +25,6 @@ from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.engine import DENSE
 from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import Recipe
-from toolchain.report.choice import UNDECIDED
 from toolchain.report.record import BenchRow
 from toolchain.targets import get_target
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Where:
-    """What a latency is measured on."""
+    """The device, batch and threads of a measurement."""
 
     device: Device
     batch: int
@@ -41,7 +41,7 @@ class Where:
 
     @property
     def name(self) -> str:
-        """Of stages: `<target>.b<batch>.t<threads>`."""
+        """The part of a stage's name that says where: `<target>.b<batch>.t<threads>`."""
         return f"{self.device.name}.b{self.batch}.t{self.threads}"
 
 
@@ -160,7 +160,7 @@ def fastest_two(cells: Iterable[tuple[Bench, Done[BenchRow] | None]], kinds: Seq
 
 
 def claim(rungs: Iterable[Rung]) -> Parity:
-    """What the rungs on the way to a file prove."""
+    """The parity that the rungs leading to a file prove."""
     return "pass" if {rung.verdict for rung in rungs} == {"pass"} else "not claimed"
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from toolchain.compress.allocation import UNTIMED, Allocation, Latency
 from toolchain.compress.closed_form import ClosedForm as Chosen
+from toolchain.compress.outcome import FrontPoint, LatencyBudget, PrunedShare, SizeBudget
 from toolchain.compress.stage import Compress, Weighing, pruned_shares
 from toolchain.cost import RANK, FileCost, LatencyTable
 from toolchain.files import sha256, write_json, write_text
@@ -22,16 +23,8 @@ from toolchain.pipeline.latency_budget import Clock, latency_of
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
-from toolchain.report.record import (
-    BlockDamage,
-    ClosedForm,
-    Figures,
-    FrontPoint,
-    LatencyBudget,
-    PrunedShare,
-    Record,
-    SizeBudget,
-)
+from toolchain.records import Record
+from toolchain.report.record import BlockDamage, ClosedForm, Figures
 
 
 class CompressFacts(Record):
@@ -108,11 +101,11 @@ class Masked(RunStage[CompressFacts]):
         saved = run.saved("masked", masked, self.folder)
         facts = CompressFacts(
             figures=saved.facts,
-            pruned_shares=tuple(PrunedShare(**asdict(row)) for row in pruned_shares(masked)),
+            pruned_shares=tuple(pruned_shares(masked)),
             damage=tuple(_damages(masked, allocation.damage)),
-            latency=tuple(LatencyBudget(**asdict(target)) for target in allocation.latency),
-            sizes=tuple(SizeBudget(**asdict(file)) for file in allocation.files),
-            front=tuple(FrontPoint(**asdict(point)) for point in allocation.front),
+            latency=allocation.latency,
+            sizes=allocation.files,
+            front=allocation.front,
             restrictions=tuple(dense.family.restrictions(dense.module)),
             closed_form=closed_form(masked.plan.provenance.get("closed_form", {})),
         )
@@ -120,11 +113,11 @@ class Masked(RunStage[CompressFacts]):
 
     @property
     def folder(self) -> Path:
-        """Where the masked model lies."""
+        """The folder of the masked model."""
         return self.run.root / "masked"
 
     def model(self) -> MaskedModel:
-        """The model that lies there."""
+        """The model in the folder."""
         return open_as(self.folder, MaskedModel)
 
 

@@ -1,4 +1,4 @@
-"""`onnx/compressed.<precision>.onnx`: the file in another precision, held against the fp32 file."""
+"""`onnx/compressed.<precision>.onnx`: the file in another precision, compared with the fp32 file."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ class Dense(RunStage[Figures]):
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The folder of the model."""
         return self.run.root / "dense"
 
     def model(self) -> TimmModel:
-        """The model that lies there."""
+        """The model in the folder."""
         return open_as(self.folder, TimmModel)
 
     def _baseline(self, key: str) -> TimmModel:

@@ -14,12 +14,13 @@ from toolchain.parity import require
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.judge import require_cost
 from toolchain.pipeline.stages.base import Run, RunStage
-from toolchain.report.record import Figures, Record
+from toolchain.records import Record
+from toolchain.report.record import Figures
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 
-MODEL_FILES = ("model.safetensors", "model.json")
+WEIGHTS_AND_RECORD = ("model.safetensors", "model.json")
 
 
 class DeployFacts(Record):
@@ -41,7 +42,7 @@ class Deploy(RunStage[DeployFacts]):
 
     @property
     def inputs(self) -> Sequence[Any]:
-        return [[sha256(self.before / file) for file in MODEL_FILES], self.run.job.source.digest]
+        return [[sha256(self.before / file) for file in WEIGHTS_AND_RECORD], self.run.job.source.digest]
 
     def work(self, key: str) -> Made[Written, DeployFacts]:  # noqa: ARG002
         masked, judge, folder = self.masked, self.run.judge, self.run.root / "deploy"

@@ -18,8 +18,9 @@ from toolchain.files import sha256
 from toolchain.model import DeployModel, Made, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
-from toolchain.pipeline.stages.deploy import MODEL_FILES
-from toolchain.report.record import Counts, FileRow, Graph, Record
+from toolchain.pipeline.stages.deploy import WEIGHTS_AND_RECORD
+from toolchain.records import Record
+from toolchain.report.record import Counts, FileRow, Graph
 from toolchain.version import tool
 
 GRAPH_TOOLS = ("onnx", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes")
@@ -50,7 +51,7 @@ class Exported(RunStage[FileFacts]):
     def inputs(self) -> Sequence[Any]:
         job = self.run.job
         return [
-            [sha256(self._model / file) for file in MODEL_FILES],
+            [sha256(self._model / file) for file in WEIGHTS_AND_RECORD],
             job.recipe.export.model_dump(mode="json", include={"opset", "simplify", "preprocess", "softmax"}),
             job.source.digest,
             tool_versions(),

@@ -11,8 +11,9 @@ from toolchain.files import sha256
 from toolchain.model import Made, MaskedModel, TimmModel, run_stage
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
-from toolchain.pipeline.stages.deploy import MODEL_FILES
-from toolchain.report.record import Figures, Record
+from toolchain.pipeline.stages.deploy import WEIGHTS_AND_RECORD
+from toolchain.records import Record
+from toolchain.report.record import Figures
 from toolchain.training.stages import Finetune, FinetuneFacts
 
 
@@ -36,7 +37,7 @@ class Finetuned(RunStage[TunedFacts]):
     @property
     def inputs(self) -> Sequence[Any]:
         job, root = self.run.job, self.run.root
-        weights = [sha256(root / name / file) for name in ("dense", "masked") for file in MODEL_FILES]
+        weights = [sha256(root / name / file) for name in ("dense", "masked") for file in WEIGHTS_AND_RECORD]
         return [weights, job.recipe.finetune.model_dump(mode="json"), job.source.digest, job.recipe.compress.seed]
 
     def work(self, key: str) -> Made[Written, TunedFacts]:
@@ -49,9 +50,9 @@ class Finetuned(RunStage[TunedFacts]):
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The folder of the model."""
         return self.run.root / "finetuned"
 
     def model(self) -> MaskedModel:
-        """The model that lies there."""
+        """The model in the folder."""
         return open_as(self.folder, MaskedModel)

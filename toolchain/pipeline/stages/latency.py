@@ -1,4 +1,4 @@
-"""`latency.<target>.json`: what the widths of the dense model cost on a target of the budget, measured."""
+"""`latency.<target>.json`: the measured latency table of the dense model on a target of the budget."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Table(RunStage[Nothing]):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return self.run.root / f"latency.{self.clock.setting.target}.json"
 
     def table(self) -> LatencyTable:

@@ -1,4 +1,4 @@
-"""What a file of another precision costs before any width is chosen: its bytes, and what rounding does to the dense model's outputs.
+"""Bytes and damage of each precision, measured on the dense model's file before widths are chosen.
 
 Both are measured on the dense model's own file, converted as the compressed one's will be. Bytes that no width changes, the graph
 above all, are the same in both.
@@ -32,7 +32,7 @@ from toolchain.pipeline.job import Job
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
-from toolchain.report.record import Record
+from toolchain.records import Record
 from toolchain.version import tool
 
 IMAGES = 128

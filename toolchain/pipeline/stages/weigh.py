@@ -1,4 +1,4 @@
-"""`damage.json`: what each width of each layer does to the dense model's outputs, whatever the budget."""
+"""`damage.json`: the damage of each width of each layer to the dense model's outputs, for any budget."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Weighed(RunStage[Nothing]):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return self.run.root / "damage.json"
 
     def weighing(self) -> Weighing:
-        """What lies there; the teacher is handed over once, as a model that nobody asks any more need not stay in memory."""
+        """Reads damage.json. Gives up the reference to the teacher, so that it can be freed; a second call returns None for it."""
         rows = ([row[name] for name in COLUMNS] for row in read_json(self.path)["candidates"])
         candidates = [
             Candidate((module, unit), kept, math.inf if damage is None else damage)

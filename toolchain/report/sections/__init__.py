@@ -17,7 +17,7 @@ from toolchain.report.tables import Table
 
 @dataclass(frozen=True)
 class Part:
-    """What a section has to say of one run.
+    """The content of a section for one run.
 
     Attributes:
         title: above the sentences, where they stand without a table.
@@ -76,5 +76,5 @@ SECTIONS: Registry[Section] = Registry(
 
 
 def parts(report: Report) -> Iterator[Part]:
-    """What every section says of a run, in reading order."""
+    """The parts of all sections for a run, in reading order."""
     return (section.draw(report) for section in SECTIONS.values())

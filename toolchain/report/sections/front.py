@@ -1,4 +1,4 @@
-"""What other budgets would do: the least damage of widths at each cost, as it was known before one was chosen."""
+"""The Pareto front of other budgets: the least damage of widths at each cost, before one was chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense against compressed: what came out, in a hurried reader's order."""
+"""Dense against compressed: the main figures, the most important first."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from toolchain.compress.outcome import LatencyBudget, SizeBudget
 from toolchain.outputs import FEATURES, Output, divergence_words
-from toolchain.report.record import ClosedForm, LatencyBudget, Report, SizeBudget
+from toolchain.report.record import ClosedForm, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import finetune_line, number, size
 

@@ -1,10 +1,11 @@
-"""What each file loses against what it weighs, and against the time that it takes: one point for each file and runtime."""
+"""Scatter plots of the loss of each file over its size, and over its latency on each runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from toolchain.report.choice import UNDECIDED, loss_of
+from toolchain.measure.comparison import UNDECIDED
+from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import BenchRow, Counts, EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section

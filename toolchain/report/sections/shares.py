@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from toolchain.compress.outcome import PrunedShare
 from toolchain.report.figures import BAR, GAP, PLOT, Bar, Figure
-from toolchain.report.record import BlockDamage, PrunedShare, Report
+from toolchain.report.record import BlockDamage, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import Table
 

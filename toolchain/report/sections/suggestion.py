@@ -52,7 +52,7 @@ def _unseen(report: Report) -> list[str]:
 
 
 def int8_line(row: Int8Choice) -> str:
-    """Which kind of int8 is the faster one in a place."""
+    """A line on the faster kind of int8 in a place."""
     ratio = row.ratio
     if ratio is None or row.rivals is None:
         return f"int8 on {row}: {row.chosen or 'slower than fp32'}."

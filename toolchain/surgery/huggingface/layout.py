@@ -1,4 +1,4 @@
-"""What a layout of transformers declares: the timm model that computes the same, and what its tensors are called there."""
+"""The interface of a layout of transformers: the timm model that computes the same, and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
 from toolchain.outputs import Output
+from toolchain.records import place_and_fault
 from toolchain.settings import Positive
 from toolchain.surgery.huggingface.names import Converted, Rules, convert
 from toolchain.surgery.resampling import Resampling
@@ -34,7 +35,7 @@ ACTIVATIONS = {
 OUTPUTS: Mapping[str, Output] = {"multi_label_classification": "multi-label", "regression": "regression"}
 """The problem_type of a config.json → what the outputs are."""
 ROUND_EPS = 1e-5
-"""Up to here the constant that a norm adds to the variance is as good as another."""
+"""Up to this value, a different epsilon of a norm makes no difference that matters."""
 WHOLE = ("architectures", "id2label", "num_labels", "problem_type")
 """What the top of a config.json says, also of a model with two towers."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -158,9 +159,9 @@ class Layout(ABC, Generic[C]):
         try:
             return self.config.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, filter(None, (self.inside, *first["loc"]))))
-            raise ModelError(f"config.json of model_type {self.name!r} has a wrong {place}: {first['msg']}") from None
+            where, what = place_and_fault(error)
+            place = ".".join(filter(None, (self.inside, where)))
+            raise ModelError(f"config.json of model_type {self.name!r} has a wrong {place}: {what}") from None
 
     @abstractmethod
     def design(self, config: C) -> Design:

@@ -1,4 +1,4 @@
-"""Tensors under one library's names → under another's: a table of patterns, and projections that timm keeps as one."""
+"""Renames tensors by a table of patterns, and joins projections that timm keeps as one."""
 
 from __future__ import annotations
 

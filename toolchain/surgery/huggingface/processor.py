@@ -16,7 +16,7 @@ PROCESSORS = (("preprocessor_config.json", ""), ("processor_config.json", "image
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Number of a filter in Pillow → its name in timm."""
 WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}
-"""A picture is resized to the model's size, whatever its shape, and nothing is cut off."""
+"""Fields for a picture that is resized to the model's size, ignoring its aspect ratio, and not cropped."""
 
 
 @dataclass(frozen=True)

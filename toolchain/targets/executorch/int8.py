@@ -1,4 +1,4 @@
-"""The int8 linears of a program: placed as the ONNX file has them, and held against what was written."""
+"""Puts the int8 linears of the ONNX file into a program, and checks them in the written file."""
 
 from __future__ import annotations
 

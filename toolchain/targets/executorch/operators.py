@@ -1,4 +1,4 @@
-"""ONNX's operators in the forms that XNNPACK takes: the same numbers up to rounding, in one delegate and not in sixty.
+"""ONNX's operators in forms that XNNPACK supports: equal up to rounding, in one delegate instead of sixty.
 
 XNNPACK multiplies batches of matrices of rank 3 alone, takes means of rank 4 over the last two dimensions alone, and has slices,
 products and quotients, but neither splits, selections of one row, copies, reciprocals nor sums. What it does not take runs on

@@ -36,7 +36,7 @@ MOVES = ("aten_permute_copy", "aten_view_copy", "aten_t_copy", "quantized_decomp
 
 @dataclass(frozen=True)
 class Method:
-    """What became of the graph at one batch.
+    """One method of the program: the graph at one batch size.
 
     Attributes:
         name: of the method in the file.

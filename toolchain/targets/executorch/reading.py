@@ -1,4 +1,4 @@
-"""What a program's bytes hold of the linears that XNNPACK computes: what was written, and not what was meant."""
+"""Reads the linears that XNNPACK computes back from a program's bytes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ExecuTorchXnnpack(Target):
     loads = builds = ("FLOAT", "INT8-DYNAMIC")
 
     def batches(self, options: BuildOptions) -> tuple[int, ...]:
-        """Those of the options, and none between them."""
+        """Exactly the batches of the options."""
         return tuple(sorted(set(options.batch)))
 
     def probe(self) -> TargetInfo:

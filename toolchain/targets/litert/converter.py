@@ -1,4 +1,4 @@
-"""The interpreter that converts to .tflite: its packages and slimvit's do not go together, so it is another one."""
+"""The separate Python interpreter that converts to .tflite; its packages conflict with slimvit's."""
 
 from __future__ import annotations
 

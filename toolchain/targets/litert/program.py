@@ -1,4 +1,4 @@
-"""An ONNX file as what the other interpreter converts: a torch program for each batch, and what its weights are called."""
+"""Prepares an ONNX file for the converting interpreter: a torch program for each batch, and the names of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the weights of a .tflite file are those of the ONNX file that it was made from: bit for bit, integer for integer."""
+"""Checks that a .tflite file holds the weights of its ONNX file, bit for bit and integer for integer."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _sets(arrays: Mapping[str, Array], count: int) -> list[dict[str, Array]]:
 
 
 def serve(requests: Any, answers: Any) -> None:
-    """Answers until nobody asks any more."""
+    """Answers requests until the stream closes."""
     model: Model | None = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""An ONNX graph in the words that pnnx understands: batch 1, fp32, and no form that it would read as another.
+"""Rewrites an ONNX graph for pnnx: batch 1, fp32, and no pattern that pnnx misreads.
 
 Each rewrite is exact but for the order of sums, and none changes the file that it is made from. What pnnx misreads nevertheless
 is caught behind it, by its log, by the shapes of the outputs and by parity.

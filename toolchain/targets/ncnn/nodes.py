@@ -1,4 +1,4 @@
-"""What the rewrites for pnnx ask of a graph whose shapes are known, and how they put nodes in the place of one."""
+"""Helpers of the rewrites for pnnx: queries on a graph with known shapes, and replacement of a node by others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewrites of what has more sizes than ncnn's four: queries, keys and values, windows, patches, pairs of heads."""
+"""Rewrites tensors of more than four dimensions, ncnn's limit: queries, keys and values, windows, patches, pairs of heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ncnn model as a session sees it: it asks a process of its own, and outlives it."""
+"""The runner of an ncnn model: it talks to a child process, and survives the child's crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewrites of sums that pnnx converts to others, or ncnn has not: means, lengths, rotations, stacks, norms of one size."""
+"""Rewrites sums that pnnx converts wrongly or ncnn lacks: means, lengths, rotations, stacks, norms of one size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes between a session and the process that runs ncnn: a line of JSON, and the arrays that it names."""
+"""Messages between a session and the process that runs ncnn: a line of JSON, and the arrays that it names."""
 
 from __future__ import annotations
 

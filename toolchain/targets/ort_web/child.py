@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.records import place_and_fault
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
 
@@ -138,7 +139,7 @@ class NodeRunner(ChildRunner):
         try:
             answer = _Answer.model_validate_json(text)
         except ValidationError as error:
-            raise ArtifactError(f"{self.path}: Node sent what is no answer: {error.errors()[0]['msg']}") from None
+            raise ArtifactError(f"{self.path}: Node sent what is no answer: {place_and_fault(error)[1]}") from None
         if answer.error:
             version = self.versions["onnxruntime-web"]
             raise ArtifactError(f"ONNX Runtime Web {version} cannot run {self.path}: {answer.error}")

@@ -45,7 +45,7 @@ def pinned_version() -> str:
 
 @functools.cache
 def node_version(node: str) -> str:
-    """What a program called node says of itself, "" where it does not answer."""
+    """The version that a program called node reports; "" if it does not answer."""
     try:
         done = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

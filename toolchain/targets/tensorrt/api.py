@@ -1,4 +1,4 @@
-"""What slimvit uses of the TensorRT API: a test holds the list against the source and the installed module."""
+"""The part of the TensorRT API that slimvit uses; a test compares it with the source and the installed module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT makes of an ONNX file: the network that it parses, in which types, and what its inspector says of an engine."""
+"""Reads what TensorRT makes of an ONNX file: the parsed network and its types, and the inspector's report on an engine."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def inspected(information: Mapping[str, Sequence[object]]) -> dict[str, object]:
 
     Returns:
         inspected_products: the types that matrix products read → number of layers; fused_attention: how many layers are
-        fused attention, to be held against "attention_layers".
+        fused attention, to be compared with "attention_layers".
     """
     products: Counter[str] = Counter()
     fused = 0

@@ -1,4 +1,4 @@
-"""A part of a larger model: what speaks against another in its place, and how that other one becomes as the old one was."""
+"""Replaces a part of a larger model by a smaller one: checks that it can be replaced, and gives the new one its state."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from toolchain.errors import ModelError
 from toolchain.families import FAMILIES
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where torch keeps what runs beside a module."""
+"""Attributes in which torch keeps a module's hooks."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a part lies.
+class Submodule:
+    """A part of a larger model that can be replaced.
 
     Attributes:
         model: the larger model, or the part itself.
@@ -32,18 +32,18 @@ class Place:
     paths: tuple[str, ...]
 
     @staticmethod
-    def of(model: nn.Module, at: str) -> Place:
-        """The place of the part at a path; "" is the model itself.
+    def of(model: nn.Module, at: str) -> Submodule:
+        """The part at a path; "" is the model itself.
 
         Raises:
-            ModelError: no family claims what is there, or a smaller one would not do all that it does.
+            ModelError: no family supports the part, or a smaller one could not replace everything that the part does.
         """
         part = _claimed(model, at)
         paths = tuple(path for path, module in model.named_modules(remove_duplicate=False) if module is part)
-        place = Place(model, part, paths)
-        if why := place._entangled():
+        found = Submodule(model, part, paths)
+        if why := found._entangled():
             raise ModelError(f"{at or 'the model'} cannot be replaced by a smaller one: {why}")
-        return place
+        return found
 
     def _entangled(self) -> str:
         """Why the part cannot be replaced; "" if it can."""
