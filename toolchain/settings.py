@@ -32,6 +32,33 @@ Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_num
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(tuple_of)]
 
 
+def share_of(value: Any) -> float:
+    """A share of the dense model's: 0.5 of 0.5, "0.5", "50%" or "50 %".
+
+    Raises:
+        ValueError: it is none, or not above 0 and at most 1.
+    """
+    text = str(value).strip()
+    percent = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ValueError(f"is the share that is left, such as 0.5 or '50%', got {value!r}") from None
+    share = number / 100 if percent else number
+    if not 0 < share <= 1:
+        meant = (
+            f"; write {number / 100:g} or '{number:g}%' if you mean that" if 1 < number <= 100 and not percent else ""
+        )
+        raise ValueError(
+            f"is the share that is left, above 0 and at most 1, such as 0.5 or '50%', got {value!r}{meant}"
+        )
+    return share
+
+
+Share = Annotated[Fraction, BeforeValidator(share_of)]
+"""What is left of the dense model, as a number or in per cent."""
+
+
 class Section(BaseModel):
     """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
 
@@ -63,13 +90,13 @@ def absolute_path(path: str, base: Path) -> str:
 
 
 def parse_size(text: str) -> tuple[float, bool]:
-    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000.
+    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000, in any case.
 
     Raises:
         ValueError: the text is neither.
     """
     return _share_or(
-        text, {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}, f"size {text!r}", "a size like '12 MB'"
+        text, {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}, f"size {text!r}", "a size like '12 MB', in B, kB, MB or GB"
     )
 
 
@@ -84,10 +111,10 @@ def parse_latency(text: str) -> tuple[float, bool]:
 
 def _share_or(text: str, units: Mapping[str, float], what: str, example: str) -> tuple[float, bool]:
     """(value, is_share): a share of the dense model's, or an amount in one of the units."""
-    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text)
+    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text, re.IGNORECASE)
     if number is None:
         raise ValueError(f"{what} is neither a share like '45%' nor {example}")
-    value, unit = float(number.group(1)), number.group(2)
+    value, unit = float(number.group(1)), number.group(2).lower()
     if value <= 0 or (unit == "%" and value > 100):
         raise ValueError(f"{what} must be above 0 and a share at most 100%")
     return (value / 100, True) if unit == "%" else (value * units[unit], False)
@@ -126,7 +153,7 @@ def explain(error: ValidationError, root: type[BaseModel], what: str) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if first["type"] in ("tuple_type", "list_type"):
-        entries = [part.strip() for part in got.split(",")] if isinstance(got, str) else [got]
+        entries = [part.strip(" '\"") for part in got.strip("[] ").split(",")] if isinstance(got, str) else [got]
         return f"{what} {where} is a list: write {entries!r}".replace("'", '"')
     whole = isinstance(got, dict | list | tuple | bytes | BaseModel) or first["type"] in ("value_error", "json_invalid")
     shown = "" if whole else f", got {got!r}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli.init import DataOption, ModelArgument, NameOption, write_recipe
+from toolchain.cli.init import DataOption, ModelArgument, NameOption, require_named, write_recipe
 from toolchain.cli.options import JsonFlag, SetOption, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import StorageError
+from toolchain.errors import RecipeError, StorageError
 from toolchain.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def shrink(
     data: DataOption,
     name: NameOption = "",
     params: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help=f"Share of the parameters LEFT; {PARAMS} without any budget.")
-    ] = None,
-    macs: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of the MACs LEFT.")] = None,
+        str, typer.Option(metavar="SHARE", help=f"Of the parameters, what is LEFT; {PARAMS} without any budget.")
+    ] = "",
+    macs: Annotated[str, typer.Option(metavar="SHARE", help="Of the MACs, what is LEFT: 0.5 or 50%.")] = "",
     size: Annotated[
         str, typer.Option(help="Of the fp32 weights: '45%' or '12 MB'; of a file: 'int4=3 MB', or 'any=3 MB'.")
     ] = "",
@@ -43,15 +43,13 @@ def shrink(
     json_: JsonFlag = False,
 ) -> None:
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
+    budget = _budget(params, macs, size)
+    folder = out or Path("runs") / _folder_name(model)
+    _require(model, data, budget, set_ or [], folder)
     from toolchain.measure.compare import compare
     from toolchain.pipeline.draft import Draft
     from toolchain.pipeline.run import run as run_recipe
 
-    precision, named, text = size.rpartition("=")
-    limit = {precision.strip(): text.strip()} if named else size
-    wishes = {"params": params, "macs": macs, "size": limit or None}
-    budget = {key: value for key, value in wishes.items() if value is not None}
-    folder = out or Path("runs") / _folder_name(model)
     draft = Draft.of(model, data, budget, name=name, overrides=set_ or (), beside=folder)
     recipe = _written(draft, folder / "recipe.toml")
     with Screen() as screen:
@@ -64,6 +62,33 @@ def shrink(
     line(
         f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}"
     )
+
+
+def _budget(params: str, macs: str, size: str) -> dict[str, object]:
+    """The keys of [budget] that were given; raises RecipeError where a share is none."""
+    from toolchain.settings import share_of
+
+    budget: dict[str, object] = {}
+    for key, text in (("params", params), ("macs", macs)):
+        try:
+            budget |= {key: share_of(text)} if text else {}
+        except ValueError as error:
+            raise RecipeError(f"--{key} {error}") from None
+    precision, named, text = size.rpartition("=")
+    return budget | ({"size": {precision.strip(): text.strip()} if named else size} if size else {})
+
+
+def _require(model: str, data: str, budget: dict[str, object], overrides: list[str], folder: Path) -> None:
+    """Refuses what can be refused before the work, and what it needs, is imported, which takes seconds."""
+    from toolchain.pipeline.named import require_run_folder
+    from toolchain.recipe import Recipe, override
+
+    require_named(model, data)
+    require_run_folder(folder)
+    tables: dict[str, object] = {"model": {"name": model}, "budget": dict(budget)}
+    for each in overrides:
+        override(tables, each)
+    Recipe.from_dict(tables)
 
 
 def _written(draft: Draft, path: Path) -> Recipe:
