@@ -298,8 +298,8 @@ def test_weights_that_are_not_finite_are_named():
         toolchain.shrink(model, pictures(), params=0.6)
 
 
-def test_pixels_that_nobody_normalised_are_told(caplog):
+def test_pixels_that_nobody_normalised_are_told_and_leave_finite_weights(caplog):
     pixels = [batch.sigmoid() * 255 for batch in pictures()]
     small, _ = toolchain.shrink(vit(num_classes=5), pixels, params=0.7, compress=UNIFORM)
-    assert "as pixels do that were not normalised" in caplog.text
+    assert "are they still pixels in 0…255?" in caplog.text
     assert bool(small(pixels[0]).isfinite().all())

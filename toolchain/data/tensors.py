@@ -20,10 +20,7 @@ from toolchain.errors import DataError
 logger = logging.getLogger(__name__)
 
 LEAST = 8
-"""With fewer images nothing that is held out says anything."""
-
-NORMALISED = 20
-"""Normalised pictures stay far below it, and pixels of 0 … 255 do not."""
+"""Least number of images: fewer leave too few to hold out."""
 
 
 def tensor_source(images: Tensor) -> DataSource:
@@ -43,7 +40,7 @@ def tensor_source(images: Tensor) -> DataSource:
     train, held_out = hold_out(parts["train"], max(1, round(len(images) * TEST_SHARE)), SPLIT_SEED)
     splits = arrange({"train": train, "validation": held_out, "test": held_out}, len(train))
     splits, kept = keep_apart(splits, ("validation", "test"))
-    notes = (*told, *kept, *_loud(images), *notes_on(splits["calibration"], len(train), len(train)))
+    notes = (*told, *kept, *notes_on(splits["calibration"], len(train), len(train)))
     for note in notes:
         logger.warning("images: %s", note)
     channels = images.shape[1]
@@ -64,18 +61,6 @@ def tensor_source(images: Tensor) -> DataSource:
     )
     source.to_compare()
     return source
-
-
-def _loud(images: Tensor) -> list[str]:
-    """A note where the values are those of pixels that nobody normalised."""
-    largest = float(images.abs().max())
-    if largest <= NORMALISED:
-        return []
-    note = (
-        f"The images that enter the model reach {largest:.4g}, as pixels do that were not normalised: outputs are then kept for what the "
-        "model never sees in use. Give images as its evaluation transform makes them (timm.data.create_transform)."
-    )
-    return [note]
 
 
 def _glance(images: Tensor, position: int) -> Tensor:
