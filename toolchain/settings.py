@@ -78,6 +78,10 @@ def read_toml(path: Path, what: str = "") -> dict[str, object]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except IsADirectoryError as error:
+        inside = next((each.name for each in sorted(path.glob("*.toml"))), "")
+        hint = f"; did you mean {path / inside}?" if inside else ", and no .toml file lies in it; name a file"
+        raise StorageError(f"{what}{path} is a folder{hint}") from error
     except OSError as error:
         raise StorageError(f"cannot read {what}{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -830,6 +830,23 @@ def test_shrink_refuses_what_it_can_before_it_opens_the_model(command, monkeypat
     assert message in outcome.err
 
 
+def test_a_command_that_is_suggested_can_be_copied_into_a_shell(command, finished):
+    path = Path("a folder") / "mine ä.toml"
+    told = command("init", finished.folder / "dense", "--data", "digits", "--out", path).out
+    assert shlex.split(told.partition("next: ")[2]) == ["slimvit", "run", str(path)]
+
+
+def test_a_file_that_was_not_named_is_offered(command):
+    assert "write one as docs/ci.md shows, or name yours with --config" in command("gate").err
+    folder = Path("run")
+    folder.mkdir()
+    assert "run is a folder, and no .toml file lies in it; name a file" in command("plan", folder).err
+    (folder / "recipe.toml").touch()
+    outcome = command("plan", folder)
+    assert outcome.code == 74
+    assert "run is a folder; did you mean run/recipe.toml?" in outcome.err
+
+
 def test_a_folder_that_is_no_source_says_how_it_is_one(command, finished):
     Path("pictures").mkdir()
     outcome = command("evaluate", finished.folder / "dense", "--data", "pictures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def init(
     from toolchain.pipeline.draft import Draft
 
     write_recipe(Draft.of(model, data, {}, name=name, beside=out.parent), out)
-    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {out}")
+    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {shlex.quote(str(out))}")
 
 
 def require_named(model: str, data: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,9 +60,7 @@ def shrink(
         print_json(report.to_dict())
         return
     print_report(report, folder)
-    line(
-        f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: slimvit run {folder / 'recipe.toml'} --out {folder}"
-    )
+    line(f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: {_again(folder / 'recipe.toml')}")
 
 
 def _budget(params: str, macs: str, size: str) -> dict[str, object]:
@@ -100,10 +99,15 @@ def _written(draft: Draft, path: Path) -> Recipe:
     if path.exists() and Workspace(path.parent).has("") and Recipe.load(path) != recipe:
         raise StorageError(
             f"{path} was carried out and says something else: choose another --out, or edit that recipe and carry it out with "
-            f"`slimvit run {path} --out {path.parent}`"
+            f"`{_again(path)}`"
         )
     write_recipe(draft, path)
     return recipe
+
+
+def _again(recipe: Path) -> str:
+    """The command that carries out a recipe in its own folder, as a shell reads it."""
+    return f"slimvit run {shlex.quote(str(recipe))} --out {shlex.quote(str(recipe.parent))}"
 
 
 def _folder_name(model: str) -> str:
