@@ -185,8 +185,11 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         ),
         (with_("model", name=3), r"model.name: .*string, got 3"),
         (with_("model", pretrained="yes"), r"model.pretrained: .*boolean, got 'yes'"),
-        (with_("budget", params=0.0), r"budget.params: .*greater than 0, got 0.0"),
-        (with_("budget", params=50), r"budget.params: .*less than or equal to 1, got 50"),
+        (with_("budget", params=0.0), r"budget.params: .*above 0 and at most 1, .*got 0.0"),
+        (with_("budget", params=50), r"budget.params: .*at most 1, .*got 50; write 0.5 or '50%' if you mean that"),
+        (with_("budget", params="half"), r"budget.params: .*such as 0.5 or '50%', got 'half'"),
+        (with_("budget", macs="120%"), r"budget.macs: .*at most 1, .*got '120%'$"),
+        (with_("budget", macs=True), r"budget.macs: .*such as 0.5 or '50%', got True"),
         (with_("budget", params=float("nan")), "budget.params"),
         (with_("budget", size="half"), "'half' is neither a share like '45%' nor a size like '12 MB'"),
         (with_("budget", size="0%"), "above 0"),
@@ -234,7 +237,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
     with pytest.raises(StorageError, match=r"cannot read the recipe .*recipe\.toml: No such file") as missing:
         Recipe.load(path)
     assert missing.value.exit_code == 74
-    with pytest.raises(StorageError, match="Is a directory"):
+    with pytest.raises(StorageError, match="is a folder, and no .toml file lies in it"):
         Recipe.load(tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not valid TOML"):
@@ -459,10 +462,23 @@ def test_toml_and_json_round_trip(raw, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("written", "value", "is_share"),
-    [("45%", 0.45, True), ("12 MB", 12e6, False), (" 3kB ", 3e3, False), (".5GB", 5e8, False), ("100 %", 1.0, True)],
+    [
+        ("45%", 0.45, True),
+        ("12 MB", 12e6, False),
+        (" 3kB ", 3e3, False),
+        ("5 mb", 5e6, False),
+        (".5GB", 5e8, False),
+        ("100 %", 1.0, True),
+    ],
 )
 def test_sizes_are_shares_or_powers_of_1000(written, value, is_share):
     assert parse_size(written) == (pytest.approx(value), is_share)
+
+
+@pytest.mark.parametrize("written", [0.5, 1, "0.5", "50%", " 50 % ", 1e-6])
+def test_a_share_may_be_a_number_or_in_per_cent(written):
+    expected = float(str(written).strip(" %")) / (100 if "%" in str(written) else 1)
+    assert Recipe.from_dict(with_("budget", params=written)).budget.params == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("written", ["", "3", "12 MiB", "101%", "0 MB", "-1 MB", "1 MB 2", "%", "1e3 MB"])

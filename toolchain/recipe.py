@@ -33,6 +33,7 @@ from toolchain.settings import (
     Numbers,
     Positive,
     Section,
+    Share,
     absolute_path,
     explain,
     parse_latency,
@@ -239,8 +240,8 @@ class BudgetSection(Section):
     in fp32.
     """
 
-    params: Fraction | None = None
-    macs: Fraction | None = None
+    params: Share | None = None
+    macs: Share | None = None
     size: Annotated[str | dict[str, str] | None, BeforeValidator(_size)] = None
     latency: dict[str, str] = Field(default_factory=dict)
 

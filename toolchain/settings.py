@@ -34,6 +34,33 @@ Numbers = Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_num
 Counts = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(tuple_of)]
 
 
+def share_of(value: Any) -> float:
+    """A share of the dense model's: 0.5 of 0.5, "0.5", "50%" or "50 %".
+
+    Raises:
+        ValueError: it is none, or not above 0 and at most 1.
+    """
+    text = str(value).strip()
+    percent = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ValueError(f"is the share that is left, such as 0.5 or '50%', got {value!r}") from None
+    share = number / 100 if percent else number
+    if not 0 < share <= 1:
+        meant = (
+            f"; write {number / 100:g} or '{number:g}%' if you mean that" if 1 < number <= 100 and not percent else ""
+        )
+        raise ValueError(
+            f"is the share that is left, above 0 and at most 1, such as 0.5 or '50%', got {value!r}{meant}"
+        )
+    return share
+
+
+Share = Annotated[Fraction, BeforeValidator(share_of)]
+"""What is left of the dense model, as a number or in per cent."""
+
+
 class Section(Record):
     """A table of a file that a user writes: frozen, strict, and an unknown key is an error."""
 
@@ -53,6 +80,10 @@ def read_toml(path: Path, what: str = "") -> dict[str, object]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except IsADirectoryError as error:
+        inside = next((each.name for each in sorted(path.glob("*.toml"))), "")
+        hint = f"; did you mean {path / inside}?" if inside else ", and no .toml file lies in it; name a file"
+        raise StorageError(f"{what}{path} is a folder{hint}") from error
     except OSError as error:
         raise StorageError(f"cannot read {what}{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -65,13 +96,13 @@ def absolute_path(path: str, base: Path) -> str:
 
 
 def parse_size(text: str) -> tuple[float, bool]:
-    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000.
+    """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000, in any case.
 
     Raises:
         ValueError: the text is neither.
     """
     return _share_or(
-        text, {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}, f"size {text!r}", "a size like '12 MB'"
+        text, {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}, f"size {text!r}", "a size like '12 MB', in B, kB, MB or GB"
     )
 
 
@@ -86,10 +117,10 @@ def parse_latency(text: str) -> tuple[float, bool]:
 
 def _share_or(text: str, units: Mapping[str, float], what: str, example: str) -> tuple[float, bool]:
     """(value, is_share): a share of the dense model's, or an amount in one of the units."""
-    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text)
+    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text, re.IGNORECASE)
     if number is None:
         raise ValueError(f"{what} is neither a share like '45%' nor {example}")
-    value, unit = float(number.group(1)), number.group(2)
+    value, unit = float(number.group(1)), number.group(2).lower()
     if value <= 0 or (unit == "%" and value > 100):
         raise ValueError(f"{what} must be above 0 and a share at most 100%")
     return (value / 100, True) if unit == "%" else (value * units[unit], False)

@@ -121,6 +121,10 @@ def test_names_between_commas_are_shown_as_the_list_that_they_should_be(refused)
     assert 'write ["int4", "fp32"], and single quotes around KEY=VALUE' in unquoted
 
 
+def test_a_list_without_quotes_is_shown_with_them(refused):
+    assert refused(2, "bench.targets=[ort-cpu]").endswith('bench.targets is a list: write ["ort-cpu"]')
+
+
 def test_a_precision_that_nothing_here_runs_is_refused_before_any_work(refused, register):
     register(PRECISIONS, replace(PRECISIONS["fp16"], product="fixed point"))
     assert "nothing here runs fp16" in refused(5, 'export.precisions=["fp16"]')

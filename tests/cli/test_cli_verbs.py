@@ -29,6 +29,7 @@ from toolchain.errors import TargetUnavailable
 from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline import latency_budget as latency
+from toolchain.pipeline.draft import Draft
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model
@@ -844,7 +845,7 @@ def test_shrink_limits_the_file_of_a_precision(command, parsed, finished, tmp_pa
     ("model", "code", "message"),
     [
         ("no/such/folder/here", 74, "there is no file or folder"),
-        ("weights.pth", 74, "there is no file weights.pth"),
+        ("weights.pth", 74, "there is no file or folder weights.pth"),
         ("resnet_fifty", 2, "did you mean"),
         ("resnet50", 2, "is not supported"),
     ],
@@ -854,6 +855,51 @@ def test_shrink_of_what_is_no_model(command, model, code, message):
     assert outcome.code == code
     assert message in outcome.err
     assert not (Path.cwd() / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("./no.pth", "--data", "digits"), 74, "there is no file or folder ./no.pth"),
+        (("deit_tiny_patch16_224", "--data", "no/pictures"), 2, "there is no folder no/pictures; give a folder"),
+        (("deit_tiny_patch16_224", "--data", "a.jpg"), 2, "a.jpg is a file; give a folder of pictures"),
+        (("deit_tiny_patch16_224", "--data", "digits", "--out", "a.jpg/run"), 74, "a.jpg is a file, so"),
+        (("deit_tiny_patch16_224", "--data", "digits", "--params", "50"), 2, "--params is the share that is left, "),
+        (("deit_tiny_patch16_224", "--data", "digits", "--macs", "0"), 2, "--macs is the share that is left, "),
+        (("deit_tiny_patch16_224", "--data", "digits", "--size", "small"), 2, "'small' is neither a share"),
+        (("deit_tiny_patch16_224", "--data", "digits", "--set", "bench.treads=2"), 2, "did you mean 'bench.threads'?"),
+    ],
+)
+def test_shrink_refuses_what_it_can_before_it_opens_the_model(command, monkeypatch, words, code, message):
+    monkeypatch.setattr(Draft, "of", lambda *given, **named: pytest.fail("the model was opened"))
+    Path("a.jpg").touch()
+    outcome = command("shrink", *words)
+    assert (outcome.code, Path("runs").exists()) == (code, False)
+    assert message in outcome.err
+
+
+def test_a_command_that_is_suggested_can_be_copied_into_a_shell(command, finished):
+    path = Path("a folder") / "mine ä.toml"
+    told = command("init", finished.folder / "dense", "--data", "digits", "--out", path).out
+    assert shlex.split(told.partition("next: ")[2]) == ["slimvit", "run", str(path)]
+
+
+def test_a_file_that_was_not_named_is_offered(command):
+    assert "write one as docs/ci.md shows, or name yours with --config" in command("gate").err
+    folder = Path("run")
+    folder.mkdir()
+    assert "run is a folder, and no .toml file lies in it; name a file" in command("plan", folder).err
+    (folder / "recipe.toml").touch()
+    outcome = command("plan", folder)
+    assert outcome.code == 74
+    assert "run is a folder; did you mean run/recipe.toml?" in outcome.err
+
+
+def test_a_folder_that_is_no_source_says_how_it_is_one(command, finished):
+    Path("pictures").mkdir()
+    outcome = command("evaluate", finished.folder / "dense", "--data", "pictures")
+    assert outcome.code == 2
+    assert "write imagefolder:pictures if the folders in it are classes, or images:pictures" in outcome.err
 
 
 # What an altered folder costs

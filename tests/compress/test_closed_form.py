@@ -13,12 +13,13 @@ from sweeps import FEW, swept
 from toolchain.compress.branches import captured, first_residual
 from toolchain.compress.choices import Choices, Site, key_of
 from toolchain.compress.heads import Heads, exact_first_steps
-from toolchain.compress.moments import Moments
-from toolchain.compress.obs import anchored_refit, eliminate, predict_removed
+from toolchain.compress.moments import Moments, cholesky, damped
+from toolchain.compress.obs import DAMPING, anchored_refit, eliminate, predict_removed
 from toolchain.compress.reductions import AttentionReduction
 from toolchain.compress.sensitivity import Sensitivity, Teacher, sensitivities
 from toolchain.compress.sequential import Pass, reduce_sequentially
 from toolchain.compress.solver import Candidate, interpolate
+from toolchain.errors import ModelError
 from toolchain.families import UnitGroup
 from toolchain.likelihood import CATEGORICAL
 from toolchain.model import TimmModel
@@ -179,6 +180,29 @@ def test_blocks_of_elimination_keep_the_damage_close_to_one_at_a_time():
     for width in (120, 80, 40):
         kept = tuple(path.kept(width).tolist())
         assert float(path.damage[160 - width]) == pytest.approx(loss_of(weight, moments.covariance, kept), rel=0.1)
+
+
+def test_a_covariance_that_rounding_left_indefinite_is_damped_until_it_has_a_factor():
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-6 * torch.randn(96, 96, generator=generator, dtype=torch.float64)
+    indefinite = noise + noise.T
+    indefinite[0, 0] = 1.0  # one neuron beside which the digits of the others are lost
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(damped(indefinite, DAMPING))
+    factor = cholesky(indefinite, DAMPING)
+    assert bool((factor.diagonal() > 0).all())
+    torch.testing.assert_close(cholesky(indefinite, DAMPING, upper=True), factor.mT)
+    path = eliminate(torch.randn(5, 96, generator=generator).double(), indefinite)
+    assert bool(path.damage.isfinite().all())
+    with pytest.raises(ModelError, match="not finite"):
+        cholesky(indefinite * float("nan"), DAMPING)
+
+
+def test_a_covariance_with_a_factor_is_damped_once():
+    moments = Moments()
+    moments.add(correlated(9))
+    factor = cholesky(moments.covariance, DAMPING)
+    torch.testing.assert_close(factor @ factor.mT, damped(moments.covariance, DAMPING))
 
 
 def test_refit_is_the_least_squares_solution():

@@ -330,3 +330,24 @@ def test_a_share_out_of_reach_names_the_range():
         toolchain.shrink(vit(), pictures(), params=0.01)
     with pytest.raises(BudgetError, match="above 0 and at most 1"):
         toolchain.shrink(vit(), pictures(), params=1.5)
+
+
+@pytest.mark.parametrize("share", [50, 0, "half", "150%"])
+def test_a_share_that_is_none_is_refused_before_any_work(share: object):
+    with pytest.raises(BudgetError, match=r"^params is the share that is left, .*such as 0.5 or '50%'"):
+        toolchain.shrink(vit(), pictures(), params=share)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = vit(num_classes=5)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"NaN or infinity in blocks\.0\.mlp\.fc1\.weight"):
+        toolchain.shrink(model, pictures(), params=0.6)
+
+
+def test_pixels_that_nobody_normalised_are_told_and_leave_finite_weights(caplog):
+    pixels = [batch.sigmoid() * 255 for batch in pictures()]
+    small, _ = toolchain.shrink(vit(num_classes=5), pixels, params=0.7, compress=UNIFORM)
+    assert "are they still pixels in 0…255?" in caplog.text
+    assert bool(small(pixels[0]).isfinite().all())

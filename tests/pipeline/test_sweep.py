@@ -78,7 +78,7 @@ def test_settings_that_end_alike_have_their_whole_names(recipe):
         (["budget.params"], "not of the form"),
         (["budget.params=0.7,0.5", "budget.params=0.3"], "budget.params is given twice"),
         (["export.precisions=fp32,int4"], r'export.precisions is a list: write \["fp32"\]'),
-        (["budget.params=0.5,1.5"], "less than or equal to 1"),
+        (["budget.params=0.5,1.5"], "above 0 and at most 1"),
         (["budgets.params=0.5,0.4"], "budgets"),
     ],
 )

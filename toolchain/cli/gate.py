@@ -13,7 +13,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
-from toolchain.errors import RecipeError
+from toolchain.errors import RecipeError, StorageError
 from toolchain.files import write_json, write_text
 from toolchain.progress import Progress
 from toolchain.version import tool
@@ -62,6 +62,10 @@ def run(
     from toolchain.report.junit import to_junit
     from toolchain.report.trackers import to_bencher, to_github_benchmark
 
+    if config == DEFAULT and not config.exists():
+        raise StorageError(
+            f"there is no {config} in {Path.cwd()}: write one as docs/ci.md shows, or name yours with --config"
+        )
     loaded = GateConfig.load(config, targets)
     accepts = load_accepts(config)
     with Screen() as screen, Devices(targets) as devices:  # finished sessions are kept until all is written

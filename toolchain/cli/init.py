@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,12 +61,21 @@ def init(
     json_: JsonFlag = False,
 ) -> None:
     """Write a commented recipe that fits a model and images; an existing file is left alone."""
-    from toolchain.pipeline.draft import Draft
-
     if out.exists():
         raise StorageError(f"{out} exists; choose another name with --out")
+    require_named(model, data)
+    from toolchain.pipeline.draft import Draft
+
     write_recipe(Draft.of(model, data, {}, name=name, beside=out.parent), out)
-    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {out}")
+    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {shlex.quote(str(out))}")
+
+
+def require_named(model: str, data: str) -> None:
+    """Refuses a model or images that are not there, before what reads them is imported, which takes seconds."""
+    from toolchain.pipeline.named import require_model, require_pictures
+
+    require_model(model)
+    require_pictures(data)
 
 
 def write_recipe(draft: Draft, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli.init import DataOption, ModelArgument, NameOption, write_recipe
+from toolchain.cli.init import DataOption, ModelArgument, NameOption, require_named, write_recipe
 from toolchain.cli.options import DryRunOption, JsonFlag, NoResumeOption, SetOption, SpeedupOption, design_of
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import StorageError
+from toolchain.errors import RecipeError, StorageError
 from toolchain.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def shrink(
     data: DataOption,
     name: NameOption = "",
     params: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help=f"Share of the parameters LEFT; {PARAMS} without any budget.")
-    ] = None,
-    macs: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of the MACs LEFT.")] = None,
+        str, typer.Option(metavar="SHARE", help=f"Of the parameters, what is LEFT; {PARAMS} without any budget.")
+    ] = "",
+    macs: Annotated[str, typer.Option(metavar="SHARE", help="Of the MACs, what is LEFT: 0.5 or 50%.")] = "",
     size: Annotated[
         str, typer.Option(help="Of the fp32 weights: '45%' or '12 MB'; of a file: 'int4=3 MB', or 'any=3 MB'.")
     ] = "",
@@ -48,17 +49,15 @@ def shrink(
     json_: JsonFlag = False,
 ) -> None:
     """Make a model smaller: compress, export, compare and time it as `run` does, without a recipe; one is written."""
+    budget = _budget(params, macs, size)
+    folder = out or Path("runs") / _folder_name(model)
+    _require(model, data, budget, set_ or [], folder)
     from toolchain.export.precision import expanded
     from toolchain.measure.compare import compare
     from toolchain.pipeline.cell import require_speed
     from toolchain.pipeline.draft import Draft
     from toolchain.pipeline.run import run as run_recipe
 
-    precision, named, text = size.rpartition("=")
-    limit = {precision.strip(): text.strip()} if named else size
-    wishes = {"params": params, "macs": macs, "size": limit or None}
-    budget = {key: value for key, value in wishes.items() if value is not None}
-    folder = out or Path("runs") / _folder_name(model)
     drafted = partial(Draft.of, model, data, budget, name=name, overrides=set_ or ())
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:  # a class map lies beside its recipe
@@ -75,9 +74,35 @@ def shrink(
         print_json(report.to_dict())
     else:
         print_report(report, folder)
-        path = folder / "recipe.toml"
-        line(f"Recipe: {path}; change it and carry it out with: slimvit run {path} --out {folder}")
+        line(f"Recipe: {folder / 'recipe.toml'}; change it and carry it out with: {_again(folder / 'recipe.toml')}")
     require_speed(report, expanded(recipe.export.precisions), require)
+
+
+def _budget(params: str, macs: str, size: str) -> dict[str, object]:
+    """The keys of [budget] that were given; raises RecipeError where a share is none."""
+    from toolchain.settings import share_of
+
+    budget: dict[str, object] = {}
+    for key, text in (("params", params), ("macs", macs)):
+        try:
+            budget |= {key: share_of(text)} if text else {}
+        except ValueError as error:
+            raise RecipeError(f"--{key} {error}") from None
+    precision, named, text = size.rpartition("=")
+    return budget | ({"size": {precision.strip(): text.strip()} if named else size} if size else {})
+
+
+def _require(model: str, data: str, budget: dict[str, object], overrides: list[str], folder: Path) -> None:
+    """Refuses what can be refused before the work, and what it needs, is imported, which takes seconds."""
+    from toolchain.pipeline.named import require_run_folder
+    from toolchain.recipe import Recipe, override
+
+    require_named(model, data)
+    require_run_folder(folder)
+    tables: dict[str, object] = {"model": {"name": model}, "budget": dict(budget)}
+    for each in overrides:
+        override(tables, each)
+    Recipe.from_dict(tables)
 
 
 def _written(draft: Draft, path: Path) -> Recipe:
@@ -94,7 +119,7 @@ def _written(draft: Draft, path: Path) -> Recipe:
         if space.has("") or not is_ours(space):
             raise StorageError(
                 f"{path} says something else than this command: choose another --out, or carry that recipe out with "
-                f"`slimvit run {path} --out {path.parent}`"
+                f"`{_again(path)}`"
             )
         path.unlink()
     written = not path.exists()
@@ -102,6 +127,11 @@ def _written(draft: Draft, path: Path) -> Recipe:
     if written:
         claim(space)
     return draft.recipe
+
+
+def _again(recipe: Path) -> str:
+    """The command that carries out a recipe in its own folder, as a shell reads it."""
+    return f"slimvit run {shlex.quote(str(recipe))} --out {shlex.quote(str(recipe.parent))}"
 
 
 def _folder_name(model: str) -> str:

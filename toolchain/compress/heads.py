@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolchain.compress.moments import damped
+from toolchain.compress.moments import cholesky
 from toolchain.families import Span, UnitGroup
 
 DAMPING = 1e-9
@@ -157,8 +157,7 @@ def rotate_value_output(
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    factor: Tensor = torch.linalg.cholesky(torch.stack([damped(m, DAMPING) for m in matrix]), upper=True)
-    return factor
+    return torch.stack([cholesky(m, DAMPING, upper=True) for m in matrix])
 
 
 def _signed(u: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:

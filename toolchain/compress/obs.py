@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolchain.compress.moments import Joined, Moments, damped
+from toolchain.compress.moments import Joined, Moments, cholesky, damped
 
 BLOCK = 16
 """Neurons that are removed at once: at least this many, in wide layers a 64th."""
@@ -45,7 +45,8 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
         covariance: C = Cov(h), [M, M].
     """
     count = weight.shape[1]
-    weight, inverse = weight.double().clone(), _inverse(damped(covariance.double(), DAMPING))
+    weight = weight.double().clone()
+    inverse = torch.cholesky_inverse(cholesky(covariance.double(), DAMPING))
     names = torch.arange(count)  # which neuron each column is, as columns that are gone are dropped now and then
     alive = torch.ones(count, dtype=torch.bool)
     order, damage, left, step = [], [0.0], count, max(BLOCK, count // 64)
@@ -71,11 +72,6 @@ def eliminate(weight: Tensor, covariance: Tensor) -> Elimination:
     return Elimination(torch.tensor(order), torch.tensor(damage, dtype=torch.float64))
 
 
-def _inverse(matrix: Tensor) -> Tensor:
-    """The inverse of a symmetric positive definite matrix."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-
-
 def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """(W' [D, M], zero outside `kept`; the change of the bias [D]): the kept neurons predict the removed ones.
 
@@ -84,7 +80,7 @@ def predict_removed(weight: Tensor, covariance: Tensor, mean: Tensor, kept: Tens
     weight, covariance, mean = weight.double(), covariance.double(), mean.double()
     gone = torch.ones(len(mean), dtype=torch.bool)
     gone[kept] = False
-    factor = torch.linalg.cholesky(damped(covariance[kept][:, kept], DAMPING))
+    factor = cholesky(covariance[kept][:, kept], DAMPING)
     predict = torch.cholesky_solve(covariance[kept][:, gone], factor).T  # [P, S]
     fitted = torch.zeros_like(weight)
     fitted[:, kept] = weight[:, kept] + weight[:, gone] @ predict

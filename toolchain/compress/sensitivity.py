@@ -47,6 +47,7 @@ class Sensitivity:
         if mean <= 0:
             return Sensitivity.flat(len(gradients), len(tokens))
         values, vectors = torch.linalg.eigh(damped(gradients / mean, DAMPING))
+        values = values.clamp_min(DAMPING / 10)  # rounding in float32 may leave more below zero than damping adds
         root, inverse = ((vectors * values.pow(power)) @ vectors.T for power in (0.5, -0.5))
         return Sensitivity(root, inverse, (1 - FLOOR) * tokens / tokens.mean() + FLOOR)
 

@@ -27,7 +27,7 @@ from toolchain.outputs import WORDS, Output
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
-from toolchain.settings import explain
+from toolchain.settings import explain, share_of
 from toolchain.surgery.layers import as_layered
 from toolchain.surgery.projection import projects
 from toolchain.surgery.replay import first_line
@@ -111,17 +111,20 @@ def _run(model: nn.Module, images: Tensor) -> None:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         size = "×".join(map(str, images.shape))
         raise ModelError(
-            f"the model cannot run on your images, a batch of {size}: {first_line(error)}. Give images [B, C, H, W] of the "
+            f"the model cannot run on your images, a batch of {size}: {first_line(error).rstrip('.')}. Give images [B, C, H, W] of the "
             "size and channels that it was built for"
         ) from error
 
 
 def _budget(params: float | None, macs: float | None, size: str | None) -> BudgetSection:
+    shares = dict[str, float | None]()
     for name, share in (("params", params), ("macs", macs)):
-        if share is not None and not 0 < share <= 1:
-            raise BudgetError(f"{name} is the share that is left, above 0 and at most 1; got {share}")
+        try:
+            shares[name] = None if share is None else share_of(share)
+        except ValueError as error:
+            raise BudgetError(f"{name} {error}") from None
     try:
-        budget = BudgetSection(params=params, macs=macs, size=size)
+        budget = BudgetSection(params=shares["params"], macs=shares["macs"], size=size)
     except ValidationError as error:
         raise BudgetError(explain(error, BudgetSection, "budget")) from None
     return BudgetSection(params=PARAMS) if budget.is_empty else budget
@@ -136,7 +139,8 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
             raise ModelError(
                 f"images are tensors [C, H, W] or [B, C, H, W], got {type(image).__name__}"
                 + (f" of {tuple(image.shape)}" if isinstance(image, Tensor) else "")
-                + "; give forward, a function that runs the model on what you have"
+                + "; turn pictures into tensors with the model's transform (timm.data.create_transform), arrays with torch.from_numpy, "
+                "or give forward, a function that runs the model on what you have"
             )
         if not image.is_floating_point():
             raise DataError(f"the images are {image.dtype}; give them as the model takes them, normalised floats")
@@ -146,6 +150,7 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
 def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
+    _require_finite(module)
     adapt(module)
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
@@ -157,6 +162,14 @@ def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: 
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, name, image, declared), layers=layers)
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
+
+
+def _require_finite(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"the model holds NaN or infinity in {name}: its training diverged; load weights that are finite"
+            )
 
 
 @torch.no_grad()

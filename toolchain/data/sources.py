@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 
 from torch import Tensor
 
@@ -124,9 +125,12 @@ class DataSource:
             if len(distinct) == LEAST_COMPARED and len(distinct) + len(others) >= count:
                 break
         if len(distinct) < LEAST_COMPARED:
-            total = len(distinct) + len(others)
+            read = len(distinct) + len(others)
+            which = (
+                f"the first {read} images" if read >= SEARCHED else "the images"
+            )  # of fewer, some may stand for two splits
             raise DataError(
-                f"the first {total} images of the data source {self.name!r} show {len(distinct)} different pictures in all; "
+                f"{which} of the data source {self.name!r} show {len(distinct)} different pictures in all; "
                 f"at least {LEAST_COMPARED} are needed to compare models. Add images, or remove copies."
             )
         return [*distinct.values(), *others][: max(count, LEAST_COMPARED)]
@@ -220,6 +224,10 @@ def _parse(name: str) -> tuple[str, str]:
     """(kind, argument or "") of "kind" or "kind:argument"; raises DataError if they do not go together."""
     kind, colon, argument = name.partition(":")
     if kind not in SOURCES:
+        if Path(name).expanduser().is_dir():
+            raise DataError(
+                f"{name} is a folder: write imagefolder:{name} if the folders in it are classes, or images:{name} for pictures without labels"
+            )
         near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         usages = ", ".join(reader.usage for reader in SOURCES.values())

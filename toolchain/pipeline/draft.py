@@ -13,9 +13,10 @@ from toolchain.artifacts.onnx_file import FP32
 from toolchain.data import SOURCES
 from toolchain.data.folders import Layout, folders_in
 from toolchain.defaults import PARAMS
-from toolchain.errors import DataError, ModelError, StorageError
+from toolchain.errors import DataError, ModelError
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
+from toolchain.pipeline.named import require_model, require_pictures
 from toolchain.recipe import ANY, HUB, LOCAL, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
@@ -145,13 +146,9 @@ def tables_of(model: str, name: str = "") -> dict[str, Any]:
         raise ModelError(f"--model goes with a checkpoint, and {model} is none; remove it")
     if path.is_dir():
         return _folder_tables(path)
-    if ":" in model or "/" not in model:
-        if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".toml", ".onnx"):
-            raise StorageError(f"there is no file {model}; give a checkpoint, a folder, or the name of a model")
-        return {"model": {"name": model}, "data": {}}
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
-        return {"model": {"name": f"{HUB}:{model}"}, "data": {}}
-    raise StorageError(f"there is no file or folder {model}")
+    require_model(model)
+    is_name = ":" in model or "/" not in model
+    return {"model": {"name": model if is_name else f"{HUB}:{model}"}, "data": {}}
 
 
 def _folder_tables(folder: Path) -> dict[str, Any]:
@@ -205,10 +202,10 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
     """
     if data.partition(":")[0] in SOURCES:
         return Pictures(data)
+    require_pictures(data)
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        what = f"{data} is a file" if folder.is_file() else f"there is no folder {data}"
-        raise DataError(f"{what}; give a folder of pictures, or a source such as digits or hf:NAME")
+        raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:
         splits = {part: list(folders_in(below)) for part, below in Layout.of(folder).folders.items()}
     except DataError:  # no folders that could be classes
