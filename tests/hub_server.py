@@ -92,6 +92,7 @@ def visited(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
         }
         for name, value in settings.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 

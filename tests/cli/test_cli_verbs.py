@@ -21,11 +21,9 @@ from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
 from toolchain.cli import bench
 from toolchain.cli.pipeline import default_folder
-from toolchain.cost import trace
 from toolchain.errors import TargetUnavailable
 from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
-from toolchain.pipeline import latency_budget as latency
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
 from toolchain.surgery.replay import load_model
@@ -246,19 +244,8 @@ def test_a_plan_by_damage_says_when_it_comes(command, parsed, recipe):
     assert shown.index("Dense against compressed") < shown.index(f"Closed form: β = {chosen['beta']:g}")
 
 
-@pytest.fixture
-def proportional(monkeypatch):
-    """Latency in proportion to MACs, without timing anything."""
-
-    def measure(dense, variants, setting, design, progress):
-        shape = trace(dense.module, dense.family, dense.preprocess.input_size)
-        ratios = tuple(shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants)
-        return latency.Timing(2.0, ratios, {"cpu": "made up"})
-
-    monkeypatch.setattr(latency, "time_widths", measure)
-
-
-def test_plan_shows_predicted_and_measured_latency(command, proportional, recipe):
+def test_plan_shows_predicted_and_measured_latency(command, widths_timed, recipe):
+    widths_timed()
     options = ("--set", "data.source=none", "--set", "budget.latency.ort-cpu=60%", "--set", "budget.params=1.0")
     lines = command("plan", recipe, *options).out.splitlines()
     (row,) = [line.split() for line in lines if line.startswith("ort-cpu, batch 1, 1 thread(s)")]
@@ -268,15 +255,10 @@ def test_plan_shows_predicted_and_measured_latency(command, proportional, recipe
     assert command("plan", recipe, *options, "--shapes-only").out.splitlines()[-1].startswith("note: latency budgets")
 
 
-def test_a_missed_latency_budget_is_told_everywhere(command, proportional, recipe, monkeypatch):
+def test_a_missed_latency_budget_is_told_everywhere(command, widths_timed, recipe):
     """An unsteady device: whole models are far too slow and far too fast by turns, whatever their widths."""
-    steady, answers = latency.time_widths, cycle([0.85, 0.74])
-
-    def unsteady(dense, variants, setting, design, progress):
-        found = steady(dense, variants, setting, design, progress)
-        return found if design.sessions == 1 else replace(found, ratios=(next(answers),))
-
-    monkeypatch.setattr(latency, "time_widths", unsteady)
+    answers = cycle([0.85, 0.74])
+    widths_timed(lambda share, design: share if design.sessions == 1 else next(answers))
     options = ["--set", "data.source=none", "--set", "finetune.epochs=0"]
     options += ["--set", "budget.latency.ort-cpu=80%", "--set", "budget.params=1.0"]
     planned = command("plan", recipe, *options)
@@ -294,7 +276,8 @@ def test_a_missed_latency_budget_is_told_everywhere(command, proportional, recip
     assert json.loads(Path("out/report.json").read_text())["latency_budget"] == [row]
 
 
-def test_the_compress_verb_holds_a_latency_budget(parsed, proportional, recipe):
+def test_the_compress_verb_holds_a_latency_budget(parsed, widths_timed, recipe):
+    widths_timed()
     options = ("--set", "data.source=none", "--set", "budget.latency.ort-cpu=60%", "--set", "finetune.epochs=0")
     parsed("run", recipe, *options, "--out", "run")
     parsed("compress", "run/dense", "--recipe", recipe, *options, "--out", "hand")

@@ -49,7 +49,7 @@ def cpu(request, monkeypatch):
     if request.param in CPUS:
         if find_spec("openvino"):
             importlib.import_module("openvino")  # or it would stay limited after the test
-        play(CPUS[request.param], monkeypatch.setattr)
+        play(CPUS[request.param], monkeypatch)
     return request.param
 
 

@@ -189,7 +189,7 @@ def test_what_is_no_repository_is_told(hub, place):
 
 
 def test_without_a_token_nothing_is_asked(hub, monkeypatch):
-    monkeypatch.setattr("toolchain.publish.hub.get_token", lambda: None)
+    monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(
         StorageError, match="no token to write org/name with: log in with `hf auth login`, or set HF_TOKEN"
     ):
