@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exports import digest
+from exports import digest, once
 from torch import nn
+
+from toolchain.export.onnx_graph import export_onnx
 
 
 class Pair(nn.Module):
@@ -46,6 +48,41 @@ def test_a_patched_method_is_exported_anew(monkeypatch: pytest.MonkeyPatch, patc
     assert len({*found} - {None}) == 3
     monkeypatch.undo()
     assert digest(pair()) == found[0]
+
+
+class Classifier(nn.Module):
+    """A linear of all pixels, to whose weight something may be done first."""
+
+    def __init__(self, seed: int, scale: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.head, self.scale = nn.Linear(12, 5), scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        weight = self.head.weight if self.scale is None else self.scale * self.head.weight
+        return nn.functional.linear(image.flatten(1), weight, self.head.bias)
+
+
+@pytest.mark.parametrize(("scale", "exported"), [(None, 1), (2.0, 2)])
+def test_a_graph_is_read_for_other_weights_where_these_stand_in_it_as_they_are(scale, exported, tmp_path, monkeypatch):
+    real, calls = torch.onnx.export.args[0], []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    def file(seed, export, name):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.onnx, "export", export)
+            path, size = tmp_path / name, (3, 2, 2)
+            export_onnx(Classifier(seed, scale), path, input_size=size, opset=20, metadata={}, simplify=False)
+        return path.read_bytes()
+
+    kept = once(counted, tmp_path / "kept")
+    assert [file(seed, kept, "kept.onnx") for seed in (0, 1, 0)] == [
+        file(seed, real, "real.onnx") for seed in (0, 1, 0)
+    ]
+    assert len(calls) == exported
 
 
 def test_weights_that_are_one_are_told_from_equal_ones():

@@ -64,9 +64,9 @@ def cluster(tmp_path_factory):
             yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def worker():
-    """The address of a scheduler in this process, with one worker."""
+    """The address of a scheduler in this process, with one worker; both are gone after the test, as their threads draw random numbers."""
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://"
     ) as cluster:
