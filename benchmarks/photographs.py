@@ -88,7 +88,7 @@ def pictures(root: Path) -> Iterator[Picture]:
     """Every picture of every set."""
     for name, crop in crops(list(photographs(root))):
         yield Picture(f"calibration/{name}", crop)
-    for number, (group, name, image) in enumerated(objects(root)):
+    for number, (group, name, image) in enumerated(objects(activity(root, "categorization", flat=False))):
         yield Picture(f"{('tuning', 'judge')[number % 2]}/objects_{group}/{name}", square(image))
     for group, path in stamps(root):
         yield Picture(f"judge/stamps_{group}/{path.stem}", framed(opened(path.read_bytes())))
@@ -129,10 +129,10 @@ def crops(scenes: Sequence[tuple[str, Image.Image]]) -> Iterator[tuple[str, Imag
         yield name, square(image, *box)
 
 
-def objects(root: Path) -> Iterator[tuple[str, str, Image.Image]]:
-    """(class, name, photograph) of objects, none of which are buildings, but for windmills and dams."""
+def objects(found: Iterable[tuple[str, Image.Image]]) -> Iterator[tuple[str, str, Image.Image]]:
+    """(class, name, photograph) of those of a game's (name, photograph) that are objects, and no buildings but windmills and dams."""
     wanted, left_out = LISTS["objects"]["classes"], LISTS["objects"]["left_out"]
-    for name, image in activity(root, "categorization", flat=False):
+    for name, image in found:
         folder, _, stem = name.rpartition("/")
         folder = "others" if folder == "alphabets" else folder
         if folder in wanted and stem not in left_out:

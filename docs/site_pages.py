@@ -22,19 +22,19 @@ ELSEWHERE = re.compile(r"!\[[^]]*\]\([a-z]+:[^)]*\)\n?")
 """Pictures of other hosts, such as badges: a reader of the site asks no one else for anything."""
 
 
-def linked_files() -> set[Path]:
-    """README.md, the files of docs/, and whatever in the repository these link to, over any number of links."""
+def linked_files(root: Path = ROOT) -> set[Path]:
+    """README.md, the files of docs/, and whatever in the repository `root` these link to, over any number of links."""
     found = {
         Path("README.md"),
-        *(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*") if path.suffix != ".py"),
+        *(path.relative_to(root) for path in (root / "docs").rglob("*") if path.suffix != ".py"),
     }
-    found = {path for path in found if (ROOT / path).is_file()}
+    found = {path for path in found if (root / path).is_file()}
     waiting = [*found]
     while waiting:
         source = waiting.pop()
         if source.suffix == ".md":
-            linked = {_target(source, match["path"]) for match in LINK.finditer((ROOT / source).read_text())}
-            fresh = {path for path in linked - found if ".." not in path.parts and (ROOT / path).is_file()}
+            linked = {_target(source, match["path"]) for match in LINK.finditer((root / source).read_text())}
+            fresh = {path for path in linked - found if ".." not in path.parts and (root / path).is_file()}
             found |= fresh
             waiting += fresh
     return found
@@ -49,7 +49,7 @@ def on_site(path: Path) -> Path:
     return path.relative_to("docs") if path.parts[0] == "docs" else path
 
 
-def page(source: Path, files: set[Path]) -> str:
+def page(source: Path, files: set[Path], root: Path = ROOT) -> str:
     """A page with its links as the site has them; what the site lacks, such as a folder, is named without a link."""
     if source.suffix == ".py":
         module = ".".join(source.with_suffix("").parts).removesuffix(".__init__")
@@ -60,7 +60,7 @@ def page(source: Path, files: set[Path]) -> str:
         to = on_site(target) if target in files else target
         return match["before"] + relpath(to, on_site(source).parent)
 
-    text = (ROOT / source).read_text()
+    text = (root / source).read_text()
     for name in {match["path"] for match in LINK.finditer(text) if _target(source, match["path"]) not in files}:
         text = re.sub(rf"!?\[([^]]*)\]\({re.escape(name)}(#[^)]*)?\)", r"\1", text)
     return LINK.sub(moved, ELSEWHERE.sub("", text))

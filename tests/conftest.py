@@ -18,6 +18,7 @@ from played.cpus import CPUS, VARIABLE, play
 if gc.isenabled():  # what is imported and collected stays; looking through it for garbage takes seconds
     gc.disable()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ["HF_TOKEN_PATH"] = os.devnull  # no test is logged in to a hub as the one who runs it
 if played := os.environ.get(VARIABLE):
     # Before torch and others are imported: they look at the processor once.
     if platform.machine() == "x86_64":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from toolchain.export import large
@@ -23,6 +24,7 @@ from toolchain.export.large import module_bytes
 
 LARGEST_BYTES = 4 << 20
 """Of the weights of a model whose graph is kept."""
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Program:
 
 
 def once(export: Callable[..., Any], kept: Path) -> Callable[..., Any]:
-    """`torch.onnx.export`, which reads a graph from `kept` where any worker of the session has exported just that."""
+    """`torch.onnx.export`, which reads a graph from `kept` where any worker of the session has exported just that.
+
+    A graph in which every weight stands as it is, or turned, is also read for the same model with other weights.
+    """
     return partial(_once, export, kept)
 
 
@@ -42,20 +47,68 @@ def _once(export: Callable[..., Any], kept: Path, module: nn.Module, *arguments:
     key = digest(module, arguments, options) if few else None
     if key is None:
         return export(module, *arguments, **options)
-    path = kept / f"{key}.onnx"
-    if not path.exists():
-        kept.mkdir(exist_ok=True)
-        half = path.with_suffix(f".{os.getpid()}")
-        onnx.save(export(module, *arguments, **options).model_proto, half)
-        half.rename(path)
+    path, shape = kept / f"{key}.onnx", kept / f"{digest(module, arguments, options, weights=False)}.shape.onnx"
+    if path.exists():
+        return Program(onnx.load(path))
+    if shape.exists():
+        return Program(_with_weights(onnx.load(shape), module))
+    model = export(module, *arguments, **options).model_proto
+    kept.mkdir(exist_ok=True)
+    _keep(model, path)
+    if _has_weights(model, module):
+        _keep(model, shape)
     return Program(onnx.load(path))
 
 
-def digest(*things: object) -> str | None:
-    """One for all that are exported alike: code, attributes, buffers and weights; None where they hold what has no name."""
+def _keep(model: onnx.ModelProto, path: Path) -> None:
+    half = path.with_suffix(f".{os.getpid()}")
+    onnx.save(model, half)
+    half.rename(path)
+
+
+def _has_weights(model: onnx.ModelProto, module: nn.Module) -> bool:
+    """Whether each weight is one floating-point initializer and no other is; those that are turned are named after theirs then.
+
+    Weights of equal values might stand for each other, so that there is no telling; such a graph is for these weights alone.
+    """
+    weights = {name: _values(weight) for name, weight in module.named_parameters()}
+    found = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in FLOATS:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if tensor.name in weights:
+            found.append(tensor.name if np.array_equal(values, weights[tensor.name]) else "")
+            continue
+        turned = [name for name, weight in weights.items() if weight.ndim == 2 and np.array_equal(values, weight.T)]
+        found.append(turned[0] if len(turned) == 1 else "")
+        tensor.doc_string = found[-1]
+    return sorted(found) == sorted(weights)
+
+
+def _with_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
+    """A kept graph with the weights of a module."""
+    weights = dict(module.named_parameters())
+    for tensor in model.graph.initializer:
+        if tensor.data_type in FLOATS:
+            weight = _values(weights[tensor.doc_string or tensor.name])
+            values = weight.T if tensor.doc_string else weight
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+    return model
+
+
+def _values(weight: torch.Tensor) -> np.ndarray:
+    return weight.detach().numpy()
+
+
+def digest(*things: object, weights: bool = True) -> str | None:
+    """One for all that are exported alike: code, attributes, buffers and weights; None where they hold what has no name.
+
+    Without `weights`, one for all whose parameters are as large, whatever their values.
+    """
     stream = io.BytesIO()
     try:
-        _Pickler(stream).dump(things)
+        _Pickler(stream, weights=weights).dump(things)
     except (pickle.PicklingError, AttributeError, TypeError):
         return None
     return hashlib.sha256(stream.getvalue()).hexdigest()
@@ -67,14 +120,16 @@ class _Pickler(pickle.Pickler):
     Functions that a method calls are left to their names: who patches one of those must export past what is kept.
     """
 
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO, *, weights: bool) -> None:
         super().__init__(stream)
+        self._weights = weights
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []
 
     def persistent_id(self, thing: Any) -> object:
         if isinstance(thing, torch.Tensor):
-            values = np.ascontiguousarray(thing.detach().numpy())
+            told = self._weights or not isinstance(thing, nn.Parameter)
+            values = np.ascontiguousarray(thing.detach().numpy()) if told else np.empty(0)
             number, _ = self._number(thing, thing.data_ptr())  # which weights are one is part of a graph
             return type(thing).__name__, str(thing.dtype), tuple(thing.shape), values.tobytes(), number
         if isinstance(thing, FunctionType) or (isinstance(thing, type) and issubclass(thing, nn.Module)):

@@ -21,6 +21,8 @@ import pytest
 from huggingface_hub import constants
 
 TOKEN = "hf_" + "of-these-tests"
+POLL_S = 0.01
+"""How soon a server notices that it is to end; each test with a hub waits for that."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server knows; `status` other than 0 is answered to every request of the API."""
+    """What the server knows; `status` other than 0 is answered to every request of the API, and once closed nothing is."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     status: int = 0
     may_write: bool = True
+    close: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -67,19 +70,27 @@ def serving() -> Iterator[Hub]:
     Handler.hub = hub
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     thread.start()
-    try:
-        yield hub
-    finally:
+
+    def close() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
 
+    hub.close = close
+    try:
+        yield hub
+    finally:
+        close()
+
 
 @contextmanager
-def visited(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
-    """A hub on this machine that the hub's own client talks to, with a token and a cache of its own, in a block."""
+def visited(monkeypatch: pytest.MonkeyPatch, cache: Path, **further: object) -> Iterator[Hub]:
+    """A hub on this machine that the hub's own client talks to, with a token and a cache of its own, in a block.
+
+    Further settings are of the client, which reads its environment once.
+    """
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with serving() as hub:
@@ -89,9 +100,11 @@ def visited(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
             "HF_HUB_CACHE": str(cache),
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,  # large files go by git-lfs, which this hub speaks
+            **further,
         }
         for name, value in settings.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 

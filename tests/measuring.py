@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from builders import few_sessions, write_samples, write_stack
 
+from toolchain.cost import trace
 from toolchain.devices.device import Device
 from toolchain.errors import DeviceLost
 from toolchain.gate.timing import Pair
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.experiment import artifact_facts
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
+from toolchain.pipeline import latency_budget
 from toolchain.progress import Nobody, Progress
 from toolchain.targets.ort import OrtCpu
 
@@ -33,6 +35,25 @@ def stack() -> Callable[..., Path]:
 @pytest.fixture
 def made_up() -> Callable[..., Comparison]:
     return write_samples
+
+
+@pytest.fixture
+def widths_timed(monkeypatch) -> Callable[..., list[int]]:
+    """Lets widths take shares of 2 ms that follow from shares of MACs by a rule of (share, design); lists how many were timed."""
+
+    def by(rule=lambda share, _: share):
+        timed = []
+
+        def measure(dense, variants, setting, design, progress):
+            timed.append(len(variants))
+            shape = trace(dense.module, dense.family, dense.preprocess.input_size)
+            shares = [shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants]
+            return latency_budget.Timing(2.0, tuple(rule(share, design) for share in shares), {"cpu": "made up"})
+
+        monkeypatch.setattr(latency_budget, "time_widths", measure)
+        return timed
+
+    return by
 
 
 class Listener(Nobody):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,16 @@ def paired_difference(
         raise ValueError("the dense model makes no error, so there is no relative increase")
     outcomes = np.concatenate([first, second, dense]).T  # [images, 3·seeds]
     patterns, counts = np.unique(outcomes, axis=0, return_counts=True)
-    images = len(outcomes)
-    draws = np.random.default_rng(seed).multinomial(images, counts / images, size=resamples)
-    errors = patterns.astype(float)  # whole numbers, which floats hold and multiply many times as fast
-    drawn, point = _statistic(draws.astype(float) @ errors), _statistic((counts.astype(float) @ errors)[None])
+    return _estimate(tuple(counts.tolist()), tuple(map(bytes, patterns)), resamples, seed)
+
+
+@cache
+def _estimate(counts: tuple[int, ...], patterns: tuple[bytes, ...], resamples: int, seed: int) -> Estimate:
+    """The estimate from how many images have each pattern of outcomes; the tables and figures of a page ask for the same ones."""
+    images = sum(counts)
+    draws = np.random.default_rng(seed).multinomial(images, np.array(counts) / images, size=resamples)
+    errors = np.array([[*pattern] for pattern in patterns], float)  # whole numbers: floats multiply many times as fast
+    drawn, point = _statistic(draws.astype(float) @ errors), _statistic((np.array(counts, float) @ errors)[None])
     lo, hi = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
     return Estimate(float(point[0]), float(lo), float(hi))
 

@@ -87,7 +87,8 @@ def test_what_cannot_be_profiled_is_refused(stack, tmp_path, monkeypatch):
         profile_operators(path, workload=Workload(affinity=(4711,)))
     with pytest.raises(RecipeError, match=r"4096 threads are more than"):
         profile_operators(path, workload=Workload(threads=4096))
-    monkeypatch.setattr(operators.sys, "executable", "/bin/false")
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(MeasurementError, match="exit code 1"):
         profile_operators(path)
 

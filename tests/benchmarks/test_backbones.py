@@ -204,25 +204,24 @@ def test_the_page_has_every_row_the_sweep_and_the_maps(measured):
     assert str(measured) not in page + files["maps.svg"]
 
 
-def test_the_figure_has_the_errors_of_photographs_without_those_of_cut_outs(measured, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(real.panels, "lines", drawn.extend)
+def test_the_figure_has_the_errors_of_photographs_without_those_of_cut_outs(measured, watched):
+    calls = watched(real.panels, "lines")
     record = records(measured)["joint.features.params0.5.zero"]
     real.by_size([record])
-    points = [panel.series[0].points[0] for panel in drawn]
+    points = [panel.series[0].points[0] for call in calls for panel in call.arguments[0]]
     kinds = ("class", "patches", "saliency")
     assert points == [real.error(record, "judge", what, "objects_") for what in kinds]
     assert all(point != real.error(record, "judge", what) for point, what in zip(points, kinds, strict=True))
 
 
-def test_the_probe_is_validated_on_no_image_that_the_method_saw(tmp_path, monkeypatch):
+def test_the_probe_is_validated_on_no_image_that_the_method_saw(tmp_path, watched):
     (tmp_path / "real.toml").write_text(SUITE)
     suite, given = Suite.load(tmp_path / "real.toml"), tiny(tmp_path / "inputs")
     cell = next(cell for cell in suite.cells if cell.name == "dense.probe.zero")
     job = prepare(backbone.KIND.recipe(cell, suite, given, {}))
-    seen, judged = compressing.narrowed(job), []
-    monkeypatch.setattr(backbone, "_right", lambda _, images: judged.append(images) or torch.ones(len(images)) > 0)
+    seen, calls = compressing.narrowed(job), watched(backbone, "_right")
     backbone.probed(job.dense.module, seen, given, every=False)
+    judged = [call.arguments[1] for call in calls]
     known = {int(at) for name in ("calibration", "validation") for at in seen.source.split(name).positions}
     assert len(judged[0]) == given.tell
     assert not known & set(judged[0].positions.tolist())

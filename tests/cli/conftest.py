@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import Stopwatch
+from measuring import Stopwatch, widths_timed
 
 from toolchain.cli.main import main
 from toolchain.measure.samples import Design
@@ -49,6 +49,9 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+__all__ = ["widths_timed"]
 
 
 Command = Callable[..., Outcome]

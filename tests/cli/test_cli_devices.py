@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from builders import write_stack
 from loopback import loopback
+from sweeps import swept
 
 from toolchain.cli import bench
 from toolchain.errors import TargetUnavailable
@@ -109,7 +110,7 @@ RUNTIMES = {
 
 
 @pytest.mark.clock
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", swept(RUNTIMES, ["litert-cpu"]))
 def test_files_of_other_runtimes_are_timed_over_ssh_and_from_a_bundle(name, command, tmp_path):
     """Kind: a format that the device runner opens here, and that is not sent, or not asked for, elsewhere."""
     target, (suffix, modules) = TARGETS[name], RUNTIMES[name]

@@ -43,6 +43,7 @@ def arguments(tmp_path):
     return ["finetune", tmp_path / "masked", "--recipe", recipe, "--teacher", tmp_path / "dense", "--json"]
 
 
+@pytest.mark.slow
 def test_the_documented_line_gives_the_model_of_one_process(command, arguments, tmp_path):
     ended = in_two_processes("-m", "toolchain", *arguments, "--out", tmp_path / "two")
     assert ended.returncode == 0, ended.stderr
@@ -59,6 +60,7 @@ def test_the_documented_line_gives_the_model_of_one_process(command, arguments, 
         torch.testing.assert_close(shared[name], value, rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_batch_that_two_cannot_share_ends_both(arguments, tmp_path):
     ended = in_two_processes(
         "-m", "toolchain", *arguments, "--set", "finetune.batch_size=33", "--out", tmp_path / "two"

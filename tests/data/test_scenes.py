@@ -230,14 +230,8 @@ def blobs(count, seed=0):
     return (255 * torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear")[:, 0]).to(torch.uint8)
 
 
-@pytest.fixture
-def looked_at(monkeypatch):
-    """Says of how many images scenes are told at most."""
-    return lambda count: monkeypatch.setattr(scenes, "LOOKED_AT", count)
-
-
-def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(looked_at):
-    looked_at(400)
+def test_of_many_images_few_are_looked_at_and_copies_leave_calibration():
+    most = 400
     once = blobs(3000)
     plain = arrange({"train": Images(lambda _: torch.zeros(1, 1, 1), [-1] * 3000)}, 150)
     copied, held_out = plain["calibration"].positions[::3], plain["validation"].spread(100).positions
@@ -246,9 +240,9 @@ def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(looked_at
     for pictures, gone in ((once, []), (glances, copied.tolist())):
         looks = Looks(pictures)
         images = Images(lambda _: torch.zeros(1, 1, 1), [-1] * 3000, glances=Glances(looks))
-        parts, notes = tell_apart({"train": images})
-        splits, more = keep_apart(arrange(parts, 150), ("validation", "test"))
-        assert len(looks.asked) <= 400 + 2 * PROBES
+        parts, notes = tell_apart({"train": images}, most)
+        splits, more = keep_apart(arrange(parts, 150), ("validation", "test"), most)
+        assert len(looks.asked) <= most + 2 * PROBES
         for name in ("validation", "test"):
             assert splits[name].positions.equal(plain[name].positions)
         assert len(splits["calibration"]) == 150
@@ -260,29 +254,27 @@ def test_of_many_images_few_are_looked_at_and_copies_leave_calibration(looked_at
         assert said == [f"{len(gone)} images were left out of train"] * bool(gone)
 
 
-def test_validation_and_test_of_the_same_images_are_looked_at_once(looked_at):
-    looked_at(40)
+def test_validation_and_test_of_the_same_images_are_looked_at_once():
     looks = Looks(blobs(100))
     images = Images(lambda _: torch.zeros(1, 1, 1), [-1] * 100, glances=Glances(looks))
     held_out = images.take(torch.arange(10, 20))
     train = images.take(torch.tensor([*range(10), *range(20, 100)]))
     splits = arrange({"train": train, "validation": held_out, "test": held_out}, 5)
-    keep_apart(splits, ("validation", "test"))
+    keep_apart(splits, ("validation", "test"), 40)
     assert looks.times == len(looks.asked) == 20 + 10
     for name in ("validation", "test"):  # own splits count positions each for itself
         splits[name] = Images(images.raw, [-1] * 10, glances=Glances(Looks(blobs(10, seed=2))))
-    keep_apart(splits, ())
+    keep_apart(splits, (), 40)
     assert [splits[name].glances.look.times for name in ("validation", "test")] == [10, 10]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_train_of_hardly_any_images_beside_many_others_is_left(looked_at, count):
-    looked_at(20)
+def test_a_train_of_hardly_any_images_beside_many_others_is_left(count):
     few, many = (
         Images(lambda _: None, [-1] * each, glances=Glances(blobs(30).__getitem__, [f"{at}.png" for at in range(each)]))
         for each in (count, 30)
     )
-    parts, notes = tell_apart({"train": few, "test": many})
+    parts, notes = tell_apart({"train": few, "test": many}, 20)
     assert (parts["train"].scenes.tolist(), notes) == (list(range(count)), [])
     with pytest.raises(DataError, match=f"there are {count} images to train on.*at least 4 are needed"):
         arrange(parts, 8)
@@ -295,33 +287,31 @@ def test_a_train_of_hardly_any_images_beside_many_others_is_left(looked_at, coun
         (2, "2 of 2 images of test look nearly the same", "2 images were left out of train"),
     ],
 )
-def test_one_image_is_said_in_the_singular(looked_at, count, across, left):
-    looked_at(200)
+def test_one_image_is_said_in_the_singular(count, across, left):
     pictures = blobs(60)
     own = Images(lambda _: None, [-1] * count, glances=Glances(pictures.__getitem__))
     _, (note,) = told(pictures, test=own)
     assert note.startswith(across)
     assert note.endswith(f"Remove {'it' if count == 1 else 'them'} from train or from test.")
-    looked_at(40)
     train = Images(lambda _: None, [-1] * 60, glances=Glances(torch.cat([pictures[:50], pictures[:10]]).__getitem__))
     held_out = train.take(torch.arange(50, 50 + count))
     splits = {"train": train.take(torch.arange(50)), "validation": held_out, "test": held_out}
-    _, (note,) = keep_apart({**splits, "calibration": train.take(torch.arange(10))}, ("validation", "test"))
+    _, (note,) = keep_apart({**splits, "calibration": train.take(torch.arange(10))}, ("validation", "test"), 40)
     assert note == (
         f"{left}, since validation or test has images that look nearly the same. Remove copies from the data to use the rest."
     )
 
 
-def test_a_large_film_is_split_in_runs(looked_at):
-    looked_at(100)
+def test_a_large_film_is_split_in_runs():
     film = texture(3, (1500, 200)).convert("L")
     frames = [seen(film.crop((x, 0, x + 200, 200))) for x in range(1000)]
-    parts, _ = tell_apart({"train": Images(lambda _: None, [-1] * 1000, glances=Glances(frames.__getitem__))})
+    train = Images(lambda _: None, [-1] * 1000, glances=Glances(frames.__getitem__))
+    parts, _ = tell_apart({"train": train}, 100)
     runs = parts["train"].scenes
     assert len(set(runs.tolist())) == scenes.RUNS
     assert (runs[1:] - runs[:-1]).ne(0).sum() == scenes.RUNS - 1, "each run is of frames that follow each other"
     different = Images(lambda _: None, [-1] * 1000, glances=Glances(blobs(1000).__getitem__))
-    assert len(set(tell_apart({"train": different})[0]["train"].scenes.tolist())) == 1000
+    assert len(set(tell_apart({"train": different}, 100)[0]["train"].scenes.tolist())) == 1000
 
 
 def test_few_images_and_images_that_are_alike_are_said(tmp_path):

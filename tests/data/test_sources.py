@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from toolchain.data import SOURCES, open_source
 from toolchain.data.files import DIGESTED_BYTES
-from toolchain.data.memory import Digits, FashionMnist
+from toolchain.data.memory import Digits, FashionMnist, images_of
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 
@@ -200,13 +200,19 @@ def test_fashion_mnist_is_found_in_both_layouts(tmp_path, below, suffix):
     assert label == position % 10
 
 
-def test_large_inputs_are_computed_at_access(tmp_path, monkeypatch):
-    name = f"fashion-mnist:{fashion_folder(tmp_path)}"
-    early = open_(name, (3, 32, 32)).split("train")
-    monkeypatch.setattr("toolchain.data.memory.PRECOMPUTE_BYTES", 0)
-    late = open_(name, (3, 32, 32)).split("train")
-    torch.testing.assert_close(late[2][0], early[2][0])
-    assert pickle.loads(pickle.dumps(late))[2][1] == late[2][1]
+def test_large_inputs_are_computed_at_access():
+    preprocessing, labels = Wanted((3, 32, 32), {}).declared(0.3, 0.4), torch.arange(6)
+    pixels = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    early, late = (
+        images_of(pixels, labels, preprocessing),
+        images_of(pixels, labels, preprocessing, 6 * 4 * 3 * 32**2 - 1),
+    )
+    before = early[2][0].clone()
+    torch.testing.assert_close(late[2][0], before)
+    assert pickle.loads(pickle.dumps(late))[2][1] == late[2][1] == 2
+    pixels.zero_()
+    torch.testing.assert_close(early[2][0], before)
+    assert not torch.allclose(late[2][0], before)
 
 
 def test_missing_fashion_mnist_names_the_package(tmp_path):

@@ -25,8 +25,6 @@ from toolchain.measure.samples import Design, Workload
 from toolchain.measure.single import measure
 from toolchain.on_device import runner as device_runner
 
-pytestmark = pytest.mark.clock
-
 FOUR = Workload(batch=4)
 SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
 NAME = "de vice's $(touch pwned)"  # every byte of it has to reach the device as it is

@@ -66,20 +66,16 @@ def traced(module):
     return onnx_graph._from_torch(onnx_graph._plain(module), asked)
 
 
-def export_traced(module, traced, path, *, simplify):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "_from_torch", lambda *_: copy.deepcopy(traced))
-        return path, export_onnx(module, path, input_size=SIZE, opset=20, metadata=METADATA, simplify=simplify)
+@pytest.fixture(scope="module")
+def exported(module, tmp_path_factory):
+    path = tmp_path_factory.mktemp("simplified") / "model.onnx"
+    return path, export_onnx(module, path, input_size=SIZE, opset=20, metadata=METADATA, simplify=True)
 
 
 @pytest.fixture(scope="module")
-def exported(module, traced, tmp_path_factory):
-    return export_traced(module, traced, tmp_path_factory.mktemp("simplified") / "model.onnx", simplify=True)
-
-
-@pytest.fixture(scope="module")
-def plain(module, traced, tmp_path_factory):
-    return export_traced(module, traced, tmp_path_factory.mktemp("plain") / "model.onnx", simplify=False)
+def plain(module, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "model.onnx"
+    return path, export_onnx(module, path, input_size=SIZE, opset=20, metadata=METADATA, simplify=False)
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from builders import write_stack
+from played.cpus import CPUS, play
 
 from toolchain.on_device import bundle_run
 from toolchain.on_device import runner as device_runner
@@ -117,7 +119,8 @@ def test_an_emulated_device_is_recognised(machine, seen, emulated):
 
 def test_an_emulated_device_is_never_timed(monkeypatch, tmp_path, capsys):
     (tmp_path / "schedule.json").write_text(json.dumps(schedule()))
-    monkeypatch.setattr(device_runner, "emulation", lambda: "programs are emulated")
+    cpu = CPUS["avx2"]
+    play(replace(cpu, files={**cpu.files, CPUINFO: "model name\t: QEMU TCG CPU version 2.5+\n"}), monkeypatch)
     code = main([str(tmp_path / "schedule.json"), str(tmp_path / "out.json")], OPENERS)
     assert code == device_runner.EXIT_UNAVAILABLE
     assert "emulated" in capsys.readouterr().err

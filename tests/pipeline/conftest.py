@@ -1,5 +1,5 @@
 """The fixtures of `measuring`, for all tests here."""
 
-from measuring import made_up, own_cache, stack, stopwatch
+from measuring import made_up, own_cache, stack, stopwatch, widths_timed
 
-__all__ = ["made_up", "own_cache", "stack", "stopwatch"]
+__all__ = ["made_up", "own_cache", "stack", "stopwatch", "widths_timed"]

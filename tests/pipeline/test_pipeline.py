@@ -13,7 +13,7 @@ from measuring import Updated
 from onnx import numpy_helper
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.cost import LatencyTable, Widths, trace
+from toolchain.cost import LatencyTable, Widths
 from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavailable
 from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
@@ -21,8 +21,6 @@ from toolchain.files import read_json, sha256
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design
-from toolchain.pipeline import latency_budget as latency
-from toolchain.pipeline.latency_budget import Timing
 from toolchain.pipeline.preview import preview
 from toolchain.pipeline.run import run
 from toolchain.plan import CompressionPlan
@@ -392,19 +390,9 @@ LIMITED = {"model": MODEL, "data": {"source": "none"}, "budget": {"latency": {"o
 
 
 @pytest.fixture
-def device(monkeypatch):
+def device(widths_timed):
     """Time in proportion to MACs, of which a whole model saves 10 % less; lists what was timed."""
-    timed = []
-
-    def measure(dense, variants, setting, design, progress):
-        timed.append(len(variants))
-        shape = trace(dense.module, dense.family, dense.preprocess.input_size)
-        shares = [shape.shrunk(widths, dense.groups).macs / shape.macs for widths in variants]
-        scale = 0.9 if design.sessions > 1 else 1.0
-        return Timing(2.0, tuple(1 - scale * (1 - share) for share in shares), {"cpu": "made up"})
-
-    monkeypatch.setattr(latency, "time_widths", measure)
-    return timed
+    return widths_timed(lambda share, design: 1 - (0.9 if design.sessions > 1 else 1.0) * (1 - share))
 
 
 def test_a_latency_budget_is_measured_held_and_recorded(tmp_path, device):

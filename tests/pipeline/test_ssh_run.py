@@ -20,9 +20,7 @@ from toolchain.progress import SILENT
 from toolchain.recipe import Recipe
 from toolchain.report.record import Report
 
-pytestmark = pytest.mark.clock
-
-SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
+SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=1, blocks=4)
 SHAPE = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ASKED = {
     "model": {"name": "vit_tiny_patch16_224", "kwargs": SHAPE, "pretrained": False},

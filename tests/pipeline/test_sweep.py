@@ -14,7 +14,6 @@ from toolchain.errors import BudgetError, FolderBusy, RecipeError, StorageError,
 from toolchain.files import read_json, write_json, write_text
 from toolchain.model import Made
 from toolchain.pipeline import folder
-from toolchain.pipeline import sweep as module
 from toolchain.pipeline.folder import Nothing, Workspace
 from toolchain.pipeline.run import run
 from toolchain.pipeline.sweep import sweep, variants
@@ -210,8 +209,7 @@ def test_another_process_that_does_a_stage_is_waited_for(tmp_path):
 # What comes of it
 
 
-def test_a_variant_that_fails_ends_alone_and_one_that_is_busy_is_waited_for(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "WAIT", 0.0)
+def test_a_variant_that_fails_ends_alone_and_one_that_is_busy_is_waited_for(recipe, tmp_path):
     grid, asked = variants(recipe, ["budget.params=0.7,0.5,0.001"]), []
 
     def carry_out(variant, folder, folders):
@@ -224,7 +222,7 @@ def test_a_variant_that_fails_ends_alone_and_one_that_is_busy_is_waited_for(reci
             raise FolderBusy("another process is at it")
         return report(1000, 20)
 
-    outcome = sweep(grid, tmp_path, carry_out)
+    outcome = sweep(grid, tmp_path, carry_out, wait_s=0.0)
     assert [*outcome.reports] == ["params-0.7", "params-0.5"]
     assert {name: str(error) for name, error in outcome.failed.items()} == {"params-0.001": "out of reach"}
     assert asked == ["params-0.7", "params-0.5", "params-0.001", "params-0.7", "params-0.7"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -33,13 +34,14 @@ from toolchain.measure.samples import Design
 from toolchain.pipeline import sweep_dask as module
 from toolchain.pipeline.run import run
 from toolchain.pipeline.sweep import sweep, variants
-from toolchain.pipeline.sweep_dask import Found, Order, installed, look, on_dask
+from toolchain.pipeline.sweep_dask import Found, Order, Patience, installed, look, on_dask
 from toolchain.report.record import Report
 
 distributed = pytest.importorskip(
     "distributed", reason="distributed is not installed: pip install 'slimvit[distributed]'"
 )
 
+BRISK = Patience(connect_s=0.5)
 RECIPE = tiny_recipe("[train]\nepochs = 1\n[budget]\nparams = 0.5\n")
 
 
@@ -62,6 +64,15 @@ def cluster(tmp_path_factory):
             yield cluster
 
 
+@pytest.fixture
+def worker():
+    """The address of a scheduler in this process, with one worker; both are gone after the test, as their threads draw random numbers."""
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
 @contextlib.contextmanager
 def one_thread():
     """As workers have it: what threads add up to depends on how many they are."""
@@ -78,6 +89,7 @@ def alone(variant, folder, folders):
 # With real workers
 
 
+@pytest.mark.slow
 def test_it_comes_to_what_it_comes_to_alone_and_what_fails_fails_alone(cluster, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     settings = ["--set", "budget.params=0.6,0.5,0.001"]
@@ -139,20 +151,12 @@ def test_a_worker_that_is_killed_has_its_variant_carried_on_by_another(cluster, 
     assert before == [first.stat().st_mtime_ns], "what was done is not done again"
 
 
-def test_workers_with_another_slimvit_are_refused(cluster, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "installed", lambda: {**installed(), "timm": "0.1"})
-    grid = variants(recipe, ["budget.params=0.7,0.5"])
-    words = rf"the worker tcp://\S+ has timm {installed()['timm']}, and this machine has 0.1: install the same there"
-    with pytest.raises(RecipeError, match=words):
-        list(on_dask(grid, tmp_path / "out", cluster.scheduler_address, Design(), print))
-
-
-def test_workers_that_do_not_see_what_the_recipe_reads_are_refused(cluster, recipe, tmp_path):
+def test_workers_that_do_not_see_what_the_recipe_reads_are_refused(worker, recipe, tmp_path):
     recipe.write_text(RECIPE.replace('"digits"', '"images:pictures"'))
     grid = variants(recipe, ["budget.params=0.7,0.5"])
     words = rf"the worker tcp://\S+ does not see {tmp_path / 'pictures'}, which the recipe reads"
     with pytest.raises(RecipeError, match=words):
-        list(on_dask(grid, tmp_path / "out", cluster.scheduler_address, Design(), print))
+        list(on_dask(grid, tmp_path / "out", worker, Design(), print))
     assert not (tmp_path / "out").exists()
 
 
@@ -163,11 +167,10 @@ def test_workers_that_do_not_see_what_the_recipe_reads_are_refused(cluster, reci
         ("nothing://there", RecipeError, "is no address .*; write one as tcp://HOST:8786"),
     ],
 )
-def test_an_address_where_no_scheduler_is(recipe, tmp_path, monkeypatch, address, error, words):
-    monkeypatch.setattr(module, "CONNECT", 0.5)
+def test_an_address_where_no_scheduler_is(recipe, tmp_path, address, error, words):
     grid = variants(recipe, ["budget.params=0.7,0.5"])
     with pytest.raises(error, match=words):
-        list(on_dask(grid, tmp_path / "out", address, Design(), print))
+        list(on_dask(grid, tmp_path / "out", address, Design(), print, BRISK))
 
 
 def test_without_dask_a_sentence_says_what_to_install(recipe, tmp_path, monkeypatch):
@@ -296,6 +299,10 @@ class MadeUp:
         task.status = "finished"
 
 
+def cluster_of(client, folder, say=lambda _: None, **timing):
+    return module._Cluster(client, "tcp://made-up", folder / "token", [], say, Patience(**timing))
+
+
 SCRIPT = strategies.lists(
     strategies.tuples(
         strategies.sampled_from(["end", "end", "fail", "busy", "die", "board"]), strategies.integers(0, 3)
@@ -313,11 +320,9 @@ def test_every_variant_ends_once_and_no_worker_and_where_it_is_timed_no_machine_
     (folder / "recipe.toml").write_text(RECIPE + ("[bench]\n" if timed else ""))
     grid = variants(folder / "recipe.toml", ["budget.params=0.1,0.2,0.3,0.4,0.5"])
     client = MadeUp({f"w{index}": machine for index, machine in enumerate(machines)}, script, one_a_machine=timed)
-    staff = module._Cluster(client, "tcp://made-up", folder / "token", [], lambda _: None)
+    staff = cluster_of(client, folder, look_s=0.0)
     staff.check()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LOOK", 0.0)
-        ended = list(module._carried_out(grid, folder, Design(), staff))
+    ended = list(module._carried_out(grid, folder, Design(), staff))
     assert sorted(variant.name for variant, _ in ended) == sorted(variant.name for variant in grid)
     assert not any(isinstance(outcome, FolderBusy) for _, outcome in ended)
     lost = [outcome for _, outcome in ended if isinstance(outcome, WorkerLost)]
@@ -330,7 +335,7 @@ def test_every_variant_ends_once_and_no_worker_and_where_it_is_timed_no_machine_
 def test_a_device_that_a_run_lost_is_no_lost_worker(recipe, tmp_path):
     grid = variants(recipe, ["budget.params=0.1,0.2"])
     client = MadeUp({"w0": "a"}, [("end", 0), ("board", 0)], one_a_machine=False)
-    staff = module._Cluster(client, "tcp://made-up", tmp_path / "token", [], lambda _: None)
+    staff = cluster_of(client, tmp_path)
     ended = {variant.name: outcome for variant, outcome in module._carried_out(grid, tmp_path, Design(), staff)}
     assert [type(outcome) for outcome in ended.values()].count(DeviceLost) == 1
     assert client.began == ["params-0.1", "params-0.2"]
@@ -339,7 +344,7 @@ def test_a_device_that_a_run_lost_is_no_lost_worker(recipe, tmp_path):
 def test_a_variant_that_ends_every_worker_is_given_up(recipe, tmp_path):
     grid = variants(recipe, ["budget.params=0.1,0.2"])
     client = MadeUp({"w0": "a"}, [("die", 0)] * 20, one_a_machine=False)
-    staff = module._Cluster(client, "tcp://made-up", tmp_path / "token", [], lambda _: None)
+    staff = cluster_of(client, tmp_path)
     ended = {variant.name: outcome for variant, outcome in module._carried_out(grid, tmp_path, Design(), staff)}
     assert [type(outcome) for outcome in ended.values()] == [WorkerLost] * 2
     assert "3 workers went away while they carried it out; see their logs" in str(ended["params-0.1"])
@@ -349,7 +354,7 @@ def test_a_variant_that_ends_every_worker_is_given_up(recipe, tmp_path):
 def test_when_nobody_asks_on_nothing_more_begins(recipe, tmp_path):
     grid = variants(recipe, ["budget.params=0.1,0.2,0.3,0.4,0.5"])
     client = MadeUp({"w0": "a", "w1": "b"}, [], one_a_machine=False)
-    staff = module._Cluster(client, "tcp://made-up", tmp_path / "token", [], lambda _: None)
+    staff = cluster_of(client, tmp_path)
     ended = module._carried_out(grid, tmp_path, Design(), staff)
     next(ended)
     ended.close()
@@ -359,7 +364,7 @@ def test_when_nobody_asks_on_nothing_more_begins(recipe, tmp_path):
 def test_workers_that_come_later_are_looked_at_and_left_out_if_they_cannot_take_part(recipe, tmp_path):
     grid, said = variants(recipe, ["budget.params=0.1,0.2,0.3"]), []
     client = MadeUp({"w0": "a"}, [], one_a_machine=False)
-    staff = module._Cluster(client, "tcp://made-up", tmp_path / "token", [], said.append)
+    staff = cluster_of(client, tmp_path, said.append)
     staff.check()
     client.there.append("w9")
     client.run = lambda *_, workers, on_error: dict.fromkeys(workers, ModuleNotFoundError("toolchain"))
@@ -370,15 +375,28 @@ def test_workers_that_come_later_are_looked_at_and_left_out_if_they_cannot_take_
     ]
     client.there.remove("w0")
     with pytest.raises(RecipeError, match=r"the worker w9 cannot import this slimvit.*; or remove it"):
-        module._Cluster(client, "tcp://made-up", tmp_path / "token", [], said.append).check()
+        cluster_of(client, tmp_path, said.append).check()
 
 
-def test_a_cluster_without_workers_is_waited_for(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOOK", 0.01)
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ({**installed(), "timm": "0.1"}, f"has timm 0.1, and this machine has {installed()['timm']}: install the same"),
+        ({}, "cannot import this slimvit: install slimvit"),
+    ],
+)
+def test_workers_with_another_slimvit_are_refused(tmp_path, there, words):
+    client = MadeUp({"w0": "a"}, [], one_a_machine=False)
+    client.run = lambda *_, workers, on_error: dict.fromkeys(workers, Found("a", there, ""))
+    with pytest.raises(RecipeError, match=re.escape(f"the worker w0 {words}")):
+        cluster_of(client, tmp_path).check()
+
+
+def test_a_cluster_without_workers_is_waited_for(recipe, tmp_path):
     grid, said = variants(recipe, ["budget.params=0.1,0.2"]), []
     client = MadeUp({"w0": "a"}, [], one_a_machine=False)
     client.there.remove("w0")
-    staff = module._Cluster(client, "tcp://made-up", tmp_path / "token", [], said.append)
+    staff = cluster_of(client, tmp_path, said.append, look_s=0.01)
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(lambda: list(module._carried_out(grid, tmp_path, Design(), staff)))
         time.sleep(0.1)

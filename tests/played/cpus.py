@@ -92,8 +92,9 @@ CPUS: Mapping[str, Cpu] = {
 }
 
 
-def play(cpu: Cpu, put: Set = setattr) -> None:
-    """Lets this process take its CPU for another one; `put` sets an attribute, and may be pytest's, which puts it back."""
+def play(cpu: Cpu, patch: Any = None) -> None:
+    """Lets this process take its CPU for another one; until it ends, or with pytest's `MonkeyPatch` until that is undone."""
+    put = setattr if patch is None else patch.setattr
     real = builtins.open
 
     def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:

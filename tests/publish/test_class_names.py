@@ -27,15 +27,19 @@ def saved(folder, **more):
     return folder
 
 
-def carried_out(checkpoint, out, **model):
+def carried_out(checkpoint, out, **changes):
     recipe = {
-        "model": {"checkpoint": str(checkpoint), **model},
+        "model": {"checkpoint": str(checkpoint)},
         "data": {"source": "none"},
-        "budget": {"params": 0.8},
+        "compress": {"method": "none"},
         "export": {"precisions": ["fp32", "fp16"]},
+        **changes,
     }
     run(Recipe.from_dict(recipe), out)
     return out
+
+
+SMALLER = {"compress": {"method": "hybrid", "neurons": "magnitude"}, "budget": {"params": 0.8}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("named")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMVIT_CACHE_DIR", str(root / "cache"))
-        yield carried_out(saved(root / "hf", id2label=dict(enumerate(NAMES))), root / "run")
+        yield carried_out(saved(root / "hf", id2label=dict(enumerate(NAMES))), root / "run", **SMALLER)
 
 
 def test_every_model_and_every_file_of_a_run_has_them(finished):
@@ -105,7 +109,7 @@ def test_timms_own_folders_name_classes_too(tmp_path, more, names):
 def test_features_have_none_either(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     folder = saved(tmp_path / "hf", id2label=dict(enumerate(NAMES)))
-    out = carried_out(folder, tmp_path / "run", output="features")
+    out = carried_out(folder, tmp_path / "run", model={"checkpoint": str(folder), "output": "features"})
     assert OnnxFile(out / "onnx" / "dense.fp32.onnx").class_names == ()
 
 

@@ -69,7 +69,7 @@ def test_what_cannot_be_fetched_is_told(stocked, monkeypatch, name, words):
     stocked.repositories["org/bare"].branches["main"]["config.json"] = CONFIG.encode()
     stocked.repositories["org/secret"] = Repository(private=True)
     if name == "hf://org/secret":
-        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+        monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ModelError, match=words) as told:
         load_dense(ModelSection(name=name))
     assert "\n" not in str(told.value)

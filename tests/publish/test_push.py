@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Repository
-from huggingface_hub import constants, hf_hub_download
+from hub_server import TOKEN, Repository, visited
+from huggingface_hub import hf_hub_download
 
 from toolchain.errors import RecipeError, StorageError
 from toolchain.publish.content import Content
@@ -189,7 +188,7 @@ def test_what_is_no_repository_is_told(hub, place):
 
 
 def test_without_a_token_nothing_is_asked(hub, monkeypatch):
-    monkeypatch.setattr("toolchain.publish.hub.get_token", lambda: None)
+    monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(
         StorageError, match="no token to write org/name with: log in with `hf auth login`, or set HF_TOKEN"
     ):
@@ -237,12 +236,12 @@ def test_a_push_of_someone_else_in_between_is_not_overwritten(hub):
         push({"a": Content(b"b")}, Late("org/name"), tool="t", message="m")
 
 
-def test_no_network_is_told_at_once(hub, monkeypatch):
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{held.getsockname()[1]}")
-        with pytest.raises(StorageError, match=r"cannot be reached; check the network, or write to local-dir:PATH"):
-            HubDestination.of("org/name")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(StorageError, match="HF_HUB_OFFLINE is set: unset it"):
+def test_no_network_is_told_at_once(hub, monkeypatch, tmp_path):
+    hub.close()
+    with pytest.raises(StorageError, match=r"cannot be reached; check the network, or write to local-dir:PATH"):
+        HubDestination.of("org/name")
+    with (
+        visited(monkeypatch, tmp_path / "cache", HF_HUB_OFFLINE=True),
+        pytest.raises(StorageError, match="HF_HUB_OFFLINE is set: unset it"),
+    ):
         HubDestination.of("org/name")

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hub_server import Repository, visited
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
@@ -253,13 +254,16 @@ def test_snippets_do_not_name_a_folder_as_a_repository(finished):
 
 
 def test_the_python_of_a_card_runs(files, folder, tmp_path, monkeypatch):
-    """With the repository in a folder, where a hub's client would fetch it to."""
+    """As it stands there, with a hub that has the repository."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "picture.jpg")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, path: str(folder / path))
     program = re.search(r"```python\n(.*?)```", card_of(files).text, re.DOTALL)[1]
     names = {}
-    exec(program.replace('from_pretrained("org/digits")', f'from_pretrained("{folder}")'), names)
+    with visited(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["org/digits"] = Repository()
+        there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        hub.repositories["org/digits"].branches["main"] |= there
+        exec(program, names)
     assert names["outputs"].shape == (1, 10)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import timm
 import torch
 from damage import json_damaged
+from hub_server import Repository, visited
 from safetensors.torch import load_file
 from sweeps import swept
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
 from toolchain.recipe import ModelSection, Recipe
-from toolchain.surgery import hub
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.folder import Folder, class_names, is_folder, suggested_size
 from toolchain.surgery.huggingface.layout import ratio
@@ -449,7 +447,6 @@ def test_classes_of_ones_own_start_untrained_where_they_are_trained_next(tmp_pat
 def test_a_repository_of_a_hub_is_fetched_file_by_file(tmp_path, monkeypatch, form):
     """Only config.json, the processor's and one form of the weights: a repository may hold ten."""
     far, cache = tmp_path / "far", tmp_path / "cache"
-    cache.mkdir()
     model = built("ViT")
     model.save_pretrained(far, max_shard_size="20KB" if form == "parts" else "1GB")
     write(far, "preprocessor_config.json", **SQUARE)
@@ -458,22 +455,16 @@ def test_a_repository_of_a_hub_is_fetched_file_by_file(tmp_path, monkeypatch, fo
         (far / "model.safetensors").unlink()
     (far / "tf_model.h5").touch()
 
-    def fetched(*_: object, allow_patterns: list[str], **__: object) -> None:
-        for file in far.iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
-                shutil.copy(file, cache)
-
-    def config(*_: object, **__: object) -> str:
-        return shutil.copy(far / "config.json", cache)
-
-    monkeypatch.setattr(hub, "reachable", lambda _: True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", config)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    result = load_dense(ModelSection(name="hf-hub:org/name"))
+    with visited(monkeypatch, cache) as hub:
+        hub.repositories["org/name"] = Repository()
+        hub.repositories["org/name"].branches["main"] |= {path.name: path.read_bytes() for path in far.iterdir()}
+        result = load_dense(ModelSection(name="hf-hub:org/name"))
     assert torch.allclose(answers(result.module), expected(model, "ViT", images()), atol=TOLERANCE)
     assert result.provenance["pretrained"] == "hf-hub:org/name"
     assert result.module.pretrained_cfg["mean"] == pytest.approx((0.1,) * 3)
-    assert not (cache / "tf_model.h5").exists()
+    fetched = {path.name for path in cache.rglob("*") if path.is_file()}
+    assert "config.json" in fetched
+    assert "tf_model.h5" not in fetched
 
 
 # What changes, and what is told

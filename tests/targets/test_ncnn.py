@@ -375,6 +375,6 @@ def test_without_its_packages_it_says_how_to_get_them(monkeypatch, tmp_path):
             call()
         assert (caught.value.reason, caught.value.install) == ("the Python module ncnn is not installed", INSTALL)
     monkeypatch.undo()
-    monkeypatch.setattr(target, "converter", lambda: None)
+    monkeypatch.setitem(sys.modules, "pnnx", None)
     with pytest.raises(TargetUnavailable, match=r"pnnx.*not installed.*slimvit\[ncnn\]"):
         NCNN.require(BuildOptions(ONE), {})

@@ -54,7 +54,7 @@ def test_the_products_run_in_the_precision_of_the_name(target, runs_in, tmp_path
 def test_a_precision_that_quietly_becomes_another_is_refused(tmp_path, monkeypatch):
     """OpenVINO takes the hint bf16 on a CPU without AVX-512, and runs f32; the probe alone is not relied on."""
     path, _ = written(tmp_path / "m.onnx")
-    play(CPUS["avx2"], monkeypatch.setattr)
+    play(CPUS["avx2"], monkeypatch)
     with (
         OpenVinoRunner(path, 1, "bf16", target="openvino-cpu-bf16") as runner,
         pytest.raises(TargetUnavailable, match="INFERENCE_PRECISION_HINT = 'bf16' and runs with 'f32'"),

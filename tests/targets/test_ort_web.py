@@ -242,8 +242,8 @@ def test_a_program_that_cannot_be_started_is_an_error_and_leaves_nothing_open(tm
     assert runner._log is None
 
 
-def test_fewer_threads_than_asked_for_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two threads need two cores")
+def test_fewer_threads_than_asked_for_are_refused(tmp_path):
     found = Installed(
         fake_node(tmp_path, r"""printf '\015\000\000\000{"threads":1}'"""), tmp_path, {"onnxruntime-web": "1"}
     )

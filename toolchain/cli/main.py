@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -95,10 +96,16 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
     sys.exit(_code(arguments, design))
 
 
+@cache
+def _command() -> Any:
+    """The command of all verbs; making it takes longer than most of what is asked of it."""
+    return typer.main.get_command(app)
+
+
 def _code(arguments: list[str] | None, design: Design | None) -> int:
     try:
         # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
-        command = typer.main.get_command(app)
+        command = _command()
         if COMPLETING in os.environ:  # a shell asks what could come next
             command.main([], "slimvit")
         with command.make_context(

@@ -23,9 +23,11 @@ from toolchain.errors import DataError
 PRECOMPUTE_BYTES = 256 * 2**20  # model inputs up to this size are computed once and kept
 
 
-def _images(pixels: Tensor, labels: Tensor, preprocessing: Preprocessing) -> Images:
-    """Images over pixels [N, 1, h, w], as ready model inputs where these are small, else computed at each access."""
-    if 4 * len(pixels) * int(np.prod(preprocessing.input_size)) <= PRECOMPUTE_BYTES:
+def images_of(
+    pixels: Tensor, labels: Tensor, preprocessing: Preprocessing, kept_bytes: int = PRECOMPUTE_BYTES
+) -> Images:
+    """Images over pixels [N, 1, h, w]: ready model inputs where all take at most `kept_bytes`, else computed at each access."""
+    if 4 * len(pixels) * int(np.prod(preprocessing.input_size)) <= kept_bytes:
         return Images(preprocessing.of_pixels(pixels).__getitem__, labels)
     return Images(partial(_one, preprocessing, pixels), labels)
 
@@ -60,7 +62,7 @@ class Digits:
         pixels: NDArray[np.float32] = (digits.images / 16).astype(np.float32)[:, None]  # [1797, 1, 8, 8], from 0..16
         labels = digits.target.astype(np.int64)
         preprocessing = wanted.declared(self.mean, self.std)
-        images = _images(torch.from_numpy(pixels), torch.from_numpy(labels), preprocessing)
+        images = images_of(torch.from_numpy(pixels), torch.from_numpy(labels), preprocessing)
         digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
         notes = _notes(torch.from_numpy(pixels), preprocessing)
         return Content({"train": images}, preprocessing, digest, num_classes=10, notes=notes)
@@ -91,7 +93,7 @@ class FashionMnist:
                 )
             digest.update(pixels.tobytes() + labels.tobytes())
             images = torch.from_numpy(pixels[:, None])
-            parts[part] = _images(images, torch.from_numpy(labels).long(), preprocessing)
+            parts[part] = images_of(images, torch.from_numpy(labels).long(), preprocessing)
             notes = _notes(images, preprocessing)
         return Content(parts, preprocessing, digest.hexdigest(), num_classes=10, flip=True, notes=notes)
 

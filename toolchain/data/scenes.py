@@ -42,15 +42,15 @@ PROBES, RUNS = 100, 200
 """Of large sources so many pairs of neighbours are looked at; if they are a film's, runs of neighbours are scenes."""
 
 
-def tell_apart(parts: Mapping[str, Images]) -> tuple[dict[str, Images], list[str]]:
+def tell_apart(parts: Mapping[str, Images], most: int = LOOKED_AT) -> tuple[dict[str, Images], list[str]]:
     """The parts of a source with the scenes of their images, numbered over all parts, and what to say of them.
 
-    Parts without glances are left as they are.
+    Parts without glances are left as they are, and of more than `most` images only names are compared.
     """
     seen = {name: images for name, images in parts.items() if images.glances is not None}
     if not seen:
         return dict(parts), []
-    if sum(map(len, seen.values())) > LOOKED_AT:
+    if sum(map(len, seen.values())) > most:
         return {name: _told_by_order(images) if name == "train" else images for name, images in parts.items()}, []
     pairs = _pairs(list(seen.values()))
     labels = torch.cat([images.labels for images in seen.values()])
@@ -65,28 +65,31 @@ def tell_apart(parts: Mapping[str, Images]) -> tuple[dict[str, Images], list[str
     return {**parts, **{name: images.of_scenes(numbers) for (name, images), numbers in told}}, notes
 
 
-def keep_apart(splits: Mapping[str, Images], made: Collection[str]) -> tuple[dict[str, Images], list[str]]:
-    """The splits of a source of more than `LOOKED_AT` images without copies of held-out ones in calibration, and what to say.
+def keep_apart(
+    splits: Mapping[str, Images], made: Collection[str], most: int = LOOKED_AT
+) -> tuple[dict[str, Images], list[str]]:
+    """The splits of a source of more than `most` images without copies of held-out ones in calibration, and what to say.
 
-    Of calibration, and of validation and test together, up to half of `LOOKED_AT` images are looked at. Copies leave train;
+    Of calibration, and of validation and test together, up to half of `most` images are looked at. Copies leave train;
     others of train that were looked at replace them in calibration.
 
     Args:
         splits: as `arrange` made them.
         made: which of "validation" and "test" were taken from train; of those that the user made copies are only counted.
+        most: how many images are looked at.
     """
     train, calibration = splits["train"], splits["calibration"]
     held_out = {name: splits[name] for name in ("validation", "test") if splits[name].glances is not None}
     if len(made) == 2 and splits["validation"].positions.equal(splits["test"].positions):
         held_out.pop("validation", None)  # both are the same images of train: of own splits, positions count in each
     total = len(train) + sum(map(len, held_out.values()))
-    if train.glances is None or not held_out or not len(calibration) or total <= LOOKED_AT:
+    if train.glances is None or not held_out or not len(calibration) or total <= most:
         return dict(splits), []
-    used = calibration.spread(LOOKED_AT // 2)
+    used = calibration.spread(most // 2)
     others = train.take(_outside(train, calibration.positions))
-    spare = varied(others, min(len(others), LOOKED_AT // 2 - len(used)) if made else 0, SPLIT_SEED + 3)
+    spare = varied(others, min(len(others), most // 2 - len(used)) if made else 0, SPLIT_SEED + 3)
     looked = train.take(torch.isin(train.positions, torch.cat([used.positions, spare.positions])).nonzero().flatten())
-    judges = {name: images.spread(LOOKED_AT // 2 // len(held_out)) for name, images in held_out.items()}
+    judges = {name: images.spread(most // 2 // len(held_out)) for name, images in held_out.items()}
     sequences = {"train": looked, **judges}
     pairs = _pairs(list(sequences.values()))
     numbers, _ = grouped(torch.cat([images.labels for images in sequences.values()]), pairs)

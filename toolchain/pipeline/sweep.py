@@ -94,7 +94,7 @@ def _slug(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-.") or "empty"
 
 
-def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Swept:
+def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs, wait_s: float = WAIT) -> Swept:
     """The runs of a grid, each in a folder of its own below `out`, with sweep.json, sweep.md and sweep.html beside them.
 
     Several processes may do this at once: each takes the runs that no other is at, and waits for the others' at the end.
@@ -104,11 +104,12 @@ def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Swept:
         grid: the variants.
         out: the folder; what earlier sweeps finished in it is taken up.
         carry_out: runs one of them.
+        wait_s: seconds until a run that another process carries out is looked at again.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    return gathered(grid, out, _one_after_another(grid, out, carry_out))
+    return gathered(grid, out, _one_after_another(grid, out, carry_out, wait_s))
 
 
 def gathered(grid: Sequence[Variant], out: Path, ended: Iterable[Ended]) -> Swept:
@@ -143,7 +144,7 @@ def gathered(grid: Sequence[Variant], out: Path, ended: Iterable[Ended]) -> Swep
     return swept
 
 
-def _one_after_another(grid: Sequence[Variant], out: Path, carry_out: Runs) -> Iterator[Ended]:
+def _one_after_another(grid: Sequence[Variant], out: Path, carry_out: Runs, wait_s: float) -> Iterator[Ended]:
     folders = [out / variant.name for variant in grid]
     waiting, said = list(grid), False
     while waiting:
@@ -159,7 +160,7 @@ def _one_after_another(grid: Sequence[Variant], out: Path, carry_out: Runs) -> I
             if not said:
                 log.warning("another process is at %s; waiting for it", ", ".join(variant.name for variant in busy))
             said = True
-            time.sleep(WAIT)
+            time.sleep(wait_s)
         waiting = busy
 
 

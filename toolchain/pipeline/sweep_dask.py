@@ -33,16 +33,28 @@ from toolchain.report.record import Report
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-CONNECT = 10.0
-"""Seconds until a scheduler that does not answer is taken for absent."""
-LOOK = 1.0
-"""Seconds between looks at which workers there are."""
-FETCH = 60.0
-"""Seconds for a finished report to come from its worker."""
 LOSSES = 3
 """As many workers may go away under a variant before it counts as failed: it may be what ends them."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Where Linux tells machines apart, and not the containers of one."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a cluster is waited for.
+
+    Attributes:
+        connect_s: seconds until a scheduler that does not answer is taken for absent.
+        look_s: seconds between looks at which workers there are.
+        fetch_s: seconds for a finished report to come from its worker.
+    """
+
+    connect_s: float = 10.0
+    look_s: float = 1.0
+    fetch_s: float = 60.0
+
+
+PATIENT = Patience()
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,12 @@ def _lock(token: Path) -> Path:
 
 
 def on_dask(
-    grid: Sequence[Variant], out: Path, address: str, design: Design, say: Callable[[str], None]
+    grid: Sequence[Variant],
+    out: Path,
+    address: str,
+    design: Design,
+    say: Callable[[str], None],
+    patience: Patience = PATIENT,
 ) -> Iterator[Ended]:
     """Each variant with its outcome, as they end on the workers of a scheduler.
 
@@ -136,6 +153,7 @@ def on_dask(
         address: of the scheduler, such as "tcp://HOST:8786".
         design: how latency is timed.
         say: told what begins and ends, and which workers are left out.
+        patience: how long the cluster is waited for.
 
     Raises:
         RecipeError: Dask is not installed, the address is none, or a worker cannot take part; the message says why.
@@ -143,9 +161,10 @@ def on_dask(
         StorageError: the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_connected(address))
+        client = stack.enter_context(_connected(address, patience.connect_s))
         token = stack.enter_context(_token(out.resolve()))
-        cluster = _Cluster(client, address, token, list(dict.fromkeys(p for v in grid for p in _places(v.recipe))), say)
+        places = list(dict.fromkeys(place for variant in grid for place in _places(variant.recipe)))
+        cluster = _Cluster(client, address, token, places, say, patience)
         try:
             cluster.check()
             yield from _carried_out(grid, out.resolve(), design, cluster)
@@ -156,13 +175,13 @@ def on_dask(
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[Client]:
+def _connected(address: str, timeout_s: float) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError:
         raise RecipeError("--dask needs another package. Try: pip install 'slimvit[distributed]'") from None
     try:
-        client = Client(address, timeout=CONNECT, set_as_default=False)
+        client = Client(address, timeout=timeout_s, set_as_default=False)
     except ValueError as error:
         raise RecipeError(f"--dask {address!r} is no address ({error}); write one as tcp://HOST:8786") from None
     except OSError:
@@ -217,6 +236,7 @@ class _Cluster:
         address: of the scheduler, for messages.
         token, places: as in `look`.
         say: told which workers come, and which are left out.
+        patience: how long they are waited for.
         known: worker → what it said of itself.
         unfit: workers that cannot take part.
     """
@@ -226,6 +246,7 @@ class _Cluster:
     token: Path
     places: Sequence[Path]
     say: Callable[[str], None]
+    patience: Patience = PATIENT
     known: dict[str, Found] = field(default_factory=dict)
     unfit: set[str] = field(default_factory=set)
 
@@ -292,7 +313,7 @@ def _carried_out(grid: Sequence[Variant], out: Path, design: Design, cluster: _C
         news.clear()
         workers = cluster.workers()
         for future, (variant, worker) in list(at.items()):
-            outcome = _outcome(future, lost=worker not in workers)
+            outcome = _outcome(future, cluster.patience.fetch_s, lost=worker not in workers)
             if outcome is None:
                 continue
             del at[future]
@@ -322,7 +343,7 @@ def _carried_out(grid: Sequence[Variant], out: Path, design: Design, cluster: _C
             cluster.say(f"no worker of {cluster.address} can take a variant; waiting for one")
         alone = not workers
         if waiting or at:
-            news.wait(LOOK)
+            news.wait(cluster.patience.look_s)
 
 
 def _idle(workers: Mapping[str, str], busy: Sequence[str], *, one_a_machine: bool) -> Iterator[str]:
@@ -334,13 +355,13 @@ def _idle(workers: Mapping[str, str], busy: Sequence[str], *, one_a_machine: boo
             yield worker
 
 
-def _outcome(future: Future, *, lost: bool) -> Report | SlimvitError | None:
+def _outcome(future: Future, timeout_s: float, *, lost: bool) -> Report | SlimvitError | None:
     """What came of a task, None if nothing yet; a WorkerLost if its worker went away. Other errors are raised as they are."""
     from distributed import KilledWorker
 
     if future.status in ("finished", "error"):
         try:
-            outcome: Report | SlimvitError = future.result(timeout=FETCH)
+            outcome: Report | SlimvitError = future.result(timeout=timeout_s)
         except (TimeoutError, KilledWorker):
             lost = True
         else:
