@@ -237,7 +237,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
     with pytest.raises(StorageError, match=r"cannot read the recipe .*recipe\.toml: No such file") as missing:
         Recipe.load(path)
     assert missing.value.exit_code == 74
-    with pytest.raises(StorageError, match="is a folder, and no .toml file lies in it"):
+    with pytest.raises(StorageError, match=r"is a folder, and no \.toml file lies in it"):
         Recipe.load(tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not valid TOML"):
