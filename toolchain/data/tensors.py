@@ -20,7 +20,7 @@ from toolchain.errors import DataError
 logger = logging.getLogger(__name__)
 
 LEAST = 8
-"""With fewer images nothing that is held out says anything."""
+"""Least number of images: fewer leave too few to hold out."""
 
 
 def tensor_source(images: Tensor) -> DataSource:
