@@ -49,7 +49,7 @@ def errors(dense: Mapping[str, Any], what: str, base: str, pairs: Pairs) -> str:
             wrong = (~unpack(judged["test"])[None] for judged in (own, other, dense))
             more = shown(paired_difference(*wrong), lambda share: percent(share, signed=True))
         counts = (str(own[split]["wrong"]) for split in ("validation", "test"))
-        rows.append([f"{each['budget']:.0%}", way(each), f"{own['validation']['kl']:.3g}", *counts, more])
+        rows.append([f"{100 * each['budget']:g} %", way(each), f"{own['validation']['kl']:.3g}", *counts, more])
     names = ["KL, validation", f"wrong of {validation['total']}, validation", f"wrong of {test['total']}, test"]
     return markdown(["parameters", what, *names, f"errors more than {base}"], rows)
 
@@ -57,7 +57,7 @@ def errors(dense: Mapping[str, Any], what: str, base: str, pairs: Pairs) -> str:
 def features(what: str, base: str, pairs: Pairs) -> str:
     """Of the backbone: relative errors of its features on each set, and how much more."""
     rows = [
-        [f"{each['budget']:.0%}", way(each), name, *_errors(each["judged"][of], other.get(of), part)]
+        [f"{100 * each['budget']:g} %", way(each), name, *_errors(each["judged"][of], other.get(of), part)]
         for each, other in pairs
         for name, of, part in SETS
     ]

@@ -15,9 +15,9 @@ from experiments.patch_embedding import FROZEN
 from experiments.starts import NAME, RESULTS
 
 BESIDE = """\
-Errors are counted on the images of a split, and as a share of the dense model's; of features the error is E‖f_dense − f‖² / E‖f_dense −
-mean‖². Intervals are 95 % percentile intervals of a paired bootstrap over images. *Objects*, *cut-outs* and *drawings* judge, nothing was
-chosen on them."""
+*More* is a share of the dense model's errors, or a difference of relative errors of features, E‖f_dense − f‖² / E‖f_dense − mean‖²;
+intervals are 95 % percentile intervals of a paired bootstrap over images. Nothing was chosen on test images, *objects*, *cut-outs* and
+*drawings*."""
 TITLE = """\
 # What was tried, and is not in the tool
 
@@ -45,11 +45,16 @@ DAMPING = f"""\
 ## Damping that is a constant
 
 The tool chooses the damping of each re-fit over *scenes*. It was a *constant* before: {BRANCHES:g} of the mean variance, {CLASSIFIER:g} for the
-classifier. Widths are the same, β is chosen for each. {BESIDE}"""
+classifier. Widths are the same, β is chosen for each.
+
+{BESIDE}"""
 PATCH_EMBEDDING = f"""\
 ## Recovery that trains the patch embedding
 
-One epoch without labels, from the same compressed model: the tool leaves the patch embedding *frozen*, and *trained* it before. {BESIDE}"""
+One epoch without labels, from the same compressed model: the tool leaves the patch embedding *frozen*, and *trained* it before. Where the trained
+model is worse on validation the tool gives the compressed one (*not kept*).
+
+{BESIDE}"""
 
 
 def page(results: Results) -> str:
