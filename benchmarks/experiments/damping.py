@@ -9,17 +9,18 @@ import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from kinds.compression import Clock
 
 from experiments.product import compressed
-from experiments.starts import BACKBONE, Start, earlier, figures, parser, record, start, within
+from experiments.starts import BACKBONE, Start, earlier, figures, parser, record, start
+from toolchain.compress.choices import key_of
 from toolchain.compress.closed_form import reduce_closed_form, teacher_for
-from toolchain.compress.stage import Compress, Weighing
+from toolchain.compress.stage import Compress
 from toolchain.cost import Widths
-from toolchain.model import TimmModel
+from toolchain.model import MaskedModel, TimmModel
 
 KIND = "damping"
 BRANCHES, CLASSIFIER = 1e-3, 3e-2
@@ -35,25 +36,20 @@ def constant(dense: TimmModel) -> dict[str, float]:
     return found if classifier is None else {**found, classifier: CLASSIFIER}
 
 
-def as_it_is(begun: Start, weighing: Weighing, params: float, work: Path) -> dict[str, Any]:
+def as_it_is(begun: Start, made: MaskedModel) -> dict[str, Any]:
     """What the tool leaves of the model."""
-    made = compressed(begun, params, work, weighing)
-    chosen: dict[str, Any] = dict(made.plan.provenance["closed_form"])
-    return {
-        "params": begun.job.problem.costs.of(Widths.of(made.plan))["params"],
-        **chosen,
-        "judged": begun.by_image(made.module),
-    }
+    params = begun.job.problem.costs.of(Widths.of(made.plan))["params"]
+    return {"params": params, **made.plan.provenance["closed_form"], "judged": begun.by_image(made.module)}
 
 
-def held_alike(begun: Start, weighing: Weighing, params: float) -> dict[str, Any]:
-    """What is left of the model where dampings are constant."""
-    source, dense = begun.job.source, begun.job.dense
-    chosen, teacher = Compress(source, weighing=weighing).decide(within(begun.job.problem, params))
-    teacher = teacher or teacher_for(chosen.problem, source)
-    module, widths, dampings = copy.deepcopy(dense.module), chosen.widths.kept, constant(dense)
-    _, facts = reduce_closed_form(chosen.problem, teacher, module, widths, source, dampings=dampings)
-    return {"params": chosen.predicted.params, **asdict(facts), "judged": begun.by_image(module)}
+def held_alike(begun: Start, made: MaskedModel) -> dict[str, Any]:
+    """What is left at the same widths where dampings are constant."""
+    source, dense, problem = begun.job.source, begun.job.dense, begun.job.problem
+    widths = {**{key_of(site): site.total for site in problem.sites}, **Widths.of(made.plan).kept}
+    module, teacher = copy.deepcopy(dense.module), teacher_for(problem, source)
+    _, facts = reduce_closed_form(problem, teacher, module, widths, source, dampings=constant(dense))
+    params = problem.costs.of(Widths(widths))["params"]
+    return {"params": params, **asdict(facts), "judged": begun.by_image(module)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,8 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     old = earlier(KIND, begun, definition) if asked.resume else None
     outcomes = list(old.result["outcomes"]) if old else []
     clock.seconds |= old.seconds if old else {}
-    weighing = Compress(begun.job.source).weigh(begun.job.problem)
-    clock.lap("damage")
+    weigh = cache(lambda: Compress(begun.job.source).weigh(begun.job.problem))
     result = {
         "dense": begun.job.problem.shape.params,
         "judged": old.result["judged"] if old else begun.by_image(begun.job.dense.module),
@@ -77,14 +72,12 @@ def main(arguments: Sequence[str]) -> int:
         for way in WAYS:
             if (params, way) in [(each["budget"], each["way"]) for each in outcomes]:
                 continue
-            if way == CHOSEN:
-                made = as_it_is(begun, weighing, params, asked.work)
-            else:
-                made = held_alike(begun, weighing, params)
-            outcomes.append({"budget": params, "way": way, **made})
+            made = compressed(begun, params, asked.work, weigh)
+            found = as_it_is(begun, made) if way == CHOSEN else held_alike(begun, made)
+            outcomes.append({"budget": params, "way": way, **found})
             clock.lap("models")
             record(KIND, begun, definition, result, clock.seconds)
-            print(params, way, figures(made["judged"]), flush=True)
+            print(params, way, figures(found["judged"]), flush=True)
     return 0
 
 

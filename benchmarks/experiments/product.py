@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from toolchain.model import MaskedModel, run_stage
 from toolchain.surgery.replay import load_model, save_model
 
 
-def compressed(begun: Start, params: float, work: Path, weighing: Weighing | None = None) -> MaskedModel:
+def compressed(begun: Start, params: float, work: Path, weigh: Callable[[], Weighing] | None = None) -> MaskedModel:
     """The model within a share of the parameters, made now unless it lies below `work`.
 
     Args:
         begun: the dense model.
         params: the share.
         work: where compressed models are kept.
-        weighing: what each width does to the outputs, where that is known.
+        weigh: says what each width does to the outputs, if the model is to be made; without it the tool looks for itself.
     """
     source, section = begun.job.source, begun.job.recipe.compress.model_dump(mode="json")
     about = [begun.weights, source.digest, len(source.split("calibration")), params, section, versions(), code_digest()]
@@ -32,7 +33,7 @@ def compressed(begun: Start, params: float, work: Path, weighing: Weighing | Non
             dense = begun.job.dense
             dense = replace(dense, provenance={**dense.provenance, "weights_sha256": begun.weights})
             problem = replace(within(begun.job.problem, params), dense=dense)
-            save_model(run_stage(Compress(source, weighing=weighing), problem).artifact, folder)
+            save_model(run_stage(Compress(source, weighing=weigh and weigh()), problem).artifact, folder)
     model = load_model(folder)
     assert isinstance(model, MaskedModel)
     return model

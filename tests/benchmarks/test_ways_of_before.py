@@ -16,7 +16,6 @@ from kinds.compression import evaluated
 from records import Record, Results
 from safetensors.torch import save_file
 
-from toolchain.compress.stage import Weighing
 from toolchain.cost import Widths
 from toolchain.pipeline.job import prepare
 from toolchain.recipe import FinetuneSection, Recipe
@@ -52,7 +51,8 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ways(begun, work):
     """What is left by chosen dampings, and by constants."""
-    return as_it_is(begun, Weighing(), SHARE, work), held_alike(begun, Weighing(), SHARE)
+    made = product.compressed(begun, SHARE, work)
+    return as_it_is(begun, made), held_alike(begun, made)
 
 
 def test_the_constants_reach_every_re_fit_and_nothing_else_differs(begun, ways):
