@@ -18,7 +18,7 @@ from records import Results
 from torch import nn
 
 from experiments.freer_attention import FINE
-from experiments.starts import NAME, REFERENCES, RESULTS, Start, parser, record, start
+from experiments.starts import NAME, REFERENCES, RESULTS, Start, parser, record, start, within
 from experiments.streams import NarrowFamily, Stream, narrow, narrowed, read, write_within
 from toolchain.compress.allocation import Allocation, allocate
 from toolchain.compress.choices import Budget, Costs
@@ -71,9 +71,7 @@ def outcome(
     """What is left of the model within a budget, with a stream or as wide as it was."""
     dense = begun.job.problem
     if stream is None:
-        problem, module = replace(dense, request=BudgetSection(params=params)), copy.deepcopy(dense.dense.module)
-        budget = Budget.of(problem.request, problem.costs)
-        problem = replace(problem, budget=budget, uniform=solve_uniform(problem.choices, problem.costs, budget))
+        problem, module = within(dense, params), copy.deepcopy(dense.dense.module)
     else:
         narrower = Narrower.of(dense, stream)
         problem, module = narrower.within(params, dense.shape.params), narrower.module

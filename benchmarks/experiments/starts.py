@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +19,10 @@ from records import UNALIGNED, Record, Results, here, today, versions
 from suite import Suite
 from torch import Tensor, nn
 
+from toolchain.compress.problem import Problem
 from toolchain.files import digest_of, sha256
 from toolchain.pipeline.job import Job, prepare
-from toolchain.recipe import Recipe
+from toolchain.recipe import BudgetSection, Recipe
 
 NAME, RESULTS = "experiments", Path(__file__).resolve().parents[1] / "results"
 REFERENCES = {"fm17_s3": ("latency", "fm17", 3), "fm50_s0": ("paper", "fm50", 0)}
@@ -32,10 +33,10 @@ IMAGES = 2048
 
 
 class Judge(Protocol):
-    """How good a module is; what is chosen looks at "validation" or "tuning" alone."""
+    """What becomes of each image; what is chosen looks at "validation" or "tuning" alone."""
 
     def __call__(self, module: nn.Module) -> dict[str, Any]:
-        """Figures by the name of a set."""
+        """Of a classifier what `evaluated` says of each split, of a backbone what `judged` says of each set, with "names"."""
         ...
 
 
@@ -47,13 +48,32 @@ class Start:
         name: of the model.
         job: its recipe, looked at whole, for half of the parameters.
         weights: digest of its weights.
-        judge: how good what becomes of it is.
+        by_image: what becomes of each image.
     """
 
     name: str
     job: Job
     weights: str
-    judge: Judge
+    by_image: Judge
+
+    def judge(self, module: nn.Module) -> dict[str, Any]:
+        """How good a module is: figures by the name of a set."""
+        return figures(self.by_image(module))
+
+
+def figures(by_image: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left where images do not count one by one: errors and divergence by split, or relative errors by set."""
+    return {
+        name: {key: each[key] for key in ("wrong", "total", "kl") if key in each}
+        if "total" in each
+        else {part: relative(each[part]) for part in ("class", "patches")}
+        for name, each in by_image.items()
+    }
+
+
+def within(problem: Problem, params: float) -> Problem:
+    """The problem within another share of the parameters."""
+    return replace(problem, request=BudgetSection(params=params)).at(problem.costs)
 
 
 def start(name: str, work: Path, images: int = IMAGES) -> Start:
@@ -74,13 +94,7 @@ def start(name: str, work: Path, images: int = IMAGES) -> Start:
         )
     )
 
-    def judge(module: nn.Module) -> dict[str, Any]:
-        figures = evaluated(module, job.dense.module, job.source)
-        return {
-            name: {key: each[key] for key in ("wrong", "total", "kl") if key in each} for name, each in figures.items()
-        }
-
-    return Start(name, job, sha256(weights), judge)
+    return Start(name, job, sha256(weights), lambda module: evaluated(module, job.dense.module, job.source))
 
 
 def _method(seed: int) -> dict[str, Any]:
@@ -94,32 +108,42 @@ def _backbone(given: Inputs) -> Start:
     sets = {name: Pictures.of(given.pictures / name, job.dense.preprocess) for name in ("tuning", "judge", "drawings")}
     dense: dict[str, Tensor] = {}
 
-    def judge(module: nn.Module) -> dict[str, Any]:
-        figures: dict[str, Any] = {}
+    def by_image(module: nn.Module) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, pictures in sets.items():
             if name not in dense:
                 dense[name] = tokens_of(job.dense.module, pictures.images)
             errors = judged(tokens_of(module, pictures.images), dense[name], pictures.images.labels)
-            figures[name] = {part: relative(errors[part]) for part in ("class", "patches")}
-        return figures
+            found[name] = {"names": list(pictures.names), **errors}
+        return found
 
-    return Start(BACKBONE, job, given.weights_sha256, judge)
+    return Start(BACKBONE, job, given.weights_sha256, by_image)
+
+
+def defined(begun: Start, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What an experiment on one model is about."""
+    return {
+        "model": begun.name,
+        "weights_sha256": begun.weights,
+        "data_sha256": begun.job.source.digest,
+        "calibration_images": len(begun.job.source.split("calibration")),
+        "seed": begun.job.recipe.compress.seed,
+        "threads": torch.get_num_threads(),
+        **definition,
+    }
+
+
+def earlier(kind: str, begun: Start, definition: Mapping[str, Any]) -> Record | None:
+    """The record that is there, if it is about the same; else None."""
+    old = Results(RESULTS).read(NAME, f"{kind}.{begun.name}")
+    return old if old is not None and old.definition == defined(begun, definition) else None
 
 
 def record(
     kind: str, begun: Start, definition: Mapping[str, Any], result: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> Record:
     """Writes what an experiment on one model found."""
-    recipe = begun.job.recipe
-    about = {
-        "model": begun.name,
-        "weights_sha256": begun.weights,
-        "data_sha256": begun.job.source.digest,
-        "calibration_images": len(begun.job.source.split("calibration")),
-        "seed": recipe.compress.seed,
-        "threads": torch.get_num_threads(),
-        **definition,
-    }
+    about = defined(begun, definition)
     made = Record(
         suite=NAME,
         cell=f"{kind}.{begun.name}",

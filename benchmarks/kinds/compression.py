@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -449,7 +449,7 @@ def _plan_facts(masked: MaskedModel) -> dict[str, Any]:
         "widths": [{"module": module, "unit": unit, "kept": kept} for (module, unit), kept in widths.kept.items()],
         "ranks": [{"linear": linear, "rank": rank} for linear, rank in widths.ranks.items()],
         "units": units,
-        "pruned_shares": [asdict(row) for row in pruned_shares(masked)],
+        "pruned_shares": [row.model_dump() for row in pruned_shares(masked)],
         "closed_form": masked.plan.provenance["closed_form"],
         "plan_sha256": masked.plan.digest,
     }

@@ -114,6 +114,41 @@ def test_moments_that_are_not_finite_end_in_the_usual_damping():
     assert least_damping(parts) == UNTRIED
 
 
+def test_a_damping_that_is_given_is_taken():
+    x, y = rows(40)
+    ridge = Ridge()
+    ridge.add(x[:, None], y[:, None], torch.arange(40) % FOLDS)
+    weight, bias, damping = ridge.fitted(WEIGHT, BIAS, 0.07)
+    assert damping == 0.07
+    for found, expected in zip((weight, bias), anchored_refit(WEIGHT, BIAS, moments(x, y), 0.07), strict=True):
+        assert torch.allclose(found, expected)
+
+
+def test_dampings_that_were_chosen_give_the_same_model_when_they_are_given(tiny):
+    pictures = torch.randn(24, *tiny.preprocess.input_size, generator=torch.Generator().manual_seed(0))
+    images, sites = Images(pictures.__getitem__, torch.zeros(24)), problem_of(tiny).sites
+    widths = {key_of(site): max(1, site.total // 2) for site in sites}
+    cares = flat(tiny.module, tiny.family, {branch.reader: 5 for branch in tiny.family.branches(tiny.module)})
+    taught = Teacher(tiny.module, tiny.family, CATEGORICAL, cares)
+
+    def reduced(dampings):
+        module = copy.deepcopy(tiny.module)
+        found = reduce_sequentially(taught, module, sites, widths, images, Pass(0.5, dampings=dampings))
+        return found, module.state_dict()
+
+    chosen, weights = reduced({})
+    again, same = reduced(chosen.dampings)
+    assert again.dampings == chosen.dampings
+    assert all(value.equal(same[name]) for name, value in weights.items())
+    assert again.head.weight.equal(chosen.head.weight)
+    name, classifier = "blocks.0.mlp.fc2", tiny.family.classifier(tiny.module)
+    other, moved = reduced({name: 0.5, classifier: 7.0})
+    assert (other.dampings[name], other.dampings[classifier]) == (0.5, 7.0)
+    assert moved["blocks.0.attn.proj.weight"].equal(weights["blocks.0.attn.proj.weight"])
+    assert not moved[f"{name}.weight"].equal(weights[f"{name}.weight"])
+    assert not other.head.weight.equal(chosen.head.weight)
+
+
 def test_scenes_reach_the_damping(tiny):
     """Eight copies of a picture in as many folds let a fit look known; as one scene they do not."""
     generator = torch.Generator().manual_seed(0)

@@ -283,6 +283,14 @@ def test_the_patch_embedding_alone_stays_as_it_is_and_can_be_trained_again(dense
     }
 
 
+def test_what_stays_as_it_is_can_be_said(dense, masked):
+    before = dict(masked.module.named_parameters())
+    for frozen in ((), ("patch_embed", "blocks")):
+        made = Finetune(GENTLE, digits(), dense, frozen=frozen)(masked).artifact
+        still = {name for name, value in made.module.named_parameters() if value.equal(before[name])}
+        assert still == {name for name in before if name.partition(".")[0] in frozen}
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_neither_dropout_nor_drop_path_acts(dense, labels):
     section = GENTLE if labels else without_labels(GENTLE)

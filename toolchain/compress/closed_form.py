@@ -220,11 +220,12 @@ def reduce_closed_form(
     widths: Mapping[Key, int],
     source: DataSource,
     progress: Progress = SILENT,
+    dampings: Mapping[str, float] | None = None,
 ) -> tuple[dict[Key, tuple[int, ...]], ClosedForm]:
     """(kept positions, what was chosen and why) after reducing `module` to some widths in place.
 
     β, and whether the last linear is re-fitted too, are chosen by the divergence from the dense model on validation images,
-    labels unread; a model too large to try all β takes the first.
+    labels unread; a model too large to try all β takes the first. Dampings that are given, by linear, are not chosen.
     """
     section, macs, sites = problem.method.section, problem.shape.macs, problem.sites_of(widths)
     calibration = source.split("calibration")
@@ -234,7 +235,7 @@ def reduce_closed_form(
     best: tuple[float, nn.Module, Head | None, Reduced, float] | None = None
     tried: dict[str, float | None] = {}
     for index, beta in enumerate(betas):
-        work, how = copy.deepcopy(start), Pass(beta, section.refit, section.sequential)
+        work, how = copy.deepcopy(start), Pass(beta, section.refit, section.sequential, dampings or {})
         part = progress.step(index, len(betas)).part(0.0, PASS_SHARE)
         reduced = reduce_sequentially(teacher, work, sites, widths, calibration, how, part)
         for head, outputs in _outputs(work, reduced.head, validation):

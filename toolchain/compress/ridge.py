@@ -57,14 +57,15 @@ class Ridge:
             counts = None if weights is None else weights[mine].flatten()
             self._parts[fold].add(x[mine].flatten(0, 1), error[mine].flatten(0, 1), counts)
 
-    def fitted(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, float]:
-        """(W' [q, p], b' [q], the damping), as `anchored_refit` with the damping that errs least on held-out folds.
+    def fitted(self, weight: Tensor, bias: Tensor | None, damping: float | None = None) -> tuple[Tensor, Tensor, float]:
+        """(W' [q, p], b' [q], the damping), as `anchored_refit` with a damping, or that which errs least on held-out folds.
 
         The sums are used up.
         """
         parts = [joined([part]) for part in self._parts if part.weight]
         self._parts.clear()
-        damping = UNTRIED if len(parts) < 2 else least_damping(parts)
+        if damping is None:
+            damping = UNTRIED if len(parts) < 2 else least_damping(parts)
         return *anchored_refit(weight, bias, joined(parts), damping), damping
 
 

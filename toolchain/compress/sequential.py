@@ -7,7 +7,7 @@ the residual stream between two blocks, dense and compressed, and small second m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +65,13 @@ class Pass:
         beta: share of the error that earlier blocks left in the residual stream which a branch is asked to correct.
         refit: whether what is left takes over: within a reduction, and by a re-fit of each branch's last linear after it.
         sequential: whether a block sees what the reduced blocks before it feed it; if not, what the dense ones do.
+        dampings: linear → how far its re-fit is held back; that of others is chosen, as in `Ridge`.
     """
 
     beta: float
     refit: bool = True
     sequential: bool = True
+    dampings: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -118,14 +120,15 @@ def reduce_sequentially(
             if reader is not None and how.refit:
                 pairs = zip(wanted, theirs, ours, strict=True)
                 towards = (branch.asked(y, their, our, how.beta) for y, their, our in pairs)
-                added, dampings[reader[0]] = _refitted(module, branch, reader, towards, ours, folds, care)
+                given = how.dampings.get(reader[0])
+                added, dampings[reader[0]] = _refitted(module, branch, reader, towards, ours, folds, care, given)
             else:
                 added = (branch.gives(module, our) for our in list(ours))
             for batch, (y, own) in enumerate(zip(wanted, added, strict=True)):
                 theirs[batch] = branch.after(theirs[batch], branch.adds(dense, y))
                 ours[batch] = branch.after(ours[batch], branch.adds(module, own)) if how.sequential else theirs[batch]
         progress.at((index + 1) / len(blocks), f"reducing {block.path}")
-    head = _head(teacher, module, theirs, ours, folds, dampings) if how.refit else None
+    head = _head(teacher, module, theirs, ours, folds, dampings, how.dampings) if how.refit else None
     return Reduced(kept, head, dampings)
 
 
@@ -143,6 +146,7 @@ def _head(
     ours: Sequence[Tensor],
     folds: Sequence[Tensor],
     dampings: dict[str, float],
+    given: Mapping[str, float] | None = None,
 ) -> Head | None:
     """The last linear that takes up what is left of the error in the outputs, as far as their reader notices it."""
     dense, family = teacher.module, teacher.family
@@ -160,7 +164,7 @@ def _head(
                 error.reshape(len(our), -1, linear.out_features),
                 fold,
             )
-    weight, bias, dampings[name] = ridge.fitted(linear.weight, linear.bias)
+    weight, bias, dampings[name] = ridge.fitted(linear.weight, linear.bias, (given or {}).get(name))
     return Head(name, weight.to(linear.weight), None if linear.bias is None else bias.to(linear.weight))
 
 
@@ -172,6 +176,7 @@ def _refitted(
     ours: Sequence[Tensor],
     folds: Sequence[Tensor],
     care: Sensitivity,
+    given: float | None = None,
 ) -> tuple[Iterator[Tensor], float]:
     """(what a branch gives, batch by batch, after a re-fit of the kept columns of its last linear, its damping).
 
@@ -189,7 +194,7 @@ def _refitted(
         weights = care.weights(module, branch, our).to(x).reshape(len(our), -1)
         entered, lacking = (part.reshape(len(our), -1, part.shape[-1]) for part in (x, error))
         ridge.add(entered, lacking, fold, weights)
-    fitted, shift, damping = ridge.fitted(weight, linear.bias)
+    fitted, shift, damping = ridge.fitted(weight, linear.bias, given)
     linear.weight[:, columns] = fitted.to(linear.weight)
     if linear.bias is not None:
         linear.bias.copy_(shift)

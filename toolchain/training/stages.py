@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,9 +168,10 @@ class FinetuneFacts(Record):
 
 
 @contextmanager
-def _frozen(module: nn.Module, child: str) -> Iterator[None]:
-    """Inside, the parameters of a child, if the module has it, are not trained."""
-    held = [value for name, value in module.named_parameters() if name.startswith(f"{child}.") and value.requires_grad]
+def _frozen(module: nn.Module, children: Sequence[str]) -> Iterator[None]:
+    """Inside, the parameters of some children, as far as the module has them, are not trained."""
+    below = tuple(f"{child}." for child in children)
+    held = [value for name, value in module.named_parameters() if name.startswith(below) and value.requires_grad]
     for value in held:
         value.requires_grad_(False)
     try:
@@ -196,6 +197,15 @@ class Finetune:
     Recovery never makes a model worse: of the given and the trained one the better on validation is returned, by
     errors where labels are read, else by the divergence from the teacher. What was found is also in the provenance of
     the model that is returned, as "finetuned".
+
+    Attributes:
+        section: [finetune].
+        source: training and validation images.
+        teacher: the dense model.
+        seed: of order and augmentation.
+        checkpoint, key: as in `fit`.
+        progress: told how far training is.
+        frozen: children of the model that stay as they are.
     """
 
     section: FinetuneSection
@@ -205,6 +215,7 @@ class Finetune:
     checkpoint: Path | None = None
     key: str = ""
     progress: Progress = SILENT
+    frozen: tuple[str, ...] = (PATCHES,)
 
     @property
     def reads_labels(self) -> bool:
@@ -235,7 +246,7 @@ class Finetune:
         )
         likelihood = likelihood_of(given.output, self.teacher.module, self.source.split("calibration"))
         name, loss = self._loss(given, likelihood)
-        with _frozen(module, PATCHES):
+        with _frozen(module, self.frozen):
             fit(
                 module,
                 train,
