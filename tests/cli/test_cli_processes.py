@@ -20,6 +20,8 @@ RECIPE = """[model]
 name = "vit_tiny_patch16_224"
 kwargs = { img_size = 8, patch_size = 4, in_chans = 1, num_classes = 10, embed_dim = 48, depth = 2, num_heads = 3 }
 pretrained = false
+[data]
+source = "digits"
 [train]
 [budget]
 params = 0.6

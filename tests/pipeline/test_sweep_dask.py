@@ -206,7 +206,8 @@ def test_a_worker_says_what_it_lacks(tmp_path):
         )
 
 
-def test_what_a_recipe_reads_by_path(recipe, tmp_path):
+def test_what_a_recipe_reads_by_path(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     settings = ['model.checkpoint="a.safetensors"', 'data.source="imagefolder:b"', 'data.classes="c.json"']
     found = variants(recipe, ["budget.params=0.7,0.5", *settings])[0].recipe
     assert [*module._places(found)] == [tmp_path / "a.safetensors", tmp_path / "b", tmp_path / "c.json"]

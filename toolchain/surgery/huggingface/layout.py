@@ -160,7 +160,7 @@ class Layout(ABC, Generic[C]):
             return self.config.model_validate(values)
         except ValidationError as error:
             where, what = place_and_fault(error)
-            place = ".".join(filter(None, (self.inside, where)))
+            place = ".".join(filter(None, (self.inside, where.partition(".")[0])))
             raise ModelError(f"config.json of model_type {self.name!r} has a wrong {place}: {what}") from None
 
     @abstractmethod
