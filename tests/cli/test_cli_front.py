@@ -8,14 +8,17 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from toolchain.cli import main
+from toolchain.cli import app, main
 from toolchain.cli.schema import SCHEMAS
 from toolchain.export.precisions import PRECISIONS
 from toolchain.targets import TARGETS
 
+ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = """
 import contextlib, io, json, os, sys
 from toolchain.cli import app, main
@@ -152,3 +155,28 @@ def test_a_shell_is_told_models_and_sources_once_one_was_begun(told, tmp_path):
     (tmp_path / "deit_of_mine").mkdir()
     for words in ("slimvit shrink ", "slimvit init MODEL --data ", "slimvit shrink ./deit", "slimvit shrink deit_"):
         assert told(words) == [], "the shell offers files"
+
+
+def rows_of_the_commands_page():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `slimvit ([^`]+)`", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", rows_of_the_commands_page())
+def test_a_row_of_the_commands_page_is_a_command_line(row):
+    """Kind: a page names an argument or an option that its command does not take."""
+    command, words = get_command(app), row.split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    options = {name: param for param in command.params for name in param.opts if param.param_type_name == "option"}
+    values = []
+    while words:
+        word = words.pop(0)
+        if word.startswith("--"):
+            assert word in options
+            if not options[word].is_flag:
+                words.pop(0)
+        else:
+            values.append(word)
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    assert sum(param.required for param in arguments) <= len(values) <= len(arguments)
