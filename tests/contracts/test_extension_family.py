@@ -170,6 +170,8 @@ def test_without_registration_nothing_of_it_is_known(model):
 
 
 RECIPE = """
+[data]
+source = "digits"
 [model]
 name = "toy_two_stages"
 kwargs = { num_classes = 10 }
