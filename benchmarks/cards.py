@@ -34,6 +34,14 @@ UNTRAINED = (
     "The weights of these records are untrained, because neither they nor ImageNet are where they were made: bytes and "
     "latency are those of the shapes, and nothing is known of accuracy."
 )
+TRAINED = (
+    "The recipe made it from a model that it trained itself; on another processor training rounds otherwise, and other widths "
+    "may follow."
+)
+PRETRAINED = (
+    "It was made from the weights and the photographs of the suite `real`; from others, other widths may follow."
+)
+"""What a committed plan was made from."""
 SPEED, SCALE = "speed", "scale"
 FILES = ("formats", "targets")
 """Suites that record a recipe as every file that ships; the first that has one of a recipe's model is shown."""
@@ -61,7 +69,7 @@ def card(folder: Path, results: Results) -> str:
         "## Numbers",
         *(numbers(folder, recipe, results) or [nothing(folder, recipe)]),
         "## The plan",
-        plan_of(folder, shape),
+        plan_of(folder, recipe, shape),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -239,7 +247,7 @@ def _cost(recipe: Recipe, results: Results) -> Iterator[str]:
         )
 
 
-def plan_of(folder: Path, shape: ModelShape) -> str:
+def plan_of(folder: Path, recipe: Recipe, shape: ModelShape) -> str:
     """The widths of the committed plan, or how to make one."""
     path = folder / PLAN
     if not path.is_file():
@@ -264,8 +272,7 @@ def plan_of(folder: Path, shape: ModelShape) -> str:
     return (
         f"[{PLAN}]({PLAN}), digest `{plan.digest[:12]}`, leaves {small.params:,} of {shape.params:,} parameters "
         f"({100 * small.params / shape.params:.1f} %) and {small.macs:,} of {shape.macs:,} multiply-accumulates "
-        f"({100 * small.macs / shape.macs:.1f} %). The recipe made it from a model that it trained itself; on another "
-        f"processor training rounds otherwise, and other widths may follow.\n\n{table}"
+        f"({100 * small.macs / shape.macs:.1f} %). {TRAINED if recipe.train else PRETRAINED}\n\n{table}"
     )
 
 

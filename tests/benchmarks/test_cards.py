@@ -68,7 +68,8 @@ def test_no_path_of_a_machine_is_in_a_card(drawn):
 @pytest.mark.parametrize("folder", PLANS, ids=lambda folder: folder.name)
 def test_a_plan_is_of_its_recipe_and_within_its_budget(folder, drawn):
     recipe, plan = Recipe.load(folder / "recipe.toml"), CompressionPlan.load(folder / cards.PLAN)
-    assert (plan.model.name, dict(plan.model.kwargs)) == (recipe.model.name, dict(recipe.model.kwargs))
+    assert (plan.model.name, plan.model.output) == (recipe.model.name, recipe.model.output)
+    assert dict(recipe.model.kwargs).items() <= dict(plan.model.kwargs).items()
     assert plan.provenance["requested"] == recipe.compress.method
     assert plan.provenance["budget"]["params"] == recipe.budget.params
     dense = cards.shape_of(recipe)
@@ -77,8 +78,8 @@ def test_a_plan_is_of_its_recipe_and_within_its_budget(folder, drawn):
     assert f"{small.params:,} of {dense.params:,} parameters" in drawn[folder / "README.md"]
 
 
-def test_the_demo_has_a_plan_and_models_whose_weights_are_elsewhere_have_none(drawn):
-    assert [folder.name for folder in PLANS] == ["digits_vit"]
+def test_models_whose_weights_could_be_had_have_a_plan_and_the_others_say_how_to_make_one(drawn):
+    assert [folder.name for folder in PLANS] == ["digits_vit", "vit_small_patch14_dinov2"]
     for path, text in drawn.items():
         if path.parent not in PLANS:
             assert "There is no `plan.json` here" in text
