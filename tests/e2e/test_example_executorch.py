@@ -16,6 +16,8 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.on_device.runner import OrtRunner
 from toolchain.targets import BuildOptions, get_target
 
+pytestmark = pytest.mark.slow  # it compiles a program
+
 SOURCE = Path(__file__).resolve().parents[2] / "examples/infer_executorch.cpp"
 
 
