@@ -21,7 +21,8 @@ from kinds.base import Cell
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import atomic_path, digest_of, read_json
 from toolchain.on_device.runner import fingerprint
-from toolchain.recipe import LOCAL, Recipe, model_source
+from toolchain.places import LOCAL, model_source
+from toolchain.recipe import Recipe
 from toolchain.version import tool
 
 SCHEMA = "slimvit.benchmarks/1"

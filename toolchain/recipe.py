@@ -26,6 +26,17 @@ from pydantic import (
 
 from toolchain.errors import RecipeError
 from toolchain.outputs import KWARGS, Output
+from toolchain.places import (
+    CLASS_LISTS,
+    HUB,
+    LOCAL,
+    absolute_checkpoint,
+    absolute_classes,
+    absolute_model,
+    absolute_source,
+    model_source,
+    path_of_source,
+)
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -34,7 +45,6 @@ from toolchain.settings import (
     Positive,
     Section,
     Share,
-    absolute_path,
     explain,
     parse_latency,
     parse_size,
@@ -46,23 +56,6 @@ RECIPE_FILE = "recipe.toml"
 """Name of the recipe in the folder of a run."""
 SYNTHETIC = "none"
 """The data source of seeded noise."""
-PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
-"""The kinds of data source whose argument is a path."""
-SAVED = "hf"
-"""The kind whose argument is a path where it begins as paths do, with "/", "." or "~"; else it is the name of a data set."""
-LOCAL, HUB = "local-dir", "hf-hub"
-"""What stands before a model's name that is the path of a folder, or a repository of a hub."""
-HUB_URL = "hf://"
-"""What may stand before a repository's name in place of "hf-hub:"."""
-CLASS_LISTS = (
-    "imagenet-1k",
-    "imagenet-12k",
-    "imagenet-21k-goog",
-    "imagenet-21k-miil",
-    "imagenet-22k",
-    "imagenet-22k-ms",
-)
-"""The class lists that timm ships: which output each synset is of a model that was trained on them."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """Pillow's filters, by the names that timm has for them; its "random" is none, for it draws one for each image."""
 CropMode = Literal["center", "squash", "border"]
@@ -427,42 +420,6 @@ def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=places) for name, places in changed.items()}
     )
-
-
-def model_source(name: str) -> tuple[str, str]:
-    """("local-dir" or "hf-hub", what follows it) of a model's name; ("", name) for one of timm's own."""
-    if name.lower().startswith(HUB_URL):
-        return HUB, name[len(HUB_URL) :]
-    kind, colon, place = name.partition(":")
-    return (kind.lower().replace("_", "-"), place) if colon else ("", name)
-
-
-def path_of_source(source: str) -> str:
-    """The path in the name of a data source; "" where there is none."""
-    kind, _, rest = source.partition(":")
-    return rest if kind in PATH_SOURCES or (kind == SAVED and rest.startswith(("/", ".", "~"))) else ""
-
-
-def absolute_source(source: str, base: Path) -> str:
-    """The name of a data source with the path in it, if there is one, made absolute from `base`."""
-    path = path_of_source(source)
-    return f"{source.removesuffix(path)}{absolute_path(path, base)}" if path else source
-
-
-def absolute_classes(classes: str, base: Path) -> str:
-    """The name of a class map, or its path made absolute from `base`; "" if there is none."""
-    return classes if not classes or classes in CLASS_LISTS else absolute_path(classes, base)
-
-
-def absolute_model(name: str, base: Path) -> str:
-    """The name of a model with the path in it, if there is one, made absolute from `base`."""
-    kind, place = model_source(name)
-    return f"{LOCAL}:{absolute_path(place, base)}" if kind == LOCAL else name
-
-
-def absolute_checkpoint(checkpoint: str, base: Path) -> str:
-    """The path of a checkpoint made absolute from `base`; "" if there is none."""
-    return absolute_path(checkpoint, base) if checkpoint else ""
 
 
 PLACES: dict[tuple[str, str], Callable[[str, Path], str]] = {

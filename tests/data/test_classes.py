@@ -10,7 +10,8 @@ from toolchain.data import open_source
 from toolchain.data.classes import read_classes
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
-from toolchain.recipe import CLASS_LISTS, Recipe
+from toolchain.places import CLASS_LISTS
+from toolchain.recipe import Recipe
 
 
 def labels(source):

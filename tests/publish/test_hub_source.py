@@ -9,7 +9,8 @@ from hub_server import Repository
 from safetensors.torch import save
 
 from toolchain.errors import ModelError
-from toolchain.recipe import ModelSection, Recipe, model_source
+from toolchain.places import model_source
+from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery.load import load_dense
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

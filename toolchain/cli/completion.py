@@ -55,7 +55,7 @@ def precisions() -> list[str]:
 
 def class_lists() -> list[str]:
     """The class lists that have a name."""
-    from toolchain.recipe import CLASS_LISTS
+    from toolchain.places import CLASS_LISTS
 
     return [*CLASS_LISTS]
 

@@ -53,12 +53,12 @@ def push(
     json_: JsonFlag = False,
 ) -> None:
     """Write a run's ONNX files to a hub, as transformers.js finds them, with a card."""
+    from toolchain.places import HUB, HUB_URL, LOCAL, model_source
     from toolchain.publish.folder import FolderDestination
     from toolchain.publish.hub import MAIN, HubDestination, branch_of
     from toolchain.publish.push import RECEIPT
     from toolchain.publish.push import push as push_files
     from toolchain.publish.repository import read_labels, repository
-    from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
 
     kind, place = model_source(to)
     if kind not in (HUB, LOCAL) or not place:

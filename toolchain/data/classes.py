@@ -11,7 +11,7 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from toolchain.data.folders import listed
 from toolchain.errors import DataError
-from toolchain.recipe import CLASS_LISTS
+from toolchain.places import CLASS_LISTS
 
 FORMS = (
     'expected JSON of the form {"folder": number}, or text with one folder name a line; '

@@ -10,7 +10,7 @@ import huggingface_hub
 from toolchain.artifacts import open_artifact
 from toolchain.errors import ArtifactError, BaselineError, StorageError
 from toolchain.gate.config import BaselineSection, GateConfig
-from toolchain.recipe import HUB_URL
+from toolchain.places import HUB_URL
 from toolchain.surgery.refusals import refusal
 
 FILE_ON_HUB = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")

@@ -17,7 +17,8 @@ from toolchain.errors import DataError, ModelError
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
 from toolchain.pipeline.named import require_model, require_pictures
-from toolchain.recipe import ANY, HUB, LOCAL, Recipe, override
+from toolchain.places import HUB, LOCAL
+from toolchain.recipe import ANY, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.hub import CONFIG, read_config

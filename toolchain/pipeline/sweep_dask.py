@@ -27,7 +27,8 @@ from toolchain.measure.samples import Design
 from toolchain.pipeline.folder import PRIVATE
 from toolchain.pipeline.job import code
 from toolchain.pipeline.sweep import WAIT, Ended, Variant
-from toolchain.recipe import CLASS_LISTS, LOCAL, Recipe, model_source, path_of_source
+from toolchain.places import CLASS_LISTS, LOCAL, model_source, path_of_source
+from toolchain.recipe import Recipe
 from toolchain.report.record import Report
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from toolchain.errors import StorageError
 from toolchain.files import atomic_path, files_below
+from toolchain.places import LOCAL
 from toolchain.publish.content import Content, Digests
-from toolchain.recipe import LOCAL
 
 
 class _Files(Mapping[str, Digests]):

@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from toolchain.errors import RecipeError, SlimvitError, StorageError
+from toolchain.places import HUB_URL
 from toolchain.publish.content import Content, Digests
-from toolchain.recipe import HUB_URL
 from toolchain.surgery.hub import reachable
 from toolchain.surgery.refusals import CONFLICT, LOG_IN, refusal, status_of
 

@@ -10,17 +10,8 @@ from pydantic import JsonValue
 
 from toolchain.data.sources import SOURCES
 from toolchain.errors import SlimvitError
-from toolchain.recipe import (
-    CLASS_LISTS,
-    HUB,
-    HUB_URL,
-    LOCAL,
-    RECIPE_FILE,
-    SAVED,
-    Recipe,
-    model_source,
-    path_of_source,
-)
+from toolchain.places import CLASS_LISTS, HUB, HUB_URL, LOCAL, SAVED, model_source, path_of_source
+from toolchain.recipe import RECIPE_FILE, Recipe
 from toolchain.report.record import Report
 
 HOLE = "PATH"

@@ -13,6 +13,7 @@ from toolchain.errors import ArtifactError, DataError, RecipeError, StorageError
 from toolchain.files import read_json
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES
+from toolchain.places import HUB
 from toolchain.publish.card import About, Shipped, card
 from toolchain.publish.configs import config, preprocessor
 from toolchain.publish.content import Content
@@ -20,7 +21,6 @@ from toolchain.publish.layout import NAMES, places
 from toolchain.publish.manifest import Manifest
 from toolchain.publish.recipe_of import recipe_in
 from toolchain.publish.renamed import referring_to, renamed
-from toolchain.recipe import HUB
 from toolchain.report.record import Report
 
 CARD, CONFIG, PREPROCESSOR, PLAN = "README.md", "config.json", "preprocessor_config.json", "plan.json"

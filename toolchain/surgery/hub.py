@@ -21,8 +21,8 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from toolchain.errors import ModelError, StorageError
 from toolchain.outputs import Output
+from toolchain.places import HUB, HUB_URL, LOCAL, model_source
 from toolchain.plan import ModelRef
-from toolchain.recipe import HUB, HUB_URL, LOCAL, model_source
 from toolchain.records import place_and_fault
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
