@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -133,6 +133,24 @@ def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
         options = [info.annotation, *get_args(info.annotation)]
         nested[name] = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return nested
+
+
+def keys_of(root: type[BaseModel], start: str = "") -> dict[str, Any]:
+    """Dotted key of a file → the type of its value, of every key of its tables; a mapping's own keys are not known."""
+    keys: dict[str, Any] = {}
+    for name, inner in _sections(root).items():
+        path = f"{start}{name}"
+        keys |= {path: root.model_fields[name].annotation} if inner is None else keys_of(inner, f"{path}.")
+    return keys
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The values that a type allows, as TOML has them without quotes, where they can be listed; else nothing."""
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [word for option in get_args(annotation) if option is not type(None) for word in words_of(option)]
 
 
 _IN_A_SHELL = ", and single quotes around KEY=VALUE, or the shell takes the double quotes away"

@@ -31,8 +31,16 @@ def table(record: Record, what: str, base: str) -> str:
     """
     dense, outcomes = record.result["judged"], record.result["outcomes"]
     bases = {each["budget"]: each["judged"] for each in outcomes if each["way"] == base}
-    pairs = [(each, bases.get(each["budget"], {}) if each["way"] != base else {}) for each in outcomes]
+    pairs = [(_sized(each, record), bases.get(each["budget"], {}) if each["way"] != base else {}) for each in outcomes]
     return errors(dense, what, base, pairs) if "test" in dense else features(what, base, pairs)
+
+
+def _sized(outcome: Mapping[str, Any], record: Record) -> Mapping[str, Any]:
+    """An outcome whose way says what share of the dense weights in fp32 its file is, if it has one."""
+    if "bytes" not in outcome:
+        return outcome
+    share = outcome["bytes"] / (4 * record.result["dense"])
+    return {**outcome, "way": f"{outcome['way']}: {percent(share)} of the bytes"}
 
 
 Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]

@@ -15,7 +15,9 @@ from typer.main import get_command
 
 from toolchain.cli import app, main
 from toolchain.cli.schema import SCHEMAS
+from toolchain.errors import RecipeError
 from toolchain.export.precisions import PRECISIONS
+from toolchain.recipe import PRESETS, Recipe, override
 from toolchain.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +134,45 @@ def test_a_shell_is_told_the_names_that_an_option_takes(told):
     assert told("slimvit evaluate FILE --split ca") == ["calibration"]
     assert told("slimvit evaluate FILE --classes imagenet-1") == ["imagenet-1k", "imagenet-12k"]
     assert told("slimvit engine FILE --hardware-compatible a") == ["ampere_plus"]
+
+
+def test_a_shell_is_told_the_keys_of_a_recipe_and_what_they_may_be(told):
+    every = told("slimvit run RECIPE --set ")
+    assert {"model.name=", "budget.params=", "export.softmax=", "finetune.epochs=", "bench.targets="} <= {*every}
+    assert "budget=" not in every, "a table is no key"
+    assert told("slimvit sweep RECIPE --set budget.pa") == ["budget.params="]
+    assert told("slimvit plan RECIPE --set compress.method=") == [f"compress.method={name}" for name in PRESETS]
+    assert told("slimvit run RECIPE --set export.softmax=t") == ["export.softmax=true"]
+    assert told("slimvit run RECIPE --set model.output=t") == ["model.output=tokens"]
+    assert told("slimvit run RECIPE --set data.source=dig") == ["data.source=digits"]
+    assert told("slimvit run RECIPE --set budget.params=") == told("slimvit run RECIPE --set budget.prams=") == []
+
+
+def fault_of(text):
+    """What is wrong with a recipe in which a key was set; "" if nothing is."""
+    raw = {"model": {"name": "deit_tiny_patch16_224"}, "data": {"source": "digits"}}
+    override(raw, text)
+    try:
+        Recipe.from_dict(raw)
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
+def test_every_key_that_a_shell_offers_is_one_that_a_recipe_takes(told):
+    assert "unknown recipe key" in fault_of("budget.prams=no such value")
+    faults = [fault_of(f"{offered}no such value") for offered in told("slimvit run RECIPE --set ")]
+    assert [fault for fault in faults if "unknown" in fault] == []
+
+
+def test_a_shell_is_told_the_cells_of_a_gate(told, tmp_path):
+    assert told("slimvit gate accept ") == []
+    (tmp_path / "gate.toml").write_text('[[cell]]\nname = "here"\n[[cell]]\nname = "there"\n')
+    (tmp_path / "other.toml").write_text('[[cell]]\nname = "elsewhere"\n')
+    assert told("slimvit gate accept ") == ["here", "there"]
+    assert told("slimvit gate accept --config other.toml ") == ["elsewhere"]
+    (tmp_path / "gate.toml").write_text("no toml")
+    assert told("slimvit gate accept ") == []
 
 
 def test_a_shell_is_told_the_targets_of_the_machine_and_of_the_file(told, tmp_path):

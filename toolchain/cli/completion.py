@@ -14,6 +14,9 @@ import typer
 
 from toolchain.errors import SlimvitError
 
+GATE = Path("gate.toml")
+"""What the gate reads unless another file is named."""
+
 
 def one_of(*words: str) -> Callable[[], list[str]]:
     """Offers these words."""
@@ -76,6 +79,34 @@ def sources(incomplete: str) -> list[str]:
     from toolchain.data import SOURCES
 
     return [name for name, kind in SOURCES.items() if not kind.usage.startswith(f"{name}:")]
+
+
+def settings(incomplete: str) -> list[str]:
+    """Keys of a recipe, each with its "=", and behind one the words that it may be, where these are known beforehand."""
+    from toolchain.recipe import PRESETS, Recipe
+    from toolchain.settings import keys_of, words_of
+
+    keys = keys_of(Recipe)
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [f"{name}=" for name in keys]
+    if key == "data.source":
+        words = sources(value)
+    elif key == "model.name":
+        words = models(value)
+    else:
+        words = [*PRESETS] if key == "compress.method" else words_of(keys[key]) if key in keys else []
+    return [f"{key}={word}" for word in words]
+
+
+def cells(context: typer.Context) -> list[str]:
+    """The cells of the gate.toml that the command reads."""
+    from toolchain.settings import read_toml
+
+    tables: object = ()
+    with contextlib.suppress(SlimvitError):
+        tables = read_toml(Path(context.params.get("config") or GATE)).get("cell")
+    return [str(each["name"]) for each in tables if "name" in each] if isinstance(tables, list) else []
 
 
 def _may_be_a_path(incomplete: str) -> bool:

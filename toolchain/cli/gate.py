@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.errors import RecipeError, StorageError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 gate = typer.Typer(help="Hold artifacts against budgets and against a baseline that is measured beside them.")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="GATE", help="A gate.toml.")]
-DEFAULT = Path("gate.toml")
+DEFAULT = completion.GATE
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +87,7 @@ def run(
 
 def accept(
     context: typer.Context,
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="The name of a cell.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="The name of a cell.", autocompletion=completion.cells)],
     reason: Annotated[str, typer.Option(help="Why this is acceptable; it is read by whoever reviews the file.")],
     expires: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The last day.")],
     config: ConfigOption = DEFAULT,

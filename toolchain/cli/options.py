@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. budget.params=0.4.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key, e.g. budget.params=0.4.",
+        autocompletion=completion.settings,
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; do no work.")]
 NoResumeOption = Annotated[bool, typer.Option("--no-resume", help="Do every stage anew.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag, OutOption, RecipeArgument, design_of
 from toolchain.cli.screen import Screen, line, print_json, print_part
 from toolchain.errors import RecipeError, SlimvitError, TargetUnavailable
@@ -30,7 +31,12 @@ def sweep(
     recipe: RecipeArgument,
     set_: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=V1,V2", help="Values of a recipe key, e.g. budget.params=0.7,0.5."),
+        typer.Option(
+            "--set",
+            metavar="KEY=V1,V2",
+            help="Values of a recipe key, e.g. budget.params=0.7,0.5.",
+            autocompletion=completion.settings,
+        ),
     ],
     out: OutOption,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every variant and list them; do no work.")] = False,
