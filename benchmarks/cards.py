@@ -12,10 +12,9 @@ from typing import Any
 
 import headline
 import torch
-from kinds.pair import PairCell, comparison_of
-from pages.text import Machines, hardware, markdown, speedup, verified
+from kinds.pair import comparison_of
+from pages.text import hardware, markdown, speedup, verified
 from records import SUFFIX, Record, Results, read_record
-from suite import Suite
 
 from toolchain.cost import ModelShape, Widths, trace
 from toolchain.families import family_of
@@ -30,10 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 RECIPE, PLAN = "recipe.toml", "plan.json"
 SOURCE = "<!-- written by `python benchmarks/report.py` from the recipe and the records; do not edit, change the recipe's header -->"
-UNTRAINED = (
-    "The weights of these records are untrained, because neither they nor ImageNet are where they were made: bytes and "
-    "latency are those of the shapes, and nothing is known of accuracy."
-)
 TRAINED = (
     "The recipe made it from a model that it trained itself; on another processor training rounds otherwise, and other widths "
     "may follow."
@@ -42,8 +37,7 @@ PRETRAINED = (
     "It was made from the weights and the photographs of the suite `real`; from others, other widths may follow."
 )
 """What a committed plan was made from."""
-SPEED, SCALE = "speed", "scale"
-FILES = ("formats", "targets")
+FILES = ("targets", "formats")
 """Suites that record a recipe as every file that ships; the first that has one of a recipe's model is shown."""
 
 
@@ -132,9 +126,7 @@ def _inline(kwargs: dict[str, Any]) -> str:
 
 def numbers(folder: Path, recipe: Recipe, results: Results) -> list[str]:
     """What is recorded of the recipe's model with its method and its budget; nothing if nothing is."""
-    parts = [*_files(recipe, results), *_pairs(recipe, results), *_cost(recipe, results)]
-    if parts:
-        parts.insert(0, UNTRAINED)
+    parts = [*_files(recipe, results)]
     first = headline.pretrained_table(results) if folder.name == headline.PRETRAINED_MODEL else ""
     if first:
         parts.append(headline.placed(first, folder / "README.md").strip())
@@ -173,13 +165,15 @@ def _files(recipe: Recipe, results: Results) -> Iterator[str]:
                 f"`{row['path']}`",
                 f"{row['bytes']:,}",
                 f"{100 * row['bytes'] / dense['bytes']:.1f} %",
+                f"{row['wrong']:,} of {row['total']:,}" if row["total"] else "–",
                 "; ".join(_timed(row, pairs)) or "–",
             ]
             for row in record.result["artifacts"]
             if row["refused"] is None
         ]
         machines = sorted({hardware(comparison_of(pair).environment) for pair in pairs})
-        table = markdown(["File", "Bytes", "Of the dense file", "Speedup over the dense fp32 file, batch 1"], rows)
+        head = ["File", "Bytes", "Of the dense file", "Test images wrong", "Speedup over the dense fp32 file, batch 1"]
+        table = markdown(head, rows)
         yield (
             f"### As every file that ships\n\n{table}\n\nMeasured on: {'; '.join(machines) or 'nothing'}. "
             f"[All rows](../../benchmarks/results/{record.suite}/README.md) of the suite `{record.suite}`."
@@ -193,70 +187,9 @@ def _timed(row: dict[str, Any], pairs: Sequence[Record]) -> Iterator[str]:
             yield f"{pair.definition['target']}: {speedup(comparison)}, {verified(comparison) or 'not verified'}"
 
 
-def _pairs(recipe: Recipe, results: Results) -> Iterator[str]:
-    """The comparisons of uniform shapes."""
-    suite, machines = Suite.load(Path(SPEED)), Machines()
-    forms = [
-        name
-        for name, form in suite.file.forms.items()
-        if form == {"compress": {"method": recipe.compress.method}, "budget": {"params": recipe.budget.params}}
-    ]
-    rows = []
-    for cell in suite.cells if not recipe.model.kwargs else ():
-        if not isinstance(cell, PairCell) or suite.file.models[cell.model].name != recipe.model.name:
-            continue
-        record = results.read(SPEED, cell.name)
-        if record is None or not cell.a.startswith("dense") or cell.b.partition(" ")[0] not in forms:
-            continue
-        pair = comparison_of(record)
-        times = (f"{pair.latency_ms(side):.2f}" for side in ("A", "B"))
-        place = (cell.a, cell.b, cell.target, str(cell.batch), str(cell.threads))
-        number = machines.number({**pair.environment, "threads": "1 or 2"})
-        rows.append([*place, *times, speedup(pair), verified(pair) or "not verified", number])
-    if rows:
-        head = ["A", "B", "Target", "Batch", "Threads", "A, ms", "B, ms", "Speedup", "Verified", "Machine"]
-        yield (
-            f"### The shapes, dense (A) and with these parameters left (B)\n\n{markdown(head, rows)}\n\nWidths are uniform here. "
-            f"[All rows](../../benchmarks/results/{SPEED}/README.md) of the suite `{SPEED}`.\n\n{machines.lines()}"
-        )
-
-
-def _cost(recipe: Recipe, results: Results) -> Iterator[str]:
-    """How long compressing takes."""
-    rows, machines = [], dict[str, str]()
-    for record in _records(results, SCALE):
-        if record.kind != "cost" or not _is_of(record.definition["recipe"], recipe):
-            continue
-        machines[hardware(record.machine)] = ""
-        result = record.result
-        rows.append(
-            [
-                str(record.definition["recipe"]["data"]["calibration_images"]),
-                f"{result['dense']['params']:,}",
-                f"{result['params']:,}",
-                f"{sum(record.seconds.values()):.0f} s",
-                f"{result['peak_bytes'] / 2**30:.2f} GiB",
-            ]
-        )
-    if rows:
-        head = ["Calibration images", "Parameters, dense", "Parameters left", "Compressed in", "Peak memory"]
-        rows.sort(key=lambda row: int(row[0]))
-        yield (
-            f"### Compressing\n\n{markdown(head, rows)}\n\nMeasured on: {'; '.join(machines)}. "
-            f"[All rows](../../benchmarks/results/{SCALE}/README.md) of the suite `{SCALE}`."
-        )
-
-
 def plan_of(folder: Path, recipe: Recipe, shape: ModelShape) -> str:
-    """The widths of the committed plan, or how to make one."""
-    path = folder / PLAN
-    if not path.is_file():
-        return (
-            f"There is no `{PLAN}` here: which widths are best follows from weights and pictures that this repository does not hold. "
-            f"`slimvit run models/{folder.name}/{RECIPE} --out runs/{folder.name}` writes it to `runs/{folder.name}/{PLAN}`; "
-            "`slimvit plan`, with the same recipe, prints the widths alone."
-        )
-    plan = CompressionPlan.load(path)
+    """The widths of the committed plan."""
+    plan = CompressionPlan.load(folder / PLAN)
     small = planned(plan, shape)
     blocks = dict[str, dict[str, str]]()
     for keep in plan.keeps:

@@ -20,8 +20,8 @@ from toolchain.measure.comparison import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "targets"
-MODELS = {"deit_small": "DeiT-S (untrained)", "fashion_mnist": "ViT on Fashion-MNIST"}
-DRAWN = "fashion_mnist"
+MODELS = {"deit_small": "DeiT-S (untrained)", "fashion_mnist_vit": "ViT on Fashion-MNIST"}
+DRAWN = "fashion_mnist_vit"
 BEGIN, END = "<!-- results: written by `python benchmarks/report.py` -->", "<!-- /results -->"
 """Lines between which a page has the table."""
 INT8 = ("int8-dynamic", "int8-qdq")
@@ -64,14 +64,15 @@ def _file(record: Record, path: str, pairs: dict[str, Comparison]) -> File:
 
 
 def table(results: Results) -> str:
-    """Six rows: two models, each dense, at half of its parameters, and that in int8; machine and instruction set below."""
+    """Eight rows: two models, each dense, at half of its parameters, and that in int8 and int4; machine and instruction set below."""
     rows, machines = [], dict[str, str]()
     for name, title in MODELS.items():
         every = files(results, name)
         dense, fp32 = every[0], next(file for file in every[1:] if file.precision == "fp32")
         fastest = [file for file in every if file.precision in INT8 and file.pair is not None]
         int8 = min(fastest, key=lambda file: file.pair.ratio.point if file.pair else 0.0)
-        for file in (dense, fp32, int8):
+        int4 = next(file for file in every if file.precision == "int4")
+        for file in (dense, fp32, int8, int4):
             pair = file.pair or fp32.pair
             assert pair is not None
             machines[hardware(pair.environment)] = ""
@@ -90,8 +91,8 @@ def table(results: Results) -> str:
     head = ["Model", "ONNX file", "Bytes", "Of dense", "Test accuracy", "Median latency", "Speedup, verified"]
     caption = (
         "Paired comparisons on `ort-cpu`, one thread, batch 1; the speedup is the lower bound of its interval. Measured on: "
-        f"{'; '.join(machines)}. The int8 speedups are of a processor with AMX-INT8, whose tiles multiply bytes; these "
-        f"int8 weights have eight bits, those that slimvit makes now have seven.{without_amx(results)}"
+        f"{'; '.join(machines)}. The int8 and int4 speedups are of a processor with AMX-INT8, whose tiles multiply "
+        f"bytes.{without_amx(results)}"
     )
     return f"{markdown(head, rows)}\n\n{caption}\n"
 
@@ -176,12 +177,14 @@ STYLE = """\
     .grid { stroke: #8c959f; stroke-opacity: 0.35; }
     .s0 { fill: #57606a; stroke: #57606a; } .s1 { fill: #0969da; stroke: #0969da; }
     .s2 { fill: #1a7f37; stroke: #1a7f37; } .s3 { fill: #bc4c00; stroke: #bc4c00; }
+    .s4 { fill: #8250df; stroke: #8250df; }
     @media (prefers-color-scheme: dark) {
       text { fill: #e6edf3; }
       .s0 { fill: #9198a1; stroke: #9198a1; } .s1 { fill: #4493f8; stroke: #4493f8; }
       .s2 { fill: #3fb950; stroke: #3fb950; } .s3 { fill: #f0883e; stroke: #f0883e; }
+      .s4 { fill: #a371f7; stroke: #a371f7; }
     }"""
-SERIES = ("dense fp32", "half, fp32", "half, fp16", "half, int8")
+SERIES = ("dense fp32", "half, fp32", "half, fp16", "half, int8", "half, int4")
 WIDE, HIGH, LEFT, TOP, GAP = 330, 170, 60, 50, 60
 """Of a panel, the margins around it, and the space between the two, in pixels."""
 
@@ -203,7 +206,7 @@ def picture(results: Results) -> str:
     dense = every[0]
     sizes, times = [], []
     for file in every:
-        number = 0 if file is dense else {"fp32": 1, "fp16": 2}.get(file.precision, 3)
+        number = 0 if file is dense else {"fp32": 1, "fp16": 2, "int4": 4}.get(file.precision, 3)
         share = 100 * file.size_bytes / dense.size_bytes
         sizes.append(Dot(share, share, share, file.accuracy or 0.0, number))
         ratio = {"point": 1.0, "lo": 1.0, "hi": 1.0} if file.pair is None else file.pair.ratio.to_ratio()
@@ -216,7 +219,7 @@ def picture(results: Results) -> str:
     width, height = LEFT + 2 * WIDE + GAP + 20, TOP + HIGH + 125
     title = "Bytes and latency against test accuracy of a ViT on Fashion-MNIST, dense and with half of its parameters"
     entries = "\n".join(
-        f'  {_mark(LEFT + 10 + 165 * number, TOP + HIGH + 63, number)}<text x="{LEFT + 22 + 165 * number}" '
+        f'  {_mark(LEFT + 10 + 140 * number, TOP + HIGH + 63, number)}<text x="{LEFT + 22 + 140 * number}" '
         f'y="{TOP + HIGH + 67}">{name}</text>'
         for number, name in enumerate(SERIES)
     )
@@ -262,7 +265,7 @@ def _panel(number: int, label: str, dots: Sequence[Dot], low: int, high: int) ->
 
 def _mark(x: float, y: float, series: int) -> str:
     """A mark whose form, too, tells the series."""
-    form = ("0,-6 6,0 0,6 -6,0", "-5,-5 5,-5 5,5 -5,5", "0,-6 6,5 -6,5", "-6,-5 6,-5 0,6")[series]
+    form = ("0,-6 6,0 0,6 -6,0", "-5,-5 5,-5 5,5 -5,5", "0,-6 6,5 -6,5", "-6,-5 6,-5 0,6", "-6,0 5,-6 5,6")[series]
     return f'<polygon class="s{series}" fill-opacity="0.75" transform="translate({x:.1f} {y:.1f})" points="{form}"/>'
 
 

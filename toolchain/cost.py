@@ -22,10 +22,9 @@ from torch import nn
 from toolchain.errors import ArtifactError
 from toolchain.families import Family, UnitGroup
 from toolchain.families.constants import constants
-from toolchain.plan import CompressionPlan
+from toolchain.plan import BYTES_PER_PARAM, CompressionPlan
 from toolchain.records import Record, first_fault
 
-BYTES_PER_PARAM = 4  # fp32, the precision in which models are stored
 VARIED = 150
 """Extra bytes in a file's graph for each attention whose width differs from the others': shapes, and longer names."""
 RANK = "rank"

@@ -28,6 +28,8 @@ from toolchain.records import Record, first_fault
 from toolchain.settings import tuple_of
 
 SCHEMA = "slimvit.plan/1"
+BYTES_PER_PARAM = 4
+"""Of fp32, the precision in which models are stored."""
 # timm.create_model reads these as where weights come from or what is built around the model, not as its shape.
 NOT_KWARGS = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),

@@ -29,7 +29,7 @@ SECONDS = 900.0
 
 
 class Group(Table):
-    """Recipes, by their paths from the suite's folder; the cells have their names."""
+    """Recipes, by their paths from the suite's folder; the cells have their names, or that of the folder of a `recipe.toml`."""
 
     recipes: tuple[str, ...] = Field(min_length=1)
 
@@ -50,7 +50,8 @@ class Files(Kind[FilesCell, Group]):
     def cells(self, group: Group, file: File, path: Path) -> list[FilesCell]:
         """One for each recipe."""
         recipes = [path.parent / each for each in group.recipes]
-        return [FilesCell(each.stem, self.name, each.stem, recipe=each) for each in recipes]
+        names = [each.parent.name if each.stem == "recipe" else each.stem for each in recipes]
+        return [FilesCell(name, self.name, name, recipe=each) for name, each in zip(names, recipes, strict=True)]
 
     def key(self, cell: FilesCell, bench: Bench, record: Record | None = None) -> str:
         """Digest of the recipe and all versions."""

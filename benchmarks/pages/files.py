@@ -72,12 +72,17 @@ def part(record: Record, results: Results) -> str:
         f"From the deploy model to all files and engines: {took}",
         "" if duel is None else int8_line(duel, pairs),
         *sorted({f"Measured on: {hardware(machine)}." for machine in machines}),
-        "The int8 speedups are of a processor with AMX-INT8."
-        if any("amx_int8" in (machine.get("flags") or ()) for machine in machines)
+        "The int8 and int4 speedups are of a processor with AMX-INT8."
+        if any(_by_tiles(name, comparison) for name, comparison in pairs.items())
         else "",
     ]
     table = markdown(["File", "Bytes", "Of the dense file", "Wrong", "Speedup", "Verified"], rows)
     return f"## {record.cell}\n\n{table}\n\n" + "\n".join(filter(None, lines))
+
+
+def _by_tiles(precision: str, comparison: Comparison) -> bool:
+    """Whether a file was timed whose integers AMX multiplies."""
+    return precision.startswith("int") and "amx_int8" in (comparison.environment.get("flags") or ())
 
 
 def int8_line(duel: Comparison, pairs: Mapping[str, Comparison]) -> str:

@@ -10,7 +10,9 @@ import sys
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from typer.main import get_command
 
 from toolchain.cli import app, main
@@ -86,6 +88,24 @@ def test_nothing_heavy_is_loaded_to_answer(loaded):
     assert len(loaded) > 90, "every verb was asked"
     first = next(((words, names) for words, names in loaded.items() if names), None)
     assert first is None, "a file of toolchain/cli imports at its head what only a body needs"
+
+
+def test_files_are_inspected_and_reports_drawn_without_torch(tmp_path):
+    node = helper.make_node("Identity", ["image"], ["logits"])
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("image", "logits")]
+    onnx.save(helper.make_model(helper.make_graph([node], "graph", ports[:1], ports[1:])), tmp_path / "model.onnx")
+    lines = (
+        "import sys, toolchain.report.files, toolchain.report.page",
+        "from toolchain.cli import main",
+        "try: main(['inspect', 'model.onnx', '--json'])",
+        "except SystemExit as ended: assert not ended.code",
+        "print({'torch', 'timm', 'onnxruntime'} & {*sys.modules})",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert '"sha256"' in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "set()"
 
 
 def test_version_is_that_of_the_package(capsys):

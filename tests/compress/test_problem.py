@@ -15,10 +15,11 @@ from toolchain.compress.choices import Budget, Choices, Costs
 from toolchain.compress.method import Method
 from toolchain.compress.problem import Problem
 from toolchain.compress.solver import largest, solve_global, solve_uniform, top_indices
-from toolchain.cost import BYTES_PER_PARAM, LinearShape, ModelShape, Widths, trace
+from toolchain.cost import LinearShape, ModelShape, Widths, trace
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.families import Span, UnitGroup
 from toolchain.model import TimmModel
+from toolchain.plan import BYTES_PER_PARAM
 from toolchain.recipe import BudgetSection, CompressSection
 
 Case = tuple[TimmModel, ModelShape]

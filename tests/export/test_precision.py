@@ -29,7 +29,8 @@ from toolchain.export.convert import Convert
 from toolchain.export.engine import BuildEngine
 from toolchain.export.observe import largest_channels
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
-from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS
+from toolchain.export.precision import PRECISIONS
+from toolchain.export.precisions import MADE_FOR_NOISE
 from toolchain.export.weights import largest_error, linears
 from toolchain.model import run_stage
 from toolchain.recipe import EngineSection

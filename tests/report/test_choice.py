@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from made_up_reports import a_report, timed
 
-from toolchain.export.precision import MADE_FOR_NOISE
+from toolchain.export.precisions import MADE_FOR_NOISE
 from toolchain.report.choice import int8_choices, suggestion
 from toolchain.report.record import EngineRow, FileRow, Interval, LayerRow
 from toolchain.report.sections import SECTIONS
 from toolchain.report.sections.suggestion import int8_line
-from toolchain.training.features import Features, Neighbours
+from toolchain.training.outcome import Features, Neighbours
 
 
 def file(precision, size, wrong, model="compressed", total=1000, **more):

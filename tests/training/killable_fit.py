@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from toolchain.data.splits import Images
-from toolchain.training import FitConfig, fit
+from toolchain.training.loop import FitConfig, fit
 
 EPOCHS = 4
 CONFIG = FitConfig(EPOCHS, 3e-3, 8, warmup_epochs=1, label_smoothing=0.1, shift_px=1, flip=True, seed=3, ema_decay=0.9)

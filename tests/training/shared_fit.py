@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from toolchain.errors import StorageError
 from toolchain.likelihood import CATEGORICAL
-from toolchain.training import fit
 from toolchain.training.distill import distillation, imitation
+from toolchain.training.loop import fit
 from toolchain.training.processes import accelerator, together
 
 ONE_EPOCH = replace(CONFIG, epochs=1)

@@ -8,8 +8,7 @@ from torch import nn
 from toolchain.data.splits import Images
 from toolchain.errors import DataError
 from toolchain.likelihood import CATEGORICAL
-from toolchain.training import accuracy
-from toolchain.training.evaluate import divergence, predicted
+from toolchain.training.evaluate import accuracy, divergence, predicted
 
 LOGITS = torch.eye(5)[torch.tensor([0, 1, 2, 3, 4, 0, 0])]  # [7, 5]
 LABELS = torch.tensor([0, 1, 2, 0, 0, 0, 4])

@@ -23,9 +23,10 @@ from toolchain.pipeline.job import prepare
 from toolchain.progress import Nobody, Progress
 from toolchain.recipe import FinetuneSection, Recipe, TrainSection
 from toolchain.surgery.mask import mask_model
-from toolchain.training import FitConfig, accuracy, fit, stages
+from toolchain.training import stages
 from toolchain.training.distill import distillation, imitation
-from toolchain.training.evaluate import divergence
+from toolchain.training.evaluate import accuracy, divergence
+from toolchain.training.loop import FitConfig, fit
 from toolchain.training.stages import Finetune, Train
 
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}

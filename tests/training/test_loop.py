@@ -18,8 +18,8 @@ from sweeps import swept
 from torch import nn
 
 from toolchain.errors import DataError, RecipeError, StorageError
-from toolchain.training import FitConfig, accuracy, fit
-from toolchain.training.loop import _cosine, default_param_groups
+from toolchain.training.evaluate import accuracy
+from toolchain.training.loop import FitConfig, _cosine, default_param_groups, fit
 
 
 @pytest.fixture(scope="module")

@@ -37,24 +37,23 @@ def _inspect(path: Path) -> Mapping[str, object]:
     from toolchain.artifacts import PlainFile, open_artifact
     from toolchain.artifacts.model_folder import ModelFolder
     from toolchain.plan import CompressionPlan
-    from toolchain.report.record import Report
-    from toolchain.surgery.checkpoint import checkpoint_facts
-    from toolchain.surgery.huggingface.folder import is_folder
 
     if (path / "report.json").is_file():
+        from toolchain.report.record import Report
+
         keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
-    if is_folder(path):
-        return checkpoint_facts(path)
+    if (path / "config.json").is_file() and (facts := _transformers_facts(path)):
+        return facts
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
-        return checkpoint_facts(path)
+        return _checkpoint_facts(path)
     if not isinstance(artifact, PlainFile):
         return artifact.facts()
     if not path.is_file():
         raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
     if path.suffix != ".json":
-        return checkpoint_facts(path)
+        return _checkpoint_facts(path)
     found = read_json(path)
     kind = found.get("schema", "") if isinstance(found, dict) else ""
     if kind.startswith("slimvit.plan/"):
@@ -66,3 +65,17 @@ def _inspect(path: Path) -> Mapping[str, object]:
         "kind": kind.split(".")[1].split("/")[0],
         **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
     }
+
+
+def _transformers_facts(path: Path) -> Mapping[str, object]:
+    """Those of a folder that transformers saved; nothing if it is none."""
+    from toolchain.surgery.huggingface.folder import is_folder
+
+    return _checkpoint_facts(path) if is_folder(path) else {}
+
+
+def _checkpoint_facts(path: Path) -> Mapping[str, object]:
+    """Those of weights; torch, which reads them, is loaded for nothing else."""
+    from toolchain.surgery.checkpoint import checkpoint_facts
+
+    return checkpoint_facts(path)

@@ -21,7 +21,8 @@ from toolchain.export.preparation import Preparation, prepared, resized_source
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, LAYER, WORDS, label_classes, output_of
 from toolchain.training.evaluate import Accuracy, accuracy
-from toolchain.training.features import FeatureJudge, Features
+from toolchain.training.features import FeatureJudge
+from toolchain.training.outcome import Features
 
 G = TypeVar("G")
 SEARCHED = ("train", "calibration")

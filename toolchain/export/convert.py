@@ -28,7 +28,8 @@ from toolchain.export.onnx_graph import (
     write_onnx,
 )
 from toolchain.export.pixels import representable, with_pixels, without_pixels
-from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS, Precision, for_output, runs_on
+from toolchain.export.precision import PRECISIONS, Precision, for_output, runs_on
+from toolchain.export.precisions import MADE_FOR_NOISE
 from toolchain.export.probabilities import (
     gives_probabilities,
     probabilities_rung,

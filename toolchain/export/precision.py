@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
@@ -144,11 +143,6 @@ def for_output(tolerance: Tolerance, output: Output | None) -> Tolerance:
 
 COMPARED = 256
 """Real images that files of two precisions are compared on; of synthetic ones, those of the largest batch."""
-MADE_FOR_NOISE = (
-    "The file was made for seeded noise, as there are no pictures: its bytes and times hold, its outputs for pictures may be far off. "
-    "Name pictures in data.source before you ship it."
-)
-"""Note on a file that was calibrated on noise."""
 EITHER = "int8"
 """In a recipe: every kind of int8, of which one that is not the same model is left out."""
 
@@ -231,6 +225,8 @@ def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) ->
         TargetUnavailable: nothing here runs it.
         StorageError, ArtifactError: it cannot be read.
     """
+    import torch
+
     target, threads = reference_target(artifact), torch.get_num_threads()
     with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess) as run:
         yield run

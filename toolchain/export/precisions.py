@@ -20,3 +20,8 @@ PRECISIONS: Registry[Precision] = Registry(
         "int4": "toolchain.export.precision:INT4",
     },
 )
+MADE_FOR_NOISE = (
+    "The file was made for seeded noise, as there are no pictures: its bytes and times hold, its outputs for pictures may be far off. "
+    "Name pictures in data.source before you ship it."
+)
+"""Note on a file that was calibrated on noise."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from toolchain.export.precision import int8_kinds
 from toolchain.measure.comparison import UNDECIDED
 from toolchain.report.record import (
     BenchRow,
@@ -75,8 +74,15 @@ def suggestion(
 
 def _lost(row: BenchRow, timed: Sequence[BenchRow], chosen: str | None) -> bool:
     """Whether a file is of the kind of int8 that lost its place to the chosen one, which is a candidate there."""
-    kinds = {each.precision for each in timed if each.place == row.place} & set(int8_kinds())
+    kinds = {each.precision for each in timed if each.place == row.place} & set(_int8_kinds())
     return chosen in kinds and row.precision in kinds - {chosen}
+
+
+def _int8_kinds() -> tuple[str, ...]:
+    """What precisions are int8; the converters are loaded when that is asked, and not to read a report."""
+    from toolchain.export.precision import int8_kinds
+
+    return int8_kinds()
 
 
 def _where(row: BenchRow) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def int8_choices(duels: Sequence[BenchRow], bench: Sequence[BenchRow]) -> tuple[
     lone = [
         _lone(place, shares, kinds[0])
         for place in dict.fromkeys(row.place for row in bench)
-        if len(kinds := [name for name in int8_kinds() if name in (shares := _shares(bench, place))]) == 1
+        if len(kinds := [name for name in _int8_kinds() if name in (shares := _shares(bench, place))]) == 1
         and "fp32" in shares
         and all(duel.place != place for duel in duels)
     ]

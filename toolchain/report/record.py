@@ -17,8 +17,7 @@ from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.records import Record
 from toolchain.settings import explain
-from toolchain.training.features import Features
-from toolchain.training.stages import FinetuneFacts
+from toolchain.training.outcome import Features, FinetuneFacts
 
 SCHEMA: Literal["slimvit.report/2"] = "slimvit.report/2"
 

@@ -10,8 +10,7 @@ from toolchain.outputs import Output, divergence_words
 
 if TYPE_CHECKING:  # a table is drawn without what some tables are of
     from toolchain.report.record import Counts
-    from toolchain.training.features import Features
-    from toolchain.training.stages import FinetuneFacts
+    from toolchain.training.outcome import Features, FinetuneFacts
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,1 @@
-"""Training: the loop, and accuracy."""
-
-from toolchain.training.evaluate import Accuracy, accuracy
-from toolchain.training.loop import FitConfig, FitResult, Step, fit
-
-__all__ = ["Accuracy", "FitConfig", "FitResult", "Step", "accuracy", "fit"]
+"""Training: the loop, what it learns from, and how what it made is judged."""

@@ -17,7 +17,7 @@ from toolchain.data import Images
 from toolchain.errors import ArtifactError, DataError
 from toolchain.likelihood import Outputs, in_batches, parts_of
 from toolchain.parity import ROUNDING, STILL
-from toolchain.records import Record
+from toolchain.training.outcome import Features, Neighbours, Worst
 
 K = 20
 """Number of neighbours that vote, if each class has as many; usual in self-supervised learning (DINO, arXiv 2104.14294)."""
@@ -26,58 +26,6 @@ BANK = 2048
 HELD = 2**24
 """The most numbers of the dense outputs that are kept for the next model; of more they are computed again each time."""
 Model = Callable[[Tensor], Outputs]
-
-
-class Neighbours(Record):
-    """k-NN by cosine: how many test images have the label that most of their nearest training images have.
-
-    Attributes:
-        k: how many of them vote: 20, or as many as the smallest class has in the bank.
-        bank: training images that were searched, as many of each class as there are.
-        right: by the features that are judged.
-        dense_right: by the dense model's; None where there is none to hold them against.
-        total: test images.
-    """
-
-    k: int
-    bank: int = 0
-    right: int
-    dense_right: int | None
-    total: int
-
-
-class Worst(Record):
-    """Where features are furthest from the dense ones: a mean over outputs and positions averages a dead one away.
-
-    Attributes:
-        error: the largest over outputs and positions of tokens.
-        error_at: where that is: "layer_2, position 0"; "" where there is one vector.
-        cosine: the smallest mean over images, likewise.
-        cosine_at: where that is.
-    """
-
-    error: float
-    error_at: str = ""
-    cosine: float
-    cosine_at: str = ""
-
-
-class Features(Record):
-    """Features on the test split: against the dense model's, where there is one, and by what their neighbours know.
-
-    Attributes:
-        error: E‖f_dense − f‖² / E‖f_dense − mean‖², of several layers the mean over them; None where the dense ones do not vary.
-        cosine: mean cosine of a vector, or token, with the dense one.
-        worst: both where they are worst; None where `error` is.
-        images: test images that were compared; None where there is nothing to compare with.
-        knn: None where the data has no labels.
-    """
-
-    error: float | None
-    cosine: float | None
-    worst: Worst | None = None
-    images: int | None = None
-    knn: Neighbours | None = None
 
 
 class Sums:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from torch import nn
 
@@ -20,11 +20,11 @@ from toolchain.model import Made, MaskedModel, TimmModel
 from toolchain.outputs import FEATURES, WORDS
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
-from toolchain.records import Record
 from toolchain.surgery.mask import baked, decisions, kept_positions
 from toolchain.training.distill import distillation, imitation, supervision
 from toolchain.training.evaluate import accuracy, divergence
 from toolchain.training.loop import FitConfig, Loss, fit
+from toolchain.training.outcome import FinetuneFacts
 from toolchain.training.processes import accelerator
 
 log = logging.getLogger(__name__)
@@ -144,27 +144,6 @@ class Train:
         before, after = given.module.state_dict(), made.module.state_dict()
         if all(before[name].equal(after[name]) for name in before):
             raise DataError("training did not change the model")
-
-
-class FinetuneFacts(Record):
-    """What fine-tuning learned from, how validation judged it, and which model it kept.
-
-    Attributes:
-        data: what it trained on.
-        loss: name of the loss.
-        judged_by: what `before` and `after` count: wrong validation images, or the divergence from the teacher.
-        images: of validation.
-        before, after: of the model that was given and of the trained one; None where it is not a number.
-        kept: which of the two is the outcome.
-    """
-
-    data: dict[str, str]
-    loss: str
-    judged_by: Literal["errors", "divergence"]
-    images: int
-    before: float | int | None
-    after: float | int | None
-    kept: Literal["before", "after"]
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.pipeline.stages.deploy import WEIGHTS_AND_RECORD
 from toolchain.records import Record
 from toolchain.report.record import Figures
-from toolchain.training.stages import Finetune, FinetuneFacts
+from toolchain.training.outcome import FinetuneFacts
+from toolchain.training.stages import Finetune
 
 
 class TunedFacts(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from toolchain.cost import BYTES_PER_PARAM
+from toolchain.plan import BYTES_PER_PARAM
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.front import TITLE, front_table
 from toolchain.report.record import Report

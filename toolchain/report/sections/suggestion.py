@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.export.precision import MADE_FOR_NOISE, PRECISIONS
+from toolchain.export.precisions import MADE_FOR_NOISE, PRECISIONS
 from toolchain.report.record import Int8Choice, Report
 from toolchain.report.sections import Part, Section
 from toolchain.report.tables import percent, size
