@@ -51,14 +51,24 @@ def verified(comparison: Comparison) -> str:
     return "" if bound is None else f"≥ {int(bound * 100) / 100:.2f}"
 
 
+DECISIVE = ("amx_int8", "avx512_vnni", "avx_vnni")
+"""Instructions that multiply int8."""
+
+
 def instruction_set(machine: Mapping[str, Any]) -> str:
     """The vector and matrix instructions that a record knows its processor to have, or ""."""
     return ", ".join(flag.upper().replace("_", "-") for flag in machine.get("flags") or ())
 
 
-def hardware(machine: Mapping[str, Any]) -> str:
-    """One line: the processor with its instruction set, usable cores, threads, GPUs, runtimes."""
-    flags = instruction_set(machine)
+def hardware(machine: Mapping[str, Any], *, decisive: bool = False) -> str:
+    """One line: the processor with its instruction set, usable cores, threads, GPUs, runtimes.
+
+    Args:
+        machine: as it was recorded.
+        decisive: name only the instructions that int8 is fast by.
+    """
+    known = machine.get("flags") or ()
+    flags = instruction_set({"flags": [flag for flag in known if not decisive or flag in DECISIVE]})
     return describe_machine({**machine, "cpu": f"{machine.get('cpu')} with {flags}" if flags else machine.get("cpu")})
 
 

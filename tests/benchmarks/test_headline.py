@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import headline
 import pytest
 from benching import changed
-from pages import formats
+from pages import formats, real
 from pages.files import timed
 from records import Record, Results
 from suite import HERE
@@ -58,7 +58,8 @@ def test_the_table_has_the_rows_of_the_records_and_the_instruction_set():
     caption = headline.table(RESULTS).splitlines()[-1]
     assert "AMX-INT8" in caption
     plain = re.search(
-        r"Without AMX half of DeiT-S is ≥ ([\d.]+) in fp32 and ≥ ([\d.]+) in int8-dynamic \((.*?);", caption
+        r"without AMX the speedup of half a DeiT-S is ≥ ([\d.]+) in fp32 and ≥ ([\d.]+) in int8-dynamic \((.*?);",
+        caption,
     )
     timed_plain = formats.timed(RESULTS.read(*headline.PLAIN), RESULTS)
     for bound, precision in zip(plain.groups(), ("fp32", "int8-dynamic"), strict=False):
@@ -111,7 +112,13 @@ def backbone_record(cell, share, probe=False):
         "params": round(1000 * share),
         "bytes": round(4e6 * share),
         "dense": {"params": 1000},
-        "sets": {"judge": {**judge, "neighbours": {"total": 4, "wrong": 1, "correct": ""}}},
+        "sets": {
+            "judge": {**judge, "neighbours": {"total": 4, "wrong": 1, "correct": ""}},
+            "drawings": {
+                "names": ["a"],
+                **{key: {"wrong": [2 - 2 * share], "spread": [1.0]} for key in ("class", "patches")},
+            },
+        },
         **({"probe": {"test": counted}} if probe else {}),
     }
     definition = {"row": cell, "peer": False}
@@ -132,9 +139,23 @@ def test_a_pretrained_model_stands_first_once_all_its_rows_are_recorded(tmp_path
     assert [row[0] for row in rows] == ["| dense", *(f"| {share} % of the parameters" for share in (75, 50, 35))]
     assert [row[2] for row in rows][::2] == ["0", "0.500 [0.500, 0.500]"]
     assert [row[3] for row in rows] == [row[2] for row in rows], "patches, of photographs as well"
-    assert rows[2][4] == "0.250 [0.250, 0.250]", "cut-outs stand apart"
+    assert rows[2][4] == "1.000 [1.000, 1.000]", "drawings stand apart"
     assert rows[2][5:] == ["3 of 4", "170 of 400", "60 s |"]
     assert rows[1][6] == "–", "no probe was measured at that size"
+
+
+def test_the_numbers_in_the_readmes_sentences_are_those_of_the_records():
+    prose = (headline.ROOT / "README.md").read_text(encoding="utf-8").partition(headline.BEGIN)[0]
+    dense, half = (
+        RESULTS.read("real", f"{row}.zero").result["probe"]["test"] for row in ("dense.probe", "joint.probe.params0.5")
+    )
+    features = RESULTS.read("real", "joint.features.params0.5.zero")
+    objects, drawings = (
+        real.error(features, *of).y for of in (("judge", "class", real.PARTS["objects"]), ("drawings", "class"))
+    )
+    said = " ".join(prose.split())
+    assert f"wrong on {half['wrong']} of {half['total']} test images, the dense model on {dense['wrong']}" in said
+    assert f"(an error of {objects:.2f}), and on drawings altogether ({drawings:.2f})" in said
 
 
 def test_links_of_a_fragment_lead_to_the_same_file_from_every_page():
@@ -142,3 +163,5 @@ def test_links_of_a_fragment_lead_to_the_same_file_from_every_page():
     assert headline.placed(text, headline.ROOT / "README.md") == text
     below = headline.placed(text, headline.ROOT / "models" / "any" / "README.md")
     assert below == "[rows](../../benchmarks/results/real/README.md)"
+    inside = headline.placed("[a](docs/precision.md) [b](https://example.org)", headline.ROOT / "docs" / "results.md")
+    assert inside == "[a](precision.md) [b](https://example.org)"
