@@ -105,6 +105,7 @@ class Storage:
         bias: of a bias, with its own.
         other: of every parameter of another layer.
         pair: of what stands in the graph for the second matmul of a linear that is split.
+        left: how linears are stored that keep a finer type; None where that is fp32.
     """
 
     weight: float = BYTES_PER_PARAM
@@ -112,13 +113,14 @@ class Storage:
     bias: float = BYTES_PER_PARAM
     other: float = BYTES_PER_PARAM
     pair: float = 200.0
+    left: Storage | None = None
 
     def bytes_of(self, shape: ModelShape, whole: Collection[str] = ()) -> float:
-        """The bytes of all weights of a model, but those of some linears that stay in fp32: these are counted as such."""
+        """The bytes of all weights of a model; some linears keep a finer type, and are counted as such."""
         if whole:
-            in_fp32 = replace(shape, linears={name: shape.linears[name] for name in whole}, other_params=0)
+            finer = replace(shape, linears={name: shape.linears[name] for name in whole}, other_params=0)
             rest = replace(shape, linears={name: each for name, each in shape.linears.items() if name not in whole})
-            return Storage().bytes_of(in_fp32) + self.bytes_of(rest)
+            return (self.left or Storage()).bytes_of(finer) + self.bytes_of(rest)
         linears = shape.linears.values()
         weights = sum(self.weight * each.weight_params + self.output * each.outputs for each in linears)
         biases = self.bias * sum(each.params - each.weight_params for each in linears)
@@ -133,7 +135,7 @@ class FileCost:
         precision: of the file.
         storage: how it stores weights.
         rest: bytes that no width changes, the graph above all: measured on the file of the dense model, None where that was not done.
-        whole: linears that stay in fp32 in that file.
+        whole: linears that keep a finer type in that file.
         damage: what rounding does to the dense model's outputs: mean KL divergence per image, nats; None where it was not measured.
     """
 

@@ -42,6 +42,8 @@ WIDER = (0.25, 0.5)
 """Those of SHARES whose bytes a wider model gets as well."""
 FP32, EIGHT, FOUR = "fp32", "int8", "int4"
 WHOLE, LOGITS = ("class", "patches"), ("logits",)
+NONE = frozenset[str]()
+"""No linear keeps eight bits."""
 Array = np.ndarray[Any, Any]
 
 
@@ -211,7 +213,7 @@ class Trial:
             return
         model = exported(self.begun, compressed(self.begun, self.budget, self.work))
         self.clock.lap("models")
-        four, eight = int4(model, images).model, dynamic(model)
+        four, eight = int4(model, images, NONE).model, dynamic(model)
         for way, graph in ((FP32, model), (EIGHT, eight), (FOUR, four)):
             self.add(way, graph)
         lost, sizes = losses(four, model, eight, images), sizes_of(model)
@@ -229,7 +231,7 @@ class Trial:
         params = round(self.budget + more, 3)
         model = exported(self.begun, compressed(self.begun, params, self.work))
         self.clock.lap("models")
-        self.add(way, int4(model, images).model, params=params)
+        self.add(way, int4(model, images, NONE).model, params=params)
 
 
 def mixture(share: float) -> str:

@@ -69,7 +69,7 @@ def test_bytes_grow_with_the_share_of_eight_bits(recorded):
 
 def test_the_ends_are_the_int4_file_and_the_codes_of_the_int8_file(recorded):
     _, graphs, images = recorded
-    model, eight, four = graphs[FP32], dynamic(graphs[FP32]), int4(graphs[FP32], images).model
+    model, eight, four = graphs[FP32], dynamic(graphs[FP32]), int4(graphs[FP32], images, mixed_bits.NONE).model
     inner = frozenset(inner_linears(model))
     assert mixed(four, model, eight, frozenset()).SerializeToString() == four.SerializeToString()
     whole = mixed(four, model, eight, inner)
@@ -81,7 +81,7 @@ def test_the_ends_are_the_int4_file_and_the_codes_of_the_int8_file(recorded):
 
 def test_linears_that_lose_most_for_their_bytes_keep_eight_bits(recorded):
     _, graphs, images = recorded
-    model, eight, four = graphs[FP32], dynamic(graphs[FP32]), int4(graphs[FP32], images).model
+    model, eight, four = graphs[FP32], dynamic(graphs[FP32]), int4(graphs[FP32], images, mixed_bits.NONE).model
     lost, sizes = losses(four, model, eight, images), sizes_of(model)
     assert lost.keys() == sizes.keys() == set(inner_linears(model))
     kept = taken(lost, sizes, 0.5)

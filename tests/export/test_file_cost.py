@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from builders import STRUCTURES, dense_model, images, random_plan, variant, with_random_factors
 
@@ -26,13 +24,14 @@ KINDS = ("fp16", "int8-qdq", "int4")
 
 
 def sizes(model, folder, precisions):
-    """Precision → bytes of the model's file."""
+    """Precision → (bytes of the model's file, the linears that keep a finer type)."""
     some, path = images(model, 9).numpy(), folder / "model.onnx"
     run_stage(Export(ExportSection(), path, some, real_images=False, tool="test"), model)
-    found = {FP32: OnnxFile(path).size_bytes}
+    found: dict[str, tuple[int, tuple[str, ...]]] = {FP32: (OnnxFile(path).size_bytes, ())}
     for name in precisions:
         made = folder / f"{name}.onnx"
-        found[name] = run_stage(Convert(name, made, some, some, real_images=False), OnnxFile(path)).artifact.size_bytes
+        facts = run_stage(Convert(name, made, some, some, real_images=False), OnnxFile(path)).facts
+        found[name] = facts.graph.size_bytes, facts.left
     return found
 
 
@@ -47,10 +46,8 @@ def check(model, folder, precisions):
         deploy = run_stage(Split(), run_stage(Slice(), with_random_factors(model, plan)).artifact).artifact
         small = shape.shrunk(Widths.of(plan), model.groups)
         (folder / f"{low_rank}").mkdir()
-        for name, size in sizes(deploy, folder / f"{low_rank}", precisions).items():
-            cost = file_cost(name)
-            cost = replace(cost, rest=dense[name] - cost.storage.bytes_of(shape))
-            predicted = cost.bytes_of(small)
+        for name, (size, _) in sizes(deploy, folder / f"{low_rank}", precisions).items():
+            predicted = file_cost(name).measured(shape, *dense[name], damage=None).bytes_of(small)
             assert 0.95 * predicted <= size <= (1 + ROOM) * predicted, (name, low_rank, size, predicted)
 
 

@@ -12,13 +12,16 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from builders import randomise, shallow
+from builders import STRUCTURES, randomise, shallow
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.export.agreement import blobs
 from toolchain.export.convert import rounding_rung, weights_rung
-from toolchain.export.int4 import int4, second_moments
+from toolchain.export.gptq import gptq
+from toolchain.export.int4 import attended, int4, second_moments
+from toolchain.export.loss import Yardstick, layer_of
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISIONS, runs_on
 from toolchain.export.quantise import int8_dynamic
@@ -56,14 +59,19 @@ def fours(model):
     return [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT4]
 
 
+def rounded(made, model):
+    """The linears of an fp32 graph that have four bits in the file."""
+    return [linear for linear in linears(model)[:-1] if linear.name not in made.left]
+
+
 def test_every_code_of_the_file_is_that_of_the_simulation(made):
     stored = tensors(made.model)
     found = [(numpy_helper.to_array(each).astype(np.int64), each.name) for each in fours(made.model)]
-    for (codes, name), linear in zip(found, linears(made.reference)[:-1], strict=True):
+    for (codes, name), linear in zip(found, rounded(made, made.reference), strict=True):
         scales = numpy_helper.to_array(stored[f"{name.removesuffix('_quantized')}_scale"])
         np.testing.assert_array_equal(codes.astype(np.float32) * scales, linear.weight[:-1].astype(np.float32))
         assert np.abs(codes).max() <= 7
-    assert len(found) == 8, "all but the head"
+    assert len(found) == 6, "all but the head, and what reads attention"
     assert weights_rung(made.reference, made.model, "file", TOLERANCE).verdict == "pass"
 
 
@@ -117,8 +125,8 @@ def test_all_else_is_stored_in_half_the_bytes(made, dense):
     scales = sum(name.endswith("_scale") and np.prod(each.dims) >= 64 for name, each in tensors(made.model).items())
     assert kinds[TensorProto.FLOAT] == scales, "scales alone are fp32"
     assert tensors(made.model)["pos_embed"].data_type == TensorProto.FLOAT16
-    assert len(fours(made.model)[1].raw_data) == -(-45 * 45 // 2), "two codes a byte"
-    linear_bytes = 4 * sum(each.weight[:-1].size for each in linears(dense)[:-1])
+    assert len(fours(made.model)[0].raw_data) == -(-45 * 135 // 2), "two codes a byte"
+    linear_bytes = 4 * sum(each.weight[:-1].size for each in rounded(made, dense))
     assert sum(len(each.raw_data) for each in fours(made.model)) <= linear_bytes / 8 + 8
 
 
@@ -166,7 +174,7 @@ def test_it_brings_an_older_graph_to_the_opset_that_casts_int4(made):
 
 
 def test_biases_take_up_what_rounding_does_on_average(made, dense):
-    for before, after in zip(linears(dense)[:-1], linears(made.reference)[:-1], strict=True):
+    for before, after in zip(rounded(made, dense), rounded(made, made.reference), strict=True):
         mean = made.moments[after.name][-1]  # [in + 1], its last is 1
         np.testing.assert_allclose(mean @ (after.weight - before.weight), 0, atol=1e-4)
         assert not np.array_equal(before.weight[-1], after.weight[-1])
@@ -219,6 +227,49 @@ def test_a_single_code_that_is_another_breaks_the_rung_of_weights(made):
     tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     broken = weights_rung(made.reference, made.model, "file", TOLERANCE)
     assert (broken.verdict, "2 times as far off as its type rounds" in broken.reason) == ("fail", True)
+
+
+CASES = ("classic", "EVA-02 base", "Swin", "attention pool", "average pooling")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case in STRUCTURES])
+def test_linears_that_read_attention_are_found_in_every_family(case, tmp_path):
+    model, path = shallow(case), tmp_path / "fp32.onnx"
+    export_onnx(model.module, path, input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True)
+    graph = onnx.load(path)
+    owners = [name for name, _ in model.module.named_modules() if name.endswith(("attn.proj", "attn_pool.proj"))]
+    assert {layer_of(graph, name) for name in attended(graph)} == set(owners)
+
+
+def test_both_halves_of_a_linear_that_is_split_read_attention(tmp_path):
+    model, path = shallow("classic"), tmp_path / "fp32.onnx"
+    attention = model.module.blocks[0].attn
+    attention.proj = nn.Sequential(nn.Linear(48, 8, bias=False), nn.Linear(8, 48))
+    export_onnx(model.module, path, input_size=model.preprocess.input_size, opset=20, metadata={}, simplify=True)
+    graph = onnx.load(path)
+    read = [node.input[1] for node in linear_nodes(graph) if node.name in attended(graph)]
+    shapes = [tuple(tensors(graph)[weight].dims) for weight in read]
+    assert [{*shape} for shape in shapes] == 2 * [{8, 48}]
+
+
+def test_linears_that_read_attention_keep_eight_bits_and_less_is_lost(made, dense):
+    assert sorted(layer_of(dense, name) for name in made.left) == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
+    eights = [
+        each for each in made.model.graph.initializer if each.data_type == TensorProto.INT8 and len(each.dims) == 2
+    ]
+    assert len(eights) == len(made.left)
+    images = blobs(SIZE, 64)
+    yardstick = Yardstick.of(dense, images)
+    codes = {linear.name: gptq(linear.weight[:-1], np.eye(45)) for linear in linears(dense) if linear.name in made.left}
+    plain = onnx.ModelProto()
+    plain.CopyFrom(made.reference)
+    nodes = {node.name: node for node in plain.graph.node}
+    for name, each in codes.items():
+        node = nodes[name]
+        tensor = tensors(plain)[node.input[1]]
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        tensor.CopyFrom(numpy_helper.from_array(each.weight.T if turned else each.weight, tensor.name))
+    assert yardstick.lost(made.model) < yardstick.lost(plain)
 
 
 def test_linears_that_share_a_weight_are_refused(dense):

@@ -21,7 +21,8 @@ class Conversion:
         smoothed: whether the reference is another graph than the one given.
         moments: linear → E[x̂x̂ᵀ] of what it reads, with a 1 at its end, float64 [in + 1, in + 1], where the reference was rounded
             for that.
-        left: linears of an int8 graph that stay in fp32, by the names of their nodes in the fp32 graph.
+        left: linears that keep a finer type, fp32 in an int8 graph and int8 in an int4 graph, by the names of their nodes in the fp32
+            graph.
         notes: a sentence on each choice that was made.
         plain: makes the graph without smoothing; None where smoothing is not optional.
     """

@@ -53,7 +53,7 @@ class ConvertFacts:
     Attributes:
         graph: what it consists of.
         target: on which it was compared with the fp32 file.
-        left: layers whose linears stay in fp32.
+        left: layers whose linears keep a finer type: fp32 in an int8 file, int8 in an int4 file.
     """
 
     graph: GraphFacts

@@ -2,18 +2,20 @@
 
 `Cast` of a stored int4 matrix is a constant, which a runtime works out once and multiplies by as it does in a file with
 int8 weights. Codes are rounded by GPTQ with the second moments of what each linear reads, and the bias takes up what the
-rounding does on average. All other tensors are stored in fp16 and cast to fp32 alike.
+rounding does on average. Linears that read what attention gives keep eight bits: they have the fewest weights of a block, and lose
+as much as the others. All other tensors are stored in fp16 and cast to fp32 alike.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
@@ -35,22 +37,28 @@ WORTH_HALVING = 64
 """Least count of numbers from which a tensor is stored in fp16: its Cast node takes bytes too."""
 LOST = 1e-6
 """Relative rounding error of moments summed in fp32: the covariance of a constant input consists only of this error."""
+SHAPES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather")
+"""What a linear is looked through for to find what it reads."""
+NORMS = ("LayerNormalization", "RMSNormalization")
+"""What may stand between attention and the linear that reads it."""
 CODES, SCALE = "_quantized", "_scale"
 """How ONNX Runtime's quantiser ends the names of an int8 weight and of its scales."""
 
 
-def int4(model: onnx.ModelProto, images: Array) -> Conversion:
+def int4(model: onnx.ModelProto, images: Array, eights: frozenset[str] | None = None) -> Conversion:
     """The graph of `dynamic` with weights of four bits.
 
     Args:
         model: fp32.
         images: calibration images [N, C, H, W], preprocessed.
+        eights: the linears that keep eight bits, by the names of their nodes; those that read attention if None.
 
     Raises:
         ArtifactError: the graph cannot be brought to opset 21, or ONNX Runtime cannot run or quantise it.
     """
     model = _in_opset(model)
-    linears = _linears(model)
+    eights = attended(model) if eights is None else eights
+    linears = _linears(model, eights)
     moments = second_moments(model, sorted({each.read for each in linears}), images)
     reference, rounded = _rounded(model, linears, moments)
     made = dynamic(reference)
@@ -58,7 +66,33 @@ def int4(model: onnx.ModelProto, images: Array) -> Conversion:
     nodes = [*made.graph.node]
     del made.graph.node[:]
     made.graph.node.extend([*casts, *nodes])
-    return Conversion(made, reference, moments={each.name: moments[each.read] for each in linears})
+    return Conversion(made, reference, moments={each.name: moments[each.read] for each in linears}, left=eights)
+
+
+def attended(model: onnx.ModelProto) -> frozenset[str]:
+    """The linears that read what attention gives, by the names of their nodes; of one that is split, both of its halves."""
+    linears = {node.name for node in linear_nodes(model)}
+    return frozenset(
+        node.name for node in linked(model).graph if node.name in linears and _reads_attention(node, linears)
+    )
+
+
+def _reads_attention(linear: ir.Node, linears: Collection[str]) -> bool:
+    node = _producer(linear)
+    if node is not None and node.name in linears:  # the first half of one that is split
+        node = _producer(node)
+    if node is not None and node.op_type in NORMS:
+        node = _producer(node)
+    return node is not None and (node.op_type == "Attention" or (node.op_type == "MatMul" and node.name not in linears))
+
+
+def _producer(node: ir.Node | None) -> ir.Node | None:
+    """What gives the first input of a node, seen through changes of its shape."""
+    while node is not None and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+        if node is None or node.op_type not in SHAPES:
+            return node
+    return None
 
 
 @dataclass(frozen=True)
@@ -80,14 +114,14 @@ class _Linear:
     bias: str
 
 
-def _linears(model: onnx.ModelProto) -> list[_Linear]:
-    """All but those that give the logits, in the order of the graph."""
+def _linears(model: onnx.ModelProto, eights: Collection[str]) -> list[_Linear]:
+    """All but those that give the logits, or keep eight bits, in the order of the graph."""
     last, nodes = last_linears(model), {node.name: node for node in linked(model).graph}
     uses = Counter(name for node in model.graph.node for name in node.input)
     linears = []
     for proto in linear_nodes(model):
         node = nodes[proto.name]
-        if proto.name in last:
+        if proto.name in last or proto.name in eights:
             continue
         turned = bool(node.attributes.get_int("transB", 0))
         sizes = node.inputs[1].shape.numpy()  # type: ignore[union-attr]

@@ -55,7 +55,7 @@ class Precision:
         name: in recipes and file names.
         convert: (fp32 model with its weights, calibration images [N, C, H, W]) → the model and what it was made from.
         tolerance: what the logits may differ by from those of the fp32 file.
-        weight_types: the types that weights of linears may have in the file, but for the last linear.
+        weight_types: the types that weights of linears may have in the file, but for the last linear and those that a conversion leaves.
         product: the type that a runtime must see in its matrix products, as TensorRT names it; "INT8" in its int8 linears
             alone, "INT8-DYNAMIC" where scales are those of each call, "INT4-DYNAMIC" where weights are besides stored in int4.
             Targets that load it run the file: the first that is there judges it, and all are timed if a recipe names them.
@@ -123,7 +123,7 @@ INT4 = Precision(
     product="INT4-DYNAMIC",
     calibrated=True,
     needs="onnxruntime 1.23 or newer",
-    storage=Storage(weight=0.5, output=5, bias=2, other=2, pair=1000),
+    storage=Storage(weight=0.5, output=5, bias=2, other=2, pair=1000, left=replace(EIGHTS, bias=2)),
 )
 
 

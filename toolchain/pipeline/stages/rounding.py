@@ -45,7 +45,7 @@ class RoundingFacts(Record):
     Attributes:
         bytes: of the file; None where it is not the model.
         damage: mean KL divergence of its outputs from the dense model's, in nats an image; None on noise.
-        whole: linears that stay in fp32.
+        whole: linears that keep a finer type.
         refused: why it is not the model.
     """
 
