@@ -42,3 +42,13 @@ def test_a_draft_that_was_not_carried_out_gives_way_to_the_next(command, picture
     assert "no-such" in recipe
     assert command(*line, "bench.targets=['nor-this']").code == 2
     assert "nor-this" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", [("--params", "0.6"), ("--macs", "50%"), ("--size", "any=5 MB")])
+def test_a_limit_that_is_named_twice_is_refused(command, pictures: Path, tmp_path: Path, option: tuple[str, str]):
+    key = option[0].removeprefix("--")
+    line = ("shrink", MODEL, "--data", pictures, "--out", tmp_path / "run", *option)
+    outcome = command(*line, "--set", f"budget.{key}=0.4")
+    assert outcome.code == 2
+    assert f"{option[0]} and --set budget.{key}=0.4 limit the same: leave one of them out" in outcome.err
+    assert not (tmp_path / "run").exists()

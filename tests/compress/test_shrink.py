@@ -338,6 +338,112 @@ def test_a_share_that_is_none_is_refused_before_any_work(share: object):
         toolchain.shrink(vit(), pictures(), params=share)
 
 
+class Shifted(nn.Linear):
+    """A linear that adds what its weights do not say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean(-1, keepdim=True)
+
+
+class Competing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 * x.softmax(-1)
+
+
+def shifted(model: nn.Module) -> None:
+    model.blocks[0].mlp.fc1 = Shifted(48, 192)
+
+
+def adapted(model: nn.Module) -> None:
+    model.blocks[0].attn.qkv = nn.Sequential(model.blocks[0].attn.qkv)
+
+
+def replaced(model: nn.Module) -> None:
+    layer = model.blocks[1].mlp.fc2
+    layer.forward = lambda x: nn.functional.linear(x, 2 * layer.weight, layer.bias)
+
+
+def normed(model: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(model.blocks[0].mlp.fc1)
+
+
+def tied(model: nn.Module) -> None:
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+
+
+def competing(model: nn.Module) -> None:
+    model.blocks[0].mlp.act = Competing()
+
+
+class Slopes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, 192))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() * self.weight
+
+
+def with_slopes(model: nn.Module) -> None:
+    model.blocks[1].mlp.act = Slopes()
+
+
+ODD = [
+    (shifted, r"blocks\.0\.mlp\.fc1 is a Shifted whose forward is its own, .* merge what it adds"),
+    (replaced, r"blocks\.1\.mlp\.fc2 is a Linear whose forward is its own"),
+    (adapted, r"qkv is a Sequential and no nn\.Linear: merge adapters"),
+    (normed, r"blocks\.0\.mlp\.fc1 has parametrizations; take them off first"),
+    (tied, r"blocks\.1\.mlp\.fc1 has the weight of blocks\.0\.mlp\.fc1; give it a copy"),
+    (competing, r"blocks\.0\.mlp\.act, a Competing, treats neurons differently or together"),
+    (with_slopes, r"blocks\.1\.mlp\.act, a Slopes, treats neurons differently or together"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ODD)
+def test_what_would_become_another_function_is_refused_before_any_work(
+    change: Callable[[nn.Module], None], message: str
+):
+    model, seen = vit(), list[Tensor]()
+    change(model)
+    with pytest.raises(ModelError, match=message):
+        toolchain.shrink(model, (seen.append(each) or each for each in pictures()), params=0.6)
+    if change is not adapted:
+        assert seen == []
+
+
+@pytest.mark.parametrize("act", [nn.GELU, nn.ReLU, nn.SiLU, nn.PReLU, nn.Hardswish, partial(nn.ReLU, inplace=True)])
+def test_activations_that_work_on_each_number_alone_are_taken(act: Callable[[], nn.Module]):
+    model = vit()
+    for block in model.blocks:
+        block.mlp.act = act()
+    small, _ = toolchain.shrink(model, pictures(), params=0.6, compress=UNIFORM)
+    assert count(small) <= 0.6 * count(model)
+
+
+def count(model: nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning"
+)
+def test_a_quantised_model_and_inference_mode_are_refused():
+    quantised = torch.ao.quantization.quantize_dynamic(vit(), {nn.Linear})
+    with pytest.raises(ModelError, match=r"quantised|no nn\.Linear"):
+        toolchain.shrink(quantised, pictures(), params=0.6)
+    with torch.inference_mode(), pytest.raises(ModelError, match=r"outside of torch\.inference_mode"):
+        toolchain.shrink(vit(), pictures(), params=0.6)
+
+
+def test_images_that_nobody_normalised_are_told(caplog: pytest.LogCaptureFixture):
+    toolchain.shrink(vit(), [each.sigmoid() for each in pictures()], params=0.6, compress=UNIFORM)
+    assert "The images lie in 0…1; were they normalised" in caplog.text
+    caplog.clear()
+    toolchain.shrink(vit(), pictures(), params=0.6, compress=UNIFORM)
+    assert "0…1" not in caplog.text
+
+
 def test_weights_that_are_not_finite_are_named():
     model = vit(num_classes=5)
     with torch.no_grad():

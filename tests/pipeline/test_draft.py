@@ -57,10 +57,11 @@ def test_a_draft_is_a_recipe_that_says_the_same(folder, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("classes", "of_model", "kind"), [(3, 3, "imagefolder"), (3, 0, "images"), (3, 7, "images")])
-def test_labels_are_read_where_they_can_judge_the_model(folder, classes: int, of_model: int, kind: str):
+def test_labels_are_read_where_they_can_judge_the_model(folder, classes: int, of_model: int, kind: str, caplog):
     pictures = pictures_of(str(folder(classes)), of_model)
     assert pictures.source.partition(":")[0] == kind
     assert pictures.remark
+    assert ("labels are not read, so the files are judged without them" in caplog.text) == (of_model == 7)
 
 
 def test_albums_are_no_classes_for_a_model_without_any(folder, tmp_path: Path):

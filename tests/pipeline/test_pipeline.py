@@ -8,9 +8,13 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
+import timm
 from measuring import Updated
 from onnx import numpy_helper
+from PIL import Image
+from safetensors.torch import save_file
 
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.cost import LatencyTable, Widths
@@ -103,6 +107,26 @@ def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, c
     run(slower, tmp_path / "b", resume=False, progress=Progress(third))
     assert third.stages == ["dense", "finetune"]
     assert "stale" not in read_json(entry / "model.json"), "the entry is replaced"
+
+
+def test_pictures_that_are_others_than_before_are_told(tmp_path, caplog):
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(24):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    kwargs = {**MODEL["kwargs"], "in_chans": 3}
+    save_file(timm.create_model(MODEL["name"], **kwargs).state_dict(), weights := tmp_path / "dense.safetensors")
+    raw = {
+        "model": {**MODEL, "kwargs": kwargs, "checkpoint": str(weights)},
+        "data": {"source": f"images:{folder}"},
+    }
+    recipe = Recipe.from_dict({**raw, "compress": QUICK, "budget": {"params": 0.6}})
+    for _ in range(2):
+        run(recipe, tmp_path / "run")
+    assert "The pictures are not those" not in caplog.text
+    Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "0.png")
+    run(recipe, tmp_path / "run")
+    assert f"The pictures are not those of the run in {tmp_path / 'run'}" in caplog.text
 
 
 def test_a_cell_is_measured_again_until_it_says_something(tmp_path, stopwatch):

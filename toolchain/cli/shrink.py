@@ -99,6 +99,9 @@ def _require(model: str, data: str, budget: dict[str, object], overrides: list[s
 
     require_named(model, data)
     require_run_folder(folder)
+    for key in budget:
+        if twice := [each for each in overrides if each.strip().startswith((f"budget.{key}=", f"budget.{key}."))]:
+            raise RecipeError(f"--{key} and --set {twice[0]} limit the same: leave one of them out")
     tables: dict[str, object] = {"model": {"name": model}, "budget": dict(budget)}
     for each in overrides:
         override(tables, each)

@@ -94,6 +94,8 @@ def shrink(
         BudgetError: a limit is none, or out of reach; the message names the range.
     """
     budget = _budget(params, macs, size)
+    if torch.is_inference_mode_enabled():
+        raise ModelError("shrink needs gradients: call it outside of torch.inference_mode()")
     place = Submodule.of(model, at)
     with judged(model):
         run = forward or partial(_run, model)
@@ -166,6 +168,10 @@ def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: 
 
 def _require_finite(module: nn.Module) -> None:
     for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(
+                f"{name} of the model is no tensor: it was quantised. Shrink it before, and quantise what comes back"
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ModelError(
                 f"the model holds NaN or infinity in {name}: its training diverged; load weights that are finite"

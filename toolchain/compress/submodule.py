@@ -9,6 +9,7 @@ from timm.models import FeatureListNet
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from toolchain.compress.oddities import oddity
 from toolchain.compress.witness import WAYS
 from toolchain.errors import ModelError
 from toolchain.families import FAMILIES
@@ -56,6 +57,8 @@ class Submodule:
                 "it has hooks, and what they read of it is not seen; remove them, and read intermediate features with its "
                 "forward_intermediates"
             )
+        if odd := oddity(self.part):
+            return odd
         own = {id(tensor) for tensor in self.part.parameters()}
         inside = tuple(f"{path}." for path in self.paths if path)
         for name, parameter in self.model.named_parameters(remove_duplicate=False) if inside else ():

@@ -109,6 +109,8 @@ class _Seen:
                 "The images reach %.0f, which is far for normalised ones; are they still pixels in 0…255?",
                 float(entering.abs().max()),
             )
+        elif not self.images and float(entering.min()) >= 0 and float(entering.max()) <= 1:
+            log.warning("The images lie in 0…1; were they normalised by the model's mean and standard deviation?")
         self.readouts.add(readout)
         if not self.is_full:
             self.images.append(entering.detach().float().cpu())

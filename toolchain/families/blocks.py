@@ -10,6 +10,7 @@ from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 
+from toolchain.errors import ModelError
 from toolchain.families.base import AttentionSite, Branch, Factorizable, Span, UnitGroup, pre_norm
 
 Context = Callable[[nn.Module], Mapping[str, Tensor]]
@@ -24,10 +25,12 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def linear(module: nn.Module, path: str) -> nn.Linear:
-    """The linear at a path; raises TypeError if something else is there."""
+    """The linear at a path; raises ModelError if something else is there."""
     child = module.get_submodule(path)
     if not isinstance(child, nn.Linear):
-        raise TypeError(f"{path} is a {type(child).__name__}, expected nn.Linear")
+        raise ModelError(
+            f"{path} is a {type(child).__name__} and no nn.Linear: merge adapters into the weights first (peft: merge_and_unload)"
+        )
     return child
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from toolchain.surgery.hub import CONFIG, read_config
 from toolchain.surgery.huggingface.folder import Folder, class_names
 from toolchain.surgery.load import load_dense
 
+log = logging.getLogger(__name__)
 CLASSES_FILE, SCHEMA_FILE = "classes.json", "recipe.schema.json"
 """Beside a recipe: its class map, and the JSON schema that editors complete and check it by."""
 OFFERED = ("fp16", "int8-dynamic", "int4")
@@ -189,6 +191,12 @@ class Pictures:
     numbers: Mapping[str, int] = field(default_factory=dict)
 
 
+def _unread(source: str, why: str) -> Pictures:
+    """Pictures whose folders look like labels and are not taken for them, which is said."""
+    log.warning("data: %s, so the files are judged without them", why)
+    return Pictures(source, why)
+
+
 def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
     """What a folder of pictures, or a source that is one already, can tell of a model.
 
@@ -218,10 +226,10 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
     if not classes and (len(splits) < 2 or any(names != folders for names in splits.values())):
         return Pictures(unlabelled, f"no labels; imagefolder:{folder} takes its {count} folders for classes")
     if classes not in (0, count):
-        return Pictures(unlabelled, f"{count} folders, but the model has {classes} classes: labels are not read")
+        return _unread(unlabelled, f"{count} folders, but the model has {classes} classes: labels are not read")
     labelled = f"imagefolder:{folder.resolve()}"
     if not classes or not names:
         return Pictures(labelled, f"{count} classes" + (", numbered in alphabetical order" if classes else ""))
     if set(folders) != set(names):
-        return Pictures(unlabelled, "the folders have other names than the model's classes: labels are not read")
+        return _unread(unlabelled, "the folders have other names than the model's classes: labels are not read")
     return Pictures(labelled, f"{count} classes", {} if folders == list(names) else {n: i for i, n in enumerate(names)})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.devices.device import Device, Devices
-from toolchain.errors import ParityError
+from toolchain.errors import ArtifactError, ParityError, StorageError
 from toolchain.export.engine import builds
 from toolchain.export.precision import expanded, int8_kinds
 from toolchain.measure.compare import compare as compare_artifacts
@@ -39,6 +40,7 @@ from toolchain.report.files import write_report
 from toolchain.report.record import BenchRow, EngineFacts, Report
 from toolchain.training.processes import require_one
 
+log = logging.getLogger(__name__)
 Proofs = Mapping[Path, Sequence[Rung]]
 """A model folder, file or engine of the run → the rungs that lead to it."""
 Cell = tuple[bench.Bench, Done[BenchRow] | None]
@@ -75,6 +77,11 @@ def run(
     workspace = Workspace(Path(out).resolve(), resume=resume, others=[other.resolve() for other in others])
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
+    if other_content(workspace.root, job):
+        log.warning(
+            "The pictures are not those of the run in %s: what was made or judged with them is made anew.",
+            workspace.root,
+        )
     with workspace.open() as space, Devices() as devices:
         under_way = Run(job, space, devices, progress, compare)
         outcome = _carry_out(under_way, job)
@@ -88,6 +95,16 @@ def run(
     for error in under_way.lost.values():
         raise error
     return report
+
+
+def other_content(root: Path, job: Job) -> bool:
+    """Whether a run that ended in a folder read other pictures than a job does, from a source of the same kind."""
+    try:
+        before = Report.load(root).data
+    except (StorageError, ArtifactError):
+        return False
+    now = job.source.identity
+    return before.source == now["source"] and before.digest != now["digest"]
 
 
 def _carry_out(run: Run, job: Job) -> Outcome:

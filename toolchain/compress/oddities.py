@@ -1,0 +1,67 @@
+"""Finds what a smaller model would do otherwise: linears and activations that are not what they look like, and shared weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.layers.linear import Linear
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
+
+PLAIN = (nn.Linear.forward, Linear.forward, NonDynamicallyQuantizableLinear.forward)
+"""What a linear may compute."""
+MLPS = (Mlp, GluMlp, SwiGLU)
+
+
+def oddity(model: nn.Module) -> str:
+    """What of a model would become another function in a smaller one, and what to do; "" if nothing would."""
+    return _odd_linear(model) or _shared(model) or _mixing(model)
+
+
+def _odd_linear(model: nn.Module) -> str:
+    for path, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        if is_parametrized(layer):
+            return f"{path} has parametrizations; take them off first, by torch.nn.utils.parametrize.remove_parametrizations"
+        if type(layer).forward not in PLAIN or "forward" in vars(layer):
+            return (
+                f"{path} is a {type(layer).__name__} whose forward is its own, and would become a plain nn.Linear; merge what it "
+                "adds into its weights first"
+            )
+    return ""
+
+
+def _shared(model: nn.Module) -> str:
+    owners: dict[int, str] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            first = owners.setdefault(id(layer.weight), path)
+            if first != path:
+                return f"{path} has the weight of {first}; give it a copy of its own first"
+    return ""
+
+
+def _mixing(model: nn.Module) -> str:
+    for path, mlp in model.named_modules():
+        if isinstance(mlp, MLPS) and isinstance(mlp.fc2, nn.Linear) and _mixes(mlp.act, mlp.fc2.in_features):
+            return (
+                f"{path}.act, a {type(mlp.act).__name__}, treats neurons differently or together, so none can be taken away; use an "
+                "activation that works on each number alone"
+            )
+    return ""
+
+
+@torch.no_grad()
+def _mixes(activation: nn.Module, neurons: int) -> bool:
+    """Whether what an activation makes of a neuron depends on the others, or on which neuron it is."""
+    act, draws = copy.deepcopy(activation).to("cpu", torch.float32).eval(), torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, neurons, generator=draws)
+    other = torch.cat([x[..., :1] + 1, x[..., 1:]], -1)
+    order = torch.randperm(neurons, generator=draws)
+    y = act(x.clone())  # it may work in place
+    alone = torch.allclose(act(other)[..., 1:], y[..., 1:], atol=1e-6)
+    return not (alone and torch.allclose(act(x[..., order]), y[..., order], atol=1e-6))
