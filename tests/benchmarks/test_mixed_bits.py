@@ -20,6 +20,7 @@ from toolchain.export.quantise import dynamic
 from toolchain.pipeline.job import prepare
 from toolchain.recipe import Recipe
 
+pytestmark = pytest.mark.slow
 DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
 
