@@ -10,10 +10,11 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from builders import TINY, randomise
+from builders import STRUCTURES, TINY, randomise, shallow
 from torch import Tensor, nn
 
 import toolchain
+from toolchain.compress.oddities import oddity
 from toolchain.compress.submodule import Submodule
 from toolchain.compress.witness import Readout, witnessed
 from toolchain.errors import BudgetError, DataError, ModelError
@@ -409,6 +410,12 @@ def test_what_would_become_another_function_is_refused_before_any_work(
         toolchain.shrink(model, (seen.append(each) or each for each in pictures()), params=0.6)
     if change is not adapted:
         assert seen == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_no_model_of_a_family_is_refused_for_it(case: str):
+    assert oddity(shallow(case).module) == ""
 
 
 @pytest.mark.parametrize("act", [nn.GELU, nn.ReLU, nn.SiLU, nn.PReLU, nn.Hardswish, partial(nn.ReLU, inplace=True)])
