@@ -116,10 +116,15 @@ class Storage:
     left: Storage | None = None
 
     def bytes_of(self, shape: ModelShape, whole: Collection[str] = ()) -> float:
-        """The bytes of all weights of a model; some linears keep a finer type, and are counted as such."""
-        if whole:
-            finer = replace(shape, linears={name: shape.linears[name] for name in whole}, other_params=0)
-            rest = replace(shape, linears={name: each for name, each in shape.linears.items() if name not in whole})
+        """The bytes of all weights of a model; some linears keep a finer type, and are counted as such.
+
+        A linear that the graph has no name for is counted like the others: what its file has more is then taken for bytes that no
+        width changes, and a smaller one has fewer than predicted.
+        """
+        known = {name: shape.linears[name] for name in whole if name in shape.linears}
+        if known:
+            finer = replace(shape, linears=known, other_params=0)
+            rest = replace(shape, linears={name: each for name, each in shape.linears.items() if name not in known})
             return (self.left or Storage()).bytes_of(finer) + self.bytes_of(rest)
         linears = shape.linears.values()
         weights = sum(self.weight * each.weight_params + self.output * each.outputs for each in linears)

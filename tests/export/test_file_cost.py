@@ -59,3 +59,13 @@ def test_a_compressed_file_has_no_more_bytes_than_were_predicted(tmp_path):
 @pytest.mark.parametrize("case", STRUCTURES)
 def test_so_in_every_structure(case, tmp_path):
     check(variant(case), tmp_path, PRECISIONS)
+
+
+def test_linears_that_a_graph_has_no_name_for_count_like_the_others():
+    """Those without a bias: a file in int4 or int8 says "after blocks.0.norm1" of them."""
+    model, cost = dense_model(**LARGER), file_cost("int4")
+    shape = trace(model.module, model.family, model.preprocess.input_size)
+    named, unnamed = ("blocks.0.attn.proj",), ("after blocks.0.norm1",)
+    assert cost.storage.bytes_of(shape, unnamed) == cost.storage.bytes_of(shape)
+    assert cost.storage.bytes_of(shape, named) > cost.storage.bytes_of(shape)
+    assert cost.measured(shape, 200_000, unnamed, None).bytes_of(shape) > 200_000
