@@ -6,40 +6,18 @@ import copy
 
 import numpy as np
 import pytest
-from builders import dense_model
 from experiments import product
 from experiments.beside import features, further, table
 from experiments.damping import BRANCHES, CHOSEN, CLASSIFIER, CONSTANT, as_it_is, constant, held_alike
 from experiments.patch_embedding import FROZEN, TRAINED, outcome
-from experiments.starts import Start, figures, within
-from kinds.compression import evaluated
+from experiments.starts import figures, within
 from records import Record, Results
-from safetensors.torch import save_file
 
 from toolchain.cost import Widths
-from toolchain.pipeline.job import prepare
-from toolchain.recipe import FinetuneSection, Recipe
+from toolchain.recipe import FinetuneSection
 from toolchain.training.stages import Finetune
 
-DIGITS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 SHARE = 0.4
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A tiny model on digits."""
-    weights = tmp_path_factory.mktemp("dense") / "model.safetensors"
-    save_file(dense_model(**DIGITS).module.state_dict(), weights)
-    recipe = {
-        "model": {"name": "vit_tiny_patch16_224", "checkpoint": str(weights), "pretrained": False, "kwargs": DIGITS},
-        "data": {"source": "digits", "calibration_images": 64},
-        "compress": {"method": "joint", "align": 1, "allocation": "uniform", "sensitivity": False},
-        "budget": {"params": 0.5},
-    }
-    job = prepare(Recipe.from_dict(recipe))
-    train = job.source.splits["train"]
-    train.positions = train.positions[:128]
-    return Start("tiny", job, "weights", lambda module: evaluated(module, job.dense.module, job.source))
 
 
 @pytest.fixture(scope="module")
