@@ -241,9 +241,11 @@ def picture(results: Results) -> str:
         f'y="{TOP + HIGH + 67}">{name}</text>'
         for number, name in enumerate(SERIES)
     )
-    machine = f"{pair.environment['cpu']} with {instruction_set(pair.environment)}"
     confidence = 100 * (1 - pair.design.alpha / pair.design.looks)
-    below = (f"ONNX Runtime, one thread, batch 1; bars are {confidence:.3g} % intervals. Measured on:", machine)
+    below = (
+        f"ONNX Runtime, one thread, batch 1; bars are {confidence:.3g} % intervals. Measured on: {pair.environment['cpu']} with",
+        instruction_set(pair.environment),
+    )
     notes = "\n".join(
         f'  <text class="small" x="{LEFT}" y="{TOP + HIGH + 95 + 17 * number}">{line}</text>'
         for number, line in enumerate(below)
