@@ -37,7 +37,7 @@ def _odd_linear(model: nn.Module) -> str:
 
 def _shared(model: nn.Module) -> str:
     owners: dict[int, str] = {}
-    for path, layer in model.named_modules():
+    for path, layer in model.named_modules(remove_duplicate=False):  # one block may stand at several places
         if isinstance(layer, nn.Linear):
             first = owners.setdefault(id(layer.weight), path)
             if first != path:

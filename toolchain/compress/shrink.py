@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from pydantic import ValidationError
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 from toolchain.compress.method import UNITS
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
-from toolchain.compress.submodule import Submodule
+from toolchain.compress.submodule import CHECKPOINTING, Submodule
 from toolchain.compress.witness import Readout, witnessed
 from toolchain.data.tensors import tensor_source
 from toolchain.defaults import PARAMS
 from toolchain.errors import BudgetError, DataError, ModelError
-from toolchain.families import Family, adapt, family_of
+from toolchain.families import Family, Layered, adapt, family_of
 from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.outputs import WORDS, Output
 from toolchain.plan import CompressionPlan, ModelRef
@@ -94,17 +95,34 @@ def shrink(
         BudgetError: a limit is none, or out of reach; the message names the range.
     """
     budget = _budget(params, macs, size)
+    if output not in (None, *get_args(Output)):
+        raise ModelError(f"output is one of {', '.join(map(repr, get_args(Output)))}, got {output!r}")
     if torch.is_inference_mode_enabled():
         raise ModelError("shrink needs gradients: call it outside of torch.inference_mode()")
-    place = Submodule.of(model, at)
+    with _exact():
+        place = Submodule.of(model, at)
     with judged(model):
         run = forward or partial(_run, model)
         entering, readout = witnessed(place.part, run, images if forward else _batches(images, model))
-    source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], readout, output)
-    problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
-    masked = run_stage(Compress(source, progress=progress), problem).artifact
-    smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
+    with _exact():
+        source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], readout, output)
+        problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
+        masked = run_stage(Compress(source, progress=progress), problem).artifact
+        smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
     return Shrunk(place.fill(smaller.module), smaller.plan)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """A block that computes in float32 on the CPU whatever the caller's autocast, default type and default device are."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    try:
+        with device, torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _run(model: nn.Module, images: Tensor) -> None:
@@ -152,6 +170,9 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
 def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
     """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
     module = copy.deepcopy(part).to("cpu", torch.float32).eval()
+    for each in module.modules():  # which would hide the gradients within blocks
+        if hasattr(each, CHECKPOINTING):
+            setattr(each, CHECKPOINTING, False)
     _require_finite(module)
     adapt(module)
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
@@ -186,8 +207,15 @@ def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None
         ModelError: they cannot be what was declared.
     """
     outputs = module(image)
+    if not isinstance(outputs, Tensor) and not isinstance(module, Layered):
+        raise ModelError(
+            f"a call of {name} returns a {type(outputs).__name__}, of which cannot be told what is to be preserved: pass forward = "
+            "lambda images: model.forward_features(images), with images [B, C, H, W], and the tokens before its head are"
+        )
     seen: Output | None = "layers" if isinstance(outputs, tuple) else "tokens" if outputs.ndim > 2 else None
-    if seen is None and not getattr(module, "num_classes", 1):
+    if seen is None and (
+        not getattr(module, "num_classes", 1) or isinstance(getattr(module, "head", None), nn.Identity)
+    ):
         seen = "features"
     if declared is not None:
         if seen not in (None, declared):

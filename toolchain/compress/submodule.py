@@ -16,6 +16,8 @@ from toolchain.families import FAMILIES
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Attributes in which torch keeps a module's hooks."""
+CHECKPOINTING = "grad_checkpointing"
+"""timm's attribute that says whether a model computes its blocks anew for their gradients."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Submodule:
         """Why the part cannot be replaced; "" if it can."""
         if compiled := [path for path, module in self.model.named_modules() if _is_compiled(module)]:
             return f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
-        if overridden := [way for way in WAYS if way in vars(self.part)]:
+        if overridden := [way for way in WAYS if way in vars(self.part)] or _replaced(self.part):
             return f"its {overridden[0]} was replaced on the instance; take that back first (accelerate: remove_hook_from_module)"
         if any(vars(module)[kind] for module in self.part.modules() for kind in HOOKS):
             return (
@@ -112,6 +114,23 @@ def _is_compiled(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule | OptimizedModule)
 
 
+def _replaced(part: nn.Module) -> list[str]:
+    """The methods of a model's modules that were replaced on the instance by what a copy would share with it.
+
+    What is bound to the module itself is copied with it, and seen by the checks of what the model computes. An odd linear
+    has a sentence of its own.
+    """
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in part.named_modules()
+        for name, value in vars(module).items()
+        if not isinstance(module, nn.Linear)
+        and callable(value)
+        and callable(getattr(type(module), name, None))
+        and getattr(value, "__self__", None) is not module
+    ]
+
+
 def _become_like(smaller: nn.Module, part: nn.Module) -> None:
     """Gives a module the class of a part, and each of its modules and tensors the mode, device and type of the one at its path.
 
@@ -122,13 +141,16 @@ def _become_like(smaller: nn.Module, part: nn.Module) -> None:
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     first = next(part.parameters())
     for path, module in smaller.named_modules():
-        module.training = modules.get(_known(path, modules), part).training
+        like = modules.get(_known(path, modules), part)
+        module.training = like.training
+        if hasattr(module, CHECKPOINTING):
+            setattr(module, CHECKPOINTING, getattr(like, CHECKPOINTING, False))
     for name, tensor in [*smaller.named_parameters(), *smaller.named_buffers()]:
         path, _, last = name.rpartition(".")
-        like = tensors.get(name, tensors.get(f"{_known(path, modules)}.{last}", first))
-        tensor.data = tensor.data.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+        old = tensors.get(name, tensors.get(f"{_known(path, modules)}.{last}", first))
+        tensor.data = tensor.data.to(old.device, old.dtype if tensor.is_floating_point() else tensor.dtype)
         if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(like.requires_grad)
+            tensor.requires_grad_(old.requires_grad)
 
 
 def _known(path: str, modules: dict[str, nn.Module]) -> str:

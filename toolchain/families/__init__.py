@@ -74,6 +74,7 @@ __all__ = [
     "Bridge",
     "Factorizable",
     "Family",
+    "Layered",
     "Parallel",
     "Pooling",
     "Span",
