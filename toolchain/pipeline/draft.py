@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from timm.utils.misc import natural_key
 
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.data import SOURCES
@@ -22,6 +23,7 @@ from toolchain.places import HUB, LOCAL
 from toolchain.recipe import ANY, Recipe, override
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
+from toolchain.surgery.checkpoint import read_checkpoint
 from toolchain.surgery.hub import CONFIG, read_config
 from toolchain.surgery.huggingface.folder import Folder, class_names
 from toolchain.surgery.load import load_dense
@@ -82,7 +84,9 @@ class Draft:
         loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
         module, size = loaded.module, by(loaded.family.input_size(loaded.module))
         classes = 0 if loaded.ref.output in FEATURES else int(module.num_classes)  # type: ignore[arg-type]
-        pictures = pictures_of(data, classes, class_names(Path(model).expanduser()))
+        path = Path(model).expanduser()
+        natural = path.is_file() and read_checkpoint(path).trained.in_natural_order
+        pictures = pictures_of(data, classes, class_names(path), in_natural_order=natural)
         numbers = {} if "classes" in tables["data"] else pictures.numbers
         where = {"classes": str(beside / CLASSES_FILE)} if numbers else {}
         tables["data"] = {"source": pictures.source, **where, **tables["data"]}
@@ -144,7 +148,8 @@ def tables_of(model: str, name: str = "") -> dict[str, Any]:
     if path.is_file():
         architecture, arguments = architecture_of(path, name)
         kwargs = {"kwargs": arguments} if arguments else {}
-        return {"model": {"name": architecture, "checkpoint": str(path), **kwargs}, "data": {}}
+        data = dict(read_checkpoint(path).trained.data)
+        return {"model": {"name": architecture, "checkpoint": str(path), **kwargs}, "data": data}
     if name:
         raise ModelError(f"--model goes with a checkpoint, and {model} is none; remove it")
     if path.is_dir():
@@ -197,7 +202,7 @@ def _unread(source: str, why: str) -> Pictures:
     return Pictures(source, why)
 
 
-def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
+def pictures_of(data: str, classes: int, names: Sequence[str] = (), *, in_natural_order: bool = False) -> Pictures:
     """What a folder of pictures, or a source that is one already, can tell of a model.
 
     Args:
@@ -205,6 +210,7 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
         classes: of the model; 0 where it has none. Folders are then read as labels, by which its features are judged, only where
             every split has the same ones: whoever sorts pictures into albums means no classes.
         names: of these classes in the order of the outputs, where the model says them.
+        in_natural_order: whether the outputs are in timm's order of the folders: 2 before 10, without regard to case.
 
     Raises:
         DataError: there is no such folder.
@@ -227,7 +233,15 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = ()) -> Pictures:
         return Pictures(unlabelled, f"no labels; imagefolder:{folder} takes its {count} folders for classes")
     if classes not in (0, count):
         return _unread(unlabelled, f"{count} folders, but the model has {classes} classes: labels are not read")
-    labelled = f"imagefolder:{folder.resolve()}"
+    labelled, natural = f"imagefolder:{folder.resolve()}", sorted(folders, key=natural_key)
+    if in_natural_order and not names:
+        names = natural
+    if classes and not names and natural != folders:
+        log.warning(
+            "data: the class folders are numbered in alphabetical order, as torchvision does it, and timm's train.py would number "
+            "them otherwise (%s): if that trained the model, set data.classes to a file with one folder a line in that order",
+            ", ".join([*natural[:4], *(["…"] if count > 4 else [])]),
+        )
     if not classes or not names:
         return Pictures(labelled, f"{count} classes" + (", numbered in alphabetical order" if classes else ""))
     if set(folders) != set(names):

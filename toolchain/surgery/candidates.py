@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.data.config import resolve_model_data_config
@@ -24,11 +25,12 @@ FREE = ("classes", "positions")
 """Fields of `Anatomy` that no architecture fixes: the number of classes, and the size of images."""
 
 
-def architecture_of(path: Path, name: str = "") -> tuple[str, dict[str, int]]:
+def architecture_of(path: Path, name: str = "") -> tuple[str, dict[str, Any]]:
     """(name, keyword arguments) of the timm model that a checkpoint's tensors fit.
 
-    Where several architectures fit and compute the same, it is the first by timm's own order. The keyword arguments are the
-    number of classes and the size of images, where these are not the architecture's.
+    It is the one that the training script recorded. Without one, where several architectures fit and compute the same, it is
+    the first by timm's own order. The keyword arguments are those that were recorded for it, and the number of classes and the
+    size of images, where these are not the architecture's.
 
     Args:
         path: the checkpoint.
@@ -39,8 +41,12 @@ def architecture_of(path: Path, name: str = "") -> tuple[str, dict[str, int]]:
         ModelError: none fits, or several that differ in what no tensor says, such as the number of heads.
     """
     checkpoint = read_checkpoint(path)
-    name = name or _name(path, checkpoint)
-    return name, _arguments(checkpoint.anatomy, anatomy(_sketch(name).state_dict()))
+    checkpoint.require_merged(path)
+    trained = checkpoint.trained
+    name = name or trained.name or _name(path, checkpoint)
+    kwargs = dict(trained.kwargs) if name.partition(".")[0] == trained.name.partition(".")[0] else {}
+    wanted = _sketch(name, kwargs).state_dict()
+    return name, {**kwargs, **_arguments(checkpoint.completed(wanted).anatomy, anatomy(wanted))}
 
 
 def _arguments(stored: Anatomy, usual: Anatomy) -> dict[str, int]:
@@ -52,9 +58,9 @@ def _arguments(stored: Anatomy, usual: Anatomy) -> dict[str, int]:
     return arguments
 
 
-def _sketch(name: str) -> nn.Module:
+def _sketch(name: str, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
     with shapes_only():
-        return create_dense(ModelRef(name=name))
+        return create_dense(ModelRef(name=name, kwargs=dict(kwargs or {})))
 
 
 def _name(path: Path, checkpoint: Checkpoint) -> str:
@@ -136,10 +142,15 @@ def _shared(tensors: Mapping[str, Tensor], sketch: nn.Module) -> float:
 
 def _kind(sketch: nn.Module) -> str:
     """What a model computes, and of what pixels, apart from its weights, its classes and the size of its images."""
+    config = resolve_model_data_config(sketch)  # type: ignore[no-untyped-call]
+    return f"{computation(sketch)}\n{config['mean']} {config['std']}"
+
+
+def computation(model: nn.Module) -> str:
+    """What a model computes, as text, apart from its weights, its classes, the size of its images and what training drops."""
     parts = [
         f"{path}: {type(part).__name__} {getattr(part, 'num_heads', '')} {part.extra_repr()}"
-        for path, part in sketch.named_modules()
-        if path != "head" and not path.startswith("patch_embed")
+        for path, part in model.named_modules()
+        if path != "head" and not path.startswith("patch_embed") and "drop" not in path.rpartition(".")[2]
     ]
-    config = resolve_model_data_config(sketch)  # type: ignore[no-untyped-call]
-    return "\n".join([*parts, str(getattr(sketch, "global_pool", "")), f"{config['mean']} {config['std']}"])
+    return "\n".join([*parts, str(getattr(model, "global_pool", ""))])

@@ -19,6 +19,7 @@ from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.inert import Array, Value
 from toolchain.surgery.reading import read_tensors
 from toolchain.surgery.resampling import Resampling
+from toolchain.surgery.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ ANCHOR = "patch_embed.proj.weight"
 """The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
 CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
 """Names of blocks that are grouped in chunks; the second number counts through all blocks."""
+ADAPTER = re.compile(r"(^|\.)lora(_\w+)?(\.|$)|\.(base_layer|original_module)\.", re.IGNORECASE)
+"""Names of an adapter's own tensors, and of those of a linear or a classifier that it wraps."""
 LEFT_TO_TIMM = ("visual.", "vision_encoder.")
 """Prefixes with a meaning for timm's own conversions."""
 DEPTH = 3
@@ -111,6 +114,7 @@ class Checkpoint:
         remarks: one sentence for each thing that was done to tensors to bring them under timm's names.
         made_for: (height, width) of the images that they were trained on, where that is known.
         resampling: how their own library brings positions to another grid, where that is known.
+        trained: what the script that trained them recorded.
     """
 
     form: str
@@ -120,6 +124,7 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
     made_for: tuple[int, int] | None = None
     resampling: Resampling | None = None
+    trained: Trained = field(default_factory=Trained)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -152,6 +157,15 @@ class Checkpoint:
     def completed(self, wanted: Collection[str]) -> Checkpoint:
         """The same with `Weights.completed`."""
         return replace(self, weights=self.weights.completed(wanted))
+
+    def require_merged(self, path: Path) -> None:
+        """Raises ArtifactError if an adapter lies beside the weights, without which they are not the model that was trained."""
+        names = [name for name in (*self.weights.tensors, *self.weights.left_out) if ADAPTER.search(name)]
+        if names:
+            raise ArtifactError(
+                f"the checkpoint {path.name} holds {_first(names)}, an adapter (LoRA) that is not part of the weights: merge it "
+                "into them (peft: merge_and_unload), and save the state_dict() of the model that you get"
+            )
 
     def to_dict(self) -> dict[str, object]:
         """The facts that `slimvit inspect` shows."""
@@ -203,7 +217,7 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     rivals = tuple(part for part in fitting[1:] if ANCHOR in weights.tensors and not part.equals(weights))
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
-    return Checkpoint(form, weights, rivals, beside)
+    return Checkpoint(form, weights, rivals, beside, trained=Trained.of(raw))
 
 
 def _converted(folder: Folder) -> Checkpoint:

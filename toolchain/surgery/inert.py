@@ -19,6 +19,20 @@ class Value:
         pass
 
 
+class Arguments(Value):
+    """Stands for the arguments of a script, whose values count: some of them say what model was trained."""
+
+    values: dict[str, Any]
+
+    def __new__(cls, *_: Any) -> Self:
+        self = super().__new__(cls)
+        self.values = {}
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
+
+
 class Array(Value):
     """Stands for an array of NumPy."""
 
@@ -46,12 +60,13 @@ VALUES = (
     *(f"builtins.{name}" for name in ("frozenset", "range", "slice")),
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
-    *("argparse.Namespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+    *("decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
     "mmengine.logging.history_buffer.HistoryBuffer",
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.ContainerMetadata"),
     *("omegaconf.base.Metadata", "typing.Any"),
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean")),
 )
+ARGUMENTS = ("argparse.Namespace",)
 ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 TABLES = (
     *("collections.defaultdict", "addict.addict.Dict", "easydict.EasyDict", "yacs.config.CfgNode"),
@@ -63,6 +78,7 @@ ROWS = ("collections.deque",)
 
 STAND_INS: list[Any] = [
     *((Value, name) for name in VALUES),
+    *((Arguments, name) for name in ARGUMENTS),
     *((Array, name) for name in ARRAYS),
     *((Table, name) for name in TABLES),
     *((Row, name) for name in ROWS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from toolchain.families.layered import LayeredFamily
 from toolchain.outputs import CLASS_NAMES, KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
-from toolchain.surgery.anatomy import anatomy, by
+from toolchain.surgery.anatomy import anatomy, by, differences
+from toolchain.surgery.candidates import computation
 from toolchain.surgery.checkpoint import digest_of, read_checkpoint
 from toolchain.surgery.fit import Origin, check_names, fitted, without_classifier
 from toolchain.surgery.hub import Source, described, prepared, resolved
@@ -29,6 +31,7 @@ from toolchain.surgery.pretrained import check_classes, config_of, load_pretrain
 from toolchain.surgery.projection import projection_note, projects
 from toolchain.surgery.replay import create_dense, first_line
 from toolchain.surgery.resampling import TIMM
+from toolchain.surgery.trained import UNTOLD, Trained
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ def load_dense(
         path = Path(section.checkpoint)
         if section.layers and _is_cut(path, module, family, section.layers):
             family = read_layers(module, family, section.layers)
-        notes = load_checkpoint(module, family, path, resample_patches=section.resample_patches)
+        notes = load_checkpoint(module, family, path, ref=source.ref, resample_patches=section.resample_patches)
         if section.name and is_folder(path):
             _check_same(module, family, described(Folder.open(path), implied), section)
         provenance = {"weights": "checkpoint", "checkpoint_sha256": digest_of(path)}
@@ -196,6 +199,27 @@ def _check_same(module: nn.Module, family: Family, source: Source, section: Mode
     )
 
 
+def _check_trained(module: nn.Module, trained: Trained, ref: ModelRef, path: Path) -> None:
+    """Raises ModelError unless a model computes what the script recorded that trained its weights; weights do not show it."""
+    if not trained.name:
+        return
+    kept = {key: ref.kwargs[key] for key in UNTOLD if key in ref.kwargs}
+    try:
+        with torch.device("meta"):
+            twin = create_dense(ModelRef(name=trained.name, kwargs={**trained.kwargs, **kept}))
+    except ModelError:  # another version of timm wrote it
+        return
+    stored, own = anatomy(twin.state_dict()), anatomy(module.state_dict())
+    if differences(stored, own, ("classes", "positions")) or computation(twin) == computation(module):
+        return  # where shapes differ the record is not whole, and the tensors say what fits them
+    kwargs = "".join(f", model.kwargs.{key} = {json.dumps(value)}" for key, value in trained.kwargs.items())
+    raise ModelError(
+        f"{path.name} says that it was trained as {trained.name!r}, and the model would "
+        f"compute something else with its weights (heads, activation, norms or pooling differ): set model.name = "
+        f'"{trained.name}"{kwargs}; to load them all the same, save the state_dict alone'
+    )
+
+
 def _checked_output(sketch: nn.Module, family: Family, ref: ModelRef, declared: Output | None) -> Output | None:
     """What is declared of the outputs of a model on the meta device, or which features they are where it has no classifier.
 
@@ -266,19 +290,25 @@ def randomise_untrained(module: nn.Module, seed: int) -> None:
 # A file
 
 
-def load_checkpoint(module: nn.Module, family: Family, path: Path, *, resample_patches: bool = False) -> list[str]:
+def load_checkpoint(
+    module: nn.Module, family: Family, path: Path, *, ref: ModelRef | None = None, resample_patches: bool = False
+) -> list[str]:
     """Loads a checkpoint strictly; returns a sentence for each thing that was chosen in it, or done to its tensors.
 
     Args:
         module: loaded in place, whole or not at all.
         family: of the module.
         path: a file that `read_checkpoint` reads.
+        ref: what the module was made of, where it must be what the file says that was trained.
         resample_patches: whether the patch embedding of another patch size is resampled, and not refused.
 
     Raises:
         StorageError, ArtifactError, ModelError: as in `load_dense`.
     """
     checkpoint = read_checkpoint(path, anatomy(module.state_dict())).completed(module.state_dict())
+    checkpoint.require_merged(path)
+    if ref is not None and module.num_classes:  # without a classifier it is for the recipe to say what is read
+        _check_trained(module, checkpoint.trained, ref, path)
     origin = Origin(
         f"the checkpoint {path.name}",
         made_for=checkpoint.made_for,
