@@ -200,6 +200,31 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("adapter_config.json", r"an adapter of peft: merge it"),
+        ("dense/model.json", r"that of a run, whose dense model is .*dense"),
+        ("model_best.pth.tar", r"name a file in it: model_best\.pth\.tar"),
+    ],
+)
+def test_a_folder_of_another_kind_is_told_what_to_do(tmp_path: Path, file: str, message: str):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=message):
+        tables_of(str(tmp_path))
+
+
+def test_a_path_that_is_not_there_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"no file or folder runs/mine, .* hub write hf://runs/mine"):
+        tables_of("runs/mine")
+    with pytest.raises(StorageError, match=r"no file or folder best\.pth\.tar, .* give a checkpoint"):
+        tables_of("best.pth.tar")
+    assert tables_of("org/name")["model"] == {"name": "hf-hub:org/name"}
+
+
+@pytest.mark.parametrize(
     ("name", "kwargs"),
     [
         ("deit3_small_patch16_224", {"num_classes": 5, "img_size": 288}),

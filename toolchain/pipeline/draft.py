@@ -27,6 +27,7 @@ from toolchain.surgery.checkpoint import read_checkpoint
 from toolchain.surgery.hub import CONFIG, read_config
 from toolchain.surgery.huggingface.folder import Folder, class_names
 from toolchain.surgery.load import load_dense
+from toolchain.surgery.reading import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 CLASSES_FILE, SCHEMA_FILE = "classes.json", "recipe.schema.json"
@@ -163,12 +164,26 @@ def _folder_tables(folder: Path) -> dict[str, Any]:
     if (folder / "model.json").is_file():
         return _run_tables(folder, ModelRecord.load(folder / "model.json"))
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} holds no model: there is neither a {CONFIG} nor a model.json in it")
+        raise ModelError(
+            f"{folder} holds no model: there is neither a {CONFIG} nor a model.json in it{_instead(folder)}"
+        )
     if "architecture" in read_config(folder / CONFIG, str(folder)):
         return {"model": {"name": f"{LOCAL}:{folder}"}, "data": {}}
     size = Folder.open(folder).suggested_size
     kwargs = {} if size is None else {"kwargs": {"img_size": list(size)}}
     return {"model": {"checkpoint": str(folder), **kwargs}, "data": {}}
+
+
+def _instead(folder: Path) -> str:
+    """A clause on what to do with a folder that holds no model."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "; it is an adapter of peft: merge it into its model (merge_and_unload), and save that with save_pretrained"
+        )
+    if (folder / "dense" / "model.json").is_file():
+        return f"; it is that of a run, whose dense model is {folder / 'dense'}"
+    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(CHECKPOINTS))
+    return f"; name a file in it: {', '.join(files[:3])}" if files else ""
 
 
 def _run_tables(folder: Path, record: ModelRecord) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolchain.errors import DataError, StorageError
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".toml", ".onnx")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".toml", ".onnx")
 """Endings that no name of a model has."""
 
 
@@ -18,6 +18,10 @@ def require_model(model: str) -> None:
     if model.startswith((".", "~", "/")) or path.suffix in WEIGHTS or (model.count("/") > 1 and ":" not in model):
         raise StorageError(
             f"there is no file or folder {model}, seen from {Path.cwd()}; give a checkpoint, a folder, or the name of a model"
+        )
+    if "/" in model and ":" not in model and path.parent.is_dir():
+        raise StorageError(
+            f"there is no file or folder {model}, seen from {Path.cwd()}; for the repository of the hub write hf://{model}"
         )
 
 

@@ -176,6 +176,8 @@ class Checkpoint:
         facts |= {"tensors": len(weights.tensors), "params": sum(t.numel() for t in weights.tensors.values())}
         facts |= {"dtype": ", ".join(types), "names": "timm" if structure else (others(weights.tensors) or "unknown")}
         facts |= structure
+        if self.trained.name:
+            facts["trained_as"] = " ".join([self.trained.name, *(f"{k}={v}" for k, v in self.trained.kwargs.items())])
         if self.beside:
             facts["beside"] = list(self.beside)
         if self.notes:

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.surgery.inert import STAND_INS
 
+CHECKPOINTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+"""Endings of files that hold weights."""
+
 
 def read_tensors(path: Path) -> tuple[Any, str]:
     """(content, "safetensors" or "torch") of a file; only tensors and plain values are read, and no code is run.
@@ -54,7 +57,7 @@ def _torch_load(path: Path) -> Any:
 
 
 def _folder(path: Path) -> str:
-    files = sorted(f.name for f in path.iterdir() if f.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))
+    files = sorted(f.name for f in path.iterdir() if f.name.endswith(CHECKPOINTS))
     if (path / "config.json").is_file():
         do = f"set model.name = 'local-dir:{path}' and leave model.checkpoint out"
     elif files:
