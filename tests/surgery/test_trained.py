@@ -73,6 +73,18 @@ def test_a_model_that_computes_otherwise_with_these_weights_is_refused(tmp_path:
         load_dense(section.model_copy(update={"kwargs": features, "output": output}))
 
 
+@pytest.mark.parametrize(
+    "size", [(16, 64), (16, 48)]
+)  # 4 patches are also those of a square image; 3 and the token are 4
+def test_a_recorded_size_is_no_square_by_its_number_of_patches(tmp_path: Path, size: tuple[int, int]):
+    model = model_of(img_size=size)
+    path = saved(tmp_path / "a.pth", model, {**SMALL, "img_size": list(size)})
+    recipe = Draft.of(str(path), "digits", {}).recipe
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(load_dense(recipe.model).module(image), model(image))
+
+
 def test_the_name_decides_where_shapes_fit_several(tmp_path: Path):
     torch.save({"arch": NAME, "state_dict": timm.create_model(NAME).state_dict()}, tmp_path / "a.pth")
     assert architecture_of(tmp_path / "a.pth") == (NAME, {})

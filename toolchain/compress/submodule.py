@@ -96,14 +96,17 @@ def _claimed(model: nn.Module, at: str) -> nn.Module:
     where = f"; at = {' or '.join(map(repr, claimed))} would be" if claimed else ""
     if any(isinstance(module, FeatureListNet) for module in (model if part is None else part).modules()):
         where = " (timm took it apart: make it without features_only, and read its forward_intermediates)"
-    raise ModelError(f"{what}, which is no model of a supported family{where}. See `slimvit models` for what is.")
+    saved = ""
+    if part is not None and type(part).__module__.startswith("transformers."):
+        saved = ". Save it with save_pretrained, and give `slimvit shrink` the folder"
+    raise ModelError(
+        f"{what}, which is no model of a supported family{where}{saved}. See `slimvit models` for what is."
+    )
 
 
 def _called(part: nn.Module) -> str:
     """A module's class and whose it is: torchvision has a VisionTransformer of its own."""
-    kind, home = type(part).__name__, type(part).__module__.partition(".")[0]
-    saved = "; save it with save_pretrained, and give `slimvit shrink` the folder" if home == "transformers" else ""
-    return f"a {kind} of {home}{saved}"
+    return f"a {type(part).__name__} of {type(part).__module__.partition('.')[0]}"
 
 
 def _is_claimed(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from toolchain.surgery.pretrained import check_classes, config_of, load_pretrain
 from toolchain.surgery.projection import projection_note, projects
 from toolchain.surgery.replay import create_dense, first_line
 from toolchain.surgery.resampling import TIMM
-from toolchain.surgery.trained import UNTOLD, Trained
+from toolchain.surgery.trained import FREE, Trained
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _check_trained(module: nn.Module, trained: Trained, ref: ModelRef, path: Pat
     """Raises ModelError unless a model computes what the script recorded that trained its weights; weights do not show it."""
     if not trained.name:
         return
-    kept = {key: ref.kwargs[key] for key in UNTOLD if key in ref.kwargs}
+    kept = {key: ref.kwargs[key] for key in FREE if key in ref.kwargs}
     try:
         with torch.device("meta"):
             twin = create_dense(ModelRef(name=trained.name, kwargs={**trained.kwargs, **kept}))

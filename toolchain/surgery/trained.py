@@ -11,8 +11,8 @@ import timm
 from toolchain.recipe import Interpolation
 from toolchain.surgery.inert import Arguments
 
-UNTOLD = ("num_classes", "img_size")
-"""Keyword arguments that tensors say themselves, or that a user may change."""
+FREE = ("num_classes", "img_size")
+"""Keyword arguments that a user may change."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Trained:
 
     Attributes:
         name: timm's name of the model; "" where nothing is recorded.
-        kwargs: keyword arguments that decide what it computes: neither rates, nor what tensors say.
+        kwargs: keyword arguments that decide what it computes; not rates, nor the number of classes, which tensors say.
         data: keys of [data]: how its pictures were prepared, where that is not as its name has it.
         in_natural_order: whether class folders were numbered as timm does it: 2 before 10, without regard to case.
     """
@@ -44,7 +44,7 @@ class Trained:
         more = given.get("model_kwargs")
         kwargs = {key: value for key, value in (more.items() if isinstance(more, Mapping) else ()) if _is_plain(value)}
         kwargs |= {key: given[old] for old, key in RENAMED.items() if isinstance(given.get(old), str | int)}
-        kwargs = {key: value for key, value in kwargs.items() if key not in UNTOLD and not key.endswith("_rate")}
+        kwargs = {key: value for key, value in kwargs.items() if key != "num_classes" and not key.endswith("_rate")}
         data = {key: list(given[key]) for key in ("mean", "std") if _are_numbers(given.get(key))}
         if isinstance(given.get("crop_pct"), float):
             data["crop_pct"] = given["crop_pct"]
