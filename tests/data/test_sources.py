@@ -325,6 +325,16 @@ def test_an_image_that_breaks_inside_is_named_when_it_is_read(tmp_path):
         [source.split(name)[index] for name in source.splits for index in range(len(source.split(name)))]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.png", r"a\.png is a file; set data"), ("b", "there is no folder .*b; set data")]
+)
+@pytest.mark.parametrize("kind", ["images", "imagefolder"])
+def test_what_is_no_folder_is_told_from_what_is_not_there(tmp_path, kind, name, message):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=message):
+        open_source(f"{kind}:{tmp_path / name}", Wanted((3, 8, 8), {"mean": (0.5,) * 3, "std": (0.5,) * 3}))
+
+
 def test_unlabelled_images_are_found_at_any_depth(tmp_path):
     for number, path in enumerate(["a.png", "b/c.png", "b/d/e.JPEG", "f.bmp", "g.webp"]):
         write_image(tmp_path / path, number)

@@ -151,7 +151,8 @@ def _glance(files: Sequence[Path], turn: bool, position: int) -> Tensor | None:
 def _folder(argument: str) -> Path:
     root = Path(argument).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
+        why = f"{root} is a file" if root.exists() else f"there is no folder {root}"
+        raise DataError(f"{why}; set data.source to the folder that the pictures lie in")
     return root
 
 
