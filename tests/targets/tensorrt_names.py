@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from toolchain.targets.tensorrt.api import API
+from tensorrt_api import API
 
 RECORD = Path(__file__).with_name("tensorrt_names.json")
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

@@ -16,10 +16,20 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.targets import gpu, ort_cuda
 from toolchain.targets.gpu import local_capability
 from toolchain.targets.mode import EVERY_MODE
-from toolchain.targets.ort_cuda import API, CPU, CUDA, ORT_CUDA, TORCH_DTYPES, ort_dtype, placed, require_cuda
+from toolchain.targets.ort_cuda import CPU, CUDA, ORT_CUDA, TORCH_DTYPES, ort_dtype, placed, require_cuda
 
 HERE = CUDA in ort.get_available_providers() and gpu.no_gpu() is None
 WHY = "needs onnxruntime-gpu and an NVIDIA GPU"
+API = {
+    "InferenceSession": (
+        *("get_providers", "get_inputs", "get_outputs", "io_binding", "run_with_iobinding"),
+        "get_provider_graph_assignment_info",
+    ),
+    "IOBinding": ("bind_input", "bind_output"),
+    "RunOptions": ("add_run_config_entry",),
+    "SessionOptions": ("add_session_config_entry",),
+}
+"""Class of onnxruntime → what `OrtCudaRunner` calls on it."""
 
 
 @pytest.fixture(scope="module")

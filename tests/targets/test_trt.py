@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from onnx import helper
+from targets.tensorrt_api import API, API_AHEAD_OF_TIME
 from tensorrt_names import RECORD
 
 from toolchain.artifacts.onnx_file import OnnxFile
@@ -42,7 +43,6 @@ from toolchain.targets.tensorrt import (
     runner as trt_runner,
 )
 from toolchain.targets.tensorrt import target as trt_target
-from toolchain.targets.tensorrt.api import API, API_AHEAD_OF_TIME
 from toolchain.targets.tensorrt.network import inspected
 from toolchain.targets.tensorrt.options import (
     BuiltEngine,

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict
 import numpy as np
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self  # novm: only for type checkers
 
     from numpy.typing import NDArray
@@ -147,9 +146,7 @@ class Runner(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *raised: object) -> None: ...
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Output name → array for one call; input and output names are the artifact's own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
@@ -39,10 +38,8 @@ class Checked:
             raise ArtifactError(f"{self._runtime} cannot load {self._path}: {error}") from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runner.__exit__(kind, value, trace)
+    def __exit__(self, *raised: object) -> None:
+        self._runner.__exit__(*raised)
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array; raises RecipeError for feeds that the file does not take, ArtifactError where the runtime fails."""

@@ -7,7 +7,7 @@ import importlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -60,9 +60,7 @@ class OpenVinoRunner:
             raise ArtifactError(f"OpenVINO {ov.__version__} cannot load {self.path}: {_reason(error)}") from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._requests, self._model, self._core = {}, None, None
 
     def infer(self, feeds: Feeds) -> Arrays:

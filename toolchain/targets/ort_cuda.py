@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads
@@ -44,16 +43,6 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "tensor(int64)": torch.int64,
     "tensor(bool)": torch.bool,
 }
-# Class of the module → what this file calls on it; a test holds the list against the installed module.
-API: Mapping[str, tuple[str, ...]] = {
-    "InferenceSession": (
-        *("get_providers", "get_inputs", "get_outputs", "io_binding", "run_with_iobinding"),
-        "get_provider_graph_assignment_info",
-    ),
-    "IOBinding": ("bind_input", "bind_output"),
-    "RunOptions": ("add_run_config_entry",),
-    "SessionOptions": ("add_session_config_entry",),
-}
 
 
 class OrtCudaRunner(GpuRunner):
@@ -82,10 +71,8 @@ class OrtCudaRunner(GpuRunner):
         require_cuda(self._target, self.path, self._session.get_providers(), placed(self._session))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, value, trace)
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
         self._session = None
 
     def launch(self, feeds: Feeds) -> _OrtLaunch:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -67,10 +67,8 @@ class TrtRunner(GpuRunner):
         self.outputs = [name for name in names if not is_input[name]]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, value, trace)
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
         self._context = self._engine = self._runtime = None  # in this order: each needs the next
 
     def launch(self, feeds: Feeds) -> _TrtLaunch:
@@ -141,9 +139,7 @@ class OnnxTrtRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._runners = {}
         self._stack.close()
 
