@@ -17,7 +17,8 @@ from toolchain.compress.criteria import Criterion, Evidence, Scores
 from toolchain.compress.needs import Needs
 from toolchain.families import UnitGroup
 from toolchain.surgery.factorised import side
-from toolchain.training.loop import FitConfig, FitResult, ParamGroup, default_param_groups, fit
+from toolchain.training.checkpoint import Done
+from toolchain.training.loop import FitConfig, ParamGroup, default_param_groups, fit
 
 
 class Gate(nn.Module):
@@ -48,7 +49,7 @@ def add_gates(module: nn.Module, groups: Sequence[UnitGroup]) -> dict[tuple[str,
     return gates
 
 
-def learn_gates(known: Evidence) -> tuple[Scores, FitResult]:
+def learn_gates(known: Evidence) -> tuple[Scores, Done]:
     """(|a| of every unit, what training did), after training gates and weights together on CE + λ·Σ|a|.
 
     The gates stay registered; `toolchain.surgery.mask.baked` folds them. L1 on a gate alone can be undone by rescaling

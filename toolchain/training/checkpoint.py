@@ -22,7 +22,10 @@ METADATA = "slimvit.fit"
 
 
 class Done(BaseModel):
-    """How far a training is: the mean loss of each epoch, and the seconds that they took."""
+    """How far a training is: the mean loss of each epoch, and the seconds that they took.
+
+    Seconds count all runs of an interrupted training, and no time in between.
+    """
 
     losses: list[float] = Field(default_factory=list)
     seconds: float = 0.0

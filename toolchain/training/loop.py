@@ -81,24 +81,12 @@ class Step:
     step: int
     steps: int
     loss: float
-    eta_s: float
     batch_loss: float
 
     def tell(self, progress: Progress) -> None:
         """Says how far training is."""
         share = ((self.epoch - 1) + self.step / self.steps) / self.epochs
         progress.at(share, f"epoch {self.epoch}/{self.epochs}, loss {self.loss:.3f}")
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What training did: the mean loss of each epoch, and its seconds.
-
-    Seconds count all runs of an interrupted training, and no time in between.
-    """
-
-    losses: tuple[float, ...]
-    seconds: float
 
 
 def fit(
@@ -111,7 +99,7 @@ def fit(
     checkpoint: Path | None = None,
     key: str = "",
     on_step: Callable[[Step], None] | None = None,
-) -> FitResult:
+) -> checkpoints.Done:
     """Losses of training `model` in place.
 
     The same arguments give the same weights, bit for bit, on one machine and thread count, whether or not the run was
@@ -150,7 +138,7 @@ def fit(
         logger.info("training resumes after epoch %d of %d", len(losses), config.epochs)
     for epoch in range(len(losses), config.epochs):
         with _own_randomness(config.seed, epoch, run.accelerator) as draws:
-            mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, start, on_step)
+            mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, on_step)
             if not math.isfinite(mean):
                 raise RecipeError(
                     f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower the lr (now {config.lr:g})"
@@ -162,7 +150,7 @@ def fit(
     if run.outcome is not model:
         model.load_state_dict(run.outcome.state_dict())
     model.to(home).train(was_training)
-    return FitResult(tuple(losses), time.monotonic() - start)
+    return checkpoints.Done(losses=losses, seconds=time.monotonic() - start)
 
 
 class _Run:
@@ -198,7 +186,6 @@ class _Run:
         epoch: int,
         loss: Loss,
         draws: torch.Generator,
-        start: float,
         on_step: Callable[[Step], None] | None,
     ) -> float:
         """The mean loss per image of one pass over the data, over all processes."""
@@ -222,9 +209,8 @@ class _Run:
             total += batch_loss * share.total
             images_seen += share.total
             if on_step is not None:
-                eta_s = (time.monotonic() - start) / (step + 1) * (epochs * steps - step - 1)
                 mean, done = float(total / images_seen), step - epoch * steps + 1
-                on_step(Step(epoch + 1, epochs, done, steps, mean, eta_s, float(batch_loss)))
+                on_step(Step(epoch + 1, epochs, done, steps, mean, float(batch_loss)))
         return float(total / images_seen)
 
     def require_same_epoch(self, epochs: int, checkpoint: Path | None) -> None:
