@@ -14,7 +14,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test test-slow test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
-	bench-scale bench-validity bench-speed bench-floor bench-targets bench-formats bench-sizes bench-real bench-report
+	bench-scale bench-seeds bench-validity bench-speed bench-floor bench-targets bench-formats bench-sizes bench-real bench-report
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -78,6 +78,9 @@ bench-latency: $(VENV)/.installed-bench  ## a latency budget, two forms of atten
 
 bench-scale: $(VENV)/.installed-bench  ## time and memory of compressing DeiT-T, -S and -B
 	$(call suite,scale)
+
+bench-seeds: $(VENV)/.installed-bench  ## how small the default method makes a model without training, three seeds (an hour)
+	$(call suite,seeds)
 
 bench-validity: $(VENV)/.installed-bench  ## whether the latency protocol says what is true (hours, on a quiet machine)
 	$(call suite,validity)

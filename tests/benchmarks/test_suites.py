@@ -36,7 +36,7 @@ COMPRESSING = [path for path in SUITES if runs(loaded(path))]
 def test_the_suites_are_there_with_a_command_each():
     assert [path.stem for path in SUITES] == [
         *("ablation", "floor", "formats", "latency", "paper", "peers"),
-        *("real", "scale", "sizes", "speed", "targets", "validity"),
+        *("real", "scale", "seeds", "sizes", "speed", "targets", "validity"),
     ]
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"$(call suite,{path.stem})" in rules for path in SUITES)
