@@ -68,6 +68,11 @@ def gate_notes(result: GateResult) -> list[str]:
         for each in result.evidence
         if each.built
     ]
+    notes += [
+        f"The artifact of {each.cell.name} is its baseline, byte for byte: its relations compare it with itself."
+        for each in result.evidence
+        if each.of_one_file
+    ]
     machines = [describe_machine(each) for each in environments]
     return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 
