@@ -516,7 +516,7 @@ def write_samples(
         ),
         "design": design.model_dump(mode="json"),
         "parity": "pass",
-        "artifacts": {name: {"name": f"{name}.onnx", "size_bytes": 1, "sha256": "0"} for name in "AB"},
+        "artifacts": {name: {"name": f"{name}.onnx", "size_bytes": 1, "sha256": name.lower()} for name in "AB"},
         "sessions": sessions,
     }
     return Comparison.model_validate_json(json.dumps(raw))

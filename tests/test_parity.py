@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.errors import ParityError, TargetUnavailable
-from toolchain.parity import TOLERANCES, Rung, Tolerance, compare, compare_outputs, ladder_verdict, not_run, require
+from toolchain.parity import TOLERANCES, Rung, Tolerance, compare, compare_outputs, not_run, require
 
 FP32 = TOLERANCES["fp32"]
 
@@ -271,18 +271,14 @@ def test_the_ladder_names_the_first_rung_that_broke():
     broken = replace(rung(logits(0), logits(1)), from_="mask", to="slice")
     later = replace(broken, from_="slice", to="split")
     skipped = not_run("fp32", "engine", tolerance=FP32, reason="no driver")
-    ladder = ladder_verdict([good, skipped, broken, later])
-    assert (ladder.verdict, ladder.broken, ladder.not_run) == ("fail", broken, (skipped,))
     with pytest.raises(ParityError, match=r"mask and slice must be the same model.*max"):
         require([good, skipped, broken, later])
 
-    assert ladder_verdict([good, skipped]).verdict == "pass"
     require([good, skipped])
 
 
 @pytest.mark.parametrize("rungs", [[], [not_run("a", "b", tolerance=FP32, reason="no driver")]])
 def test_a_ladder_on_which_nothing_was_compared_is_not_green(rungs):
-    assert ladder_verdict(rungs).verdict == "not_run"
     with pytest.raises(ParityError, match="nothing is known"):
         require(rungs)
 

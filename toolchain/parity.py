@@ -91,20 +91,6 @@ class Rung:
         return f"{self.from_} == {self.to}: {self.verdict}{shown}" + (f", {self.reason}" if self.reason else "")
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """The verdict over all rungs: "fail" if one failed, "not_run" if none was run, "pass" otherwise.
-
-    Attributes:
-        broken: the first rung that failed.
-        not_run: the rungs that were not run; a green ladder lists them.
-    """
-
-    verdict: Verdict
-    broken: Rung | None
-    not_run: tuple[Rung, ...]
-
-
 def compare_outputs(
     from_: str, to: str, expected: Sequence[Array], got: Sequence[Array], *, tolerance: Tolerance, real_images: bool
 ) -> Rung:
@@ -238,30 +224,20 @@ def not_run(from_: str, to: str, *, tolerance: Tolerance, reason: str) -> Rung:
     return Rung(from_, to, None, None, None, tolerance, "not_run", reason)
 
 
-def ladder_verdict(rungs: Sequence[Rung]) -> Ladder:
-    """The verdict over all rungs, in the order of the pipeline."""
-    broken = next((rung for rung in rungs if rung.verdict == "fail"), None)
-    skipped = tuple(rung for rung in rungs if rung.verdict == "not_run")
-    if broken is not None:
-        return Ladder("fail", broken, skipped)
-    return Ladder("pass" if len(skipped) < len(rungs) else "not_run", None, skipped)
-
-
 def require(rungs: Sequence[Rung]) -> None:
     """Nothing, if no rung failed and at least one was run.
 
     Raises:
         ParityError: names the first rung that broke, or says that nothing was compared.
     """
-    ladder = ladder_verdict(rungs)
-    if ladder.broken is not None:
-        broken = ladder.broken
+    broken = next((rung for rung in rungs if rung.verdict == "fail"), None)
+    if broken is not None:
         raise ParityError(
             f"{broken.from_} and {broken.to} must be the same model and are not: {broken.reason}. "
             f"The step from {broken.from_} to {broken.to} is the first that broke."
         )
-    if ladder.verdict == "not_run":
-        reasons = "; ".join(f"{rung.from_} == {rung.to}: {rung.reason}" for rung in ladder.not_run)
+    if all(rung.verdict == "not_run" for rung in rungs):
+        reasons = "; ".join(f"{rung.from_} == {rung.to}: {rung.reason}" for rung in rungs)
         raise ParityError(
             f"no form of the model was compared with another, so nothing is known: {reasons or 'no rung'}"
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,15 +76,7 @@ class Keep(Record):
     module: str
     unit: str
     total: Annotated[int, Field(ge=1)]
-    indices: tuple[tuple[int, ...], ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_from_json(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and isinstance(value.get("indices"), list):
-            parts = (tuple(part) if isinstance(part, list) else part for part in value["indices"])
-            return {**value, "indices": tuple(parts)}
-        return value
+    indices: Annotated[tuple[Annotated[tuple[int, ...], BeforeValidator(tuple_of)], ...], BeforeValidator(tuple_of)]
 
     @model_validator(mode="after")
     def _positions_are_sound(self) -> Keep:
@@ -116,15 +107,8 @@ class LowRank(Record):
     """A linear of shape [out, in] that is replaced by a product of rank `rank`."""
 
     module: str
-    shape: tuple[int, int]
+    shape: Annotated[tuple[int, int], BeforeValidator(tuple_of)]
     rank: Annotated[int, Field(ge=1)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tuple_from_json(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and isinstance(value.get("shape"), list):
-            return {**value, "shape": tuple(value["shape"])}
-        return value
 
     @model_validator(mode="after")
     def _rank_fits(self) -> LowRank:
@@ -144,16 +128,9 @@ class CompressionPlan(Record):
     """
 
     model: ModelRef
-    keeps: tuple[Keep, ...] = ()
-    low_ranks: tuple[LowRank, ...] = ()
+    keeps: Annotated[tuple[Keep, ...], BeforeValidator(tuple_of)] = ()
+    low_ranks: Annotated[tuple[LowRank, ...], BeforeValidator(tuple_of)] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tuples_from_json(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: tuple(v) if k in ("keeps", "low_ranks") and isinstance(v, list) else v for k, v in value.items()}
-        return value
 
     @model_validator(mode="after")
     def _one_decision_each(self) -> CompressionPlan:

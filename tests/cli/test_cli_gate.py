@@ -48,6 +48,12 @@ def test_a_gate_passes_and_prints_what_it_judged(command, gate):
     assert outcome.out.splitlines()[-1] == "pass: 3 checks in 1 cell (3 pass)"
 
 
+def test_a_gate_says_that_an_artifact_is_its_baseline(command, gate):
+    said = "The artifact of digits is its baseline, byte for byte"
+    assert said in " ".join(command("gate", "-c", gate("", "size = 0.0")).out.split())
+    assert said not in " ".join(command("gate", "-c", gate("", "size = 1.0", padding=1)).out.split())
+
+
 def test_a_gate_knows_which_pictures_the_run_of_its_files_had(command, finished, tmp_path):
     files = {name: finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")}
     (tmp_path / "gate.toml").write_text(

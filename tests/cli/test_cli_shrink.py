@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toolchain.pipeline.folder import Workspace
+from toolchain.pipeline.recipe_file import claim
+
 MODEL = "vit_tiny_patch16_224"
 
 
@@ -34,14 +37,25 @@ def test_a_recipe_that_a_person_wrote_is_not_replaced(command, pictures: Path, t
     assert not (recipe.parent / "report.json").exists()
 
 
+def test_a_failure_before_any_work_leaves_nothing_that_the_next_try_meets(command, pictures: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    line = "shrink", MODEL, "--data", pictures, "--out", folder, "--set", "bench.targets=['no-such']"
+    assert command(*line).code == 2  # before any work: the weights cannot be fetched, or the target is none
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "notes.txt").write_text("of a person", encoding="utf-8")
+    assert command(*line).code == 2
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+
+
 def test_a_draft_that_was_not_carried_out_gives_way_to_the_next(command, pictures: Path, tmp_path: Path):
-    line = "shrink", MODEL, "--data", pictures, "--out", tmp_path / "run", "--set"
-    for _ in range(2):  # both end before any work: the weights cannot be fetched, or the target is none
-        assert command(*line, "bench.targets=['no-such']").code == 2
-        recipe = (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
-    assert "no-such" in recipe
-    assert command(*line, "bench.targets=['nor-this']").code == 2
-    assert "nor-this" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
+    folder = tmp_path / "run"
+    recipe = folder / "recipe.toml"
+    assert command("init", MODEL, "--data", pictures, "--out", recipe).code == 0
+    claim(Workspace(folder))  # as if shrink had been killed before its first stage
+    line = "shrink", MODEL, "--data", pictures, "--out", folder
+    assert command(*line, "--set", "bench.targets=['nor-this']").code == 2
+    assert not recipe.exists() or "nor-this" in recipe.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("option", [("--params", "0.6"), ("--macs", "50%"), ("--size", "any=5 MB")])

@@ -672,14 +672,27 @@ def test_inspect_knows_everything_that_a_run_writes(parsed, finished):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "code"), [("no", None, 74), ("a.json", "{}", 3), ("a.json", "{", 3), ("a.x", "", 3)]
+    ("name", "content", "code", "words"),
+    [
+        ("no", None, 74, "there is no file or folder"),
+        ("a.json", "{}", 3, "was not written by slimvit"),
+        ("a.json", "{", 3, "a.json"),
+        ("a.x", "", 3, "not one byte"),
+        ("recipe.toml", "[model]\n", 3, "is read by `slimvit plan`"),
+    ],
 )
-def test_inspect_refuses_the_rest(command, tmp_path, name, content, code):
+def test_inspect_refuses_the_rest(command, tmp_path, name, content, code, words):
     if content is not None:
         (tmp_path / name).write_text(content)
     outcome = command("inspect", tmp_path / name)
     assert outcome.code == code
+    assert words in outcome.err
     assert "internal error" not in outcome.err
+
+
+def test_inspect_takes_the_folder_of_an_engine(parsed, tmp_path):
+    (tmp_path / "engine.json").write_text('{"schema": "slimvit.engine/1", "target": "trt-rtx"}')
+    assert parsed("inspect", tmp_path) == {"kind": "engine", "target": "trt-rtx"}
 
 
 def test_models(parsed):

@@ -204,7 +204,7 @@ def test_orientation_is_as_the_key_says_or_as_the_kind_of_source_has_it(tmp_path
     assert source.exif_orientation == expects
     note = (
         ""
-        if asked
+        if asked is not None
         else "were turned upright; data.exif_orientation = false"
         if expects
         else "read as stored; data.exif_orientation = true"

@@ -56,7 +56,12 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"budget": {"size": 0}}, "greater than or equal to 1"),
         ({"budget": {"latency": 8.0}}, "has no unit"),
         ({"budget": {"latency": "50%"}}, "is a share"),
-        ({"budget": {"accuracy": 1.2}}, "less than or equal to 1"),
+        ({"budget": {"accuracy": 1.2}}, "write 0.012 or '1.2%'"),
+        ({"budget": {"accuracy": 97}}, "write 0.97 or '97%'"),
+        ({"budget": {"accuracy": "most"}}, "write one like 0.02 or '2%'"),
+        ({"budget": {"size": "8 MiB"}}, "1 MiB is 1.048576 MB"),
+        ({"budget": {"latency": "8 min"}}, "in us, ms or s"),
+        ({"artifact": ""}, "is empty, perhaps because a variable"),
         ({"budget": {"accuracy": 0.9}}, "set data.source"),
         ({"relation": {"parity": "fp23"}}, "unknown parity tolerance 'fp23'"),
         ({"relation": {"latency": 0.0}}, "greater than 0"),
@@ -76,6 +81,22 @@ def test_top1_on_noise_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="noise has no classes"):
         GateConfig.from_dict(raw, tmp_path)
     assert GateConfig.from_dict({**raw, "data": {"source": "digits"}}, tmp_path).data.source == "digits"
+
+
+def test_a_parity_without_any_bound_is_refused(tmp_path):
+    cell = {**CELL, "baseline": "old", "relation": {"parity": {"cosine_min": -1}}}
+    raw = {"baseline": {"old": {"path": "old.onnx", "sha256": "0" * 64}}, "cell": [cell]}
+    with pytest.raises(RecipeError, match="parity has no bound"):
+        GateConfig.from_dict(raw, tmp_path)
+    cell["relation"]["parity"]["max_abs"] = 1e-3
+    assert GateConfig.from_dict(raw, tmp_path).cell[0].relation.parity.max_abs == 1e-3
+
+
+def test_shares_may_be_written_in_per_cent(tmp_path):
+    cell = {**CELL, "baseline": "old", "budget": {"accuracy": "97%"}, "relation": {"size": "1 %", "latency": "5%"}}
+    baseline = {"old": {"path": "old.onnx", "sha256": "0" * 64}}
+    (read,) = GateConfig.from_dict({"data": {"source": "digits"}, "baseline": baseline, "cell": [cell]}, tmp_path).cell
+    assert (read.budget.accuracy, read.relation.size, read.relation.latency) == (0.97, 0.01, 0.05)
 
 
 def test_latency_on_what_only_bundles_reach_is_refused(tmp_path):

@@ -169,7 +169,7 @@ RESEALED = {
     "slower allowed": ("another tolerance", lambda raw: first(raw)["cell"]["relation"].update(latency=0.5)),
     "parity allowed": (
         "was not judged by",
-        lambda raw: first(raw)["cell"]["relation"]["parity"].update(cosine_min=-1.0),
+        lambda raw: first(raw)["cell"]["relation"]["parity"].update(cosine_min=-0.5),
     ),
     "parity": ("another parity", lambda raw: first(raw)["agreement"]["rung"].update(verdict="fail")),
     "a cosine": ("another parity", lambda raw: first(raw)["agreement"]["rung"].update(cosine_min=0.5)),

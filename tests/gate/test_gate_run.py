@@ -211,6 +211,15 @@ def test_pictures_that_change_while_the_gate_runs_leave_it_undecided(judge, monk
     assert "were judged on different pictures" in result.cells[0].checks[-1].reason
 
 
+@pytest.mark.parametrize("empty", ["file.bin", "folder"])
+def test_what_holds_not_one_byte_is_within_no_budget(tmp_path, empty):
+    (tmp_path / "file.bin").touch()
+    (tmp_path / "folder").mkdir()
+    raw = {"cell": [{"name": "a", "artifact": empty, "budget": {"size": "8 MB"}}]}
+    with pytest.raises(ArtifactError, match="not one byte"):
+        run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+
+
 def test_a_better_artifact_passes(judge):
     relation = {"size": 0.0, "params": 0.0, "accuracy": 0.0}
     better = judge(relation=relation)

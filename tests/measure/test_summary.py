@@ -52,6 +52,13 @@ def test_a_tolerance_that_would_have_been_supported_is_rounded_up(made_up):
     assert made_up(**truth, design=few_sessions(tau=tau)).verdict == "improved"
 
 
+def test_one_file_compared_with_itself_is_called_that(made_up):
+    comparison = made_up()
+    assert "same file" not in summary(comparison)
+    itself = dict.fromkeys("AB", comparison.artifacts["A"])
+    assert summary(comparison.model_copy(update={"artifacts": itself})).endswith("A and B are the same file")
+
+
 def test_unclaimed_parity_is_said(made_up):
     comparison = made_up()
     assert "parity" not in summary(comparison)

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from toolchain.artifacts.onnx_plain import Codes, Plain, replace_nodes
+from toolchain.artifacts.onnx_plain import Codes, Plain, copied, replace_nodes
 
 Array = NDArray[Any]
 KEEPS = frozenset({"Reshape", "Cast", "Identity"})
@@ -31,8 +31,7 @@ def folded(content: Plain) -> Plain:
     Codes of int8 linears stay the integers that they were, but for their sign, and for the columns whose factor is 0: there they
     become 0. Their scales, one for each output, are multiplied.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(content.model)
+    model = copied(content.model)
     graph = _Graph(model.graph, dict(content.codes))
     constant = {each.weight for each in [*graph.linears()] if graph.made_constant(each)}
     for linear in [*graph.linears()]:

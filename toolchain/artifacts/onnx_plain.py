@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.errors import ArtifactError
 
 Array = NDArray[Any]
+Copied = TypeVar("Copied", bound=Message)
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 WEIGHTS = {"MatMul": 2, "Gemm": 2, "Conv": 4}
 """Operator → how many dimensions the weight has that it multiplies by."""
@@ -67,8 +69,7 @@ def plain(model: onnx.ModelProto) -> Plain:
     Raises:
         ArtifactError: a quantised linear is none of those that ONNX Runtime's dynamic quantiser writes.
     """
-    widened = onnx.ModelProto()
-    widened.CopyFrom(model)
+    widened = copied(model)
     graph = widened.graph
     halves = frozenset(each.name for each in graph.initializer if each.data_type in HALVES)
     for tensor in graph.initializer:
@@ -189,13 +190,13 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     tensors = [each for each in graph.initializer if each.name in wanted]
     inputs = [each for each in graph.input if each.name in wanted or each.name not in stored]
     for field, entries in ((graph.node, kept[::-1]), (graph.initializer, tensors), (graph.input, inputs)):
-        fresh = [_copied(entry) for entry in entries]
+        fresh = [copied(entry) for entry in entries]
         del field[:]
         field.extend(fresh)
 
 
-def _copied(message: Any) -> Any:
-    """A copy, since an entry of a field ends with it."""
-    copy = type(message)()
+def copied(message: Copied) -> Copied:
+    """A copy of a protobuf message: of a graph that is to be changed, or of an entry, which ends with its field."""
+    copy: Copied = type(message)()
     copy.CopyFrom(message)
     return copy

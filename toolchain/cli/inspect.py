@@ -50,9 +50,14 @@ def _inspect(path: Path) -> Mapping[str, object]:
         return _checkpoint_facts(path)
     if not isinstance(artifact, PlainFile):
         return artifact.facts()
+    if path.is_dir():
+        from toolchain.artifacts.engine import RECORD
+
+        path = path / RECORD if (path / RECORD).is_file() else path
     if not path.is_file():
-        raise StorageError(f"{path} is neither a file, nor a model folder, nor a run's folder")
+        raise StorageError(f"{path} is neither a file, nor a folder of a model, an engine or a run; give one of them")
     if path.suffix != ".json":
+        _require_no_text(path)
         return _checkpoint_facts(path)
     found = read_json(path)
     kind = found.get("schema", "") if isinstance(found, dict) else ""
@@ -65,6 +70,24 @@ def _inspect(path: Path) -> Mapping[str, object]:
         "kind": kind.split(".")[1].split("/")[0],
         **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},
     }
+
+
+def _require_no_text(path: Path) -> None:
+    """Raises ArtifactError for a file that no weights can be in: an empty one, or one that is read as text."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+        start[: max(1, len(start) - 3)].decode("utf-8")  # a character may be cut in two at the end
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        return
+    if not start:
+        raise ArtifactError(f"{path} holds not one byte; give a file that was written to its end")
+    if b"\0" not in start:
+        raise ArtifactError(
+            f"{path} is text, and holds no model; a recipe is read by `slimvit plan`, a gate by `slimvit gate --config`"
+        )
 
 
 def _transformers_facts(path: Path) -> Mapping[str, object]:

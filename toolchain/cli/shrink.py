@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +18,7 @@ from toolchain.cli.options import DryRunOption, JsonFlag, NoResumeOption, SetOpt
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import RecipeError, StorageError
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError
 from toolchain.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ def shrink(
             show_plan(draft.recipe, json_=json_)
         return
     draft = drafted(beside=folder)
-    recipe = _written(draft, folder / "recipe.toml")
-    with Screen() as screen:
+    with _withdrawn_on_failure(folder), Screen() as screen:
+        recipe = _written(draft, folder / "recipe.toml")
         timed = partial(compare, design=design_of(context))
         report = run_recipe(recipe, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
     if json_:
@@ -130,6 +132,30 @@ def _written(draft: Draft, path: Path) -> Recipe:
     if written:
         claim(space)
     return draft.recipe
+
+
+@contextmanager
+def _withdrawn_on_failure(folder: Path) -> Iterator[None]:
+    """Takes a draft's new files away again if an error ends the work before its first stage: the next try owes them nothing."""
+    from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE
+    from toolchain.pipeline.folder import Workspace
+    from toolchain.pipeline.recipe_file import OURS
+
+    space = Workspace(folder)
+    files = [*(folder / name for name in ("recipe.toml", CLASSES_FILE, SCHEMA_FILE)), space.private / OURS]
+    new = [file for file in files if not file.exists()]
+    try:
+        yield
+    except FolderBusy:
+        raise
+    except SlimvitError:
+        if not space.has(""):
+            for file in new:
+                file.unlink(missing_ok=True)
+            for emptied in (space.private, folder):
+                with suppress(OSError):  # something else lies there
+                    emptied.rmdir()
+        raise
 
 
 def _again(recipe: Path) -> str:

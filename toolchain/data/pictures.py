@@ -127,7 +127,7 @@ class Headers:
         }
         if channels == 1:
             sentences["colour"] = (("is", "are"), "in colour; what the model reads is grey.")
-        if turn and turned:  # as was asked for
+        if turn is turned:  # as was asked for
             del sentences["turned"]
         of = f"{self.looked_at} images" + (" that were looked at" if self.looked_at < total else "")
         return [

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
 from toolchain.export.large import with_shapes
@@ -83,13 +84,12 @@ def _converted(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelPr
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    del copied.graph.value_info[:]
-    copied.graph.value_info.extend(with_shapes(model).graph.value_info)
+    converted = copied(model)
+    del converted.graph.value_info[:]
+    converted.graph.value_info.extend(with_shapes(model).graph.value_info)
     try:
         result: onnx.ModelProto = convert_float_to_float16(
-            copied, keep_io_types=True, op_block_list=[*KEPT_FP32, *kept], disable_shape_infer=True
+            converted, keep_io_types=True, op_block_list=[*KEPT_FP32, *kept], disable_shape_infer=True
         )
         OnnxModel(result).topological_sort()  # it leaves its casts of the inputs at the end
     except Exception as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from toolchain.artifacts.half import in_fp16
-from toolchain.artifacts.onnx_plain import Codes
+from toolchain.artifacts.onnx_plain import Codes, copied
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.conversion import Conversion
@@ -175,8 +175,7 @@ def _rounded(
     model: onnx.ModelProto, linears: Sequence[_Linear], moments: Mapping[str, Array]
 ) -> tuple[onnx.ModelProto, dict[str, Codes]]:
     """(a copy of a graph whose linears are rounded, in fp32; weight → its codes)."""
-    reference = onnx.ModelProto()
-    reference.CopyFrom(model)
+    reference = copied(model)
     stored = {tensor.name: tensor for tensor in reference.graph.initializer}
     codes = {}
     for linear in linears:

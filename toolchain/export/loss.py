@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from toolchain.artifacts.base import layer_and_part
 from toolchain.artifacts.onnx_layers import named_weights
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.export.conversion import Conversion
 from toolchain.export.large import is_large, stored_bytes
@@ -127,8 +128,7 @@ def alone(model: onnx.ModelProto, name: str, ranges: Mapping[str, float]) -> onn
         name: of the linear's node.
         ranges: what is read → its max|x|, by which it is rounded; what is not here, by its own range in each call.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     at, node = next((at, node) for at, node in enumerate(result.graph.node) if node.name == name)
     turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
@@ -123,10 +124,7 @@ def session(
 
 def save(model: onnx.ModelProto, path: Path, change: Callable[[onnx.ModelProto], None] = lambda _: None) -> None:
     """Writes a changed copy of a graph; of large weights there is no copy in memory."""
-    if is_large(stored_bytes(model)):
-        copied = detached(model, path.with_name(f"{path.name}.data"))
-    else:
-        copied = onnx.ModelProto()
-        copied.CopyFrom(model)
-    change(copied)
-    onnx.save_model(copied, path)
+    large = is_large(stored_bytes(model))
+    changed = detached(model, path.with_name(f"{path.name}.data")) if large else copied(model)
+    change(changed)
+    onnx.save_model(changed, path)

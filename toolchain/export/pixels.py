@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.errors import ArtifactError
 from toolchain.model import BATCH, IMAGE, Preprocess
 
@@ -28,8 +29,7 @@ def with_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
         model: with the input "image", float32 [batch, C, H, W].
         preprocess: whose mean and std are applied.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     channels, height, width = preprocess.input_size
     scale, shift = _affine(preprocess)
     inner = f"{OWN}image"
@@ -62,8 +62,7 @@ def without_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Model
     """
     if not takes_pixels(model):
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     inner = [node for node in result.graph.node if not node.name.startswith(OWN)]
     if len(inner) != len(result.graph.node) - 4:
         raise ArtifactError("the file takes pixels, but its preprocessing is not slimvit's")

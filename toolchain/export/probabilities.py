@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from toolchain.artifacts.onnx_file import PROBABILITIES, SOFTMAX
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.outputs import LOGITS, WORDS, Output
 from toolchain.parity import Rung, Tolerance
@@ -38,8 +39,7 @@ def require_probabilities(output: Output) -> None:
 
 def with_probabilities(model: onnx.ModelProto, output: Output = "logits") -> onnx.ModelProto:
     """A copy of a graph with the second output "probabilities" [batch, classes], float32: softmax or sigmoid of "logits"."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     node = helper.make_node(ACTIVATIONS[output], [LOGITS], [PROBABILITIES], SOFTMAX)
     if node.op_type == "Softmax":
         node.attribute.append(helper.make_attribute("axis", -1))
@@ -57,8 +57,7 @@ def without_probabilities(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not gives_probabilities(model):
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     last = result.graph.node.pop()
     if (last.name, list(last.input), list(last.output)) != (SOFTMAX, [LOGITS], [PROBABILITIES]):
         raise ArtifactError("the file gives probabilities, but not by a node of slimvit's")

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.artifacts.onnx_walk import linked
 
 Array = NDArray[Any]
@@ -77,27 +78,25 @@ def _readers(value: ir.Value, gamma: ir.Value) -> Iterator[tuple[str, str, int] 
             yield (str(value.name), str(weight.name), axis) if fits else None
 
 
-def smoothing(model: onnx.ModelProto, largest: Mapping[str, Array], alpha: float = ALPHA) -> dict[str, Array]:
+def smoothing(model: onnx.ModelProto, largest: Mapping[str, Array]) -> dict[str, Array]:
     """Output of a normalization → s of each of its channels [C].
 
     Args:
         model: fp32, its weights in the file.
         largest: output of a normalization → max|x| of each of its channels [C], over calibration images.
-        alpha: how much of the difficulty goes to the weights, 0…1.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for norm in norms(model):
         rows = [np.abs(numpy_helper.to_array(weights[name])).max(axis=1 - axis) for _, name, axis in norm.readers]
         heavy = np.maximum(np.max(rows, axis=0), LEAST)
-        found[norm.output] = np.maximum(largest[norm.output], LEAST) ** alpha / heavy ** (1 - alpha)
+        found[norm.output] = np.maximum(largest[norm.output], LEAST) ** ALPHA / heavy ** (1 - ALPHA)
     return found
 
 
 def smoothed(model: onnx.ModelProto, scales: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of a graph, equal as a function, whose normalizations give their channels divided by `scales`."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     nodes = {node.output[0]: node for node in result.graph.node}
     used = Counter(name for node in result.graph.node for name in node.input)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from toolchain.devices.targets_toml import BundleSettings, ListedCores, named_target
 from toolchain.errors import RecipeError
@@ -31,16 +31,35 @@ from toolchain.settings import (
     tuple_of,
 )
 
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 MEASURED = ("latency", "memory", "cold_start")
 """Keys of a budget or relation that take a device to be judged."""
 S = TypeVar("S", bound=Section)
 
 
-def _amount(name: str, value: str, parse: Callable[[str], tuple[float, bool]], instead: str) -> float:
-    amount, is_share = parse(value)
+def _named(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty, perhaps because a variable of the job is not set; write a path")
+    return value
+
+
+def _per_cent(value: Any) -> Any:
+    """0.02 of "2%"; a number is a share already, and one of 1 or more was meant in per cent."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)):
+        return float(found[1]) / 100
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 < value <= 100:
+        raise ValueError(f"{value:g} is no share from 0 to 1; write {value / 100:g} or '{value:g}%' if you mean that")
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is no share; write one like 0.02 or '2%'")  # noqa: TRY004 - pydantic's rule
+    return value
+
+
+def _amount(name: str, value: str, parse: Callable[[str], tuple[float, bool]], kind: str, units: str) -> float:
+    try:
+        amount, is_share = parse(value)
+    except ValueError:
+        raise ValueError(f"{name} {value!r} is not {kind}, above 0 and in {units}") from None
     if is_share:
-        raise ValueError(f"{name} {value!r} is a share; a budget is {instead} belongs in a relation")
+        raise ValueError(f"{name} {value!r} is a share; a budget is {kind}, and a share belongs in a relation")
     return amount
 
 
@@ -48,14 +67,15 @@ def _bytes(value: Any) -> Any:
     """12_000_000 of "12 MB"; a whole number is bytes already."""
     if not isinstance(value, str):
         return value
-    return int(_amount("an amount of bytes", value, parse_size, "an amount like '12 MB', a share"))
+    units = "B, kB, MB or GB, which are powers of 1000 (1 MiB is 1.048576 MB)"
+    return int(_amount("an amount of bytes", value, parse_size, "one like '12 MB'", units))
 
 
 def _milliseconds(value: Any) -> Any:
     """8.0 of "8 ms"; a bare number has no unit and is refused."""
     if not isinstance(value, str):
         raise ValueError(f"latency {value!r} has no unit; write a time like '8 ms'")  # noqa: TRY004 - pydantic's rule
-    return _amount("latency", value, parse_latency, "a time like '8 ms', a tolerance")
+    return _amount("latency", value, parse_latency, "a time like '8 ms'", "us, ms or s")
 
 
 Milliseconds = Annotated[
@@ -65,9 +85,14 @@ Milliseconds = Annotated[
     PlainSerializer(lambda ms: f"{Decimal(repr(ms)):f} ms", when_used="json"),
 ]
 """A time that is written with its unit, in gate.toml and in a result."""
+Named = Annotated[str, AfterValidator(_named)]
+"""A path or a source; one that is empty would be the folder of gate.toml."""
 Bytes = Annotated[Positive, BeforeValidator(_bytes)]
 """An amount that may be written with a unit."""
-Growth = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0), BeforeValidator(_per_cent)]
+"""The share by which a count may be worse, or accuracy fall."""
+Accuracy = Annotated[Fraction, BeforeValidator(_per_cent)]
+Growth = Annotated[float, Field(gt=0.0, lt=1.0), BeforeValidator(_per_cent)]
 """The share by which what is measured may grow; none at all could never be shown."""
 
 
@@ -93,6 +118,14 @@ class ParityBounds(Section):
     cosine_min: Annotated[float, Field(ge=-1, le=1)] = 0.99
     top1_min: Fraction | None = None
     spread_max: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> ParityBounds:
+        if self.cosine_min == -1 and self.max_abs is self.top1_min is self.spread_max is None:
+            raise ValueError(
+                "parity has no bound, as no cosine is below -1: set max_abs, cosine_min, top1_min or spread_max"
+            )
+        return self
 
     @property
     def tolerance(self) -> Tolerance:
@@ -133,7 +166,7 @@ class BudgetSection(Section):
     download: Bytes | None = None
     params: Positive | None = None
     nodes: Positive | None = None
-    accuracy: Fraction | None = None
+    accuracy: Accuracy | None = None
     latency: Milliseconds | None = None
     memory: Bytes | None = None
     cold_start: Milliseconds | None = None
@@ -161,7 +194,7 @@ class RelationSection(Section):
 class BaselineSection(Section):
     """[baseline.NAME]: an artifact, and the digest that it must have or that the job itself has `built` it."""
 
-    path: str
+    path: Named
     sha256: str = ""
     built: bool = False
 
@@ -196,7 +229,7 @@ class DataSection(Section):
     `classes` maps class folders to the model's outputs, and `image_column` and `label_column` name columns, as in a recipe.
     """
 
-    source: str = "none"
+    source: Named = "none"
     split: str = "test"
     classes: str = ""
     mean: Numbers | None = None
@@ -220,7 +253,7 @@ class Cell(Section):
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
-    artifact: str
+    artifact: Named
     baseline: str = ""
     target: str = "ort-cpu"
     batch: Positive = 1

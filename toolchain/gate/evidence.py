@@ -147,6 +147,11 @@ class Evidence(Record):
         return bool(self.cost_checks) and self.parity != "fail"
 
     @property
+    def of_one_file(self) -> bool:
+        """Whether the artifact holds the same bytes as its baseline."""
+        return self.baseline is not None and self.artifact.file.sha256 == self.baseline.file.sha256
+
+    @property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Those of the attempts that gave one."""
         return tuple(each for each in self.attempts if isinstance(each, Comparison))

@@ -33,7 +33,7 @@ def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
     Raises:
         RecipeError: a check does not suit the artifact or the data.
         StorageError: an artifact cannot be read.
-        ArtifactError: it is damaged, or accuracy or parity is asked of a file that does not say how images are prepared.
+        ArtifactError: it is empty or damaged, or accuracy or parity is asked of a file that does not say how images are prepared.
     """
     data = config.data
 
@@ -87,12 +87,17 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
     """What the budgets, or the relations alone, of a cell need of an artifact."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
+    file = artifact_facts(path)
+    if not file.size_bytes:
+        raise ArtifactError(
+            f"{path} holds not one byte, so that its build wrote nothing; see why before the gate judges it"
+        )
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
-        return Facts(file=artifact_facts(path), counts=counts)
+        return Facts(file=file, counts=counts)
     judged = accuracy(path, cell.input_shape)
     return Facts(
-        file=artifact_facts(path),
+        file=file,
         counts={**counts, "accuracy": judged.accuracy.wrong},
         images=judged.accuracy.total,
         pictures=judged.pictures or None,

@@ -154,6 +154,11 @@ class Comparison(Record):
         return judged(self.sessions, self.design)
 
     @property
+    def of_one_file(self) -> bool:
+        """Whether A and B hold the same bytes, so that the comparison says nothing of a change."""
+        return self.artifacts[A].sha256 == self.artifacts[B].sha256
+
+    @property
     def looks(self) -> int:
         """The number of looks at which the data was judged."""
         return len(self.sessions) // self.design.sessions

@@ -31,6 +31,7 @@ def summary(comparison: Comparison) -> str:
         f"{comparison.blocks} blocks in {len(comparison.sessions)} sessions",
         *([f"look {comparison.looks} of {comparison.design.looks}"] if comparison.design.looks > 1 else []),
         *(["parity not claimed"] if comparison.parity == "not claimed" else []),
+        *(["A and B are the same file"] if comparison.of_one_file else []),
     ]
     return f"{comparison.verdict}: {said}, {', '.join(evidence)}"
 

@@ -8,6 +8,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from toolchain.artifacts.onnx_file import messages
+from toolchain.artifacts.onnx_plain import copied
 from toolchain.errors import ArtifactError
 
 
@@ -34,8 +35,7 @@ def renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto
 
 def referring_to(model: onnx.ModelProto, data: str) -> onnx.ModelProto:
     """A copy of a graph whose weights in other files lie in the file `data` beside it."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     for tensor in filter(uses_external_data, messages(result, onnx.TensorProto)):
         for entry in tensor.external_data:
             if entry.key == "location":
@@ -44,8 +44,7 @@ def referring_to(model: onnx.ModelProto, data: str) -> onnx.ModelProto:
 
 
 def _replaced(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     for node in messages(result, onnx.NodeProto):
         for listed in (node.input, node.output):
             for index, name in enumerate(listed):

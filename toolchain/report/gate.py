@@ -68,6 +68,11 @@ def gate_notes(result: GateResult) -> list[str]:
         for each in result.evidence
         if each.built
     ]
+    notes += [
+        f"The artifact of {each.cell.name} is its baseline, byte for byte: its relations compare it with itself."
+        for each in result.evidence
+        if each.of_one_file
+    ]
     machines = [describe_machine(each) for each in environments]
     return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 
@@ -78,7 +83,7 @@ def why_table(cell: CellResult) -> Table | None:
     if rows is None:
         return None
     after = cell.artifact.size_bytes
-    cells = [(row.layer, number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
+    cells = [(_named(row.layer), number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
     if rest := rows[LAYERS:]:
         sums = sum(row.before for row in rest), sum(row.after for row in rest)
         cells.append((f"{len(rest)} more layers", number(sums[0]), number(sums[1]), f"{sums[1] - sums[0]:+,}"))
@@ -88,6 +93,11 @@ def why_table(cell: CellResult) -> Table | None:
     before = cell.baseline.size_bytes
     title = f"{cell.name}: {after - before:+,} bytes, {before:,} → {after:,}"
     return Table(title, ("layer", "before", "after", "change"), tuple(cells))
+
+
+def _named(layer: str) -> str:
+    """A layer in words: weights in a file that names no layer before them lie "after (graph)"."""
+    return "(weights without a layer's name)" if layer == "after (graph)" else layer
 
 
 def one_line(text: str) -> str:

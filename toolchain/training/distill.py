@@ -17,20 +17,19 @@ from toolchain.training.processes import unwrapped
 TEMPERATURE = 2.0
 
 
-def distillation(teacher: nn.Module, likelihood: Likelihood, temperature: float = TEMPERATURE) -> Loss:
-    """½·T²·KL(teacher ‖ student at temperature T) + ½·CE, the loss of Hinton et al. 2015 (arXiv 1503.02531).
+def distillation(teacher: nn.Module, likelihood: Likelihood) -> Loss:
+    """½·T²·KL(teacher ‖ student at temperature T = 2) + ½·CE, the loss of Hinton et al. 2015 (arXiv 1503.02531).
 
     Args:
         teacher: images [B, C, H, W] → outputs [B, K]; put into eval mode, never trained.
         likelihood: of the outputs.
-        temperature: T.
     """
     target_of = _without_gradients(teacher)
 
     def loss(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         target = target_of(images)
         outputs = student(images)
-        soft = likelihood.divergence(outputs, target, temperature).mean()
+        soft = likelihood.divergence(outputs, target, TEMPERATURE).mean()
         return 0.5 * soft + 0.5 * likelihood.supervised(outputs, labels)
 
     return loss

@@ -45,10 +45,10 @@ class NcnnRunner(ChildRunner):
 
     target = NAME
 
-    def __init__(self, path: Path, threads: int, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self.versions = {NAME: version(NAME)}
-        self._answer_s = answer_s
+        self._answer_s = ANSWER_S
         self._inputs: tuple[Port, ...] = ()
         self._checked = False
 
