@@ -11,6 +11,7 @@ from recipes import tiny_recipe
 from records import Results
 from suite import HERE, Suite
 
+pytestmark = pytest.mark.slow
 RECIPE = tiny_recipe(
     """[compress]
 method = "joint"

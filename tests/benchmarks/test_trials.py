@@ -56,6 +56,7 @@ class Seeds(Short):
         return super()._compare(*pair, **given)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_the_page_follows(suite, work):
     harness, results = Seeds(), Results(suite.path.parent / "results")
     assert carry_out(suite.path, harness=harness, work=work) == 0

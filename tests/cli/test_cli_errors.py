@@ -494,6 +494,7 @@ def environment(tmp_path):
     return {**os.environ, "SLIMVIT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+@pytest.mark.slow
 def test_reader_that_stops_reading(tmp_path):
     code = "import sys; from toolchain.cli import main; sys.stdin.read(1); main(['schema', 'recipe', '--json'])"
     process = subprocess.Popen(

@@ -619,6 +619,7 @@ def test_bench_says_what_is_wrong(command, arguments, message):
     assert message in outcome.err
 
 
+@pytest.mark.slow
 def test_bench_floor(parsed, command, finished, tmp_path):
     files = [finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")]
     options = ("--sessions", "3", "--blocks", "4")

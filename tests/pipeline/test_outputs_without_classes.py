@@ -107,6 +107,7 @@ def test_the_widths_of_a_regression_follow_from_its_squared_error(folder, tmp_pa
     assert all(rung["top1_agreement"] is None for rung in report["parity"])
 
 
+@pytest.mark.slow
 def test_a_regression_is_fine_tuned_towards_the_dense_numbers(folder, tmp_path):
     tuned = {"epochs": 2, "lr": 1e-4, "batch_size": 16}
     asked = recipe(folder, 5, output="regression", finetune=tuned, compress={"allocation": "uniform"})

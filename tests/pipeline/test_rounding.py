@@ -86,6 +86,7 @@ def test_the_file_that_a_budget_leaves_open_is_chosen_kept_and_told(tmp_path):
     assert again.done_now == []
 
 
+@pytest.mark.slow
 def test_without_images_a_named_file_is_limited_and_an_open_one_refused(tmp_path):
     report = run(Recipe.from_dict(NOISE), tmp_path / "run")
     (size,) = report.size_budget

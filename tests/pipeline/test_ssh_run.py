@@ -102,6 +102,7 @@ def test_what_this_machine_lacks_ends_a_run_at_once(tmp_path):
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_measured_on_the_board(server):
     """The board is one of targets.toml: its clock times whole models there, over ssh."""
     job = prepare(Recipe.from_dict({**ASKED, "budget": {"latency": {"board": "90%"}}}))

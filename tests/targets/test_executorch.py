@@ -327,6 +327,7 @@ def test_a_scale_that_xnnpack_does_not_take_is_refused_with_that_reason(scale, u
         built(path, tmp_path, (1, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_linear_outside_of_the_delegate_is_no_program(files, tmp_path, monkeypatch):
     """Named by its weight, whatever the reason for which XNNPACK leaves it out."""
     partitioner = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
@@ -415,7 +416,7 @@ def test_a_file_of_others_is_refused(there, tmp_path):
         EXECUTORCH_XNNPACK.open(tmp_path / "y.pte", 1).__enter__()
 
 
-@pytest.mark.parametrize("case", swept(STRUCTURES, ("hybrid",)))
+@pytest.mark.parametrize("case", swept(STRUCTURES, ()))
 def test_every_structure_is_one_delegate_with_the_numbers_of_its_file(case, there, tmp_path):
     model, path = shallow(case), tmp_path / "m.onnx"
     size = model.preprocess.input_size

@@ -76,6 +76,7 @@ def rung_of(model, path, tolerance=TOLERANCES["fp32"]):
 
 
 @pytest.mark.usefixtures("there")
+@pytest.mark.slow
 def test_another_structure_is_the_model(tmp_path):
     model = variant("Swin")
     export_onnx(model.module, tmp_path / "m.onnx", input_size=SIZE, opset=20, metadata={}, simplify=True)

@@ -89,6 +89,7 @@ def test_an_interrupted_training_ends_bit_identical(undisturbed, tmp_path, stops
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_bit_identical(undisturbed, tmp_path):
     path = tmp_path / "fit.safetensors"
     command = [sys.executable, killable_fit.__file__, str(path)]

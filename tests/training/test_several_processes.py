@@ -18,6 +18,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(one_thread, tmp_path):
     path = tmp_path / "outcome"
     ended = in_two_processes(shared_fit.__file__, path)  # it asserts by itself that there are two
