@@ -55,7 +55,7 @@ def test_a_draft_that_was_not_carried_out_gives_way_to_the_next(command, picture
     claim(Workspace(folder))  # as if shrink had been killed before its first stage
     line = "shrink", MODEL, "--data", pictures, "--out", folder
     assert command(*line, "--set", "bench.targets=['nor-this']").code == 2
-    assert not recipe.exists() or "nor-this" in recipe.read_text(encoding="utf-8")
+    assert "nor-this" in recipe.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("option", [("--params", "0.6"), ("--macs", "50%"), ("--size", "any=5 MB")])
