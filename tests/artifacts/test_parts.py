@@ -144,3 +144,13 @@ def test_what_is_no_safetensors_file_is_told(tmp_path):
             _ = open_artifact(tmp_path).parts
     save_file({"a.weight": np.ones((2, 3), np.float16)}, tmp_path / "w.safetensors")
     assert open_artifact(tmp_path).parts["a", "weight"] == 12
+
+
+def test_weights_before_which_no_layer_has_a_name_are_called_that(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "val_1"], ["h"]), helper.make_node("MatMul", ["h", "val_2"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    weights = [numpy_helper.from_array(np.ones((4, 4), np.float32), name) for name in ("val_1", "val_2")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
+    layers = {layer for layer, part in open_artifact(tmp_path / "m.onnx").parts if part.startswith("weight")}
+    assert layers == {"(weights without a name)"}

@@ -166,12 +166,6 @@ def ranged(check):
     return f"{check.lo:.6g} … {check.hi:.6g}"
 
 
-def test_weights_that_no_name_places_are_called_that():
-    change = Change(layer="after (graph)", part="weight", before=0, after=1500)
-    table = why_table(gate(cell("c", budget={"size": 2000}, counts={"size": 1500}, changes=(change,))).cells[0])
-    assert [row[0] for row in table.rows] == ["(weights without a layer's name)"]
-
-
 def test_github_action_benchmark(result):
     rows = to_github_benchmark(result)
     assert json.loads(json.dumps(rows)) == rows

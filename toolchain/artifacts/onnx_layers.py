@@ -13,7 +13,7 @@ import onnx_ir as ir
 from toolchain.artifacts.base import Part, layer_and_part
 from toolchain.artifacts.onnx_walk import only_reader, unscaled
 
-GRAPH = "(graph)"
+GRAPH, UNNAMED = "(graph)", "(weights without a name)"
 AUTOMATIC = re.compile(r"(_?v(al)?_\d+|onnx::\w+_\d+|const\w*_\d+|\d+|)(_quantized|_scale|_zero_point)?")
 """Names that torch's exporters and onnxsim generate; their numbers change with every change of the model."""
 MULTIPLIES = frozenset(
@@ -75,7 +75,7 @@ def named_weights(graph: ir.Graph) -> Iterator[tuple[str, Part]]:
             if value in own:
                 last = layer_and_part(str(value.name))[0]
             elif value in unnamed and node.op_type in MULTIPLIES:
-                layer = _layer_of(node, own, unnamed) or f"after {last}"
+                layer = _layer_of(node, own, unnamed) or (UNNAMED if last == GRAPH else f"after {last}")
                 part = (layer, "weight")
                 taken[part] += 1
                 yield str(value.name), part if taken[part] == 1 else (layer, f"weight {taken[part]}")

@@ -83,7 +83,7 @@ def why_table(cell: CellResult) -> Table | None:
     if rows is None:
         return None
     after = cell.artifact.size_bytes
-    cells = [(_named(row.layer), number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
+    cells = [(row.layer, number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
     if rest := rows[LAYERS:]:
         sums = sum(row.before for row in rest), sum(row.after for row in rest)
         cells.append((f"{len(rest)} more layers", number(sums[0]), number(sums[1]), f"{sums[1] - sums[0]:+,}"))
@@ -93,11 +93,6 @@ def why_table(cell: CellResult) -> Table | None:
     before = cell.baseline.size_bytes
     title = f"{cell.name}: {after - before:+,} bytes, {before:,} → {after:,}"
     return Table(title, ("layer", "before", "after", "change"), tuple(cells))
-
-
-def _named(layer: str) -> str:
-    """A layer in words: weights in a file that names no layer before them lie "after (graph)"."""
-    return "(weights without a layer's name)" if layer == "after (graph)" else layer
 
 
 def one_line(text: str) -> str:
