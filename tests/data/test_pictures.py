@@ -166,6 +166,24 @@ def test_what_headers_tell_is_counted_once(tmp_path, kind, name, note):
     assert [each.startswith(note) for each in source.notes] == [True] * bool(note)
 
 
+@pytest.mark.parametrize(("bits", "share"), [(12, "6 %"), (14, "25 %"), (16, "")])
+@pytest.mark.parametrize("form", ["grey.png", "grey.tif", "colour.png", "float.tif"])
+def test_pictures_that_use_a_part_of_their_formats_range_are_told_to_be_dark(tmp_path, bits, share, form):
+    """Kind: a picture whose pixels lose their scale, because fewer bits are stored than the format has."""
+    for index in range(4):
+        values = np.roll(COLOUR, index, axis=0).astype(np.uint16) * 257 >> 16 - bits
+        path = tmp_path / f"{index}{form}"
+        if form == "colour.png":
+            modes.png_16(values)(path)
+        else:
+            grey = values[..., 0]
+            Image.fromarray((grey / 65535).astype(np.float32) if form == "float.tif" else grey).save(path)
+    notes = open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, calibration_images=0)).notes
+    told = [note for note in notes if f"4 of 4 images have more than 8 bits and no pixel above {share} of" in note]
+    assert len(told) == bool(share)
+    assert len(notes) == 1 + bool(share)
+
+
 @pytest.mark.parametrize("kind", ["imagefolder", "images", "hf"])
 def test_colours_that_become_grey_are_counted(tmp_path, kind):
     """Kind: a conversion that was not asked for."""

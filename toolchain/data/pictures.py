@@ -20,6 +20,8 @@ GREY = frozenset({"1", "L", "LA", "La", "I", "F"})
 FLOAT = "F"
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode "I" holds 16 bits; that of a TIFF may hold 32, signed or not
 ORIENTATION = 0x0112
+DARK = 127
+"""Of 255: a picture of more than 8 bits that is nowhere brighter may hold fewer bits than its format has."""
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES = 258, 262, 339
 BAD_FILE = (OSError, SyntaxError, ValueError, KeyError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is damaged, or too large to be meant."""
@@ -45,7 +47,8 @@ def eight_bit(picture: Image.Image, mode: Literal["L", "RGB"], *, turn: bool = F
         values = np.asarray(picture)
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
-                f"its pixels are floats (mode F) from {values.min():g} to {values.max():g}; only 0 to 1 has a known scale"
+                f"its pixels are floats (mode F) from {values.min():g} to {values.max():g}; only 0 to 1 has a known scale, so "
+                "divide them by what stands for white"
             )
         picture = Image.fromarray((values.astype(np.float64) * 255).round().astype(np.uint8))
     elif most is not None:
@@ -88,9 +91,10 @@ class Headers:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
+        self.brightest_of_dark = 0
 
     def add(self, picture: Image.Image) -> None:
-        """Counts an opened picture; floats are decoded for it, since only their values tell the scale.
+        """Counts an opened picture; one of more than 8 bits is decoded for it, since only its values tell how many are used.
 
         Raises:
             ValueError, OSError, SyntaxError: it cannot be read, or has no known scale.
@@ -99,11 +103,14 @@ class Headers:
         self.counts["turned"] += _is_turned(picture)
         self.counts["frames"] += picture.format != "MPO" and getattr(picture, "is_animated", False)
         self.counts["transparent"] += picture.mode in TRANSPARENT or "transparency" in picture.info
-        # Of colours of 16 bits Pillow itself keeps 8; that there are more shows in how it reads the file.
-        self.counts["deep"] += largest(picture) is not None or ";16" in str(getattr(picture, "tile", ""))
-        if picture.mode == FLOAT:
-            eight_bit(picture, "L")
         self.counts["colour"] += not (picture.mode in GREY or picture.mode.startswith("I;"))
+        # Of colours of 16 bits Pillow itself keeps 8; that there are more shows in how it reads the file.
+        if largest(picture) is None and ";16" not in str(getattr(picture, "tile", "")):
+            return
+        self.counts["deep"] += 1
+        if (brightest := int(np.asarray(eight_bit(picture, "RGB")).max())) <= DARK:
+            self.counts["dark"] += 1
+            self.brightest_of_dark = max(self.brightest_of_dark, brightest)
 
     def notes(self, total: int, turn: bool | None, *, turned: bool, channels: int) -> list[str]:
         """One sentence for each thing that is done to the pictures, or left undone, without being asked for.
@@ -119,10 +126,16 @@ class Headers:
         otherwise = (
             f"data.exif_orientation = {str(not turned).lower()} changes it, if the model's trainer did otherwise."
         )
+        dark = (
+            f"more than 8 bits and no pixel above {100 * self.brightest_of_dark / 255:.0f} % of the range of the format: that is "
+            "how dark the model sees them. If they hold fewer bits than the format has, as a camera's 12 of 16, save them "
+            "stretched to all of it, unless the model was trained on them as they are."
+        )
         sentences = {
             "turned": (stored, f"and {'were turned upright' if turned else 'are read as stored'}; {otherwise}"),
             "transparent": (has, "transparency; it is left out, and the colours below it are read."),
             "deep": (has, "more than 8 bits; they are scaled to 8 bits."),
+            "dark": (has, dark),
             "frames": (has, "several frames; the first one is read."),
         }
         if channels == 1:
