@@ -10,6 +10,7 @@ from PIL import Image
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError
+from toolchain.pipeline.draft import pictures_of
 
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
@@ -172,12 +173,45 @@ def test_a_test_folder_whose_one_class_is_unknown_is_not_taken_for_an_unlabelled
         ("seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/seg_test/a", "seg_test/seg_test/b"),
         ("trainset/a", "trainset/b", "valset/a"),
         ("trn/cat", "tst/cat"),
+        ("train2017", "val2017"),
+        ("train_images", "test_images"),
     ],
 )
 def test_folders_that_are_called_or_filled_like_splits_are_no_classes(tmp_path, folders):
     """Kind: split folders taken for classes."""
     with pytest.raises(DataError, match=r"look like splits and not like classes.*Names of splits that are read"):
         open_(fill(tmp_path, *folders))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "beside"),
+    [("images", "masks"), ("JPEGImages", "SegmentationClass"), ("leftImg8bit", "gtFine"), ("rgb", "depth")],
+)
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_masks_beside_pictures_are_neither_classes_nor_pictures(tmp_path, pictures, beside, below):
+    """Kind: folders that are taken for classes, and what is no picture of the model's taken for one."""
+    root = fill(
+        tmp_path, *(f"{part}{name}" for part in {below, below.replace("train", "val")} for name in (pictures, beside))
+    )
+    note = f"Left out, since they hold masks or labels of the pictures beside them: {beside}."
+    with pytest.raises(DataError, match=f"one class folder, '{pictures}'.*images:PATH. {note}"):
+        open_(root)
+    source = open_(root, "images")
+    assert note in source.notes
+    assert sum(sizes(source).values()) == (8 if below else 4)
+    assert pictures_of(str(root), 2).source == pictures_of(str(root), 0).source == f"images:{root}"
+
+
+def test_a_class_may_be_called_mask_where_no_pictures_lie_beside_it(tmp_path):
+    assert open_(fill(tmp_path / "faces", "mask", "no_mask")).num_classes == 2
+    assert open_(fill(tmp_path / "leaves", "photo", "depth")).num_classes == 2
+
+
+def test_masks_within_classes_are_left_out_with_a_note(tmp_path):
+    """Kind: what is no picture of the model's taken for one."""
+    source = open_(fill(tmp_path, *(f"{name}/{kind}" for name in ("cat", "dog") for kind in ("images", "masks"))))
+    assert (source.num_classes, sum(sizes(source).values())) == (2, 8)
+    assert source.notes == ("Left out, since they hold masks or labels of the pictures beside them: masks.",)
 
 
 def test_dev_and_eval_give_way_to_val_with_a_note(tmp_path):

@@ -50,7 +50,7 @@ class ImageFolder:
         if len(classes) < 2 and wanted.classes is None:
             raise DataError(
                 f"{layout.folders['train']} has one class folder, {classes[0]!r}; expected at least two, or train/ and "
-                "val/ (or test/) with the class folders below. Unlabelled images are read by images:PATH."
+                f"val/ (or test/) with the class folders below. Unlabelled images are read by images:PATH. {' '.join(notes)}".rstrip()
             )
         for part, folder in layout.folders.items():
             if part != "train":

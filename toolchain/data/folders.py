@@ -23,8 +23,10 @@ WEAKER = ("dev", "eval")
 """Names of validation that give way to its others."""
 LIKE_SPLITS = re.compile(r"(?<![a-z])(train|val|test|dev|eval)", re.IGNORECASE)
 """Words by which a folder's name looks like a split, as in "train_images" or "seg_test"."""
-COLLECTIONS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "png", "data"})
+COLLECTIONS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "rgb", "jpg", "jpeg", "png", "data"})
 """Names of a folder of pictures within a class or an unlabelled test set: they tell of no class."""
+ANNOTATIONS = re.compile(r"(?<![a-z])(mask|label|annotation|segmentation|ground.?truth|depth)|^gt", re.IGNORECASE)
+"""Names of a folder that holds what is known of pictures, if a folder of pictures lies beside it."""
 NAMES_READ = "train or training; val, valid, validation, dev or eval; test or testing; in any case"
 NO_DATA = frozenset(  # what systems and programs leave in folders, besides names that begin with a dot
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
@@ -79,8 +81,21 @@ def listed(names: Collection[str]) -> str:
 
 
 def folders_in(folder: Path) -> dict[str, Path]:
-    """Name → path of the folders directly in a folder that can be data, sorted by name; raises DataError."""
-    return {path.name: path for path in _entries(folder) if path.is_dir() and is_data(path.name)}
+    """Name → path of the folders directly in a folder that can be data, sorted by name, without annotations; raises DataError."""
+    found = {path.name: path for path in _entries(folder) if path.is_dir() and is_data(path.name)}
+    left = masks_among(found)
+    return {name: path for name, path in found.items() if name not in left}
+
+
+def masks_among(names: Iterable[str]) -> set[str]:
+    """Those of the folders in one place that hold masks or labels for the pictures in another of them."""
+    called = {name: bool(ANNOTATIONS.search(name)) for name in names}
+    beside = any(
+        name.casefold() in COLLECTIONS or re.search("image|img", name, re.IGNORECASE)
+        for name, annotates in called.items()
+        if not annotates
+    )
+    return {name for name, annotates in called.items() if annotates and beside}
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -101,9 +116,11 @@ class Walk:
 
     Attributes:
         endings: lower-case ending → number of files.
+        masks: names of folders of masks or labels, which lie beside the pictures.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
+    masks: set[str] = field(default_factory=set)
 
     def pictures(self, folder: Path) -> list[Path]:
         """The pictures below a folder, at any depth, sorted by folder and name; links are followed, but never in a ring.
@@ -113,7 +130,7 @@ class Walk:
         """
         pictures = []
         try:
-            places = sorted(_walk(folder))
+            places = sorted(_walk(folder, self.masks))
         except OSError as error:
             raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
         for root, names in places:
@@ -127,13 +144,19 @@ class Walk:
 
     def notes(self) -> list[str]:
         """One sentence for each kind of file that was left out."""
-        if not self.endings:
-            return []
-        shown = ", ".join(f"{ending} ({count})" for ending, count in sorted(self.endings.items()))
-        return [f"Files with these endings were left out: {shown}; read are {', '.join(IMG_EXTENSIONS)}."]
+        notes = mask_notes(self.masks)
+        if self.endings:
+            shown = ", ".join(f"{ending} ({count})" for ending, count in sorted(self.endings.items()))
+            notes.append(f"Files with these endings were left out: {shown}; read are {', '.join(IMG_EXTENSIONS)}.")
+        return notes
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def mask_notes(names: Collection[str]) -> list[str]:
+    """One sentence on folders of masks or labels that were left out, if there are any."""
+    return [f"Left out, since they hold masks or labels of the pictures beside them: {listed(names)}."] if names else []
+
+
+def _walk(folder: Path, left: set[str]) -> Iterator[tuple[str, list[str]]]:
     def failed(error: OSError) -> None:
         raise error
 
@@ -141,8 +164,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     above = [place.stat() for place in (folder.resolve(), *folder.resolve().parents)]
     seen = {(place.st_dev, place.st_ino) for place in above}
     for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
-        kept = []
-        for name in filter(is_data, folders):
+        kept, skipped = [], masks_among(filter(is_data, folders))
+        left |= skipped
+        for name in sorted({*filter(is_data, folders)} - skipped):
             place = Path(root, name).stat()
             if (identity := (place.st_dev, place.st_ino)) not in seen:
                 seen.add(identity)
@@ -236,7 +260,7 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
     times = Counter(inner for names in holders.values() for inner in names if inner.casefold() not in COLLECTIONS)
     shared = {inner for inner, count in times.items() if count > 1}
     called = [name for name in tops if LIKE_SPLITS.search(name)]
-    if not shared and not (called and any(holders.values())):
+    if not shared and not (called and (any(holders.values()) or len(called) == len(tops))):
         return
     why = f"hold folders of the same names ({listed(shared)})" if shared else "are called so"
     alike = [name for name, names in holders.items() if names & shared] if shared else called
@@ -248,7 +272,8 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
 
 def class_folders(folder: Path) -> tuple[list[str], list[str]]:
     """(the class folders of a part, sorted by name, what to say about them); raises DataError."""
-    classes, notes = list(folders_in(folder)), []
+    classes = list(folders_in(folder))
+    notes = mask_notes(masks_among(path.name for path in _entries(folder) if path.is_dir()))
     alike = Counter(name.casefold() for name in classes)
     if same := [name for name in classes if alike[name.casefold()] > 1]:
         notes.append(f"The class folders {listed(same)} differ only in case, and are classes of their own.")
