@@ -19,6 +19,7 @@ from torch import Tensor
 from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
 from toolchain.plan import NOT_KWARGS, ModelRef
 from toolchain.recipe import ModelSection
+from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.load import load_checkpoint, load_dense, randomise_untrained
 from toolchain.surgery.replay import create_dense
 
@@ -473,3 +474,29 @@ def test_pixels_that_no_patch_covers_are_told(caplog):
         "Images of 20×16 are no multiple of the patches of 8×8: the model does not see their last 4 rows and 0 columns."
     )
     assert load_dense(section).provenance["notes"] == [note] == caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ((torch.nn.Linear(48, 9), torch.nn.GELU(), torch.nn.Linear(9, 2)), "takes as before"),
+        (
+            (torch.nn.Dropout(), torch.nn.Linear(48, 2)),
+            "rename head.1.weight and head.1.bias to head.weight and head.bias",
+        ),
+    ],
+)
+def test_a_head_of_several_layers_is_told_to_be_none_of_timms_and_what_to_do(tmp_path, head, told, caplog):
+    """Kind: a classifier that is left out, with a note that calls it none."""
+    module = timm.create_model(NAME, **{**TINY, "num_classes": 0})
+    module.head = torch.nn.Sequential(*head)
+    torch.save(module.state_dict(), path := tmp_path / "a.pth")
+    kwargs = {**TINY, "num_classes": 0}
+    loaded = load_dense(ModelSection(name=NAME, kwargs=kwargs, checkpoint=str(path)))
+    assert loaded.ref.output == "features"
+    (note,) = loaded.provenance["notes"]
+    assert "the outputs are the features that enter it" in note
+    assert told in note
+    caplog.clear()
+    assert architecture_of(path, NAME)[1]["num_classes"] == 0
+    assert told in caplog.text

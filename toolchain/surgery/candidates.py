@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from toolchain.families import FAMILIES
 from toolchain.plan import ModelRef
 from toolchain.surgery.anatomy import Anatomy, anatomy, differences, others
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
+from toolchain.surgery.fit import head_of_layers
 from toolchain.surgery.replay import create_dense
 from toolchain.surgery.shapes import shapes_only
 
+log = logging.getLogger(__name__)
 FREE = ("classes", "positions")
 """Fields of `Anatomy` that no architecture fixes: the number of classes, and the size of images."""
 
@@ -46,7 +49,10 @@ def architecture_of(path: Path, name: str = "") -> tuple[str, dict[str, Any]]:
     name = name or trained.name or _name(path, checkpoint)
     kwargs = dict(trained.kwargs) if name.partition(".")[0] == trained.name.partition(".")[0] else {}
     wanted = _sketch(name, kwargs).state_dict()
-    return name, {**kwargs, **_arguments(checkpoint.completed(wanted).anatomy, anatomy(wanted))}
+    completed = checkpoint.completed(wanted)
+    if not completed.anatomy.classes and (why := head_of_layers(completed.weights.tensors)):
+        log.warning("checkpoint %s: %s", path.name, why)
+    return name, {**kwargs, **_arguments(completed.anatomy, anatomy(wanted))}
 
 
 def _arguments(stored: Anatomy, usual: Anatomy) -> dict[str, int]:

@@ -183,9 +183,22 @@ def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fit
     if not extra or any(name in module.state_dict() for name in extra):
         return result
     what = "pooling" if any(name.startswith(POOLING) for name in extra) else "classifier"
-    note = f"Of {origin.what}, {left_out(extra)}: the model has no {what}, and its outputs are features."
+    why = head_of_layers(extra) or f"the model has no {what}, and its outputs are features."
+    note = f"Of {origin.what}, {left_out(extra)}: {why}"
     state = {name: tensor for name, tensor in result.state.items() if name not in extra}
     return replace(result, state=state, notes=(*result.notes, note))
+
+
+def head_of_layers(names: Collection[str]) -> str:
+    """A sentence on a head that is no single linear, as no timm model has it, and what to do; "" where there is none among tensors."""
+    layers = {name.rpartition(".")[0] for name in names if name.startswith("head.") and not PRETRAINING.match(name)}
+    if not layers - {"head", "head.fc"}:
+        return ""
+    do = "keep it, and put it behind the smaller model, whose features it takes as before"
+    if len(layers) == 1:
+        only = layers.pop()
+        do = f"if it is a linear with dropout alone beside it, rename {only}.weight and {only}.bias to head.weight and head.bias; else {do}"
+    return f"the head consists of several layers, which no timm model has, so that the outputs are the features that enter it; {do}."
 
 
 def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
