@@ -268,10 +268,11 @@ def test_folder_digests_see_names_but_neither_place_nor_time(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "images"])
-@pytest.mark.parametrize("pixel", [(0, 0), (-1, -1)])
-def test_folder_digests_see_changed_pixels_of_the_same_size(tmp_path, kind, pixel):
+@pytest.mark.parametrize("pixel", [(0, 0), (50, 50), (-1, -1)])
+@pytest.mark.parametrize("ending", [".bmp", ".ppm", ".tif"])
+def test_folder_digests_see_changed_pixels_of_the_same_size(tmp_path, kind, pixel, ending):
     class_folders(tmp_path)
-    path = tmp_path / "ant" / "0.bmp"  # uncompressed
+    path = tmp_path / "ant" / f"0{ending}"  # uncompressed
     pixels = np.zeros((100, 100, 3), np.uint8)
     digests, sizes = [], []
     for value in (0, 1):
@@ -281,6 +282,22 @@ def test_folder_digests_see_changed_pixels_of_the_same_size(tmp_path, kind, pixe
         sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] > 2 * DIGESTED_BYTES
     assert digests[0] != digests[1]
+
+
+def test_the_digest_of_a_table_is_that_of_its_pictures_and_not_of_where_they_came_from(tmp_path):
+    """Kind: what was made of other pictures taken for these. The library's own fingerprint can be that of their paths."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict(
+        {"picture": [str(write_image(tmp_path / f"{number}.png", number)) for number in range(8)]},
+        features=datasets.Features({"picture": datasets.Image()}),
+    )
+    table.save_to_disk(str(tmp_path / "one"))
+    table.select(range(8)).save_to_disk(str(tmp_path / "same"))
+    write_image(tmp_path / "5.png", 99)
+    table.save_to_disk(str(tmp_path / "other"))
+    one, same, other = (open_(f"hf:{tmp_path / name}").digest for name in ("one", "same", "other"))
+    assert one == same
+    assert one != other
 
 
 @pytest.mark.parametrize(

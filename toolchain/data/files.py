@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -33,6 +33,8 @@ from toolchain.errors import DataError
 
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
+UNCOMPRESSED = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"II*\0", b"MM\0*")
+"""First bytes of files whose size need not change with their pixels: BMP, PNM, TIFF."""
 MOST_WORKERS = 8
 
 
@@ -180,7 +182,7 @@ def header_notes(headers: Headers, total: int, wanted: Wanted, preprocessing: Pr
 
 
 def digest_files(root: Path, files: Iterable[Path]) -> str:
-    """sha256 over the relative path, size, first and last 4 KiB of every file; neither what lies between nor times count.
+    """sha256 over the relative path, size, first and last 4 KiB of every file, and all of one that may be uncompressed.
 
     Raises:
         DataError: a file cannot be read.
@@ -189,15 +191,23 @@ def digest_files(root: Path, files: Iterable[Path]) -> str:
     for path in sorted(files):
         try:
             with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                head = file.read(DIGESTED_BYTES)
-                file.seek(max(len(head), size - DIGESTED_BYTES))
-                tail = file.read(DIGESTED_BYTES)
+                told = digested(file)
         except OSError as error:
             raise DataError(f"cannot read the image {path}: {error.strerror}") from error
         name = os.fsencode(path.relative_to(root).as_posix())  # which need not be UTF-8
-        digest.update(name + f" {size}\n".encode() + head + tail)
+        digest.update(name + told)
     return digest.hexdigest()
+
+
+def digested(file: IO[bytes]) -> bytes:
+    """What tells a picture's file from others: its size and its ends, of one that may be uncompressed all of it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(DIGESTED_BYTES)
+    if head.startswith(UNCOMPRESSED):
+        return f" {size}\n".encode() + head + file.read()
+    file.seek(max(len(head), size - DIGESTED_BYTES))
+    return f" {size}\n".encode() + head + file.read(DIGESTED_BYTES)
 
 
 def workers(wanted: Wanted) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from PIL import Image
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from toolchain.data.base import Content
 from toolchain.data.classes import numbers_of
-from toolchain.data.files import header_notes, sample, workers
+from toolchain.data.files import digested, header_notes, sample, workers
 from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.tables import USAGE, Split, columns_of, tables_of
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError
+
+ROWS = 1000
+"""Rows that are held at once."""
 
 
 class HuggingFace:
@@ -52,7 +56,9 @@ class HuggingFace:
             load = partial(_pixels, preprocessing, rows)
             glances = Glances(partial(_glance, rows, preprocessing.exif_orientation))
             parts[part] = Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels, glances=glances)
-            digest.update(f"{part} {table._fingerprint}\n".encode())  # noqa: SLF001 - the library's own content hash
+            digest.update(f"{part} ".encode())
+            for told in rows.told():
+                digest.update(told)
         return Content(
             parts,
             preprocessing,
@@ -96,6 +102,24 @@ class Rows:
     def as_declared(self, picture: Image.Image, *, turn: bool) -> Image.Image:
         """The picture in the mode that the column declares, if it does; raises ValueError."""
         return picture if self._mode is None else eight_bit(picture, self._mode, turn=turn)
+
+    def told(self) -> Iterator[bytes]:
+        """What tells the pictures of all rows from others, which the library's own fingerprint may not: it can be that of their paths.
+
+        Raises:
+            DataError: a picture that lies beside the table cannot be read.
+        """
+        from pyarrow import BufferReader
+
+        yield f"{len(self)} {self._mode}\n".encode()
+        for batch in self._table.with_format("arrow").iter(batch_size=ROWS):
+            for value in batch.column(self._column):
+                stored, path = (value["bytes"].as_buffer(), value["path"].as_py()) if value.is_valid else (None, None)
+                try:
+                    with Path(path).open("rb") if stored is None and path else BufferReader(stored or b"") as file:
+                        yield digested(file)
+                except OSError as error:
+                    raise DataError(f"cannot read the image {path} of {self._name}: {error.strerror}") from error
 
     def check(self, headers: Headers) -> None:
         """Counts what headers tell of all rows or, of many, an even sample; raises DataError."""

@@ -23,7 +23,6 @@ class Split(Protocol):
     """A table of the `datasets` library, as far as it is used here."""
 
     features: Mapping[str, object]
-    _fingerprint: str
 
     def __len__(self) -> int: ...
 
