@@ -112,6 +112,17 @@ def test_one_of_two_columns_of_images_is_named(tmp_path):
     assert not img.split("train")[0][0].equal(depth.split("train")[twin][0])
 
 
+def test_columns_that_may_be_labels_are_told_where_none_is_read(tmp_path):
+    """Kind: data that is dropped without a word."""
+    root = saved(
+        tmp_path, species=(list(range(12)), datasets.Value("int64")), weight=([0.5] * 12, datasets.Value("float32"))
+    )
+    source = open_(root)
+    assert not source.labelled
+    assert "data.label_column (--label-column) names one, if it is among species." in source.notes[0]
+    assert not any("No labels" in note for asked in ("", "species") for note in open_(root, label_column=asked).notes)
+
+
 def test_what_judges_a_file_names_columns_too(cifar):
     """Kind: a recipe can read CIFAR-100, and the gate of what it made cannot."""
     how = Preprocess((3, 8, 8), (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0, "center")

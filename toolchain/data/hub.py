@@ -18,7 +18,7 @@ from toolchain.data.files import digested, header_notes, sample, workers
 from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
-from toolchain.data.tables import USAGE, Split, columns_of, tables_of
+from toolchain.data.tables import USAGE, Split, columns_of, tables_of, unread_labels
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError
 
@@ -39,6 +39,8 @@ class HuggingFace:
         tables, notes = tables_of(argument)
         first = tables["train"]
         image_column, label_column = columns_of(argument, first.features, wanted)
+        if label_column is None and wanted.label_column is None:
+            notes += unread_labels(first.features, image_column)
         numbers = _numbers(argument, tables, label_column, wanted)
         digest, headers = hashlib.sha256(f"{image_column}\n".encode() if wanted.image_column else b""), Headers()
         parts = {}
@@ -163,7 +165,7 @@ def _numbers(name: str, tables: Mapping[str, Split], column: str | None, wanted:
     if names is None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool")):
         raise DataError(
             f"hf:{name} has labels of type {feature} in {column!r}; expected ClassLabel or whole numbers. "
-            "Try: table.class_encode_column(…)"
+            "Encode texts by table.class_encode_column(…), or read no labels with data.label_column = ''"
         )
     if wanted.classes is None:
         return None

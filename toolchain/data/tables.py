@@ -100,7 +100,8 @@ def tables_of(argument: str) -> tuple[dict[str, Split], list[str]]:
             raise DataError(
                 f"hf:{argument} {wrong}: name one of {names} as hf:{place.name}:CONFIG{revision}"
             ) from error
-        raise DataError(f"cannot load hf:{argument}: {type(error).__name__} {error}".rstrip()) from error
+        why = error.__cause__ or error
+        raise DataError(f"cannot load hf:{argument}: {type(why).__name__} {why}".rstrip()) from error
     tables = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     if len(tables) == 1:  # the only split there is gets split here
         return {"train": next(iter(tables.values()))}, []
@@ -132,11 +133,26 @@ def columns_of(argument: str, features: Mapping[str, object], wanted: Wanted) ->
     classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
     labels = [column for column in kinds if column in ("label", "labels")] or classes
     if not images:
-        raise DataError(f"hf:{argument} has the columns {shown}; expected one Image among them")
+        raise DataError(
+            f"hf:{argument} has the columns {shown}; expected one Image among them. If one holds the bytes or paths of pictures, save "
+            "the data set with table.cast_column(…, datasets.Image())"
+        )
     image = _chosen(argument, "image", wanted.image_column, images, images)
     if wanted.label_column == "" or (wanted.label_column is None and not labels):
         return image, None
     return image, _chosen(argument, "label", wanted.label_column, labels, [each for each in kinds if each != image])
+
+
+def unread_labels(features: Mapping[str, object], image: str) -> list[str]:
+    """A sentence on columns that could be labels, where none was read and none was asked for."""
+    kinds = {column: str(getattr(feature, "dtype", "")) for column, feature in features.items() if column != image}
+    likely = ("int", "uint", "bool", "string", "large_string")
+    possible = [name for name, kind in kinds.items() if kind.startswith(likely) and not name.startswith("__")]
+    note = (
+        "No labels are read, since no column is called label or labels or holds classes: data.label_column (--label-column) "
+        f"names one, if it is among {', '.join(possible)}."
+    )
+    return [note] if possible else []
 
 
 def _chosen(argument: str, what: str, asked: str | None, usual: list[str], possible: list[str]) -> str:

@@ -104,7 +104,7 @@ class Preprocessing:
 
 def unreadable(name: str, error: Exception) -> DataError:
     """What to raise for an image that cannot be read."""
-    return DataError(f"cannot read the image {name}: {error}. Remove or replace the file.")
+    return DataError(f"cannot read the image {name}: {str(error).rstrip('.')}. Remove or replace the file.")
 
 
 class _Declared(BaseModel):
