@@ -122,7 +122,8 @@ def test_pictures_that_are_others_than_before_are_told(tmp_path, caplog):
     }
     recipe = Recipe.from_dict({**raw, "compress": QUICK, "budget": {"params": 0.6}})
     run(recipe, tmp_path / "run")
-    assert "The pictures are not those" not in caplog.text
+    run(Recipe.from_dict({**recipe.tables(), "data": {**raw["data"], "mean": [0.3]}}), tmp_path / "run")
+    assert "The pictures are not those" not in caplog.text, "they are, and are prepared otherwise"
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "0.png")
     run(recipe, tmp_path / "run")
     assert f"The pictures are not those of the run in {tmp_path / 'run'}" in caplog.text

@@ -98,13 +98,13 @@ def run(
 
 
 def other_content(root: Path, job: Job) -> bool:
-    """Whether a run that ended in a folder read other pictures than a job does, from a source of the same kind."""
+    """Whether a run that ended in a folder read other pictures than a job does, from a source of the same kind, however prepared."""
     try:
         before = Report.load(root).data
     except (StorageError, ArtifactError):
         return False
-    now = job.source.identity
-    return before.source == now["source"] and before.digest != now["digest"]
+    same_kind = before.source == job.source.identity["source"]
+    return same_kind and bool(before.content) and before.content != job.source.content
 
 
 def _carry_out(run: Run, job: Job) -> Outcome:
