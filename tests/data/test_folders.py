@@ -258,6 +258,16 @@ def test_images_below_split_folders_stay_in_their_splits(tmp_path):
     assert sum(sizes(open_(fill(tmp_path / "other", "cat", "train"), "images")).values()) == 8
 
 
+@pytest.mark.parametrize(
+    "folders", [splits("archive/train", "archive/val"), ["images/train", "images/val", "labels/train"]]
+)
+def test_images_below_split_folders_stay_in_their_splits_where_one_folder_holds_them_all(tmp_path, folders):
+    """Kind: split folders that are pooled, in a data set of detection or in an archive."""
+    source = open_(fill(tmp_path, *folders), "images")
+    assert sizes(source)["test"] == 4 * sum("val" in name for name in folders)
+    assert any("masks or labels" in note for note in source.notes) == ("labels/train" in folders)
+
+
 def test_linked_folders_are_followed_and_rings_end(tmp_path):
     fill(tmp_path / "store", "cat", "dog")
     (tmp_path / "data").mkdir()

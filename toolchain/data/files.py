@@ -22,6 +22,7 @@ from toolchain.data.folders import (
     class_folders,
     folders_in,
     listed,
+    masks_in,
     pictures_in,
     require_known,
 )
@@ -99,15 +100,17 @@ class ImageFiles:
     def read(self, argument: str, wanted: Wanted, /) -> Content:
         """Unlabelled parts; raises DataError if there is no image, or a file that is not one."""
         root, preprocessing, walk = _folder(argument), wanted.natural(), Walk()
-        tops, notes = folders_in(root), list[str]()
-        names = by_split(tops, str(root))
+        top, notes = _top(root), list[str]()
+        walk.masks |= masks_in(root)
+        tops = folders_in(top)
+        names = by_split(tops, str(top))
         folders = {"train": root}
         if "train" in names and len(names) > 1:
             folders = {part: tops[name] for part, name in names.items()}
             if others := {name for name in tops if name not in names.values()}:
                 notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
-            if strays := len(pictures_in(root)):
-                notes.append(f"Left out, since in no split: {strays} images in {root.name}/.")
+            if strays := len(pictures_in(top)):
+                notes.append(f"Left out, since in no split: {strays} images in {top.name}/.")
         found = {part: sorted(walk.pictures(folder)) for part, folder in folders.items()}
         if missing := [part for part, files in found.items() if not files]:
             raise DataError(
@@ -130,6 +133,12 @@ class ImageFiles:
                 *header_notes(headers, len(files), wanted, preprocessing),
             ),
         )
+
+
+def _top(root: Path) -> Path:
+    """The folder that may hold splits: the root, or the only folder in it, as where pictures lie in images/ and labels beside it."""
+    below = list(folders_in(root).values())
+    return below[0] if len(below) == 1 and not pictures_in(root) else root
 
 
 def _images(

@@ -87,6 +87,11 @@ def folders_in(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if name not in left}
 
 
+def masks_in(folder: Path) -> set[str]:
+    """The names of folders of masks or labels directly in a folder, beside its pictures; raises DataError."""
+    return masks_among(path.name for path in _entries(folder) if path.is_dir() and is_data(path.name))
+
+
 def masks_among(names: Iterable[str]) -> set[str]:
     """Those of the folders in one place that hold masks or labels for the pictures in another of them."""
     called = {name: bool(ANNOTATIONS.search(name)) for name in names}
@@ -273,7 +278,7 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
 def class_folders(folder: Path) -> tuple[list[str], list[str]]:
     """(the class folders of a part, sorted by name, what to say about them); raises DataError."""
     classes = list(folders_in(folder))
-    notes = mask_notes(masks_among(path.name for path in _entries(folder) if path.is_dir()))
+    notes = mask_notes(masks_in(folder))
     alike = Counter(name.casefold() for name in classes)
     if same := [name for name in classes if alike[name.casefold()] > 1]:
         notes.append(f"The class folders {listed(same)} differ only in case, and are classes of their own.")
