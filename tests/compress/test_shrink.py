@@ -440,6 +440,13 @@ def test_what_would_become_another_function_is_refused_before_any_work(
         assert seen == []
 
 
+def test_an_activation_of_a_block_that_is_both_at_once_is_looked_at_too():
+    module = shallow("parallel scaling").module
+    module.blocks[0].mlp_act = Competing()
+    with pytest.raises(ModelError, match=r"blocks\.0\.mlp_act, a Competing, treats neurons differently or together"):
+        Submodule.of(module, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", STRUCTURES)
 def test_no_model_of_a_family_is_refused_for_it(case: str):

@@ -8,6 +8,7 @@ import torch
 from timm.layers.layer_scale import LayerScale
 from timm.layers.linear import Linear
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
@@ -45,11 +46,17 @@ def _shared(model: nn.Module) -> str:
 
 
 def _mixing(model: nn.Module) -> str:
-    for path, mlp in model.named_modules():
-        if isinstance(mlp, MLPS) and isinstance(mlp.fc2, nn.Linear) and _mixes(mlp.act, mlp.fc2.in_features):
+    for path, part in model.named_modules():
+        if isinstance(part, MLPS) and isinstance(part.fc2, nn.Linear):
+            name, neurons = "act", part.fc2.in_features
+        elif isinstance(part, ParallelScalingBlock | DiffParallelScalingBlock):
+            name, neurons = "mlp_act", int(part.in_split[0])
+        else:
+            continue
+        if _mixes(activation := part.get_submodule(name), neurons):
             return (
-                f"{path}.act, a {type(mlp.act).__name__}, treats neurons differently or together, so none can be taken away; use an "
-                "activation that works on each number alone"
+                f"{path}.{name}, a {type(activation).__name__}, treats neurons differently or together, so none can be taken away; "
+                "use an activation that works on each number alone"
             )
     return ""
 
