@@ -12,6 +12,7 @@ import timm
 import torch
 from builders import STRUCTURES, TINY, randomise, shallow
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import toolchain
 from toolchain.compress.submodule import Submodule
@@ -188,6 +189,15 @@ def hooked_backward(detector: Detector) -> None:
     detector.backbone["body"].blocks[0].register_full_backward_hook(lambda *_: None)
 
 
+def pruned(detector: Detector) -> None:
+    prune.l1_unstructured(detector.backbone["body"].blocks[0].mlp.fc1, "weight", amount=0.5)
+
+
+def computed(detector: Detector) -> None:
+    body = detector.backbone["body"]
+    body.blocks[1].seen = body(pictures()[0])
+
+
 def tied(detector: Detector) -> None:
     detector.other = nn.Linear(48, 48)
     detector.other.weight = detector.backbone["body"].blocks[0].attn.proj.weight
@@ -198,8 +208,11 @@ def tied(detector: Detector) -> None:
     [
         (compiled, "backbone.body._orig_mod", "before torch.compile"),
         (overridden, "backbone.body", "its forward was replaced"),
-        (hooked, "backbone.body", "it has hooks"),
-        (hooked_backward, "backbone.body", "it has hooks"),
+        (compiled, "backbone.body", "before torch.compile"),
+        (hooked, "backbone.body", r"blocks\.0 has the hook <lambda>, .* take it off first"),
+        (hooked_backward, "backbone.body", r"blocks\.0 has the hook <lambda>"),
+        (pruned, "backbone.body", r"blocks\.0\.mlp\.fc1 has the hook L1Unstructured, .*prune\.remove"),
+        (computed, "backbone.body", r"cannot be copied \(.*beside its modules and weights, here blocks\.1\.seen"),
         (tied, "backbone.body", "other.weight, outside of it"),
     ],
 )
@@ -371,6 +384,19 @@ def tied(model: nn.Module) -> None:
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
 
 
+def one_scale(model: nn.Module) -> None:
+    model.blocks[1].ls1 = model.blocks[0].ls1
+
+
+def one_bias(model: nn.Module) -> None:
+    """As a checkpoint in which they are tied makes them, by `load_state_dict(…, assign=True)`."""
+    model.blocks[1].mlp.fc2.bias = nn.Parameter(model.blocks[0].attn.proj.bias.data)
+
+
+def positive(model: nn.Module) -> None:
+    nn.utils.parametrize.register_parametrization(model.blocks[0].ls1, "gamma", nn.Softplus())
+
+
 def competing(model: nn.Module) -> None:
     model.blocks[0].mlp.act = Competing()
 
@@ -393,7 +419,10 @@ ODD = [
     (replaced, r"blocks\.1\.mlp\.fc2 is a Linear whose forward is its own"),
     (adapted, r"qkv is a Sequential and no nn\.Linear: merge adapters"),
     (normed, r"blocks\.0\.mlp\.fc1 has parametrizations; take them off first"),
-    (tied, r"blocks\.1\.mlp\.fc1 has the weight of blocks\.0\.mlp\.fc1; give it a copy"),
+    (tied, r"blocks\.1\.mlp\.fc1\.weight is blocks\.0\.mlp\.fc1\.weight as well; give it a copy"),
+    (one_scale, r"blocks\.1\.ls1\.gamma is blocks\.0\.ls1\.gamma as well; give it a copy"),
+    (one_bias, r"blocks\.1\.mlp\.fc2\.bias is blocks\.0\.attn\.proj\.bias as well; give it a copy"),
+    (positive, r"blocks\.0\.ls1 has parametrizations; take them off first"),
     (competing, r"blocks\.0\.mlp\.act, a Competing, treats neurons differently or together"),
     (with_slopes, r"blocks\.1\.mlp\.act, a Slopes, treats neurons differently or together"),
 ]
@@ -403,12 +432,19 @@ ODD = [
 def test_what_would_become_another_function_is_refused_before_any_work(
     change: Callable[[nn.Module], None], message: str
 ):
-    model, seen = vit(), list[Tensor]()
+    model, seen = vit(init_values=0.1), list[Tensor]()
     change(model)
     with pytest.raises(ModelError, match=message):
         toolchain.shrink(model, (seen.append(each) or each for each in pictures()), params=0.6)
     if change is not adapted:
         assert seen == []
+
+
+def test_an_activation_of_a_block_that_is_both_at_once_is_looked_at_too():
+    module = shallow("parallel scaling").module
+    module.blocks[0].mlp_act = Competing()
+    with pytest.raises(ModelError, match=r"blocks\.0\.mlp_act, a Competing, treats neurons differently or together"):
+        Submodule.of(module, "")
 
 
 @pytest.mark.slow

@@ -18,9 +18,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from builders import TINY, dense_model
+from builders import STRUCTURES, TINY, close, dense_model, named, randomise
 from safetensors.torch import save_file
+from sweeps import swept
 from torch import Tensor, nn
 
 from toolchain.cli.main import main
@@ -65,6 +67,35 @@ def test_a_prefix_of_a_wrapper_is_taken_off(tmp_path, prefix):
     model = loaded({"state_dict": below(prefix, state), "epoch": 1}, tmp_path / "a.pth")
     assert is_that(model, state)
     assert "notes" not in model.provenance
+
+
+@pytest.mark.parametrize("case", swept(STRUCTURES))
+def test_what_timm_saves_of_a_structure_is_that_model_again(tmp_path, case):
+    """Kind: names that only the models of one family have. Under a prefix, too, and nothing is told that was not done."""
+    name, kwargs = named(case)
+    torch.manual_seed(0)
+    model = randomise(timm.create_model(name, **kwargs)).eval()
+    torch.save(below("model.", model.state_dict()), tmp_path / "a.pth")
+    result = load_dense(ModelSection(name=name, kwargs=kwargs, checkpoint=str(tmp_path / "a.pth"), output=None))
+    images = torch.randn(2, *result.family.input_size(result.module), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert close(model(images), result.module(images))
+    assert not [note for note in result.provenance.get("notes", ()) if "checkpoint" in note]
+
+
+def test_a_table_of_positions_of_another_grid_is_refused_with_the_keyword_for_it(tmp_path):
+    """Kind: advice that a family has no keyword for. NaFlexVit's positions have a grid and no number."""
+    kwargs = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
+    model = timm.create_model("naflexvit_base_patch16_gap", **kwargs, pos_embed_grid_size=[3, 2])
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    section = ModelSection(name="naflexvit_base_patch16_gap", kwargs=kwargs, checkpoint=str(tmp_path / "a.pth"))
+    with pytest.raises(ArtifactError, match=r"set model\.kwargs\.pos_embed_grid_size = \[3, 2\]$"):
+        load_dense(section)
+
+
+def test_what_no_model_has_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ArtifactError, match=r"it also has aux\.weight; take out of the file what is not the model's"):
+        loaded({**weights(), "aux.weight": torch.zeros(3)}, tmp_path / "a.pth")
 
 
 def test_a_wrapper_in_the_middle_of_names(tmp_path):

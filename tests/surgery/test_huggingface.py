@@ -627,6 +627,11 @@ CROPPED = {
         ({"image_processor_type": "CLIPImageProcessor", "size": 32}, {"interpolation": "bicubic"}),
         ({"image_processor_type": "BitImageProcessorFast"}, {"interpolation": "bicubic"}),
         ({"feature_extractor_type": "DeiTFeatureExtractor"}, {"interpolation": "bicubic"}),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": 32}, {"crop_pct": 32 / 36, "crop_mode": "center"}),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.9},
+            {"crop_pct": 1, "crop_mode": "squash"},
+        ),
         ({"size": 32}, {"interpolation": "bilinear"}),
         ({"resample": 0, "max_num_patches": 16}, {"crop_pct": 1, "crop_mode": "squash", "interpolation": "nearest"}),
         ({**SQUARE, "do_resize": False}, {"crop_pct": 1, "crop_mode": "squash"}),

@@ -91,6 +91,18 @@ def test_a_folder_is_loaded_whole_and_silently(folder, caplog):
     assert not caplog.messages
 
 
+def test_inspect_describes_a_folder_of_timms(folder, capsys):
+    """Kind: a folder that is a model to `shrink` and none to `inspect`, or nothing but its bytes."""
+    torch.save(state(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="0"):
+        main(["inspect", str(folder), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    ref = load_dense(section(folder)).ref
+    assert (facts["kind"], facts["name"], facts["kwargs"]) == ("checkpoint", ref.name, ref.kwargs)
+    assert facts["classes"] == ref.kwargs["num_classes"]
+
+
 # A part that was never trained
 
 

@@ -43,7 +43,7 @@ def _inspect(path: Path) -> Mapping[str, object]:
 
         keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
-    if (path / "config.json").is_file() and (facts := _transformers_facts(path)):
+    if (path / "config.json").is_file() and (facts := _described_facts(path)):
         return facts
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
@@ -90,11 +90,11 @@ def _require_no_text(path: Path) -> None:
         )
 
 
-def _transformers_facts(path: Path) -> Mapping[str, object]:
-    """Those of a folder that transformers saved; nothing if it is none."""
-    from toolchain.surgery.huggingface.folder import is_folder
+def _described_facts(path: Path) -> Mapping[str, object]:
+    """Those of a folder whose config.json is one of transformers or of timm; nothing if it is another's."""
+    from toolchain.surgery.hub import described_facts
 
-    return _checkpoint_facts(path) if is_folder(path) else {}
+    return described_facts(path)
 
 
 def _checkpoint_facts(path: Path) -> Mapping[str, object]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+from timm.layers.layer_scale import LayerScale
 from timm.layers.linear import Linear
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 PLAIN = (nn.Linear.forward, Linear.forward, NonDynamicallyQuantizableLinear.forward)
@@ -18,16 +21,14 @@ MLPS = (Mlp, GluMlp, SwiGLU)
 
 def oddity(model: nn.Module) -> str:
     """What of a model would become another function in a smaller one, and what to do; "" if nothing would."""
-    return _odd_linear(model) or _shared(model) or _mixing(model)
+    return _odd_layer(model) or _shared(model) or _mixing(model)
 
 
-def _odd_linear(model: nn.Module) -> str:
+def _odd_layer(model: nn.Module) -> str:
     for path, layer in model.named_modules():
-        if not isinstance(layer, nn.Linear):
-            continue
-        if is_parametrized(layer):
+        if isinstance(layer, nn.Linear | LayerScale) and is_parametrized(layer):
             return f"{path} has parametrizations; take them off first, by torch.nn.utils.parametrize.remove_parametrizations"
-        if type(layer).forward not in PLAIN or "forward" in vars(layer):
+        if isinstance(layer, nn.Linear) and (type(layer).forward not in PLAIN or "forward" in vars(layer)):
             return (
                 f"{path} is a {type(layer).__name__} whose forward is its own, and would become a plain nn.Linear; merge what it "
                 "adds into its weights first"
@@ -37,20 +38,25 @@ def _odd_linear(model: nn.Module) -> str:
 
 def _shared(model: nn.Module) -> str:
     owners: dict[int, str] = {}
-    for path, layer in model.named_modules(remove_duplicate=False):  # one block may stand at several places
-        if isinstance(layer, nn.Linear):
-            first = owners.setdefault(id(layer.weight), path)
-            if first != path:
-                return f"{path} has the weight of {first}; give it a copy of its own first"
+    for path, tensor in model.named_parameters(remove_duplicate=False):  # one block may stand at several places
+        first = owners.setdefault(id(tensor) if is_lazy(tensor) else tensor.data_ptr() or id(tensor), path)
+        if first != path:
+            return f"{path} is {first} as well; give it a copy of its own first"
     return ""
 
 
 def _mixing(model: nn.Module) -> str:
-    for path, mlp in model.named_modules():
-        if isinstance(mlp, MLPS) and isinstance(mlp.fc2, nn.Linear) and _mixes(mlp.act, mlp.fc2.in_features):
+    for path, part in model.named_modules():
+        if isinstance(part, MLPS) and isinstance(part.fc2, nn.Linear):
+            name, neurons = "act", part.fc2.in_features
+        elif isinstance(part, ParallelScalingBlock | DiffParallelScalingBlock):
+            name, neurons = "mlp_act", int(part.in_split[0])
+        else:
+            continue
+        if _mixes(activation := part.get_submodule(name), neurons):
             return (
-                f"{path}.act, a {type(mlp.act).__name__}, treats neurons differently or together, so none can be taken away; use an "
-                "activation that works on each number alone"
+                f"{path}.{name}, a {type(activation).__name__}, treats neurons differently or together, so none can be taken away; "
+                "use an activation that works on each number alone"
             )
     return ""
 

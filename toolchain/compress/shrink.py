@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -105,7 +104,7 @@ def shrink(
         run = forward or partial(_run, model)
         entering, readout = witnessed(place.part, run, images if forward else _batches(images, model))
     with _exact():
-        source, dense = tensor_source(entering), _dense(place.part, at, entering[:1], readout, output)
+        source, dense = tensor_source(entering), _dense(place.copied(), at, entering[:1], readout, output)
         problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
         masked = run_stage(Compress(source, progress=progress), problem).artifact
         smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
@@ -167,9 +166,9 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
-def _dense(part: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
-    """The part as compression looks at it: a copy in float32 on the CPU, whose output is what is read of it."""
-    module = copy.deepcopy(part).to("cpu", torch.float32).eval()
+def _dense(module: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
+    """A copy of the part as compression looks at it: in float32 on the CPU, in place, its output what is read of the part."""
+    module = module.to("cpu", torch.float32).eval()
     for each in module.modules():  # which would hide the gradients within blocks
         if hasattr(each, CHECKPOINTING):
             setattr(each, CHECKPOINTING, False)

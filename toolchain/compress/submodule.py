@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -50,15 +51,15 @@ class Submodule:
 
     def _entangled(self) -> str:
         """Why the part cannot be replaced; "" if it can."""
-        if compiled := [path for path, module in self.model.named_modules() if _is_compiled(module)]:
-            return f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
         if overridden := [way for way in WAYS if way in vars(self.part)] or _replaced(self.part):
             return f"its {overridden[0]} was replaced on the instance; take that back first (accelerate: remove_hook_from_module)"
-        if any(vars(module)[kind] for module in self.part.modules() for kind in HOOKS):
-            return (
-                "it has hooks, and what they read of it is not seen; remove them, and read intermediate features with its "
-                "forward_intermediates"
-            )
+        for path, module in self.part.named_modules():
+            if hooks := [hook for kind in HOOKS for hook in vars(module)[kind].values()]:
+                name = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
+                return (
+                    f"{path or 'it'} has the hook {name}, and what hooks do is not seen; take it off first (torch.nn.utils: "
+                    "remove_weight_norm, prune.remove), and read intermediate features with forward_intermediates"
+                )
         if odd := oddity(self.part):
             return odd
         own = {id(tensor) for tensor in self.part.parameters()}
@@ -67,6 +68,22 @@ class Submodule:
             if id(parameter) in own and not name.startswith(inside):
                 return f"{name}, outside of it, is one of its parameters; untie them first"
         return ""
+
+    def copied(self) -> nn.Module:
+        """A copy of the part; raises ModelError that names what it holds that cannot be copied."""
+        try:
+            return copy.deepcopy(self.part)
+        except (TypeError, RuntimeError) as error:
+            places = [
+                f"{path}.{name}".removeprefix(".")
+                for path, module in self.part.named_modules()
+                for name, value in vars(module).items()
+                if not (name.startswith("_") or _is_copied(value))
+            ]
+            raise ModelError(
+                f"the model cannot be copied ({str(error).partition('.')[0]}): take off what it holds beside its modules and weights"
+                + (f", here {', '.join(places[:3])}" if places else "")
+            ) from error
 
     def fill(self, smaller: nn.Module) -> nn.Module:
         """The model with another module in this place, which becomes of the class, mode, device and type of the part."""
@@ -85,6 +102,10 @@ def _claimed(model: nn.Module, at: str) -> nn.Module:
         raise ModelError(
             f"shrink takes a model in memory, got a {type(model).__name__}; `slimvit shrink` takes names and files"
         )
+    if compiled := [path for path, module in model.named_modules() if _is_compiled(module)]:
+        raise ModelError(
+            f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
+        )
     try:
         part = model.get_submodule(at)
     except AttributeError:
@@ -102,6 +123,14 @@ def _claimed(model: nn.Module, at: str) -> nn.Module:
     raise ModelError(
         f"{what}, which is no model of a supported family{where}{saved}. See `slimvit models` for what is."
     )
+
+
+def _is_copied(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def _called(part: nn.Module) -> str:

@@ -27,7 +27,7 @@ PREFERRED = ("state_dict_ema", "model_ema", "ema", "teacher")
 """Keys whose tensors come before others: averages are what training scripts evaluate. The first two are timm's choice."""
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch puts into the middle of names when it wraps a module; it never belongs to a model."""
-ANCHOR = "patch_embed.proj.weight"
+ANCHOR = re.compile(r"(?P<prefix>.*\.|)(patch_embed|embeds)\.proj\.weight")
 """The tensor that every vision transformer of timm has: what stands before it is a wrapper's prefix."""
 CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
 """Names of blocks that are grouped in chunks; the second number counts through all blocks."""
@@ -216,7 +216,7 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
             raise ArtifactError(
                 f"the checkpoint {path} holds {name} as {kind} tensor; save plain tensors, such as those of state_dict()"
             )
-    rivals = tuple(part for part in fitting[1:] if ANCHOR in weights.tensors and not part.equals(weights))
+    rivals = tuple(part for part in fitting[1:] if _is_anchored(weights) and not part.equals(weights))
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
     return Checkpoint(form, weights, rivals, beside, trained=Trained.of(raw))
@@ -294,8 +294,8 @@ def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:
         plain[name] = tensor
     parallel = "module." if all(name.startswith("module.") for name in plain) else ""
     plain = {name.removeprefix(parallel): tensor for name, tensor in plain.items()}
-    anchors = [name for name in plain if name == ANCHOR or name.endswith(f".{ANCHOR}")]
-    prefixes = [name.removesuffix(ANCHOR) for name in anchors if not name.startswith(LEFT_TO_TIMM)] or [""]
+    anchors = [found for name in plain if (found := ANCHOR.fullmatch(name)) and not name.startswith(LEFT_TO_TIMM)]
+    prefixes = [found["prefix"] for found in anchors] or [""]
 
     def home(name: str) -> str | None:
         return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
@@ -321,9 +321,14 @@ def _unchunked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {CHUNKED.sub(r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
 
 
+def _is_anchored(weights: Weights) -> bool:
+    """Whether they are a vision transformer's, under no prefix."""
+    return any((found := ANCHOR.fullmatch(name)) and not found["prefix"] for name in weights.tensors)
+
+
 def _score(weights: Weights, wanted: Anatomy | None) -> tuple[bool, int, int]:
     """How much speaks for weights: that they are a vision transformer's, that of the model, how many tensors there are."""
-    if ANCHOR not in weights.tensors:
+    if not _is_anchored(weights):
         return False, 0, len(weights.tensors)
     if wanted is None:
         return True, 0, 0

@@ -17,7 +17,18 @@ from torch import Tensor, nn
 
 from toolchain.errors import ArtifactError, ModelError, SlimvitError
 from toolchain.families import Family
-from toolchain.surgery.anatomy import TRANSFORMERS, Anatomy, anatomy, by, differences, is_square, others, remedy
+from toolchain.families.narrow import NarrowParallel
+from toolchain.surgery.anatomy import (
+    FLEXIBLE,
+    TRANSFORMERS,
+    Anatomy,
+    anatomy,
+    by,
+    differences,
+    is_square,
+    others,
+    remedy,
+)
 from toolchain.surgery.resampling import TIMM, Resampling
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
@@ -108,7 +119,7 @@ class _AsStored:
         self.pretrained_model_args: dict[str, object] = {}
         if getattr(model, POSITIONS, None) is not None:
             self.pos_embed = _Shaped((1, _Equal(), 1))
-        if kernel is not None and kernel.ndim == 4:
+        if kernel is not None and kernel.ndim == 4 and hasattr(model, "patch_embed"):
             self.patch_embed = _Patches(model.get_submodule("patch_embed"), tuple(kernel.shape))
 
     def __getattr__(self, name: str) -> Any:
@@ -145,10 +156,10 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
         text = f"{origin.what} {origin.word('does')} not fit the model: the tensors cannot be converted ({reason})"
         raise ArtifactError(text) from error
-    grid = _grid(module)
+    grid = _grid(module) if model.positions else (0, 0)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:
         stored, model = replace(stored, embeds_tokens=embeds), replace(model, embeds_tokens=not embeds)
-    left = _left_out(tensors, state, origin)
+    left = _left_out(tensors, state, module, origin)
     unused = [name for name in state if PRETRAINING.match(name) and name not in module.state_dict()]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
     patches = _patches(state, stored, model, origin)
@@ -240,7 +251,13 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
         *([f"{it} also {has} {some(unknown)}"] if unknown else []),
         *([f"{other[0]} is {by(state[other[0]].shape)}, the model's {by(wanted[other[0]].shape)}"] if other else []),
     ]
-    raise origin.misfit(", and ".join(parts))
+    if (table := f"{FLEXIBLE}{POSITIONS}") in other:
+        do = f"set model.kwargs.pos_embed_grid_size = {list(state[table].shape[1:3])}"
+    elif missing:
+        do = "use a file with all of the model's weights"
+    else:
+        do = "take out of the file what is not the model's" if unknown else "set model.kwargs as it was trained with"
+    raise origin.misfit(", and ".join(parts), do)
 
 
 def keywords(module: nn.Module) -> set[str]:
@@ -256,17 +273,21 @@ def some(names: Collection[str]) -> str:
     return f"{len(names)} tensors ({', '.join(shown)}{', …' if len(names) > 2 else ''})"
 
 
-def _left_out(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:
+def _left_out(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], module: nn.Module, origin: Origin
+) -> list[str]:
     """A sentence on the tensors that timm's conversion drops of a checkpoint under its own names, such as "pre_logits"."""
-    if KERNEL not in tensors:
+    if KERNEL not in tensors or KERNEL not in state:
         return []  # another's names: what became of each cannot be told, and what is missing is refused
     kept = {tensor.data_ptr() for tensor in state.values()}
-    # The biases q_bias and v_bias of attention become its qkv.bias.
+    # The biases q_bias and v_bias of attention become its qkv.bias; a parallel block's two output linears become one.
     joined = {name.rpartition(".")[0].rpartition(".")[0] for name in state if name not in tensors} - {""}
+    gathered = {path for path, part in module.named_modules() if isinstance(part, NarrowParallel)}
     dropped = [
         name
         for name, tensor in tensors.items()
-        if name not in state and tensor.data_ptr() not in kept and name.rpartition(".")[0] not in joined
+        if name not in state and tensor.data_ptr() not in kept
+        if (owner := name.rpartition(".")[0]) not in joined and owner.rpartition(".")[0] not in gathered
     ]
     return [f"Of {origin.what}, {left_out(dropped)}: timm's model has no such part."] if dropped else []
 

@@ -24,7 +24,7 @@ from toolchain.outputs import Output
 from toolchain.places import HUB, HUB_URL, LOCAL, model_source
 from toolchain.plan import ModelRef
 from toolchain.records import place_and_fault
-from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
+from toolchain.surgery.checkpoint import Checkpoint, checkpoint_facts, read_checkpoint
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
 from toolchain.surgery.refusals import refusal
@@ -267,6 +267,20 @@ def _weights_in(folder: Path) -> Path:
         if found:
             return found[0]
     raise StorageError(f"{folder} holds no weights; expected {WEIGHTS[0]}")
+
+
+def described_facts(folder: Path) -> dict[str, object]:
+    """What `slimvit inspect` shows of a folder that transformers or timm saved; {} of one that neither did.
+
+    Raises:
+        ModelError, StorageError, ArtifactError: as `resolved` and `read_checkpoint`.
+    """
+    if is_folder(folder):
+        return checkpoint_facts(folder)
+    if "architecture" not in read_config(folder / CONFIG, str(folder)):
+        return {}
+    ref = resolved(f"{LOCAL}:{folder}", {}).ref
+    return checkpoint_facts(_weights_in(folder)) | {"name": ref.name, "kwargs": ref.kwargs}
 
 
 def _downloaded(url: str) -> bool:

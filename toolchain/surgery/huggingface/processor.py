@@ -26,10 +26,12 @@ class Defaults:
     Attributes:
         interpolation: its filter.
         by_edge: whether a size of one number is that of the shorter edge, and not of both.
+        crop_pct: where a size is that of the crop, the share that this is of the picture; None where it is the picture's.
     """
 
     interpolation: str
     by_edge: bool = False
+    crop_pct: float | None = None
 
 
 CLASSES = {
@@ -38,12 +40,15 @@ CLASSES = {
     "Beit": Defaults("bicubic"),
     "Bit": Defaults("bicubic", by_edge=True),
     "CLIP": Defaults("bicubic", by_edge=True),
-    "ConvNext": Defaults("bicubic", by_edge=True),
+    "ConvNext": Defaults("bicubic", by_edge=True, crop_pct=224 / 256),
     "DINOv3ViT": Defaults("bilinear"),
     "Siglip": Defaults("bicubic", by_edge=True),
     "Siglip2": Defaults("bilinear"),
 }
 """What stands before "ImageProcessor" or, in older files, "FeatureExtractor" → what that class does."""
+
+WHOLE_FROM = 384
+"""From this size on, a processor whose size is that of the crop crops nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,9 @@ def _preparation(raw: Mapping[str, Any], usual: str) -> Preparation:
     if size is None:
         return Preparation(fields, crop, (*silent, "the size"))
     edges, square = _resized(size, defaults)
+    if defaults.crop_pct is not None:
+        crop, square = edges, min(edges) >= WHOLE_FROM
+        edges = edges if square else (int(edges[0] / raw.get("crop_pct", defaults.crop_pct)),) * 2
     fields["crop_pct"] = min(1.0, crop[0] / edges[0]) if crop else 1.0
     fields["crop_mode"] = "squash" if square else "center"
     return Preparation(fields, crop or (edges if square else None), tuple(silent))
