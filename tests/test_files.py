@@ -19,6 +19,7 @@ from toolchain.files import (
     atomic_path,
     check_replaceable,
     digest_of,
+    files_below,
     read_json,
     sha256,
     write_json,
@@ -303,3 +304,19 @@ def test_preprocess_survives_json():
 def test_preprocess_that_is_none(raw):
     with pytest.raises(ArtifactError, match="preprocessing is invalid at"):
         Preprocess.from_dict(raw)
+
+
+def test_the_files_of_a_folder_are_those_that_its_links_lead_to(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "weights.bin").write_bytes(b"1")
+    (folder / "linked").symlink_to(elsewhere)
+    assert files_below(folder) == [folder / "linked" / "weights.bin"]
+    (elsewhere / "loop").symlink_to(elsewhere)
+    with pytest.raises(StorageError, match="loop is a link to a folder that it lies in"):
+        files_below(folder)
+    (elsewhere / "loop").unlink()
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(StorageError, match=r"gone is a link to .*nothing, which is not there"):
+        files_below(folder)

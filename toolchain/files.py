@@ -151,8 +151,26 @@ def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[
 
 
 def files_below(path: Path) -> list[Path]:
-    """A file itself, or every file of a folder, sorted."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    """A file itself, or every file of a folder, sorted; what links lead to is what would be copied with it.
+
+    Raises:
+        StorageError: a link leads nowhere, or to a folder that it lies in.
+    """
+    return sorted(_files_of(path, (path.resolve(),))) if path.is_dir() else [path]
+
+
+def _files_of(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            if (real := path.resolve()) in above:
+                raise StorageError(f"{path} is a link to a folder that it lies in; remove it")
+            yield from _files_of(path, (*above, real))
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise StorageError(
+                f"{path} is a link to {path.readlink()}, which is not there; fetch that, or remove the link"
+            )
 
 
 def user_cache() -> Path:

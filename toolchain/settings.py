@@ -91,8 +91,12 @@ def read_toml(path: Path, what: str = "") -> dict[str, object]:
 
 
 def absolute_path(path: str, base: Path) -> str:
-    """A path that a file names, from that file's folder; `~` is the user's."""
-    return str((base / Path(path).expanduser()).resolve())
+    """A path that a file names, from that file's folder; `~` is the user's.
+
+    A link at its end keeps its name: it tells the format, and what belongs to the file lies beside it.
+    """
+    whole = base / Path(path).expanduser()
+    return str(whole.parent.resolve() / whole.name if whole.is_symlink() else whole.resolve())
 
 
 def parse_size(text: str) -> tuple[float, bool]:

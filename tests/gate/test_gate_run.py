@@ -220,6 +220,21 @@ def test_what_holds_not_one_byte_is_within_no_budget(tmp_path, empty):
         run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
 
 
+def test_an_artifact_of_links_into_a_store_is_what_they_lead_to(tmp_path):
+    """Kind: a path whose name, or whose neighbours, are lost when its links are followed."""
+    whole = write_classifier(tmp_path / "whole" / "model.onnx", external=True, padding=100)
+    linked = tmp_path / "linked" / "model.onnx"
+    linked.parent.mkdir()
+    for number, name in enumerate(("model.onnx", "model.onnx.data")):
+        (tmp_path / str(number)).write_bytes(whole.with_name(name).read_bytes())
+        linked.with_name(name).symlink_to(tmp_path / str(number))
+    cell = {"name": "linked", "artifact": "linked/model.onnx", "budget": {"size": 1000, "params": 1000}}
+    config = GateConfig.from_dict({"cell": [cell]}, tmp_path)
+    (evidence,) = run_gate(config, tool="test", day=TODAY).evidence
+    assert evidence.artifact.file.sha256 == open_artifact(whole).sha256
+    assert evidence.artifact.counts == {"size": open_artifact(whole).size_bytes, "params": 750}
+
+
 def test_a_better_artifact_passes(judge):
     relation = {"size": 0.0, "params": 0.0, "accuracy": 0.0}
     better = judge(relation=relation)
