@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from builders import write_classifier
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -215,9 +216,35 @@ def test_pictures_that_change_while_the_gate_runs_leave_it_undecided(judge, monk
 def test_what_holds_not_one_byte_is_within_no_budget(tmp_path, empty):
     (tmp_path / "file.bin").touch()
     (tmp_path / "folder").mkdir()
-    raw = {"cell": [{"name": "a", "artifact": empty, "budget": {"size": "8 MB"}}]}
     with pytest.raises(ArtifactError, match="not one byte"):
-        run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+        sized(tmp_path / empty)
+
+
+def sized(path):
+    """The result of a gate that has nothing but a budget of 8 MB for a file or folder."""
+    raw = {"cell": [{"name": "a", "artifact": str(path), "budget": {"size": "8 MB"}}]}
+    return run_gate(GateConfig.from_dict(raw, path.parent), tool="test", day=TODAY)
+
+
+def test_a_file_that_was_cut_off_is_within_no_budget(tmp_path):
+    safetensors.numpy.save_file({"weight": np.zeros(1000, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.xml").write_text(
+        '<net><layers><layer name="w" type="Const"><data element_type="f32" shape="1000" offset="0" size="4000"/></layer></layers></net>'
+    )
+    (tmp_path / "model.bin").write_bytes(bytes(4000))
+    for name, cut in (("model.safetensors", "model.safetensors"), ("model.xml", "model.bin")):
+        assert sized(tmp_path / name).verdict == "pass"
+        (tmp_path / cut).write_bytes((tmp_path / cut).read_bytes()[:-100])
+        with pytest.raises(ArtifactError, match="it is truncated"):
+            sized(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "folder/model.safetensors"])
+def test_a_pointer_of_git_lfs_is_within_no_budget(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5000000000\n")
+    with pytest.raises(ArtifactError, match="pointer of Git LFS"):
+        sized(tmp_path / name.partition("/")[0])
 
 
 def test_an_artifact_of_links_into_a_store_is_what_they_lead_to(tmp_path):
