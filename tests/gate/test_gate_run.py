@@ -366,9 +366,10 @@ def test_what_is_skipped_is_counted_and_only_skipping_fails(judge):
     assert "nothing was evaluated" in nothing.headline
 
 
-def accept(check, at_most, *, cell="digits", expires=TODAY):
+def accept(check, at_most, *, cell="digits", expires=TODAY, against=None):
+    day = TODAY - dt.timedelta(30)
     return Accept(
-        cell=cell, check=check, at_most=at_most, reason="known", accepted=TODAY - dt.timedelta(30), expires=expires
+        cell=cell, check=check, at_most=at_most, reason="known", accepted=day, expires=expires, against=against
     )
 
 
@@ -399,6 +400,17 @@ def test_an_accept_ends_and_is_reported_when_it_is_of_no_use(judge, size):
     assert states(judge({"size": size}, accepts=others)) == ["unused", "unknown", "unknown"]
 
 
+def test_an_accept_of_other_pictures_covers_nothing(judge):
+    """Kind: what was accepted of one thing, taken for another that is called alike."""
+    failed = judge(relation={"accuracy": 0.0}, swap=3)
+    wrong, pictures = failed.cells[0].checks[0].value, failed.basis("digits", "relation.accuracy")
+    for against, state in ((pictures, "used"), (None, "used"), ("0" * 64, "moved")):
+        result = judge(
+            relation={"accuracy": 0.0}, accepts=[accept("relation.accuracy", wrong, against=against)], swap=3
+        )
+        assert (result.verdict == "pass", states(result)) == (state == "used", [state])
+
+
 def test_of_several_accepts_the_last_one_counts(judge, size):
     result = judge({"size": size}, accepts=[accept("budget.size", 10**6), accept("budget.size", 1)], padding=10)
     assert (statuses(result), states(result)) == ({"budget.size": "fail"}, ["exceeded"])
@@ -408,7 +420,9 @@ def test_the_file_of_accepts_is_a_log_for_people(tmp_path):
     gate = tmp_path / "gate.toml"
     assert load_accepts(gate) == ()
     first = accept("budget.size", 12)
-    tricky = first.model_copy(update={"reason": 'a "quote"\\ \x7f\n🙂 [[accept]]', "at_most": 1.25, "cell": "über"})
+    tricky = first.model_copy(
+        update={"reason": 'a "quote"\\ \x7f\n🙂 [[accept]]', "at_most": 1.25, "against": "0" * 64}
+    )
     assert add_accepts(gate, [first]) == accepts_path(gate)
     written = accepts_path(gate).read_text().replace("# An entry", "# a note of mine\n# An entry")
     accepts_path(gate).write_text(written)
