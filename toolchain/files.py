@@ -40,15 +40,29 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether a path is that of a device or a pipe, or of what a link in /dev leads to."""
+    return path.exists() and (Path("/dev") in path.absolute().parents or not (path.is_file() or path.is_dir()))
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well and is removed when it does not.
+
+    A device or a pipe, such as /dev/null, is written into instead: nothing may take its place.
 
     Raises:
         StorageError: the folder is missing, read-only or full.
     """
     temporary: Path | None = None
     try:
+        if _is_stream(path):
+            with tempfile.TemporaryDirectory(prefix="slimvit-") as folder:
+                whole = Path(folder, "whole")
+                yield whole
+                with path.open("wb") as stream:
+                    stream.write(whole.read_bytes())
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
