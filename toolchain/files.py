@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
     try:
         text = gzip.decompress(stored) if stored.startswith(GZIP) else stored
         return json.loads(text.decode("utf-8"))
-    except (ValueError, EOFError, OSError, zlib.error) as error:  # ValueError: of JSON, and of UTF-8
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:  # ValueError: of JSON, and of UTF-8
         raise ArtifactError(f"{path} is not JSON: {error}") from None
 
 
