@@ -22,6 +22,7 @@ from toolchain.files import (
     files_below,
     read_json,
     sha256,
+    user_cache,
     write_json,
     write_text,
 )
@@ -315,6 +316,17 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path):
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch):
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    for name in ("HOME", "SLIMVIT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(StorageError, match="set HOME"):
+        user_cache()
 
 
 def test_the_files_of_a_folder_are_those_that_its_links_lead_to(tmp_path):

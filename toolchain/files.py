@@ -187,11 +187,21 @@ def _files_of(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             )
 
 
+def home() -> Path:
+    """The user's own folder; raises StorageError if the system knows of none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise StorageError(
+            "the system names no home folder for this user: set HOME to a folder that can be written"
+        ) from None
+
+
 def user_cache() -> Path:
     """The folder that recipes share: SLIMVIT_CACHE_DIR, else slimvit below the user's cache folder."""
     if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
         return Path(custom)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimvit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "slimvit"
 
 
 @contextlib.contextmanager
