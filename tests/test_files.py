@@ -19,8 +19,10 @@ from toolchain.files import (
     atomic_path,
     check_replaceable,
     digest_of,
+    files_below,
     read_json,
     sha256,
+    user_cache,
     write_json,
     write_text,
 )
@@ -303,3 +305,41 @@ def test_preprocess_survives_json():
 def test_preprocess_that_is_none(raw):
     with pytest.raises(ArtifactError, match="preprocessing is invalid at"):
         Preprocess.from_dict(raw)
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "all of it")
+    assert os.read(reader, 100) == b"all of it"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch):
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    for name in ("HOME", "SLIMVIT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(StorageError, match="set HOME"):
+        user_cache()
+
+
+def test_the_files_of_a_folder_are_those_that_its_links_lead_to(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "weights.bin").write_bytes(b"1")
+    (folder / "linked").symlink_to(elsewhere)
+    assert files_below(folder) == [folder / "linked" / "weights.bin"]
+    (elsewhere / "loop").symlink_to(elsewhere)
+    with pytest.raises(StorageError, match="loop is a link to a folder that it lies in"):
+        files_below(folder)
+    (elsewhere / "loop").unlink()
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(StorageError, match=r"gone is a link to .*nothing, which is not there"):
+        files_below(folder)

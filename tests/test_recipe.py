@@ -481,7 +481,9 @@ def test_a_share_may_be_a_number_or_in_per_cent(written):
     assert Recipe.from_dict(with_("budget", params=written)).budget.params == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("written", ["", "3", "12 MiB", "101%", "0 MB", "-1 MB", "1 MB 2", "%", "1e3 MB"])
+@pytest.mark.parametrize(
+    "written", ["", "3", "12 MiB", "101%", "0 MB", "-1 MB", "1 MB 2", "%", "1e3 MB", "9" * 400 + " MB"]
+)
 def test_other_sizes_are_refused(written):
     with pytest.raises(ValueError, match="size"):
         parse_size(written)
@@ -495,6 +497,9 @@ def test_other_sizes_are_refused(written):
         (" .5ms ", 0.5, False),
         ("800 us", 0.8, False),
         ("1.2s", 1200.0, False),
+        ("800 µs", 0.8, False),
+        ("800 μs", 0.8, False),
+        ("8 MS", 8.0, False),
     ],
 )
 def test_latencies_are_shares_or_times(written, value, is_share):

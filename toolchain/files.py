@@ -40,15 +40,29 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether a path is that of a device or a pipe, or of what a link in /dev leads to."""
+    return path.exists() and (Path("/dev") in path.absolute().parents or not (path.is_file() or path.is_dir()))
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well and is removed when it does not.
+
+    A device or a pipe, such as /dev/null, is written into instead: nothing may take its place.
 
     Raises:
         StorageError: the folder is missing, read-only or full.
     """
     temporary: Path | None = None
     try:
+        if _is_stream(path):
+            with tempfile.TemporaryDirectory(prefix="slimvit-") as folder:
+                whole = Path(folder, "whole")
+                yield whole
+                with path.open("wb") as stream:
+                    stream.write(whole.read_bytes())
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
@@ -85,7 +99,7 @@ def read_json(path: Path) -> Any:
     try:
         text = gzip.decompress(stored) if stored.startswith(GZIP) else stored
         return json.loads(text.decode("utf-8"))
-    except (ValueError, EOFError, OSError, zlib.error) as error:  # ValueError: of JSON, and of UTF-8
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:  # ValueError: of JSON, and of UTF-8
         raise ArtifactError(f"{path} is not JSON: {error}") from None
 
 
@@ -151,15 +165,43 @@ def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[
 
 
 def files_below(path: Path) -> list[Path]:
-    """A file itself, or every file of a folder, sorted."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    """A file itself, or every file of a folder, sorted; what links lead to is what would be copied with it.
+
+    Raises:
+        StorageError: a link leads nowhere, or to a folder that it lies in.
+    """
+    return sorted(_files_of(path, (path.resolve(),))) if path.is_dir() else [path]
+
+
+def _files_of(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            if (real := path.resolve()) in above:
+                raise StorageError(f"{path} is a link to a folder that it lies in; remove it")
+            yield from _files_of(path, (*above, real))
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise StorageError(
+                f"{path} is a link to {path.readlink()}, which is not there; fetch that, or remove the link"
+            )
+
+
+def home() -> Path:
+    """The user's own folder; raises StorageError if the system knows of none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise StorageError(
+            "the system names no home folder for this user: set HOME to a folder that can be written"
+        ) from None
 
 
 def user_cache() -> Path:
     """The folder that recipes share: SLIMVIT_CACHE_DIR, else slimvit below the user's cache folder."""
     if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
         return Path(custom)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimvit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "slimvit"
 
 
 @contextlib.contextmanager

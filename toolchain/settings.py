@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -91,8 +92,12 @@ def read_toml(path: Path, what: str = "") -> dict[str, object]:
 
 
 def absolute_path(path: str, base: Path) -> str:
-    """A path that a file names, from that file's folder; `~` is the user's."""
-    return str((base / Path(path).expanduser()).resolve())
+    """A path that a file names, from that file's folder; `~` is the user's.
+
+    A link at its end keeps its name: it tells the format, and what belongs to the file lies beside it.
+    """
+    whole = base / Path(path).expanduser()
+    return str(whole.parent.resolve() / whole.name if whole.is_symlink() else whole.resolve())
 
 
 def parse_size(text: str) -> tuple[float, bool]:
@@ -112,15 +117,20 @@ def parse_latency(text: str) -> tuple[float, bool]:
     Raises:
         ValueError: the text is neither.
     """
-    return _share_or(text, {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}, f"latency {text!r}", "a time like '8 ms'")
+    return _share_or(
+        text, {"us": 1e-3, "µs".casefold(): 1e-3, "ms": 1.0, "s": 1e3}, f"latency {text!r}", "a time like '8 ms'"
+    )
 
 
 def _share_or(text: str, units: Mapping[str, float], what: str, example: str) -> tuple[float, bool]:
     """(value, is_share): a share of the dense model's, or an amount in one of the units."""
-    number = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*(%|{'|'.join(units)})\s*", text, re.IGNORECASE)
-    if number is None:
+    number = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%|\D+)", text.strip())
+    unit = number.group(2).casefold() if number else ""
+    if number is None or unit not in ("%", *units):
         raise ValueError(f"{what} is neither a share like '45%' nor {example}")
-    value, unit = float(number.group(1)), number.group(2).lower()
+    value = float(number.group(1))
+    if math.isinf(value):
+        raise ValueError(f"{what} is larger than any number")
     if value <= 0 or (unit == "%" and value > 100):
         raise ValueError(f"{what} must be above 0 and a share at most 100%")
     return (value / 100, True) if unit == "%" else (value * units[unit], False)

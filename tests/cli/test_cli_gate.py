@@ -145,6 +145,16 @@ def test_an_accept_turns_the_gate_green_for_just_this(command, gate):
     assert unused.out.count("not needed any more") == 2
 
 
+def test_wrong_images_are_accepted_of_the_images_that_they_were_counted_on(command, gate):
+    path = gate(relation="accuracy = 0.0", swap=3)
+    assert accept(command, path).code == 0
+    assert command("gate", "-c", path).code == 0
+    path.write_text(path.read_text().replace('source = "digits"', 'source = "digits"\nsplit = "validation"'))
+    moved = command("gate", "-c", path)
+    assert moved.code == 1
+    assert "accepted against another baseline or on other pictures" in " ".join(moved.out.split())
+
+
 def test_one_check_can_be_accepted_alone(command, gate):
     path = gate("params = 700, size = 3000", padding=100)
     outcome = accept(command, path, "--check", "budget.size", "--json")

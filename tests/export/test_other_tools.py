@@ -11,6 +11,7 @@ import pytest
 from builders import dense_model, write_classifier, write_stack
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from PIL import Image
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import UINT8, OnnxFile
@@ -114,11 +115,42 @@ def test_two_files_are_compared_on_noise_whatever_they_are_called(form, tmp_path
 
 
 def test_the_output_that_is_compared_is_the_one_of_the_same_name(tmp_path):
-    a = write(tmp_path / "a.onnx", outputs=("first", "second"))
-    b = write(tmp_path / "b.onnx", outputs=("second",), weight=-WEIGHT)
+    a = write(tmp_path / "a.onnx", outputs=("second",), weight=-WEIGHT)
+    b = write(tmp_path / "b.onnx", outputs=("first", "second"))
     agreement = parity_of(a, b, "none")
     assert agreement.rung.verdict == "pass"
-    assert "Not compared: first of a.onnx." in agreement.notes
+    assert "Not compared: first of b.onnx." in agreement.notes
+
+
+def test_an_output_that_only_the_first_file_has_is_missed(tmp_path):
+    """Kind: a verdict over a part of what is judged, that reads as if it were the whole."""
+    a = several(tmp_path / "a.onnx", {"logits": WEIGHT, "boxes": WEIGHT[:, :4]})
+    for others in ({"boxes": WEIGHT[:, :4]}, {"scores": -WEIGHT, "boxes": WEIGHT[:, :4]}):
+        rung = parity_of(a, several(tmp_path / "b.onnx", others), "none").rung
+        assert (rung.verdict, rung.reason) == ("fail", "b.onnx lacks logits of a.onnx")
+
+
+def test_what_is_the_same_for_every_image_is_not_what_differs_however_large_the_mean(tmp_path):
+    a, b = (
+        several(tmp_path / f"{name}.onnx", {"logits": weight}, shift=1e4)
+        for name, weight in (("a", WEIGHT), ("b", np.zeros_like(WEIGHT)))
+    )
+    assert parity_of(a, a, "none", Tolerance(None, 0.99, None)).rung.verdict == "pass"
+    rung = parity_of(a, b, "none", Tolerance(None, 0.99, None)).rung
+    assert (rung.verdict, rung.reason) == ("fail", "the output of b.onnx is constant, and that of a.onnx is not")
+
+
+def test_top1_of_several_outputs_is_that_of_the_classes_and_of_none_it_is_refused(tmp_path):
+    for number in range(12):
+        Image.fromarray(RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    data, asked, bounds = f"images:{tmp_path}", Preparation(mean=(0.5,), std=(0.25,)), Tolerance(None, 0.5, 0.9)
+    a = several(tmp_path / "a.onnx", {"logits": WEIGHT, "boxes": WEIGHT[:, :4]})
+    b = several(tmp_path / "b.onnx", {"logits": WEIGHT, "boxes": WEIGHT[:, :4] + 0.1 * WEIGHT[:, 1:5]})
+    rung = parity_of(a, b, data, bounds, asked=asked).rung
+    assert (rung.verdict, rung.tolerance, rung.top1_agreement) == ("pass", bounds, 1.0)
+    single = several(tmp_path / "single.onnx", {"logits": WEIGHT[:, :1]})
+    with pytest.raises(RecipeError, match="name no class, so that top1_min cannot be judged"):
+        parity_of(single, single, data, bounds, asked=asked)
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -219,6 +219,17 @@ def accept(at_most, check="relation.latency"):
     return Accept(cell="cell0", check=check, at_most=at_most, reason="known", accepted=TODAY, expires=TODAY)
 
 
+def test_a_slowdown_that_was_accepted_against_one_baseline_is_not_against_the_next(judge):
+    result, _ = judge([SLOWER] * 2, cells=1)
+    for against, status, state in (
+        (result.evidence[0].baseline.file.sha256, "accepted", "used"),
+        ("0" * 64, "fail", "moved"),
+    ):
+        entry = accept(1.25).model_copy(update={"against": against})
+        again, _ = judge([SLOWER] * 2, cells=1, accepts=[entry])
+        assert (statuses(again), [use.state for use in again.accept_uses]) == ([status], [state])
+
+
 @pytest.mark.parametrize(
     ("at_most", "truth", "status", "state"),
     [

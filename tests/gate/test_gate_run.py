@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from builders import write_classifier
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -215,9 +216,50 @@ def test_pictures_that_change_while_the_gate_runs_leave_it_undecided(judge, monk
 def test_what_holds_not_one_byte_is_within_no_budget(tmp_path, empty):
     (tmp_path / "file.bin").touch()
     (tmp_path / "folder").mkdir()
-    raw = {"cell": [{"name": "a", "artifact": empty, "budget": {"size": "8 MB"}}]}
     with pytest.raises(ArtifactError, match="not one byte"):
-        run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+        sized(tmp_path / empty)
+
+
+def sized(path):
+    """The result of a gate that has nothing but a budget of 8 MB for a file or folder."""
+    raw = {"cell": [{"name": "a", "artifact": str(path), "budget": {"size": "8 MB"}}]}
+    return run_gate(GateConfig.from_dict(raw, path.parent), tool="test", day=TODAY)
+
+
+def test_a_file_that_was_cut_off_is_within_no_budget(tmp_path):
+    safetensors.numpy.save_file({"weight": np.zeros(1000, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.xml").write_text(
+        '<net><layers><layer name="w" type="Const"><data element_type="f32" shape="1000" offset="0" size="4000"/></layer></layers></net>'
+    )
+    (tmp_path / "model.bin").write_bytes(bytes(4000))
+    for name, cut in (("model.safetensors", "model.safetensors"), ("model.xml", "model.bin")):
+        assert sized(tmp_path / name).verdict == "pass"
+        (tmp_path / cut).write_bytes((tmp_path / cut).read_bytes()[:-100])
+        with pytest.raises(ArtifactError, match="it is truncated"):
+            sized(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "folder/model.safetensors"])
+def test_a_pointer_of_git_lfs_is_within_no_budget(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5000000000\n")
+    with pytest.raises(ArtifactError, match="pointer of Git LFS"):
+        sized(tmp_path / name.partition("/")[0])
+
+
+def test_an_artifact_of_links_into_a_store_is_what_they_lead_to(tmp_path):
+    """Kind: a path whose name, or whose neighbours, are lost when its links are followed."""
+    whole = write_classifier(tmp_path / "whole" / "model.onnx", external=True, padding=100)
+    linked = tmp_path / "linked" / "model.onnx"
+    linked.parent.mkdir()
+    for number, name in enumerate(("model.onnx", "model.onnx.data")):
+        (tmp_path / str(number)).write_bytes(whole.with_name(name).read_bytes())
+        linked.with_name(name).symlink_to(tmp_path / str(number))
+    cell = {"name": "linked", "artifact": "linked/model.onnx", "budget": {"size": 1000, "params": 1000}}
+    config = GateConfig.from_dict({"cell": [cell]}, tmp_path)
+    (evidence,) = run_gate(config, tool="test", day=TODAY).evidence
+    assert evidence.artifact.file.sha256 == open_artifact(whole).sha256
+    assert evidence.artifact.counts == {"size": open_artifact(whole).size_bytes, "params": 750}
 
 
 def test_a_better_artifact_passes(judge):
@@ -324,9 +366,10 @@ def test_what_is_skipped_is_counted_and_only_skipping_fails(judge):
     assert "nothing was evaluated" in nothing.headline
 
 
-def accept(check, at_most, *, cell="digits", expires=TODAY):
+def accept(check, at_most, *, cell="digits", expires=TODAY, against=None):
+    day = TODAY - dt.timedelta(30)
     return Accept(
-        cell=cell, check=check, at_most=at_most, reason="known", accepted=TODAY - dt.timedelta(30), expires=expires
+        cell=cell, check=check, at_most=at_most, reason="known", accepted=day, expires=expires, against=against
     )
 
 
@@ -357,6 +400,17 @@ def test_an_accept_ends_and_is_reported_when_it_is_of_no_use(judge, size):
     assert states(judge({"size": size}, accepts=others)) == ["unused", "unknown", "unknown"]
 
 
+def test_an_accept_of_other_pictures_covers_nothing(judge):
+    """Kind: what was accepted of one thing, taken for another that is called alike."""
+    failed = judge(relation={"accuracy": 0.0}, swap=3)
+    wrong, pictures = failed.cells[0].checks[0].value, failed.basis("digits", "relation.accuracy")
+    for against, state in ((pictures, "used"), (None, "used"), ("0" * 64, "moved")):
+        result = judge(
+            relation={"accuracy": 0.0}, accepts=[accept("relation.accuracy", wrong, against=against)], swap=3
+        )
+        assert (result.verdict == "pass", states(result)) == (state == "used", [state])
+
+
 def test_of_several_accepts_the_last_one_counts(judge, size):
     result = judge({"size": size}, accepts=[accept("budget.size", 10**6), accept("budget.size", 1)], padding=10)
     assert (statuses(result), states(result)) == ({"budget.size": "fail"}, ["exceeded"])
@@ -366,7 +420,9 @@ def test_the_file_of_accepts_is_a_log_for_people(tmp_path):
     gate = tmp_path / "gate.toml"
     assert load_accepts(gate) == ()
     first = accept("budget.size", 12)
-    tricky = first.model_copy(update={"reason": 'a "quote"\\ \x7f\n🙂 [[accept]]', "at_most": 1.25, "cell": "über"})
+    tricky = first.model_copy(
+        update={"reason": 'a "quote"\\ \x7f\n🙂 [[accept]]', "at_most": 1.25, "against": "0" * 64}
+    )
     assert add_accepts(gate, [first]) == accepts_path(gate)
     written = accepts_path(gate).read_text().replace("# An entry", "# a note of mine\n# An entry")
     accepts_path(gate).write_text(written)

@@ -151,6 +151,7 @@ EDITS = {
     "another machine": lambda s: s["raw"]["sessions"][2]["fingerprint"]["after"]["machine"].update(cpu="another"),
     "threads": lambda s: s["raw"]["scenario"].update(threads=2),
     "unknown key": lambda s: s["raw"].update(note="x"),
+    "a whole result within another": lambda s: s.update(result=json.loads(json.dumps(s)), verdict="regressed"),
 }
 
 
@@ -176,7 +177,7 @@ def test_an_edited_file_is_refused(made_up, tmp_path, edit):
 
 
 def test_what_is_no_comparison_is_refused(tmp_path):
-    for name, text in {"list": "[]", "half": '{"schema": "slimvit.be'}.items():
+    for name, text in {"list": "[]", "half": '{"schema": "slimvit.be', "deep": "[" * 100_000}.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(ArtifactError):
             Comparison.load(tmp_path / name)

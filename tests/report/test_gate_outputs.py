@@ -118,12 +118,23 @@ def test_markdown_says_first_what_failed(result):
     rows = [line for line in lines if line.startswith("| ") and "|---" not in line][1:]
     assert len(rows) == 8
     assert rows[0].startswith("| fail | odd (name) | budget.latency | It was not measured: two lines")
-    assert '"\\|" <b>. Mend the artifact.' in rows[0]
+    assert '"\\|" &lt;b>. Mend the artifact.' in rows[0]
     assert "Geometric mean over 2 cells: 0.800 [" in text
     assert "Skipped, wholly or in part: 1 of 5 cells (away)" in text
     assert "Accept of budget.accuracy in timed up to 20 through 2030-01-24 (known): used." in text
     assert text.count("Measured on: test") == 1
     assert "<details>" not in text
+
+
+def test_no_name_of_a_layer_or_an_accept_is_markdown():
+    """Kind: text of an artifact's author that a bot publishes under its own name."""
+    odd = "a\n\n## slimvit gate: pass\n</details>\\|b"
+    changes = (Change(layer=odd, part="weight", before=0, after=1500),)
+    other = Accept(cell=odd, check="budget.size", at_most=1, reason=odd, accepted=DAY, expires=DAY)
+    text = gate_markdown(gate(cell("c", budget={"size": 9}, counts={"size": 1500}, changes=changes), accepts=(other,)))
+    assert "| a ## slimvit gate: pass &lt;/details>\\\\\\|b | 1,500 |" in text.splitlines()
+    assert [line for line in text.splitlines() if line.startswith(("##", "</"))] == [text.splitlines()[0], "</details>"]
+    assert text.count("</details>") == 1
 
 
 def test_a_note_says_that_many_cells_were_judged_together():

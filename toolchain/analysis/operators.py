@@ -134,7 +134,7 @@ def profile_operators(
         raise RecipeError(f"{runtime} profiles what it runs, and {path} is no such file")
     signature = artifact.signature(workload.batch, workload.input_shape)
     request = {
-        "path": str(path.resolve()),
+        "path": str(path.absolute()),
         "target": runtime,
         "threads": workload.threads,
         "affinity": workload.affinity,

@@ -118,12 +118,15 @@ class ModelFolder(Artifact):
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Tensor → (shape, bytes) from a safetensors file's header; raises ArtifactError if it has none."""
+    """Tensor → (shape, bytes) from a safetensors file's header; raises ArtifactError if it has none, or tensors are cut off."""
     try:
         with path.open("rb") as file:
             length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # of another file it is anything
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if (there := path.stat().st_size) < end:
+            raise ArtifactError(f"{path} has {there:,} bytes, and its header names {end:,}: it is truncated")
         return {
             name: (tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
             for name, entry in header.items()

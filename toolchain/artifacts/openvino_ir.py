@@ -43,11 +43,16 @@ class OpenVinoIr(Engine):
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """Both files; raises StorageError where one is missing."""
+        """Both files; raises StorageError where one is missing, ArtifactError where the weights are cut off."""
         both = (self.path.with_suffix(".bin"), self.path)
         for file in both:
             if not file.is_file():
                 raise StorageError(f"there is no file {file}, which an OpenVINO model needs")
+        ends = (int(each.get("offset", "0")) + int(each.get("size", "0")) for each in self._constants().values())
+        if (there := both[0].stat().st_size) < (end := max(ends, default=0)):
+            raise ArtifactError(
+                f"{both[0]} has {there:,} bytes, and {self.path.name} reads {end:,} of it: it is truncated"
+            )
         return both
 
     @cached_property

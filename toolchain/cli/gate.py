@@ -113,7 +113,13 @@ def accept(
         judged = GateResult.load(result) if result is not None else _judge(context, loaded, (), devices, screen)
         entries = [
             Accept.create(
-                cell=cell, check=each.name, at_most=value, reason=reason, accepted=today, expires=expires.date()
+                cell=cell,
+                check=each.name,
+                at_most=value,
+                against=judged.basis(cell, each.name),
+                reason=reason,
+                accepted=today,
+                expires=expires.date(),
             )
             for each, value in _acceptable(judged, cell, check)
         ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from toolchain.errors import RecipeError
+from toolchain.files import home
 from toolchain.on_device.runner import OPENERS
 from toolchain.records import Record, place_and_fault
 from toolchain.settings import Positive, read_toml, tuple_of
@@ -114,7 +115,7 @@ _ONE: TypeAdapter[NamedTarget] = TypeAdapter(Annotated[NamedTarget, Field(discri
 
 def user_config() -> Path:
     """The folder of the user's own settings: slimvit below XDG_CONFIG_HOME, else below ~/.config."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "slimvit"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config") / "slimvit"
 
 
 def load_targets(file: Path | None = None) -> dict[str, NamedTarget]:

@@ -52,7 +52,8 @@ def parity_of(
 ) -> Agreement:
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
-    Of several outputs every one that both have is compared, and the worst decides; the notes say which are not.
+    Of several outputs every one that both have is compared, and the worst decides; B must have all of A's, unless they are called
+    otherwise altogether. The notes say which are not compared.
     A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
     has no tolerance and none is given, the difference is reported and not judged.
@@ -66,7 +67,8 @@ def parity_of(
         input_shape: shape of one image in the files' own layout, where both leave it open.
 
     Raises:
-        RecipeError: the artifacts take images of different sizes or layouts, or the source does not fit them.
+        RecipeError: the artifacts take images of different sizes or layouts, the source does not fit them, or top-1 is to be
+            judged of what names no class.
         ArtifactError: neither says how its input is preprocessed, and images were asked for.
     """
     artifacts = open_artifact(a), open_artifact(b)
@@ -120,6 +122,12 @@ def parity_of(
             "dimension of an output must be the batch. Nothing can be compared."
         )
     rung = worst(rungs)
+    if tolerance is not None:
+        rung = replace(rung, tolerance=tolerance)
+        if tolerance.top1_min is not None and rungs[0].max_abs is not None and rungs[0].top1_agreement is None:
+            raise RecipeError(
+                f"the outputs of {a} and {b} name no class, so that top1_min cannot be judged; bound cosine_min or spread_max instead"
+            )
     if allowed is None and rung.verdict == "pass":
         rung = replace(rung, verdict="not_run", reason=_not_judged(*artifacts))
     if rung.verdict == "fail" and rung.cosine_min is not None and not given.real and any(map(_may_clip, artifacts)):
@@ -192,8 +200,9 @@ def _pairs(a: Artifact, b: Artifact) -> list[tuple[str, str]]:
 
 
 def _lacking(a: Artifact, b: Artifact) -> list[str]:
-    """The outputs of several layers that A gives and B does not."""
-    return [name for name in a.ranks if name not in b.ranks] if a.output == "layers" and len(a.ranks) > 1 else []
+    """The outputs that A gives and B does not, where both call others alike; of several layers in any case."""
+    alike = any(name in b.ranks for name in a.ranks) or (a.output == "layers" and len(a.ranks) > 1)
+    return [name for name in a.ranks if name not in b.ranks] if alike else []
 
 
 def _which(artifacts: tuple[Artifact, Artifact], pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -19,16 +19,21 @@ HEADER = """# Regressions that were accepted, written by `slimvit gate accept` a
 """
 NEVER = {"relation.parity": "a parity failure", "relation.features": "a failure of features"}
 """Checks that cannot be accepted → their name in messages; their bounds are in gate.toml."""
+AcceptState = Literal["used", "unused", "exceeded", "undecided", "expired", "moved", "unknown"]
 Key = tuple[str, str]
 """The names of a cell and of one of its checks."""
 
 
 class Accept(Section):
-    """[[accept]]: which check, up to which value (in the check's unit), why, since when, through which day."""
+    """[[accept]]: which check, up to which value (in the check's unit), why, since when, through which day.
+
+    `against` is what gives the value its meaning: see `Evidence.basis`. One that names nothing is of whatever there is.
+    """
 
     cell: str
     check: Annotated[str, Field(pattern=r"^(budget|relation)\.[a-z_]+$")]
     at_most: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
+    against: str | None = None
     reason: str
     accepted: dt.date
     expires: dt.date
@@ -54,7 +59,9 @@ class Accept(Section):
     def to_toml(self) -> str:
         """The entry as it stands in the file."""
         lines = ["[[accept]]", f"cell = {_string(self.cell)}", f"check = {_string(self.check)}"]
-        lines += [f"at_most = {self.at_most!r}", f"reason = {_string(self.reason)}"]
+        lines += [f"at_most = {self.at_most!r}"]
+        lines += [] if self.against is None else [f"against = {_string(self.against)}"]
+        lines += [f"reason = {_string(self.reason)}"]
         lines += [f"accepted = {self.accepted.isoformat()}", f"expires = {self.expires.isoformat()}"]
         return "\n".join(lines) + "\n"
 
@@ -62,7 +69,7 @@ class Accept(Section):
 class AcceptUse(Accept):
     """What came of an entry in one run of the gate."""
 
-    state: Literal["used", "unused", "exceeded", "undecided", "expired", "unknown"]
+    state: AcceptState
 
 
 class _AcceptFile(Section):
@@ -72,11 +79,6 @@ class _AcceptFile(Section):
 def last_of_each(entries: Iterable[Accept]) -> dict[Key, Accept]:
     """(cell, check) → the entry that counts, which is the last one."""
     return {(entry.cell, entry.check): entry for entry in entries}
-
-
-def accepted_values(entries: Iterable[Accept], day: dt.date) -> dict[Key, float | int]:
-    """(cell, check) → the value up to which it is accepted on a day."""
-    return {key: entry.at_most for key, entry in last_of_each(entries).items() if entry.expires >= day}
 
 
 def accepts_path(gate: Path) -> Path:

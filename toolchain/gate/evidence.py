@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable
 from toolchain.export.accuracy import FeatureEvaluation
 from toolchain.export.agreement import Agreement
-from toolchain.gate.config import Cell
+from toolchain.gate.config import MEASURED, Cell
 from toolchain.gate.metrics import METRICS
 from toolchain.gate.starts import COSTS, Starts
 from toolchain.measure.comparison import Comparison
@@ -155,6 +155,13 @@ class Evidence(Record):
     def comparisons(self) -> tuple[Comparison, ...]:
         """Those of the attempts that gave one."""
         return tuple(each for each in self.attempts if isinstance(each, Comparison))
+
+    def basis(self, check: str) -> str | None:
+        """What a value of one of the checks says nothing without: the baseline of a ratio, or the pictures that were counted."""
+        kind, _, metric = check.partition(".")
+        if metric == "accuracy":
+            return self.artifact.pictures
+        return self.baseline.file.sha256 if kind == "relation" and metric in MEASURED and self.baseline else None
 
     @property
     def tau(self) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from toolchain.artifacts import open_artifact
+from toolchain.artifacts import Artifact, open_artifact
 from toolchain.devices.device import Devices
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.accuracy import Evaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
 from toolchain.files import files_below, read_json, sha256
@@ -18,6 +19,8 @@ from toolchain.gate.metrics import METRICS
 from toolchain.gate.why import size_changes
 from toolchain.measure.experiment import artifact_facts
 
+LFS = b"version https://git-lfs."
+"""First bytes of the pointer that stands for a file until Git LFS has fetched it."""
 Accuracy = Callable[[Path, tuple[int, ...] | None], Evaluation]
 """(artifact, shape of a sample) → its accuracy."""
 
@@ -88,10 +91,7 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
     file = artifact_facts(path)
-    if not file.size_bytes:
-        raise ArtifactError(
-            f"{path} holds not one byte, so that its build wrote nothing; see why before the gate judges it"
-        )
+    _require_whole(opened)
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
         return Facts(file=file, counts=counts)
@@ -104,6 +104,22 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
         pictures_of_run=pictures_of_run(path, judged.content, split),
         notes=judged.notes,
     )
+
+
+def _require_whole(artifact: Artifact) -> None:
+    """Raises ArtifactError for what is small because something of it is missing; it would be within every budget."""
+    if not artifact.size_bytes:
+        raise ArtifactError(
+            f"{artifact.path} holds not one byte, so that its build wrote nothing; see why before the gate judges it"
+        )
+    for file in artifact.files:
+        with file.open("rb") as stream:
+            if stream.read(len(LFS)) == LFS:
+                raise ArtifactError(
+                    f"{file} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+                )
+    with suppress(TargetUnavailable):  # what reads a format may not be installed
+        _ = artifact.parts  # which raises where something is cut off
 
 
 def pictures_of_run(path: Path, content: str, split: str) -> str | None:

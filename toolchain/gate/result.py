@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from toolchain.gate.accepts import Accept, AcceptUse, Key, accepted_values, last_of_each
+from toolchain.gate.accepts import Accept, AcceptState, AcceptUse, Key, last_of_each
 from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
 from toolchain.gate.costs import cost_allowances, cost_check, fails_at_first, needs_more
 from toolchain.gate.evidence import Change, Evidence
@@ -90,7 +90,17 @@ class GateResult(Record):
 
     @cached_property
     def _accepted(self) -> dict[Key, Number]:
-        return accepted_values(self.accepts, self.day)
+        """(cell, check) → the value up to which it is accepted now."""
+        entries = last_of_each(self.accepts).items()
+        return {key: each.at_most for key, each in entries if each.expires >= self.day and not self._moved(each)}
+
+    def basis(self, cell: str, check: str) -> str | None:
+        """`Evidence.basis` of a cell; None if there is no such cell."""
+        return next((each.basis(check) for each in self.evidence if each.cell.name == cell), None)
+
+    def _moved(self, entry: Accept) -> bool:
+        """Whether a value was accepted against another baseline, or of other pictures, than there are."""
+        return entry.against not in (None, self.basis(entry.cell, entry.check))
 
     def undecided(self, evidence: Evidence) -> Undecided:
         """What the comparison of a cell grows by: whether one of its checks is open."""
@@ -185,13 +195,13 @@ class GateResult(Record):
         entries = last_of_each(self.accepts).items()
         return tuple(AcceptUse(**dict(each), state=self._use(each, checks.get(key))) for key, each in entries)
 
-    def _use(
-        self, entry: Accept, check: Check | None
-    ) -> Literal["used", "unused", "exceeded", "undecided", "expired", "unknown"]:
+    def _use(self, entry: Accept, check: Check | None) -> AcceptState:
         if check is None:
             return "unknown"
         if entry.expires < self.day:
             return "expired"
+        if self._moved(entry):
+            return "moved"
         if check.status == "accepted":
             return "used"
         if check.status == "fail" and check.value is not None:

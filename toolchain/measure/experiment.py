@@ -67,7 +67,7 @@ class Experiment:
         names, inputs = variant.signature.names, variant.signature.inputs
         told: VariantSchedule = {
             "name": name,
-            "path": str(variant.path.resolve()),
+            "path": str(variant.path.absolute()),
             "runtime": variant.runtime,
             "inputs": list(names),
         }

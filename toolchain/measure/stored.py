@@ -41,6 +41,8 @@ class Result(Protocol):
 
 R = TypeVar("R", bound=Result)
 SEALED = ("raw", "raw_sha256")
+RECORDS = "slimvit.benchmarks/"
+"""How the schema of a record of benchmarks begins."""
 
 
 def sealed(raw: dict[str, object]) -> dict[str, object]:
@@ -54,7 +56,8 @@ def sealed(raw: dict[str, object]) -> dict[str, object]:
 def read(path: Path) -> Any:
     """The JSON of a result's file, which may be gzipped, or a record of benchmarks with the result under `result`."""
     stored = read_json(path)
-    return stored.get("result", stored) if isinstance(stored, dict) else stored
+    is_record = isinstance(stored, dict) and str(stored.get("schema")).startswith(RECORDS)
+    return stored.get("result") if is_record else stored
 
 
 def schema_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolchain.gate import CellResult, GateResult
 from toolchain.gate.starts import Starts
 from toolchain.measure.environment import describe_machine
-from toolchain.report.markdown import table_lines
+from toolchain.report.markdown import inline, table_lines
 from toolchain.report.tables import Table, number
 
 LAYERS = 12
@@ -15,6 +15,7 @@ USES = {
     "exceeded": "exceeded; the check is beyond what was accepted",
     "undecided": "the check is open; keep it until that is judged",
     "unused": "not needed any more; remove it",
+    "moved": "accepted against another baseline or on other pictures, so it covers nothing; judge it again, or remove it",
     "expired": "expired, so it covers nothing; mend the regression, or accept it again",
     "unknown": "for a cell or check that the gate does not have; remove it",
 }
@@ -24,10 +25,17 @@ USES = {
 def gate_markdown(result: GateResult) -> str:
     """The result as Markdown: verdict, checks, what a reader has to know, and the size attribution folded away."""
     lines = [f"## slimvit gate: {result.headline}", "", *table_lines(checks_table(result))]
-    lines += [f"\n- {note}" if index == 0 else f"- {note}" for index, note in enumerate(gate_notes(result))]
+    lines += [f"{'' if index else chr(10)}- {inline(note)}" for index, note in enumerate(gate_notes(result))]
     for cell in result.cells:
         if (table := why_table(cell)) is not None:
-            lines += ["", f"<details><summary>{table.title}</summary>", "", *table_lines(table), "", "</details>"]
+            lines += [
+                "",
+                f"<details><summary>{inline(table.title)}</summary>",
+                "",
+                *table_lines(table),
+                "",
+                "</details>",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -83,7 +91,7 @@ def why_table(cell: CellResult) -> Table | None:
     if rows is None:
         return None
     after = cell.artifact.size_bytes
-    cells = [(row.layer, number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
+    cells = [(one_line(row.layer), number(row.before), number(row.after), f"{row.change:+,}") for row in rows[:LAYERS]]
     if rest := rows[LAYERS:]:
         sums = sum(row.before for row in rest), sum(row.after for row in rest)
         cells.append((f"{len(rest)} more layers", number(sums[0]), number(sums[1]), f"{sums[1] - sums[0]:+,}"))

@@ -36,7 +36,12 @@ def table_lines(table: Table) -> list[str]:
     """The lines of a Markdown table; columns of numbers are aligned to the right."""
 
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(inline(cell).replace("|", "\\|") for cell in cells) + " |"
 
     rule = "|" + "|".join("---" if column in table.text else "---:" for column in range(len(table.header))) + "|"
     return [line(table.header), rule, *(line(row) for row in table.rows)]
+
+
+def inline(text: str) -> str:
+    """A text that stays within its line and its cell, whatever the names in it hold."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
