@@ -67,5 +67,6 @@ def test_a_graph_that_onnx_ir_cannot_read_is_told(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     file = open_artifact(tmp_path / "m.onnx")
     assert (file.params, file.nodes) == (3, 2), "what is stored is counted without it, sparse values too"
-    with pytest.raises(ArtifactError, match=r"onnx-ir .* cannot read"):
-        _ = file.inputs
+    for told in ("inputs", "precision"):
+        with pytest.raises(ArtifactError, match=rf"onnx-ir .* cannot read {file.path}: .*export it"):
+            getattr(file, told)

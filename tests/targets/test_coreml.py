@@ -222,7 +222,9 @@ def test_int8_weights_are_those_of_the_file_integer_for_integer(built):
     wanted = sorted(array.T.tobytes() for array in stored.values() if array.dtype == np.int8 and array.ndim == 2)
     got = MilProgram(engine.path).codes
     assert sorted(codes.tobytes() for codes, _ in got.values()) == wanted
-    assert open_artifact(engine.path).precision.name == "int8"
+    package = open_artifact(engine.path)
+    assert package.precision.name == "int8"
+    assert package.params == open_artifact(built("classic", "fp16")[1].path).params, "scales are no parameters"
 
 
 @pytest.fixture

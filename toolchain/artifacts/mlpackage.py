@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ STORED = {
 }
 """MIL's types of weights: the precisions that they make, and their bits."""
 COARSEST = ("int4", "int8", "fp16", "fp32")
+SCALES = ("scale", "offset", "zero_point")
+"""What MIL's operations call the numbers by which quantised weights are read."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,15 @@ class MlPackage(Engine):
     @property
     def precision(self) -> Reading:
         """The coarsest type of its stored weights; Core ML computes in fp16 or finer for any of them."""
-        held = Counter(kind for _, kind, shape, _ in self._weights() if len(shape) > 1)
+        held = Counter(kind for _, kind, shape, _ in self._weights(SCALES) if len(shape) > 1)
         known = {STORED[kind][0] for kind in held if kind in STORED}
         name = next((each for each in COARSEST if each in known), "")
         return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
 
     @property
     def params(self) -> int:
-        """The numbers stored in its weights, without scalars and indices."""
-        return sum(math.prod(shape) for _, kind, shape, _ in self._weights() if shape and kind in STORED)
+        """The numbers stored in its weights, without scalars, indices, and the scales of quantised ones."""
+        return sum(math.prod(shape) for _, kind, shape, _ in self._weights(SCALES) if shape and kind in STORED)
 
     @property
     def nodes(self) -> int:
@@ -175,11 +177,12 @@ class MlPackage(Engine):
                 for op in block.operations:
                     yield _text(op.attributes.get("name")) or (op.outputs[0].name if op.outputs else ""), op
 
-    def _weights(self) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
-        """(name, MIL's type, shape, whether it lies in the file of weights) of every constant tensor."""
+    def _weights(self, without: Collection[str] = ()) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
+        """(name, MIL's type, shape, whether it lies in the file of weights) of every constant tensor but some arguments."""
         for name, op in self._operations():
             values = [op.attributes["val"]] if op.type == "const" and "val" in op.attributes else []
-            bindings = (each for argument in op.inputs.values() for each in argument.arguments)
+            arguments = (argument for role, argument in op.inputs.items() if role not in without)
+            bindings = (each for argument in arguments for each in argument.arguments)
             values += [each.value for each in bindings if each.WhichOneof("binding") == "value"]
             for value in values:
                 if value.type.WhichOneof("type") == "tensorType":

@@ -69,7 +69,7 @@ class OnnxFile(Artifact):
     @cached_property
     def graph(self) -> ir.Graph:
         """Its graph as `linked` gives it."""
-        return linked(self.model).graph
+        return linked(self.model, str(self.path)).graph
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -159,7 +159,7 @@ class OnnxFile(Artifact):
     @cached_property
     def precision(self) -> Reading:
         """The precision of its graph; metadata can only refine it, as "int8-qdq" refines the graph's "int8"."""
-        name, reason = graph_precision(self.model)
+        name, reason = graph_precision(self.model, str(self.path))
         declared = self.metadata.get(PRECISION, FP32 if PREPROCESS in self.metadata else "")
         if declared and name in ("", self.metadata.get(GRAPH_TYPE, declared.partition("-")[0])):
             return Reading(declared)

@@ -49,7 +49,7 @@ def weight_types(model: onnx.ModelProto) -> Counter[str]:
     a Cast or a pair of Q/DQ, or stored in int8 and multiplied in fp32. "" is a product with a stored operand of no type that is
     known. Attention's own products have no stored operand, and what is added to activations is no weight.
     """
-    return _Graph(model).weight_types()
+    return _Graph(model, "the ONNX graph").weight_types()
 
 
 def coarsest(names: set[str]) -> str:
@@ -57,9 +57,14 @@ def coarsest(names: set[str]) -> str:
     return min(names & set(COARSEST_FIRST), key=COARSEST_FIRST.index, default="")
 
 
-def graph_precision(model: onnx.ModelProto) -> tuple[str, str]:
-    """(the coarsest type that a graph rounds its weights or values to, the words that say where); ("", why) if none is found."""
-    graph = _Graph(model)
+def graph_precision(model: onnx.ModelProto, called: str = "the ONNX graph") -> tuple[str, str]:
+    """(the coarsest type that a graph rounds its weights or values to, the words that say where); ("", why) if none is found.
+
+    Args:
+        model: the graph.
+        called: what a message calls it, as for `linked`.
+    """
+    graph = _Graph(model, called)
     weights = graph.weight_types()
     unknown = weights.pop("", 0)
     rest = f"; {unknown} product{'s' if unknown > 1 else ''} not recognised" if unknown else ""
@@ -87,8 +92,9 @@ class _Stored:
 class _Graph:
     """The nodes of a graph and of those inside its nodes, functions inlined, and which values follow from stored tensors alone."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(linked(inline_local_functions(model) if model.functions else model).graph.all_nodes())
+    def __init__(self, model: onnx.ModelProto, called: str) -> None:
+        inlined = inline_local_functions(model) if model.functions else model
+        self.nodes = list(linked(inlined, called).graph.all_nodes())
         self.values: dict[ir.Value, _Stored] = {}
         for node in self.nodes:  # sorted, so that one pass is enough
             values = [self.value(each) for each in node.inputs[: 1 if node.op_type in DATA_FIRST else None] if each]

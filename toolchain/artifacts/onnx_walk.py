@@ -12,10 +12,14 @@ from toolchain.artifacts.onnx_bare import bare
 from toolchain.errors import ArtifactError
 
 
-def linked(model: onnx.ModelProto) -> ir.Model:
+def linked(model: onnx.ModelProto, called: str = "the ONNX graph") -> ir.Model:
     """The same graph with links from each value to its producer and readers; large weights are only described.
 
     Values and nodes refer to each other, so weights would stay in memory until Python's garbage collector runs.
+
+    Args:
+        model: the graph.
+        called: what a message calls it: the file, where it was read from one.
 
     Raises:
         ArtifactError: onnx-ir cannot read it.
@@ -23,7 +27,9 @@ def linked(model: onnx.ModelProto) -> ir.Model:
     try:
         return ir.from_proto(bare(model))
     except (ir.serde.SerdeError, NotImplementedError, ValueError) as error:
-        raise ArtifactError(f"onnx-ir {ir.__version__} cannot read the ONNX graph: {error}") from error
+        raise ArtifactError(
+            f"onnx-ir {ir.__version__} cannot read {called}: {error}; export it without what is named here"
+        ) from error
 
 
 @contextmanager

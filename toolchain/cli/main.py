@@ -45,7 +45,7 @@ need, and in a function what that function calls."""
 RESUMED = ("run", "shrink", "sweep", "plan", "bench", "gate")
 """Verbs that keep what they finished."""
 COMPLETING = "_SLIMVIT_COMPLETE"
-INTERRUPTED, INTERNAL, STORAGE, USAGE = 130, 70, 74, 2
+INTERRUPTED, INTERNAL, STORAGE, USAGE, UNREAD = 130, 70, 74, 2, 141
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's, or that of the copy which typer carries since 0.26
 
 app = typer.Typer(
@@ -129,7 +129,7 @@ def _code(arguments: list[str] | None, design: Design | None) -> int:
         return _fail(f"Interrupted. Run the same command {what}.", INTERRUPTED)
     except BrokenPipeError:  # whoever read stdout has seen enough: `slimvit … | head`
         _discard_stdout()
-        return STORAGE
+        return UNREAD  # as shells tell of a program that such a pipe ended
     except OSError as error:
         _discard_stdout()
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", STORAGE)

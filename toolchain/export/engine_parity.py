@@ -31,7 +31,7 @@ def engine_rung(
         source: the file.
         built: the engine, or the file itself on another runtime; the rung is not run where it can neither be loaded nor interpreted,
             and gives the reason. One that was interpreted says so in its name.
-        profile: (min, opt, max) batch of the engine; batches outside it are not asked of it.
+        profile: (min, opt, max) batch of the engine; batches outside it are not asked of it, and more images go in several calls.
         images: the number of images that are wanted → that many, [N, C, H, W].
         available: how many images there are for which the largest output names a class; None where it does not, as for noise.
         preprocess: how they were prepared, for a file that takes pixels and does not say.
@@ -57,8 +57,8 @@ def engine_rung(
         return not_run(from_, to, tolerance=tolerance, reason=built.record.loaded_reason)
     batches = [*built.record.batches] or [n for n in BATCHES if profile[0] <= n <= profile[2]] or [profile[0]]
     step = max(batches)
-    if available is not None:  # three images say little of top-1
-        batches.append(max(step, min(COMPARED, available) // step * step))
+    wanted = max(*BATCHES, min(COMPARED, available or 0))  # one image says nothing of how outputs differ between images
+    batches = sorted({*batches, -(-wanted // step) * step})
     given = images(max(batches))
     with (
         opened(reference_target(source), source.path, preprocess=preprocess) as expected,
