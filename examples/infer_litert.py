@@ -46,13 +46,16 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
     asked = parser.parse_args()
     told, run = metadata(asked.model), Interpreter(str(asked.model)).get_signature_runner("b1")
+    if (kind := told.get("output", "logits")) not in ("logits", "multi-label"):
+        raise SystemExit(f"{asked.model} gives {kind}, which have no classes")
     for path in asked.pictures:
         image = pixels(path, told["preprocess"])[None]
         if "input" not in told:  # else the file takes pixels and does the rest itself
             mean, std = (np.array(told["preprocess"][name], np.float32) for name in ("mean", "std"))
             image = np.ascontiguousarray(((image.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
         logits = run(image=image)["logits"][0].astype(np.float64)
-        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        shares = 1 / (1 + np.exp(-logits)) if kind == "multi-label" else np.exp(logits - logits.max())
+        shares /= shares.sum() if kind == "logits" else 1
         print(path, *(f"{index}: {shares[index]:.2%}" for index in np.argsort(-shares)[: asked.top]), sep="  ")
 
 

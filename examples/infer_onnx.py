@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
-    parser.add_argument("--labels", type=Path, help="a text file with one class a line")
+    parser.add_argument("--labels", type=Path, help="a text file with one class a line, in place of those in the file")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
     parser.add_argument("--features", type=Path, help="a .npz file for the features of a model without a classifier")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -194,7 +194,9 @@ def main() -> None:
         return
     if asked.features:
         sys.exit(f"{asked.model} has a classifier and gives no features: leave --features out")
-    names = asked.labels.read_text(encoding="utf-8").splitlines() if asked.labels else None
+    names = json.loads(metadata.get("slimvit.classes", "[]"))
+    if asked.labels:
+        names = asked.labels.read_text(encoding="utf-8").splitlines()
 
     found = {}
     for path in asked.pictures:

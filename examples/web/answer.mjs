@@ -14,10 +14,11 @@ export function readOut(values, kind, top) {
   return order.slice(0, top).map((index) => ({ class: index, probability: shares[index] }));
 }
 
-/** What the file says of its input and output: {how, kind, pixelsIn}; throws an Error for a file without classes. */
+/** What the file says of its input and output: {how, kind, names, pixelsIn}; throws an Error for a file without classes. */
 export function described(said, session) {
   if (!("slimvit.preprocess" in said)) throw new Error("the file does not say how its input is prepared: slimvit did not write it");
   const kind = said["slimvit.output"] ?? (session.outputMetadata[0].shape.at(-1) > 1 ? "logits" : "regression");
   if (["features", "tokens", "layers"].includes(kind)) throw new Error(`the model gives ${kind}, which have no classes`);
-  return { how: JSON.parse(said["slimvit.preprocess"]), kind, pixelsIn: session.inputMetadata[0].type === "uint8" };
+  const names = JSON.parse(said["slimvit.classes"] ?? "[]");
+  return { how: JSON.parse(said["slimvit.preprocess"]), kind, names, pixelsIn: session.inputMetadata[0].type === "uint8" };
 }

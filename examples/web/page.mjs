@@ -29,8 +29,9 @@ async function open(name, labels) {
   const said = metadata(file);
   ort.env.wasm.numThreads = 1; // more need a page that is isolated: COOP and COEP headers
   const session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
-  const names = labels === null ? null : (await (await fetched(labels)).text()).trimEnd().split("\n");
-  return { name, session, names, ...described(said, session) };
+  const told = described(said, session);
+  const names = labels === null ? told.names : (await (await fetched(labels)).text()).trimEnd().split("\n");
+  return { ...told, name, session, names };
 }
 
 async function fetched(name) {
@@ -73,7 +74,7 @@ async function pixelsOf(picture, turn) {
 
 function tableRow(row, names) {
   const line = document.createElement("tr");
-  const label = names?.[row.class] ?? String(row.class);
+  const label = names[row.class] ?? String(row.class);
   const cells = [label, "value" in row ? row.value.toPrecision(4) : `${(100 * row.probability).toFixed(2)} %`];
   for (const text of cells) line.insertCell().textContent = text;
   if ("probability" in row) {

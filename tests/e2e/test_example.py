@@ -24,6 +24,7 @@ from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.pixels import with_pixels
 from toolchain.export.stage import onnx_metadata
 from toolchain.model import Preprocess, TimmModel
+from toolchain.outputs import CLASSES
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "infer_onnx.py"
 # torch and timm cannot be imported: the script is run as on a machine that has neither.
@@ -95,6 +96,15 @@ def test_it_prints_labels_and_refuses_a_foreign_file(file, tmp_path):
     import onnx
 
     model = onnx.load(path)
+    onnx.helper.set_model_props(
+        model,
+        {
+            **{each.key: each.value for each in model.metadata_props},
+            CLASSES: json.dumps([f"class {index}" for index in range(7)]),
+        },
+    )
+    onnx.save(model, tmp_path / "named.onnx")
+    assert "%  class " in classified([sys.executable], EXAMPLE, tmp_path / "named.onnx", picture), "the file names them"
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     done = subprocess.run([sys.executable, EXAMPLE, tmp_path / "foreign.onnx", picture], capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """examples/infer_litert.py on a file of slimvit: the classes of the ONNX file that it was made from, with nothing else installed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from toolchain.artifacts import open_artifact
 from toolchain.data.transforms import Preprocessing
 
 pytest.importorskip("ai_edge_litert.interpreter", reason="pip install 'slimvit[litert]'")
+schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+flatbuffers = pytest.importorskip("flatbuffers")
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE, MODEL = ROOT / "examples/infer_litert.py", ROOT / "tests/targets/litert/tiny.fp32.tflite"
@@ -46,6 +49,33 @@ def test_the_example_prepares_a_picture_from_the_file_alone(tmp_path):
         assert [told[index] for index in range(5)] == pytest.approx(shares, abs=1e-4)
 
 
+def test_the_example_reads_a_yes_or_no_each_and_refuses_what_has_no_classes(tmp_path):
+    """Kind: a softmax over outputs that are none of one distribution, which shares one whole among them."""
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    shares = {
+        kind: [float(each) / 100 for each in re.findall(r": ([\d.]+)%", _run(tmp_path, kind).stdout)]
+        for kind in ("logits", "multi-label")
+    }
+    odds = np.array(shares["multi-label"]) / (1 - np.array(shares["multi-label"]))
+    assert odds / odds.sum() == pytest.approx(shares["logits"], abs=2e-3), "the same outputs, read otherwise"
+    refused = _run(tmp_path, "features")
+    assert refused.returncode == 1
+    assert "gives features, which have no classes" in refused.stderr
+
+
+def _run(folder, kind):
+    """The example on a file that says what its outputs are."""
+    model = schema.ModelT.InitFromPackedBuf(MODEL.read_bytes(), 0)
+    (entry,) = (entry for entry in model.metadata if entry.name == b"slimvit")
+    told = json.loads(bytes(model.buffers[entry.buffer].data))
+    model.buffers[entry.buffer].data = list(json.dumps({**told, "output": kind}).encode())
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (folder / f"{kind}.tflite").write_bytes(builder.Output())
+    command = [sys.executable, "-c", RUN, EXAMPLE, folder / f"{kind}.tflite", folder / "red.png"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def _tensor(picture):
     import torch
 
@@ -53,5 +83,5 @@ def _tensor(picture):
 
 
 def test_the_example_is_short_and_the_one_that_was_not_compiled_says_so():
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 60
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 64
     assert "Not compiled here" in EXAMPLE.with_name("InferLiteRt.kt").read_text(encoding="utf-8")
