@@ -1,7 +1,6 @@
 """Classifies pictures by a .tflite file that slimvit wrote. Needs ai-edge-litert, numpy and pillow alone.
 
     python infer_litert.py model.tflite picture.png [more pictures] [--top 5]
-
 How a picture becomes the input is read from the file's own metadata. For square models and pictures of 8 bits a channel.
 """
 
@@ -18,9 +17,8 @@ from PIL import Image, ImageOps
 def metadata(path: Path) -> dict:
     """What slimvit says of a file, in it."""
     model = Model.GetRootAs(path.read_bytes(), 0)
-    entries = [model.Metadata(index) for index in range(model.MetadataLength())]
-    (buffer,) = [entry.Buffer() for entry in entries if entry.Name() == b"slimvit"]
-    return json.loads(model.Buffers(buffer).DataAsNumpy().tobytes())
+    entries = {entry.Name(): entry.Buffer() for entry in map(model.Metadata, range(model.MetadataLength()))}
+    return json.loads(model.Buffers(entries[b"slimvit"]).DataAsNumpy().tobytes())
 
 
 def pixels(path: Path, how: dict) -> np.ndarray:
@@ -54,8 +52,7 @@ def main() -> None:
             mean, std = (np.array(told["preprocess"][name], np.float32) for name in ("mean", "std"))
             image = np.ascontiguousarray(((image.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
         logits = run(image=image)["logits"][0].astype(np.float64)
-        shares = 1 / (1 + np.exp(-logits)) if kind == "multi-label" else np.exp(logits - logits.max())
-        shares /= shares.sum() if kind == "logits" else 1
+        shares = 1 / (1 + np.exp(-logits)) if kind == "multi-label" else np.exp(logits) / np.exp(logits).sum()
         print(path, *(f"{index}: {shares[index]:.2%}" for index in np.argsort(-shares)[: asked.top]), sep="  ")
 
 

@@ -83,5 +83,5 @@ def _tensor(picture):
 
 
 def test_the_example_is_short_and_the_one_that_was_not_compiled_says_so():
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 64
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 60
     assert "Not compiled here" in EXAMPLE.with_name("InferLiteRt.kt").read_text(encoding="utf-8")
