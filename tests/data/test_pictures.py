@@ -184,6 +184,14 @@ def test_pictures_that_use_a_part_of_their_formats_range_are_told_to_be_dark(tmp
     assert len(notes) == 1 + bool(share)
 
 
+def test_dark_pictures_beside_bright_ones_of_the_same_depth_are_only_dark(tmp_path):
+    """Kind: a note that is wrong, and that hides what was asked for."""
+    for index, most in enumerate((20_000, 60_000, 20_001, 20_002)):
+        Image.fromarray(np.linspace(0, most, 64).reshape(8, 8).astype(np.uint16)).save(tmp_path / f"{index}.png")
+    notes = open_source(f"images:{tmp_path}", Wanted((3, 8, 8), CONFIG, calibration_images=0)).notes
+    assert notes == ("4 of 4 images have more than 8 bits; they are scaled to 8 bits.",)
+
+
 @pytest.mark.parametrize("kind", ["imagefolder", "images", "hf"])
 def test_colours_that_become_grey_are_counted(tmp_path, kind):
     """Kind: a conversion that was not asked for."""

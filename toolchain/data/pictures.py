@@ -21,7 +21,7 @@ FLOAT = "F"
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode "I" holds 16 bits; that of a TIFF may hold 32, signed or not
 ORIENTATION = 0x0112
 DARK = 127
-"""Of 255: a picture of more than 8 bits that is nowhere brighter may hold fewer bits than its format has."""
+"""Of 255: pictures of more than 8 bits of which none is brighter anywhere may hold fewer bits than their format has."""
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES = 258, 262, 339
 BAD_FILE = (OSError, SyntaxError, ValueError, KeyError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is damaged, or too large to be meant."""
@@ -91,7 +91,7 @@ class Headers:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
-        self.brightest_of_dark = 0
+        self.brightest_of_deep = 0
 
     def add(self, picture: Image.Image) -> None:
         """Counts an opened picture; one of more than 8 bits is decoded for it, since only its values tell how many are used.
@@ -108,9 +108,7 @@ class Headers:
         if largest(picture) is None and ";16" not in str(getattr(picture, "tile", "")):
             return
         self.counts["deep"] += 1
-        if (brightest := int(np.asarray(eight_bit(picture, "RGB")).max())) <= DARK:
-            self.counts["dark"] += 1
-            self.brightest_of_dark = max(self.brightest_of_dark, brightest)
+        self.brightest_of_deep = max(self.brightest_of_deep, int(np.asarray(eight_bit(picture, "RGB")).max()))
 
     def notes(self, total: int, turn: bool | None, *, turned: bool, channels: int) -> list[str]:
         """One sentence for each thing that is done to the pictures, or left undone, without being asked for.
@@ -127,7 +125,7 @@ class Headers:
             f"data.exif_orientation = {str(not turned).lower()} changes it, if the model's trainer did otherwise."
         )
         dark = (
-            f"more than 8 bits and no pixel above {100 * self.brightest_of_dark / 255:.0f} % of the range of the format: that is "
+            f"more than 8 bits and no pixel above {100 * self.brightest_of_deep / 255:.0f} % of the range of the format: that is "
             "how dark the model sees them. If they hold fewer bits than the format has, as a camera's 12 of 16, save them "
             "stretched to all of it, unless the model was trained on them as they are."
         )
@@ -142,11 +140,12 @@ class Headers:
             sentences["colour"] = (("is", "are"), "in colour; what the model reads is grey.")
         if turn is turned:  # as was asked for
             del sentences["turned"]
+        counts = self.counts + Counter(dark=self.counts["deep"] if self.brightest_of_deep <= DARK else 0)
         of = f"{self.looked_at} images" + (" that were looked at" if self.looked_at < total else "")
         return [
             f"{count} of {of} {verbs[count > 1]} {rest}"
             for what, (verbs, rest) in sentences.items()
-            if (count := self.counts[what])
+            if (count := counts[what])
         ]
 
 
