@@ -43,8 +43,11 @@ def _inspect(path: Path) -> Mapping[str, object]:
 
         keys = ("tool", "synthetic", "model", "output", "dense", "compressed", "ratio", "relative_error_increase")
         return {"kind": "run", **Report.load(path).model_dump(mode="json", include=set(keys))}
-    if (path / "config.json").is_file() and (facts := _described_facts(path)):
-        return facts
+    if (path / "config.json").is_file():
+        from toolchain.surgery.hub import described_facts
+
+        if facts := described_facts(path):
+            return facts
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
         return _checkpoint_facts(path)
@@ -88,13 +91,6 @@ def _require_no_text(path: Path) -> None:
         raise ArtifactError(
             f"{path} is text, and holds no model; a recipe is read by `slimvit plan`, a gate by `slimvit gate --config`"
         )
-
-
-def _described_facts(path: Path) -> Mapping[str, object]:
-    """Those of a folder whose config.json is one of transformers or of timm; nothing if it is another's."""
-    from toolchain.surgery.hub import described_facts
-
-    return described_facts(path)
 
 
 def _checkpoint_facts(path: Path) -> Mapping[str, object]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-FLEXIBLE = "embeds."
+EMBEDS = "embeds."
 """The prefix of what timm's NaFlexVit keeps together and its other vision transformers do not: patches, positions, tokens."""
 TRANSFORMERS = "Hugging Face transformers"
 MARKS: tuple[tuple[str, str], ...] = (
@@ -99,7 +99,7 @@ def by(size: Sequence[int]) -> str:
 
 def anatomy(tensors: Mapping[str, Tensor]) -> Anatomy:
     """What tensors under timm's names say; nothing at all where there is neither a block nor a patch embedding."""
-    shapes = {name.removeprefix(FLEXIBLE): tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name.removeprefix(EMBEDS): tuple(tensor.shape) for name, tensor in tensors.items()}
     blocks = {int(found[1]) for name in shapes if (found := BLOCK.match(name))}
     kernel = shapes.get("patch_embed.proj.weight", ())
     if not blocks and not kernel:

@@ -19,7 +19,7 @@ from toolchain.families import FAMILIES
 from toolchain.plan import ModelRef
 from toolchain.surgery.anatomy import Anatomy, anatomy, differences, others
 from toolchain.surgery.checkpoint import Checkpoint, read_checkpoint
-from toolchain.surgery.fit import head_of_layers
+from toolchain.surgery.names import head_of_layers
 from toolchain.surgery.replay import create_dense
 from toolchain.surgery.shapes import shapes_only
 

@@ -1,13 +1,11 @@
-"""Fits stored tensors to a model: converts names, resamples sizes with a note, and refuses what does not fit."""
+"""Fits stored tensors to a model: converts names, and resamples sizes with a note."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,87 +13,17 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from toolchain.errors import ArtifactError, ModelError, SlimvitError
+from toolchain.errors import ArtifactError, ModelError
 from toolchain.families import Family
 from toolchain.families.narrow import NarrowParallel
-from toolchain.surgery.anatomy import (
-    FLEXIBLE,
-    TRANSFORMERS,
-    Anatomy,
-    anatomy,
-    by,
-    differences,
-    is_square,
-    others,
-    remedy,
-)
-from toolchain.surgery.resampling import TIMM, Resampling
+from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square
+from toolchain.surgery.names import PRETRAINING
+from toolchain.surgery.origin import Fitted, Origin, left_out, some
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 HALF_BYTES = 2
 """Bytes of an fp16 or bf16 number; smaller floats are codes whose scales are stored elsewhere."""
-CLASSIFIERS, POOLING = ("head", "head_dist"), ("attn_pool", "fc_norm")
-PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
-"""Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
 TABLE = "relative_position_bias_table"
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Tensors under a model's names, positions and patches resampled to its sizes.
-
-    Attributes:
-        state: name → tensor; it may still lack some of the model's, or hold others.
-        anatomy: of the tensors as they were stored.
-        model: that of the model.
-        adapted: fields of `Anatomy` in which they were made to fit: "positions", "patch_size".
-        notes: one sentence for each thing that was changed.
-    """
-
-    state: dict[str, Tensor]
-    anatomy: Anatomy
-    model: Anatomy
-    adapted: frozenset[str]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where tensors come from, and how they may be adapted.
-
-    Attributes:
-        what: how a message calls them, such as "the checkpoint m.pth".
-        plural: whether that is a plural, as "the pretrained weights" is.
-        made_for: (height, width) of the images that they were trained on, where that is known.
-        resample_patches: whether the recipe allows another patch size.
-        positions: how positions are brought to the model's grid.
-        patches: how a patch embedding is brought to the model's size.
-        may_differ: fields of `Anatomy` in which they may differ from the model: somebody else sees to those.
-        beside: a clause on what lies beside them and was not taken; "" if nothing does.
-        fault: what is raised if they do not fit: a file that is another's, or a recipe that asks for another model.
-    """
-
-    what: str
-    plural: bool = False
-    made_for: tuple[int, int] | None = None
-    resample_patches: bool = False
-    positions: Resampling = TIMM
-    patches: Resampling = TIMM
-    may_differ: frozenset[str] = frozenset()
-    beside: str = ""
-    fault: type[SlimvitError] = ArtifactError
-
-    def word(self, singular: str) -> str:
-        """A verb or a pronoun in the number of `what`, such as "has" or "have"."""
-        return _PLURALS[singular] if self.plural else singular
-
-    def misfit(self, why: str, do: str = "") -> SlimvitError:
-        """The refusal of tensors that do not fit: why, what to do, and what lies beside them."""
-        text = f"{self.what} {self.word('does')} not fit the model: {why}"
-        return self.fault("; ".join(filter(None, (text, do, self.beside))))
-
-
-_PLURALS = {"does": "do", "has": "have", "holds": "hold", "it": "they", "its": "their", "lacks": "lack", "was": "were"}
 
 
 class _Equal:
@@ -177,102 +105,6 @@ def _grid(module: nn.Module) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
-    """The tensors without a classifier, and a note, where the model has none; of one that gives tokens, without pooling too.
-
-    Raises:
-        ArtifactError, ModelError: it gives tokens, and the only norm after the blocks is that of the pooled vector.
-    """
-    gives_tokens = not module.num_classes and not getattr(module, "global_pool", None)
-    if gives_tokens and "fc_norm" in (result.anatomy.norm or "") and "norm.weight" not in result.state:
-        raise origin.misfit(
-            f"{origin.word('its')} last norm (fc_norm) is that of the pooled vector, and tokens are read before pooling",
-            'set model.output = "features", or use weights from before fine-tuning, whose norm is that of the tokens',
-        )
-    parts = (*CLASSIFIERS, *POOLING) if gives_tokens else () if module.num_classes else CLASSIFIERS
-    extra = [name for name in result.state if name.partition(".")[0] in parts]
-    if not extra or any(name in module.state_dict() for name in extra):
-        return result
-    what = "pooling" if any(name.startswith(POOLING) for name in extra) else "classifier"
-    why = head_of_layers(extra) or f"the model has no {what}, and its outputs are features."
-    note = f"Of {origin.what}, {left_out(extra)}: {why}"
-    state = {name: tensor for name, tensor in result.state.items() if name not in extra}
-    return replace(result, state=state, notes=(*result.notes, note))
-
-
-def head_of_layers(names: Collection[str]) -> str:
-    """A sentence on a head that is no single linear, as no timm model has it, and what to do; "" where there is none among tensors."""
-    layers = {name.rpartition(".")[0] for name in names if name.startswith("head.") and not PRETRAINING.match(name)}
-    if not layers - {"head", "head.fc"}:
-        return ""
-    do = "keep it, and put it behind the smaller model, whose features it takes as before"
-    if len(layers) == 1:
-        only = layers.pop()
-        do = f"if it is a linear with dropout alone beside it, rename {only}.weight and {only}.bias to head.weight and head.bias; else {do}"
-    return f"the head consists of several layers, which no timm model has, so that the outputs are the features that enter it; {do}."
-
-
-def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
-    """Raises ArtifactError or ModelError unless the tensors are exactly the model's, by name and shape.
-
-    Args:
-        result: of `fitted`.
-        module: the model.
-        origin: where the tensors come from.
-    """
-    state, wanted = result.state, module.state_dict()
-    missing, unknown = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
-    other = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
-    if not (missing or unknown or other):
-        return
-    ignored = {"positions", *result.adapted, *origin.may_differ}
-    unequal = differences(result.anatomy, result.model, ignored)
-    count = result.anatomy.classes
-    if set(unequal) == {"classes"} and count:
-        raise ModelError(
-            f"{origin.what} {origin.word('has')} {count} classes, the model {result.model.classes}; "
-            f"set model.kwargs.num_classes = {count}"
-        )
-    it, has, its = origin.word("it"), origin.word("has"), origin.word("its")
-    if unequal:
-        texts = list(unequal.values())
-        do = remedy(result.anatomy, result.model, ignored, keywords(module))
-        if "classes" in unequal and not count:
-            do += " for its features, or use weights that have a classifier"
-        raise origin.misfit(f"{it} {has} {', '.join(texts[:4])}" + (", …" if len(texts) > 4 else ""), do)
-    shared = len(wanted) - len(missing)
-    if shared == 0 or result.anatomy == Anatomy():
-        whose = others(list(state))
-        names = f"{its} names are those of {whose}" if whose else f"{its} names are not timm's: {some(state)}"
-        do = "set model.checkpoint to its folder, which holds config.json" if whose == TRANSFORMERS else ""
-        raise origin.misfit(names, do or "save the state_dict of a timm model")
-    parts = [
-        *([f"{it} {origin.word('lacks')} {some(missing)}"] if missing else []),
-        *([f"{it} also {has} {some(unknown)}"] if unknown else []),
-        *([f"{other[0]} is {by(state[other[0]].shape)}, the model's {by(wanted[other[0]].shape)}"] if other else []),
-    ]
-    if (table := f"{FLEXIBLE}{POSITIONS}") in other:
-        do = f"set model.kwargs.pos_embed_grid_size = {list(state[table].shape[1:3])}"
-    elif missing:
-        do = "use a file with all of the model's weights"
-    else:
-        do = "take out of the file what is not the model's" if unknown else "set model.kwargs as it was trained with"
-    raise origin.misfit(", and ".join(parts), do)
-
-
-def keywords(module: nn.Module) -> set[str]:
-    """The keyword arguments of a model's architecture: advice that names another leads into the next refusal."""
-    return {name for kind in type(module).__mro__ for name in inspect.signature(kind).parameters}
-
-
-def some(names: Collection[str]) -> str:
-    """How many names there are, and the first of them; a single one alone."""
-    shown = list(names)[:2]
-    if len(names) == 1:
-        return shown[0]
-    return f"{len(names)} tensors ({', '.join(shown)}{', …' if len(names) > 2 else ''})"
-
-
 def _left_out(
     tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], module: nn.Module, origin: Origin
 ) -> list[str]:
@@ -290,11 +122,6 @@ def _left_out(
         if (owner := name.rpartition(".")[0]) not in joined and owner.rpartition(".")[0] not in gathered
     ]
     return [f"Of {origin.what}, {left_out(dropped)}: timm's model has no such part."] if dropped else []
-
-
-def left_out(names: Collection[str]) -> str:
-    """A clause: that tensors were left out, by name."""
-    return f"{some(names)} {'was' if len(names) == 1 else 'were'} left out"
 
 
 def _tables(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: Origin) -> list[str]:

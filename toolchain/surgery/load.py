@@ -23,10 +23,12 @@ from toolchain.recipe import ModelSection
 from toolchain.surgery.anatomy import anatomy, by, differences
 from toolchain.surgery.candidates import computation
 from toolchain.surgery.checkpoint import digest_of, read_checkpoint
-from toolchain.surgery.fit import Origin, check_names, fitted, without_classifier
+from toolchain.surgery.fit import fitted
 from toolchain.surgery.hub import Source, described, prepared, resolved
 from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.layers import read_layers, unread_blocks
+from toolchain.surgery.names import check_names, without_classifier
+from toolchain.surgery.origin import Origin
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.projection import projection_note, projects
 from toolchain.surgery.replay import create_dense, first_line
