@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,9 @@ LINEAR_TO = 25.0
 THRESHOLD = 10.0
 BINS = 60
 """Of a spread's axis."""
+FRACTION = re.compile(r"-?\d+\.\d+(?:e[-+]\d+)?")
+DIGITS = 9
+"""Of a number that count: processors differ in the last bits of a logarithm or of a sum."""
 
 
 @dataclass(frozen=True)
@@ -277,9 +281,14 @@ def _signed(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def rounded(text: str) -> str:
+    """A text with each fraction in it to `DIGITS` digits."""
+    return FRACTION.sub(lambda match: f"{float(match[0]):.{DIGITS}g}", text)
+
+
 def _svg(figure: Figure, numbers: object) -> str:
-    """The figure, with a digest of its numbers, which does not depend on who draws it."""
-    digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
+    """The figure, with a digest of its numbers, which does not depend on who draws it, and where."""
+    digest = hashlib.sha256(rounded(repr(numbers)).encode()).hexdigest()[:16]
     about = {"Date": None, "Creator": f"matplotlib {mpl.__version__}", "Description": f"numbers {digest}"}
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=about)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -278,6 +279,12 @@ class TestPanels:
         assert digests[0] is not None
         assert digests[1] is not None
         assert digests[0][1] != digests[1][1]
+
+    def test_last_bits_in_which_processors_differ_are_no_other_numbers_and_a_seventh_digit_is(self):
+        drawn = [panels.lines([self.line(high)]) for high in (5.1, math.nextafter(5.1, 6), 5.100001)]
+        digests = [re.findall(r"numbers (\w+)", svg) for svg in drawn]
+        assert drawn[0] == drawn[1]
+        assert digests[0] != digests[2]
 
     def test_an_interval_of_resamples_may_miss_its_point(self):
         made = panels.lines([Lines("", "x", "y", (Series("s", (Point(1, 0.5, 0.6, 0.7),), 0),))])
