@@ -32,7 +32,7 @@ from toolchain.pipeline.judge import Judge
 from toolchain.recipe import EngineSection, ExportSection
 from toolchain.surgery.replay import save_model
 from toolchain.targets import EngineBuild
-from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.tensorrt import network as trt_network
 
 KWARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}

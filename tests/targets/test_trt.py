@@ -31,7 +31,8 @@ from toolchain.export.probabilities import with_probabilities
 from toolchain.model import run_stage
 from toolchain.targets import gpu
 from toolchain.targets.base import BuildOptions, EngineBuild
-from toolchain.targets.engine_cache import cached_engine, source_digests
+from toolchain.targets.engine_cache import cached_engine
+from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt import (
     network as trt_network,

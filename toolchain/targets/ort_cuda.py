@@ -13,9 +13,8 @@ import onnxruntime as ort
 import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.files import sha256
 from toolchain.on_device.runner import Runner, ort_options
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import Feeds, Target, TargetInfo, TargetProfile
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import EVERY_MODE, Mode
 
@@ -228,17 +227,6 @@ class OrtCuda(Target):
             raise TargetUnavailable(self.name, missing)
         device = f"{torch.cuda.get_device_name()} (compute capability {local_capability()})"
         return TargetInfo(self.name, "onnxruntime", ort.__version__, device)
-
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
-        """The ONNX file itself, loaded once as proof; nothing is written.
-
-        Raises:
-            ArtifactError: ONNX Runtime cannot load the file, or would run it on the CPU.
-        """
-        info = self.probe()
-        with self.open(onnx, threads=1):
-            facts = {"target": self.name, "runtime": info.runtime, "version": info.version, "sha256": sha256(onnx)}
-        return EngineBuild(onnx, facts)
 
     def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
         """A runner of the ONNX file; `threads` is a matter of CPUs and has no meaning here."""

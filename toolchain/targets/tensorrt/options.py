@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import atomic_path, exclusive, user_cache
 from toolchain.targets.base import BuildOptions
-from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.gpu import no_gpu
 from toolchain.targets.tensorrt.network import bytes_of, with_float_biases
 
