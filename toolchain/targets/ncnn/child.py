@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from toolchain.on_device.runner import time_calls_ns
-from toolchain.targets.ncnn.wire import Array, receive, send
+from toolchain.targets.wire import Array, receive, send
 
 TASKS = Path("/proc/self/task")
 """Linux lists the threads of a process here."""
