@@ -33,8 +33,8 @@ from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt.network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.tensorrt.options import (
+    CHOSEN,
     BuiltEngine,
-    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -174,12 +174,7 @@ class TensorRT(Refittable):
             raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
         del parser
         engine = bytes(serialized)
-        chosen = ChosenOptions(
-            strip=options.strip,
-            version_compatible=options.version_compatible,
-            hardware_compatible=options.hardware_compatible,
-        )
-        loaded = self._inspect(trt, engine, capabilities, chosen)
+        loaded = self._inspect(trt, engine, capabilities, options)
         suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
         path = folder / f"{onnx.stem}.{suffix}.engine"
         with atomic_path(path) as temporary:
@@ -189,7 +184,7 @@ class TensorRT(Refittable):
             "profile": {
                 name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
             },
-            "options": chosen.model_dump(),
+            "options": {name: getattr(options, name) for name in CHOSEN},
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
             **asdict(products),
@@ -218,12 +213,14 @@ class TensorRT(Refittable):
         facts = read_json(stripped.with_name("engine.json"))
         record = BuiltEngine.model_validate(facts)
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
-        path, options = folder / stripped.name, record.options.model_copy(update={"strip": False})
+        path, options = folder / stripped.name, replace(record.options, strip=False)
         with atomic_path(path) as temporary:
             temporary.write_bytes(engine)
         digests = {"engine": path.name, "engine_sha256": sha256(path), "size_bytes": len(engine)}
         loaded = self._inspect(trt, engine, record.compute_capabilities, options)
-        return EngineBuild(path, {**facts, "options": options.model_dump(), **digests, **loaded})
+        return EngineBuild(
+            path, {**facts, "options": {name: getattr(options, name) for name in CHOSEN}, **digests, **loaded}
+        )
 
     @property
     def runtime(self) -> tuple[str, str]:
@@ -295,7 +292,7 @@ class TensorRT(Refittable):
         return {capability: known[capability] for capability in asked}
 
     def _inspect(
-        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: ChosenOptions
+        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: BuildOptions
     ) -> dict[str, object]:
         """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
         missing = no_gpu()
