@@ -11,6 +11,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loa
 import onnx as onnxlib
 import onnxruntime as ort
 import torch
+from onnx_ir import DataType
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.on_device.runner import Runner, ort_options
@@ -31,17 +33,6 @@ SHAPE_OPS = frozenset(
     | {"ConstantOfShape", "Equal", "Where", "Identity"}
 )
 """What computes shapes. ONNX Runtime keeps it on the CPU on purpose: those values are read by the host."""
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(bfloat16)": torch.bfloat16,
-    "tensor(double)": torch.float64,
-    "tensor(int8)": torch.int8,
-    "tensor(uint8)": torch.uint8,
-    "tensor(int32)": torch.int32,
-    "tensor(int64)": torch.int64,
-    "tensor(bool)": torch.bool,
-}
 
 
 class OrtCudaRunner(GpuRunner):
@@ -78,11 +69,11 @@ class OrtCudaRunner(GpuRunner):
         """A call on these inputs; the outputs' shapes are learned by running it once."""
         if self._session is None:
             raise RuntimeError("OrtCudaRunner is used outside its `with` block")
-        inputs = {i.name: to_host(feeds[i.name], TORCH_DTYPES[i.type]).to("cuda") for i in self._session.get_inputs()}
+        inputs = {i.name: to_host(feeds[i.name], torch_dtype(i.type)).to("cuda") for i in self._session.get_inputs()}
         first = self._session.io_binding()
         for name, tensor in inputs.items():
             _bind(first.bind_input, name, tensor)
-        kinds = {output.name: TORCH_DTYPES[output.type] for output in self._session.get_outputs()}
+        kinds = {output.name: torch_dtype(output.type) for output in self._session.get_outputs()}
         for name in kinds:
             first.bind_output(name, "cuda")
         self._stream.synchronize()
@@ -128,15 +119,13 @@ def _run_options(graph: int, *, synchronise: bool) -> Any:
 
 
 def _bind(bind: Any, name: str, tensor: torch.Tensor) -> None:
-    dtype = ort_dtype(tensor.dtype)
-    bind(name, "cuda", tensor.device.index or 0, dtype, tuple(tensor.shape), tensor.data_ptr())
+    element = int(from_torch_dtype(tensor.dtype))
+    bind(name, "cuda", tensor.device.index or 0, element, tuple(tensor.shape), tensor.data_ptr())
 
 
-def ort_dtype(dtype: torch.dtype) -> int:
-    """The ONNX element type of a torch dtype, which `bind_input` and `bind_output` take in place of numpy's."""
-    name = next(name for name, known in TORCH_DTYPES.items() if known == dtype)[len("tensor(") : -1]
-    number: int = getattr(onnxlib.TensorProto, {"float": "FLOAT", "double": "DOUBLE"}.get(name, name.upper()))
-    return number
+def torch_dtype(text: str) -> torch.dtype:
+    """ONNX Runtime's "tensor(float16)" as torch's type."""
+    return to_torch_dtype(DataType[text.removeprefix("tensor(").removesuffix(")").upper()])
 
 
 def placed(session: Any) -> dict[str, list[tuple[str, str]]]:
