@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -237,6 +239,29 @@ def test_a_file_that_was_cut_off_is_within_no_budget(tmp_path):
         (tmp_path / cut).write_bytes((tmp_path / cut).read_bytes()[:-100])
         with pytest.raises(ArtifactError, match="it is truncated"):
             sized(tmp_path / name)
+
+
+def test_an_engine_of_another_size_than_its_record_tells_is_within_no_budget(tmp_path):
+    for name in ("x.engine", "x.tflite", "x.pte"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(bytes(1000))
+        (folder / "engine.json").write_text(json.dumps({"engine": name, "size_bytes": 5000}))
+        with pytest.raises(ArtifactError, match=r"1,000 bytes, and the engine\.json beside it tells of 5,000"):
+            sized(folder / name)
+    (tmp_path / "x.engine/engine.json").write_text(json.dumps({"engine": "x.engine", "size_bytes": 1000}))
+    assert sized(tmp_path / "x.engine").verdict == "pass"
+
+
+@pytest.mark.parametrize(("length", "end"), [(24, 900), (32, 1300)])
+def test_a_pte_file_that_ends_before_what_its_header_tells_of_is_within_no_budget(tmp_path, length, end):
+    """An old header has no length of its segments, so that only a cut in the program is seen."""
+    path, header = tmp_path / "x.pte", struct.pack("<4s4s4sIQQQ", bytes(4), b"ET12", b"eh00", length, 900, 1000, 300)
+    path.write_bytes(header + bytes(end - len(header)))
+    assert sized(path).verdict == "pass"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=f"{end - 1:,} bytes, and its header tells of {end:,}: it is truncated"):
+        sized(path)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "folder/model.safetensors"])

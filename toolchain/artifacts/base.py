@@ -173,6 +173,10 @@ class Artifact(ABC):
             {(f"(file {file.relative_to(self.folder).as_posix()})", ""): file.stat().st_size for file in self.files}
         )
 
+    def require_whole(self) -> None:
+        """Raises ArtifactError where something of it is missing that it, or what lies beside it, tells of."""
+        _ = self.parts  # which a reader of a format that names its bytes cannot give of a file that was cut off
+
     @property
     def layers(self) -> dict[str, int]:
         """Layer → bytes."""

@@ -33,6 +33,16 @@ class Engine(Artifact):
             raise ArtifactError(f"{beside} is no record of an engine")
         return found if found.get("engine") == self.path.name else {}
 
+    def require_whole(self) -> None:
+        """Raises ArtifactError where it has another size than engine.json says, and as its base does."""
+        told, there = self.record.get("size_bytes"), self.size_bytes
+        if isinstance(told, int) and there != told:
+            raise ArtifactError(
+                f"{self.path} has {there:,} bytes, and the {RECORD} beside it tells of {told:,}: it is truncated, or another engine "
+                "was put in its place; build it again"
+            )
+        super().require_whole()
+
     @property
     def precision(self) -> Reading:
         """The precision of its coarsest matrix product, from engine.json."""
@@ -56,7 +66,8 @@ class Engine(Artifact):
         return output_named(said)
 
     def facts(self) -> dict[str, Fact]:
-        """What `inspect` shows; of what the engine inspector said, the summary alone."""
+        """What `inspect` shows; of what the engine inspector said, the summary alone. Raises ArtifactError as `require_whole`."""
+        self.require_whole()
         left_out = ("schema", "engine", "engine_sha256", "size_bytes", "inspector")
         record = {key: value for key, value in self.record.items() if key not in left_out}
         return {**super().facts(), "precision": str(self.precision), **record}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -19,6 +20,9 @@ FIRST = json.dumps(PTE_FORM).encode()[:-1]
 """First bytes of the JSON with which a file describes itself."""
 MAGIC = b"ET12"
 """Bytes 4 to 8 of every file of this format."""
+HEADER = struct.Struct("<8x4sIQQQ")
+"""How a file begins: the mark of a header, its length, the bytes of the program, and where segments begin and how long they are."""
+MARK = b"eh00"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,19 @@ class Pte(Engine):
             raise ArtifactError(f"{self.path} is damaged where it says what it takes and gives: {error}") from None
         assert isinstance(told, dict)
         return told
+
+    def require_whole(self) -> None:
+        """Raises ArtifactError where it ends before the program or the weights that its header tells of, and as its base does."""
+        with self.path.open("rb") as file:
+            begins = file.read(HEADER.size)
+        if len(begins) == HEADER.size:
+            mark, length, program, first, segments = HEADER.unpack(begins)
+            end = max(program, first + segments if length >= HEADER.size - 8 else 0)
+            if mark == MARK and self.size_bytes < end:
+                raise ArtifactError(
+                    f"{self.path} has {self.size_bytes:,} bytes, and its header tells of {end:,}: it is truncated"
+                )
+        super().require_whole()
 
     @property
     def precision(self) -> Reading:

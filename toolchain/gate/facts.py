@@ -119,7 +119,7 @@ def _require_whole(artifact: Artifact) -> None:
                     f"{file} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
                 )
     with suppress(TargetUnavailable):  # what reads a format may not be installed
-        _ = artifact.parts  # which raises where something is cut off
+        artifact.require_whole()
 
 
 def pictures_of_run(path: Path, content: str, split: str) -> str | None:
