@@ -22,7 +22,7 @@ from toolchain.export.onnx_graph import export_onnx, inner_linears
 from toolchain.export.precision import PRECISIONS
 from toolchain.export.quantise import dynamic, int8_dynamic, int8_qdq
 from toolchain.export.smooth import norms, smoothed, smoothing
-from toolchain.export.weights import linears
+from toolchain.export.weights import each_linear
 from toolchain.model import run_stage
 from toolchain.parity import spread_error
 from toolchain.pipeline.judge import Judge
@@ -145,7 +145,7 @@ def test_the_report_says_so_and_the_file_passes_every_rung(file, tmp_path, name)
 
 
 def open_linears(artifact):
-    kinds = [onnx.TensorProto.DataType.Name(each.kind) for each in linears(artifact.model)]
+    kinds = [onnx.TensorProto.DataType.Name(each.kind) for each in each_linear(artifact.model)]
     return {kind: kinds.count(kind) for kind in kinds}
 
 
