@@ -14,7 +14,7 @@ from typing import TypedDict
 from torch import nn
 
 from toolchain.data import DataSource, Images
-from toolchain.errors import DataError, PlanError, RecipeError
+from toolchain.errors import DataError, ModelError, PlanError, RecipeError
 from toolchain.likelihood import Likelihood, likelihood_of
 from toolchain.model import Made, MaskedModel, TimmModel
 from toolchain.outputs import WORDS
@@ -202,8 +202,13 @@ class Finetune:
         return self.source.labelled and self.section.labels
 
     def requires(self, given: MaskedModel) -> None:
-        """Raises DataError if there is nothing to learn from, ModelError if labels are read that do not match."""
+        """Raises DataError if there is nothing to learn from, ModelError if labels or the teacher are those of another model."""
         require_teacher(self.section, self.source, self.teacher)
+        if self.teacher.ref != given.ref:
+            raise ModelError(
+                f"the teacher is another model than the one that was compressed: {self.teacher.ref!r}, not {given.ref!r}; give the "
+                "dense model that the masked one was made of"
+            )
         if self.reads_labels:
             self.source.check_classes(given.label_classes)
 
