@@ -194,6 +194,8 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("budget", size="half"), "'half' is neither a share like '45%' nor a size like '12 MB'"),
         (with_("budget", size="0%"), "above 0"),
         (with_("budget", latency={"ort-cpu": "fast"}), "'fast' is neither a share like '45%'"),
+        (with_("budget", latency="50%"), r"budget.latency: .*table of '45%' or '8 ms' by target, .*got '50%'"),
+        (with_("budget", latency={"ort-cpu": 8}), r"budget.latency: .*as in { ort-cpu = '8 ms' }; got {'ort-cpu': 8}"),
         (with_("train", lr=float("inf")), r"train.lr: .*finite"),
         (with_("train", lr=-1.0), "train.lr"),
         (with_("train", epochs=0), "train.epochs"),

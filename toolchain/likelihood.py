@@ -33,7 +33,7 @@ STEPS = 5
 """Iterations between the weights and the spread of tokens; they hardly move after three."""
 NOTHING_VARIES = (
     "the model's {}, so there is nothing to hold "
-    "compression against: give images that differ, or set data.calibration_images to 2 or more"
+    "compression against: give images that differ, set data.calibration_images to 2 or more, or give weights that look at the image"
 )
 
 

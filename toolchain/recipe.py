@@ -226,6 +226,13 @@ def _size(value: Any) -> Any:
     return value
 
 
+def _latency(value: Any) -> Any:
+    """The value of `budget.latency` where it is of a right type; raises ValueError."""
+    if not (isinstance(value, dict) and all(isinstance(text, str) for text in value.values())):
+        raise ValueError(f"expects a table of '45%' or '8 ms' by target, as in {{ ort-cpu = '8 ms' }}; got {value!r}")
+    return value
+
+
 class BudgetSection(Section):
     """[budget]: shares LEFT (≤ 1) or absolute limits; several hold together.
 
@@ -236,7 +243,7 @@ class BudgetSection(Section):
     params: Share | None = None
     macs: Share | None = None
     size: Annotated[str | dict[str, str] | None, BeforeValidator(_size)] = None
-    latency: dict[str, str] = Field(default_factory=dict)
+    latency: Annotated[dict[str, str], BeforeValidator(_latency)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _readable(self) -> BudgetSection:

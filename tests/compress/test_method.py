@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from builders import problem_of, random_plan
 
 from toolchain.compress.allocation import Allocation
-from toolchain.compress.method import SWITCHES, Method
+from toolchain.compress.criteria import CRITERIA
+from toolchain.compress.factorisations import FACTORISATIONS
+from toolchain.compress.method import NONE, SWITCHES, Method
+from toolchain.compress.solver import ALLOCATIONS
 from toolchain.cost import Widths
 from toolchain.errors import RecipeError
 from toolchain.plan import CompressionPlan, Keep, LowRank
@@ -32,6 +36,20 @@ def test_a_switch_without_a_closed_form_is_refused(name):
             Method.of(CompressSection(**section, **{name: False}))
     for section in ({}, {"method": "vtp", "neurons": "obs", "allocation": "uniform"}, {"attention": "data_aware"}):
         Method.of(CompressSection(**section, **{name: False}))
+
+
+@pytest.mark.parametrize("attention", [*FACTORISATIONS, NONE])
+@pytest.mark.parametrize("neurons", [*CRITERIA, NONE])
+def test_an_allocation_that_is_refused_is_followed_by_all_that_are_not(attention, neurons):
+    works, advised = set(), []
+    for allocation in ALLOCATIONS:
+        try:
+            Method.of(CompressSection(attention=attention, neurons=neurons, allocation=allocation))
+            works.add(allocation)
+        except RecipeError as error:
+            advised.append(set(re.findall(r"'(\w+)'", str(error).rpartition("; use ")[2])))
+    assert "uniform" in works
+    assert all(names == works for names in advised)
 
 
 def plan_of(model, widths):

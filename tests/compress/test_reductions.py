@@ -18,8 +18,9 @@ from toolchain.compress.moments import Moments
 from toolchain.compress.reductions import REDUCTIONS, sites_in
 from toolchain.compress.sensitivity import FLOOR, Sensitivity, sensitivities
 from toolchain.compress.sequential import Pass, reduce_sequentially
+from toolchain.errors import DataError, ModelError
 from toolchain.families import Factorizable
-from toolchain.likelihood import CATEGORICAL
+from toolchain.likelihood import CATEGORICAL, likelihood_of
 from toolchain.model import TimmModel
 from toolchain.surgery.factorised import FactorisedLinear
 from toolchain.surgery.scales import fold_scales
@@ -100,6 +101,34 @@ def test_sensitivity_reads_no_labels(tiny):
         sensitivities(tiny.module, tiny.family, kind(tiny, 8), 0, CATEGORICAL) for kind in (Noise, Labelled)
     )
     assert all(plain[name].root.equal(labelled[name].root) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            lambda module: module.head.weight.fill_(3e38),
+            pytest.raises(ModelError, match="not finite in float32: check"),
+        ),
+        (
+            lambda module: module.head.weight.zero_(),
+            pytest.raises(DataError, match="outputs are the same for all 8 cali"),
+        ),
+        (lambda module: module.norm.weight.zero_(), pytest.raises(DataError, match="weights that look at the image")),
+    ],
+)
+@pytest.mark.parametrize("output", ["logits", "multi-label"])
+def test_outputs_that_say_nothing_are_refused(change, error, output):
+    model = dense_model()
+    with torch.no_grad():
+        change(model.module)
+    likelihood = likelihood_of(output, model.module, Noise(model, 8))
+    with error:
+        sensitivities(model.module, model.family, Noise(model, 8), 0, likelihood)
+
+
+def test_a_single_image_need_not_vary(tiny):
+    assert sensitivities(tiny.module, tiny.family, Noise(tiny, 1), 0, CATEGORICAL)
 
 
 def test_a_step_is_predicted_by_the_sensitivity(tiny):

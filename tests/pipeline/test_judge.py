@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from dataclasses import replace
 
 import pytest
 from builders import TINY, dense_model, random_plan
+from torch import nn
 
 from toolchain.artifacts import open_artifact
 from toolchain.cost import Widths, trace
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, ModelError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.model import run_stage
 from toolchain.pipeline.judge import Judge, require_cost
@@ -51,6 +54,29 @@ def test_an_engine_is_compared_within_its_profile(judge, files, profile):
     assert (rung.from_, rung.to, rung.verdict) == ("a.onnx", "b.onnx", "pass")
     assert rung.cosine_min > 0.9999
     assert rung.tolerance.max_abs == 1e-5, "what computes fp32 in fp32 is held to it"
+
+
+class Twice(nn.Module):
+    """Two outputs, of which the second may overflow alone."""
+
+    def __init__(self, module, factor):
+        super().__init__()
+        self.module, self.factor = module, factor
+
+    def forward(self, images):
+        return self.module(images), self.factor * self.module(images)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_that_overflows_is_named_before_anything_is_held_against_it(judge, several):
+    model = dense_model()
+    for factor, finite in ((1.0, True), (3e38, False)):
+        module = copy.deepcopy(model.module)
+        module.head.weight.data.mul_(1.0 if several else factor).mul_(100)
+        changed = replace(model, module=Twice(module, factor) if several else module)
+        error = pytest.raises(ModelError, match="the dense model gives NaN or infinity for 3 of 3 images: check that")
+        with contextlib.nullcontext() if finite else error:
+            judge.require_finite(changed)
 
 
 def test_an_engine_that_loads_but_computes_something_else_fails(judge, files):

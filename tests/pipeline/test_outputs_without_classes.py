@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-from toolchain.errors import DataError, ModelError, RecipeError
+from toolchain.errors import ModelError, RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.likelihood import outputs_of
 from toolchain.pipeline import run as pipeline
@@ -170,8 +170,16 @@ def test_labels_of_classes_do_not_judge_numbers(folder, tmp_path):
             RecipeError,
             "'taylor' follows the loss of classes, and the outputs are numbers",
         ),
-        ({"compress": {"method": "vtp"}, "budget": {"params": 0.7}}, DataError, "needs labels"),
-        ({"finetune": {"epochs": 1, "distill": False}}, DataError, "needs labels"),
+        (
+            {"compress": {"method": "vtp"}, "budget": {"params": 0.7}},
+            RecipeError,
+            "learns from labels, and the outputs are numbers",
+        ),
+        (
+            {"finetune": {"epochs": 1, "distill": False}},
+            RecipeError,
+            "needs labels, and the outputs are numbers",
+        ),
     ],
 )
 def test_what_needs_classes_is_refused_before_any_work(folder, sections, error, words):
@@ -192,6 +200,27 @@ def test_gates_are_learned_by_the_loss_of_a_binary_score(folder, tmp_path):
     report, _ = run(asked, tmp_path)
     assert report["finetune"]["loss"] == "distillation"
     assert report["ratio"]["params"] <= 0.7
+
+
+@pytest.mark.parametrize(("output", "words"), [("regression", "numbers"), ("multi-label", "a yes or no each")])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"epochs": 1}},
+        {"finetune": {"epochs": 1, "distill": False}},
+        {"compress": {"method": "vtp"}, "budget": {"params": 0.7}},
+    ],
+    ids=lambda sections: next(iter(sections)),
+)
+def test_what_learns_from_labels_says_that_the_outputs_are_no_classes(folder, output, words, sections):
+    """The pictures have labels; a message that they have none sends the user to look at the wrong place."""
+    asked = recipe(folder, 5, output=output, source="imagefolder:classes", **sections)
+    if "train" in sections:
+        asked = asked.model_copy(
+            update={"model": asked.model.model_copy(update={"checkpoint": "", "pretrained": False})}
+        )
+    with pytest.raises(RecipeError, match=rf"the outputs are {words} \(.*, which labels say nothing of[;:] .*"):
+        prepare(asked)
 
 
 def test_a_regression_on_six_pictures_has_no_error_to_tell(folder, tmp_path):

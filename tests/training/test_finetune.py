@@ -292,6 +292,14 @@ def test_what_stays_as_it_is_can_be_said(dense, masked):
         assert still == {name for name in before if name.partition(".")[0] in frozen}
 
 
+@pytest.mark.parametrize("other", [{"depth": 3}, {"num_classes": 7}, {"embed_dim": 24}])
+def test_a_teacher_of_another_shape_is_refused(masked, other):
+    """Of one with more blocks, the features of a block in the middle would be taught, without a word."""
+    teacher = dense_model(**{**DIGITS, **other})
+    with pytest.raises(ModelError, match="the teacher is another model than the one that was compressed"):
+        Finetune(without_labels(GENTLE), digits(100), teacher).requires(masked)
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_neither_dropout_nor_drop_path_acts(dense, labels):
     section = GENTLE if labels else without_labels(GENTLE)

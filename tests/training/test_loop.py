@@ -226,6 +226,14 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
         assert 0 < of_group[-1] < peak / 100
 
 
+def test_a_training_of_one_step_takes_it_at_the_peak(caplog):
+    optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=0.5)
+    schedule = _cosine(optimizer, replace(CONFIG, epochs=1), steps=1)
+    schedule.step_update(0)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not caplog.records
+
+
 def test_training_follows_the_schedule():
     """With one step per epoch and no warm-up, the last of many epochs hardly moves the weights."""
     states = []
@@ -267,6 +275,15 @@ def test_divergence_and_no_data_are_said(tmp_path):
     with pytest.raises(RecipeError, match=r"diverged.*nan.*lower the lr \(now 0.003\)"):
         train(path, loss=lambda module, images, labels: module(images).sum() * float("nan"))
     assert not path.exists()
+    with pytest.raises(RecipeError, match=r"lower the lr \(now 0.003 and 5\)"):
+        train(
+            path,
+            loss=lambda module, images, labels: module(images).sum() * float("nan"),
+            param_groups=lambda module, config: [
+                {"params": parameter, "lr": 5.0 if index else config.lr}
+                for index, parameter in enumerate(module.parameters())
+            ],
+        )
     with pytest.raises(DataError, match="no images"):
         fit(make_model(), make_data(0), config=CONFIG)
 

@@ -63,17 +63,15 @@ class Method:
 
     def _check(self) -> None:
         section, names = self.section, f"{self.section.attention!r} and {self.section.neurons!r}"
+        others = _either(name for name, each in ALLOCATIONS.items() if self._goes_with(each))
         attention = _either(each.name for each in FACTORISATIONS.values() if each.factorise is None)
         neurons = _either(each.name for each in CRITERIA.values() if each.score is None)
-        weights_alone = self.factorisation is not None and self.factorisation.factorise is not None
-        if self.weighs and (self.scored or weights_alone):
-            others = _either(name for name, each in ALLOCATIONS.items() if each.weigh is None)
+        if not self._goes_with(self.allocation) and self.weighs:
             raise RecipeError(
                 f"compress.allocation = {section.allocation!r} weighs closed-form reductions: it goes with attention {attention} "
                 f"or 'none' and neurons {neurons} or 'none', not with {names}; use {others}"
             )
-        if self.allocation.over_layers and not self.scored and self.criterion is not None:
-            others = _either(name for name, each in ALLOCATIONS.items() if not each.over_layers)
+        if not self._goes_with(self.allocation):
             raise RecipeError(
                 f"compress.allocation = {section.allocation!r} compares scores of neurons over layers, which "
                 f"{section.neurons!r} does not give; use {others}"
@@ -84,6 +82,13 @@ class Method:
                     f"compress.{name} = false has nothing to switch off: it goes with attention {attention}, or neurons "
                     f"{neurons}, not with {names}; remove it"
                 )
+
+    def _goes_with(self, allocation: Allocator) -> bool:
+        """Whether these attention and neurons give an allocator what it decides by: damage of closed forms, or scores."""
+        weights_alone = self.factorisation is not None and self.factorisation.factorise is not None
+        if allocation.weigh is not None:
+            return not (self.scored or weights_alone)
+        return self.scored or self.criterion is None or not allocation.over_layers
 
     @property
     def allocation(self) -> Allocator:

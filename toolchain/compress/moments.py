@@ -127,6 +127,15 @@ def damped(matrix: Tensor, share: float) -> Tensor:
     return matrix + level * torch.eye(len(matrix), dtype=matrix.dtype)
 
 
+def require_finite(*values: Tensor) -> None:
+    """Raises ModelError if something that a model computed is NaN or infinite."""
+    if not all(bool(each.isfinite().all()) for each in values):
+        raise ModelError(
+            "what a layer computes on these images is not finite in float32: check that the model gives finite outputs on them, and that "
+            "they are normalised as in its training"
+        )
+
+
 def cholesky(matrix: Tensor, share: float, *, upper: bool = False) -> Tensor:
     """The factor of `damped(matrix, share)`, and of ten times the damping as often as rounding has left too little.
 
@@ -136,11 +145,7 @@ def cholesky(matrix: Tensor, share: float, *, upper: bool = False) -> Tensor:
     Raises:
         ModelError: the matrix holds values that are not finite.
     """
-    if not bool(matrix.isfinite().all()):
-        raise ModelError(
-            "what a layer computes on these images is not finite in float32: check that the model gives finite outputs on them, and that "
-            "they are normalised as in its training"
-        )
+    require_finite(matrix)
     factor: Tensor
     while True:
         factor, failed = torch.linalg.cholesky_ex(damped(matrix, share), upper=upper)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolchain.compress.moments import damped
+from toolchain.compress.moments import damped, require_finite
 from toolchain.data import Images, batches
+from toolchain.errors import DataError
 from toolchain.families import Branch, Family
-from toolchain.likelihood import Likelihood
+from toolchain.likelihood import NOTHING_VARIES, Likelihood, parts_of
+from toolchain.parity import ROUNDING
 from toolchain.progress import SILENT, Progress
 
 BATCH = 8  # a backward pass holds what every block computed
@@ -84,6 +86,10 @@ def sensitivities(
 
     The gradient of what a branch adds is that of the residual stream after it. Where a norm follows, it is that of what
     enters the norm.
+
+    Raises:
+        ModelError: the model's outputs are not finite for one of the images.
+        DataError: they are the same for all of several images.
     """
     branches = family.branches(model)
     outer: dict[str, Tensor] = {}
@@ -108,14 +114,17 @@ def sensitivities(
         )
         for branch in branches
     ]
-    generator = torch.Generator().manual_seed(seed)
+    generator, shown = torch.Generator().manual_seed(seed), list[Tensor]()
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         with torch.enable_grad():
             parts = batches(images, BATCH)
             for number, (batch, _) in enumerate(parts):
-                likelihood.score_loss(model(batch), generator).backward()  # type: ignore[no-untyped-call]
+                outputs = model(batch)
+                shown.append(parts_of(outputs)[0].detach())
+                require_finite(*parts_of(outputs))  # a draw from what is no distribution would fail without saying why
+                likelihood.score_loss(outputs, generator).backward()  # type: ignore[no-untyped-call]
                 for name, stream in streams.items():
                     assert stream.grad is not None
                     rows = stream.grad.flatten(0, -2)
@@ -129,7 +138,14 @@ def sensitivities(
             handle.remove()
         for parameter, before in wanted:
             parameter.requires_grad_(before)
+    _require_varied(torch.cat(shown))
     return {name: Sensitivity.of(outer[name], norms[name]) for name in outer}
+
+
+def _require_varied(outputs: Tensor) -> None:
+    """Raises DataError if outputs [B, …] are the same for all of several images: every smaller model would then be as good."""
+    if len(outputs) > 1 and bool((outputs - outputs[0]).abs().max() <= ROUNDING * outputs.abs().max()):
+        raise DataError(NOTHING_VARIES.format(f"outputs are the same for all {len(outputs)} calibration images"))
 
 
 def flat(model: nn.Module, family: Family, tokens: Mapping[str, int]) -> Mapping[str, Sensitivity]:

@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolchain.artifacts import Artifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, ModelError
 from toolchain.export.calls import Call, opened, stack_images, tensor_call, torch_call
 from toolchain.export.convert import Convert
 from toolchain.export.engine_parity import engine_rung
@@ -96,6 +97,17 @@ class Judge:
         judging = self.labelled or self.source
         bank = judging.split("train") if self.labelled else None
         return FeatureJudge(self.dense, judging.split("test"), bank)
+
+    def require_finite(self, model: AnyModel) -> None:
+        """Raises ModelError if a model overflows on the images: no other form could be held against it."""
+        outputs = torch_call(model.module)(self.images())
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        bad = int((~np.stack([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]).all(0)).sum())
+        if bad:
+            raise ModelError(
+                f"the {model.stage} model gives NaN or infinity for {bad} of {len(parts[0])} images: check that its weights are those of "
+                "a finished training, and that images are normalised as in it (data.mean, data.std)"
+            )
 
     def images(self, count: int = max(BATCHES)) -> Array:
         """As many images to compare on; validation first, and repeated where the whole source has fewer."""

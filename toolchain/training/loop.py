@@ -140,8 +140,10 @@ def fit(
         with _own_randomness(config.seed, epoch, run.accelerator) as draws:
             mean = run.epoch(epoch, loss or _cross_entropy(config.label_smoothing), draws, on_step)
             if not math.isfinite(mean):
+                peaks = sorted({group["initial_lr"] for group in run.optimizer.param_groups})
                 raise RecipeError(
-                    f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower the lr (now {config.lr:g})"
+                    f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower the lr (now "
+                    f"{' and '.join(f'{peak:g}' for peak in peaks)})"
                 )
             losses.append(mean)
         if checkpoint is not None and run.accelerator.is_main_process:
@@ -250,7 +252,7 @@ def _cosine(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int) -> 
     warmup = min(round(config.warmup_epochs * steps), config.epochs * steps - 1)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(1, config.epochs * steps - warmup),
+        t_initial=max(2, config.epochs * steps - warmup),  # of a single step the first; timm warns of 1
         warmup_t=warmup,
         warmup_lr_init=config.lr * 1e-2,
         warmup_prefix=True,

@@ -14,10 +14,10 @@ from typing import TypedDict
 from torch import nn
 
 from toolchain.data import DataSource, Images
-from toolchain.errors import DataError, PlanError, RecipeError
+from toolchain.errors import DataError, ModelError, PlanError, RecipeError
 from toolchain.likelihood import Likelihood, likelihood_of
 from toolchain.model import Made, MaskedModel, TimmModel
-from toolchain.outputs import FEATURES, WORDS
+from toolchain.outputs import WORDS
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
@@ -71,8 +71,8 @@ UNTRAINED = (
 
 
 def require_classes(what: str, dense: TimmModel, instead: str) -> None:
-    """Raises RecipeError if a model gives features, which labels cannot train; `instead` is what to do."""
-    if dense.output in FEATURES:
+    """Raises RecipeError if a model's outputs are none that labels can train; `instead` is what to do."""
+    if dense.label_classes is None:
         raise RecipeError(
             f"{what} learns from labels, and the outputs are {WORDS[dense.output]}, which labels say nothing of: {instead}"
         )
@@ -82,7 +82,7 @@ def require_teacher(section: FinetuneSection, source: DataSource, dense: TimmMod
     """Raises DataError if [finetune] has no real images, or neither labels nor the dense model to learn from."""
     if source.synthetic:
         raise DataError(f"[finetune] needs real images, and the data source {source.name!r} makes noise")
-    if dense.output in FEATURES and not section.distill:
+    if dense.label_classes is None and not section.distill:
         raise RecipeError(
             f"[finetune] with distill = false needs labels, and the outputs are {WORDS[dense.output]}, which labels say nothing "
             "of; set finetune.distill = true to learn from the dense model instead"
@@ -202,8 +202,13 @@ class Finetune:
         return self.source.labelled and self.section.labels
 
     def requires(self, given: MaskedModel) -> None:
-        """Raises DataError if there is nothing to learn from, ModelError if labels are read that do not match."""
+        """Raises DataError if there is nothing to learn from, ModelError if labels or the teacher are those of another model."""
         require_teacher(self.section, self.source, self.teacher)
+        if self.teacher.ref != given.ref:
+            raise ModelError(
+                f"the teacher is another model than the one that was compressed: {self.teacher.ref!r}, not {given.ref!r}; give the "
+                "dense model that the masked one was made of"
+            )
         if self.reads_labels:
             self.source.check_classes(given.label_classes)
 

@@ -38,7 +38,9 @@ class Dense(RunStage[Figures]):
 
     def work(self, key: str) -> Made[Written, Figures]:
         job = self.run.job
-        return self.run.saved("dense", self._baseline(key) if trains(job) else job.dense, self.folder)
+        model = self._baseline(key) if trains(job) else job.dense
+        self.run.judge.require_finite(model)
+        return self.run.saved("dense", model, self.folder)
 
     @property
     def folder(self) -> Path:
