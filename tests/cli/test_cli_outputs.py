@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import typer
@@ -105,6 +106,28 @@ def test_an_earlier_outcome_an_empty_file_and_a_device_are_replaced(command, fol
         assert outcome.code == 0, outcome.err
     assert json.loads((folder / "g.json").read_text())["verdict"] == "pass"
     assert (folder / "empty.md").read_bytes().startswith(outputs.MARKDOWN)
+
+
+def test_pages_that_are_drawn_anew_are_listed_anew(command, finished, tmp_path):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    (run / "report.html").write_text("of an earlier version")
+    (run / "plan.json").write_text("{}")
+    assert command("report", run).code == 0
+    outcome = command("manifest", "verify", run)
+    assert (outcome.code, "1 of" in outcome.err, "altered: plan.json; put" in outcome.err) == (3, True, True)
+    (run / "manifest.json").write_text("{}")
+    (run / "report.md").unlink()
+    assert command("report", run).code == 0
+    assert (run / "manifest.json").read_text() == "{}"
+
+
+def test_home_begins_any_path(command, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    outcome = command("gate", "--config=~/gate.toml", "--out=~/g.json")
+    assert outcome.code == 0, outcome.err
+    assert (folder / "g.json").is_file()
+    assert not (folder / "~").exists()
+    assert command("bench", "verify", "~/g.json").code == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(command, folder, monkeypatch):

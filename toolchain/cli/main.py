@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from toolchain.cli.outputs import require_apart
+from toolchain.cli.outputs import expand_homes, require_apart
 from toolchain.cli.screen import line
 from toolchain.errors import SlimvitError
 from toolchain.version import tool
@@ -106,10 +106,11 @@ def _command() -> Any:
 
 
 def _guard(command: Any) -> None:
-    """Lets a command, and all below it, refuse outputs in place of what it reads before it does anything."""
+    """Lets a command, and all below it, read `~` in paths, and refuse outputs in place of what it reads, before it does anything."""
     work = command.invoke
 
     def invoke(context: Any) -> Any:
+        expand_homes(context)
         require_apart(context)
         return work(context)
 

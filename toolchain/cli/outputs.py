@@ -32,7 +32,7 @@ def file(beginning: bytes, suffix: str = "") -> Callable[..., Path | None]:
 
     def checked(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
         if value is not None:
-            option = parameter.opts[0]
+            option, value = parameter.opts[0], value.expanduser()
             if suffix and value.suffix != suffix:
                 raise RecipeError(f"{option} {value} does not end in {suffix}; name a file that does")
             check_file_replaceable(value, beginning, option)
@@ -48,8 +48,18 @@ def folder(context: typer.Context, parameter: typer.CallbackParam, value: Path |
 
 def _noted(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     if value is not None:
+        value = value.expanduser()
         context.meta.setdefault(NAMED, {})[parameter.name] = value
     return value
+
+
+def expand_homes(context: Any) -> None:
+    """Lets `~` begin any path of a command as in `--out=~/runs/a`, where shells leave it as it is."""
+    for name, value in context.params.items():
+        if isinstance(value, Path):
+            context.params[name] = value.expanduser()
+        elif isinstance(value, list):
+            context.params[name] = [each.expanduser() if isinstance(each, Path) else each for each in value]
 
 
 def require_apart(context: Any) -> None:

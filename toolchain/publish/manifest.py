@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256
 from toolchain.report.absent import require_run
-
-MANIFEST = "manifest.json"
+from toolchain.report.files import MANIFEST
 
 
 class Entry(BaseModel):

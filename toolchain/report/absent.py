@@ -34,9 +34,9 @@ def _hint(folder: Path) -> str:
     """The nearest thing that could have been meant."""
     if runs := runs_below(folder):
         return f"runs lie in it, so give {' or '.join(str(folder / name) for name in runs[:3])}"
+    if (folder / PRIVATE).is_dir():
+        return "the run in it was not finished, so start its command again; it goes on where it stopped"
     around = next((each for each in folder.parents if (each / REPORT).exists()), None)
     if folder.exists() and around is not None:
         return f"it lies in a run, so give {around}"
-    if (folder / PRIVATE).is_dir():
-        return "the run in it was not finished, so start its command again; it goes on where it stopped"
     return "give the folder that the --out of `slimvit run` or `slimvit shrink` named"
