@@ -38,7 +38,7 @@ from toolchain.plan import CompressionPlan, Keep, LowRank, ModelRef
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.replay import create_dense, factorise_structure
-from toolchain.targets import Profiled, Refittable, TargetInfo
+from toolchain.targets import EngineBuild, Profiled, Refittable, TargetInfo
 
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
@@ -452,8 +452,9 @@ class Refusing(Profiled, Refittable):
             raise TargetUnavailable(self.name, "it is not there")
         return TargetInfo(self.name, "x", "1", "none", {"run": self._runs})
 
-    def _build(self, *_):
+    def _build(self, onnx, *_):
         self.reached.append("build")
+        return EngineBuild(onnx, {})
 
     def _open(self, *_):
         self.reached.append("open")

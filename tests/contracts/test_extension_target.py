@@ -28,9 +28,6 @@ class Toy(Target):
     def probe(self):
         return TargetInfo(self.name, "toys", "1", "a box")
 
-    def _build(self, onnx, folder, options):
-        raise NotImplementedError
-
     def _open(self, path, threads):
         return ORT_CPU.open(path, threads)
 

@@ -196,6 +196,7 @@ def test_a_future_target_need_not_remember_to_ask_its_probe(tmp_path):
                 calls[name](target)
         assert target.reached == []
     willing = Refusing("future", "yes")
+    absent.write_bytes(b"there now")
     for call in calls.values():
         call(willing)
     assert willing.reached == list(calls)
@@ -290,9 +291,9 @@ def test_a_damaged_artifact_is_refused_as_such(name, fault, artifacts, tmp_path)
 
 @USUAL_TARGET
 def test_a_file_is_proven_before_it_is_called_an_engine(name, artifacts, tmp_path):
-    if name == "eager":
-        pytest.skip("eager has no engines")
     target = there(name)
+    if not target.builds:
+        pytest.skip(f"{name} has no engines")
     made = engine(name, artifacts[1])
     assert made.path.is_file()
     assert made.facts["target"] == name

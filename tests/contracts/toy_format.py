@@ -65,7 +65,7 @@ class Toy(Target):
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
         path = folder / f"{onnx.stem}.toy"
         path.write_bytes(gzip.compress(onnx.read_bytes(), mtime=0))
-        return EngineBuild(path, {"target": self.name, "engine": path.name, "matmul_dtypes": {"FLOAT": 1}})
+        return EngineBuild(path, {"matmul_dtypes": {"FLOAT": 1}})
 
     def _open(self, path: Path, threads: int) -> ToyRunner:
         return ToyRunner(path, threads)

@@ -40,12 +40,7 @@ class Copier(Target):
         path.write_bytes(self.content)
         if not self.content:
             raise ArtifactError("no engine")
-        facts = {
-            "engine": path.name,
-            "matmul_dtypes": self.products,
-            "inspected_products": self.chosen,
-            "inspector": {},
-        }
+        facts = {"matmul_dtypes": self.products, "inspected_products": self.chosen, "inspector": {}}
         return EngineBuild(path, facts)
 
 

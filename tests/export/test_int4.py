@@ -25,7 +25,7 @@ from toolchain.export.loss import Yardstick, layer_of
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISIONS, runs_on
 from toolchain.export.quantise import int8_dynamic
-from toolchain.export.weights import linears
+from toolchain.export.weights import each_linear
 from toolchain.targets import TARGETS, get_target
 
 SIZE = (3, 16, 16)
@@ -61,7 +61,7 @@ def fours(model):
 
 def rounded(made, model):
     """The linears of an fp32 graph that have four bits in the file."""
-    return [linear for linear in linears(model)[:-1] if linear.name not in made.left]
+    return [linear for linear in list(each_linear(model))[:-1] if linear.name not in made.left]
 
 
 def test_every_code_of_the_file_is_that_of_the_simulation(made):
@@ -260,7 +260,9 @@ def test_linears_that_read_attention_keep_eight_bits_and_less_is_lost(made, dens
     assert len(eights) == len(made.left)
     images = blobs(SIZE, 64)
     yardstick = Yardstick.of(dense, images)
-    codes = {linear.name: gptq(linear.weight[:-1], np.eye(45)) for linear in linears(dense) if linear.name in made.left}
+    codes = {
+        linear.name: gptq(linear.weight[:-1], np.eye(45)) for linear in each_linear(dense) if linear.name in made.left
+    }
     plain = onnx.ModelProto()
     plain.CopyFrom(made.reference)
     nodes = {node.name: node for node in plain.graph.node}

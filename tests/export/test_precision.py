@@ -31,7 +31,7 @@ from toolchain.export.observe import largest_channels
 from toolchain.export.onnx_graph import export_onnx, linear_nodes
 from toolchain.export.precision import PRECISIONS
 from toolchain.export.precisions import MADE_FOR_NOISE
-from toolchain.export.weights import largest_error, linears
+from toolchain.export.weights import each_linear, largest_error
 from toolchain.model import run_stage
 from toolchain.recipe import EngineSection
 from toolchain.targets import get_target
@@ -112,8 +112,10 @@ def test_a_file_of_another_precision_is_the_model(converted, source, name):
     with get_target(made.facts.target).open(made.artifact.path, 1) as runner:
         for batch in (1, 2, 5):
             assert runner.infer({"image": images(batch, 3)})["logits"].shape == (batch, 10)
-    kinds = [linear.kind for linear in linears(model)]
-    assert len(kinds) == len(linears(onnx.load(source.path))) == 10, "two blocks of four, the low-rank pair, the head"
+    kinds = [linear.kind for linear in each_linear(model)]
+    assert len(kinds) == len([*each_linear(onnx.load(source.path))]) == 10, (
+        "two blocks of four, the low-rank pair, the head"
+    )
     finer = {TensorProto.INT8} if name == "int4" else set()  # of the linears that read attention
     assert set(kinds[:-1]) == PRECISIONS[name].weight_types | finer
     if name in INT8:
@@ -218,7 +220,7 @@ def test_smoothing_changes_no_function_and_evens_out_channels(source):
     after = largest_channels(even, names, images(64, 1))
     for name in names:
         assert np.ptp(np.log(after[name])) < 0.7 * np.ptp(np.log(largest[name]))
-    error, _ = largest_error(linears(model), linears(even))
+    error, _ = largest_error(each_linear(model), each_linear(even))
     assert error > 1e3, "the weights are others"
     assert len(even.graph.initializer) == len(model.graph.initializer)
 
@@ -514,7 +516,7 @@ def test_every_kind_of_model_can_be_converted(tmp_path, conversion):
     options, how = KINDS[kind]
     given = exported(tmp_path / "a.onnx", small(**options), **how)
     made = run_stage(Convert(name, tmp_path / "b.onnx", images(32, 1), images(8, 2), real_images=False), given)
-    kinds = [linear.kind for linear in linears(onnx.load(made.artifact.path))]
+    kinds = [linear.kind for linear in each_linear(onnx.load(made.artifact.path))]
     heads = 2 if kind == "two heads" else 1
     assert kinds.count(TensorProto.FLOAT) == (heads if name in INT8 else 0), "what gives the logits stays as it is"
 
@@ -538,10 +540,10 @@ def test_linears_that_changed_places_are_found_however_nodes_are_listed(tmp_path
     half = PRECISIONS["fp16"].convert(model, images(2, 1)).model
     names = [[node.name for node in linear_nodes(each)] for each in (model, half)]
     assert names[0] != names[1], "a converter that keeps the order shows nothing here"
-    assert largest_error(linears(model), linears(half))[0] <= 1
+    assert largest_error(each_linear(model), each_linear(half))[0] <= 1
     first, second = (node for node in half.graph.node if node.name in names[0][:3:2])
     first.input[1], second.input[1] = second.input[1], first.input[1]
-    assert largest_error(linears(model), linears(half))[0] > 1e3
+    assert largest_error(each_linear(model), each_linear(half))[0] > 1e3
 
 
 def test_fp16_refuses_activations_that_would_overflow(tmp_path):

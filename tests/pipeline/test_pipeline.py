@@ -299,7 +299,7 @@ class Afar(Target):
     def _build(self, onnx, folder, options):
         path = folder / "model.afar"
         path.write_bytes(onnx.read_bytes())
-        return EngineBuild(path, {**FACTS, "target": self.name})
+        return EngineBuild(path, FACTS)
 
     def _open(self, path, threads):
         raise NotImplementedError

@@ -22,7 +22,7 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery.huggingface import LAYOUTS
-from toolchain.surgery.huggingface.folder import Folder, class_names, is_folder, suggested_size
+from toolchain.surgery.huggingface.folder import Folder, class_names, is_folder
 from toolchain.surgery.huggingface.layout import ratio
 from toolchain.surgery.huggingface.processor import CLASSES, FILTERS
 from toolchain.surgery.huggingface.swin import SwinConfig, SwinLayout
@@ -688,13 +688,14 @@ def test_a_processor_for_another_size_is_told(tmp_path):
 def test_a_size_is_suggested_where_transformers_runs_a_model_at_its_processors(tmp_path):
     """Kind: work for images that nobody makes. DINOv2's positions are for 518×518, its processor crops to 224×224."""
     dinov2, vit = saved(tmp_path / "dinov2", "DINOv2"), saved(tmp_path / "vit")
-    assert suggested_size(dinov2) is None
+    assert Folder.open(dinov2).suggested_size is None
     for folder in (dinov2, vit):
         write(folder, "preprocessor_config.json", **{**CROPPED, "crop_size": {"height": 24, "width": 24}})
-    assert suggested_size(dinov2) == loaded(dinov2).suggested_size == (24, 24)
-    assert suggested_size(vit) is loaded(vit).suggested_size is None  # transformers refuses to run it at another size
-    assert suggested_size(vit / "model.safetensors") is None
-    model = loaded(dinov2, kwargs={"img_size": list(suggested_size(dinov2))})
+    assert Folder.open(dinov2).suggested_size == loaded(dinov2).suggested_size == (24, 24)
+    assert (
+        Folder.open(vit).suggested_size is loaded(vit).suggested_size is None
+    )  # transformers refuses to run it at another size
+    model = loaded(dinov2, kwargs={"img_size": list(Folder.open(dinov2).suggested_size)})
     assert model.family.input_size(model.module) == (3, 24, 24)
 
 

@@ -9,8 +9,7 @@ from builders import write_stack
 from onnx import TensorProto, helper
 
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.files import sha256
-from toolchain.targets import TARGETS, BuildOptions, get_target
+from toolchain.targets import TARGETS, get_target
 from toolchain.targets.ort import ORT_CPU
 
 
@@ -24,19 +23,12 @@ def doubling(tmp_path):
     return tmp_path / "doubling.onnx"
 
 
-def test_the_file_is_the_engine(doubling, tmp_path):
-    build = ORT_CPU.build(doubling, tmp_path / "engines", BuildOptions())
-    assert build.path == doubling
-    assert build.facts["sha256"] == sha256(doubling)
-    assert not (tmp_path / "engines").exists()
-
-
-def test_a_file_that_does_not_load_is_no_engine(doubling, tmp_path):
+def test_a_file_that_does_not_load_is_refused(doubling, tmp_path):
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(doubling.read_bytes()[:-9])
     for path in (bad, tmp_path / "absent.onnx"):
-        with pytest.raises(ArtifactError, match=path.name):
-            ORT_CPU.build(path, tmp_path, BuildOptions())
+        with pytest.raises(ArtifactError, match=path.name), ORT_CPU.open(path, 1):
+            pass
 
 
 def test_a_runner_infers_and_times_with_the_asked_threads(doubling):

@@ -325,12 +325,11 @@ def test_it_is_expected_in_the_cache_folder_unless_another_is_named(monkeypatch,
 
 
 @pytest.mark.usefixtures("there")
-def test_the_bytes_of_the_wasm_are_told(tmp_path):
+def test_the_bytes_of_the_wasm_are_told():
     info = ORT_WEB.probe()
     wasm = ort_web.install_folder() / "node_modules/onnxruntime-web/dist" / info.details["wasm"]
-    facts = ORT_WEB.build(linear(tmp_path / "m.onnx"), tmp_path, ort_web.BuildOptions()).facts
-    assert int(info.details["wasm_bytes"]) == wasm.stat().st_size == facts["wasm_bytes"] > 10e6
-    assert info.version == facts["version"] == ort_web.pinned_version()
+    assert int(info.details["wasm_bytes"]) == wasm.stat().st_size > 10e6
+    assert info.version == ort_web.pinned_version()
 
 
 @pytest.mark.usefixtures("there")

@@ -31,7 +31,8 @@ from toolchain.export.probabilities import with_probabilities
 from toolchain.model import run_stage
 from toolchain.targets import gpu
 from toolchain.targets.base import BuildOptions, EngineBuild
-from toolchain.targets.engine_cache import cached_engine, source_digests
+from toolchain.targets.engine_cache import cached_engine
+from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt import (
     network as trt_network,
@@ -46,7 +47,6 @@ from toolchain.targets.tensorrt import target as trt_target
 from toolchain.targets.tensorrt.network import inspected
 from toolchain.targets.tensorrt.options import (
     BuiltEngine,
-    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -489,7 +489,7 @@ def test_a_capability_that_is_named_twice_is_one(no_gpu):
 def test_only_an_engine_for_later_versions_may_bring_code():
     trt = SimpleNamespace(Runtime=lambda _: SimpleNamespace(engine_host_code_allowed=False))
     assert opened_runtime(trt, None, BuiltEngine().options).engine_host_code_allowed is False
-    assert opened_runtime(trt, None, ChosenOptions(version_compatible=True)).engine_host_code_allowed is True
+    assert opened_runtime(trt, None, BuildOptions(version_compatible=True)).engine_host_code_allowed is True
 
 
 @needs_rtx

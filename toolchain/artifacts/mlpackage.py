@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -14,11 +13,9 @@ from typing import Any, ClassVar
 from toolchain.artifacts.base import Fact, Part, Reading, port_facts
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
-from toolchain.artifacts.onnx_file import FORM, PREPROCESS, UINT8
+from toolchain.artifacts.onnx_file import Declaring
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.files import read_json
-from toolchain.model import Preprocess
-from toolchain.outputs import OUTPUT, Output, output_named
 from toolchain.quiet import quiet
 
 MANIFEST = "Manifest.json"
@@ -39,7 +36,7 @@ SCALES = ("scale", "offset", "zero_point")
 
 
 @dataclass(frozen=True)
-class MlPackage(Engine):
+class MlPackage(Declaring, Engine):
     """A folder NAME.mlpackage, read through coremltools' own format description."""
 
     name: ClassVar[str] = "mlpackage"
@@ -89,26 +86,6 @@ class MlPackage(Engine):
     def metadata(self) -> dict[str, str]:
         """Its user-defined metadata (`creatorDefined` in the format)."""
         return dict(sorted(self.spec.description.metadata.userDefined.items()))
-
-    @property
-    def preprocess(self) -> Preprocess | None:
-        """The preprocessing that it declares; None if slimvit did not write it."""
-        if (declared := self.metadata.get(PREPROCESS)) is None:
-            return None
-        try:
-            return Preprocess.from_dict(json.loads(declared))
-        except (json.JSONDecodeError, ArtifactError) as error:
-            raise ArtifactError(f"{self.path} has damaged metadata: {PREPROCESS}: {error}") from None
-
-    @property
-    def own_pixels(self) -> bool:
-        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
-        return self.metadata.get(FORM) == UINT8
-
-    @property
-    def output(self) -> Output | None:
-        """What it says that its outputs are; None where it does not, as classes need not be declared."""
-        return output_named(self.metadata.get(OUTPUT))
 
     @property
     def inputs(self) -> tuple[Port, ...]:

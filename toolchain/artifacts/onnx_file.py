@@ -44,7 +44,37 @@ Kind = TypeVar("Kind", bound=Message)
 
 
 @dataclass(frozen=True)
-class OnnxFile(Artifact):
+class Declaring(Artifact):
+    """A file whose metadata says how images become its input, and what its outputs are."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Its metadata."""
+        raise NotImplementedError
+
+    @cached_property
+    def preprocess(self) -> Preprocess | None:
+        """The preprocessing that it declares; None if slimvit did not write it."""
+        if (declared := self.metadata.get(PREPROCESS)) is None:
+            return None
+        try:
+            return Preprocess.from_dict(json.loads(declared))
+        except (json.JSONDecodeError, ArtifactError) as error:
+            raise ArtifactError(f"{self.path} has damaged metadata: {PREPROCESS}: {error}") from None
+
+    @property
+    def own_pixels(self) -> bool:
+        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
+        return self.metadata.get(FORM) == UINT8
+
+    @property
+    def output(self) -> Output | None:
+        """What it says that its outputs are; None where it does not, as classes need not be declared."""
+        return output_named(self.metadata.get(OUTPUT_KIND))
+
+
+@dataclass(frozen=True)
+class OnnxFile(Declaring):
     """An ONNX file and the files that it keeps weights in."""
 
     name: ClassVar[str] = "onnx"
@@ -123,27 +153,6 @@ class OnnxFile(Artifact):
     def metadata(self) -> dict[str, str]:
         """Its metadata."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
-
-    @cached_property
-    def preprocess(self) -> Preprocess | None:
-        """The preprocessing that it declares; None if slimvit did not write it."""
-        if (declared := self.metadata.get(PREPROCESS)) is None:
-            return None
-        try:
-            return Preprocess.from_dict(json.loads(declared))
-        except (json.JSONDecodeError, ArtifactError) as error:
-            raise ArtifactError(f"{self.path} has damaged metadata: {PREPROCESS}: {error}") from None
-
-    @property
-    def own_pixels(self) -> bool:
-        """Whether it declares that it takes uint8 pixels as slimvit writes them."""
-        return self.metadata.get(FORM) == UINT8
-
-    @property
-    def output(self) -> Output | None:
-        """What it says that its outputs are; None where it does not, as classes need not be declared."""
-        declared = self.metadata.get(OUTPUT_KIND)
-        return output_named(declared)
 
     @property
     def class_names(self) -> tuple[str, ...]:

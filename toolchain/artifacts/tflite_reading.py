@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.foreign import imported
 
 Array = NDArray[Any]
 IDENTIFIER = b"TFL3"
@@ -136,14 +136,7 @@ def read_tflite(path: Path) -> TfliteModel:
         ArtifactError: it is no such file, or is damaged.
         TargetUnavailable: the schema is missing, which comes with the runtime.
     """
-    try:
-        schema = importlib.import_module("ai_edge_litert.schema_py_generated")
-    except (ImportError, OSError) as error:
-        raise TargetUnavailable(
-            "litert-cpu",
-            f"the Python module ai_edge_litert cannot be loaded ({error})",
-            "pip install 'slimvit[litert]'",
-        ) from error
+    schema = imported("ai_edge_litert.schema_py_generated", "litert-cpu", "pip install 'slimvit[litert]'")
     try:
         stored = path.read_bytes()
     except OSError as error:

@@ -45,13 +45,8 @@ class Linear:
     allowed: Array
 
 
-def linears(model: onnx.ModelProto) -> list[Linear]:
-    """Every linear with a stored weight matrix, in the order of `each_linear`; raises as it does."""
-    return list(each_linear(model))
-
-
 def each_linear(model: onnx.ModelProto) -> Iterator[Linear]:
-    """The same one at a time: in float64, all weights of a model are many times what it takes on disk.
+    """Every linear with a stored weight matrix, one at a time: in float64, all of them are many times what they take on disk.
 
     They come as the outputs need them. How a graph lists nodes that do not depend on each other is no part of what it computes, and
     ONNX Runtime's converters list them anew.

@@ -11,8 +11,8 @@ from timm.models.beit import Beit, Block, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from toolchain.families.blocks import Layer, plain_layers
-from toolchain.families.columnar import ColumnarFamily
 from toolchain.families.narrow import NarrowBeitAttention, narrow_state
+from toolchain.families.stacked import StackedFamily
 
 
 def shared_bias(model: nn.Module) -> Mapping[str, Tensor]:
@@ -21,7 +21,7 @@ def shared_bias(model: nn.Module) -> Mapping[str, Tensor]:
     return {} if shared is None else {"shared_rel_pos_bias": shared()}
 
 
-class BeitFamily(ColumnarFamily):
+class BeitFamily(StackedFamily):
     """Units: as of a plain ViT. The bias is added after the scale, so queries and keys reduce as without it, and it stays."""
 
     name = "beit"

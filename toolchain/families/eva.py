@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toolchain.families.base import Family
 from toolchain.families.blocks import Context, Layer, blocks, linear, plain_layers, rigid_part
-from toolchain.families.columnar import ColumnarFamily
+from toolchain.families.stacked import StackedFamily
 
 LINEARS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
 
@@ -47,7 +47,7 @@ def separate_biases(model: nn.Module) -> None:
                 attention.head_dim = linear(attention, "proj").in_features // attention.num_heads
 
 
-class EvaFamily(ColumnarFamily):
+class EvaFamily(StackedFamily):
     """Units: mlp_hidden is sliced; attn_in, attn_out and mlp_in are only zeroed; head dims stay.
 
     A rotation acts on fixed pairs of head dims of q and k, in every head and, but for RoPE-Mixed, in every block the same: none

@@ -59,19 +59,8 @@ class LayeredFamily(Family):
         """The family's."""
         return self.family.name
 
-    @property
-    def timm_modules(self) -> Sequence[str]:  # type: ignore[override]
-        """The family's."""
-        return self.family.timm_modules
-
     def matches(self, model: nn.Module) -> bool:
         return self.family.matches(model)
-
-    def refuses(self, model: nn.Module) -> str | None:
-        return self.family.refuses(model)
-
-    def adapt(self, model: nn.Module) -> None:
-        self.family.adapt(model)
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
         return self.family.input_size(model)

@@ -9,8 +9,8 @@ from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBloc
 from torch import Tensor, nn
 
 from toolchain.families.blocks import Layer, plain_layers
-from toolchain.families.columnar import ColumnarFamily
 from toolchain.families.narrow import NarrowRelPosAttention
+from toolchain.families.stacked import StackedFamily
 
 
 def shared_bias(model: nn.Module) -> Mapping[str, Tensor]:
@@ -19,7 +19,7 @@ def shared_bias(model: nn.Module) -> Mapping[str, Tensor]:
     return {} if shared is None else {"shared_rel_pos": shared.get_bias()}
 
 
-class RelPosFamily(ColumnarFamily):
+class RelPosFamily(StackedFamily):
     """Units: as of a plain ViT. The bias is added after the scale, so queries and keys reduce as without it, and it stays."""
 
     name = "relpos"

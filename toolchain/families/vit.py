@@ -34,8 +34,8 @@ from toolchain.families.blocks import (
     scale_of,
     site_of,
 )
-from toolchain.families.columnar import ColumnarFamily
 from toolchain.families.narrow import NarrowDiffParallelBlock, NarrowParallel, NarrowParallelBlock, narrow_state
+from toolchain.families.stacked import StackedFamily
 
 DIFFERENCE = "the norm of differential attention"
 
@@ -54,7 +54,7 @@ def attention_site(attention: nn.Module, path: str) -> AttentionSite:
     return replace(site, head_dim=2 * site.head_dim) if different else site
 
 
-class VitFamily(ColumnarFamily):
+class VitFamily(StackedFamily):
     """Units: mlp_hidden and head_dim are sliced; attn_in, attn_out and mlp_in (VTP's other gates) are only zeroed.
 
     attn_in and mlp_in are positions of the residual stream as one branch reads it, attn_out is what proj reads.

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx_ir import DataType
+from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,13 +36,6 @@ def _integers(value: Value, what: str) -> list[int]:
     if isinstance(value, np.ndarray):
         return [int(each) for each in value.reshape(-1)]
     raise ArtifactError(f"{what} depend on what the image shows; only those that follow from shapes are understood")
-
-
-def _torch_type(number: int) -> torch.dtype:
-    """The type in torch of one of TensorProto's."""
-    if number == TensorProto.BFLOAT16:
-        return torch.bfloat16
-    return torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(number))).dtype
 
 
 def _elementwise(function: Callable[..., Any]) -> Operator:
@@ -235,7 +229,7 @@ def _expand(_: Attributes, x: Tensor, shape: Value) -> Tensor:
 
 
 def _cast(attributes: Attributes, x: Tensor) -> Tensor:
-    return x.to(_torch_type(attributes["to"]))
+    return x.to(to_torch_dtype(DataType(attributes["to"])))
 
 
 def _number(value: Value) -> Any:

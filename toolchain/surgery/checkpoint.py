@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,6 @@ from toolchain.surgery.inert import Array, Value
 from toolchain.surgery.reading import read_tensors
 from toolchain.surgery.resampling import Resampling
 from toolchain.surgery.trained import Trained
-
-log = logging.getLogger(__name__)
 
 PREFERRED = ("state_dict_ema", "model_ema", "ema", "teacher")
 """Keys whose tensors come before others: averages are what training scripts evaluate. The first two are timm's choice."""

@@ -61,10 +61,10 @@ def is_target(name: str) -> bool:
     return base in TARGETS and (not plus or plus + mode in [each.suffix for each in TARGETS[base].modes])
 
 
-def named(which: Callable[[Target], bool], last: str = "and") -> str:
+def named(which: Callable[[Target], bool]) -> str:
     """The names of some of the targets as words: "a, b and c"."""
     *others, end = [name for name, target in TARGETS.items() if which(target)]
-    return f"{', '.join(others)} {last} {end}" if others else end
+    return f"{', '.join(others)} and {end}" if others else end
 
 
 __all__ = [

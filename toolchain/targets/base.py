@@ -18,7 +18,7 @@ from typing import Any, Protocol, final, runtime_checkable
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, JsonValue
 
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.on_device.runner import Runner
 from toolchain.targets.mode import Mode
 
@@ -28,7 +28,6 @@ Arrays = dict[str, Array]
 """Output name → array."""
 
 
-ENGINE_SCHEMA = "slimvit.engine/1"
 PRODUCTS = "products/"
 """Before a target's name in a schedule: the variant is a file of products, see `products`."""
 
@@ -139,7 +138,7 @@ class Computation(Protocol):
 
 
 class Target(ABC):
-    """A runtime on which artifacts are built and timed; a subclass implements `probe`, `_build` and `_open`."""
+    """A runtime on which artifacts are built and timed; a subclass implements `probe` and `_open`, and `_build` if there are engines."""
 
     name: str
     profile: TargetProfile
@@ -203,9 +202,21 @@ class Target(ABC):
 
     @final
     def build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
-        """Builds an engine from an ONNX file into `folder`; raises TargetUnavailable when it cannot build here."""
-        self.probe()
-        return self._build(onnx, folder, options)
+        """Builds an engine from an ONNX file into `folder`.
+
+        Raises:
+            TargetUnavailable: it cannot be built here.
+            RecipeError: the target has no engines, or none with these options.
+        """
+        info = self.probe()
+        if not self.builds:
+            raise RecipeError(f"{self.name} runs files as they are and has no engines; remove it from engine.targets")
+        if isinstance(self, Selective):
+            self.require(options, {})
+        from toolchain.targets.engine_facts import described, source_digests  # not in a process that only runs files
+
+        source = source_digests(onnx)
+        return described(self._build(onnx, folder, options), info, source)
 
     @final
     def open(self, path: Path, threads: int) -> Runner:
@@ -213,9 +224,9 @@ class Target(ABC):
         self.require_run()
         return self._open(path, threads)
 
-    @abstractmethod
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
-        """What `build` does once the probe has said that the target is there."""
+        """What `build` does once the probe has said that the target is there; its facts are those that `engine_facts` has not."""
+        raise NotImplementedError(f"{self.name} builds nothing")
 
     @abstractmethod
     def _open(self, path: Path, threads: int) -> Runner:

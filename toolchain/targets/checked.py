@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -43,17 +44,18 @@ class Checked:
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array; raises RecipeError for feeds that the file does not take, ArtifactError where the runtime fails."""
-        try:
+        with self._explained():
             return self._runner.infer(feeds)
-        except ValueError as error:
-            raise RecipeError(f"{self._path}: {error}") from error
-        except RuntimeError as error:
-            raise ArtifactError(f"{self._runtime} cannot run {self._path}: {error}") from error
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each call in nanoseconds; raises as `infer`, and for a batch that is none of the file's."""
-        try:
+        with self._explained():
             return self._runner.time_ns(feeds, samples)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except ValueError as error:
             raise RecipeError(f"{self._path}: {error}") from error
         except RuntimeError as error:

@@ -6,7 +6,6 @@ measured. A target for iOS 18 and macOS 15, whose programs hold int8 weights wit
 
 from __future__ import annotations
 
-import importlib
 import platform
 import traceback
 from collections import Counter
@@ -19,16 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, plain
-from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.foreign import imported
 from toolchain.interpreter import GraphModule, graph_of, module_of
 from toolchain.interpreter.mil import MilProgram
 from toolchain.on_device.runner import Runner
 from toolchain.quiet import quiet
 from toolchain.targets.base import (
-    ENGINE_SCHEMA,
     BuildOptions,
     Computation,
     EngineBuild,
@@ -36,7 +34,6 @@ from toolchain.targets.base import (
     TargetInfo,
     TargetProfile,
 )
-from toolchain.targets.engine_cache import source_digests
 
 INSTALL = "pip install 'slimvit[coreml]'"
 MINIMUM = "iOS18"
@@ -88,7 +85,7 @@ class CoreMl(Interpreted):
             ArtifactError: the file cannot be read, is of another precision, or coremltools cannot convert it.
             RecipeError: the file takes something else than floats, or another shape than the one that is asked for.
         """
-        info, source = self.probe(), OnnxFile(onnx)
+        source, converter = OnnxFile(onnx), f"coremltools {_load().__version__}"
         inputs = _example(source, options)
         if (arithmetic := ARITHMETIC.get(source.precision.name)) is None:
             raise ArtifactError(f"{onnx} is {source.precision}; packages are built from {', '.join(ARITHMETIC)}")
@@ -102,30 +99,20 @@ class CoreMl(Interpreted):
             except Exception as error:  # torch's and coremltools' own have no common base
                 traceback.clear_frames(error.__traceback__)  # which hold temporary folders
                 first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ArtifactError(f"coremltools {info.version} cannot convert {onnx}: {first}") from error
-        program, package = MilProgram(path), open_artifact(path)
+                raise ArtifactError(f"{converter} cannot convert {onnx}: {first}") from error
+        program = MilProgram(path)
         if (program.input_names, program.output_names) != (module.input_names, module.output_names):
             has = ", ".join((*program.input_names, *program.output_names))
-            raise ArtifactError(
-                f"coremltools {info.version} renamed inputs or outputs of {onnx}: the package has {has}"
-            )
+            raise ArtifactError(f"{converter} renamed inputs or outputs of {onnx}: the package has {has}")
         require_codes(program, codes)
         products = Counter(NAMES.get(kind, kind) for kind in program.products.elements())
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": self.name,
-            "runtime": info.runtime,
-            "version": info.version,
             "minimum_deployment_target": MINIMUM,
             "batches": [next(iter(inputs.values())).shape[0]],
             "weights": dict(sorted(program.weights.items())),
             "matmul_dtypes": dict(products),
             "matmul_layers": products.total(),
             "operators": dict(program.operators.most_common()),
-            **source_digests(onnx),
-            "engine": path.name,
-            "engine_sha256": package.sha256,
-            "size_bytes": package.size_bytes,
             "loaded": "not_run",
             "loaded_reason": NO_RUN,
         }
@@ -239,13 +226,8 @@ def _quotient(x: Tensor) -> Tensor:
 def _load() -> ModuleType:
     """The Python module; raises TargetUnavailable if it is missing, broken, or without the part that reads weights."""
     with quiet("coremltools"):
-        try:
-            module = importlib.import_module("coremltools")
-            importlib.import_module("coremltools.libmilstoragepython")
-        except (ImportError, OSError) as error:
-            why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-            raise TargetUnavailable("coreml", f"the Python module coremltools {why}", INSTALL) from error
-    return module
+        imported("coremltools.libmilstoragepython", "coreml", INSTALL)
+        return imported("coremltools", "coreml", INSTALL)
 
 
 COREML = CoreMl()

@@ -9,10 +9,9 @@ from typing import Self
 import torch
 from torch import nn
 
-from toolchain.errors import RecipeError
 from toolchain.model import IMAGE
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
-from toolchain.targets.base import Arrays, BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import Arrays, Feeds, Target, TargetInfo, TargetProfile
 
 
 class EagerRunner:
@@ -69,12 +68,6 @@ class Eager(Target):
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since torch is a dependency."""
         return TargetInfo(self.name, "torch", str(torch.__version__), cpu_model())
-
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
-        """Nothing; raises RecipeError, because eager PyTorch runs model folders and has no engines."""
-        raise RecipeError(
-            f"target 'eager' has no engine to build from {onnx}: it runs model folders. Take it out of engine.targets."
-        )
 
     def _open(self, path: Path, threads: int) -> Runner:
         """A runner of a model folder; raises ArtifactError on entry if it is none."""

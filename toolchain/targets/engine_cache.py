@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from toolchain.artifacts import open_artifact
-from toolchain.errors import ArtifactError
-from toolchain.files import digest_of, exclusive, sha256, user_cache
+from toolchain.files import digest_of, exclusive, user_cache
 from toolchain.targets.base import BuildOptions, EngineBuild
 
 
@@ -51,17 +50,3 @@ def cached_engine(
         folder.mkdir(exist_ok=True)
         capabilities = (capability,) if builder.ahead_of_time else ()
         return builder.build(onnx, folder, BuildOptions((batch, batch, batch), capabilities, input_shape=sample)).path
-
-
-def source_digests(onnx: Path) -> dict[str, str | dict[str, str]]:
-    """The entries of engine.json on the source file: its digest, and those of its weight files.
-
-    Raises:
-        StorageError: one cannot be read.
-    """
-    try:
-        digests = open_artifact(onnx).file_sha256s
-    except ArtifactError:  # what is to read the file has the better words
-        digests = {onnx.name: sha256(onnx)}
-    own = digests.pop(onnx.name)
-    return {"onnx": onnx.name, "onnx_sha256": own, **({"onnx_data_sha256": digests} if digests else {})}

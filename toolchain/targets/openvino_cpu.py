@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.files import sha256
+from toolchain.foreign import imported, reason
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
-    ENGINE_SCHEMA,
     Arrays,
     BuildOptions,
     EngineBuild,
@@ -57,7 +55,7 @@ class OpenVinoRunner:
         try:
             self._model = self._core.read_model(str(self.path))
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO {ov.__version__} cannot load {self.path}: {_reason(error)}") from error
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot load {self.path}: {reason(error)}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +125,7 @@ class OpenVinoRunner:
             model.reshape({name: list(shape) for name, shape in shapes})
             compiled = self._core.compile_model(model, DEVICE, {**settings, "PERF_COUNT": self._profiled})
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO {ov.__version__} cannot compile {self.path}: {_reason(error)}") from error
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot compile {self.path}: {reason(error)}") from error
         self._require(compiled, settings)
         return compiled
 
@@ -188,40 +186,29 @@ class OpenVinoCpu(Profiled):
             RecipeError: the file takes another shape than the one that is asked for.
             StorageError: the files cannot be written.
         """
-        from toolchain.targets.engine_cache import source_digests  # not in a process that only runs files
-
-        info, ov = self.probe(), _load(self.name)
+        ov = _load(self.name)
         path = folder / f"{onnx.stem}.xml"
         try:
             model = ov.Core().read_model(str(onnx))
             if options.input_shape is not None:
-                _fix_shape(model, onnx, options.input_shape)
+                _fix_shape(ov, model, onnx, options.input_shape)
             largest = max((float(np.abs(op.data).max()) for op in _weights(model)), default=0.0)
             if largest > np.finfo(np.float16).max:
                 raise ArtifactError(f"{onnx} holds a weight of {largest:.3g}, more than fp16 can")
             ov.save_model(model, str(path), compress_to_fp16=True)
             stored = ov.Core().read_model(str(path))
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO {ov.__version__} cannot convert {onnx}: {_reason(error)}") from error
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot convert {onnx}: {reason(error)}") from error
         kinds: Counter[str] = Counter()
         for op in _weights(stored):
             kinds[op.get_element_type().get_type_name()] += 1
-        products = [op.output(0).get_element_type().get_type_name() for op in stored.get_ops() if _is_product(op)]
+        products = [
+            op.output(0).get_element_type().get_type_name() for op in stored.get_ops() if op.get_type_name() == "MatMul"
+        ]
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": self.name,
-            "runtime": "openvino",
-            "version": info.version,
             "weights": dict(sorted(kinds.items())),
             "matmul_dtypes": dict(Counter(NAMES.get(kind, kind) for kind in products)),
             "matmul_layers": len(products),
-            **source_digests(onnx),
-            "engine": path.name,
-            "engine_sha256": sha256(path),
-            "weights_sha256": sha256(path.with_suffix(".bin")),
-            "size_bytes": sum(file.stat().st_size for file in (path, path.with_suffix(".bin"))),
-            "loaded": "pass",
-            "loaded_reason": "",
         }
         return EngineBuild(path, facts)
 
@@ -236,18 +223,18 @@ class OpenVinoCpu(Profiled):
             return runner.node_times(feeds, calls)
 
 
-def _fix_shape(model: Any, onnx: Path, sample: tuple[int, ...]) -> None:
+def _fix_shape(ov: ModuleType, model: Any, onnx: Path, sample: tuple[int, ...]) -> None:
     """Fixes the shape of one sample of a model's one input; raises RecipeError if it takes another."""
     for port in model.inputs:
         declared = port.partial_shape
         dims = [str(dim) for dim in declared][1:] if declared.rank.is_static else []
         wanted = [declared[0], *sample] if dims else []
-        if len(model.inputs) > 1 or not declared.compatible(_load("openvino-cpu").PartialShape(wanted)):
+        if len(model.inputs) > 1 or not declared.compatible(ov.PartialShape(wanted)):
             raise RecipeError(
                 f"{onnx}: input {port.get_any_name()!r} takes {declared}, and --input-shape asks for {list(sample)} per "
                 "sample; what is fixed stays as it is"
             )
-        model.reshape({port.get_any_name(): _load("openvino-cpu").PartialShape(wanted)})
+        model.reshape({port.get_any_name(): ov.PartialShape(wanted)})
 
 
 def _weights(model: Any) -> list[Any]:
@@ -257,27 +244,12 @@ def _weights(model: Any) -> list[Any]:
     return [op for op in constants if op.get_element_type().get_type_name() in floats]
 
 
-def _is_product(op: Any) -> bool:
-    return bool(op.get_type_name() == "MatMul")
-
-
 def _load(target: str) -> ModuleType:
-    """The Python module; raises TargetUnavailable if it is missing or broken."""
-    try:
-        return importlib.import_module("openvino")
-    except (ImportError, OSError) as error:
-        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise TargetUnavailable(target, f"the Python module openvino {why}", INSTALL) from error
+    return imported("openvino", target, INSTALL)
 
 
 def _shapes(feeds: Feeds) -> Shapes:
     return tuple((name, np.shape(array)) for name, array in sorted(feeds.items()))
-
-
-def _reason(error: BaseException) -> str:
-    """The last line, which says what is wrong; those before it are places in OpenVINO's sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 OPENVINO_CPU = OpenVinoCpu("openvino-cpu", "f32", lanes=8)

@@ -14,11 +14,9 @@ import onnxruntime as ort
 from pydantic import BaseModel, TypeAdapter
 
 from toolchain.errors import ArtifactError
-from toolchain.files import read_json, sha256
+from toolchain.files import read_json
 from toolchain.on_device.runner import OrtRunner, Runner, cpu_model, ort_options
 from toolchain.targets.base import (
-    BuildOptions,
-    EngineBuild,
     Feeds,
     NodeTime,
     Profiled,
@@ -56,16 +54,6 @@ class OrtCpu(Profiled):
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; always there, since onnxruntime is a dependency."""
         return TargetInfo(self.name, "onnxruntime", ort.__version__, cpu_model())
-
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
-        """The ONNX file itself, loaded once as proof; nothing is written.
-
-        Raises:
-            ArtifactError: ONNX Runtime cannot load the file.
-        """
-        with _CheckedOrtRunner(str(onnx), threads=1):
-            facts = {"target": self.name, "runtime": "onnxruntime", "version": ort.__version__, "sha256": sha256(onnx)}
-        return EngineBuild(onnx, facts)
 
     def _open(self, path: Path, threads: int) -> Runner:
         """A runner of the ONNX file; raises ArtifactError on entry if it cannot be loaded."""

@@ -11,11 +11,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loa
 import onnx as onnxlib
 import onnxruntime as ort
 import torch
+from onnx_ir import DataType
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.files import sha256
 from toolchain.on_device.runner import Runner, ort_options
-from toolchain.targets.base import BuildOptions, EngineBuild, Feeds, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import Feeds, Target, TargetInfo, TargetProfile
 from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
 from toolchain.targets.mode import EVERY_MODE, Mode
 
@@ -32,17 +33,6 @@ SHAPE_OPS = frozenset(
     | {"ConstantOfShape", "Equal", "Where", "Identity"}
 )
 """What computes shapes. ONNX Runtime keeps it on the CPU on purpose: those values are read by the host."""
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(bfloat16)": torch.bfloat16,
-    "tensor(double)": torch.float64,
-    "tensor(int8)": torch.int8,
-    "tensor(uint8)": torch.uint8,
-    "tensor(int32)": torch.int32,
-    "tensor(int64)": torch.int64,
-    "tensor(bool)": torch.bool,
-}
 
 
 class OrtCudaRunner(GpuRunner):
@@ -79,11 +69,11 @@ class OrtCudaRunner(GpuRunner):
         """A call on these inputs; the outputs' shapes are learned by running it once."""
         if self._session is None:
             raise RuntimeError("OrtCudaRunner is used outside its `with` block")
-        inputs = {i.name: to_host(feeds[i.name], TORCH_DTYPES[i.type]).to("cuda") for i in self._session.get_inputs()}
+        inputs = {i.name: to_host(feeds[i.name], torch_dtype(i.type)).to("cuda") for i in self._session.get_inputs()}
         first = self._session.io_binding()
         for name, tensor in inputs.items():
             _bind(first.bind_input, name, tensor)
-        kinds = {output.name: TORCH_DTYPES[output.type] for output in self._session.get_outputs()}
+        kinds = {output.name: torch_dtype(output.type) for output in self._session.get_outputs()}
         for name in kinds:
             first.bind_output(name, "cuda")
         self._stream.synchronize()
@@ -129,15 +119,13 @@ def _run_options(graph: int, *, synchronise: bool) -> Any:
 
 
 def _bind(bind: Any, name: str, tensor: torch.Tensor) -> None:
-    dtype = ort_dtype(tensor.dtype)
-    bind(name, "cuda", tensor.device.index or 0, dtype, tuple(tensor.shape), tensor.data_ptr())
+    element = int(from_torch_dtype(tensor.dtype))
+    bind(name, "cuda", tensor.device.index or 0, element, tuple(tensor.shape), tensor.data_ptr())
 
 
-def ort_dtype(dtype: torch.dtype) -> int:
-    """The ONNX element type of a torch dtype, which `bind_input` and `bind_output` take in place of numpy's."""
-    name = next(name for name, known in TORCH_DTYPES.items() if known == dtype)[len("tensor(") : -1]
-    number: int = getattr(onnxlib.TensorProto, {"float": "FLOAT", "double": "DOUBLE"}.get(name, name.upper()))
-    return number
+def torch_dtype(text: str) -> torch.dtype:
+    """ONNX Runtime's "tensor(float16)" as torch's type."""
+    return to_torch_dtype(DataType[text.removeprefix("tensor(").removesuffix(")").upper()])
 
 
 def placed(session: Any) -> dict[str, list[tuple[str, str]]]:
@@ -228,17 +216,6 @@ class OrtCuda(Target):
             raise TargetUnavailable(self.name, missing)
         device = f"{torch.cuda.get_device_name()} (compute capability {local_capability()})"
         return TargetInfo(self.name, "onnxruntime", ort.__version__, device)
-
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
-        """The ONNX file itself, loaded once as proof; nothing is written.
-
-        Raises:
-            ArtifactError: ONNX Runtime cannot load the file, or would run it on the CPU.
-        """
-        info = self.probe()
-        with self.open(onnx, threads=1):
-            facts = {"target": self.name, "runtime": info.runtime, "version": info.version, "sha256": sha256(onnx)}
-        return EngineBuild(onnx, facts)
 
     def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
         """A runner of the ONNX file; `threads` is a matter of CPUs and has no meaning here."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx_ir import DataType
 
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.on_device.runner import OrtRunner, time_calls_ns
@@ -111,5 +112,4 @@ def own_inputs(path: Path) -> Arrays:
 
 def _dtype(text: str) -> np.dtype[Any]:
     """ONNX Runtime's "tensor(float)" as numpy's type."""
-    name = text.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+    return DataType[text.removeprefix("tensor(").removesuffix(")").upper()].numpy()

@@ -212,17 +212,6 @@ def class_names(path: Path) -> tuple[str, ...]:
     return Folder.open(path).class_names if is_folder(path) else ()
 
 
-def suggested_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) at which a Hugging Face folder is run, where its positions are for another size; else None.
-
-    DINOv2's positions are for 518×518, and its processor makes images of 224×224.
-
-    Raises:
-        ModelError, StorageError: as `Folder.open`.
-    """
-    return Folder.open(path).suggested_size if is_folder(path) else None
-
-
 def _table(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from toolchain.artifacts.inputs import Signature
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, Plain, plain, weighted
 from toolchain.errors import ArtifactError, RecipeError
+from toolchain.foreign import reason
 from toolchain.interpreter import GraphModule, module_of
 from toolchain.interpreter.operators import OPERATORS
 from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
@@ -106,7 +107,7 @@ def program_of(path: Path, batches: Sequence[int], sample: tuple[int, ...] | Non
     except ArtifactError:
         raise
     except Exception as error:  # the converter's own, of any class
-        raise ArtifactError(f"ExecuTorch cannot lower {path}: {_last_line(error)}") from error
+        raise ArtifactError(f"ExecuTorch cannot lower {path}: {reason(error)}") from error
     return Program(lowered, methods, _products(path, {name: linears[name] for name in names.values()}, content))
 
 
@@ -120,7 +121,7 @@ def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapp
     except ArtifactError:
         raise
     except Exception as error:  # torch's own, of any class
-        raise ArtifactError(f"torch cannot export {path}: {_last_line(error)}") from error
+        raise ArtifactError(f"torch cannot export {path}: {reason(error)}") from error
 
 
 def _method(path: Path, name: str, program: ExportedProgram, stored: Mapping[str, str]) -> Method:
@@ -198,8 +199,3 @@ def _description(
         "output": file.output,
         "own_pixels": file.own_pixels,
     }
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -7,10 +7,10 @@ import importlib.util
 from pathlib import Path
 
 from toolchain.errors import TargetUnavailable
-from toolchain.files import atomic_path, sha256
+from toolchain.files import atomic_path
 from toolchain.on_device.runner import ExecuTorchRunner, Runner, cpu_model, executorch_runtime
 from toolchain.quiet import quiet
-from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
 from toolchain.targets.checked import Checked
 
 NAME = "executorch-xnnpack"
@@ -64,20 +64,14 @@ class ExecuTorchXnnpack(Target):
             StorageError, ArtifactError: a file cannot be read, written or lowered, or a linear is left outside of XNNPACK.
             RecipeError: the file has another precision or shape than can be built.
         """
-        from toolchain.targets.engine_cache import source_digests  # not in a process that only runs files
-        from toolchain.targets.executorch.program import program_of
+        from toolchain.targets.executorch.program import program_of  # not in a process that only runs files
 
-        info = self.probe()
         with quiet("torch.utils._pytree"):
             program = program_of(onnx, options.batch, options.input_shape)
         path = folder / f"{onnx.stem}.pte"
         with atomic_path(path) as temporary:
             temporary.write_bytes(program.content)
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": NAME,
-            "runtime": info.runtime,
-            "version": info.version,
             "batches": [*program.methods],
             "methods": {
                 each.name: {"batch": batch, "delegates": each.delegates, "outside": each.outside}
@@ -86,12 +80,6 @@ class ExecuTorchXnnpack(Target):
             "weights": {WEIGHTS[kind]: count for kind, count in program.products.items()},
             "matmul_dtypes": program.products,
             "matmul_layers": sum(program.products.values()),
-            **source_digests(onnx),
-            "engine": path.name,
-            "engine_sha256": sha256(path),
-            "size_bytes": len(program.content),
-            "loaded": "pass",
-            "loaded_reason": "",
         }
         return EngineBuild(path, facts)
 

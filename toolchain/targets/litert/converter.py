@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.foreign import last_line
 
 PYTHON = "SLIMVIT_LITERT_PYTHON"
 """The environment variable that names it."""
@@ -68,7 +69,9 @@ class Converter:
             ) from error
         if done.returncode:
             raise TargetUnavailable(
-                target, f"{named}, which {PYTHON} names, lacks what conversion needs: {_last(done.stderr)}.", install()
+                target,
+                f"{named}, which {PYTHON} names, lacks what conversion needs: {_reason(done.stderr)}.",
+                install(),
             )
         versions = json.loads(done.stdout)
         ours, theirs = (re.findall(r"\d+", each)[:2] for each in (torch.__version__, versions["torch"]))
@@ -97,11 +100,9 @@ class Converter:
             check=False,
         )
         if done.returncode:
-            reason = _last(done.stderr or done.stdout)
+            reason = _reason(done.stderr or done.stdout)
             raise ArtifactError(f"litert-torch {self.versions['litert-torch']} cannot convert {what}: {reason}")
 
 
-def _last(text: str) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else "it said nothing"
+def _reason(text: str) -> str:
+    return last_line(text).rstrip(".") or "it said nothing"

@@ -9,14 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.files import sha256
+from toolchain.foreign import imported
 from toolchain.on_device.runner import LiteRtRunner, Runner, cpu_model
 from toolchain.quiet import quiet_unless_failed
 from toolchain.targets.base import (
-    ENGINE_SCHEMA,
     BuildOptions,
     EngineBuild,
     Target,
@@ -24,7 +22,6 @@ from toolchain.targets.base import (
     TargetProfile,
 )
 from toolchain.targets.checked import Checked
-from toolchain.targets.engine_cache import source_digests
 from toolchain.targets.litert.converter import Converter
 
 log = logging.getLogger(__name__)
@@ -32,6 +29,7 @@ NAME = "litert-cpu"
 WEIGHTS = {"FLOAT": "float32", "HALF": "float16", "INT8-DYNAMIC": "int8"}
 """Type of a product → LiteRT's name of its weight's."""
 INSTALL = "pip install 'slimvit[litert]'"
+RUNTIME = "ai_edge_litert.interpreter"
 
 
 class LiteRtCpu(Target):
@@ -53,7 +51,7 @@ class LiteRtCpu(Target):
 
     def probe(self) -> TargetInfo:
         """The runtime and the CPU, and whether files can be built here; raises TargetUnavailable if ai-edge-litert is missing."""
-        _load()
+        imported(RUNTIME, NAME, INSTALL)
         details = {"delegate": "XNNPACK"}
         try:
             details["convert"] = ", ".join(f"{name} {each}" for name, each in Converter.found(NAME).versions.items())
@@ -63,7 +61,7 @@ class LiteRtCpu(Target):
 
     def require(self, options: BuildOptions, precisions: Mapping[str, str]) -> None:  # noqa: ARG002 - as for every target
         """Raises TargetUnavailable where nothing is there to convert with, with the lines that bring it."""
-        _load()
+        imported(RUNTIME, NAME, INSTALL)
         Converter.found(NAME)
 
     def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:
@@ -77,7 +75,7 @@ class LiteRtCpu(Target):
         from toolchain.targets.litert.program import Source  # not in a process that only runs files
         from toolchain.targets.litert.weights import require_weights
 
-        converter, info = Converter.found(NAME), self.probe()
+        converter = Converter.found(NAME)
         source, batches = Source.of(onnx), self.batches(options)
         path = folder / f"{onnx.stem}.tflite"
         with tempfile.TemporaryDirectory(prefix="slimvit-litert-") as work:
@@ -89,10 +87,6 @@ class LiteRtCpu(Target):
         if not delegated:
             log.warning("%s: XNNPACK does not take all operators; the others run on LiteRT's own kernels", path.name)
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": NAME,
-            "runtime": info.runtime,
-            "version": info.version,
             "converted_by": dict(converter.versions),
             "batches": list(batches),
             "constant_linears": source.constant_linears,
@@ -100,12 +94,6 @@ class LiteRtCpu(Target):
             "matmul_dtypes": products,
             "matmul_layers": sum(products.values()),
             "fully_delegated": delegated,
-            **source_digests(onnx),
-            "engine": path.name,
-            "engine_sha256": sha256(path),
-            "size_bytes": path.stat().st_size,
-            "loaded": "pass",
-            "loaded_reason": "",
         }
         return EngineBuild(path, facts)
 
@@ -116,7 +104,7 @@ class LiteRtCpu(Target):
 
 def fully_delegated(path: Path) -> bool:
     """Whether XNNPACK takes every operator of every signature of a file; raises ArtifactError if LiteRT cannot load it."""
-    _load()
+    imported(RUNTIME, NAME, INSTALL)
     try:
         with quiet_unless_failed():
             return _accelerated(path)
@@ -129,15 +117,6 @@ def _accelerated(path: Path) -> bool:
     compiled = importlib.import_module("ai_edge_litert.compiled_model")
     with compiled.CompiledModel.from_file(str(path)) as model:
         return bool(model.is_fully_accelerated())
-
-
-def _load() -> ModuleType:
-    """The Python module; raises TargetUnavailable if it is missing or broken."""
-    try:
-        return importlib.import_module("ai_edge_litert.interpreter")
-    except (ImportError, OSError) as error:
-        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise TargetUnavailable(NAME, f"the Python module ai_edge_litert {why}", INSTALL) from error
 
 
 LITERT_CPU = LiteRtCpu()

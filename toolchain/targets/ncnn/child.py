@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolchain.on_device.runner import time_calls_ns
-from toolchain.targets.ncnn.wire import Array, receive, send
+from toolchain.targets.wire import Array, receive, send
 
 TASKS = Path("/proc/self/task")
 """Linux lists the threads of a process here."""
@@ -97,17 +97,12 @@ def serve(requests: Any, answers: Any) -> None:
                 outputs = model.infer(sets[0])
                 send(answers, {"threads": model.threads}, outputs)
             else:
-                send(answers, {"times_ns": _timed(model, sets, request["samples"])})
+                send(answers, {"times_ns": time_calls_ns(model.call, sets, request["samples"])})
         except Exception as error:  # noqa: BLE001  (it is told, and the session decides)
             send(
                 answers,
                 {"error": f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)},
             )
-
-
-def _timed(model: Model, sets: Sequence[Mapping[str, Array]], samples: int) -> list[int]:
-    """Wall time of each of `samples` synchronous calls in nanoseconds: a new extractor, the inputs, every output."""
-    return time_calls_ns(model.call, sets, samples)
 
 
 if __name__ == "__main__":

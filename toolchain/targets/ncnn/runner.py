@@ -19,7 +19,7 @@ from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
 from toolchain.targets.ncnn import child
-from toolchain.targets.ncnn.wire import Array, receive, send
+from toolchain.targets.wire import Array, receive, send
 
 NAME = "ncnn"
 OPTIONS: Mapping[str, bool | int] = {

@@ -14,9 +14,8 @@ from toolchain.artifacts import open_artifact
 from toolchain.artifacts.inputs import Signature
 from toolchain.artifacts.ncnn_format import LARGEST_RANK, files_of, read_layers, read_numbers
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.files import sha256
 from toolchain.on_device.runner import Runner, cpu_model
-from toolchain.targets.base import ENGINE_SCHEMA, BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
 from toolchain.targets.ncnn.convert import ELSEWHERE, Names, convert, converter
 from toolchain.targets.ncnn.runner import NAME, OPTIONS, NcnnRunner
 
@@ -82,9 +81,6 @@ class Ncnn(Target):
             TargetUnavailable: pnnx is missing.
             StorageError: a file cannot be read or written.
         """
-        from toolchain.targets.engine_cache import source_digests  # not in a process that only runs files
-
-        self.require(options, {})
         pnnx = converter()
         assert pnnx is not None
         source = open_artifact(onnx)
@@ -103,15 +99,11 @@ class Ncnn(Target):
             for file in (path, path.with_suffix(".bin")):
                 file.unlink()
             raise ArtifactError(f"pnnx made no ncnn model of {onnx}: {error} {ELSEWHERE}") from error
-        layers, files = read_layers(path), files_of(path)
-        weights, _ = read_numbers(layers, files[0])
+        layers = read_layers(path)
+        weights, _ = read_numbers(layers, files_of(path)[0])
         products = {layer.name for layer in layers if layer.kind in PRODUCTS}
         matrices = [each for each in weights if each.is_matrix and each.layer in products]
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": self.name,
-            "runtime": "ncnn",
-            "version": self.probe().version,
             "converter": f"pnnx {pnnx[1]}",
             "weights": dict(sorted(Counter(each.type for each in weights).items())),
             "matmul_dtypes": dict(Counter(TYPES[each.type] for each in matrices)),
@@ -121,13 +113,6 @@ class Ncnn(Target):
             "renamed": renamed,
             "inputs": {name: [1, *sample] for name, sample in samples.items()},
             "outputs": shapes,
-            **source_digests(onnx),
-            "engine": path.name,
-            "engine_sha256": sha256(path),
-            "weights_sha256": sha256(path.with_suffix(".bin")),
-            "size_bytes": sum(file.stat().st_size for file in files),
-            "loaded": "pass",
-            "loaded_reason": "",
         }
         return EngineBuild(path, facts)
 

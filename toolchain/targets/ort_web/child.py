@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
-from toolchain.records import place_and_fault
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
+from toolchain.targets.wire import Array, receive, send
 
 SCRIPT = Path(__file__).with_name("serve.mjs")
-LENGTH = np.dtype("<u4")
-"""Of a message's header: it comes first."""
 NO_REASON = re.compile(r"\s|Node\.js v|\W*$")
 """How lines of Node's begin that say where, and not what."""
-
-
-class _Array(BaseModel):
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    bytes: int
-
-
-class _Answer(BaseModel):
-    """The header of what the child sends."""
-
-    error: str = ""
-    threads: int = 0
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[_Array, ...] = ()
-    times_ns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,10 +61,10 @@ class NodeRunner(ChildRunner):
     def _opened(self) -> None:
         """Raises TargetUnavailable if the child runs with other threads than asked for."""
         opened, _ = self._receive()
-        if opened.threads != self.threads:
-            reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {opened.threads}"
+        if (threads := opened.get("threads")) != self.threads:
+            reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {threads}"
             raise TargetUnavailable(self.target, reason)
-        self._inputs = opened.inputs
+        self._inputs = tuple(opened["inputs"])
 
     def infer(self, feeds: Feeds) -> Arrays:
         """Output name → array for one call.
@@ -93,63 +73,40 @@ class NodeRunner(ChildRunner):
             RecipeError: an input is missing.
             ArtifactError: the file cannot be run on these feeds, or the child died; in its own words.
         """
-        answer, raw = self._ask([feeds])
-        arrays: Arrays = {}
-        for each in answer.outputs:
-            arrays[each.name] = np.frombuffer(raw[: each.bytes], np.dtype(each.type)).reshape(each.shape).copy()
-            raw = raw[each.bytes :]
-        return arrays
+        _, outputs = self._ask([feeds])
+        return {name: array.copy() for name, array in outputs.items()}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` calls in nanoseconds by the child's clock, rotating through `feeds`; raises as `infer`."""
         answer, _ = self._ask(feeds, samples)
-        return list(answer.times_ns)
+        times: list[int] = answer["times_ns"]
+        return times
 
-    def _ask(self, feeds: Sequence[Feeds], samples: int | None = None) -> tuple[_Answer, bytes]:
+    def _ask(self, feeds: Sequence[Feeds], samples: int | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
         """The answer to one request."""
-        blobs: list[bytes] = []
-        listed, offset = [], 0
-        for feed in feeds:
+        arrays: dict[str, Array] = {}
+        for index, feed in enumerate(feeds):
             if missing := sorted(set(self._inputs) - set(feed)):
                 raise RecipeError(f"{self.path}: inputs {missing} are not fed, got {sorted(feed)}")
-            arrays = []
-            for name in self._inputs:
-                array = np.ascontiguousarray(feed[name])
-                blobs.append(array.tobytes())
-                count = len(blobs[-1])
-                arrays.append(
-                    {"name": name, "type": array.dtype.name, "shape": array.shape, "offset": offset, "bytes": count}
-                )
-                offset += count
-            listed.append(arrays)
-        header = {"feeds": listed, "bytes": offset, **({} if samples is None else {"samples": samples})}
-        text = json.dumps(header).encode()
-        process = self._running()
+            arrays |= {f"{index}/{name}": np.asarray(feed[name]) for name in self._inputs}
         try:
-            for part in (np.array(len(text), LENGTH).tobytes(), text, *blobs):
-                process.stdin.write(part)
-            process.stdin.flush()
+            send(self._running().stdin, {} if samples is None else {"samples": samples}, arrays)
         except BrokenPipeError:
             raise self._died() from None
         return self._receive()
 
-    def _receive(self) -> tuple[_Answer, bytes]:
+    def _receive(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """The child's next message; raises ArtifactError for one that tells an error, and where the child died."""
-        text = self._read(int(np.frombuffer(self._read(LENGTH.itemsize), LENGTH)[0]))
         try:
-            answer = _Answer.model_validate_json(text)
-        except ValidationError as error:
-            raise ArtifactError(f"{self.path}: Node sent what is no answer: {place_and_fault(error)[1]}") from None
-        if answer.error:
+            answer, arrays = receive(self._running().stdout)
+        except EOFError:
+            raise self._died() from None
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: Node sent what is no answer: {error}") from None
+        if "error" in answer:
             version = self.versions["onnxruntime-web"]
-            raise ArtifactError(f"ONNX Runtime Web {version} cannot run {self.path}: {answer.error}")
-        return answer, self._read(sum(each.bytes for each in answer.outputs))
-
-    def _read(self, count: int) -> bytes:
-        got: bytes = self._running().stdout.read(count)
-        if len(got) < count:
-            raise self._died()
-        return got
+            raise ArtifactError(f"ONNX Runtime Web {version} cannot run {self.path}: {answer['error']}")
+        return answer, arrays
 
     def _died(self) -> ArtifactError:
         """What to raise where the child is gone: the last of the lines that it printed which says something."""

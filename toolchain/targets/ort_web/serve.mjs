@@ -2,9 +2,10 @@
 //
 //     node --expose-gc serve.mjs FOLDER MODEL THREADS
 //
-// FOLDER holds node_modules with onnxruntime-web. A message, in either direction, is the length of a JSON header as a
-// little-endian uint32, the header, and the raw bytes of the arrays that it lists: {name, type, shape, bytes}. The first
-// answer tells what was opened; {"error": ...} answers what failed. Standard output holds messages and nothing else.
+// FOLDER holds node_modules with onnxruntime-web. Messages are those of wire.py: the length of a JSON header as a
+// little-endian uint32, the header, and the raw bytes of its arrays: [name, shape, type]. A request has the inputs of each
+// call as "0/image", "1/image" and so on, and how many samples are timed; without that, the outputs of the first
+// are sent. The first answer tells what was opened; {"error": ...} answers what failed. Standard output holds messages and nothing else.
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -54,17 +55,19 @@ async function open(file, count) {
   return ort.InferenceSession.create(fs.readFileSync(file), options);
 }
 
-async function answer({ header, bytes }) {
-  const feeds = header.feeds.map((arrays) => Object.fromEntries(arrays.map((array) => [array.name, tensor(array, bytes)])));
-  if (header.samples === undefined) {
-    const outputs = Object.entries(await session.run(feeds[0])).map(([name, { type, dims, data }]) => (
-      { name, type, shape: dims, data: Buffer.from(data.buffer, data.byteOffset, data.byteLength) }));
-    const arrays = outputs.map(({ data, ...array }) => ({ ...array, bytes: data.length }));
-    return send({ outputs: arrays }, outputs.map(({ data }) => data));
+async function answer({ samples, arrays }) {
+  const feeds = [];
+  for (const [name, shape, type, values] of arrays) {
+    const [, index, input] = /^(\d+)\/(.*)$/s.exec(name);
+    feeds[index] = { ...feeds[index], [input]: new ort.Tensor(type, values, shape) };
+  }
+  if (samples === undefined) {
+    const outputs = Object.entries(await session.run(feeds[0]));
+    return send({}, outputs.map(([name, { type, dims, data }]) => [name, dims, type, data]));
   }
   globalThis.gc?.(); // a collection within a sample would be charged to whichever call it hits
   const times = [];
-  for (let index = 0; index < header.samples; index++) {
+  for (let index = 0; index < samples; index++) {
     const feed = feeds[index % feeds.length];
     const start = process.hrtime.bigint();
     await session.run(feed);
@@ -73,16 +76,16 @@ async function answer({ header, bytes }) {
   return send({ times_ns: times });
 }
 
-function tensor({ type, shape, offset, bytes: count }, bytes) {
-  const start = bytes.byteOffset + offset;
-  return new ort.Tensor(type, new TYPES[type](bytes.buffer.slice(start, start + count)), shape);
-}
-
 function receive() {
   const length = read(4);
   if (length === null) return null;
-  const header = JSON.parse(read(length.readUInt32LE()).toString());
-  return { header, bytes: read(header.bytes) };
+  const { arrays, ...request } = JSON.parse(read(length.readUInt32LE()).toString());
+  return { ...request, arrays: arrays.map(([name, shape, type]) => [name, shape, type, values(type, shape)]) };
+}
+
+function values(type, shape) {
+  const count = shape.reduce((product, size) => product * size, 1);
+  return new TYPES[type](read(count * TYPES[type].BYTES_PER_ELEMENT).buffer, 0, count);
 }
 
 // So many bytes of standard input; null where it closed before the first.
@@ -97,11 +100,12 @@ function read(count) {
   return buffer;
 }
 
-function send(header, arrays = []) {
-  const text = Buffer.from(JSON.stringify(header));
+function send(message, arrays = []) {
+  const text = Buffer.from(JSON.stringify({ ...message, arrays: arrays.map((array) => array.slice(0, 3)) }));
   const length = Buffer.alloc(4);
   length.writeUInt32LE(text.length);
-  for (const part of [length, text, ...arrays]) {
+  const contents = arrays.map(([, , , { buffer, byteOffset, byteLength }]) => Buffer.from(buffer, byteOffset, byteLength));
+  for (const part of [length, text, ...contents]) {
     for (let at = 0; at < part.length; ) at += fs.writeSync(1, part, at);
   }
 }

@@ -11,9 +11,9 @@ import subprocess
 from pathlib import Path
 
 from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
-from toolchain.files import read_json, sha256, user_cache
+from toolchain.files import read_json, user_cache
 from toolchain.on_device.runner import Runner, cpu_model
-from toolchain.targets.base import BuildOptions, EngineBuild, Target, TargetInfo, TargetProfile
+from toolchain.targets.base import Target, TargetInfo, TargetProfile
 from toolchain.targets.ort_web.child import Installed, NodeRunner
 
 NAME, PACKAGE = "ort-web", "onnxruntime-web"
@@ -101,25 +101,6 @@ class OrtWeb(Target):
     def runtime_download(self) -> tuple[str, int]:
         """The wasm; raises TargetUnavailable where it is not installed."""
         return Path(WASM).name, _wasm_bytes(installed())
-
-    def _build(self, onnx: Path, folder: Path, options: BuildOptions) -> EngineBuild:  # noqa: ARG002
-        """The ONNX file itself, loaded once as proof; nothing is written.
-
-        Raises:
-            ArtifactError: ONNX Runtime Web cannot load the file.
-        """
-        found = installed()
-        with NodeRunner(onnx, 1, found, target=self.name):
-            facts = {
-                "target": self.name,
-                "runtime": PACKAGE,
-                "version": found.versions[PACKAGE],
-                "node": found.versions["node"],
-                "wasm": Path(WASM).name,
-                "wasm_bytes": _wasm_bytes(found),
-                "sha256": sha256(onnx),
-            }
-        return EngineBuild(onnx, facts)
 
     def _open(self, path: Path, threads: int) -> Runner:
         """A runner of the ONNX file; raises ArtifactError on entry if it cannot be loaded."""

@@ -13,25 +13,21 @@ from pydantic import BaseModel
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import atomic_path, exclusive, user_cache
 from toolchain.targets.base import BuildOptions
-from toolchain.targets.engine_cache import source_digests
+from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.gpu import no_gpu
 from toolchain.targets.tensorrt.network import bytes_of, with_float_biases
 
 TURING = "7.5"
 
 
-class ChosenOptions(BaseModel):
-    """How an engine was built, in its engine.json."""
-
-    strip: bool = False
-    version_compatible: bool = False
-    hardware_compatible: str = "none"
+CHOSEN = ("strip", "version_compatible", "hardware_compatible")
+"""Of the options of a build, those that its engine.json says."""
 
 
 class BuiltEngine(BaseModel):
     """What is read of an engine.json to open an engine or to give it its weights; a foreign engine has none."""
 
-    options: ChosenOptions = ChosenOptions()
+    options: BuildOptions = BuildOptions()
     compute_capabilities: tuple[str, ...] = ()
     onnx_sha256: str | None = None
     onnx_data_sha256: dict[str, str] | None = None
@@ -115,7 +111,7 @@ def timing_cache(trt: ModuleType, config: Any, capability: str | None) -> Iterat
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def opened_runtime(trt: ModuleType, logger: Any, options: ChosenOptions) -> Any:
+def opened_runtime(trt: ModuleType, logger: Any, options: BuildOptions) -> Any:
     """A runtime for an engine that was built with some options.
 
     One that later versions load brings code of its own, which is carried out when it is loaded: a runtime allows that for

@@ -7,7 +7,6 @@ Running an engine needs a GPU in both, and is never replaced by a number from el
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,22 +19,22 @@ import torch
 
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.files import atomic_path, read_json, sha256
+from toolchain.foreign import imported
 from toolchain.on_device.runner import Runner
 from toolchain.targets.base import (
-    ENGINE_SCHEMA,
     BuildOptions,
     EngineBuild,
     Refittable,
     TargetInfo,
     TargetProfile,
 )
-from toolchain.targets.engine_cache import cached_engine, source_digests
+from toolchain.targets.engine_cache import cached_engine
 from toolchain.targets.gpu import local_capability, no_gpu
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt.network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.tensorrt.options import (
+    CHOSEN,
     BuiltEngine,
-    ChosenOptions,
     opened_runtime,
     refitted,
     require_options,
@@ -142,9 +141,7 @@ class TensorRT(Refittable):
             ArtifactError: TensorRT refuses the ONNX file, or does not load its own engine.
             StorageError: a file cannot be read or written.
         """
-        self.require(options, {})
         trt, logger = self._load(), forwarding_logger(self.module)
-        source = source_digests(onnx)
         logger.errors.clear()
 
         builder = trt.Builder(logger)
@@ -177,33 +174,20 @@ class TensorRT(Refittable):
             raise ArtifactError(f"{self.module} {trt.__version__} cannot build {onnx}: {logger.last_error()}")
         del parser
         engine = bytes(serialized)
-        chosen = ChosenOptions(
-            strip=options.strip,
-            version_compatible=options.version_compatible,
-            hardware_compatible=options.hardware_compatible,
-        )
-        loaded = self._inspect(trt, engine, capabilities, chosen)
+        loaded = self._inspect(trt, engine, capabilities, options)
         suffix = "-".join(f"sm{capability.replace('.', '')}" for capability in capabilities)
         path = folder / f"{onnx.stem}.{suffix}.engine"
         with atomic_path(path) as temporary:
             temporary.write_bytes(engine)
         facts = {
-            "schema": ENGINE_SCHEMA,
-            "target": self.name,
-            "runtime": self.module,
-            "version": str(trt.__version__),
             "compute_capabilities": list(capabilities),
             "profile": {
                 name: dict(zip(("min", "opt", "max"), map(list, each), strict=True)) for name, each in shapes.items()
             },
-            "options": chosen.model_dump(),
+            "options": {name: getattr(options, name) for name in CHOSEN},
             "strongly_typed": is_strongly_typed(trt, network),
             "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
             **asdict(products),
-            **source,
-            "engine": path.name,
-            "engine_sha256": sha256(path),
-            "size_bytes": len(engine),
             **loaded,
         }
         return EngineBuild(path, facts)
@@ -229,12 +213,14 @@ class TensorRT(Refittable):
         facts = read_json(stripped.with_name("engine.json"))
         record = BuiltEngine.model_validate(facts)
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
-        path, options = folder / stripped.name, record.options.model_copy(update={"strip": False})
+        path, options = folder / stripped.name, replace(record.options, strip=False)
         with atomic_path(path) as temporary:
             temporary.write_bytes(engine)
         digests = {"engine": path.name, "engine_sha256": sha256(path), "size_bytes": len(engine)}
         loaded = self._inspect(trt, engine, record.compute_capabilities, options)
-        return EngineBuild(path, {**facts, "options": options.model_dump(), **digests, **loaded})
+        return EngineBuild(
+            path, {**facts, "options": {name: getattr(options, name) for name in CHOSEN}, **digests, **loaded}
+        )
 
     @property
     def runtime(self) -> tuple[str, str]:
@@ -243,11 +229,7 @@ class TensorRT(Refittable):
 
     def _load(self) -> ModuleType:
         """The Python module; raises TargetUnavailable if it is missing, broken, or too old."""
-        try:
-            trt = importlib.import_module(self.module)
-        except (ImportError, OSError, RuntimeError) as error:  # a wheel without its libraries raises the latter two
-            why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-            raise TargetUnavailable(self.name, f"the Python module {self.module} {why}", self.install) from error
+        trt = imported(self.module, self.name, self.install)
         version = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
         if version < self.minimum:
             wanted = ".".join(map(str, self.minimum))
@@ -310,7 +292,7 @@ class TensorRT(Refittable):
         return {capability: known[capability] for capability in asked}
 
     def _inspect(
-        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: ChosenOptions
+        self, trt: ModuleType, serialized: bytes, capabilities: Sequence[str], options: BuildOptions
     ) -> dict[str, object]:
         """Whether the engine loads, and what the engine inspector says of it; "not_run" where there is no fitting GPU."""
         missing = no_gpu()

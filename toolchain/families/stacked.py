@@ -1,4 +1,4 @@
-"""Base of families whose token count and width are the same in every block, as in timm's ViTs."""
+"""Base of the families: a model is a stack of blocks, each declared as its branches with what is in them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from toolchain.families.narrow import narrow
 from toolchain.families.pooling import POOL, latent_pool, pool_layers, refining_site, refused_output
 
 
-class ColumnarFamily(Family):
-    """A model of one stage, `blocks`, with the same tokens from the first block to the last, and maybe an attention pool.
+class StackedFamily(Family):
+    """A model of blocks, and maybe an attention pool behind them.
 
     Attributes:
         model_type: timm's class.
@@ -32,9 +32,13 @@ class ColumnarFamily(Family):
     def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:
         """The branches of one block, and what is in each, in forward order."""
 
+    def every_block(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """(path, block), in forward order."""
+        return blocks(model)
+
     def stages(self, model: nn.Module) -> Iterator[tuple[str, list[Layer]]]:
         """(path, branches and what is in each) of every block, and of the attention pool behind them."""
-        for index, (path, block) in enumerate(blocks(model)):
+        for index, (path, block) in enumerate(self.every_block(model)):
             yield path, self.layers(model, block, path, index)
         if (pool := latent_pool(model)) is not None:
             yield POOL, pool_layers(pool)
@@ -45,7 +49,7 @@ class ColumnarFamily(Family):
     def refuses(self, model: nn.Module) -> str | None:
         if not self.matches(model):
             return f"{type(model).__name__} is not a timm {self.model_type.__name__}"
-        every = list(blocks(model))
+        every = list(self.every_block(model))
         if not every:
             return "the model has no blocks"
         for path, block in every:
