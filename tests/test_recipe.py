@@ -236,10 +236,12 @@ def test_broken_toml_names_the_file_and_the_place(tmp_path, text):
 
 def test_a_file_that_is_not_text_or_not_there(tmp_path):
     path = tmp_path / "recipe.toml"
-    with pytest.raises(StorageError, match=r"cannot read the recipe .*recipe\.toml: No such file") as missing:
+    with pytest.raises(
+        StorageError, match=r"there is no recipe .*recipe\.toml, seen from .*; name one that is there"
+    ) as missing:
         Recipe.load(path)
     assert missing.value.exit_code == 74
-    with pytest.raises(StorageError, match=r"is a folder, and no \.toml file lies in it"):
+    with pytest.raises(StorageError, match=r"is a folder, and no \*recipe\*\.toml lies in it; name a file"):
         Recipe.load(tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not valid TOML"):

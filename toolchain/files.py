@@ -95,7 +95,8 @@ def read_json(path: Path) -> Any:
     try:
         stored = path.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        hint = f"; name a file that is there, seen from {Path.cwd()}" if not path.is_file() else ""
+        raise StorageError(f"cannot read {path}: {error.strerror}{hint}") from error
     try:
         text = gzip.decompress(stored) if stored.startswith(GZIP) else stored
         return json.loads(text.decode("utf-8"))
@@ -121,6 +122,39 @@ def check_replaceable(folder: Path, files: Sequence[str]) -> None:
     if foreign or (there and files[0] not in there):
         why = f"holds {foreign[0]}, which slimvit did not write" if foreign else f"has no {files[0]}"
         raise StorageError(f"{folder} is not replaced: it {why}; choose another folder or empty this one")
+
+
+def check_file_replaceable(path: Path, beginning: bytes, option: str = "--out") -> None:
+    """Raises StorageError if a file cannot be written, or if writing it would replace what slimvit did not write.
+
+    Args:
+        path: the file; one that is there must be empty or begin as the new one will.
+        beginning: the first bytes of the new one.
+        option: what named it.
+    """
+    if _is_stream(path):
+        return
+    try:
+        if path.is_dir():
+            raise StorageError(f"{option} {path} is a folder; name a file in it")
+        if path.exists():
+            with path.open("rb") as file:
+                start = file.read(len(beginning))
+            if start not in (b"", beginning):
+                raise StorageError(
+                    f"{option} {path} is not replaced: a file of another kind lies there; choose another name"
+                )
+        there = next(each for each in path.absolute().parents if each.exists())
+    except OSError as error:
+        raise StorageError(
+            f"{option} {path} cannot be written: {error.strerror or error}; choose another name"
+        ) from error
+    if not there.is_dir():
+        raise StorageError(f"{option} {path} cannot be written: {there} is a file; choose another name")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{option} {path} cannot be written: {there} is read-only or belongs to another user; choose another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -404,7 +404,9 @@ class Recipe(Section):
             StorageError: the file cannot be read.
             RecipeError: it is not TOML, has an unknown key, a wrong type or a value out of range.
         """
-        raw = read_toml(path, "the recipe ")
+        raw = read_toml(path, "recipe")
+        if "cell" in raw:
+            raise RecipeError(f"{path} is a gate and not a recipe; judge it with `slimvit gate --config {path}`")
         for each in overrides:
             override(raw, each)
         return Recipe.from_dict(raw, base=path.parent)

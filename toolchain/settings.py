@@ -68,12 +68,12 @@ class Section(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-def read_toml(path: Path, what: str = "") -> dict[str, object]:
+def read_toml(path: Path, what: str = "file") -> dict[str, object]:
     """The tables of a TOML file, with or without a byte order mark.
 
     Args:
         path: the file.
-        what: stands before its name in the message of a file that cannot be read: "the recipe ".
+        what: what the file is to be, in a word: "recipe", "gate".
 
     Raises:
         StorageError: it cannot be read.
@@ -82,13 +82,19 @@ def read_toml(path: Path, what: str = "") -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except IsADirectoryError as error:
-        inside = next((each.name for each in sorted(path.glob("*.toml"))), "")
-        hint = f"; did you mean {path / inside}?" if inside else ", and no .toml file lies in it; name a file"
-        raise StorageError(f"{what}{path} is a folder{hint}") from error
+        inside = next((each.name for each in sorted(path.glob("*.toml")) if what in each.name), "")
+        hint = f"; did you mean {path / inside}?" if inside else f", and no *{what}*.toml lies in it; name a file"
+        raise StorageError(f"the {what} {path} is a folder{hint}") from error
+    except FileNotFoundError as error:
+        raise StorageError(f"there is no {what} {path}, seen from {Path.cwd()}; name one that is there") from error
     except OSError as error:
-        raise StorageError(f"cannot read {what}{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}") from None
+        raise StorageError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{path} is not valid TOML, since it is no text; name a {what}, and let `slimvit inspect` say what this file is"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}; correct that line, or name another {what}") from None
 
 
 def absolute_path(path: str, base: Path) -> str:

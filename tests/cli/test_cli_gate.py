@@ -216,6 +216,37 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("size = 3000", "size = 2000", "another budget.size than the gate asks for now"),
+        ('name = "digits"', 'name = "letters"', "the result has no cell 'letters'; it is of another gate"),
+        ("new.onnx", "other.onnx", "another artifact than"),
+        ("[[cell]]", "[[cell]]\nbatch = 2", "another batch than"),
+        ("[[cell]]", "[[cell]]\nthreads = 2", "another threads than"),
+    ],
+)
+def test_a_result_of_another_gate_accepts_nothing(command, gate, tmp_path, before, after, words):
+    path = gate("params = 700, size = 3000", padding=100)
+    assert command("gate", "-c", path, "--out", tmp_path / "r.json").code == 1
+    path.write_text(path.read_text().replace(before, after))
+    cell = "letters" if "letters" in after else "digits"
+    options = ["-c", path, "--from", tmp_path / "r.json", "--reason", "r", "--expires", FUTURE]
+    outcome = command("gate", "accept", cell, *options)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert not accepts_path(path).exists()
+
+
+def test_a_recipe_is_no_gate_and_a_gate_no_recipe(command, gate, tmp_path):
+    path, recipe = gate("size = 1"), tmp_path / "recipe.toml"
+    recipe.write_text('[model]\nname = "x"\n')
+    swapped = command("gate", "-c", recipe)
+    assert (swapped.code, f"carry it out with `slimvit run {recipe}`" in swapped.err) == (2, True)
+    swapped = command("run", path)
+    assert (swapped.code, f"judge it with `slimvit gate --config {path}`" in swapped.err) == (2, True)
+
+
 def test_options_before_a_sub_command_are_not_ignored(command, gate):
     outcome = command("gate", "-c", gate("size = 1"), "accept", "digits", "--reason", "x", "--expires", FUTURE)
     assert outcome.code == 2

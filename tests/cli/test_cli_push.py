@@ -81,7 +81,14 @@ def test_what_cannot_be_pushed_is_told(command, finished, code, arguments, words
     assert words in outcome.err
 
 
+@pytest.mark.parametrize("below", ["", "/onnx", "/new/folder"])
+def test_a_run_is_not_pushed_into_its_own_folder(command, finished, below):
+    outcome = command("push", finished.folder, f"local-dir:{finished.folder}{below}")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "the run's own folder, or lies in it: name a folder elsewhere" in outcome.err
+
+
 def test_a_folder_that_is_no_run_is_told(command, tmp_path):
     outcome = command("push", tmp_path, "hf://org/name")
     assert outcome.code == 74
-    assert "is not the folder of a run" in outcome.err
+    assert "is not the folder of a finished run" in outcome.err

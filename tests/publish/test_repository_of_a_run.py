@@ -277,5 +277,5 @@ def test_a_file_that_the_run_did_not_list_is_not_pushed(finished, tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):
-    with pytest.raises(StorageError, match="is not the folder of a run"):
+    with pytest.raises(StorageError, match="is not the folder of a finished run"):
         repository(tmp_path, "a/b")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolchain.cli import outputs
 from toolchain.cli.bench import bench, show_comparison
 from toolchain.cli.options import (
     Asked,
@@ -98,7 +99,10 @@ def bench_pack(
     context: typer.Context,
     a: Annotated[Path, typer.Argument(metavar="A", help="The baseline, an ONNX file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The tar to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The tar to write.", callback=outputs.file(outputs.BUNDLE)),
+    ],
     asked: Asked,
     sessions: SessionsOption = SESSIONS,
     blocks: Annotated[int, typer.Option(min=4, help="Per session; nothing can be added later.")] = 24,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli import completion
+from toolchain.cli import completion, outputs
 from toolchain.cli.options import JsonFlag, OutFile, TargetsOption, design_of, write_result
 from toolchain.cli.screen import Screen, line, print_json, print_tables, print_wrapped
 from toolchain.errors import RecipeError, StorageError
@@ -42,12 +42,22 @@ def run(
     why: Annotated[bool, typer.Option("--why", help="Attribute sizes, or their change, to layers.")] = False,
     targets: TargetsOption = None,
     out: OutFile = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Markdown.")] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
-    github_benchmark: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JSON for github-action-benchmark.")
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write Markdown.", callback=outputs.file(outputs.MARKDOWN))
     ] = None,
-    bencher: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write Bencher's JSON.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", callback=outputs.file(outputs.XML))
+    ] = None,
+    github_benchmark: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write JSON for github-action-benchmark.", callback=outputs.file(outputs.LISTED)
+        ),
+    ] = None,
+    bencher: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write Bencher's JSON.", callback=outputs.file(outputs.OBJECT)),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Judge every cell; exit 1 if a check failed or nothing was evaluated, 4 if nothing failed but something is open."""
@@ -110,7 +120,11 @@ def accept(
         raise RecipeError("--reason gives no reason; it is what the next reader has")
     loaded = GateConfig.load(config, targets).only(cell, check)
     with Screen() as screen, Devices(targets) as devices:
-        judged = GateResult.load(result) if result is not None else _judge(context, loaded, (), devices, screen)
+        if result is None:
+            judged = _judge(context, loaded, (), devices, screen)
+        else:
+            judged = GateResult.load(result)
+            judged.require_asked(loaded)
         entries = [
             Accept.create(
                 cell=cell,

@@ -37,6 +37,7 @@ def _inspect(path: Path) -> Mapping[str, object]:
     from toolchain.artifacts import PlainFile, open_artifact
     from toolchain.artifacts.model_folder import ModelFolder
     from toolchain.plan import CompressionPlan
+    from toolchain.report.absent import PRIVATE, require_run, runs_below
 
     if (path / "report.json").is_file():
         from toolchain.report.record import Report
@@ -48,6 +49,8 @@ def _inspect(path: Path) -> Mapping[str, object]:
 
         if facts := described_facts(path):
             return facts
+    if not (path / "model.json").is_file() and (runs_below(path) or (path / PRIVATE).is_dir()):
+        require_run(path)
     artifact = open_artifact(path)
     if isinstance(artifact, ModelFolder) and path.is_file():
         return _checkpoint_facts(path)

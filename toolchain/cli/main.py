@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from toolchain.cli.outputs import expand_homes, require_apart
 from toolchain.cli.screen import line
 from toolchain.errors import SlimvitError
 from toolchain.version import tool
@@ -99,7 +100,23 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
 @cache
 def _command() -> Any:
     """The command of all verbs; making it takes longer than most of what is asked of it."""
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    _guard(command)
+    return command
+
+
+def _guard(command: Any) -> None:
+    """Lets a command, and all below it, read `~` in paths, and refuse outputs in place of what it reads, before it does anything."""
+    work = command.invoke
+
+    def invoke(context: Any) -> Any:
+        expand_homes(context)
+        require_apart(context)
+        return work(context)
+
+    command.invoke = invoke
+    for each in getattr(command, "commands", {}).values():
+        _guard(each)
 
 
 def _code(arguments: list[str] | None, design: Design | None) -> int:
@@ -121,7 +138,7 @@ def _code(arguments: list[str] | None, design: Design | None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(error.format_message() + "\n")
             return USAGE
-        return _fail(error.format_message(), USAGE)
+        return _fail(_with_help(error), USAGE)
     except (KeyboardInterrupt, typer.Abort):
         words = sys.argv[1:] if arguments is None else arguments
         resumes = any(word in RESUMED for word in words)
@@ -139,6 +156,12 @@ def _code(arguments: list[str] | None, design: Design | None) -> int:
             INTERNAL,
         )
     return 0
+
+
+def _with_help(error: Any) -> str:
+    """What is wrong with a command line, and whose help says what would be right."""
+    path = error.ctx.command_path if error.ctx is not None else "slimvit"
+    return f"{error.format_message().rstrip('.?')}{'?' if error.format_message().endswith('?') else '.'} See `{path} --help`."
 
 
 def _discard_stdout() -> None:

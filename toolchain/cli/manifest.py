@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from toolchain.cli import outputs
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json
 from toolchain.files import write_text
@@ -40,7 +41,14 @@ def verify(
 def sbom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there, and not to stdout.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write it there, and not to stdout.",
+            callback=outputs.file(outputs.BILL),
+        ),
     ] = None,
     json_: JsonFlag = False,
 ) -> None:

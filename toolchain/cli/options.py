@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from toolchain.cli import completion
+from toolchain.cli import completion, outputs
 from toolchain.defaults import BLOCKS
 from toolchain.errors import RecipeError
 from toolchain.files import write_text
@@ -44,7 +44,11 @@ SpeedupOption = Annotated[
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.toml.")]
 RecipeOption = Annotated[Path, typer.Option("--recipe", metavar="RECIPE", help="A recipe.toml.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder that a stage before wrote.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.", callback=outputs.folder)]
+RunFolderOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.", callback=outputs.folder),
+]
 TargetsOption = Annotated[
     Path | None,
     typer.Option(
@@ -68,9 +72,25 @@ SessionsOption = Annotated[
 BlocksOption = Annotated[int | None, typer.Option(min=4, help=f"Blocks a session, at first; {BLOCKS} if absent.")]
 TauOption = Annotated[float | None, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict; 0.05 if absent.")]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the result with its raw samples here.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Also write the result with its raw samples here.",
+        callback=outputs.file(outputs.RESULT),
+    ),
 ]
-FactsFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the result here.")]
+FactsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Also write the result here.",
+        callback=outputs.file(outputs.RESULT),
+    ),
+]
 
 
 @dataclass(frozen=True)

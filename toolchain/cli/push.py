@@ -65,6 +65,8 @@ def push(
         raise RecipeError(f"{to!r} is no place to push to: write {HUB_URL}ORG/NAME, or {LOCAL}:PATH for a folder")
     if kind == LOCAL and (private or revision):
         raise RecipeError("--private and --revision are of a hub: leave them out for a folder")
+    if kind == LOCAL and _lies_in(Path(place).expanduser(), folder):
+        raise RecipeError(f"{to} is the run's own folder, or lies in it: name a folder elsewhere")
     name, branch = branch_of(place, revision) if kind == HUB else (Path(place).expanduser().resolve().name, MAIN)
     names = () if labels is None else read_labels(labels)
     files = repository(
@@ -93,3 +95,8 @@ def push(
         return
     removed = f", {len(done.removed)} removed" if done.removed else ""
     line(f"{len(done.written)} files written, {len(done.unchanged)} unchanged{removed}: {done.url}")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or something in it, wherever links lead."""
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolchain.cli.init import DataOption, ModelArgument, NameOption, require_named, write_recipe
-from toolchain.cli.options import DryRunOption, JsonFlag, NoResumeOption, SetOption, SpeedupOption, design_of
+from toolchain.cli.options import (
+    DryRunOption,
+    JsonFlag,
+    NoResumeOption,
+    RunFolderOption,
+    SetOption,
+    SpeedupOption,
+    design_of,
+)
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
@@ -44,7 +52,7 @@ def shrink(
         str, typer.Option(help="Of the fp32 weights: '45%' or '12 MB'; of a file: 'int4=3 MB', or 'any=3 MB'.")
     ] = "",
     set_: SetOption = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME if absent.")] = None,
+    out: RunFolderOption = None,
     dry_run: DryRunOption = False,
     no_resume: NoResumeOption = False,
     require: SpeedupOption = None,

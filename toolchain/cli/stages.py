@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli import completion
+from toolchain.cli import completion, outputs
 from toolchain.cli.options import (
     FolderArgument,
     ImageColumnOption,
@@ -167,7 +167,12 @@ def split(folder: FolderArgument, out: OutOption, json_: JsonFlag = False) -> No
 
 def export(
     folder: FolderArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .onnx file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The .onnx file to write.", callback=outputs.file(outputs.ONNX, ".onnx")
+        ),
+    ],
     opset: Annotated[int, typer.Option(min=18, max=23)] = 20,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Take uint8 pixels, and normalise them.")] = False,

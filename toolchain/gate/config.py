@@ -323,7 +323,10 @@ class GateConfig(Section):
             StorageError: the file cannot be read.
             RecipeError: it is not TOML, lists no cell, has an unknown key or target, a wrong type or value.
         """
-        return GateConfig.from_dict(read_toml(path, "the gate "), path.parent, targets)
+        raw = read_toml(path, "gate")
+        if "model" in raw:
+            raise RecipeError(f"{path} is a recipe and not a gate; carry it out with `slimvit run {path}`")
+        return GateConfig.from_dict(raw, path.parent, targets)
 
     @staticmethod
     def from_dict(raw: Mapping[str, object], base: Path, targets: Path | None = None) -> GateConfig:

@@ -15,8 +15,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
+from toolchain.errors import RecipeError
 from toolchain.gate.accepts import Accept, AcceptState, AcceptUse, Key, last_of_each
 from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
+from toolchain.gate.config import Cell, GateConfig
 from toolchain.gate.costs import cost_allowances, cost_check, fails_at_first, needs_more
 from toolchain.gate.evidence import Change, Evidence
 from toolchain.gate.latency import (
@@ -255,6 +257,20 @@ class GateResult(Record):
         skipped = f"; {self.skipped_cells} of {cells} skipped" if self.skipped_cells else ""
         return f"{self.verdict}: {checks} in {cells} ({counts}{skipped})"
 
+    def require_asked(self, asked: GateConfig) -> None:
+        """Raises RecipeError unless the cells of a gate were judged here as it asks for them now.
+
+        Threads and cores that it leaves open are those of the target, and checks that it does not have play no part.
+        """
+        judged = {each.cell.name: each.cell for each in self.evidence}
+        for cell in asked.cell:
+            if (there := judged.get(cell.name)) is None:
+                raise RecipeError(f"the result has no cell {cell.name!r}; it is of another gate: judge this one")
+            if differing := _differences(cell, there):
+                raise RecipeError(
+                    f"cell {cell.name!r} was judged with another {', '.join(differing)} than the gate asks for now; judge it again"
+                )
+
     def to_dict(self) -> dict[str, object]:
         """The JSON object of `gate --json`: what follows, and under `raw` what it follows from."""
         sealed = stored.sealed(self.model_dump(mode="json", by_alias=True))
@@ -270,6 +286,22 @@ def _parse(text: str) -> GateResult:
     result = GateResult.model_validate_json(text)
     result.require_protocol()
     return result
+
+
+def _differences(cell: Cell, judged: Cell) -> list[str]:
+    """The keys in which a cell of a gate differs from the cell that was judged, whose artifact is a name alone."""
+    artifact = Path(cell.artifact).name
+    keys = {"artifact": artifact == judged.artifact} | {
+        key: getattr(cell, key) == getattr(judged, key) for key in ("baseline", "target", "batch", "input_shape")
+    }
+    keys |= {key: getattr(cell, key) in (None, getattr(judged, key)) for key in ("threads", "affinity")}
+    for kind in ("budget", "relation"):
+        asked, had = getattr(cell, kind), getattr(judged, kind)
+        keys |= {
+            f"{kind}.{name}": bound in (None, getattr(had, name))
+            for name, bound in ((name, getattr(asked, name)) for name in type(asked).model_fields)
+        }
+    return [key for key, same in keys.items() if not same]
 
 
 def _many(count: int, noun: str) -> str:

@@ -28,9 +28,9 @@ from toolchain.model import Made
 from toolchain.parity import Rung
 from toolchain.pipeline.tools import Tools
 from toolchain.records import Record
+from toolchain.report.absent import PRIVATE
 
 log = logging.getLogger(__name__)
-PRIVATE = ".slimvit"
 OUTPUTS = (
     "allocation.json",
     "damage.json",

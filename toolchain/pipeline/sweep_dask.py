@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, TargetUnavailable, WorkerLost
 from toolchain.files import write_text
 from toolchain.measure.samples import Design
-from toolchain.pipeline.folder import PRIVATE
 from toolchain.pipeline.job import code
 from toolchain.pipeline.sweep import WAIT, Ended, Variant
 from toolchain.places import CLASS_LISTS, LOCAL, model_source, path_of_source
 from toolchain.recipe import Recipe
+from toolchain.report.absent import PRIVATE
 from toolchain.report.record import Report
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256
-
-MANIFEST = "manifest.json"
+from toolchain.report.absent import require_run
+from toolchain.report.files import MANIFEST
 
 
 class Entry(BaseModel):
@@ -41,6 +41,7 @@ class Manifest(BaseModel):
     @staticmethod
     def load(folder: Path) -> Manifest:
         """The manifest of a run's folder; raises StorageError if there is none, ArtifactError if it is none or damaged."""
+        require_run(folder, MANIFEST)
         raw = read_json(folder / MANIFEST)
         if not isinstance(raw, dict) or not str(raw.get("schema", "")).startswith("slimvit.manifest/"):
             raise ArtifactError(f"{folder / MANIFEST} is not a manifest that slimvit wrote")
@@ -59,7 +60,8 @@ class Manifest(BaseModel):
         """Raises ArtifactError unless every file is as it is listed."""
         if wrong := self.wrong(folder):
             raise ArtifactError(
-                f"{len(wrong)} of {len(self.files)} files are missing or altered: {', '.join(wrong[:5])}"
+                f"{len(wrong)} of {len(self.files)} files are missing or altered: {', '.join(wrong[:5])}; "
+                "put them back, or carry out the run's command again"
             )
 
     def require_these(self, folder: Path, paths: Iterable[str]) -> None:

@@ -6,24 +6,41 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.files import sha256, write_json, write_text
+from toolchain.errors import ArtifactError
+from toolchain.files import read_json, sha256, write_json, write_text
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html
 from toolchain.report.record import Listed, Report
 
+MANIFEST = "manifest.json"
 PACKAGES = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
 
 
 def render(report: Report, folder: Path) -> None:
-    """Writes report.md and report.html, each only if it does not say this already.
+    """Writes report.md and report.html, each only if it does not say this already, and lists them anew in manifest.json.
 
     Raises:
         StorageError: one has to be written, and the folder is read-only or full.
     """
+    drawn = list[Path]()
     for name, text in (("report.md", to_markdown(report)), ("report.html", to_html(report))):
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
+            drawn.append(path)
+    if drawn and (folder / MANIFEST).is_file():
+        _list_anew(drawn, folder)
+
+
+def _list_anew(files: Iterable[Path], folder: Path) -> None:
+    """Puts the digests of files in place of those that the manifest lists for them; a damaged manifest stays as it is."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        fresh = {each.path: each.model_dump() for each in listing(files, folder)}
+        listed = [fresh.get(entry["path"], entry) for entry in manifest["files"]]
+    except (ArtifactError, KeyError, TypeError):
+        return
+    write_json(folder / MANIFEST, manifest | {"files": listed})
 
 
 def write_report(report: Report, files: Iterable[Path], root: Path) -> None:
@@ -37,7 +54,7 @@ def write_report(report: Report, files: Iterable[Path], root: Path) -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "files": [listed.model_dump() for listed in listing(everything, root)],
     }
-    write_json(root / "manifest.json", manifest)
+    write_json(root / MANIFEST, manifest)
 
 
 def listing(files: Iterable[Path], root: Path) -> tuple[Listed, ...]:

@@ -16,6 +16,7 @@ from toolchain.outputs import Output
 from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.records import Record
+from toolchain.report.absent import REPORT, require_run
 from toolchain.settings import explain
 from toolchain.training.outcome import Features, FinetuneFacts
 
@@ -355,11 +356,8 @@ class Report(Record):
     @staticmethod
     def load(folder: Path) -> Report:
         """The report of the run in a folder; raises StorageError if there is none and ArtifactError if it is another version's."""
-        path = folder / "report.json"
-        if not path.exists():
-            runs = sorted(each.parent.name for each in folder.glob("*/report.json")) if folder.is_dir() else []
-            hint = f"; its runs are {', '.join(runs)}" if runs else ""
-            raise StorageError(f"{folder} is not the folder of a run: it has no report.json{hint}")
+        require_run(folder)
+        path = folder / REPORT
         try:
             return Report.model_validate_json(path.read_bytes())
         except OSError as error:

@@ -1,0 +1,151 @@
+"""What an option says to write: never over what the verb reads, nor over a file of another kind, and told before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import typer
+from builders import write_classifier
+
+from toolchain.cli import outputs
+from toolchain.cli.main import app
+
+WRITTEN = {"out", "markdown", "junit", "github_benchmark", "bencher"}
+REFUSES_ITSELF = {("init", "out")}
+"""`init` replaces no file at all."""
+
+
+def leaves(command, name=""):
+    """(words, command) of every verb."""
+    below = getattr(command, "commands", {})
+    if not below or (command.params and name == "gate"):
+        yield name, command
+    for word, each in below.items():
+        yield from leaves(each, f"{name} {word}".strip())
+
+
+def options():
+    verbs = dict(leaves(typer.main.get_command(app)))
+    return [(verb, each.name) for verb, command in verbs.items() for each in command.params if each.name in WRITTEN]
+
+
+@pytest.mark.parametrize(("verb", "name"), options())
+def test_every_output_is_held_apart_from_what_is_read(verb, name, tmp_path):
+    command = dict(leaves(typer.main.get_command(app)))[verb]
+    option = next(each for each in command.params if each.name == name)
+    if (verb, name) in REFUSES_ITSELF:
+        return
+    context = command.make_context("slimvit", [], resilient_parsing=True)
+    target = tmp_path / "new.onnx"
+    assert option.process_value(context, str(target)) == target
+    assert context.meta[outputs.NAMED] == {name: target}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder with one file of every kind that a verb reads."""
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "old.onnx")
+    write_classifier(tmp_path / "new.onnx")
+    (tmp_path / "gate.toml").write_text(
+        '[[cell]]\nname = "c"\nartifact = "new.onnx"\nbudget = { size = "1 MB" }\n', encoding="utf-8"
+    )
+    (tmp_path / "result.json").write_text('{"schema":"slimvit.gate/2"}')
+    (tmp_path / "report.json").write_text(json.dumps({"schema": "slimvit.report/2"}, indent=2))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "both.json").symlink_to(tmp_path / "result.json")
+    return tmp_path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("gate -c gate.toml --out gate.toml", 74, "another kind"),
+        ("gate -c gate.toml --out new.onnx", 74, "another kind"),
+        ("gate -c gate.toml --markdown new.onnx", 74, "another kind"),
+        ("gate -c gate.toml --junit gate.toml", 74, "another kind"),
+        ("gate -c gate.toml --bencher gate.toml", 74, "another kind"),
+        ("gate -c gate.toml --github-benchmark report.json", 74, "another kind"),
+        ("gate -c gate.toml --out x.json --junit x.json", 2, "--out x.json is also --junit, which is written as well"),
+        ("gate -c gate.toml --out report.json", 74, "another kind"),
+        ("gate -c gate.toml --out pictures", 74, "is a folder; name a file in it"),
+        ("gate -c gate.toml --out gate.toml/x.json", 74, "gate.toml"),
+        ("bench compare old.onnx new.onnx --out old.onnx", 74, "another kind"),
+        ("bench pack old.onnx new.onnx --out new.onnx", 74, "another kind"),
+        ("bench unpack result.json new.onnx --out result.json", 2, "is also RESULT, which is read"),
+        ("bench unpack both.json new.onnx --out result.json", 2, "is also RESULT, which is read"),
+        ("evaluate new.onnx --data digits --classes result.json --out ./result.json", 2, "is also --classes"),
+        ("parity old.onnx new.onnx --out new.onnx", 74, "another kind"),
+        ("export pictures --out gate.toml", 2, "does not end in .onnx"),
+        ("manifest sbom . --out report.json", 74, "another kind"),
+        ("split pictures --out pictures", 2, "is also FOLDER, which is read"),
+        ("shrink vit_tiny_patch16_224 --data pictures --out pictures", 2, "is also --data, which is read"),
+        ("shrink vit_tiny_patch16_224 --data images:pictures --out pictures", 2, "is also --data, which is read"),
+        ("sweep gate.toml --set budget.params=0.5,0.4 --out gate.toml", 2, "is also RECIPE, which is read"),
+    ],
+)
+def test_what_is_read_is_never_written_over(command, folder, line, code, words):
+    before = contents(folder)
+    outcome = command(*line.split())
+    assert (outcome.code, outcome.out) == (code, "")
+    assert words in outcome.err
+    assert contents(folder) == before
+
+
+def test_an_earlier_outcome_an_empty_file_and_a_device_are_replaced(command, folder):
+    (folder / "empty.md").touch()
+    for _ in range(2):
+        outcome = command("gate", "-c", "gate.toml", "--out", "g.json", "--markdown", "empty.md", "--junit", os.devnull)
+        assert outcome.code == 0, outcome.err
+    assert json.loads((folder / "g.json").read_text())["verdict"] == "pass"
+    assert (folder / "empty.md").read_bytes().startswith(outputs.MARKDOWN)
+
+
+def test_pages_that_are_drawn_anew_are_listed_anew(command, finished, tmp_path):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    (run / "report.html").write_text("of an earlier version")
+    (run / "plan.json").write_text("{}")
+    assert command("report", run).code == 0
+    outcome = command("manifest", "verify", run)
+    assert (outcome.code, "1 of" in outcome.err, "altered: plan.json; put" in outcome.err) == (3, True, True)
+    (run / "manifest.json").write_text("{}")
+    (run / "report.md").unlink()
+    assert command("report", run).code == 0
+    assert (run / "manifest.json").read_text() == "{}"
+
+
+def test_home_begins_any_path(command, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    outcome = command("gate", "--config=~/gate.toml", "--out=~/g.json")
+    assert outcome.code == 0, outcome.err
+    assert (folder / "g.json").is_file()
+    assert not (folder / "~").exists()
+    assert command("bench", "verify", "~/g.json").code == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(command, folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    outcome = command("bench", "compare", "old.onnx", "new.onnx", "--out", "x.json")
+    assert (outcome.code, outcome.out) == (74, "")
+    assert "read-only or belongs to another user; choose another folder" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("line", "help_of"),
+    [
+        ("gate gate.toml", "slimvit gate"),
+        ("shrink", "slimvit shrink"),
+        ("bench compare old.onnx", "slimvit bench compare"),
+    ],
+)
+def test_a_wrong_command_line_names_the_help_of_its_verb(command, folder, line, help_of):
+    outcome = command(*line.split())
+    assert outcome.code == 2
+    assert outcome.err.rstrip().endswith(f"See `{help_of} --help`.")

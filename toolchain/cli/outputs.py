@@ -1,0 +1,94 @@
+"""What a verb writes where an option says so: it replaces an earlier outcome alone, and nothing that the verb reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from toolchain.errors import RecipeError
+from toolchain.files import check_file_replaceable
+
+RESULT, LISTED, OBJECT = b'{"', b"[\n", b"{\n"
+"""How JSON begins: of a result, and as others read it."""
+MARKDOWN, XML = b"## slimvit gate", b"<?xml"
+BILL, BUNDLE, ONNX = b'{\n  "components"', b"README.txt\0", b"\x08"
+NAMED = "slimvit.outputs"
+"""Where a context keeps the options that name outputs → their paths."""
+TEXTS = ("model", "data", "classes")
+"""Parameters that may name a path and are texts."""
+
+
+def file(beginning: bytes, suffix: str = "") -> Callable[..., Path | None]:
+    """The callback of an option that names a file to write; it refuses, before any work, what the file may not replace.
+
+    Args:
+        beginning: the first bytes of every such file; one that begins otherwise was written by something else.
+        suffix: the ending that its name must have.
+    """
+
+    def checked(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+        if value is not None:
+            option, value = parameter.opts[0], value.expanduser()
+            if suffix and value.suffix != suffix:
+                raise RecipeError(f"{option} {value} does not end in {suffix}; name a file that does")
+            check_file_replaceable(value, beginning, option)
+        return _noted(context, parameter, value)
+
+    return checked
+
+
+def folder(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """The callback of an option that names a folder to write."""
+    return _noted(context, parameter, value)
+
+
+def _noted(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    if value is not None:
+        value = value.expanduser()
+        context.meta.setdefault(NAMED, {})[parameter.name] = value
+    return value
+
+
+def expand_homes(context: Any) -> None:
+    """Lets `~` begin any path of a command as in `--out=~/runs/a`, where shells leave it as it is."""
+    for name, value in context.params.items():
+        if isinstance(value, Path):
+            context.params[name] = value.expanduser()
+        elif isinstance(value, list):
+            context.params[name] = [each.expanduser() if isinstance(each, Path) else each for each in value]
+
+
+def require_apart(context: Any) -> None:
+    """Raises RecipeError if an output of a command is what the command reads, or two of its outputs are one file."""
+    outputs: Mapping[str, Path] = context.meta.get(NAMED, {})
+    options = {parameter.name: _option(parameter) for parameter in context.command.params}
+    places = [(name, path) for name, value in context.params.items() for path in _paths(name, value)]
+    for name, output in outputs.items():
+        for other, path in places:
+            if name != other and not _is_stream(output) and os.path.realpath(path) == os.path.realpath(output):
+                what = "is written as well" if other in outputs else "is read"
+                raise RecipeError(
+                    f"{options[name]} {output} is also {options[other]}, which {what}; give {options[name]} another name"
+                )
+
+
+def _paths(name: str, value: object) -> Iterator[Path]:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, Path):
+            yield each.expanduser()
+        elif isinstance(each, str) and each and name in TEXTS:
+            yield from (Path(path).expanduser() for path in (each, each.partition(":")[2]) if path)
+
+
+def _option(parameter: Any) -> str:
+    """A parameter as the help names it."""
+    is_option = parameter.param_type_name == "option"
+    return str(parameter.opts[0] if is_option else parameter.metavar or parameter.name.upper())
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
