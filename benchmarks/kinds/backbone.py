@@ -9,12 +9,15 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import compressing
 import inputs
 import predict
+import shipped
 import torch
 from inputs import Inputs
 from judging import Pictures, by_image, judged, maps_of, packed, relative, small_map, thumbnail, tokens_of
@@ -27,9 +30,11 @@ from kinds.base import Outcome, Table
 from kinds.compression import Clock, cost, shaped
 from kinds.peer import PREFIX
 from kinds.sweeps import Swept, SweptCell, put
+from toolchain.cost import ModelShape
 from toolchain.data import DataSource, Images
+from toolchain.errors import RecipeError
 from toolchain.files import digest_of
-from toolchain.model import MaskedModel, run_stage
+from toolchain.model import DeployModel, MaskedModel, TimmModel, run_stage
 from toolchain.pipeline.job import Job, prepare
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
@@ -68,6 +73,7 @@ class Group(Table):
         task: what the outputs are: the class token, all tokens, or the logits of a linear probe on the labelled data.
         training: without training, after recovery, or both.
         peer: whether Torch-Pruning prunes.
+        precisions: of the ONNX files that are judged in the module's place, whose output is all tokens; "" judges the module.
         settings, grid, sweep, best: as of compression cells.
     """
 
@@ -75,6 +81,7 @@ class Group(Table):
     task: Task = "features"
     training: tuple[Training, ...] = ("zero",)
     peer: bool = False
+    precisions: tuple[str, ...] = ("",)
     settings: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     sweep: str = ""
@@ -92,6 +99,7 @@ class BackboneCell(SweptCell):
     task: Task = "features"
     training: Training = "zero"
     peer: bool = False
+    precision: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     tried: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,15 +120,17 @@ class Backbone(Swept[BackboneCell, Group]):
         self._dense: dict[tuple[Path, str], Tensor] = {}
 
     def cells(self, group: Group, file: File, path: Path) -> list[BackboneCell]:
-        """The product of a group's grid and training."""
+        """The product of a group's grid, precisions and training; raises RecipeError for files of other outputs than tokens."""
+        if any(group.precisions) and (group.task != "tokens" or group.peer):
+            raise RecipeError(f"{path.name}: {group.name} has precisions, which need task = 'tokens' and no peer")
         cells = []
-        for values in itertools.product(*group.grid.values()):
+        for values, precision in itertools.product(itertools.product(*group.grid.values()), group.precisions):
             tried = dict(zip(group.grid, values, strict=True))
-            words = (f"{key.rpartition('.')[2]}{_word(value)}" for key, value in tried.items())
-            row = ".".join([group.name, group.task, *words])
+            words = [f"{key.rpartition('.')[2]}{_word(value)}" for key, value in tried.items()]
+            row = ".".join(filter(None, [group.name, group.task, *words, precision]))
             for training in group.training:
-                own = (group.best, group.task, training, group.peer, {**group.settings, **tried}, tried)
-                cells.append(BackboneCell(f"{row}.{training}", self.name, row, group.sweep, 0.0, *own))
+                how = (group.best, group.task, training, group.peer, precision, {**group.settings, **tried}, tried)
+                cells.append(BackboneCell(f"{row}.{training}", self.name, row, group.sweep, 0.0, *how))
         return cells
 
     def best_values(self, records: Sequence[Record]) -> Mapping[str, Any]:
@@ -171,9 +181,10 @@ class Backbone(Swept[BackboneCell, Group]):
             weights, pictures = self.of(bench).weights_sha256, self.of(bench).digest
         else:
             weights, pictures = (record.result[name] for name in ("weights_sha256", "pictures_sha256"))
-        peer = torch_pruning.peer_version() if cell.peer else {}
+        also = [torch_pruning.peer_version() if cell.peer else {}]
+        also += [cell.precision, shipped.file_versions()] if cell.precision else []
         return digest_of(
-            "backbone", decides, cell.task, bool(cell.sweep), settings, weights, pictures, versions(), peer
+            "backbone", decides, cell.task, bool(cell.sweep), settings, weights, pictures, versions(), *also
         )
 
     def of(self, bench: Bench) -> Inputs:
@@ -229,9 +240,15 @@ class Backbone(Swept[BackboneCell, Group]):
             after = run_stage(stage, made).artifact
             made, kept = after, "before" if after.module is made.module else "after"
             clock.lap("recovery")
-        module, shape = self.final(cell, made)
+        final, shape = self.final(made)
         clock.lap("slice")
-        figures = self.judge(cell, module, job, given, bench.work)
+        with TemporaryDirectory() as folder:
+            about, tokens = dict[str, Any](), partial(tokens_of, final.module)
+            if cell.precision:
+                file = shipped.written(final, job, cell.precision, Path(folder))
+                about, tokens = {"file": file.facts}, file.tokens
+                clock.lap("file")
+            figures = self.judge(cell, final.module, tokens, job, given, bench.work)
         clock.lap("judge")
         result = {
             "weights_sha256": given.weights_sha256,
@@ -242,39 +259,54 @@ class Backbone(Swept[BackboneCell, Group]):
             **cost(shape),
             "dense": cost(job.problem.shape),
             **{name: facts[name] for name in ("peak_bytes", "peak_bytes_loaded", "chosen")},
+            **about,
             **figures,
         }
         definition = {
             **{name: getattr(cell, name) for name in ("row", "task", "training", "peer", "sweep")},
+            **({"precision": cell.precision} if cell.precision else {}),
             "tried": dict(cell.tried),
             "recipe": self.placeless(cell, bench.suite, chosen),
             "settings": settings,
         }
         known = {**versions(), **(torch_pruning.peer_version() if cell.peer else {})}
+        known |= shipped.file_versions() if cell.precision else {}
         return Outcome(definition, result, here(), known, {**seconds, **clock.seconds})
 
-    def final(self, cell: BackboneCell, made: MaskedModel) -> tuple[nn.Module, Any]:
-        """(the module that would be shipped, its shapes)."""
-        if not made.plan.keeps and not made.plan.low_ranks:
-            return shaped(made.module.eval(), made)
-        return shaped(run_stage(Split(), run_stage(Slice(), made).artifact).artifact.module, made)
+    def final(self, made: MaskedModel) -> tuple[TimmModel | DeployModel, ModelShape]:
+        """(the model that would be shipped, its shapes)."""
+        if made.plan.keeps or made.plan.low_ranks:
+            model: TimmModel | DeployModel = run_stage(Split(), run_stage(Slice(), made).artifact).artifact
+        else:
+            about = (made.family, made.groups, made.preprocess, made.provenance)
+            model = TimmModel(made.ref, made.module.eval(), *about)
+        return model, shaped(model.module, made)[1]
 
-    def judge(self, cell: BackboneCell, module: nn.Module, job: Job, given: Inputs, work: Path) -> dict[str, Any]:
-        """The figures of a module: on pictures, or those of the probe."""
+    def judge(
+        self,
+        cell: BackboneCell,
+        module: nn.Module,
+        tokens: Callable[[Images], Tensor],
+        job: Job,
+        given: Inputs,
+        work: Path,
+    ) -> dict[str, Any]:
+        """The figures of what gives these tokens: on pictures, or those of the probe."""
         if cell.task == "probe":
             return probed(module, job, given, every=not cell.sweep)
         sets, figures = {}, {}
         for name in (TUNING,) if cell.sweep else (*SETS, TUNING):
             pictures = Pictures.of(given.pictures / name, job.dense.preprocess)
             dense = self.dense(name, pictures, job.dense.module, work)
-            ours = dense if module is job.dense.module else tokens_of(module, pictures.images)
+            itself = module is job.dense.module and not cell.precision
+            ours = dense if itself else tokens(pictures.images)
             sets[name] = {"names": list(pictures.names), **judged(ours, dense, pictures.images.labels)}
             if name == "judge":
                 maps = maps_of(given.decode, ours)
                 sets[name]["saliency"] = by_image(maps, maps_of(given.decode, dense))
                 shown = [(at, each) for at, each in enumerate(pictures.names) if each in given.shown]
                 figures["maps"] = {each: small_map(maps[at]) for at, each in shown}
-                if module is job.dense.module:
+                if itself:
                     figures["thumbnails"] = {each: thumbnail(pictures.paths[at]) for at, each in shown}
         return {"sets": sets, **figures}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import inputs
@@ -22,6 +23,7 @@ from pages.panels import LogLines, Point, Series
 from pages.plots import TRAINING
 from pages.stats import ALPHA, paired_difference
 from pages.text import hardware, markdown, missing, percent, whole
+from toolchain.artifacts.onnx_file import FP32
 
 NOTE = """\
 *Error* is E‖f_dense − f‖² / E‖f_dense − mean‖² after the last norm: 0 for the dense model, 1 for one that always gives its mean;
@@ -30,7 +32,12 @@ Intervals are 95 % percentile intervals of a bootstrap over pictures. *Neighbour
 most of the five nearest others have, by the class token. *Saliency* is the same error of the map that a decoder, which was trained
 on the dense backbone and is left as it is, draws of the patch tokens. *Compressing* is in a process of its own, peak memory with it.
 A recovered model was trained for one epoch to give the dense model's features, on the very images that it was calibrated on."""
+FILES = """\
+The ONNX files of the dense backbone and of half of it, all tokens as output, judged as modules are above, by one picture a call.
+*Times fp32's* is the error of a file over that of the fp32 file of the same model, on objects: a file that adds a tenth has 1.1."""
 RESAMPLES = 2000
+FEW = 3
+"""So many layers of one kind are counted, not named."""
 PARTS = {"objects": "objects_", "cut-outs": "stamps_"}
 """What the judge's classes begin with."""
 COLUMNS = ("dense.features", "joint.features.params0.75", "joint.features.params0.5", "joint.features.params0.35")
@@ -46,10 +53,15 @@ def error(record: Record, name: str, what: str, part: str = "") -> Point:
     chosen = [at for at, each in enumerate(figures["names"]) if each.startswith(part)]
     wrong, spread = (np.array(figures[what][each])[chosen] for each in ("wrong", "spread"))
     point = relative(figures[what], chosen)
-    drawn = np.random.default_rng(0).multinomial(len(wrong), np.full(len(wrong), 1 / len(wrong)), size=RESAMPLES)
+    drawn = _resampled(len(wrong))
     lo, hi = np.quantile((drawn @ wrong) / (drawn @ spread), [ALPHA / 2, 1 - ALPHA / 2])
     share = 100 * record.result["params"] / record.result["dense"]["params"]
     return Point(*(round(float(value), 6) for value in (share, point, lo, hi)))
+
+
+def _resampled(count: int) -> NDArray[np.int64]:
+    """How often each picture is in each resample, the same for all that is held against each other: [RESAMPLES, count]."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
 def shown(point: Point) -> str:
@@ -80,6 +92,57 @@ def of_features(records: Sequence[Record]) -> str:
     drawn = ["Class token, drawings", "Patches, drawings"]
     head = ["Row", "Outputs", "Training", "Params left", *tokens, *drawn, "Neighbours"]
     return markdown([*head, *(f"Saliency, {part}" for part in PARTS), "Compressing", "Peak memory"], body)
+
+
+def of_files(records: Sequence[Record]) -> str:
+    """Every file that ships, its errors, and how many times those of the fp32 file of the same model they are."""
+    whole = {_model(record): record for record in records if record.definition["precision"] == FP32}
+    body = []
+    for record in records:
+        about, file = record.definition, record.result["file"]
+        base = whole.get(_model(record))
+        ratios = ["—"] * 2 if base in (None, record) else [_times(record, base, what) for what in ("class", "patches")]
+        body.append(
+            [
+                f"`{_model(record)}`",
+                about["precision"],
+                f"{file['bytes'] / 1e6:.1f} MB",
+                percent(file["bytes"] / record.result["dense"]["bytes"]),
+                *(shown(error(record, "judge", what, PARTS["objects"])) for what in ("class", "patches")),
+                *ratios,
+                *(shown(error(record, "drawings", what)) for what in ("class", "patches")),
+                _left(file["left"]),
+            ]
+        )
+    objects = ["Class token, objects", "Patches, objects", "Class token, times fp32's", "Patches, times fp32's"]
+    head = ["Model", "Precision", "File", "Of dense fp32", *objects, "Class token, drawings", "Patches, drawings"]
+    return markdown([*head, "Left in a finer type"], body)
+
+
+def _left(names: Sequence[str]) -> str:
+    """Layers by name, or of one kind in more than two blocks by their number."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).append(name)
+    few = (f"`{name}`" for alike in kinds.values() if len(alike) < FEW for name in alike)
+    many = (f"`{kind}` of {len(alike)} blocks" for kind, alike in kinds.items() if len(alike) >= FEW)
+    return ", ".join([*few, *many]) or "none"
+
+
+def _model(record: Record) -> str:
+    """The row of the model that a file is of."""
+    about = record.definition
+    return ".".join(part for part in about["row"].split(".") if part not in (about["task"], about["precision"]))
+
+
+def _times(record: Record, base: Record, what: str) -> str:
+    """How many times the error on photographs of objects is that of another record, paired picture by picture."""
+    figures = [each.result["sets"]["judge"] for each in (record, base)]
+    chosen = [at for at, each in enumerate(figures[0]["names"]) if each.startswith(PARTS["objects"])]
+    ours, theirs = (np.array(each[what]["wrong"])[chosen] for each in figures)
+    drawn = _resampled(len(chosen))
+    lo, hi = np.quantile((drawn @ ours) / (drawn @ theirs), [ALPHA / 2, 1 - ALPHA / 2])
+    return f"{ours.sum() / theirs.sum():.3f} [{lo:.3f}, {hi:.3f}]"
 
 
 def of_probe(records: Sequence[Record]) -> str:
@@ -242,7 +305,8 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
     if not records:
         return {}
     rows = [record for record in records if not record.definition["sweep"]]
-    pictured = [record for record in rows if record.definition["task"] != "probe"]
+    shipped = [record for record in rows if record.definition.get("precision")]
+    pictured = [record for record in rows if record.definition["task"] != "probe" and record not in shipped]
     files = {}
     parts = [missing(len(cells) - len(records), len(cells)), NOTE]
     if [record for record in pictured if not record.definition["row"].startswith("dense")]:
@@ -257,6 +321,7 @@ def page(suite: Suite, results: Results) -> dict[str, str]:
         parts.append(f"No training. The pictures are in the public domain ({whose}).")
     sections = {
         "Features on other pictures": of_features(pictured) if pictured else "",
+        "Files": f"{FILES}\n\n{of_files(shipped)}" if shipped else "",
         "A linear probe on Fashion-MNIST": of_probe([r for r in rows if r.definition["task"] == "probe"]),
         "Sweeps": of_sweeps(suite, results),
     }

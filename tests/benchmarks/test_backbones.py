@@ -55,6 +55,19 @@ settings = { "compress.method" = "joint", "compress.allocation" = "uniform", "co
 grid = { "budget.params" = [0.5] }
 
 [[cells]]
+name = "dense"
+task = "tokens"
+precisions = ["int8-dynamic"]
+settings = { "compress.method" = "none" }
+
+[[cells]]
+name = "joint"
+task = "tokens"
+precisions = ["fp32", "int8-dynamic"]
+settings = { "compress.method" = "joint", "compress.allocation" = "uniform", "compress.align" = 1 }
+grid = { "budget.params" = [0.5] }
+
+[[cells]]
 name = "sweep-taylor"
 sweep = "taylor"
 peer = true
@@ -181,12 +194,12 @@ def test_the_probe_counts_what_it_tells_apart_on_images_that_no_method_saw(measu
 
 def test_what_is_recorded_is_not_measured_again_and_other_pictures_are(copied, capsys):
     assert carry_out(copied / "real.toml", "--dry-run") == 0
-    assert "8 of 8" in capsys.readouterr().out
+    assert "11 of 11" in capsys.readouterr().out
     results = Results(copied / "results")
     record = results.read("real", "dense.features.zero")
     results.save(changed(record, pictures_sha256="others"))
     assert carry_out(copied / "real.toml", "--dry-run") == 0
-    assert "7 of 8" in capsys.readouterr().out
+    assert "10 of 11" in capsys.readouterr().out
 
 
 def test_the_page_has_every_row_the_sweep_and_the_maps(measured):
@@ -248,3 +261,34 @@ def test_a_sweep_that_there_is_not_is_refused(tmp_path):
 
 def test_the_suites_kind_is_the_one_that_is_registered():
     assert KINDS["backbone"] is backbone.KIND
+
+
+def test_a_file_is_judged_in_the_place_of_its_module_and_held_against_the_fp32_file(measured):
+    found = records(measured)
+    module, whole, small, dense = (
+        found[f"{name}.zero"].result
+        for name in (
+            "joint.features.params0.5",
+            "joint.tokens.params0.5.fp32",
+            "joint.tokens.params0.5.int8-dynamic",
+            "dense.tokens.int8-dynamic",
+        )
+    )
+    assert small["file"]["bytes"] < whole["file"]["bytes"] < module["dense"]["bytes"]
+    assert 0 < relative(dense["sets"]["judge"]["class"]) < relative(whole["sets"]["judge"]["class"])
+    page = page_of("real")(Suite.load(measured / "real.toml"), Results(measured / "results"))["README.md"]
+    section = page.partition("## Files")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "MB" in line]
+    assert [row[:2] for row in rows] == [
+        ["`dense`", "int8-dynamic"],
+        ["`joint.params0.5`", "fp32"],
+        ["`joint.params0.5`", "int8-dynamic"],
+    ]
+    assert [row[6] == "—" for row in rows] == [True, True, False]
+
+
+@pytest.mark.parametrize("change", ['task = "features"', 'task = "tokens"\npeer = true'])
+def test_files_are_only_of_all_tokens(tmp_path, change):
+    (tmp_path / "real.toml").write_text(f'{SUITE}\n[[cells]]\nname = "x"\nprecisions = ["int4"]\n{change}\n')
+    with pytest.raises(RecipeError, match="x has precisions, which need task = 'tokens'"):
+        Suite.load(tmp_path / "real.toml")
