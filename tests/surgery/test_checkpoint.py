@@ -505,6 +505,7 @@ def archive(path: Path) -> None:
         ("a.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x"), "a pointer of Git LFS"),
         ("a.onnx", lambda path: path.write_bytes(b"\x08\x0a"), "is a graph and not a checkpoint"),
         ("model.safetensors.index.json", lambda path: path.write_text("{}"), "is JSON and not a checkpoint"),
+        ("recipe.toml", lambda path: path.write_text("[model]\n"), "is TOML and not a checkpoint; a recipe is carried out by `slimvit run`"),
         ("a.pth", lambda path: torch.save(nn.Linear(2, 2), path), r"a whole pickled module \(torch\.nn\.modules"),
         ("a.pth", lambda path: torch.save({"a": SimpleNamespace(b=1)}, path), r"holds pickled code \(types\.SimpleNamespace\)"),
         ("a.pth", lambda path: torch.save([1, 2], path), "holds no tensors by name: it is a list"),

@@ -191,7 +191,11 @@ def test_a_missing_file_and_a_folder(tmp_path):
 def test_a_file_that_is_no_checkpoint(tmp_path, suffix, content):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
-    refused(at(path), ArtifactError, rf"checkpoint .*a\.{suffix} is truncated or not a checkpoint")
+    refused(
+        at(path),
+        ArtifactError,
+        rf"checkpoint .*a\.{suffix} is truncated or not a checkpoint .*; fetch or copy it again",
+    )
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])

@@ -18,6 +18,7 @@ from toolchain.surgery.inert import STAND_INS
 
 CHECKPOINTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 """Endings of files that hold weights."""
+AGAIN = "fetch or copy it again, or name a file that torch.save or safetensors wrote"
 
 
 def read_tensors(path: Path) -> tuple[Any, str]:
@@ -40,13 +41,17 @@ def read_tensors(path: Path) -> tuple[Any, str]:
         try:
             return load_file(path), "safetensors"
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
+            raise ArtifactError(
+                f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)}); {AGAIN}"
+            ) from error
     try:
         return _torch_load(path), "torch"
     except Exception as error:  # a damaged file makes the unpickler fail in any way there is
         if _is_refused_code(error, start):
             raise ArtifactError(_refused_code(path, error)) from error
-        raise ArtifactError(f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)})") from error
+        raise ArtifactError(
+            f"the checkpoint {path} is truncated or not a checkpoint ({_line(error)}); {AGAIN}"
+        ) from error
 
 
 def _torch_load(path: Path) -> Any:
@@ -81,6 +86,8 @@ def _foreign(path: Path, start: bytes) -> str | None:
         )
     if name.endswith((".onnx", ".engine", ".tflite")):
         return "a graph and not a checkpoint; name the .pth or .safetensors file that it was exported from"
+    if name.endswith(".toml"):
+        return "TOML and not a checkpoint; a recipe is carried out by `slimvit run`, a gate judged by `slimvit gate --config`"
     if name.endswith(".json"):
         return "JSON and not a checkpoint; name the .safetensors or .pth file beside it"
     if start.startswith(b"PK"):
