@@ -68,6 +68,18 @@ class Section(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+KINDS = ("recipe", "gate", "targets", "accept")
+"""What TOML files of slimvit are called."""
+
+
+def _offered(folder: Path, what: str) -> Path | None:
+    """The TOML file in a folder that is called what was wanted, else one that is not called something else."""
+    files = sorted(folder.glob("*.toml"))
+    own = (each for each in files if what in each.name)
+    other = (each for each in files if not any(kind in each.name for kind in KINDS))
+    return next(own, None) or next(other, None)
+
+
 def read_toml(path: Path, what: str = "file") -> dict[str, object]:
     """The tables of a TOML file, with or without a byte order mark.
 
@@ -82,8 +94,8 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except IsADirectoryError as error:
-        inside = next((each.name for each in sorted(path.glob("*.toml")) if what in each.name), "")
-        hint = f"; did you mean {path / inside}?" if inside else f", and no *{what}*.toml lies in it; name a file"
+        inside = _offered(path, what)
+        hint = f"; did you mean {inside}?" if inside else f", and no {what} lies in it; name a file"
         raise StorageError(f"the {what} {path} is a folder{hint}") from error
     except FileNotFoundError as error:
         raise StorageError(f"there is no {what} {path}, seen from {Path.cwd()}; name one that is there") from error

@@ -22,7 +22,7 @@ from PIL import Image
 
 from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
-from toolchain.cli import bench
+from toolchain.cli import bench, options
 from toolchain.cli.pipeline import default_folder
 from toolchain.errors import TargetUnavailable
 from toolchain.export.precision import PRECISIONS
@@ -381,10 +381,11 @@ def test_export_in_another_precision(parsed, command, finished, tmp_path):
 def test_a_stage_refuses_the_wrong_model(command, finished, tmp_path, arguments, takes):
     verb, folder, *rest = arguments
     rest = [finished.recipe if part == "R" else part for part in rest]
-    outcome = command(verb, finished.folder / folder, *rest, "--out", tmp_path / "x")
+    out = tmp_path / ("x.onnx" if verb == "export" else "x")
+    outcome = command(verb, finished.folder / folder, *rest, "--out", out)
     assert outcome.code == 3
     assert takes in outcome.err
-    assert not (tmp_path / "x").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("verb", ["compress", "finetune", "teacher"])
@@ -595,12 +596,13 @@ def test_json_writes_over_nothing(command, finished, tmp_path):
     assert [path.read_text() for path in results] == texts
 
 
-def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, tmp_path):
-    onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
-    (tmp_path / "file").write_text("no folder")
-    options = ("--verbose", "bench", "run", onnx, "--cold-starts", 0)
-    assert command(*options, "--out", tmp_path / "file" / "r.json").code == 74
-    again = command(*options, "--out", tmp_path / "r.json")
+def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, full_disk, monkeypatch, tmp_path):
+    onnx, out = finished.folder / "onnx" / "compressed.fp32.onnx", tmp_path / "r.json"
+    call, write = ("--verbose", "bench", "run", onnx, "--cold-starts", 0, "--out", out), options.write_text
+    full_disk(options, "write_text")
+    assert command(*call).code == 74
+    monkeypatch.setattr(options, "write_text", write)
+    again = command(*call)
     assert (again.code, again.err.count("was finished by an earlier run")) == (0, 2)
 
 
@@ -875,7 +877,10 @@ def test_a_file_that_was_not_named_is_offered(command):
     assert "write one as docs/ci.md shows, or name yours with --config" in command("gate").err
     folder = Path("run")
     folder.mkdir()
-    assert "run is a folder, and no .toml file lies in it; name a file" in command("plan", folder).err
+    (folder / "gate.toml").touch()
+    assert "run is a folder, and no recipe lies in it; name a file" in command("plan", folder).err
+    (folder / "mine.toml").touch()
+    assert "run is a folder; did you mean run/mine.toml?" in command("plan", folder).err
     (folder / "recipe.toml").touch()
     outcome = command("plan", folder)
     assert outcome.code == 74

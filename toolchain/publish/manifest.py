@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256
-from toolchain.report.absent import require_run
-from toolchain.report.files import MANIFEST
+from toolchain.report.absent import MANIFEST, require_run
 
 
 class Entry(BaseModel):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolchain.errors import StorageError
 
-REPORT = "report.json"
+REPORT, MANIFEST = "report.json", "manifest.json"
 PRIVATE = ".slimvit"
 """Where a run keeps its records from its first stage on."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json, sha256, write_json, write_text
+from toolchain.report.absent import MANIFEST
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html
 from toolchain.report.record import Listed, Report
 
-MANIFEST = "manifest.json"
 PACKAGES = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
 
 
