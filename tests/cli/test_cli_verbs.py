@@ -24,7 +24,7 @@ from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, options
 from toolchain.cli.pipeline import default_folder
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import StorageError, TargetUnavailable
 from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline.draft import Draft
@@ -596,10 +596,13 @@ def test_json_writes_over_nothing(command, finished, tmp_path):
     assert [path.read_text() for path in results] == texts
 
 
-def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, full_disk, monkeypatch, tmp_path):
+def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished, monkeypatch, tmp_path):
+    def full(path, text):
+        raise StorageError(f"cannot write {path}: no space is left")
+
     onnx, out = finished.folder / "onnx" / "compressed.fp32.onnx", tmp_path / "r.json"
     call, write = ("--verbose", "bench", "run", onnx, "--cold-starts", 0, "--out", out), options.write_text
-    full_disk(options, "write_text")
+    monkeypatch.setattr(options, "write_text", full)
     assert command(*call).code == 74
     monkeypatch.setattr(options, "write_text", write)
     again = command(*call)
