@@ -178,5 +178,5 @@ def test_an_openvino_model_with_weights_of_eight_bits_says_so(tmp_path):
 def test_an_engine_of_another_size_than_its_record_tells_is_shown_as_truncated(tmp_path):
     (tmp_path / "x.engine").write_bytes(bytes(10))
     (tmp_path / "engine.json").write_text(json.dumps({"engine": "x.engine", "size_bytes": 12}))
-    with pytest.raises(ArtifactError, match="has 10 bytes, and the engine.json beside it tells of 12"):
+    with pytest.raises(ArtifactError, match=r"has 10 bytes, and the engine\.json beside it tells of 12"):
         open_artifact(tmp_path / "x.engine").facts()
