@@ -241,7 +241,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
     ) as missing:
         Recipe.load(path)
     assert missing.value.exit_code == 74
-    with pytest.raises(StorageError, match=r"is a folder, and no \*recipe\*\.toml lies in it; name a file"):
+    with pytest.raises(StorageError, match=r"is a folder, and no recipe lies in it; name a file"):
         Recipe.load(tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not valid TOML"):
