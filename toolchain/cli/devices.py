@@ -101,7 +101,7 @@ def bench_pack(
     b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE", help="The tar to write.", callback=outputs.file(outputs.BUNDLE)),
+        outputs.option("The tar to write.", outputs.BUNDLE),
     ],
     asked: Asked,
     sessions: SessionsOption = SESSIONS,

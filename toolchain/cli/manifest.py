@@ -42,13 +42,7 @@ def sbom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Write it there, and not to stdout.",
-            callback=outputs.file(outputs.BILL),
-        ),
+        outputs.option("Write it there, and not to stdout.", outputs.BILL),
     ] = None,
     json_: JsonFlag = False,
 ) -> None:

@@ -71,26 +71,8 @@ SessionsOption = Annotated[
 ]
 BlocksOption = Annotated[int | None, typer.Option(min=4, help=f"Blocks a session, at first; {BLOCKS} if absent.")]
 TauOption = Annotated[float | None, typer.Option(min=0.001, max=0.5, help="Tolerance of the verdict; 0.05 if absent.")]
-OutFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FILE",
-        help="Also write the result with its raw samples here.",
-        callback=outputs.file(outputs.RESULT),
-    ),
-]
-FactsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FILE",
-        help="Also write the result here.",
-        callback=outputs.file(outputs.RESULT),
-    ),
-]
+OutFile = Annotated[Path | None, outputs.option("Also write the result with its raw samples here.", outputs.RESULT)]
+FactsFile = Annotated[Path | None, outputs.option("Also write the result here.", outputs.RESULT)]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def file(beginning: bytes, suffix: str = "") -> Callable[..., Path | None]:
     return checked
 
 
+def option(help_: str, beginning: bytes, suffix: str = "") -> Any:
+    """The option `--out FILE` of a verb, with its help; the rest is that of `file`."""
+    return typer.Option("--out", "-o", metavar="FILE", help=help_, callback=file(beginning, suffix))
+
+
 def folder(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     """The callback of an option that names a folder to write."""
     return _noted(context, parameter, value)

@@ -169,9 +169,7 @@ def export(
     folder: FolderArgument,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="The .onnx file to write.", callback=outputs.file(outputs.ONNX, ".onnx")
-        ),
+        outputs.option("The .onnx file to write.", outputs.ONNX, ".onnx"),
     ],
     opset: Annotated[int, typer.Option(min=18, max=23)] = 20,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as torch exported it.")] = False,
