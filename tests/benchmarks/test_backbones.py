@@ -22,6 +22,8 @@ from suite import Suite
 from toolchain.errors import RecipeError
 from toolchain.pipeline.job import prepare
 
+pytestmark = pytest.mark.slow
+
 KWARGS = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SUITE = """\
 title = "Tiny backbones"

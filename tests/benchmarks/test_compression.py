@@ -209,6 +209,7 @@ def test_a_shipped_reference_is_the_one_that_the_records_name(folder, tmp_path):
     assert ready.weights.stat().st_size < 8e6
 
 
+@pytest.mark.slow
 class TestPairsOfRows:
     """Pairs of a suite's own rows: exported from the compression runs that they wait for."""
 

@@ -14,6 +14,8 @@ from pages.floor import page
 from records import Results
 from suite import HERE, Suite
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 title = "A floor"
 page = "floor"

@@ -14,6 +14,8 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import BudgetError, RecipeError
 from toolchain.surgery.replay import create_dense
 
+pytestmark = pytest.mark.slow
+
 KWARGS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 

@@ -16,6 +16,8 @@ from suite import HERE, Suite
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.training.evaluate import Accuracy
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = TINY[TINY.index("[references.tiny]") : TINY.index("[recovery]")]
 CELLS = """\
 [[cells]]

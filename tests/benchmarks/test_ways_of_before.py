@@ -17,6 +17,8 @@ from toolchain.cost import Widths
 from toolchain.recipe import FinetuneSection
 from toolchain.training.stages import Finetune
 
+pytestmark = pytest.mark.slow
+
 SHARE = 0.4
 
 

@@ -12,6 +12,7 @@ from toolchain.measure.intervals import (
     median_interval,
     row_medians,
     session_error,
+    slot_medians,
     tail,
 )
 
@@ -82,6 +83,11 @@ def test_the_error_between_sessions():
 def test_medians_of_rows_are_numpys_to_the_bit(count):
     rows = np.random.default_rng(count).standard_normal((200, count))
     assert row_medians(rows).tobytes() == np.median(rows, axis=1).tobytes()
+
+
+@given(st.lists(st.lists(st.integers(1, 10**12), min_size=1, max_size=9), min_size=1, max_size=5))
+def test_medians_of_slots_are_numpys_to_the_bit(slots):
+    assert slot_medians(slots).tobytes() == np.array([np.median(samples) for samples in slots]).tobytes()
 
 
 def test_a_tail_needs_samples():

@@ -7,6 +7,7 @@ slows all of them, and cancels in the ratio.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,8 +49,8 @@ def outward(lo: float, hi: float, digits: int = 2) -> str:
 
 
 def slot_medians(slots: Sequence[Sequence[int]]) -> Floats:
-    """The median of each slot's samples, in the samples' unit [blocks]."""
-    return np.array([np.median(samples) for samples in slots])
+    """The median of each slot's samples, in the samples' unit [blocks]; numpy's is many times slower where they are few."""
+    return np.array([statistics.median(samples) for samples in slots], dtype=float)
 
 
 def block_log_ratios(numerator: Sequence[Sequence[int]], denominator: Sequence[Sequence[int]]) -> Floats:
