@@ -228,7 +228,8 @@ def test_a_path_that_is_not_there_is_no_repository(tmp_path: Path, monkeypatch: 
     ("name", "kwargs"),
     [
         ("deit3_small_patch16_224", {"num_classes": 5, "img_size": 288}),
-        ("vit_tiny_r_s16_p8_224", {"num_classes": 5}),  # whose first convolution is not that of its patches
+        # Its first convolution is not that of its patches.
+        pytest.param("vit_tiny_r_s16_p8_224", {"num_classes": 5}, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_tells_its_architecture(tmp_path: Path, name: str, kwargs: dict[str, int]):

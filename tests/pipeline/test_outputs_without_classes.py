@@ -123,6 +123,7 @@ def test_a_regression_is_fine_tuned_towards_the_dense_numbers(folder, tmp_path):
     assert not any("taken for a number" in note for note in report["notes"]), "it was declared"
 
 
+@pytest.mark.slow
 def test_many_yes_or_no_outputs_are_measured_by_their_sigmoids(folder, tmp_path):
     report, _ = run(
         recipe(folder, 5, output="multi-label", export={"softmax": True}, compress={"allocation": "uniform"}), tmp_path
@@ -187,6 +188,7 @@ def test_what_needs_classes_is_refused_before_any_work(folder, sections, error, 
         prepare(recipe(folder, **sections))
 
 
+@pytest.mark.slow
 def test_gates_are_learned_by_the_loss_of_a_binary_score(folder, tmp_path):
     vtp = {"epochs": 1, "gate_lr": 0.05, "l1": 1e-3, "batch_size": 32}
     asked = recipe(

@@ -169,6 +169,7 @@ def test_a_file_above_its_budget_is_told():
     assert not any("int8-qdq" in each for each in met.cautions)
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_another_model_is_no_option_and_an_error_if_named(tmp_path, register):
     honest = PRECISIONS["int4"]
 
