@@ -15,7 +15,6 @@ import onnx
 import pytest
 from builders import STRUCTURES, dense_model, shallow, write_stack
 from onnx import TensorProto, numpy_helper
-from sweeps import swept
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import OnnxFile
@@ -32,6 +31,8 @@ from toolchain.targets import BuildOptions
 from toolchain.targets.executorch.int8 import require_codes
 from toolchain.targets.executorch.reading import FLOAT, INT8, linears_of
 from toolchain.targets.executorch.target import EXECUTORCH_XNNPACK, INSTALL, NAME
+
+pytestmark = pytest.mark.slow  # it compiles programs
 
 MODEL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
 
@@ -327,7 +328,6 @@ def test_a_scale_that_xnnpack_does_not_take_is_refused_with_that_reason(scale, u
         built(path, tmp_path, (1, 1, 1))
 
 
-@pytest.mark.slow
 def test_a_linear_outside_of_the_delegate_is_no_program(files, tmp_path, monkeypatch):
     """Named by its weight, whatever the reason for which XNNPACK leaves it out."""
     partitioner = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
@@ -416,7 +416,7 @@ def test_a_file_of_others_is_refused(there, tmp_path):
         EXECUTORCH_XNNPACK.open(tmp_path / "y.pte", 1).__enter__()
 
 
-@pytest.mark.parametrize("case", swept(STRUCTURES, ()))
+@pytest.mark.parametrize("case", STRUCTURES)
 def test_every_structure_is_one_delegate_with_the_numbers_of_its_file(case, there, tmp_path):
     model, path = shallow(case), tmp_path / "m.onnx"
     size = model.preprocess.input_size
