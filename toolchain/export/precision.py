@@ -19,7 +19,7 @@ from toolchain.artifacts import Artifact, Reading
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.cost import FileCost, Storage
 from toolchain.errors import RecipeError, TargetUnavailable
-from toolchain.export.calls import Outputs, opened_outputs
+from toolchain.export.calls import STEP, Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.int4 import int4
@@ -216,12 +216,13 @@ def _first_that_runs(targets: Sequence[str], what: str, needs: str = "") -> str:
 
 
 @contextlib.contextmanager
-def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) -> Iterator[Outputs]:
+def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None, step: int = STEP) -> Iterator[Outputs]:
     """Images [B, C, H, W] → name → output of an artifact, in a block, by the first target here that can run it.
 
     Args:
         artifact: one that takes images.
         preprocess: how the images were prepared, for a file that takes pixels and does not say.
+        step: the most images of one call.
 
     Raises:
         TargetUnavailable: nothing here runs it.
@@ -230,5 +231,5 @@ def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) ->
     import torch
 
     target, threads = reference_target(artifact), torch.get_num_threads()
-    with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess) as run:
+    with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess, step=step) as run:
         yield run
