@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.errors import ParityError, TargetUnavailable
+from toolchain.export.engine_parity import TF32
+from toolchain.export.precision import PRECISIONS, for_output
 from toolchain.parity import TOLERANCES, Rung, Tolerance, compare, compare_outputs, not_run, require
 
 FP32 = TOLERANCES["fp32"]
@@ -286,7 +288,13 @@ def test_a_ladder_on_which_nothing_was_compared_is_not_green(rungs):
 def test_the_json_has_the_promised_names():
     record = json.loads(json.dumps(rung(logits(), logits()).to_dict(), allow_nan=False))
     assert list(record) == ["from", "to", "max_abs", "cosine_min", "top1_agreement", "tolerance", "verdict", "reason"]
-    assert record["tolerance"] == {"max_abs": 1e-5, "cosine_min": 0.99999, "top1_min": None, "spread_max": None}
+    assert record["tolerance"] == {
+        "max_abs": 1e-5,
+        "cosine_min": 0.99999,
+        "top1_min": None,
+        "spread_max": None,
+        "centred_min": None,
+    }
     assert isinstance(rung(logits(), logits()), Rung)
 
 
@@ -349,3 +357,46 @@ def test_the_output_that_broke_is_named():
     y, tolerance = images_of((16,)).astype(np.float32), TOLERANCES["fp32"]
     result = compare("a", "b", lambda x: (y, y), lambda x: (y, y + 1), y, tolerance=tolerance, real_images=False)
     assert result.reason.startswith("output 2 of 2: max |Δ| 1")
+
+
+# What all classes have in common
+
+DEFAULTS = {**TOLERANCES, "TF32": TF32, **{name: each.tolerance for name, each in PRECISIONS.items()}}
+
+
+def logits_about(offset, count=256, classes=10):
+    return np.random.default_rng(0).standard_normal((count, classes)) + offset
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("real_images", [False, True])
+def test_classes_that_trade_places_are_caught_wherever_the_logits_lie(name, real_images):
+    """A softmax takes away what all logits of an image have in common, and so does a comparison of them."""
+    y = logits_about(1000.0)
+    rung = compare_outputs(
+        "a", "b", [y], [y[:, [0, 2, 1, *range(3, 10)]]], tolerance=DEFAULTS[name], real_images=real_images
+    )
+    assert rung.verdict == "fail", rung
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_what_a_precision_rounds_is_no_fault_wherever_the_logits_lie(name, offset):
+    y = logits_about(offset).astype(np.float32)
+    tolerance = DEFAULTS[name]
+    error = 1e-6 if name == "fp32" else 0.5 * np.sqrt(1 - tolerance.cosine_min)
+    z = y + (error * np.random.default_rng(1).standard_normal(y.shape)).astype(np.float32)
+    assert compare_outputs("a", "b", [y], [z], tolerance=tolerance, real_images=False).verdict == "pass"
+
+
+def test_what_names_no_class_is_not_held_about_the_mean_of_classes():
+    for name, tolerance in DEFAULTS.items():
+        assert for_output(tolerance, "logits").centred_min == for_output(tolerance, None).centred_min
+        assert (for_output(tolerance, None).centred_min is None) == (name == "fp32")
+        assert for_output(tolerance, "multi-label").centred_min is for_output(tolerance, "features").centred_min is None
+
+
+def test_logits_that_differ_by_their_rounding_alone_say_nothing_of_classes():
+    y = np.full((3, 4), 1e6) + np.arange(3)[:, None] + 1e-3 * np.random.default_rng(0).standard_normal((3, 4))
+    z = y + 1e-3 * np.random.default_rng(1).standard_normal((3, 4))
+    assert compare_outputs("a", "b", [y], [z], tolerance=DEFAULTS["int4"], real_images=False).verdict == "pass"

@@ -218,12 +218,26 @@ def test_an_unknown_key_offers_the_nearest(raw, unknown, nearest):
         (with_("engine", batch=[1, 8]), "engine.batch"),
         (with_("engine", compute_capabilities=["sm89"]), "'sm89' is not of the form"),
         ({**MINIMAL, "budget": [1]}, "budget"),
+        (
+            with_("compress", attention="none", attention_share=0.4),
+            r"compress: .*attention_share = 0\.4 .* attention = 'none' leaves all of it: remove one of the two$",
+        ),
+        (with_("finetune", lr=1e-3), "finetune: .*lr says how epochs are trained, .*: set epochs, .* or remove lr$"),
+        (with_("finetune", distill=False), "distill says how epochs are trained"),
     ],
 )
 def test_a_wrong_value_says_where_and_what(raw, words):
     with pytest.raises(RecipeError, match=words) as caught:
         Recipe.from_dict(raw)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_sweep_over_methods_or_epochs_leaves_without_effect_is_no_error(tmp_path):
+    """It is read back as well, from its TOML and from its JSON."""
+    for method in PRESETS:
+        raw = {**with_("compress", method=method, attention_share=0.4), "finetune": {"epochs": 0, "lr": 1e-3}}
+        recipe = Recipe.from_dict(raw)
+        assert Recipe.from_dict(recipe.tables()) == Recipe.from_dict(json.loads(recipe.to_json())) == recipe
 
 
 @pytest.mark.parametrize("text", ["[model", "a = ", 'name = "x"\nname = "y"', "[model]\nname = 'x'\n[model]\n"])
@@ -439,7 +453,9 @@ recipes = st.fixed_dictionaries(
         "data": st.fixed_dictionaries({}, optional={"calibration_images": positive, "crop_pct": fraction}),
         "train": st.fixed_dictionaries({}, optional={"epochs": positive, "lr": learning_rate}),
         "compress": st.fixed_dictionaries({}, optional={"method": st.sampled_from(sorted(PRESETS)), "neurons": text}),
-        "finetune": st.fixed_dictionaries({}, optional={"epochs": st.integers(0, 9), "distill": st.booleans()}),
+        "finetune": st.fixed_dictionaries({}, optional={"epochs": st.integers(0, 9), "distill": st.booleans()}).filter(
+            lambda keys: "epochs" in keys or keys.get("distill", True)
+        ),
         "engine": st.fixed_dictionaries({}, optional={"batch": st.lists(positive, min_size=3, max_size=3).map(sorted)}),
         "bench": st.fixed_dictionaries({}, optional={"threads": st.lists(positive, min_size=1, max_size=3)}),
     },

@@ -43,12 +43,15 @@ class Tolerance:
         top1_min: bound on the share of real images for which both name the same class.
         spread_max: bound on `spread_error`, over all numbers and, of tokens, at every position: of outputs that name no class, whose
             cosines say little where all have a large mean.
+        centred_min: bound on `centred_cosine`, of outputs that name a class: `cosine_min` says little where all classes have much in
+            common, even of classes that trade places.
     """
 
     max_abs: float | None
     cosine_min: float
     top1_min: float | None
     spread_max: float | None = None
+    centred_min: float | None = None
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -140,6 +143,10 @@ def compare_outputs(
         faults.append(f"cosine {cosine:.6f} < {tolerance.cosine_min}")
     if top1 is not None and tolerance.top1_min is not None and top1 < tolerance.top1_min:
         faults.append(f"top-1 agreement {top1:.4f} < {tolerance.top1_min}")
+    if tolerance.centred_min is not None and y.ndim == RANK and not single:
+        centred = centred_cosine(y, z, SIGNAL * blur)
+        if centred < tolerance.centred_min:
+            faults.append(f"cosine {centred:.6f} about the mean of the classes < {tolerance.centred_min}")
     if tolerance.spread_max is not None and (lost := _lost(y, z, tolerance.spread_max)) is not None:
         faults.append(lost)
     return Rung(from_, to, max_abs, cosine, top1, tolerance, "fail" if faults else "pass", "; ".join(faults))
@@ -255,6 +262,20 @@ def _vacuous(outputs: Sequence[Array], noise: float) -> str | None:
     if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= noise:
         return "is the same for every image"
     return None
+
+
+def centred_cosine(y: Array, z: Array, blur: float = 0.0) -> float:
+    """The cosine of the logits of all images together, of each image about its mean: what all classes have in common names none.
+
+    Args:
+        y: what is expected, [batch, classes].
+        z: what is there instead.
+        blur: where the logits of images differ less than that, 1 is returned, for nothing can be said.
+    """
+    y, z = (each - each.mean(axis=1, keepdims=True) for each in (y, z))
+    if float(np.abs(y).max()) <= blur:
+        return 1.0
+    return float(_cosines(y.reshape(1, -1), z.reshape(1, -1))[0])
 
 
 def spread_error(y: Array, z: Array) -> float:

@@ -195,6 +195,11 @@ class CompressSection(Section):
         for name, preset in zip(("attention", "neurons", "allocation"), PRESETS[self.method], strict=True):
             if not getattr(self, name):
                 object.__setattr__(self, name, preset)
+        if self.attention_share is not None and self.attention == "none" != PRESETS[self.method][0]:
+            raise ValueError(
+                f"attention_share = {self.attention_share} is what is left of attention, and attention = 'none' leaves all of it: "
+                "remove one of the two"
+            )
         return self
 
     def said(self, requested: str) -> dict[str, Any]:
@@ -296,6 +301,15 @@ class FinetuneSection(Section):
             raise ValueError("labels = false leaves only the dense model to learn from: set distill = true")
         return self
 
+    @model_validator(mode="after")
+    def _some_epochs(self) -> FinetuneSection:
+        other = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if other and "epochs" not in self.model_fields_set:
+            raise ValueError(
+                f"{other[0]} says how epochs are trained, and there are none: set epochs, where 0 is none, or remove {other[0]}"
+            )
+        return self
+
 
 class ExportSection(Section):
     """[export]: the ONNX files; within `accuracy_loss`, a share of the images, the report suggests one of them."""
@@ -392,6 +406,8 @@ class Recipe(Section):
         """Its sections as TOML nests them, without what is at its default; read back they are this recipe."""
         raw = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         raw["compress"] = self.compress.said(self.compress.method)
+        if tuning := raw.get("finetune"):
+            raw["finetune"] = {"epochs": self.finetune.epochs, **tuning}
         return {name: raw[name] for name in Recipe.model_fields if raw.get(name) or (name in OPTIONAL and name in raw)}
 
     @staticmethod

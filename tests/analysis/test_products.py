@@ -38,7 +38,7 @@ def tiny_file(tmp_path_factory):
     return exported(dense_model().module, tmp_path_factory.mktemp("products") / "tiny.onnx", (3, 32, 32))
 
 
-@pytest.mark.parametrize("case", ["classic", "registers", "packed SwiGLU"])
+@pytest.mark.parametrize("case", ["classic", "registers", "packed SwiGLU", "differential"])
 def test_multiply_accumulates_are_those_that_cost_counts(case, tmp_path):
     model = variant(case)
     size = model.preprocess.input_size

@@ -605,3 +605,22 @@ def test_the_next_run_sweeps_what_a_killed_one_left(command, recipe, tmp_path):
     mine.write_text("not ours")
     with Workspace(out).open():
         assert [path.relative_to(out).as_posix() for path in out.rglob("*.partial")] == ["notes/.mine.partial"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("run", "{recipe}", "--out", "file/run"),
+        ("sweep", "{recipe}", "--set", "budget.params=0.6,0.5", "--out", "file"),
+        ("sweep", "{recipe}", "--set", "budget.params=0.6,0.5", "--out", "sweep"),
+    ],
+)
+def test_a_dry_run_refuses_the_folder_that_the_work_cannot_be_written_to(command, recipe, line):
+    Path("file").touch()
+    Path("sweep").mkdir()
+    Path("sweep", "params-0.5").touch()
+    words = [word.format(recipe=recipe) for word in line]
+    real, dry = command(*words), command(*words, "--dry-run")
+    assert (dry.code, dry.out) == (real.code, "") == (74, "")
+    assert only_line(dry) == only_line(real)
+    assert "is not a folder" in dry.err

@@ -12,6 +12,7 @@ from builders import write_classifier
 
 from toolchain.cli import outputs
 from toolchain.cli.main import app
+from toolchain.files import write_json
 
 WRITTEN = {"out", "markdown", "junit", "github_benchmark", "bencher"}
 REFUSES_ITSELF = {("init", "out")}
@@ -106,6 +107,60 @@ def test_an_earlier_outcome_an_empty_file_and_a_device_are_replaced(command, fol
         assert outcome.code == 0, outcome.err
     assert json.loads((folder / "g.json").read_text())["verdict"] == "pass"
     assert (folder / "empty.md").read_bytes().startswith(outputs.MARKDOWN)
+
+
+SIZE = {"file-size": {"value": 1.0}}
+OTHERS = {
+    "--bencher": [
+        {"schema": "slimvit.report/2"},
+        {"c": {"latency": {"value": 1.0}}},
+        {"c": SIZE, "name": "x"},
+        {"c": {**SIZE, "latency": {"value": 1.0, "unit": "ms"}}},
+        {"c": {"file-size": {"value": "large"}}},
+    ],
+    "--github-benchmark": [
+        [{"name": "c: size"}],
+        [{"name": "c", "unit": "s", "value": 1.0, "extra": ""}],
+        [{"name": "c: size", "unit": "bytes", "value": 1, "extra": "sha256 ab"}, 1],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "content"), [(option, each) for option, others in OTHERS.items() for each in others]
+)
+def test_json_of_another_kind_that_begins_alike_is_not_replaced(command, folder, option, content):
+    write_json(folder / "other.json", content)
+    before = contents(folder)
+    outcome = command("gate", "-c", "gate.toml", option, "other.json")
+    assert (outcome.code, outcome.out) == (74, "")
+    assert f"{option} other.json is not replaced: a file of another kind lies there; choose another name" in outcome.err
+    assert contents(folder) == before
+
+
+def test_what_only_begins_as_json_and_xml_of_another_kind_are_not_replaced(command, folder):
+    (folder / "half.json").write_text('{\n  "c": {\n', encoding="utf-8")
+    (folder / "other.xml").write_text(
+        '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="pytest"/>\n', encoding="utf-8"
+    )
+    before = contents(folder)
+    assert command("gate", "-c", "gate.toml", "--bencher", "half.json").code == 74
+    assert command("gate", "-c", "gate.toml", "--junit", "other.xml").code == 74
+    assert contents(folder) == before
+
+
+def test_every_form_that_a_gate_writes_is_replaced_by_the_next(command, folder):
+    forms = {
+        "--markdown": "g.md",
+        "--junit": "g.xml",
+        "--bencher": "b.json",
+        "--github-benchmark": "h.json",
+        "--out": "g.json",
+    }
+    words = [word for pair in forms.items() for word in pair]
+    for _ in range(2):
+        outcome = command("gate", "-c", "gate.toml", *words)
+        assert outcome.code == 0, outcome.err
 
 
 def test_pages_that_are_drawn_anew_are_listed_anew(command, finished, tmp_path):

@@ -39,6 +39,10 @@ def test_a_folder_is_written_once_and_foreign_files_stay(command, finished, tmp_
     assert refused.code == 74
     assert "README.md, which slimvit did not write or which was changed since" in refused.err
     assert (to / "README.md").read_text() == "mine"
+    dry = command(*push, "--dry-run")
+    assert (dry.code, dry.out, dry.err) == (74, "", refused.err)
+    assert command(*push, "--dry-run", "--overwrite").code == 0
+    assert (to / "README.md").read_text() == "mine"
     assert command(*push, "--overwrite").code == 0
     assert (to / "README.md").read_text() != "mine"
 

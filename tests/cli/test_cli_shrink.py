@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toolchain.cli.shrink import _recipe_in
+from toolchain.pipeline.draft import CLASSES_FILE, Draft
 from toolchain.pipeline.folder import Workspace
 from toolchain.pipeline.recipe_file import claim
 
@@ -30,11 +32,12 @@ def test_a_recipe_that_a_person_wrote_is_not_replaced(command, pictures: Path, t
     edited = recipe.read_text(encoding="utf-8").replace("params = 0.5", "params = 0.45 # what the app needs")
     assert "0.45" in edited
     recipe.write_text(edited, encoding="utf-8")
-    outcome = command("shrink", MODEL, "--data", pictures, "--out", recipe.parent)
-    assert outcome.code == 74
-    assert "says something else than this command: choose another --out" in outcome.err
-    assert recipe.read_text(encoding="utf-8") == edited
-    assert not (recipe.parent / "report.json").exists()
+    for dry in ([], ["--dry-run"]):
+        outcome = command("shrink", MODEL, "--data", pictures, "--out", recipe.parent, *dry)
+        assert (outcome.code, outcome.out) == (74, "")
+        assert "says something else than this command: choose another --out" in outcome.err
+        assert recipe.read_text(encoding="utf-8") == edited
+        assert not (recipe.parent / "report.json").exists()
 
 
 def test_a_failure_before_any_work_leaves_nothing_that_the_next_try_meets(command, pictures: Path, tmp_path: Path):
@@ -66,3 +69,11 @@ def test_a_limit_that_is_named_twice_is_refused(command, pictures: Path, tmp_pat
     assert outcome.code == 2
     assert f"{option[0]} and --set budget.{key}=0.4 limit the same: leave one of them out" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_map_moves_with_the_recipe_that_it_lies_beside(tmp_path: Path):
+    def drafted(folder: Path) -> Draft:
+        data = {"source": "digits", "classes": str(folder / CLASSES_FILE)}
+        return Draft({"model": {"name": MODEL}, "budget": {"params": 0.5}, "data": data}, {}, {"b": 0, "a": 1})
+
+    assert _recipe_in(tmp_path / "run", drafted(tmp_path / "scratch")) == drafted(tmp_path / "run").recipe

@@ -6,6 +6,8 @@ import contextlib
 import copy
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
 from builders import TINY, dense_model, random_plan
 from torch import nn
@@ -15,8 +17,13 @@ from toolchain.cost import Widths, trace
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.export.accuracy import accuracy_of
+from toolchain.export.calls import STEP
 from toolchain.export.onnx_graph import export_onnx
+from toolchain.export.precision import PRECISIONS
+from toolchain.export.preparation import Preparation
 from toolchain.model import run_stage
+from toolchain.on_device.runner import OrtRunner
 from toolchain.pipeline.judge import Judge, require_cost
 from toolchain.surgery.mask import mask_model
 from toolchain.surgery.slice import Slice
@@ -103,3 +110,29 @@ def test_the_deploy_model_must_cost_what_its_widths_predict(tiny):
     for wrong in (replace(predicted, other_params=1), replace(predicted, other_macs=1), dense):
         with pytest.raises(ArtifactError, match="its plan's widths give"):
             require_cost(deploy, wrong)
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("int8-dynamic", 1), ("int4", 1), ("int8-qdq", STEP)])
+def test_a_file_whose_scales_depend_on_the_call_is_judged_one_picture_at_a_time(
+    tmp_path, monkeypatch, precision, largest
+):
+    """What it gives for a picture would depend on the others, and no app calls it with those."""
+    model = dense_model(**{**TINY, "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10})
+    whole, path = tmp_path / "fp32.onnx", tmp_path / "m.onnx"
+    export_onnx(model.module, whole, input_size=(1, 8, 8), opset=20, metadata={}, simplify=False)
+    digits = open_source("digits", Wanted((1, 8, 8), {}))
+    shown = np.stack([digits.split("calibration")[index][0] for index in range(16)])
+    onnx.save(PRECISIONS[precision].convert(onnx.load(whole), shown).model, path)
+    sizes, infer = [], OrtRunner.infer
+
+    def noted(runner, feeds):
+        sizes.append(len(feeds["image"]))
+        return infer(runner, feeds)
+
+    monkeypatch.setattr(OrtRunner, "infer", noted)
+    judged = Judge(digits).graph(path)
+    assert max(sizes) == largest
+    how = Preparation(mean=digits.mean, std=digits.std)
+    sizes.clear()
+    assert accuracy_of(path, "digits", "test", asked=how).accuracy.wrong == judged.wrong
+    assert max(sizes) == largest

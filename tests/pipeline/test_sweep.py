@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies
 from made_up_reports import a_report, figures, timed
 from recipes import tiny_recipe
 
+from toolchain.data import open_source
+from toolchain.data.transforms import Wanted
 from toolchain.errors import BudgetError, FolderBusy, RecipeError, StorageError, TargetUnavailable
 from toolchain.files import read_json, write_json, write_text
 from toolchain.model import Made
@@ -17,7 +20,7 @@ from toolchain.pipeline import folder
 from toolchain.pipeline.folder import Nothing, Workspace
 from toolchain.pipeline.run import run
 from toolchain.pipeline.sweep import sweep, variants
-from toolchain.report.record import Report
+from toolchain.report.record import Data, Report
 from toolchain.report.several import front, side_by_side
 
 RECIPE = tiny_recipe("[train]\nepochs = 1\n[budget]\nparams = 0.5\n")
@@ -304,6 +307,19 @@ def test_runs_that_cannot_be_compared_have_no_front_and_machines_stand_apart():
     assert {row[-1] for row in part.table.rows} == {""}
     assert [name for name in part.table.header if "Some CPU" in name or "Other" in name] == [*part.table.header[5:7]]
     assert "invalid" in part.table.rows[1][6]
+
+
+@pytest.mark.parametrize("change", [{"mirror": True}, {"calibration_images": 40}])
+def test_runs_that_learn_from_pictures_otherwise_and_are_judged_on_the_same_have_a_front(change):
+    reports = {}
+    for name, wanted in (("a", Wanted((1, 8, 8), {})), ("b", replace(Wanted((1, 8, 8), {}), **change))):
+        source = open_source("digits", wanted)
+        data = Data(**source.identity, content=source.content, pictures={"test": source.pictures("test")})
+        reports[name] = report(1000 if name == "a" else 900, 20 if name == "a" else 30, data=data)
+    assert reports["a"].data.digest != reports["b"].data.digest
+    assert set(front(reports).names) == {"a", "b"}
+    other = reports["b"].data.model_copy(update={"pictures": {"test": "of others"}})
+    assert not front({**reports, "b": reports["b"].model_copy(update={"data": other})}).names
 
 
 def test_what_is_not_known_draws_nothing():

@@ -70,15 +70,20 @@ def test_its_files_compute_bit_for_bit_what_the_runs_files_do(finished, folder, 
     assert np.array_equal(ours, theirs)
 
 
-def test_weights_beside_a_file_are_found_by_their_new_name(finished, files, tmp_path, relisted):
-    """As of models above the 2 GB of a message; transformers.js looks for `model.onnx_data`, and is told so."""
+@pytest.fixture
+def large(finished, tmp_path, relisted):
+    """The files of a run whose fp32 file keeps its weights beside it, as models above the 2 GB of a message do."""
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "onnx/compressed.fp32.onnx"
     model = onnx.load(path)
     path.unlink()
     onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
     relisted(run)
-    large = repository(run, "org/digits", labels=LABELS)
+    return repository(run, "org/large", labels=LABELS)
+
+
+def test_weights_beside_a_file_are_found_by_their_new_name(files, large, tmp_path):
+    """transformers.js looks for `model.onnx_data`, and is told so."""
     assert set(large) - set(files) == {"onnx/model.onnx_data"}
     told = json.loads(large["config.json"].data)["transformers.js_config"]
     assert told["use_external_data_format"] == {"model.onnx": 1}
@@ -253,18 +258,31 @@ def test_snippets_do_not_name_a_folder_as_a_repository(finished):
     assert "Put the repository to which these files are pushed in place of ORG/NAME." in text
 
 
-def test_the_python_of_a_card_runs(files, folder, tmp_path, monkeypatch):
-    """As it stands there, with a hub that has the repository."""
+def python_of(files, name, tmp_path, monkeypatch):
+    """The names that the Python of a card leaves, as it stands there, with a hub that has the files under a name."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "picture.jpg")
     program = re.search(r"```python\n(.*?)```", card_of(files).text, re.DOTALL)[1]
     names = {}
+    push(files, FolderDestination(tmp_path / "pushed"), tool="slimvit 0", message="")
     with visited(monkeypatch, tmp_path / "cache") as hub:
-        hub.repositories["org/digits"] = Repository()
-        there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        hub.repositories["org/digits"].branches["main"] |= there
+        hub.repositories[name] = Repository()
+        hub.repositories[name].branches["main"] |= {path: (tmp_path / "pushed" / path).read_bytes() for path in files}
         exec(program, names)
-    assert names["outputs"].shape == (1, 10)
+    return names
+
+
+def test_the_python_of_a_card_runs(files, tmp_path, monkeypatch):
+    assert python_of(files, "org/digits", tmp_path, monkeypatch)["outputs"].shape == (1, 10)
+
+
+def test_the_python_of_a_card_fetches_weights_that_lie_beside_the_file(files, large, tmp_path, monkeypatch):
+    (outputs,) = python_of(large, "org/large", tmp_path, monkeypatch)["outputs"]
+    whole = onnxruntime.InferenceSession(files["onnx/model.onnx"].data)
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "pushed")(Image.open("picture.jpg"), return_tensors="np")[
+        "pixel_values"
+    ]
+    assert np.array_equal(outputs, whole.run(["logits"], {"pixel_values": pixels})[0][0])
 
 
 def test_a_file_that_the_run_did_not_list_is_not_pushed(finished, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from builders import variant
 from made_up_reports import timed
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from toolchain.devices.transport import LocalTransport
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
@@ -152,10 +153,51 @@ def test_arrays_of_every_type_cross_both_ways(tmp_path, kind):
 
 
 @pytest.mark.usefixtures("there")
-def test_weights_in_a_file_beside_are_read(tiny, tmp_path):
+@pytest.mark.parametrize("location", ["m.onnx.data", "weights.bin", "below/weights ä.bin"])
+def test_weights_in_a_file_beside_are_read(tiny, tmp_path, location):
     path = tmp_path / "m.onnx"
-    onnx.save(onnx.load(tiny[1]), path, save_as_external_data=True, location="m.onnx.data", size_threshold=1024)
+    (tmp_path / "below").mkdir()
+    onnx.save(onnx.load(tiny[1]), path, save_as_external_data=True, location=location, size_threshold=1024)
     assert rung_of(tiny[0], path).verdict == "pass"
+
+
+def kept_elsewhere(path):
+    """A sum of weights that lie in one file each, of the graph and of a node."""
+    for index in range(3):
+        np.full(8, 10.0**index, np.float32).tofile(path.parent / f"{index}.bin")
+
+    def stored(index):
+        tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[8], raw_data=b"")
+        set_external_data(tensor, f"{index}.bin")
+        tensor.ClearField("raw_data")
+        return tensor
+
+    io = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in ("image", "logits")]
+    nodes = [
+        helper.make_node("Constant", [], ["w1"], value=stored(1)),
+        helper.make_node("Add", ["w0", "w1"], ["a"]),
+        helper.make_node("Add", ["a", "w2"], ["b"]),
+        helper.make_node("Add", ["image", "b"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "g", io[:1], io[1:], [stored(0), stored(2)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.usefixtures("there")
+def test_weights_are_read_from_every_file_that_is_named_and_one_that_is_missing_is_said(tmp_path):
+    path = kept_elsewhere(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx.data").write_bytes(b"of something else")
+    with ORT_WEB.open(path, 1) as runner:
+        np.testing.assert_array_equal(
+            runner.infer({"image": np.zeros((1, 8), np.float32)})["logits"], np.full((1, 8), 111.0)
+        )
+    (tmp_path / "1.bin").unlink()
+    with (
+        pytest.raises(ArtifactError, match=r"lie in '1\.bin', which is not in .*; put that file there"),
+        ORT_WEB.open(path, 1),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("there")

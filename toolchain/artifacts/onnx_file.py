@@ -191,6 +191,11 @@ class OnnxFile(Declaring):
         return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") for n in self.graph)
 
     @property
+    def scales_by_call(self) -> bool:
+        """Whether it rounds activations by scales that follow from all images of a call."""
+        return any(n.op_type.startswith("DynamicQuantize") for n in self.graph)
+
+    @property
     def parts(self) -> Counter[Part]:
         """(layer, part of it) → bytes; the graph itself is the layer "(graph)"."""
         sizes = {file.relative_to(self.folder).as_posix(): file.stat().st_size for file in self.files}

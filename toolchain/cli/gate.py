@@ -46,17 +46,23 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Also write Markdown.", callback=outputs.file(outputs.MARKDOWN))
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", callback=outputs.file(outputs.XML))
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", callback=outputs.file(outputs.JUNIT))
     ] = None,
     github_benchmark: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write JSON for github-action-benchmark.", callback=outputs.file(outputs.LISTED)
+            metavar="FILE",
+            help="Also write JSON for github-action-benchmark.",
+            callback=outputs.file(outputs.LISTED, holds=outputs.is_github_benchmark),
         ),
     ] = None,
     bencher: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write Bencher's JSON.", callback=outputs.file(outputs.OBJECT)),
+        typer.Option(
+            metavar="FILE",
+            help="Also write Bencher's JSON.",
+            callback=outputs.file(outputs.OBJECT, holds=outputs.is_bencher),
+        ),
     ] = None,
     json_: JsonFlag = False,
 ) -> None:

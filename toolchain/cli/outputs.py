@@ -9,12 +9,13 @@ from typing import Any
 
 import typer
 
-from toolchain.errors import RecipeError
-from toolchain.files import check_file_replaceable
+from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.files import check_file_replaceable, read_json
 
 RESULT, LISTED, OBJECT = b'{"', b"[\n", b"{\n"
 """How JSON begins: of a result, and as others read it."""
-MARKDOWN, XML = b"## slimvit gate", b"<?xml"
+MARKDOWN = b"## slimvit gate"
+JUNIT = b'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="slimvit gate"'
 BILL, BUNDLE, ONNX = b'{\n  "components"', b"README.txt\0", b"\x08"
 NAMED = "slimvit.outputs"
 """Where a context keeps the options that name outputs → their paths."""
@@ -22,12 +23,41 @@ TEXTS = ("model", "data", "classes")
 """Parameters that may name a path and are texts."""
 
 
-def file(beginning: bytes, suffix: str = "") -> Callable[..., Path | None]:
+def is_bencher(value: Any) -> bool:
+    """Whether JSON is in Bencher's form, with the size of every cell, as a gate writes it."""
+    return bool(value) and all(
+        isinstance(cell, dict) and "file-size" in cell and all(_is_metric(metric) for metric in cell.values())
+        for cell in value.values()
+    )
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether JSON is a measured value of Bencher's form."""
+    return (
+        isinstance(value, dict)
+        and "value" in value
+        and value.keys() <= {"value", "lower_value", "upper_value"}
+        and all(isinstance(number, float | int) for number in value.values())
+    )
+
+
+def is_github_benchmark(value: Any) -> bool:
+    """Whether JSON is in github-action-benchmark's form, with the size of a cell first, as a gate writes it."""
+    keys = {"name", "unit", "value", "extra"}
+    if not value or not all(isinstance(row, dict) and keys <= row.keys() <= keys | {"range"} for row in value):
+        return False
+    return str(value[0]["name"]).endswith(": size") and str(value[0]["extra"]).startswith("sha256 ")
+
+
+def file(
+    beginning: bytes, suffix: str = "", *, holds: Callable[[Any], bool] | None = None
+) -> Callable[..., Path | None]:
     """The callback of an option that names a file to write; it refuses, before any work, what the file may not replace.
 
     Args:
         beginning: the first bytes of every such file; one that begins otherwise was written by something else.
         suffix: the ending that its name must have.
+        holds: whether the JSON of a file that begins so is of this kind; None where the beginning tells.
     """
 
     def checked(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
@@ -36,9 +66,21 @@ def file(beginning: bytes, suffix: str = "") -> Callable[..., Path | None]:
             if suffix and value.suffix != suffix:
                 raise RecipeError(f"{option} {value} does not end in {suffix}; name a file that does")
             check_file_replaceable(value, beginning, option)
+            if holds is not None and value.is_file() and value.stat().st_size and not _is_json(value, holds):
+                raise StorageError(
+                    f"{option} {value} is not replaced: a file of another kind lies there; choose another name"
+                )
         return _noted(context, parameter, value)
 
     return checked
+
+
+def _is_json(path: Path, holds: Callable[[Any], bool]) -> bool:
+    """Whether a file is JSON of a kind."""
+    try:
+        return holds(read_json(path))
+    except ArtifactError:
+        return False
 
 
 def option(help_: str, beginning: bytes, suffix: str = "") -> Any:

@@ -51,11 +51,10 @@ def run(
     from toolchain.pipeline.run import run as run_recipe
     from toolchain.recipe import Recipe
 
-    loaded = Recipe.load(recipe, set_ or ())
+    loaded, folder = Recipe.load(recipe, set_ or ()), out or default_folder(recipe)
     if dry_run:
-        show_plan(loaded, json_=json_)
+        show_plan(loaded, folder, json_=json_)
         return
-    folder = out or default_folder(recipe)
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
         report = run_recipe(loaded, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
@@ -66,11 +65,13 @@ def run(
     require_speed(report, expanded(loaded.export.precisions), require)
 
 
-def show_plan(recipe: Recipe, *, json_: bool) -> None:
-    """Checks everything about a recipe and prints its plan; nothing is done."""
+def show_plan(recipe: Recipe, folder: Path, *, json_: bool) -> None:
+    """Checks everything about a recipe and the folder of its run, and prints the plan; nothing is done."""
+    from toolchain.pipeline.folder import Workspace
     from toolchain.pipeline.job import prepare
     from toolchain.pipeline.preview import from_shapes
 
+    Workspace(folder.resolve()).check()
     _show(from_shapes(prepare(recipe, fetch=False)), json_=json_)
 
 

@@ -56,7 +56,7 @@ def push(
     from toolchain.places import HUB, HUB_URL, LOCAL, model_source
     from toolchain.publish.folder import FolderDestination
     from toolchain.publish.hub import MAIN, HubDestination, branch_of
-    from toolchain.publish.push import RECEIPT
+    from toolchain.publish.push import RECEIPT, before
     from toolchain.publish.push import push as push_files
     from toolchain.publish.repository import read_labels, repository
 
@@ -74,6 +74,8 @@ def push(
     )
     rows = [(path, content.digests.bytes) for path, content in files.items()]
     if dry_run:
+        if kind == LOCAL:
+            before(files, FolderDestination(Path(place).expanduser()), overwrite=overwrite)
         if json_:
             print_json({"to": to, "files": [{"path": path, "bytes": count} for path, count in rows]})
         else:

@@ -73,7 +73,8 @@ def shrink(
         with tempfile.TemporaryDirectory() as scratch:  # a class map lies beside its recipe
             draft = drafted(beside=Path(scratch))
             write_recipe(draft, Path(scratch, "recipe.toml"))
-            show_plan(draft.recipe, json_=json_)
+            _require_same(_recipe_in(folder, draft), folder / "recipe.toml")
+            show_plan(draft.recipe, folder, json_=json_)
         return
     draft = drafted(beside=folder)
     with _withdrawn_on_failure(folder), Screen() as screen:
@@ -118,6 +119,28 @@ def _require(model: str, data: str, budget: dict[str, object], overrides: list[s
     Recipe.from_dict(tables)
 
 
+def _recipe_in(folder: Path, draft: Draft) -> Recipe:
+    """The recipe of a draft as it would be in another folder, beside its class map."""
+    from toolchain.pipeline.draft import CLASSES_FILE
+    from toolchain.recipe import Recipe
+
+    classes = {"classes": str(folder / CLASSES_FILE)} if draft.classes else {}
+    return Recipe.from_dict({**draft.tables, "data": {**draft.tables["data"], **classes}})
+
+
+def _require_same(recipe: Recipe, path: Path) -> None:
+    """Raises StorageError if another recipe lies at the path, and a person wrote it or it was carried out."""
+    from toolchain.pipeline.folder import Workspace
+    from toolchain.pipeline.recipe_file import is_ours, says
+
+    space = Workspace(path.parent)
+    if path.exists() and not says(path, recipe) and (space.has("") or not is_ours(space)):
+        raise StorageError(
+            f"{path} says something else than this command: choose another --out, or carry that recipe out with "
+            f"`{_again(path)}`"
+        )
+
+
 def _written(draft: Draft, path: Path) -> Recipe:
     """The recipe of a draft, once it lies at the path.
 
@@ -125,20 +148,15 @@ def _written(draft: Draft, path: Path) -> Recipe:
         StorageError: another recipe lies there, and a person wrote it or it was carried out.
     """
     from toolchain.pipeline.folder import Workspace
-    from toolchain.pipeline.recipe_file import claim, is_ours, says
+    from toolchain.pipeline.recipe_file import claim, says
 
-    space = Workspace(path.parent)
+    _require_same(draft.recipe, path)
     if path.exists() and not says(path, draft.recipe):
-        if space.has("") or not is_ours(space):
-            raise StorageError(
-                f"{path} says something else than this command: choose another --out, or carry that recipe out with "
-                f"`{_again(path)}`"
-            )
         path.unlink()
     written = not path.exists()
     write_recipe(draft, path)
     if written:
-        claim(space)
+        claim(Workspace(path.parent))
     return draft.recipe
 
 

@@ -199,8 +199,8 @@ def export(
             f"have a whole run write all of them: slimvit shrink … --set '{recipe}'"
         )
     from toolchain.artifacts.onnx_file import FP32
-    from toolchain.export.onnx_graph import folder_beside
     from toolchain.export.preparation import Preparation, source_for
+    from toolchain.export.scratch import folder_beside
     from toolchain.export.stage import Export
     from toolchain.model import DeployModel, TimmModel, run_stage
     from toolchain.pipeline.judge import Judge

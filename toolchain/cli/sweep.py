@@ -54,14 +54,15 @@ def sweep(
     """
     from toolchain.measure.compare import compare
     from toolchain.pipeline.run import run
-    from toolchain.pipeline.sweep import gathered, variants
+    from toolchain.pipeline.sweep import gathered, require_writable, variants
     from toolchain.pipeline.sweep import sweep as sweep_grid
     from toolchain.report.several import side_by_side
 
+    if dry_run and dask:
+        raise RecipeError("--dry-run checks the variants on this machine: leave --dask out")
     grid = variants(recipe, set_)
+    require_writable(grid, out)
     if dry_run:
-        if dask:
-            raise RecipeError("--dry-run checks the variants on this machine: leave --dask out")
         _check(grid, json_=json_)
         return
     with Screen() as screen:

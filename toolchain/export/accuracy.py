@@ -14,7 +14,7 @@ import torch
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.inputs import resolved
 from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
-from toolchain.export.calls import Array, Outputs, stack_images, tensor_call
+from toolchain.export.calls import Array, Outputs, stack_images, step_of, tensor_call
 from toolchain.export.onnx_graph import first_line
 from toolchain.export.precision import opened_artifact
 from toolchain.export.preparation import Preparation, prepared, resized_source
@@ -76,7 +76,7 @@ def accuracy_of(
             "a gate by relation.features"
         )
     preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
-    with opened_artifact(artifact, preprocess=preprocess) as run:
+    with opened_artifact(artifact, preprocess, step_of(artifact)) as run:
         call = _explained(run, artifact, lambda outputs: outputs[artifact.main_output])
         source = resized_source(data, preprocess, asked, classes, 512 if split == "calibration" else 0)
         if not source.labelled:
@@ -148,7 +148,7 @@ def features_of(
     with ExitStack() as stack:
         calls = [
             _explained(
-                stack.enter_context(opened_artifact(each, preprocess=preprocess)),
+                stack.enter_context(opened_artifact(each, preprocess, step_of(each))),
                 each,
                 partial(_chosen, wanted),
             )

@@ -107,7 +107,7 @@ def parity_of(
             left.append(pair)
             continue
         first = pair == pairs[0]
-        bounds = judged if first and classes else replace(judged, top1_min=None)
+        bounds = judged if first and classes else replace(judged, top1_min=None, centred_min=None)
         if tolerance is None and allowed is not None:
             bounds = for_output(bounds, artifacts[0].output or artifacts[1].output)
         rung = _rung_of(artifacts, sides, bounds, real=given.real and first and classes)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolchain.artifacts import Artifact, open_artifact
+from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.errors import ArtifactError
 from toolchain.export.pixels import to_pixels
 from toolchain.model import Preprocess
@@ -26,6 +27,11 @@ Call = Callable[[Array], Arrays]
 Outputs = Callable[[Array], dict[str, Array]]
 STEP = 32
 """Images that are run at once."""
+
+
+def step_of(artifact: Artifact) -> int:
+    """How many images are judged in a call: one where what it gives for a picture depends on those beside it, else `STEP`."""
+    return 1 if isinstance(artifact, OnnxFile) and artifact.scales_by_call else STEP
 
 
 @contextlib.contextmanager

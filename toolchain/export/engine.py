@@ -17,6 +17,7 @@ from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.export.precision import PRECISIONS, int8_kinds, product_of
+from toolchain.export.scratch import standing_for
 from toolchain.export.weights import each_linear
 from toolchain.files import atomic_folder, check_replaceable, write_json
 from toolchain.model import Made
@@ -111,7 +112,8 @@ class BuildEngine:
 
     def __call__(self, given: OnnxFile) -> Made[EngineBuild, None]:
         """The engine and its facts."""
-        with atomic_folder(self.folder, engine_files()) as partial:  # what is refused in the block replaces nothing
+        with atomic_folder(self.folder, engine_files()) as partial, standing_for(self.folder, partial):
+            # what is refused in the block replaces nothing
             built = self._built(given.path, partial)
             self._require_precision(given, built)
             rung = self.compare and self.compare(built)

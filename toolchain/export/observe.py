@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from toolchain.artifacts.onnx_plain import copied
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError
 from toolchain.export.large import detached, is_large, stored_bytes, with_shapes
+from toolchain.export.scratch import exchange
 from toolchain.model import IMAGE
 
 Array = NDArray[Any]
@@ -112,8 +112,8 @@ def session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may work on this machine
-    with tempfile.TemporaryDirectory(prefix="slimvit-quantise-") as folder:
-        path = Path(folder, "model.onnx")
+    with exchange() as folder:
+        path = folder / "model.onnx"
         save(model, path, change)
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

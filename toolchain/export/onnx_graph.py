@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.attention import lean
 from toolchain.export.large import KEPT_BYTES, detached, is_large, module_bytes, stored_bytes
+from toolchain.export.scratch import folder_beside
 from toolchain.export.selection import selected_early
 from toolchain.families.constants import constants
 from toolchain.model import BATCH, IMAGE
@@ -138,18 +138,6 @@ def export_onnx(
         simplified=simplified,
         notes=tuple(notes),
     )
-
-
-@contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """A folder beside a file that is to be written, gone after the block; raises StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name)
 
 
 def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -19,7 +19,7 @@ from toolchain.artifacts import Artifact, Reading
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.cost import FileCost, Storage
 from toolchain.errors import RecipeError, TargetUnavailable
-from toolchain.export.calls import Outputs, opened_outputs
+from toolchain.export.calls import STEP, Outputs, opened_outputs
 from toolchain.export.conversion import Conversion
 from toolchain.export.half import bf16, fp16
 from toolchain.export.int4 import int4
@@ -84,7 +84,7 @@ EIGHTS = Storage(weight=1, output=5, pair=900)
 FP16 = Precision(
     "fp16",
     fp16,
-    Tolerance(None, 0.9999, 0.98),
+    Tolerance(None, 0.9999, 0.98, centred_min=0.9999),
     frozenset({TensorProto.FLOAT16}),
     product="HALF",
     storage=HALVES,
@@ -92,7 +92,7 @@ FP16 = Precision(
 BF16 = Precision(
     "bf16",
     bf16,
-    Tolerance(None, 0.999, 0.97),
+    Tolerance(None, 0.999, 0.97, centred_min=0.999),
     frozenset({TensorProto.BFLOAT16}),
     product="BF16",
     storage=HALVES,
@@ -100,7 +100,7 @@ BF16 = Precision(
 INT8_DYNAMIC = Precision(
     "int8-dynamic",
     int8_dynamic,
-    Tolerance(None, 0.95, 0.97),
+    Tolerance(None, 0.95, 0.97, centred_min=0.95),
     frozenset({TensorProto.INT8}),
     product="INT8-DYNAMIC",
     adapts=True,
@@ -109,7 +109,7 @@ INT8_DYNAMIC = Precision(
 INT8_QDQ = Precision(
     "int8-qdq",
     int8_qdq,
-    Tolerance(None, 0.95, 0.97),
+    Tolerance(None, 0.95, 0.97, centred_min=0.95),
     frozenset({TensorProto.INT8}),
     product="INT8",
     calibrated=True,
@@ -118,7 +118,7 @@ INT8_QDQ = Precision(
 INT4 = Precision(
     "int4",
     int4,
-    Tolerance(None, 0.9, 0.95),
+    Tolerance(None, 0.9, 0.95, centred_min=0.9),
     frozenset({TensorProto.INT4}),
     product="INT4-DYNAMIC",
     calibrated=True,
@@ -136,6 +136,8 @@ def for_output(tolerance: Tolerance, output: Output | None) -> Tolerance:
 
     A tolerance that bounds every number says it already.
     """
+    if output not in ("logits", None):
+        tolerance = replace(tolerance, centred_min=None)
     if tolerance.max_abs is not None or output not in {"regression", *FEATURES}:
         return tolerance
     return replace(tolerance, spread_max=SPREAD_MAX)
@@ -214,12 +216,13 @@ def _first_that_runs(targets: Sequence[str], what: str, needs: str = "") -> str:
 
 
 @contextlib.contextmanager
-def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) -> Iterator[Outputs]:
+def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None, step: int = STEP) -> Iterator[Outputs]:
     """Images [B, C, H, W] → name → output of an artifact, in a block, by the first target here that can run it.
 
     Args:
         artifact: one that takes images.
         preprocess: how the images were prepared, for a file that takes pixels and does not say.
+        step: the most images of one call.
 
     Raises:
         TargetUnavailable: nothing here runs it.
@@ -228,5 +231,5 @@ def opened_artifact(artifact: Artifact, preprocess: Preprocess | None = None) ->
     import torch
 
     target, threads = reference_target(artifact), torch.get_num_threads()
-    with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess) as run:
+    with opened_outputs(target, artifact.path, threads, artifact, preprocess=preprocess, step=step) as run:
         yield run

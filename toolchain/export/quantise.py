@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from toolchain.export.large import is_large, stored_bytes
 from toolchain.export.loss import least_lossy
 from toolchain.export.observe import largest_channels, save, steps
 from toolchain.export.onnx_graph import inner_linears, last_linears, linear_nodes
+from toolchain.export.scratch import exchange
 from toolchain.export.smooth import norms, smoothed, smoothing
 
 Array = NDArray[Any]
@@ -157,12 +157,14 @@ def _through_files(model: onnx.ModelProto, work: Callable[[Path, Path], None]) -
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     logger = logging.getLogger()
     before, level = logger.level, logging.ERROR  # the quantisers recommend steps on the root logger that harm a ViT
-    with tempfile.TemporaryDirectory(prefix="slimvit-quantise-") as folder:
-        source, made = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
+    with exchange() as folder:
+        source, made = folder / "model.onnx", folder / "int8.onnx"
         save(model, source)
         try:
             logger.setLevel(level)
             work(source, made)
+        except OSError:
+            raise
         except Exception as error:
             raise ArtifactError(f"ONNX Runtime cannot quantise the graph: {type(error).__name__}: {error}") from error
         finally:

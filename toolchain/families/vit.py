@@ -48,7 +48,10 @@ def attention_part(attention: nn.Module, path: str) -> Part:
 
 
 def attention_site(attention: nn.Module, path: str) -> AttentionSite:
-    """Where attention is the difference of two, with queries and keys half as wide, it costs what one of values' width costs."""
+    """Where attention is the difference of two, with queries and keys half as wide, it costs what one of values' width costs.
+
+    Files take the difference first. timm's fused path, which none of them is made from, multiplies both by the values.
+    """
     site = site_of(attention, path)
     different = isinstance(attention, DiffAttention | NarrowDiffParallelBlock)
     return replace(site, head_dim=2 * site.head_dim) if different else site

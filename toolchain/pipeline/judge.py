@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.artifacts import Artifact
+from toolchain.artifacts import Artifact, open_artifact
 from toolchain.cost import ModelShape, trace
 from toolchain.data import DataSource
 from toolchain.errors import ArtifactError, ModelError
-from toolchain.export.calls import Call, opened, stack_images, tensor_call, torch_call
+from toolchain.export.calls import Call, opened, stack_images, step_of, tensor_call, torch_call
 from toolchain.export.convert import Convert
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.precision import COMPARED, PRECISIONS
@@ -60,7 +60,8 @@ class Judge:
 
     def graph(self, path: Path, target: str = "ort-cpu") -> Counts:
         """Accuracy of an ONNX file on the test split, run by a target on this machine."""
-        with opened(target, path, threads=torch.get_num_threads()) as run:
+        step = step_of(open_artifact(path))  # which lets go of a graph that may be large
+        with opened(target, path, torch.get_num_threads(), step=step) as run:
             return self._accuracy(tensor_call(run))
 
     def built(self, source: Artifact, engine: EngineBuild, profile: tuple[int, int, int]) -> Counts:

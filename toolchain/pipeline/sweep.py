@@ -14,6 +14,7 @@ from pathlib import Path
 
 from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, TargetUnavailable
 from toolchain.files import write_json, write_text
+from toolchain.pipeline.folder import Workspace
 from toolchain.recipe import Recipe
 from toolchain.report.markdown import table_lines
 from toolchain.report.page import drawn
@@ -92,6 +93,13 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 def _slug(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-.") or "empty"
+
+
+def require_writable(grid: Sequence[Variant], out: Path) -> None:
+    """Raises StorageError if the folder of a sweep, or that of one of its variants, plainly cannot be written; creates nothing."""
+    for folder in (out, *(out / variant.name for variant in grid)):
+        with contextlib.suppress(FolderBusy):  # a sweep waits for the process that is at it
+            Workspace(folder.resolve()).check()
 
 
 def sweep(grid: Sequence[Variant], out: Path, carry_out: Runs, wait_s: float = WAIT) -> Swept:

@@ -30,11 +30,13 @@ class Shipped:
         row: its row in the report.
         place: its path and dtype there.
         output: what its first output is called there.
+        beside: the paths of the files there that hold weights of it.
     """
 
     row: FileRow
     place: Named
     output: str
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,10 @@ def _python(files: Sequence[Shipped], about: About) -> Iterator[str]:
         "from transformers import AutoImageProcessor",
         "",
         f'processor = AutoImageProcessor.from_pretrained("{about.address}"{revision})',
+        *(
+            f'hf_hub_download("{about.address}", "{path}"{revision})  # its weights, which lie beside it'
+            for path in files[0].beside
+        ),
         f'path = hf_hub_download("{about.address}", "{files[0].place.path}"{revision})',
         "session = onnxruntime.InferenceSession(path)",
         'pixels = processor(Image.open("picture.jpg"), return_tensors="np")["pixel_values"]',

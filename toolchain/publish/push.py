@@ -64,6 +64,40 @@ class Pushed:
     removed: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a place holds before a push.
+
+    Attributes:
+        there: path → digests of every file.
+        own: paths of an earlier push that are as it wrote them.
+        same: paths of files that are to be pushed, and are there as they are.
+    """
+
+    there: Mapping[str, Digests]
+    own: frozenset[str]
+    same: frozenset[str]
+
+
+def before(files: Mapping[str, Content], destination: Destination, *, overwrite: bool = False) -> Before:
+    """What a place holds; the arguments and errors are those of `push`, and nothing is written."""
+    there = destination.there()
+    receipt = _receipt(destination) if RECEIPT in there else None
+    listed = receipt.files if receipt is not None else {}
+    own = frozenset(path for path, digests in listed.items() if path in there and digests.same(there[path]))
+    same = frozenset(path for path, content in files.items() if path in there and content.digests.same(there[path]))
+    foreign = sorted(set(files) & set(there) - own - same)
+    if RECEIPT in there and receipt is None:
+        foreign.append(RECEIPT)
+    if foreign and not overwrite:
+        names = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise StorageError(
+            f"{destination.name} holds {names}, which slimvit did not write or which {'was' if len(foreign) == 1 else 'were'} "
+            "changed since: choose another repository or revision, or pass --overwrite to replace"
+        )
+    return Before(there, own, same)
+
+
 def push(
     files: Mapping[str, Content], destination: Destination, *, tool: str, message: str, overwrite: bool = False
 ) -> Pushed:
@@ -83,28 +117,17 @@ def push(
     Raises:
         StorageError: the place cannot be read or written, or holds foreign files.
     """
-    there = destination.there()
-    before = _receipt(destination) if RECEIPT in there else None
-    listed = before.files if before is not None else {}
-    own = {path for path, digests in listed.items() if path in there and digests.same(there[path])}
-    same = {path for path, content in files.items() if path in there and content.digests.same(there[path])}
-    foreign = sorted(set(files) & set(there) - own - same)
-    if RECEIPT in there and before is None:
-        foreign.append(RECEIPT)
-    if foreign and not overwrite:
-        names = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-        raise StorageError(
-            f"{destination.name} holds {names}, which slimvit did not write or which {'was' if len(foreign) == 1 else 'were'} "
-            "changed since: choose another repository or revision, or pass --overwrite to replace"
-        )
-    removed = sorted(own - set(files))
-    fresh = {path: content for path, content in files.items() if path not in same}
-    receipt = Receipt(tool=tool, files={path: files[path].digests for path in files if path in fresh or path in own})
+    held = before(files, destination, overwrite=overwrite)
+    removed = sorted(held.own - set(files))
+    fresh = {path: content for path, content in files.items() if path not in held.same}
+    receipt = Receipt(
+        tool=tool, files={path: files[path].digests for path in files if path in fresh or path in held.own}
+    )
     said = Content.of_text(json.dumps(receipt.model_dump(mode="json", by_alias=True), indent=2) + "\n")
-    if RECEIPT not in there or not said.digests.same(there[RECEIPT]):
+    if RECEIPT not in held.there or not said.digests.same(held.there[RECEIPT]):
         fresh[RECEIPT] = said
     url = destination.write(fresh, removed, message)
-    return Pushed(url, tuple(sorted(fresh)), tuple(sorted(same)), tuple(removed))
+    return Pushed(url, tuple(sorted(fresh)), tuple(sorted(held.same)), tuple(removed))
 
 
 def _receipt(destination: Destination) -> Receipt | None:

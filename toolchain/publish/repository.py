@@ -67,12 +67,13 @@ def repository(
         model = renamed(artifact.model, names)
         if len(beside) > 1:
             raise ArtifactError(f"{artifact.path} keeps its weights in {len(beside)} files; one is expected")
-        for file in beside:
-            model = referring_to(model, f"{Path(place.path).name}{DATA}")
-            files[f"{place.path}{DATA}"] = Content(file)
+        weights = tuple(f"{place.path}{DATA}" for _ in beside)
+        for file, there in zip(beside, weights, strict=True):
+            model = referring_to(model, Path(there).name)
+            files[there] = Content(file)
             external[Path(place.path).name] = 1
         files[place.path] = Content(model.SerializeToString())
-        shipped.append(Shipped(row, place, names[artifact.main_output]))
+        shipped.append(Shipped(row, place, names[artifact.main_output], weights))
     count = 0 if report.output in FEATURES else _classes(opened[0])
     classes = _labels(labels or opened[0].class_names, count)
     browser: dict[str, JsonValue] = {} if where.get("int8-dynamic") or where.get("int8-qdq") else _default(shipped)

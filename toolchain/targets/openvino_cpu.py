@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.foreign import imported, reason
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
@@ -195,10 +195,15 @@ class OpenVinoCpu(Profiled):
             largest = max((float(np.abs(op.data).max()) for op in _weights(model)), default=0.0)
             if largest > np.finfo(np.float16).max:
                 raise ArtifactError(f"{onnx} holds a weight of {largest:.3g}, more than fp16 can")
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO {ov.__version__} cannot convert {onnx}: {reason(error)}") from error
+        try:
             ov.save_model(model, str(path), compress_to_fp16=True)
             stored = ov.Core().read_model(str(path))
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO {ov.__version__} cannot convert {onnx}: {reason(error)}") from error
+            raise StorageError(
+                f"cannot write {path}: OpenVINO says {reason(error)!r}; see whether the disk has room, and may be written to"
+            ) from error
         kinds: Counter[str] = Counter()
         for op in _weights(stored):
             kinds[op.get_element_type().get_type_name()] += 1

@@ -20,8 +20,8 @@ from toolchain.compress.closed_form import likelihood_for
 from toolchain.cost import FileCost
 from toolchain.errors import ArtifactError, BudgetError, ParityError
 from toolchain.export.calls import opened, tensor_call
-from toolchain.export.onnx_graph import folder_beside
 from toolchain.export.precision import PRECISIONS, file_cost, runs_on
+from toolchain.export.scratch import folder_beside
 from toolchain.export.stage import Export
 from toolchain.files import sha256
 from toolchain.likelihood import divergence_by_image, outputs_of

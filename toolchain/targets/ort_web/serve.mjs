@@ -15,6 +15,15 @@ const TYPES = {
   int8: Int8Array, int16: Int16Array, int32: Int32Array, int64: BigInt64Array,
   uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, uint64: BigUint64Array,
 };
+// Which fields of ONNX's messages lead to where a weight lies, see onnx.proto; of subgraphs the runtime takes no such weights.
+const MESSAGES = {
+  model: { 7: "graph" },
+  graph: { 1: "node", 5: "tensor" },
+  node: { 5: "attribute" },
+  attribute: { 5: "tensor" },
+  tensor: { 13: "entry" },
+  entry: { 1: "key", 2: "value" },
+};
 for (const name of ["log", "info", "debug"]) console[name] = console.error;
 process.on("uncaughtException", (error) => {
   console.error(reason(error));
@@ -50,9 +59,55 @@ async function open(file, count) {
     logSeverityLevel: 4,
     extra: { session: { force_spinning_stop: "1" } },
   };
-  const data = `${file}.data`;
-  if (fs.existsSync(data)) options.externalData = [{ path: path.basename(data), data: fs.readFileSync(data) }];
-  return ort.InferenceSession.create(fs.readFileSync(file), options);
+  const bytes = fs.readFileSync(file);
+  const beside = [...locations(bytes)].map((location) => ({ path: location, data: weights(file, location) }));
+  if (beside.length > 0) options.externalData = beside;
+  return ort.InferenceSession.create(bytes, options);
+}
+
+// The bytes of a file that holds weights of another, as that names it.
+function weights(file, location) {
+  const within = !path.isAbsolute(location) && !location.split(/[\\/]/).includes("..");
+  const whole = path.join(path.dirname(file), location);
+  if (!within || !fs.existsSync(whole)) {
+    throw new Error(`its weights lie in '${location}', which is not in ${path.dirname(file)}; put that file there`);
+  }
+  return fs.readFileSync(whole);
+}
+
+// The files that an ONNX file names for weights which it does not hold; what is no ONNX file names none.
+function locations(bytes, message = MESSAGES.model, found = new Set()) {
+  let key, value;
+  for (const [field, content] of fields(bytes)) {
+    const kind = message[field];
+    if (kind === "key") key = content.toString();
+    else if (kind === "value") value = content.toString();
+    else if (kind) locations(content, MESSAGES[kind], found);
+  }
+  if (key === "location") found.add(value);
+  return found;
+}
+
+// [number, content] of every field of a protobuf message that has a length; nothing more where it is damaged.
+function* fields(bytes) {
+  for (let at = 0; at < bytes.length; ) {
+    const tag = varint();
+    const kind = tag % 8;
+    const size = kind === 2 ? varint() : { 1: 8, 5: 4 }[kind] ?? 0;
+    if (kind === 0) varint();
+    if (![0, 1, 2, 5].includes(kind) || !(at + size <= bytes.length)) return;
+    if (kind === 2) yield [Math.floor(tag / 8), bytes.subarray(at, at + size)];
+    at += size;
+
+    function varint() {
+      let number = 0;
+      for (let scale = 1; ; scale *= 128) {
+        const byte = bytes[at++];
+        number += (byte % 128) * scale;
+        if (!(byte >= 128)) return number;
+      }
+    }
+  }
 }
 
 async function answer({ samples, arrays }) {
