@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
 from typing import Self
+
+ADVICE: Mapping[int, str] = {
+    errno.ENOENT: "name one that is there",
+    errno.EACCES: "choose another place, or let this user in",
+    errno.EPERM: "choose another place, or let this user in",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some, or choose another place",
+    errno.EDQUOT: "free some, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "what stands before the last / must be a folder",
+    errno.ELOOP: "name what the links lead to",
+}
+"""Fault of the system → what to do, to follow its own words."""
+
+
+def fault_words(error: OSError) -> str:
+    """What the system says of a fault, and what to do about it where that is known."""
+    said = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0)
+    return f"{said}; {advice}" if advice else said
 
 
 class SlimvitError(Exception):

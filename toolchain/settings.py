@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from toolchain.errors import RecipeError, StorageError
+from toolchain.errors import RecipeError, StorageError, fault_words
 from toolchain.records import Record, place_and_fault
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -100,7 +100,7 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
     except FileNotFoundError as error:
         raise StorageError(f"there is no {what} {path}, seen from {Path.cwd()}; name one that is there") from error
     except OSError as error:
-        raise StorageError(f"cannot read the {what} {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read the {what} {path}: {fault_words(error)}") from error
     except UnicodeDecodeError:
         raise RecipeError(
             f"{path} is not valid TOML, since it is no text; name a {what}, and let `slimvit inspect` say what this file is"
