@@ -28,6 +28,11 @@ def fault_words(error: OSError) -> str:
     return f"{said}; {advice}" if advice else said
 
 
+def with_install(reason: str, install: str) -> str:
+    """What is missing, and the line that would bring it, if there is one."""
+    return f"{reason.removesuffix('.')}. Try: {install}" if install else reason
+
+
 class SlimvitError(Exception):
     """Base of all errors that slimvit raises on purpose; the message is written for the user."""
 
@@ -92,8 +97,7 @@ class TargetUnavailable(SlimvitError):
 
     def __init__(self, target: str, reason: str, install: str = "") -> None:
         self.target, self.reason, self.install = target, reason, install
-        line = f"{'' if reason.endswith('.') else '.'} Try: {install}" if install else ""
-        super().__init__(f"target {target!r} is unavailable: {reason}{line}")
+        super().__init__(f"target {target!r} is unavailable: {with_install(reason, install)}")
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
         return type(self), (self.target, self.reason, self.install)

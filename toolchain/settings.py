@@ -75,7 +75,7 @@ KINDS = ("recipe", "gate", "targets", "accept")
 def _offered(folder: Path, what: str) -> Path | None:
     """The TOML file in a folder that is called what was wanted, else one that is not called something else."""
     files = sorted(folder.glob("*.toml"))
-    own = (each for each in files if what in each.name)
+    own = (each for each in files if what.partition(" ")[0] in each.name)
     other = (each for each in files if not any(kind in each.name for kind in KINDS))
     return next(own, None) or next(other, None)
 
@@ -85,7 +85,7 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
 
     Args:
         path: the file.
-        what: what the file is to be, in a word: "recipe", "gate".
+        what: what the file is to be, one of `KINDS` first: "recipe", "gate", "targets file".
 
     Raises:
         StorageError: it cannot be read.

@@ -538,9 +538,7 @@ def test_a_current_folder_that_is_gone(command, tmp_path, monkeypatch):
     (tmp_path / "gone").rmdir()
     outcome = command("schema", "plan")
     assert (outcome.code, outcome.out) == (74, "")
-    assert only_line(outcome).endswith(
-        "the current folder cannot be read: No such file or directory; name one that is there, by cd"
-    )
+    assert only_line(outcome).endswith("the current folder is gone; cd to one that is there")
 
 
 def processes_of_group(group):
