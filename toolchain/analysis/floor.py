@@ -32,6 +32,7 @@ from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
 from toolchain.records import first_fault
+from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS
 from toolchain.targets.products import OPENERS
 
@@ -67,7 +68,9 @@ def measure_floor(
     device = device_for(target)
     if PRODUCTS + device.runtime not in OPENERS:
         known = ", ".join(name.removeprefix(PRODUCTS) for name in OPENERS)
-        raise TargetUnavailable(device.runtime, f"it has no floor; name one that has with --target: {known}")
+        raise TargetUnavailable(
+            get_target(device.runtime).name, f"it has no floor; name one that has with --target: {known}"
+        )
     paths: dict[Letter, Path] = {A: a} if b is None else {A: a, B: b}
     experiment = plan_experiment(
         device.runtime, workload, design.once, {**{str(x): p for x, p in paths.items()}, CONTROL: a}
