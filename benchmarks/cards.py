@@ -5,6 +5,7 @@ Prose is the recipe's own header, numbers are those of the records, of timm's mo
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -113,11 +114,23 @@ def what(folder: Path, recipe: Recipe, shape: ModelShape) -> list[list[str]]:
         ["budget", budget.shown],
         ["training after", f"{recipe.finetune.epochs} epochs" if recipe.finetune.epochs else "none"],
         ["files", ", ".join(export.precisions)],
-        ["engines", ", ".join(recipe.engine.targets) or "none"],
+        ["engines", engines(recipe.engine.targets)],
         ["timed on", ", ".join(recipe.bench.targets) or "nothing"],
         ["recipe", ", ".join(f"[{name}]({name})" for name in (RECIPE, *others))],
     ]
     return [row for row in rows if row[1]]
+
+
+def engines(targets: Sequence[str]) -> str:
+    """The targets that a recipe builds engines for, the line that brings what they need, and how to do without."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    needed = [
+        max((extra for extra in known if f"{target}-".startswith(f"{extra}-")), key=len, default="")
+        for target in targets
+    ]
+    install = f"pip install 'slimvit[{','.join(filter(None, needed))}]'"
+    without = "`--set 'engine.targets=[]'` leaves them out"
+    return f"{', '.join(targets)}: needs `{install}`; {without}" if any(needed) else ", ".join(targets) or "none"
 
 
 def _inline(kwargs: dict[str, Any]) -> str:

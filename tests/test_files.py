@@ -228,6 +228,22 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     check_replaceable(tmp_path / "absent", MODEL_FILES)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    with pytest.raises(StorageError, match=r"model cannot be written: .* is read-only .*choose another folder"):
+        check_replaceable(tmp_path / "new" / "model", MODEL_FILES)
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(StorageError, match=r"model cannot be written: .*file is a file; choose another name"):
+        check_replaceable(tmp_path / "file" / "model", MODEL_FILES)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "/".join(["y" * 200] * 25)])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_name_that_is_too_long_is_said_to_be_so(tmp_path, path, reads):
+    with pytest.raises(StorageError, match="File name too long; choose a shorter one"):
+        read_json(tmp_path / path) if reads else write_text(tmp_path / path, "1")
+
+
 def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
     """Recipes share the cache of baselines, and may be run side by side."""
     folder = tmp_path / "entry"

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
 from typing import Self
+
+ADVICE: Mapping[int, str] = {
+    errno.ENOENT: "name one that is there",
+    errno.EACCES: "choose another place, or let this user in",
+    errno.EPERM: "choose another place, or let this user in",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some, or choose another place",
+    errno.EDQUOT: "free some, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "what stands before the last / must be a folder",
+    errno.ELOOP: "name what the links lead to",
+}
+"""Fault of the system → what to do, to follow its own words."""
+
+
+def fault_words(error: OSError) -> str:
+    """What the system says of a fault, and what to do about it where that is known."""
+    said = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0)
+    return f"{said}; {advice}" if advice else said
+
+
+def with_install(reason: str, install: str) -> str:
+    """What is missing, and the line that would bring it, if there is one."""
+    return f"{reason.removesuffix('.')}. Try: {install}" if install else reason
 
 
 class SlimvitError(Exception):
@@ -69,8 +97,7 @@ class TargetUnavailable(SlimvitError):
 
     def __init__(self, target: str, reason: str, install: str = "") -> None:
         self.target, self.reason, self.install = target, reason, install
-        line = f"{'' if reason.endswith('.') else '.'} Try: {install}" if install else ""
-        super().__init__(f"target {target!r} is unavailable: {reason}{line}")
+        super().__init__(f"target {target!r} is unavailable: {with_install(reason, install)}")
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
         return type(self), (self.target, self.reason, self.install)

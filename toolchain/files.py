@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 
 GZIP = b"\x1f\x8b"
 """First bytes of a gzipped file."""
@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     return digest.hexdigest()
 
 
@@ -73,7 +73,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {path}: {fault_words(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -95,8 +95,8 @@ def read_json(path: Path) -> Any:
     try:
         stored = path.read_bytes()
     except OSError as error:
-        hint = f"; name a file that is there, seen from {Path.cwd()}" if not path.is_file() else ""
-        raise StorageError(f"cannot read {path}: {error.strerror}{hint}") from error
+        hint = f", seen from {Path.cwd()}" if isinstance(error, FileNotFoundError) else ""
+        raise StorageError(f"cannot read {path}: {fault_words(error)}{hint}") from error
     try:
         text = gzip.decompress(stored) if stored.startswith(GZIP) else stored
         return json.loads(text.decode("utf-8"))
@@ -105,18 +105,19 @@ def read_json(path: Path) -> Any:
 
 
 def check_replaceable(folder: Path, files: Sequence[str]) -> None:
-    """Raises StorageError if replacing `folder` would delete what slimvit did not write.
+    """Raises StorageError if a folder cannot be written, or if replacing it would delete what slimvit did not write.
 
     Args:
         folder: what is to be replaced; absent, empty, or an earlier outcome of the same kind.
         files: names and wildcards of such an outcome, its record first.
     """
+    _check_place(folder, str(folder))
     try:
         there = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+        raise StorageError(f"cannot write {folder}: {fault_words(error)}") from error
     known = (*files, ".*.partial")  # the latter is what a killed process left
     foreign = [name for name in there if not any(fnmatch.fnmatchcase(name, each) for each in known)]
     if foreign or (there and files[0] not in there):
@@ -144,16 +145,22 @@ def check_file_replaceable(path: Path, beginning: bytes, option: str = "--out") 
                 raise StorageError(
                     f"{option} {path} is not replaced: a file of another kind lies there; choose another name"
                 )
+    except OSError as error:
+        raise StorageError(f"{option} {path} cannot be written: {fault_words(error)}") from error
+    _check_place(path, f"{option} {path}")
+
+
+def _check_place(path: Path, name: str) -> None:
+    """Raises StorageError if nothing can be written at a path, by the nearest of the folders above it that is there."""
+    try:
         there = next(each for each in path.absolute().parents if each.exists())
     except OSError as error:
-        raise StorageError(
-            f"{option} {path} cannot be written: {error.strerror or error}; choose another name"
-        ) from error
+        raise StorageError(f"{name} cannot be written: {fault_words(error)}") from error
     if not there.is_dir():
-        raise StorageError(f"{option} {path} cannot be written: {there} is a file; choose another name")
+        raise StorageError(f"{name} cannot be written: {there} is a file; choose another name")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(
-            f"{option} {path} cannot be written: {there} is read-only or belongs to another user; choose another folder"
+            f"{name} cannot be written: {there} is read-only or belongs to another user; choose another folder"
         )
 
 
@@ -192,7 +199,7 @@ def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[
                 old.replace(folder)
             raise
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {folder}: {fault_words(error)}") from error
     finally:
         if holder is not None:
             shutil.rmtree(holder, ignore_errors=True)
@@ -262,7 +269,7 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
                 stack.enter_context(lock.acquire())
         except OSError as error:
             raise StorageError(
-                f"cannot write to the cache {path.parent}: {error.strerror or error}. SLIMVIT_CACHE_DIR names another folder"
+                f"cannot write to the cache {path.parent}: {fault_words(error)}. SLIMVIT_CACHE_DIR names another folder"
             ) from error
         for partial in path.parent.glob(f".{path.name}.*.partial"):
             shutil.rmtree(partial, ignore_errors=True)

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolchain.errors import ArtifactError, PlanError, StorageError
+from toolchain.errors import ArtifactError, PlanError, StorageError, fault_words
 from toolchain.outputs import Output
 from toolchain.records import Record, first_fault
 from toolchain.settings import tuple_of
@@ -192,7 +192,7 @@ class CompressionPlan(Record):
         try:
             return CompressionPlan.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise StorageError(f"cannot read the plan {path}: {error.strerror}") from error
+            raise StorageError(f"cannot read the plan {path}: {fault_words(error)}") from error
         except UnicodeDecodeError as error:
             raise ArtifactError(f"{path} is not a text file: {error.reason}") from error
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from toolchain.errors import RecipeError, StorageError
+from toolchain.errors import RecipeError, StorageError, fault_words
 from toolchain.records import Record, place_and_fault
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -75,7 +75,7 @@ KINDS = ("recipe", "gate", "targets", "accept")
 def _offered(folder: Path, what: str) -> Path | None:
     """The TOML file in a folder that is called what was wanted, else one that is not called something else."""
     files = sorted(folder.glob("*.toml"))
-    own = (each for each in files if what in each.name)
+    own = (each for each in files if what.partition(" ")[0] in each.name)
     other = (each for each in files if not any(kind in each.name for kind in KINDS))
     return next(own, None) or next(other, None)
 
@@ -85,7 +85,7 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
 
     Args:
         path: the file.
-        what: what the file is to be, in a word: "recipe", "gate".
+        what: what the file is to be, one of `KINDS` first: "recipe", "gate", "targets file".
 
     Raises:
         StorageError: it cannot be read.
@@ -100,7 +100,7 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
     except FileNotFoundError as error:
         raise StorageError(f"there is no {what} {path}, seen from {Path.cwd()}; name one that is there") from error
     except OSError as error:
-        raise StorageError(f"cannot read the {what} {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read the {what} {path}: {fault_words(error)}") from error
     except UnicodeDecodeError:
         raise RecipeError(
             f"{path} is not valid TOML, since it is no text; name a {what}, and let `slimvit inspect` say what this file is"

@@ -56,6 +56,13 @@ def test_a_card_shows_only_what_is_of_its_model_method_and_budget():
     assert cards.numbers(MEASURED, other, RESULTS) == []
 
 
+def test_a_card_says_what_its_engines_need():
+    assert cards.engines(["trt-rtx", "openvino-cpu"]).startswith(
+        "trt-rtx, openvino-cpu: needs `pip install 'slimvit[trt-rtx,openvino]'`"
+    )
+    assert cards.engines([]) == "none"
+
+
 def test_a_cards_text_is_its_recipes_header():
     text = "# A title.\n#\n#   slimvit run a.toml\n#\n# More `code`,\n# and more.\n\n[model]\n# not this\n"
     assert cards.header(text) == "A title.\n\n```sh\nslimvit run a.toml\n```\n\nMore `code`,\nand more."

@@ -54,6 +54,23 @@ def test_targets_asks_the_devices_that_are_named(command, tmp_path):
     assert "board" in shown
 
 
+def test_a_folder_in_place_of_targets_toml_offers_the_one_in_it(command, tmp_path):
+    (tmp_path / "recipe.toml").write_text("")
+    (tmp_path / "targets.toml").write_text("")
+    outcome = command("targets", "--targets", tmp_path)
+    assert (outcome.code, outcome.err) == (
+        74,
+        f"slimvit: error: the targets file {tmp_path} is a folder; did you mean {tmp_path}/targets.toml?\n",
+    )
+
+
+def test_a_name_like_no_target_is_told_all_of_them(command, pair):
+    assert (
+        "unknown target 'nope'; known targets: ort-cpu, "
+        in command("bench", "profile", pair[0], "--target", "nope").err
+    )
+
+
 def test_a_named_target_is_measured_with_its_own_settings(command, pair, tmp_path):
     cores = sorted(os.sched_getaffinity(0))[-2:]
     if len(cores) < 2:

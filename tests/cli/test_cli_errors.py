@@ -524,6 +524,23 @@ def test_stdout_on_a_full_disk(tmp_path):
     assert b"No space left" in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_read_and_written_nowhere(tmp_path, closed):
+    """Kind: a stream of the process that is None in Python, or whose number the next file takes."""
+    script = f"{sys.executable} -m toolchain schema plan {closed}"
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, env=environment(tmp_path), timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_current_folder_that_is_gone(command, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    outcome = command("schema", "plan")
+    assert (outcome.code, outcome.out) == (74, "")
+    assert only_line(outcome).endswith("the current folder is gone; cd to one that is there")
+
+
 def processes_of_group(group):
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):

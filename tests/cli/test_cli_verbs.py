@@ -715,6 +715,38 @@ def test_models(parsed):
     }
 
 
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("vit_tiny", "try 'vit_tiny*'"),
+        ("PATCH16_224.AUGREG", "try '*patch16_224*'"),
+        ("vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'?"),
+        ("", "try 'deit*'"),
+    ],
+)
+def test_a_name_that_no_model_has_leads_to_one_that_some_have(command, pattern, words):
+    outcome = command("models", pattern)
+    assert outcome.code == 2
+    assert words in outcome.err
+
+
+def test_models_takes_the_tag_of_pretrained_weights(parsed):
+    (row,) = parsed("models", "vit_tiny_patch16_224.augreg_in21k")
+    assert (row["name"], row["support"]) == ("vit_tiny_patch16_224.augreg_in21k", "full")
+
+
+def test_lines_that_install_are_told_whole(command, monkeypatch):
+    """Kind: a line that is to be copied and that a table breaks, or that a sentence runs into."""
+    install = f"python -m pip install {'x' * 200}"
+
+    def missing():
+        raise TargetUnavailable("ort-cpu", "it is not there", install)
+
+    monkeypatch.setattr(TARGETS["ort-cpu"], "probe", missing)
+    assert f"  ort-cpu: {install}\n" in command("targets").out
+    assert f"unavailable: it is not there. Try: {install}\n" in command("doctor").out
+
+
 def test_targets_and_doctor_agree(parsed):
     rows = {row["target"]: row["available"] for row in parsed("targets")}
     assert set(rows) == set(TARGETS)

@@ -26,7 +26,7 @@ from toolchain.analysis.realised import (
 from toolchain.artifacts import Signature
 from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
-from toolchain.errors import MeasurementError, ParityError, RecipeError
+from toolchain.errors import MeasurementError, ParityError, RecipeError, TargetUnavailable
 from toolchain.measure.experiment import TimedArtifact, artifact_facts, plan_experiment
 from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
@@ -62,13 +62,15 @@ def measure_floor(
         StorageError: a file cannot be read.
         ArtifactError: it is damaged, or cannot be run.
         ParityError: A and B differ in their inputs.
-        TargetUnavailable: the target is not there.
+        TargetUnavailable: the target is not there, or has no floor.
         MeasurementError: a session failed, or the machine changed between sessions.
     """
     device = device_for(target)
     if PRODUCTS + device.runtime not in OPENERS:
         known = ", ".join(name.removeprefix(PRODUCTS) for name in OPENERS)
-        raise RecipeError(f"target {get_target(device.runtime).name!r} has no floor; {known} have one")
+        raise TargetUnavailable(
+            get_target(device.runtime).name, f"it has no floor; name one that has with --target: {known}"
+        )
     paths: dict[Letter, Path] = {A: a} if b is None else {A: a, B: b}
     experiment = plan_experiment(
         device.runtime, workload, design.once, {**{str(x): p for x, p in paths.items()}, CONTROL: a}

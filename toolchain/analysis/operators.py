@@ -125,13 +125,15 @@ def profile_operators(
     where = get_target(runtime)
     if not isinstance(where, Profiled):
         able = named(lambda target: isinstance(target, Profiled))
-        raise TargetUnavailable(runtime, f"its nodes cannot be profiled here; those of {able} can")
+        raise TargetUnavailable(
+            runtime, f"its nodes cannot be profiled; those of {able} can: name one of these with --target"
+        )
     where.require_run()
     if warm_up < 1 or calls < 1:
         raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
     artifact = open_artifact(path)
     if artifact.name not in where.takes:
-        raise RecipeError(f"{runtime} profiles what it runs, and {path} is no such file")
+        raise RecipeError(f"{runtime} cannot profile {path}: it is no ONNX file; name one")
     signature = artifact.signature(workload.batch, workload.input_shape)
     request = {
         "path": str(path.absolute()),

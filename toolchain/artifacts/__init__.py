@@ -33,7 +33,7 @@ def open_artifact(path: Path) -> Artifact:
         RecipeError: the file is another one of an artifact that a file beside it names, such as an ncnn model's .bin.
     """
     if not path.exists():
-        raise StorageError(f"there is no file or folder {path}")
+        raise StorageError(f"there is no file or folder {path}, seen from {Path.cwd()}; name one that is there")
     kinds = [*reversed([*ARTIFACTS.values()])]
     for kind in kinds:
         if kind.recognises(path):

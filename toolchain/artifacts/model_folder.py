@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from toolchain.artifacts.base import Artifact, Fact, Part, Reading, layer_and_part
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError, fault_words
 from toolchain.model import BATCH, IMAGE, ModelRecord, Preprocess
 from toolchain.outputs import Output, output_names
 from toolchain.plan import CompressionPlan
@@ -132,6 +132,6 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
             for name, entry in header.items()
         }
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ArtifactError(f"{path} is not a safetensors file, or is truncated: {error}") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 
 MAGIC = "7767517"
 """The first line of a .param."""
@@ -80,7 +80,7 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} is not ncnn's .param: it is no text") from error
     if not lines or lines[0].strip() != MAGIC:
@@ -171,7 +171,7 @@ def read_numbers(layers: Sequence[Layer], path: Path) -> tuple[tuple[Numbers, ..
                         Numbers(layer.name, part, kind[0], count, taken + (ALIGNED if tagged else 0), is_matrix)
                     )
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except struct.error as error:
         raise ArtifactError(f"{path} is truncated: its .param has more layers") from error
     rest = size - sum(each.size_bytes for each in numbers)

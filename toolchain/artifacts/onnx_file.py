@@ -21,7 +21,7 @@ from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_layers import onnx_parts
 from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.artifacts.onnx_walk import linked, quantisation
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.model import Preprocess
 from toolchain.outputs import CLASSES, Output, output_named
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
@@ -87,7 +87,7 @@ class OnnxFile(Declaring):
         try:
             model = onnx.load(self.path, load_external_data=False)
         except OSError as error:
-            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
+            raise StorageError(f"cannot read {self.path}: {fault_words(error)}") from error
         except DecodeError as error:
             raise ArtifactError(f"{self.path} is not an ONNX file, or is truncated: {error}") from error
         if not all(isinstance(name, str) for name in _names(model.graph)):

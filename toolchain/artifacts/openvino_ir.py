@@ -14,7 +14,7 @@ from typing import ClassVar
 from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 
 FLOATS = {
     "bf16": ("bfloat16", "bf16"),
@@ -61,7 +61,7 @@ class OpenVinoIr(Engine):
         try:
             root = ET.parse(self.path).getroot()  # noqa: S314 - a file that the user names, and expat expands no entities
         except OSError as error:
-            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
+            raise StorageError(f"cannot read {self.path}: {fault_words(error)}") from error
         except ET.ParseError as error:
             raise ArtifactError(f"{self.path} is not an OpenVINO model, or is truncated: {error}") from error
         if root.tag != "net" or root.find("layers") is None:

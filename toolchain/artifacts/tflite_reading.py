@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.foreign import imported
 
 Array = NDArray[Any]
@@ -140,7 +140,7 @@ def read_tflite(path: Path) -> TfliteModel:
     try:
         stored = path.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     if stored[4:8] != IDENTIFIER:
         raise ArtifactError(f"{path} is no .tflite file, or is truncated")
     try:

@@ -54,8 +54,12 @@ def targets(targets_file: TargetsOption = None, json_: JsonFlag = False) -> None
     if json_:
         print_json([asdict(row) for row in rows])
         return
-    header = ("target", "available", "runtime", "device", "details", "install")
-    print_tables([Table("Targets", header, tuple(row.cells for row in rows), text=tuple(range(6)))])
+    header = ("target", "available", "runtime", "device", "details")
+    print_tables([Table("Targets", header, tuple(row.cells for row in rows), text=tuple(range(5)))])
+    for index, row in enumerate(row for row in rows if row.install):
+        if index == 0:
+            line("What brings those that are missing")
+        line(f"  {row.target}: {row.install}")  # whole, so that it can be copied
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Row:
         """The row of the table."""
         never = {"never run here": self.never_run} if self.never_run else {}
         detail = "; ".join(f"{key}: {value}" for key, value in {**self.details, **never}.items())
-        return self.target, "yes" if self.available else "no", self.runtime, self.device, detail, self.install
+        return self.target, "yes" if self.available else "no", self.runtime, self.device, detail
 
 
 def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> Row:
@@ -91,7 +95,7 @@ def _row(name: str, ask: Callable[[], TargetInfo | Target]) -> Row:
     except SlimvitError as error:
         reason, install = (error.reason, error.install) if isinstance(error, TargetUnavailable) else (str(error), "")
         return Row(name, False, "", "", {"reason": reason}, install, never_run)
-    return Row(name, True, f"{info.runtime} {info.version}".strip(), info.device, info.details, "", never_run)
+    return Row(name, True, f"{info.runtime} {info.version}".strip(), info.device, info.details, info.install, never_run)
 
 
 @with_workload

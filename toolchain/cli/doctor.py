@@ -9,7 +9,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import TargetUnavailable, with_install
 from toolchain.version import tool
 
 PACKAGES = (
@@ -58,10 +58,9 @@ def doctor(json_: JsonFlag = False) -> None:
     }
     for name, target in TARGETS.items():
         try:
-            details = "; ".join(f"{key}: {value}" for key, value in target.probe().details.items())
-            facts[f"target {name}"] = details or "ready"
+            info = target.probe()
+            details = "; ".join(f"{key}: {value}" for key, value in info.details.items())
+            facts[f"target {name}"] = with_install(details or "ready", info.install)
         except TargetUnavailable as error:
-            facts[f"target {name}"] = f"unavailable: {error.reason}" + (
-                f" Try: {error.install}" if error.install else ""
-            )
+            facts[f"target {name}"] = f"unavailable: {with_install(error.reason, error.install)}"
     print_json(facts) if json_ else print_facts(facts)

@@ -10,13 +10,14 @@ import os
 import sys
 import traceback
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from toolchain.cli.outputs import expand_homes, require_apart
 from toolchain.cli.screen import line
-from toolchain.errors import SlimvitError
+from toolchain.errors import SlimvitError, StorageError, fault_words
 from toolchain.version import tool
 
 if TYPE_CHECKING:
@@ -93,8 +94,31 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
         design: how latency is timed where no option says otherwise; None is `Design()`.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    _open_streams()
     gc.set_threshold(50_000)  # what a verb imports stays; looking for garbage in it, as often as usual, takes longer
     sys.exit(_code(arguments, design))
+
+
+def _open_streams() -> None:
+    """Lets nothing be read and written where a standard stream is closed: a file that is opened next would take its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # it takes the lowest number that is free, which is this one
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _require_folder() -> None:
+    """Raises StorageError if the current folder is gone, without which some libraries end the process."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise StorageError("the current folder is gone; cd to one that is there") from error
 
 
 @cache
@@ -121,6 +145,7 @@ def _guard(command: Any) -> None:
 
 def _code(arguments: list[str] | None, design: Design | None) -> int:
     try:
+        _require_folder()
         # Not `main` of the command: it ends the program by itself on Ctrl-C and on a closed pipe, without a word.
         command = _command()
         if COMPLETING in os.environ:  # a shell asks what could come next
@@ -149,7 +174,7 @@ def _code(arguments: list[str] | None, design: Design | None) -> int:
         return UNREAD  # as shells tell of a program that such a pipe ended
     except OSError as error:
         _discard_stdout()
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", STORAGE)
+        return _fail(f"{error.filename or 'input/output'}: {fault_words(error)}", STORAGE)
     except Exception as error:  # noqa: BLE001 - the last boundary: a fault of slimvit, told as such
         return _fail(
             f"internal error: {type(error).__name__}: {error}. Run it again with SLIMVIT_DEBUG=1 to see where, and report it.",

@@ -26,11 +26,11 @@ def models(
     json_: JsonFlag = False,
 ) -> None:
     """Which timm models are supported: full, partial (with the limit), or refused (with the reason)."""
-    from toolchain.surgery.support import supports, timm_names
+    from toolchain.surgery.support import near_names, supports, timm_names
 
     rows = supports(timm_names(pattern))
     if not rows:
-        raise RecipeError(f"no timm model matches {pattern!r}; try 'deit*' or '*vit*'")
+        raise RecipeError(f"no timm model matches {pattern!r}; {near_names(pattern)}")
     if json_:
         print_json([asdict(row) for row in rows])
         return

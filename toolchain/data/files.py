@@ -30,7 +30,7 @@ from toolchain.data.glances import Glances, glance
 from toolchain.data.pictures import BAD_FILE, Headers
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
-from toolchain.errors import DataError
+from toolchain.errors import DataError, fault_words
 
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
@@ -202,7 +202,7 @@ def digest_files(root: Path, files: Iterable[Path]) -> str:
             with path.open("rb") as file:
                 told = digested(file)
         except OSError as error:
-            raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+            raise DataError(f"cannot read the image {path}: {fault_words(error)}") from error
         name = os.fsencode(path.relative_to(root).as_posix())  # which need not be UTF-8
         digest.update(name + told)
     return digest.hexdigest()

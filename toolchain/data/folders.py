@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from toolchain.errors import DataError
+from toolchain.errors import DataError, fault_words
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -112,7 +112,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+        raise DataError(f"cannot read the folder {folder}: {fault_words(error)}") from error
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Walk:
         try:
             places = sorted(_walk(folder, self.masks))
         except OSError as error:
-            raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+            raise DataError(f"cannot read the folder {error.filename}: {fault_words(error)}") from error
         for root, names in places:
             for name in sorted(filter(is_data, names)):
                 if is_picture(name):

@@ -20,7 +20,7 @@ from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.tables import USAGE, Split, columns_of, tables_of, unread_labels
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
-from toolchain.errors import DataError
+from toolchain.errors import DataError, fault_words
 
 ROWS = 1000
 """Rows that are held at once."""
@@ -121,7 +121,7 @@ class Rows:
                     with Path(path).open("rb") if stored is None and path else BufferReader(stored or b"") as file:
                         yield digested(file)
                 except OSError as error:
-                    raise DataError(f"cannot read the image {path} of {self._name}: {error.strerror}") from error
+                    raise DataError(f"cannot read the image {path} of {self._name}: {fault_words(error)}") from error
 
     def check(self, headers: Headers) -> None:
         """Counts what headers tell of all rows or, of many, an even sample; raises DataError."""

@@ -111,7 +111,10 @@ class Devices:
         """
         device = self.get(name)
         if not device.is_here:
-            raise TargetUnavailable(name, f"{what} is only measured on the machine that slimvit runs on.")
+            raise TargetUnavailable(
+                name,
+                f"{what} is only measured on the machine that slimvit runs on; name one of its targets with --target.",
+            )
         return device
 
 
@@ -151,4 +154,6 @@ def probe(name: str, settings: NamedTarget) -> TargetInfo:
     if isinstance(settings, BundleSettings):
         return TargetInfo(name, settings.runtime, "", "whatever runs the bundle", {"transport": "bundle"})
     info = get_target(settings.runtime).probe()
-    return TargetInfo(name, info.runtime, info.version, info.device, {**info.details, "transport": "local"})
+    return TargetInfo(
+        name, info.runtime, info.version, info.device, {**info.details, "transport": "local"}, info.install
+    )

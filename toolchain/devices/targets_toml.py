@@ -151,9 +151,9 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
         # Not validated: a built-in target that is not timed has its own refusal, with its reason.
         return LocalSettings.model_construct(transport="local", runtime=name)
     known = [*TARGETS, *named]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known targets: {', '.join(known)}"
-    raise RecipeError(f"unknown target {name!r}; {hint} Devices are named in {file or FILE_NAME}.")
+    raise RecipeError(f"unknown target {name!r}; {hint}{'' if near else '.'} Devices are named in {file or FILE_NAME}.")
 
 
 def bundled_runtime(name: str, settings: NamedTarget) -> str:
@@ -164,7 +164,7 @@ def bundled_runtime(name: str, settings: NamedTarget) -> str:
 
 
 def _read(path: Path) -> dict[str, NamedTarget]:
-    return {name: _one(path, name, table) for name, table in read_toml(path).items()}
+    return {name: _one(path, name, table) for name, table in read_toml(path, "targets file").items()}
 
 
 def _one(path: Path, name: str, table: Any) -> NamedTarget:

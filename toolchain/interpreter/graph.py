@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.interpreter.lifetimes import last_uses
 from toolchain.interpreter.operators import OPERATORS, SHAPES, Operator
 
@@ -51,7 +51,7 @@ def graph_of(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except Exception as error:  # protobuf's own, which has no public base
         raise ArtifactError(f"{path} is no ONNX model, or is truncated: {error}") from error
 

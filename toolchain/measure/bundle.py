@@ -19,7 +19,7 @@ from typing import IO, Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from toolchain.devices.portable import FOLDER, Portable
-from toolchain.errors import ArtifactError, MeasurementError, StorageError
+from toolchain.errors import ArtifactError, MeasurementError, StorageError, fault_words
 from toolchain.files import atomic_path, sha256
 from toolchain.measure.compare import plan_comparison
 from toolchain.measure.comparison import Comparison
@@ -177,7 +177,7 @@ def _open_bundle(bundle: Path, folder: Path) -> tuple[_Bundle, str]:
                 if there != digest:
                     raise ArtifactError(f"{bundle} was altered: {name} has sha256 {there}, it lists {digest}")
     except OSError as error:
-        raise StorageError(f"cannot read {bundle}: {error.strerror or error}") from error
+        raise StorageError(f"cannot read {bundle}: {fault_words(error)}") from error
     except ValidationError:
         raise ArtifactError(f"{bundle}: its {bundle_run.BUNDLE} is not one of this version") from None
     except (tarfile.TarError, EOFError, KeyError) as error:
@@ -224,7 +224,7 @@ def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, Samples]:
         else:
             raw = path.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} holds no {bundle_run.RESULT}, or is truncated: {error}") from None
     result = _json(raw, str(path), bundle_run.RESULT_SCHEMA)

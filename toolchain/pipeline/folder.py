@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from toolchain.errors import ArtifactError, FolderBusy, StorageError
+from toolchain.errors import ArtifactError, FolderBusy, StorageError, fault_words
 from toolchain.files import digest_of, exclusive, files_below, read_json, sha256, write_json
 from toolchain.model import Made
 from toolchain.parity import Rung
@@ -133,12 +133,12 @@ class Workspace:
                 self.private.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._held())
             except OSError as error:
-                raise StorageError(f"cannot write to {self.root}: {error.strerror or error}") from error
+                raise StorageError(f"cannot write to {self.root}: {fault_words(error)}") from error
             try:
                 self._sweep()
                 yield self
             except OSError as error:
-                raise StorageError(f"{error.filename or self.root}: {error.strerror or error}") from error
+                raise StorageError(f"{error.filename or self.root}: {fault_words(error)}") from error
 
     @property
     def _lock(self) -> Path:

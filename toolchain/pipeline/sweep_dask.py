@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, TargetUnavailable, WorkerLost
+from toolchain.errors import (
+    FolderBusy,
+    RecipeError,
+    SlimvitError,
+    StorageError,
+    TargetUnavailable,
+    WorkerLost,
+    fault_words,
+)
 from toolchain.files import write_text
 from toolchain.measure.samples import Design
 from toolchain.pipeline.job import code
@@ -92,7 +100,7 @@ class Order:
         except SlimvitError as error:
             return error
         except OSError as error:
-            return StorageError(f"{error.filename or self.folder}: {error.strerror or error}")
+            return StorageError(f"{error.filename or self.folder}: {fault_words(error)}")
 
 
 def installed() -> dict[str, str]:

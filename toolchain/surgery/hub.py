@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from pydantic import ValidationError
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
-from toolchain.errors import ModelError, StorageError
+from toolchain.errors import ModelError, StorageError, fault_words
 from toolchain.outputs import Output
 from toolchain.places import HUB, HUB_URL, LOCAL, model_source
 from toolchain.plan import ModelRef
@@ -166,7 +166,7 @@ def read_config(path: Path, name: str) -> Mapping[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StorageError(f"cannot read {path}, which describes the model: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}, which describes the model: {fault_words(error)}") from error
     except ValueError as error:
         raise ModelError(f"the model {name}: its {CONFIG} is not JSON: {error}") from None
     if not isinstance(raw, dict):

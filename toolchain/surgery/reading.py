@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.surgery.inert import STAND_INS
 
 CHECKPOINTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> tuple[Any, str]:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
-        raise StorageError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read the checkpoint {path}: {fault_words(error)}") from error
     if (kind := _foreign(path, start)) is not None:
         raise ArtifactError(f"the checkpoint {path} is {kind}")
     if path.suffix == ".safetensors" or start[8:9] == b"{":

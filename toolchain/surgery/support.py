@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import gc
 from collections.abc import Iterable
@@ -39,9 +40,23 @@ class Support:
 
 
 def timm_names(pattern: str = "*") -> list[str]:
-    """The names that match a wildcard, in timm's order; those of other packages that have a family are among them."""
+    """The names that match a wildcard, in timm's order; those of other packages that have a family are among them.
+
+    A wildcard with a dot is one of names with the tag of their pretrained weights, such as "vit_tiny_patch16_224.*".
+    """
     tuple(FAMILIES.values())  # a package may tell timm of its models where it declares their family
-    return [name for name in timm.list_models() if fnmatch.fnmatchcase(name, pattern)]
+    names = timm.list_pretrained() if "." in pattern else timm.list_models()
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def near_names(pattern: str) -> str:
+    """Wildcards, or names, that match something where a wildcard matches nothing, as a hint: "try '*vit_tiny*'"."""
+    plain = pattern.strip("*").lower().partition(".")[0]
+    for wildcard in (f"{plain}*", f"*{plain}*") if plain else ():
+        if timm_names(wildcard):
+            return f"try {wildcard!r}"
+    near = difflib.get_close_matches(plain, timm.list_models(), n=1)
+    return f"did you mean {near[0]!r}?" if near else "try 'deit*' or '*vit*'"
 
 
 def supports(names: Iterable[str]) -> list[Support]:

@@ -41,13 +41,14 @@ class TargetProfile:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """What a probe found: the runtime, its version, and the device it would use."""
+    """What a probe found: the runtime, its version, the device it would use, and the line that brings what it still lacks."""
 
     target: str
     runtime: str
     version: str
     device: str
     details: Mapping[str, str] = field(default_factory=dict)
+    install: str = ""
 
     @property
     def cannot_run(self) -> str:

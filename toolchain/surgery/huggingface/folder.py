@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from toolchain.errors import ArtifactError, ModelError, StorageError
+from toolchain.errors import ArtifactError, ModelError, StorageError, fault_words
 from toolchain.files import sha256
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.huggingface import LAYOUTS
@@ -216,7 +216,7 @@ def _table(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):

@@ -52,12 +52,12 @@ class LiteRtCpu(Target):
     def probe(self) -> TargetInfo:
         """The runtime and the CPU, and whether files can be built here; raises TargetUnavailable if ai-edge-litert is missing."""
         imported(RUNTIME, NAME, INSTALL)
-        details = {"delegate": "XNNPACK"}
+        details, missing = {"delegate": "XNNPACK"}, ""
         try:
             details["convert"] = ", ".join(f"{name} {each}" for name, each in Converter.found(NAME).versions.items())
         except TargetUnavailable as error:
-            details["convert"] = f"no: {error.reason} Try: {error.install}"
-        return TargetInfo(NAME, "ai-edge-litert", version("ai-edge-litert"), cpu_model(), details)
+            details["convert"], missing = f"no: {error.reason}", error.install
+        return TargetInfo(NAME, "ai-edge-litert", version("ai-edge-litert"), cpu_model(), details, missing)
 
     def require(self, options: BuildOptions, precisions: Mapping[str, str]) -> None:  # noqa: ARG002 - as for every target
         """Raises TargetUnavailable where nothing is there to convert with, with the lines that bring it."""

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolchain.artifacts.ncnn_format import Layer, left_over, read_layers, shape_params, write_layers
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 
 CONVERT_S = 1800.0
 """A model of 300 million parameters takes a minute; pnnx was not seen to hang."""
@@ -80,7 +80,7 @@ def convert(program: Path, source: Path, target: Path, names: Names, *, fp16: bo
             target.write_text(write_layers(layers), encoding="utf-8")
             target.with_suffix(".bin").write_bytes(weights.read_bytes())
         except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror}") from error
+            raise StorageError(f"cannot write {target}: {fault_words(error)}") from error
     return renamed
 
 

@@ -15,7 +15,7 @@ import onnx as onnxlib
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 
 MOVES = ("SHUFFLE", "CAST")
 """Layers through which the origin of a matrix product's operand is looked for."""
@@ -56,7 +56,7 @@ def with_float_biases(onnx: Path) -> onnxlib.ModelProto | None:
     try:
         model = onnxlib.load(onnx, load_external_data=False)
     except OSError as error:
-        raise StorageError(f"cannot read {onnx}: {error.strerror}") from error
+        raise StorageError(f"cannot read {onnx}: {fault_words(error)}") from error
     except DecodeError:
         return None  # the parser has the better words
     stored = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable, fault_words
 from toolchain.files import atomic_path, exclusive, user_cache
 from toolchain.targets.base import BuildOptions
 from toolchain.targets.engine_facts import source_digests
@@ -140,7 +140,7 @@ def refitted(trt: ModuleType, logger: Any, stripped: Path, onnx: Path, record: B
     try:
         serialized = stripped.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot read the engine {stripped}: {error.strerror}") from error
+        raise StorageError(f"cannot read the engine {stripped}: {fault_words(error)}") from error
     # Weights of the same shapes would be taken from any file, and tactics were chosen for those it was built with.
     source = BuiltEngine.model_validate(source_digests(onnx))
     if (record.onnx_sha256, record.onnx_data_sha256) != (source.onnx_sha256, source.onnx_data_sha256):

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.files import read_json
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.gpu import GpuRunner, capture, local_capability, to_host
@@ -50,7 +50,7 @@ class TrtRunner(GpuRunner):
         try:
             serialized = self.path.read_bytes()
         except OSError as error:
-            raise StorageError(f"cannot read the engine {self.path}: {error.strerror}") from error
+            raise StorageError(f"cannot read the engine {self.path}: {fault_words(error)}") from error
         beside = self.path.with_name("engine.json")
         record = BuiltEngine.model_validate(read_json(beside) if beside.is_file() else {})
         runtime = opened_runtime(self._trt, self._logger, record.options)
