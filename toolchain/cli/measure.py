@@ -154,7 +154,7 @@ def parity(
     from toolchain.export.agreement import parity_of
     from toolchain.parity import Tolerance, require
 
-    tolerance = None if cosine_min is None else Tolerance(None, cosine_min, None)
+    tolerance = None if cosine_min is None else Tolerance(None, cosine_min, None, centred_min=cosine_min)
     asked = _preparation(mean, std, crop_pct, interpolation, image_column, label_column)
     agreement = parity_of(a, b, data, tolerance, asked=asked, input_shape=numbers(input_shape, "--input-shape"))
     rung = agreement.rung

@@ -44,12 +44,15 @@ def opened(
     preprocess: Preprocess | None = None,
     step: int = STEP,
     fill: bool = False,
+    rounded: bool = True,
 ) -> Iterator[Call]:
     """Images [B, C, H, W] → the outputs of a file that are compared and judged, in a block: see `judged`.
 
     Arguments, batches and errors are those of `opened_outputs`.
     """
-    with opened_outputs(target, path, threads, described_by, preprocess=preprocess, step=step, fill=fill) as run:
+    with opened_outputs(
+        target, path, threads, described_by, preprocess=preprocess, step=step, fill=fill, rounded=rounded
+    ) as run:
         yield lambda images: judged(run(images))
 
 
@@ -71,6 +74,7 @@ def opened_outputs(
     preprocess: Preprocess | None = None,
     step: int = STEP,
     fill: bool = False,
+    rounded: bool = True,
 ) -> Iterator[Outputs]:
     """Images [B, C, H, W] → name → output of an artifact, in a block.
 
@@ -84,6 +88,7 @@ def opened_outputs(
         preprocess: how the images were prepared, for a file that takes pixels; None uses the file's own declaration.
         step: the most images of one call.
         fill: whether every call takes as many, as with a fixed batch.
+        rounded: whether an interpreter rounds activations to the types that the file declares.
 
     Raises:
         StorageError, ArtifactError, TargetUnavailable, RecipeError: it cannot be opened, or takes no images.
@@ -91,7 +96,7 @@ def opened_outputs(
     described = described_by or open_artifact(path)
     feeds, batch = feeds_of(described, preprocess), described.image.batch
     del described, described_by  # a graph that holds its weights is large
-    with get_target(target).opened(path, threads) as runner:
+    with get_target(target).opened(path, threads, rounded=rounded) as runner:
 
         def call(images: Array) -> dict[str, Array]:
             outputs = {name: np.asarray(values) for name, values in runner.infer(feeds(images)).items()}

@@ -110,7 +110,7 @@ class ParityBounds(Section):
     """What the artifact's logits y may differ from the baseline's by; a bound that is absent is not judged.
 
     `max_abs` is held against the largest difference over max(1, max |y|) of the baseline, `cosine_min` against the worst
-    image, `top1_min` against the share of real images for which both name the same class, `spread_max` against what is lost of how
+    image and against the logits of all images about their means over the classes, `top1_min` against the share of real images for which both name the same class, `spread_max` against what is lost of how
     outputs differ between images: all of it is 1.
     """
 
@@ -130,7 +130,7 @@ class ParityBounds(Section):
     @property
     def tolerance(self) -> Tolerance:
         """The same for `parity`."""
-        return Tolerance(self.max_abs, self.cosine_min, self.top1_min, self.spread_max)
+        return Tolerance(self.max_abs, self.cosine_min, self.top1_min, self.spread_max, centred_min=self.cosine_min)
 
 
 class FeatureBounds(Section):

@@ -2,7 +2,8 @@
 
 Apple's runtime exists only on Apple's systems, so this interpreter is how a package is compared with its source file.
 Each operator is computed in fp32 and rounded once to the type that the program gives its output: an overflow of fp16 shows.
-It is not the arithmetic of the Neural Engine, nor of any other device.
+Without that rounding the program shows what it is, apart from what its types cost.
+Neither is the arithmetic of the Neural Engine, nor of any other device.
 """
 
 from __future__ import annotations
@@ -38,14 +39,18 @@ class MilProgram:
         input_names, output_names: the package's own, in its order.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rounded: bool = True) -> None:
         """Reads a package; coremltools must be there.
+
+        Args:
+            path: the package.
+            rounded: whether `infer` rounds what is computed to the types that the program declares.
 
         Raises:
             StorageError: there is none.
             ArtifactError: it is damaged, or has an operator that is not understood, which the message names.
         """
-        self.path = path
+        self.path, self._rounded = path, rounded
         program = _loaded(path)
         if [*program.functions] != ["main"]:
             raise ArtifactError(
@@ -143,7 +148,7 @@ class MilProgram:
         return self._constants[var.name]
 
     def _declared(self, var: Any, value: Tensor) -> Tensor:
-        """A value in the type that the program declares, floats rounded to it; raises ArtifactError for another shape."""
+        """A value in the type that the program declares, floats rounded to it if any are; raises ArtifactError for another shape."""
         kind, shape = _type(var), tuple(value.shape)
         if len(shape) != len(var.shape) or any(
             isinstance(wanted, (int, np.integer)) and wanted != got
@@ -153,7 +158,7 @@ class MilProgram:
                 f"{self.path}: {var.name!r} is {list(var.shape)} by the program and comes to {list(shape)}"
             )
         if kind in FLOATS and value.is_floating_point():
-            return value.half().float() if kind == "fp16" else value.float()
+            return value.half().float() if kind == "fp16" and self._rounded else value.float()
         if kind in FLOATS or value.is_floating_point():
             raise ArtifactError(f"{self.path}: {var.name!r} is {kind} by the program and comes to {value.dtype}")
         return value

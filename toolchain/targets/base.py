@@ -161,8 +161,6 @@ class Target(ABC):
     """Whether products of fp32 are computed in fp32, and not in fewer bits as a GPU may."""
     engine_products: Mapping[str, str] = MappingProxyType({})
     """Of these, type in the file → type in the engine, where that is another."""
-    max_abs: Mapping[str, float] = MappingProxyType({})
-    """Precision of an ONNX file → what outputs of its engines may differ by, in the units of `Tolerance`; cosines alone judge others."""
 
     @abstractmethod
     def probe(self) -> TargetInfo:
@@ -193,10 +191,13 @@ class Target(ABC):
 
     @final
     @contextmanager
-    def opened(self, path: Path, threads: int) -> Iterator[Computation]:
-        """What gives the outputs of a file in a block, never timed: the interpreter where files do not run; raises as `open`."""
+    def opened(self, path: Path, threads: int, *, rounded: bool = True) -> Iterator[Computation]:
+        """What gives the outputs of a file in a block, never timed: the interpreter where files do not run; raises as `open`.
+
+        Whether it rounds activations is for an interpreter alone; a runtime does as it does.
+        """
         if isinstance(self, Interpreted) and self.probe().cannot_run:
-            yield self.interpret(path)
+            yield self.interpret(path, rounded=rounded)
             return
         with self.open(path, threads) as runner:
             yield runner
@@ -253,18 +254,26 @@ class Interpreted(Target):
 
     Attributes:
         interpreter: what computes them and what it is not, in words that every comparison by it carries.
+        max_abs: precision of an ONNX file → what outputs of its engines may differ by where no activation is rounded, in the units of
+            `Tolerance`; the tolerance of the precision alone judges others.
     """
 
     interpreter: str
+    max_abs: Mapping[str, float] = MappingProxyType({})
 
     @final
-    def interpret(self, path: Path) -> Computation:
-        """The interpreter of a file, which knows no time; raises TargetUnavailable if what reads it is not there."""
+    def interpret(self, path: Path, *, rounded: bool = True) -> Computation:
+        """The interpreter of a file, which knows no time; raises TargetUnavailable if what reads it is not there.
+
+        Args:
+            path: the file.
+            rounded: whether activations are rounded to the types that the file declares.
+        """
         self.probe()
-        return self._interpret(path)
+        return self._interpret(path, rounded=rounded)
 
     @abstractmethod
-    def _interpret(self, path: Path) -> Computation:
+    def _interpret(self, path: Path, *, rounded: bool) -> Computation:
         """What `interpret` does once the probe has said that files can be read."""
 
 

@@ -60,7 +60,7 @@ class CoreMl(Interpreted):
     exact_fp32 = True
     builds = ("FLOAT", "HALF", "INT8-DYNAMIC")
     engine_products = MappingProxyType({"INT8-DYNAMIC": "HALF"})
-    max_abs = MappingProxyType({"fp16": 2e-3})
+    max_abs = MappingProxyType({"fp16": 1e-3})
     profile = TargetProfile()
     never_run = "no package of it has ever been loaded by Core ML: no Apple device was at hand"
     interpreter = "interpreted in torch (not the Neural Engine's arithmetic)"
@@ -118,9 +118,9 @@ class CoreMl(Interpreted):
         }
         return EngineBuild(path, facts)
 
-    def _interpret(self, path: Path) -> Computation:
+    def _interpret(self, path: Path, *, rounded: bool) -> Computation:
         """The program of a package; raises ArtifactError for an operator that is not understood."""
-        return MilProgram(path)
+        return MilProgram(path, rounded=rounded)
 
     def _open(self, path: Path, threads: int) -> Runner:
         raise NotImplementedError(NO_RUN)
