@@ -121,7 +121,7 @@ def check_replaceable(folder: Path, files: Sequence[str]) -> None:
     known = (*files, ".*.partial")  # the latter is what a killed process left
     foreign = [name for name in there if not any(fnmatch.fnmatchcase(name, each) for each in known)]
     if foreign or (there and files[0] not in there):
-        why = f"holds {foreign[0]}, which slimvit did not write" if foreign else f"has no {files[0]}"
+        why = f"holds {foreign[0]}, which is no part of what would take its place" if foreign else f"has no {files[0]}"
         raise StorageError(f"{folder} is not replaced: it {why}; choose another folder or empty this one")
 
 

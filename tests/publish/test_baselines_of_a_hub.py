@@ -61,13 +61,15 @@ def test_what_is_not_the_baseline_ends_the_gate(gate, place, words):
         gate(place)
 
 
-def test_a_baseline_with_weights_beside_it_is_whole(hub, tmp_path):
-    """Kind: files that lie behind links, as in the cache of a hub's client."""
+@pytest.mark.parametrize("beside", ["model.onnx.data", "model.onnx_data", "weights/all.bin"])
+def test_a_baseline_with_weights_beside_it_is_whole(hub, tmp_path, beside):
+    """Kind: files that lie behind links, as in the cache of a hub's client. The file itself names where its weights lie."""
     whole = onnx.load(write_stack(tmp_path / "plain.onnx", layers=2))
-    onnx.save(whole, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    onnx.save(whole, tmp_path / "model.onnx", save_as_external_data=True, location=beside, size_threshold=0)
     hub.repositories["org/name"] = Repository()
     files = hub.repositories["org/name"].branches["main"]
-    files |= {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")}
+    files |= {name: (tmp_path / name).read_bytes() for name in ("model.onnx", beside)}
     cell = {"name": "a", "artifact": "model.onnx", "baseline": "hub", "relation": {"size": 0.0}}
     digest = open_artifact(tmp_path / "model.onnx").sha256
     raw = {"baseline": {"hub": {"path": "hf://org/name/model.onnx", "sha256": digest}}, "cell": [cell]}

@@ -548,6 +548,15 @@ def test_weights_are_put_in_where_the_engine_runs(no_gpu, tmp_path):
         TRT_RTX.refit(tmp_path / "a.engine", tmp_path / "a.onnx", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", '{"profile": {"image": {"min": []}}}', '{"options": 3}', '{"onnx_sha256": 1}']
+)
+def test_a_damaged_record_of_an_engine_is_told(content, tmp_path):
+    (tmp_path / "engine.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"engine\.json is damaged: .*; build the engine again"):
+        BuiltEngine.beside(tmp_path / "a.engine")
+
+
 def test_weights_of_another_file_are_not_put_in(tmp_path):
     """They would be taken: names and shapes are the same after any other fine-tuning."""
     engine, onnx_ = tmp_path / "a.engine", tmp_path / "a.onnx"

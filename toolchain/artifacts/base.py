@@ -76,6 +76,12 @@ class Artifact(ABC):
         beside = (path.with_name(path.name.removesuffix(each) + ending) for each in others if path.name.endswith(each))
         return next((each for each in beside if cls.recognises(each)), None)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files that belong to that at `path`, relative to its folder; they need not be there."""
+        ending, *others = (pattern.removeprefix("*") for pattern in self.patterns)
+        return tuple(f"{self.path.name.removesuffix(ending)}{each}" for each in others)
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """Every file that has to be shipped, sorted."""

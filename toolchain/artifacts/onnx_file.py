@@ -102,16 +102,26 @@ class OnnxFile(Declaring):
         return linked(self.model, str(self.path)).graph
 
     @cached_property
-    def files(self) -> tuple[Path, ...]:
-        """The file and its external data; raises ArtifactError where that is missing, too short or outside its folder."""
-        if not self.path.is_file():
-            raise StorageError(f"there is no file {self.path}")
+    def _external(self) -> dict[str, int]:
+        """File that it keeps weights in → the bytes that it reads of it, from the first."""
         ends: dict[str, int] = {}
         for tensor in filter(uses_external_data, messages(self.model, onnx.TensorProto)):
             stored = ExternalDataInfo(tensor)
             ends[stored.location] = max(ends.get(stored.location, 0), (stored.offset or 0) + (stored.length or 0))
+        return ends
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files that it keeps weights in."""
+        return tuple(sorted(self._external))
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The file and its external data; raises ArtifactError where that is missing, too short or outside its folder."""
+        if not self.path.is_file():
+            raise StorageError(f"there is no file {self.path}")
         files = {self.path}
-        for location, end in sorted(ends.items()):
+        for location, end in sorted(self._external.items()):
             file = self.path.parent / location  # which may be a link, as in the cache of a hub's client
             if Path(location).is_absolute() or ".." in Path(location).parts or not file.is_file():
                 raise ArtifactError(

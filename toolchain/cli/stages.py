@@ -28,7 +28,6 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.precisions import PRECISIONS
 from toolchain.files import (
     check_replaceable,
-    read_json,
     sha256,
     write_json,
     write_text,
@@ -316,22 +315,21 @@ def refit(
     json_: JsonFlag = False,
 ) -> None:
     """Stripped engine and its ONNX file → the engine that runs and its engine.json, on the GPU that it is for."""
-    from toolchain.artifacts.engine import RECORD
     from toolchain.artifacts.onnx_file import OnnxFile
     from toolchain.export.engine import BuildEngine
     from toolchain.model import run_stage
     from toolchain.recipe import EngineSection
+    from toolchain.targets.tensorrt.options import BuiltEngine
 
-    record = read_json(engine_.with_name(RECORD))
-    profile = list(record.get("profile", {}).values())
-    sizes = [tuple(shape[0] for shape in each.values()) for each in profile] or [(1, 1, 1)]
-    sample = tuple(profile[0]["opt"][1:]) if profile else None
+    shapes = next(iter(BuiltEngine.beside(engine_).profile.values()), None)
+    sizes = (shapes.min[0], shapes.opt[0], shapes.max[0]) if shapes else (1, 1, 1)
+    sample = shapes.opt[1:] if shapes else None
     source = OnnxFile(onnx)
     stage = BuildEngine(
         EngineSection(targets=(target,)),
         target,
         out,
-        lambda built: _engine_rung(source, built, sizes[0], sample),
+        lambda built: _engine_rung(source, built, sizes, sample),
         engine_,
     )
     _tell_engine(run_stage(stage, source).artifact, json_=json_)

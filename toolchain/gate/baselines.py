@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import huggingface_hub
 
@@ -39,17 +40,22 @@ def _fetched(name: str, baseline: BaselineSection) -> BaselineSection:
     if place is None:
         raise BaselineError(f"the baseline {name!r} is written {HUB_URL}ORG/NAME/FILE, got {baseline.path!r}")
     repository, revision, file = place["repository"], place["revision"], place["file"]
-    wanted = [file, f"{file}.data", f"{file}_data"]  # an ONNX file, and where its weights lie
-    try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
-    except Exception as error:
-        where = f"{repository}@{revision}" if revision else repository
-        raise BaselineError(f"the baseline {name!r} cannot be fetched: {refusal(error, where)}") from error
-    path = Path(folder, file)
+
+    def had(*wanted: str) -> Path:
+        try:
+            return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=[*wanted]))
+        except Exception as error:
+            where = f"{repository}@{revision}" if revision else repository
+            raise BaselineError(f"the baseline {name!r} cannot be fetched: {refusal(error, where)}") from error
+
+    path = had(file) / file
     if not path.exists():
         raise BaselineError(
             f"the baseline {name!r} is not there: {repository} has no file {file}; name one that it has"
         )
+    with contextlib.suppress(ArtifactError):  # a damaged one is refused by name when its digest is taken
+        if beside := open_artifact(path).needs:
+            had(file, *(str(PurePosixPath(file).parent / each) for each in beside))
     return baseline.model_copy(update={"path": str(path)})
 
 

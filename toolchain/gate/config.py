@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -156,7 +155,7 @@ def _named_tolerance(value: Any) -> Any:
         return value
     if value not in TOLERANCES:
         raise ValueError(f"unknown parity tolerance {value!r}; known: {', '.join(TOLERANCES)}, or a table of bounds")
-    return asdict(TOLERANCES[value])
+    return {name: getattr(TOLERANCES[value], name) for name in ParityBounds.model_fields}
 
 
 class BudgetSection(Section):

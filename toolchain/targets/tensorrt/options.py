@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable, fault_words
-from toolchain.files import atomic_path, exclusive, user_cache
+from toolchain.files import atomic_path, exclusive, read_json, user_cache
+from toolchain.records import first_fault
 from toolchain.targets.base import BuildOptions
 from toolchain.targets.engine_facts import source_digests
 from toolchain.targets.gpu import no_gpu
@@ -24,6 +25,14 @@ CHOSEN = ("strip", "version_compatible", "hardware_compatible")
 """Of the options of a build, those that its engine.json says."""
 
 
+class Shapes(BaseModel):
+    """The smallest, the usual and the largest shape of an input; the first number is the batch."""
+
+    min: Annotated[tuple[int, ...], Field(min_length=1)]
+    opt: Annotated[tuple[int, ...], Field(min_length=1)]
+    max: Annotated[tuple[int, ...], Field(min_length=1)]
+
+
 class BuiltEngine(BaseModel):
     """What is read of an engine.json to open an engine or to give it its weights; a foreign engine has none."""
 
@@ -31,6 +40,18 @@ class BuiltEngine(BaseModel):
     compute_capabilities: tuple[str, ...] = ()
     onnx_sha256: str | None = None
     onnx_data_sha256: dict[str, str] | None = None
+    profile: dict[str, Shapes] = {}
+
+    @classmethod
+    def beside(cls, file: Path) -> BuiltEngine:
+        """What the engine.json beside an engine says; raises StorageError if there is none, ArtifactError if it is damaged."""
+        path = file.with_name("engine.json")
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{path} is damaged: {first_fault(error, 'all of it')}; build the engine again"
+            ) from None
 
 
 def require_options(target: str, options: BuildOptions) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 
 from toolchain.errors import ArtifactError, StorageError, fault_words
-from toolchain.files import read_json
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.gpu import GpuRunner, capture, local_capability, to_host
 from toolchain.targets.mode import Mode
@@ -51,8 +50,8 @@ class TrtRunner(GpuRunner):
             serialized = self.path.read_bytes()
         except OSError as error:
             raise StorageError(f"cannot read the engine {self.path}: {fault_words(error)}") from error
-        beside = self.path.with_name("engine.json")
-        record = BuiltEngine.model_validate(read_json(beside) if beside.is_file() else {})
+        described = self.path.with_name("engine.json").is_file()
+        record = BuiltEngine.beside(self.path) if described else BuiltEngine()
         runtime = opened_runtime(self._trt, self._logger, record.options)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:

@@ -210,8 +210,7 @@ class TensorRT(Refittable):
             StorageError, ArtifactError: the engine cannot be read or loaded, or was built from another file.
         """
         trt = self._load()
-        facts = read_json(stripped.with_name("engine.json"))
-        record = BuiltEngine.model_validate(facts)
+        record, facts = BuiltEngine.beside(stripped), read_json(stripped.with_name("engine.json"))
         engine = refitted(trt, forwarding_logger(self.module), stripped, onnx, record)
         path, options = folder / stripped.name, replace(record.options, strip=False)
         with atomic_path(path) as temporary:
