@@ -11,7 +11,7 @@ import pytest
 from builders import write_classifier
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.export.engine import BuildEngine
 from toolchain.export.precision import PRECISIONS
 from toolchain.export.scratch import folder_beside, standing_for
@@ -20,6 +20,7 @@ from toolchain.model import run_stage
 from toolchain.recipe import EngineSection
 
 FULL = "No space left on device"
+ADVISED = fault_words(OSError(errno.ENOSPC, FULL))
 
 
 def no_room(*_, **__):
@@ -31,7 +32,7 @@ def test_a_file_within_a_folder_within_another_is_told_by_the_path_that_was_aske
     path = tmp_path / "m.onnx"
     with pytest.raises(StorageError) as caught, folder_beside(path) as outer, folder_beside(outer / "x") as inner:
         write_text(inner / "graph", "")
-    assert str(caught.value) == f"cannot write {path}: {FULL}"
+    assert str(caught.value) == f"cannot write {path}: {ADVISED}"
     assert list(tmp_path.iterdir()) == []
 
 

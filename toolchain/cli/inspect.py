@@ -10,7 +10,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_facts, print_json
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.files import read_json
 
 
@@ -85,7 +85,7 @@ def _require_no_text(path: Path) -> None:
             start = file.read(4096)
         start[: max(1, len(start) - 3)].decode("utf-8")  # a character may be cut in two at the end
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except UnicodeDecodeError:
         return
     if not start:

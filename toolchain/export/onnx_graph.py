@@ -20,7 +20,7 @@ from onnx.external_data_helper import uses_external_data
 from torch import nn
 
 from toolchain.artifacts.onnx_walk import linked
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.export.attention import lean
 from toolchain.export.large import KEPT_BYTES, detached, is_large, module_bytes, stored_bytes
 from toolchain.export.scratch import folder_beside
@@ -217,7 +217,7 @@ def _from_torch(plain: nn.Module, asked: Asked, folder: Path | None = None) -> o
         try:
             program.save(folder / GRAPH, external_data=True)
         except OSError as error:
-            raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+            raise StorageError(f"cannot write {folder}: {fault_words(error)}") from error
         model = onnx.load(folder / GRAPH, load_external_data=False)
     strip(model)
     return model
@@ -316,7 +316,7 @@ def write_onnx(model: onnx.ModelProto, path: Path, weights: Path | None = None) 
             onnx.checker.check_model(str(partial), full_check=True)
             files = (path, data) if beside.exists() else (path,)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {path}: {fault_words(error)}") from error
     return files
 
 
@@ -347,7 +347,7 @@ def replacing(path: Path) -> Iterator[Path]:
             if not with_data:
                 data.unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+            raise StorageError(f"cannot write {path}: {fault_words(error)}") from error
 
 
 def _refer_to(model: onnx.ModelProto, name: str) -> None:

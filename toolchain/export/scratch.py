@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolchain.errors import StorageError
+from toolchain.errors import StorageError, fault_words
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """How systems say that there is no room."""
@@ -34,7 +34,7 @@ def standing_for(path: Path, temporary: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {path}: {why}") from error
     except OSError as error:
         if error.errno in FULL or str(error.filename or "").startswith(str(temporary)):
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+            raise StorageError(f"cannot write {path}: {fault_words(error)}") from error
         raise
 
 
@@ -45,7 +45,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {path}: {fault_words(error)}") from error
     with folder as name, standing_for(path, Path(name)):
         yield Path(name)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from toolchain.compress.outcome import FrontPoint, LatencyBudget, PrunedShare, SizeBudget
-from toolchain.errors import ArtifactError, StorageError
+from toolchain.errors import ArtifactError, StorageError, fault_words
 from toolchain.measure.comparison import Verdict as LatencyVerdict
 from toolchain.measure.environment import MachineFacts
 from toolchain.outputs import Output
@@ -361,7 +361,7 @@ class Report(Record):
         try:
             return Report.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+            raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
         except ValidationError as error:
             raise ArtifactError(
                 f"{path} is not a {SCHEMA} report ({explain(error, Report, 'report')}); run the recipe again"
