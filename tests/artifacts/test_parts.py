@@ -83,6 +83,7 @@ def exported(tmp_path_factory):
     return root, dense, deploy
 
 
+@pytest.mark.slow
 def test_weights_without_a_name_are_attributed_by_the_bias_behind_them(exported):
     root, dense, deploy = exported
     for name, model in (("dense", dense), ("deploy", deploy)):

@@ -75,6 +75,7 @@ def test_that_check_notices_a_number_that_was_changed(written):
     assert stale(suite, results) == ["README.md"]
 
 
+@pytest.mark.slow
 def test_that_check_notices_figures_that_were_changed_forgotten_or_left_over(written):
     suite, results = written
     folder = results.root / "tiny"
@@ -85,6 +86,7 @@ def test_that_check_notices_figures_that_were_changed_forgotten_or_left_over(wri
     assert set(stale(suite, results)) == {"widths.tiny.svg", "old.svg", "pruned.tiny.svg"}
 
 
+@pytest.mark.slow
 def test_a_figure_of_another_matplotlib_is_judged_by_its_numbers(written):
     suite, results = written
     figure = results.root / "tiny" / "increase.tiny.svg"

@@ -463,6 +463,7 @@ def test_full_disk_under_safetensors(command, recipe, tmp_path, monkeypatch, mod
     assert not list((tmp_path / "cache").rglob("model*"))
 
 
+@pytest.mark.slow
 def test_full_disk_under_text(command, recipe, tmp_path, monkeypatch):
     real = Path.write_text
 

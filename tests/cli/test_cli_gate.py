@@ -54,6 +54,7 @@ def test_a_gate_says_that_an_artifact_is_its_baseline(command, gate):
     assert said not in " ".join(command("gate", "-c", gate("", "size = 1.0", padding=1)).out.split())
 
 
+@pytest.mark.slow
 def test_a_gate_knows_which_pictures_the_run_of_its_files_had(command, finished, tmp_path):
     files = {name: finished.folder / "onnx" / f"{name}.fp32.onnx" for name in ("dense", "compressed")}
     (tmp_path / "gate.toml").write_text(
@@ -301,6 +302,7 @@ def run_action(tmp_path, path):
     return done.returncode, outputs, (tmp_path / "summary").read_text()
 
 
+@pytest.mark.slow
 def test_the_action_shows_a_failure_and_fails(gate, tmp_path):
     """Kind: a checkout that brings a module called toolchain, which judges itself."""
     path = gate(relation="size = 0.0", padding=100)

@@ -247,6 +247,7 @@ def test_plan_tells_what_a_model_leaves_out(command, recipe):
     assert f"restriction: head dims are left alone because of a norm over the head dim of q and k{INSTEAD}" in said
 
 
+@pytest.mark.slow
 def test_a_plan_by_damage_says_when_it_comes(command, parsed, recipe):
     joint = ("--set", "compress.method=joint")
     first = command("plan", recipe, *joint)
@@ -962,6 +963,7 @@ def test_touching_a_file_costs_nothing(command, finished, copied, monkeypatch):
     assert [line for line in outcome.err.splitlines() if line.endswith(" s")] == []
 
 
+@pytest.mark.slow
 def test_another_setting_runs_its_stage_and_the_following_ones(command, finished, copied, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(finished.recipe.parent / "cache"))
     text = finished.recipe.read_text().partition("[bench]")[0]

@@ -68,6 +68,7 @@ def test_a_precision_is_timed_on_every_target_that_multiplies_its_type_and_no_ot
     assert (file.own_precision, str(file.precision)) == ("ours", "ours")
 
 
+@pytest.mark.slow
 def test_a_precision_that_multiplies_floats_is_not_timed_as_an_fp32_folder(timed, register):
     """Kind: numbers of one model under another's name. A model folder is fp32, whatever a precision's graph multiplies."""
     register(PRECISIONS, replace(toy_plugin.HALF, name="ours", product="FLOAT"))

@@ -61,6 +61,7 @@ def test_one_function_from_mask_to_onnx(name, tmp_path):
     assert abs(before - after).max() >= 1e-2 * before.std(), "the plan changes nothing: vacuous"
 
 
+@pytest.mark.slow
 def test_a_size_budget_is_that_of_the_file(tmp_path):
     model = dense_model("deit_tiny_patch16_224", num_classes=50, img_size=64, depth=4)
     section = CompressSection(method="hybrid", attention="svd", neurons="magnitude", allocation="uniform")

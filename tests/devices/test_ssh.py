@@ -132,6 +132,7 @@ def test_external_data_keeps_its_name_beside_the_graph(board, pair, tmp_path):
     assert found.artifacts["A"].size_bytes == sum(path.stat().st_size for path in big.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_lost_device_is_named_and_the_next_run_goes_on(board, server, pair, tmp_path):
     def cut(text, _):
         if text.startswith("session 2: block"):
@@ -156,6 +157,7 @@ def test_a_lost_device_is_named_and_the_next_run_goes_on(board, server, pair, tm
     assert list((tmp_path / "cache" / FOLDER).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_device_that_comes_back_is_connected_to_again_once(board, server, pair):
     cuts = []
 
@@ -289,6 +291,7 @@ def test_what_the_device_lacks_is_said_with_the_fix(board, pair, tmp_path, code,
         probe("board", named_target("board", targets))
 
 
+@pytest.mark.slow
 def test_a_device_that_does_not_answer_is_unavailable_and_says_what_to_do(board, server, pair, tmp_path):
     def refused(words, fix, targets):
         with pytest.raises(TargetUnavailable, match=f"{words}") as error:

@@ -49,6 +49,7 @@ def pictures(root, *folders, each=4):
     return root
 
 
+@pytest.mark.slow
 def test_eight_pictures_are_enough(recipe, tmp_path):
     """Kind: few images. The comparison is not vacuous, since images of other splits are taken before any is repeated."""
     pictures(tmp_path / "eight", ".", each=8)

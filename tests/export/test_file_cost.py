@@ -51,10 +51,12 @@ def check(model, folder, precisions):
             assert 0.95 * predicted <= size <= (1 + ROOM) * predicted, (name, low_rank, size, predicted)
 
 
+@pytest.mark.slow
 def test_a_compressed_file_has_no_more_bytes_than_were_predicted(tmp_path):
     check(dense_model(**LARGER), tmp_path, KINDS)
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize("case", STRUCTURES)
 def test_so_in_every_structure(case, tmp_path):

@@ -181,6 +181,7 @@ def test_biases_take_up_what_rounding_does_on_average(made, dense):
         assert not np.array_equal(before.weight[-1], after.weight[-1])
 
 
+@pytest.mark.slow
 def test_what_reads_a_constant_is_rounded_as_well(tmp_path):
     """The query of an attention pool: it varies by nothing but the rounding of sums."""
     path = tmp_path / "fp32.onnx"

@@ -195,6 +195,7 @@ def test_no_byte_tells_where_or_by_what_path_it_was_exported(form, request):
         assert trace not in data
 
 
+@pytest.mark.slow
 def test_another_process_in_another_folder_writes_the_same_bytes(exported, tmp_path):
     code = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path.cwd())]!r}\n"

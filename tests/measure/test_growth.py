@@ -54,6 +54,7 @@ def test_a_verdict_ends_the_growth(pair):
     assert len(device.asked) == 6 * found.looks
 
 
+@pytest.mark.slow
 def test_looking_often_does_not_buy_verdicts():
     """At the limit itself, where "regressed" is wrong by definition, three looks are not wrong more often than 2.5 %.
 

@@ -157,6 +157,7 @@ def test_noise_never_makes_a_wider_unit_faster(model):
         assert shares[-1] == 0.0
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_until_something_changes(model, register, cache):
     calls = []
     choices, widths = choices_of(model, None, MULTIPLES), Widths({("blocks.0.mlp", "mlp_hidden"): 8})

@@ -86,6 +86,7 @@ def error(out):
     return float(((small - dense) ** 2).sum() / ((dense - dense.mean(0)) ** 2).sum())
 
 
+@pytest.mark.slow
 def test_the_widths_of_a_regression_follow_from_its_squared_error(folder, tmp_path, caplog):
     report, allocation = run(recipe(folder), tmp_path / "solver")
     uniform, _ = run(recipe(folder, compress={"allocation": "uniform"}), tmp_path / "uniform")

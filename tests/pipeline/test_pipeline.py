@@ -109,6 +109,7 @@ def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, c
     assert "stale" not in read_json(entry / "model.json"), "the entry is replaced"
 
 
+@pytest.mark.slow
 def test_pictures_that_are_others_than_before_are_told(tmp_path, caplog):
     rng, folder = np.random.default_rng(0), tmp_path / "pictures"
     folder.mkdir()
@@ -459,6 +460,7 @@ def decided(recipe, out):
     return read_json(out / "allocation.json")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_plan(tmp_path, device):
     recipe = Recipe.from_dict(LIMITED)
     run(recipe, tmp_path / "whole")

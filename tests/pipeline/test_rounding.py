@@ -52,6 +52,7 @@ class Stages(Nobody):
         self.done_now += [] if reused else [name]
 
 
+@pytest.mark.slow
 def test_the_file_that_a_budget_leaves_open_is_chosen_kept_and_told(tmp_path):
     recipe, stages = Recipe.from_dict(OPEN), Stages()
     report = run(recipe, tmp_path / "run", progress=Progress(stages))

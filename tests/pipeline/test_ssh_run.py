@@ -42,6 +42,7 @@ def server(tmp_path, monkeypatch):
 briefly = partial(compare, design=SHORT)
 
 
+@pytest.mark.slow
 def test_what_was_measured_counts_while_the_board_is_off(server, tmp_path):
     recipe, root = Recipe.from_dict({**ASKED, "bench": {"targets": ["board"], "batch": [1, 2]}}), tmp_path / "run"
     report = run(recipe, root, compare=briefly)

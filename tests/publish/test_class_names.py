@@ -74,6 +74,7 @@ def test_inspect_shows_the_first_of_them(finished, capsys):
     assert CLASSES not in shown
 
 
+@pytest.mark.slow
 def test_classes_without_names_have_none(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     out = carried_out(saved(tmp_path / "hf", num_labels=3), tmp_path / "run")
@@ -106,6 +107,7 @@ def test_timms_own_folders_name_classes_too(tmp_path, more, names):
     assert loaded.provenance.get(CLASS_NAMES, []) == list(names)
 
 
+@pytest.mark.slow
 def test_features_have_none_either(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     folder = saved(tmp_path / "hf", id2label=dict(enumerate(NAMES)))

@@ -127,6 +127,7 @@ def first(operations, kind):
 # What a package is
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("case", swept(STRUCTURES, ("classic",)))
 def test_a_package_computes_its_file(case, built):
     onnx_file, engine = built(case)
@@ -137,7 +138,8 @@ def test_a_package_computes_its_file(case, built):
     assert set(engine.facts["matmul_dtypes"]) == {"FLOAT"}
 
 
-@pytest.mark.parametrize("case", swept(STRUCTURES, ("differential",)))
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", swept(STRUCTURES, ()))
 def test_a_package_in_fp16_computes_its_file_to_the_rounding_of_fp16(case, exported, tmp_path):
     engine, found = by_stage(exported(case, "fp16"), tmp_path / "e")
     assert (found.verdict, found.tolerance) == ("pass", PRECISIONS["fp16"].tolerance)
@@ -233,7 +235,7 @@ def converting(monkeypatch):
     return lambda other: monkeypatch.setattr(coreml, "_convert", other)
 
 
-@pytest.mark.parametrize("what", ["scale", "weight"])
+@pytest.mark.parametrize("what", swept(["scale", "weight"], ["weight"]))
 def test_a_wrong_scale_or_code_in_one_weight_fails_the_build(what, int8, tmp_path, converting):
     """Kind: a converter that rounds anew, or by another axis; cosines of the logits would hardly tell."""
     honest = coreml._convert

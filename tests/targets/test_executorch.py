@@ -416,6 +416,7 @@ def test_a_file_of_others_is_refused(there, tmp_path):
         EXECUTORCH_XNNPACK.open(tmp_path / "y.pte", 1).__enter__()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("case", STRUCTURES)
 def test_every_structure_is_one_delegate_with_the_numbers_of_its_file(case, there, tmp_path):
     model, path = shallow(case), tmp_path / "m.onnx"

@@ -18,6 +18,7 @@ from builders import variant
 from made_up_reports import timed
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
+from sweeps import swept
 
 from toolchain.devices.transport import LocalTransport
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
@@ -85,7 +86,7 @@ def test_another_structure_is_the_model(tmp_path):
 
 
 @pytest.mark.usefixtures("there")
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
+@pytest.mark.parametrize("name", swept(["fp16", "int8-dynamic", "int8-qdq", "int4"], ["int8-dynamic"]))
 def test_files_of_every_precision_that_it_loads_are_those_of_ort_cpu(tiny, tmp_path, name):
     assert PRECISIONS[name].product in ORT_WEB.loads
     path = tmp_path / f"{name}.onnx"
@@ -121,7 +122,7 @@ def heads_swapped(source, path):
 
 
 @pytest.mark.usefixtures("there")
-@pytest.mark.parametrize("plant", [bias_dropped, heads_swapped])
+@pytest.mark.parametrize("plant", swept([bias_dropped, heads_swapped], [heads_swapped]))
 def test_a_fault_in_the_file_is_caught_by_the_rung(tiny, tmp_path, plant):
     model, path = tiny
     assert rung_of(model, path).verdict == "pass"
@@ -349,6 +350,7 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch, tmp_path, versio
     assert error.install.endswith(f"npm ci --ignore-scripts --prefix '{folder}'")
 
 
+@pytest.mark.slow
 def test_the_line_that_is_printed_installs_it(monkeypatch, tmp_path):
     """Needs npm's registry."""
     if shutil.which("npm") is None:
