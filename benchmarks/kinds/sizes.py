@@ -15,9 +15,10 @@ from records import UNALIGNED, Record, described, here, versions
 from kinds.base import Cell, Kind, Outcome, Table
 from kinds.compression import Clock, pack
 from kinds.files import Stopwatch
+from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.errors import ArtifactError, BudgetError, RecipeError
-from toolchain.export.calls import opened, tensor_call
+from toolchain.export.calls import opened, step_of, tensor_call
 from toolchain.files import digest_of, read_json, sha256
 from toolchain.pipeline.job import begin
 from toolchain.progress import Progress
@@ -191,7 +192,8 @@ def judged(recipe: Recipe, folder: Path, report: Mapping[str, Any]) -> dict[str,
     dense = next(row for row in report["artifacts"] if row["model"] == "dense")
     right = {}
     for name, row in (("test", file_of(report)), ("dense_test", dense)):
-        with opened(row["judged_on"], folder / row["path"], threads=torch.get_num_threads()) as run:
+        path = folder / row["path"]
+        with opened(row["judged_on"], path, torch.get_num_threads(), step=step_of(open_artifact(path))) as run:
             right[name] = pack(accuracy(tensor_call(run), test))
         if right[name]["wrong"] != row["wrong"]:
             raise ArtifactError(
