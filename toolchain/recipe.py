@@ -195,7 +195,8 @@ class CompressSection(Section):
         for name, preset in zip(("attention", "neurons", "allocation"), PRESETS[self.method], strict=True):
             if not getattr(self, name):
                 object.__setattr__(self, name, preset)
-        if self.attention_share is not None and self.attention == "none" != PRESETS[self.method][0]:
+        turned_off = self.attention == "none" and PRESETS[self.method][0] != "none"
+        if turned_off and self.attention_share is not None:
             raise ValueError(
                 f"attention_share = {self.attention_share} is what is left of attention, and attention = 'none' leaves all of it: "
                 "remove one of the two"
