@@ -19,6 +19,8 @@ from toolchain.files import (
     atomic_path,
     check_replaceable,
     digest_of,
+    exclusive,
+    expanded,
     files_below,
     read_json,
     sha256,
@@ -48,8 +50,8 @@ def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_args: object, **_kwargs: object) -> NoReturn:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        for name in ("mkstemp", "mkdtemp"):
-            monkeypatch.setattr(tempfile, name, refuse)
+        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(tempfile, "mkdtemp", refuse)
 
 
 # Files
@@ -359,3 +361,58 @@ def test_the_files_of_a_folder_are_those_that_its_links_lead_to(tmp_path):
     (folder / "gone").symlink_to(tmp_path / "nothing")
     with pytest.raises(StorageError, match=r"gone is a link to .*nothing, which is not there"):
         files_below(folder)
+
+
+# Names, users and links
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_files_and_folders_are_for_those_whom_the_umask_lets_in(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        with atomic_folder(tmp_path / "b") as partial:
+            write_text(partial / "c.txt", "x")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "b/c.txt", "b")]
+    assert modes == [0o666 & ~mask, 0o666 & ~mask, 0o777 & ~mask]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path, name):
+    write_text(tmp_path / name, "old")
+    write_text(tmp_path / name, "new")
+    assert tree(tmp_path) == {name: "new"}
+    (tmp_path / name).unlink()
+    with exclusive(tmp_path / name), atomic_folder(tmp_path / name) as partial:
+        write_text(partial / name, "new")
+    assert (tmp_path / name / name).read_text() == "new"
+
+
+def test_only_what_is_left_of_one_name_is_removed(tmp_path):
+    for name in (".*.1.partial", ".other.1.partial"):
+        (tmp_path / name).mkdir()
+    with exclusive(tmp_path / "*"):
+        assert sorted(each.name for each in tmp_path.glob("*.partial")) == [".other.1.partial"]
+
+
+def test_a_folder_is_replaced_where_its_link_leads(tmp_path):
+    (tmp_path / "there" / "old").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("there/old")
+    with atomic_folder(tmp_path / "link") as partial:
+        write_text(partial / "new", "x")
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path / "there") == {"old": None, "old/new": "x"}
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path):
+    name = os.fsdecode(b"pictures\xff")
+    with pytest.raises(StorageError, match=r"'source = pictures\\udcff' is no UTF-8; rename the file or folder"):
+        write_text(tmp_path / "recipe.toml", f"[data]\nsource = {name}\n")
+    assert tree(tmp_path) == {}
+
+
+def test_a_home_folder_that_the_system_does_not_know_is_told():
+    with pytest.raises(StorageError, match=r"~nobody-here/a: the system names no home folder for that user; write"):
+        expanded("~nobody-here/a")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import gzip
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,9 +43,30 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether a path is that of a device or a pipe, or of what a link in /dev leads to."""
     return path.exists() and (Path("/dev") in path.absolute().parents or not (path.is_file() or path.is_dir()))
+
+
+def followed(path: Path) -> Path:
+    """What a link leads to, so that writing there keeps the link; any other path, and that of a stream, is itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() and not is_stream(path) else path
+
+
+LONGEST = 200
+"""Bytes of a file's name to which others can be added: a file system takes 255."""
+
+
+def _beginning(name: str) -> str:
+    """How the names begin of what lies for a while beside a file or folder of a name."""
+    return f".{name}." if len(os.fsencode(name)) <= LONGEST else f".{digest_of(os.fsencode(name).hex())[:32]}."
+
+
+def _new_file(folder: Path, name: str) -> Path:
+    """An empty file for what will be called so, readable for whom the user's umask lets in."""
+    path = folder / f"{_beginning(name)}{secrets.token_hex(8)}.partial"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
 
 
 @contextlib.contextmanager
@@ -56,7 +80,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        if _is_stream(path):
+        if is_stream(path):
             with tempfile.TemporaryDirectory(prefix="slimvit-") as folder:
                 whole = Path(folder, "whole")
                 yield whole
@@ -64,11 +88,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
                     stream.write(whole.read_bytes())
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _new_file(path.parent, path.name)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(mode)  # a library may have put another file in its place
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -81,6 +104,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically; raises StorageError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # how Python keeps the bytes of a file's name that are no text
+        start = text.rfind("\n", 0, error.start) + 1
+        raise StorageError(
+            f"cannot write {path}: {text[start : error.end]!r} is no UTF-8; rename the file or folder that is called so"
+        ) from None
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -133,7 +163,7 @@ def check_file_replaceable(path: Path, beginning: bytes, option: str = "--out") 
         beginning: the first bytes of the new one.
         option: what named it.
     """
-    if _is_stream(path):
+    if is_stream(path):
         return
     try:
         if path.is_dir():
@@ -177,12 +207,13 @@ def atomic_folder(folder: Path, files: Sequence[str] | None = None) -> Iterator[
     Raises:
         StorageError: the parent is read-only or full, or the folder holds something else.
     """
+    folder = followed(folder)
     if files is not None:
         check_replaceable(folder, files)
     holder: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        holder = Path(tempfile.mkdtemp(prefix=_beginning(folder.name), suffix=".partial", dir=folder.parent))
         new, old = holder / "new", holder / "old"
         new.mkdir()
         yield new
@@ -238,6 +269,16 @@ def home() -> Path:
         ) from None
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with the home folder that a `~` at its beginning stands for; raises StorageError if the system knows of none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise StorageError(
+            f"{path}: the system names no home folder for that user; write the path without ~, or ./{path} if it is called so"
+        ) from None
+
+
 def user_cache() -> Path:
     """The folder that recipes share: SLIMVIT_CACHE_DIR, else slimvit below the user's cache folder."""
     if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
@@ -261,7 +302,7 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            lock = FileLock(path.with_name(f"{_beginning(path.name)}lock"))
             try:
                 stack.enter_context(lock.acquire(blocking=False))
             except Timeout:
@@ -271,6 +312,6 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
             raise StorageError(
                 f"cannot write to the cache {path.parent}: {fault_words(error)}. SLIMVIT_CACHE_DIR names another folder"
             ) from error
-        for partial in path.parent.glob(f".{path.name}.*.partial"):
+        for partial in path.parent.glob(f"{glob.escape(_beginning(path.name))}*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         yield

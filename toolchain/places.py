@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolchain.settings import absolute_path
+from toolchain.files import expanded
 
 PATH_SOURCES = ("imagefolder", "images", "fashion-mnist")
 """The kinds of data source whose argument is a path."""
@@ -23,6 +23,15 @@ CLASS_LISTS = (
     "imagenet-22k-ms",
 )
 """The class lists that timm ships: which output each synset is of a model that was trained on them."""
+
+
+def absolute_path(path: str, base: Path) -> str:
+    """A path that a file names, from that file's folder; `~` is the user's.
+
+    A link at its end keeps its name: it tells the format, and what belongs to the file lies beside it.
+    """
+    whole = base / expanded(path)
+    return str(whole.parent.resolve() / whole.name if whole.is_symlink() else whole.resolve())
 
 
 def model_source(name: str) -> tuple[str, str]:

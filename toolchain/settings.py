@@ -109,15 +109,6 @@ def read_toml(path: Path, what: str = "file") -> dict[str, object]:
         raise RecipeError(f"{path} is not valid TOML: {error}; correct that line, or name another {what}") from None
 
 
-def absolute_path(path: str, base: Path) -> str:
-    """A path that a file names, from that file's folder; `~` is the user's.
-
-    A link at its end keeps its name: it tells the format, and what belongs to the file lies beside it.
-    """
-    whole = base / Path(path).expanduser()
-    return str(whole.parent.resolve() / whole.name if whole.is_symlink() else whole.resolve())
-
-
 def parse_size(text: str) -> tuple[float, bool]:
     """(value, is_share) of "45%" → (0.45, True) or "12 MB" → (12e6, False); kB, MB, GB are powers of 1000, in any case.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import typer
@@ -183,6 +185,30 @@ def test_home_begins_any_path(command, folder, monkeypatch):
     assert (folder / "g.json").is_file()
     assert not (folder / "~").exists()
     assert command("bench", "verify", "~/g.json").code == 0
+
+
+def test_a_home_folder_that_the_system_does_not_know_is_told_of_any_path(command):
+    for line in ("inspect ~nobody-here/a", "init digits_vit --data ~nobody-here/a", "run ~nobody-here/a"):
+        outcome = command(*line.split())
+        assert outcome.code == 74, outcome.err
+        assert "~nobody-here/a: the system names no home folder" in outcome.err
+
+
+def test_a_file_is_written_where_its_link_leads(command, folder):
+    (folder / "there").mkdir()
+    (folder / "g.json").symlink_to("there/g.json")
+    for _ in range(2):
+        assert command("gate", "-c", "gate.toml", "--out", "g.json").code == 0
+    assert (folder / "g.json").is_symlink()
+    assert json.loads((folder / "there" / "g.json").read_text())["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_ends_no_command(command, folder, monkeypatch, encoding):
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept, encoding))
+    assert command("parity", "new.onnx", "new.onnx", "--out", "r→é.json").code == 0
+    assert "max |\\u0394|" in kept.getvalue().decode(encoding)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(command, folder, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import logging
 import os
 import sys
@@ -100,7 +101,10 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
 
 
 def _open_streams() -> None:
-    """Lets nothing be read and written where a standard stream is closed: a file that is opened next would take its place."""
+    """Opens the standard streams that are closed to nothing, as a file that is opened next would take their place.
+
+    What a terminal's encoding lacks is written as Python spells it.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -110,6 +114,9 @@ def _open_streams() -> None:
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # not every terminal can show every name and sign
 
 
 def _require_folder() -> None:

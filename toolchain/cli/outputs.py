@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError
-from toolchain.files import check_file_replaceable, read_json
+from toolchain.files import check_file_replaceable, expanded, followed, is_stream, read_json
 
 RESULT, LISTED, OBJECT = b'{"', b"[\n", b"{\n"
 """How JSON begins: of a result, and as others read it."""
@@ -62,7 +62,7 @@ def file(
 
     def checked(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
         if value is not None:
-            option, value = parameter.opts[0], value.expanduser()
+            option, value = parameter.opts[0], followed(expanded(value))
             if suffix and value.suffix != suffix:
                 raise RecipeError(f"{option} {value} does not end in {suffix}; name a file that does")
             check_file_replaceable(value, beginning, option)
@@ -95,7 +95,7 @@ def folder(context: typer.Context, parameter: typer.CallbackParam, value: Path |
 
 def _noted(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     if value is not None:
-        value = value.expanduser()
+        value = expanded(value)
         context.meta.setdefault(NAMED, {})[parameter.name] = value
     return value
 
@@ -104,9 +104,9 @@ def expand_homes(context: Any) -> None:
     """Lets `~` begin any path of a command as in `--out=~/runs/a`, where shells leave it as it is."""
     for name, value in context.params.items():
         if isinstance(value, Path):
-            context.params[name] = value.expanduser()
+            context.params[name] = expanded(value)
         elif isinstance(value, list):
-            context.params[name] = [each.expanduser() if isinstance(each, Path) else each for each in value]
+            context.params[name] = [expanded(each) if isinstance(each, Path) else each for each in value]
 
 
 def require_apart(context: Any) -> None:
@@ -116,7 +116,7 @@ def require_apart(context: Any) -> None:
     places = [(name, path) for name, value in context.params.items() for path in _paths(name, value)]
     for name, output in outputs.items():
         for other, path in places:
-            if name != other and not _is_stream(output) and os.path.realpath(path) == os.path.realpath(output):
+            if name != other and not is_stream(output) and os.path.realpath(path) == os.path.realpath(output):
                 what = "is written as well" if other in outputs else "is read"
                 raise RecipeError(
                     f"{options[name]} {output} is also {options[other]}, which {what}; give {options[name]} another name"
@@ -126,16 +126,12 @@ def require_apart(context: Any) -> None:
 def _paths(name: str, value: object) -> Iterator[Path]:
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, Path):
-            yield each.expanduser()
+            yield expanded(each)
         elif isinstance(each, str) and each and name in TEXTS:
-            yield from (Path(path).expanduser() for path in (each, each.partition(":")[2]) if path)
+            yield from (expanded(path) for path in (each, each.partition(":")[2]) if path)
 
 
 def _option(parameter: Any) -> str:
     """A parameter as the help names it."""
     is_option = parameter.param_type_name == "option"
     return str(parameter.opts[0] if is_option else parameter.metavar or parameter.name.upper())
-
-
-def _is_stream(path: Path) -> bool:
-    return path.exists() and not (path.is_file() or path.is_dir())

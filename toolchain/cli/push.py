@@ -10,6 +10,7 @@ import typer
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import line, print_json, print_tables
 from toolchain.errors import RecipeError
+from toolchain.files import expanded
 from toolchain.report.tables import Table, size
 from toolchain.version import tool
 
@@ -65,9 +66,9 @@ def push(
         raise RecipeError(f"{to!r} is no place to push to: write {HUB_URL}ORG/NAME, or {LOCAL}:PATH for a folder")
     if kind == LOCAL and (private or revision):
         raise RecipeError("--private and --revision are of a hub: leave them out for a folder")
-    if kind == LOCAL and _lies_in(Path(place).expanduser(), folder):
+    if kind == LOCAL and _lies_in(expanded(place), folder):
         raise RecipeError(f"{to} is the run's own folder, or lies in it: name a folder elsewhere")
-    name, branch = branch_of(place, revision) if kind == HUB else (Path(place).expanduser().resolve().name, MAIN)
+    name, branch = branch_of(place, revision) if kind == HUB else (expanded(place).resolve().name, MAIN)
     names = () if labels is None else read_labels(labels)
     files = repository(
         folder, name, revision="" if branch == MAIN else branch, labels=names, license_=license_, base=base
@@ -75,7 +76,7 @@ def push(
     rows = [(path, content.digests.bytes) for path, content in files.items()]
     if dry_run:
         if kind == LOCAL:
-            before(files, FolderDestination(Path(place).expanduser()), overwrite=overwrite)
+            before(files, FolderDestination(expanded(place)), overwrite=overwrite)
         if json_:
             print_json({"to": to, "files": [{"path": path, "bytes": count} for path, count in rows]})
         else:
@@ -88,7 +89,7 @@ def push(
     if kind == HUB:
         destination = HubDestination.of(place, revision=revision, private=private)
     else:
-        destination = FolderDestination(Path(place).expanduser())
+        destination = FolderDestination(expanded(place))
     done = push_files(
         files, destination, tool=tool(), message=f"{tool()}: {folder.resolve().name}", overwrite=overwrite
     )

@@ -27,6 +27,7 @@ from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
 from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError
+from toolchain.files import expanded
 from toolchain.progress import Progress
 
 if TYPE_CHECKING:
@@ -191,5 +192,5 @@ def _again(recipe: Path) -> str:
 
 def _folder_name(model: str) -> str:
     """What a run is called for a model: the last part of its name or path."""
-    last = Path(model.partition("@")[0].rpartition(":")[2]).expanduser().resolve()
+    last = expanded(model.partition("@")[0].rpartition(":")[2]).resolve()
     return re.sub(r"[^\w.-]+", "_", last.stem if last.is_file() else last.name)

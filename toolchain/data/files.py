@@ -31,6 +31,7 @@ from toolchain.data.pictures import BAD_FILE, Headers
 from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError, fault_words
+from toolchain.files import expanded
 
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
@@ -160,7 +161,7 @@ def _glance(files: Sequence[Path], turn: bool, position: int) -> Tensor | None:
 
 
 def _folder(argument: str) -> Path:
-    root = Path(argument).expanduser()
+    root = expanded(argument)
     if not root.is_dir():
         why = f"{root} is a file" if root.exists() else f"there is no folder {root}"
         raise DataError(f"{why}; set data.source to the folder that the pictures lie in")

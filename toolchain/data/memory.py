@@ -19,6 +19,7 @@ from toolchain.data.base import Content
 from toolchain.data.splits import SPLIT_SEED, UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted
 from toolchain.errors import DataError
+from toolchain.files import expanded
 
 PRECOMPUTE_BYTES = 256 * 2**20  # model inputs up to this size are computed once and kept
 
@@ -99,9 +100,7 @@ class FashionMnist:
 
     def _find(self, argument: str, name: str) -> Path:
         folders = (argument,) if argument else self.folders
-        for folder in (
-            Path(text).expanduser() / below for text in folders for below in ("", "FashionMNIST/raw", "raw")
-        ):
+        for folder in (expanded(text) / below for text in folders for below in ("", "FashionMNIST/raw", "raw")):
             for path in (folder / f"{name}.gz", folder / name):
                 if path.is_file():
                     return path

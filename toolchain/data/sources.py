@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from toolchain.data.scenes import keep_apart, tell_apart
 from toolchain.data.splits import Images, arrange, made
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
-from toolchain.files import digest_of
+from toolchain.files import digest_of, expanded
 
 logger = logging.getLogger(__name__)
 LEAST_COMPARED = 3
@@ -224,7 +223,7 @@ def _parse(name: str) -> tuple[str, str]:
     """(kind, argument or "") of "kind" or "kind:argument"; raises DataError if they do not go together."""
     kind, colon, argument = name.partition(":")
     if kind not in SOURCES:
-        if Path(name).expanduser().is_dir():
+        if expanded(name).is_dir():
             raise DataError(
                 f"{name} is a folder: write imagefolder:{name} if the folders in it are classes, or images:{name} for pictures without labels"
             )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from toolchain.errors import RecipeError
-from toolchain.files import home
+from toolchain.files import expanded, home
 from toolchain.on_device.runner import OPENERS
 from toolchain.records import Record, place_and_fault
 from toolchain.settings import Positive, read_toml, tuple_of
@@ -179,7 +179,7 @@ def _one(path: Path, name: str, table: Any) -> NamedTarget:
     except ValidationError as error:
         raise RecipeError(f"{path}: {_explain(name, table, error)}") from None
     if isinstance(settings, SshSettings) and settings.ssh_config is not None and str(settings.ssh_config) != "none":
-        return settings.model_copy(update={"ssh_config": path.parent / settings.ssh_config.expanduser()})
+        return settings.model_copy(update={"ssh_config": path.parent / expanded(settings.ssh_config)})
     return settings
 
 

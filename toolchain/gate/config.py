@@ -15,14 +15,13 @@ from toolchain.devices.targets_toml import BundleSettings, ListedCores, named_ta
 from toolchain.errors import RecipeError
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
-from toolchain.places import HUB_URL, absolute_classes, absolute_source
+from toolchain.places import HUB_URL, absolute_classes, absolute_path, absolute_source
 from toolchain.settings import (
     Counts,
     Fraction,
     Numbers,
     Positive,
     Section,
-    absolute_path,
     explain,
     parse_latency,
     parse_size,

@@ -16,6 +16,7 @@ from toolchain.data import SOURCES
 from toolchain.data.folders import Layout, folders_in
 from toolchain.defaults import PARAMS
 from toolchain.errors import DataError, ModelError
+from toolchain.files import expanded
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
 from toolchain.pipeline.named import require_model, require_pictures
@@ -85,7 +86,7 @@ class Draft:
         loaded = load_dense(section, weights=False, fetch=False, may_be_untrained=True)
         module, size = loaded.module, by(loaded.family.input_size(loaded.module))
         classes = 0 if loaded.ref.output in FEATURES else int(module.num_classes)  # type: ignore[arg-type]
-        path = Path(model).expanduser()
+        path = expanded(model)
         natural = path.is_file() and read_checkpoint(path).trained.in_natural_order
         pictures = pictures_of(data, classes, class_names(path), in_natural_order=natural)
         numbers = {} if "classes" in tables["data"] else pictures.numbers
@@ -145,7 +146,7 @@ def _absolute(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def tables_of(model: str, name: str = "") -> dict[str, Any]:
     """[model] and [data], as far as they follow from what a user calls a model, as in `Draft.of`."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         architecture, arguments = architecture_of(path, name)
         kwargs = {"kwargs": arguments} if arguments else {}
@@ -233,7 +234,7 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = (), *, in_natura
     if data.partition(":")[0] in SOURCES:
         return Pictures(data)
     require_pictures(data)
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     if not folder.is_dir():
         raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:

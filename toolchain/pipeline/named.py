@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolchain.errors import DataError, StorageError
+from toolchain.files import expanded
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".toml", ".onnx")
 """Endings that no name of a model has."""
@@ -12,7 +13,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".toml", ".on
 
 def require_model(model: str) -> None:
     """Raises StorageError where a model is a path, and nothing lies there."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.exists() or model.lower().startswith("hf://"):
         return
     if model.startswith((".", "~", "/")) or path.suffix in WEIGHTS or (model.count("/") > 1 and ":" not in model):
@@ -27,7 +28,7 @@ def require_model(model: str) -> None:
 
 def require_pictures(data: str) -> None:
     """Raises DataError where the images are a path, and no folder lies there."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.is_dir() or ":" in data:
         return
     if path.is_file():

@@ -95,4 +95,4 @@ def _placeless(value: object) -> object:
         return {key: _placeless(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_placeless(each) for each in value]
-    return HOLE if isinstance(value, str) and Path(value).expanduser().is_absolute() else value
+    return HOLE if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()) else value

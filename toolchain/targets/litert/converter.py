@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.files import expanded
 from toolchain.foreign import last_line
 
 PYTHON = "SLIMVIT_LITERT_PYTHON"
@@ -60,7 +61,7 @@ class Converter:
                 f".tflite files are converted in an interpreter of its own, which {PYTHON} names, and it is not set."
             )
             raise TargetUnavailable(target, reason, install())
-        python = str(Path(named).expanduser())
+        python = str(expanded(named))
         try:
             done = subprocess.run([python, "-I", "-c", LOOK], capture_output=True, text=True, timeout=120, check=False)
         except (OSError, subprocess.SubprocessError) as error:
