@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolchain.errors import RecipeError
+from toolchain.errors import RecipeError, word
 from toolchain.outputs import KWARGS, Output
 from toolchain.places import (
     CLASS_LISTS,
@@ -423,7 +423,7 @@ class Recipe(Section):
         """
         raw = read_toml(path, "recipe")
         if "cell" in raw:
-            raise RecipeError(f"{path} is a gate and not a recipe; judge it with `slimvit gate --config {path}`")
+            raise RecipeError(f"{path} is a gate and not a recipe; judge it with `slimvit gate --config {word(path)}`")
         for each in overrides:
             override(raw, each)
         return Recipe.from_dict(raw, base=path.parent)

@@ -194,6 +194,17 @@ def test_a_home_folder_that_the_system_does_not_know_is_told_of_any_path(command
         assert "~nobody-here/a: the system names no home folder" in outcome.err
 
 
+def test_commands_that_a_message_offers_can_be_pasted(command, folder):
+    shutil.copy(folder / "gate.toml", folder / "-the gate.toml")
+    outcome = command("plan", "--", "-the gate.toml")
+    assert (outcome.code, "judge it with `slimvit gate --config './-the gate.toml'`" in outcome.err) == (2, True)
+
+
+def test_a_folder_without_a_file_has_no_digest(command, folder):
+    outcome = command("gate", "digest", "pictures")
+    assert (outcome.code, "pictures is a folder without any file; name another one" in outcome.err) == (74, True)
+
+
 def test_a_file_is_written_where_its_link_leads(command, folder):
     (folder / "there").mkdir()
     (folder / "g.json").symlink_to("there/g.json")

@@ -1,8 +1,11 @@
-"""Progress: how long a stage will still take, and where that is shown."""
+"""What a person sees: how long a stage will still take, and commands that may be pasted."""
+
+import shlex
 
 import pytest
 
 from toolchain.cli.screen import Pace, Screen
+from toolchain.errors import word
 
 
 def test_the_time_left_follows_from_the_pace():
@@ -40,3 +43,8 @@ def test_without_a_terminal_a_line_tells_share_work_and_time_left(clock, capsys)
     assert lines[1] == "   50% reducing blocks.3, 0:01:20 left"
     assert lines[2] == "   50% epoch 1/2, loss 0.100", "another stage, another pace"
     assert lines[3].split() == ["finetune", "81.0", "s"]
+
+
+@pytest.mark.parametrize("path", ["runs/a", "a b", "it's", '"q"', "a\nb", "$HOME `x`;|&<>*", "é", "e\u0301", "--help"])
+def test_a_path_is_one_word_of_a_command_and_no_option(path):
+    assert shlex.split(f"slimvit run {word(path)}") == ["slimvit", "run", f"./{path}" if path[0] == "-" else path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -71,12 +72,21 @@ def test_settings_that_end_alike_have_their_whole_names(recipe):
     assert len(set(names)) == 4
 
 
+def test_values_that_differ_in_what_names_leave_out_or_are_long_have_folders_of_their_own(recipe):
+    names = [each.name for each in variants(recipe, ["data.source=images:é/a,images:ü/a,images:" + "/b" * 300])]
+    assert names[0] == "source-images-a"
+    assert re.fullmatch(r"source-images-a-[0-9a-f]{8}", names[1])
+    assert re.fullmatch(r"source-images(-b)+--?[0-9a-f]{8}", names[2])
+    assert len(names[2]) < 255
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (["budget.params=0.5"], "nothing is varied"),
         ([], "nothing is varied"),
         (["budget.params=0.5,0.5"], "give each value once"),
+        (["budget.params=0.5,0.50"], "give each value once"),
         (["budget.params"], "not of the form"),
         (["budget.params=0.7,0.5", "budget.params=0.3"], "budget.params is given twice"),
         (["export.precisions=fp32,int4"], r'export.precisions is a list: write \["fp32"\]'),

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -471,6 +472,22 @@ def test_page_escapes_what_it_did_not_write(report):
     assert "<script" not in text
     assert "<b>" not in text
     assert evil in Page(text).text
+
+
+def test_markdown_holds_no_tag_link_or_line_that_it_did_not_write(report):
+    evil = "a\n\n# <img src=x> ![b](https://c)"
+    report["model"]["name"] = report["data"]["source"] = report["requested_method"] = evil
+    report["notes"] = report["restrictions"] = [evil]
+    report["parity"][2]["reason"] = evil
+    text = to_markdown(typed(report))
+    assert text.count("a # &lt;img src=x> ![b]\\(https://c)") == 6
+    assert not re.search(r"<|\]\(|^# &lt;", text, re.MULTILINE)
+
+
+def test_markdown_has_no_heading_without_a_text(report):
+    report["bench"] = []
+    lines = [line for line in to_markdown(typed(report)).splitlines() if line]
+    assert not [line for line, below in pairwise([*lines, "#"]) if line.startswith("## ") and below.startswith("#")]
 
 
 def drawings(text):

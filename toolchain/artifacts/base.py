@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from toolchain.artifacts.inputs import ImageInput, Port, Signature, fit, image_input, shown, signature_of
-from toolchain.errors import RecipeError
+from toolchain.errors import RecipeError, StorageError
 from toolchain.files import files_below, sha256
 from toolchain.model import Preprocess
 from toolchain.outputs import LOGITS, Output
@@ -119,9 +119,14 @@ class Artifact(ABC):
         r"""Its digest: the sha256 of its one file, or of the listing "digest  name" of its files.
 
         The listing is that of `sha256sum` in its folder, sorted by name, so that no tool of ours is needed:
-        `sha256sum FILE`, or in a folder `find . -type f -printf "%P\n" | LC_ALL=C sort | xargs sha256sum | sha256sum`.
+        `sha256sum FILE`, or in a folder `find . -type f -printf "%P\0" | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`.
+
+        Raises:
+            StorageError: there is no file in its folder.
         """
         digests = self.file_sha256s
+        if not digests:
+            raise StorageError(f"{self.path} is a folder without any file; name another one")
         if not self.path.is_dir() and len(digests) == 1:
             return next(iter(digests.values()))
         listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))

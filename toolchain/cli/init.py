@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
-from toolchain.errors import StorageError
+from toolchain.errors import StorageError, word
 from toolchain.files import write_text
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def init(
     from toolchain.pipeline.draft import Draft
 
     write_recipe(Draft.of(model, data, {}, name=name, beside=out.parent), out)
-    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {shlex.quote(str(out))}")
+    print_json({"path": str(out)}) if json_ else line(f"wrote {out}; next: slimvit run {word(out)}")
 
 
 def require_named(model: str, data: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from toolchain.errors import word
 from toolchain.report.tables import Table
 
 if TYPE_CHECKING:
@@ -111,14 +111,10 @@ def _next(report: Report, folder: Path) -> list[str]:
         row = report.bench[0]
         name = f"bench/{row.target}.{row.precision}.b{row.batch}.t{row.threads}.json"
         commands.append(("bench verify", name, "the verdict again, from its raw samples"))
-    shown = [
-        (f"slimvit {verb} {shlex.quote(str(folder / path))}", why)
-        for verb, path, why in commands
-        if (folder / path).exists()
-    ]
+    shown = [(f"slimvit {verb} {word(folder / path)}", why) for verb, path, why in commands if (folder / path).exists()]
     return [
         *(f"{command}  # {why}" for command, why in shown),
-        f"slimvit report {shlex.quote(str(folder))}  # this page again",
+        f"slimvit report {word(folder)}  # this page again",
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from toolchain.cli.options import (
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, word
 from toolchain.files import expanded
 from toolchain.progress import Progress
 
@@ -187,7 +186,7 @@ def _withdrawn_on_failure(folder: Path) -> Iterator[None]:
 
 def _again(recipe: Path) -> str:
     """The command that carries out a recipe in its own folder, as a shell reads it."""
-    return f"slimvit run {shlex.quote(str(recipe))} --out {shlex.quote(str(recipe.parent))}"
+    return f"slimvit run {word(recipe)} --out {word(recipe.parent)}"
 
 
 def _folder_name(model: str) -> str:

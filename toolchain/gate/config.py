@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from toolchain.devices.targets_toml import BundleSettings, ListedCores, named_target
-from toolchain.errors import RecipeError
+from toolchain.errors import RecipeError, word
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
 from toolchain.places import HUB_URL, absolute_classes, absolute_path, absolute_source
@@ -205,7 +205,7 @@ class BaselineSection(Section):
     def _is_a_digest(self) -> BaselineSection:
         if self.built != (not self.sha256):
             raise ValueError(
-                f"the baseline at {self.path} needs its sha256, which `slimvit gate digest {self.path}` prints, or built = true "
+                f"the baseline at {self.path} needs its sha256, which `slimvit gate digest {word(self.path)}` prints, or built = true "
                 "where the job builds it from the base branch; one of the two"
             )
         if self.built and self.on_hub:
@@ -215,7 +215,7 @@ class BaselineSection(Section):
         object.__setattr__(self, "sha256", self.sha256.lower())
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(
-                f"sha256 {self.sha256!r} is no digest of 64 hex digits; `slimvit gate digest {self.path}` prints it"
+                f"sha256 {self.sha256!r} is no digest of 64 hex digits; `slimvit gate digest {word(self.path)}` prints it"
             )
         return self
 
@@ -323,7 +323,7 @@ class GateConfig(Section):
         """
         raw = read_toml(path, "gate")
         if "model" in raw:
-            raise RecipeError(f"{path} is a recipe and not a gate; carry it out with `slimvit run {path}`")
+            raise RecipeError(f"{path} is a recipe and not a gate; carry it out with `slimvit run {word(path)}`")
         return GateConfig.from_dict(raw, path.parent, targets)
 
     @staticmethod

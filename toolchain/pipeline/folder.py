@@ -114,9 +114,11 @@ class Workspace:
         """Raises StorageError if the folder plainly cannot be written, FolderBusy if another run is at it; creates nothing."""
         there = next(path for path in (self.root, *self.root.parents) if path.exists())
         if not there.is_dir():
-            raise StorageError(f"cannot write to {self.root}: {there} is not a folder")
+            raise StorageError(f"cannot write to {self.root}: {there} is not a folder; choose another one")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise StorageError(f"cannot write to {self.root}: {there} is read-only or belongs to another user")
+            raise StorageError(
+                f"cannot write to {self.root}: {there} is read-only or belongs to another user; choose another folder"
+            )
         if self._lock.exists():
             with self._held():
                 pass

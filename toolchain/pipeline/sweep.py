@@ -13,10 +13,10 @@ from itertools import product
 from pathlib import Path
 
 from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, TargetUnavailable
-from toolchain.files import write_json, write_text
+from toolchain.files import LONGEST, digest_of, write_json, write_text
 from toolchain.pipeline.folder import Workspace
 from toolchain.recipe import Recipe
-from toolchain.report.markdown import table_lines
+from toolchain.report.markdown import inline, table_lines
 from toolchain.report.page import drawn
 from toolchain.report.record import Report
 from toolchain.report.several import front, side_by_side
@@ -71,10 +71,13 @@ def variants(recipe: Path, settings: Sequence[str]) -> list[Variant]:
     found: dict[str, Variant] = {}
     for chosen in product(*(values for _, values in split)):
         pairs = {key: value for (key, _), value in zip(split, chosen, strict=True)}
+        loaded = Recipe.load(recipe, [f"{key}={value}" for key, value in pairs.items()])
         name = "_".join(f"{_short(key, varied)}-{_slug(pairs[key])}" for key in varied)
-        if name in found:
-            raise RecipeError(f"two combinations of --set are called {name}; give each value once")
-        found[name] = Variant(name, Recipe.load(recipe, [f"{key}={value}" for key, value in pairs.items()]))
+        if any(loaded == other.recipe for other in found.values()):
+            raise RecipeError(f"two combinations of --set are {name}; give each value once")
+        if name in found or len(name) > LONGEST:  # letters that a folder's name leaves out may be all that differs
+            name = f"{name[:LONGEST]}-{digest_of(pairs)[:8]}"
+        found[name] = Variant(name, loaded)
     return list(found.values())
 
 
@@ -191,8 +194,18 @@ def _write(outcome: Swept, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     if outcome.reports:
         part = side_by_side(outcome.reports, failed)
-        title, origin = f"Sweep of {len(runs)} runs", f"In {out.name}; each run's folder has its own report.html"
+        title, origin = (
+            f"Sweep of {len(runs)} runs",
+            f"In {out.resolve().name}; each run's folder has its own report.html",
+        )
         table = part.table or Table("", (), ())
-        text = [f"# {title}", "", f"{origin}.", "", *table_lines(table), *(f"\n{line}" for line in part.lines)]
+        text = [
+            f"# {title}",
+            "",
+            f"{inline(origin)}.",
+            "",
+            *table_lines(table),
+            *(f"\n{inline(line)}" for line in part.lines),
+        ]
         write_text(out / "sweep.md", "\n".join(text) + "\n")
         write_text(out / "sweep.html", drawn(title, origin, [part]))

@@ -13,9 +13,9 @@ from toolchain.outputs import FEATURES, WORDS
 from toolchain.publish.layout import PIXELS, Named
 from toolchain.publish.recipe_of import HOLE, UNKNOWN, known, whole
 from toolchain.recipe import RECIPE_FILE, Recipe
-from toolchain.report.markdown import table_lines
+from toolchain.report.markdown import inline, part_lines, table_lines
 from toolchain.report.record import FileRow, Report
-from toolchain.report.sections import SECTIONS, Part
+from toolchain.report.sections import SECTIONS
 from toolchain.report.tables import Table, counted, size
 
 ANY = "ORG/NAME"
@@ -109,7 +109,7 @@ def _task(report: Report) -> str | None:
 
 def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[str]:
     left = report.ratio.params
-    yield f"# {about.name.rpartition('/')[2]}"
+    yield f"# {inline(about.name.rpartition('/')[2])}"
     yield ""
     yield (
         f"timm's `{report.model.name}` with {100 * left:.1f} % of its parameters, as ONNX files. Its outputs are "
@@ -118,8 +118,8 @@ def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[s
     )
     headline, latency, notes = (SECTIONS[name].draw(report) for name in ("headline", "latency", "notes"))
     for caution in (*headline.cautions, *notes.cautions):
-        yield f"\n> {caution}"
-    yield from _part(headline)
+        yield f"\n> {inline(caution)}"
+    yield from part_lines(headline)
     yield from ("", "## Files", "", *table_lines(_files(report, files)), "")
     yield (
         f"The input is `{PIXELS}`, float32 [batch, C, H, W] as `preprocessor_config.json` prepares it; the output is "
@@ -130,10 +130,10 @@ def _lines(report: Report, files: Sequence[Shipped], about: About) -> Iterator[s
     if about.address == ANY:
         yield from (f"Put the repository to which these files are pushed in place of {ANY}.", "")
     yield from (*_javascript(report, files, about), "", *_python(files, about))
-    yield from _part(latency)
+    yield from part_lines(latency)
     yield from ("", "## Checks", "", *_checks(report))
     if notes.lines:
-        yield from ("", "## Notes", "", *(f"- {line}" for line in notes.lines))
+        yield from ("", "## Notes", "", *(f"- {inline(line)}" for line in notes.lines))
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     yield from _recipe(report, about)
     yield f"The run's own recipe has the digest `{report.recipe_digest[:12]}`, its images `{report.data.digest[:12]}`."
@@ -149,14 +149,6 @@ def _recipe(report: Report, about: About) -> Iterator[str]:
     else:
         yield from ("", "## What is known of the recipe", "", "```toml")
         yield from (known(report, about.provenance).strip(), "```", "", UNKNOWN)
-
-
-def _part(part: Part) -> Iterator[str]:
-    """A section of the report as Markdown."""
-    if part.table is None or not part.table.rows:
-        return
-    yield from ("", f"## {part.title}", "", *table_lines(part.table))
-    yield from (f"\n{line}" for line in part.lines)
 
 
 def _files(report: Report, files: Sequence[Shipped]) -> Table:

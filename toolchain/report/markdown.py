@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from toolchain.report.claim import claim
 from toolchain.report.record import Report
-from toolchain.report.sections import parts
+from toolchain.report.sections import Part, parts
 from toolchain.report.tables import Table
 
 
 def to_markdown(report: Report) -> str:
     """The report as Markdown, every number from report.json."""
     drawn = list(parts(report))
-    lines = [f"# {title(report)}", "", f"**{claim(report)}**", "", f"{origin(report)}."]
-    lines += [f"\n> {caution}" for part in drawn for caution in part.cautions]
+    lines = [f"# {inline(title(report))}", "", f"**{inline(claim(report))}**", "", f"{inline(origin(report))}."]
+    lines += [f"\n> {inline(caution)}" for part in drawn for caution in part.cautions]
     for part in drawn:
-        if not part.is_empty:
-            lines += ["", f"## {part.title}"]
-        if part.table and part.table.rows:
-            lines += ["", *table_lines(part.table)]
-        lines += [f"\n{line}" for line in part.lines]
+        lines += part_lines(part)
     return "\n".join(lines) + "\n"
 
 
@@ -32,6 +28,13 @@ def origin(report: Report) -> str:
     return f"Written by {report.tool} from recipe {report.recipe_digest[:12]}; data: {report.data.source}"
 
 
+def part_lines(part: Part) -> list[str]:
+    """The lines of a part below its title, without its drawings; none where it has neither numbers nor sentences."""
+    table = ["", *table_lines(part.table)] if part.table and part.table.rows else []
+    body = [*table, *(f"\n{inline(line)}" for line in part.lines)]
+    return ["", f"## {inline(part.title)}", *body] if body else []
+
+
 def table_lines(table: Table) -> list[str]:
     """The lines of a Markdown table; columns of numbers are aligned to the right."""
 
@@ -43,5 +46,5 @@ def table_lines(table: Table) -> list[str]:
 
 
 def inline(text: str) -> str:
-    """A text that stays within its line and its cell, whatever the names in it hold."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
+    """A text that stays within its line and its cell, whatever the names in it hold: no tag, no link and no picture."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;").replace("](", "]\\(")

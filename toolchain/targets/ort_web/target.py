@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
-from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, StorageError, TargetUnavailable, word
 from toolchain.files import read_json, user_cache
 from toolchain.on_device.runner import Runner, cpu_model
 from toolchain.targets.base import Target, TargetInfo, TargetProfile
@@ -33,7 +32,7 @@ def install_folder() -> Path:
 
 def install_line() -> str:
     """What a user runs to have it there: exactly the versions of the lock file, and no script of theirs."""
-    folder, here = shlex.quote(str(install_folder())), shlex.quote(str(Path(__file__).parent))
+    folder, here = word(install_folder()), word(Path(__file__).parent)
     return f"mkdir -p {folder} && cp {here}/package*.json {folder} && npm ci --ignore-scripts --prefix {folder}"
 
 
