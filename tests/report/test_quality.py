@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from made_up_reports import a_report, timed
 
 from toolchain.report.figures import LABEL, TALL, Axis, Point, scatter
+from toolchain.report.markdown import to_markdown
 from toolchain.report.record import FileRow
 from toolchain.report.sections import SECTIONS
 
@@ -44,6 +45,12 @@ def test_comparisons_that_are_not_drawn_are_counted():
     assert part.lines == ("The drawings leave out one comparison, which is invalid or inconclusive.",)
     assert len(part.figures) == 1
     assert drawn(timed("fp32", 0.6))[0].lines == ()
+
+
+def test_markdown_has_no_heading_of_what_is_only_drawn():
+    shown = a_report().model_copy(update={"artifacts": FILES, "bench": ()})
+    assert drawn()[0].figures
+    assert drawn()[0].title not in to_markdown(shown)
 
 
 POINTS = st.builds(

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -482,12 +481,6 @@ def test_markdown_holds_no_tag_link_or_line_that_it_did_not_write(report):
     text = to_markdown(typed(report))
     assert text.count("a # &lt;img src=x> ![b]\\(https://c)") == 6
     assert not re.search(r"<|\]\(|^# &lt;", text, re.MULTILINE)
-
-
-def test_markdown_has_no_heading_without_a_text(report):
-    report["bench"] = []
-    lines = [line for line in to_markdown(typed(report)).splitlines() if line]
-    assert not [line for line, below in pairwise([*lines, "#"]) if line.startswith("## ") and below.startswith("#")]
 
 
 def drawings(text):
