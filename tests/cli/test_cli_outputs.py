@@ -205,6 +205,21 @@ def test_a_folder_without_a_file_has_no_digest(command, folder):
     assert (outcome.code, "pictures is a folder without any file; name another one" in outcome.err) == (74, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["init", "new.onnx", "--data", ""], "the images are not named, perhaps because a variable is not set"),
+        (["shrink", "", "--data", "digits"], "the model is not named, perhaps because a variable is not set"),
+        (["gate", "digest", ""], "the file is not named, perhaps because a variable is not set"),
+        (["evaluate", "new.onnx", "--data", ""], "unknown data source ''; known: "),
+    ],
+)
+def test_an_empty_name_is_not_taken_for_the_current_folder(command, folder, words, message):
+    outcome = command(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+
+
 def test_a_file_is_written_where_its_link_leads(command, folder):
     (folder / "there").mkdir()
     (folder / "g.json").symlink_to("there/g.json")

@@ -223,7 +223,7 @@ def _parse(name: str) -> tuple[str, str]:
     """(kind, argument or "") of "kind" or "kind:argument"; raises DataError if they do not go together."""
     kind, colon, argument = name.partition(":")
     if kind not in SOURCES:
-        if expanded(name).is_dir():
+        if name and expanded(name).is_dir():
             raise DataError(
                 f"{name} is a folder: write imagefolder:{name} if the folders in it are classes, or images:{name} for pictures without labels"
             )

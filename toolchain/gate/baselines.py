@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import huggingface_hub
 
 from toolchain.artifacts import open_artifact
-from toolchain.errors import ArtifactError, BaselineError, StorageError
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, StorageError
 from toolchain.gate.config import BaselineSection, GateConfig
 from toolchain.places import HUB_URL
 from toolchain.surgery.refusals import refusal
@@ -18,7 +18,14 @@ FILE_ON_HUB = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/
 
 
 def fetched_file(path: str) -> Path:
-    """The file of this machine for a path, which may be hf://ORG/NAME/FILE; raises BaselineError if that cannot be had."""
+    """The file of this machine for a path, which may be hf://ORG/NAME/FILE.
+
+    Raises:
+        BaselineError: it cannot be had.
+        RecipeError: the path is empty.
+    """
+    if not path:
+        raise RecipeError("the file is not named, perhaps because a variable is not set; write a path")
     return Path(_fetched(path, BaselineSection(path=path, sha256="0" * 64)).path)
 
 
