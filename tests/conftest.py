@@ -67,9 +67,9 @@ with contextlib.suppress(ImportError):
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No model is exported twice in a session, by any of its workers."""
+    """No model is exported twice in a session, by any of its workers; nor in another that shares its folder of exports."""
     folder = tmp_path_factory.getbasetemp()
-    kept = (folder.parent if workers else folder) / "exports"
+    kept = Path(os.environ.get("SLIMVIT_TEST_EXPORTS", (folder.parent if workers else folder) / "exports"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", exports.once(torch.onnx.export, kept))
         yield

@@ -63,6 +63,7 @@ class Classifier(nn.Module):
         return nn.functional.linear(image.flatten(1), weight, self.head.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(("scale", "exported"), [(None, 1), (2.0, 2)])
 def test_a_graph_is_read_for_other_weights_where_these_stand_in_it_as_they_are(scale, exported, tmp_path):

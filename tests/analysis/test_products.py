@@ -39,6 +39,7 @@ def tiny_file(tmp_path_factory):
     return exported(dense_model().module, tmp_path_factory.mktemp("products") / "tiny.onnx", (3, 32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", swept(["classic", "registers", "packed SwiGLU", "differential"], ["classic"]))
 def test_multiply_accumulates_are_those_that_cost_counts(case, tmp_path):
     model = variant(case)
@@ -48,6 +49,7 @@ def test_multiply_accumulates_are_those_that_cost_counts(case, tmp_path):
     assert macs(path, batch=3) == 3 * macs(path)
 
 
+@pytest.mark.slow
 def test_a_compressed_model_has_the_products_that_are_left(tiny, tmp_path):
     deploy = variant_of(tiny, Widths.of(random_plan(tiny)))
     size = deploy.preprocess.input_size

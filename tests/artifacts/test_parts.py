@@ -98,6 +98,7 @@ def test_weights_without_a_name_are_attributed_by_the_bias_behind_them(exported)
     assert rows["blocks.1.mlp.fc1"].change < 0
 
 
+@pytest.mark.slow
 def test_folders_are_attributed_by_file_and_tensor(exported):
     root, dense, _ = exported
     rows = exact(root / "deploy", root / "dense")

@@ -36,6 +36,7 @@ def record(root: Path, name: str) -> Record:
     return found
 
 
+@pytest.mark.slow
 def test_every_cell_is_recorded_with_what_it_takes_to_recompute_it(measured):
     suite = Suite.load(measured / "tiny.toml")
     assert sorted(each.cell for each in Results(measured / "results").all()) == sorted(c.name for c in suite.cells)

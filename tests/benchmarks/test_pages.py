@@ -43,6 +43,7 @@ def stale(suite: Suite, results: Results) -> list[str]:
     return [n for n in names if n not in there or n not in wanted or not same(n, there[n], wanted[n])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", swept(SUITES, {*SUITES} - {"validity", "paper", "speed"}))
 def test_committed_pages_follow_from_the_committed_records(name):
     assert stale(Suite.load(HERE / "suites" / f"{name}.toml"), Results(HERE / "results")) == []

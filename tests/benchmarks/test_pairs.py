@@ -245,6 +245,7 @@ class TestTheRecordedSuite:
 
 
 class TestShapes:
+    @pytest.mark.slow
     def test_int8_files_are_made_from_the_fp32_ones(self, tmp_path):
         whole, size = tmp_path / "tiny.dense.fp32.onnx", (3, 32, 32)
         module = dense_model(num_classes=7, img_size=32, patch_size=16, embed_dim=48, depth=2).module

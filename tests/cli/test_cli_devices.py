@@ -29,6 +29,7 @@ def pair(tmp_path):
     return write_stack(tmp_path / "a.onnx"), write_stack(tmp_path / "b.onnx", layers=8)
 
 
+@pytest.mark.slow
 def test_targets_asks_the_devices_that_are_named(command, tmp_path):
     server = loopback(tmp_path)
     try:

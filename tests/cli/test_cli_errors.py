@@ -564,7 +564,8 @@ def session_of_group(group):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize("moment", ["training", pytest.param("bench", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "bench"])
 def test_ctrl_c(recipe, finished, tmp_path, moment):
     """SIGINT ends the command with one line; no process and no half-written file stays after the next run."""
     out, settings = tmp_path / "out", environment(tmp_path)

@@ -165,6 +165,7 @@ def test_every_form_that_a_gate_writes_is_replaced_by_the_next(command, folder):
         assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_pages_that_are_drawn_anew_are_listed_anew(command, finished, tmp_path):
     run = shutil.copytree(finished.folder, tmp_path / "run")
     (run / "report.html").write_text("of an earlier version")

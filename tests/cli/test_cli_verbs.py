@@ -170,6 +170,7 @@ def test_run_again_reuses_everything(command, finished, monkeypatch, tmp_path):
     assert json.loads(outcome.out) == finished.report
 
 
+@pytest.mark.slow
 def test_run_json_is_the_report_and_progress_is_on_stderr(command, recipe, tmp_path):
     outcome = command("run", recipe, "--out", tmp_path / "out", "--require-speedup", "1.0", "--json")
     assert outcome.code == 4, outcome.err
@@ -285,6 +286,7 @@ def test_plan_shows_predicted_and_measured_latency(command, widths_timed, recipe
     assert command("plan", recipe, *options, "--shapes-only").out.splitlines()[-1].startswith("note: latency budgets")
 
 
+@pytest.mark.slow
 def test_a_missed_latency_budget_is_told_everywhere(command, widths_timed, recipe):
     """An unsteady device: whole models are far too slow and far too fast by turns, whatever their widths."""
     answers = cycle([0.85, 0.74])
@@ -306,6 +308,7 @@ def test_a_missed_latency_budget_is_told_everywhere(command, widths_timed, recip
     assert json.loads(Path("out/report.json").read_text())["latency_budget"] == [row]
 
 
+@pytest.mark.slow
 def test_the_compress_verb_holds_a_latency_budget(parsed, widths_timed, recipe):
     widths_timed()
     options = ("--set", "data.source=none", "--set", "budget.latency.ort-cpu=60%", "--set", "finetune.epochs=0")
@@ -326,6 +329,7 @@ def test_recipes_of_one_folder_get_folders_of_their_own(tmp_path, path, folder):
 # The stages by hand
 
 
+@pytest.mark.slow
 def test_stages_by_hand_give_the_bytes_of_run(parsed, finished, tmp_path):
     where, run, option = tmp_path / "hand", finished.folder, ("--recipe", finished.recipe)
     parsed("load", finished.recipe, "--out", where / "dense")
@@ -558,6 +562,7 @@ def test_bench_compare_ends_with_the_code_of_its_verdict(capsys, verdict, code, 
     assert (ended.value.exit_code if code else 0) == code
 
 
+@pytest.mark.slow
 def test_bench_run_calibrate_and_verify(parsed, command, finished, tmp_path):
     onnx = finished.folder / "onnx" / "compressed.fp32.onnx"
     found = parsed("bench", "run", onnx, "--blocks", 4, "--cold-starts", 1, "--out", tmp_path / "r.json")
@@ -582,6 +587,7 @@ def test_bench_run_calibrate_and_verify(parsed, command, finished, tmp_path):
     assert "Smallest τ" in told.out
 
 
+@pytest.mark.slow
 def test_json_writes_over_nothing(command, finished, tmp_path):
     onnx = tmp_path / "model.onnx"
     shutil.copy(finished.folder / "onnx" / "compressed.fp32.onnx", onnx)
@@ -834,6 +840,7 @@ def test_init_writes_a_recipe_that_fits_once(parsed, command, finished, tmp_path
     assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_shrink_does_what_its_recipe_does(parsed, command, finished, tmp_path):
     once, again = tmp_path / "once", tmp_path / "again"
     line = "shrink", finished.folder / "dense", "--data", "digits", "--params", "0.6", "--set", "bench.targets=[]"
@@ -859,6 +866,7 @@ def test_shrink_tells_what_it_would_do_and_does_nothing(parsed, finished, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_shrink_limits_the_file_of_a_precision(command, parsed, finished, tmp_path):
     line = "shrink", finished.folder / "dense", "--data", "digits", "--set", "bench.targets=[]", "--out"
     (row,) = parsed(*line, tmp_path / "run", "--size", "fp16=40%")["size_budget"]

@@ -53,6 +53,7 @@ def test_the_closed_form_errs_less_than_chance_within_the_budget(case, units):
     assert error(model, shipped, source) < 0.5 * error(model, chance, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["parallel", "attention pool"])
 def test_the_solver_weighs_every_unit(case):
     model = variant(case)

@@ -26,6 +26,7 @@ def model():
     return dense_model(**TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [CompressSection(), CompressSection(attention="data_aware")], ids=["dims", "ranks"])
 @pytest.mark.parametrize("name", ["params", "macs"])
 @settings(max_examples=10)

@@ -179,6 +179,7 @@ def test_nothing_is_factorised_at_a_full_budget(deit):
     assert found.to_dict()["ratio"] == {"params": 1.0, "macs": 1.0, "bytes": 1.0}
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     params=st.tuples(st.floats(0.7, 1.0), st.floats(0.7, 1.0)).map(sorted),

@@ -97,6 +97,7 @@ def test_a_backbone_shrinks_in_its_place(way: str):
     assert (got - wanted).square().sum() < 0.5 * (wanted - wanted.mean(0)).square().sum()
 
 
+@pytest.mark.slow
 def test_the_larger_model_exports_as_it_is(tmp_path: Path):
     detector = Detector("forward_features").eval()
     toolchain.shrink(detector, pictures(), params=0.7, at="backbone.body", compress=UNIFORM)

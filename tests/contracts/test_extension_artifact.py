@@ -97,6 +97,7 @@ def test_a_run_builds_it_and_holds_it_against_its_file(registered, tmp_path, mon
     assert run_stage(stage, OnnxFile(tmp_path / "run" / "onnx" / "compressed.fp32.onnx")).artifact.path == path
 
 
+@pytest.mark.slow
 def test_an_installed_package_declares_it_by_entry_points(tmp_path):
     """In a process of its own: a distribution on the path, whose metadata names both objects."""
     info = tmp_path / "site" / "toy_format-1.dist-info"

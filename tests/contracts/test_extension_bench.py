@@ -52,6 +52,7 @@ def timed(tmp_path, monkeypatch):
     return carried_out
 
 
+@pytest.mark.slow
 def test_a_precision_is_timed_on_every_target_that_multiplies_its_type_and_no_other(timed, register):
     """Both are registered; neither names the other. The precision's name says nothing of its graph's type."""
     register(TARGETS, toy_target())

@@ -244,6 +244,7 @@ def test_a_fault_is_caught_by_the_rung_after_it(tmp_path, monkeypatch, fault, me
 
 
 # Half of that bias lies on the bound itself: cosines of 0.99990 and 0.99989 on two processors, and 0.9999 is allowed.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [("head.bias", lambda bias: bias[::-1].copy()), ("blocks.1.mlp.fc1.bias", lambda bias: 0 * bias)],

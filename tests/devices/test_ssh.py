@@ -333,6 +333,7 @@ def test_a_probe_says_what_answers(board):
     assert found.details["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+@pytest.mark.slow
 def test_one_artifact_over_ssh_with_its_cold_start(board, pair):
     with open_device("board", board()) as device:
         found = measure(pair[0], device, FOUR, SHORT.model_copy(update={"sessions": 1}), cold_starts=2)

@@ -69,6 +69,7 @@ def classified(python, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_sees_what_the_model_sees(file, tmp_path):
     path, module, how = file
     files = list(pictures(tmp_path, how.input_size[0]))

@@ -25,6 +25,7 @@ def attention(dim=24, heads=3, **kwargs):
     return made
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     heads=st.integers(1, 4),

@@ -56,6 +56,7 @@ def qdq(source, made):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [dynamic, qdq])
 def test_an_honest_file_passes_and_one_whose_weights_are_all_zero_fails(tool, vit, tmp_path):
     path = tmp_path / "int8.onnx"

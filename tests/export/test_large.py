@@ -70,6 +70,7 @@ def exported(limit, source, tmp_path_factory):
     return root / "m", made.artifact, made.facts
 
 
+@pytest.mark.slow
 def test_the_weights_go_beside_the_graph_and_never_through_it(exported):
     _, artifact, graph = exported
     assert [file.name for file in graph.files] == ["fp32.onnx", "fp32.onnx.data"]
@@ -141,6 +142,7 @@ def test_other_weights_beside_the_same_graph_are_another_source(exported, tmp_pa
     assert before != after
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_nothing_behind(limit, source, tmp_path, full_disk):
     model = dense_model(**KWARGS)
     full_disk(onnx, "save_model")

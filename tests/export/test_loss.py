@@ -93,6 +93,7 @@ def judge(graph):
     return cache(lambda plant: Yardstick.of(graph(plant), blobs(OTHER)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", swept([plain, large_channel, large_neuron], [large_channel]))
 def test_smoothing_changes_no_function_and_its_scales_are_positive(graph, judge, plant):
     model = graph(plant)
@@ -102,6 +103,7 @@ def test_smoothing_changes_no_function_and_its_scales_are_positive(graph, judge,
     assert judge(plant).lost(smoothed(model, scales)) < 1e-9, "fp32 rounding alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
 def test_a_file_that_loses_little_is_left_as_it_is(graph, judge, name):
     made = INT8[name](graph(plain), blobs(SEEN))
@@ -121,6 +123,7 @@ def test_smoothing_wins_back_what_a_large_channel_costs_in_each_call(graph, judg
     assert made.notes[0].startswith("Normalizations are smoothed: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
 def test_the_linear_that_reads_a_large_neuron_stays_in_fp32(graph, judge, name, monkeypatch):
     model, lost = graph(large_neuron), judge(large_neuron).lost
@@ -236,6 +239,7 @@ def test_each_image_is_measured_in_a_call_of_its_own(graph, judge):
     assert abs(lost - spread_error(expected, together)) > 0.01 * lost, "a batch has other ranges"
 
 
+@pytest.mark.slow
 def test_smoothing_that_fails_its_rung_leaves_the_plain_file(file, tmp_path, monkeypatch):
     """Fault: a smoothed graph that is nearly the model, loses less in int8, and is not within the tolerance of fp32."""
 

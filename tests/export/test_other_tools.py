@@ -258,6 +258,7 @@ def test_outputs_of_other_shapes_fail_even_where_they_are_as_many_numbers(tmp_pa
     assert "outputs have other shapes per image: a.onnx [5] and b.onnx [1, 5]" in rung.reason
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_compared_with_a_file_of_another_tool(tmp_path):
     model = dense_model()
     folder = save_model(model, tmp_path / "m")

@@ -140,6 +140,7 @@ def test_its_bytes_are_attributed_to_the_same_layers(converted, source, name):
     assert found[0] == found[1] >= {"blocks.0.attn.qkv.down", "blocks.0.attn.qkv.up", "blocks.1.mlp.fc1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp16", *INTEGERS])
 def test_a_second_time_gives_the_same_bytes(convert, tmp_path, name):
     first = convert(name).artifact.path.read_bytes()
@@ -501,7 +502,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", "int4"])
+@pytest.mark.parametrize("name", ["fp16", "int8-dynamic", "int8-qdq", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_file_that_was_made_for_noise_says_so(convert, name):
     notes = {noise: convert(name, noise=noise).facts.graph.notes for noise in (True, False)}
     assert notes[True] == ((MADE_FOR_NOISE, *notes[False]) if name in ("int8-qdq", "int4") else notes[False])
@@ -510,6 +511,7 @@ def test_a_file_that_was_made_for_noise_says_so(convert, name):
 CONVERSIONS = [*itertools.product(KINDS, ("fp16", "int8-dynamic", "int8-qdq"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversion", swept(CONVERSIONS, CONVERSIONS[::8]), ids="-".join)
 def test_every_kind_of_model_can_be_converted(tmp_path, conversion):
     kind, name = conversion
@@ -525,6 +527,7 @@ LISTED_ANEW = ("parallel", "attention pool")
 """Structures whose linears ONNX Runtime's converters list in another order: they do not wait for each other."""
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("case", swept(STRUCTURES, LISTED_ANEW[1:]))
 def test_every_structure_can_be_converted(tmp_path, case):
@@ -536,6 +539,7 @@ def test_every_structure_can_be_converted(tmp_path, case):
         assert {rung.verdict for rung in run_stage(stage, given).rungs} == {"pass"}
 
 
+@pytest.mark.slow
 def test_linears_that_changed_places_are_found_however_nodes_are_listed(tmp_path):
     model = onnx.load(exported(tmp_path / "a.onnx", variant("parallel").module).path)
     half = PRECISIONS["fp16"].convert(model, images(2, 1)).model

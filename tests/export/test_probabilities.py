@@ -92,6 +92,7 @@ def test_a_softmax_over_the_wrong_axis_is_caught_by_its_rung(made, tmp_path):
     assert "off" in rung.reason
 
 
+@pytest.mark.slow
 def test_an_export_whose_probabilities_are_wrong_leaves_no_file(tmp_path, monkeypatch):
     def over_the_batch(model, output):
         model = with_probabilities(model)

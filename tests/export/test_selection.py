@@ -189,7 +189,7 @@ def rows_of_linears(path):
         ({}, [5] * 5 + [1] * 3),
         ({"qk_norm": True}, [5] * 5 + [1] * 3),
         pytest.param({"init_values": 0.5}, [5] * 5 + [1] * 3, marks=pytest.mark.slow),
-        ({"reg_tokens": 2}, [7] * 5 + [1] * 3),
+        pytest.param({"reg_tokens": 2}, [7] * 5 + [1] * 3, marks=pytest.mark.slow),
         pytest.param({"global_pool": "avg"}, [5] * 8, marks=pytest.mark.slow),
     ],
     ids=str,

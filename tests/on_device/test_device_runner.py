@@ -203,6 +203,7 @@ def test_what_is_opened_to_be_the_last_is_never_timed():
     assert min(timed[1:]) > 0
 
 
+@pytest.mark.slow
 def test_warm_up_meets_both_minima():
     for call_ns, calls in ((2_000_000, 500), (400_000_000, 10)):
         facts = run_schedule(schedule(blocks=1), opener([], {"a": call_ns, "b": call_ns}))["variants"]["A"]

@@ -300,6 +300,7 @@ with Workspace(root).open() as space:
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_half_way_goes_on_where_it_stopped(root):
     made = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
     assert made.returncode == -signal.SIGKILL
@@ -369,6 +370,7 @@ with Workspace(Path(sys.argv[1])).open():
 """
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_by_another_run_is_refused_until_that_run_ends(root):
     with other_process(LOCK, root) as holder:
         (root / ".dense.x.partial").write_text("of the other run")

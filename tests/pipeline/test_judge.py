@@ -112,6 +112,7 @@ def test_the_deploy_model_must_cost_what_its_widths_predict(tiny):
             require_cost(deploy, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "largest"), [("int8-dynamic", 1), ("int4", 1), ("int8-qdq", STEP)])
 def test_a_file_whose_scales_depend_on_the_call_is_judged_one_picture_at_a_time(
     tmp_path, monkeypatch, precision, largest

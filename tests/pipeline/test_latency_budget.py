@@ -98,6 +98,7 @@ def test_equal_units_are_one_class(model):
     assert all(max(widths) < whole and len(members) == 2 for members, widths, whole in split)
 
 
+@pytest.mark.slow
 def test_ratios_are_paired_within_blocks(model):
     """The machine drifts by 30 % from block to block; the ratio does not."""
     measurer = Proportional()

@@ -137,6 +137,7 @@ def test_many_yes_or_no_outputs_are_measured_by_their_sigmoids(folder, tmp_path)
     assert session.get_modelmeta().custom_metadata_map["slimvit.output"] == "multi-label"
 
 
+@pytest.mark.slow
 def test_a_binary_score_is_judged_by_the_sign_of_its_logit(folder, tmp_path):
     asked = recipe(folder, output="multi-label", source="imagefolder:classes", compress={"method": "none"})
     report, _ = run(asked, tmp_path)

@@ -80,6 +80,7 @@ class Trainings(Nobody):
             self.stages.append(self._now)
 
 
+@pytest.mark.slow
 def test_the_baseline_is_shared_unless_everything_is_to_be_done_anew(tmp_path, cache):
     first, second, third = Trainings(), Trainings(), Trainings()
     report = run(Recipe.from_dict(TRAINED), tmp_path / "a", progress=Progress(first))
@@ -130,6 +131,7 @@ def test_pictures_that_are_others_than_before_are_told(tmp_path, caplog):
     assert f"The pictures are not those of the run in {tmp_path / 'run'}" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_cell_is_measured_again_until_it_says_something(tmp_path, stopwatch):
     def measured(threads=1):
         before = len(stopwatch.asked)
@@ -173,6 +175,7 @@ def test_a_run_goes_on_without_a_device_that_drops_off(tmp_path, stopwatch):
     assert ([row.batch for row in report.bench], report.not_measured) == ([1, 2, 3], ())
 
 
+@pytest.mark.slow
 def test_no_targets_mean_that_nothing_is_built_or_measured(tmp_path):
     report = run(Recipe.from_dict({**TIMED, "engine": {"targets": []}, "bench": {"targets": []}}), tmp_path / "run")
     assert (report.engines, report.bench, report.suggestion.fastest) == ((), (), ())
@@ -220,6 +223,7 @@ def test_a_recipe_may_name_targets_of_targets_toml(tmp_path, monkeypatch):
 PRECISE = {**TIMED, "export": {"precisions": ["fp32", "fp16", "int8", "int4"]}}
 
 
+@pytest.mark.slow
 def test_a_recipe_makes_and_times_files_of_several_precisions(tmp_path, stopwatch):
     report = run(Recipe.from_dict(PRECISE), tmp_path / "run", compare=stopwatch).to_dict()
     made = ["fp32", "fp16", "int8-dynamic", "int8-qdq", "int4"]
@@ -271,6 +275,7 @@ class Elsewhere(OrtCpu):
         return runner
 
 
+@pytest.mark.slow
 def test_files_that_another_runtime_is_timed_on_are_held_against_themselves_there(tmp_path, stopwatch, register):
     register(TARGETS, Elsewhere())
     recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cpu", "elsewhere"]}})
@@ -376,6 +381,7 @@ def test_openvinos_own_format_is_an_engine_that_is_run_and_compared(tmp_path):
     assert row["path"] in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_files_and_engines_may_take_pixels(tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'slimvit[openvino]'")
     recipe = {name: part for name, part in TIMED.items() if name != "bench"}
@@ -387,6 +393,7 @@ def test_files_and_engines_may_take_pixels(tmp_path):
         assert takes_pixels(OnnxFile(tmp_path / "run" / row["path"]).model)
 
 
+@pytest.mark.slow
 def test_int8_that_is_another_model_is_left_out_and_an_error_if_asked_for_by_name(tmp_path, register):
     honest = PRECISIONS["int8-qdq"]
 
@@ -420,6 +427,7 @@ def device(widths_timed):
     return widths_timed(lambda share, design: 1 - (0.9 if design.sessions > 1 else 1.0) * (1 - share))
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_measured_held_and_recorded(tmp_path, device):
     recipe = Recipe.from_dict(LIMITED)
     report = run(recipe, tmp_path / "a").to_dict()
@@ -472,6 +480,7 @@ def test_a_killed_run_goes_on_to_the_same_plan(tmp_path, device):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_plan_tells_what_a_run_decides(tmp_path, device):
     for changed in (
         {},
@@ -483,6 +492,7 @@ def test_plan_tells_what_a_run_decides(tmp_path, device):
         assert (shown.allocation.to_dict(), shown.note) == (decided(recipe, tmp_path / "run"), "")
 
 
+@pytest.mark.slow
 def test_plan_measures_damage_where_the_baseline_is_there(tmp_path, cache):
     recipe = Recipe.from_dict({**TRAINED, "compress": {"method": "joint"}, "finetune": {}})
     guess = preview(recipe)

@@ -97,6 +97,7 @@ def test_what_toml_cannot_say_is_not_written(space, value):
     assert (space.private / OURS).exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_what_it_left(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "mine").mkdir()

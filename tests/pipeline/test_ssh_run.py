@@ -76,6 +76,7 @@ def found(root, batch, verdict):
     path.write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_a_board_that_was_never_measured_on_is_asked_before_any_work(server, tmp_path):
     here = Recipe.from_dict({**ASKED, "bench": {"targets": ["ort-cpu"]}})
     run(here, tmp_path / "run", compare=briefly)

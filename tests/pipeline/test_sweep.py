@@ -175,6 +175,7 @@ def test_what_was_altered_in_the_other_run_is_not_taken_over(tmp_path):
     assert (second / "x.txt").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_their_budget_share_training_and_damage_and_give_what_they_give_alone(recipe, tmp_path):
     grid = variants(recipe, ["budget.params=0.6,0.5"])
     outcome = sweep(grid, tmp_path / "out", alone)

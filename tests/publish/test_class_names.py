@@ -50,6 +50,7 @@ def finished(tmp_path_factory):
         yield carried_out(saved(root / "hf", id2label=dict(enumerate(NAMES))), root / "run", **SMALLER)
 
 
+@pytest.mark.slow
 def test_every_model_and_every_file_of_a_run_has_them(finished):
     assert [tuple(load_model(finished / form).provenance[CLASS_NAMES]) for form in ("dense", "deploy")] == [NAMES] * 2
     files = sorted((finished / "onnx").glob("*.onnx"))

@@ -558,6 +558,7 @@ def test_what_names_and_shapes_do_not_say_stays_open():
     assert Anatomy(positions=17, class_token=True).grid == (4, 4)
 
 
+@pytest.mark.slow
 def test_reading_a_checkpoint_runs_nothing(tmp_path):
     """The allowed constructors are listed for one call alone: torch refuses the same file before and after."""
     path = tmp_path / "a.pth"

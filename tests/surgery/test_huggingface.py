@@ -244,6 +244,7 @@ def answers(model: nn.Module) -> Tensor:
         return model(images())
 
 
+@pytest.mark.slow
 def test_a_window_that_timm_cuts_otherwise_is_refused_and_no_other(tmp_path):
     """Kind: padding before a shift or after it, and windows shrunk by one edge or by each: weights fit all the same."""
 
@@ -738,6 +739,7 @@ PROCESSOR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ViT", "Swin", "DINOv2"])
 def test_a_folder_whose_descriptions_are_damaged_is_refused_or_computes_something(tmp_path, case):
     """Kind: config.json and preprocessor_config.json as hands and other tools leave them; the end is a model or a sentence."""

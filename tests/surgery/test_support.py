@@ -77,6 +77,7 @@ def test_what_timm_cannot_build_is_refused_in_its_words(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", swept([1, 8], [8]))
 def test_every_name_has_an_answer(step):
     assert timm_names() == timm.list_models()

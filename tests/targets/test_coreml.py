@@ -148,6 +148,7 @@ def test_a_package_in_fp16_computes_its_file_to_the_rounding_of_fp16(case, expor
     assert set(engine.facts["weights"]) == {"f16"}
 
 
+@pytest.mark.slow
 def test_names_batch_and_metadata_are_those_of_the_file(built):
     onnx_file, engine = built("classic", "fp16")
     package, source = open_artifact(engine.path), OnnxFile(onnx_file)
@@ -165,6 +166,7 @@ def test_names_batch_and_metadata_are_those_of_the_file(built):
     assert package.size_bytes < 0.7 * wider.size_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-dynamic"])
 def test_a_package_alone_is_interpreted_where_outputs_are_asked_for(precision, built):
     """As `slimvit parity` and `slimvit evaluate` do, which know no file that it was built from."""
@@ -235,6 +237,7 @@ def converting(monkeypatch):
     return lambda other: monkeypatch.setattr(coreml, "_convert", other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", swept(["scale", "weight"], ["weight"]))
 def test_a_wrong_scale_or_code_in_one_weight_fails_the_build(what, int8, tmp_path, converting):
     """Kind: a converter that rounds anew, or by another axis; cosines of the logits would hardly tell."""
@@ -308,6 +311,7 @@ def test_a_fault_of_the_converter_fails_the_rung(fault, built, tmp_path):
     assert found.reason.endswith("with no activation rounded")
 
 
+@pytest.mark.slow
 def test_what_fp16_costs_fails_no_package_and_hides_no_fault(exported, tmp_path):
     """A large number that all channels have in common, as trained streams do: fp16 rounds all else away with it."""
     model = onnx.load(exported("classic", "fp16"))

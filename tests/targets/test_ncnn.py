@@ -165,6 +165,7 @@ USUAL = ("average pooling", "NaFlex")
 """They are rewritten otherwise, as RoPE-ViT, the parallel kinds and hybrids are each in a way of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", swept(REWRITTEN, USUAL))
 def test_what_pnnx_would_misread_is_rewritten(case, tmp_path):
     """Means without their axis, sizes too many, every second number, stacks, lengths, norms of one size or in parts."""
@@ -216,6 +217,7 @@ def test_what_pnnx_says_in_its_log_is_read():
         require_whole("slice with step 2 is not supported\n", Path("m.onnx"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "part", "change"),
     [
@@ -268,6 +270,7 @@ def test_swapped_heads_are_known_by_the_outputs_alone(altered, built):
     assert swapped.sha256 != honest.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [operator_ignored, heads_swapped])
 def test_a_wrong_engine_replaces_nothing(fault, source, tmp_path, monkeypatch):
     def faulty(*arguments, **options):

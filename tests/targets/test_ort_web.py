@@ -85,6 +85,7 @@ def test_another_structure_is_the_model(tmp_path):
     assert rung_of(model, tmp_path / "m.onnx").verdict == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("name", swept(["fp16", "int8-dynamic", "int8-qdq", "int4"], ["int8-dynamic"]))
 def test_files_of_every_precision_that_it_loads_are_those_of_ort_cpu(tiny, tmp_path, name):
@@ -121,6 +122,7 @@ def heads_swapped(source, path):
     return changed(source, path, proj.input[1], lambda weight: np.roll(weight, 16, axis=int(transposed)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("plant", swept([bias_dropped, heads_swapped], [heads_swapped]))
 def test_a_fault_in_the_file_is_caught_by_the_rung(tiny, tmp_path, plant):
@@ -131,6 +133,7 @@ def test_a_fault_in_the_file_is_caught_by_the_rung(tiny, tmp_path, plant):
     assert "max |Δ|" in rung.reason
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("there")
 def test_a_wrong_scale_of_an_int8_file_is_caught_by_its_rung(tiny, tmp_path):
     model, source = tiny
@@ -153,6 +156,7 @@ def test_arrays_of_every_type_cross_both_ways(tmp_path, kind):
     np.testing.assert_array_equal(got, array)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("location", ["m.onnx.data", "weights.bin", "below/weights ä.bin"])
 def test_weights_in_a_file_beside_are_read(tiny, tmp_path, location):
@@ -298,6 +302,7 @@ def test_fewer_threads_than_asked_for_are_refused(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("there")
 def test_a_session_knows_its_runtime_and_what_the_child_took(tmp_path):
     """Kind: a child's work that counts as other processes' load, and its memory that counts as none."""

@@ -126,6 +126,7 @@ def table(shown):
     return [tuple(text.strip() for text in row.split("\t")[:2]) for row in shown.inner_text("#answer").splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dropped_picture_gets_the_answer_of_the_python_example(browser, page, model_of, tmp_path, infer_onnx, way):
     """Kind: a page that shows other classes than were evaluated, because it resizes, turns or scales pictures by itself."""

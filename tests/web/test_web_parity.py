@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from web.chromium import logits_in_chromium, noise
 
 from toolchain.export.calls import torch_call
@@ -10,6 +11,7 @@ from toolchain.parity import TOLERANCES, compare_outputs
 from toolchain.targets import get_target
 
 
+@pytest.mark.slow
 def test_wasm_in_a_browser_is_wasm_in_node_bit_for_bit(browser, folder):
     path, model = folder
     feeds = noise((1, 3))

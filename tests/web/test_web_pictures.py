@@ -42,6 +42,7 @@ def prepared(cases):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop_mode", [*CROP_MODES, None])
 @pytest.mark.parametrize("input_size", [(3, 32, 32), (3, 24, 40), (1, 16, 30)], ids=str)
 def test_a_page_prepares_pictures_as_the_python_example_does(infer_onnx, tmp_path, monkeypatch, crop_mode, input_size):

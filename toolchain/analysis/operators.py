@@ -48,7 +48,7 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the nodes of one file cost on a target, as means over the calls that were profiled."""
+    """What the nodes of one file cost on a target, in a typical one of the calls that were profiled."""
 
     name: str
     target: str
@@ -110,7 +110,7 @@ def profile_operators(
         target: one that can profile, such as "ort-cpu" or "openvino-cpu"; on this machine.
         workload: batch, threads and input shape of a call.
         warm_up: calls before those that count.
-        calls: that are averaged.
+        calls: that count; a node's time is the mean of the middle half of its times.
         seed: of the inputs.
         progress: gets progress reports.
 

@@ -86,17 +86,17 @@ class OpenVinoRunner:
         return time_calls_ns(call, feeds, samples)
 
     def node_times(self, feeds: Sequence[Feeds], calls: int) -> list[NodeTime]:
-        """The mean time of every node that was executed over `calls` calls; the runner must be opened as profiled."""
+        """The time of every node that was executed in one of `calls` calls; the runner must be opened as profiled."""
         request = self.request(feeds[0])
         kinds: dict[str, str] = {}
-        spent: defaultdict[str, float] = defaultdict(float)
+        spent: defaultdict[str, list[float]] = defaultdict(list)
         for index in range(calls):
             request.infer(feeds[index % len(feeds)], share_inputs=True, share_outputs=True)
             for node in request.get_profiling_info():
                 if node.status == node.Status.EXECUTED:
                     kinds[node.node_name] = node.node_type
-                    spent[node.node_name] += node.real_time.total_seconds() * 1e9
-        return [NodeTime(name, kinds[name], total / calls) for name, total in spent.items()]
+                    spent[node.node_name].append(node.real_time.total_seconds() * 1e9)
+        return [NodeTime.of_calls(name, kinds[name], took) for name, took in spent.items()]
 
     def request(self, feeds: Feeds) -> Any:
         """OpenVINO's own infer request, compiled for feeds of these shapes; raises as `infer` does."""

@@ -60,7 +60,7 @@ class OrtCpu(Profiled):
         return _CheckedOrtRunner(str(path), threads)
 
     def _node_times(self, path: Path, threads: int, feeds: Sequence[Feeds], warm_up: int, calls: int) -> list[NodeTime]:
-        """The mean time of every node over `calls` calls, after `warm_up` others, by ONNX Runtime's own profiler.
+        """The time of every node in one of `calls` calls, after `warm_up` others, by ONNX Runtime's own profiler.
 
         The nodes are those that it runs after its graph optimisation; their times are whole microseconds.
 
@@ -77,7 +77,7 @@ class OrtCpu(Profiled):
             for index in range(warm_up + calls):
                 session.run(None, feeds[index % len(feeds)])
             events = read_json(Path(session.end_profiling()))
-        return mean_times(events, warm_up, calls)
+        return node_times(events, warm_up)
 
 
 class _Arguments(BaseModel):
@@ -93,13 +93,14 @@ class Event(BaseModel):
     args: _Arguments = _Arguments()
 
 
-def mean_times(events: object, warm_up: int, calls: int) -> list[NodeTime]:
-    """The mean time of every node in the events of a profile: a node runs once a call, and its first events are the warm-up's."""
+def node_times(events: object, warm_up: int) -> list[NodeTime]:
+    """The time of every node in the events of a profile: a node runs once a call, and its first events are the warm-up's."""
     spent: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for event in TypeAdapter(list[Event]).validate_python(events):
         if event.cat == "Node" and event.name.endswith(KERNEL):
             spent[event.name.removesuffix(KERNEL), event.args.op_name].append(event.dur)
-    return [NodeTime(name, op, 1e3 * sum(took[warm_up:]) / calls) for (name, op), took in spent.items()]
+    counted = {node: [1e3 * us for us in took[warm_up:]] for node, took in spent.items()}
+    return [NodeTime.of_calls(*node, ns) for node, ns in counted.items() if ns]
 
 
 ORT_CPU = OrtCpu()
