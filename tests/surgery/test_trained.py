@@ -49,6 +49,14 @@ def model_of(**kwargs: object) -> nn.Module:
     return timm.create_model(NAME, **{**SMALL, **kwargs}).eval()
 
 
+def test_whole_numbers_are_numbers(tmp_path: Path):
+    """Kind: pictures that are prepared otherwise than in training. A YAML file of arguments says 0 and 1, not 0.0 and 1.0."""
+    path = saved(tmp_path / "a.pth.tar", model_of(), {}, mean=[0, 0, 0], std=[1, 1, 1], crop_pct=1)
+    data = Trained.of(read_tensors(path)[0]).data
+    assert data == {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "crop_pct": 1.0}
+    assert {type(value) for value in data["mean"]} == {float}
+
+
 def test_recorded_arguments_make_the_model_that_was_trained(tmp_path: Path):
     kwargs = {**SMALL, "num_heads": 1, "drop_path_rate": 0.1}
     model = model_of(num_heads=1, global_pool="avg")
