@@ -25,7 +25,7 @@ from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.checkpoint import read_checkpoint
 from toolchain.surgery.hub import CONFIG, read_config
-from toolchain.surgery.huggingface.folder import Folder, class_names
+from toolchain.surgery.huggingface.folder import Folder
 from toolchain.surgery.load import load_dense
 from toolchain.surgery.reading import CHECKPOINTS
 
@@ -87,7 +87,7 @@ class Draft:
         classes = 0 if loaded.ref.output in FEATURES else int(module.num_classes)  # type: ignore[arg-type]
         path = Path(model).expanduser()
         natural = path.is_file() and read_checkpoint(path).trained.in_natural_order
-        pictures = pictures_of(data, classes, class_names(path), in_natural_order=natural)
+        pictures = pictures_of(data, classes, loaded.class_names, in_natural_order=natural)
         numbers = {} if "classes" in tables["data"] else pictures.numbers
         where = {"classes": str(beside / CLASSES_FILE)} if numbers else {}
         tables["data"] = {"source": pictures.source, **where, **tables["data"]}
