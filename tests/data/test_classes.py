@@ -49,6 +49,23 @@ def test_the_map_must_fit_the_model(tmp_path):
         source.check_classes(7)
 
 
+@pytest.mark.parametrize("kind", ["imagefolder", "hf"])
+def test_labels_in_another_order_than_the_model_names_its_outputs_are_refused(tmp_path, kind):
+    """Kind: accuracy by the labels of other classes. Folders are in the order of their names, a model need not be."""
+    root = fill(tmp_path / "data", "cat", "dog") if kind == "imagefolder" else hf_splits(tmp_path, train=[0, 1] * 6)
+    source = open_(root, kind)
+    assert source.class_names == {"cat": 0, "dog": 1}
+    for names in ((), ("cat", "dog"), ("ant", "bee"), ("CAT ", "puppy")):
+        source.check_classes(2, names)
+    with pytest.raises(
+        ModelError, match=r"'cat' is class 0 of the data source .* and output 1 of the model.*--classes"
+    ):
+        source.check_classes(2, ("Dog", "Cat"))
+    mapped = open_(root, kind, classes=write(tmp_path / "c.txt", "dog\ncat"))
+    assert mapped.class_names == {"cat": 1, "dog": 0}
+    mapped.check_classes(2, ("Dog", "Cat"))
+
+
 def test_every_list_is_timms(tmp_path):
     for name in CLASS_LISTS:
         numbers = read_classes(name)

@@ -81,6 +81,7 @@ class ImageFolder:
             preprocessing,
             digest_files(root, files),
             num_classes=len(classes),
+            class_names=labels,
             flip=True,
             notes=(
                 *layout.notes,

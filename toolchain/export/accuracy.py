@@ -75,6 +75,10 @@ def accuracy_of(
             f"{path} gives {WORDS[artifact.output]}, which have no accuracy; `slimvit evaluate` judges them by their neighbours, "
             "a gate by relation.features"
         )
+    if why := artifact.choices.get(artifact.main_output):
+        raise RecipeError(
+            f"{path} gives {why}, in its output {artifact.main_output!r}: name a file that gives the scores of all classes"
+        )
     preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
     with opened_artifact(artifact, preprocess, step_of(artifact)) as run:
         call = _explained(run, artifact, lambda outputs: outputs[artifact.main_output])
@@ -85,7 +89,8 @@ def accuracy_of(
         first = call(stack_images([images[0][0]]))
         if first.ndim != 2 or len(first) != 1:
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
-        source.check_classes(label_classes(output_of(artifact.output, first.shape[1]), first.shape[1]))
+        classes_of = label_classes(output_of(artifact.output, first.shape[1]), first.shape[1])
+        source.check_classes(classes_of, artifact.class_names)
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     if result.without_class:
         raise ArtifactError(

@@ -209,7 +209,7 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
         return source.unlabelled(
             f"Labels are not read: the outputs are {WORDS[dense.output]}, and labels name classes."
         )
-    source.check_classes(dense.label_classes)
+    source.check_classes(dense.label_classes, dense.class_names)
     return source
 
 

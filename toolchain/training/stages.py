@@ -109,7 +109,7 @@ class Train:
         """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
         require_classes("[train]", given, UNTRAINED)
         require_labels(self.source, "[train]")
-        self.source.check_classes(given.label_classes)
+        self.source.check_classes(given.label_classes, given.class_names)
 
     def __call__(self, given: TimmModel) -> Made[TimmModel, None]:
         """The model, trained."""
@@ -210,7 +210,7 @@ class Finetune:
                 "dense model that the masked one was made of"
             )
         if self.reads_labels:
-            self.source.check_classes(given.label_classes)
+            self.source.check_classes(given.label_classes, given.class_names)
 
     def __call__(self, given: MaskedModel) -> Made[MaskedModel, FinetuneFacts]:
         """The model, fine-tuned, or the given one if that is better on validation."""
