@@ -183,7 +183,9 @@ def test_outputs_that_say_which_classes_were_chosen_are_no_scores(case, tmp_path
     same, differing = (parity_of(a, each, "none") for each in (b, c))
     assert (same.rung.verdict, differing.rung.verdict) == ("pass", "fail")
     assert "Not compared: label of a.onnx." in same.notes
-    assert accuracy_of(a, data, "test", asked=HALVES).accuracy.total == 10
+    judged = accuracy_of(a, data, "test", asked=HALVES)
+    assert judged.accuracy.total == 10
+    assert "Of a.onnx, logits is judged, and not label." in judged.notes
 
 
 def test_a_file_is_not_judged_by_labels_in_another_order_than_it_names_its_classes(tmp_path, data):

@@ -96,7 +96,8 @@ def accuracy_of(
         raise ArtifactError(
             f"{path} gives NaN or infinity for {result.without_class} of {result.total} images, so that it has no accuracy"
         )
-    return Evaluation(result, (*notes, *artifact.notes), source.content, source.pictures(split))
+    left = _left([artifact], [(artifact.main_output,)])
+    return Evaluation(result, (*left, *notes, *artifact.notes), source.content, source.pictures(split))
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,16 @@ def paired_outputs(*artifacts: Artifact) -> tuple[list[tuple[str, ...]], list[st
                 )
                 + ": name a reference with the same outputs"
             )
-    notes = [
+    return names, _left(artifacts, names)
+
+
+def _left(artifacts: Sequence[Artifact], names: Sequence[tuple[str, ...]]) -> list[str]:
+    """A sentence on each artifact that has outputs which are not judged, beside those that are."""
+    return [
         f"Of {each.path.name}, {', '.join(part)} is judged, and not {', '.join(left)}."
         for each, part in zip(artifacts, names, strict=True)
         if (left := [name for name in each.ranks if name not in part])
     ]
-    return names, notes
 
 
 def _features_in(artifact: Artifact) -> tuple[str, ...]:
