@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toolchain.errors import DataError, fault_words
@@ -297,6 +298,20 @@ def class_folders(folder: Path) -> tuple[list[str], list[str]]:
     if strays := len(pictures_in(folder)):
         notes.append(f"Left out, since in no class folder: {strays} images in {folder.name}/.")
     return classes, notes
+
+
+def order_notes(classes: Sequence[str]) -> list[str]:
+    """One sentence on class folders whose numbers are others where 2 comes before 10, if there are any."""
+    natural = sorted(classes, key=natural_key)
+    if natural == [*classes]:
+        return []
+    place = next(index for index, name in enumerate(natural) if classes[index] != name)
+    note = (
+        f"Class folders are numbered in alphabetical order, as torchvision does it: {classes[place]!r} is class {place}. Of a model "
+        f"that numbers them as timm's train.py does, 2 before 10 and without regard to case, output {place} is {natural[place]!r}: set "
+        "data.classes (--classes) to a file with one folder a line in that order."
+    )
+    return [note]
 
 
 def require_known(folder: Path, classes: Sequence[str]) -> None:

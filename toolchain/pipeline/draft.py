@@ -251,14 +251,10 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = (), *, in_natura
     labelled, natural = f"imagefolder:{folder.resolve()}", sorted(folders, key=natural_key)
     if in_natural_order and not names:
         names = natural
-    if classes and not names and natural != folders:
-        log.warning(
-            "data: the class folders are numbered in alphabetical order, as torchvision does it, and timm's train.py would number "
-            "them otherwise (%s): if that trained the model, set data.classes to a file with one folder a line in that order",
-            ", ".join([*natural[:4], *(["…"] if count > 4 else [])]),
-        )
     if not classes or not names:
         return Pictures(labelled, f"{count} classes" + (", numbered in alphabetical order" if classes else ""))
     if set(folders) != set(names):
         return _unread(unlabelled, "the folders have other names than the model's classes: labels are not read")
-    return Pictures(labelled, f"{count} classes", {} if folders == list(names) else {n: i for i, n in enumerate(names)})
+    return Pictures(
+        labelled, f"{count} classes", {} if folders == list(names) == natural else {n: i for i, n in enumerate(names)}
+    )
