@@ -77,7 +77,8 @@ class ModelFolder(Artifact):
     @property
     def class_names(self) -> tuple[str, ...]:
         """What its outputs stand for, where that was known."""
-        return tuple(map(str, self.record.provenance.get(CLASS_NAMES) or ()))
+        names = self.record.provenance.get(CLASS_NAMES)
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def precision(self) -> Reading:

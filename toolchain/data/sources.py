@@ -84,6 +84,12 @@ class DataSource:
         return hashlib.sha256(self.content.encode() + positions).hexdigest() if self.content else ""
 
     @property
+    def ordered_names(self) -> tuple[str, ...]:
+        """The names of all classes in the order of their labels; () where some have none."""
+        names = {number: name for name, number in self.class_names.items()}
+        return tuple(names[number] for number in range(len(names))) if names.keys() == set(range(len(names))) else ()
+
+    @property
     def identity(self) -> dict[str, str]:
         """The kind of source and the digest of its content, for files that must not say where it lies."""
         return {"source": self.name.partition(":")[0], "digest": self.digest}
