@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationEr
 
 from toolchain.errors import ArtifactError
 from toolchain.files import read_json
-from toolchain.outputs import Output, label_classes, output_names, output_of
+from toolchain.outputs import CLASS_NAMES, Output, label_classes, output_names, output_of
 from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.records import first_fault
@@ -102,6 +102,11 @@ class _Model:
     def output_names(self) -> tuple[str, ...]:
         """The names of its outputs."""
         return output_names(self.output, self.ref.layers)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its outputs stand for, in order, where that is known; else ()."""
+        return tuple(map(str, self.provenance.get(CLASS_NAMES, ())))
 
     @property
     def label_classes(self) -> int | None:

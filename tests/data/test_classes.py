@@ -49,6 +49,35 @@ def test_the_map_must_fit_the_model(tmp_path):
         source.check_classes(7)
 
 
+@pytest.mark.parametrize("kind", ["imagefolder", "hf"])
+def test_labels_in_another_order_than_the_model_names_its_outputs_are_refused(tmp_path, kind):
+    """Kind: accuracy by the labels of other classes. Folders are in the order of their names, a model need not be."""
+    root = fill(tmp_path / "data", "cat", "dog") if kind == "imagefolder" else hf_splits(tmp_path, train=[0, 1] * 6)
+    source = open_(root, kind)
+    assert source.class_names == {"cat": 0, "dog": 1}
+    for names in ((), ("cat", "dog"), ("ant", "bee"), ("CAT ", "puppy")):
+        source.check_classes(2, names)
+    with pytest.raises(
+        ModelError, match=r"'cat' is class 0 of the data source .* and output 1 of the model.*--classes"
+    ):
+        source.check_classes(2, ("Dog", "Cat"))
+    mapped = open_(root, kind, classes=write(tmp_path / "c.txt", "dog\ncat"))
+    assert mapped.class_names == {"cat": 1, "dog": 0}
+    mapped.check_classes(2, ("Dog", "Cat"))
+
+
+def test_numbers_of_folders_that_a_trainer_may_have_counted_otherwise_are_told(tmp_path):
+    """Kind: accuracy by the labels of other classes. Folders 1, 2 and 10 are in the order 1, 10, 2 of their names."""
+    numbered = fill(tmp_path / "numbers", "1", "2", "10")
+    assert open_(numbered).class_names == {"1": 0, "10": 1, "2": 2}
+    (note,) = open_(numbered).notes
+    assert "alphabetical order, as torchvision does it: '10' is class 1." in note
+    assert "2 before 10 and without regard to case, output 1 is '2': set data.classes (--classes)" in note
+    mapped = open_(numbered, classes=write(tmp_path / "c.txt", "1\n2\n10"))
+    assert not any("alphabetical" in note for note in mapped.notes)
+    assert open_(fill(tmp_path / "padded", "01", "02", "10")).notes == ()
+
+
 def test_every_list_is_timms(tmp_path):
     for name in CLASS_LISTS:
         numbers = read_classes(name)

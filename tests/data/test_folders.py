@@ -52,6 +52,19 @@ def test_split_folders_are_known_by_their_usual_names_in_any_case(tmp_path, trai
     assert source.notes == ()
 
 
+def test_folders_of_the_same_names_in_class_folders_are_told(tmp_path):
+    """Kind: places, days or folds that are taken for classes, one level above the classes."""
+    inner = [
+        f"{split}/{site}/{name}" for split in ("train", "val") for site in ("east", "west") for name in ("cat", "dog")
+    ]
+    notes = open_(fill(tmp_path / "sites", *inner)).notes
+    assert len(notes) == 2
+    assert "The class folders east, west of train/ hold folders of the same names (cat, dog)" in notes[0]
+    assert "if the inner folders are the classes, move them up into val/." in notes[1]
+    for beside in (("train/cat/images", "train/dog/images"), ("train/cat/day", "train/dog/night")):
+        assert open_(fill(tmp_path / beside[0][-3:], *beside)).notes == ()
+
+
 def test_three_split_folders_are_three_splits(tmp_path):
     source = open_(fill(tmp_path, *splits("Training", "Validation"), "Test/cat", "Test/dog"))
     assert sizes(source) == {"train": 8, "validation": 8, "test": 8}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import product
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from PIL import Image
 
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.onnx_file import UINT8, OnnxFile
-from toolchain.errors import ArtifactError, DataError, RecipeError
+from toolchain.errors import ArtifactError, DataError, ModelError, RecipeError
 from toolchain.export.accuracy import accuracy_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.calls import in_parts
@@ -23,6 +24,7 @@ from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.export.preparation import Preparation
 from toolchain.model import run_stage
+from toolchain.outputs import CLASSES
 from toolchain.parity import Tolerance
 from toolchain.recipe import EngineSection
 from toolchain.surgery.replay import save_model
@@ -30,6 +32,19 @@ from toolchain.surgery.replay import save_model
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((48, 5)).astype(np.float32)
 DIGITS = Preparation(mean=(0.0,), std=(1.0,))
+
+
+HALVES = Preparation(mean=(0.5,), std=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A source of five classes, ten pictures to test."""
+    root = tmp_path_factory.mktemp("classes")
+    for split, index, number in product(("train", "test"), range(5), range(2)):
+        (folder := root / split / f"class{index}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return f"imagefolder:{root}"
 
 
 def write(
@@ -128,6 +143,61 @@ def test_an_output_that_only_the_first_file_has_is_missed(tmp_path):
     for others in ({"boxes": WEIGHT[:, :4]}, {"scores": -WEIGHT, "boxes": WEIGHT[:, :4]}):
         rung = parity_of(a, several(tmp_path / "b.onnx", others), "none").rung
         assert (rung.verdict, rung.reason) == ("fail", "b.onnx lacks logits of a.onnx")
+
+
+CHOICES = {
+    "ArgMax": ("label", TensorProto.INT64, [helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=1)]),
+    "TopK, indices": ("label", TensorProto.INT64, [helper.make_node("TopK", ["logits", "k"], ["best", "label"])]),
+    "TopK, scores": (
+        "label",
+        TensorProto.FLOAT,
+        [helper.make_node("Softmax", ["logits"], ["p"]), helper.make_node("TopK", ["p", "k"], ["label", "i"])],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_outputs_that_say_which_classes_were_chosen_are_no_scores(case, tmp_path, data):
+    """Kind: a verdict on numbers that mean something else. Two models may choose alike, and the first of sorted scores is the largest."""
+    name, kind, nodes = CHOICES[case]
+
+    def chosen(path, weight, *, alone):
+        model = onnx.load(write(path, weight=weight))
+        model.graph.node.extend(nodes)
+        model.graph.initializer.append(numpy_helper.from_array(np.array([5]), "k"))
+        scores = [] if alone else list(model.graph.output)
+        del model.graph.output[:]
+        model.graph.output.extend([helper.make_tensor_value_info(name, kind, ["batch", None]), *scores])
+        onnx.save(model, path)
+        return path
+
+    other = WEIGHT + 0.01 * RNG.standard_normal(WEIGHT.shape).astype(np.float32)
+    a, b = (chosen(tmp_path / f"{each}.onnx", WEIGHT, alone=True) for each in "ab")
+    with pytest.raises(
+        RecipeError, match=r"which files can share that are not the same model: compare files that give"
+    ):
+        parity_of(a, b, "none")
+    with pytest.raises(RecipeError, match=r"in its output 'label': name a file that gives the scores of all classes"):
+        accuracy_of(a, data, "test", asked=HALVES)
+    a, b, c = (chosen(tmp_path / f"{k}.onnx", w, alone=False) for k, w in (("a", WEIGHT), ("b", WEIGHT), ("c", other)))
+    same, differing = (parity_of(a, each, "none") for each in (b, c))
+    assert (same.rung.verdict, differing.rung.verdict) == ("pass", "fail")
+    assert "Not compared: label of a.onnx." in same.notes
+    judged = accuracy_of(a, data, "test", asked=HALVES)
+    assert judged.accuracy.total == 10
+    assert "Of a.onnx, logits is judged, and not label." in judged.notes
+
+
+def test_a_file_is_not_judged_by_labels_in_another_order_than_it_names_its_classes(tmp_path, data):
+    """Kind: accuracy by the labels of other classes."""
+    model = onnx.load(write(tmp_path / "a.onnx"))
+    names = [f"class{index}" for index in (1, 0, 2, 3, 4)]
+    helper.set_model_props(model, {CLASSES: json.dumps(names)})
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ModelError, match=r"'class0' is class 0 .* and output 1 of the model"):
+        accuracy_of(tmp_path / "a.onnx", data, "test", asked=HALVES)
+    (tmp_path / "c.txt").write_text("\n".join(names))
+    assert accuracy_of(tmp_path / "a.onnx", data, "test", asked=HALVES, classes=str(tmp_path / "c.txt"))
 
 
 def test_what_is_the_same_for_every_image_is_not_what_differs_however_large_the_mean(tmp_path):

@@ -1,10 +1,15 @@
+import json
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
 from builders import Refusing
+from PIL import Image
+from safetensors.torch import save_file
 
-from toolchain.errors import RecipeError
+from toolchain.errors import ModelError, RecipeError
+from toolchain.pipeline.draft import Draft
 from toolchain.pipeline.job import begin, prepare
 from toolchain.plan import ModelRef
 from toolchain.recipe import Recipe
@@ -56,6 +61,30 @@ def test_how_pictures_are_prepared_and_mirrored_reaches_the_model_and_its_files(
     how = start.dense.preprocess.to_dict()
     assert how == {"input_size": (1, 8, 8), **said, "mean": (0.1,), "std": (0.2,)}
     assert start.source.flip
+
+
+def test_folders_in_another_order_than_a_model_names_its_classes_are_refused(tmp_path):
+    """Kind: accuracy by the labels of other classes."""
+    for split, name, index in product(("train", "val"), ("cat", "dog"), range(4)):
+        (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 30 * index + (name == "dog")).save(tmp_path / split / name / f"{index}.png")
+    kwargs = {**DIGITS, "num_classes": 2}
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 2,
+        "model_args": kwargs,
+        "label_names": ["dog", "cat"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module = create_dense(ModelRef(name="vit_tiny_patch16_224", kwargs=kwargs))
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    recipe = {"model": {"name": f"local-dir:{tmp_path}"}, "data": {"source": f"imagefolder:{tmp_path}"}}
+    with pytest.raises(ModelError, match=r"'cat' is class 0 .* and output 1 of the model"):
+        begin(Recipe.from_dict({**recipe, "budget": {"params": 0.6}}))
+    learned = {**recipe, "compress": {"method": "none"}, "train": {}}
+    assert begin(Recipe.from_dict(learned)).source.ordered_names == ("cat", "dog")
+    draft = Draft.of(f"local-dir:{tmp_path}", str(tmp_path), {})
+    assert draft.classes == {"dog": 0, "cat": 1}
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,16 @@ def test_weights_under_any_key(tmp_path, key):
     assert "notes" not in model.provenance
 
 
+def test_an_average_without_names_is_told(tmp_path):
+    """Kind: other weights than those that were evaluated. torch_ema keeps an average as a row of tensors."""
+    state, ema = weights(), {"decay": 0.99, "shadow_params": [2 * tensor for tensor in weights().values()]}
+    notes = loaded({"model": state, "ema": ema}, tmp_path / "a.pth").provenance["notes"]
+    assert len(notes) == 1
+    assert f"{len(state)} tensors of the weights' shapes without names, under 'ema.shadow_params'" in notes[0]
+    for other in ({"optimizer": ema}, {"rng": [torch.zeros(5056), torch.zeros(16)]}):  # of no model
+        assert "notes" not in loaded({"model": state, **other}, tmp_path / "b.pth").provenance
+
+
 @pytest.mark.parametrize(
     ("taken", "left"),
     [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("teacher", "student"), ("ema", "model")],

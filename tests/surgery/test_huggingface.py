@@ -22,9 +22,9 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, ModelError, SlimvitError, StorageError
 from toolchain.recipe import ModelSection, Recipe
 from toolchain.surgery.huggingface import LAYOUTS
-from toolchain.surgery.huggingface.folder import Folder, class_names, is_folder
+from toolchain.surgery.huggingface.folder import Folder, is_folder
 from toolchain.surgery.huggingface.layout import ratio
-from toolchain.surgery.huggingface.processor import CLASSES, FILTERS
+from toolchain.surgery.huggingface.processor import CLASSES, CROP_SIZE, FILTERS
 from toolchain.surgery.huggingface.swin import SwinConfig, SwinLayout
 from toolchain.surgery.load import Loaded, load_dense
 from toolchain.surgery.replay import load_model, save_model
@@ -298,20 +298,19 @@ def test_values_of_older_files_of_clip_are_those_that_transformers_takes(tmp_pat
 @pytest.mark.parametrize("case", ["ViT", "CLIP, classes", "Swin"])
 def test_classes_have_the_names_that_config_json_gives_them(tmp_path, case):
     folder = saved(tmp_path, case)
-    assert class_names(folder) == ()  # LABEL_0 …
+    assert Folder.open(folder).class_names == ()  # LABEL_0 …
     names = ("tench", "goldfish", "cock", "hen", "ostrich")
     write(folder, id2label={str(index): names[index] for index in (4, 0, 1, 2, 3)})
-    assert class_names(folder) == loaded(folder).class_names == load_dense(as_name(folder)).class_names == names
+    assert loaded(folder).class_names == load_dense(as_name(folder)).class_names == names
     assert loaded(folder, kwargs={"num_classes": 0}).class_names == ()
     write(folder, id2label={str(index + 1): name for index, name in enumerate(names)})
-    assert class_names(folder) == ()  # of no outputs
-    assert class_names(folder / "model.safetensors") == ()
+    assert loaded(folder).class_names == ()  # of no outputs
 
 
 def test_a_model_without_a_classifier_has_no_classes_to_name(tmp_path):
     folder = saved(tmp_path, "DINOv2")
     write(folder, id2label={"0": "cat", "1": "dog"}, architectures=["Dinov2ForImageClassification"])
-    assert class_names(folder) == ()
+    assert loaded(folder).class_names == ()
 
 
 # Ways in
@@ -625,7 +624,20 @@ CROPPED = {
         ({"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
         ({**SQUARE, "rescale_factor": 2 / 255}, {"mean": (0.05,) * 3, "std": (0.1,) * 3}),
         ({**CROPPED, "size": 40, "image_processor_type": "SiglipImageProcessor"}, {"crop_mode": "center"}),
-        ({"image_processor_type": "CLIPImageProcessor", "size": 32}, {"interpolation": "bicubic"}),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 256}, {"interpolation": "bicubic", "crop_pct": 0.875}),
+        ({"image_processor_type": "BitImageProcessor", "size": 40, "crop_size": 32}, {"crop_pct": 0.8}),
+        (
+            {"image_processor_type": "DeiTImageProcessor", "size": 40, "crop_size": 32, "do_center_crop": None},
+            {"crop_pct": 0.8, "crop_mode": "squash"},
+        ),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": 40, "crop_size": 32, "do_normalize": None},
+            {"crop_pct": 1, "crop_mode": "squash"},
+        ),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": 40, "crop_size": 32, "do_center_crop": False},
+            {"crop_pct": 1, "crop_mode": "center"},
+        ),
         ({"image_processor_type": "BitImageProcessorFast"}, {"interpolation": "bicubic"}),
         ({"feature_extractor_type": "DeiTFeatureExtractor"}, {"interpolation": "bicubic"}),
         ({"image_processor_type": "ConvNextImageProcessor", "size": 32}, {"crop_pct": 32 / 36, "crop_mode": "center"}),
@@ -658,6 +670,8 @@ def test_classes_of_processors_are_those_of_transformers():
         theirs = getattr(hf, f"{name}ImageProcessor")
         assert FILTERS[int(theirs.resample)] == defaults.interpolation
         assert theirs.default_to_square is not defaults.by_edge
+        assert bool(getattr(theirs, "do_center_crop", None)) is defaults.crops
+        assert not defaults.crops or theirs.crop_size == {"height": CROP_SIZE, "width": CROP_SIZE}
     mapped = hf.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
     known = {name: mapped[name]["torchvision"] for name in LAYOUTS if name in mapped}
     assert len(known) > 8
@@ -673,10 +687,27 @@ def test_what_no_processor_says_is_told_and_a_broken_one_refused(tmp_path):
     assert "preprocessor_config" not in notes(loaded(folder))
     write(folder, "preprocessor_config.json", size=None, max_num_patches=16)
     assert "No preprocessor_config.json says the size: pictures are resized" in notes(loaded(folder))
-    for wrong in ({"resample": 17}, {"size": {"longest_edge": 3}}):
+    wrongs = (
+        {"resample": 17},
+        {"size": {"longest_edge": 3}},
+        {"do_center_crop": True, "crop_size": 33},
+        {"size": {"height": 40, "width": 36}, "do_center_crop": True, "crop_size": 32},
+        {"image_processor_type": "LevitImageProcessor"},
+        {"image_processor_type": "OwnImageProcessor"},
+    )
+    for wrong in wrongs:
         write(folder, "preprocessor_config.json", **{**SQUARE, **wrong})
         with pytest.raises(ModelError, match=r"preprocessor_config\.json does not describe an image processor"):
             loaded(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights_is_refused(tmp_path, name):
+    """Kind: weights that are not those that were trained. transformers adds an adapter that lies in a model's folder."""
+    folder = saved(tmp_path)
+    (folder / name).write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match=rf"{name} beside its weights, an adapter .*merge_and_unload"):
+        loaded(folder)
 
 
 def test_a_processor_for_another_size_is_told(tmp_path):

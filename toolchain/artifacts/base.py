@@ -23,6 +23,8 @@ Part = tuple[str, str]
 """(layer, part of it)."""
 Fact = str | int | float | bool | None | Sequence["Fact"] | Mapping[str, "Fact"]
 """A JSON value."""
+WHOLE = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64))})
+"""Element types that are no scores; those of 8 bits can be, of a quantised file."""
 GZIP = 31
 """zlib's name for a gzip stream of the largest window."""
 
@@ -163,6 +165,11 @@ class Artifact(ABC):
         return None
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names that it declares, in the order of the outputs; () if it declares none."""
+        return ()
+
+    @property
     def precision(self) -> Reading:
         """Its precision, and what it was read from."""
         return Reading("", f"{self.word}s do not tell their precision")
@@ -223,11 +230,18 @@ class Artifact(ABC):
         """Output of the model → its rank, None where that is not known; probabilities that slimvit added are left out."""
         return {port.name: None if port.shape is None else len(port.shape) for port in self.outputs}
 
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """Output → why its numbers say which classes were chosen and no longer how much speaks for each; of others nothing."""
+        whole = {port.name: port.type for port in self.outputs if port.type in WHOLE and port.name in self.ranks}
+        return {name: f"whole numbers ({kind}), such as those of classes" for name, kind in whole.items()}
+
     @property
     def main_output(self) -> str:
-        """The output that is judged: "logits", or "logits" with a number appended; else the first."""
+        """The output that is judged: "logits", or "logits" with a number appended; else the first, of `choices` only without others."""
         called = [name for name in self.ranks if name.startswith(LOGITS)]
-        return LOGITS if LOGITS in called else next(iter([*called, *self.ranks]))
+        others = [name for name in self.ranks if name not in self.choices]
+        return LOGITS if LOGITS in called else next(iter([*called, *others, *self.ranks]))
 
     @property
     def notes(self) -> list[str]:

@@ -14,7 +14,7 @@ from toolchain.artifacts.base import Artifact, Fact, Part, Reading, layer_and_pa
 from toolchain.artifacts.inputs import Port
 from toolchain.errors import ArtifactError, RecipeError, StorageError, fault_words
 from toolchain.model import BATCH, IMAGE, ModelRecord, Preprocess
-from toolchain.outputs import Output, output_names
+from toolchain.outputs import CLASS_NAMES, Output, output_names
 from toolchain.plan import CompressionPlan
 
 RECORD, WEIGHTS = "model.json", ".safetensors"
@@ -73,6 +73,12 @@ class ModelFolder(Artifact):
     def output(self) -> Output | None:
         """The kind of output that its recipe declared."""
         return self.record.model.output
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its outputs stand for, where that was known."""
+        names = self.record.provenance.get(CLASS_NAMES)
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def precision(self) -> Reading:

@@ -40,6 +40,8 @@ NOT_WEIGHTS = frozenset(
     {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
 """Element types of initializers that are not weights: shapes, axes and indices."""
+SQUASHES = ("Softmax", "Sigmoid")
+"""Operators that change numbers and not their order."""
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -71,6 +73,17 @@ class Declaring(Artifact):
     def output(self) -> Output | None:
         """What it says that its outputs are; None where it does not, as classes need not be declared."""
         return output_named(self.metadata.get(OUTPUT_KIND))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names that it declares, in the order of the outputs; () if it declares none."""
+        try:
+            names = json.loads(self.metadata.get(CLASSES, "[]"))
+        except json.JSONDecodeError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ArtifactError(f"{self.path} has damaged metadata: {CLASSES} is no list of names")
+        return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -164,17 +177,6 @@ class OnnxFile(Declaring):
         """Its metadata."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The class names that it declares, in the order of the outputs; () if it declares none."""
-        try:
-            names = json.loads(self.metadata.get(CLASSES, "[]"))
-        except json.JSONDecodeError:
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ArtifactError(f"{self.path} has damaged metadata: {CLASSES} is no list of names")
-        return tuple(names)
-
     @cached_property
     def precision(self) -> Reading:
         """The precision of its graph; metadata can only refine it, as "int8-qdq" refines the graph's "int8"."""
@@ -194,6 +196,14 @@ class OnnxFile(Declaring):
         """Output of the model → its rank, without the probabilities that slimvit added: they follow from the logits."""
         own = any(node.name == SOFTMAX for node in self.graph)
         return {name: rank for name, rank in super().ranks.items() if not (own and name == PROBABILITIES)}
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """As of every artifact, and outputs that TopK sorted."""
+        sorted_ = {
+            value.name: "the largest numbers alone, sorted (TopK)" for value in self.graph.outputs if _is_sorted(value)
+        }
+        return {name: why for name, why in sorted_.items() if name in self.ranks} | super().choices
 
     @property
     def fixed_scales(self) -> bool:
@@ -240,6 +250,17 @@ def _names(graph: onnx.GraphProto) -> Iterator[object]:
         )
     for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
         yield value.name
+
+
+def _is_sorted(value: ir.Value) -> bool:
+    """Whether a value comes from TopK, through nodes that change no order."""
+    while (
+        (node := value.producer()) is not None
+        and node.op_type in ("Cast", "Identity", *SQUASHES)
+        and node.inputs[0] is not None
+    ):
+        value = node.inputs[0]
+    return node is not None and node.op_type == "TopK"
 
 
 def _port(value: ir.Value) -> Port:

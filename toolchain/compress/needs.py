@@ -35,7 +35,7 @@ class Needs:
         if self.training:
             require_classes(what, dense, "set compress.method = 'joint', which needs none")
             require_labels(source, what)
-            source.check_classes(dense.label_classes)
+            source.check_classes(dense.label_classes, dense.class_names)
         if self.classes and dense.output != "logits":
             raise RecipeError(
                 f"{what} follows the loss of classes, and the outputs are {WORDS[dense.output]}; use 'obs' or 'variance'"

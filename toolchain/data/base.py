@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from toolchain.data.splits import Images
@@ -19,6 +19,7 @@ class Content:
         preprocessing: what every image went through.
         digest: identifies the content, not where it lies.
         num_classes: how many classes there are; None when unlabelled.
+        class_names: name of a class → its label, where classes have names.
         flip: whether a mirrored image is as good as the image.
         synthetic: whether the images mean nothing.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
@@ -31,6 +32,7 @@ class Content:
     flip: bool = False
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    class_names: Mapping[str, int] = field(default_factory=dict)
 
 
 class Reader(Protocol):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from toolchain.data.folders import listed
-from toolchain.errors import DataError
+from toolchain.data.folders import NAMED, listed
+from toolchain.errors import DataError, ModelError
 from toolchain.places import CLASS_LISTS
 
 FORMS = (
@@ -51,6 +52,31 @@ def require_list_of(name: str, outputs: int) -> None:
         f"data.classes = {name!r} has {len(read_classes(name))} classes and the model {outputs}, so its outputs stand for "
         f"others; {do}"
     )
+
+
+def require_order_of(names: Sequence[str], numbers: Mapping[str, int], where: str) -> None:
+    """Raises ModelError if a class has another number in a data source than the model's output of that name.
+
+    Args:
+        names: of the model's outputs in their order; () where it says none.
+        numbers: name of a class → its label in the source.
+        where: the source, for the message.
+    """
+    outputs: dict[str, set[int]] = {}
+    for output, name in enumerate(names):
+        outputs.setdefault(_spelt(name), set()).add(output)
+    for name, number in numbers.items():
+        if (known := outputs.get(_spelt(name))) and number not in known:
+            raise ModelError(
+                f"{name!r} is class {number} of the data source {where!r} and output {min(known)} of the model, which names its "
+                "outputs: labels would be those of other classes. Name data.classes (--classes), a file with one class name a "
+                f"line in the order of the outputs: {', '.join(names[:NAMED])}{', …' * (len(names) > NAMED)}"
+            )
+
+
+def _spelt(name: str) -> str:
+    """A name without regard to case, and to what stands between its words."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _of_json(text: str, path: Path) -> list[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from toolchain.data.folders import (
     folders_in,
     listed,
     masks_in,
+    order_notes,
     pictures_in,
     require_known,
 )
@@ -82,10 +83,12 @@ class ImageFolder:
             preprocessing,
             digest_files(root, files),
             num_classes=len(classes),
+            class_names=labels,
             flip=True,
             notes=(
                 *layout.notes,
                 *notes,
+                *([] if wanted.classes else order_notes(classes)),
                 *walk.notes(),
                 *header_notes(headers, len(files), wanted, preprocessing),
             ),

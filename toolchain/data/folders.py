@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toolchain.errors import DataError, fault_words
@@ -261,9 +262,7 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
                 f"{root} has one folder, {name!r}, with {len(inner)} folders in it. If these are the classes or splits, "
                 f"set data.source = 'imagefolder:{only}'."
             )
-    holders = {name: set(folders_in(path)) for name, path in tops.items() if not pictures_in(path)}
-    times = Counter(inner for names in holders.values() for inner in names if inner.casefold() not in COLLECTIONS)
-    shared = {inner for inner, count in times.items() if count > 1}
+    holders, shared = _alike_inside(tops)
     called = [name for name in tops if LIKE_SPLITS.search(name)]
     if not shared and not (called and (any(holders.values()) or len(called) == len(tops))):
         return
@@ -275,16 +274,44 @@ def _refuse_unknown_splits(root: Path, tops: dict[str, Path]) -> None:
     )
 
 
+def _alike_inside(tops: dict[str, Path]) -> tuple[dict[str, set[str]], set[str]]:
+    """(folder without pictures of its own → the folders in it, those of them that several such folders have)."""
+    holders = {name: set(folders_in(path)) for name, path in tops.items() if not pictures_in(path)}
+    times = Counter(inner for names in holders.values() for inner in names if inner.casefold() not in COLLECTIONS)
+    return holders, {inner for inner, count in times.items() if count > 1}
+
+
 def class_folders(folder: Path) -> tuple[list[str], list[str]]:
     """(the class folders of a part, sorted by name, what to say about them); raises DataError."""
-    classes = list(folders_in(folder))
-    notes = mask_notes(masks_in(folder))
+    tops = folders_in(folder)
+    classes, notes = list(tops), mask_notes(masks_in(folder))
+    holders, shared = _alike_inside(tops)
+    if shared:
+        outer = [name for name, inner in holders.items() if inner & shared]
+        notes.append(
+            f"The class folders {listed(outer)} of {folder.name}/ hold folders of the same names ({listed(shared)}), whose pictures are "
+            f"taken for {listed(outer)}: if the inner folders are the classes, move them up into {folder.name}/."
+        )
     alike = Counter(name.casefold() for name in classes)
     if same := [name for name in classes if alike[name.casefold()] > 1]:
         notes.append(f"The class folders {listed(same)} differ only in case, and are classes of their own.")
     if strays := len(pictures_in(folder)):
         notes.append(f"Left out, since in no class folder: {strays} images in {folder.name}/.")
     return classes, notes
+
+
+def order_notes(classes: Sequence[str]) -> list[str]:
+    """One sentence on class folders whose numbers are others where 2 comes before 10, if there are any."""
+    natural = sorted(classes, key=natural_key)
+    if natural == [*classes]:
+        return []
+    place = next(index for index, name in enumerate(natural) if classes[index] != name)
+    note = (
+        f"Class folders are numbered in alphabetical order, as torchvision does it: {classes[place]!r} is class {place}. Of a model "
+        f"that numbers them as timm's train.py does, 2 before 10 and without regard to case, output {place} is {natural[place]!r}: set "
+        "data.classes (--classes) to a file with one folder a line in that order."
+    )
+    return [note]
 
 
 def require_known(folder: Path, classes: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ class HuggingFace:
             digest.hexdigest(),
             None if label_column is None else _num_classes(first, label_column, parts),
             flip=True,
+            class_names=_class_names(first, label_column, numbers),
             notes=(
                 *notes,
                 *header_notes(headers, sum(map(len, tables.values())), wanted, preprocessing),
@@ -182,6 +183,11 @@ def _labels(name: str, part: str, table: Split, column: str, numbers: list[int] 
     if labels and min(labels) < UNLABELLED:
         raise DataError(f"hf:{name} has the label {min(labels)} in {column!r} of {part}; classes are numbered from 0")
     return labels
+
+
+def _class_names(table: Split, column: str | None, numbers: list[int] | None) -> dict[str, int]:
+    names = getattr(table.features[column], "names", None) if column else None
+    return dict(zip(names or (), numbers or range(len(names or ())), strict=True))
 
 
 def _num_classes(table: Split, column: str, parts: Mapping[str, Images]) -> int:

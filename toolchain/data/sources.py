@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolchain.data.base import Content, Reader
 from toolchain.data.calibration import notes_on
-from toolchain.data.classes import read_classes, require_list_of
+from toolchain.data.classes import read_classes, require_list_of, require_order_of
 from toolchain.data.files import ImageFiles, ImageFolder
 from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
@@ -48,6 +48,7 @@ class DataSource:
         name: as written in the recipe.
         labelled: whether accuracy can be measured.
         num_classes: None when unlabelled.
+        class_names: name of a class → its label, where classes have names.
         classes: the class map by which labels are numbers of the model's outputs; "" where they are the source's own.
         synthetic: whether the images mean nothing.
         flip: whether training may mirror images.
@@ -74,11 +75,18 @@ class DataSource:
     classes: str = ""
     notes: tuple[str, ...] = ()
     content: str = ""
+    class_names: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def pictures(self, split: str) -> str:
         """sha256 over the identities of the pictures in a split, without preprocessing and labels; "" if unknown."""
         positions = self.split(split).positions.sort().values.numpy().tobytes()
         return hashlib.sha256(self.content.encode() + positions).hexdigest() if self.content else ""
+
+    @property
+    def ordered_names(self) -> tuple[str, ...]:
+        """The names of all classes in the order of their labels; () where some have none."""
+        names = {number: name for name, number in self.class_names.items()}
+        return tuple(names[number] for number in range(len(names))) if names.keys() == set(range(len(names))) else ()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -134,8 +142,13 @@ class DataSource:
             )
         return [*distinct.values(), *others][: max(count, LEAST_COMPARED)]
 
-    def check_classes(self, num_classes: int | None) -> None:
-        """Raises ModelError if a model whose labels may have that many classes, or none, cannot be judged by these."""
+    def check_classes(self, num_classes: int | None, names: Sequence[str] = ()) -> None:
+        """Raises ModelError if a model whose labels may have that many classes, or none, cannot be judged by these.
+
+        Args:
+            num_classes: how many classes labels may have.
+            names: of the model's classes in the order of its outputs, where it says them.
+        """
         if num_classes is None:
             raise ModelError(
                 f"the data source {self.name!r} has labels of {self.num_classes} classes, but the model's outputs are no "
@@ -157,6 +170,8 @@ class DataSource:
                 "data.classes maps the folders of a subset to them; where it should have these, set model.checkpoint "
                 f"to weights trained on them, or add [train], with model.kwargs.num_classes = {self.num_classes}."
             )
+        else:
+            require_order_of(names, self.class_names, self.name)
 
 
 def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | None = None) -> DataSource:
@@ -216,6 +231,7 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
         classes=classes,
         notes=tuple(notes),
         content=digest_of(kind, content.digest),
+        class_names=content.class_names,
     )
 
 

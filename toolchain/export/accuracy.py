@@ -75,6 +75,10 @@ def accuracy_of(
             f"{path} gives {WORDS[artifact.output]}, which have no accuracy; `slimvit evaluate` judges them by their neighbours, "
             "a gate by relation.features"
         )
+    if why := artifact.choices.get(artifact.main_output):
+        raise RecipeError(
+            f"{path} gives {why}, in its output {artifact.main_output!r}: name a file that gives the scores of all classes"
+        )
     preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
     with opened_artifact(artifact, preprocess, step_of(artifact)) as run:
         call = _explained(run, artifact, lambda outputs: outputs[artifact.main_output])
@@ -85,13 +89,15 @@ def accuracy_of(
         first = call(stack_images([images[0][0]]))
         if first.ndim != 2 or len(first) != 1:
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
-        source.check_classes(label_classes(output_of(artifact.output, first.shape[1]), first.shape[1]))
+        classes_of = label_classes(output_of(artifact.output, first.shape[1]), first.shape[1])
+        source.check_classes(classes_of, artifact.class_names)
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     if result.without_class:
         raise ArtifactError(
             f"{path} gives NaN or infinity for {result.without_class} of {result.total} images, so that it has no accuracy"
         )
-    return Evaluation(result, (*notes, *artifact.notes), source.content, source.pictures(split))
+    left = _left([artifact], [(artifact.main_output,)])
+    return Evaluation(result, (*left, *notes, *artifact.notes), source.content, source.pictures(split))
 
 
 @dataclass(frozen=True)
@@ -195,12 +201,16 @@ def paired_outputs(*artifacts: Artifact) -> tuple[list[tuple[str, ...]], list[st
                 )
                 + ": name a reference with the same outputs"
             )
-    notes = [
+    return names, _left(artifacts, names)
+
+
+def _left(artifacts: Sequence[Artifact], names: Sequence[tuple[str, ...]]) -> list[str]:
+    """A sentence on each artifact that has outputs which are not judged, beside those that are."""
+    return [
         f"Of {each.path.name}, {', '.join(part)} is judged, and not {', '.join(left)}."
         for each, part in zip(artifacts, names, strict=True)
         if (left := [name for name in each.ranks if name not in part])
     ]
-    return names, notes
 
 
 def _features_in(artifact: Artifact) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def parity_of(
 ) -> Agreement:
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
-    Of several outputs every one that both have is compared, and the worst decides; B must have all of A's, unless they are called
+    Of several outputs every one that both have and that is not of `choices` is compared, and the worst decides; B must have all of A's, unless they are called
     otherwise altogether. The notes say which are not compared.
     A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
@@ -192,11 +192,21 @@ def _names_classes(artifacts: tuple[Artifact, Artifact], pair: tuple[str, str]) 
 
 
 def _pairs(a: Artifact, b: Artifact) -> list[tuple[str, str]]:
-    """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each."""
+    """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each.
+
+    Raises:
+        RecipeError: all of them are `choices`.
+    """
     common = sorted((name for name in a.ranks if name in b.ranks), key=lambda name: name != LOGITS)
-    if common:
-        return [(name, name) for name in common]
-    return [(a.main_output, b.main_output)]
+    pairs = [(name, name) for name in common] or [(a.main_output, b.main_output)]
+    chosen = {pair: why for pair in pairs if (why := a.choices.get(pair[0]) or b.choices.get(pair[1]))}
+    if len(chosen) == len(pairs):
+        (ours, theirs), why = next(iter(chosen.items()))
+        raise RecipeError(
+            f"{a.path} and {b.path} give {why}, in {ours!r} and {theirs!r}, which files can share that are not the same model: "
+            "compare files that give the scores of all classes"
+        )
+    return [pair for pair in pairs if pair not in chosen]
 
 
 def _lacking(a: Artifact, b: Artifact) -> list[str]:

@@ -26,7 +26,7 @@ from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.checkpoint import read_checkpoint
 from toolchain.surgery.hub import CONFIG, read_config
-from toolchain.surgery.huggingface.folder import Folder, class_names
+from toolchain.surgery.huggingface.folder import Folder
 from toolchain.surgery.load import load_dense
 from toolchain.surgery.reading import CHECKPOINTS
 
@@ -88,7 +88,7 @@ class Draft:
         classes = 0 if loaded.ref.output in FEATURES else int(module.num_classes)  # type: ignore[arg-type]
         path = expanded(model)
         natural = path.is_file() and read_checkpoint(path).trained.in_natural_order
-        pictures = pictures_of(data, classes, class_names(path), in_natural_order=natural)
+        pictures = pictures_of(data, classes, loaded.class_names, in_natural_order=natural)
         numbers = {} if "classes" in tables["data"] else pictures.numbers
         where = {"classes": str(beside / CLASSES_FILE)} if numbers else {}
         tables["data"] = {"source": pictures.source, **where, **tables["data"]}
@@ -252,14 +252,10 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = (), *, in_natura
     labelled, natural = f"imagefolder:{folder.resolve()}", sorted(folders, key=natural_key)
     if in_natural_order and not names:
         names = natural
-    if classes and not names and natural != folders:
-        log.warning(
-            "data: the class folders are numbered in alphabetical order, as torchvision does it, and timm's train.py would number "
-            "them otherwise (%s): if that trained the model, set data.classes to a file with one folder a line in that order",
-            ", ".join([*natural[:4], *(["…"] if count > 4 else [])]),
-        )
     if not classes or not names:
         return Pictures(labelled, f"{count} classes" + (", numbered in alphabetical order" if classes else ""))
     if set(folders) != set(names):
         return _unread(unlabelled, "the folders have other names than the model's classes: labels are not read")
-    return Pictures(labelled, f"{count} classes", {} if folders == list(names) else {n: i for i, n in enumerate(names)})
+    return Pictures(
+        labelled, f"{count} classes", {} if folders == list(names) == natural else {n: i for i, n in enumerate(names)}
+    )

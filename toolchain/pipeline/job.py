@@ -172,17 +172,23 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     shapeless = {"source": SYNTHETIC, "classes": "", "image_column": None, "label_column": None}
     data = recipe.data.model_copy(update=shapeless) if shapes_only else recipe.data
     whole, dense = _with_data(data, loaded)
-    source = _judging(whole, dense)
+    learns = recipe.train is not None and not recipe.model.checkpoint
+    source = _judging(whole, dense, () if learns else dense.class_names)
     if not source.synthetic:
-        if recipe.train is not None and not recipe.model.checkpoint:
+        if learns:
             require_classes("[train]", dense, UNTRAINED)
             require_labels(source, "[train]")
         source.to_compare()
     return Start(recipe, source, dense, whole if whole.labelled and dense.output in FEATURES else None)
 
 
-def _judging(source: DataSource, dense: TimmModel) -> DataSource:
+def _judging(source: DataSource, dense: TimmModel, names: tuple[str, ...]) -> DataSource:
     """Drops labels that cannot score this model's outputs, and adds a note that says why.
+
+    Args:
+        source: with or without labels.
+        dense: the model.
+        names: of its classes, where its outputs go on to stand for them.
 
     Raises:
         ModelError: the labels do not fit the model.
@@ -209,7 +215,7 @@ def _judging(source: DataSource, dense: TimmModel) -> DataSource:
         return source.unlabelled(
             f"Labels are not read: the outputs are {WORDS[dense.output]}, and labels name classes."
         )
-    source.check_classes(dense.label_classes)
+    source.check_classes(dense.label_classes, names)
     return source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,6 +113,7 @@ class Checkpoint:
         made_for: (height, width) of the images that they were trained on, where that is known.
         resampling: how their own library brings positions to another grid, where that is known.
         trained: what the script that trained them recorded.
+        nameless: key → how many tensors of the shapes of the weights lie there in a row, without names.
     """
 
     form: str
@@ -122,6 +124,7 @@ class Checkpoint:
     made_for: tuple[int, int] | None = None
     resampling: Resampling | None = None
     trained: Trained = field(default_factory=Trained)
+    nameless: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -138,6 +141,11 @@ class Checkpoint:
                 f"The checkpoint holds several weights that differ: those under {self.weights.place} were taken, "
                 f"not those under {places}. To use others, save them alone."
             )
+        notes += [
+            f"The checkpoint also holds {count} tensors of the weights' shapes without names, under {key!r}, which were left out. If "
+            "they are an average that was evaluated, copy it into the model (torch_ema: copy_to), and save its state_dict()."
+            for key, count in self.nameless.items()
+        ]
         prefix = self.weights.prefix
         if joined := self.weights.joined:
             verb = "was" if len(joined) == 1 else "were"
@@ -216,7 +224,8 @@ def read_checkpoint(path: Path, wanted: Anatomy | None = None) -> Checkpoint:
     rivals = tuple(part for part in fitting[1:] if _is_anchored(weights) and not part.equals(weights))
     tops = {part.key.partition(".")[0] for part in (weights, *rivals)}
     beside = tuple(str(key) for key in raw if str(key) not in tops) if weights.key else ()
-    return Checkpoint(form, weights, rivals, beside, trained=Trained.of(raw))
+    nameless = dict(_nameless("", raw, Counter(tensor.shape for tensor in weights.tensors.values())))
+    return Checkpoint(form, weights, rivals, beside, trained=Trained.of(raw), nameless=nameless)
 
 
 def _converted(folder: Folder) -> Checkpoint:
@@ -280,6 +289,19 @@ def _mappings(raw: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
                 if is_new and isinstance(value, Mapping) and not name.startswith("optim")
             ]
         level, depth = below, depth + 1
+
+
+def _nameless(key: str, raw: Any, shapes: Counter[torch.Size], depth: int = 0) -> Iterator[tuple[str, int]]:
+    """(key, count) of each row of tensors whose shapes are those of weights: some libraries keep an average so."""
+    for name, value in raw.items() if isinstance(raw, Mapping) and depth < DEPTH else ():
+        if not isinstance(name, str) or name.startswith("optim"):
+            continue
+        place = f"{key}.{name}" if key else name
+        if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(each, Tensor) for each in value):
+            if Counter(each.shape for each in value) <= shapes:
+                yield place, len(value)
+        else:
+            yield from _nameless(place, value, shapes, depth + 1)
 
 
 def _unwrapped(key: str, tensors: Mapping[str, Tensor]) -> list[Weights]:

@@ -45,9 +45,11 @@ class Trained:
         kwargs = {key: value for key, value in (more.items() if isinstance(more, Mapping) else ()) if _is_plain(value)}
         kwargs |= {key: given[old] for old, key in RENAMED.items() if isinstance(given.get(old), str | int)}
         kwargs = {key: value for key, value in kwargs.items() if key != "num_classes" and not key.endswith("_rate")}
-        data = {key: list(given[key]) for key in ("mean", "std") if _are_numbers(given.get(key))}
-        if isinstance(given.get("crop_pct"), float):
-            data["crop_pct"] = given["crop_pct"]
+        data: dict[str, Any] = {
+            key: [float(each) for each in given[key]] for key in ("mean", "std") if _are_numbers(given.get(key))
+        }
+        if _is_number(given.get("crop_pct")):
+            data["crop_pct"] = float(given["crop_pct"])
         if given.get("interpolation") in get_args(Interpolation):
             data["interpolation"] = given["interpolation"]
         by_folder = given.get("dataset") == "" and not given.get("class_map")
@@ -65,4 +67,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, float) for each in value)
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value))
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number; a file of arguments has 0 and 1 as whole ones."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

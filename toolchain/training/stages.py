@@ -17,7 +17,7 @@ from toolchain.data import DataSource, Images
 from toolchain.errors import DataError, ModelError, PlanError, RecipeError
 from toolchain.likelihood import Likelihood, likelihood_of
 from toolchain.model import Made, MaskedModel, TimmModel
-from toolchain.outputs import WORDS
+from toolchain.outputs import CLASS_NAMES, WORDS
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import FinetuneSection, TrainSection
 from toolchain.surgery.mask import baked, decisions, kept_positions
@@ -109,7 +109,7 @@ class Train:
         """Raises DataError without labels, ModelError if the classes do not match, RecipeError where there are none."""
         require_classes("[train]", given, UNTRAINED)
         require_labels(self.source, "[train]")
-        self.source.check_classes(given.label_classes)
+        self.source.check_classes(given.label_classes)  # those that it learns, whatever its outputs stood for before
 
     def __call__(self, given: TimmModel) -> Made[TimmModel, None]:
         """The model, trained."""
@@ -137,6 +137,9 @@ class Train:
             on_step=lambda step: step.tell(self.progress),
         )
         provenance = {**given.provenance, "trained_on": self.source.identity}
+        provenance.pop(CLASS_NAMES, None)
+        if len(names := self.source.ordered_names) == module.num_classes:
+            provenance[CLASS_NAMES] = list(names)
         return Made(replace(given, module=module.eval(), provenance=provenance), None)
 
     def ensures(self, given: TimmModel, made: TimmModel) -> None:
@@ -210,7 +213,7 @@ class Finetune:
                 "dense model that the masked one was made of"
             )
         if self.reads_labels:
-            self.source.check_classes(given.label_classes)
+            self.source.check_classes(given.label_classes, given.class_names)
 
     def __call__(self, given: MaskedModel) -> Made[MaskedModel, FinetuneFacts]:
         """The model, fine-tuned, or the given one if that is better on validation."""

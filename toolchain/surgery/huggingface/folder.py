@@ -23,6 +23,8 @@ from toolchain.surgery.reading import read_tensors
 
 CONFIG = "config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of an adapter of peft."""
 INDEX = ".index.json"
 """What stands behind the name of weights that are spread over several files."""
 
@@ -138,8 +140,14 @@ class Folder:
 
         Raises:
             StorageError: there are none, or a part of them is missing.
-            ArtifactError: a file is damaged, holds code, or tensors that config.json does not account for.
+            ArtifactError: a file is damaged, holds code, or tensors that config.json does not account for, or an adapter lies
+                beside the weights.
         """
+        if adapters := [name for name in ADAPTERS if (self.path / name).is_file()]:
+            raise ArtifactError(
+                f"{self.path} holds {adapters[0]} beside its weights, an adapter that transformers adds to them when it loads the "
+                "folder: merge it into them (peft: merge_and_unload) and save that with save_pretrained, or take it out of the folder"
+            )
         tensors: dict[str, Tensor] = {}
         for file in self._files:
             content, _ = read_tensors(file)
@@ -201,15 +209,6 @@ def is_folder(path: Path) -> bool:
     except (ModelError, StorageError):
         return False  # which whoever needs it says in full
     return "model_type" in raw and "architecture" not in raw
-
-
-def class_names(path: Path) -> tuple[str, ...]:
-    """The names of the classes of a Hugging Face folder in the order of the outputs; () of anything else, or if it has none.
-
-    Raises:
-        ModelError, StorageError: as `Folder.open`.
-    """
-    return Folder.open(path).class_names if is_folder(path) else ()
 
 
 def _table(path: Path) -> dict[str, Any]:
