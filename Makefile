@@ -6,11 +6,15 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 demo_run := runs/digits_vit
 timm_floor := $(shell sed -n 's/^ *"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+# Collecting every test takes longer than a third of those that read the clock.
+clock_tests = $(shell grep -rl --include='test_*.py' 'mark\.clock' tests)
 # What also runs on devices, with whatever Python they have.
 on_devices := $(wildcard toolchain/on_device/*.py)
 
 # ONNX Runtime's Linux wheels report usage by default.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start hundreds of Python processes, each of which would compile slimvit anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo gate test test-slow test-floor lint docs site clean distclean bench-paper bench-ablation bench-peers bench-latency \
@@ -27,12 +31,12 @@ gate: $(VENV)/.installed  ## hold what the demo wrote to its budgets of size, pa
 	$(bin)/slimvit gate --config models/digits_vit/gate.toml --why
 
 test: lint  ## install with the development tools, then lint, types, import layers, Dockerfiles, tests; those that measure run alone
-	$(bin)/python -m pytest -m "clock and not slow and not gpu"
+	$(bin)/python -m pytest -m "clock and not slow and not gpu" $(clock_tests)
 	$(bin)/python -m pytest -m "not clock and not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev  ## what `make test` leaves out: every structure on every runtime, runs that are killed, a release elsewhere (minutes)
-	$(bin)/python -m pytest -m "clock and slow and not gpu"
+	$(bin)/python -m pytest -m "clock and slow and not gpu" $(clock_tests)
 	$(bin)/python -m pytest -m "slow and not clock and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 

@@ -688,7 +688,8 @@ def test_inspect_knows_everything_that_a_run_writes(parsed, finished):
     ("name", "content", "code", "words"),
     [
         ("no", None, 74, "there is no file or folder"),
-        ("a.json", "{}", 3, "was not written by slimvit"),
+        ("a.json", "{}", 3, "names no schema of slimvit's; give a plan, a report"),
+        ("b.json", '{"schema": 5}', 3, "names no schema of slimvit's"),
         ("a.json", "{", 3, "a.json"),
         ("a.x", "", 3, "not one byte"),
         ("recipe.toml", "[model]\n", 3, "is read by `slimvit plan`"),

@@ -67,7 +67,8 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"budget": {"accuracy": 0.9}}, "set data.source"),
         ({"relation": {"parity": "fp23"}}, "unknown parity tolerance 'fp23'"),
         ({"relation": {"latency": 0.0}}, "greater than 0"),
-        ({"name": ""}, "name"),
+        ({"name": ""}, "is no name of a cell; begin with a letter"),
+        ({"name": "-rf"}, "is no name of a cell; begin with a letter"),
         ({"required": 1}, "valid boolean"),
     ],
 )

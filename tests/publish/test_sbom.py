@@ -9,9 +9,6 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from cyclonedx.model.bom import Bom
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from toolchain.errors import ArtifactError, RecipeError, StorageError
 from toolchain.publish.sbom import sbom
@@ -56,6 +53,10 @@ def test_the_model_is_what_it_is_about(bill, finished):
 
 
 def test_cyclonedx_reads_it_and_one_run_has_one_bill(bill, finished):
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator  # takes seconds to load
+
     text = sbom(finished)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     assert len(Bom.from_json(json.loads(text)).components) == len(bill["components"])

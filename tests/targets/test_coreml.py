@@ -30,12 +30,16 @@ from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, coreml
 from toolchain.targets.coreml import COREML
 
-try:
-    COREML.probe()
-except TargetUnavailable as error:
-    pytest.skip(str(error), allow_module_level=True)
-
 OPTIONS = BuildOptions((1, 2, 8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coremltools():
+    """Loaded where these tests run and not where they are collected, since it takes seconds."""
+    try:
+        COREML.probe()
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
 
 
 def noise(size, count, seed=1):

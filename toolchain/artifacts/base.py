@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from toolchain.artifacts.inputs import ImageInput, Port, Signature, fit, image_input, shown, signature_of
-from toolchain.errors import RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import files_below, sha256
 from toolchain.model import Preprocess
 from toolchain.outputs import LOGITS, Output
@@ -124,11 +124,11 @@ class Artifact(ABC):
         `sha256sum FILE`, or in a folder `find . -type f -printf "%P\0" | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`.
 
         Raises:
-            StorageError: there is no file in its folder.
+            ArtifactError: there is no file in its folder.
         """
         digests = self.file_sha256s
         if not digests:
-            raise StorageError(f"{self.path} is a folder without any file; name another one")
+            raise ArtifactError(f"{self.path} is a folder without any file: it holds not one byte; name another one")
         if not self.path.is_dir() and len(digests) == 1:
             return next(iter(digests.values()))
         listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))

@@ -66,12 +66,14 @@ def _inspect(path: Path) -> Mapping[str, object]:
         _require_no_text(path)
         return _checkpoint_facts(path)
     found = read_json(path)
-    kind = found.get("schema", "") if isinstance(found, dict) else ""
+    kind = str(found.get("schema", "")) if isinstance(found, dict) else ""
     if kind.startswith("slimvit.plan/"):
         plan = CompressionPlan.load(path)
         return {"kind": "plan", "sha256": plan.digest, "summary": plan.summary(), **plan.provenance}
     if not kind.startswith("slimvit."):
-        raise ArtifactError(f"{path} was not written by slimvit: schema {kind!r}")
+        raise ArtifactError(
+            f"{path} is JSON that names no schema of slimvit's; give a plan, a report, or what `bench` or `gate` wrote"
+        )
     return {
         "kind": kind.split(".")[1].split("/")[0],
         **{k: v for k, v in found.items() if k not in ("raw", "raw_sha256", "schema")},

@@ -243,6 +243,14 @@ class DataSection(Section):
         return Preparation(self.mean, self.std, self.crop_pct, self.interpolation, self.image_column, self.label_column)
 
 
+def _cell_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .,:+/()×-]*", name):
+        raise ValueError(
+            f"{name!r} is no name of a cell; begin with a letter, and use letters, digits, spaces and . , : + / ( ) × - _ alone"
+        )
+    return name
+
+
 class Cell(Section):
     """[[cell]]: an artifact, a target, a workload, and what must hold there.
 
@@ -250,7 +258,7 @@ class Cell(Section):
     cores that are allowed. Where the target is not there, latency is skipped, or fails if the cell is `required`.
     """
 
-    name: Annotated[str, Field(pattern=r"^\w[\w .,:+/()×-]*$")]
+    name: Annotated[str, AfterValidator(_cell_name)]
     artifact: Named
     baseline: str = ""
     target: str = "ort-cpu"
