@@ -58,6 +58,7 @@ def require_close(found, expected, bound=1e-5):
         assert float(np.abs(np.asarray(mine) - theirs).max()) <= bound * scale
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("case", swept(STRUCTURES, ["NaFlex gated", "hybrid"]))
 def test_the_file_of_every_structure_is_the_model_and_is_understood_at_any_batch(case, exported):
     path, batch, expected = exported(case)
