@@ -69,6 +69,7 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"relation": {"latency": 0.0}}, "greater than 0"),
         ({"name": ""}, "name"),
         ({"required": 1}, "valid boolean"),
+        ({"threads": 2, "affinity": [0]}, "2 threads on 1 of the cores, [0]"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, changes, words):

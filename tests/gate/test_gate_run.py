@@ -18,7 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from toolchain.artifacts import open_artifact
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
-from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.files import sha256, write_json
 from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, facts, load_accepts, run_gate
 from toolchain.gate.timing import Clock, timed
@@ -31,7 +31,7 @@ def judge(tmp_path):
     """Judges one cell against a baseline; keywords change the artifact, budgets and relations."""
     old = write_classifier(tmp_path / "old.onnx")
 
-    def call(budget=None, relation=None, accepts=(), why=False, measure=timed, **changes):
+    def call(budget=None, relation=None, accepts=(), why=False, measure=timed, cell=None, **changes):
         write_classifier(tmp_path / "new.onnx", **changes)
         raw = {
             "data": {"source": "digits"},
@@ -43,6 +43,7 @@ def judge(tmp_path):
                     "baseline": "old",
                     "budget": budget or {},
                     "relation": relation or {},
+                    **(cell or {}),
                 }
             ],
         }
@@ -389,6 +390,19 @@ def test_what_is_skipped_is_counted_and_only_skipping_fails(judge):
     nothing = judge(relation={"latency": 0.05}, measure=unavailable)
     assert (nothing.verdict, nothing.exit_code) == ("fail", 1)
     assert "nothing was evaluated" in nothing.headline
+
+
+@pytest.mark.parametrize(("required", "status", "code"), [(False, "invalid", 4), (True, "fail", 1)])
+def test_a_target_that_is_there_and_has_too_few_cores_is_not_skipped(judge, required, status, code):
+    """A runner that lost half of its cores would never judge a latency again, and be green."""
+
+    def refused(*_):
+        raise WorkloadRefused("ort-cpu", "4 threads are more than the 2 core(s) that a measurement may use here")
+
+    result = judge({"size": "1 MB"}, {"latency": 0.05}, measure=refused, cell={"required": required})
+    assert statuses(result) == {"budget.size": "pass", "relation.latency": status}
+    assert "Set threads and affinity of the cell" in result.cells[0].checks[1].reason
+    assert result.exit_code == code
 
 
 def accept(check, at_most, *, cell="digits", expires=TODAY, against=None):

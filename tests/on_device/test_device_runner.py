@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from toolchain.errors import TargetUnavailable
+from toolchain import errors
 from toolchain.measure.environment import describe_machine
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device.runner import (
     SCHEDULE_SCHEMA,
-    Unavailable,
     VariantError,
+    WorkloadRefused,
     block_orders,
     calls_per_slot,
     cpu_seconds,
@@ -241,11 +241,11 @@ def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
     """The file is good; so this is no reason to fail whoever made it."""
 
     def refuses(path, threads):
-        raise TargetUnavailable("clockwork", "was asked for 2 threads and runs with 1")
+        raise errors.WorkloadRefused("clockwork", "was asked for 2 threads and runs with 1")
 
-    with pytest.raises(Unavailable, match="runs with 1"):
+    with pytest.raises(WorkloadRefused, match="runs with 1"):
         run_schedule(schedule(), {"clockwork": refuses})
-    with pytest.raises(Unavailable, match="4096 threads are more than the"):
+    with pytest.raises(WorkloadRefused, match="4096 threads are more than the"):
         run_schedule(schedule(threads=4096), opener([], {"a": 1, "b": 1}))
 
 

@@ -335,6 +335,12 @@ class GateConfig(Section):
             raise RecipeError(explain(error, GateConfig, "gate")) from None
         for cell in config.cell:
             settings = named_target(cell.target, targets)
+            threads, cores = cell.threads or settings.threads, cell.affinity or settings.affinity
+            if cores is not None and threads > len(cores):
+                raise RecipeError(
+                    f"cell {cell.name!r} has {threads} threads on {len(cores)} of the cores, {list(cores)}, where nothing can be timed: "
+                    "name fewer threads or more cores"
+                )
             if isinstance(settings, BundleSettings) and (
                 timed := [name for name in cell.checks if name.partition(".")[2] in MEASURED]
             ):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable
+from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable, WorkloadRefused
 from toolchain.export.accuracy import FeatureEvaluation
 from toolchain.export.agreement import Agreement
 from toolchain.gate.config import MEASURED, Cell
@@ -76,14 +76,16 @@ class Change(Record):
 
 
 class Missing(Record):
-    """Why there is no comparison: the target is not there, the artifacts cannot be compared, or measuring failed."""
+    """Why there is no comparison: the target is not there or refuses the workload, the artifacts do not fit, or measuring failed."""
 
-    why: Literal["unavailable", "unfit", "failed"]
+    why: Literal["unavailable", "refused", "unfit", "failed"]
     reason: str
 
     @staticmethod
     def of(error: SlimvitError) -> Missing:
         """What an error of a measurement means."""
+        if isinstance(error, WorkloadRefused):
+            return Missing(why="refused", reason=error.reason)
         if isinstance(error, TargetUnavailable) and not isinstance(error, DeviceLost):
             return Missing(why="unavailable", reason=str(error))
         return Missing(why="unfit" if isinstance(error, ParityError | ArtifactError) else "failed", reason=str(error))

@@ -90,8 +90,8 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
     """What the budgets, or the relations alone, of a cell need of an artifact."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
-    file = artifact_facts(path)
     _require_whole(opened)
+    file = artifact_facts(path)
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
         return Facts(file=file, counts=counts)

@@ -65,7 +65,7 @@ ARM = ("aarch64", "arm64")
 RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
-EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
+EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_WORKLOAD, EXIT_STORAGE = 2, 3, 4, 5, 6, 7, 74
 STREAM = "-"
 PTE_FORM = {"form": "slimvit.pte/1"}
 PTE_NAMES = "slimvit"
@@ -158,9 +158,15 @@ class Runner(Protocol):
 
 
 class Unavailable(Exception):
-    """A runtime cannot be used on this device, or not as the schedule wants it."""
+    """A runtime cannot be used on this device."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class WorkloadRefused(Unavailable):
+    """A runtime is there, and cannot do what the schedule wants of it."""
+
+    exit_code = EXIT_WORKLOAD
 
 
 class VariantError(Exception):
@@ -276,7 +282,7 @@ class LiteRtRunner(FixedBatches):
         interpreter.allocate_tensors()
         started, wanted = _os_threads() - before, self.threads - 1
         if started < wanted and before:  # it cannot be asked how many it has
-            raise Unavailable(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
+            raise WorkloadRefused(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
         for key in interpreter.get_signature_list():
             call = interpreter.get_signature_runner(key)
             shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
@@ -321,7 +327,7 @@ class ExecuTorchRunner(FixedBatches):
             library._unsafe_reset_threadpool(self.threads)  # noqa: SLF001
         count = library._threadpool_get_thread_count()  # noqa: SLF001
         if count != self.threads:
-            raise Unavailable(
+            raise WorkloadRefused(
                 f"ExecuTorch has one number of threads for a process: {self.threads} were asked for, and it runs with {count}"
             )
 
@@ -531,7 +537,8 @@ def run_schedule(
 
     Raises:
         ValueError: the schedule has another schema, names a runtime that has no opener, or cores that are not there.
-        Unavailable: it asks for more threads than there are cores, or a runtime cannot do what it asks for.
+        WorkloadRefused: it asks for more threads than there are cores, or for what a runtime cannot do.
+        Unavailable: a runtime cannot be used.
         VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
     """
     if schedule.get("schema") != SCHEDULE_SCHEMA:
@@ -629,8 +636,10 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
 
 def _failed(what: str, runtime: str, error: Exception) -> Exception:
     """What to raise for an error of a runner: one passed in may say that the runtime, not the file, is at fault."""
+    if isinstance(error, Unavailable):
+        return error
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
-        return Unavailable(str(error))
+        return WorkloadRefused(str(error)) if getattr(error, "is_there", False) else Unavailable(str(error))
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         modules = " ".join(MODULES.get(runtime, ("numpy", missing)))
@@ -663,7 +672,7 @@ def _process_seconds(pid: str) -> float:
 
 
 def pin(cores: Sequence[int] | None, threads: int) -> None:
-    """Keeps this process, and the threads that it will start, on some cores; raises Unavailable if these are too few."""
+    """Keeps this process, and the threads that it will start, on some cores; raises WorkloadRefused if these are too few."""
     can_choose = hasattr(os, "sched_setaffinity")
     if cores is not None:
         if not can_choose:
@@ -673,7 +682,7 @@ def pin(cores: Sequence[int] | None, threads: int) -> None:
         os.sched_setaffinity(0, cores)
     usable = len(os.sched_getaffinity(0)) if can_choose else os.cpu_count() or threads
     if threads > usable:
-        raise Unavailable(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
+        raise WorkloadRefused(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
 
 
 def _warm_up(runner: Runner, feeds: Sequence[Feeds], rule: WarmUp) -> tuple[int, float, float]:
@@ -809,7 +818,7 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Runner]
     except VariantError as error:
         return _refuse(str(error), EXIT_VARIANT)
     except Unavailable as error:
-        return _refuse(str(error), EXIT_UNAVAILABLE)
+        return _refuse(str(error), error.exit_code)
     except ValueError as error:
         return _refuse(str(error), EXIT_SCHEDULE)
     if streamed:
