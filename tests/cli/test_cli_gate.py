@@ -182,6 +182,7 @@ def test_an_accept_that_expired_covers_nothing(command, gate):
         ({"options": ("--check", "budget.nodes")}, "has no check"),
         ({"options": ("--check", "budget.size")}, "does not fail"),
         ({"options": ("--check", "relation.parity")}, "parity failure cannot be accepted"),
+        ({"options": ("--check", "")}, "--check is empty, perhaps because a variable is not set"),
     ],
 )
 def test_what_cannot_be_accepted(command, gate, options, words):
@@ -343,12 +344,31 @@ def test_the_action_tells_why_there_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "gate_code", "wanted"), [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0)]
+    ("setting", "gate_code", "wanted"),
+    [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0), ("", 4, 4), ("True", 4, 4)],
 )
 def test_the_action_can_let_doubt_pass_and_nothing_else(tmp_path, setting, gate_code, wanted):
     done = stubbed(tmp_path, gate_code, result="x", FAIL_ON_INCONCLUSIVE=setting)
     assert done.returncode == wanted, done.stderr
     assert ("::warning" in done.stdout) == (setting == "false" and gate_code == 4)
+
+
+def test_the_action_installs_no_other_extras_than_it_was_given(tmp_path):
+    """A target whose packages were left out would be skipped, and the job be green."""
+    done = subprocess.run(
+        ["/bin/bash", "-eo", "pipefail", "-c", step("Install slimvit")["run"]],
+        env={
+            "PATH": str(tmp_path),
+            "REQUIREMENT": "slimvit==1",
+            "EXTRAS": "openvino",
+            "ACTION_PATH": "x",
+            "TORCH_INDEX": "",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "write the extras into it: slimvit[openvino]" in done.stdout
 
 
 def test_the_action_is_not_green_without_a_result(tmp_path):

@@ -109,6 +109,20 @@ def expand_homes(context: Any) -> None:
             context.params[name] = [expanded(each) if isinstance(each, Path) else each for each in value]
 
 
+def require_values(context: Any) -> None:
+    """Raises RecipeError for an option that was given no text and without it means something else: its variable may not be set."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if (
+            parameter.default == context.params.get(parameter.name) == ""
+            and source is not None
+            and source.name == "COMMANDLINE"
+        ):
+            raise RecipeError(
+                f"{_option(parameter)} is empty, perhaps because a variable is not set; name a value, or leave the option out"
+            )
+
+
 def require_apart(context: Any) -> None:
     """Raises RecipeError if an output of a command is what the command reads, or two of its outputs are one file."""
     outputs: Mapping[str, Path] = context.meta.get(NAMED, {})
