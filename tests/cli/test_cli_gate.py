@@ -82,6 +82,20 @@ def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
         assert json.loads((tmp_path / f"out.{name}").read_text())
 
 
+def test_a_gate_without_a_result_leaves_none_of_an_earlier_one(command, gate, tmp_path):
+    """A report of yesterday that says pass would be shown beside the job that failed today."""
+    files = {
+        f"--{name}": tmp_path / f"out.{name}" for name in ("out", "markdown", "junit", "github-benchmark", "bencher")
+    }
+    path = gate("size = 1_000_000")
+    call = ("gate", "-c", path, *(part for pair in files.items() for part in pair))
+    assert command(*call).code == 0
+    assert all(file.is_file() for file in files.values())
+    path.with_name("old.onnx").unlink()
+    assert command(*call).code == 6
+    assert not any(file.exists() for file in files.values())
+
+
 def test_json_alone_is_one_document_on_stdout(command, gate):
     for arguments in (("--json",), ("--json", "--why")):
         outcome = command("gate", "-c", gate(relation="size = 0.0"), *arguments)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError, fault_words
 from toolchain.files import check_file_replaceable, expanded, followed, is_stream, read_json
 
 RESULT, LISTED, OBJECT = b'{"', b"[\n", b"{\n"
@@ -98,6 +98,20 @@ def _noted(context: typer.Context, parameter: typer.CallbackParam, value: Path |
         value = expanded(value)
         context.meta.setdefault(NAMED, {})[parameter.name] = value
     return value
+
+
+def remove_earlier(*paths: Path | None) -> None:
+    """Removes what an earlier command wrote to outputs, so that it cannot be read as the outcome of one that ends without any.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
+    for path in paths:
+        if path is not None and not is_stream(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"cannot remove {path}: {fault_words(error)}") from error
 
 
 def expand_homes(context: Any) -> None:
