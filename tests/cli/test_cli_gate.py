@@ -219,7 +219,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     outcome = accept(command, path, "--from", tmp_path / "slow.json")
     assert outcome.code == 0, outcome.err
     (entry,) = tomllib.loads(accepts_path(path).read_text())["accept"]
-    assert entry["check"] == "relation.latency"
+    assert (entry["check"], entry["workload"]) == ("relation.latency", "ort-cpu, batch 1, threads 1")
     assert bound <= entry["at_most"] < bound + 1e-4
     edited = json.loads((tmp_path / "slow.json").read_text())
     edited["cells"][0]["checks"][1]["hi"] = 2.0
@@ -252,6 +252,15 @@ def test_a_result_of_another_gate_accepts_nothing(command, gate, tmp_path, befor
     assert outcome.code == 2
     assert words in outcome.err
     assert not accepts_path(path).exists()
+
+
+def test_a_result_against_another_file_of_the_baselines_name_accepts_nothing(command, gate, tmp_path):
+    path = gate(relation="size = 0.0", padding=100)
+    assert command("gate", "-c", path, "--out", tmp_path / "r.json").code == 1
+    text = path.read_text()
+    path.write_text(text.replace(tomllib.loads(text)["baseline"]["old"]["sha256"], "0" * 64))
+    outcome = accept(command, path, "--from", tmp_path / "r.json")
+    assert (outcome.code, "another sha256 of its baseline than" in outcome.err) == (2, True)
 
 
 def test_a_recipe_is_no_gate_and_a_gate_no_recipe(command, gate, tmp_path):

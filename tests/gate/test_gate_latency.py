@@ -219,6 +219,21 @@ def accept(at_most, check="relation.latency"):
     return Accept(cell="cell0", check=check, at_most=at_most, reason="known", accepted=TODAY, expires=TODAY)
 
 
+@pytest.mark.parametrize(
+    ("workload", "status", "state"),
+    [
+        ("ort-cpu, batch 2, threads 1, cores 0", "accepted", "used"),
+        (None, "accepted", "used"),
+        ("ort-cpu, batch 1, threads 1", "fail", "moved"),
+    ],
+)
+def test_a_slowdown_that_was_accepted_of_one_workload_is_not_of_another(judge, workload, status, state):
+    entry = accept(1.25).model_copy(update={"workload": workload})
+    result, _ = judge([SLOWER, SLOWER], cells=1, batch=2, affinity=[0], accepts=[entry])
+    assert (statuses(result), [use.state for use in result.accept_uses]) == ([status], [state])
+    assert result.meaning("cell0", "relation.latency")["workload"] == "ort-cpu, batch 2, threads 1, cores 0"
+
+
 def test_a_slowdown_that_was_accepted_against_one_baseline_is_not_against_the_next(judge):
     result, _ = judge([SLOWER] * 2, cells=1)
     for against, status, state in (
@@ -296,7 +311,7 @@ TARGETS = """
 [quiet]
 transport = "local"
 threads = 2
-affinity = [0]
+affinity = [0, 2]
 """
 
 
@@ -317,6 +332,6 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     with Devices(tmp_path / "targets.toml") as devices:
         result = run_gate(config, tool="test", day=TODAY, devices=devices, clock=Clock(measurer))
     assert [device.runtime for device in measurer.devices] == ["ort-cpu"] * 2
-    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0,)), (1, (0, 1))]
+    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0, 2)), (1, (0, 1))]
     assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1)]
     assert statuses(result) == ["pass", "pass"]

@@ -442,7 +442,7 @@ def test_an_accept_ends_and_is_reported_when_it_is_of_no_use(judge, size):
 def test_an_accept_of_other_pictures_covers_nothing(judge):
     """Kind: what was accepted of one thing, taken for another that is called alike."""
     failed = judge(relation={"accuracy": 0.0}, swap=3)
-    wrong, pictures = failed.cells[0].checks[0].value, failed.basis("digits", "relation.accuracy")
+    wrong, pictures = failed.cells[0].checks[0].value, failed.meaning("digits", "relation.accuracy")["against"]
     for against, state in ((pictures, "used"), (None, "used"), ("0" * 64, "moved")):
         result = judge(
             relation={"accuracy": 0.0}, accepts=[accept("relation.accuracy", wrong, against=against)], swap=3

@@ -137,7 +137,7 @@ def accept(
                 cell=cell,
                 check=each.name,
                 at_most=value,
-                against=judged.basis(cell, each.name),
+                **judged.meaning(cell, each.name),
                 reason=reason,
                 accepted=today,
                 expires=expires.date(),

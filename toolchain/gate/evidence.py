@@ -165,6 +165,16 @@ class Evidence(Record):
             return self.artifact.pictures
         return self.baseline.file.sha256 if kind == "relation" and metric in MEASURED and self.baseline else None
 
+    def workload(self, check: str) -> str | None:
+        """Where and on what one of the checks is measured, in words; None of what is counted."""
+        if check.partition(".")[2] not in MEASURED:
+            return None
+        cell = self.cell
+        cores = cell.affinity and f"cores {', '.join(map(str, cell.affinity))}"
+        shape = cell.input_shape and f"input {'x'.join(map(str, cell.input_shape))}"
+        parts = (cell.target, f"batch {cell.batch}", f"threads {cell.threads}", cores, shape)
+        return ", ".join(part for part in parts if part)
+
     @property
     def tau(self) -> float:
         """The tolerance that the cell is measured at."""
