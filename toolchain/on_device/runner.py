@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
 
 import numpy as np
@@ -60,6 +60,7 @@ GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks
 # A Raspberry Pi's firmware, in hex digits: of these bits the lowest four hold now (low voltage, capped, throttled, hot).
 PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
 PI_HEX = "(0x)?[0-9a-fA-F]+"
+CGROUPS, OWN_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 X86 = ("x86_64", "i686", "AMD64")
 ARM = ("aarch64", "arm64")
 RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "tensorrt_rtx", "torch")
@@ -448,12 +449,14 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
     for runner in runners:
         loaded.update(getattr(runner, "versions", {}))
     gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
+    quota = cpu_quota()
     return {
         "machine": {
             "cpu": cpu_model(),
             "flags": sorted(FLAGS & found),
             "cores": os.cpu_count(),
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            **({"cpu_quota": quota[0]} if quota else {}),
             "governor": ",".join(governors) or None,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "python": platform.python_version(),
@@ -466,6 +469,7 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
+            **({"quota_stops": quota[1]} if quota else {}),
             "cpu_seconds": cpu_seconds(runners),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
@@ -485,6 +489,29 @@ def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     own = sum(os.times()[:4]) + sum(map(_process_seconds, _processes(runners)))
     return {"everyone": everyone, "own": own, "clock": time.monotonic()}
+
+
+def cpu_quota() -> tuple[float, int] | None:
+    """(cores, how often it was reached) of the least time on processors that a container may take; None where there is no limit.
+
+    A container's own group lies at the root of what it sees; elsewhere every group above this process counts.
+    """
+    found = []
+    for line in (_read(OWN_CGROUPS) or "").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = PurePosixPath(CGROUPS, controllers)
+        below = PurePosixPath(name.lstrip("/"))
+        for group in (root / below, *(root / each for each in below.parents)):
+            if controllers:
+                limit = [_read(f"{group}/cpu.cfs_{kind}_us") or "" for kind in ("quota", "period")]
+            else:
+                limit = (_read(f"{group}/cpu.max") or "").split()
+            if len(limit) == 2 and all(map(str.isdigit, limit)) and int(limit[1]):
+                stops = re.search(r"^nr_throttled (\d+)$", _read(f"{group}/cpu.stat") or "", re.MULTILINE)
+                found.append((int(limit[0]) / int(limit[1]), int(stops.group(1)) if stops else 0))
+    return min(found, default=None)
 
 
 def cpu_model() -> str:
@@ -681,6 +708,8 @@ def pin(cores: Sequence[int] | None, threads: int) -> None:
             raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
         os.sched_setaffinity(0, cores)
     usable = len(os.sched_getaffinity(0)) if can_choose else os.cpu_count() or threads
+    if (quota := cpu_quota()) is not None:  # more threads would be stopped in the middle of calls
+        usable = min(usable, math.ceil(quota[0]))
     if threads > usable:
         raise WorkloadRefused(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
 
