@@ -25,6 +25,7 @@ from toolchain.gate.evidence import RATIO, TIME
 from toolchain.gate.latency import Allowance, logs_of, undecided_by
 from toolchain.gate.timing import Clock
 from toolchain.measure.multiplicity import p_value_above
+from toolchain.report.gate import gate_notes
 
 TODAY = dt.date(2030, 1, 15)
 SLOWER = {"b": math.log(1.2)}
@@ -313,6 +314,25 @@ transport = "local"
 threads = 2
 affinity = [0, 2]
 """
+
+
+def test_a_machine_that_slowed_down_is_told_beside_the_verdict(judge):
+    """Milliseconds of a container that reached its limit are not those of the machine."""
+
+    def held_back(pair, *_):
+        found = as_measured(pair)
+        sessions = []
+        for session in found.sessions:
+            prints = session.fingerprint
+            after = prints.after.model_copy(update={"state": {"quota_stops": 3}})
+            before = prints.before.model_copy(update={"state": {"quota_stops": 0}})
+            update = {"fingerprint": prints.model_copy(update={"before": before, "after": after})}
+            sessions.append(session.model_copy(update=update))
+        return found.model_copy(update={"sessions": tuple(sessions)})
+
+    result, _ = judge(held_back, cells=1)
+    count = 3 * len(result.evidence[0].comparisons[0].sessions)
+    assert f"While cell0 was timed: the limit of its container stopped it {count} times." in gate_notes(result)
 
 
 def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):

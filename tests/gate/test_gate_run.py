@@ -109,6 +109,21 @@ def test_a_planted_fault_breaks_its_relations_and_no_other(judge, fault, fails):
     assert (result.verdict, result.exit_code) == ("fail", 1)
 
 
+@pytest.mark.parametrize(
+    ("data", "fails"), [({"source": "digits"}, True), ({}, True), ({"source": "digits", "mean": [0.0]}, False)]
+)
+def test_a_file_that_declares_another_preparation_of_images_is_not_the_baselines_model(tmp_path, data, fails):
+    """Its outputs agree for equal inputs; whoever prepares pictures as it says gets others."""
+    model = onnx.load(write_classifier(tmp_path / "old.onnx"))
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"mean": [0.0]', '"mean": [0.5]')
+    onnx.save(model, tmp_path / "new.onnx")
+    cell = {"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"parity": "fp32"}}
+    raw = {"data": data, "baseline": {"old": {"path": "old.onnx", "built": True}}, "cell": [cell]}
+    (check,) = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY).cells[0].checks
+    assert check.status == ("fail" if fails else "pass")
+    assert ("another preparation of images (mean)" in check.reason) == fails
+
+
 def test_a_budget_is_exact_to_the_byte(judge, size):
     assert statuses(judge({"size": size})) == {"budget.size": "pass"}
     assert statuses(judge({"size": size - 1})) == {"budget.size": "fail"}

@@ -100,6 +100,8 @@ class Evidence(Record):
         artifact: what was read of the artifact.
         baseline: of its baseline, if it names one.
         agreement: of the outputs of both, if parity is asked for.
+        prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked for and
+            [data] does not say how they are prepared.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
         built: whether the job built the baseline itself, so that no digest was held.
@@ -112,6 +114,7 @@ class Evidence(Record):
     artifact: Facts
     baseline: Facts | None = None
     agreement: Agreement | None = None
+    prepared_otherwise: tuple[str, ...] = ()
     features: FeatureEvaluation | None = None
     changes: tuple[Change, ...] | None = None
     built: bool = False
