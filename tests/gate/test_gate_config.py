@@ -102,6 +102,20 @@ def test_shares_may_be_written_in_per_cent(tmp_path):
     assert (read.budget.accuracy, read.relation.size, read.relation.latency) == (0.97, 0.01, 0.05)
 
 
+def test_a_target_is_not_another_one_of_its_name_than_that_beside_the_gate(tmp_path, monkeypatch):
+    """Paths are relative to gate.toml; the user's own targets.toml may have the same name with other threads."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    for folder, threads in (("user/slimvit", 1), ("ci", 2)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "targets.toml").write_text(f'[board]\ntransport = "local"\nthreads = {threads}\n')
+    raw = {"cell": [{**CELL, "target": "board"}]}
+    with pytest.raises(RecipeError, match=r"not read from .*: add --targets .*ci/targets\.toml"):
+        GateConfig.from_dict(raw, tmp_path / "ci")
+    assert GateConfig.from_dict(raw, tmp_path / "ci", tmp_path / "ci" / "targets.toml")
+    monkeypatch.chdir(tmp_path / "ci")
+    assert GateConfig.from_dict(raw, tmp_path / "ci").cell[0].target == "board"
+
+
 def test_latency_on_what_only_bundles_reach_is_refused(tmp_path):
     (tmp_path / "targets.toml").write_text('[board]\ntransport = "bundle"\n')
     raw = {"cell": [{**CELL, "target": "board"}]}

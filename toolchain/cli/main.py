@@ -136,7 +136,7 @@ def _command() -> Any:
 
 
 def _guard(command: Any) -> None:
-    """Lets a command, and all below it, read `~` in paths, and refuse outputs in place of what it reads and empty options, first of all."""
+    """Lets a command, and all below it, read `~` in paths, and refuse empty options and outputs in place of what it reads."""
     work = command.invoke
 
     def invoke(context: Any) -> Any:

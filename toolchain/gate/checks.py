@@ -142,8 +142,9 @@ def parity_check(name: str, evidence: Evidence) -> Check:
     otherwise = evidence.prepared_otherwise
     if evidence.parity == "pass" and otherwise:
         said = (
-            f"The outputs for equal inputs agree with the baseline's{shown}, and the artifact declares another preparation of images "
-            f"({', '.join(otherwise)}), so that pictures give others: write the baseline's into it, or say in [data] how they are prepared."
+            f"The outputs for equal inputs agree with the baseline's{shown}, and the artifact declares another preparation of "
+            f"images ({', '.join(otherwise)}), so that pictures give others: write the baseline's into it, or say in [data] how "
+            "they are prepared."
         )
     unit, value, bound = "cosine", rung.cosine_min, rung.tolerance.cosine_min
     least, share = rung.tolerance.top1_min, rung.top1_agreement

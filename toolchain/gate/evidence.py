@@ -76,7 +76,7 @@ class Change(Record):
 
 
 class Missing(Record):
-    """Why there is no comparison: the target is not there or refuses the workload, the artifacts do not fit, or measuring failed."""
+    """Why there is no comparison: the target is not there or refuses the workload, the files do not fit, or measuring failed."""
 
     why: Literal["unavailable", "refused", "unfit", "failed"]
     reason: str
@@ -100,8 +100,8 @@ class Evidence(Record):
         artifact: what was read of the artifact.
         baseline: of its baseline, if it names one.
         agreement: of the outputs of both, if parity is asked for.
-        prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked for and
-            [data] does not say how they are prepared.
+        prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked
+            for, but for keys that [data] has.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
         built: whether the job built the baseline itself, so that no digest was held.
