@@ -99,9 +99,11 @@ class TargetUnavailable(SlimvitError):
     Attributes:
         reason: what is missing.
         install: the line that would bring it, or "" if none would.
+        is_there: whether it is there all the same, and refuses what is wanted of it.
     """
 
     exit_code = 5
+    is_there = False
 
     def __init__(self, target: str, reason: str, install: str = "") -> None:
         self.target, self.reason, self.install = target, reason, install
@@ -109,6 +111,12 @@ class TargetUnavailable(SlimvitError):
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
         return type(self), (self.target, self.reason, self.install)
+
+
+class WorkloadRefused(TargetUnavailable):
+    """A target that is there cannot run a workload as it stands: with so many threads, on these cores, with this setting."""
+
+    is_there = True
 
 
 class DeviceLost(TargetUnavailable):

@@ -82,6 +82,20 @@ def test_a_gate_fails_and_writes_every_output(command, gate, tmp_path):
         assert json.loads((tmp_path / f"out.{name}").read_text())
 
 
+def test_a_gate_without_a_result_leaves_none_of_an_earlier_one(command, gate, tmp_path):
+    """A report of yesterday that says pass would be shown beside the job that failed today."""
+    files = {
+        f"--{name}": tmp_path / f"out.{name}" for name in ("out", "markdown", "junit", "github-benchmark", "bencher")
+    }
+    path = gate("size = 1_000_000")
+    call = ("gate", "-c", path, *(part for pair in files.items() for part in pair))
+    assert command(*call).code == 0
+    assert all(file.is_file() for file in files.values())
+    path.with_name("old.onnx").unlink()
+    assert command(*call).code == 6
+    assert not any(file.exists() for file in files.values())
+
+
 def test_json_alone_is_one_document_on_stdout(command, gate):
     for arguments in (("--json",), ("--json", "--why")):
         outcome = command("gate", "-c", gate(relation="size = 0.0"), *arguments)
@@ -182,6 +196,7 @@ def test_an_accept_that_expired_covers_nothing(command, gate):
         ({"options": ("--check", "budget.nodes")}, "has no check"),
         ({"options": ("--check", "budget.size")}, "does not fail"),
         ({"options": ("--check", "relation.parity")}, "parity failure cannot be accepted"),
+        ({"options": ("--check", "")}, "--check is empty, perhaps because a variable is not set"),
     ],
 )
 def test_what_cannot_be_accepted(command, gate, options, words):
@@ -204,7 +219,7 @@ def test_a_latency_is_accepted_from_a_result_of_ci(command, gate, tmp_path):
     outcome = accept(command, path, "--from", tmp_path / "slow.json")
     assert outcome.code == 0, outcome.err
     (entry,) = tomllib.loads(accepts_path(path).read_text())["accept"]
-    assert entry["check"] == "relation.latency"
+    assert (entry["check"], entry["workload"]) == ("relation.latency", "ort-cpu, batch 1, threads 1")
     assert bound <= entry["at_most"] < bound + 1e-4
     edited = json.loads((tmp_path / "slow.json").read_text())
     edited["cells"][0]["checks"][1]["hi"] = 2.0
@@ -237,6 +252,15 @@ def test_a_result_of_another_gate_accepts_nothing(command, gate, tmp_path, befor
     assert outcome.code == 2
     assert words in outcome.err
     assert not accepts_path(path).exists()
+
+
+def test_a_result_against_another_file_of_the_baselines_name_accepts_nothing(command, gate, tmp_path):
+    path = gate(relation="size = 0.0", padding=100)
+    assert command("gate", "-c", path, "--out", tmp_path / "r.json").code == 1
+    text = path.read_text()
+    path.write_text(text.replace(tomllib.loads(text)["baseline"]["old"]["sha256"], "0" * 64))
+    outcome = accept(command, path, "--from", tmp_path / "r.json")
+    assert (outcome.code, "another sha256 of its baseline than" in outcome.err) == (2, True)
 
 
 def test_a_recipe_is_no_gate_and_a_gate_no_recipe(command, gate, tmp_path):
@@ -343,12 +367,31 @@ def test_the_action_tells_why_there_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "gate_code", "wanted"), [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0)]
+    ("setting", "gate_code", "wanted"),
+    [("false", 4, 0), ("true", 4, 4), ("false", 1, 1), ("true", 0, 0), ("", 4, 4), ("True", 4, 4)],
 )
 def test_the_action_can_let_doubt_pass_and_nothing_else(tmp_path, setting, gate_code, wanted):
     done = stubbed(tmp_path, gate_code, result="x", FAIL_ON_INCONCLUSIVE=setting)
     assert done.returncode == wanted, done.stderr
     assert ("::warning" in done.stdout) == (setting == "false" and gate_code == 4)
+
+
+def test_the_action_installs_no_other_extras_than_it_was_given(tmp_path):
+    """A target whose packages were left out would be skipped, and the job be green."""
+    done = subprocess.run(
+        ["/bin/bash", "-eo", "pipefail", "-c", step("Install slimvit")["run"]],
+        env={
+            "PATH": str(tmp_path),
+            "REQUIREMENT": "slimvit==1",
+            "EXTRAS": "openvino",
+            "ACTION_PATH": "x",
+            "TORCH_INDEX": "",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "write the extras into it: slimvit[openvino]" in done.stdout
 
 
 def test_the_action_is_not_green_without_a_result(tmp_path):

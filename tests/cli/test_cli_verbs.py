@@ -620,6 +620,7 @@ def test_a_result_that_cannot_be_written_is_not_measured_again(command, finished
     ("arguments", "message"),
     [
         (("run", "x.onnx", "--affinity", "a"), "--affinity 'a' is not of the form 0,1"),
+        (("run", "x.onnx", "--affinity", ""), "--affinity is empty, perhaps because a variable is not set"),
         (("run", "x.onnx"), "x.onnx"),
         (("compare", "a", "b", "--looks", "5"), "looks"),
         (("verify", "absent.json"), "absent.json"),

@@ -18,7 +18,14 @@ from toolchain.devices.device import open_device, probe
 from toolchain.devices.kept import FOLDER
 from toolchain.devices.ssh import SshTransport
 from toolchain.devices.targets_toml import named_target
-from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
+from toolchain.errors import (
+    ArtifactError,
+    DeviceLost,
+    MeasurementError,
+    StorageError,
+    TargetUnavailable,
+    WorkloadRefused,
+)
 from toolchain.measure.compare import compare
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
@@ -261,6 +268,12 @@ def test_a_killed_runner_is_not_taken_for_a_lost_connection(board, pair, tmp_pat
     python = lying_python(tmp_path, 'if argv[-2:] == ["-", "-"]: os.kill(os.getpid(), 9)')
     with pytest.raises(MeasurementError, match="exit code 137, most likely for want of memory"):
         measured(pair, board(python=str(python)))
+
+
+def test_a_workload_that_the_device_refuses_is_no_missing_device(board):
+    ssh = SshTransport("board", named_target("board", board()))
+    with pytest.raises(WorkloadRefused, match="8 threads are more than the 4"):
+        ssh._fail("timing", device_runner.EXIT_WORKLOAD, ["8 threads are more than the 4 core(s) there"])
 
 
 def test_a_model_that_does_not_run_there_is_a_bad_artifact(board, tmp_path, pair):

@@ -70,6 +70,7 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"name": ""}, "is no name of a cell; begin with a letter"),
         ({"name": "-rf"}, "is no name of a cell; begin with a letter"),
         ({"required": 1}, "valid boolean"),
+        ({"threads": 2, "affinity": [0]}, "2 threads on 1 of the cores, [0]"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, changes, words):
@@ -100,6 +101,20 @@ def test_shares_may_be_written_in_per_cent(tmp_path):
     baseline = {"old": {"path": "old.onnx", "sha256": "0" * 64}}
     (read,) = GateConfig.from_dict({"data": {"source": "digits"}, "baseline": baseline, "cell": [cell]}, tmp_path).cell
     assert (read.budget.accuracy, read.relation.size, read.relation.latency) == (0.97, 0.01, 0.05)
+
+
+def test_a_target_is_not_another_one_of_its_name_than_that_beside_the_gate(tmp_path, monkeypatch):
+    """Paths are relative to gate.toml; the user's own targets.toml may have the same name with other threads."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    for folder, threads in (("user/slimvit", 1), ("ci", 2)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "targets.toml").write_text(f'[board]\ntransport = "local"\nthreads = {threads}\n')
+    raw = {"cell": [{**CELL, "target": "board"}]}
+    with pytest.raises(RecipeError, match=r"not read from .*: add --targets .*ci/targets\.toml"):
+        GateConfig.from_dict(raw, tmp_path / "ci")
+    assert GateConfig.from_dict(raw, tmp_path / "ci", tmp_path / "ci" / "targets.toml")
+    monkeypatch.chdir(tmp_path / "ci")
+    assert GateConfig.from_dict(raw, tmp_path / "ci").cell[0].target == "board"
 
 
 def test_latency_on_what_only_bundles_reach_is_refused(tmp_path):

@@ -25,6 +25,7 @@ from toolchain.gate.evidence import RATIO, TIME
 from toolchain.gate.latency import Allowance, logs_of, undecided_by
 from toolchain.gate.timing import Clock
 from toolchain.measure.multiplicity import p_value_above
+from toolchain.report.gate import gate_notes
 
 TODAY = dt.date(2030, 1, 15)
 SLOWER = {"b": math.log(1.2)}
@@ -219,6 +220,21 @@ def accept(at_most, check="relation.latency"):
     return Accept(cell="cell0", check=check, at_most=at_most, reason="known", accepted=TODAY, expires=TODAY)
 
 
+@pytest.mark.parametrize(
+    ("workload", "status", "state"),
+    [
+        ("ort-cpu, batch 2, threads 1, cores 0", "accepted", "used"),
+        (None, "accepted", "used"),
+        ("ort-cpu, batch 1, threads 1", "fail", "moved"),
+    ],
+)
+def test_a_slowdown_that_was_accepted_of_one_workload_is_not_of_another(judge, workload, status, state):
+    entry = accept(1.25).model_copy(update={"workload": workload})
+    result, _ = judge([SLOWER, SLOWER], cells=1, batch=2, affinity=[0], accepts=[entry])
+    assert (statuses(result), [use.state for use in result.accept_uses]) == ([status], [state])
+    assert result.meaning("cell0", "relation.latency")["workload"] == "ort-cpu, batch 2, threads 1, cores 0"
+
+
 def test_a_slowdown_that_was_accepted_against_one_baseline_is_not_against_the_next(judge):
     result, _ = judge([SLOWER] * 2, cells=1)
     for against, status, state in (
@@ -296,8 +312,27 @@ TARGETS = """
 [quiet]
 transport = "local"
 threads = 2
-affinity = [0]
+affinity = [0, 2]
 """
+
+
+def test_a_machine_that_slowed_down_is_told_beside_the_verdict(judge):
+    """Milliseconds of a container that reached its limit are not those of the machine."""
+
+    def held_back(pair, *_):
+        found = as_measured(pair)
+        sessions = []
+        for session in found.sessions:
+            prints = session.fingerprint
+            after = prints.after.model_copy(update={"state": {"quota_stops": 3}})
+            before = prints.before.model_copy(update={"state": {"quota_stops": 0}})
+            update = {"fingerprint": prints.model_copy(update={"before": before, "after": after})}
+            sessions.append(session.model_copy(update=update))
+        return found.model_copy(update={"sessions": tuple(sessions)})
+
+    result, _ = judge(held_back, cells=1)
+    count = 3 * len(result.evidence[0].comparisons[0].sessions)
+    assert f"While cell0 was timed: the limit of its container stopped it {count} times." in gate_notes(result)
 
 
 def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
@@ -317,6 +352,6 @@ def test_a_cell_may_name_a_target_of_targets_toml(tmp_path):
     with Devices(tmp_path / "targets.toml") as devices:
         result = run_gate(config, tool="test", day=TODAY, devices=devices, clock=Clock(measurer))
     assert [device.runtime for device in measurer.devices] == ["ort-cpu"] * 2
-    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0,)), (1, (0, 1))]
+    assert [(pair.cell.threads, pair.cell.affinity) for pair in measurer.pairs] == [(2, (0, 2)), (1, (0, 1))]
     assert [(each.target, each.threads) for each in result.cells] == [("quiet", 2), ("quiet", 1)]
     assert statuses(result) == ["pass", "pass"]

@@ -18,7 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from toolchain.artifacts import open_artifact
 from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
-from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.files import sha256, write_json
 from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, facts, load_accepts, run_gate
 from toolchain.gate.timing import Clock, timed
@@ -31,7 +31,7 @@ def judge(tmp_path):
     """Judges one cell against a baseline; keywords change the artifact, budgets and relations."""
     old = write_classifier(tmp_path / "old.onnx")
 
-    def call(budget=None, relation=None, accepts=(), why=False, measure=timed, **changes):
+    def call(budget=None, relation=None, accepts=(), why=False, measure=timed, cell=None, **changes):
         write_classifier(tmp_path / "new.onnx", **changes)
         raw = {
             "data": {"source": "digits"},
@@ -43,6 +43,7 @@ def judge(tmp_path):
                     "baseline": "old",
                     "budget": budget or {},
                     "relation": relation or {},
+                    **(cell or {}),
                 }
             ],
         }
@@ -106,6 +107,21 @@ def test_a_planted_fault_breaks_its_relations_and_no_other(judge, fault, fails):
     result = judge(relation=relation, **fault)
     assert {name for name, status in statuses(result).items() if status == "fail"} == {f"relation.{n}" for n in fails}
     assert (result.verdict, result.exit_code) == ("fail", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "fails"), [({"source": "digits"}, True), ({}, True), ({"source": "digits", "mean": [0.0]}, False)]
+)
+def test_a_file_that_declares_another_preparation_of_images_is_not_the_baselines_model(tmp_path, data, fails):
+    """Its outputs agree for equal inputs; whoever prepares pictures as it says gets others."""
+    model = onnx.load(write_classifier(tmp_path / "old.onnx"))
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"mean": [0.0]', '"mean": [0.5]')
+    onnx.save(model, tmp_path / "new.onnx")
+    cell = {"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"parity": "fp32"}}
+    raw = {"data": data, "baseline": {"old": {"path": "old.onnx", "built": True}}, "cell": [cell]}
+    (check,) = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY).cells[0].checks
+    assert check.status == ("fail" if fails else "pass")
+    assert ("another preparation of images (mean)" in check.reason) == fails
 
 
 def test_a_budget_is_exact_to_the_byte(judge, size):
@@ -391,6 +407,19 @@ def test_what_is_skipped_is_counted_and_only_skipping_fails(judge):
     assert "nothing was evaluated" in nothing.headline
 
 
+@pytest.mark.parametrize(("required", "status", "code"), [(False, "invalid", 4), (True, "fail", 1)])
+def test_a_target_that_is_there_and_has_too_few_cores_is_not_skipped(judge, required, status, code):
+    """A runner that lost half of its cores would never judge a latency again, and be green."""
+
+    def refused(*_):
+        raise WorkloadRefused("ort-cpu", "4 threads are more than the 2 core(s) that a measurement may use here")
+
+    result = judge({"size": "1 MB"}, {"latency": 0.05}, measure=refused, cell={"required": required})
+    assert statuses(result) == {"budget.size": "pass", "relation.latency": status}
+    assert "Set threads and affinity of the cell" in result.cells[0].checks[1].reason
+    assert result.exit_code == code
+
+
 def accept(check, at_most, *, cell="digits", expires=TODAY, against=None):
     day = TODAY - dt.timedelta(30)
     return Accept(
@@ -428,7 +457,7 @@ def test_an_accept_ends_and_is_reported_when_it_is_of_no_use(judge, size):
 def test_an_accept_of_other_pictures_covers_nothing(judge):
     """Kind: what was accepted of one thing, taken for another that is called alike."""
     failed = judge(relation={"accuracy": 0.0}, swap=3)
-    wrong, pictures = failed.cells[0].checks[0].value, failed.basis("digits", "relation.accuracy")
+    wrong, pictures = failed.cells[0].checks[0].value, failed.meaning("digits", "relation.accuracy")["against"]
     for against, state in ((pictures, "used"), (None, "used"), ("0" * 64, "moved")):
         result = judge(
             relation={"accuracy": 0.0}, accepts=[accept("relation.accuracy", wrong, against=against)], swap=3

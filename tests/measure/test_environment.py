@@ -34,6 +34,9 @@ def test_a_device_that_slowed_itself_down_is_told():
     assert slowed(sessions(frequency_mhz=[2400, 2400, 2400, 1500])) == ["its clock was between 1500 and 2400 MHz"]
     assert slowed(sessions(throttled_now=[0, 0, 4, 0])) == ["its firmware held it back for heat or low voltage"]
 
+    assert slowed(sessions(quota_stops=[1, 1, 7, 7])) == []
+    assert slowed(sessions(quota_stops=[1, 3, 7, 8])) == ["the limit of its container stopped it 3 times"]
+
     def gpu(*bits):
         return slowed(sessions(gpus=[[{"clocks_throttle_reasons.active": each}] for each in bits]))
 

@@ -1,5 +1,6 @@
 import ast
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,13 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from toolchain.errors import TargetUnavailable
+from toolchain import errors
 from toolchain.measure.environment import describe_machine
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device.runner import (
     SCHEDULE_SCHEMA,
-    Unavailable,
     VariantError,
+    WorkloadRefused,
     block_orders,
     calls_per_slot,
     cpu_seconds,
@@ -241,12 +242,43 @@ def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
     """The file is good; so this is no reason to fail whoever made it."""
 
     def refuses(path, threads):
-        raise TargetUnavailable("clockwork", "was asked for 2 threads and runs with 1")
+        raise errors.WorkloadRefused("clockwork", "was asked for 2 threads and runs with 1")
 
-    with pytest.raises(Unavailable, match="runs with 1"):
+    with pytest.raises(WorkloadRefused, match="runs with 1"):
         run_schedule(schedule(), {"clockwork": refuses})
-    with pytest.raises(Unavailable, match="4096 threads are more than the"):
+    with pytest.raises(WorkloadRefused, match="4096 threads are more than the"):
         run_schedule(schedule(threads=4096), opener([], {"a": 1, "b": 1}))
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000", "cpu.stat": "usage_usec 3\nnr_throttled 7\n"}, (1.5, 7)),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {}, None),
+        ("0::/a/b", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "200000 100000"}, (0.5, 0)),
+        (
+            "5:cpu,cpuacct:/docker/1\n1:memory:/",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            (1.0, 0),
+        ),
+        ("5:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_the_time_that_a_container_may_take_is_part_of_the_machine(tmp_path, monkeypatch, own, files, quota):
+    """Kind: docker run --cpus=1, where two threads stop each other in the middle of calls."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(device_runner, "CGROUPS", str(tmp_path))
+    monkeypatch.setattr(device_runner, "OWN_CGROUPS", str(tmp_path / "own"))
+    assert device_runner.cpu_quota() == quota
+    seen = fingerprint(1)
+    assert (seen["machine"].get("cpu_quota"), seen["state"].get("quota_stops")) == (quota or (None, None))
+    if quota is not None:
+        with pytest.raises(WorkloadRefused, match=f"more than the {math.ceil(quota[0])} core"):
+            device_runner.pin(None, math.ceil(quota[0]) + 1)
 
 
 def test_the_result_is_written_whole_or_not_at_all(tmp_path, capsys):

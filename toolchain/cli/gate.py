@@ -79,6 +79,7 @@ def run(
     from toolchain.report.junit import to_junit
     from toolchain.report.trackers import to_bencher, to_github_benchmark
 
+    outputs.remove_earlier(out, markdown, junit, github_benchmark, bencher)
     if config == DEFAULT and not config.exists():
         raise StorageError(
             f"there is no {config} in {Path.cwd()}: write one as docs/ci.md shows, or name yours with --config"
@@ -136,7 +137,7 @@ def accept(
                 cell=cell,
                 check=each.name,
                 at_most=value,
-                against=judged.basis(cell, each.name),
+                **judged.meaning(cell, each.name),
                 reason=reason,
                 accepted=today,
                 expires=expires.date(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from toolchain.errors import ArtifactError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, RecipeError, StorageError, fault_words
 from toolchain.files import check_file_replaceable, expanded, followed, is_stream, read_json
 
 RESULT, LISTED, OBJECT = b'{"', b"[\n", b"{\n"
@@ -100,6 +100,20 @@ def _noted(context: typer.Context, parameter: typer.CallbackParam, value: Path |
     return value
 
 
+def remove_earlier(*paths: Path | None) -> None:
+    """Removes what an earlier command wrote to outputs, so that it cannot be read as the outcome of one that ends without any.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
+    for path in paths:
+        if path is not None and not is_stream(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"cannot remove {path}: {fault_words(error)}") from error
+
+
 def expand_homes(context: Any) -> None:
     """Lets `~` begin any path of a command as in `--out=~/runs/a`, where shells leave it as it is."""
     for name, value in context.params.items():
@@ -107,6 +121,20 @@ def expand_homes(context: Any) -> None:
             context.params[name] = expanded(value)
         elif isinstance(value, list):
             context.params[name] = [expanded(each) if isinstance(each, Path) else each for each in value]
+
+
+def require_values(context: Any) -> None:
+    """Raises RecipeError for an option that was given no text and without it means something else: its variable may not be set."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if (
+            parameter.default == context.params.get(parameter.name) == ""
+            and source is not None
+            and source.name == "COMMANDLINE"
+        ):
+            raise RecipeError(
+                f"{_option(parameter)} is empty, perhaps because a variable is not set; name a value, or leave the option out"
+            )
 
 
 def require_apart(context: Any) -> None:

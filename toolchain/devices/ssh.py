@@ -24,7 +24,14 @@ from pydantic import BaseModel, ValidationError
 from toolchain.devices.portable import Portable, PortableSchedule
 from toolchain.devices.targets_toml import SshSettings
 from toolchain.devices.transport import follow
-from toolchain.errors import ArtifactError, DeviceLost, MeasurementError, StorageError, TargetUnavailable
+from toolchain.errors import (
+    ArtifactError,
+    DeviceLost,
+    MeasurementError,
+    StorageError,
+    TargetUnavailable,
+    WorkloadRefused,
+)
 from toolchain.files import sha256
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device import store as device_store
@@ -287,6 +294,8 @@ class SshTransport:
             raise MeasurementError(f"this cannot be measured on {self._where}: {message}")
         if code == device_runner.EXIT_UNAVAILABLE:
             raise TargetUnavailable(self.name, f"{self._where}: {message}")
+        if code == device_runner.EXIT_WORKLOAD:
+            raise WorkloadRefused(self.name, f"{self._where}: {message}")
         if code == device_runner.EXIT_BUSY:
             raise DeviceLost(self.name, f"{self._where}: {message}")
         if code in {NO_COMMAND, NOT_EXECUTABLE} or "is too old" in message:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, MeasurementError, StorageError, TargetUnavailable, WorkloadRefused
 from toolchain.files import exclusive, read_json, user_cache, write_json
 from toolchain.on_device import runner as device_runner
 from toolchain.on_device.runner import Samples, Schedule
@@ -118,8 +118,9 @@ def _start(command: list[str], environment: dict[str, str], progress: Progress, 
     message = "\n".join(last)
     if code == device_runner.EXIT_VARIANT:
         raise ArtifactError(message)
-    if code == device_runner.EXIT_UNAVAILABLE:
-        raise TargetUnavailable(runtime, message.removeprefix(f"target {runtime!r} is unavailable: "))
+    if code in (device_runner.EXIT_UNAVAILABLE, device_runner.EXIT_WORKLOAD):
+        kind = WorkloadRefused if code == device_runner.EXIT_WORKLOAD else TargetUnavailable
+        raise kind(runtime, message.removeprefix(f"target {runtime!r} is unavailable: "))
     if code == device_runner.EXIT_STORAGE:
         raise StorageError(message)
     if code == device_runner.EXIT_SCHEDULE:

@@ -27,13 +27,15 @@ Key = tuple[str, str]
 class Accept(Section):
     """[[accept]]: which check, up to which value (in the check's unit), why, since when, through which day.
 
-    `against` is what gives the value its meaning: see `Evidence.basis`. One that names nothing is of whatever there is.
+    `against` and `workload` are what gives the value its meaning: see `Evidence.basis` and `Evidence.workload`. One that names
+    nothing is of whatever there is.
     """
 
     cell: str
     check: Annotated[str, Field(pattern=r"^(budget|relation)\.[a-z_]+$")]
     at_most: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
     against: str | None = None
+    workload: str | None = None
     reason: str
     accepted: dt.date
     expires: dt.date
@@ -61,6 +63,7 @@ class Accept(Section):
         lines = ["[[accept]]", f"cell = {_string(self.cell)}", f"check = {_string(self.check)}"]
         lines += [f"at_most = {self.at_most!r}"]
         lines += [] if self.against is None else [f"against = {_string(self.against)}"]
+        lines += [] if self.workload is None else [f"workload = {_string(self.workload)}"]
         lines += [f"reason = {_string(self.reason)}"]
         lines += [f"accepted = {self.accepted.isoformat()}", f"expires = {self.expires.isoformat()}"]
         return "\n".join(lines) + "\n"

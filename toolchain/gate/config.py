@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from toolchain.devices.targets_toml import BundleSettings, ListedCores, named_target
+from toolchain.devices.targets_toml import FILE_NAME, BundleSettings, ListedCores, load_targets, named_target
 from toolchain.errors import RecipeError, word
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
@@ -341,8 +341,21 @@ class GateConfig(Section):
             config = GateConfig.model_validate(dict(raw))
         except ValidationError as error:
             raise RecipeError(explain(error, GateConfig, "gate")) from None
+        beside = base / FILE_NAME
+        own = load_targets(beside) if targets is None and beside.is_file() else {}
         for cell in config.cell:
             settings = named_target(cell.target, targets)
+            if cell.target in own and own[cell.target] != settings:
+                raise RecipeError(
+                    f"cell {cell.name!r} names {cell.target!r}, and {beside} says what it is, which is not read from "
+                    f"{Path.cwd()}: add --targets {word(beside)}, or name another file by it"
+                )
+            threads, cores = cell.threads or settings.threads, cell.affinity or settings.affinity
+            if cores is not None and threads > len(cores):
+                raise RecipeError(
+                    f"cell {cell.name!r} has {threads} threads on {len(cores)} of the cores, {list(cores)}, where nothing can "
+                    "be timed: name fewer threads or more cores"
+                )
             if isinstance(settings, BundleSettings) and (
                 timed := [name for name in cell.checks if name.partition(".")[2] in MEASURED]
             ):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable
+from toolchain.errors import ArtifactError, DeviceLost, ParityError, SlimvitError, TargetUnavailable, WorkloadRefused
 from toolchain.export.accuracy import FeatureEvaluation
 from toolchain.export.agreement import Agreement
 from toolchain.gate.config import MEASURED, Cell
@@ -76,14 +76,16 @@ class Change(Record):
 
 
 class Missing(Record):
-    """Why there is no comparison: the target is not there, the artifacts cannot be compared, or measuring failed."""
+    """Why there is no comparison: the target is not there or refuses the workload, the files do not fit, or measuring failed."""
 
-    why: Literal["unavailable", "unfit", "failed"]
+    why: Literal["unavailable", "refused", "unfit", "failed"]
     reason: str
 
     @staticmethod
     def of(error: SlimvitError) -> Missing:
         """What an error of a measurement means."""
+        if isinstance(error, WorkloadRefused):
+            return Missing(why="refused", reason=error.reason)
         if isinstance(error, TargetUnavailable) and not isinstance(error, DeviceLost):
             return Missing(why="unavailable", reason=str(error))
         return Missing(why="unfit" if isinstance(error, ParityError | ArtifactError) else "failed", reason=str(error))
@@ -98,6 +100,8 @@ class Evidence(Record):
         artifact: what was read of the artifact.
         baseline: of its baseline, if it names one.
         agreement: of the outputs of both, if parity is asked for.
+        prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked
+            for, but for keys that [data] has.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
         built: whether the job built the baseline itself, so that no digest was held.
@@ -110,6 +114,7 @@ class Evidence(Record):
     artifact: Facts
     baseline: Facts | None = None
     agreement: Agreement | None = None
+    prepared_otherwise: tuple[str, ...] = ()
     features: FeatureEvaluation | None = None
     changes: tuple[Change, ...] | None = None
     built: bool = False
@@ -162,6 +167,16 @@ class Evidence(Record):
         if metric == "accuracy":
             return self.artifact.pictures
         return self.baseline.file.sha256 if kind == "relation" and metric in MEASURED and self.baseline else None
+
+    def workload(self, check: str) -> str | None:
+        """Where and on what one of the checks is measured, in words; None of what is counted."""
+        if check.partition(".")[2] not in MEASURED:
+            return None
+        cell = self.cell
+        cores = cell.affinity and f"cores {', '.join(map(str, cell.affinity))}"
+        shape = cell.input_shape and f"input {'x'.join(map(str, cell.input_shape))}"
+        parts = (cell.target, f"batch {cell.batch}", f"threads {cell.threads}", cores, shape)
+        return ", ".join(part for part in parts if part)
 
     @property
     def tau(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -12,6 +13,7 @@ from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.accuracy import Evaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
+from toolchain.export.preparation import Preparation
 from toolchain.files import files_below, read_json, sha256
 from toolchain.gate.config import Cell, GateConfig
 from toolchain.gate.evidence import Evidence, Facts
@@ -60,11 +62,13 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         )
     built = bool(cell.baseline) and config.baseline[cell.baseline].built
     agreement, bounds = None, cell.relation.parity
+    otherwise: tuple[str, ...] = ()
     if bounds is not None and baseline is not None:
         data = config.data
         agreement = parity_of(
             baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=cell.input_shape
         )
+        otherwise = prepared_otherwise(open_artifact(artifact), open_artifact(baseline), data.preparation)
     features, data = None, config.data
     if cell.relation.features is not None and baseline is not None:
         asked, shape = data.preparation, cell.input_shape
@@ -79,6 +83,7 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         baseline=reference,
         built=built,
         agreement=agreement,
+        prepared_otherwise=otherwise,
         features=features,
         changes=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))
         if why
@@ -90,8 +95,8 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
     """What the budgets, or the relations alone, of a cell need of an artifact."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
-    file = artifact_facts(path)
     _require_whole(opened)
+    file = artifact_facts(path)
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
         return Facts(file=file, counts=counts)
@@ -120,6 +125,25 @@ def _require_whole(artifact: Artifact) -> None:
                 )
     with suppress(TargetUnavailable):  # what reads a format may not be installed
         artifact.require_whole()
+
+
+def prepared_otherwise(artifact: Artifact, baseline: Artifact, asked: Preparation) -> tuple[str, ...]:
+    """The keys in which two files that both say how images are prepared differ, but for those that are replaced."""
+    ours, theirs = artifact.preprocess, baseline.preprocess
+    if ours is None or theirs is None:
+        return ()
+    return tuple(
+        name
+        for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode", "exif_orientation")
+        if name not in asked.asked and not _alike(getattr(ours, name), getattr(theirs, name))
+    )
+
+
+def _alike(ours: object, theirs: object) -> bool:
+    """Whether two files say the same of a key; a crop without a mode is one of the centre."""
+    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        return all(math.isclose(*pair, abs_tol=1e-4) for pair in zip(ours, theirs, strict=True))
+    return {ours, theirs} == {None, "center"} or ours == theirs
 
 
 def pictures_of_run(path: Path, content: str, split: str) -> str | None:

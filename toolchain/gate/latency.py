@@ -269,6 +269,11 @@ def missing_check(name: str, evidence: Evidence, missing: Missing | None, *, uni
         reason = f"It was not measured: {sentence}"
         if missing.why == "unavailable" and evidence.cell.required:
             status, reason = "fail", f"{reason} The cell is required, so this fails; run the gate where the target is."
+        elif missing.why == "refused":
+            status = "fail" if evidence.cell.required else "invalid"
+            reason = (
+                f"{reason} Set threads and affinity of the cell to what there is, or run the gate where there is more."
+            )
         elif missing.why == "unfit":
             status, reason = "fail", f"{reason} Mend the artifact."
         elif missing.why == "failed":

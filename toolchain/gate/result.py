@@ -96,13 +96,15 @@ class GateResult(Record):
         entries = last_of_each(self.accepts).items()
         return {key: each.at_most for key, each in entries if each.expires >= self.day and not self._moved(each)}
 
-    def basis(self, cell: str, check: str) -> str | None:
-        """`Evidence.basis` of a cell; None if there is no such cell."""
-        return next((each.basis(check) for each in self.evidence if each.cell.name == cell), None)
+    def meaning(self, cell: str, check: str) -> dict[str, str | None]:
+        """`Evidence.basis` and `Evidence.workload` of a cell as an accept has them; empty if there is no such cell."""
+        found = next((each for each in self.evidence if each.cell.name == cell), None)
+        return {} if found is None else {"against": found.basis(check), "workload": found.workload(check)}
 
     def _moved(self, entry: Accept) -> bool:
-        """Whether a value was accepted against another baseline, or of other pictures, than there are."""
-        return entry.against not in (None, self.basis(entry.cell, entry.check))
+        """Whether a value was accepted against another baseline, of other pictures or of another workload than there are."""
+        meaning = self.meaning(entry.cell, entry.check)
+        return any(getattr(entry, key) not in (None, meaning.get(key)) for key in ("against", "workload"))
 
     def undecided(self, evidence: Evidence) -> Undecided:
         """What the comparison of a cell grows by: whether one of its checks is open."""
@@ -263,10 +265,14 @@ class GateResult(Record):
         Threads and cores that it leaves open are those of the target, and checks that it does not have play no part.
         """
         judged = {each.cell.name: each.cell for each in self.evidence}
+        baselines = {each.cell.name: each.baseline and each.baseline.file.sha256 for each in self.evidence}
         for cell in asked.cell:
             if (there := judged.get(cell.name)) is None:
                 raise RecipeError(f"the result has no cell {cell.name!r}; it is of another gate: judge this one")
-            if differing := _differences(cell, there):
+            differing = _differences(cell, there)
+            if cell.baseline and (wanted := asked.baseline[cell.baseline].sha256) and wanted != baselines[cell.name]:
+                differing.append("sha256 of its baseline")
+            if differing:
                 raise RecipeError(
                     f"cell {cell.name!r} was judged with another {', '.join(differing)} than the gate asks for now; judge it again"
                 )

@@ -23,6 +23,7 @@ class Machine(BaseModel):
     cpu: str | None = None
     cores: int | None = None
     affinity: tuple[int, ...] | None = None
+    cpu_quota: float | None = None
     threads: int | str | None = None
     gpus: tuple[dict[str, str], ...] = ()
     runtimes: dict[str, str] = Field(default_factory=dict)
@@ -55,6 +56,7 @@ class State(BaseModel):
     frequency_mhz: float | None = None
     throttle_count: int | None = None
     throttled_now: int = 0
+    quota_stops: int | None = None
     cpu_seconds: dict[str, float] | None = None
     gpus: tuple[dict[str, str], ...] = ()
 
@@ -85,6 +87,13 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
     words = []
     if counts and max(counts) > counts[0]:
         words.append(f"it was throttled {max(counts) - counts[0]} times for its heat")
+    stops = [
+        later.quota_stops - before.quota_stops
+        for before, later in zip(states[::2], after, strict=True)
+        if before.quota_stops is not None and later.quota_stops is not None
+    ]
+    if sum(stops):
+        words.append(f"the limit of its container stopped it {sum(stops)} times")
     if any(state.throttled_now for state in states):
         words.append("its firmware held it back for heat or low voltage")
     if clocks and min(clocks) < SLOWER * max(clocks):
@@ -126,4 +135,7 @@ def describe_machine(environment: Mapping[str, JsonValue]) -> str:
     cores = len(machine.affinity) if machine.affinity else machine.cores
     runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items() if name != "numpy")
     gpus = [f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in machine.gpus]
-    return ", ".join([f"{machine.cpu}", f"{cores} usable cores", f"{machine.threads} thread(s)", *gpus, runtimes])
+    limit = [] if machine.cpu_quota is None else [f"time of {machine.cpu_quota:g} cores"]
+    return ", ".join(
+        [f"{machine.cpu}", f"{cores} usable cores", *limit, f"{machine.threads} thread(s)", *gpus, runtimes]
+    )

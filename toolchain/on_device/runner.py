@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Protocol, TypedDict  # noqa: UP035 - Python 3.8
 
 import numpy as np
@@ -60,12 +60,13 @@ GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks
 # A Raspberry Pi's firmware, in hex digits: of these bits the lowest four hold now (low voltage, capped, throttled, hot).
 PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
 PI_HEX = "(0x)?[0-9a-fA-F]+"
+CGROUPS, OWN_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 X86 = ("x86_64", "i686", "AMD64")
 ARM = ("aarch64", "arm64")
 RUNTIMES = ("numpy", "onnxruntime", "ai_edge_litert", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
-EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_STORAGE = 2, 3, 4, 5, 6, 74
+EXIT_SCHEDULE, EXIT_VARIANT, EXIT_FILES, EXIT_UNAVAILABLE, EXIT_BUSY, EXIT_WORKLOAD, EXIT_STORAGE = 2, 3, 4, 5, 6, 7, 74
 STREAM = "-"
 PTE_FORM = {"form": "slimvit.pte/1"}
 PTE_NAMES = "slimvit"
@@ -158,9 +159,15 @@ class Runner(Protocol):
 
 
 class Unavailable(Exception):
-    """A runtime cannot be used on this device, or not as the schedule wants it."""
+    """A runtime cannot be used on this device."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class WorkloadRefused(Unavailable):
+    """A runtime is there, and cannot do what the schedule wants of it."""
+
+    exit_code = EXIT_WORKLOAD
 
 
 class VariantError(Exception):
@@ -276,7 +283,7 @@ class LiteRtRunner(FixedBatches):
         interpreter.allocate_tensors()
         started, wanted = _os_threads() - before, self.threads - 1
         if started < wanted and before:  # it cannot be asked how many it has
-            raise Unavailable(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
+            raise WorkloadRefused(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
         for key in interpreter.get_signature_list():
             call = interpreter.get_signature_runner(key)
             shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
@@ -321,7 +328,7 @@ class ExecuTorchRunner(FixedBatches):
             library._unsafe_reset_threadpool(self.threads)  # noqa: SLF001
         count = library._threadpool_get_thread_count()  # noqa: SLF001
         if count != self.threads:
-            raise Unavailable(
+            raise WorkloadRefused(
                 f"ExecuTorch has one number of threads for a process: {self.threads} were asked for, and it runs with {count}"
             )
 
@@ -442,12 +449,14 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
     for runner in runners:
         loaded.update(getattr(runner, "versions", {}))
     gpus = _nvidia_smi(GPU_MACHINE), _nvidia_smi(GPU_STATE)
+    quota = cpu_quota()
     return {
         "machine": {
             "cpu": cpu_model(),
             "flags": sorted(FLAGS & found),
             "cores": os.cpu_count(),
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            **({"cpu_quota": quota[0]} if quota else {}),
             "governor": ",".join(governors) or None,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "python": platform.python_version(),
@@ -460,6 +469,7 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
             "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
             "throttle_count": sum(throttled) if throttled else None,
+            **({"quota_stops": quota[1]} if quota else {}),
             "cpu_seconds": cpu_seconds(runners),
             **({"throttled_now": int(firmware, 16) & PI_NOW} if firmware and re.fullmatch(PI_HEX, firmware) else {}),
             **({"gpus": gpus[1]} if gpus[1] else {}),
@@ -479,6 +489,29 @@ def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     own = sum(os.times()[:4]) + sum(map(_process_seconds, _processes(runners)))
     return {"everyone": everyone, "own": own, "clock": time.monotonic()}
+
+
+def cpu_quota() -> tuple[float, int] | None:
+    """(cores, how often it was reached) of the least time on processors that a container may take; None where there is no limit.
+
+    A container's own group lies at the root of what it sees; elsewhere every group above this process counts.
+    """
+    found = []
+    for line in (_read(OWN_CGROUPS) or "").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = PurePosixPath(CGROUPS, controllers)
+        below = PurePosixPath(name.lstrip("/"))
+        for group in (root / below, *(root / each for each in below.parents)):
+            if controllers:
+                limit = [_read(f"{group}/cpu.cfs_{kind}_us") or "" for kind in ("quota", "period")]
+            else:
+                limit = (_read(f"{group}/cpu.max") or "").split()
+            if len(limit) == 2 and all(map(str.isdigit, limit)) and int(limit[1]):
+                stops = re.search(r"^nr_throttled (\d+)$", _read(f"{group}/cpu.stat") or "", re.MULTILINE)
+                found.append((int(limit[0]) / int(limit[1]), int(stops.group(1)) if stops else 0))
+    return min(found, default=None)
 
 
 def cpu_model() -> str:
@@ -531,7 +564,8 @@ def run_schedule(
 
     Raises:
         ValueError: the schedule has another schema, names a runtime that has no opener, or cores that are not there.
-        Unavailable: it asks for more threads than there are cores, or a runtime cannot do what it asks for.
+        WorkloadRefused: it asks for more threads than there are cores, or for what a runtime cannot do.
+        Unavailable: a runtime cannot be used.
         VariantError: a variant cannot be opened or run, or gives outputs that are not finite.
     """
     if schedule.get("schema") != SCHEDULE_SCHEMA:
@@ -629,8 +663,10 @@ def run_cold(schedule: Schedule, openers: Mapping[str, Callable[[str, int], Runn
 
 def _failed(what: str, runtime: str, error: Exception) -> Exception:
     """What to raise for an error of a runner: one passed in may say that the runtime, not the file, is at fault."""
+    if isinstance(error, Unavailable):
+        return error
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
-        return Unavailable(str(error))
+        return WorkloadRefused(str(error)) if getattr(error, "is_there", False) else Unavailable(str(error))
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         modules = " ".join(MODULES.get(runtime, ("numpy", missing)))
@@ -663,7 +699,7 @@ def _process_seconds(pid: str) -> float:
 
 
 def pin(cores: Sequence[int] | None, threads: int) -> None:
-    """Keeps this process, and the threads that it will start, on some cores; raises Unavailable if these are too few."""
+    """Keeps this process, and the threads that it will start, on some cores; raises WorkloadRefused if these are too few."""
     can_choose = hasattr(os, "sched_setaffinity")
     if cores is not None:
         if not can_choose:
@@ -672,8 +708,10 @@ def pin(cores: Sequence[int] | None, threads: int) -> None:
             raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
         os.sched_setaffinity(0, cores)
     usable = len(os.sched_getaffinity(0)) if can_choose else os.cpu_count() or threads
+    if (quota := cpu_quota()) is not None:  # more threads would be stopped in the middle of calls
+        usable = min(usable, math.ceil(quota[0]))
     if threads > usable:
-        raise Unavailable(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
+        raise WorkloadRefused(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
 
 
 def _warm_up(runner: Runner, feeds: Sequence[Feeds], rule: WarmUp) -> tuple[int, float, float]:
@@ -809,7 +847,7 @@ def main(argv: Sequence[str], openers: Mapping[str, Callable[[str, int], Runner]
     except VariantError as error:
         return _refuse(str(error), EXIT_VARIANT)
     except Unavailable as error:
-        return _refuse(str(error), EXIT_UNAVAILABLE)
+        return _refuse(str(error), error.exit_code)
     except ValueError as error:
         return _refuse(str(error), EXIT_SCHEDULE)
     if streamed:

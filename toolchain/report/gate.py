@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.gate import CellResult, GateResult
 from toolchain.gate.starts import Starts
-from toolchain.measure.environment import describe_machine
+from toolchain.measure.environment import describe_machine, slowed
 from toolchain.report.markdown import inline, table_lines
 from toolchain.report.tables import Table, number
 
@@ -15,7 +15,7 @@ USES = {
     "exceeded": "exceeded; the check is beyond what was accepted",
     "undecided": "the check is open; keep it until that is judged",
     "unused": "not needed any more; remove it",
-    "moved": "accepted against another baseline or on other pictures, so it covers nothing; judge it again, or remove it",
+    "moved": "accepted against another baseline or on other pictures, or of another workload; it covers nothing: judge again, or remove it",
     "expired": "expired, so it covers nothing; mend the regression, or accept it again",
     "unknown": "for a cell or check that the gate does not have; remove it",
 }
@@ -81,6 +81,10 @@ def gate_notes(result: GateResult) -> list[str]:
         for each in result.evidence
         if each.of_one_file
     ]
+    for cell in result.cells:
+        prints = [(s.fingerprint.before, s.fingerprint.after) for each in cell.comparisons for s in each.sessions]
+        if said := slowed(prints):
+            notes.append(f"While {cell.name} was timed: {'; '.join(said)}.")
     machines = [describe_machine(each) for each in environments]
     return [*notes, *(f"Measured on: {machine}." for machine in dict.fromkeys(machines))]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable, WorkloadRefused
 from toolchain.foreign import imported, reason
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
@@ -140,7 +140,7 @@ class OpenVinoRunner:
             if name == "INFERENCE_PRECISION_HINT":
                 taken = taken.to_string()
             if taken != setting:
-                raise TargetUnavailable(
+                raise WorkloadRefused(
                     self._target, f"OpenVINO was asked for {name} = {setting!r} and runs with {taken!r}"
                 )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.ncnn_format import files_of, inputs_of, read_layers
-from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
 from toolchain.targets.ncnn import child
@@ -79,7 +79,7 @@ class NcnnRunner(ChildRunner):
         """
         answer, outputs = self._ask({"do": "infer", "sets": 1}, self._sets([feeds]))
         if not self._checked and answer["threads"] not in (None, self.threads):
-            raise TargetUnavailable(
+            raise WorkloadRefused(
                 NAME, f"ncnn was asked for {self.threads} threads and {answer['threads']} work on {self.path.name}"
             )
         self._checked = True
@@ -95,7 +95,7 @@ class NcnnRunner(ChildRunner):
         """Raises TargetUnavailable if an option reads back as another."""
         for name, setting in {**OPTIONS, "num_threads": self.threads}.items():
             if taken.get(name) != setting:
-                raise TargetUnavailable(
+                raise WorkloadRefused(
                     NAME, f"ncnn was asked for {name} = {setting!r} and runs with {taken.get(name)!r}"
                 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, RecipeError, WorkloadRefused
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
 from toolchain.targets.wire import Array, receive, send
@@ -49,21 +49,19 @@ class NodeRunner(ChildRunner):
         self._inputs: tuple[str, ...] = ()
 
     def _command(self) -> tuple[list[str], None]:
-        """Raises TargetUnavailable for more threads than there are cores."""
+        """Raises WorkloadRefused for more threads than there are cores."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > cores:
-            raise TargetUnavailable(
-                self.target, f"{self.threads} threads are more than the {cores} cores that there are"
-            )
+            raise WorkloadRefused(self.target, f"{self.threads} threads are more than the {cores} cores that there are")
         command = [self._installed.node, "--expose-gc", str(SCRIPT), str(self._installed.folder), str(self.path)]
         return [*command, str(self.threads)], None
 
     def _opened(self) -> None:
-        """Raises TargetUnavailable if the child runs with other threads than asked for."""
+        """Raises WorkloadRefused if the child runs with other threads than asked for."""
         opened, _ = self._receive()
         if (threads := opened.get("threads")) != self.threads:
             reason = f"ONNX Runtime Web was asked for {self.threads} threads and runs with {threads}"
-            raise TargetUnavailable(self.target, reason)
+            raise WorkloadRefused(self.target, reason)
         self._inputs = tuple(opened["inputs"])
 
     def infer(self, feeds: Feeds) -> Arrays:
