@@ -89,7 +89,9 @@ def dense_inputs(job: Start) -> list[Any]:
         dict(job.dense.provenance),
         job.source.digest,
         recipe.compress.seed,
-        recipe.train.model_dump(mode="json") if recipe.train is not None and trains(job) else None,
+        [recipe.train.model_dump(mode="json"), job.source.ordered_names]
+        if recipe.train is not None and trains(job)
+        else None,
     ]
 
 
