@@ -282,7 +282,7 @@ def expanded(path: Path | str) -> Path:
 def user_cache() -> Path:
     """The folder that recipes share: SLIMVIT_CACHE_DIR, else slimvit below the user's cache folder."""
     if custom := os.environ.get("SLIMVIT_CACHE_DIR"):
-        return Path(custom)
+        return expanded(custom)
     return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "slimvit"
 
 

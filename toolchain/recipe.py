@@ -448,6 +448,15 @@ def with_paths_from(recipe: Recipe, base: Path) -> Recipe:
     )
 
 
+def with_own_map(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's tables with a class map that lies in the recipe's own folder named from there, so that both move together."""
+    data = dict(tables.get("data", {}))
+    classes, root = Path(data.get("classes", "")), folder.resolve()
+    if classes.is_absolute() and classes.is_relative_to(root):
+        data["classes"] = f"./{classes.relative_to(root).as_posix()}"
+    return {name: data if name == "data" else keys for name, keys in tables.items()}
+
+
 PLACES: dict[tuple[str, str], Callable[[str, Path], str]] = {
     ("model", "name"): absolute_model,
     ("model", "checkpoint"): absolute_checkpoint,

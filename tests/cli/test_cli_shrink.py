@@ -51,6 +51,18 @@ def test_a_failure_before_any_work_leaves_nothing_that_the_next_try_meets(comman
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
+def test_the_recipe_of_a_run_under_way_stays(command, pictures: Path, tmp_path: Path):
+    recipe = tmp_path / "run" / "recipe.toml"
+    assert command("init", MODEL, "--data", pictures, "--out", recipe).code == 0
+    before = recipe.read_bytes()
+    claim(Workspace(recipe.parent))
+    with Workspace(recipe.parent).open():  # as in its first stage
+        outcome = command("shrink", MODEL, "--data", pictures, "--params", "0.7", "--out", recipe.parent)
+    assert outcome.code == 74
+    assert "another run is writing to" in outcome.err
+    assert recipe.read_bytes() == before
+
+
 def test_a_draft_that_was_not_carried_out_gives_way_to_the_next(command, pictures: Path, tmp_path: Path):
     folder = tmp_path / "run"
     recipe = folder / "recipe.toml"

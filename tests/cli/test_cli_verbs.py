@@ -30,7 +30,7 @@ from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline.draft import Draft
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
-from toolchain.surgery.replay import load_model
+from toolchain.surgery.replay import load_model, save_model
 from toolchain.targets import TARGETS, NodeTime, get_target
 
 VERBS = [
@@ -451,6 +451,18 @@ def test_finetune_wants_a_teacher_and_epochs(command, finished, tmp_path):
     assert "finetune.epochs" in outcome.err
 
 
+def test_finetune_refuses_a_teacher_that_was_not_compressed(command, finished, tmp_path):
+    dense = load_model(finished.folder / "dense")
+    with torch.no_grad():
+        next(dense.module.parameters()).add_(1.0)
+    other = save_model(dense, tmp_path / "other")
+    masked = finished.folder / "masked"
+    outcome = command("finetune", masked, "--recipe", finished.recipe, "--teacher", other, "--out", tmp_path / "x")
+    assert outcome.code == 2, outcome.err
+    assert "has other weights than the dense model that was compressed" in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_engine_is_built_with_its_record(parsed, finished, tmp_path):
     try:
         get_target("trt-rtx").probe()
@@ -775,6 +787,18 @@ def test_report_rewrites_the_same_pages(command, finished, copied):
     assert command("report", copied).code == 0
     for name in ("report.md", "report.html"):
         assert bytes_of(copied / name) == bytes_of(finished.folder / name)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_report_says_that_files_are_no_longer_those_that_it_speaks_of(command, finished, copied, several):
+    folders = (finished.folder, copied) if several else (copied,)
+    assert "not as in this report" not in command("report", *folders).err
+    (copied / "damage.json").unlink(missing_ok=True)
+    assert "not as in this report" not in command("report", *folders).err, "what is gone misleads nobody"
+    (copied / "plan.json").write_text("{}")
+    outcome = command("report", *folders)
+    assert outcome.code == 0
+    assert f"{copied}: 1 file is not as in this report (plan.json)" in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"schema": "slimvit.report/99"}'])

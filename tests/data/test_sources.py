@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import pickle
 import shutil
@@ -13,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from toolchain.data import SOURCES, open_source
-from toolchain.data.files import DIGESTED_BYTES
+from toolchain.data.files import DIGESTED_BYTES, digested
 from toolchain.data.memory import Digits, FashionMnist, images_of
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
@@ -282,6 +283,12 @@ def test_folder_digests_see_changed_pixels_of_the_same_size(tmp_path, kind, pixe
         sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] > 2 * DIGESTED_BYTES
     assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("head", [b"II+\0", b"MM\0+", b"MM\0*", b"P7\n", b"Pf\n", b"PyRGBA\n"])
+def test_digests_see_the_middle_of_files_whose_size_does_not_change_with_it(head):
+    digests = {digested(io.BytesIO(head + bytes(5000) + pixel + bytes(5000))) for pixel in (b"0", b"1")}
+    assert len(digests) == 2
 
 
 def test_the_digest_of_a_table_is_that_of_its_pictures_and_not_of_where_they_came_from(tmp_path):

@@ -47,7 +47,7 @@ def folder(tmp_path: Path):
 
 def test_a_draft_is_a_recipe_that_says_the_same(folder, tmp_path: Path):
     draft = Draft.of("vit_tiny_patch16_224", str(folder(0)), HALF, overrides=["budget.latency.ort-cpu=45%"])
-    text = draft.text()
+    text = draft.text(tmp_path)
     assert text.startswith("#:schema ./recipe.schema.json\n")
     assert "5.7 M parameters" in text
     (tmp_path / "recipe.toml").write_text(text)
@@ -112,6 +112,11 @@ def test_a_class_map_lies_beside_the_recipe(folder, tmp_path: Path):
     first = job.source.split("test").positions[0]
     assert int(job.source.split("test").labels[0]) == (1 if first < 4 else 0)
     write_recipe(draft, tmp_path / "run" / "recipe.toml")  # what is there already may be written again
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert Recipe.load(moved / "recipe.toml").data.classes == str(moved / "classes.json"), (
+        "another run may lie where it was"
+    )
+    moved.rename(tmp_path / "run")
     own = tmp_path / "run" / "classes.json"
     own.write_text('{"mine": 0}')
     with pytest.raises(StorageError, match=r"classes\.json maps classes in another way"):
@@ -177,7 +182,7 @@ def test_paths_mean_the_same_wherever_the_recipe_lies(folder, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     draft = Draft.of("vit_tiny_patch16_224", "images:pictures", {})
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/recipe.toml").write_text(draft.text())
+    (tmp_path / "elsewhere/recipe.toml").write_text(draft.text(tmp_path))
     assert Recipe.load(tmp_path / "elsewhere/recipe.toml") == draft.recipe
     assert draft.recipe.data.source == f"images:{tmp_path}/pictures"
 
@@ -266,4 +271,4 @@ def test_the_files_that_a_budget_speaks_of_are_made(folder, size, overrides, pre
     budget = {} if size is None else {"size": size}
     draft = Draft.of("vit_tiny_patch16_224", str(folder(0)), budget, overrides=overrides)
     assert list(draft.recipe.export.precisions) == precisions
-    assert Recipe.from_dict(tomllib.loads(draft.text())) == draft.recipe
+    assert Recipe.from_dict(tomllib.loads(draft.text(Path()))) == draft.recipe

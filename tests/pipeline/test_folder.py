@@ -466,3 +466,5 @@ def test_user_cache_follows_the_environment(tmp_path, monkeypatch):
     assert user_cache() == tmp_path / "xdg" / "slimvit"
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "own"))
     assert user_cache() == tmp_path / "own"
+    monkeypatch.setenv("SLIMVIT_CACHE_DIR", "~/own")  # as a file of settings says it, which no shell reads
+    assert user_cache() == tmp_path / "own"

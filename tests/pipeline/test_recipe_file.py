@@ -121,3 +121,15 @@ def test_a_run_is_repeated_from_what_it_left(tmp_path, monkeypatch):
     before = left.read_bytes(), left.stat().st_mtime_ns
     run(left, tmp_path / "first")
     assert (left.read_bytes(), left.stat().st_mtime_ns) == before
+
+
+def test_a_class_map_in_the_runs_folder_moves_with_it(tmp_path):
+    raw = {**RECIPES[3], "data": {"source": "imagefolder:pictures", "classes": "run/classes.json"}}
+    with Workspace(tmp_path / "run").open() as space:
+        leave_recipe(recipe := Recipe.from_dict(raw, base=tmp_path), space)
+        assert Recipe.load(space.root / "recipe.toml").to_json() == recipe.to_json()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    again = Recipe.load(moved / "recipe.toml")
+    assert again.data.classes == str(moved / "classes.json"), "another run may lie where it was"
+    assert again.data.source == recipe.data.source
+    assert again.digest == recipe.digest

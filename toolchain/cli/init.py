@@ -94,4 +94,4 @@ def write_recipe(draft: Draft, path: Path) -> None:
         write_text(classes, text)
     write_text(path.parent / SCHEMA_FILE, json.dumps(schema_of("recipe"), indent=2) + "\n")
     if not path.exists():
-        write_text(path, draft.text())
+        write_text(path, draft.text(path.parent))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json, print_part, print_report
 from toolchain.errors import StorageError
+
+if TYPE_CHECKING:
+    from toolchain.report.record import Report
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def report(
 
     if len(folders) > 1:
         reports = {str(folder): Report.load(folder) for folder in folders}
+        for folder in folders:
+            _warn_of_others(reports[str(folder)], folder)
         if json_:
             print_json({name: record.to_dict() for name, record in reports.items()})
         else:
@@ -38,8 +43,24 @@ def report(
         return
     (folder,) = folders
     record = Report.load(folder)
+    _warn_of_others(record, folder)
     try:
         render(record, folder)
     except StorageError as error:  # an archive may be read-only; what was asked for is to see it
         log.warning("%s", error)
     print_json(record.to_dict()) if json_ else print_report(record, folder)
+
+
+def _warn_of_others(record: Report, folder: Path) -> None:
+    """Warns where files of a later run, or of a person, lie in place of those that a report speaks of."""
+    from toolchain.report.files import replaced
+
+    if others := replaced(record, folder):
+        count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        log.warning(
+            "%s: %s not as in this report (%s): a later run was interrupted, or someone changed them. Carry out the run's command "
+            "again to have a report of what is there.",
+            folder,
+            count,
+            ", ".join(others[:3]) + (", …" if len(others) > 3 else ""),
+        )

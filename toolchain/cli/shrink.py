@@ -146,10 +146,12 @@ def _written(draft: Draft, path: Path) -> Recipe:
 
     Raises:
         StorageError: another recipe lies there, and a person wrote it or it was carried out.
+        FolderBusy: another run is at the folder; it may not have finished a stage, and goes on by the recipe that lies there.
     """
     from toolchain.pipeline.folder import Workspace
     from toolchain.pipeline.recipe_file import claim, says
 
+    Workspace(path.parent.resolve()).check()
     _require_same(draft.recipe, path)
     if path.exists() and not says(path, draft.recipe):
         path.unlink()

@@ -38,7 +38,7 @@ from toolchain.version import tool
 
 if TYPE_CHECKING:
     from toolchain.artifacts import Artifact
-    from toolchain.model import AnyModel
+    from toolchain.model import AnyModel, MaskedModel
     from toolchain.parity import Rung
     from toolchain.pipeline.job import Start
     from toolchain.pipeline.stages.base import M
@@ -131,6 +131,8 @@ def finetune(
         )
     require_teacher(section, job.source, job.dense)
     parent = _open_for(job, teacher, TimmModel) if section.distill and teacher else job.dense
+    if section.distill and teacher is not None:
+        _require_origin(masked, teacher)
     with together() as writes, Screen() if writes else nullcontext() as screen:
         progress = SILENT
         if screen is not None:
@@ -351,6 +353,17 @@ def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
         if ours != theirs:
             raise RecipeError(f"{folder} and the recipe differ in the {what}: {ours!r} and {theirs!r}")
     return model
+
+
+def _require_origin(masked: MaskedModel, teacher: Path) -> None:
+    """Raises RecipeError unless the weights in a folder are those that a masked model was made of, as far as it says them."""
+    origin = masked.plan.provenance.get("weights")
+    made_of = origin.get("weights_sha256") if isinstance(origin, Mapping) else None
+    if made_of is not None and made_of != sha256(teacher / "model.safetensors"):
+        raise RecipeError(
+            f"--teacher {teacher} has other weights than the dense model that was compressed (sha256 {str(made_of)[:12]}…): name the "
+            "folder that `slimvit compress` took, or compress again from this one"
+        )
 
 
 def _save(model: AnyModel, out: Path, *, json_: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toolchain.compress.criteria import CRITERIA, Criterion
 from toolchain.compress.factorisations import FACTORISATIONS, Factorisation
+from toolchain.compress.reductions import REDUCTIONS
 from toolchain.compress.solver import ALLOCATIONS, Allocator
 from toolchain.cost import RANK
 from toolchain.data import DataSource
@@ -89,6 +90,11 @@ class Method:
         if allocation.weigh is not None:
             return not (self.scored or weights_alone)
         return self.scored or self.criterion is None or not allocation.over_layers
+
+    @property
+    def entries(self) -> tuple[object, ...]:
+        """Every entry of a registry that carries it out."""
+        return (self.criterion, self.factorisation, self.allocation, *REDUCTIONS.values())
 
     @property
     def allocation(self) -> Allocator:

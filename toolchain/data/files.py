@@ -36,8 +36,8 @@ from toolchain.files import expanded
 
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
-UNCOMPRESSED = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"II*\0", b"MM\0*")
-"""First bytes of files whose size need not change with their pixels: BMP, PNM, TIFF."""
+UNCOMPRESSED = (b"BM", b"P", b"II", b"MM")
+"""First bytes of files whose size need not change with their pixels: BMP, PNM and its kin, TIFF and BigTIFF."""
 MOST_WORKERS = 8
 
 

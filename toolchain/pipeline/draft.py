@@ -21,7 +21,7 @@ from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES, output_of
 from toolchain.pipeline.named import require_model, require_pictures
 from toolchain.places import HUB, LOCAL
-from toolchain.recipe import ANY, Recipe, override
+from toolchain.recipe import ANY, Recipe, override, with_own_map
 from toolchain.surgery.anatomy import by
 from toolchain.surgery.candidates import architecture_of
 from toolchain.surgery.checkpoint import read_checkpoint
@@ -102,10 +102,10 @@ class Draft:
         """The recipe itself."""
         return Recipe.from_dict(self.tables)
 
-    def text(self) -> str:
-        """The recipe as TOML, with comments."""
+    def text(self, folder: Path) -> str:
+        """The recipe as TOML, with comments, for a file in a folder."""
         document = tomlkit.document()
-        for name, keys in self.tables.items():
+        for name, keys in with_own_map(self.tables, folder).items():
             table = tomlkit.table()
             for key, value in keys.items():
                 table.add(key, value)

@@ -12,7 +12,7 @@ from tomlkit.exceptions import ConvertError
 from toolchain.errors import SlimvitError
 from toolchain.files import sha256, write_text
 from toolchain.pipeline.folder import Workspace
-from toolchain.recipe import RECIPE_FILE, Recipe
+from toolchain.recipe import RECIPE_FILE, Recipe, with_own_map
 from toolchain.version import tool
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
     """`recipe.toml` below a run's folder, if it says what was carried out; else [].
 
     One that says so already stays as it is, with its comments, and so does one that a person wrote and that says something else.
-    Relative paths were made absolute, so that it is the same recipe wherever it is read from.
+    Relative paths were made absolute, so that it is the same recipe wherever it is read from; but a class map in the run's folder
+    goes where the folder goes.
 
     Args:
         recipe: what was carried out.
@@ -40,7 +41,7 @@ def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
         if not is_ours(space):
             log.warning("%s is not the recipe that was carried out, and is left as it is; remove it to have that", path)
             return []
-    text = _text(recipe)
+    text = _text(recipe, space.root)
     if text is None:
         path.unlink(missing_ok=True)
         return []
@@ -60,11 +61,11 @@ def is_ours(space: Workspace) -> bool:
     return ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)
 
 
-def _text(recipe: Recipe) -> str | None:
-    """A recipe as TOML; None where something in it, of a recipe that was made in Python, has no words there."""
+def _text(recipe: Recipe, folder: Path) -> str | None:
+    """A recipe as TOML in a folder; None where something in it, of a recipe that was made in Python, has no words there."""
     try:
-        body = tomlkit.dumps(recipe.tables())
-        same = Recipe.from_dict(tomllib.loads(body)).to_json() == recipe.to_json()
+        body = tomlkit.dumps(with_own_map(recipe.tables(), folder))
+        same = Recipe.from_dict(tomllib.loads(body), base=folder).to_json() == recipe.to_json()
     except (ConvertError, SlimvitError, ValueError):
         return None
     head = f"# What {tool()} carried out here; keys that are not there were at their defaults. docs/recipe.md says what they mean.\n"

@@ -57,6 +57,16 @@ def write_report(report: Report, files: Iterable[Path], root: Path) -> None:
     write_json(root / MANIFEST, manifest)
 
 
+def replaced(report: Report, folder: Path) -> list[str]:
+    """The files in a run's folder that are not those that its report speaks of; what is no longer there is none of them.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
+    there = ((each, folder / each.path) for each in report.files)
+    return [each.path for each, path in there if path.is_file() and sha256(path) != each.sha256]
+
+
 def listing(files: Iterable[Path], root: Path) -> tuple[Listed, ...]:
     """Path below the root, size and digest of each file, sorted by path."""
     return tuple(

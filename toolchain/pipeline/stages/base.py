@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any, Generic, TypeVar
 
 from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, TargetUnavailable
+from toolchain.families import FAMILIES
 from toolchain.measure.comparison import Comparison
 from toolchain.model import AnyModel, DeployModel, Made, MaskedModel, SlicedModel, TimmModel
 from toolchain.parity import require
+from toolchain.pipeline.extensions import foreign_code
 from toolchain.pipeline.folder import Done, Facts, Workspace, Written, step_key
 from toolchain.pipeline.job import Job, code
 from toolchain.pipeline.judge import Judge
@@ -100,7 +102,12 @@ class RunStage(ABC, Generic[Facts]):
     @property
     @abstractmethod
     def inputs(self) -> Sequence[Any]:
-        """JSON values of everything that the outcome depends on, except the code of slimvit."""
+        """JSON values of everything that the outcome depends on, except code."""
+
+    @property
+    def entries(self) -> Iterable[object]:
+        """Entries of registries that take part, beside families: code of other packages counts as slimvit's own does."""
+        return ()
 
     @abstractmethod
     def work(self, key: str) -> Made[Written, Facts]:
@@ -112,7 +119,8 @@ class RunStage(ABC, Generic[Facts]):
 
 
 def _key(stage: RunStage[Any]) -> str:
-    return step_key(stage.name, f"{tool()} {code()}", stage.inputs)
+    others = foreign_code([*FAMILIES.values(), *stage.entries])
+    return step_key(stage.name, f"{tool()} {code()}", [*stage.inputs, *([others] if others else [])])
 
 
 def open_as(folder: Path, kind: type[M]) -> M:

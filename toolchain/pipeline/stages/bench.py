@@ -78,6 +78,10 @@ class Bench(RunStage[BenchRow]):
         digests = [open_artifact(path).sha256 for path in self.pair]
         return [digests, device.name, batch, threads, self.parity, conditions_of(device.name, threads)]
 
+    @property
+    def entries(self) -> Iterable[object]:
+        return (get_target(self.where.device.runtime),)
+
     def work(self, key: str) -> Made[Written, BenchRow]:  # noqa: ARG002
         run, device = self.run, self.where.device
         if device.name in run.lost:  # what was recorded before is reused; nothing more is asked of it

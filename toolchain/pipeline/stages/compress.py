@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class Masked(RunStage[CompressFacts]):
             [asdict(file) for file in known.files],
             None if known.weighed is None else sha256(known.weighed.path),
         ]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        return self.run.job.problem.method.entries
 
     def work(self, key: str) -> Made[Written, CompressFacts]:
         run, dense, root, known = self.run, self.dense, self.run.root, self.known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import FileFacts, file_facts, onnx_path, tool_versions
 from toolchain.report.record import FileRow
+from toolchain.targets import get_target
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Converted(RunStage[FileFacts]):
         judging = runtime(runs_on(PRECISIONS[self.precision]))
         digest = OnnxFile(self._whole).sha256
         return [digest, self.precision, self.run.job.source.digest, tool_versions(), self.required, judging]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        precision = PRECISIONS[self.precision]
+        return (precision, get_target(runs_on(precision)))
 
     def work(self, key: str) -> Made[Written, FileFacts]:  # noqa: ARG002
         run, path = self.run, onnx_path(self.run.root, self.precision)

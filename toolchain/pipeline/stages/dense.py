@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ArtifactError, StorageError
+from toolchain.families import FAMILIES
 from toolchain.files import exclusive, user_cache
 from toolchain.model import Made, TimmModel, run_stage
+from toolchain.pipeline.extensions import foreign_code
 from toolchain.pipeline.folder import Written, step_key
-from toolchain.pipeline.job import Start
+from toolchain.pipeline.job import Start, code
 from toolchain.pipeline.stages.base import Run, RunStage, open_as
 from toolchain.progress import SILENT, Progress
 from toolchain.report.record import Figures
+from toolchain.surgery.huggingface import LAYOUTS
+from toolchain.surgery.huggingface.folder import is_folder
 from toolchain.surgery.replay import save_model
 from toolchain.training.stages import Train
 from toolchain.version import tool
@@ -35,6 +39,11 @@ class Dense(RunStage[Figures]):
     @property
     def inputs(self) -> Sequence[Any]:
         return dense_inputs(self.run.job)
+
+    @property
+    def entries(self) -> Iterable[object]:
+        checkpoint = Path(self.run.job.recipe.model.checkpoint)
+        return LAYOUTS.values() if is_folder(checkpoint) else ()
 
     def work(self, key: str) -> Made[Written, Figures]:
         job = self.run.job
@@ -80,7 +89,9 @@ def dense_inputs(job: Start) -> list[Any]:
         dict(job.dense.provenance),
         job.source.digest,
         recipe.compress.seed,
-        recipe.train.model_dump(mode="json") if recipe.train is not None and trains(job) else None,
+        [recipe.train.model_dump(mode="json"), job.source.ordered_names]
+        if recipe.train is not None and trains(job)
+        else None,
     ]
 
 
@@ -101,4 +112,5 @@ def trained(job: Start, checkpoint: Path | None = None, key: str = "", progress:
 
 def baseline_folder(job: Start) -> Path:
     """Where the user's cache keeps the dense model that a job trains."""
-    return user_cache() / "dense" / step_key("dense", tool(), dense_inputs(job))
+    others = foreign_code(FAMILIES.values())
+    return user_cache() / "dense" / step_key("dense", f"{tool()} {code()}", [*dense_inputs(job), *others])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from toolchain.parity import BATCHES, require
 from toolchain.pipeline.cell import builder
 from toolchain.pipeline.folder import Nothing, Written
 from toolchain.pipeline.stages.base import Run, RunStage
-from toolchain.targets import EngineBuild
+from toolchain.targets import EngineBuild, get_target
 
 PROFILE = (min(BATCHES), min(BATCHES), max(BATCHES))
 
@@ -44,6 +44,10 @@ class Elsewhere(RunStage[Nothing]):
     def inputs(self) -> Sequence[Any]:
         file = OnnxFile(self.path)
         return [file.sha256, *map(builder, (self.target, reference_target(file))), self.run.job.source.digest]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        return map(get_target, (self.target, reference_target(OnnxFile(self.path))))
 
     def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
         built = EngineBuild(self.path, {"target": self.target})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path
 from toolchain.recipe import EngineSection
 from toolchain.report.record import Counts, EngineFacts
+from toolchain.targets import get_target
 
 DENSE = "dense"
 
@@ -44,6 +45,10 @@ class Engine(RunStage[EngineFacts]):
         digest = open_artifact(self._source).sha256
         how = self.section.model_dump(mode="json", exclude={"targets"})  # others are no part of this one
         return [digest, how, *builder(self.target), self.run.job.source.digest]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        return (get_target(self.target),)
 
     def work(self, key: str) -> Made[Written, EngineFacts]:  # noqa: ARG002
         run, section = self.run, self.section

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from toolchain.pipeline.job import Job
 from toolchain.pipeline.latency_budget import Clock, Setting
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.progress import Progress
+from toolchain.targets import get_target
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Table(RunStage[Nothing]):
     @property
     def inputs(self) -> Sequence[Any]:
         return [self.clock.key]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        return (get_target(self.clock.setting.device.runtime),)
 
     def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
         if not self.run.space.resume:

@@ -7,7 +7,7 @@ above all, are the same in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,7 @@ from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
 from toolchain.records import Record
+from toolchain.targets import get_target
 from toolchain.version import tool
 
 IMAGES = 128
@@ -73,6 +74,13 @@ class Rounded(RunStage[RoundingFacts]):
     def inputs(self) -> Sequence[Any]:
         judging = None if self.precision == FP32 else runtime(runs_on(PRECISIONS[self.precision]))
         return [sha256(self._file), self.precision, self.run.job.source.digest, tool_versions(), judging]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        if self.precision == FP32:
+            return ()
+        precision = PRECISIONS[self.precision]
+        return (precision, get_target(runs_on(precision)))
 
     def work(self, key: str) -> Made[Written, RoundingFacts]:  # noqa: ARG002
         return Made((), rounding(self.run.judge, self.dense, self._file, self.precision))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ class Weighed(RunStage[Nothing]):
             dict(job.problem.choices.multiples),
             job.source.digest,
         ]
+
+    @property
+    def entries(self) -> Iterable[object]:
+        return self.run.job.problem.method.entries
 
     def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
         job = self.run.job
