@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -14,6 +15,7 @@ from builders import write_classifier
 
 from toolchain.cli import outputs
 from toolchain.cli.main import app
+from toolchain.errors import RecipeError
 from toolchain.files import write_json
 
 WRITTEN = {"out", "markdown", "junit", "github_benchmark", "bencher"}
@@ -228,6 +230,14 @@ def test_a_file_is_written_where_its_link_leads(command, folder):
         assert command("gate", "-c", "gate.toml", "--out", "g.json").code == 0
     assert (folder / "g.json").is_symlink()
     assert json.loads((folder / "there" / "g.json").read_text())["verdict"] == "pass"
+
+
+def test_the_ending_is_that_of_the_name_that_was_given_and_not_of_what_it_leads_to(tmp_path):
+    (tmp_path / "latest.onnx").symlink_to(tmp_path / "ab12")
+    context, parameter = SimpleNamespace(meta={}), SimpleNamespace(opts=["--out"], name="out")
+    assert outputs.file(b"", ".onnx")(context, parameter, tmp_path / "latest.onnx") == tmp_path / "ab12"
+    with pytest.raises(RecipeError, match=r"does not end in \.onnx"):
+        outputs.file(b"", ".onnx")(context, parameter, tmp_path / "ab12")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -70,12 +70,15 @@ def test_numbers_of_folders_that_a_trainer_may_have_counted_otherwise_are_told(t
     """Kind: accuracy by the labels of other classes. Folders 1, 2 and 10 are in the order 1, 10, 2 of their names."""
     numbered = fill(tmp_path / "numbers", "1", "2", "10")
     assert open_(numbered).class_names == {"1": 0, "10": 1, "2": 2}
-    (note,) = open_(numbered).notes
-    assert "alphabetical order, as torchvision does it: '10' is class 1." in note
-    assert "2 before 10 and without regard to case, output 1 is '2': set data.classes (--classes)" in note
+    assert open_(numbered).notes == open_(numbered).order_noted(("1", "10", "2")).notes == (), (
+        "the model's names settle it"
+    )
+    (note,) = open_(numbered).order_noted(()).notes
+    assert "alphabetical order, as torchvision does it: class 1 is '10'." in note
+    assert "2 before 10 and without regard to case: class 1 is '2'. If it trained the model, set data.classes" in note
     mapped = open_(numbered, classes=write(tmp_path / "c.txt", "1\n2\n10"))
-    assert not any("alphabetical" in note for note in mapped.notes)
-    assert open_(fill(tmp_path / "padded", "01", "02", "10")).notes == ()
+    assert not any("alphabetical" in note for note in mapped.order_noted(()).notes)
+    assert open_(fill(tmp_path / "padded", "01", "02", "10")).order_noted(()).notes == ()
 
 
 def test_every_list_is_timms(tmp_path):

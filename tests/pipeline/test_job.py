@@ -81,8 +81,15 @@ def test_folders_in_another_order_than_a_model_names_its_classes_are_refused(tmp
     recipe = {"model": {"name": f"local-dir:{tmp_path}"}, "data": {"source": f"imagefolder:{tmp_path}"}}
     with pytest.raises(ModelError, match=r"'cat' is class 0 .* and output 1 of the model"):
         begin(Recipe.from_dict({**recipe, "budget": {"params": 0.6}}))
-    learned = {**recipe, "compress": {"method": "none"}, "train": {}}
-    assert begin(Recipe.from_dict(learned)).source.ordered_names == ("cat", "dog")
+    for method in ("none", "vtp"):
+        learned = {
+            **recipe,
+            "compress": {"method": method},
+            "train": {},
+            "budget": {"params": 0.6} if method == "vtp" else {},
+        }
+        start = prepare(Recipe.from_dict(learned)) if method == "vtp" else begin(Recipe.from_dict(learned))
+        assert start.source.ordered_names == ("cat", "dog"), "what learns them anew may begin from any"
     draft = Draft.of(f"local-dir:{tmp_path}", str(tmp_path), {})
     assert draft.classes == {"dog": 0, "cat": 1}
 

@@ -23,7 +23,7 @@ Part = tuple[str, str]
 """(layer, part of it)."""
 Fact = str | int | float | bool | None | Sequence["Fact"] | Mapping[str, "Fact"]
 """A JSON value."""
-WHOLE = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64))})
+INTEGERS = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64))})
 """Element types that are no scores; those of 8 bits can be, of a quantised file."""
 GZIP = 31
 """zlib's name for a gzip stream of the largest window."""
@@ -233,12 +233,12 @@ class Artifact(ABC):
     @cached_property
     def choices(self) -> dict[str, str]:
         """Output → why its numbers say which classes were chosen and no longer how much speaks for each; of others nothing."""
-        whole = {port.name: port.type for port in self.outputs if port.type in WHOLE and port.name in self.ranks}
+        whole = {port.name: port.type for port in self.outputs if port.type in INTEGERS and port.name in self.ranks}
         return {name: f"whole numbers ({kind}), such as those of classes" for name, kind in whole.items()}
 
     @property
     def main_output(self) -> str:
-        """The output that is judged: "logits", or "logits" with a number appended; else the first, of `choices` only without others."""
+        """The output that is judged: "logits", or "logits" with a number appended; else the first that is none of `choices`, if there is one."""
         called = [name for name in self.ranks if name.startswith(LOGITS)]
         others = [name for name in self.ranks if name not in self.choices]
         return LOGITS if LOGITS in called else next(iter([*called, *others, *self.ranks]))

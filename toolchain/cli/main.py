@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None, design: Design | None = None) -> No
 
 
 def _open_streams() -> None:
-    """Opens the standard streams that are closed to nothing, as a file that is opened next would take their place.
+    """Opens standard streams that are closed on /dev/null, since the next file to be opened would take their place.
 
     What a terminal's encoding lacks is written as Python spells it.
     """

@@ -62,9 +62,10 @@ def file(
 
     def checked(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
         if value is not None:
-            option, value = parameter.opts[0], followed(expanded(value))
+            option, value = parameter.opts[0], expanded(value)
             if suffix and value.suffix != suffix:
                 raise RecipeError(f"{option} {value} does not end in {suffix}; name a file that does")
+            value = followed(value)
             check_file_replaceable(value, beginning, option)
             if holds is not None and value.is_file() and value.stat().st_size and not _is_json(value, holds):
                 raise StorageError(
@@ -124,7 +125,7 @@ def expand_homes(context: Any) -> None:
 
 
 def require_values(context: Any) -> None:
-    """Raises RecipeError for an option that was given no text and without it means something else: its variable may not be set."""
+    """Raises RecipeError for an option whose value is empty, as it is when a shell's variable is not set."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
         if (

@@ -68,9 +68,9 @@ def require_order_of(names: Sequence[str], numbers: Mapping[str, int], where: st
     for name, number in numbers.items():
         if (known := outputs.get(_spelt(name))) and number not in known:
             raise ModelError(
-                f"{name!r} is class {number} of the data source {where!r} and output {min(known)} of the model, which names its "
-                "outputs: labels would be those of other classes. Name data.classes (--classes), a file with one class name a "
-                f"line in the order of the outputs: {', '.join(names[:NAMED])}{', …' * (len(names) > NAMED)}"
+                f"{name!r} is class {number} of the data source {where!r} and output {min(known)} of the model: labels would be those "
+                "of other classes. Set data.classes (--classes) to a file with one class name a line, in the order of the outputs: "
+                f"{', '.join(names[:NAMED])}{', …' * (len(names) > NAMED)}"
             )
 
 

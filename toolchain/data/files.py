@@ -23,7 +23,6 @@ from toolchain.data.folders import (
     folders_in,
     listed,
     masks_in,
-    order_notes,
     pictures_in,
     require_known,
 )
@@ -88,7 +87,6 @@ class ImageFolder:
             notes=(
                 *layout.notes,
                 *notes,
-                *([] if wanted.classes else order_notes(classes)),
                 *walk.notes(),
                 *header_notes(headers, len(files), wanted, preprocessing),
             ),

@@ -307,8 +307,8 @@ def order_notes(classes: Sequence[str]) -> list[str]:
         return []
     place = next(index for index, name in enumerate(natural) if classes[index] != name)
     note = (
-        f"Class folders are numbered in alphabetical order, as torchvision does it: {classes[place]!r} is class {place}. Of a model "
-        f"that numbers them as timm's train.py does, 2 before 10 and without regard to case, output {place} is {natural[place]!r}: set "
+        f"Class folders are numbered in alphabetical order, as torchvision does it: class {place} is {classes[place]!r}. timm's train.py "
+        f"numbers them otherwise, 2 before 10 and without regard to case: class {place} is {natural[place]!r}. If it trained the model, set "
         "data.classes (--classes) to a file with one folder a line in that order."
     )
     return [note]

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from itertools import islice
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from toolchain.data.base import Content, Reader
 from toolchain.data.calibration import notes_on
 from toolchain.data.classes import read_classes, require_list_of, require_order_of
 from toolchain.data.files import ImageFiles, ImageFolder
+from toolchain.data.folders import order_notes
 from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
 from toolchain.data.scenes import keep_apart, tell_apart
@@ -103,6 +105,15 @@ class DataSource:
         """The same source with one more note, which is logged."""
         logger.warning("%s", note)
         return replace(self, notes=(*self.notes, note))
+
+    def order_noted(self, names: Sequence[str]) -> DataSource:
+        """The same source, with a note where the model's trainer may have numbered the classes otherwise.
+
+        Args:
+            names: of the model's classes in the order of its outputs, which settles it; () where it says none.
+        """
+        notes = () if names or self.classes or not self.labelled else order_notes(self.ordered_names)
+        return reduce(DataSource.noted, notes, self)
 
     def unlabelled(self, note: str) -> DataSource:
         """The same images in the same splits without their labels, and a note that says why."""

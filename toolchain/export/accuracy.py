@@ -91,6 +91,7 @@ def accuracy_of(
             raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
         classes_of = label_classes(output_of(artifact.output, first.shape[1]), first.shape[1])
         source.check_classes(classes_of, artifact.class_names)
+        source = source.order_noted(artifact.class_names)
         result = accuracy(lambda batch: torch.from_numpy(call(batch.numpy())), images)
     if result.without_class:
         raise ArtifactError(

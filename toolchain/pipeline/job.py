@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from toolchain.export.stage import check_section
 from toolchain.files import digest_of, sha256
 from toolchain.measure.experiment import require_threads
 from toolchain.model import Preprocess, TimmModel
-from toolchain.outputs import FEATURES, WORDS
+from toolchain.outputs import CLASS_NAMES, FEATURES, WORDS
 from toolchain.recipe import ALIGN, ANY, SYNTHETIC, BenchSection, BudgetSection, DataSection, EngineSection, Recipe
 from toolchain.surgery.load import Loaded, load_dense, randomise_untrained
 from toolchain.targets import BuildOptions, Target, get_target
@@ -173,26 +173,21 @@ def begin(recipe: Recipe, *, fetch: bool = True, shapes_only: bool = False) -> S
     data = recipe.data.model_copy(update=shapeless) if shapes_only else recipe.data
     whole, dense = _with_data(data, loaded)
     learns = recipe.train is not None and not recipe.model.checkpoint
-    source = _judging(whole, dense, () if learns else dense.class_names)
+    if learns:  # outputs will stand for the classes of the source
+        dense = replace(dense, provenance={key: each for key, each in dense.provenance.items() if key != CLASS_NAMES})
+    source = _judging(whole, dense)
     if not source.synthetic:
         if learns:
             require_classes("[train]", dense, UNTRAINED)
             require_labels(source, "[train]")
+        else:
+            source = source.order_noted(dense.class_names)
         source.to_compare()
     return Start(recipe, source, dense, whole if whole.labelled and dense.output in FEATURES else None)
 
 
-def _judging(source: DataSource, dense: TimmModel, names: tuple[str, ...]) -> DataSource:
-    """Drops labels that cannot score this model's outputs, and adds a note that says why.
-
-    Args:
-        source: with or without labels.
-        dense: the model.
-        names: of its classes, where its outputs go on to stand for them.
-
-    Raises:
-        ModelError: the labels do not fit the model.
-    """
+def _judging(source: DataSource, dense: TimmModel) -> DataSource:
+    """Drops labels that cannot score this model's outputs, and adds a note that says why; raises ModelError if labels do not fit."""
     if dense.ref.output == "logits" and dense.module.num_classes == 1:
         raise ModelError(
             "the model has one output, and the softmax of one number is always 1: set model.output = 'regression' for a "
@@ -215,7 +210,7 @@ def _judging(source: DataSource, dense: TimmModel, names: tuple[str, ...]) -> Da
         return source.unlabelled(
             f"Labels are not read: the outputs are {WORDS[dense.output]}, and labels name classes."
         )
-    source.check_classes(dense.label_classes, names)
+    source.check_classes(dense.label_classes, dense.class_names)
     return source
 
 
