@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import shutil
 from contextlib import nullcontext
@@ -19,17 +20,21 @@ import torch
 import typer
 from builders import write_samples
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from toolchain.analysis import operators
 from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, options
 from toolchain.cli.pipeline import default_folder
+from toolchain.cli.stages import _require_origin
 from toolchain.errors import StorageError, TargetUnavailable
 from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline.draft import Draft
 from toolchain.plan import CompressionPlan
 from toolchain.recipe import Recipe
+from toolchain.report import files
+from toolchain.surgery.load import digest_of_tensors
 from toolchain.surgery.replay import load_model, save_model
 from toolchain.targets import TARGETS, NodeTime, get_target
 
@@ -463,6 +468,17 @@ def test_finetune_refuses_a_teacher_that_was_not_compressed(command, finished, t
     assert not (tmp_path / "x").exists()
 
 
+def test_the_same_weights_are_a_teacher_whoever_wrote_them(finished, tmp_path):
+    dense, masked = load_model(finished.folder / "dense"), load_model(finished.folder / "masked")
+    assert masked.plan.provenance["weights"]["dense_sha256"] == digest_of_tensors(dense.module)
+    again = save_model(dense, tmp_path / "again")
+    weights = load_file(again / "model.safetensors")
+    save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
+    assert bytes_of(again / "model.safetensors") != bytes_of(finished.folder / "dense" / "model.safetensors")
+    dense.module.load_state_dict(load_file(again / "model.safetensors"))
+    _require_origin(masked, dense, again)
+
+
 def test_engine_is_built_with_its_record(parsed, finished, tmp_path):
     try:
         get_target("trt-rtx").probe()
@@ -798,7 +814,30 @@ def test_report_says_that_files_are_no_longer_those_that_it_speaks_of(command, f
     (copied / "plan.json").write_text("{}")
     outcome = command("report", *folders)
     assert outcome.code == 0
+    assert "To renew the report, repeat the run." in " ".join(outcome.err.split())
     assert f"{copied}: 1 file is not as in this report (plan.json)" in " ".join(outcome.err.split())
+
+
+def test_report_reads_no_large_file_that_is_older_and_goes_on_past_one_that_cannot_be_read(
+    command, copied, monkeypatch
+):
+    monkeypatch.setattr(files, "SMALL", 0)
+    read = []
+
+    def refused(path):
+        read.append(path.name)
+        raise StorageError(f"cannot read {path}: permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sha256", refused)
+        os.utime(copied / "report.json", ns=(2 * 10**18, 2 * 10**18))
+        assert command("report", copied).code == 0
+        assert "plan.json" not in read
+        os.utime(copied / "plan.json", ns=(2 * 10**18, 2 * 10**18))
+        outcome = command("report", copied)
+    assert outcome.code == 0
+    assert "plan.json" in read
+    assert "make it readable" in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"schema": "slimvit.report/99"}'])

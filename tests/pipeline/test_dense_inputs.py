@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
 from toolchain.pipeline.job import begin
-from toolchain.pipeline.stages.dense import dense_inputs
-from toolchain.recipe import Recipe
+from toolchain.pipeline.stages.dense import Dense, dense_inputs
+from toolchain.recipe import ModelSection, Recipe
 
 
 def test_classes_that_were_renamed_in_a_table_are_others(tmp_path):
@@ -40,3 +42,15 @@ def test_classes_that_were_renamed_in_a_table_are_others(tmp_path):
     (digest, cats), (same, dogs) = inputs("cat", "dog"), inputs("dog", "cat")
     assert digest == same
     assert cats != dogs
+
+
+def test_without_a_checkpoint_the_current_folder_is_none(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    monkeypatch.chdir(tmp_path)
+
+    def entries(checkpoint):
+        model = ModelSection(name="vit_tiny_patch16_224", checkpoint=checkpoint)
+        return [*Dense(SimpleNamespace(job=SimpleNamespace(recipe=SimpleNamespace(model=model)))).entries]
+
+    assert entries(str(tmp_path))
+    assert not entries("")

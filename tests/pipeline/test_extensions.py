@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from functools import partial
 from itertools import chain
+from pathlib import Path
+from threading import Lock
+from types import FunctionType, ModuleType
 
+import numpy as np
 import pytest
+import torch
 from recipes import tiny_recipe
 
 from toolchain.compress.criteria import CRITERIA, Criterion
@@ -18,7 +24,6 @@ from toolchain.export.precision import PRECISIONS
 from toolchain.families import FAMILIES
 from toolchain.pipeline import extensions
 from toolchain.pipeline.extensions import foreign_code
-from toolchain.pipeline.stages.base import _key
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.targets import TARGETS
 
@@ -55,10 +60,116 @@ def test_an_entry_of_a_package_changes_with_any_of_its_files(package):
         return foreign_code([Criterion("theirs", package(number).score)])
 
     first = code(1)
-    assert [name for name, _ in first] == ["other_scores"]
+    assert {name for code, _ in first for name, _ in code} == {"other_scores"}
     assert code(1) == first
     assert code(2) != first
-    assert foreign_code([Criterion("theirs", partial(package(1).score))]) == first
+
+
+def test_a_package_is_known_by_what_is_imported_of_it(package, tmp_path):
+    first = foreign_code([package(1).score])
+    (tmp_path / "other_scores" / "gone.py").symlink_to("nowhere.py")
+    (tmp_path / "other_scores" / "folder.py").mkdir()
+    (tmp_path / "other_scores" / "runs.py").write_text("never imported\n")
+    assert foreign_code([package(1).score]) == first
+
+    library = ModuleType("other_scores.library")
+    library.__file__ = str(tmp_path / "library.so")
+    digests = []
+    for content in (b"1", b"2"):
+        Path(library.__file__).write_bytes(content)
+        score = package(1).score
+        sys.modules[library.__name__] = library
+        digests.append(foreign_code([score]))
+        del sys.modules[library.__name__]
+    assert digests[0] != digests[1]
+
+
+class Scorer:
+    def __init__(self, share):
+        self.share, self.table = share, {"all": (share, [share])}
+
+    def score(self, known):
+        return known
+
+
+class Slotted:
+    __slots__ = ("share",)
+
+    def __init__(self, share):
+        self.share = share
+
+
+def scored(known, share=0):
+    return known, share
+
+
+def of_share(share):
+    return lambda known: (known, share)
+
+
+def counted(share):
+    return functools.cache(of_share(share))
+
+
+def of_a_table(share):
+    return Criterion("theirs", scored, needs=(share, {"all": [of_share(share)]}))
+
+
+def held(share):
+    tensor = torch.zeros(2000)
+    tensor[1000] = share
+    return partial(scored, share=tensor)
+
+
+def wrapped(share):
+    @functools.wraps(scored)
+    def other(known):
+        return scored(known, share)
+
+    return torch.no_grad()(other)
+
+
+def of_nothing(share):
+    function = FunctionType(scored.__code__, {"__name__": None}, argdefs=(share,))
+    function.__module__ = None
+    return function
+
+
+ENTRIES = {
+    "partial": lambda share: partial(scored, share=share),
+    "method": lambda share: Scorer(share).score,
+    "instance": Scorer,
+    "slots": Slotted,
+    "closure": of_share,
+    "cache": counted,
+    "table": of_a_table,
+    "tensor": held,
+    "decorated": wrapped,
+    "default": lambda share: FunctionType(scored.__code__, scored.__globals__, argdefs=(share,)),
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_an_entry_is_known_by_its_code_and_its_values(kind):
+    one, same, other = (foreign_code([Criterion("theirs", ENTRIES[kind](share))]) for share in (1, 1, 2))
+    assert "test_extensions" in {name for code, _ in one for name, _ in code}
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    "entry", [of_nothing(1), partial(scored, share=Lock()), type("Zipped", (), {"__module__": "of_a_zip.scores"})]
+)
+def test_what_cannot_be_read_is_another_in_every_process(entry, monkeypatch):
+    one = foreign_code([entry])
+    extensions._sources.cache_clear()
+    monkeypatch.setattr(extensions, "UNREADABLE", "another process")
+    assert one != foreign_code([entry]) == foreign_code([entry])
+    extensions._sources.cache_clear()
+
+
+def test_a_dependency_is_known_by_its_version():
+    (((code,), _),) = foreign_code([np.ufunc])
+    assert code == ["numpy", np.__version__]
 
 
 def test_what_a_script_defines_is_known_by_its_own_lines():
@@ -68,11 +179,11 @@ def test_what_a_script_defines_is_known_by_its_own_lines():
     def same(known):
         return known
 
-    for function in (other, same):
-        function.__module__ = "__main__"
-    one, two = (foreign_code([function]) for function in (other, same))
-    assert one[0][0].startswith("__main__.")
+    scripts = [FunctionType(function.__code__, {"__name__": "__main__"}) for function in (other, same)]
+    one, two = (foreign_code([function]) for function in scripts)
+    assert one[0][0][0][0].startswith("__main__.")
     assert one != two
+    assert extensions.UNREADABLE not in str(one)
 
 
 def test_a_stage_depends_on_the_criterion_that_a_package_adds(tmp_path, package, register):
@@ -97,7 +208,7 @@ def test_a_stage_depends_on_the_criterion_that_a_package_adds(tmp_path, package,
         job = prepare(Recipe.load(path))
         with Devices() as devices:
             run = Run(job, Workspace(tmp_path), devices, SILENT, None)
-            return _key(Dense(run)), _key(Masked(run, job.dense, Known((), (), (), None)))
+            return Dense(run).key, Masked(run, job.dense, Known((), (), (), None)).key
 
     (dense, masked), (same, changed) = keys(1), keys(2)
     assert dense == same

@@ -58,8 +58,8 @@ def _warn_of_others(record: Report, folder: Path) -> None:
     if others := replaced(record, folder):
         count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
         log.warning(
-            "%s: %s not as in this report (%s): a later run was interrupted, or someone changed them. Carry out the run's command "
-            "again to have a report of what is there.",
+            "%s: %s not as in this report (%s): a later run was interrupted, or someone changed them. To renew the report, "
+            "repeat the run.",
             folder,
             count,
             ", ".join(others[:3]) + (", …" if len(others) > 3 else ""),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +27,6 @@ from toolchain.errors import ArtifactError, RecipeError
 from toolchain.export.precisions import PRECISIONS
 from toolchain.files import (
     check_replaceable,
-    sha256,
     write_json,
     write_text,
 )
@@ -38,7 +36,7 @@ from toolchain.version import tool
 
 if TYPE_CHECKING:
     from toolchain.artifacts import Artifact
-    from toolchain.model import AnyModel, MaskedModel
+    from toolchain.model import AnyModel, MaskedModel, TimmModel
     from toolchain.parity import Rung
     from toolchain.pipeline.job import Start
     from toolchain.pipeline.stages.base import M
@@ -92,7 +90,6 @@ def compress(
         screen.stage("compress")
         progress = Progress(screen)
         latency = latency_of(clocks(job, dense, devices, progress))
-        dense = replace(dense, provenance={**dense.provenance, "weights_sha256": sha256(folder / "model.safetensors")})
         compressed = compress_model(job, dense, latency, rounded(job, dense), progress=progress)
     masked, allocation = compressed.artifact, compressed.facts
     save_model(masked, out)
@@ -132,7 +129,7 @@ def finetune(
     require_teacher(section, job.source, job.dense)
     parent = _open_for(job, teacher, TimmModel) if section.distill and teacher else job.dense
     if section.distill and teacher is not None:
-        _require_origin(masked, teacher)
+        _require_origin(masked, parent, teacher)
     with together() as writes, Screen() if writes else nullcontext() as screen:
         progress = SILENT
         if screen is not None:
@@ -355,11 +352,13 @@ def _open_for(job: Start, folder: Path, kind: type[M]) -> M:
     return model
 
 
-def _require_origin(masked: MaskedModel, teacher: Path) -> None:
-    """Raises RecipeError unless the weights in a folder are those that a masked model was made of, as far as it says them."""
+def _require_origin(masked: MaskedModel, parent: TimmModel, teacher: Path) -> None:
+    """Raises RecipeError unless a teacher's weights are those that a masked model was made of, as far as it says them."""
+    from toolchain.surgery.load import digest_of_tensors
+
     origin = masked.plan.provenance.get("weights")
-    made_of = origin.get("weights_sha256") if isinstance(origin, Mapping) else None
-    if made_of is not None and made_of != sha256(teacher / "model.safetensors"):
+    made_of = origin.get("dense_sha256") if isinstance(origin, Mapping) else None
+    if made_of is not None and made_of != digest_of_tensors(parent.module):
         raise RecipeError(
             f"--teacher {teacher} has other weights than the dense model that was compressed (sha256 {str(made_of)[:12]}…): name the "
             "folder that `slimvit compress` took, or compress again from this one"

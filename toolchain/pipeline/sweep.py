@@ -68,17 +68,19 @@ def variants(recipe: Path, settings: Sequence[str]) -> list[Variant]:
     if all(len(values) == 1 for _, values in split):
         raise RecipeError("nothing is varied: give a key several values, as in --set budget.params=0.7,0.5,0.3")
     varied = [key for key, values in split if len(values) > 1]
-    found: dict[str, Variant] = {}
+    grid: list[tuple[str, str, Recipe]] = []  # name, digest, recipe
     for chosen in product(*(values for _, values in split)):
         pairs = {key: value for (key, _), value in zip(split, chosen, strict=True)}
         loaded = Recipe.load(recipe, [f"{key}={value}" for key, value in pairs.items()])
         name = "_".join(f"{_short(key, varied)}-{_slug(pairs[key])}" for key in varied)
-        if any(loaded == other.recipe for other in found.values()):
-            raise RecipeError(f"two combinations of --set are {name}; give each value once")
-        if name in found or len(name) > LONGEST:  # letters that a folder's name leaves out may be all that differs
-            name = f"{name[:LONGEST]}-{digest_of(pairs)[:8]}"
-        found[name] = Variant(name, loaded)
-    return list(found.values())
+        if any(loaded == other for *_, other in grid):
+            raise RecipeError(f"two combinations of --set give the same recipe ({name}); give each value once")
+        grid.append((name, digest_of(pairs)[:8], loaded))
+    count = Counter(name for name, *_ in grid)  # letters that a folder's name leaves out may be all that differs
+    return [
+        Variant(name if count[name] == 1 and len(name) <= LONGEST else f"{name[:LONGEST]}-{digest}", loaded)
+        for name, digest, loaded in grid
+    ]
 
 
 def _values(setting: str) -> tuple[str, list[str]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.errors import ArtifactError
+from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import read_json, sha256, write_json, write_text
 from toolchain.report.absent import MANIFEST
 from toolchain.report.markdown import to_markdown
 from toolchain.report.page import to_html
 from toolchain.report.record import Listed, Report
 
+log = logging.getLogger(__name__)
 PACKAGES = ("slimvit", "torch", "timm", "onnx", "onnxruntime", "onnxsim", "numpy", "safetensors")
+SMALL = 1 << 20
+"""Bytes of a file that is read each time that a report is shown, at most."""
 
 
 def render(report: Report, folder: Path) -> None:
@@ -60,11 +64,24 @@ def write_report(report: Report, files: Iterable[Path], root: Path) -> None:
 def replaced(report: Report, folder: Path) -> list[str]:
     """The files in a run's folder that are not those that its report speaks of; what is no longer there is none of them.
 
-    Raises:
-        StorageError: one cannot be read.
+    A large file of the same size that is older than report.json is taken for the same, and so is one that cannot be read.
     """
-    there = ((each, folder / each.path) for each in report.files)
-    return [each.path for each, path in there if path.is_file() and sha256(path) != each.sha256]
+    written = (folder / "report.json").stat().st_mtime_ns
+    return [each.path for each in report.files if _is_other(folder / each.path, each, written)]
+
+
+def _is_other(path: Path, listed: Listed, written: int) -> bool:
+    """Whether a file is not the listed one; `written` is when that was listed, in ns."""
+    try:
+        if not path.is_file():
+            return False
+        facts = path.stat()
+        if facts.st_size != listed.bytes:
+            return True
+        return (facts.st_size <= SMALL or facts.st_mtime_ns >= written) and sha256(path) != listed.sha256
+    except (OSError, StorageError) as error:
+        log.warning("%s; to have it compared with the report, make it readable", error)
+        return False
 
 
 def listing(files: Iterable[Path], root: Path) -> tuple[Listed, ...]:

@@ -128,7 +128,7 @@ def load_dense(
             may_be_untrained=may_be_untrained,
         )
         name = source.origin or config_of(module).get("hf_hub_id") or section.name
-        provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": _digest(module)}
+        provenance = {"weights": "pretrained", "pretrained": str(name), "weights_sha256": digest_of_tensors(module)}
     if not isinstance(family, LayeredFamily):
         family = read_layers(module, family, section.layers)
     notes = [*notes, *_unseen(module, family), *([projection_note(source.ref)] if projected else [])]
@@ -268,12 +268,12 @@ def _unseen(module: nn.Module, family: Family) -> list[str]:
     return [f"{what}: the model does not see their last {rows} rows and {columns} columns."]
 
 
-def _digest(module: nn.Module) -> str:
-    """sha256 over the name, type, shape and bytes of every tensor: a hub may change what lies behind a name."""
+def digest_of_tensors(module: nn.Module) -> str:
+    """sha256 over the name, type, shape and bytes of every tensor, whoever wrote the file that they are in."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ class Run:
     def do(self, stage: RunStage[Facts]) -> Done[Facts]:
         """A stage, taken up from its record or carried out."""
         self.progress.watcher.stage(stage.name)
-        key = _key(stage)
+        key = stage.key
         done = self.space.step(
             stage.name, key, stage.facts, lambda: stage.work(key), settled=stage.settles, tools=Tools.now(code())
         )
@@ -76,7 +76,7 @@ class Run:
 
     def keep(self, stage: RunStage[Facts]) -> Done[Facts] | None:
         """A stage as an earlier run left it, if one did and its inputs are the same, because it cannot be done again now."""
-        known = self.space.recorded(stage.name, _key(stage), stage.facts)
+        known = self.space.recorded(stage.name, stage.key, stage.facts)
         if known is not None:
             self.done[stage.name] = known
         return known
@@ -109,6 +109,11 @@ class RunStage(ABC, Generic[Facts]):
         """Entries of registries that take part, beside families: code of other packages counts as slimvit's own does."""
         return ()
 
+    @property
+    def key(self) -> str:
+        """Digest of everything that the outcome depends on."""
+        return stage_key(self.name, self.inputs, self.entries)
+
     @abstractmethod
     def work(self, key: str) -> Made[Written, Facts]:
         """What is written, found out and compared; `key` is that under which a stage may keep what it resumes from."""
@@ -118,9 +123,9 @@ class RunStage(ABC, Generic[Facts]):
         return True
 
 
-def _key(stage: RunStage[Any]) -> str:
-    others = foreign_code([*FAMILIES.values(), *stage.entries])
-    return step_key(stage.name, f"{tool()} {code()}", [*stage.inputs, *([others] if others else [])])
+def stage_key(name: str, inputs: Sequence[Any], entries: Iterable[object] = ()) -> str:
+    """Digest of everything that the outcome of a stage depends on: its inputs, slimvit's code, and that of entries of registries."""
+    return step_key(name, f"{tool()} {code()}", [*inputs, foreign_code([*FAMILIES.values(), *entries])])
 
 
 def open_as(folder: Path, kind: type[M]) -> M:

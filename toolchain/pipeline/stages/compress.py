@@ -25,6 +25,7 @@ from toolchain.pipeline.stages.weigh import Weighed
 from toolchain.progress import SILENT, Progress
 from toolchain.records import Record
 from toolchain.report.record import BlockDamage, ClosedForm, Figures
+from toolchain.surgery.load import digest_of_tensors
 
 
 class CompressFacts(Record):
@@ -93,8 +94,6 @@ class Masked(RunStage[CompressFacts]):
 
     def work(self, key: str) -> Made[Written, CompressFacts]:
         run, dense, root, known = self.run, self.dense, self.run.root, self.known
-        weights = sha256(root / "dense" / "model.safetensors")
-        dense = replace(dense, provenance={**dense.provenance, "weights_sha256": weights})
         latency = latency_of(known.clocks, known.tables)
         weighing = None if known.weighed is None else known.weighed.weighing()
         scratch = run.space.scratch(self.name)
@@ -139,13 +138,14 @@ def compress(
 
     Args:
         job: the recipe.
-        dense: its dense model, with "weights_sha256" in the provenance.
+        dense: its dense model; the plan's provenance keeps the digest of its tensors as "dense_sha256".
         latency: tables of the targets of the budget, and how widths are timed.
         files: what the files cost that the budget limits.
         checkpoint, key: of training, where the method trains.
         progress: told how far compression is.
         weighing: what each width does to the outputs, where that is known.
     """
+    dense = replace(dense, provenance={**dense.provenance, "dense_sha256": digest_of_tensors(dense.module)})
     problem = replace(job.problem, dense=dense).timed(latency.tables).sized(files)
     return run_stage(Compress(job.source, latency.check, checkpoint, key, progress, weighing), problem)
 

@@ -10,14 +10,14 @@ from typing import Any
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.errors import ArtifactError, ParityError
 from toolchain.export.onnx_graph import data_beside
-from toolchain.export.precision import PRECISIONS, runs_on
+from toolchain.export.precision import PRECISIONS, Precision, runs_on
 from toolchain.model import Made, run_stage
 from toolchain.pipeline.cell import runtime
 from toolchain.pipeline.folder import Written
 from toolchain.pipeline.stages.base import Run, RunStage
 from toolchain.pipeline.stages.export import FileFacts, file_facts, onnx_path, tool_versions
 from toolchain.report.record import FileRow
-from toolchain.targets import get_target
+from toolchain.targets import Target, get_target
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Converted(RunStage[FileFacts]):
 
     @property
     def entries(self) -> Iterable[object]:
-        precision = PRECISIONS[self.precision]
-        return (precision, get_target(runs_on(precision)))
+        return taking_part(self.precision)
 
     def work(self, key: str) -> Made[Written, FileFacts]:  # noqa: ARG002
         run, path = self.run, onnx_path(self.run.root, self.precision)
@@ -64,3 +63,9 @@ class Converted(RunStage[FileFacts]):
     @property
     def _whole(self) -> Path:
         return onnx_path(self.run.root, FP32)
+
+
+def taking_part(name: str) -> tuple[Precision, Target]:
+    """A precision and the target that judges its files: entries of registries that a conversion depends on."""
+    precision = PRECISIONS[name]
+    return precision, get_target(runs_on(precision))

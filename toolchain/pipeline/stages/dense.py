@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ArtifactError, StorageError
-from toolchain.families import FAMILIES
 from toolchain.files import exclusive, user_cache
 from toolchain.model import Made, TimmModel, run_stage
-from toolchain.pipeline.extensions import foreign_code
-from toolchain.pipeline.folder import Written, step_key
-from toolchain.pipeline.job import Start, code
-from toolchain.pipeline.stages.base import Run, RunStage, open_as
+from toolchain.pipeline.folder import Written
+from toolchain.pipeline.job import Start
+from toolchain.pipeline.stages.base import Run, RunStage, open_as, stage_key
 from toolchain.progress import SILENT, Progress
 from toolchain.report.record import Figures
 from toolchain.surgery.huggingface import LAYOUTS
 from toolchain.surgery.huggingface.folder import is_folder
 from toolchain.surgery.replay import save_model
 from toolchain.training.stages import Train
-from toolchain.version import tool
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +39,8 @@ class Dense(RunStage[Figures]):
 
     @property
     def entries(self) -> Iterable[object]:
-        checkpoint = Path(self.run.job.recipe.model.checkpoint)
-        return LAYOUTS.values() if is_folder(checkpoint) else ()
+        checkpoint = self.run.job.recipe.model.checkpoint
+        return LAYOUTS.values() if checkpoint and is_folder(Path(checkpoint)) else ()
 
     def work(self, key: str) -> Made[Written, Figures]:
         job = self.run.job
@@ -112,5 +109,4 @@ def trained(job: Start, checkpoint: Path | None = None, key: str = "", progress:
 
 def baseline_folder(job: Start) -> Path:
     """Where the user's cache keeps the dense model that a job trains."""
-    others = foreign_code(FAMILIES.values())
-    return user_cache() / "dense" / step_key("dense", f"{tool()} {code()}", [*dense_inputs(job), *others])
+    return user_cache() / "dense" / stage_key("dense", dense_inputs(job))

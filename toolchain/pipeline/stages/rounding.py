@@ -31,9 +31,9 @@ from toolchain.pipeline.folder import Written
 from toolchain.pipeline.job import Job
 from toolchain.pipeline.judge import Judge
 from toolchain.pipeline.stages.base import Run, RunStage
+from toolchain.pipeline.stages.convert import taking_part
 from toolchain.pipeline.stages.export import onnx_path, tool_versions
 from toolchain.records import Record
-from toolchain.targets import get_target
 from toolchain.version import tool
 
 IMAGES = 128
@@ -77,10 +77,7 @@ class Rounded(RunStage[RoundingFacts]):
 
     @property
     def entries(self) -> Iterable[object]:
-        if self.precision == FP32:
-            return ()
-        precision = PRECISIONS[self.precision]
-        return (precision, get_target(runs_on(precision)))
+        return () if self.precision == FP32 else taking_part(self.precision)
 
     def work(self, key: str) -> Made[Written, RoundingFacts]:  # noqa: ARG002
         return Made((), rounding(self.run.judge, self.dense, self._file, self.precision))
