@@ -48,8 +48,8 @@ def not_measured(
     rows: list[FileRow | EngineFacts] = [*(row for row in files if row.refused is None), *engines]
     for row in rows:
         for name in _devices(row, bench.targets):
-            whys = lacking.get((name, row.path))
-            for short, reason in [_why(row, name, bench.targets)] if whys is None else whys:
+            known = lacking.get((name, row.path))
+            for short, reason in [_why(row, name, bench.targets)] if known is None else known:
                 reasons.setdefault((name, short, reason), []).append(row.path)
     return tuple(
         NotMeasured(target=name, short=short, reason=reason, files=tuple(paths))
