@@ -11,7 +11,7 @@ from builders import few_sessions, write_samples, write_stack
 
 from toolchain.cost import trace
 from toolchain.devices.device import Device
-from toolchain.errors import DeviceLost
+from toolchain.errors import DeviceLost, WorkloadRefused
 from toolchain.gate.timing import Pair
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.experiment import artifact_facts
@@ -120,15 +120,18 @@ class Stopwatch:
     Attributes:
         noise: of the samples; much of it leaves a comparison without a verdict.
         lost: a batch at which the device drops off.
+        refused: a number of threads that the device has not.
     """
 
     def __init__(self):
-        self.asked, self.noise, self.lost = [], 0.002, None
+        self.asked, self.noise, self.lost, self.refused = [], 0.002, None, None
 
     def __call__(self, a, b, device, workload, *_, parity, **__):
         self.asked.append((workload.batch, parity))
         if workload.batch == self.lost:
             raise DeviceLost(device.runtime, "the connection failed.")
+        if workload.threads == self.refused:
+            raise WorkloadRefused(device.name, f"{workload.threads} threads are more than there are cores")
         faster = write_samples(b=-0.5, noise=self.noise)
         scenario = faster.scenario.model_copy(update={"target": device.runtime, "batch": workload.batch})
         artifacts = {"A": artifact_facts(a), "B": artifact_facts(b)}

@@ -99,15 +99,19 @@ class TargetUnavailable(SlimvitError):
     Attributes:
         reason: what is missing.
         install: the line that would bring it, or "" if none would.
-        is_there: whether it is there all the same, and refuses what is wanted of it.
     """
 
     exit_code = 5
-    is_there = False
+    verdict = "is unavailable"
 
     def __init__(self, target: str, reason: str, install: str = "") -> None:
         self.target, self.reason, self.install = target, reason, install
-        super().__init__(f"target {target!r} is unavailable: {with_install(reason, install)}")
+        super().__init__(f"{self.opening(target)}{with_install(reason, install)}")
+
+    @classmethod
+    def opening(cls, target: str) -> str:
+        """The words that the message about a target begins with."""
+        return f"target {target!r} {cls.verdict}: "
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
         return type(self), (self.target, self.reason, self.install)
@@ -116,7 +120,7 @@ class TargetUnavailable(SlimvitError):
 class WorkloadRefused(TargetUnavailable):
     """A target that is there cannot run a workload as it stands: with so many threads, on these cores, with this setting."""
 
-    is_there = True
+    verdict = "cannot do this"
 
 
 class DeviceLost(TargetUnavailable):

@@ -149,7 +149,7 @@ def test_the_recipe_names_a_list_or_a_file_beside_it(tmp_path):
     assert len({named.digest, file.digest, none.digest}) == 3
 
 
-def test_threads_change_no_digest(tmp_path):
+def test_threads_change_no_digest(tmp_path, monkeypatch):
     raw = {"model": {"name": "m"}, "compress": {"method": "none"}}
     one, two = (Recipe.from_dict({**raw, "data": data}) for data in ({}, {"workers": 3}))
     assert one.digest == two.digest
@@ -158,6 +158,8 @@ def test_threads_change_no_digest(tmp_path):
     assert len({source.digest for source in sources}) == 1
     assert [source.split("train").workers for source in sources][1:] == [0, 3]
     assert sources[0].split("train").workers >= 1
+    monkeypatch.setattr("toolchain.data.files.usable_cores", lambda: 3)
+    assert open_(root).split("train").workers == 3, "as many as the container has time for"
 
 
 def test_a_list_of_another_data_set_than_the_models_is_refused(tmp_path):

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from builders import TINY, dense_model
 from onnx import TensorProto, helper
+from PIL import Image
 
 from toolchain.artifacts.onnx_file import PREPROCESS, OnnxFile
-from toolchain.errors import ArtifactError, ParityError
+from toolchain.errors import ArtifactError, DataError, ParityError
 from toolchain.export import stage
-from toolchain.export.preparation import Preparation, prepared
+from toolchain.export.preparation import Preparation, prepared, resized_source
 from toolchain.export.stage import Export, fixed_size_notes
 from toolchain.model import Preprocess, run_stage
 from toolchain.recipe import ExportSection
@@ -90,3 +91,18 @@ def test_an_export_that_is_not_the_model_replaces_nothing(tmp_path, monkeypatch)
             run_stage(export, dense_model(**TINY))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"an earlier file"]
     assert run_stage(export, dense_model(**TINY)).facts.files == (tmp_path / "a.onnx",)
+
+
+def test_a_crop_mode_and_a_turn_that_are_asked_for_are_those_of_the_pictures(file, tmp_path):
+    """They replace what a file declares, as `mean` does; a source that never crops refuses a crop."""
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for grey in range(4):
+            Image.new("L", (8, 12), 10 * grey + len(name) + ord(name[-1])).save(tmp_path / name / f"{grey}.png")
+    asked = Preparation(mean=(0.5,), std=(0.5,), crop_mode="squash", exif_orientation=True)
+    how, _ = prepared(OnnxFile(file()), asked, (1, 8, 8))
+    assert (how.crop_mode, how.exif_orientation) == ("squash", True)
+    source = resized_source(f"imagefolder:{tmp_path}", how, asked)
+    assert (source.crop_mode, source.exif_orientation) == ("squash", True)
+    with pytest.raises(DataError, match=r"never cropped, but data\.crop_mode is squash"):
+        resized_source("digits", how, asked)

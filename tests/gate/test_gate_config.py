@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import write_classifier
 
 from toolchain.artifacts import open_artifact
+from toolchain.devices.device import Devices
 from toolchain.errors import BaselineError, RecipeError, StorageError
 from toolchain.gate.baselines import require_baselines
 from toolchain.gate.config import MEASURED, BudgetSection, GateConfig, ParityBounds, RelationSection
@@ -67,10 +69,10 @@ def test_units_are_read_and_paths_are_relative_to_the_file(tmp_path):
         ({"budget": {"accuracy": 0.9}}, "set data.source"),
         ({"relation": {"parity": "fp23"}}, "unknown parity tolerance 'fp23'"),
         ({"relation": {"latency": 0.0}}, "greater than 0"),
-        ({"name": ""}, "is no name of a cell; begin with a letter"),
-        ({"name": "-rf"}, "is no name of a cell; begin with a letter"),
+        ({"name": ""}, "is no name of a cell; begin with a letter, a digit or _, and"),
+        ({"name": "-rf"}, "is no name of a cell; begin with a letter, a digit or _, and"),
         ({"required": 1}, "valid boolean"),
-        ({"threads": 2, "affinity": [0]}, "2 threads on 1 of the cores, [0]"),
+        ({"threads": 2, "affinity": [0]}, "2 threads, but affinity allows 1 core ([0])"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, changes, words):
@@ -110,11 +112,34 @@ def test_a_target_is_not_another_one_of_its_name_than_that_beside_the_gate(tmp_p
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "targets.toml").write_text(f'[board]\ntransport = "local"\nthreads = {threads}\n')
     raw = {"cell": [{**CELL, "target": "board"}]}
-    with pytest.raises(RecipeError, match=r"not read from .*: add --targets .*ci/targets\.toml"):
-        GateConfig.from_dict(raw, tmp_path / "ci")
-    assert GateConfig.from_dict(raw, tmp_path / "ci", tmp_path / "ci" / "targets.toml")
-    monkeypatch.chdir(tmp_path / "ci")
-    assert GateConfig.from_dict(raw, tmp_path / "ci").cell[0].target == "board"
+    read = GateConfig.from_dict(raw, tmp_path / "ci")
+    assert read.settings(read.cell[0]).threads == 2, "that beside the gate"
+    read = GateConfig.from_dict(raw, tmp_path)
+    assert read.settings(read.cell[0]).threads == 1, "that of the user, as there is none beside it"
+    read = GateConfig.from_dict(raw, tmp_path, tmp_path / "ci" / "targets.toml")
+    assert read.settings(read.cell[0]).threads == 2, "the one that is named"
+
+
+def test_a_target_that_is_named_nowhere_is_told_with_the_file_to_name_it_in(tmp_path, monkeypatch):
+    """Kind: gate.toml in ci/, run from the root of the repository, where another targets.toml lies."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "targets.toml").write_text('[board]\ntransport = "local"\n')
+    with pytest.raises(RecipeError, match=r"unknown target 'board'.* named in ci/targets\.toml"):
+        GateConfig.from_dict({"cell": [{**CELL, "target": "board"}]}, Path("ci"))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_gate_is_judged_on_the_target_beside_it(tmp_path, monkeypatch, named):
+    """Kind: an ssh configuration beside targets.toml, which is relative where gate.toml is."""
+    monkeypatch.chdir(tmp_path)
+    text = '[board]\ntransport = "ssh"\nhost = "h"\nssh_config = "ssh.conf"\n'
+    (tmp_path / "targets.toml").write_text(text)
+    raw = {"cell": [{**CELL, "target": "board"}]}
+    read = GateConfig.from_dict(raw, tmp_path, tmp_path / "targets.toml" if named else None)
+    with Devices() as devices:
+        assert devices.get("board", read.settings(read.cell[0])).measurer is not None
+    assert read.settings(read.cell[0]).ssh_config == tmp_path / "ssh.conf"
 
 
 def test_latency_on_what_only_bundles_reach_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import struct
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,7 +22,10 @@ from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.files import sha256, write_json
 from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, facts, load_accepts, run_gate
+from toolchain.gate.config import DataSection
+from toolchain.gate.facts import prepared_otherwise
 from toolchain.gate.timing import Clock, timed
+from toolchain.model import Preprocess
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -119,9 +123,54 @@ def test_a_file_that_declares_another_preparation_of_images_is_not_the_baselines
     onnx.save(model, tmp_path / "new.onnx")
     cell = {"name": "a", "artifact": "new.onnx", "baseline": "old", "relation": {"parity": "fp32"}}
     raw = {"data": data, "baseline": {"old": {"path": "old.onnx", "built": True}}, "cell": [cell]}
-    (check,) = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY).cells[0].checks
-    assert check.status == ("fail" if fails else "pass")
-    assert ("another preparation of images (mean)" in check.reason) == fails
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+    (check,) = result.cells[0].checks
+    assert (check.status, result.evidence[0].parity) == (("fail", "fail") if fails else ("pass", "pass"))
+    assert ("another preparation of images than its baseline (mean)" in check.reason) == fails
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "asked", "differing", "untold"),
+    [
+        ({"crop_pct": 0.875}, {"crop_pct": 0.875 + 1e-7}, {}, (), ""),
+        ({"crop_pct": 0.875}, {"crop_pct": 0.9}, {}, ("crop_pct",), ""),
+        ({"crop_mode": "squash"}, {"crop_mode": "center"}, {}, ("crop_mode",), ""),
+        ({"crop_mode": "squash"}, {"crop_mode": "center"}, {"crop_mode": "squash"}, (), ""),
+        ({"crop_mode": "squash", "exif_orientation": True}, {}, {}, (), "declares crop_mode, exif_orientation, which"),
+        ({"exif_orientation": True}, {}, {"exif_orientation": True}, (), ""),
+        ({"interpolation": "bicubic"}, {"interpolation": "bilinear"}, {}, ("interpolation",), ""),
+    ],
+)
+def test_a_preparation_differs_where_both_files_declare_it_and_data_does_not(ours, theirs, asked, differing, untold):
+    sides = [SimpleNamespace(preprocess=Preprocess((1, 8, 8), (0.0,), (1.0,), **each)) for each in (ours, theirs)]
+    data = DataSection.model_validate(asked)
+    keys, notes = prepared_otherwise(*sides, data.preparation)
+    assert keys == differing
+    assert (untold in notes[0]) if untold else notes == ()
+    assert prepared_otherwise(sides[0], SimpleNamespace(preprocess=None), data.preparation) == ((), ())
+
+
+def test_files_that_name_no_scores_fail_their_own_parity_and_end_no_gate(tmp_path):
+    """Kind: one artifact that a check does not suit, and no verdict on the others."""
+    for name in ("scores", "scores0"):
+        write_classifier(tmp_path / f"{name}.onnx")
+    model = onnx.load(tmp_path / "scores.onnx")
+    (scores,) = model.graph.output
+    model.graph.node.append(helper.make_node("ArgMax", [scores.name], ["label"], axis=1, keepdims=1))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch", 1]))
+    for name in ("labels", "labels0"):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    cells = [
+        {"name": name, "artifact": f"{name}.onnx", "baseline": name, "relation": {"parity": {"cosine_min": 0.99}}}
+        for name in ("labels", "scores")
+    ]
+    baselines = {name: {"path": f"{name}0.onnx", "built": True} for name in ("labels", "scores")}
+    result = run_gate(GateConfig.from_dict({"baseline": baselines, "cell": cells}, tmp_path), tool="test", day=TODAY)
+    assert [check.status for _, check in result.checks] == ["fail", "pass"]
+    reason = result.cells[0].checks[0].reason
+    assert reason.startswith("The outputs were not judged against the baseline's: labels0.onnx and labels.onnx give ")
+    assert reason.endswith("compare files that give the scores of all classes.")
 
 
 def test_a_budget_is_exact_to_the_byte(judge, size):

@@ -36,6 +36,7 @@ def test_a_device_that_slowed_itself_down_is_told():
 
     assert slowed(sessions(quota_stops=[1, 1, 7, 7])) == []
     assert slowed(sessions(quota_stops=[1, 3, 7, 8])) == ["the limit of its container stopped it 3 times"]
+    assert slowed(sessions(quota_stops=[1, 1, 7, 8])) == ["the limit of its container stopped it once"]
 
     def gpu(*bits):
         return slowed(sessions(gpus=[[{"clocks_throttle_reasons.active": each}] for each in bits]))
@@ -88,3 +89,5 @@ def test_the_hardware_line_names_cpu_cores_threads_and_runtime():
         "runtimes": {"onnxruntime": "1.32", "numpy": "2"},
     }
     assert describe_machine(machine) == "Zen, 2 usable cores, 1 thread(s), onnxruntime 1.32"
+    limited = {**machine, "cpu_quota": 1.5}
+    assert describe_machine(limited) == "Zen, 2 usable cores, limited to 1.5 cores, 1 thread(s), onnxruntime 1.32"

@@ -258,8 +258,23 @@ def test_a_runtime_that_cannot_do_as_asked_is_unavailable_and_not_a_bad_file():
         ("0::/", {}, None),
         ("0::/a/b", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "200000 100000"}, (0.5, 0)),
         (
+            "0::/a/b",
+            {
+                "a/cpu.max": "50000 100000",
+                "a/cpu.stat": "nr_throttled 2\n",
+                "a/b/cpu.max": "200000 100000",
+                "a/b/cpu.stat": "nr_throttled 5\n",
+            },
+            (0.5, 7),
+        ),
+        (
             "5:cpu,cpuacct:/docker/1\n1:memory:/",
             {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            (1.0, 0),
+        ),
+        (
+            "5:cpuacct,cpu:/docker/1",
+            {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"},
             (1.0, 0),
         ),
         ("5:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
@@ -277,7 +292,11 @@ def test_the_time_that_a_container_may_take_is_part_of_the_machine(tmp_path, mon
     seen = fingerprint(1)
     assert (seen["machine"].get("cpu_quota"), seen["state"].get("quota_stops")) == (quota or (None, None))
     if quota is not None:
-        with pytest.raises(WorkloadRefused, match=f"more than the {math.ceil(quota[0])} core"):
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        assert device_runner.usable_cores() == math.ceil(quota[0])
+        words = f"more than the {math.ceil(quota[0])} core.*container may take the time of {quota[0]:g} core"
+        with pytest.raises(WorkloadRefused, match=words):
             device_runner.pin(None, math.ceil(quota[0]) + 1)
 
 

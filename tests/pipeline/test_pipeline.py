@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from toolchain.artifacts.onnx_file import OnnxFile
 from toolchain.cost import LatencyTable, Widths
-from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavailable
+from toolchain.errors import DeviceLost, ParityError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.export.pixels import takes_pixels
 from toolchain.export.precision import PRECISIONS
 from toolchain.files import read_json, sha256
@@ -173,6 +173,20 @@ def test_a_run_goes_on_without_a_device_that_drops_off(tmp_path, stopwatch):
     report = run(recipe, tmp_path / "run", compare=stopwatch)
     assert [batch for batch, _ in stopwatch.asked] == [1, 2, 2, 3], "what was measured is kept"
     assert ([row.batch for row in report.bench], report.not_measured) == ([1, 2, 3], ())
+
+
+def test_a_workload_that_a_device_refuses_costs_its_own_comparison_alone(tmp_path, stopwatch):
+    """Kind: `threads = [8, 1]` on a board of four cores, of which one thread is measured all the same."""
+    recipe = Recipe.from_dict({**TIMED, "bench": {"targets": ["ort-cpu"], "batch": [1, 2], "threads": [8, 1]}})
+    stopwatch.refused = 8
+    with pytest.raises(WorkloadRefused, match="'ort-cpu' cannot do this: 8 threads"):
+        run(recipe, tmp_path / "run", compare=stopwatch)
+    report = Report.load(tmp_path / "run")
+    assert [(row.batch, row.threads) for row in report.bench] == [(1, 1), (2, 1)]
+    (missing,) = report.not_measured
+    assert (missing.target, missing.short) == ("ort-cpu", "the device cannot do it")
+    assert "8 threads are more than there are cores" in missing.reason
+    assert missing.files == ("onnx/dense.fp32.onnx", "onnx/compressed.fp32.onnx")
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from toolchain.data.splits import UNLABELLED, Images
 from toolchain.data.transforms import Preprocessing, Wanted, unreadable
 from toolchain.errors import DataError, fault_words
 from toolchain.files import expanded
+from toolchain.on_device.runner import usable_cores
 
 HEADERS_CHECKED = 1000
 DIGESTED_BYTES = 4096  # of each end of a file
@@ -225,5 +226,4 @@ def workers(wanted: Wanted) -> int:
     """How many threads decode: what the recipe says, else one for each usable core, up to `MOST_WORKERS`."""
     if wanted.workers is not None:
         return wanted.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores)
+    return min(MOST_WORKERS, usable_cores())

@@ -89,16 +89,21 @@ class Devices:
         """
         return named_target(name, self._file)
 
-    def get(self, name: str) -> Device:
+    def get(self, name: str, settings: NamedTarget | None = None) -> Device:
         """The device of a name, the same one each time.
+
+        Args:
+            name: of the target.
+            settings: what is known of it already; else they are looked up.
 
         Raises:
             TargetUnavailable: the target is reached by bundles alone.
             StorageError, RecipeError: as `settings`.
         """
         if name not in self._open:
-            device = connect(name, self.settings(name))
-            kept = self._stack.enter_context(KeptSessions(device.measurer, _where(self.settings(name))))
+            target = settings or self.settings(name)
+            device = connect(name, target)
+            kept = self._stack.enter_context(KeptSessions(device.measurer, _where(target)))
             self._open[name] = replace(device, measurer=kept, fresh=device.measurer)
         return self._open[name]
 

@@ -118,11 +118,12 @@ def user_config() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config") / "slimvit"
 
 
-def load_targets(file: Path | None = None) -> dict[str, NamedTarget]:
-    """The named targets of a file, or of the current folder's targets.toml and the user's, the nearer one first.
+def load_targets(file: Path | None = None, folder: Path = Path()) -> dict[str, NamedTarget]:
+    """The named targets of a file, or of a folder's targets.toml and the user's, the nearer one first.
 
     Args:
         file: read instead of both; it must exist.
+        folder: whose targets.toml is read; the current one if absent.
 
     Raises:
         StorageError: a file cannot be read.
@@ -131,20 +132,20 @@ def load_targets(file: Path | None = None) -> dict[str, NamedTarget]:
     if file is not None:
         return _read(file)
     found: dict[str, NamedTarget] = {}
-    for path in (user_config() / FILE_NAME, Path(FILE_NAME)):
+    for path in (user_config() / FILE_NAME, folder / FILE_NAME):
         if path.is_file():
             found |= _read(path)
     return found
 
 
-def named_target(name: str, file: Path | None = None) -> NamedTarget:
-    """The settings of a name of targets.toml, or of a built-in target on this machine.
+def named_target(name: str, file: Path | None = None, folder: Path = Path()) -> NamedTarget:
+    """The settings of a name of targets.toml, or of a built-in target on this machine; arguments as `load_targets`.
 
     Raises:
         StorageError: targets.toml cannot be read.
         RecipeError: it is wrong, or there is no such target; the nearest name is offered.
     """
-    named = load_targets(file)
+    named = load_targets(file, folder)
     if name in named:
         return named[name]
     if is_target(name):
@@ -153,7 +154,9 @@ def named_target(name: str, file: Path | None = None) -> NamedTarget:
     known = [*TARGETS, *named]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known targets: {', '.join(known)}"
-    raise RecipeError(f"unknown target {name!r}; {hint}{'' if near else '.'} Devices are named in {file or FILE_NAME}.")
+    raise RecipeError(
+        f"unknown target {name!r}; {hint}{'' if near else '.'} Devices are named in {file or folder / FILE_NAME}."
+    )
 
 
 def bundled_runtime(name: str, settings: NamedTarget) -> str:

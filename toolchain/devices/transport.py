@@ -120,7 +120,7 @@ def _start(command: list[str], environment: dict[str, str], progress: Progress, 
         raise ArtifactError(message)
     if code in (device_runner.EXIT_UNAVAILABLE, device_runner.EXIT_WORKLOAD):
         kind = WorkloadRefused if code == device_runner.EXIT_WORKLOAD else TargetUnavailable
-        raise kind(runtime, message.removeprefix(f"target {runtime!r} is unavailable: "))
+        raise kind(runtime, message.removeprefix(kind.opening(runtime)))
     if code == device_runner.EXIT_STORAGE:
         raise StorageError(message)
     if code == device_runner.EXIT_SCHEDULE:

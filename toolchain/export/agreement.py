@@ -56,7 +56,8 @@ def parity_of(
     otherwise altogether. The notes say which are not compared.
     A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
-    has no tolerance and none is given, the difference is reported and not judged.
+    has no tolerance and none is given, the difference is reported and not judged. Where no output can be compared, the rung was
+    not run.
 
     Args:
         a: what is right: a model folder or an ONNX file.
@@ -76,7 +77,9 @@ def parity_of(
     allowed = tolerance or tolerance_of(*(artifact.precision for artifact in artifacts))
     judged = allowed or Tolerance(None, -1.0, None)
     size = resolved({artifact.path: artifact.image for artifact in artifacts}, input_shape)
-    pairs = _pairs(*artifacts)
+    pairs, chosen = _pairs(*artifacts)
+    if not pairs:
+        return Agreement(Rung(a.name, b.name, None, None, None, judged, "not_run", chosen), ())
     if lacking := _lacking(*artifacts):
         reason = f"{b.name} lacks {', '.join(lacking)} of {a.name}"
         return Agreement(Rung(a.name, b.name, None, None, None, judged, "fail", reason), ())
@@ -117,10 +120,11 @@ def parity_of(
             reason = f"output {pair[0]!r}: {rung.reason}" if rung.reason and len(pairs) > 1 else rung.reason
             rungs.append(replace(rung, reason=reason))
     if len(left) == len(pairs):
-        raise RecipeError(
-            f"{a} and {b} give {', '.join(repr(ours) for ours, _ in left)}, of which none has one row per image: the first "
-            "dimension of an output must be the batch. Nothing can be compared."
+        reason = (
+            f"{a.name} and {b.name} give {', '.join(repr(ours) for ours, _ in left)}, of which none has one row per image: give them "
+            "an output whose first dimension is the batch"
         )
+        return Agreement(Rung(a.name, b.name, None, None, None, judged, "not_run", reason), given.notes)
     rung = worst(rungs)
     if tolerance is not None:
         rung = replace(rung, tolerance=tolerance)
@@ -191,22 +195,21 @@ def _names_classes(artifacts: tuple[Artifact, Artifact], pair: tuple[str, str]) 
     )
 
 
-def _pairs(a: Artifact, b: Artifact) -> list[tuple[str, str]]:
-    """The outputs that are compared: all that have one name, "logits" first; else the "logits", or the first, of each.
+def _pairs(a: Artifact, b: Artifact) -> tuple[list[tuple[str, str]], str]:
+    """The outputs that are compared, and why there is none where all of them are `choices`.
 
-    Raises:
-        RecipeError: all of them are `choices`.
+    They are all that have one name, "logits" first; else the "logits", or the first, of each.
     """
     common = sorted((name for name in a.ranks if name in b.ranks), key=lambda name: name != LOGITS)
     pairs = [(name, name) for name in common] or [(a.main_output, b.main_output)]
     chosen = {pair: why for pair in pairs if (why := a.choices.get(pair[0]) or b.choices.get(pair[1]))}
     if len(chosen) == len(pairs):
         (ours, theirs), why = next(iter(chosen.items()))
-        raise RecipeError(
-            f"{a.path} and {b.path} give {why}, in {ours!r} and {theirs!r}, which files can share that are not the same model: "
-            "compare files that give the scores of all classes"
+        return [], (
+            f"{a.path.name} and {b.path.name} give {why}, in {ours!r} and {theirs!r}, which files can share that are not the same "
+            "model: compare files that give the scores of all classes"
         )
-    return [pair for pair in pairs if pair not in chosen]
+    return [pair for pair in pairs if pair not in chosen], ""
 
 
 def _lacking(a: Artifact, b: Artifact) -> list[str]:

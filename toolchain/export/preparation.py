@@ -27,6 +27,8 @@ class Preparation:
         crop_pct: share of the resized image that the centre crop keeps.
         interpolation: timm's name of the resize filter.
         image_column, label_column: of a table that has several, as in `Wanted`; no artifact says them.
+        crop_mode: timm's crop mode.
+        exif_orientation: whether a picture is turned first as its EXIF orientation says.
     """
 
     mean: tuple[float, ...] | None = None
@@ -35,6 +37,8 @@ class Preparation:
     interpolation: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    crop_mode: str | None = None
+    exif_orientation: bool | None = None
 
     @property
     def asked(self) -> dict[str, object]:
@@ -129,6 +133,7 @@ def source_for(
             calibration_images=calibration_images,
             image_column=asked.image_column,
             label_column=asked.label_column,
+            crop_mode=asked.crop_mode,
         ),
         classes=classes,
     )

@@ -5,17 +5,27 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
-from toolchain.devices.targets_toml import FILE_NAME, BundleSettings, ListedCores, load_targets, named_target
+from toolchain.devices.targets_toml import BundleSettings, ListedCores, NamedTarget, named_target
 from toolchain.errors import RecipeError, word
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
 from toolchain.places import HUB_URL, absolute_classes, absolute_path, absolute_source
+from toolchain.recipe import CropMode
 from toolchain.settings import (
     Counts,
     Fraction,
@@ -223,7 +233,8 @@ class BaselineSection(Section):
 class DataSection(Section):
     """[data]: the images for accuracy, features and parity; with "none", parity is judged on seeded noise.
 
-    `mean`, `std`, `crop_pct` and `interpolation` say how images are prepared for files that do not, and replace what others say.
+    `mean`, `std`, `crop_pct`, `interpolation`, `crop_mode` and `exif_orientation` say how images are prepared for files that do not,
+    and replace what others say.
     `classes` maps class folders to the model's outputs, and `image_column` and `label_column` name columns, as in a recipe.
     """
 
@@ -234,19 +245,25 @@ class DataSection(Section):
     std: Numbers | None = None
     crop_pct: Fraction | None = None
     interpolation: str | None = None
+    crop_mode: CropMode | None = None
+    exif_orientation: bool | None = None
     image_column: str | None = None
     label_column: str | None = None
 
     @property
     def preparation(self) -> Preparation:
         """The same for `export.preparation`."""
-        return Preparation(self.mean, self.std, self.crop_pct, self.interpolation, self.image_column, self.label_column)
+        return Preparation(**{each.name: getattr(self, each.name) for each in fields(Preparation)})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _cell_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w .,:+/()×-]*", name):
         raise ValueError(
-            f"{name!r} is no name of a cell; begin with a letter, and use letters, digits, spaces and . , : + / ( ) × - _ alone"
+            f"{name!r} is no name of a cell; begin with a letter, a digit or _, and use letters, digits, spaces and . , : + / ( ) × - _ alone"
         )
     return name
 
@@ -296,6 +313,7 @@ class GateConfig(Section):
     data: DataSection = DataSection()
     baseline: dict[str, BaselineSection] = Field(default_factory=dict)
     cell: Annotated[tuple[Cell, ...], BeforeValidator(tuple_of)] = ()
+    _settings: dict[str, NamedTarget] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> GateConfig:
@@ -323,7 +341,7 @@ class GateConfig(Section):
 
         Args:
             path: the file.
-            targets: targets.toml, if it is not where it is looked for.
+            targets: read in place of the targets.toml beside it and the user's.
 
         Raises:
             StorageError: the file cannot be read.
@@ -336,25 +354,19 @@ class GateConfig(Section):
 
     @staticmethod
     def from_dict(raw: Mapping[str, object], base: Path, targets: Path | None = None) -> GateConfig:
-        """The gate from nested mappings, its paths made absolute from `base`; raises RecipeError as `load` does."""
+        """The gate from nested mappings, its paths made absolute from `base`, the folder of targets.toml; raises as `load` does."""
         try:
             config = GateConfig.model_validate(dict(raw))
         except ValidationError as error:
             raise RecipeError(explain(error, GateConfig, "gate")) from None
-        beside = base / FILE_NAME
-        own = load_targets(beside) if targets is None and beside.is_file() else {}
+        named = {cell.target: named_target(cell.target, targets, base) for cell in config.cell}
         for cell in config.cell:
-            settings = named_target(cell.target, targets)
-            if cell.target in own and own[cell.target] != settings:
-                raise RecipeError(
-                    f"cell {cell.name!r} names {cell.target!r}, and {beside} says what it is, which is not read from "
-                    f"{Path.cwd()}: add --targets {word(beside)}, or name another file by it"
-                )
+            settings = named[cell.target]
             threads, cores = cell.threads or settings.threads, cell.affinity or settings.affinity
             if cores is not None and threads > len(cores):
                 raise RecipeError(
-                    f"cell {cell.name!r} has {threads} threads on {len(cores)} of the cores, {list(cores)}, where nothing can "
-                    "be timed: name fewer threads or more cores"
+                    f"cell {cell.name!r} has {_count(threads, 'thread')}, but affinity allows {_count(len(cores), 'core')} "
+                    f"({list(cores)}): name fewer threads or more cores"
                 )
             if isinstance(settings, BundleSettings) and (
                 timed := [name for name in cell.checks if name.partition(".")[2] in MEASURED]
@@ -371,7 +383,13 @@ class GateConfig(Section):
             },
             "cell": tuple(_moved(cell, "artifact", base) for cell in config.cell),
         }
-        return config.model_copy(update=update)
+        moved = config.model_copy(update=update)
+        moved._settings = named  # noqa: SLF001 - of its own class
+        return moved
+
+    def settings(self, cell: Cell) -> NamedTarget:
+        """What targets.toml, or a built-in target, says of the target of a cell."""
+        return self._settings[cell.target]
 
     def paths(self, cell: Cell) -> tuple[Path, Path | None]:
         """Where the artifact of a cell is, and its baseline, if it names one."""

@@ -101,7 +101,7 @@ class Evidence(Record):
         baseline: of its baseline, if it names one.
         agreement: of the outputs of both, if parity is asked for.
         prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked
-            for, but for keys that [data] has.
+            for, but for keys that [data] has. Parity has failed then: the outputs agree for equal inputs alone.
         features: those of the artifact against the baseline's, if that is asked for.
         changes: which parts of the artifact changed their size, if that was asked for.
         built: whether the job built the baseline itself, so that no digest was held.
@@ -139,7 +139,7 @@ class Evidence(Record):
             return "not claimed"
         rung = agreement.rung
         held = rung.verdict == "pass" and (rung.cosine_min is None or rung.cosine_min >= bounds.cosine_min)
-        return "pass" if held else "fail"
+        return "pass" if held and not self.prepared_otherwise else "fail"
 
     @property
     def to_time(self) -> bool:

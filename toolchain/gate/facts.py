@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from toolchain.artifacts import Artifact, open_artifact
-from toolchain.devices.device import Devices
 from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.accuracy import Evaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
@@ -27,12 +28,11 @@ Accuracy = Callable[[Path, tuple[int, ...] | None], Evaluation]
 """(artifact, shape of a sample) → its accuracy."""
 
 
-def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
+def look(config: GateConfig, *, why: bool) -> list[Evidence]:
     """The evidence of every cell that needs no timing; what several cells ask of one artifact is evaluated once.
 
     Args:
         config: the gate, its paths absolute.
-        devices: where threads and cores are looked up that a cell does not name.
         why: also attribute the size of every artifact, or its change, to layers.
 
     Raises:
@@ -48,10 +48,10 @@ def look(config: GateConfig, devices: Devices, *, why: bool) -> list[Evidence]:
             path, data.source, data.split, classes=data.classes, asked=data.preparation, input_shape=shape
         )
 
-    return [_look(config, cell, devices, accuracy, why=why) for cell in config.cell]
+    return [_look(config, cell, accuracy, why=why) for cell in config.cell]
 
 
-def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, *, why: bool) -> Evidence:
+def _look(config: GateConfig, cell: Cell, accuracy: Accuracy, *, why: bool) -> Evidence:
     artifact, baseline = config.paths(cell)
     split = config.data.split
     facts = _facts(cell, artifact, accuracy, ("budget", "relation"), split)
@@ -68,14 +68,15 @@ def _look(config: GateConfig, cell: Cell, devices: Devices, accuracy: Accuracy, 
         agreement = parity_of(
             baseline, artifact, data.source, bounds.tolerance, asked=data.preparation, input_shape=cell.input_shape
         )
-        otherwise = prepared_otherwise(open_artifact(artifact), open_artifact(baseline), data.preparation)
+        otherwise, untold = prepared_otherwise(open_artifact(artifact), open_artifact(baseline), data.preparation)
+        agreement = replace(agreement, notes=(*agreement.notes, *untold))
     features, data = None, config.data
     if cell.relation.features is not None and baseline is not None:
         asked, shape = data.preparation, cell.input_shape
         features = features_of(
             artifact, data.source, data.split, reference=baseline, asked=asked, input_shape=shape, neighbours=False
         )
-    settings = devices.settings(cell.target)
+    settings = config.settings(cell)
     resolved = {"threads": cell.threads or settings.threads, "affinity": cell.affinity or settings.affinity}
     return Evidence(
         cell=cell.model_copy(update={"artifact": artifact.name, **resolved}),
@@ -127,23 +128,45 @@ def _require_whole(artifact: Artifact) -> None:
         artifact.require_whole()
 
 
-def prepared_otherwise(artifact: Artifact, baseline: Artifact, asked: Preparation) -> tuple[str, ...]:
-    """The keys in which two files that both say how images are prepared differ, but for those that are replaced."""
+PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "exif_orientation")
+"""Keys of `Preprocess` that change what a picture becomes; [data] has them all."""
+SAME = 1e-4
+"""Numbers of two files that differ by less were rounded differently."""
+
+
+def prepared_otherwise(
+    artifact: Artifact, baseline: Artifact, asked: Preparation
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(keys in which two files declare another preparation of images, one sentence where only one of them declares some).
+
+    Keys of [data] are left out: there it replaces what files declare. A file that declares none at all is prepared as the other.
+    """
     ours, theirs = artifact.preprocess, baseline.preprocess
     if ours is None or theirs is None:
-        return ()
-    return tuple(
-        name
-        for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode", "exif_orientation")
-        if name not in asked.asked and not _alike(getattr(ours, name), getattr(theirs, name))
+        return (), ()
+    differing, untold = list[str](), list[str]()
+    for name in PREPARATION:
+        # Pictures that are not turned by their EXIF orientation leave no word in a file.
+        sides = [getattr(each, name) or None for each in (ours, theirs)]
+        if name not in asked.asked and sides[0] != sides[1]:
+            if None in sides:
+                untold.append(name)
+            elif not _close(*sides):
+                differing.append(name)
+    notes = (
+        [f"Only one of the files declares {', '.join(untold)}, which may change pictures; [data] can say it for both."]
+        if untold
+        else []
     )
+    return tuple(differing), tuple(notes)
 
 
-def _alike(ours: object, theirs: object) -> bool:
-    """Whether two files say the same of a key; a crop without a mode is one of the centre."""
-    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
-        return all(math.isclose(*pair, abs_tol=1e-4) for pair in zip(ours, theirs, strict=True))
-    return {ours, theirs} == {None, "center"} or ours == theirs
+def _close(ours: object, theirs: object) -> bool:
+    """Whether two values are numbers, one or one per channel, that differ by rounding alone."""
+    try:
+        return bool(np.allclose(ours, theirs, rtol=0, atol=SAME))  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # words, or other channels
+        return False
 
 
 def pictures_of_run(path: Path, content: str, split: str) -> str | None:

@@ -54,7 +54,7 @@ def run_gate(
     config = fetched(config)
     require_baselines(config)
     with nullcontext(devices) if devices is not None else Devices() as where:
-        evidence = tuple(look(config, where, why=why))
+        evidence = tuple(look(config, why=why))
         result = GateResult(tool=tool, day=day, accepts=tuple(accepts), evidence=evidence)
         for again in (False, True):  # what costs too much or is too slow is measured once more, after all else
             for measured, names in (
@@ -81,6 +81,7 @@ def _timed(
     artifact, baseline = _paths(config, evidence)
     pair = Pair(
         cell=evidence.cell,
+        target=config.settings(evidence.cell),
         artifact=artifact,
         baseline=baseline or artifact,
         parity=parity,
@@ -98,7 +99,13 @@ def _started(
     """What is known of a cell after its cold starts."""
     artifact, baseline = _paths(config, evidence)
     related = any(name.startswith("relation.") for name in evidence.cost_checks)
-    beginning = Beginning(evidence.cell, artifact, baseline if related else None, result.needs_starts(evidence))
+    beginning = Beginning(
+        cell=evidence.cell,
+        target=config.settings(evidence.cell),
+        artifact=artifact,
+        baseline=baseline if related else None,
+        needs_more=result.needs_starts(evidence),
+    )
     return _extended(evidence, starts=(*evidence.starts, clock.attempt_start(beginning, devices, progress)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from toolchain.devices.device import Device, Devices
+from toolchain.devices.targets_toml import NamedTarget
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, StorageError, TargetUnavailable
 from toolchain.gate.config import Cell
 from toolchain.gate.evidence import Missing
@@ -28,6 +29,7 @@ class Pair:
 
     Attributes:
         cell: what is asked, threads and cores resolved.
+        target: the settings of its target.
         artifact: B of the comparison.
         baseline: A; the artifact itself where the cell names none.
         parity: what is proven of them.
@@ -37,6 +39,7 @@ class Pair:
     """
 
     cell: Cell
+    target: NamedTarget
     artifact: Path
     baseline: Path
     parity: Parity
@@ -51,12 +54,14 @@ class Beginning:
 
     Attributes:
         cell: what is asked, threads and cores resolved.
+        target: the settings of its target.
         artifact: what is opened.
         baseline: what is opened in turns with it; None if no relation asks for it.
         needs_more: whether some starts leave a check open.
     """
 
     cell: Cell
+    target: NamedTarget
     artifact: Path
     baseline: Path | None
     needs_more: Callable[[Starts], bool]
@@ -131,14 +136,14 @@ class Clock:
     def attempt(self, pair: Pair, devices: Devices, progress: Progress) -> Comparison | Missing:
         """The comparison of a pair, or why there is none; raises RecipeError if the workload does not fit its artifacts."""
         try:
-            return self.compare(pair, devices.get(pair.cell.target), progress)
+            return self.compare(pair, devices.get(pair.cell.target, pair.target), progress)
         except NOT_MEASURED as error:
             return Missing.of(error)
 
     def attempt_start(self, beginning: Beginning, devices: Devices, progress: Progress) -> Starts | Missing:
         """The cold starts of a cell, or why there are none; raises as `attempt`."""
         try:
-            return self.start(beginning, devices.get(beginning.cell.target), progress)
+            return self.start(beginning, devices.get(beginning.cell.target, beginning.target), progress)
         except NOT_MEASURED as error:
             return Missing.of(error)
 

@@ -86,14 +86,14 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
     clocks = [state.frequency_mhz for state in after if state.frequency_mhz is not None]
     words = []
     if counts and max(counts) > counts[0]:
-        words.append(f"it was throttled {max(counts) - counts[0]} times for its heat")
+        words.append(f"it was throttled {_times(max(counts) - counts[0])} for its heat")
     stops = [
         later.quota_stops - before.quota_stops
         for before, later in zip(states[::2], after, strict=True)
         if before.quota_stops is not None and later.quota_stops is not None
     ]
     if sum(stops):
-        words.append(f"the limit of its container stopped it {sum(stops)} times")
+        words.append(f"the limit of its container stopped it {_times(sum(stops))}")
     if any(state.throttled_now for state in states):
         words.append("its firmware held it back for heat or low voltage")
     if clocks and min(clocks) < SLOWER * max(clocks):
@@ -103,6 +103,10 @@ def slowed(sessions: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[str]:
     if reasons:
         words.append(f"its GPU was held back by {' and '.join(reasons)}")
     return words
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _hex(text: str | None) -> int:
@@ -135,7 +139,11 @@ def describe_machine(environment: Mapping[str, JsonValue]) -> str:
     cores = len(machine.affinity) if machine.affinity else machine.cores
     runtimes = ", ".join(f"{name} {version}" for name, version in machine.runtimes.items() if name != "numpy")
     gpus = [f"{gpu['name']} (driver {gpu['driver_version']})" for gpu in machine.gpus]
-    limit = [] if machine.cpu_quota is None else [f"time of {machine.cpu_quota:g} cores"]
+    limit = (
+        []
+        if machine.cpu_quota is None
+        else [f"limited to {machine.cpu_quota:g} core{'' if machine.cpu_quota == 1 else 's'}"]
+    )
     return ", ".join(
         [f"{machine.cpu}", f"{cores} usable cores", *limit, f"{machine.threads} thread(s)", *gpus, runtimes]
     )

@@ -492,16 +492,19 @@ def cpu_seconds(runners: Iterable[object] = ()) -> dict[str, float] | None:
 
 
 def cpu_quota() -> tuple[float, int] | None:
-    """(cores, how often it was reached) of the least time on processors that a container may take; None where there is no limit.
+    """(cores, stops) of the least time on processors that a container may take; None where there is no limit.
 
-    A container's own group lies at the root of what it sees; elsewhere every group above this process counts.
+    A container's own group lies at the root of what it sees; elsewhere every group above this process counts. Each of them may
+    stop it: the stops are those of all.
     """
-    found = []
+    limits, stops = [], 0
     for line in (_read(OWN_CGROUPS) or "").splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        root = PurePosixPath(CGROUPS, controllers)
+        # The kernel names the controllers of a group in another order than the folder does, and links "cpu" to that.
+        linked = PurePosixPath(CGROUPS, "cpu")
+        root = linked if controllers and Path(linked).is_dir() else PurePosixPath(CGROUPS, controllers)
         below = PurePosixPath(name.lstrip("/"))
         for group in (root / below, *(root / each for each in below.parents)):
             if controllers:
@@ -509,9 +512,26 @@ def cpu_quota() -> tuple[float, int] | None:
             else:
                 limit = (_read(f"{group}/cpu.max") or "").split()
             if len(limit) == 2 and all(map(str.isdigit, limit)) and int(limit[1]):
-                stops = re.search(r"^nr_throttled (\d+)$", _read(f"{group}/cpu.stat") or "", re.MULTILINE)
-                found.append((int(limit[0]) / int(limit[1]), int(stops.group(1)) if stops else 0))
-    return min(found, default=None)
+                stopped = re.search(r"^nr_throttled (\d+)$", _read(f"{group}/cpu.stat") or "", re.MULTILINE)
+                limits.append(int(limit[0]) / int(limit[1]))
+                stops += int(stopped.group(1)) if stopped else 0
+    return (min(limits), stops) if limits else None
+
+
+def usable_cores() -> int:
+    """How many threads can run at once: one on each core that this process may use, while its container has time for them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    # Rounded up on purpose: two threads are right for the time of 1.5 cores, though they are stopped at times.
+    return cores if quota is None else min(cores, math.ceil(quota[0]))
+
+
+def usable_words(usable: int) -> str:
+    """What `usable_cores` stands for, in a message."""
+    words, quota = f"the {usable} core(s) that a measurement may use here", cpu_quota()
+    if quota is None or math.ceil(quota[0]) > usable:
+        return words
+    return f"{words}, as the container may take the time of {quota[0]:g} core(s)"
 
 
 def cpu_model() -> str:
@@ -666,7 +686,9 @@ def _failed(what: str, runtime: str, error: Exception) -> Exception:
     if isinstance(error, Unavailable):
         return error
     if getattr(error, "exit_code", None) == EXIT_UNAVAILABLE:
-        return WorkloadRefused(str(error)) if getattr(error, "is_there", False) else Unavailable(str(error))
+        # slimvit has an error of the same name, which this file, alone on a device, cannot import.
+        refused = type(error).__name__ == WorkloadRefused.__name__
+        return WorkloadRefused(str(error)) if refused else Unavailable(str(error))
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         modules = " ".join(MODULES.get(runtime, ("numpy", missing)))
@@ -707,11 +729,8 @@ def pin(cores: Sequence[int] | None, threads: int) -> None:
         if missing := sorted(set(cores) - os.sched_getaffinity(0)):
             raise ValueError(f"cores {missing} are not there; this process may use {sorted(os.sched_getaffinity(0))}")
         os.sched_setaffinity(0, cores)
-    usable = len(os.sched_getaffinity(0)) if can_choose else os.cpu_count() or threads
-    if (quota := cpu_quota()) is not None:  # more threads would be stopped in the middle of calls
-        usable = min(usable, math.ceil(quota[0]))
-    if threads > usable:
-        raise WorkloadRefused(f"{threads} threads are more than the {usable} core(s) that a measurement may use here")
+    if threads > (usable := usable_cores()):
+        raise WorkloadRefused(f"{threads} threads are more than {usable_words(usable)}")
 
 
 def _warm_up(runner: Runner, feeds: Sequence[Feeds], rule: WarmUp) -> tuple[int, float, float]:

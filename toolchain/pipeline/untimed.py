@@ -13,7 +13,7 @@ from toolchain.pipeline.stages.bench import Bench, times_engines
 from toolchain.report.record import BenchRow, EngineFacts, FileRow, NotMeasured
 from toolchain.targets import get_target
 
-LOST = "the device was lost"
+LOST, REFUSED = "the device was lost", "the device cannot do it"
 
 
 def not_measured(
@@ -25,24 +25,31 @@ def not_measured(
     """Each device that lacks some time, with the files that it lacks one of; nothing where nothing was to be timed.
 
     Args:
-        run: with its lost devices.
+        run: with its lost devices and refused comparisons.
         cells: every comparison that was to be made, and what it came to.
         files, engines: what could ship.
     """
     bench = run.job.recipe.bench
     if bench is None or not bench.targets:
         return ()
-    made: dict[tuple[str, str], bool] = {}
+    lacking: dict[tuple[str, str], dict[tuple[str, str], None]] = {}  # (device, file) → (in a few words, whole) why not
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for cell, done in cells:
+        name = cell.where.device.name
+        refused = run.lost.get(cell.refusal)
+        why = (LOST, str(run.lost.get(name))) if refused is None else (REFUSED, str(refused))
+        if done is None:
+            reasons[(name, *why)] = []
         for path in cell.pair:
-            key = cell.where.device.name, path.relative_to(run.root).as_posix()
-            made[key] = made.get(key, True) and done is not None
-    reasons: dict[tuple[str, str, str], list[str]] = {(name, LOST, str(e)): [] for name, e in run.lost.items()}
+            whys = lacking.setdefault((name, path.relative_to(run.root).as_posix()), {})
+            if done is None:
+                whys[why] = None
+    reasons |= {(name, LOST, str(run.lost[name])): [] for name in bench.targets if name in run.lost}
     rows: list[FileRow | EngineFacts] = [*(row for row in files if row.refused is None), *engines]
     for row in rows:
         for name in _devices(row, bench.targets):
-            if not (was := made.get((name, row.path))):
-                short, reason = (LOST, str(run.lost[name])) if was is False else _why(row, name, bench.targets)
+            known = lacking.get((name, row.path))
+            for short, reason in [_why(row, name, bench.targets)] if known is None else known:
                 reasons.setdefault((name, short, reason), []).append(row.path)
     return tuple(
         NotMeasured(target=name, short=short, reason=reason, files=tuple(paths))

@@ -15,7 +15,7 @@ USES = {
     "exceeded": "exceeded; the check is beyond what was accepted",
     "undecided": "the check is open; keep it until that is judged",
     "unused": "not needed any more; remove it",
-    "moved": "accepted against another baseline or on other pictures, or of another workload; it covers nothing: judge again, or remove it",
+    "moved": "accepted for another baseline, other pictures or another workload, so it covers nothing; accept the check again, or remove it",
     "expired": "expired, so it covers nothing; mend the regression, or accept it again",
     "unknown": "for a cell or check that the gate does not have; remove it",
 }

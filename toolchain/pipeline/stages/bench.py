@@ -12,7 +12,7 @@ from toolchain.artifacts import open_artifact
 from toolchain.artifacts.model_folder import ModelFolder
 from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.devices.device import Device
-from toolchain.errors import DeviceLost, TargetUnavailable
+from toolchain.errors import DeviceLost, TargetUnavailable, WorkloadRefused
 from toolchain.export.precision import EITHER, product_of
 from toolchain.measure.comparison import UNDECIDED
 from toolchain.measure.experiment import workload_on
@@ -98,12 +98,17 @@ class Bench(RunStage[BenchRow]):
         baseline, timed = (each.relative_to(run.root).as_posix() for each in self.pair)
         return Made((path,), bench_row(device.name, self.precision, (baseline, timed), comparison, self.rivals))
 
+    @property
+    def refusal(self) -> str:
+        """Its own key in `Run.lost`, where its device cannot do it; no device has a name with a space."""
+        return f"cell {self.name}"
+
     def settles(self, facts: BenchRow) -> bool:
         return facts.verdict not in UNDECIDED
 
 
 def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
-    """A comparison, or what an earlier run knows of it where its device is lost; None if that is nothing.
+    """A comparison, or what an earlier run knows of it where its device is lost or refuses it; None if that is nothing.
 
     Raises:
         TargetUnavailable: this machine lacks what is needed.
@@ -111,6 +116,10 @@ def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
     device = stage.where.device
     try:
         return run.do(stage)
+    except WorkloadRefused as error:
+        log.warning("%s The run goes on without it.", error)
+        run.lost[stage.refusal] = error
+        return run.keep(stage)
     except TargetUnavailable as error:
         if device.is_here and not isinstance(error, DeviceLost):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolchain.errors import ArtifactError, RecipeError, WorkloadRefused
+from toolchain.on_device.runner import usable_cores, usable_words
 from toolchain.targets.base import Arrays, Feeds
 from toolchain.targets.child import ChildRunner
 from toolchain.targets.wire import Array, receive, send
@@ -50,9 +50,8 @@ class NodeRunner(ChildRunner):
 
     def _command(self) -> tuple[list[str], None]:
         """Raises WorkloadRefused for more threads than there are cores."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if self.threads > cores:
-            raise WorkloadRefused(self.target, f"{self.threads} threads are more than the {cores} cores that there are")
+        if self.threads > (usable := usable_cores()):
+            raise WorkloadRefused(self.target, f"{self.threads} threads are more than {usable_words(usable)}")
         command = [self._installed.node, "--expose-gc", str(SCRIPT), str(self._installed.folder), str(self.path)]
         return [*command, str(self.threads)], None
 
