@@ -92,7 +92,7 @@ def run(
             job, outcome, [rung for done in under_way.done.values() for rung in done.rungs], files, space.root
         )
         write_report(report, files, space.root)
-    for error in under_way.lost.values():
+    for error in (*under_way.lost.values(), *under_way.refused.values()):
         raise error
     return report
 

@@ -36,7 +36,7 @@ def not_measured(
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for cell, done in cells:
         name = cell.where.device.name
-        refused = run.lost.get(cell.refusal)
+        refused = run.refused.get(cell.name)
         why = (LOST, str(run.lost.get(name))) if refused is None else (REFUSED, str(refused))
         if done is None:
             reasons[(name, *why)] = []

@@ -42,6 +42,7 @@ class Run:
         compare: what times two artifacts.
         done: name → stage that was carried out or taken up, in order.
         lost: devices that could not be measured on, and why.
+        refused: stages whose workload their device refused, and why.
     """
 
     job: Job
@@ -51,6 +52,7 @@ class Run:
     compare: Compare
     done: dict[str, Done[Any]] = field(default_factory=dict)
     lost: dict[str, TargetUnavailable] = field(default_factory=dict)
+    refused: dict[str, TargetUnavailable] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:

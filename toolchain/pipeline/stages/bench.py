@@ -98,11 +98,6 @@ class Bench(RunStage[BenchRow]):
         baseline, timed = (each.relative_to(run.root).as_posix() for each in self.pair)
         return Made((path,), bench_row(device.name, self.precision, (baseline, timed), comparison, self.rivals))
 
-    @property
-    def refusal(self) -> str:
-        """Its own key in `Run.lost`, where its device cannot do it; no device has a name with a space."""
-        return f"cell {self.name}"
-
     def settles(self, facts: BenchRow) -> bool:
         return facts.verdict not in UNDECIDED
 
@@ -118,7 +113,7 @@ def measured(run: Run, stage: Bench) -> Done[BenchRow] | None:
         return run.do(stage)
     except WorkloadRefused as error:
         log.warning("%s The run goes on without it.", error)
-        run.lost[stage.refusal] = error
+        run.refused[stage.name] = error
         return run.keep(stage)
     except TargetUnavailable as error:
         if device.is_here and not isinstance(error, DeviceLost):
