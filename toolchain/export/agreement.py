@@ -52,8 +52,8 @@ def parity_of(
 ) -> Agreement:
     """The rung of two artifacts on validation images of a data source or on noise, at batch 1 and 3; A is taken as right.
 
-    Of several outputs every one that both have and that is not of `choices` is compared, and the worst decides; B must have all of A's, unless they are called
-    otherwise altogether. The notes say which are not compared.
+    All outputs with a common name are compared, except `choices`, and the worst decides. B must have all of A's, unless they are
+    called otherwise altogether. The notes say which are not compared.
     A rounded file of another tool, whose weights were never checked, must also differ between images as A does.
     Where top-1 is judged, they are compared on `COMPARED` real images as well: three say little of it. Where a precision
     has no tolerance and none is given, the difference is reported and not judged. Where no output can be compared, the rung was
