@@ -65,10 +65,11 @@ def hardware(machine: Mapping[str, Any], *, decisive: bool = False) -> str:
 
     Args:
         machine: as it was recorded.
-        decisive: name only the instructions that int8 is fast by.
+        decisive: name only the instructions that int8 is fast by, if it has any.
     """
     known = machine.get("flags") or ()
-    flags = instruction_set({"flags": [flag for flag in known if not decisive or flag in DECISIVE]})
+    fast = [flag for flag in known if flag in DECISIVE] if decisive else []
+    flags = instruction_set({"flags": fast or known})
     return describe_machine({**machine, "cpu": f"{machine.get('cpu')} with {flags}" if flags else machine.get("cpu")})
 
 

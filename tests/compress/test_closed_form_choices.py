@@ -61,7 +61,7 @@ def test_beta_is_one_where_it_is_dear_or_idle(model):
         return betas_for(problem_of(dense, CompressSection(**section)), images)
 
     assert betas() == (0.5, 0.0, 1.0)
-    assert betas(10**10) == (0.5,)
+    assert betas(10**10) == (1.0,)
     assert betas(sequential=False) == betas(refit=False) == (0.0,)
     assert betas(dense=variant("Swin V2")) == betas(dense=variant("post-norm")) == (0.0,), "it would change nothing"
 

@@ -29,6 +29,8 @@ from toolchain.recipe import CompressSection
 from toolchain.surgery.scales import restore_scales
 
 BETAS = (0.5, 0.0, 1.0)
+UNTRIED_BETA = 1.0
+"""The β of a model that is too large for trying them all."""
 SHARES = (
     (0.05, 0.075, *(0.05 * step for step in range(2, 17)), 0.9),
     (0.15, 0.25, 0.35, 0.5, 0.65, 0.8),
@@ -100,10 +102,10 @@ def betas_for(problem: Problem, images: int) -> tuple[float, ...]:
 
 
 def affordable_betas(section: CompressSection, macs: int, images: int) -> tuple[float, ...]:
-    """All β, if that is affordable; one where there is nothing that β could correct."""
+    """All β, if that is affordable, and 1 if not; 0 where there is nothing that β could correct."""
     if not (section.refit and section.sequential):
         return (0.0,)
-    return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else BETAS[:1]
+    return BETAS if len(BETAS) * PASSES * images * macs <= MEASURE_MACS else (UNTRIED_BETA,)
 
 
 @dataclass(frozen=True)
