@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Self
 
 ADVICE: Mapping[int, str] = {
@@ -28,12 +26,6 @@ def fault_words(error: OSError) -> str:
     said = error.strerror or str(error)
     advice = ADVICE.get(error.errno or 0)
     return f"{said}; {advice}" if advice else said
-
-
-def word(path: Path | str) -> str:
-    """A path as a shell reads it in a command that a user may paste: one word, and no option."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def with_install(reason: str, install: str) -> str:

@@ -25,9 +25,10 @@ from toolchain.cli.options import (
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, word
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError
 from toolchain.files import expanded
 from toolchain.progress import Progress
+from toolchain.shell import word
 
 if TYPE_CHECKING:
     from toolchain.pipeline.draft import Draft
