@@ -17,6 +17,7 @@ ADVICE: Mapping[int, str] = {
     errno.EISDIR: "name a file",
     errno.ENOTDIR: "what stands before the last / must be a folder",
     errno.ELOOP: "name what the links lead to",
+    errno.ENOEXEC: "install the one for this processor",
 }
 """Fault of the system → what to do, to follow its own words."""
 
