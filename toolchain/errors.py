@@ -46,6 +46,10 @@ class RecipeError(SlimvitError):
     exit_code = 2
 
 
+class OutputsUnfit(RecipeError):
+    """An artifact gives outputs by which it cannot be judged as it was asked for: labels in place of scores."""
+
+
 class ModelError(RecipeError):
     """The model is unknown, unsupported, or does not fit the data."""
 
