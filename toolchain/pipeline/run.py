@@ -156,7 +156,8 @@ def _files(run: Run, recipe: Recipe, limited: Collection[str]) -> tuple[list[Don
             proofs[onnx_path(root, precision)] = [*proven, *file.rungs]
     int8 = [done.facts.row for done in files if done.facts.row.precision in int8_kinds()]
     if int8 and not left_open and all(row.refused is not None for row in int8):
-        raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, (row.refused for row in int8)))}")
+        reasons = "; ".join(row.refused.removesuffix(".") for row in int8 if row.refused is not None)
+        raise ParityError(f"no int8 file is the model: {reasons}.")
     return files, proofs
 
 
