@@ -776,7 +776,7 @@ def test_models(parsed):
         ("vit_tiny", "try 'vit_tiny*'"),
         ("PATCH16_224.AUGREG", "try '*patch16_224*'"),
         ("vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'?"),
-        ("", "try 'deit*'"),
+        ("qqqq", "try 'deit*'"),
     ],
 )
 def test_a_name_that_no_model_has_leads_to_one_that_some_have(command, pattern, words):
