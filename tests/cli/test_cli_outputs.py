@@ -241,6 +241,23 @@ def test_no_option_and_no_argument_takes_an_empty_value(verb, each):
                 parameter.process_value(context, value)
 
 
+def test_a_run_is_not_set_beside_itself(command, folder):
+    for words in (["pictures", "./pictures"], ["pictures", "other", folder / "pictures"]):
+        outcome = command("report", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"{words[-1]} is named twice; name every run once".removeprefix("./") in outcome.err
+
+
+def test_files_that_are_not_one_model_are_told_what_to_do_and_that_is_true(command, folder):
+    write_classifier(folder / "new.onnx", swap=3)
+    outcome = command("parity", "old.onnx", "new.onnx")
+    assert outcome.code == 3
+    assert outcome.err.endswith(
+        "Make new.onnx again from old.onnx, or allow them to differ so far with --cosine-min.\n"
+    )
+    assert command("parity", "old.onnx", "new.onnx", "--cosine-min=-1").code == 0
+
+
 def test_a_file_is_written_where_its_link_leads(command, folder):
     (folder / "there").mkdir()
     (folder / "g.json").symlink_to("there/g.json")
