@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import ending
 import references
 import torch
 from engine import Bench, Harness, picked, work_through
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, harness: Harness | None = None)
     options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        return _main(options, harness or Harness())
+        with ending.with_children():
+            return _main(options, harness or Harness())
     except SlimvitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

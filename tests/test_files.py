@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 
+from toolchain import errors
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.files import (
     atomic_folder,
@@ -52,6 +53,13 @@ def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(os, "open", refuse)
         monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+
+def test_what_the_system_says_never_stands_alone_in_a_message():
+    """Kind: "No such file or directory", and no word on what to do; `fault_words` has one. What runs on devices imports nothing."""
+    package = Path(errors.__file__).parent
+    files = (path for path in package.rglob("*.py") if "on_device" not in path.parts and path.name != "errors.py")
+    assert [path.name for path in files if "strerror" in path.read_text(encoding="utf-8")] == []
 
 
 # Files

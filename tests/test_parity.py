@@ -273,8 +273,12 @@ def test_the_ladder_names_the_first_rung_that_broke():
     broken = replace(rung(logits(0), logits(1)), from_="mask", to="slice")
     later = replace(broken, from_="slice", to="split")
     skipped = not_run("fp32", "engine", tolerance=FP32, reason="no driver")
-    with pytest.raises(ParityError, match=r"mask and slice must be the same model.*max"):
+    with pytest.raises(
+        ParityError, match=r"mask and slice must be the same model.*max.*to slice is the first that broke\. Report it"
+    ):
         require([good, skipped, broken, later])
+    with pytest.raises(ParityError, match=r"is the first that broke\. Choose another precision\.$"):
+        require([good, broken], "Choose another precision")
 
     require([good, skipped])
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Self
 
 ADVICE: Mapping[int, str] = {
@@ -19,6 +17,7 @@ ADVICE: Mapping[int, str] = {
     errno.EISDIR: "name a file",
     errno.ENOTDIR: "what stands before the last / must be a folder",
     errno.ELOOP: "name what the links lead to",
+    errno.ENOEXEC: "install the one for this processor",
 }
 """Fault of the system → what to do, to follow its own words."""
 
@@ -28,12 +27,6 @@ def fault_words(error: OSError) -> str:
     said = error.strerror or str(error)
     advice = ADVICE.get(error.errno or 0)
     return f"{said}; {advice}" if advice else said
-
-
-def word(path: Path | str) -> str:
-    """A path as a shell reads it in a command that a user may paste: one word, and no option."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def with_install(reason: str, install: str) -> str:
@@ -51,6 +44,10 @@ class RecipeError(SlimvitError):
     """The recipe, or a command-line option, says something that cannot be done."""
 
     exit_code = 2
+
+
+class OutputsUnfit(RecipeError):
+    """An artifact gives outputs by which it cannot be judged as it was asked for: labels in place of scores."""
 
 
 class ModelError(RecipeError):

@@ -233,8 +233,16 @@ def not_run(from_: str, to: str, *, tolerance: Tolerance, reason: str) -> Rung:
     return Rung(from_, to, None, None, None, tolerance, "not_run", reason)
 
 
-def require(rungs: Sequence[Rung]) -> None:
+REPORT = "Report it with what you ran and with what `slimvit doctor` prints"
+"""What to do about forms that slimvit alone made of each other."""
+
+
+def require(rungs: Sequence[Rung], advice: str = REPORT) -> None:
     """Nothing, if no rung failed and at least one was run.
+
+    Args:
+        rungs: in the order in which the forms were made.
+        advice: what to do if one failed, as a sentence without its full stop.
 
     Raises:
         ParityError: names the first rung that broke, or says that nothing was compared.
@@ -243,12 +251,12 @@ def require(rungs: Sequence[Rung]) -> None:
     if broken is not None:
         raise ParityError(
             f"{broken.from_} and {broken.to} must be the same model and are not: {broken.reason}. "
-            f"The step from {broken.from_} to {broken.to} is the first that broke."
+            f"The step from {broken.from_} to {broken.to} is the first that broke. {advice}."
         )
     if all(rung.verdict == "not_run" for rung in rungs):
         reasons = "; ".join(f"{rung.from_} == {rung.to}: {rung.reason}" for rung in rungs)
         raise ParityError(
-            f"no form of the model was compared with another, so nothing is known: {reasons or 'no rung'}"
+            f"no form of the model was compared with another, so nothing is known: {reasons or 'no rung'}. {advice}."
         )
 
 

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolchain.errors import RecipeError, word
+from toolchain.errors import RecipeError
 from toolchain.outputs import KWARGS, Output
 from toolchain.places import (
     CLASS_LISTS,
@@ -51,6 +51,7 @@ from toolchain.settings import (
     read_toml,
     tuple_of,
 )
+from toolchain.shell import word
 
 RECIPE_FILE = "recipe.toml"
 """Name of the recipe in the folder of a run."""

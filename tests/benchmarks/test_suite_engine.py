@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import ending
 import pytest
 import run
 from benching import Short, carry_out
@@ -171,3 +176,26 @@ def test_a_bench_knows_its_records(folder, toy, tmp_path):
     assert bench.record(suite.cells[0]) is None
     assert carry_out(path) == 0
     assert bench.record(suite.cells[0]).result == {"value": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc to look for a process in")
+def test_a_process_that_a_benchmark_started_ends_with_it():
+    """Else it computes beside every measurement that follows."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = f"import ending, subprocess, sys\nwith ending.with_children():\n    subprocess.run([sys.executable, '-c', {child!r}])\n"
+    here = Path(ending.__file__).parent
+    with subprocess.Popen([sys.executable, "-c", code], cwd=here, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.terminate()
+    assert parent.returncode == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_suite_ends_with_what_it_started_and_what_called_it_is_as_before(monkeypatch, tmp_path):
+    handlers, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "_main", lambda *_: handlers.append(signal.getsignal(signal.SIGTERM)) or 0)
+    assert run.main([str(tmp_path / "toys.toml")], Short()) == 0
+    with pytest.raises(SystemExit, match="143"):
+        handlers[0](signal.SIGTERM, None)
+    assert signal.getsignal(signal.SIGTERM) == before

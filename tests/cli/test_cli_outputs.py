@@ -14,7 +14,7 @@ import typer
 from builders import write_classifier
 
 from toolchain.cli import outputs
-from toolchain.cli.main import app
+from toolchain.cli.main import _command, app
 from toolchain.errors import RecipeError
 from toolchain.files import write_json
 
@@ -211,16 +211,51 @@ def test_a_folder_without_a_file_has_no_digest(command, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["init", "new.onnx", "--data", ""], "the images are not named, perhaps because a variable is not set"),
-        (["shrink", "", "--data", "digits"], "the model is not named, perhaps because a variable is not set"),
-        (["gate", "digest", ""], "the file is not named, perhaps because a variable is not set"),
-        (["evaluate", "new.onnx", "--data", ""], "unknown data source ''; known: "),
+        (["init", "new.onnx", "--data", ""], "--data is empty, perhaps because a variable is not set; name a value\n"),
+        (["shrink", "", "--data", "digits"], "MODEL is empty, perhaps because a variable is not set; name a value\n"),
+        (["gate", "digest", ""], "PATH is empty, perhaps"),
+        (
+            ["run", "gate.toml", "--out", ""],
+            "--out is empty, perhaps because a variable is not set; name a value, or leave it",
+        ),
+        (["bench", "verify", "result.json", ""], "FILE is empty, perhaps"),
+        (["gate", "--markdown="], "--markdown is empty, perhaps"),
     ],
 )
 def test_an_empty_name_is_not_taken_for_the_current_folder(command, folder, words, message):
+    before = contents(folder)
     outcome = command(*words)
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("verb", "each"), [*leaves(_command())])
+def test_no_option_and_no_argument_takes_an_empty_value(verb, each):
+    """Kind: an option, of paths above all, that means something where a shell's variable is not set."""
+    for parameter in (one for one in each.params if one.name not in outputs.MAY_BE_EMPTY):
+        context = each.make_context("slimvit", [], resilient_parsing=True)
+        context.set_parameter_source(parameter.name, type(context.get_parameter_source(parameter.name))["COMMANDLINE"])
+        for value in ("", ["a", ""]):
+            with pytest.raises(RecipeError, match="is empty, perhaps because a variable is not set; name a value"):
+                parameter.process_value(context, value)
+
+
+def test_a_run_is_not_set_beside_itself(command, folder):
+    for words in (["pictures", "./pictures"], ["pictures", "other", folder / "pictures"]):
+        outcome = command("report", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"{words[-1]} is named twice; name every run once".removeprefix("./") in outcome.err
+
+
+def test_files_that_are_not_one_model_are_told_what_to_do_and_that_is_true(command, folder):
+    write_classifier(folder / "new.onnx", swap=3)
+    outcome = command("parity", "old.onnx", "new.onnx")
+    assert outcome.code == 3
+    assert outcome.err.endswith(
+        "Make new.onnx again from old.onnx, or allow them to differ so far with --cosine-min.\n"
+    )
+    assert command("parity", "old.onnx", "new.onnx", "--cosine-min=-1").code == 0
 
 
 def test_a_file_is_written_where_its_link_leads(command, folder):

@@ -27,7 +27,7 @@ from toolchain.analysis.operators import Profile
 from toolchain.cli import bench, options
 from toolchain.cli.pipeline import default_folder
 from toolchain.cli.stages import _require_origin
-from toolchain.errors import StorageError, TargetUnavailable
+from toolchain.errors import ParityError, StorageError, TargetUnavailable
 from toolchain.export.precision import PRECISIONS
 from toolchain.families.blocks import INSTEAD
 from toolchain.pipeline.draft import Draft
@@ -329,6 +329,24 @@ def test_the_compress_verb_holds_a_latency_budget(parsed, widths_timed, recipe):
 )
 def test_recipes_of_one_folder_get_folders_of_their_own(tmp_path, path, folder):
     assert default_folder(tmp_path / path).as_posix() == f"runs/{folder}"
+
+
+def test_a_run_takes_no_folder_of_another_project_unless_out_names_it(command, recipe, tmp_path, monkeypatch):
+    def ends(*_):
+        raise ParityError("that is far enough")
+
+    monkeypatch.setattr("toolchain.pipeline.run._carry_out", ends)
+    assert command("run", recipe).code == 3
+    assert command("run", recipe, "--set", "budget.params=0.4").code == 3
+    other = tmp_path / "other" / "tiny" / "recipe.toml"
+    other.parent.mkdir(parents=True)
+    shutil.copy(recipe, other)
+    for dry in ([], ["--dry-run"]):
+        outcome = command("run", other, *dry)
+        assert (outcome.code, f"runs/tiny holds the run of another recipe, {recipe}" in outcome.err) == (74, True)
+    assert command("run", other, "--out", "runs/tiny").code == 3
+    assert command("run", other).code == 3
+    assert command("run", recipe).code == 74
 
 
 # The stages by hand
@@ -758,7 +776,7 @@ def test_models(parsed):
         ("vit_tiny", "try 'vit_tiny*'"),
         ("PATCH16_224.AUGREG", "try '*patch16_224*'"),
         ("vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'?"),
-        ("", "try 'deit*'"),
+        ("qqqq", "try 'deit*'"),
     ],
 )
 def test_a_name_that_no_model_has_leads_to_one_that_some_have(command, pattern, words):

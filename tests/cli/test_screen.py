@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from toolchain.cli.screen import Pace, Screen
-from toolchain.errors import word
+from toolchain.shell import word
 
 
 def test_the_time_left_follows_from_the_pace():

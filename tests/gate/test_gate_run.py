@@ -21,11 +21,12 @@ from toolchain.data import open_source
 from toolchain.data.transforms import Wanted
 from toolchain.errors import ArtifactError, BaselineError, RecipeError, TargetUnavailable, WorkloadRefused
 from toolchain.files import sha256, write_json
-from toolchain.gate import Accept, GateConfig, accepts_path, add_accepts, facts, load_accepts, run_gate
+from toolchain.gate import Accept, GateConfig, GateResult, accepts_path, add_accepts, facts, load_accepts, run_gate
 from toolchain.gate.config import DataSection
 from toolchain.gate.facts import prepared_otherwise
 from toolchain.gate.timing import Clock, timed
 from toolchain.model import Preprocess
+from toolchain.outputs import OUTPUT
 
 TODAY = dt.date(2030, 1, 15)
 
@@ -150,17 +151,60 @@ def test_a_preparation_differs_where_both_files_declare_it_and_data_does_not(our
     assert prepared_otherwise(sides[0], SimpleNamespace(preprocess=None), data.preparation) == ((), ())
 
 
-def test_files_that_name_no_scores_fail_their_own_parity_and_end_no_gate(tmp_path):
-    """Kind: one artifact that a check does not suit, and no verdict on the others."""
-    for name in ("scores", "scores0"):
-        write_classifier(tmp_path / f"{name}.onnx")
-    model = onnx.load(tmp_path / "scores.onnx")
+def write_labeller(path):
+    """The digits classifier, of which the labels alone are left."""
+    model = onnx.load(write_classifier(path))
     (scores,) = model.graph.output
     model.graph.node.append(helper.make_node("ArgMax", [scores.name], ["label"], axis=1, keepdims=1))
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch", 1]))
+    onnx.save(model, path)
+
+
+def test_files_that_name_no_scores_fail_their_own_accuracy_and_end_no_gate(tmp_path):
+    """Kind: one artifact that a check does not suit, and no verdict on the others."""
+    write_labeller(tmp_path / "labels.onnx")
+    write_classifier(tmp_path / "scores.onnx")
+    features = onnx.load(tmp_path / "scores.onnx")
+    features.metadata_props.add(key=OUTPUT, value="features")
+    onnx.save(features, tmp_path / "features.onnx")
+    cells = [
+        {"name": "a", "artifact": "labels.onnx", "budget": {"size": "1 MB", "accuracy": 0.5}},
+        {"name": "b", "artifact": "scores.onnx", "budget": {"accuracy": 0.5}},
+        {"name": "c", "artifact": "scores.onnx", "baseline": "labels", "budget": {"accuracy": 0.5}},
+        {"name": "d", "artifact": "features.onnx", "baseline": "scores", "budget": {"accuracy": 0.5}},
+        {"name": "e", "artifact": "labels.onnx", "baseline": "features", "relation": {"features": {"error": 0.5}}},
+    ]
+    for cell in cells[2:4]:
+        cell["relation"] = {"accuracy": 0.1, "size": 0.5}
+    baselines = {name: {"path": f"{name}.onnx", "built": True} for name in ("labels", "scores", "features")}
+    raw = {"data": {"source": "digits"}, "baseline": baselines, "cell": cells}
+    result = run_gate(GateConfig.from_dict(raw, tmp_path), tool="test", day=TODAY)
+    failed = {(cell.name, check.name): check for cell, check in result.checks if check.status != "pass"}
+    assert {check.status for check in failed.values()} == {"fail"}
+    assert list(failed) == [
+        ("a", "budget.accuracy"),
+        ("c", "relation.accuracy"),
+        ("d", "budget.accuracy"),
+        ("d", "relation.accuracy"),
+        ("e", "relation.features"),
+    ]
+    assert (len(result.checks), result.exit_code) == (10, 1)
+    for key in (("a", "budget.accuracy"), ("c", "relation.accuracy")):
+        assert failed[key].reason.startswith(
+            f"It was not judged: {tmp_path / 'labels.onnx'} gives whole numbers (int64)"
+        )
+        assert failed[key].reason.endswith("in its output 'label': name a file that gives the scores of all classes.")
+    write_json(tmp_path / "gate.json", result.to_dict())
+    assert GateResult.load(tmp_path / "gate.json") == result
+
+
+def test_files_that_name_no_scores_fail_their_own_parity_and_end_no_gate(tmp_path):
+    """Kind: one artifact that a check does not suit, and no verdict on the others."""
+    for name in ("scores", "scores0"):
+        write_classifier(tmp_path / f"{name}.onnx")
     for name in ("labels", "labels0"):
-        onnx.save(model, tmp_path / f"{name}.onnx")
+        write_labeller(tmp_path / f"{name}.onnx")
     cells = [
         {"name": name, "artifact": f"{name}.onnx", "baseline": name, "relation": {"parity": {"cosine_min": 0.99}}}
         for name in ("labels", "scores")

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import PIL
 import pytest
 
 from toolchain.errors import ModelError, StorageError
 from toolchain.files import exclusive, files_below, read_json, user_cache, write_text
 from toolchain.model import Made
 from toolchain.parity import TOLERANCES, not_run
-from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace
+from toolchain.pipeline.folder import OUTPUTS, Nothing, Workspace, step_key
 from toolchain.pipeline.tools import Tools
 from toolchain.records import Record
 
@@ -200,7 +201,7 @@ def test_a_stage_that_fails_half_way_is_no_earlier_success(root, work):
         assert not space.step("stage", "old", Facts, work).reused
 
 
-HERE = Tools(slimvit="slimvit 0.1.0", sources="abc", torch="2.13.0", timm="1.0.20", threads=1)
+HERE = Tools(slimvit="slimvit 0.1.0", sources="abc", torch="2.13.0", timm="1.0.20", pillow="12.0.0", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,7 @@ HERE = Tools(slimvit="slimvit 0.1.0", sources="abc", torch="2.13.0", timm="1.0.2
     [
         ({"torch": "2.14.1"}, "torch is 2.14.1, it was 2.13.0"),
         ({"timm": "1.1", "torch": "2.14.1"}, "torch is 2.14.1, it was 2.13.0; timm is 1.1, it was 1.0.20"),
+        ({"pillow": "12.1.0"}, "Pillow is 12.1.0, it was 12.0.0"),
         ({"threads": 2}, r"the number of threads \(OMP_NUM_THREADS\) is 2, it was 1"),
         ({"slimvit": "slimvit 0.2.0", "sources": "def"}, r"slimvit is 0.2.0, it was 0.1.0\."),
         ({"sources": "def"}, "the sources of slimvit have changed"),
@@ -225,6 +227,20 @@ def test_what_keeps_a_run_from_being_taken_up_is_said_once(root, work, caplog, c
             space.step(stage, "other", Facts, work, tools=HERE.model_copy(update=change))
     (line,) = caplog.messages
     assert re.match(f"dense is made anew, and so is all that follows: {words}", line)
+
+
+def test_a_record_that_tells_no_version_is_not_said_to_have_had_another():
+    before = {key: each for key, each in HERE.model_dump().items() if key != "pillow"}
+    assert HERE.other_than(Tools.model_validate(before)) == ""
+
+
+def test_another_decoder_of_pictures_is_another_input_of_every_stage(monkeypatch):
+    """Kind: pictures that are resized otherwise, and what was made with the others is taken for made with these."""
+    before = step_key("stage", "slimvit", [])
+    assert step_key("stage", "slimvit", []) == before
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    assert step_key("stage", "slimvit", []) != before
+    assert Tools.now("").pillow == "0.1"
 
 
 def test_an_output_that_was_altered_is_named(root, work, caplog):

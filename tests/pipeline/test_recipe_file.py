@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
+from toolchain.errors import StorageError
 from toolchain.files import read_json, write_text
 from toolchain.pipeline.folder import Workspace
-from toolchain.pipeline.recipe_file import OURS, leave_recipe
+from toolchain.pipeline.recipe_file import OURS, leave_recipe, remember, require_own
 from toolchain.pipeline.run import run
 from toolchain.recipe import Recipe
 
@@ -78,6 +80,40 @@ def test_one_that_a_run_wrote_is_replaced_and_one_that_a_person_wrote_is_not(spa
     path.unlink()
     assert leave_recipe(first, space) == [path]
     assert Recipe.load(path) == first
+
+
+def test_a_folder_that_none_named_is_of_one_recipe_file(tmp_path, monkeypatch):
+    """Kind: two projects whose folders have one name, and one run in place of the other."""
+    monkeypatch.chdir(tmp_path)
+    ours, theirs, folder = Path("a/net/recipe.toml"), Path("b/net/recipe.toml"), Path("runs/net")
+    require_own(ours, folder)
+    with Workspace(folder).open() as space:
+        remember(ours, space)
+    require_own(ours, folder)
+    require_own(tmp_path / ours, folder)
+    require_own(folder / "recipe.toml", folder)
+    command = (
+        r"`slimvit run b/net/recipe.toml --out DIR` takes a folder of its own, and --out runs/net goes on in that one"
+    )
+    with pytest.raises(StorageError, match=rf"runs/net holds the run of another recipe, {tmp_path / ours}: {command}"):
+        require_own(theirs, folder)
+    with Workspace(folder).open() as space:
+        remember(theirs, space)
+    require_own(theirs, folder)
+
+
+def test_a_recipe_that_moves_with_its_runs_or_is_a_link_to_another_one_by_one_stays_the_same(tmp_path):
+    place, versions = tmp_path / "project" / "net", (tmp_path / "v1.toml", tmp_path / "v2.toml")
+    for each in versions:
+        each.touch()
+    place.mkdir(parents=True)
+    (place / "recipe.toml").symlink_to(versions[0])
+    with Workspace(tmp_path / "project" / "runs").open() as space:
+        remember(place / "recipe.toml", space)
+    (place / "recipe.toml").unlink()
+    (place / "recipe.toml").symlink_to(versions[1])
+    moved = (tmp_path / "project").rename(tmp_path / "moved")
+    require_own(moved / "net" / "recipe.toml", moved / "runs")
 
 
 @pytest.mark.parametrize("text", ["[model", "", "[model]\nname = 3\n"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies
@@ -25,6 +28,7 @@ from toolchain.report.record import Data, Report
 from toolchain.report.several import front, side_by_side
 
 RECIPE = tiny_recipe("[train]\nepochs = 1\n[budget]\nparams = 0.5\n")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -64,6 +68,16 @@ def test_every_combination_is_a_variant(recipe):
         (params, method) for params in (0.7, 0.5) for method in ("joint", "hybrid")
     }
     assert all(each.recipe.bench.targets == ("ort-cpu", "eager") and each.recipe.export.opset == 20 for each in grid)
+
+
+def test_the_first_command_of_the_page_builds_nothing_where_the_page_says_so():
+    page = (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")
+    words = shlex.split(page.partition("```sh\n")[2].partition("\n")[0])
+    settings = [value for option, value in pairwise(words) if option == "--set"]
+    assert all(each.recipe.engine.targets == ("trt-rtx",) for each in variants(ROOT / words[2], settings))
+    assert "takes `pip install 'slimvit[trt-rtx]'`" in page
+    without = re.search(r"with `--set '(\S+)'` none is built", page)[1]
+    assert all(each.recipe.engine.targets == () for each in variants(ROOT / words[2], [*settings, without]))
 
 
 def test_settings_that_end_alike_have_their_whole_names(recipe):

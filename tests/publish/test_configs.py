@@ -195,5 +195,10 @@ def test_labels_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("3")
     with pytest.raises(DataError, match="holds no names of classes: write one a line"):
         read_labels(tmp_path / "a.json")
-    with pytest.raises(StorageError, match=r"cannot read .*none\.txt"):
+    with pytest.raises(
+        StorageError, match=r"cannot read .*none\.txt: No such file or directory; name one that is there"
+    ):
         read_labels(tmp_path / "none.txt")
+    (tmp_path / "old.txt").write_bytes("grün\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"old\.txt is no text: save the names as UTF-8"):
+        read_labels(tmp_path / "old.txt")

@@ -18,7 +18,7 @@ from sweeps import swept
 from toolchain.artifacts import open_artifact
 from toolchain.artifacts.ncnn_format import read_layers, read_numbers
 from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
-from toolchain.errors import ArtifactError, ParityError, RecipeError, TargetUnavailable
+from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import BuildEngine
 from toolchain.export.engine_parity import engine_rung
 from toolchain.export.half import fp16
@@ -205,6 +205,16 @@ def test_a_dropped_operator_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(ArtifactError, match=r"m\.onnx: pnnx left out Tensor\.reshape"):
         NCNN.build(path, folder, BuildOptions(ONE))
     assert list(folder.iterdir()) == []
+
+
+def test_a_pnnx_that_cannot_be_started_is_told_with_what_to_do(tmp_path):
+    program = tmp_path / "pnnx"
+    program.write_text("of another processor\n")
+    program.chmod(0o755)
+    with pytest.raises(
+        StorageError, match=r"cannot start .*pnnx: Exec format error; install the one for this processor"
+    ):
+        convert._run(program, tmp_path / "model.onnx", tmp_path / "m.onnx", convert.Names({}, ()), fp16=False)
 
 
 def test_what_pnnx_says_in_its_log_is_read():

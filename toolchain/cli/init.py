@@ -12,8 +12,9 @@ from toolchain.cli import completion
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.schema import schema_of
 from toolchain.cli.screen import line, print_json
-from toolchain.errors import StorageError, word
+from toolchain.errors import StorageError
 from toolchain.files import write_text
+from toolchain.shell import word
 
 if TYPE_CHECKING:
     from toolchain.pipeline.draft import Draft

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from toolchain.cli.outputs import expand_homes, require_apart, require_values
+from toolchain.cli.outputs import expand_homes, refuse_empty, require_apart
 from toolchain.cli.screen import line
 from toolchain.errors import SlimvitError, StorageError, fault_words
 from toolchain.version import tool
@@ -136,13 +136,14 @@ def _command() -> Any:
 
 
 def _guard(command: Any) -> None:
-    """Lets a command, and all below it, read `~` in paths, and refuse empty options and outputs in place of what it reads."""
+    """Lets a command, and all below it, read `~` in paths, and refuse empty values and outputs in place of what it reads."""
+    for parameter in command.params:
+        refuse_empty(parameter)
     work = command.invoke
 
     def invoke(context: Any) -> Any:
         expand_homes(context)
         require_apart(context)
-        require_values(context)
         return work(context)
 
     command.invoke = invoke

@@ -162,7 +162,8 @@ def parity(
     _show(facts, [str(rung), *agreement.notes], out, json_=json_)
     if rung.verdict == "not_run":
         raise ParityError(f"{a} and {b} were compared and not judged: {rung.reason}")
-    require([rung])
+    looser = "" if rung.cosine_min is None else ", or allow them to differ so far with --cosine-min"
+    require([rung], f"Make {b} again from {a}{looser}")
 
 
 def _preparation(

@@ -21,6 +21,8 @@ NAMED = "slimvit.outputs"
 """Where a context keeps the options that name outputs → their paths."""
 TEXTS = ("model", "data", "classes")
 """Parameters that may name a path and are texts."""
+MAY_BE_EMPTY = ("label_column",)
+"""Parameters of which an empty value says something."""
 
 
 def is_bencher(value: Any) -> bool:
@@ -124,18 +126,22 @@ def expand_homes(context: Any) -> None:
             context.params[name] = [expanded(each) if isinstance(each, Path) else each for each in value]
 
 
-def require_values(context: Any) -> None:
-    """Raises RecipeError for an option whose value is empty, as it is when a shell's variable is not set."""
-    for parameter in context.command.params:
+def refuse_empty(parameter: Any) -> None:
+    """Lets an option or argument raise RecipeError for an empty value, which as a path would be the current folder."""
+    process = parameter.process_value
+
+    def checked(context: Any, value: Any) -> Any:
         source = context.get_parameter_source(parameter.name)
-        if (
-            parameter.default == context.params.get(parameter.name) == ""
-            and source is not None
-            and source.name == "COMMANDLINE"
-        ):
+        values = value if isinstance(value, list | tuple) else [value]
+        if source is not None and source.name == "COMMANDLINE" and "" in values:
+            rest = "" if parameter.required else ", or leave it out"
             raise RecipeError(
-                f"{_option(parameter)} is empty, perhaps because a variable is not set; name a value, or leave the option out"
+                f"{_option(parameter)} is empty, perhaps because a variable is not set; name a value{rest}"
             )
+        return process(context, value)
+
+    if parameter.name not in MAY_BE_EMPTY:
+        parameter.process_value = checked
 
 
 def require_apart(context: Any) -> None:

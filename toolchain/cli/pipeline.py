@@ -48,16 +48,21 @@ def run(
     from toolchain.export.precision import expanded
     from toolchain.measure.compare import compare
     from toolchain.pipeline.cell import require_speed
+    from toolchain.pipeline.recipe_file import require_own
     from toolchain.pipeline.run import run as run_recipe
     from toolchain.recipe import Recipe
 
     loaded, folder = Recipe.load(recipe, set_ or ()), out or default_folder(recipe)
+    if out is None:
+        require_own(recipe, folder)
     if dry_run:
         show_plan(loaded, folder, json_=json_)
         return
     with Screen() as screen:
         timed = partial(compare, design=design_of(context))
-        report = run_recipe(loaded, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
+        report = run_recipe(
+            loaded, folder, resume=not no_resume, progress=Progress(screen), compare=timed, origin=recipe
+        )
     if json_:
         print_json(report.to_dict())
     else:

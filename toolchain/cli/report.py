@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from toolchain.cli.options import JsonFlag
 from toolchain.cli.screen import print_json, print_part, print_report
-from toolchain.errors import StorageError
+from toolchain.errors import RecipeError, StorageError
 
 if TYPE_CHECKING:
     from toolchain.report.record import Report
@@ -33,6 +34,7 @@ def report(
     from toolchain.report.several import side_by_side
 
     if len(folders) > 1:
+        _require_each_once(folders)
         reports = {str(folder): Report.load(folder) for folder in folders}
         for folder in folders:
             _warn_of_others(reports[str(folder)], folder)
@@ -49,6 +51,13 @@ def report(
     except StorageError as error:  # an archive may be read-only; what was asked for is to see it
         log.warning("%s", error)
     print_json(record.to_dict()) if json_ else print_report(record, folder)
+
+
+def _require_each_once(folders: Sequence[Path]) -> None:
+    """Raises RecipeError if one folder is named twice."""
+    for index, folder in enumerate(folders):
+        if folder.resolve() in (other.resolve() for other in folders[:index]):
+            raise RecipeError(f"{folder} is named twice; name every run once")
 
 
 def _warn_of_others(record: Report, folder: Path) -> None:

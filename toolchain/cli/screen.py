@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from toolchain.errors import word
 from toolchain.report.tables import Table
+from toolchain.shell import word
 
 if TYPE_CHECKING:
     from toolchain.report.record import Report

@@ -25,9 +25,10 @@ from toolchain.cli.options import (
 from toolchain.cli.pipeline import show_plan
 from toolchain.cli.screen import Screen, line, print_json, print_report
 from toolchain.defaults import PARAMS
-from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError, word
+from toolchain.errors import FolderBusy, RecipeError, SlimvitError, StorageError
 from toolchain.files import expanded
 from toolchain.progress import Progress
+from toolchain.shell import word
 
 if TYPE_CHECKING:
     from toolchain.pipeline.draft import Draft
@@ -80,7 +81,14 @@ def shrink(
     with _withdrawn_on_failure(folder), Screen() as screen:
         recipe = _written(draft, folder / "recipe.toml")
         timed = partial(compare, design=design_of(context))
-        report = run_recipe(recipe, folder, resume=not no_resume, progress=Progress(screen), compare=timed)
+        report = run_recipe(
+            recipe,
+            folder,
+            resume=not no_resume,
+            progress=Progress(screen),
+            compare=timed,
+            origin=folder / "recipe.toml",
+        )
     if json_:
         print_json(report.to_dict())
     else:
@@ -167,10 +175,11 @@ def _withdrawn_on_failure(folder: Path) -> Iterator[None]:
     """Takes a draft's new files away again if an error ends the work before its first stage: the next try owes them nothing."""
     from toolchain.pipeline.draft import CLASSES_FILE, SCHEMA_FILE
     from toolchain.pipeline.folder import Workspace
-    from toolchain.pipeline.recipe_file import OURS
+    from toolchain.pipeline.recipe_file import ORIGIN, OURS
 
     space = Workspace(folder)
-    files = [*(folder / name for name in ("recipe.toml", CLASSES_FILE, SCHEMA_FILE)), space.private / OURS]
+    files = [*(folder / name for name in ("recipe.toml", CLASSES_FILE, SCHEMA_FILE))]
+    files += [space.private / name for name in (OURS, ORIGIN)]
     new = [file for file in files if not file.exists()]
     try:
         yield

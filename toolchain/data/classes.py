@@ -11,7 +11,7 @@ from typing import Any
 from timm.data.imagenet_info import ImageNetInfo
 
 from toolchain.data.folders import NAMED, listed
-from toolchain.errors import DataError, ModelError
+from toolchain.errors import DataError, ModelError, fault_words
 from toolchain.places import CLASS_LISTS
 
 FORMS = (
@@ -36,7 +36,7 @@ def read_classes(name: str) -> dict[str, int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        why = fault_words(error) if isinstance(error, OSError) else "it is not text"
         raise DataError(f"cannot read data.classes {name}: {why}; {FORMS}") from None
     pairs = _of_json(text, path) if path.suffix.lower() == ".json" else _of_lines(text, path)
     return _unique(pairs, path)

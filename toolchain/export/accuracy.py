@@ -13,7 +13,7 @@ import torch
 
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.inputs import resolved
-from toolchain.errors import ArtifactError, DataError, RecipeError, SlimvitError
+from toolchain.errors import ArtifactError, DataError, OutputsUnfit, RecipeError, SlimvitError
 from toolchain.export.calls import Array, Outputs, stack_images, step_of, tensor_call
 from toolchain.export.onnx_graph import first_line
 from toolchain.export.precision import opened_artifact
@@ -71,12 +71,12 @@ def accuracy_of(
     """
     artifact = open_artifact(path)
     if artifact.output in FEATURES:
-        raise RecipeError(
+        raise OutputsUnfit(
             f"{path} gives {WORDS[artifact.output]}, which have no accuracy; `slimvit evaluate` judges them by their neighbours, "
             "a gate by relation.features"
         )
     if why := artifact.choices.get(artifact.main_output):
-        raise RecipeError(
+        raise OutputsUnfit(
             f"{path} gives {why}, in its output {artifact.main_output!r}: name a file that gives the scores of all classes"
         )
     preprocess, notes = prepared(artifact, asked, resolved({path: artifact.image}, input_shape))
@@ -88,7 +88,9 @@ def accuracy_of(
         images = source.split(split)
         first = call(stack_images([images[0][0]]))
         if first.ndim != 2 or len(first) != 1:
-            raise RecipeError(f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]")
+            raise OutputsUnfit(
+                f"{path} gives an output of shape {list(first.shape)}, which is no [batch, classes]: name a file that gives one row of scores an image"
+            )
         classes_of = label_classes(output_of(artifact.output, first.shape[1]), first.shape[1])
         source.check_classes(classes_of, artifact.class_names)
         source = source.order_noted(artifact.class_names)
@@ -177,7 +179,7 @@ def _chosen(names: Sequence[str], outputs: dict[str, Array]) -> tuple[Array, ...
 
 def _require_features(artifact: Artifact) -> None:
     if artifact.output is not None and artifact.output not in FEATURES:
-        raise RecipeError(
+        raise OutputsUnfit(
             f"{artifact.path} gives {WORDS[artifact.output]}, which are no features: judge it by its accuracy, without a reference"
         )
 
@@ -196,7 +198,7 @@ def paired_outputs(*artifacts: Artifact) -> tuple[list[tuple[str, ...]], list[st
             if artifacts[mine].output is None and all(name in artifacts[mine].ranks for name in names[other]):
                 names[mine] = names[other]
         if len(names[0]) != len(names[1]) or (len(names[0]) > 1 and names[0] != names[1]):
-            raise RecipeError(
+            raise OutputsUnfit(
                 " and ".join(
                     f"{each.path} gives {', '.join(part)}" for each, part in zip(artifacts, names, strict=True)
                 )
@@ -225,12 +227,12 @@ def _require_one_shape(
     """Raises RecipeError unless all give one row per image, and for one image the same shapes, output for output."""
     for artifact, each in zip(artifacts, outputs, strict=True):
         if bad := [list(part.shape) for part in each if part.ndim < 2 or len(part) != 1]:
-            raise RecipeError(
+            raise OutputsUnfit(
                 f"{artifact.path} gives an output of shape {bad[0]} for one image, which is no [batch, …, D]"
             )
     for called, parts in zip(zip(*names, strict=True), zip(*outputs, strict=True), strict=True):
         if len({part.shape for part in parts}) > 1:
-            raise RecipeError(
+            raise OutputsUnfit(
                 " and ".join(
                     f"{artifact.path} gives {name} {list(part.shape[1:])}"
                     for artifact, name, part in zip(artifacts, called, parts, strict=True)

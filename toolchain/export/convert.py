@@ -93,7 +93,7 @@ class Convert:
         with replacing(self.path) as partial:
             graph, rungs, found = self._written(given, partial)  # the graphs that it holds are gone when files are run
             rungs += self._run(given, partial, found.target)
-            require(rungs)
+            require(rungs, f"Choose another precision than {self.precision}")
         graph = replace(graph, files=tuple(self.path.with_name(file.name) for file in graph.files))
         return Made(OnnxFile(self.path), replace(found, graph=graph), tuple(rungs))
 

@@ -118,7 +118,7 @@ class BuildEngine:
             self._require_precision(given, built)
             rung = self.compare and self.compare(built)
             if rung and rung.verdict != "not_run":
-                require([rung])
+                require([rung], f"Choose another target than {self.target}, or another precision of the file")
             facts = {**built.facts, **_said(given), "parity": rung.to_dict() if rung else None}
             write_json(partial / RECORD, facts)
         return Made(EngineBuild(self.folder / built.path.name, facts), None, (rung,) if rung else ())

@@ -97,6 +97,13 @@ def count_check(name: str, evidence: Evidence, accepted: Number | None) -> Check
     )
 
 
+def unjudged_check(name: str, evidence: Evidence) -> Check:
+    """A check that the outputs of the artifact, or of its baseline, do not suit."""
+    metric = name.partition(".")[2]
+    unit = METRICS[metric].unit if metric in METRICS else "relative error"
+    return Check(name=name, status="fail", unit=unit, reason=f"It was not judged: {evidence.unjudged[name]}.")
+
+
 def _doubt(facts: Facts, other: Facts | None) -> str:
     """Why wrong answers were not counted on pictures that nothing was learned from, or not on the same; "" if they were."""
     if other is not None and facts.pictures != other.pictures:

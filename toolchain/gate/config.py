@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from toolchain.devices.targets_toml import BundleSettings, ListedCores, NamedTarget, named_target
-from toolchain.errors import RecipeError, word
+from toolchain.errors import RecipeError
 from toolchain.export.preparation import Preparation
 from toolchain.parity import TOLERANCES, Tolerance
 from toolchain.places import HUB_URL, absolute_classes, absolute_path, absolute_source
@@ -38,6 +38,7 @@ from toolchain.settings import (
     read_toml,
     tuple_of,
 )
+from toolchain.shell import word
 
 MEASURED = ("latency", "memory", "cold_start")
 """Keys of a budget or relation that take a device to be judged."""

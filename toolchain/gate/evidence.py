@@ -103,6 +103,7 @@ class Evidence(Record):
         prepared_otherwise: in which keys the artifact and its baseline declare another preparation of images, if parity is asked
             for, but for keys that [data] has. Parity has failed then: the outputs agree for equal inputs alone.
         features: those of the artifact against the baseline's, if that is asked for.
+        unjudged: check → why outputs do not let it be judged: those of the artifact, or for a relation of its baseline.
         changes: which parts of the artifact changed their size, if that was asked for.
         built: whether the job built the baseline itself, so that no digest was held.
         starts: cold starts of the artifact and its baseline, or why there are none, if something is asked that they tell; a second time
@@ -116,6 +117,7 @@ class Evidence(Record):
     agreement: Agreement | None = None
     prepared_otherwise: tuple[str, ...] = ()
     features: FeatureEvaluation | None = None
+    unjudged: dict[str, str] = Field(default_factory=dict)
     changes: tuple[Change, ...] | None = None
     built: bool = False
     starts: tuple[Starts | Missing, ...] = ()
@@ -194,16 +196,19 @@ class Evidence(Record):
         cell, ours, theirs = self.cell, self.artifact, self.baseline
         if bool(cell.baseline) != (theirs is not None):
             yield "a baseline is named or was read, and not both"
-        for kind, metric in (name.split(".") for name in cell.checks):
+        if others := [name for name in self.unjudged if name not in cell.checks]:
+            yield f"{others[0]} was not asked for"
+        asked = [name for name in cell.checks if name not in self.unjudged]
+        for kind, metric in (name.split(".") for name in asked):
             sides = (ours, theirs) if kind == "relation" else (ours,)
             if metric in METRICS and not all(side and metric in side.counts for side in sides):
                 yield f"{metric} was not counted"
-        if cell.relation.accuracy is not None and theirs and ours.images != theirs.images:
+        if "relation.accuracy" in asked and theirs and ours.images != theirs.images:
             yield f"{ours.images} images for the artifact, {theirs.images} for its baseline"
         bounds, rung = cell.relation.parity, self.agreement and self.agreement.rung
         if (bounds and bounds.tolerance) != (rung and rung.tolerance):
             yield "parity was not judged by what gate.toml allows"
-        if (cell.relation.features is None) != (self.features is None):
+        if ("relation.features" in asked) != (self.features is not None):
             yield "features were asked for or judged, and not both"
         gained = ours.file.size_bytes - (theirs.file.size_bytes if theirs else 0)
         if self.changes is not None and sum(row.change for row in self.changes) != gained:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from toolchain.artifacts import Artifact, open_artifact
-from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUnavailable
+from toolchain.errors import ArtifactError, OutputsUnfit, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.accuracy import Evaluation, accuracy_of, features_of
 from toolchain.export.agreement import parity_of
 from toolchain.export.preparation import Preparation
@@ -36,7 +36,7 @@ def look(config: GateConfig, *, why: bool) -> list[Evidence]:
         why: also attribute the size of every artifact, or its change, to layers.
 
     Raises:
-        RecipeError: a check does not suit the artifact or the data.
+        RecipeError: a check does not suit the data, or an artifact takes no images; what its outputs do not suit is `unjudged`.
         StorageError: an artifact cannot be read.
         ArtifactError: it is empty or damaged, or accuracy or parity is asked of a file that does not say how images are prepared.
     """
@@ -54,9 +54,14 @@ def look(config: GateConfig, *, why: bool) -> list[Evidence]:
 def _look(config: GateConfig, cell: Cell, accuracy: Accuracy, *, why: bool) -> Evidence:
     artifact, baseline = config.paths(cell)
     split = config.data.split
-    facts = _facts(cell, artifact, accuracy, ("budget", "relation"), split)
-    reference = None if baseline is None else _facts(cell, baseline, accuracy, ("relation",), split)
-    if cell.relation.accuracy is not None and reference is not None and facts.images != reference.images:
+    facts, unfit = _facts(cell, artifact, accuracy, ("budget", "relation"), split)
+    reference, unfit_reference = (
+        (None, "") if baseline is None else _facts(cell, baseline, accuracy, ("relation",), split)
+    )
+    reasons = {"budget.accuracy": unfit, "relation.accuracy": unfit or unfit_reference}
+    unjudged = {name: reason for name, reason in reasons.items() if reason and name in cell.checks}
+    counted = cell.relation.accuracy is not None and "relation.accuracy" not in unjudged
+    if counted and reference is not None and facts.images != reference.images:
         raise RecipeError(
             f"cell {cell.name!r}: {facts.images} images for the artifact, {reference.images} for its baseline"
         )
@@ -73,9 +78,12 @@ def _look(config: GateConfig, cell: Cell, accuracy: Accuracy, *, why: bool) -> E
     features, data = None, config.data
     if cell.relation.features is not None and baseline is not None:
         asked, shape = data.preparation, cell.input_shape
-        features = features_of(
-            artifact, data.source, data.split, reference=baseline, asked=asked, input_shape=shape, neighbours=False
-        )
+        try:
+            features = features_of(
+                artifact, data.source, data.split, reference=baseline, asked=asked, input_shape=shape, neighbours=False
+            )
+        except OutputsUnfit as error:
+            unjudged["relation.features"] = str(error)
     settings = config.settings(cell)
     resolved = {"threads": cell.threads or settings.threads, "affinity": cell.affinity or settings.affinity}
     return Evidence(
@@ -86,23 +94,27 @@ def _look(config: GateConfig, cell: Cell, accuracy: Accuracy, *, why: bool) -> E
         agreement=agreement,
         prepared_otherwise=otherwise,
         features=features,
+        unjudged=unjudged,
         changes=size_changes(open_artifact(artifact), None if baseline is None else open_artifact(baseline))
         if why
         else None,
     )
 
 
-def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], split: str) -> Facts:
-    """What the budgets, or the relations alone, of a cell need of an artifact."""
+def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], split: str) -> tuple[Facts, str]:
+    """(what the budgets, or the relations alone, of a cell need of an artifact, why its outputs have no accuracy)."""
     wanted = {name.partition(".")[2] for name in cell.checks if name.startswith(kinds)}
     opened = open_artifact(path)
     _require_whole(opened)
     file = artifact_facts(path)
     counts = {name: each.count(opened) for name, each in METRICS.items() if name in wanted and each.count is not None}
     if "accuracy" not in wanted:
-        return Facts(file=file, counts=counts)
-    judged = accuracy(path, cell.input_shape)
-    return Facts(
+        return Facts(file=file, counts=counts), ""
+    try:
+        judged = accuracy(path, cell.input_shape)
+    except OutputsUnfit as error:
+        return Facts(file=file, counts=counts), str(error)
+    whole = Facts(
         file=file,
         counts={**counts, "accuracy": judged.accuracy.wrong},
         images=judged.accuracy.total,
@@ -110,6 +122,7 @@ def _facts(cell: Cell, path: Path, accuracy: Accuracy, kinds: tuple[str, ...], s
         pictures_of_run=pictures_of_run(path, judged.content, split),
         notes=judged.notes,
     )
+    return whole, ""
 
 
 def _require_whole(artifact: Artifact) -> None:

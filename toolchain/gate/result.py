@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from toolchain.errors import RecipeError
 from toolchain.gate.accepts import Accept, AcceptState, AcceptUse, Key, last_of_each
-from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check
+from toolchain.gate.checks import Check, Number, Status, count_check, features_check, parity_check, unjudged_check
 from toolchain.gate.config import Cell, GateConfig
 from toolchain.gate.costs import cost_allowances, cost_check, fails_at_first, needs_more
 from toolchain.gate.evidence import Change, Evidence
@@ -157,6 +157,8 @@ class GateResult(Record):
 
     def _check(self, name: str, evidence: Evidence) -> Check:
         key = evidence.cell.name, name
+        if name in evidence.unjudged:
+            return unjudged_check(name, evidence)
         if key in self._cases:
             return latency_check(self._cases[key], confirmed(self._cases[key], self._at_first[0][key]))
         if name in evidence.cost_checks:

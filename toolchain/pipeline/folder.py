@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import PIL
 import timm
 import torch
 from filelock import FileLock, Timeout
@@ -92,7 +93,8 @@ class _Recorded(Record, Generic[Facts]):
 
 def step_key(name: str, tool: str, inputs: Sequence[Any]) -> str:
     """Digest of everything that the outcome of a stage depends on: its inputs, and what carries it out."""
-    return digest_of(name, [tool, torch.__version__, timm.__version__, torch.get_num_threads()], inputs)
+    versions = [torch.__version__, timm.__version__, PIL.__version__]
+    return digest_of(name, [tool, *versions, torch.get_num_threads()], inputs)
 
 
 class Workspace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolchain.errors import DataError, ModelError, StorageError
+from toolchain.errors import DataError, StorageError
 from toolchain.files import expanded
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".toml", ".onnx")
@@ -12,11 +12,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".toml", ".on
 
 
 def require_model(model: str) -> None:
-    """Raises ModelError where a model is not named, StorageError where it is a path, and nothing lies there."""
-    if not model:
-        raise ModelError(
-            "the model is not named, perhaps because a variable is not set; give a name, a checkpoint or a folder"
-        )
+    """Raises StorageError where a model is a path, and nothing lies there."""
     path = expanded(model)
     if path.exists() or model.lower().startswith("hf://"):
         return
@@ -31,11 +27,7 @@ def require_model(model: str) -> None:
 
 
 def require_pictures(data: str) -> None:
-    """Raises DataError where the images are not named, or are a path, and no folder lies there."""
-    if not data:  # which as a path is the current folder
-        raise DataError(
-            "the images are not named, perhaps because a variable is not set; give a folder of pictures, or a source"
-        )
+    """Raises DataError where the images are a path, and no folder lies there."""
     path = expanded(data)
     if path.is_dir() or ":" in data:
         return

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import tomllib
 from pathlib import Path
 
 import tomlkit
 from tomlkit.exceptions import ConvertError
 
-from toolchain.errors import SlimvitError
-from toolchain.files import sha256, write_text
+from toolchain.errors import SlimvitError, StorageError
+from toolchain.files import atomic_path, sha256, write_text
 from toolchain.pipeline.folder import Workspace
+from toolchain.places import absolute_path
 from toolchain.recipe import RECIPE_FILE, Recipe, with_own_map
+from toolchain.report.absent import PRIVATE
+from toolchain.shell import word
 from toolchain.version import tool
 
 log = logging.getLogger(__name__)
 OURS = "recipe.sha256"
 """Where a run keeps the digest of the recipe.toml that it wrote: any other was written by a person, and is not replaced."""
+ORIGIN = "recipe.path"
+"""Where a run keeps the path, from its folder, of the recipe that it carries out: folders of two projects can have one name."""
 
 
 def leave_recipe(recipe: Recipe, space: Workspace) -> list[Path]:
@@ -59,6 +65,29 @@ def is_ours(space: Workspace) -> bool:
     """Whether the run's recipe.toml is to the byte what slimvit wrote there, so that it may be replaced."""
     path, ours = space.root / RECIPE_FILE, space.private / OURS
     return ours.is_file() and path.is_file() and ours.read_text(encoding="utf-8") == sha256(path)
+
+
+def remember(origin: Path, space: Workspace) -> None:
+    """Writes down which file the recipe is from that is carried out in a run's folder; raises StorageError."""
+    place = absolute_path(str(origin), Path())
+    with atomic_path(space.private / ORIGIN) as temporary:
+        temporary.write_bytes(os.fsencode(os.path.relpath(place, space.root.resolve())))
+
+
+def require_own(origin: Path, folder: Path) -> None:
+    """Raises StorageError if a folder that no --out named holds the run of another recipe than that of a file.
+
+    A recipe that lies in the folder is its own: the run left it there.
+    """
+    remembered, root, place = folder / PRIVATE / ORIGIN, folder.resolve(), Path(absolute_path(str(origin), Path()))
+    if not remembered.is_file() or place.parent == root:
+        return
+    other = absolute_path(os.fsdecode(remembered.read_bytes()), root)
+    if other != str(place):
+        raise StorageError(
+            f"{folder} holds the run of another recipe, {other}: `slimvit run {word(origin)} --out DIR` takes a folder of its own, "
+            f"and --out {word(folder)} goes on in that one"
+        )
 
 
 def _text(recipe: Recipe, folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from toolchain.parity import Rung
 from toolchain.pipeline.assemble import Outcome, assemble
 from toolchain.pipeline.folder import Done, Nothing, Workspace
 from toolchain.pipeline.job import Job, prepare
-from toolchain.pipeline.recipe_file import leave_recipe
+from toolchain.pipeline.recipe_file import leave_recipe, remember
 from toolchain.pipeline.stages import bench
 from toolchain.pipeline.stages.base import Compare, Run
 from toolchain.pipeline.stages.compress import Known, Masked
@@ -55,6 +55,7 @@ def run(
     progress: Progress = SILENT,
     compare: Compare = compare_artifacts,
     others: Sequence[Path] = (),
+    origin: Path | None = None,
 ) -> Report:
     """The report of a recipe that is carried out in the folder `out`.
 
@@ -65,6 +66,7 @@ def run(
         progress: told how far the run is.
         compare: what times two artifacts against each other.
         others: folders of other runs, from which a stage of the same inputs is taken over.
+        origin: the file that a recipe was read from, which the folder remembers; None where there is none, or `recipe` is its path.
 
     Raises:
         RecipeError: among others, several processes were started, as by `torchrun`; the message says what to do.
@@ -73,7 +75,8 @@ def run(
         SlimvitError: see `toolchain.errors`; what was finished before stays and is reused by the next run.
     """
     require_one("a whole recipe")
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
+    if not isinstance(recipe, Recipe):
+        origin, recipe = Path(recipe), Recipe.load(Path(recipe))
     workspace = Workspace(Path(out).resolve(), resume=resume, others=[other.resolve() for other in others])
     workspace.check()
     job = prepare(recipe, met=bench.measured_on(workspace, recipe))
@@ -83,6 +86,8 @@ def run(
             workspace.root,
         )
     with workspace.open() as space, Devices() as devices:
+        if origin is not None:
+            remember(origin, space)
         under_way = Run(job, space, devices, progress, compare)
         outcome = _carry_out(under_way, job)
         space.forget_all_but(under_way.done)
@@ -156,7 +161,8 @@ def _files(run: Run, recipe: Recipe, limited: Collection[str]) -> tuple[list[Don
             proofs[onnx_path(root, precision)] = [*proven, *file.rungs]
     int8 = [done.facts.row for done in files if done.facts.row.precision in int8_kinds()]
     if int8 and not left_open and all(row.refused is not None for row in int8):
-        raise ParityError(f"no int8 file is the model: {'; '.join(filter(None, (row.refused for row in int8)))}")
+        reasons = "; ".join(row.refused.removesuffix(".") for row in int8 if row.refused is not None)
+        raise ParityError(f"no int8 file is the model: {reasons}.")
     return files, proofs
 
 

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import PIL
 from filelock import FileLock, Timeout
 
 from toolchain.errors import (
@@ -105,7 +106,8 @@ class Order:
 
 def installed() -> dict[str, str]:
     """Package → version, for every package on which the outcome of a run depends."""
-    return {"slimvit": f"{version('slimvit')} ({code()[:8]})", "torch": version("torch"), "timm": version("timm")}
+    packages = {"torch": version("torch"), "timm": version("timm"), "Pillow": PIL.__version__}
+    return {"slimvit": f"{version('slimvit')} ({code()[:8]})", **packages}
 
 
 def look(token: Path, places: Sequence[Path]) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import PIL
 import timm
 import torch
 
@@ -16,6 +17,7 @@ class Tools(Record):
         slimvit: name and version.
         sources: digest of its sources.
         torch, timm: their versions.
+        pillow: its version, which decodes and resizes pictures; "" in a record that does not tell.
         threads: of torch; sums over many numbers are added up in another order by another number of them.
     """
 
@@ -23,6 +25,7 @@ class Tools(Record):
     sources: str
     torch: str
     timm: str
+    pillow: str = ""
     threads: int
 
     @staticmethod
@@ -33,6 +36,7 @@ class Tools(Record):
             sources=sources,
             torch=torch.__version__,
             timm=timm.__version__,
+            pillow=PIL.__version__,
             threads=torch.get_num_threads(),
         )
 
@@ -44,6 +48,7 @@ class Tools(Record):
                 ("slimvit", self.slimvit.removeprefix("slimvit "), before.slimvit.removeprefix("slimvit ")),
                 ("torch", self.torch, before.torch),
                 ("timm", self.timm, before.timm),
+                ("Pillow", self.pillow, before.pillow or self.pillow),
                 ("the number of threads (OMP_NUM_THREADS)", self.threads, before.threads),
             )
             if now != then

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from toolchain.artifacts.onnx_file import OnnxFile
-from toolchain.errors import ArtifactError, DataError, RecipeError, StorageError
+from toolchain.errors import ArtifactError, DataError, RecipeError, StorageError, fault_words
 from toolchain.files import read_json
 from toolchain.model import ModelRecord
 from toolchain.outputs import FEATURES
@@ -140,12 +140,14 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         StorageError: it cannot be read.
-        DataError: it holds no names, or numbers them otherwise than from 0 on.
+        DataError: it is no text, holds no names, or numbers them otherwise than from 0 on.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: save the names as UTF-8") from error
     if path.suffix != ".json":
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Self
 
-from toolchain.errors import TargetUnavailable
+from toolchain.errors import TargetUnavailable, fault_words
 
 PATIENCE_S = 10.0
 """Seconds that a child may take to end before it is killed."""
@@ -60,9 +60,7 @@ class ChildRunner(ABC):
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
             )
         except OSError as error:
-            raise TargetUnavailable(
-                self.target, f"{command[0]} cannot be started: {error.strerror or error}"
-            ) from error
+            raise TargetUnavailable(self.target, f"{command[0]} cannot be started: {fault_words(error)}") from error
 
     def _running(self) -> Any:
         """The child; raises RuntimeError where there is none."""

@@ -52,7 +52,7 @@ class Elsewhere(RunStage[Nothing]):
     def work(self, key: str) -> Made[Written, Nothing]:  # noqa: ARG002
         built = EngineBuild(self.path, {"target": self.target})
         rung = self.run.judge.engine(OnnxFile(self.path), built, PROFILE)
-        require([rung])
+        require([rung], f"Take what runs on {self.target} out of bench.targets")
         return Made((), Nothing(), (rung,))
 
 

@@ -95,7 +95,7 @@ def _run(program: Path, copy: Path, source: Path, names: Names, *, fp16: bool) -
     except subprocess.TimeoutExpired as error:
         raise ArtifactError(f"pnnx did not convert {source} within {CONVERT_S:.0f} s") from error
     except OSError as error:
-        raise StorageError(f"cannot start {program}: {error.strerror}") from error
+        raise StorageError(f"cannot start {program}: {fault_words(error)}") from error
     require_whole((done.stdout + done.stderr).decode(errors="replace"), source)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from toolchain.errors import ArtifactError, StorageError, TargetUnavailable, word
+from toolchain.errors import ArtifactError, StorageError, TargetUnavailable
 from toolchain.files import read_json, user_cache
 from toolchain.on_device.runner import Runner, cpu_model
+from toolchain.shell import word
 from toolchain.targets.base import Target, TargetInfo, TargetProfile
 from toolchain.targets.ort_web.child import Installed, NodeRunner
 
